@@ -1,0 +1,38 @@
+# Two commands: `make demo` and `make test`. Both build what they need in .venv first.
+# No make variable, no environment of yours, has to be set.
+
+UV ?= $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.tools/uv/bin/uv)
+PYTHON ?= python3
+BIN := .venv/bin
+# Wheels land in .venv by hard link from uv's cache: a second checkout costs seconds.
+export UV_LINK_MODE ?= hardlink
+export UV_PYTHON_DOWNLOADS ?= never
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+
+.PHONY: help setup demo test lint types unit integration system bench lock clean
+
+help: ## Show this help
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/.ready .tools/label-studio/.ready ## Build .venv and Label Studio's own environment
+
+$(CURDIR)/.tools/uv/bin/uv:
+	@echo "setup: installing uv into .tools"
+	@$(PYTHON) -m pip install -q --disable-pip-version-check --target .tools/uv uv 2>/dev/null \
+	|| { $(PYTHON) -m venv .tools/venv && .tools/venv/bin/python -m pip install -q uv \
+	     && mkdir -p .tools/uv/bin && ln -sf $(CURDIR)/.tools/venv/bin/uv .tools/uv/bin/uv; } \
+	|| { echo "setup: could not install uv: install it by hand and put it on PATH" >&2; exit 1; }
+
+.venv/.ready: requirements.lock pyproject.toml | $(UV)
+	@echo "setup: building .venv (several GB of torch the first time; seconds from a warm cache)"
+	@$(UV) venv -q --allow-existing --python $(PYTHON) .venv
+	@$(UV) pip sync -q --python .venv/bin/python --require-hashes requirements.lock
+	@$(UV) pip install -q --python .venv/bin/python --no-deps --editable .
+	@touch $@
+
+# Label Studio pins an rq that clashes with ours, so it lives apart.
+.tools/label-studio/.ready: requirements-label-studio.lock | $(UV)
+	@echo "setup: building Label Studio's environment in .tools/label-studio"
+	@$(UV) venv -q --allow-existing --python $(PYTHON) .tools/label-studio
+	@$(UV) pip sync -q --python .tools/label-studio/bin/python --require-hashes requirements-label-studio.lock
+	@touch $@

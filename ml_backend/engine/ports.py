@@ -1,0 +1,133 @@
+"""What a round needs from the world: by Label Studio in the live loop, by an oracle in simulation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.records import Annotation, Exclusion, FitReport, ImageRef, Label, Published, Ranking, RoundReport
+
+__all__ = [
+    "Consensus",
+    "ConsensusRule",
+    "LabelSource",
+    "Learner",
+    "Need",
+    "Progress",
+    "Publisher",
+    "ReportStore",
+    "RoundParts",
+    "Stage",
+    "Strategy",
+    "no_guard",
+    "no_progress",
+]
+
+Need = Literal["probs", "features"]
+Stage = Literal["labels", "features", "train", "score", "rank", "save", "publish"]
+
+Progress = Callable[[Stage, int, int], None]
+"""Called with a stage, what of it is done and what there is in all. Cheap to call often; never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """The labels, and the images whose readers gave none."""
+
+    labels: tuple[Label, ...]
+    exclusions: tuple[Exclusion, ...] = ()
+
+
+class ConsensusRule(Protocol):
+    """Turns all annotations of a project into at most one label an image."""
+
+    def __call__(self, annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
+        """``classes`` are ordinal, least severe first. A value that is no class excludes the image by name."""
+        ...
+
+
+class LabelSource(Protocol):
+    """Where annotations and the pool come from."""
+
+    def annotations(self) -> Sequence[Annotation]:
+        """Every annotation so far, skipped ones with ``value=None``."""
+        ...
+
+    def unlabelled(self) -> tuple[Sequence[ImageRef], Sequence[Exclusion]]:
+        """The pool, and the images that cannot be in it (a task without an image, say)."""
+        ...
+
+
+class Learner(Protocol):
+    """A network that learns from labels and tells its mind about the pool."""
+
+    def fit(self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]) -> FitReport:
+        """Train from scratch.
+
+        Raises:
+            TooFewLabels: no readable image is left in one of the two sets.
+            WeightsError: the backbone's weights cannot be had.
+        """
+        ...
+
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+        """Draw the stochastic passes over the pool, with the network of the last ``fit``."""
+        ...
+
+    def prepare(self, images: Sequence[ImageRef]) -> None:
+        """Fill caches while the start set still grows. May do nothing; an unreadable image is no error here."""
+        ...
+
+    def save(self, folder: str) -> None:
+        """Write the fitted network into a folder of the round."""
+        ...
+
+
+class Strategy(Protocol):
+    """Ranks the pool."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
+
+    def rank(self, outputs: PoolOutputs, batch_size: int, seed: int) -> Ranking:
+        """The whole pool, label first at the front; the first ``batch_size`` are the batch."""
+        ...
+
+
+class ReportStore(Protocol):
+    """Where a round is kept before it is published."""
+
+    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None: ...
+
+
+class Publisher(Protocol):
+    """Makes the reader's next image the first of the ranking."""
+
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+        """``guard`` is called before each step that readers would notice; it raises StaleRound."""
+        ...
+
+
+def no_progress(stage: Stage, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def no_guard() -> None:
+    """Nobody else can run this project's rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundParts:
+    """The parts of one round, put together in ``assembly.py`` or by a test."""
+
+    labels: LabelSource
+    consensus: ConsensusRule
+    learner: Learner
+    strategy: Strategy
+    store: ReportStore
+    publisher: Publisher
+    progress: Progress = field(default=no_progress)
+    guard: Callable[[], None] = field(default=no_guard)

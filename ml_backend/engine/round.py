@@ -1,0 +1,107 @@
+"""One round: learn from the labels so far, then say which images to label next.
+
+The live loop, the simulation and the replay run this one function; only the parts differ.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from ml_backend.engine.ports import RoundParts, Stage
+from ml_backend.engine.split import stable_split
+from ml_backend.engine.start import random_order
+from ml_backend.errors import EmptyPool
+from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.records import FitReport, ImageRef, Label, Published, Ranking, RoundReport, RoundRequest
+
+__all__ = ["run_round"]
+
+
+def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Published]:
+    """Learn from the labels so far, rank the pool, save the round, publish the ranking.
+
+    Until every class has ``request.min_labels_per_class`` labels no network is trained: the ranking is a seeded
+    random order, which stays the same from round to round, and is published like any other.
+
+    Raises:
+        EmptyPool: no readable image is left to rank.
+        TooFewLabels, WeightsError: see ``Learner.fit``.
+        StaleRound: a newer run of the project has begun; nothing was published.
+        LabelStudioError: labels could not be read or the ranking not published; the saved round stays.
+    """
+    started_at = datetime.now(UTC)
+    clock = _Clock(parts)
+    with clock.stage("labels"):
+        annotations = parts.labels.annotations()
+        consensus = parts.consensus(annotations, request.classes)
+        pool, unusable = parts.labels.unlabelled()
+    counts = _labels_per_class(consensus.labels, request.classes)
+    if not pool:
+        raise EmptyPool(f"project {request.project.id} has no unlabelled image left: import images to go on")
+
+    fit: FitReport | None = None
+    outputs: PoolOutputs | None = None
+    if min(counts.values()) < request.min_labels_per_class:
+        with clock.stage("features"):
+            parts.learner.prepare([label.image for label in consensus.labels] + list(pool))
+        ranking = random_order(pool, request.batch_size, request.seed)
+    else:
+        fit, outputs, ranking = _learn_and_rank(request, parts, clock, consensus.labels, pool)
+
+    report = RoundReport(
+        request=request,
+        labels_per_class=counts,
+        disputed=tuple(label.image.id for label in consensus.labels if label.disputed),
+        fit=fit,
+        ranking=ranking,
+        exclusions=(*consensus.exclusions, *unusable, *ranking.exclusions, *(fit.exclusions if fit else ())),
+        seconds=clock.seconds,
+        started_at=started_at,
+    )
+    # Saved before it is published: after a crash the publish is repeated, never lost.
+    parts.guard()
+    with clock.stage("save"):
+        parts.store.save(report, outputs, parts.learner if fit else None)
+    with clock.stage("publish"):
+        published = parts.publisher.publish(report, parts.guard)
+    return report, published
+
+
+def _learn_and_rank(
+    request: RoundRequest, parts: RoundParts, clock: "_Clock", labels: Sequence[Label], pool: Sequence[ImageRef]
+) -> tuple[FitReport, PoolOutputs, Ranking]:
+    train, validation = stable_split(labels, request.validation_share, request.seed)
+    with clock.stage("train"):
+        fit = parts.learner.fit(train, validation, request.classes)
+    with clock.stage("score"):
+        outputs = parts.learner.outputs(pool, parts.strategy.needs)
+    if not outputs.image_ids:
+        raise EmptyPool(
+            f"none of the {len(pool)} unlabelled images could be read; the first: {outputs.exclusions[0].reason}"
+        )
+    with clock.stage("rank"):
+        ranking = parts.strategy.rank(outputs, request.batch_size, request.seed)
+    return fit, outputs, ranking
+
+
+def _labels_per_class(labels: Sequence[Label], classes: Sequence[str]) -> dict[str, int]:
+    counts = Counter(label.value for label in labels)
+    return {name: counts[name] for name in classes}
+
+
+class _Clock:
+    """Times the stages on their work only, and tells the progress where it is."""
+
+    def __init__(self, parts: RoundParts) -> None:
+        self._progress = parts.progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        self._progress(name, 0, 1)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self._progress(name, 1, 1)

@@ -1,0 +1,100 @@
+"""Everything that this backend refuses, and why.
+
+::
+
+    BackendError                 the root; ``cli.py`` prints it as one line, ``server/app.py`` answers it as JSON
+    ├── SettingsError            a setting or a project option is wrong (400)
+    ├── LabelStudioError         Label Studio refused, did not answer, or answered something else (502)
+    │   ├── PayloadError         what Label Studio sent us cannot be read (400)
+    │   └── UnknownProject       the project is not connected to this backend (404)
+    ├── RoundError               a round cannot go on
+    │   ├── TooFewLabels         there is nothing to train or to validate on
+    │   ├── EmptyPool            there is no image left to rank
+    │   ├── WeightsError         the backbone's weights cannot be had, or do not fit
+    │   └── StaleRound           a newer run of the same project holds the fencing token
+    ├── ImageError               an image cannot be fetched or decoded
+    ├── StorageError             the store cannot be read or written
+    └── QueueError               Redis does not answer (503)
+
+A message gives the value seen, the value wanted and the way out.
+"""
+
+__all__ = [
+    "BackendError",
+    "EmptyPool",
+    "ImageError",
+    "LabelStudioError",
+    "PayloadError",
+    "QueueError",
+    "RoundError",
+    "SettingsError",
+    "StaleRound",
+    "StorageError",
+    "TooFewLabels",
+    "UnknownProject",
+    "WeightsError",
+]
+
+
+class BackendError(Exception):
+    """The root of every error that this backend raises on purpose."""
+
+    http_status = 500
+
+
+class SettingsError(BackendError):
+    """A setting or a project option has a wrong name or value."""
+
+    http_status = 400
+
+
+class LabelStudioError(BackendError):
+    """Label Studio refused, did not answer, or answered something unexpected."""
+
+    http_status = 502
+
+
+class PayloadError(LabelStudioError):
+    """What Label Studio sent cannot be read."""
+
+    http_status = 400
+
+
+class UnknownProject(LabelStudioError):
+    """The project was never connected to this backend."""
+
+    http_status = 404
+
+
+class RoundError(BackendError):
+    """A round cannot go on."""
+
+
+class TooFewLabels(RoundError):
+    """There is nothing to train on, or nothing to validate on."""
+
+
+class EmptyPool(RoundError):
+    """No image is left to rank."""
+
+
+class WeightsError(RoundError):
+    """The backbone's weights cannot be had, or belong to another network."""
+
+
+class StaleRound(RoundError):
+    """A newer run of the same project holds the fencing token."""
+
+
+class ImageError(BackendError):
+    """An image cannot be fetched or decoded; the message names it."""
+
+
+class StorageError(BackendError):
+    """The round store cannot be read or written."""
+
+
+class QueueError(BackendError):
+    """Redis does not answer, so that nothing can be counted or queued."""
+
+    http_status = 503

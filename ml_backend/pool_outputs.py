@@ -1,0 +1,53 @@
+"""What the network says about the pool: the one thing that a learner hands to a strategy.
+
+NumPy and not torch, so that the store and the web process can read it without torch.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float32
+
+from ml_backend.records import Exclusion
+
+__all__ = ["PoolOutputs"]
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoolOutputs:
+    """Outputs for the images of the pool that could be read, in one order.
+
+    Attributes:
+        image_ids: one id an image.
+        classes: the classes, in the order of the last axis of ``probs``.
+        probs: softmax outputs of the stochastic passes, drawn with one set of dropout masks for the whole pool.
+        features: pooled backbone features, for strategies that need them; else None.
+        exclusions: images of the pool that could not be read, with the reason.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+
+    image_ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    probs: Float32[Array, "images passes classes"]
+    features: Float32[Array, "images dims"] | None = None
+    exclusions: tuple[Exclusion, ...] = ()
+
+    def __post_init__(self) -> None:
+        images, _, classes = self.probs.shape
+        if images != len(self.image_ids):
+            raise ValueError(f"{len(self.image_ids)} image ids but probs of {images} images")
+        if classes != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes but probs of {classes} classes")
+        if self.features is not None and len(self.features) != images:
+            raise ValueError(f"{images} images but features of {len(self.features)}")
+
+    def suggestions(self) -> dict[str, str]:
+        """The most probable class of every image, by the mean over the passes."""
+        best = self.probs.mean(axis=1).argmax(axis=-1)
+        return {image: self.classes[index] for image, index in zip(self.image_ids, best, strict=True)}

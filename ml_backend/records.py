@@ -1,0 +1,186 @@
+"""What travels between the rooms: frozen, validated, and JSON both ways.
+
+``image`` is an element of the pool, ``annotation`` one reader's answer, ``label`` what consensus made of the
+annotations, ``ranking`` the order in which the pool should be labelled, ``round`` one turn of the loop.
+"""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "Annotation",
+    "Connection",
+    "Exclusion",
+    "FitReport",
+    "ImageRef",
+    "Label",
+    "ProjectKey",
+    "Published",
+    "Ranking",
+    "Record",
+    "RoundReport",
+    "RoundRequest",
+]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(ge=0.0)]
+Reason = Literal["connected", "images", "labels", "forced"]
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProjectKey(Record):
+    """A project, told apart from an earlier one under the same id.
+
+    Label Studio on sqlite hands ids out again, so that the id alone would mix up two projects' rounds.
+    """
+
+    id: Annotated[int, Field(ge=1)]
+    created: Annotated[int, Field(ge=0)]  # unix seconds
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``"<id>.<unix seconds>"``, the form in which Label Studio names a project to a backend.
+
+        Raises:
+            ValueError: the text has another form.
+        """
+        project_id, dot, created = text.partition(".")
+        if not (dot and project_id.isdecimal() and created.isdecimal()):
+            raise ValueError(f"a project is named '<id>.<unix seconds>', got {text!r}")
+        return cls(id=int(project_id), created=int(created))
+
+    def __str__(self) -> str:
+        return f"{self.id}.{self.created}"
+
+
+class Connection(Record):
+    """What ``/setup`` told us about a project: enough to run its rounds."""
+
+    project: ProjectKey
+    hostname: str  # where Label Studio says it can be reached; settings may override it
+    label_config: str
+    extra_params: dict[str, object] = {}
+
+
+class ImageRef(Record):
+    """An image of the pool. ``id`` is Label Studio's task id as text, or a path in a headless run."""
+
+    id: Annotated[str, Field(min_length=1)]
+    uri: Annotated[str, Field(min_length=1)]
+    patient_id: str | None = None
+
+    @property
+    def group(self) -> str:
+        """What must not be torn apart by a split: the patient, or the image itself when the patient is unknown."""
+        return f"image {self.id}" if self.patient_id is None else f"patient {self.patient_id}"
+
+
+class Annotation(Record):
+    """One reader's answer about one image. ``value`` is None when the reader skipped it or called it unreadable."""
+
+    image: ImageRef
+    rater: str
+    value: str | None
+    ground_truth: bool = False
+    updated_at: datetime
+
+
+class Label(Record):
+    """What consensus made of the annotations of one image."""
+
+    image: ImageRef
+    value: str
+    raters: Annotated[int, Field(ge=1)]
+    disputed: bool = False  # the rule had to choose between two classes: worth an adjudication
+
+
+class Exclusion(Record):
+    """An image that a round could not use, and why; named in the report, never dropped in silence."""
+
+    image_id: str
+    reason: str
+
+
+class FitReport(Record):
+    """How one training went."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    best_epoch: Annotated[int, Field(ge=1)]  # counted from 1; the epoch whose weights were restored
+    class_weights: dict[str, float]
+    train_images: Annotated[int, Field(ge=1)]
+    validation_images: Annotated[int, Field(ge=1)]
+    validation_loss: float
+    validation_accuracy: Share
+    validation_auroc: Share | None  # None where validation holds fewer than two classes
+    exclusions: tuple[Exclusion, ...] = ()
+
+
+class Ranking(Record):
+    """The whole pool in the order in which it should be labelled, label first at the front.
+
+    Scores are acquisition values aligned with ``image_ids`` (higher = label first, except that a batch-aware
+    strategy orders its batch by its picks), in the unit that the strategy's catalogue entry states.
+    """
+
+    strategy: str
+    image_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    batch_size: Annotated[int, Field(ge=1)]
+    suggestions: dict[str, str] = {}  # image id -> the network's most probable class, where there is a network
+    exclusions: tuple[Exclusion, ...] = ()
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.image_ids) != len(self.scores):
+            raise ValueError(f"{len(self.image_ids)} image ids but {len(self.scores)} scores")
+        if len(set(self.image_ids)) != len(self.image_ids):
+            raise ValueError("an image stands in the ranking twice")
+        if not all(math.isfinite(score) for score in self.scores):
+            raise ValueError("a score is NaN or infinite")
+        return self
+
+
+class RoundRequest(Record):
+    """What one round is asked to do; everything that decides its result, apart from the labels and the images."""
+
+    project: ProjectKey
+    round_id: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    reason: Reason
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]  # ordinal: least severe first
+    strategy: str
+    batch_size: Annotated[int, Field(ge=1)]
+    min_labels_per_class: Annotated[int, Field(ge=2)]
+    validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    seed: int
+
+
+class RoundReport(Record):
+    """One round, as it is saved before it is published. ``fit`` is None while the start set is still growing."""
+
+    request: RoundRequest
+    labels_per_class: dict[str, int]
+    disputed: tuple[str, ...] = ()
+    fit: FitReport | None
+    ranking: Ranking
+    exclusions: tuple[Exclusion, ...] = ()
+    seconds: Mapping[str, Seconds]  # stage -> wall time of its work: labels, train, score, rank
+    started_at: datetime
+
+
+class Published(Record):
+    """What Label Studio now serves."""
+
+    version: Annotated[str, Field(min_length=1)]
+    round_id: str
+    image_ids: tuple[str, ...]  # in the order in which they will be served
+    seconds: Mapping[str, Seconds]  # import, switch, delete
+    published_at: datetime

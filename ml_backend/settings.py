@@ -1,0 +1,173 @@
+"""Settings of the installation (environment) and options of a project (its owner's choice).
+
+Both are read once, validated whole (every bad value is reported at once), and passed on; nothing reads the
+environment later.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml_backend.errors import SettingsError
+
+__all__ = ["OPTION_PREFIX", "ProjectOptions", "Settings", "StrategyName"]
+
+OPTION_PREFIX = "model_"  # of an option that stands as an attribute on the Choices tag
+
+# Spelt out here because the web process validates a choice of strategy without importing torch;
+# a test holds it against acquisition.STRATEGIES.
+StrategyName = Literal[
+    "batch_bald", "bald", "entropy", "least_confidence", "margin", "mean_std", "random", "variation_ratios"
+]
+
+
+class ProjectOptions(BaseModel):
+    """What the owner of a project may choose.
+
+    Set as ``extra_params`` of the connection, else as ``model_<name>`` attributes of the Choices tag, else as
+    ``AL_<NAME>`` in the backend's environment, else as the default below.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: StrategyName = Field("entropy", description="acquisition function that ranks the pool")
+    batch_size: int = Field(20, ge=1, le=1000, description="images that a round chooses together")
+    reserve: int | Literal["all"] = Field(
+        80, description="ranked images published after the batch, so that readers never run dry; or `all`"
+    )
+    retrain_after: int = Field(20, ge=1, description="changed annotations that start the next round")
+    min_labels_per_class: int = Field(
+        25, ge=2, description="labels that every class needs before the first training; random order until then"
+    )
+    unreadable: str = Field("unreadable", description="the choice that means `no label can be given`; never a class")
+    consensus: Literal["median"] = Field("median", description="rule that turns several readers' answers into a label")
+    annotations_per_task: int = Field(1, ge=1, le=20, description="readers an image is shown to")
+    prelabel: bool = Field(
+        False, description="show the network's answer to the reader, pre-selected; biases the reader, so off"
+    )
+    passes: int = Field(50, ge=2, le=1000, description="stochastic forward passes T")
+    dropout: float = Field(0.5, gt=0.0, lt=1.0, description="dropout rate of the head")
+    backbone: str = Field("resnet50", min_length=1, description="torchvision name of the network")
+    weights: str = Field("imagenet", min_length=1, description="`imagenet`, `none`, or a file (safetensors or torch)")
+    finetune: Literal["auto", "head", "full"] = Field(
+        "auto", description="train the head on cached features, or the whole network; auto: full on a GPU"
+    )
+    loss: Literal["weighted", "unweighted"] = Field(
+        "weighted", description="cross-entropy, weighted by inverse class frequency or not"
+    )
+    epochs: int = Field(50, ge=1, description="epochs at most")
+    patience: int = Field(3, ge=1, description="epochs without a better validation loss before training stops")
+    learning_rate: float = Field(1e-4, gt=0.0, description="Adam's learning rate")
+    weight_decay: float = Field(1e-4, ge=0.0, description="Adam's weight decay")
+    train_batch: int = Field(32, ge=2, description="images in a training step")
+    image_side: int = Field(224, ge=32, le=1024, description="side of the network's square input in pixels")
+    validation_share: float = Field(0.2, gt=0.0, lt=1.0, description="share of the labels kept for validation")
+    seed: int = Field(0, ge=0, description="seed of the split, the training, the masks and every tie")
+
+    @field_validator("reserve")
+    @classmethod
+    def _reserve_not_negative(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 0:
+            raise ValueError("must be 0 or more, or 'all'")
+        return value
+
+    @classmethod
+    def resolve(
+        cls,
+        extra_params: Mapping[str, object] | None = None,
+        attributes: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Merge the three sources, the most specific first, and validate the whole.
+
+        Args:
+            extra_params: of the connection; keys are option names.
+            attributes: of the Choices tag; only those that begin with ``model_`` count.
+            environ: the process environment by default; only ``AL_<NAME>`` of a known option counts.
+
+        Raises:
+            SettingsError: names every wrong key and value, where each came from, and what is allowed.
+        """
+        environ = os.environ if environ is None else environ
+        layers: list[tuple[str, dict[str, object]]] = [
+            ("environment", {n: environ[v] for n in cls.model_fields if (v := f"AL_{n.upper()}") in environ}),
+            (
+                "Choices tag",
+                {
+                    k.removeprefix(OPTION_PREFIX): v
+                    for k, v in (attributes or {}).items()
+                    if k.startswith(OPTION_PREFIX)
+                },
+            ),
+            ("extra_params", dict(extra_params or {})),
+        ]
+        merged: dict[str, object] = {}
+        origin: dict[str, str] = {}
+        for name, layer in layers:
+            merged |= layer
+            origin |= dict.fromkeys(layer, name)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, cls, origin)) from None
+
+
+class Settings(BaseSettings):
+    """The installation's settings, from ``AL_*`` environment variables (or the keyword arguments of a test)."""
+
+    model_config = SettingsConfigDict(env_prefix="AL_", frozen=True, extra="ignore")
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey that carries the queue")
+    data_dir: Path = Field(
+        Path("data"), description="folder of rounds, checkpoints and caches; shared by server and worker"
+    )
+    label_studio_url: str | None = Field(
+        None, description="where this backend reaches Label Studio; default: the hostname that Label Studio sends"
+    )
+    label_studio_api_key: SecretStr | None = Field(
+        None, description="personal access token (or legacy token) of a Label Studio user of the project"
+    )
+    basic_auth_user: str | None = Field(None, description="user name that callers must give; unset: no authentication")
+    basic_auth_pass: SecretStr | None = Field(None, description="password that callers must give")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
+    timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="time-out of a request to Label Studio")
+    round_timeout_s: Annotated[int, Field(gt=0)] = Field(24 * 3600, description="longest time that a round may take")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe message logged")
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsError: names every wrong variable, its value and what is allowed.
+        """
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, cls, {})) from None
+        if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
+            raise SettingsError("AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS go together: set both or neither")
+        return settings
+
+
+def _explain(error: ValidationError, model: type[BaseModel], origin: Mapping[str, str]) -> str:
+    """One line a mistake: the key, the value seen, what is allowed."""
+    lines: dict[str, str] = {}
+    for mistake in error.errors():
+        key = str(mistake["loc"][0])
+        name = f"AL_{key.upper()}" if model is Settings else key
+        source = f" (from {origin[key]})" if key in origin else ""
+        if mistake["type"] == "extra_forbidden":
+            lines[key] = f"{name}{source}: no such option; known are {', '.join(model.model_fields)}"
+            continue
+        # A union reports one mistake per member: gather them in one line.
+        wanted = mistake["msg"].removeprefix("Value error, ")
+        if key in lines:
+            lines[key] += f", or {wanted[0].lower()}{wanted[1:]}"
+        else:
+            lines[key] = f"{name}={mistake['input']!r}{source}: {wanted[0].lower()}{wanted[1:]}"
+    return "; ".join(lines.values())
