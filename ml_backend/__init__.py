@@ -1,1 +1,35 @@
-"""The map of the package."""
+"""Active learning for Label Studio, for radiology: the map of the package.
+
+One way through::
+
+    Label Studio ─webhook─> server ─queueing─> Redis ─> worker ──┐
+                                                                 ├─> assembly ─> engine.round
+                      simulation (an oracle answers) ────────────┘
+    labels -> consensus -> split -> model (train, T dropout passes) -> acquisition (rank)
+           -> storage (save) -> label_studio.publisher (publish)
+    Label Studio ─/predict─> server ─> storage      no torch, no GPU in a request
+
+Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
+
+    __main__       python -m ml_backend
+    _wsgi          what `label-studio-ml start ml_backend` runs
+    cli            the `ml-backend` command: parse, call, exit status
+    adapter        label-studio-ml's own model class over the same server code
+    demo           `make demo`: services, simulated readers, live view, table
+    server         WAY IN 1: what Label Studio talks to; torch-free, answers in milliseconds
+    worker         WAY IN 2: the process that trains; start (parent, no torch), job (work-horse)
+    simulation     WAY IN 3: the same rounds without Label Studio
+    assembly       settings -> the parts of a round: the only place that names concrete classes
+    engine         ONE ROUND: round (the story), ports (Protocols), split, start
+    model          labels -> network -> pool outputs
+    acquisition    pool outputs -> ranking: scores (pointwise), batches (batch-aware), catalog
+    consensus      annotations -> labels: one file a rule, catalog
+    images         image reference -> array: sources, decoding, cache, transforms, phantoms
+    label_studio   everything that speaks Label Studio's API or JSON; torch-free
+    queueing       at most one round running and one waiting per project, on rq
+    storage        one folder a round, written beside and renamed into place
+    settings       Settings (environment), ProjectOptions (the owner's choice)
+    pool_outputs   what a learner hands to a strategy
+    records        what travels between the rooms: frozen, validated, JSON
+    errors         the tree of everything that is refused, with its reason
+"""

@@ -21,6 +21,7 @@ __all__ = [
     "ProjectKey",
     "Published",
     "Ranking",
+    "Reason",
     "Record",
     "RoundReport",
     "RoundRequest",

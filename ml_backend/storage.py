@@ -14,6 +14,8 @@
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,12 +142,20 @@ class ProjectStore:
         return self.report(ids[-1]) if ids else None
 
     def outputs(self, round_id: str) -> PoolOutputs | None:
-        """What the network said in that round; None where there was none."""
+        """What the network said in that round; None where there was none.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
         path = self.folder / "rounds" / round_id / "outputs.npz"
-        if not path.exists():
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                ids, classes = arrays["image_ids"].tolist(), arrays["classes"].tolist()
+                return PoolOutputs(tuple(ids), tuple(classes), arrays["probs"])
+        except FileNotFoundError:
             return None
-        with np.load(path) as arrays:
-            return PoolOutputs(tuple(arrays["image_ids"].tolist()), tuple(arrays["classes"].tolist()), arrays["probs"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise StorageError(f"{path} is damaged ({error}): move the round away to go on") from error
 
     def published(self) -> Published | None:
         """What Label Studio serves now, as far as we know."""

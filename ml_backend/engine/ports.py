@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from ml_backend.consensus.outcome import Consensus
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Annotation, Exclusion, FitReport, ImageRef, Label, Published, Ranking, RoundReport
 
 __all__ = [
-    "Consensus",
     "ConsensusRule",
     "LabelSource",
     "Learner",
@@ -30,18 +30,10 @@ Progress = Callable[[Stage, int, int], None]
 """Called with a stage, what of it is done and what there is in all. Cheap to call often; never raises."""
 
 
-@dataclass(frozen=True, slots=True)
-class Consensus:
-    """The labels, and the images whose readers gave none."""
-
-    labels: tuple[Label, ...]
-    exclusions: tuple[Exclusion, ...] = ()
-
-
 class ConsensusRule(Protocol):
     """Turns all annotations of a project into at most one label an image."""
 
-    def __call__(self, annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
+    def __call__(self, annotations: Sequence[Annotation], classes: Sequence[str], /) -> Consensus:
         """``classes`` are ordinal, least severe first. A value that is no class excludes the image by name."""
         ...
 

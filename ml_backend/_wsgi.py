@@ -1,0 +1,83 @@
+"""What ``label-studio-ml start ml_backend`` runs: ``python <folder>/_wsgi.py``, with label-studio-ml's own options.
+
+It serves this backend's app, not label-studio-ml's: that one keeps a single model for all projects and ignores
+START_TRAINING. ``app`` is there for WSGI servers, as in label-studio-ml's template.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    # Run as a script, this folder leads sys.path: `settings`, `images` and others would hide modules of that name.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ml_backend.errors import BackendError
+from ml_backend.queueing import RoundQueue
+from ml_backend.server.app import create_app
+from ml_backend.server.serve import serve
+from ml_backend.settings import Settings
+
+__all__ = ["main"]
+
+
+def __getattr__(name: str) -> Any:
+    """``app``, made when a WSGI server asks for it and not before: importing this module must not read settings."""
+    if name == "app":
+        return create_app(Settings.load())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until stopped.
+
+    Returns:
+        1 where a setting is wrong, or a ``--check`` fails; the reason is on stderr. Otherwise leaves by SystemExit.
+    """
+    options = _parse(arguments)
+    given = {
+        "data_dir": options.model_dir,
+        "log_level": "DEBUG" if options.debug else options.log_level,
+        "basic_auth_user": options.basic_auth_user,
+        "basic_auth_pass": options.basic_auth_pass,
+    }
+    try:
+        settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
+        if options.check:
+            RoundQueue.from_settings(settings).ping()
+            create_app(settings)
+    except BackendError as error:
+        print(f"ml-backend: {error}", file=sys.stderr)  # noqa: T201 - a command's message
+        return 1
+    serve(settings, host=options.host, port=options.port)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="label-studio-ml start ml_backend",
+        description="Serve the active-learning backend; a worker (`ml-backend work`) runs the rounds.",
+    )
+    environ = os.environ
+    parser.add_argument("-p", "--port", type=int, default=9090, help="port to listen on")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("-d", "--debug", action="store_true", help="log everything")
+    parser.add_argument(
+        "--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], help="least severe message logged"
+    )
+    parser.add_argument("--model-dir", default=environ.get("MODEL_DIR"), help="data folder, instead of AL_DATA_DIR")
+    parser.add_argument("--check", action="store_true", help="refuse to start where Redis does not answer")
+    parser.add_argument(
+        "--basic-auth-user", default=environ.get("ML_SERVER_BASIC_AUTH_USER"), help="instead of AL_BASIC_AUTH_USER"
+    )
+    parser.add_argument(
+        "--basic-auth-pass", default=environ.get("ML_SERVER_BASIC_AUTH_PASS"), help="instead of AL_BASIC_AUTH_PASS"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

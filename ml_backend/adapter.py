@@ -1,0 +1,63 @@
+"""label-studio-ml's own model class, over the same code as the server: for who runs ``label_studio_ml.api.init_app``.
+
+Runs on both generations of label-studio-ml. 1.0.9 makes a model at ``/setup`` without naming its project and hands
+every event to ``process_event`` in a process of its own; 2.x names the project and hands training events to ``fit``.
+Both leave the request's body at hand, from which ``/setup`` is read here.
+
+Importing this module imports torch, as label-studio-ml does; neither the server nor the worker does.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flask import has_request_context, request
+from label_studio_ml.model import LabelStudioMLBase
+
+from ml_backend.queueing import RoundQueue
+from ml_backend.server.connections import connect
+from ml_backend.server.events import receive
+from ml_backend.server.payloads import Event, SetupRequest, parse_body
+from ml_backend.server.predictions import predict
+from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
+
+__all__ = ["ActiveLearningBackend"]
+
+NAMES_PROJECT = "project_id" in inspect.signature(LabelStudioMLBase.__init__).parameters  # 2.x
+
+
+class ActiveLearningBackend(LabelStudioMLBase):  # type: ignore[misc]
+    """Queues rounds and answers from the store; settings come from the environment."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._settings = Settings.load()
+        self._store = RoundStore(self._settings.data_dir)
+        super().__init__(*args, **kwargs)
+        if has_request_context() and request.path == "/setup":
+            served = connect(parse_body(SetupRequest, request.get_data()), self._store, self._queue())
+            if NAMES_PROJECT:
+                self.set("model_version", served)
+
+    def predict(self, tasks: Sequence[Mapping[str, Any]], **_context: Any) -> list[dict[str, object]]:
+        """One answer a task; 1.0.9 tells the project by its tasks alone."""
+        if not tasks:
+            return []
+        connection = self._store.connection(tasks[0]["project"])
+        return predict([str(task["id"]) for task in tasks], connection, self._store)
+
+    def process_event(self, event: str, data: Mapping[str, Any], *_job: Any) -> dict[str, object]:
+        """Take note of any event: 1.0.9."""
+        return self._receive(event, data)
+
+    def fit(self, event: Any = None, data: Mapping[str, Any] | None = None, **_params: Any) -> dict[str, object]:
+        """Take note of a training event: 2.x. The round itself runs on a worker."""
+        return self._receive(event, data or {})
+
+    def _receive(self, action: str, data: Mapping[str, Any]) -> dict[str, object]:
+        event = parse_body(Event, json.dumps({**data, "action": action}).encode())
+        return receive(event, self._store, self._queue())
+
+    def _queue(self) -> RoundQueue:
+        return RoundQueue.from_settings(self._settings)

@@ -1,0 +1,125 @@
+"""The demo's images and their truth: drawn chest films, or a visitor's own folder with a table."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from ml_backend.errors import SettingsError
+from ml_backend.images.phantoms import draw_pool
+
+__all__ = ["DRAWN_CLASSES", "Film", "draw_films", "labels_in", "read_films"]
+
+DRAWN_CLASSES = ("normal", "moderate", "severe")
+# Few severe ones and many moderate ones, as in a hospital's chest films: what class weights are for.
+SHARES = {"severe": 0.14, "normal": 0.36, "moderate": 0.50}
+MISTAKES_SHOWN = 10
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """One image to upload. ``label`` stays with the simulated readers."""
+
+    name: str  # of the uploaded file: unique, and silent about label and patient
+    content: bytes  # PNG or JPEG
+    label: str
+    patient_id: str | None
+
+
+def draw_films(count: int, seed: int, side: int) -> list[Film]:
+    """Draw chest-film phantoms, ``side`` pixels square, at 36 % normal, 50 % moderate and 14 % severe."""
+    arrays, labels, patients = draw_pool(count, [SHARES[name] for name in DRAWN_CLASSES], seed, side)
+    films = []
+    for i, (array, label, patient) in enumerate(zip(arrays, labels, patients, strict=True)):
+        content = io.BytesIO()
+        Image.fromarray(array).save(content, "PNG")
+        films.append(Film(f"film-{i:05d}.png", content.getvalue(), DRAWN_CLASSES[int(label)], patient))
+    return films
+
+
+def labels_in(table: Path) -> set[str]:
+    """The labels that a table names, whatever its images are.
+
+    Raises:
+        SettingsError: the table cannot be read.
+    """
+    return {row["label"] for _, row in _rows(table)}
+
+
+def read_films(folder: Path, table: Path, classes: Sequence[str]) -> list[Film]:
+    """Read a visitor's images.
+
+    Args:
+        folder: that the paths in the table start from.
+        table: CSV with the columns ``path`` and ``label``, and ``patient_id`` where it is known.
+        classes: that a label may name.
+
+    Raises:
+        SettingsError: names every bad row by its line and column (the first ten of many).
+    """
+    if not folder.is_dir():
+        raise SettingsError(f"IMAGES={str(folder)!r} is no folder: name the folder that the paths in LABELS start from")
+    rows = _rows(table)
+    films: list[Film] = []
+    mistakes: list[str] = []
+    seen: dict[str, int] = {}
+    for line, row in rows:
+        if (first := seen.setdefault(row["path"], line)) != line:
+            mistakes.append(f"line {line}, column path: {row['path']!r} stands in line {first} already")
+            continue
+        try:
+            films.append(_film(folder, row, classes, len(films)))
+        except ValueError as error:
+            mistakes.append(f"line {line}, {error}")
+    if mistakes:
+        shown = "; ".join(mistakes[:MISTAKES_SHOWN])
+        more = f"; and {len(mistakes) - MISTAKES_SHOWN} more" if len(mistakes) > MISTAKES_SHOWN else ""
+        raise SettingsError(f"{table} has bad rows: {shown}{more}")
+    if not films:
+        raise SettingsError(f"{table} has no rows: expected one an image, such as `film-1.png,{classes[0]}`")
+    return films
+
+
+def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line number and stripped cells of every row that is not empty."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+            reader = csv.DictReader(file)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            if missing := {"path", "label"} - set(columns):
+                raise SettingsError(
+                    f"{table} has no column {' and no column '.join(sorted(missing, reverse=True))}; line 1 holds "
+                    f"{', '.join(map(repr, columns)) or 'nothing'}: begin it with `path,label`"
+                )
+            reader.fieldnames = columns
+            return [(reader.line_num, {k: (row[k] or "").strip() for k in columns}) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"LABELS={str(table)!r} cannot be read: {error}; expected a CSV file in UTF-8") from error
+
+
+def _film(folder: Path, row: dict[str, str], classes: Sequence[str], index: int) -> Film:
+    """One row as a film.
+
+    Raises:
+        ValueError: names the column, the value seen and the value wanted.
+    """
+    path, label = row["path"], row["label"]
+    if label not in classes:
+        raise ValueError(f"column label: {label!r} is no class; known are {', '.join(classes)}")
+    file = (folder / path).resolve()
+    if not path or not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"column path: {path!r} is no path inside {folder}")
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"column path: {path!r} is no {', '.join(SUFFIXES)} file")
+    try:
+        content = file.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"column path: {path!r} is no readable image ({error})") from error
+    # The visitor's own file names may hold names of patients or of classes; Label Studio shows them to readers.
+    return Film(f"film-{index:05d}{file.suffix.lower()}", content, label, row.get("patient_id") or None)

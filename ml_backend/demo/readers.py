@@ -1,0 +1,261 @@
+"""Simulated readers: Label Studio users of their own who label as the browser does.
+
+They see what a reader sees: the next task of "Label All Tasks", through a session and not through an API key. What
+they answer comes from a truth that neither Label Studio nor the backend ever gets.
+"""
+
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from ml_backend.demo.fidelity import Served
+from ml_backend.errors import LabelStudioError
+from ml_backend.label_studio.formats import LabelConfig, read_image
+
+__all__ = ["Answers", "Reader", "ReadingRoom", "ServedImage", "Submission", "file_name"]
+
+TIMEOUT_S = 60.0
+EXCERPT = 200
+# Label Studio puts 8 hex digits before the name of an uploaded file.
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedImage:
+    """The task that a reader has on the screen."""
+
+    image_id: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One label that Label Studio has accepted."""
+
+    reader: str
+    image_id: str
+    value: str
+    sent_at: datetime
+    answered_at: datetime
+
+
+def file_name(uri: str) -> str:
+    """The name under which a file was uploaded, from the address that Label Studio gives it."""
+    return _UPLOAD_PREFIX.sub("", PurePosixPath(urlsplit(uri).path).name)
+
+
+class Answers:
+    """What a reader answers: the truth, or in some cases a neighbouring class.
+
+    Args:
+        truth: uploaded file name -> class.
+        classes: ordinal, least severe first.
+        mistakes: share of the images that a reader gets wrong, 0 to 1.
+        seed: the same seed, reader and image give the same answer.
+    """
+
+    def __init__(self, truth: Mapping[str, str], classes: Sequence[str], mistakes: float, seed: int) -> None:
+        if not 0.0 <= mistakes <= 1.0:
+            raise ValueError(f"mistakes is a share from 0 to 1, got {mistakes}")
+        self._truth = dict(truth)
+        self._classes = tuple(classes)
+        self._mistakes = mistakes
+        self._seed = seed
+
+    def of(self, reader: str, uri: str) -> str:
+        """The reader's answer about the image at ``uri``.
+
+        Raises:
+            LabelStudioError: the image is none of those that were uploaded.
+        """
+        name = file_name(uri)
+        if name not in self._truth:
+            raise LabelStudioError(f"Label Studio served {uri!r}, which is none of the {len(self._truth)} images")
+        chance = random.Random(f"{self._seed} {reader} {name}")
+        at = self._classes.index(self._truth[name])
+        if chance.random() >= self._mistakes:
+            return self._classes[at]
+        return self._classes[chance.choice([i for i in (at - 1, at + 1) if 0 <= i < len(self._classes)])]
+
+
+class Reader:
+    """One signed-up user with a browser session.
+
+    Args:
+        name: what the records call the reader.
+        url: of Label Studio.
+    """
+
+    def __init__(self, name: str, url: str) -> None:
+        self.name = name
+        # Unique: Label Studio keeps its users when the demo starts again.
+        self.email = f"{name}-{secrets.token_hex(4)}@example.com"
+        self.password = secrets.token_urlsafe(12)
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, headers={"Referer": f"{self.url}/"})
+
+    def sign_up(self, invite: str) -> Self:
+        """Become a user through the form behind an invitation.
+
+        Args:
+            invite: the path that ``GET /api/invite`` names.
+
+        Raises:
+            LabelStudioError: the form was refused.
+        """
+        self._send("GET", invite)
+        form = {"email": self.email, "password": self.password, "csrfmiddlewaretoken": self._csrf()}
+        self._send("POST", invite, data=form)
+        who = self._send("GET", "/api/current-user/whoami").json()
+        if who.get("email") != self.email:
+            raise LabelStudioError(f"{self.email} signed up at {self.url}{invite}, but is logged in as {who!r}")
+        return self
+
+    def next_image(self, project_id: int, config: LabelConfig) -> ServedImage | None:
+        """Press "Label All Tasks", or take what comes after a submission; None where nothing is left."""
+        path = f"/api/dm/actions?id=next_task&project={project_id}"
+        answer = self._send("POST", path, json={"project": str(project_id)}, accept=404)
+        if answer.status_code == 404:
+            return None
+        image = read_image(answer.json(), config)
+        return ServedImage(image.id, image.uri)
+
+    def submit(self, project_id: int, image: ServedImage, value: str, config: LabelConfig, lead_s: float) -> Submission:
+        """Choose a class and submit, with the body that Label Studio's own page sends."""
+        sent_at = datetime.now(UTC)
+        region = {
+            "id": secrets.token_urlsafe(7),
+            "from_name": config.from_name,
+            "to_name": config.to_name,
+            "type": "choices",
+            "value": {"choices": [value]},
+            "origin": "manual",
+        }
+        body = {
+            "result": [region],
+            "lead_time": lead_s,
+            "draft_id": 0,
+            "parent_prediction": None,
+            "parent_annotation": None,
+            "project": project_id,
+            "started_at": sent_at.isoformat(),
+        }
+        self._send("POST", f"/api/tasks/{image.image_id}/annotations?project={project_id}", json=body)
+        return Submission(self.name, image.image_id, value, sent_at, datetime.now(UTC))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _csrf(self) -> str:
+        return self._http.cookies.get("csrftoken") or ""
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        data: Mapping[str, str] | None = None,
+        accept: int | None = None,
+    ) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, json=json, data=data, headers={"X-CSRFToken": self._csrf()})
+        except httpx.TransportError as error:
+            raise LabelStudioError(f"{self.name} got no answer to {method} {self.url}{path}: {error!r}") from error
+        # A form that is accepted redirects; one that is refused comes back as a page with status 200.
+        if answer.status_code >= 400 and answer.status_code != accept:
+            raise LabelStudioError(
+                f"{self.name}: Label Studio answered {answer.status_code} to {method} {self.url}{path}: "
+                f"{answer.text[:EXCERPT]}"
+            )
+        return answer
+
+
+class ReadingRoom:
+    """Readers who take turns: each submits the image on the screen and is served the next one.
+
+    So every reader holds one image all the time, as with open browsers, also while a new ranking comes.
+
+    Args:
+        readers: signed up.
+        project_id: what they label.
+        config: of the project.
+        answers: what they say.
+        version: names the version of the ranking that Label Studio serves now.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        project_id: int,
+        config: LabelConfig,
+        answers: Answers,
+        version: Callable[[], str],
+    ) -> None:
+        self._readers = list(readers)
+        self._project_id = project_id
+        self._config = config
+        self._answers = answers
+        self._version = version
+        self._screens: dict[str, tuple[ServedImage, float]] = {}  # reader -> image, since when
+        self._turns = 0
+        self.served: list[Served] = []
+        self.submissions: list[Submission] = []
+
+    def turn(self) -> bool:
+        """The next reader submits and is served; False when there was nothing to submit nor to serve.
+
+        Raises:
+            LabelStudioError: Label Studio refused something, or served an image that is none of ours.
+        """
+        reader = self._readers[self._turns % len(self._readers)]
+        self._turns += 1
+        submitted = self._submit(reader)
+        return self._serve(reader) or submitted
+
+    def reload(self) -> None:
+        """Let every reader with an image on the screen load the page again, without an answer."""
+        for reader in self._readers:
+            if (screen := self._screens.get(reader.name)) is not None:
+                self._serve(reader, holding=screen[0].image_id)
+
+    def finish(self) -> None:
+        """Let every reader submit the image on the screen and take no other."""
+        for reader in self._readers:
+            self._submit(reader)
+
+    def _submit(self, reader: Reader) -> bool:
+        if reader.name not in self._screens:
+            return False
+        image, since = self._screens.pop(reader.name)
+        value = self._answers.of(reader.name, image.uri)
+        lead_s = time.monotonic() - since
+        self.submissions.append(reader.submit(self._project_id, image, value, self._config, lead_s))
+        return True
+
+    def _serve(self, reader: Reader, holding: str | None = None) -> bool:
+        before = self._version()
+        image = reader.next_image(self._project_id, self._config)
+        after = self._version()
+        if image is None:
+            return False
+        self._screens[reader.name] = (image, time.monotonic())
+        # A publish may fall between the two: then either ranking may have decided.
+        versions = (before,) if before == after else (before, after)
+        self.served.append(Served(reader.name, image.image_id, versions, holding))
+        return True

@@ -1,0 +1,154 @@
+"""What every round of the demo did: one row each, as a table and as JSON."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.table import Table
+
+from ml_backend.demo.fidelity import Fidelity
+from ml_backend.demo.readers import Submission
+from ml_backend.records import Published, Record, RoundReport
+
+__all__ = ["Delay", "RoundRow", "Summary", "delay", "round_row", "summary_table"]
+
+
+class Delay(Record):
+    """Seconds from the label that started a round until Label Studio served by its ranking."""
+
+    total_s: float
+    submit_s: float  # until Label Studio had answered the reader, the webhook to the backend included
+    wait_s: float  # from that answer until the round began
+    stages_s: dict[str, float]  # the round's stages, then the steps of its publishing
+    other_s: float  # what no stage accounts for, the time until the demo looked included
+
+
+class RoundRow(Record):
+    """One published round. ``None`` where the start set was still growing, without a network."""
+
+    round_id: str
+    version: str
+    strategy: str
+    labels_per_class: dict[str, int]
+    validation_accuracy: float | None
+    validation_auroc: float | None
+    training_s: float | None
+    acquisition_s: float
+    served: int
+    in_order: int
+    held: int
+    deviations: tuple[str, ...]
+    delay: Delay | None  # None for the round that began with the connection, not with a label
+
+
+class Summary(Record):
+    """The demo's result."""
+
+    address: str
+    project: int
+    images: int
+    readers: int
+    weights: str
+    strategy: str
+    seed: int
+    seconds: dict[str, float]  # stage of the demo -> wall time
+    rounds: tuple[RoundRow, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every served image was the one that the ranking in force put first."""
+        return all(row.in_order == row.served for row in self.rounds) and any(row.served for row in self.rounds)
+
+
+def round_row(report: RoundReport, published: Published, fidelity: Fidelity, waited: Delay | None) -> RoundRow:
+    """One row from what the round saved, what was published and what was served."""
+    fit = report.fit
+    return RoundRow(
+        round_id=report.request.round_id,
+        version=published.version,
+        strategy=report.ranking.strategy,
+        labels_per_class=report.labels_per_class,
+        validation_accuracy=fit.validation_accuracy if fit else None,
+        validation_auroc=fit.validation_auroc if fit else None,
+        training_s=report.seconds.get("train") if fit else None,
+        acquisition_s=report.seconds.get("score", 0.0) + report.seconds.get("rank", 0.0),
+        served=fidelity.served,
+        in_order=fidelity.in_order,
+        held=fidelity.held,
+        deviations=tuple(str(deviation) for deviation in fidelity.deviations),
+        delay=waited,
+    )
+
+
+def delay(
+    submissions: Sequence[Submission],
+    *,
+    retrain_after: int,
+    previous_start: datetime | None,
+    report: RoundReport,
+    published: Published,
+    visible_at: datetime,
+) -> Delay | None:
+    """How long readers waited for a round.
+
+    Args:
+        submissions: all labels, oldest first.
+        retrain_after: labels that start a round; the last of so many since the previous start is the one.
+        previous_start: when the round before began; None for the first.
+        report: of this round.
+        published: of this round.
+        visible_at: when Label Studio was first seen to serve by its ranking.
+
+    Returns:
+        None where the round began without enough labels: because the project was connected, say.
+    """
+    since = [s for s in submissions if previous_start is None or s.answered_at > previous_start]
+    if len(since) < retrain_after or since[retrain_after - 1].sent_at > report.started_at:
+        return None
+    trigger = since[retrain_after - 1]
+    total_s = (visible_at - trigger.sent_at).total_seconds()
+    # Label Studio answers the reader after the webhook: the round may have begun before.
+    answered_at = min(trigger.answered_at, report.started_at)
+    submit_s = (answered_at - trigger.sent_at).total_seconds()
+    wait_s = (report.started_at - answered_at).total_seconds()
+    # The old version is deleted after readers see the new order.
+    steps = {f"publish: {name}": s for name, s in published.seconds.items() if name != "delete"}
+    stages_s = {name: s for name, s in report.seconds.items() if name != "publish"} | steps
+    other_s = total_s - submit_s - wait_s - sum(stages_s.values())
+    return Delay(total_s=total_s, submit_s=submit_s, wait_s=wait_s, stages_s=stages_s, other_s=other_s)
+
+
+def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
+    """The rounds as a table for the terminal."""
+    table = Table(
+        title="What the rounds did", caption="– : no network yet, random order until every class has its labels"
+    )
+    for heading in ("round", *classes):
+        table.add_column(heading, justify="right")
+    for heading in (
+        "validation\naccuracy",
+        "validation\nAU ROC",
+        "training",
+        "acquisition",
+        "served in the\nchosen order",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.round_id.lstrip("r0"),
+            *(str(row.labels_per_class[name]) for name in classes),
+            _share(row.validation_accuracy),
+            _share(row.validation_auroc),
+            _seconds(row.training_s),
+            _seconds(row.acquisition_s if row.training_s is not None else None),
+            f"{row.in_order}/{row.served}" + (f" (+{row.held} held)" if row.held else ""),
+            style=None if row.in_order == row.served else "red",
+        )
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} s"

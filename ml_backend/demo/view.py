@@ -1,0 +1,129 @@
+"""What the visitor sees while the demo runs: bars on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["LiveView", "PlainView", "View", "make_view"]
+
+
+class View(Protocol):
+    """Where the demo tells what it does."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody sits in front of it."""
+        ...
+
+    def say(self, what: RenderableType) -> None:
+        """Something that stays: a line or a table."""
+        ...
+
+    def step(self, name: str, done: int, total: int | None) -> None:
+        """A step with a bar; ``total`` None where nobody knows how long it takes. Ends when all is done."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all steps: something new begins."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class LiveView:
+    """Bars with the time that is left, redrawn in place; needs a terminal."""
+
+    is_live = True
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._bars: dict[str, TaskID] = {}
+
+    def say(self, what: RenderableType) -> None:
+        self._progress.console.print(what)
+
+    def step(self, name: str, done: int, total: int | None) -> None:
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._bars[name], completed=done, total=total)
+
+    def clear(self) -> None:
+        for bar in self._bars.values():
+            self._progress.remove_task(bar)
+        self._bars.clear()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class PlainView:
+    """A line when a step begins and one when it ends, for logs."""
+
+    is_live = False
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._begun: dict[str, float] = {}
+        self._ended: set[str] = set()
+
+    def say(self, what: RenderableType) -> None:
+        self._console.print(what)
+
+    def step(self, name: str, done: int, total: int | None) -> None:
+        if name in self._ended:
+            return
+        if name not in self._begun:
+            self._begun[name] = time.monotonic()
+            self._console.print(f"{name} ...", highlight=False)
+        if total is not None and done >= total:
+            self._ended.add(name)
+            seconds = time.monotonic() - self._begun[name]
+            self._console.print(f"{name}: done ({seconds:.1f} s)", highlight=False)
+
+    def clear(self) -> None:
+        self._begun.clear()
+        self._ended.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return
+
+
+def make_view(console: Console) -> View:
+    """The live view on a terminal, else the plain one."""
+    return LiveView(console) if console.is_terminal else PlainView(console)

@@ -1,0 +1,102 @@
+"""Follows the rounds of one project from outside: what is published, what runs, what went wrong."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from ml_backend.errors import RoundError
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.queueing import QueueStatus, RoundQueue
+from ml_backend.records import ProjectKey, Published, RoundReport
+from ml_backend.storage import RoundStore
+
+__all__ = ["RoundFollower"]
+
+STALL_S = 300.0  # without any progress: the slowest step of a demo round takes a tenth of that
+
+
+class RoundFollower:
+    """What has happened to a project's rounds so far.
+
+    Args:
+        client: of the project's owner.
+        store: the data folder that server and worker share.
+        queue: their Redis.
+        project: to follow.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        client: LabelStudioClient,
+        store: RoundStore,
+        queue: RoundQueue,
+        project: ProjectKey,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._queue = queue
+        self._project = project
+        self._store = store.project(project)
+        self._clock = clock
+        self._moved_at = clock()
+        self._last_seen: object = None
+        self.rounds: list[tuple[RoundReport, Published]] = []  # oldest first
+        self.visible_at: dict[str, datetime] = {}  # version -> when Label Studio was first seen to serve by it
+
+    @property
+    def rankings(self) -> dict[str, tuple[str, ...]]:
+        """Version -> image ids in the order in which they should be served."""
+        return {published.version: published.image_ids for _, published in self.rounds}
+
+    @property
+    def trained(self) -> int:
+        """Published rounds that had a network."""
+        return sum(report.fit is not None for report, _ in self.rounds)
+
+    @property
+    def labels_used(self) -> int:
+        """Labels that the newest published round knew."""
+        return sum(self.rounds[-1][0].labels_per_class.values()) if self.rounds else 0
+
+    def version(self) -> str:
+        """The version that Label Studio serves by now; empty where there is none."""
+        version = str(self._client.project(self._project.id).get("model_version") or "")
+        self.visible_at.setdefault(version, datetime.now(UTC))
+        return version
+
+    def poll(self, *, patient: bool = False) -> QueueStatus:
+        """Look once.
+
+        Args:
+            patient: nothing has to move, because nobody may be labelling.
+
+        Raises:
+            RoundError: the last round failed, or nothing has moved for five minutes.
+            QueueError, StorageError: these cannot be read.
+        """
+        status = self._queue.status(self._project)
+        if status.last_error is not None:
+            raise RoundError(f"a round failed: {status.last_error.message} ({status.last_error.kind})")
+        published = self._store.published()
+        if published is not None:
+            self._note(published)
+        if not patient:
+            self._check_moving(status, published)
+        return status
+
+    def _note(self, published: Published) -> None:
+        if self.rounds and self.rounds[-1][1].version == published.version:
+            # Written a second time with the time that the deletion of the old version took.
+            self.rounds[-1] = (self.rounds[-1][0], published)
+            return
+        self.rounds.append((self._store.report(published.round_id), published))
+
+    def _check_moving(self, status: QueueStatus, published: Published | None) -> None:
+        seen = (status, published)
+        if seen != self._last_seen:
+            self._last_seen, self._moved_at = seen, self._clock()
+        elif self._clock() - self._moved_at > STALL_S:
+            state = f"running: {status.running}, waiting: {status.waiting}, changes: {status.changes}"
+            raise RoundError(f"no round has moved for {STALL_S:.0f} s ({state}): see the worker's log")

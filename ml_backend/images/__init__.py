@@ -1,0 +1,11 @@
+"""Image reference -> pixels -> the network's input.
+
+Torch-free, except ``dataset`` and ``transforms``, which are imported by name.
+"""
+
+from ml_backend.images.cached import DecodedImage, ImageCache
+from ml_backend.images.decode import decode
+from ml_backend.images.folder import FolderSource
+from ml_backend.images.source import ImageSource
+
+__all__ = ["DecodedImage", "FolderSource", "ImageCache", "ImageSource", "decode"]

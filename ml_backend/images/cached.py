@@ -1,0 +1,93 @@
+"""Decoded images, kept by content: no image is fetched or decoded twice, whatever task or project it hangs in.
+
+Two small tables in one folder: from the source's key to the hash of the bytes, and from that hash (with the
+preprocessing and the side) to the pixels. Task ids stand in neither, because Label Studio hands them out again. The
+raw bytes are not kept: they are some fifty times larger than the pixels, and only a new ``image_side`` would ask
+for them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ml_backend.images.blobs import BlobFolder
+from ml_backend.images.decode import PREPROCESSING, Pixels, decode
+from ml_backend.images.source import ImageSource
+from ml_backend.records import ImageRef
+
+__all__ = ["DecodedImage", "ImageCache"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """An image as the network sees it.
+
+    Attributes:
+        key: names the pixels by what they were made from; the same film under two uris has one key.
+        pixels: grey levels, 0 black to 255 white.
+    """
+
+    key: str
+    pixels: UInt8[Pixels, "side side"]
+
+
+class ImageCache:
+    """Images of one source, decoded at one side. Safe for several threads and several processes.
+
+    Args:
+        source: where an image comes from that is not in the cache.
+        folder: where pixels are kept; may be shared by any number of caches.
+        side: side of the decoded square in pixels.
+    """
+
+    def __init__(self, source: ImageSource, folder: Path, side: int) -> None:
+        self._source = source
+        self._hashes = BlobFolder(folder / "hashes")
+        self._pixels = BlobFolder(folder / "pixels")
+        self._side = side
+
+    def key(self, image: ImageRef) -> str | None:
+        """``DecodedImage.key`` where it is known without fetching the image.
+
+        Raises:
+            ImageError: the source knows of no such image.
+        """
+        content_hash = self._hashes.get(self._source.cache_key(image))
+        return None if content_hash is None else self._key(content_hash.decode())
+
+    def read(self, image: ImageRef) -> DecodedImage:
+        """The image from the cache, else fetched, decoded and kept.
+
+        Raises:
+            ImageError: it cannot be fetched or decoded; never kept, because the next attempt may succeed.
+        """
+        known = self.key(image)
+        found = None if known is None else self._find(known)
+        if found is not None:
+            return found
+        content = self._source.fetch(image)
+        content_hash = hashlib.sha256(content).hexdigest()
+        key = self._key(content_hash)
+        decoded = self._find(key)
+        if decoded is None:
+            decoded = DecodedImage(key, decode(content, self._side, f"{image.id} ({image.uri})"))
+            self._pixels.put(key, decoded.pixels.tobytes())
+        # Last, so that a hash is only known of an image that can be decoded.
+        self._hashes.put(self._source.cache_key(image), content_hash.encode())
+        return decoded
+
+    def trim(self, limit_bytes: int) -> None:
+        """Drop what was not used for longest, until the pixels fit into the limit."""
+        self._pixels.trim(limit_bytes)
+
+    def _key(self, content_hash: str) -> str:
+        return f"{content_hash}|{PREPROCESSING}|{self._side}"
+
+    def _find(self, key: str) -> DecodedImage | None:
+        payload = self._pixels.get(key)
+        if payload is None or len(payload) != self._side**2:
+            return None
+        return DecodedImage(key, np.frombuffer(payload, np.uint8).reshape(self._side, self._side))

@@ -1,0 +1,121 @@
+"""Many images at once: read ahead by threads, unreadable ones named and left out."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ml_backend.errors import ImageError
+from ml_backend.images.cached import DecodedImage
+from ml_backend.records import Exclusion, ImageRef, Label
+
+__all__ = ["LabelledImages", "load_labelled", "read_ahead"]
+
+T = TypeVar("T")
+
+# More threads than cores: over HTTP most of them wait.
+THREADS = 4 + min(12, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages(Dataset[tuple[UInt8[Tensor, "side side"], int]]):
+    """Readable images with their class, resident in memory (50 kB an image at 224 pixels).
+
+    Attributes:
+        images: the readable ones, in the order of their labels.
+        pixels: grey levels.
+        targets: index of the class.
+        exclusions: the images that could not be read.
+    """
+
+    images: tuple[ImageRef, ...]
+    pixels: UInt8[Tensor, "images side side"]
+    targets: Int64[Tensor, " images"]
+    exclusions: tuple[Exclusion, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "side side"], int]:
+        return self.pixels[index], int(self.targets[index])
+
+
+def read_ahead(
+    images: Sequence[ImageRef], read: Callable[[ImageRef], T], threads: int = THREADS
+) -> Iterator[tuple[ImageRef, T | Exclusion]]:
+    """Read images in threads, a little ahead of whoever takes them, in their own order.
+
+    Args:
+        images: what to read; any number, at most ``4 * threads`` results are held.
+        read: called in a thread; an ImageError makes an Exclusion of the image, any other error stops everything.
+        threads: how many read at once.
+
+    Yields:
+        Every image with what ``read`` returned.
+    """
+
+    def attempt(image: ImageRef) -> T | Exclusion:
+        try:
+            return read(image)
+        except ImageError as error:
+            return Exclusion(image_id=image.id, reason=str(error))
+
+    waiting = iter(images)
+    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
+        running: deque[tuple[ImageRef, Future[T | Exclusion]]] = deque(
+            (image, pool.submit(attempt, image)) for image in islice(waiting, 4 * threads)
+        )
+        try:
+            while running:
+                image, future = running.popleft()
+                result = future.result()
+                running.extend((following, pool.submit(attempt, following)) for following in islice(waiting, 1))
+                yield image, result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def load_labelled(
+    labels: Sequence[Label],
+    classes: Sequence[str],
+    read: Callable[[ImageRef], DecodedImage],
+    progress: Callable[[int], None],
+) -> LabelledImages:
+    """Read the images of all labels into memory.
+
+    Args:
+        labels: values must be among the classes.
+        classes: in the order of the targets.
+        read: ``ImageCache.read``, say.
+        progress: called with the images done.
+
+    Raises:
+        ValueError: a label's value is no class.
+    """
+    index = {name: position for position, name in enumerate(classes)}
+    if unknown := sorted({label.value for label in labels} - index.keys()):
+        raise ValueError(f"labels {unknown} are none of the classes {list(classes)}")
+    kept: list[ImageRef] = []
+    targets: list[int] = []
+    arrays = []
+    exclusions = []
+    results = read_ahead([label.image for label in labels], read)
+    for done, (label, (image, result)) in enumerate(zip(labels, results, strict=True), start=1):
+        if isinstance(result, Exclusion):
+            exclusions.append(result)
+        else:
+            kept.append(image)
+            targets.append(index[label.value])
+            arrays.append(result.pixels)
+        progress(done)
+    pixels = torch.from_numpy(np.stack(arrays)) if arrays else torch.empty((0, 0, 0), dtype=torch.uint8)
+    return LabelledImages(tuple(kept), pixels, torch.tensor(targets, dtype=torch.int64), tuple(exclusions))

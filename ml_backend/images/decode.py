@@ -1,0 +1,133 @@
+"""Image bytes -> the grayscale square that the network sees."""
+
+import io
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from ml_backend.errors import ImageError
+
+__all__ = ["MAX_PIXELS", "PREPROCESSING", "Pixels", "decode"]
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+PREPROCESSING = "gray-squash-bilinear-1"
+"""Names the path from bytes to pixels; part of every cache key and checkpoint. Change it with this module."""
+
+MAX_PIXELS = 80_000_000
+"""The largest film is about 30 million pixels (mammography). Stays below Pillow's own limit of 89 million."""
+
+# What browsers show and Label Studio's Image tag takes. Every other decoder stays out of reach of a hostile file.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+
+# EXIF orientation -> what undoes it.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+
+# What comes instead of an image when something went wrong on the way.
+_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
+    (b"<!doctype html", "an HTML page: was it a login page?"),
+    (b"<html", "an HTML page: was it a login page?"),
+    (b"<svg", "an SVG drawing: export it as PNG or JPEG"),
+    (b"<?xml", "an XML document: an error message of the storage, or an SVG drawing?"),
+    (b"{", "a JSON document: an error message of the server?"),
+    (b"%pdf", "a PDF: export its page as PNG or JPEG"),
+    (b"pk\x03\x04", "a ZIP archive: unpack it first"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"ii*\x00", "a TIFF, which browsers cannot show: convert it to PNG"),
+    (b"mm\x00*", "a TIFF, which browsers cannot show: convert it to PNG"),
+)
+
+
+def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
+    """Decode an image file to a grayscale square.
+
+    The whole film is squashed to the square (ours): a crop could cut off a costophrenic angle. Transparency becomes
+    black, which is what lies around a film. More than 8 bits are scaled by the smallest bit depth that holds the
+    brightest pixel, because a 16-bit file with 10 or 12 bits in it does not say so.
+
+    Args:
+        content: the file: JPEG, PNG, BMP, GIF (first frame) or WebP, of any colour mode.
+        side: side of the square in pixels.
+        name: what an error calls the image.
+
+    Returns:
+        Grey levels, 0 black to 255 white, rows from the top.
+
+    Raises:
+        ImageError: the file is no image, is damaged, or has more than ``MAX_PIXELS``.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _require_decodable_size(image, name)
+            # JPEG only: decodes at the smallest of 1, 1/2, 1/4, 1/8 that is still at least as large as the square.
+            image.draft("L", (side, side))
+            upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+            square = _square(image, side)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, str(error)) from error
+    except Exception as error:  # decoders raise anything: struct.error, SyntaxError, MemoryError, ...
+        raise ImageError(f"image {name} cannot be decoded: {_describe(content, error)}") from error
+    # After the resize: turning the square is cheaper than turning the film, and gives the same.
+    return np.asarray(square if upright is None else square.transpose(upright))
+
+
+def _require_decodable_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, f"{width} x {height}")
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _square_of_deep(np.asarray(image), side)
+    return _gray(image).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    if image.mode == "L" and not image.has_transparency_data:
+        return image
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, layer).convert("L")
+    # Through RGB: CMYK and palettes have no direct way to grey.
+    return image.convert("RGB").convert("L")
+
+
+def _square_of_deep(levels: npt.NDArray[np.integer], side: int) -> Image.Image:
+    bits = max(8, int(levels.max()).bit_length())
+    small = Image.fromarray(levels.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+    scaled = np.asarray(small) * (255.0 / (2**bits - 1))
+    return Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))
+
+
+def _too_large(name: str, size: str) -> ImageError:
+    return ImageError(f"image {name} is too large: {size} pixels, at most {MAX_PIXELS:,} are decoded: shrink it")
+
+
+def _describe(content: bytes, error: Exception) -> str:
+    if not content:
+        return "the file is empty"
+    if content[128:132] == b"DICM":
+        return "it is a DICOM file, which browsers cannot show: convert it to PNG"
+    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for signature, meaning in _IMPOSTORS:
+        if start.startswith(signature):
+            return f"it is {meaning}"
+    if isinstance(error, UnidentifiedImageError):
+        return f"{len(content)} bytes that begin with {content[:12]!r} are no {', '.join(_FORMATS)}"
+    return f"damaged or not supported ({type(error).__name__}: {error})"

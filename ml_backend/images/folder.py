@@ -1,0 +1,49 @@
+"""Images that lie in a folder: headless runs, the simulation, the demo's own copy."""
+
+import hashlib
+from pathlib import Path
+
+from ml_backend.errors import ImageError
+from ml_backend.records import ImageRef
+
+__all__ = ["FolderSource"]
+
+
+class FolderSource:
+    """Reads ``ImageRef.uri`` as a path below one folder. Satisfies ``ImageSource``.
+
+    Args:
+        root: the folder; a uri that leads out of it (``..``, an absolute path, a link) is refused.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def fetch(self, image: ImageRef) -> bytes:
+        path = self._path(image)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise self._unreadable(image, path, error) from error
+
+    def cache_key(self, image: ImageRef) -> str:
+        """By path, size and time of the last change: a file that was replaced is read again."""
+        path = self._path(image)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise self._unreadable(image, path, error) from error
+        return hashlib.sha256(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()
+
+    def _path(self, image: ImageRef) -> Path:
+        try:
+            path = (self._root / image.uri).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a loop of links
+            raise ImageError(f"image {image.id}: {image.uri!r} is no path: {error}") from error
+        if not path.is_relative_to(self._root):
+            raise ImageError(f"image {image.id}: {image.uri!r} leads out of {self._root}: give a path inside it")
+        return path
+
+    @staticmethod
+    def _unreadable(image: ImageRef, path: Path, error: OSError) -> ImageError:
+        return ImageError(f"image {image.id}: {path} cannot be read: {error.strerror or error}")

@@ -1,0 +1,203 @@
+"""Prepares a Label Studio project for this backend, in one go; run twice, it changes nothing."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from ml_backend.errors import LabelStudioError
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.formats import parse_label_config, training_classes
+from ml_backend.label_studio.publisher import SAMPLING
+from ml_backend.label_studio.transport import RequestRefused
+from ml_backend.settings import ProjectOptions, Settings
+
+__all__ = ["NOTHING_TO_CHANGE", "connect_project"]
+
+NOTHING_TO_CHANGE = "nothing to change"
+TITLE = "Active learning"
+CONNECTED = "CO"
+FORBIDDEN = 403
+Json = dict[str, Any]
+
+
+def connect_project(
+    settings: Settings,
+    project_id: int,
+    backend_url: str,
+    options: Mapping[str, object] | None = None,
+    client: LabelStudioClient | None = None,
+) -> list[str]:
+    """Add this backend to a project, and set the project so that its ranking is what readers are served.
+
+    Args:
+        settings: where Label Studio is, its key, and the credentials that callers of this backend must give.
+        project_id: of Label Studio.
+        backend_url: where Label Studio reaches this backend.
+        options: of the project, kept as the connection's ``extra_params``; None leaves those that stand.
+        client: instead of one made from the settings.
+
+    Returns:
+        A line for each thing that was changed, or one that says that nothing had to be.
+
+    Raises:
+        SettingsError: the label config or an option cannot be used; nothing was changed.
+        LabelStudioError: Label Studio refused, or holds something else than what it was told.
+    """
+    client = client or LabelStudioClient.from_settings(settings)
+    return _Connecting(client, settings, project_id, backend_url.rstrip("/")).run(options)
+
+
+class _Connecting:
+    """One run; ``said`` is what it changed."""
+
+    def __init__(self, client: LabelStudioClient, settings: Settings, project_id: int, url: str) -> None:
+        self._client = client
+        self._settings = settings
+        self._project_id = project_id
+        self._url = url
+        self.said: list[str] = []
+
+    def run(self, options: Mapping[str, object] | None) -> list[str]:
+        project = self._client.project(self._project_id)
+        backend = self._backend()
+        params = (backend or {}).get("extra_params") if options is None else options
+        resolved = self._check(project, dict(params or {}))
+        if backend is None:
+            backend = self._add(project, dict(options or {}))
+        else:
+            self._update(backend, options)
+        self._webhook()
+        self._project(project, str(backend["title"]), resolved)
+        self._read_back()
+        return self.said or [NOTHING_TO_CHANGE]
+
+    def _check(self, project: Json, params: dict[str, object]) -> ProjectOptions:
+        """Everything that can be wrong, before anything is changed."""
+        config = parse_label_config(project["label_config"])
+        resolved = ProjectOptions.resolve(params, config.attributes)
+        training_classes(config, resolved)
+        return resolved
+
+    # The backend
+
+    def _backend(self) -> Json | None:
+        backends = self._client.backends(self._project_id)
+        return next((backend for backend in backends if backend["url"].rstrip("/") == self._url), None)
+
+    def _add(self, project: Json, params: dict[str, object]) -> Json:
+        # Else Label Studio makes the backend's title the model version: a random order, and three requests to
+        # the backend before each task, until the first ranking is there. _project() shows them again.
+        hide = not project.get("model_version") and project.get("show_collab_predictions")
+        if hide:
+            self._client.patch_project(self._project_id, {"show_collab_predictions": False})
+        fields = {"url": self._url, "project": self._project_id, "title": TITLE, "extra_params": params}
+        try:
+            backend = self._client.add_backend(fields | self._credentials())
+        except RequestRefused as error:
+            self._undo()
+            if hide:
+                self._client.patch_project(self._project_id, {"show_collab_predictions": True})
+            if error.status != FORBIDDEN:
+                raise
+            raise LabelStudioError(
+                f"{error}; Label Studio does not call private addresses unless it is started with "
+                "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false and LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"
+            ) from error
+        self.said.append(f"added the backend {self._url} with the options {params or 'of the label config'}")
+        return backend
+
+    def _undo(self) -> None:
+        """Refusing the webhook, Label Studio keeps the backend that it belongs to."""
+        half = self._backend()
+        if half is not None:
+            self._client.delete_backend(int(half["id"]))
+
+    def _update(self, backend: Json, options: Mapping[str, object] | None) -> None:
+        wanted: Json = {} if options is None else {"extra_params": dict(options)}
+        wanted |= {name: value for name, value in self._credentials().items() if name != "basic_auth_pass"}
+        changes = {name: value for name, value in wanted.items() if (backend.get(name) or {}) != (value or {})}
+        # The password cannot be read. It is the webhook's, which can, and a wrong one shows in the state.
+        if not changes and backend["state"] == CONNECTED and not self._header_differs(self._find_webhook()):
+            return
+        fields = {"url": backend["url"], "project": self._project_id} | wanted | self._credentials()
+        self._client.patch_backend(int(backend["id"]), fields)
+        self.said.append(f"updated the backend {self._url}: {', '.join(changes) or 'credentials'}")
+
+    def _credentials(self) -> Json:
+        """What Label Studio must know to call us; nothing, and so no change, where no authentication is set."""
+        user, password = self._settings.basic_auth_user, self._settings.basic_auth_pass
+        if user is None or password is None:
+            return {}
+        return {
+            "auth_method": "BASIC_AUTH",
+            "basic_auth_user": user,
+            "basic_auth_pass": password.get_secret_value(),
+        }
+
+    # The webhook
+
+    def _find_webhook(self) -> Json | None:
+        webhooks = self._client.webhooks(self._project_id)
+        return next((hook for hook in webhooks if hook["url"].rstrip("/") == f"{self._url}/webhook"), None)
+
+    def _headers(self, webhook: Json | None) -> dict[str, str]:
+        headers: dict[str, str] = dict((webhook or {}).get("headers") or {})
+        if credentials := self._credentials():
+            pair = f"{credentials['basic_auth_user']}:{credentials['basic_auth_pass']}"
+            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        return headers
+
+    def _header_differs(self, webhook: Json | None) -> bool:
+        return webhook is not None and (webhook.get("headers") or {}) != self._headers(webhook)
+
+    def _webhook(self) -> None:
+        """Label Studio makes the backend's webhook itself, but without its credentials."""
+        webhook = self._find_webhook()
+        wanted: Json = {
+            "url": f"{self._url}/webhook",
+            "headers": self._headers(webhook),
+            "send_payload": True,
+            "send_for_all_actions": True,
+            "is_active": True,
+        }
+        if webhook is None:
+            self._client.add_webhook(wanted | {"project": self._project_id})
+            self.said.append(f"added the webhook {wanted['url']}")
+            return
+        changes = [name for name, value in wanted.items() if name != "url" and webhook.get(name) != value]
+        if changes:
+            self._client.patch_webhook(int(webhook["id"]), wanted)
+            self.said.append(f"updated the webhook {wanted['url']}: {', '.join(changes)}")
+
+    # The project
+
+    def _project(self, before: Json, title: str, options: ProjectOptions) -> None:
+        project = self._client.project(self._project_id)
+        wanted: Json = {
+            "sampling": SAMPLING,
+            "maximum_annotations": options.annotations_per_task,
+            # Off, each "Save" in the project's settings would drop the model version, and the order with it.
+            # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
+            "show_collab_predictions": True,
+            "start_training_on_annotation_update": True,
+        }
+        if project.get("model_version") == title:
+            wanted["model_version"] = ""  # the title serves in random order
+        changes = {name: value for name, value in wanted.items() if project.get(name) != value}
+        if changes:
+            self._client.patch_project(self._project_id, changes)
+        self.said += [
+            f"set {name}: {before.get(name)!r} -> {value!r}"
+            for name, value in wanted.items()
+            if before.get(name) != value
+        ]
+
+    def _read_back(self) -> None:
+        backend, webhook = self._backend(), self._find_webhook()
+        if backend is None or webhook is None or self._header_differs(webhook):
+            raise LabelStudioError(f"project {self._project_id} holds no complete connection to {self._url}: try again")
+        if backend["state"] != CONNECTED:
+            raise LabelStudioError(
+                f"Label Studio cannot work with the backend {self._url}: "
+                f"{backend.get('error_message') or backend.get('readable_state')}"
+            )

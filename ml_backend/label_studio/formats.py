@@ -1,0 +1,196 @@
+"""Label Studio's label configs and JSON, read into our records and written from them. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.ElementTree import fromstring  # type: ignore[import-untyped]
+
+from ml_backend.errors import PayloadError, SettingsError
+from ml_backend.records import Annotation, ImageRef
+from ml_backend.settings import OPTION_PREFIX, ProjectOptions
+
+__all__ = [
+    "LabelConfig",
+    "parse_label_config",
+    "prediction",
+    "read_annotation",
+    "read_image",
+    "training_classes",
+]
+
+Json = Mapping[str, Any]
+PATIENT_KEY = "patient_id"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelConfig:
+    """What a label config says about the one question that this backend answers.
+
+    Attributes:
+        classes: the choices as they stand in annotations, in the order of the config; ``unreadable`` among them.
+        from_name: name of the Choices tag.
+        to_name: name of the Image tag that it is about.
+        image_key: where the image stands in a task's data; ``image`` for ``value="$image"``.
+        attributes: of the Choices tag, ``model_*`` among them.
+    """
+
+    classes: tuple[str, ...]
+    from_name: str
+    to_name: str
+    image_key: str
+    attributes: dict[str, str]
+
+
+def parse_label_config(xml: str) -> LabelConfig:
+    """Find the question in a label config: a single-choice Choices tag about an Image.
+
+    Of several, the first with a ``model_*`` attribute counts, else the first.
+
+    Raises:
+        PayloadError: the XML is malformed or holds a DTD, or the config has no such question; says what is missing.
+    """
+    try:
+        root: Element = fromstring(xml, forbid_dtd=True)
+    except (ParseError, ValueError) as error:
+        # A ValueError is a DTD, which may be an entity bomb, or a lone surrogate.
+        raise PayloadError(f"the label config is no plain XML ({error}); it begins {xml[:60]!r}") from None
+    images = {tag.get("name"): tag for tag in root.iter("Image")}
+    if not images:
+        raise PayloadError('the label config has no Image tag: add <Image name="image" value="$image"/>')
+    questions = [tag for tag in root.iter("Choices") if tag.get("toName") in images and tag.get("perRegion") != "true"]
+    if not questions:
+        raise PayloadError(
+            f"the label config has no Choices tag about an Image: add one with toName={min(map(str, images))!r}"
+        )
+    single = [tag for tag in questions if tag.get("choice", "single").startswith("single")]
+    if not single:
+        raise PayloadError(
+            f"Choices {questions[0].get('name')!r} takes several answers (choice={questions[0].get('choice')!r}); "
+            "a class is one answer: set choice='single-radio'"
+        )
+    question = next((tag for tag in single if any(key.startswith(OPTION_PREFIX) for key in tag.attrib)), single[0])
+    return _read_question(question, images[question.get("toName")])
+
+
+def _read_question(question: Element, image: Element) -> LabelConfig:
+    name = question.get("name")
+    value = image.get("value", "")
+    if not name:
+        raise PayloadError("the Choices tag has no name: set name='label'")
+    if not (value.startswith("$") and len(value) > 1):
+        raise PayloadError(
+            f"Image {image.get('name')!r} has value={value!r}; wanted is one image a task: value='$image'"
+        )
+    # An alias takes the value's place in the annotations.
+    classes = tuple(tag.get("alias") or tag.get("value") or "" for tag in question.iter("Choice"))
+    if not classes:
+        raise PayloadError(f"Choices {name!r} holds no Choice tags; choices that come with the task cannot be learned")
+    if "" in classes:
+        raise PayloadError(f"a Choice of Choices {name!r} has no value")
+    if twice := {choice for choice in classes if classes.count(choice) > 1}:
+        raise PayloadError(f"Choices {name!r} has {', '.join(map(repr, sorted(twice)))} twice")
+    return LabelConfig(classes, name, str(question.get("toName")), value[1:], dict(question.attrib))
+
+
+def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str, ...]:
+    """The classes that the network learns: the choices without ``options.unreadable``, whatever its case.
+
+    Raises:
+        SettingsError: fewer than two remain.
+    """
+    classes = tuple(choice for choice in config.classes if not _is_unreadable(choice, options))
+    if len(classes) < 2:
+        raise SettingsError(
+            f"Choices {config.from_name!r} offers {', '.join(map(repr, config.classes))}; without "
+            f"unreadable={options.unreadable!r} {len(classes)} of them would be learned, and at least 2 are needed"
+        )
+    return classes
+
+
+def read_image(task: Json, config: LabelConfig) -> ImageRef:
+    """The image of a task, from the task list, the export or a webhook alike.
+
+    Raises:
+        PayloadError: the task has no id, or its data holds no image under the config's key.
+    """
+    number, data = task.get("id"), task.get("data")
+    if not isinstance(number, int):
+        raise PayloadError(f"a task has id={number!r}; wanted a number")
+    if not isinstance(data, Mapping) or not isinstance(uri := data.get(config.image_key), str) or not uri.strip():
+        seen = sorted(data) if isinstance(data, Mapping) else data
+        raise PayloadError(f"task {number} has no image under {config.image_key!r}; its data holds {seen!r}")
+    patient = data.get(PATIENT_KEY)
+    return ImageRef(id=str(number), uri=uri.strip(), patient_id=None if patient in (None, "") else str(patient))
+
+
+def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: ProjectOptions) -> Annotation:
+    """One reader's answer.
+
+    ``item`` is an annotation of the JSON export or of a webhook, ``image`` that of its task.
+
+    Returns:
+        ``value`` is None where the reader skipped, answered nothing or called the image unreadable. Two answers to
+        a single choice (only an import can give them) make a value that is no class, so that consensus names it.
+
+    Raises:
+        PayloadError: the annotation has another form.
+    """
+    try:
+        choices = () if item["was_cancelled"] else _choices(item["result"], config)
+        updated_at = datetime.fromisoformat(item["updated_at"])
+        truth = bool(item.get("ground_truth"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PayloadError(f"annotation {item.get('id')!r} of task {image.id} cannot be read: {error!r}") from None
+    answered = bool(choices) and not all(_is_unreadable(choice, options) for choice in choices)
+    return Annotation(
+        image=image,
+        rater=_rater(item.get("completed_by")),
+        value=" + ".join(choices) if answered else None,
+        ground_truth=truth,
+        updated_at=updated_at if updated_at.tzinfo else updated_at.replace(tzinfo=UTC),
+    )
+
+
+def prediction(
+    image_id: str, score: float, version: str, config: LabelConfig, suggestion: str | None = None
+) -> dict[str, object]:
+    """A prediction as Label Studio imports it; the lowest score is served first.
+
+    ``suggestion`` is a class that the reader finds pre-selected; None leaves the form empty.
+
+    Raises:
+        ValueError: the score is not in [0, 1]: Label Studio would drop the prediction in silence.
+    """
+    if not 0.0 <= score <= 1.0:
+        raise ValueError(f"a prediction's score lies in [0, 1], got {score}")
+    answer = {
+        "from_name": config.from_name,
+        "to_name": config.to_name,
+        "type": "choices",
+        "value": {"choices": [suggestion]},
+    }
+    return {
+        "task": int(image_id),
+        "score": score,
+        "model_version": version,
+        "result": [] if suggestion is None else [answer],
+    }
+
+
+def _choices(result: list[Json], config: LabelConfig) -> tuple[str, ...]:
+    mine = (entry for entry in result if entry.get("from_name") == config.from_name and entry.get("type") == "choices")
+    return tuple(str(choice) for entry in mine for choice in entry["value"]["choices"])
+
+
+def _is_unreadable(choice: str, options: ProjectOptions) -> bool:
+    return choice.casefold() == options.unreadable.casefold()
+
+
+def _rater(completed_by: object) -> str:
+    """A user's number; some exports spell the user out, and a deleted user leaves nothing."""
+    if isinstance(completed_by, Mapping):
+        completed_by = completed_by.get("id")
+    return "unknown" if completed_by is None else str(completed_by)

@@ -1,0 +1,176 @@
+"""Makes the reader's next image the first of the ranking.
+
+Label Studio's "Uncertainty sampling" serves the task whose prediction under the project's ``model_version`` has the
+lowest score. So a ranking goes out as predictions under a version of its own, and becomes the order in one step, when
+``model_version`` is set to it: until then the old order stands whole, from then on the new one.
+
+==================  =====================================================================
+a crash after       leaves
+==================  =====================================================================
+the import          the old order; the new version lies unused, the next publish deletes it
+the switch          the new order; the next publish deletes the old version
+==================  =====================================================================
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Protocol
+
+import structlog
+
+from ml_backend.errors import EmptyPool, LabelStudioError
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.formats import LabelConfig, prediction
+from ml_backend.label_studio.transport import RequestRefused
+from ml_backend.records import Published, Ranking, RoundReport
+from ml_backend.settings import ProjectOptions
+
+__all__ = ["SAMPLING", "LabelStudioPublisher", "PublishedStore"]
+
+SAMPLING = "Uncertainty sampling"
+OURS = "al-"  # begins every version that we publish; no other is ever deleted
+
+log = structlog.get_logger(__name__)
+
+
+class PublishedStore(Protocol):
+    """Where it is kept what Label Studio serves."""
+
+    def set_published(self, published: Published) -> None: ...
+
+
+class LabelStudioPublisher:
+    """Satisfies ``engine.ports.Publisher``. May be called again with the same report after a crash."""
+
+    def __init__(
+        self,
+        client: LabelStudioClient,
+        project_id: int,
+        config: LabelConfig,
+        options: ProjectOptions,
+        store: PublishedStore,
+    ) -> None:
+        self._client = client
+        self._project_id = project_id
+        self._config = config
+        self._options = options
+        self._store = store
+
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+        """Import the batch and the reserve, switch to them, delete what they replace.
+
+        Args:
+            report: a saved round.
+            guard: called before each step that readers would notice.
+
+        Raises:
+            EmptyPool: every image of the ranking was labelled or deleted meanwhile.
+            LabelStudioError: the old order still stands, unless the message says otherwise.
+            StaleRound: from ``guard``.
+        """
+        self._check_project()
+        # Listed before ours is there, so that a newer run's version can never be among them.
+        replaced = [version for version in self._client.model_versions(self._project_id) if version.startswith(OURS)]
+        version = f"{OURS}{report.request.round_id}-{report.ranking.strategy}-{secrets.token_hex(3)}"
+        seconds: dict[str, float] = {}
+        guard()
+        with _timed(seconds, "import"):
+            image_ids = self._import(report.ranking, version)
+        guard()
+        with _timed(seconds, "switch"):
+            self._client.patch_project(self._project_id, {"model_version": version})
+        published = Published(
+            version=version,
+            round_id=report.request.round_id,
+            image_ids=image_ids,
+            seconds=dict(seconds),
+            published_at=datetime.now(UTC),
+        )
+        # At once, and again with the time of the deletion, which can take minutes.
+        self._store.set_published(published)
+        guard()
+        with _timed(seconds, "delete"):
+            self._delete(replaced)
+        published = published.model_copy(update={"seconds": seconds})
+        self._store.set_published(published)
+        return published
+
+    def _check_project(self) -> None:
+        """Warn of what makes Label Studio serve another order; the owner may want it so."""
+        project = self._client.project(self._project_id)
+        wanted = {"sampling": SAMPLING, "maximum_annotations": self._options.annotations_per_task}
+        for name, value in wanted.items():
+            if project.get(name) != value:
+                log.warning(
+                    "the ranking is not what readers will be served",
+                    project=self._project_id,
+                    setting=name,
+                    seen=project.get(name),
+                    wanted=value,
+                    way_out=f"run `ml-backend connect --project {self._project_id}` again",
+                )
+
+    def _import(self, ranking: Ranking, version: str) -> tuple[str, ...]:
+        image_ids = self._choose(ranking)
+        try:
+            created = self._send(image_ids, ranking, version)
+        except RequestRefused:
+            # One task deleted since we looked makes Label Studio refuse the whole import.
+            remaining = self._choose(ranking)
+            if remaining == image_ids:
+                raise
+            image_ids = remaining
+            created = self._send(image_ids, ranking, version)
+        if created != len(image_ids):
+            self._delete([version])
+            raise LabelStudioError(
+                f"Label Studio took {created} of {len(image_ids)} predictions of version {version}, which was "
+                "deleted again: its log names those that it dropped"
+            )
+        return image_ids
+
+    def _choose(self, ranking: Ranking) -> tuple[str, ...]:
+        """The batch and the reserve: the first of the ranking that still wait for a label."""
+        ranked = ranking.image_ids
+        reserve = self._options.reserve
+        wanted = len(ranked) if reserve == "all" else ranking.batch_size + reserve
+        chosen: list[str] = []
+        seen = 0
+        while seen < len(ranked) and len(chosen) < wanted:
+            candidates = ranked[seen : seen + wanted - len(chosen)]
+            waiting = self._client.still_unlabelled(self._project_id, map(int, candidates))
+            chosen += [image_id for image_id in candidates if int(image_id) in waiting]
+            seen += len(candidates)
+        if not chosen:
+            raise EmptyPool(
+                f"all {len(ranked)} ranked images of project {self._project_id} were labelled or deleted "
+                "meanwhile: import images to go on"
+            )
+        return tuple(chosen)
+
+    def _send(self, image_ids: Sequence[str], ranking: Ranking, version: str) -> int:
+        suggestions = ranking.suggestions if self._options.prelabel else {}
+        predictions = [
+            # By rank and not by acquisition value, which may tie, or lie outside of [0, 1].
+            prediction(image_id, rank / len(image_ids), version, self._config, suggestions.get(image_id))
+            for rank, image_id in enumerate(image_ids)
+        ]
+        return self._client.import_predictions(self._project_id, predictions)
+
+    def _delete(self, versions: Sequence[str]) -> None:
+        for version in versions:
+            try:
+                self._client.delete_model_version(self._project_id, version)
+            except LabelStudioError as error:
+                # It disturbs no order where it lies, and the next publish deletes it.
+                log.warning("an old model version stays for now", version=version, error=str(error))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

@@ -1,0 +1,155 @@
+"""A fitted network in one safetensors file, with everything that is needed to use it again. Never a pickle.
+
+A head on a frozen backbone is kept without the backbone (4 MB instead of 100): its weights are named by setting and
+digest, loaded again and compared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ml_backend.errors import WeightsError
+from ml_backend.images.decode import PREPROCESSING
+from ml_backend.images.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ml_backend.model.backbones import Backbone
+from ml_backend.model.network import McDropoutClassifier
+from ml_backend.model.weights import load_backbone
+from ml_backend.settings import ProjectOptions
+
+__all__ = ["FILE_NAME", "Checkpoint", "load_checkpoint", "save_checkpoint"]
+
+FILE_NAME = "model.safetensors"
+
+_VERSION = 1
+
+
+class _Metadata(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: int
+    classes: tuple[str, ...]
+    backbone: str
+    backbone_weights: str
+    backbone_digest: str | None  # None where the file holds the backbone itself
+    dropout: float
+    preprocessing: str
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    seed: int
+    options: ProjectOptions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """What a file held. ``network`` is in eval mode on the CPU."""
+
+    network: McDropoutClassifier
+    classes: tuple[str, ...]
+    options: ProjectOptions
+    seed: int
+
+
+def save_checkpoint(
+    path: Path,
+    network: McDropoutClassifier,
+    classes: Sequence[str],
+    options: ProjectOptions,
+    seed: int,
+    *,
+    frozen_backbone: bool,
+) -> None:
+    """Write a network; over an older file at that path.
+
+    Args:
+        path: of the file to write.
+        network: fitted for these classes.
+        classes: in the order of the network's outputs.
+        options: that it was trained with.
+        seed: that it was trained with.
+        frozen_backbone: the backbone still has the weights that it was loaded with, and is left out.
+    """
+    metadata = _Metadata(
+        version=_VERSION,
+        classes=tuple(classes),
+        backbone=network.backbone.name,
+        backbone_weights=network.backbone.weights,
+        backbone_digest=network.backbone.digest() if frozen_backbone else None,
+        dropout=network.head.dropout.p,
+        preprocessing=PREPROCESSING,
+        side=options.image_side,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        seed=seed,
+        options=options,
+    )
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+        if not (frozen_backbone and name.startswith("backbone."))
+    }
+    save_file(tensors, path, metadata={"ml_backend": metadata.model_dump_json()})
+
+
+def load_checkpoint(path: Path, classes: Sequence[str] | None = None, backbone: str | None = None) -> Checkpoint:
+    """Read a network.
+
+    Args:
+        path: of the file.
+        classes: that the caller has, in order; None takes whatever the file was made for.
+        backbone: likewise.
+
+    Raises:
+        WeightsError: the file cannot be read, was made for other classes, another backbone or another
+            preprocessing, or the frozen backbone that it names cannot be had or is no longer the same.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = (file.metadata() or {}).get("ml_backend", "{}")
+        metadata = _Metadata.model_validate_json(stored)
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"the checkpoint {path} cannot be read: {error}: train again") from error
+    except ValidationError as error:
+        raise WeightsError(f"{path} is no checkpoint of this backend ({error.error_count()} mistakes)") from error
+    _check(path, metadata, classes, backbone)
+    network = McDropoutClassifier(len(metadata.classes), _backbone(path, metadata), dropout=metadata.dropout)
+    if metadata.backbone_digest is not None:
+        tensors |= {name: t for name, t in network.state_dict().items() if name.startswith("backbone.")}
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not hold what it says: the file is damaged, train again: {error}") from error
+    network.eval()
+    return Checkpoint(network, metadata.classes, metadata.options, metadata.seed)
+
+
+def _check(path: Path, metadata: _Metadata, classes: Sequence[str] | None, backbone: str | None) -> None:
+    wanted = {
+        "version": _VERSION,
+        "classes": metadata.classes if classes is None else tuple(classes),
+        "backbone": metadata.backbone if backbone is None else backbone,
+        "preprocessing": PREPROCESSING,
+    }
+    for name, value in wanted.items():
+        if (seen := getattr(metadata, name)) != value:
+            raise WeightsError(f"the checkpoint {path} was made for {name} {seen!r}, not {value!r}: train again")
+
+
+def _backbone(path: Path, metadata: _Metadata) -> Backbone:
+    if metadata.backbone_digest is None:
+        # Its weights are in the file and follow.
+        backbone = Backbone(metadata.backbone)
+        backbone.weights = metadata.backbone_weights
+        return backbone
+    backbone = load_backbone(metadata.backbone, metadata.backbone_weights)
+    if backbone.digest() != metadata.backbone_digest:
+        raise WeightsError(
+            f"the checkpoint {path} is a head for other weights of {metadata.backbone} than "
+            f"weights={metadata.backbone_weights!r} holds now: bring those back, or train again"
+        )
+    return backbone

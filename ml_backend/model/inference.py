@@ -1,0 +1,84 @@
+"""The exact, cheap posterior: the backbone once, the T passes on its features.
+
+All dropout stands behind the global pooling, so that a pass differs from the next in its mask over the features
+alone. Not an approximation: the same masks in T whole forward passes give the same probabilities.
+"""
+
+import torch
+from jaxtyping import Bool, Float32
+from torch import Tensor, nn
+
+from ml_backend.model.randomness import generator
+
+__all__ = ["draw_masks", "fold_norm", "head_passes"]
+
+# Images that go through a pass together: their hidden layer stays in the processor's cache.
+_CHUNK = 2048
+
+
+def draw_masks(passes: int, dims: int, dropout: float, seed: int) -> Bool[Tensor, "passes dims"]:
+    """Draw which features every pass keeps: one set for a whole pool, so that a pass is one network for all images.
+
+    Drawn on the CPU: the same masks on every device.
+
+    Args:
+        passes: T.
+        dims: length of a feature vector.
+        dropout: share of the features that a pass drops, 0 to below 1.
+        seed: the same seed draws the same masks; more passes prolong them.
+
+    Raises:
+        ValueError: no pass, or a dropout rate outside its range.
+    """
+    if passes < 1:
+        raise ValueError(f"the posterior needs at least 1 pass, got {passes}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"the dropout rate must be at least 0 and below 1, got {dropout}")
+    return torch.rand(passes, dims, generator=generator(seed, "masks")) >= dropout
+
+
+def fold_norm(hidden: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Float32[Tensor, "out dims"], Float32[Tensor, " out"]]:
+    """One linear layer that does what the linear layer and the normalisation behind it do when scoring.
+
+    Returns:
+        Its weight and its bias.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("only a normalisation that keeps running statistics can be folded")
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return hidden.weight * scale[:, None], (hidden.bias - norm.running_mean) * scale + norm.bias
+
+
+def head_passes(
+    features: Float32[Tensor, "images dims"],
+    masks: Bool[Tensor, "passes dims"],
+    hidden: tuple[Float32[Tensor, "out dims"], Float32[Tensor, " out"]],
+    output: nn.Linear,
+    dropout: float,
+) -> Float32[Tensor, "images passes classes"]:
+    """Draw the passes: ``softmax(W2 relu(W1 (mask * x / (1 - p)) + b1) + b2)`` for every mask.
+
+    Args:
+        features: what the head sees, before dropout.
+        masks: features that each pass keeps.
+        hidden: weight and bias of the first layer, with the normalisation folded in.
+        output: the last layer.
+        dropout: p, by which what is kept is scaled up.
+
+    Returns:
+        Probabilities; each row over the classes sums to 1.
+
+    Source:
+        Gal & Ghahramani 2016, arXiv:1506.02142.
+    """
+    weight, bias = hidden
+    # Only the kept columns are multiplied: half of the arithmetic at p = 0.5.
+    kept = [mask.nonzero().flatten().to(features.device) for mask in masks]
+    columns = [weight.index_select(1, rows).div_(1.0 - dropout).t().contiguous() for rows in kept]
+    probs = features.new_empty(len(features), len(masks), output.out_features)
+    for start in range(0, len(features), _CHUNK):
+        chunk = features[start : start + _CHUNK]
+        for index, (rows, matrix) in enumerate(zip(kept, columns, strict=True)):
+            activity = torch.addmm(bias, chunk.index_select(1, rows), matrix).relu_()
+            probs[start : start + _CHUNK, index] = output(activity)
+    return probs.softmax(dim=-1)

@@ -1,0 +1,143 @@
+"""The paper's network: a backbone that is deterministic when scoring, and a head with dropout that stays on."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float32
+from torch import Tensor, nn
+
+from ml_backend.model.backbones import Backbone
+from ml_backend.model.inference import draw_masks, fold_norm, head_passes
+from ml_backend.model.weights import load_backbone
+
+__all__ = ["DropoutHead", "McDropoutClassifier", "evaluating"]
+
+HIDDEN = 512
+# Images that go through the backbone together when scoring: 1.3 GB of activations for ResNet50 at 224 pixels.
+_CHUNK = 32
+
+
+class DropoutHead(nn.Module):
+    """Features -> dropout -> Linear(dims, 512) -> BatchNorm -> ReLU -> Linear(512, classes): logits.
+
+    The features are standardised first. The constants are the identity unless ``standardise`` sets them, which only
+    the training on a frozen backbone does (ours): dropout on features that share a large mean is noise that drowns
+    what tells the images apart.
+
+    Args:
+        dims: length of a feature vector.
+        classes: number of classes.
+        dropout: rate, 0 to below 1.
+    """
+
+    def __init__(self, dims: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = nn.Linear(dims, HIDDEN)
+        self.norm = nn.BatchNorm1d(HIDDEN)
+        self.output = nn.Linear(HIDDEN, classes)
+        self.feature_mean: Tensor
+        self.feature_scale: Tensor
+        self.register_buffer("feature_mean", torch.zeros(dims))
+        self.register_buffer("feature_scale", torch.ones(dims))
+
+    def standardise(self, features: Float32[Tensor, "images dims"]) -> None:
+        """From now on see features relative to the mean and the spread of these; a constant one becomes 0."""
+        spread = features.std(dim=0, correction=0)
+        self.feature_mean.copy_(features.mean(dim=0))
+        floor = 1e-6 * float(spread.max())
+        self.feature_scale.copy_(torch.where(spread > floor, 1.0 / spread.clamp_min(1e-30), 0.0))
+
+    def forward(self, features: Float32[Tensor, "images dims"]) -> Float32[Tensor, "images classes"]:
+        standard = (features - self.feature_mean) * self.feature_scale
+        activity = torch.relu(self.norm(self.hidden(self.dropout(standard))))
+        return cast("Tensor", self.output(activity))
+
+    def masks(self, passes: int, seed: int) -> Bool[Tensor, "passes dims"]:
+        """Draw the masks of a posterior; see ``inference.draw_masks``."""
+        return draw_masks(passes, self.hidden.in_features, self.dropout.p, seed)
+
+    @torch.inference_mode()
+    def passes(
+        self, features: Float32[Tensor, "images dims"], masks: Bool[Tensor, "passes dims"]
+    ) -> Float32[Tensor, "images passes classes"]:
+        """Draw the passes of a posterior on features; see ``inference.head_passes``."""
+        standard = (features - self.feature_mean) * self.feature_scale
+        return head_passes(standard, masks, fold_norm(self.hidden, self.norm), self.output, self.dropout.p)
+
+
+class McDropoutClassifier(nn.Module):
+    """A torchvision backbone, global average pooling and a ``DropoutHead``.
+
+    Args:
+        classes: number of classes, at least 2.
+        backbone: torchvision's name of the network, or a backbone that is loaded already.
+        weights: of the backbone: ``imagenet``, ``none`` (untrained, the same every time), or a file; not looked at
+            when the backbone is loaded already.
+        dropout: rate of the head.
+
+    Raises:
+        SettingsError: no such backbone.
+        WeightsError: the weights cannot be had, or do not fit the backbone.
+        ValueError: fewer than 2 classes.
+
+    Source:
+        Gabriel et al., arXiv:2508.21263.
+    """
+
+    def __init__(
+        self, classes: int, backbone: str | Backbone = "resnet50", weights: str = "imagenet", dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, got {classes}")
+        self.backbone = load_backbone(backbone, weights) if isinstance(backbone, str) else backbone
+        self.head = DropoutHead(self.backbone.dims, classes, dropout)
+
+    def features(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images dims"]:
+        """Pooled backbone features: what the head sees."""
+        return cast("Tensor", self.backbone(images)).float()
+
+    def forward(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images classes"]:
+        """Logits."""
+        return cast("Tensor", self.head(self.features(images)))
+
+    def mc_probs(
+        self, images: Tensor | Iterable[Tensor | tuple[Tensor, ...]], passes: int, seed: int = 0
+    ) -> Float32[Tensor, "images passes classes"]:
+        """Draw the stochastic passes, with one set of dropout masks for all images.
+
+        Everything but the dropout is in eval mode meanwhile; the module's own mode is put back.
+
+        Args:
+            images: [images, 3, side, side], normalised (see ``images.transforms.to_input``), or a loader of such
+                batches (of a tuple the first element counts).
+            passes: T.
+            seed: of the masks: the same whatever the size of a batch.
+
+        Returns:
+            Probabilities on the CPU; pass t of every image is the same network.
+        """
+        device = self.head.hidden.weight.device
+        masks = self.head.masks(passes, seed)
+        batches = torch.split(images, _CHUNK) if isinstance(images, Tensor) else images
+        parts = []
+        with evaluating(self), torch.inference_mode():
+            for batch in batches:
+                tensor = batch if isinstance(batch, Tensor) else batch[0]
+                parts.append(self.head.passes(self.features(tensor.to(device)), masks).cpu())
+        return torch.cat(parts) if parts else torch.empty(0, passes, self.head.output.out_features)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; each part gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

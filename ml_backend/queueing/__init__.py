@@ -1,0 +1,16 @@
+"""At most one round running and one waiting per project, and no change lost: rq carries, this room decides.
+
+::
+
+    rounds.py   the queue; its state is one Redis hash a project, changed atomically by state.lua
+    claim.py    a round that has begun
+    status.py   what can be read about a project's rounds
+
+The only room that knows rq's queue; ``worker`` knows rq's worker.
+"""
+
+from ml_backend.queueing.claim import Claim
+from ml_backend.queueing.rounds import JOB, QUEUE, Counted, RoundQueue, connect_redis
+from ml_backend.queueing.status import LastError, Progress, QueueStatus
+
+__all__ = ["JOB", "QUEUE", "Claim", "Counted", "LastError", "Progress", "QueueStatus", "RoundQueue", "connect_redis"]

@@ -1,0 +1,39 @@
+"""What can be read about a project's rounds."""
+
+from ml_backend.records import Reason, Record
+
+__all__ = ["LastError", "Progress", "QueueStatus"]
+
+
+class LastError(Record):
+    """Why the last round failed."""
+
+    kind: str  # name of the error's class
+    message: str
+    at: float  # unix seconds
+
+
+class Progress(Record):
+    """Where the running round is."""
+
+    generation: int
+    stage: str
+    done: int
+    total: int
+    started: float  # unix seconds: the round
+    stage_started: float  # unix seconds: the stage
+    updated: float  # unix seconds
+
+
+class QueueStatus(Record):
+    """Everything that the queue knows about a project."""
+
+    changes: int = 0  # since the last round took them
+    threshold: int = 0  # changes that start a round; 0: none starts by itself
+    annotations: int | None = None  # as Label Studio counted them in its last event
+    waiting: Reason | None = None
+    running: Reason | None = None
+    progress: Progress | None = None
+    last_error: LastError | None = None  # of the last round, where it failed
+    rounds_finished: int = 0
+    rounds_failed: int = 0

@@ -1,0 +1,16 @@
+"""WAY IN 1: what Label Studio and the owner's browser talk to. Torch-free; answers in milliseconds, never trains.
+
+::
+
+    serve.py         gunicorn around the app
+    app.py           the Flask app: authentication, and errors turned into JSON
+    routes.py        one function a URL
+    payloads.py      bodies in, validated
+    connections.py   /setup: a project and its options
+    events.py        /webhook: what an event starts
+    predictions.py   /predict: answers from the store
+    status.py        /: what every project is doing
+    metrics.py       /metrics, for Prometheus
+"""
+
+__all__: list[str] = []

@@ -1,0 +1,96 @@
+"""The Flask app: who may call, and errors turned into words. Torch-free."""
+
+import re
+from hmac import compare_digest
+from http import HTTPStatus
+
+import structlog
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from ml_backend.errors import BackendError
+from ml_backend.queueing import RoundQueue
+from ml_backend.server.metrics import Metrics
+from ml_backend.server.routes import Parts, routes
+from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
+
+__all__ = ["create_app"]
+
+MAX_BODY_BYTES = 256 * 1024 * 1024  # Label Studio's own limit is 250 MB; an import of many tasks comes in one event
+MAX_REASON = 2000  # characters
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
+    """Put the app together. Opens no connection: Redis is asked when it is needed.
+
+    Args:
+        settings: of the installation.
+        queue: the queue of rounds; that of the settings unless a test brings its own.
+    """
+    app = Flask("ml_backend.server")
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
+    app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue))
+    app.register_blueprint(routes)
+    _authenticate(app, settings)
+    _explain_errors(app)
+    return app
+
+
+def _authenticate(app: Flask, settings: Settings) -> None:
+    if settings.basic_auth_user is None or settings.basic_auth_pass is None:
+        return
+    user, password = settings.basic_auth_user.encode(), settings.basic_auth_pass.get_secret_value().encode()
+
+    @app.before_request
+    def refuse_strangers() -> Response | None:
+        if request.endpoint == "routes.health":  # a container's health check has no password
+            return None
+        given = request.authorization
+        right_user = compare_digest(((given and given.username) or "").encode(), user)
+        right_password = compare_digest(((given and given.password) or "").encode(), password)
+        if right_user and right_password:
+            return None
+        log.warning("refused", path=request.path, given=given is not None)
+        response = _answer(
+            HTTPStatus.UNAUTHORIZED,
+            "user and password are wanted, those of AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS; Label Studio does not "
+            "send them with webhooks by itself: run `ml-backend connect`",
+        )
+        response.headers["WWW-Authenticate"] = 'Basic realm="ml-backend"'
+        return response
+
+
+def _explain_errors(app: Flask) -> None:
+    @app.errorhandler(BackendError)
+    def refuse(error: BackendError) -> Response:
+        log.warning("refused", path=request.path, kind=type(error).__name__, error=str(error))
+        return _answer(error.http_status, str(error))
+
+    @app.errorhandler(HTTPException)
+    def refuse_http(error: HTTPException) -> Response:
+        response = _answer(error.code or 500, error.description or error.name)
+        if allowed := getattr(error, "valid_methods", None):
+            response.headers["Allow"] = ", ".join(allowed)
+        return response
+
+    @app.errorhandler(Exception)
+    def apologise(error: Exception) -> Response:
+        log.error("unexpected error", path=request.path, exc_info=error)
+        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "an unexpected error; the backend's log says which")
+
+
+def _answer(code: int, message: str) -> Response:
+    """An error as JSON, and as the reason of the status line: that is all of it that Label Studio shows its owner."""
+    response = jsonify(error=message)
+    response.status = f"{int(code)} {_reason(message)}"
+    return response
+
+
+def _reason(message: str) -> str:
+    """One line of what may stand in a status line: Latin-1, no control characters; and no markup, since it is shown."""
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", message.translate({ord("<"): "[", ord(">"): "]"}))
+    return line.encode("latin-1", "replace").decode("latin-1")[:MAX_REASON].strip() or "error"

@@ -1,0 +1,133 @@
+"""``/webhook``: what an event of Label Studio starts. Nothing is trained here; a round is asked for, at most.
+
+Label Studio waits one second for the answer, never sends an event twice, and ignores what we answer.
+"""
+
+from collections.abc import Callable
+
+import structlog
+
+from ml_backend.errors import BackendError
+from ml_backend.queueing import QueueStatus, RoundQueue
+from ml_backend.records import Connection, Published, Reason
+from ml_backend.server.connections import configuration, connection_of
+from ml_backend.server.payloads import Event, ProjectRow
+from ml_backend.storage import RoundStore
+
+__all__ = ["ACTIONS", "receive"]
+
+Answer = dict[str, object]
+
+log = structlog.get_logger()
+
+
+def receive(event: Event, store: RoundStore, queue: RoundQueue) -> Answer:
+    """Take note of an event.
+
+    Returns:
+        What came of it, under ``outcome``: ``counted``, ``requested``, ``waiting`` (a round waits already), ``stored``,
+        ``forgotten`` or ``ignored``.
+
+    Raises:
+        PayloadError: the event names no project.
+        UnknownProject: the project was never connected.
+        QueueError: Redis does not answer.
+        StorageError: the data folder refuses.
+    """
+    take = ACTIONS.get(event.action)
+    if take is None:
+        return {"outcome": "ignored"}
+    row = event.require_project()
+    connection = store.connection(row.id) if row.key is None else connection_of(row.key, store)
+    return take(event, connection, store, queue)
+
+
+def _changed(event: Event, connection: Connection, _store: RoundStore, queue: RoundQueue) -> Answer:
+    row = event.require_project()
+    counted = queue.count_changes(connection.project, event.changed, _threshold(row, connection), row.annotations)
+    answer = _request(connection, queue, "labels") if counted.due else {"outcome": "counted"}
+    return answer | {"changes": counted.changes}
+
+
+def _start(event: Event, connection: Connection, _store: RoundStore, queue: RoundQueue) -> Answer:
+    if _is_echo(event.require_project(), queue.status(connection.project)):
+        return {"outcome": "ignored", "why": "Label Studio announces an annotation; its own event follows and counts"}
+    return _request(connection, queue, "forced")
+
+
+def _images(event: Event, connection: Connection, store: RoundStore, queue: RoundQueue) -> Answer:
+    row = event.require_project()
+    queue.count_changes(connection.project, 0, _threshold(row, connection), row.annotations)
+    if not _wants_images(queue.status(connection.project), store.project(connection.project).published()):
+        return {"outcome": "ignored", "why": "the ranking that is served has not run out"}
+    return _request(connection, queue, "images")
+
+
+def _updated(event: Event, connection: Connection, store: RoundStore, queue: RoundQueue) -> Answer:
+    """The owner changed something, or our own publisher did."""
+    row = event.require_project()
+    current = connection
+    if row.label_config is not None:
+        current = connection.model_copy(update={"label_config": row.label_config})
+    stored = store.connect(current)
+    counted = queue.count_changes(connection.project, 0, _threshold(row, current), row.annotations)
+    if counted.due and not counted.threshold_before:  # switched on just now
+        return _request(connection, queue, "labels")
+    return {"outcome": "stored" if stored else "ignored"}
+
+
+def _deleted(_event: Event, connection: Connection, _store: RoundStore, queue: RoundQueue) -> Answer:
+    queue.forget(connection.project)
+    return {"outcome": "forgotten"}
+
+
+ACTIONS: dict[str, Callable[[Event, Connection, RoundStore, RoundQueue], Answer]] = {
+    "ANNOTATION_CREATED": _changed,
+    "ANNOTATION_UPDATED": _changed,
+    "ANNOTATIONS_CREATED": _changed,
+    "ANNOTATIONS_DELETED": _changed,
+    "TASKS_DELETED": _changed,  # and their annotations, of which no event tells
+    "TASKS_CREATED": _images,
+    "START_TRAINING": _start,
+    "PROJECT_UPDATED": _updated,
+    "PROJECT_DELETED": _deleted,
+}
+"""Every action that means something here; any other, also of a later Label Studio, is accepted and ignored."""
+
+
+def _request(connection: Connection, queue: RoundQueue, reason: Reason) -> Answer:
+    return {"outcome": "requested" if queue.request_round(connection.project, reason) else "waiting"}
+
+
+def _threshold(row: ProjectRow, connection: Connection) -> int | None:
+    """Changes that start a round: 0 where the owner switched that off, None where it cannot be told just now."""
+    if row.min_annotations_to_start_training == 0:
+        return 0
+    try:
+        _, options = configuration(connection)
+    except BackendError as error:
+        # The change counts all the same: a mistake in the options must not lose it.
+        log.warning("options cannot be read", project=str(connection.project), error=str(error))
+        return None
+    return options.retrain_after
+
+
+def _is_echo(row: ProjectRow, status: QueueStatus) -> bool:
+    """Whether Label Studio sent START_TRAINING by itself, ahead of the event of an annotation just made.
+
+    It does so for every nth annotation where the project's toggle is on (n is 1 when it was switched on by hand),
+    and nothing in it tells it from the button but an annotation that we have not been told of yet.
+    """
+    every, annotations = row.min_annotations_to_start_training, row.annotations
+    if not every or annotations is None or status.annotations is None:
+        return False
+    return annotations > status.annotations and annotations % every == 0
+
+
+def _wants_images(status: QueueStatus, published: Published | None) -> bool:
+    """Whether new images must be ranked now, and not with the next round that labels start anyway."""
+    if published is None:
+        return True
+    if status.last_error is not None and status.last_error.kind == "EmptyPool":
+        return True
+    return status.running is None and status.changes >= len(published.image_ids)

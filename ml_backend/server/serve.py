@@ -1,0 +1,58 @@
+"""gunicorn around the app: one process, several threads, nothing loaded before the fork."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import structlog
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from ml_backend.server.app import create_app
+from ml_backend.settings import Settings
+
+__all__ = ["serve"]
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes a file of its own there and unlinks it
+
+
+class _Gunicorn(BaseApplication):  # type: ignore[misc]
+    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+        self._settings = settings
+        self._options = options
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        return create_app(self._settings)
+
+
+def serve(settings: Settings, host: str, port: int, threads: int = 8) -> None:
+    """Serve until stopped; SIGTERM and Ctrl-C let open requests end. Leaves by SystemExit.
+
+    Args:
+        settings: of the installation.
+        host: address to listen on.
+        port: port to listen on.
+        threads: requests answered at the same time.
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    _Gunicorn(
+        settings,
+        {
+            "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            # One process: the metrics of several would have to be merged, and for waiting threads do.
+            "workers": 1,
+            "worker_class": "gthread",
+            "threads": threads,
+            "graceful_timeout": 10,
+            "loglevel": settings.log_level.lower(),
+            "proc_name": "ml-backend",
+            # Both default to places that a user without a home, or a read-only container, cannot write.
+            "control_socket_disable": True,
+            "worker_tmp_dir": str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None,
+        },
+    ).run()

@@ -1,0 +1,103 @@
+"""Rounds without Label Studio: ``engine.round.run_round``, and a reader who labels the batch at once."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from ml_backend.engine.ports import (
+    ConsensusRule,
+    Learner,
+    Progress,
+    ReportStore,
+    RoundParts,
+    Strategy,
+    no_progress,
+)
+from ml_backend.engine.round import run_round
+from ml_backend.errors import EmptyPool
+from ml_backend.records import Published, RoundReport, RoundRequest
+from ml_backend.simulation.oracle import Oracle
+
+__all__ = ["OracleReader", "simulate"]
+
+
+class OracleReader:
+    """Labels the batch of a ranking, first image first. Satisfies ``engine.ports.Publisher``.
+
+    Args:
+        oracle: what the reader knows.
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        self._oracle = oracle
+
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+        """Label the first ``batch_size`` images of the ranking, in its order."""
+        guard()
+        batch = report.ranking.image_ids[: report.ranking.batch_size]
+        self._oracle.reveal(batch)
+        return Published(
+            version=f"simulated-{report.request.round_id}",
+            round_id=report.request.round_id,
+            image_ids=batch,
+            seconds={},
+            published_at=datetime.now(UTC),
+        )
+
+
+def simulate(
+    request: RoundRequest,
+    oracle: Oracle,
+    *,
+    consensus: ConsensusRule,
+    learner: Learner,
+    strategy: Strategy,
+    store: ReportStore,
+    rounds: int,
+    progress: Progress = no_progress,
+) -> tuple[RoundReport, ...]:
+    """Draw a start set, then run round after round until ``rounds`` are done or the pool is used up.
+
+    Args:
+        request: of every round; its ``round_id`` is counted up from ``r000001``, and ``min_labels_per_class``
+            images of every class are the start set, so that the first round already trains.
+        oracle: the truth; images that it has revealed already stay so and make the start set larger.
+        consensus: rule of every round.
+        learner: trained from scratch in every round.
+        strategy: ranks the pool; what ``request.strategy`` names.
+        store: where every round is kept.
+        rounds: rounds at most.
+        progress: told the stages of every round.
+
+    Returns:
+        What every round did, the first round first.
+
+    Raises:
+        ValueError: ``rounds`` is below 1, or a class has too few images for the start set.
+        EmptyPool: the first round found no image to rank.
+        TooFewLabels, WeightsError, StorageError: see ``run_round``.
+    """
+    if rounds < 1:
+        raise ValueError(f"a simulation needs at least 1 round, got {rounds}")
+    parts = RoundParts(
+        labels=oracle,
+        consensus=consensus,
+        learner=learner,
+        strategy=strategy,
+        store=store,
+        publisher=OracleReader(oracle),
+        progress=progress,
+    )
+    known = set(oracle.revealed)
+    start = oracle.start_set(request.min_labels_per_class, request.seed)
+    oracle.reveal(image_id for image_id in start if image_id not in known)
+    reports: list[RoundReport] = []
+    for number in range(1, rounds + 1):
+        try:
+            report, _ = run_round(request.model_copy(update={"round_id": f"r{number:06d}"}), parts)
+        except EmptyPool:
+            # The pool is used up: the end of the simulation, unless it never began.
+            if not reports:
+                raise
+            break
+        reports.append(report)
+    return tuple(reports)

@@ -1,0 +1,56 @@
+"""The job that a work-horse runs: one round of one project."""
+
+import structlog
+
+from ml_backend.errors import BackendError
+from ml_backend.queueing import Claim, RoundQueue
+from ml_backend.records import ProjectKey, Published, Reason, RoundReport
+from ml_backend.settings import Settings
+
+__all__ = ["run"]
+
+log = structlog.get_logger()
+
+
+def run(project: str, generation: int, reason: Reason) -> dict[str, str]:
+    """Run a round that was requested, and say how it ended; rq keeps the answer for a day.
+
+    Args:
+        project: ``"<id>.<unix seconds>"``.
+        generation: number of the request.
+        reason: what called for the round.
+
+    Raises:
+        SettingsError: the environment is wrong.
+        QueueError: Redis does not answer.
+    """
+    settings = Settings.load()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    key = ProjectKey.parse(project)
+    with structlog.contextvars.bound_contextvars(project=project, generation=generation):
+        claim = RoundQueue.from_settings(settings, patient=True).claim(key, generation, reason)
+        if claim is None:
+            log.info("nothing to do: the round was run already, or a newer one has taken its place")
+            return {"outcome": "superseded"}
+        log.info("round begins", reason=reason, changes=claim.changes)
+        try:
+            report, published = _run_round(settings, key, reason, claim)
+        except BackendError as error:
+            # Told in words, and settled: the next round is free to begin.
+            log.error("round failed", error=str(error), kind=type(error).__name__)  # noqa: TRY400 - not a bug of ours
+            claim.fail(error)
+            return {"outcome": "failed", "error": str(error)}
+        except Exception as error:
+            claim.fail(error)
+            raise
+        claim.finish()
+        outcome = {"round": report.request.round_id, "version": published.version}
+        log.info("round published", **outcome, seconds=dict(report.seconds))
+        return {"outcome": "published", **outcome}
+
+
+def _run_round(settings: Settings, key: ProjectKey, reason: Reason, claim: Claim) -> tuple[RoundReport, Published]:
+    # Imports torch, which only the work-horse may: the parent process forks.
+    from ml_backend.assembly import run_live_round  # noqa: PLC0415
+
+    return run_live_round(settings, key, reason, claim.progress, claim.guard)

@@ -1,0 +1,88 @@
+"""The worker's parent process: waits for rounds and forks a work-horse for each.
+
+It must stay free of torch: CUDA cannot be used in a fork of a process that has touched it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+import structlog
+from rq import Queue, Worker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from ml_backend.queueing import QUEUE, RoundQueue
+from ml_backend.records import ProjectKey
+from ml_backend.settings import Settings
+
+__all__ = ["RoundWorker", "work"]
+
+# With rq's own intervals a round whose machine died begins again after 13 minutes, with these after one.
+MONITORING_S = 5
+MAINTENANCE_S = 5
+WORKER_TTL_S = 30
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+log = structlog.get_logger()
+
+
+class RoundWorker(Worker):
+    """An rq worker whose work-horse dies with it.
+
+    Otherwise the orphan of a killed worker would train on beside the run that takes its place.
+    """
+
+    def main_work_horse(self, job: Job, queue: Queue) -> None:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != self.pid:  # it died before the line above
+                os._exit(1)
+        super().main_work_horse(job, queue)
+
+
+def work(settings: Settings, burst: bool = False) -> None:
+    """Run rounds until stopped: SIGTERM or Ctrl-C lets the running round end, a second one kills it.
+
+    Args:
+        settings: of the parent; the work-horse reads the same environment again.
+        burst: end when the queue is empty.
+
+    Raises:
+        QueueError: Redis does not answer at the start; later the worker waits for it.
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    impatient = RoundQueue.from_settings(settings)
+    impatient.ping()
+    impatient.redis.close()
+    rounds = RoundQueue.from_settings(settings, patient=True)
+    worker = RoundWorker(
+        [QUEUE],
+        connection=rounds.redis,
+        serializer=JSONSerializer,
+        job_monitoring_interval=MONITORING_S,
+        maintenance_interval=MAINTENANCE_S,
+        worker_ttl=WORKER_TTL_S,
+        work_horse_killed_handler=lambda job, _pid, status, _usage: _report_killed(rounds, job, status),
+    )
+    worker.work(burst=burst, logging_level=settings.log_level)
+
+
+def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
+    """Say why a work-horse is gone, since nobody else lives to tell; rq begins its round once more, then gives up."""
+    project, generation, _reason = job.args
+    cause = (
+        f"signal {os.WTERMSIG(status)}"
+        if os.WIFSIGNALED(status)
+        else f"exit status {os.waitstatus_to_exitcode(status)}"
+    )
+    log.error("work-horse gone", project=project, cause=cause, again=job.should_retry)
+    if not job.should_retry:
+        rounds.abandon(
+            ProjectKey.parse(project),
+            generation,
+            f"the process of the round ended twice with {cause}; signal 9 mostly means that memory ran out: "
+            "choose a smaller train_batch or image_side",
+        )

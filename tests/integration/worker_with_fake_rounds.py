@@ -1,0 +1,92 @@
+"""A real worker with real jobs, work-horses and claims; only the round itself is replaced.
+
+Each round takes the next step of the Redis list ``test:plan``: ``quick`` (also when the list is empty), ``burn <s>``,
+``empty`` (a BackendError), ``bug`` (an unexpected error), ``kill`` (the process is killed, as for want of memory).
+It notes its beginning and its end in ``test:log``.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from redis import Redis
+
+from ml_backend.errors import EmptyPool
+from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
+from ml_backend.worker.start import work
+
+
+def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: Any, guard: Any) -> Any:
+    redis = Redis.from_url(settings.redis_url)
+
+    def note(event: str) -> None:
+        line = {"event": event, "project": str(key), "reason": reason, "pid": os.getpid(), "at": time.time()}
+        redis.rpush("test:log", json.dumps(line))
+
+    step, _, seconds = (redis.lpop("test:plan") or b"quick").decode().partition(" ")
+    note("begin")
+    progress("train", 0, 10)
+    if step == "burn":
+        end = time.monotonic() + float(seconds)
+        while time.monotonic() < end:
+            sum(range(1000))
+            progress("train", 5, 10)
+    elif step == "empty":
+        raise EmptyPool("no image is left")
+    elif step == "bug":
+        raise RuntimeError("a bug")
+    elif step == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    guard()
+    result = _publish(RoundStore(settings.data_dir), key, reason)
+    note("end")
+    return result
+
+
+def _publish(store: RoundStore, key: ProjectKey, reason: Any) -> tuple[RoundReport, Published]:
+    project = store.project(key)
+    report = RoundReport(
+        request=RoundRequest(
+            project=key,
+            round_id=project.next_round_id(),
+            reason=reason,
+            classes=("normal", "severe"),
+            strategy="random",
+            batch_size=2,
+            min_labels_per_class=2,
+            validation_share=0.2,
+            seed=0,
+        ),
+        labels_per_class={"normal": 0, "severe": 0},
+        fit=None,
+        ranking=Ranking(strategy="random", image_ids=("1", "2"), scores=(1.0, 0.5), batch_size=2),
+        seconds={"labels": 0.1},
+        started_at=datetime.now(UTC),
+    )
+    published = Published(
+        version=f"al-{report.request.round_id}",
+        round_id=report.request.round_id,
+        image_ids=("1", "2"),
+        seconds={"import": 0.2},
+        published_at=datetime.now(UTC),
+    )
+    project.save(report, None, None)
+    project.set_published(published)
+    return report, published
+
+
+if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).parent))
+    rounds: Any = ModuleType("ml_backend.assembly")
+    rounds.run_live_round = run_live_round
+    sys.modules["ml_backend.assembly"] = rounds
+    work(Settings.load())
+    assert "torch" not in sys.modules

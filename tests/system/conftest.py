@@ -1,0 +1,145 @@
+"""Real services for the system tests: one Label Studio, one Valkey, one backend and one worker for a session.
+
+``AL_TEST_LABEL_STUDIO_URL`` and ``AL_TEST_LABEL_STUDIO_TOKEN`` (a legacy token) name a Label Studio that runs
+already, which saves its first start while developing.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from ml_backend.demo.films import Film
+from ml_backend.demo.process import Service
+from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.demo.readers import Reader
+from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
+from ml_backend.demo.valkey import Valkey
+from ml_backend.demo.watch import RoundFollower
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.connect import connect_project
+from ml_backend.label_studio.formats import LabelConfig
+from ml_backend.queueing import RoundQueue, connect_redis
+from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
+
+
+@dataclass(frozen=True)
+class RunningLabelStudio:
+    """A Label Studio to test against."""
+
+    url: str
+    api_key: str
+    admin: Login
+
+
+@dataclass(frozen=True)
+class LiveProject:
+    """A project of the running Label Studio with images in it, connected to the running backend."""
+
+    id: int
+    config: LabelConfig
+    client: LabelStudioClient
+    follower: RoundFollower
+    services: tuple[Service, ...]
+    stack: ExitStack
+
+    def reader(self, name: str) -> Reader:
+        """A new user of Label Studio, with a session until the end of the module."""
+        invite = self.client.transport.ask("GET", "/api/invite", dict)["invite_url"]
+        return self.stack.enter_context(Reader(name, self.client.url)).sign_up(str(invite))
+
+
+def _missing(what: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI needs {what}", pytrace=False)
+    pytest.skip(f"SYSTEM TESTS SKIPPED: {what} is missing")
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str], NoReturn]:
+    """Skips loudly on a developer's machine and fails in CI, where a skipped system test would be a hole."""
+    return _missing
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLabelStudio]:
+    if url := os.environ.get("AL_TEST_LABEL_STUDIO_URL"):
+        token = os.environ["AL_TEST_LABEL_STUDIO_TOKEN"]
+        email = os.environ.get("AL_TEST_LABEL_STUDIO_EMAIL", "admin@example.com")
+        password = os.environ.get("AL_TEST_LABEL_STUDIO_PASSWORD", "adminpass1")
+        yield RunningLabelStudio(url, token, Login(email, password, token))
+        return
+    if not LabelStudio.default_binary().exists():
+        _missing(f"{LabelStudio.default_binary()} (run `make setup`)")
+    with LabelStudio(tmp_path_factory.mktemp("label-studio")).start() as service:
+        service.wait()
+        yield RunningLabelStudio(service.url, service.api_key, service.admin)
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with Valkey(tmp_path_factory.mktemp("valkey")).start() as service:
+        yield service.wait()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder that backend and worker share."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def backend_environ(label_studio: RunningLabelStudio, valkey: Valkey, data_dir: Path) -> dict[str, str]:
+    own = {
+        "AL_REDIS_URL": valkey.url,
+        "AL_DATA_DIR": str(data_dir),
+        "AL_LABEL_STUDIO_URL": label_studio.url,
+        "AL_LABEL_STUDIO_API_KEY": label_studio.api_key,
+        # Two cores for everything: more threads than that only get into each other's way.
+        "OMP_NUM_THREADS": "1",
+    }
+    return {name: value for name, value in os.environ.items() if not name.startswith("AL_")} | own
+
+
+@pytest.fixture(scope="session")
+def backend(backend_environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    with Backend(backend_environ, tmp_path_factory.mktemp("backend") / "backend.log").start() as service:
+        yield service.wait()
+
+
+@pytest.fixture(scope="session")
+def worker(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with Worker(backend.environ, tmp_path_factory.mktemp("worker") / "worker.log").start() as service:
+        yield service.wait()
+
+
+@pytest.fixture(scope="module")
+def live_project(
+    label_studio: RunningLabelStudio, valkey: Valkey, backend: Backend, worker: Worker
+) -> Iterator[Callable[[Sequence[Film], dict[str, object]], LiveProject]]:
+    """Makes projects with the severity question from films and options; deletes them at the end of the module."""
+    store = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
+    settings = Settings.load(
+        label_studio_url=label_studio.url,
+        label_studio_api_key=label_studio.api_key,
+        basic_auth_user=backend.user,
+        basic_auth_pass=backend.password,
+    )
+    with ExitStack() as stack:
+        client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
+        queue = RoundQueue(stack.enter_context(connect_redis(valkey.url)))
+
+        def make(films: Sequence[Film], options: dict[str, object]) -> LiveProject:
+            project_id, config = create_project(client, "System test", shipped_config("severity"))
+            stack.callback(client.transport.send, "DELETE", f"/api/projects/{project_id}/")
+            assert list(upload(client, label_studio.api_key, project_id, config.image_key, films))[-1] == len(films)
+            connect_project(settings, project_id, backend.url, options, client)
+            follower = RoundFollower(client, store, queue, store.connection(project_id).project)
+            return LiveProject(project_id, config, client, follower, (valkey, backend, worker), stack)
+
+        yield make

@@ -1,0 +1,106 @@
+"""A reader in a real browser: the keys that the label config promises, and the order that the ranking promises."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support import expected_conditions as expected
+from selenium.webdriver.support.wait import WebDriverWait
+
+from ml_backend.demo.films import draw_films
+
+pytestmark = [pytest.mark.system, pytest.mark.browser]
+
+TIMEOUT_S = 60
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1400,1000",
+)
+KEYS = {"1": "normal", "2": "moderate", "3": "severe", "0": "unreadable"}
+
+
+@pytest.fixture
+def browser(tmp_path: Path, missing) -> Iterator[webdriver.Chrome]:
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        missing("chromium and chromedriver (Debian: chromium, chromium-driver)")
+        return
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield running
+    finally:
+        running.quit()
+
+
+class Page:
+    """The steps of a reader, as hands would make them."""
+
+    def __init__(self, browser: webdriver.Chrome, url: str) -> None:
+        self._browser = browser
+        self._url = url
+        self._wait = WebDriverWait(browser, TIMEOUT_S)
+
+    def log_in(self, email: str, password: str) -> None:
+        self._browser.get(f"{self._url}/user/login/")
+        self._browser.find_element(By.NAME, "email").send_keys(email)
+        self._browser.find_element(By.NAME, "password").send_keys(password, Keys.ENTER)
+        self._wait.until(lambda b: "/user/login" not in b.current_url)
+
+    def label_all_tasks(self, project_id: int) -> None:
+        self._browser.get(f"{self._url}/projects/{project_id}/data")
+        button = (By.XPATH, "//button[normalize-space(.)='Label All Tasks']")
+        self._wait.until(expected.element_to_be_clickable(button)).click()
+
+    def task_id(self) -> str:
+        """The task on the screen, as its bottom bar names it."""
+        number = "document.querySelector('.lsf-choice__item') && document.querySelector('.lsf-current-task__task-id')"
+        return str(self._wait.until(lambda b: b.execute_script(f"return ({number})?.firstChild.textContent")))
+
+    def answer(self, key: str) -> None:
+        """Press the hotkey, then Ctrl+Enter, and wait for the next image."""
+        before = self.task_id()
+        body = self._browser.find_element(By.TAG_NAME, "body")
+        body.send_keys(key)
+        self._wait.until(expected.presence_of_element_located((By.CSS_SELECTOR, ".lsf-choice__item input:checked")))
+        body.send_keys(Keys.CONTROL, Keys.ENTER)
+        self._wait.until(lambda _: self.task_id() != before)
+
+
+class TestBrowser:
+    def test_hotkeys_label_the_images_in_the_order_of_the_ranking(self, browser, live_project):
+        project = live_project(draw_films(12, seed=3, side=64), {"image_side": 64, "weights": "none"})
+        while not project.follower.rounds:
+            project.follower.poll()
+            time.sleep(0.2)
+        reader = project.reader("browser")
+
+        page = Page(browser, reader.url)
+        page.log_in(reader.email, reader.password)
+        page.label_all_tasks(project.id)
+        seen = []
+        for key in KEYS:
+            seen.append(page.task_id())
+            page.answer(key)
+
+        (_, published), *_ = project.follower.rounds
+        assert tuple(seen) == published.image_ids[: len(KEYS)]
+        tasks = project.client.annotated_tasks(project.id)
+        stored = {str(task["id"]): task["annotations"][0]["result"][0]["value"]["choices"] for task in tasks}
+        assert stored == dict(zip(seen, [[label] for label in KEYS.values()], strict=True))

@@ -1,0 +1,230 @@
+"""`connect` against a real Label Studio and a tiny backend that writes down what it is asked."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from ml_backend.errors import LabelStudioError, SettingsError
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.connect import NOTHING_TO_CHANGE, connect_project
+from ml_backend.settings import Settings
+
+pytestmark = pytest.mark.system
+XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
+
+
+class Running(Protocol):
+    """What the fixture ``label_studio`` offers."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def api_key(self) -> str: ...
+
+
+class RecordingBackend(ThreadingHTTPServer):
+    """Answers as Label Studio wants it from a backend; ``setup_status`` may be set to an error."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Recorder)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.setup_status = 200
+        self.asked: list[tuple[str, str | None, dict[str, Any]]] = []  # path, Authorization, body
+
+    def actions(self) -> list[tuple[str, str | None]]:
+        """The webhooks' events, each with the credentials that came with it."""
+        return [(body["action"], key) for path, key, body in self.asked if path == "/webhook"]
+
+
+class _Recorder(BaseHTTPRequestHandler):
+    server: RecordingBackend
+
+    def do_GET(self) -> None:
+        length = int(self.headers.get("content-length") or 0)
+        body = json.loads(self.rfile.read(length) or "{}")
+        self.server.asked.append((self.path, self.headers.get("authorization"), body))
+        answer = json.dumps({"model_version": "active-learning"}).encode()
+        if self.path == "/setup" and self.server.setup_status != 200:
+            # Of a refusal, Label Studio shows its user the reason phrase and nothing of the body.
+            self.send_response(self.server.setup_status, "batch: no such option; known are batch_size, reserve")
+        else:
+            self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_POST = do_GET  # noqa: N815 - http.server's name
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def recorder() -> Iterator[RecordingBackend]:
+    with RecordingBackend() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A project that is not connected yet."""
+
+    client: LabelStudioClient
+    project_id: int
+    recorder: RecordingBackend
+
+    def connect(self, options: dict[str, object] | None = None, **settings: Any) -> list[str]:
+        own = {
+            "label_studio_url": self.client.url,
+            "basic_auth_user": "al",
+            "basic_auth_pass": "first",
+        } | settings
+        return connect_project(
+            Settings.load(**own), self.project_id, f"{self.recorder.url}/", options, client=self.client
+        )
+
+    def project(self) -> dict[str, Any]:
+        return self.client.project(self.project_id)
+
+
+@pytest.fixture
+def case(label_studio: Running, recorder: RecordingBackend) -> Iterator[Case]:
+    with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
+        body = {"title": "test connect", "label_config": XML}
+        project = client.transport.ask("POST", "/api/projects/", dict, body=body)
+        yield Case(client, int(project["id"]), recorder)
+        client.transport.send("DELETE", f"/api/projects/{project['id']}/")
+
+
+def basic(password: str) -> str:
+    return f"Basic {base64.b64encode(f'al:{password}'.encode()).decode()}"
+
+
+def test_connects_once_and_then_changes_nothing(case: Case) -> None:
+    said = case.connect({"strategy": "bald"})
+
+    assert any("added the backend" in line and "bald" in line for line in said)
+    assert any("webhook" in line and "headers" in line for line in said)
+    assert any("'Sequential sampling' -> 'Uncertainty sampling'" in line for line in said)
+    assert case.connect({"strategy": "bald"}) == [NOTHING_TO_CHANGE]
+    assert case.connect() == [NOTHING_TO_CHANGE]
+    project = case.project()
+    assert project["sampling"] == "Uncertainty sampling"
+    assert project["maximum_annotations"] == 1
+    assert project["start_training_on_annotation_update"] is True
+    assert project["show_collab_predictions"] is True
+    assert project["model_version"] == ""  # and not the backend's title, which serves in random order
+    assert len(case.client.webhooks(case.project_id)) == 1
+
+
+def test_everything_comes_with_the_options_and_the_credentials(case: Case) -> None:
+    case.connect({"strategy": "bald"})
+    case.recorder.asked.clear()
+    (backend,) = case.client.backends(case.project_id)
+    case.client.train(int(backend["id"]))
+    case.client.patch_project(case.project_id, {"description": "x"})
+
+    assert case.recorder.actions() == [("START_TRAINING", basic("first")), ("PROJECT_UPDATED", basic("first"))]
+    setups = [(key, body["extra_params"]) for path, key, body in case.recorder.asked if path == "/setup"]
+    assert setups[0] == (basic("first"), {"strategy": "bald"})
+
+
+def test_new_options_and_a_new_password_reach_the_old_connection(case: Case) -> None:
+    case.connect({"strategy": "bald"})
+    said = case.connect({"annotations_per_task": 2}, basic_auth_pass="second")
+    case.client.patch_project(case.project_id, {"description": "x"})
+
+    assert len(case.client.backends(case.project_id)) == 1
+    assert "maximum_annotations: 1 -> 2" in " ".join(said)
+    assert case.recorder.asked[-1][1] == basic("second") == case.recorder.actions()[-1][1]
+    assert [body["extra_params"] for path, _, body in case.recorder.asked if path == "/setup"][-1] == {
+        "annotations_per_task": 2
+    }
+    assert case.connect(basic_auth_pass="second") == [NOTHING_TO_CHANGE]
+
+
+def test_without_credentials_nothing_is_taken_away(case: Case) -> None:
+    case.connect()
+
+    assert case.connect(basic_auth_user=None, basic_auth_pass=None) == [NOTHING_TO_CHANGE]
+    assert case.client.webhooks(case.project_id)[0]["headers"] == {"Authorization": basic("first")}
+
+
+def test_mends_what_others_changed(case: Case) -> None:
+    """The webhook gone, another header on the new one kept, the sampling lost, the title as model version."""
+    case.connect()
+    (webhook,) = case.client.webhooks(case.project_id)
+    case.client.transport.send("DELETE", f"/api/webhooks/{webhook['id']}/")
+    case.client.patch_project(case.project_id, {"sampling": "Uniform sampling", "model_version": "Active learning"})
+
+    said = " ".join(case.connect())
+
+    assert "added the webhook" in said
+    assert "'Uniform sampling' -> 'Uncertainty sampling'" in said
+    assert case.project()["model_version"] == ""
+    (webhook,) = case.client.webhooks(case.project_id)
+    case.client.patch_webhook(webhook["id"], webhook | {"headers": {"X-Team": "a"}, "is_active": False})
+    assert "headers, is_active" in " ".join(case.connect())
+    (webhook,) = case.client.webhooks(case.project_id)
+    assert webhook["headers"] == {"X-Team": "a", "Authorization": basic("first")}
+
+
+def test_a_published_ranking_survives(case: Case) -> None:
+    """Connecting again while readers are served by a ranking leaves them their order."""
+    case.connect()
+    films = [{"data": {"image": "http://films.example/1.png"}}]
+    case.client.transport.send("POST", f"/api/projects/{case.project_id}/import", body=films)
+    (task,) = case.client.unlabelled_tasks(case.project_id)
+    case.client.import_predictions(
+        case.project_id, [{"task": task["id"], "result": [], "score": 0.0, "model_version": "al-1"}]
+    )
+    case.client.patch_project(case.project_id, {"model_version": "al-1"})
+
+    case.connect({"strategy": "margin"})
+
+    assert case.project()["model_version"] == "al-1"
+
+
+def test_a_wrong_option_changes_nothing(case: Case) -> None:
+    before = case.project()
+
+    with pytest.raises(SettingsError, match=r"strategie \(from extra_params\): no such option"):
+        case.connect({"strategie": "bald"})
+    assert case.client.backends(case.project_id) == []
+    assert case.project() == before
+
+
+def test_a_backend_that_refuses_is_not_left_behind(case: Case) -> None:
+    case.recorder.setup_status = 400
+    before = case.project()
+
+    with pytest.raises(LabelStudioError, match="batch: no such option; known are batch_size, reserve"):
+        case.connect({"strategy": "bald"})
+    assert case.client.backends(case.project_id) == []
+    assert case.project()["show_collab_predictions"] == before["show_collab_predictions"]
+
+
+def test_a_backend_that_fails_later_is_told(case: Case) -> None:
+    case.connect()
+    case.recorder.setup_status = 401
+
+    with pytest.raises(LabelStudioError, match="batch: no such option; known are batch_size, reserve"):
+        case.connect()
+
+
+def test_a_project_that_is_none(case: Case) -> None:
+    with pytest.raises(LabelStudioError, match="404"):
+        connect_project(Settings.load(), 10**6, case.recorder.url, client=case.client)

@@ -1,0 +1,106 @@
+"""The served order is the published ranking, with two readers, real services and real rounds."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ml_backend.demo.fidelity import compare
+from ml_backend.demo.films import DRAWN_CLASSES, draw_films
+from ml_backend.demo.labelling import label_until
+from ml_backend.demo.readers import Answers, ReadingRoom
+from ml_backend.demo.view import PlainView
+from ml_backend.demo.watch import RoundFollower
+
+pytestmark = pytest.mark.system
+
+RETRAIN_AFTER = 12
+OPTIONS: dict[str, object] = {
+    "backbone": "resnet18",
+    "weights": "none",
+    "finetune": "head",
+    "image_side": 64,
+    "passes": 5,
+    "epochs": 5,
+    "batch_size": RETRAIN_AFTER,
+    "reserve": 40,
+    "retrain_after": RETRAIN_AFTER,
+    "min_labels_per_class": 2,
+    "strategy": "entropy",
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What two readers and some rounds left behind."""
+
+    room: ReadingRoom
+    follower: RoundFollower
+    tasks: list[dict[str, Any]]  # as Label Studio exports them
+
+
+@pytest.fixture(scope="module")
+def labelled(live_project) -> Labelled:
+    films = draw_films(100, seed=5, side=64)
+    project = live_project(films, OPTIONS)
+    answers = Answers({film.name: film.label for film in films}, DRAWN_CLASSES, mistakes=0.05, seed=5)
+    readers = [project.reader("ann"), project.reader("ben")]
+    room = ReadingRoom(readers, project.id, project.config, answers, project.follower.version)
+    label_until(
+        2,
+        retrain_after=RETRAIN_AFTER,
+        room=room,
+        follower=project.follower,
+        services=list(project.services),
+        view=PlainView(Console(file=io.StringIO())),
+    )
+    return Labelled(room, project.follower, project.client.annotated_tasks(project.id))
+
+
+class TestServedOrder:
+    def test_every_image_was_the_first_of_the_ranking_in_force(self, labelled):
+        results = compare(labelled.room.served, labelled.follower.rankings)
+
+        assert [str(d) for result in results.values() for d in result.deviations] == []
+        assert sum(result.in_order for result in results.values()) >= 40
+
+    def test_it_went_over_at_least_two_rankings_of_a_network(self, labelled):
+        results = compare(labelled.room.served, labelled.follower.rankings)
+        trained = [published.version for report, published in labelled.follower.rounds if report.fit is not None]
+
+        assert len(trained) >= 2
+        assert all(results[version].in_order >= 5 for version in trained)
+
+    def test_only_the_image_on_a_readers_screen_outlives_its_ranking(self, labelled):
+        """Each of the two readers loads the page again at every re-ranking, and keeps the image."""
+        held = [result.held for result in compare(labelled.room.served, labelled.follower.rankings).values()]
+
+        assert held[0] == 0
+        assert set(held[1:]) == {2}
+
+    def test_what_was_published_is_what_the_strategy_ranked(self, labelled):
+        for report, published in labelled.follower.rounds:
+            ranked = [image for image in report.ranking.image_ids if image in set(published.image_ids)]
+
+            assert tuple(ranked) == published.image_ids
+
+    def test_the_rankings_differ(self, labelled):
+        """Else the second ranking could be served without anybody noticing that it never came."""
+        *_, (_, before), (_, last) = labelled.follower.rounds
+        left = set(last.image_ids) & set(before.image_ids)
+
+        assert [i for i in before.image_ids if i in left] != [i for i in last.image_ids if i in left]
+
+    def test_both_readers_labelled_in_turn_and_nothing_was_labelled_twice(self, labelled):
+        submitted = labelled.room.submissions
+
+        assert {s.reader for s in submitted[::2]} == {"ann"}
+        assert {s.reader for s in submitted[1::2]} == {"ben"}
+        assert len({s.image_id for s in submitted}) == len(submitted)
+
+    def test_label_studio_holds_the_labels_that_were_given(self, labelled):
+        stored = {str(t["id"]): t["annotations"][0]["result"][0]["value"]["choices"] for t in labelled.tasks}
+
+        assert stored == {s.image_id: [s.value] for s in labelled.room.submissions}

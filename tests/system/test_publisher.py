@@ -1,0 +1,214 @@
+"""The published ranking is what a real Label Studio serves, also after a crash between any two steps."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from ml_backend.errors import LabelStudioError, StaleRound
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.formats import parse_label_config
+from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
+from ml_backend.records import ProjectKey, Ranking, RoundReport, RoundRequest
+from ml_backend.settings import ProjectOptions
+from ml_backend.storage import RoundStore
+
+pytestmark = pytest.mark.system
+XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
+TASKS = 8
+
+
+class Running(Protocol):
+    """What the fixture ``label_studio`` offers."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def api_key(self) -> str: ...
+
+
+class LiveProject:
+    """A project of eight tasks on a real Label Studio, ready for a ranking."""
+
+    def __init__(self, client: LabelStudioClient, store: RoundStore) -> None:
+        self.client = client
+        body = {"title": "test publisher", "label_config": XML, "sampling": SAMPLING}
+        self.id = int(client.transport.ask("POST", "/api/projects/", dict, body=body)["id"])
+        films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(TASKS)]
+        client.transport.send("POST", f"/api/projects/{self.id}/import", body=films)
+        self.tasks = [str(task["id"]) for task in client.unlabelled_tasks(self.id)]
+        self.store = store.project(ProjectKey(id=self.id, created=0))
+
+    def publisher(self, **options: Any) -> LabelStudioPublisher:
+        return LabelStudioPublisher(
+            self.client, self.id, parse_label_config(XML), ProjectOptions(**options), self.store
+        )
+
+    def report(self, image_ids: Sequence[str], round_id: str = "r000001", suggestion: str = "severe") -> RoundReport:
+        return RoundReport(
+            request=RoundRequest(
+                project=ProjectKey(id=self.id, created=0),
+                round_id=round_id,
+                reason="labels",
+                classes=("normal", "moderate", "severe"),
+                strategy="entropy",
+                batch_size=2,
+                min_labels_per_class=2,
+                validation_share=0.2,
+                seed=0,
+            ),
+            labels_per_class={},
+            fit=None,
+            ranking=Ranking(
+                strategy="entropy",
+                image_ids=tuple(image_ids),
+                scores=(0.0,) * len(image_ids),
+                batch_size=2,
+                suggestions=dict.fromkeys(image_ids, suggestion),
+            ),
+            seconds={},
+            started_at=datetime.now(UTC),
+        )
+
+    def order(self) -> list[str]:
+        """The ranked tasks in Label Studio's own view, by the score under the project's model version."""
+        if not self.client.project(self.id)["model_version"]:
+            return []
+        view = {"ordering": ["tasks:predictions_score"]}
+        query = {"project": str(self.id), "query": json.dumps(view), "fields": "all", "page_size": "100"}
+        tasks = self.client.transport.ask("GET", "/api/tasks", dict, query=query)["tasks"]
+        return [str(task["id"]) for task in tasks if task["predictions_score"] is not None]
+
+    def label_next(self) -> str:
+        """What a reader does; the id of the task served."""
+        task = self.client.transport.ask("GET", f"/api/projects/{self.id}/next", dict)
+        value = {"choices": ["normal"]}
+        result = [{"from_name": "severity", "to_name": "image", "type": "choices", "value": value}]
+        self.client.transport.send("POST", f"/api/tasks/{task['id']}/annotations/", body={"result": result})
+        return str(task["id"])
+
+
+@pytest.fixture
+def project(label_studio: Running, tmp_path: Path) -> Iterator[LiveProject]:
+    with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
+        live = LiveProject(client, RoundStore(tmp_path))
+        yield live
+        client.transport.send("DELETE", f"/api/projects/{live.id}/")
+
+
+def nothing() -> None:
+    """A guard that lets everything through."""
+
+
+def test_the_served_order_is_the_ranking(project: LiveProject) -> None:
+    """Reversed, then re-ranked after three labels: every image in its place."""
+    ranking = project.tasks[::-1]
+    first = project.publisher().publish(project.report(ranking), nothing)
+    served = [project.label_next() for _ in range(3)]
+    second_ranking = project.tasks[1:5] + project.tasks[:1]
+    second = project.publisher().publish(project.report(second_ranking, "r000002"), nothing)
+
+    assert served == ranking[:3]
+    assert first.image_ids == tuple(ranking)
+    assert [project.label_next() for _ in range(5)] == second_ranking == list(second.image_ids)
+    assert project.client.model_versions(project.id) == {second.version: 5}
+    assert project.store.published() == second
+
+
+@pytest.mark.parametrize(
+    "step", ["model_versions", "still_unlabelled", "import_predictions", "patch_project", "delete_model_version"]
+)
+def test_a_crash_before_any_step_leaves_one_whole_order(
+    project: LiveProject, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_order, new_order = project.tasks, project.tasks[::-1]
+    old = project.publisher().publish(project.report(old_order), nothing)
+    report = project.report(new_order, "r000002")
+
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(project.client, step, crash)
+        with pytest.raises(KeyboardInterrupt):
+            project.publisher().publish(report, nothing)
+    switched = step == "delete_model_version"
+    published = project.store.published()
+    assert published is not None
+    assert project.order() == (new_order if switched else old_order)
+    assert (published.version == old.version) != switched
+    assert published.version == project.client.project(project.id)["model_version"]
+
+    again = project.publisher().publish(report, nothing)
+    assert project.order() == new_order
+    assert project.client.model_versions(project.id) == {again.version: TASKS}
+    assert project.label_next() == new_order[0]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_stale_run_leaves_one_whole_order(project: LiveProject, calls: int) -> None:
+    count = 0
+
+    def guard() -> None:
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise StaleRound
+
+    project.publisher().publish(project.report(project.tasks), nothing)
+    with pytest.raises(StaleRound):
+        project.publisher().publish(project.report(project.tasks[::-1]), guard)
+
+    assert project.order() == (project.tasks[::-1] if calls == 3 else project.tasks)
+
+
+def test_nobody_elses_predictions_are_deleted(project: LiveProject) -> None:
+    theirs: list[dict[str, object]] = [
+        {"task": int(project.tasks[0]), "result": [], "score": 0.5, "model_version": "theirs"}
+    ]
+    project.client.import_predictions(project.id, theirs)
+    project.publisher().publish(project.report(project.tasks), nothing)
+    project.publisher().publish(project.report(project.tasks), nothing)
+
+    assert sorted(project.client.model_versions(project.id).values()) == [1, TASKS]
+    assert "theirs" in project.client.model_versions(project.id)
+
+
+def test_a_task_deleted_under_the_import(project: LiveProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """We looked, it was there; at the import it is gone, and Label Studio refuses the whole import."""
+    gone, look = project.tasks[3], project.client.still_unlabelled
+
+    def look_then_lose(project_id: int, ids: Any) -> set[int]:
+        found = look(project_id, ids)
+        if int(gone) in found:
+            project.client.transport.send("DELETE", f"/api/tasks/{gone}/")
+        return found
+
+    monkeypatch.setattr(project.client, "still_unlabelled", look_then_lose)
+    published = project.publisher().publish(project.report(project.tasks), nothing)
+
+    assert published.image_ids == tuple(task for task in project.tasks if task != gone)
+    assert project.order() == list(published.image_ids)
+
+
+def test_what_label_studio_drops_in_silence_is_no_ranking(project: LiveProject) -> None:
+    project.publisher().publish(project.report(project.tasks), nothing)
+    versions = project.client.model_versions(project.id)
+    report = project.report(project.tasks[::-1], suggestion="zebra")
+
+    with pytest.raises(LabelStudioError, match=r"took 0 of 8 predictions of version al-r000001-entropy-"):
+        project.publisher(prelabel=True).publish(report, nothing)
+    assert project.client.model_versions(project.id) == versions
+    assert project.order() == project.tasks
+
+
+def test_prelabelled(project: LiveProject) -> None:
+    project.publisher(prelabel=True, reserve=1).publish(project.report(project.tasks), nothing)
+    task = project.client.transport.ask("GET", f"/api/tasks/{project.tasks[2]}/", dict)
+
+    assert task["predictions"][0]["result"][0]["value"] == {"choices": ["severe"]}
+    assert project.order() == project.tasks[:3]

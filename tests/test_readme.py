@@ -1,0 +1,134 @@
+"""README says what the program does: every command, setting, option and strategy, in the program's own words."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from pydantic import BaseModel
+from typer.main import get_command
+
+from ml_backend.acquisition.catalog import STRATEGIES
+from ml_backend.cli import app
+from ml_backend.label_studio.formats import parse_label_config, training_classes
+from ml_backend.settings import OPTION_PREFIX, ProjectOptions, Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def in_code(value: object) -> str:
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def allowed(schema: dict[str, Any]) -> str:
+    """What a value may be, from the field's JSON schema."""
+    if "anyOf" in schema:
+        return " or ".join(filter(None, (allowed(member) for member in schema["anyOf"])))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(in_code(value) for value in schema.get("enum", [schema.get("const")]))
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    lower = f"from {low:g}" if low is not None else f"above {above:g}" if above is not None else ""
+    upper = f"to {high:g}" if high is not None else f"below {below:g}" if below is not None else ""
+    kinds = {"integer": "number", "number": "number", "boolean": "`true`, `false`"}
+    return f"{lower} {upper}".strip() or kinds.get(schema.get("type", ""), "")
+
+
+def rows(model: type[BaseModel], name: str) -> Iterator[str]:
+    """The rows of README's table about a model; ``name`` says how a field is spelt there."""
+    properties = model.model_json_schema()["properties"]
+    for field, info in model.model_fields.items():
+        default = "" if info.default is None else in_code(info.default)
+        spelt = in_code(name.format(field=field, FIELD=field.upper()))
+        yield f"| {spelt} | {default} | {allowed(properties[field])} | {info.description} |"
+
+
+def settings_rows() -> list[str]:
+    return list(rows(Settings, "AL_{FIELD}"))
+
+
+def option_rows() -> list[str]:
+    return list(rows(ProjectOptions, "{field}"))
+
+
+def strategy_rows() -> list[str]:
+    return [f"| `{s.name}` | {s.summary} | {s.range} ({s.unit}) | {s.source} |" for s in STRATEGIES.values()]
+
+
+def has_line(line: str) -> bool:
+    """Not ``in``: the failure would print the whole file."""
+    return line in README.splitlines()
+
+
+class TestReadme:
+    def test_leads_with_the_two_commands_and_the_picture(self):
+        head = README.split("\n## ")[0]
+
+        assert "make demo\n" in head
+        assert "make test\n" in head
+        assert "](docs/loop.svg)" in head
+
+    @pytest.mark.parametrize("name", sorted(get_command(app).commands))  # type: ignore[attr-defined]
+    def test_names_every_command(self, name):
+        assert f"`ml-backend {name}" in README
+
+    @pytest.mark.parametrize("row", settings_rows())
+    def test_names_every_setting(self, row):
+        assert has_line(row), f"README lacks the row {row}"
+
+    @pytest.mark.parametrize("row", option_rows())
+    def test_names_every_option(self, row):
+        assert has_line(row), f"README lacks the row {row}"
+
+    @pytest.mark.parametrize("row", strategy_rows())
+    def test_names_every_strategy(self, row):
+        assert has_line(row), f"README lacks the row {row}"
+
+    def test_names_nothing_that_is_gone(self):
+        """A variable, command or table row about something that the program no longer has."""
+        variables = {f"AL_{name.upper()}" for name in (*Settings.model_fields, *ProjectOptions.model_fields)}
+        others = {"AL_IMAGE_TARGET", "AL_LABEL_STUDIO_BIN"}  # of compose.yaml and of the demo
+
+        assert set(re.findall(r"\bAL_[A-Z_]+\b", README)) - {"AL_"} <= variables | others
+        assert set(re.findall(r"`ml-backend (\w+)", README)) == set(get_command(app).commands)  # type: ignore[attr-defined]
+        tables = {line for line in README.splitlines() if re.match(r"\| `(AL_\w+|[a-z_]+)` \|", line)}
+        assert tables == {*settings_rows(), *option_rows(), *strategy_rows()}
+
+    def test_its_label_config_is_one_that_we_can_read(self):
+        """The example that people copy, with the option that it sets."""
+        [xml] = re.findall(r"```xml\n(.*?)```", README, re.DOTALL)
+
+        config = parse_label_config(xml)
+        options = ProjectOptions.resolve(attributes=config.attributes, environ={})
+        assert len(training_classes(config, options)) == 3
+        assert any(name.startswith(OPTION_PREFIX) for name in config.attributes)
+
+    def test_its_links_lead_somewhere(self):
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", README):
+            assert (ROOT / target).exists(), target
+        headings = {
+            re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+            for line in README.splitlines()
+            if line.startswith("#")
+        }
+        assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+
+
+class TestPicture:
+    def test_is_well_formed_and_described(self):
+        root = ET.parse(ROOT / "docs" / "loop.svg").getroot()
+        namespace = "{http://www.w3.org/2000/svg}"
+
+        assert root.tag == f"{namespace}svg"
+        assert root.findtext(f"{namespace}title")
+        assert root.findtext(f"{namespace}desc")
+
+    def test_suits_light_and_dark_pages(self):
+        """Every class that has a colour of text, box or arrow has another one in the dark."""
+        style = (ROOT / "docs" / "loop.svg").read_text().split("<style>")[1].split("</style>")[0]
+        light, dark = style.split("@media (prefers-color-scheme: dark)")
+
+        assert set(re.findall(r"\.(\w+)\s*{", light)) - {"spot"} == set(re.findall(r"\.(\w+)\s*{", dark))

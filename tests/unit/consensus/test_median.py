@@ -1,0 +1,223 @@
+"""Readers' answers into labels."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_backend.consensus import RULES, Consensus, median, rule
+from ml_backend.records import Annotation, ImageRef, Label
+from ml_backend.settings import ProjectOptions
+
+CLASSES = ("normal", "moderate", "severe")
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def annotation(
+    value: str | None,
+    rater: str,
+    image_id: str = "1",
+    *,
+    minute: int = 0,
+    ground_truth: bool = False,
+    patient: str = "p",
+) -> Annotation:
+    image = ImageRef(id=image_id, uri=f"{image_id}.png", patient_id=patient)
+    at = NOON + timedelta(minutes=minute)
+    return Annotation(image=image, rater=rater, value=value, ground_truth=ground_truth, updated_at=at)
+
+
+def of_one_image(*values: str | None) -> Consensus:
+    return median([annotation(value, f"reader {i}") for i, value in enumerate(values)], CLASSES)
+
+
+def the_label(consensus: Consensus) -> Label:
+    [label] = consensus.labels
+    assert consensus.exclusions == ()
+    return label
+
+
+class TestMedian:
+    @pytest.mark.parametrize(
+        ("values", "expected", "disputed"),
+        [
+            (["moderate"], "moderate", False),
+            (["severe", "normal", "moderate"], "moderate", False),
+            (["normal", "severe", "normal"], "normal", False),
+            (["moderate", "moderate"], "moderate", False),
+            (["normal", "moderate"], "moderate", True),
+            (["severe", "moderate"], "severe", True),
+            (["severe", "normal"], "severe", True),
+            (["normal", "normal", "normal", "severe"], "normal", False),
+            (["normal", "severe", "moderate", "normal"], "moderate", True),
+            (["severe", "normal", "moderate", "moderate", "normal", "severe"], "moderate", False),
+        ],
+    )
+    def test_hand_worked(self, values: list[str], expected: str, disputed: bool) -> None:
+        label = the_label(of_one_image(*values))
+
+        assert (label.value, label.disputed, label.raters) == (expected, disputed, len(values))
+
+    def test_severity_is_the_order_of_the_classes(self) -> None:
+        """By the alphabet ``mild`` would come before ``none``."""
+        annotations = [annotation("mild", "a"), annotation("none", "b")]
+
+        assert the_label(median(annotations, ("none", "mild"))).value == "mild"
+        assert the_label(median(annotations, ("mild", "none"))).value == "none"
+
+    def test_no_annotation(self) -> None:
+        assert median([], CLASSES) == Consensus(())
+
+
+class TestWhoCounts:
+    def test_a_reader_s_latest_answer(self) -> None:
+        """One reader went from severe to normal; beside the other's normal nothing is left to dispute."""
+        annotations = [
+            annotation("normal", "a", minute=5),
+            annotation("severe", "a", minute=1),
+            annotation("normal", "b"),
+        ]
+
+        label = the_label(median(annotations, CLASSES))
+
+        assert (label.value, label.raters, label.disputed) == ("normal", 2, False)
+
+    def test_a_reader_may_take_an_answer_back(self) -> None:
+        annotations = [annotation("severe", "a"), annotation(None, "a", minute=1), annotation("normal", "b")]
+
+        label = the_label(median(annotations, CLASSES))
+
+        assert (label.value, label.raters) == ("normal", 1)
+
+    def test_ground_truth_overrides_all(self) -> None:
+        """Three readers, later and of one mind, do not outvote it."""
+        annotations = [
+            *(annotation("severe", f"reader {i}", minute=9) for i in range(3)),
+            annotation("normal", "expert", ground_truth=True),
+        ]
+
+        label = the_label(median(annotations, CLASSES))
+
+        assert (label.value, label.raters, label.disputed) == ("normal", 1, False)
+
+    def test_the_latest_of_several_ground_truths(self) -> None:
+        annotations = [
+            annotation("moderate", "b", minute=2, ground_truth=True),
+            annotation("severe", "a", minute=3, ground_truth=True),
+            annotation("normal", "c", minute=1, ground_truth=True),
+            annotation("normal", "a", minute=4),
+        ]
+
+        assert the_label(median(annotations, CLASSES)).value == "severe"
+
+    def test_skips_are_no_votes(self) -> None:
+        """Two skips beside one answer: neither a class of their own nor a majority."""
+        label = the_label(of_one_image(None, "moderate", None))
+
+        assert (label.value, label.raters, label.disputed) == ("moderate", 1, False)
+
+    def test_the_image_as_the_latest_annotation_has_it(self) -> None:
+        annotations = [
+            annotation("normal", "a", minute=2, patient="corrected"),
+            annotation("normal", "b", patient="typo"),
+        ]
+
+        assert the_label(median(annotations, CLASSES)).image.patient_id == "corrected"
+
+
+class TestExclusions:
+    def test_unreadable_to_everyone(self) -> None:
+        consensus = of_one_image(None, None)
+
+        [exclusion] = consensus.exclusions
+        assert consensus.labels == ()
+        assert exclusion.image_id == "1"
+        assert exclusion.reason == "unreadable: every one of its 2 readers skipped image 1 or gave it no class"
+
+    def test_unreadable_by_ground_truth(self) -> None:
+        consensus = median([annotation("normal", "a"), annotation(None, "b", ground_truth=True)], CLASSES)
+
+        [exclusion] = consensus.exclusions
+        assert "unreadable: its ground truth" in exclusion.reason
+
+    def test_an_unknown_value_names_image_value_and_classes(self) -> None:
+        """The other reader's answer does not hide it."""
+        consensus = of_one_image("normal", "sever")
+
+        [exclusion] = consensus.exclusions
+        assert consensus.labels == ()
+        assert "image 1 is labelled 'sever'" in exclusion.reason
+        assert "known are normal, moderate, severe" in exclusion.reason
+
+    def test_an_unknown_value_that_was_corrected(self) -> None:
+        annotations = [annotation("sever", "a"), annotation("severe", "a", minute=1)]
+
+        assert the_label(median(annotations, CLASSES)).value == "severe"
+
+    def test_one_bad_image_does_not_stop_the_others(self) -> None:
+        annotations = [annotation(None, "a", "3"), annotation("normal", "a", "10"), annotation("what", "a", "2")]
+
+        consensus = median(annotations, CLASSES)
+
+        assert [label.image.id for label in consensus.labels] == ["10"]
+        assert [exclusion.image_id for exclusion in consensus.exclusions] == ["2", "3"]
+
+
+ANNOTATIONS = st.lists(
+    st.builds(
+        annotation,
+        value=st.sampled_from([*CLASSES, None, "unheard of"]),
+        rater=st.sampled_from("abc"),
+        image_id=st.sampled_from(["2", "10", "9"]),
+        minute=st.integers(0, 2),
+        ground_truth=st.integers(0, 5).map(lambda n: n == 0),
+    ),
+    max_size=12,
+)
+
+
+class TestLaws:
+    @settings(deadline=None, max_examples=200)
+    @given(annotations=ANNOTATIONS, data=st.data())
+    def test_the_order_of_arrival_decides_nothing(self, annotations: Sequence[Annotation], data: st.DataObject) -> None:
+        assert median(data.draw(st.permutations(annotations)), CLASSES) == median(annotations, CLASSES)
+
+    @settings(deadline=None)
+    @given(annotations=ANNOTATIONS)
+    def test_every_image_is_a_label_or_an_exclusion_in_the_order_of_ids(
+        self, annotations: Sequence[Annotation]
+    ) -> None:
+        consensus = median(annotations, CLASSES)
+        labelled = [label.image.id for label in consensus.labels]
+        excluded = [exclusion.image_id for exclusion in consensus.exclusions]
+
+        assert labelled == sorted(labelled, key=int)
+        assert excluded == sorted(excluded, key=int)
+        assert sorted(labelled + excluded) == sorted({a.image.id for a in annotations})
+
+    @settings(deadline=None)
+    @given(values=st.lists(st.sampled_from(CLASSES), min_size=1, max_size=9))
+    def test_no_more_than_half_say_less_and_no_more_than_half_say_more(self, values: list[str]) -> None:
+        label = the_label(of_one_image(*values))
+        severity = [CLASSES.index(value) for value in values]
+        at = CLASSES.index(label.value)
+
+        assert label.value in values
+        assert 2 * sum(s < at for s in severity) <= len(values)
+        assert 2 * sum(s > at for s in severity) <= len(values)
+        assert label.disputed == (2 * sum(s < at for s in severity) == len(values))
+
+
+class TestRules:
+    def test_names_are_those_that_an_owner_may_choose(self) -> None:
+        assert set(RULES) == set(get_args(ProjectOptions.model_fields["consensus"].annotation))
+
+    def test_by_name(self) -> None:
+        assert rule("median") is median
+
+    def test_unknown_name(self) -> None:
+        with pytest.raises(ValueError, match="unknown consensus rule 'mean': known are median"):
+            rule("mean")

@@ -1,0 +1,239 @@
+"""The story of one round, told with stand-ins for the world."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from ml_backend.consensus import Consensus
+from ml_backend.engine.ports import Learner, RoundParts, Stage
+from ml_backend.engine.round import run_round
+from ml_backend.errors import EmptyPool, StaleRound, StorageError
+from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.records import Annotation, Exclusion, RoundReport
+from tests.fakes import (
+    CLASSES,
+    FakeLabels,
+    FakeLearner,
+    FakePublisher,
+    FakeStrategy,
+    MemoryStore,
+    make_annotation,
+    make_image,
+    make_request,
+    one_reader,
+)
+
+POOL = tuple(make_image(number) for number in range(100, 110))
+FOUR_A_CLASS = [make_annotation(number, CLASSES[number % 3]) for number in range(12)]
+
+
+class World:
+    """The parts of a round, and a journal of what reached the store and the publisher."""
+
+    def __init__(self, labels: FakeLabels, learner: FakeLearner | None = None, stale_at_call: int = 0) -> None:
+        self.journal: list[str] = []
+        self.stages: list[tuple[Stage, int, int]] = []
+        self.learner = learner or FakeLearner()
+        self.store = MemoryStore(self.journal)
+        self.publisher = FakePublisher(self.journal)
+        self._stale_at_call = stale_at_call
+        self._guarded = 0
+        self.parts = RoundParts(
+            labels=labels,
+            consensus=one_reader,
+            learner=self.learner,
+            strategy=FakeStrategy(),
+            store=self.store,
+            publisher=self.publisher,
+            progress=lambda stage, done, total: self.stages.append((stage, done, total)),
+            guard=self.guard,
+        )
+
+    def guard(self) -> None:
+        self._guarded += 1
+        if self._guarded == self._stale_at_call:
+            raise StaleRound("a newer run holds the token")
+
+
+class TestColdStart:
+    @pytest.mark.parametrize("per_class", [(0, 0, 0), (2, 2, 1), (9, 9, 0)])
+    def test_no_network_until_every_class_has_its_labels(self, per_class):
+        """Two labels a class are wanted: many of one class do not make up for too few of another."""
+        values = [name for name, count in zip(CLASSES, per_class, strict=True) for _ in range(count)]
+        world = World(FakeLabels([make_annotation(n, value) for n, value in enumerate(values)], POOL))
+
+        report, published = run_round(make_request(), world.parts)
+
+        assert world.learner.fits == []
+        assert report.fit is None
+        assert report.labels_per_class == dict(zip(CLASSES, per_class, strict=True))
+        assert report.ranking.strategy == "random"
+        assert sorted(published.image_ids) == sorted(image.id for image in POOL)
+        assert world.store.saved == [(report, None, None)]
+
+    def test_the_order_stays_while_images_are_labelled(self):
+        """The readers work through one random order, not through a new one every round."""
+        first, _ = run_round(make_request(), World(FakeLabels(pool=POOL)).parts)
+        done = first.ranking.image_ids[:3]
+        left = [image for image in reversed(POOL) if image.id not in done]
+
+        second, _ = run_round(make_request(round_id="r000002"), World(FakeLabels(pool=left)).parts)
+
+        assert second.ranking.image_ids == first.ranking.image_ids[3:]
+
+    def test_another_seed_is_another_order(self):
+        orders = {
+            run_round(make_request(seed=seed), World(FakeLabels(pool=POOL)).parts)[0].ranking.image_ids
+            for seed in range(3)
+        }
+
+        assert len(orders) == 3
+
+    def test_caches_fill_meanwhile(self):
+        """Labelled images and the pool, so that the first training need not wait for features."""
+        world = World(FakeLabels([make_annotation(1, "severe")], POOL[:2]))
+
+        run_round(make_request(), world.parts)
+
+        assert world.learner.prepared == ["1", "100", "101"]
+
+
+class TestTrainedRound:
+    def test_learns_from_every_label_and_ranks_the_pool(self):
+        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+
+        report, published = run_round(make_request(), world.parts)
+
+        [(train, validation)] = world.learner.fits
+        assert sorted(train + validation, key=int) == [str(number) for number in range(12)]
+        assert train
+        assert validation
+        assert report.fit is not None
+        assert report.ranking.strategy == "fake"
+        assert list(report.ranking.scores) == sorted(report.ranking.scores, reverse=True)
+        assert sorted(report.ranking.image_ids) == [image.id for image in POOL]
+        assert report.ranking.batch_size == 3
+        assert published.image_ids == report.ranking.image_ids
+        assert world.learner.needs == [frozenset({"probs"})]
+
+    def test_exactly_the_minimum_is_enough(self):
+        two_a_class = [make_annotation(number, CLASSES[number % 3]) for number in range(6)]
+
+        report, _ = run_round(make_request(), World(FakeLabels(two_a_class, POOL)).parts)
+
+        assert report.fit is not None
+
+    def test_the_network_and_its_outputs_are_saved_with_the_report(self):
+        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+
+        report, _ = run_round(make_request(), world.parts)
+
+        [(saved, outputs, learner)] = world.store.saved
+        assert saved == report
+        assert outputs is not None
+        assert set(outputs.image_ids) == set(report.ranking.image_ids)
+        assert learner is world.learner
+
+    def test_stages_are_told_and_timed(self):
+        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+
+        report, _ = run_round(make_request(), world.parts)
+
+        names = ["labels", "train", "score", "rank", "save", "publish"]
+        assert world.stages == [(name, done, 1) for name in names for done in (0, 1)]
+        assert set(report.seconds) >= {"labels", "train", "score", "rank"}
+
+
+class TestExclusions:
+    def test_all_are_gathered_with_their_reasons(self):
+        """From the readers, from the tasks, from scoring and from training: nothing is dropped in silence."""
+        world = World(
+            FakeLabels(
+                [*FOUR_A_CLASS, make_annotation(50, None)],
+                POOL,
+                [Exclusion(image_id="60", reason="the task has no image")],
+            ),
+            FakeLearner(unreadable=["104", "2"]),
+        )
+
+        report, published = run_round(make_request(), world.parts)
+
+        assert {(e.image_id, e.reason) for e in report.exclusions} == {
+            ("50", "no reader gave a class"),
+            ("60", "the task has no image"),
+            ("104", "unreadable while scoring"),
+            ("2", "unreadable while training"),
+        }
+        assert "104" not in published.image_ids
+
+    def test_disputed_labels_are_named(self):
+        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+
+        def disputing(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
+            first, *others = one_reader(annotations, classes).labels
+            return Consensus((first.model_copy(update={"disputed": True}), *others))
+
+        report, _ = run_round(make_request(), replace(world.parts, consensus=disputing))
+
+        assert report.disputed == ("0",)
+
+
+class TestEmptyPool:
+    def test_no_image_left(self):
+        world = World(FakeLabels(FOUR_A_CLASS, ()))
+
+        with pytest.raises(EmptyPool, match="project 7 has no unlabelled image left"):
+            run_round(make_request(), world.parts)
+
+        assert world.journal == []
+        assert world.learner.fits == []
+
+    def test_no_readable_image_left(self):
+        """The message says what the first image's trouble was."""
+        world = World(FakeLabels(FOUR_A_CLASS, POOL[:2]), FakeLearner(unreadable=["100", "101"]))
+
+        with pytest.raises(EmptyPool, match=r"none of the 2 unlabelled images .*unreadable while scoring"):
+            run_round(make_request(), world.parts)
+
+        assert world.journal == []
+
+
+class TestOrderOfEvents:
+    def test_saved_before_published(self):
+        """After a crash between the two, the publish can be repeated; the other way round the round would be lost."""
+        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+
+        run_round(make_request(), world.parts)
+
+        assert world.journal == ["save", "publish"]
+
+    def test_what_cannot_be_saved_is_not_published(self):
+        class FullDisk(MemoryStore):
+            def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+                raise StorageError("no space left")
+
+        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+
+        with pytest.raises(StorageError):
+            run_round(make_request(), replace(world.parts, store=FullDisk()))
+
+        assert world.publisher.published == []
+
+    def test_a_stale_run_leaves_nothing(self):
+        """A newer run has begun while this one trained: neither a saved round nor a published one."""
+        world = World(FakeLabels(FOUR_A_CLASS, POOL), stale_at_call=1)
+
+        with pytest.raises(StaleRound):
+            run_round(make_request(), world.parts)
+
+        assert world.journal == []
+
+    def test_a_run_that_becomes_stale_while_saving_publishes_nothing(self):
+        """The publisher is handed the guard and asks it again."""
+        world = World(FakeLabels(FOUR_A_CLASS, POOL), stale_at_call=2)
+
+        with pytest.raises(StaleRound):
+            run_round(make_request(), world.parts)
+
+        assert world.journal == ["save"]

@@ -1,0 +1,108 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml_backend.errors import ImageError
+from ml_backend.images.cached import ImageCache
+from ml_backend.records import ImageRef
+
+
+class CountingSource:
+    """Files in memory, by uri; counts what is fetched."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.fetched: list[str] = []
+
+    def fetch(self, image: ImageRef) -> bytes:
+        self.fetched.append(image.uri)
+        if image.uri not in self.files:
+            raise ImageError(f"image {image.id}: {image.uri} is missing")
+        return self.files[image.uri]
+
+    def cache_key(self, image: ImageRef) -> str:
+        return image.uri
+
+
+def film(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (64, 64), level).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def source() -> CountingSource:
+    return CountingSource({"a": film(10), "same-as-a": film(10), "b": film(20)})
+
+
+def ref(uri: str, image_id: str = "1") -> ImageRef:
+    return ImageRef(id=image_id, uri=uri)
+
+
+def test_fetches_an_image_once_whatever_its_task(tmp_path: Path, source: CountingSource) -> None:
+    cache = ImageCache(source, tmp_path, 32)
+    assert cache.key(ref("a")) is None
+
+    first = cache.read(ref("a", "1"))
+    again = ImageCache(source, tmp_path, 32).read(ref("a", "2"))
+
+    assert source.fetched == ["a"]
+    assert first.key == again.key == cache.key(ref("a", "3"))
+    assert np.array_equal(first.pixels, again.pixels)
+    assert (again.pixels == 10).all()
+
+
+def test_a_task_id_that_is_handed_out_again_is_another_image(tmp_path: Path, source: CountingSource) -> None:
+    cache = ImageCache(source, tmp_path, 32)
+
+    assert cache.read(ref("a", "1")).pixels[0, 0] == 10
+    assert cache.read(ref("b", "1")).pixels[0, 0] == 20
+
+
+def test_one_film_under_two_uris_is_one_entry(tmp_path: Path, source: CountingSource) -> None:
+    cache = ImageCache(source, tmp_path, 32)
+
+    assert cache.read(ref("a")).key == cache.read(ref("same-as-a")).key != cache.read(ref("b")).key
+
+
+def test_side_is_part_of_the_key(tmp_path: Path, source: CountingSource) -> None:
+    ImageCache(source, tmp_path, 32).read(ref("a"))
+
+    assert ImageCache(source, tmp_path, 48).read(ref("a")).pixels.shape == (48, 48)
+    assert source.fetched == ["a", "a"]
+
+
+@pytest.mark.parametrize("table", ["pixels", "hashes"])
+def test_damaged_entry_is_made_again(tmp_path: Path, source: CountingSource, table: str) -> None:
+    cache = ImageCache(source, tmp_path, 32)
+    cache.read(ref("a"))
+    for path in (tmp_path / table).glob("*/*"):
+        path.write_bytes(b"\0" * 50)
+
+    assert (cache.read(ref("a")).pixels == 10).all()
+    assert (cache.read(ref("a")).pixels == 10).all()
+    assert source.fetched == ["a", "a"]
+
+
+def test_a_failure_is_not_kept(tmp_path: Path, source: CountingSource) -> None:
+    cache = ImageCache(source, tmp_path, 32)
+    source.files["c"] = b"<html>login</html>"
+    with pytest.raises(ImageError, match=r"image 1 \(c\) cannot be decoded: it is an HTML page"):
+        cache.read(ref("c"))
+
+    source.files["c"] = film(30)
+
+    assert (cache.read(ref("c")).pixels == 30).all()
+
+
+def test_trimmed_pixels_come_back(tmp_path: Path, source: CountingSource) -> None:
+    cache = ImageCache(source, tmp_path, 32)
+    cache.read(ref("a"))
+
+    cache.trim(0)
+
+    assert (cache.read(ref("a")).pixels == 10).all()
+    assert len(source.fetched) == 2

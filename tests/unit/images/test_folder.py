@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from ml_backend.errors import ImageError
+from ml_backend.images.folder import FolderSource
+from ml_backend.records import ImageRef
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.png").write_bytes(b"film")
+    (tmp_path / "secret.txt").write_bytes(b"secret")
+    return tmp_path / "films"
+
+
+def ref(uri: str) -> ImageRef:
+    return ImageRef(id="7", uri=uri)
+
+
+def test_reads_a_file_of_the_folder(root: Path) -> None:
+    assert FolderSource(root).fetch(ref("a.png")) == b"film"
+    assert FolderSource(root).fetch(ref(str(root / "a.png"))) == b"film"
+
+
+@pytest.mark.parametrize("uri", ["../secret.txt", "/etc/passwd", "x/../../secret.txt", "link"])
+def test_refuses_what_lies_outside(root: Path, uri: str) -> None:
+    (root / "link").symlink_to(root.parent / "secret.txt")
+
+    with pytest.raises(ImageError, match=r"image 7: .* leads out of"):
+        FolderSource(root).fetch(ref(uri))
+    with pytest.raises(ImageError, match="leads out of"):
+        FolderSource(root).cache_key(ref(uri))
+
+
+@pytest.mark.parametrize("uri", ["missing.png", ".", "a\0b"])
+def test_names_what_cannot_be_read(root: Path, uri: str) -> None:
+    with pytest.raises(ImageError, match="image 7"):
+        FolderSource(root).fetch(ref(uri))
+
+
+def test_key_follows_the_file_and_not_the_task(root: Path) -> None:
+    source = FolderSource(root)
+    before = source.cache_key(ref("a.png"))
+
+    assert source.cache_key(ImageRef(id="8", uri="./a.png")) == before
+    (root / "a.png").write_bytes(b"another film")
+    assert source.cache_key(ref("a.png")) != before

@@ -1,0 +1,58 @@
+"""What needs a Label Studio with other settings than the system tests' own; tests/system has the rest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ml_backend.errors import LabelStudioError, SettingsError
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.connect import connect_project
+from ml_backend.settings import Settings
+
+XML = (Path(__file__).parents[3] / "label_studio_config" / "severity.xml").read_text()
+BACKEND = "http://127.0.0.1:9090"
+
+
+class GuardedLabelStudio:
+    """Its protection against private addresses is on for webhooks alone: it keeps the backend, and answers 403."""
+
+    def __init__(self) -> None:
+        self.backends: list[dict[str, Any]] = []
+        self.project: dict[str, Any] = {"label_config": XML, "model_version": "", "show_collab_predictions": True}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else {}
+        if request.url.path.startswith("/api/projects/"):
+            self.project |= body
+            return httpx.Response(200, json=self.project)
+        if request.method == "GET":
+            return httpx.Response(200, json=self.backends)
+        if request.method == "DELETE":
+            self.backends.clear()
+            return httpx.Response(204)
+        self.backends.append({"id": 4, "url": body["url"], "state": "CO"})
+        # Recorded from Label Studio 1.23.2 with LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false alone.
+        detail = "URL resolves to a reserved network address (block: 127.0.0.0/8)"
+        return httpx.Response(403, json={"status_code": 403, "version": "1.23.2", "detail": detail})
+
+
+def test_a_half_created_backend_is_deleted_and_the_way_out_is_told() -> None:
+    server = GuardedLabelStudio()
+    client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server))
+
+    with pytest.raises(LabelStudioError) as refused:
+        connect_project(Settings.load(), 1, BACKEND, {"strategy": "bald"}, client=client)
+
+    assert "reserved network address" in str(refused.value)
+    assert "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false" in str(refused.value)
+    assert "LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false" in str(refused.value)
+    assert server.backends == []
+    assert server.project["show_collab_predictions"] is True
+
+
+def test_without_an_address_or_a_key() -> None:
+    with pytest.raises(SettingsError, match="AL_LABEL_STUDIO_URL"):
+        connect_project(Settings(label_studio_url=None), 1, BACKEND)

@@ -1,0 +1,232 @@
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_backend.errors import PayloadError, SettingsError
+from ml_backend.label_studio.formats import (
+    LabelConfig,
+    parse_label_config,
+    prediction,
+    read_annotation,
+    read_image,
+    training_classes,
+)
+from ml_backend.records import ImageRef
+from ml_backend.settings import ProjectOptions
+
+ROOT = Path(__file__).parents[3]
+PAYLOADS = ROOT / "tests" / "data" / "payloads"
+IMAGE = ImageRef(id="7", uri="/data/upload/1/a.png")
+CONFIG = LabelConfig(("normal", "severe", "Unreadable"), "severity", "image", "image", {})
+
+
+def answer(*choices: str) -> dict[str, Any]:
+    entries = [{"from_name": "severity", "to_name": "image", "type": "choices", "value": {"choices": list(choices)}}]
+    return {
+        "id": 3,
+        "completed_by": 2,
+        "was_cancelled": False,
+        "result": entries if choices else [],
+        "updated_at": "2026-11-22T21:59:35.289953Z",
+        "ground_truth": False,
+    }
+
+
+def recorded(name: str) -> dict[str, Any]:
+    payload: dict[str, Any] = json.loads((PAYLOADS / f"{name}.json").read_text())
+    return payload
+
+
+class TestParseLabelConfig:
+    def test_severity(self) -> None:
+        """The config that we ship, whole."""
+        config = parse_label_config((ROOT / "label_studio_config" / "severity.xml").read_text())
+
+        assert config.classes == ("normal", "moderate", "severe", "unreadable")
+        assert (config.from_name, config.to_name, config.image_key) == ("severity", "image", "image")
+        assert config.attributes["model_strategy"] == "mean_std"
+
+    def test_reads_what_setup_sends(self) -> None:
+        assert parse_label_config(recorded("setup")["schema"]).from_name == "severity"
+
+    def test_the_one_with_options_counts(self) -> None:
+        """Else the first about an image; never one about a text, a region, or with several answers."""
+        choices = "<Choice value='a'/><Choice value='b'/></Choices>"
+        xml = (
+            "<View><Image name='film' value='$scan'/><Text name='t' value='$t'/>"
+            f"<Choices name='about_text' toName='t'>{choices}"
+            f"<Choices name='region' toName='film' perRegion='true'>{choices}"
+            f"<Choices name='many' toName='film' choice='multiple' model_strategy='bald'>{choices}"
+            f"<Choices name='first' toName='film'>{choices}"
+            f"<Choices name='ours' toName='film' %s>{choices}</View>"
+        )
+
+        assert parse_label_config(xml % "").from_name == "first"
+        assert parse_label_config(xml % "model_passes='9'").from_name == "ours"
+        assert parse_label_config(xml % "").image_key == "scan"
+
+    def test_an_alias_is_what_annotations_hold(self) -> None:
+        xml = (
+            "<View><Image name='i' value='$i'/><Choices name='c' toName='i'>"
+            "<View><Choice value='No finding' alias='0'/></View><Choice value='Finding'/></Choices></View>"
+        )
+
+        assert parse_label_config(xml).classes == ("0", "Finding")
+
+    @pytest.mark.parametrize(
+        ("xml", "said"),
+        [
+            ("", "no plain XML"),
+            ("<View><Image", "no plain XML"),
+            ("<View>\ud800</View>", "no plain XML"),
+            ("<View></View>", "no Image tag"),
+            ("<View><Image name='i' value='$i'/></View>", "no Choices tag about an Image"),
+            ("<View><Image name='i' value='$i'/><Choices name='c' toName='j'/></View>", "no Choices tag"),
+            ("<View><Image name='i' value='$i'/><Choices name='c' toName='i'/></View>", "holds no Choice"),
+            ("<View><Image name='i' value='$i'/><Choices toName='i'/></View>", "no name"),
+            ("<View><Image name='i' value='x.png'/><Choices name='c' toName='i'/></View>", "'x.png'"),
+            ("<View><Image name='i' valueList='$i'/><Choices name='c' toName='i'/></View>", "one image a task"),
+            (
+                "<View><Image name='i' value='$i'/><Choices name='c' toName='i' choice='multiple'/></View>",
+                "choice='multiple'",
+            ),
+            (
+                "<View><Image name='i' value='$i'/><Choices name='c' toName='i'>"
+                "<Choice value='a'/><Choice value='a'/></Choices></View>",
+                "'a' twice",
+            ),
+            (
+                "<View><Image name='i' value='$i'/><Choices name='c' toName='i'><Choice/></Choices></View>",
+                "has no value",
+            ),
+        ],
+    )
+    def test_says_what_is_missing(self, xml: str, said: str) -> None:
+        with pytest.raises(PayloadError, match=said):
+            parse_label_config(xml)
+
+    def test_an_entity_bomb_goes_off_nowhere(self) -> None:
+        bomb = '<!DOCTYPE b [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><View>&b;</View>'
+
+        with pytest.raises(PayloadError, match="DTDForbidden"):
+            parse_label_config(bomb)
+
+    @given(st.text())
+    @settings(deadline=None)
+    def test_any_text_is_read_or_refused(self, text: str) -> None:
+        with pytest.raises(PayloadError):
+            parse_label_config(text)
+
+
+class TestTrainingClasses:
+    def test_without_the_way_out_whatever_its_case(self) -> None:
+        assert training_classes(CONFIG, ProjectOptions()) == ("normal", "severe")
+
+    def test_names_what_is_too_few(self) -> None:
+        with pytest.raises(SettingsError, match="1 of them would be learned"):
+            training_classes(LabelConfig(("normal", "unreadable"), "c", "i", "image", {}), ProjectOptions())
+
+
+class TestReadImage:
+    def test_of_a_recorded_task(self) -> None:
+        image = read_image(recorded("TASKS_CREATED")["tasks"][2], CONFIG)
+
+        assert image == ImageRef(id=image.id, uri="/data/upload/2/0123abcd-film2.png", patient_id="p1")
+
+    @pytest.mark.parametrize(("patient", "read"), [(None, None), ("", None), (12, "12"), (0, "0"), ("p 1", "p 1")])
+    def test_patient(self, patient: object, read: str | None) -> None:
+        assert read_image({"id": 1, "data": {"image": "a", "patient_id": patient}}, CONFIG).patient_id == read
+
+    @pytest.mark.parametrize(
+        "task",
+        [
+            {"id": 9, "data": {"picture": "/a.png"}},
+            {"id": 9, "data": {"image": " "}},
+            {"id": 9, "data": {"image": ["/a.png", "/b.png"]}},
+            {"id": 9, "data": None},
+            {"id": 9},
+        ],
+    )
+    def test_names_the_task_without_an_image(self, task: dict[str, Any]) -> None:
+        with pytest.raises(PayloadError, match="task 9 has no image under 'image'"):
+            read_image(task, CONFIG)
+
+    def test_a_task_without_a_number(self) -> None:
+        with pytest.raises(PayloadError, match="id='x'"):
+            read_image({"id": "x"}, CONFIG)
+
+
+class TestReadAnnotation:
+    def test_of_a_recorded_event(self) -> None:
+        event = recorded("ANNOTATION_UPDATED")
+        config = parse_label_config(event["project"]["label_config"])
+
+        annotation = read_annotation(event["annotation"], IMAGE, config, ProjectOptions())
+
+        assert (annotation.value, annotation.rater, annotation.ground_truth) == ("severe", "1", False)
+        assert annotation.updated_at == datetime.fromisoformat(event["annotation"]["updated_at"])
+
+    def test_skipped_empty_and_unreadable_have_no_value(self) -> None:
+        skipped = answer("normal") | {"was_cancelled": True}
+        items = [skipped, answer(), answer("unreadable"), recorded("ANNOTATION_CREATED-skipped")["annotation"]]
+
+        assert [read_annotation(item, IMAGE, CONFIG, ProjectOptions()).value for item in items] == [None] * 4
+
+    def test_another_question_does_not_count(self) -> None:
+        item = answer("normal")
+        item["result"][0]["from_name"] = "side"
+
+        assert read_annotation(item, IMAGE, CONFIG, ProjectOptions()).value is None
+
+    def test_two_answers_are_no_class(self) -> None:
+        assert read_annotation(answer("normal", "severe"), IMAGE, CONFIG, ProjectOptions()).value == "normal + severe"
+
+    @pytest.mark.parametrize(("who", "rater"), [(5, "5"), ({"id": 5, "email": "a@b.c"}, "5"), (None, "unknown")])
+    def test_rater(self, who: object, rater: str) -> None:
+        assert read_annotation(answer("normal") | {"completed_by": who}, IMAGE, CONFIG, ProjectOptions()).rater == rater
+
+    def test_time_without_a_zone_is_utc(self) -> None:
+        item = answer("normal") | {"updated_at": "2026-11-22T21:59:35"}
+
+        assert read_annotation(item, IMAGE, CONFIG, ProjectOptions()).updated_at.tzinfo is UTC
+
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            {"result": None},
+            {"result": ["normal"]},
+            {"result": [{"from_name": "severity", "type": "choices"}]},
+            {"result": [{"from_name": "severity", "type": "choices", "value": {"choices": None}}]},
+            {"updated_at": "yesterday"},
+            {"updated_at": None},
+        ],
+    )
+    def test_names_what_cannot_be_read(self, broken: dict[str, Any]) -> None:
+        with pytest.raises(PayloadError, match="annotation 3 of task 7"):
+            read_annotation(answer("normal") | broken, IMAGE, CONFIG, ProjectOptions())
+
+
+class TestPrediction:
+    def test_empty_form(self) -> None:
+        assert prediction("12", 0.25, "al-1", CONFIG) == {
+            "task": 12,
+            "score": 0.25,
+            "model_version": "al-1",
+            "result": [],
+        }
+
+    def test_suggestion(self) -> None:
+        value = {"choices": ["severe"]}
+        result = [{"from_name": "severity", "to_name": "image", "type": "choices", "value": value}]
+
+        assert prediction("12", 0.0, "al-1", CONFIG, "severe")["result"] == result
+
+    @pytest.mark.parametrize("score", [-0.01, 1.01, float("nan")])
+    def test_refuses_what_would_be_dropped_in_silence(self, score: float) -> None:
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            prediction("12", score, "al-1", CONFIG)

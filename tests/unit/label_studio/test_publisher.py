@@ -1,0 +1,315 @@
+"""Against a small Label Studio that keeps to what the real one was seen to do; tests/system has the real one."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_backend.engine.ports import Publisher, no_guard
+from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.formats import LabelConfig
+from ml_backend.label_studio.publisher import LabelStudioPublisher
+from ml_backend.label_studio.transport import RequestRefused
+from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.settings import ProjectOptions
+
+CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
+
+
+def _nothing(step: str) -> None:
+    """What happens before a step when nothing happens."""
+
+
+class SmallLabelStudio:
+    """One project: tasks, predictions by version, the version that orders the tasks."""
+
+    def __init__(self, tasks: int) -> None:
+        self.waiting = set(range(1, tasks + 1))
+        self.deleted: set[int] = set()
+        self.project: dict[str, Any] = {"sampling": "Uncertainty sampling", "maximum_annotations": 1}
+        self.project["model_version"] = ""
+        self.versions: dict[str, list[dict[str, Any]]] = {}
+        self.drops = 0  # predictions of an import that vanish in silence
+        self.before: Callable[[str], None] = _nothing
+        self.steps: list[str] = []
+
+    def served(self) -> list[int]:
+        """The order in which readers get the tasks that have a place in it."""
+        predictions = self.versions.get(self.project["model_version"], [])
+        return [p["task"] for p in sorted(predictions, key=lambda p: p["score"]) if p["task"] in self.waiting]
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        step = f"{request.method} {request.url.path.rstrip('/').rpartition('/')[2]}"
+        self.before(step)
+        self.steps.append(step)
+        body: Any = json.loads(request.content) if request.content else None
+        answers: dict[str, Callable[[], httpx.Response]] = {
+            "GET 1": lambda: httpx.Response(200, json=self.project),
+            "PATCH 1": lambda: self._patch(body),
+            "GET tasks": lambda: self._tasks(json.loads(request.url.params["query"])),
+            "POST predictions": lambda: self._import(body),
+            "GET model-versions": lambda: httpx.Response(
+                200, json={"static": [{"model_version": v, "count": len(p)} for v, p in self.versions.items()]}
+            ),
+            "DELETE model-versions": lambda: self._delete(body["model_version"]),
+        }
+        return answers[step]()
+
+    def _patch(self, body: dict[str, Any]) -> httpx.Response:
+        if body["model_version"] not in self.versions:
+            return httpx.Response(400, json={"detail": "Model version doesn't exist"})
+        self.project |= body
+        return httpx.Response(200, json=self.project)
+
+    def _tasks(self, query: dict[str, Any]) -> httpx.Response:
+        chosen = set(query["selectedItems"]["included"])
+        return httpx.Response(200, json={"tasks": [{"id": i} for i in sorted(self.waiting & chosen)]})
+
+    def _import(self, body: list[dict[str, Any]]) -> httpx.Response:
+        if any(prediction["task"] in self.deleted for prediction in body):
+            return httpx.Response(400, json={"detail": "Validation error"})
+        taken = body[: len(body) - self.drops]
+        for prediction in taken:
+            self.versions.setdefault(prediction["model_version"], []).append(prediction)
+        return httpx.Response(201, json={"created": len(taken)})
+
+    def _delete(self, version: str) -> httpx.Response:
+        gone = self.versions.pop(version, [])
+        if self.project["model_version"] == version:
+            self.project["model_version"] = None
+        return httpx.Response(200, json={"deleted_predictions": len(gone)})
+
+
+class Store:
+    """Keeps what was published, like ProjectStore."""
+
+    def __init__(self) -> None:
+        self.kept: list[Published] = []
+
+    def set_published(self, published: Published) -> None:
+        self.kept.append(published)
+
+
+def report(*image_ids: int, batch_size: int = 2, round_id: str = "r000001") -> RoundReport:
+    ids = tuple(map(str, image_ids))
+    return RoundReport(
+        request=RoundRequest(
+            project=ProjectKey(id=1, created=0),
+            round_id=round_id,
+            reason="labels",
+            classes=("normal", "severe"),
+            strategy="entropy",
+            batch_size=batch_size,
+            min_labels_per_class=2,
+            validation_share=0.2,
+            seed=0,
+        ),
+        labels_per_class={},
+        fit=None,
+        ranking=Ranking(
+            strategy="entropy",
+            image_ids=ids,
+            scores=(0.5,) * len(ids),
+            batch_size=batch_size,
+            suggestions=dict.fromkeys(ids, "severe"),
+        ),
+        seconds={},
+        started_at=datetime.now(UTC),
+    )
+
+
+def publisher(server: SmallLabelStudio, store: Store | None = None, **options: Any) -> LabelStudioPublisher:
+    client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server), retries=1)
+    return LabelStudioPublisher(client, 1, CONFIG, ProjectOptions(**options), store or Store())
+
+
+class TestPublish:
+    def test_the_next_image_is_the_first_of_the_ranking(self) -> None:
+        """Batch of 2 and reserve of 1 of five; equal acquisition values still make one order."""
+        server, store = SmallLabelStudio(5), Store()
+
+        published = publisher(server, store, reserve=1).publish(report(4, 2, 5, 1, 3), no_guard)
+
+        assert server.served() == [4, 2, 5]
+        assert published.image_ids == ("4", "2", "5")
+        assert published.version.startswith("al-r000001-entropy-")
+        assert store.kept[-1] == published
+        assert set(published.seconds) == {"import", "switch", "delete"}
+
+    def test_all(self) -> None:
+        server = SmallLabelStudio(5)
+        publisher(server, reserve="all").publish(report(4, 2, 5, 1, 3), no_guard)
+
+        assert server.served() == [4, 2, 5, 1, 3]
+
+    @given(st.permutations(range(1, 30)))
+    @settings(deadline=None, max_examples=20)
+    def test_any_ranking(self, ranking: list[int]) -> None:
+        server = SmallLabelStudio(29)
+        publisher(server, reserve="all").publish(report(*ranking), no_guard)
+        (predictions,) = server.versions.values()
+        scores = [prediction["score"] for prediction in predictions]
+
+        assert server.served() == ranking
+        assert len(set(scores)) == 29
+        assert min(scores) == 0.0
+        assert max(scores) < 1.0
+
+    def test_the_form_is_empty_unless_the_owner_asked(self) -> None:
+        for prelabel, results in [(False, [0, 0]), (True, [1, 1])]:
+            server = SmallLabelStudio(2)
+            publisher(server, prelabel=prelabel).publish(report(1, 2), no_guard)
+            (predictions,) = server.versions.values()
+
+            assert [len(prediction["result"]) for prediction in predictions] == results
+
+    def test_a_version_never_comes_back(self) -> None:
+        """Published twice, the same report has two versions, and one is left."""
+        server = SmallLabelStudio(2)
+        first = publisher(server).publish(report(1, 2), no_guard)
+        second = publisher(server).publish(report(1, 2), no_guard)
+
+        assert first.version != second.version
+        assert list(server.versions) == [second.version]
+
+    def test_only_ours_is_deleted(self) -> None:
+        server = SmallLabelStudio(2)
+        mine = [{"task": 1, "score": 0.1, "model_version": "mv1"}]
+        server.versions = {"mv1": mine, "al-crashed": mine, "INITIAL": mine}
+
+        published = publisher(server).publish(report(1, 2), no_guard)
+
+        assert set(server.versions) == {"mv1", "INITIAL", published.version}
+
+    def test_satisfies_the_port(self) -> None:
+        port: Publisher = publisher(SmallLabelStudio(1))
+
+        assert port.publish(report(1), no_guard).image_ids == ("1",)
+
+
+class TestWhatHappenedMeanwhile:
+    def test_labelled_images_make_room_for_the_next_of_the_ranking(self) -> None:
+        server = SmallLabelStudio(6)
+        server.waiting -= {4, 2, 1}
+
+        published = publisher(server, reserve=0).publish(report(4, 2, 5, 1, 3, 6), no_guard)
+
+        assert published.image_ids == ("5", "3")
+
+    def test_a_task_deleted_under_the_import_costs_its_own_place_only(self) -> None:
+        server = SmallLabelStudio(5)
+
+        def delete(step: str) -> None:
+            if step == "POST predictions":
+                server.deleted.add(2)
+                server.waiting.discard(2)
+
+        server.before = delete
+        published = publisher(server, reserve=1).publish(report(4, 2, 5, 1, 3), no_guard)
+
+        assert published.image_ids == ("4", "5", "1")
+        assert server.steps.count("POST predictions") == 2
+
+    def test_another_refusal_is_told_as_it_is(self) -> None:
+        server = SmallLabelStudio(2)
+        server.deleted = {1}  # refused, although the task list still shows it
+
+        with pytest.raises(RequestRefused, match="400"):
+            publisher(server).publish(report(1, 2), no_guard)
+        assert server.steps.count("POST predictions") == 1
+
+    def test_nothing_is_left(self) -> None:
+        server = SmallLabelStudio(2)
+        server.waiting.clear()
+
+        with pytest.raises(EmptyPool, match="all 2 ranked images"):
+            publisher(server).publish(report(1, 2), no_guard)
+
+    def test_predictions_dropped_in_silence_are_no_ranking(self) -> None:
+        server = SmallLabelStudio(3)
+        server.drops = 1
+
+        with pytest.raises(LabelStudioError, match=r"took 2 of 3 predictions of version al-r000001"):
+            publisher(server).publish(report(1, 2, 3), no_guard)
+        assert server.versions == {}
+        assert server.project["model_version"] == ""
+
+
+class TestCrash:
+    @pytest.mark.parametrize(
+        "crash", ["GET model-versions", "GET tasks", "POST predictions", "PATCH 1", "DELETE model-versions"]
+    )
+    def test_before_any_step_leaves_one_whole_order_and_is_made_good(self, crash: str) -> None:
+        server, store = SmallLabelStudio(4), Store()
+        old = publisher(server, store).publish(report(1, 2, 3, 4), no_guard)
+
+        def die(step: str) -> None:
+            if step == crash:
+                raise KeyboardInterrupt
+
+        server.before = die
+        new = report(4, 3, 2, 1, round_id="r000002")
+        with pytest.raises(KeyboardInterrupt):
+            publisher(server, store).publish(new, no_guard)
+        switched = crash == "DELETE model-versions"
+        assert server.served() == ([4, 3, 2, 1] if switched else [1, 2, 3, 4])
+        assert (store.kept[-1].version != old.version) == switched
+
+        server.before = _nothing
+        again = publisher(server, store).publish(new, no_guard)
+        assert server.served() == [4, 3, 2, 1]
+        assert list(server.versions) == [again.version]
+
+    @pytest.mark.parametrize("calls", [1, 2, 3])
+    def test_a_stale_run_changes_nothing_more(self, calls: int) -> None:
+        """The guard stands before the import, before the switch, before the deletion."""
+        server = SmallLabelStudio(2)
+        publisher(server).publish(report(1, 2), no_guard)
+        count = 0
+
+        def guard() -> None:
+            nonlocal count
+            count += 1
+            if count == calls:
+                raise StaleRound
+
+        with pytest.raises(StaleRound):
+            publisher(server).publish(report(2, 1), guard)
+        assert server.served() == ([2, 1] if calls == 3 else [1, 2])
+        assert len(server.versions) == (1 if calls == 1 else 2)
+
+    def test_an_old_version_that_cannot_be_deleted_fails_no_round(self) -> None:
+        server = SmallLabelStudio(2)
+        server.versions = {"al-old": []}
+
+        def refuse(step: str) -> None:
+            if step == "DELETE model-versions":
+                raise httpx.ReadTimeout("the database is locked")
+
+        server.before = refuse
+        with structlog.testing.capture_logs() as logs:
+            published = publisher(server).publish(report(2, 1), no_guard)
+
+        assert server.project["model_version"] == published.version
+        assert logs[0]["version"] == "al-old"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("sampling", "Sequential sampling"), ("maximum_annotations", 3), ("sampling", None)]
+)
+def test_warns_of_what_makes_another_order(setting: str, value: object) -> None:
+    server = SmallLabelStudio(2)
+    server.project[setting] = value
+
+    with structlog.testing.capture_logs() as logs:
+        publisher(server).publish(report(1, 2), no_guard)
+
+    assert [(log["setting"], log["seen"]) for log in logs] == [(setting, value)]
+    assert "connect --project 1" in logs[0]["way_out"]

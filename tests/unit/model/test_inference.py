@@ -1,0 +1,88 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ml_backend.model.inference import draw_masks, fold_norm, head_passes
+
+
+class TestDrawMasks:
+    def test_share_and_seed(self) -> None:
+        masks = draw_masks(50, 2000, 0.3, seed=1)
+
+        assert masks.shape == (50, 2000)
+        assert float(masks.float().mean()) == pytest.approx(0.7, abs=0.01)
+        assert torch.equal(masks, draw_masks(50, 2000, 0.3, seed=1))
+        assert not torch.equal(masks, draw_masks(50, 2000, 0.3, seed=2))
+        # Passes differ from each other.
+        assert len({tuple(row.tolist()) for row in masks}) == 50
+
+    def test_more_passes_prolong_fewer(self) -> None:
+        assert torch.equal(draw_masks(9, 33, 0.5, 0)[:4], draw_masks(4, 33, 0.5, 0))
+
+    def test_without_dropout_all_is_kept(self) -> None:
+        assert bool(draw_masks(3, 100, 0.0, 0).all())
+
+    @pytest.mark.parametrize(("passes", "dropout"), [(0, 0.5), (1, 1.0), (1, -0.1)])
+    def test_refuses(self, passes: int, dropout: float) -> None:
+        with pytest.raises(ValueError, match="got"):
+            draw_masks(passes, 4, dropout, 0)
+
+
+class TestFoldNorm:
+    def test_is_the_two_layers_in_eval_mode(self) -> None:
+        torch.manual_seed(0)
+        hidden, norm = nn.Linear(7, 5), nn.BatchNorm1d(5)
+        with torch.no_grad():
+            for parameter in norm.parameters():
+                parameter.normal_()
+        norm.train()(hidden(torch.randn(50, 7) * 3 + 1))
+        norm.eval()
+        inputs = torch.randn(4, 7)
+
+        weight, bias = fold_norm(hidden, norm)
+
+        assert torch.allclose(inputs @ weight.T + bias, norm(hidden(inputs)), atol=1e-5)
+
+    def test_refuses_what_has_no_statistics(self) -> None:
+        with pytest.raises(ValueError, match="running statistics"):
+            fold_norm(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False))
+
+
+class TestHeadPasses:
+    def test_hand_computed(self) -> None:
+        """Two features, three passes: keep both, the first, none; what is kept is doubled at p = 0.5.
+
+        Hidden = relu(x1 - x2), logits = (hidden, 0): sigmoid(2 * (3 - 1)), sigmoid(2 * 3), sigmoid(0).
+        """
+        output = nn.Linear(1, 2)
+        with torch.no_grad():
+            output.weight.copy_(torch.tensor([[1.0], [0.0]]))
+            output.bias.zero_()
+        masks = torch.tensor([[True, True], [True, False], [False, False]])
+        hidden = (torch.tensor([[1.0, -1.0]]), torch.zeros(1))
+
+        with torch.no_grad():
+            probs = head_passes(torch.tensor([[3.0, 1.0]]), masks, hidden, output, 0.5)
+
+        expected = torch.sigmoid(torch.tensor([4.0, 6.0, 0.0])).tolist()
+        assert probs.shape == (1, 3, 2)
+        assert probs[0, :, 0].tolist() == pytest.approx(expected)
+        assert probs.sum(dim=-1).flatten().tolist() == pytest.approx([1.0] * 3)
+
+    @given(images=st.integers(0, 5), passes=st.integers(1, 4), seed=st.integers(0, 99))
+    @settings(deadline=None, max_examples=20)
+    def test_image_by_image_is_all_at_once(self, images: int, passes: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        output, masks = nn.Linear(6, 3), draw_masks(passes, 8, 0.4, seed)
+        hidden = (torch.randn(6, 8), torch.randn(6))
+        features = torch.randn(images, 8)
+
+        with torch.no_grad():
+            together = head_passes(features, masks, hidden, output, 0.4)
+            alone = [head_passes(row[None], masks, hidden, output, 0.4)[0] for row in features]
+
+        assert together.shape == (images, passes, 3)
+        for row, other in zip(together, alone, strict=True):
+            assert torch.allclose(row, other, atol=1e-6)

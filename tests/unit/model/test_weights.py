@@ -1,0 +1,151 @@
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ml_backend.errors import SettingsError, WeightsError
+from ml_backend.model import weights
+from ml_backend.model.backbones import Backbone
+from ml_backend.model.weights import load_backbone, weights_at_hand
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    """As torchvision writes them: with the last layer."""
+    generator = torch.Generator().manual_seed(0)
+    plain = {
+        name: torch.rand(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+        for name, tensor in Backbone("resnet18").network.state_dict().items()
+    }
+    return plain | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """torch.hub's folder, empty."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / "hub")
+    yield tmp_path / "hub" / "checkpoints"
+    torch.hub.set_dir(before)
+
+
+class TestFile:
+    @pytest.mark.parametrize("kind", ["safetensors", "torch", "wrapped", "prefixed", "old"])
+    def test_fills_the_backbone(self, tmp_path: Path, tensors: dict[str, Tensor], kind: str) -> None:
+        path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+        if kind == "safetensors":
+            save_file(tensors, path)
+        elif kind == "torch":
+            torch.save(tensors, path)
+        elif kind == "wrapped":
+            torch.save({"epoch": 3, "state_dict": tensors}, path)
+        elif kind == "prefixed":
+            torch.save({f"module.{name}": tensor for name, tensor in tensors.items()}, path)
+        else:
+            torch.save({n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}, path)
+
+        backbone = load_backbone("resnet18", str(path))
+
+        assert torch.equal(backbone.network.state_dict()["conv1.weight"], tensors["conv1.weight"])
+        assert backbone.weights == str(path)
+
+    def test_another_backbone(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+        save_file(tensors, tmp_path / "w.safetensors")
+
+        with pytest.raises(WeightsError, match=r"do not fit backbone=mobilenet_v2: .* is missing.*mismatches in all"):
+            load_backbone("mobilenet_v2", str(tmp_path / "w.safetensors"))
+
+    def test_another_shape(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+        tensors["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+        save_file(tensors, tmp_path / "w.safetensors")
+
+        with pytest.raises(WeightsError, match=r"conv1.weight is \[64, 1, 7, 7\] instead of \[64, 3, 7, 7\] \(1 mism"):
+            load_backbone("resnet18", str(tmp_path / "w.safetensors"))
+
+    def test_a_larger_network(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+        save_file(tensors | {"layer5.conv": torch.zeros(1)}, tmp_path / "w.safetensors")
+
+        with pytest.raises(WeightsError, match="layer5.conv is surplus"):
+            load_backbone("resnet18", str(tmp_path / "w.safetensors"))
+
+    def test_nan(self, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+        tensors["bn1.bias"] = torch.full((64,), float("nan"))
+        save_file(tensors, tmp_path / "w.safetensors")
+
+        with pytest.raises(WeightsError, match=r"hold NaN or infinity in bn1\.bias"):
+            load_backbone("resnet18", str(tmp_path / "w.safetensors"))
+
+    @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+    @pytest.mark.parametrize("content", [None, b"", b"not a file of tensors"])
+    def test_missing_or_damaged(self, tmp_path: Path, name: str, content: bytes | None) -> None:
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+
+        with pytest.raises(WeightsError, match=name):
+            load_backbone("resnet18", str(tmp_path / name))
+
+    def test_never_runs_a_pickle(self, tmp_path: Path) -> None:
+        class Payload:
+            def __reduce__(self) -> tuple[object, tuple[str]]:
+                return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
+
+        torch.save({"conv1.weight": Payload()}, tmp_path / "w.pth")
+
+        with pytest.raises(WeightsError, match="hold more than tensors"):
+            load_backbone("resnet18", str(tmp_path / "w.pth"))
+        assert not (tmp_path / "ran").exists()
+
+    def test_not_a_table_of_tensors(self, tmp_path: Path) -> None:
+        torch.save([1, 2], tmp_path / "w.pth")
+
+        with pytest.raises(WeightsError, match="are a list, not named tensors"):
+            load_backbone("resnet18", str(tmp_path / "w.pth"))
+
+
+class TestImagenet:
+    def test_without_a_network_says_how_to_supply_a_file(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # A proxy that nobody listens on: the refusal of a machine without a network.
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        start = time.monotonic()
+
+        with pytest.raises(WeightsError) as error:
+            load_backbone("resnet18", "imagenet")
+
+        assert time.monotonic() - start < 8
+        for way_out in (str(hub), "weights: /path/file", "model_weights", "AL_WEIGHTS", "weights: none"):
+            assert way_out in str(error.value)
+        assert not list(hub.glob("*"))
+
+    def test_file_in_the_hub_folder_is_used(
+        self, hub: Path, tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert not weights_at_hand("resnet18")
+        hub.mkdir(parents=True)
+        path = hub / "resnet18-f37072fd.pth"
+        torch.save(tensors, path)
+
+        assert weights_at_hand("resnet18")
+        with pytest.raises(WeightsError, match="damaged: its sha256 begins with .* not f37072fd: delete it"):
+            load_backbone("resnet18", "imagenet")
+
+    def test_download_is_kept(self, hub: Path, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+        torch.save(tensors, tmp_path / "served.pth")
+
+        weights._download((tmp_path / "served.pth").as_uri(), hub / "kept.pth")
+
+        assert (hub / "kept.pth").read_bytes() == (tmp_path / "served.pth").read_bytes()
+        assert [path.name for path in hub.iterdir()] == ["kept.pth"]
+
+    def test_unknown_backbone(self) -> None:
+        with pytest.raises(SettingsError, match="backbone='resnet5' is not known"):
+            weights_at_hand("resnet5")
+
+
+def test_none_is_untrained() -> None:
+    backbone = load_backbone("resnet18", "none")
+
+    assert backbone.weights == "none"
+    assert backbone.digest() == Backbone("resnet18").digest()

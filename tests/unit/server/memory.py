@@ -1,0 +1,52 @@
+"""A queue in memory, and the recorded payloads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_backend.queueing import Counted, QueueStatus, RoundQueue
+from ml_backend.records import ProjectKey, Reason
+
+__all__ = ["PAYLOADS", "PROJECT", "MemoryQueue", "payload"]
+
+PROJECT = ProjectKey(id=2, created=1795384774)  # of the payloads
+PAYLOADS = Path(__file__).parents[2] / "data" / "payloads"
+
+
+class MemoryQueue(RoundQueue):
+    """Notes what is asked of it; one project, nobody runs anything. The real one is tested on a real Redis."""
+
+    def __init__(self) -> None:
+        self.state = QueueStatus()
+        self.requests: list[Reason] = []
+        self.idle_requests: list[Reason] = []
+
+    def count_changes(
+        self, project: ProjectKey, n: int, threshold: int | None = None, annotations: int | None = None
+    ) -> Counted:
+        before, state = self.state.threshold, self.state
+        self.state = state.model_copy(
+            update={
+                "changes": state.changes + n,
+                "threshold": before if threshold is None else threshold,
+                "annotations": state.annotations if annotations is None else annotations,
+            }
+        )
+        due = 0 < self.state.threshold <= self.state.changes
+        return Counted(self.state.changes, due, before)
+
+    def request_round(self, project: ProjectKey, reason: Reason, *, only_if_idle: bool = False) -> bool:
+        (self.idle_requests if only_if_idle else self.requests).append(reason)
+        return True
+
+    def status(self, project: ProjectKey) -> QueueStatus:
+        return self.state
+
+    def forget(self, project: ProjectKey) -> None:
+        self.state = QueueStatus()
+
+
+def payload(name: str) -> dict[str, Any]:
+    """A body that Label Studio 1.23.2 really sent."""
+    body: dict[str, Any] = json.loads((PAYLOADS / f"{name}.json").read_text())
+    return body

@@ -1,0 +1,91 @@
+"""/setup, as Label Studio calls it: often, in pairs, and with whatever the owner typed."""
+
+import pytest
+
+from tests.unit.server.memory import PROJECT, payload
+from tests.unit.server.test_events import published
+
+
+class TestSetup:
+    def test_remembers_the_project(self, client, store):
+        response = client.post("/setup", json=payload("setup"))
+
+        assert (response.status_code, response.json) == (200, {"model_version": "active-learning"})
+        connection = store.connection(2)
+        assert connection.project == PROJECT
+        assert connection.hostname == "http://label-studio.example:8080"
+        assert connection.extra_params == {"strategy": "entropy", "batch_size": 20}
+        assert "moderate" in connection.label_config
+
+    def test_does_not_keep_the_access_token(self, client, tmp_path):
+        client.post("/setup", json=payload("setup"))
+
+        assert not any(b"access_token" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+    def test_asks_for_the_first_round_when_idle(self, client, queue):
+        client.post("/setup", json=payload("setup"))
+
+        assert (queue.idle_requests, queue.requests) == (["connected"], [])
+
+    def test_asks_for_nothing_once_a_ranking_is_served(self, client, store, queue):
+        store.project(PROJECT).set_published(published("1"))
+
+        response = client.post("/setup", json=payload("setup"))
+
+        assert response.json == {"model_version": "al-r000001-entropy-0a1b2c"}
+        assert queue.idle_requests == []
+
+    @pytest.mark.parametrize("extra", [None, "", {}])
+    def test_no_options(self, client, store, extra):
+        assert client.post("/setup", json=payload("setup") | {"extra_params": extra}).status_code == 200
+        assert store.connection(2).extra_params == {}
+
+    def test_options_typed_as_text(self, client, store):
+        client.post("/setup", json=payload("setup") | {"extra_params": '{"passes": 30}'})
+
+        assert store.connection(2).extra_params == {"passes": 30}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"extra_params": {"batchsize": 20}}, ["batchsize", "extra_params", "batch_size"]),
+            ({"extra_params": {"passes": 1}}, ["passes=1", "extra_params", "greater than or equal to 2"]),
+            ({"extra_params": {"strategy": "best"}}, ["strategy='best'", "'entropy'"]),
+            ({"extra_params": "strategy=best"}, ["extra_params", "no JSON object", "strategy=best"]),
+            ({"extra_params": [1]}, ["extra_params"]),
+            ({"schema": "<View></View>"}, ["no Image tag"]),
+            ({"schema": "no xml"}, ["label config"]),
+            ({"schema": None}, ["schema"]),
+            ({"project": "2"}, ["'<id>.<unix seconds>'", "'2'"]),
+            ({"project": "0.5"}, ["'0.5'"]),
+            ({"project": "../../etc.1"}, ["project"]),
+            ({"hostname": "label-studio"}, ["hostname"]),
+        ],
+    )
+    def test_says_what_is_wrong_where_label_studio_shows_it(self, client, store, queue, change, words):
+        response = client.post("/setup", json=payload("setup") | change)
+
+        assert response.status_code == 400
+        for word in words:
+            assert word in response.json["error"]
+            assert word.replace("<", "[").replace(">", "]") in response.status
+        assert store.connections() == []
+        assert queue.idle_requests == []
+
+    def test_fewer_than_two_classes(self, client):
+        schema = payload("setup")["schema"].replace('<Choice value="moderate" hotkey="2"/>', "")
+        schema = schema.replace('<Choice value="severe" hotkey="3"/>', "")
+
+        response = client.post("/setup", json=payload("setup") | {"schema": schema})
+
+        assert response.status_code == 400
+        assert "at least 2" in response.json["error"]
+
+    def test_a_wrong_choice_leaves_the_former_connection(self, client, store):
+        client.post("/setup", json=payload("setup"))
+
+        client.post("/setup", json=payload("setup") | {"extra_params": {"passes": "many"}})
+
+        assert store.connection(2).extra_params == {"strategy": "entropy", "batch_size": 20}

@@ -1,0 +1,240 @@
+"""What each kind of event starts, on the bodies that Label Studio 1.23.2 really sent."""
+
+import pytest
+
+from ml_backend.queueing import LastError
+from ml_backend.records import Published
+from ml_backend.server.events import ACTIONS
+from tests.fakes import NOON
+from tests.unit.server.memory import PAYLOADS, PROJECT, payload
+
+CHANGES = {
+    "ANNOTATION_CREATED": 1,
+    "ANNOTATION_CREATED-skipped": 1,
+    "ANNOTATION_UPDATED": 1,
+    "ANNOTATIONS_CREATED": 1,
+    "ANNOTATIONS_DELETED": 1,
+    "TASKS_DELETED": 1,
+}
+OTHERS = {"TASKS_CREATED", "TASKS_CREATED-annotated", "PROJECT_UPDATED", "START_TRAINING"}
+
+
+def published(*image_ids: str) -> Published:
+    return Published(
+        version="al-r000001-entropy-0a1b2c", round_id="r000001", image_ids=image_ids, seconds={}, published_at=NOON
+    )
+
+
+def body_of(name, **project):
+    """A recorded body whose project row says something else."""
+    body = payload(name)
+    body["project"] |= project
+    return body
+
+
+class TestContract:
+    def test_every_recorded_event_is_tested_here(self):
+        recorded = {path.stem for path in PAYLOADS.glob("[A-Z]*_*.json")}
+
+        assert recorded == CHANGES.keys() | OTHERS
+        assert {name.partition("-")[0] for name in recorded} | {"PROJECT_DELETED"} == ACTIONS.keys()
+
+    @pytest.mark.parametrize("name", sorted(CHANGES))
+    def test_counts(self, connected, queue, name):
+        response = connected.post("/webhook", json=payload(name))
+
+        assert (response.status_code, response.json["outcome"]) == (200, "counted")
+        assert (queue.state.changes, queue.requests) == (CHANGES[name], [])
+
+    @pytest.mark.parametrize("name", sorted(CHANGES.keys() | OTHERS))
+    def test_unknown_project_is_404(self, client, name):
+        response = client.post("/webhook", json=payload(name))
+
+        assert response.status_code == 404
+        assert "project 2.1795384774 is not connected" in response.json["error"]
+        assert "ml-backend connect --project 2" in response.json["error"]
+
+    @pytest.mark.parametrize("name", sorted(CHANGES.keys() | OTHERS))
+    def test_a_project_that_was_made_anew_under_the_same_id_is_unknown(self, connected, name):
+        response = connected.post("/webhook", json=body_of(name, created_at="2026-12-24T00:00:00Z"))
+
+        assert response.status_code == 404
+
+    @pytest.mark.parametrize("name", sorted(CHANGES.keys() | OTHERS))
+    def test_without_payload_is_400(self, connected, name):
+        response = connected.post("/webhook", json={"action": payload(name)["action"]})
+
+        assert response.status_code == 400
+        assert "Send payload" in response.json["error"]
+
+    @pytest.mark.parametrize("action", ["LABEL_LINK_CREATED", "PROJECT_CREATED", "SOMETHING_NEW"])
+    def test_an_action_that_means_nothing_here_is_accepted(self, client, queue, action):
+        response = client.post("/webhook", json={"action": action, "project": {"id": 99}})
+
+        assert (response.status_code, response.json["outcome"]) == (200, "ignored")
+        assert queue.requests == []
+
+
+class TestThreshold:
+    def test_the_change_that_reaches_it_asks_for_a_round(self, connected, queue):
+        on = body_of("ANNOTATION_CREATED", min_annotations_to_start_training=1)
+
+        answers = [connected.post("/webhook", json=on).json["outcome"] for _ in range(20)]
+
+        assert answers == ["counted"] * 19 + ["requested"]
+        assert queue.requests == ["labels"]
+
+    def test_retrain_after_of_the_project(self, client, queue):
+        client.post("/setup", json=payload("setup") | {"extra_params": {"retrain_after": 2}})
+        on = body_of("ANNOTATION_CREATED", min_annotations_to_start_training=1)
+
+        client.post("/webhook", json=on)
+        client.post("/webhook", json=on)
+
+        assert (queue.state.threshold, queue.requests) == (2, ["labels"])
+
+    def test_lists_count_each_of_theirs(self, connected, queue):
+        created, deleted = payload("ANNOTATIONS_CREATED"), payload("TASKS_DELETED")
+        created["annotation"] *= 3
+        deleted["tasks"] *= 4
+
+        connected.post("/webhook", json=created)
+        connected.post("/webhook", json=deleted)
+
+        assert queue.state.changes == 7
+
+    def test_switched_off_by_the_owner(self, connected, queue):
+        """The toggle of the project is off: changes are counted, and the button alone starts a round."""
+        off = body_of("ANNOTATION_CREATED", min_annotations_to_start_training=0)
+        for _ in range(30):
+            connected.post("/webhook", json=off)
+        assert (queue.state.changes, queue.requests) == (30, [])
+
+        connected.post("/webhook", json=payload("START_TRAINING"))
+
+        assert queue.requests == ["forced"]
+
+    def test_switched_on_with_enough_changes(self, connected, queue):
+        for _ in range(30):
+            connected.post("/webhook", json=body_of("ANNOTATION_CREATED", min_annotations_to_start_training=0))
+
+        connected.post("/webhook", json=body_of("PROJECT_UPDATED", min_annotations_to_start_training=1))
+
+        assert queue.requests == ["labels"]
+
+    def test_a_mistake_in_the_options_loses_no_change(self, connected, queue, monkeypatch):
+        connected.post("/webhook", json=body_of("ANNOTATION_CREATED", min_annotations_to_start_training=1))
+        monkeypatch.setenv("AL_RETRAIN_AFTER", "soon")
+
+        response = connected.post("/webhook", json=body_of("ANNOTATION_CREATED", min_annotations_to_start_training=1))
+
+        assert response.status_code == 200
+        assert (queue.state.changes, queue.state.threshold) == (2, 20)
+
+
+class TestStartTraining:
+    def test_forces_a_round(self, connected, queue):
+        response = connected.post("/webhook", json=payload("START_TRAINING"))
+
+        assert response.json["outcome"] == "requested"
+        assert queue.requests == ["forced"]
+
+    def test_says_when_a_round_waits_already(self, connected, queue, monkeypatch):
+        monkeypatch.setattr(queue, "request_round", lambda *_args, **_options: False)
+
+        assert connected.post("/webhook", json=payload("START_TRAINING")).json["outcome"] == "waiting"
+
+    def test_ahead_of_an_annotation_is_an_echo(self, connected, queue):
+        """With the toggle on, Label Studio 1.23.2 sends START_TRAINING by itself ahead of each annotation's event."""
+        row = {"min_annotations_to_start_training": 1, "skipped_annotations_number": 1}
+        connected.post("/webhook", json=body_of("ANNOTATION_CREATED", total_annotations_number=4, **row))
+
+        echo = connected.post("/webhook", json=body_of("START_TRAINING", total_annotations_number=5, **row))
+        connected.post("/webhook", json=body_of("ANNOTATION_CREATED", total_annotations_number=5, **row))
+        assert (echo.json["outcome"], queue.requests) == ("ignored", [])
+
+        button = connected.post("/webhook", json=body_of("START_TRAINING", total_annotations_number=5, **row))
+        assert (button.json["outcome"], queue.requests) == ("requested", ["forced"])
+
+    def test_no_echo_where_label_studio_never_sends_any(self, connected, queue):
+        """A toggle set to a huge number is on, and no count of annotations is a multiple of it."""
+        row = {"min_annotations_to_start_training": 1_000_000_000}
+        connected.post("/webhook", json=body_of("ANNOTATION_CREATED", total_annotations_number=4, **row))
+
+        connected.post("/webhook", json=body_of("START_TRAINING", total_annotations_number=9, **row))
+
+        assert queue.requests == ["forced"]
+
+
+class TestTasksCreated:
+    def test_first_images_are_ranked_at_once(self, connected, queue):
+        connected.post("/webhook", json=payload("TASKS_CREATED"))
+
+        assert queue.requests == ["images"]
+
+    def test_wait_for_the_next_round_while_a_ranking_is_served(self, connected, queue, store):
+        store.project(PROJECT).set_published(published("1", "2"))
+
+        response = connected.post("/webhook", json=payload("TASKS_CREATED"))
+
+        assert response.json["outcome"] == "ignored"
+        assert queue.requests == []
+
+    def test_are_ranked_when_the_ranking_has_run_out(self, connected, queue, store):
+        store.project(PROJECT).set_published(published("1", "2"))
+        queue.count_changes(PROJECT, 2)
+
+        connected.post("/webhook", json=payload("TASKS_CREATED"))
+
+        assert queue.requests == ["images"]
+
+    def test_are_ranked_after_a_round_found_none(self, connected, queue, store):
+        store.project(PROJECT).set_published(published("1", "2"))
+        queue.state = queue.state.model_copy(update={"last_error": LastError(kind="EmptyPool", message="none", at=0)})
+
+        connected.post("/webhook", json=payload("TASKS_CREATED"))
+
+        assert queue.requests == ["images"]
+
+
+class TestProjectUpdated:
+    def test_our_own_patch_starts_nothing(self, connected, queue, store):
+        """The publisher sets model_version, and Label Studio tells us so."""
+        store.project(PROJECT).set_published(published("1", "2"))
+        before = store.connection(2)
+
+        response = connected.post("/webhook", json=payload("PROJECT_UPDATED"))
+
+        assert (response.status_code, response.json["outcome"]) == (200, "ignored")
+        assert (queue.state.changes, queue.requests, queue.idle_requests) == (0, [], [])
+        assert store.connection(2) == before
+
+    def test_our_own_patch_starts_nothing_even_when_enough_changed(self, connected, queue):
+        for _ in range(20):
+            connected.post("/webhook", json=body_of("ANNOTATION_CREATED", min_annotations_to_start_training=1))
+        queue.requests.clear()
+
+        connected.post("/webhook", json=body_of("PROJECT_UPDATED", min_annotations_to_start_training=1))
+
+        assert queue.requests == []
+
+    def test_a_changed_label_config_is_kept(self, connected, store):
+        """Label Studio does not call /setup then."""
+        body = payload("PROJECT_UPDATED")
+        body["project"]["label_config"] = body["project"]["label_config"].replace("moderate", "mild")
+
+        response = connected.post("/webhook", json=body)
+
+        assert response.json["outcome"] == "stored"
+        assert 'value="mild"' in store.connection(2).label_config
+        assert store.connection(2).extra_params == {"strategy": "entropy", "batch_size": 20}
+
+
+class TestProjectDeleted:
+    def test_is_forgotten(self, connected, queue):
+        queue.count_changes(PROJECT, 5)
+
+        response = connected.post("/webhook", json={"action": "PROJECT_DELETED", "project": {"id": 2}})
+
+        assert (response.status_code, response.json["outcome"]) == (200, "forgotten")
+        assert queue.state.changes == 0

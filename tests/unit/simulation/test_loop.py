@@ -1,0 +1,135 @@
+"""Rounds without Label Studio are the rounds of the live loop."""
+
+from pathlib import Path
+
+import pytest
+
+from ml_backend.engine.ports import RoundParts
+from ml_backend.engine.round import run_round
+from ml_backend.errors import EmptyPool
+from ml_backend.records import ImageRef, Label, Published, RoundReport, RoundRequest
+from ml_backend.simulation import loop
+from ml_backend.simulation.loop import simulate
+from ml_backend.simulation.oracle import Oracle
+from ml_backend.storage import ProjectStore
+from tests.fakes import CLASSES, FakeLearner, FakeStrategy, MemoryStore, make_request, one_reader
+
+IMAGES = 30
+ASSEMBLY = Path(loop.__file__).parents[1] / "assembly.py"
+
+
+def make_oracle() -> Oracle:
+    return Oracle(
+        Label(image=ImageRef(id=f"{n}.png", uri=f"{n}.png", patient_id=f"p{n // 2}"), value=CLASSES[n % 3], raters=1)
+        for n in range(IMAGES)
+    )
+
+
+def run(oracle: Oracle, rounds: int, learner: FakeLearner | None = None, **changes: object) -> tuple[RoundReport, ...]:
+    return simulate(
+        make_request(**changes),
+        oracle,
+        consensus=one_reader,
+        learner=learner or FakeLearner(),
+        strategy=FakeStrategy(),
+        store=MemoryStore(),
+        rounds=rounds,
+    )
+
+
+class TestSimulate:
+    def test_is_the_live_loops_round(self, monkeypatch):
+        """Once a round it calls the very function that the live loop is assembled around."""
+        seen = []
+
+        def watched(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Published]:
+            seen.append(request.round_id)
+            return run_round(request, parts)
+
+        monkeypatch.setattr(loop, "run_round", watched)
+
+        run(make_oracle(), rounds=3)
+
+        # As text: importing the live assembly takes seconds of torch.
+        assert "from ml_backend.engine.round import run_round\n" in ASSEMBLY.read_text()
+        assert seen == ["r000001", "r000002", "r000003"]
+
+    def test_starts_from_the_minimum_of_every_class_and_trains_at_once(self):
+        oracle = make_oracle()
+
+        [report] = run(oracle, rounds=1)
+
+        assert report.fit is not None
+        assert report.labels_per_class == dict.fromkeys(CLASSES, 2)
+        assert len(report.ranking.image_ids) == IMAGES - 6
+
+    def test_every_batch_is_the_head_of_its_ranking(self):
+        """After the six images of the start set: three a round, in the order of the round's ranking."""
+        oracle = make_oracle()
+
+        reports = run(oracle, rounds=4)
+
+        batches = [report.ranking.image_ids[:3] for report in reports]
+        assert oracle.revealed[6:] == tuple(image_id for batch in batches for image_id in batch)
+
+    def test_labels_of_a_round_are_learnt_in_the_next(self):
+        learner = FakeLearner()
+
+        reports = run(make_oracle(), rounds=3, learner=learner)
+
+        assert [sum(report.labels_per_class.values()) for report in reports] == [6, 9, 12]
+        assert set(reports[0].ranking.image_ids[:3]) <= {image_id for ids in learner.fits[1] for image_id in ids}
+
+    def test_the_same_seed_is_the_same_run(self):
+        once, again = (
+            [report.model_dump(exclude={"seconds", "started_at"}) for report in run(make_oracle(), rounds=3)]
+            for _ in range(2)
+        )
+
+        assert once == again
+
+    def test_ends_when_the_pool_is_used_up(self):
+        """24 images in the pool, 10 a round: three rounds, the last one of four images."""
+        oracle = make_oracle()
+
+        reports = run(oracle, rounds=99, batch_size=10)
+
+        assert len(reports) == 3
+        assert len(oracle.revealed) == IMAGES
+
+    def test_unreadable_images_stay_in_the_pool_and_end_it(self):
+        oracle = make_oracle()
+
+        reports = run(oracle, rounds=99, learner=FakeLearner(unreadable=["7.png", "8.png"]), batch_size=12)
+
+        left = {image.id for image in oracle.unlabelled()[0]}
+        assert left <= {"7.png", "8.png"}
+        assert {e.image_id for e in reports[0].exclusions} <= {"7.png", "8.png"}
+
+    def test_nothing_to_rank_in_the_first_round_is_an_error(self):
+        """A simulation that never began must not look like one that ended."""
+        oracle = make_oracle()
+        oracle.reveal(image.id for image in oracle.unlabelled()[0])
+
+        with pytest.raises(EmptyPool):
+            run(oracle, rounds=1)
+
+    def test_needs_a_round(self):
+        with pytest.raises(ValueError, match="at least 1 round, got 0"):
+            run(make_oracle(), rounds=0)
+
+    def test_rounds_are_kept_like_live_ones(self, tmp_path):
+        store = ProjectStore(tmp_path / "simulation")
+
+        reports = simulate(
+            make_request(),
+            make_oracle(),
+            consensus=one_reader,
+            learner=FakeLearner(),
+            strategy=FakeStrategy(),
+            store=store,
+            rounds=2,
+        )
+
+        assert [store.report(round_id) for round_id in store.round_ids()] == list(reports)
+        assert (store.folder / "rounds/r000002/model.txt").read_text() == "fits: 2\n"

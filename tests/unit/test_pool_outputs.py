@@ -1,0 +1,45 @@
+"""What a learner hands to a strategy."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.pool_outputs import PoolOutputs
+
+
+def outputs_of(probs: list[list[list[float]]], **changes: Any) -> PoolOutputs:
+    array = np.array(probs, dtype=np.float32)
+    fields: dict[str, Any] = {
+        "image_ids": tuple("abcdef"[: len(array)]),
+        "classes": ("normal", "moderate", "severe"),
+        "probs": array,
+    }
+    return PoolOutputs(**(fields | changes))
+
+
+TWO_IMAGES = [[[0.6, 0.3, 0.1], [0.1, 0.3, 0.6], [0.2, 0.1, 0.7], [0.2, 0.1, 0.7]]] * 2
+EMPTY = PoolOutputs(image_ids=(), classes=("normal", "diseased"), probs=np.zeros((0, 4, 2), np.float32))
+
+
+class TestPoolOutputs:
+    def test_suggestion_is_of_the_mean_not_of_the_first_pass(self):
+        """The first pass says normal (0.6); the mean over the passes is 0.4 / 0.3 / 0.3, then 0.275 / 0.2 / 0.525."""
+        outputs = outputs_of([[[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], [[0.45, 0.3, 0.25], [0.1, 0.1, 0.8]]])
+
+        assert outputs.suggestions() == {"a": "normal", "b": "severe"}
+
+    def test_empty_pool_suggests_nothing(self):
+        assert EMPTY.suggestions() == {}
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"image_ids": ("a",)}, "1 image ids but probs of 2 images"),
+            ({"classes": ("normal", "diseased")}, "2 classes but probs of 3 classes"),
+            ({"features": np.zeros((3, 8), np.float32)}, "2 images but features of 3"),
+        ],
+    )
+    def test_shapes_must_fit(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            outputs_of(TWO_IMAGES, **changes)

@@ -1,0 +1,123 @@
+"""Settings from the environment and options of a project: merged by rank, refused as a whole."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_backend.errors import SettingsError
+from ml_backend.settings import ProjectOptions, Settings
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    """Whatever the machine sets is not part of these tests."""
+    for name in [*Settings.model_fields, *ProjectOptions.model_fields]:
+        monkeypatch.delenv(f"AL_{name.upper()}", raising=False)
+
+
+class TestProjectOptions:
+    def test_defaults_are_the_papers(self):
+        """20 images a round, from 25 labels of every class on, 20 % of the labels for validation, patience 3."""
+        options = ProjectOptions.resolve(environ={})
+
+        assert (options.batch_size, options.min_labels_per_class, options.patience) == (20, 25, 3)
+        assert (options.validation_share, options.loss) == (0.2, "weighted")
+
+    def test_the_connection_wins_over_the_tag_and_the_tag_over_the_environment(self):
+        options = ProjectOptions.resolve(
+            extra_params={"strategy": "bald"},
+            attributes={"model_strategy": "margin", "model_passes": "30"},
+            environ={"AL_STRATEGY": "random", "AL_PASSES": "40", "AL_EPOCHS": "7"},
+        )
+
+        assert (options.strategy, options.passes, options.epochs) == ("bald", 30, 7)
+
+    def test_text_becomes_the_type_of_the_option(self):
+        """Attributes and variables are always text."""
+        options = ProjectOptions.resolve(
+            attributes={"model_prelabel": "true", "model_dropout": "0.25", "model_reserve": "all"}, environ={}
+        )
+
+        assert (options.prelabel, options.dropout, options.reserve) == (True, 0.25, "all")
+
+    def test_other_attributes_and_variables_are_nobodys_business(self):
+        """A Choices tag has attributes of its own, and the environment is full of other names."""
+        options = ProjectOptions.resolve(
+            attributes={"name": "severity", "choice": "single"}, environ={"AL_REDIS_URL": "redis://x", "HOME": "/"}
+        )
+
+        assert options == ProjectOptions()
+
+    def test_every_mistake_is_reported_at_once_with_its_origin(self):
+        with pytest.raises(SettingsError) as caught:
+            ProjectOptions.resolve(
+                extra_params={"strategi": "bald", "passes": 1},
+                attributes={"model_strategy": "best"},
+                environ={"AL_RESERVE": "-3"},
+            )
+
+        message = str(caught.value)
+        assert "strategi (from extra_params): no such option; known are strategy, batch_size" in message
+        assert "passes=1 (from extra_params)" in message
+        assert "strategy='best' (from Choices tag)" in message
+        assert "'batch_bald'" in message
+        assert "reserve='-3' (from environment)" in message
+        assert len(message.split("; ")) >= 4
+
+    def test_a_mistake_in_an_outranked_source_does_no_harm(self):
+        """What is not used is not validated: the owner's value replaces the installation's wrong one."""
+        assert ProjectOptions.resolve(extra_params={"passes": 30}, environ={"AL_PASSES": "many"}).passes == 30
+
+    @pytest.mark.parametrize("value", [-1, "-1", "some", 1.5, None])
+    def test_reserve_is_a_count_or_all(self, value):
+        with pytest.raises(SettingsError, match="reserve="):
+            ProjectOptions.resolve(extra_params={"reserve": value}, environ={})
+
+    @settings(deadline=None)
+    @given(
+        st.dictionaries(
+            st.sampled_from([*ProjectOptions.model_fields, "unknown"]),
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers(), max_size=2),
+            max_size=4,
+        )
+    )
+    def test_any_json_gives_options_or_a_settings_error(self, extra_params):
+        """Whatever an owner types into the connection, never another exception."""
+        try:
+            options = ProjectOptions.resolve(extra_params, environ={})
+        except SettingsError:
+            return
+
+        assert ProjectOptions.resolve(options.model_dump(), environ={}) == options
+
+
+class TestSettings:
+    def test_reads_the_environment(self, monkeypatch):
+        monkeypatch.setenv("AL_REDIS_URL", "redis://queue:6379/2")
+        monkeypatch.setenv("AL_DEVICE", "cpu")
+
+        loaded = Settings.load()
+
+        assert (loaded.redis_url, loaded.device) == ("redis://queue:6379/2", "cpu")
+
+    def test_every_wrong_variable_is_named(self, monkeypatch):
+        monkeypatch.setenv("AL_DEVICE", "tpu")
+        monkeypatch.setenv("AL_TIMEOUT_S", "0")
+
+        with pytest.raises(SettingsError) as caught:
+            Settings.load()
+
+        assert "AL_DEVICE='tpu': input should be 'auto', 'cpu' or 'cuda'" in str(caught.value)
+        assert "AL_TIMEOUT_S='0'" in str(caught.value)
+
+    @pytest.mark.parametrize("only", [{"basic_auth_user": "al"}, {"basic_auth_pass": "secret"}])
+    def test_user_and_password_go_together(self, only):
+        """Half a credential would leave the backend open to everybody."""
+        with pytest.raises(SettingsError, match="AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS go together"):
+            Settings.load(**only)
+
+    def test_secrets_are_not_printed(self):
+        loaded = Settings.load(label_studio_api_key="key-123", basic_auth_user="al", basic_auth_pass="pass-456")
+
+        assert "key-123" not in repr(loaded)
+        assert "pass-456" not in repr(loaded)

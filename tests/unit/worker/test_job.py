@@ -1,0 +1,102 @@
+"""How a round ends, told to a queue in memory."""
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from ml_backend.errors import EmptyPool
+from ml_backend.queueing import Claim, LastError, Progress
+from ml_backend.records import ProjectKey, Published
+from ml_backend.worker import job
+from tests.fakes import NOON, make_report
+
+PROJECT = ProjectKey(id=2, created=1795384774)
+PUBLISHED = Published(version="al-r000001", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
+
+
+class MemoryQueue:
+    """Grants a claim of generation 1, and remembers how it ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[LastError | None] = []
+
+    def claim(self, project: ProjectKey, generation: int, reason: str) -> Claim | None:
+        return Claim(self, project, generation, "token", changes=3) if generation == 1 else None
+
+    def holds(self, project: ProjectKey, token: str) -> bool:
+        return True
+
+    def settle(self, project: ProjectKey, token: str, error: LastError | None) -> None:
+        self.ends.append(error)
+
+    def write_progress(self, project: ProjectKey, progress: Progress) -> None:
+        pass
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    found = MemoryQueue()
+    monkeypatch.setattr(job.RoundQueue, "from_settings", lambda _settings, **_options: found)
+    return found
+
+
+@pytest.fixture
+def round_does(monkeypatch):
+    """Put a round in the place of the real one, which needs torch and Label Studio."""
+
+    def replace(run):
+        assembly = ModuleType("ml_backend.assembly")
+        assembly.run_live_round = run
+        monkeypatch.setitem(sys.modules, "ml_backend.assembly", assembly)
+
+    return replace
+
+
+class TestRun:
+    def test_a_published_round(self, queue, round_does):
+        seen = []
+
+        def run(settings, key, reason, progress, guard):
+            guard()
+            progress("train", 1, 2)
+            seen.append((key, reason))
+            return make_report(), PUBLISHED
+
+        round_does(run)
+
+        assert job.run("2.1795384774", 1, "labels") == {
+            "outcome": "published",
+            "round": "r000001",
+            "version": "al-r000001",
+        }
+        assert seen == [(PROJECT, "labels")]
+        assert queue.ends == [None]
+
+    def test_a_refused_round_is_told_and_does_not_raise(self, queue, round_does):
+        def run(*_args):
+            raise EmptyPool("no image is left")
+
+        round_does(run)
+
+        assert job.run("2.1795384774", 1, "labels") == {"outcome": "failed", "error": "no image is left"}
+        assert [(error.kind, error.message) for error in queue.ends] == [("EmptyPool", "no image is left")]
+
+    def test_a_bug_is_told_and_raised(self, queue, round_does):
+        def run(*_args):
+            raise ZeroDivisionError("a bug")
+
+        round_does(run)
+
+        with pytest.raises(ZeroDivisionError):
+            job.run("2.1795384774", 1, "labels")
+        assert [(error.kind, error.message) for error in queue.ends] == [("ZeroDivisionError", "a bug")]
+
+    def test_a_round_that_was_overtaken_does_nothing(self, queue, round_does):
+        def run(*_args):
+            raise AssertionError("must not run")
+
+        round_does(run)
+
+        assert job.run("2.1795384774", 2, "labels") == {"outcome": "superseded"}
+        assert queue.ends == []
