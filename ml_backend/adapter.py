@@ -55,6 +55,9 @@ class ActiveLearningBackend(LabelStudioMLBase):  # type: ignore[misc]
         """Take note of a training event: 2.x. The round itself runs on a worker."""
         return self._receive(event, data or {})
 
+    def set_extra_params(self, extra_params: Any) -> None:
+        """2.x: nothing to do. They were read with the rest of ``/setup``, and its own method refuses an object."""
+
     def _receive(self, action: str, data: Mapping[str, Any]) -> dict[str, object]:
         event = parse_body(Event, json.dumps({**data, "action": action}).encode())
         return receive(event, self._store, self._queue())

@@ -41,26 +41,17 @@ def run_live_round(
     connection = store.connection(key.id)
     if connection.project != key:
         raise SettingsError(f"project {key} is gone: Label Studio has given its id to {connection.project}")
-    if settings.label_studio_api_key is None:
-        raise SettingsError(
-            "AL_LABEL_STUDIO_API_KEY is not set: make a personal access token in Label Studio "
-            "(Account & Settings) and give it to server and worker"
-        )
     config = parse_label_config(connection.label_config)
     options = ProjectOptions.resolve(connection.extra_params, config.attributes)
     classes = training_classes(config, options)
     project_store = store.project(key)
-    with LabelStudioClient(
-        url=settings.label_studio_url or connection.hostname,
-        api_key=settings.label_studio_api_key.get_secret_value(),
-        timeout_s=settings.timeout_s,
-    ) as client:
+    with LabelStudioClient.from_settings(settings, connection.hostname) as client:
         parts = RoundParts(
             labels=LabelStudioLabels(client, key.id, config, options),
             consensus=RULES[options.consensus],
             learner=McDropoutLearner(
                 options=options,
-                source=LabelStudioImages(client),
+                source=LabelStudioImages(client, connection.hostname),
                 cache=store.cache,
                 device=settings.device,
                 seed=options.seed,

@@ -59,7 +59,7 @@ def connect(
     from ml_backend.label_studio.connect import connect_project
     from ml_backend.settings import Settings
 
-    for line in connect_project(Settings.load(), project, url, _pairs(option or [])):
+    for line in connect_project(Settings.load(), project, url, _pairs(option) if option else None):
         typer.echo(line)
 
 

@@ -1,6 +1,7 @@
 """Readers label, rounds run, and the view shows both, until enough rankings came from a trained network."""
 
 import time
+from typing import NamedTuple
 
 from ml_backend.demo.fidelity import compare
 from ml_backend.demo.process import Service
@@ -10,7 +11,7 @@ from ml_backend.demo.watch import RoundFollower
 from ml_backend.errors import RoundError
 from ml_backend.queueing import QueueStatus
 
-__all__ = ["label_until", "show_round"]
+__all__ = ["StageBars", "label_until"]
 
 PAUSE_S = 0.2
 STAGES = {
@@ -22,6 +23,13 @@ STAGES = {
     "save": "saving",
     "publish": "publishing the ranking",
 }
+
+
+class Stage(NamedTuple):
+    """What a bar stands for."""
+
+    name: str
+    total: int
 
 
 def label_until(
@@ -43,19 +51,20 @@ def label_until(
         ServiceError: a service has ended.
     """
     shown = 0
+    stages = StageBars(view)
     while True:
         status = follower.poll()
         for service in services:
             service.check()
-        show_round(view, follower, status)
+        stages.show(follower, status)
         while shown < len(follower.rounds):
             _announce(view, follower, shown)
             shown += 1
             # Whoever has an image on the screen keeps it: the one exception to the new order.
             room.reload()
         fresh = len(room.submissions) - follower.labels_used
-        # One short of the next round, so that every ranking has been served from and none is under way at the end.
-        if follower.trained >= rounds and fresh >= retrain_after - 1:
+        # One short of the next round: every ranking has been served from, and none is under way at the end.
+        if follower.trained >= rounds and status.changes >= retrain_after - 1:
             return
         if not follower.rounds or fresh >= retrain_after + retrain_after // 2:
             time.sleep(PAUSE_S)
@@ -67,12 +76,31 @@ def label_until(
         _show_readers(view, room, follower, fresh, retrain_after)
 
 
-def show_round(view: View, follower: RoundFollower, status: QueueStatus) -> None:
-    """Show the stage of the round that runs, if one does."""
-    if (progress := status.progress) is None:
-        return
-    name = f"round {len(follower.rounds) + 1}: {STAGES.get(progress.stage, progress.stage)}"
-    view.step(name, progress.done, progress.total)
+class StageBars:
+    """A bar for each stage of the round that runs."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._running: Stage | None = None
+
+    def show(self, follower: RoundFollower, status: QueueStatus) -> None:
+        """Draw what the queue knows."""
+        progress = status.progress
+        # A round whose ranking is out already only tidies up.
+        if progress is None or not follower.is_newer(progress):
+            self._end()
+            return
+        name = STAGES.get(progress.stage, progress.stage)
+        if self._running is not None and self._running.name != name:
+            self._end()
+        self._running = Stage(name, progress.total)
+        self._view.step(name, progress.done, progress.total)
+
+    def _end(self) -> None:
+        # The last report of a stage is seldom its end: training stops early, and we look now and then.
+        if self._running is not None:
+            self._view.step(self._running.name, self._running.total, self._running.total)
+        self._running = None
 
 
 def _announce(view: View, follower: RoundFollower, index: int) -> None:

@@ -144,6 +144,8 @@ class Child:
 class Service:
     """Something that is started now, ready later, and stopped at the end, also by ``with``."""
 
+    grace_s = GRACE_S  # that it gets to end by itself
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._child: Child | None = None
@@ -175,7 +177,7 @@ class Service:
 
     def stop(self) -> None:
         if self._child is not None:
-            self._child.stop()
+            self._child.stop(self.grace_s)
 
     def _run(self, command: list[str], environ: Mapping[str, str], log: Path, cwd: Path | None = None) -> None:
         self._child = Child(self.name, command, environ, log, cwd)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +13,11 @@ from types import FrameType
 
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 from ml_backend.demo.bringup import Site, bring_up
 from ml_backend.demo.fidelity import compare
-from ml_backend.demo.labelling import label_until, show_round
+from ml_backend.demo.labelling import StageBars, label_until
 from ml_backend.demo.options import DemoOptions
 from ml_backend.demo.plan import Plan, choose_question, make_plan, visitors_films
 from ml_backend.demo.process import ServiceError, private_folder
@@ -44,7 +46,8 @@ def run_demo(options: DemoOptions) -> int:
     Raises:
         BackendError: in words, why the visitor's images, a service or a round let the demo down.
     """
-    console = Console()
+    # A log has no width: there lines stay whole.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     try:
         with _stopped_by_signals(), _only_one_in(options.folder), _undisturbed_stop() as stack:
             return _main_job(options, make_view(console), stack, stay=_stays(options, console))
@@ -116,20 +119,22 @@ def _prepare(
 def _rows(follower: RoundFollower, room: ReadingRoom, retrain_after: int) -> tuple[RoundRow, ...]:
     fidelities = compare(room.served, follower.rankings)
     rows: list[RoundRow] = []
-    previous_start: datetime | None = None
+    previous_claim: datetime | None = None
     for report, published in follower.rounds:
+        claim = follower.claimed_at[published.version]
         waited = None
         if (visible_at := follower.visible_at.get(published.version)) is not None:
             waited = delay(
                 room.submissions,
                 retrain_after=retrain_after,
-                previous_start=previous_start,
+                previous_claim=previous_claim,
+                claim=claim,
                 report=report,
                 published=published,
                 visible_at=visible_at,
             )
         rows.append(round_row(report, published, fidelities.pop(published.version), waited))
-        previous_start = report.started_at
+        previous_claim = claim
     if fidelities:
         # Served under a version that no round has published: no row could show it.
         wrong = [str(deviation) for fidelity in fidelities.values() for deviation in fidelity.deviations]
@@ -162,17 +167,18 @@ def _stay(site: Site, project_id: int, follower: RoundFollower, view: View) -> N
     ]
     view.say(Panel("\n".join(lines), title="It stays up: now you", expand=False))
     told = ""
+    stages = StageBars(view)
     try:
         with view:
             while True:
                 for service in site.services:
                     service.check()
                 try:
-                    show_round(view, follower, follower.poll(patient=True))
+                    stages.show(follower, follower.poll(patient=True))
                 except RoundError as error:
                     # A visitor who labels on may well mend it: told once, and not the end.
                     if str(error) != told:
-                        view.say(f"[red]{error}")
+                        view.say(Text(str(error), style="red"))
                     told = str(error)
                 time.sleep(LOOK_S)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ml_backend.demo.fidelity import Fidelity
@@ -17,8 +18,9 @@ class Delay(Record):
 
     total_s: float
     submit_s: float  # until Label Studio had answered the reader, the webhook to the backend included
-    wait_s: float  # from that answer until the round began
-    stages_s: dict[str, float]  # the round's stages, then the steps of its publishing
+    queue_s: float  # until the worker took the round: it may have to end another one first
+    start_s: float  # until the round began: a new process imports what it needs
+    stages_s: dict[str, float]  # the round's stages, then the steps of its publishing that readers wait for
     other_s: float  # what no stage accounts for, the time until the demo looked included
 
 
@@ -83,7 +85,8 @@ def delay(
     submissions: Sequence[Submission],
     *,
     retrain_after: int,
-    previous_start: datetime | None,
+    previous_claim: datetime | None,
+    claim: datetime,
     report: RoundReport,
     published: Published,
     visible_at: datetime,
@@ -92,8 +95,9 @@ def delay(
 
     Args:
         submissions: all labels, oldest first.
-        retrain_after: labels that start a round; the last of so many since the previous start is the one.
-        previous_start: when the round before began; None for the first.
+        retrain_after: labels that start a round: the last of so many since the previous claim did.
+        previous_claim: when the worker took the round before; None for the first.
+        claim: when the worker took this one.
         report: of this round.
         published: of this round.
         visible_at: when Label Studio was first seen to serve by its ranking.
@@ -101,46 +105,56 @@ def delay(
     Returns:
         None where the round began without enough labels: because the project was connected, say.
     """
-    since = [s for s in submissions if previous_start is None or s.answered_at > previous_start]
-    if len(since) < retrain_after or since[retrain_after - 1].sent_at > report.started_at:
+    since = [s for s in submissions if previous_claim is None or s.answered_at > previous_claim]
+    if len(since) < retrain_after or since[retrain_after - 1].sent_at > claim:
         return None
     trigger = since[retrain_after - 1]
-    total_s = (visible_at - trigger.sent_at).total_seconds()
-    # Label Studio answers the reader after the webhook: the round may have begun before.
-    answered_at = min(trigger.answered_at, report.started_at)
+    # Label Studio answers the reader after the webhook: a free worker may have been faster.
+    answered_at = min(trigger.answered_at, claim)
     submit_s = (answered_at - trigger.sent_at).total_seconds()
-    wait_s = (report.started_at - answered_at).total_seconds()
+    queue_s = (claim - answered_at).total_seconds()
+    start_s = (report.started_at - claim).total_seconds()
+    total_s = (visible_at - trigger.sent_at).total_seconds()
     # The old version is deleted after readers see the new order.
     steps = {f"publish: {name}": s for name, s in published.seconds.items() if name != "delete"}
     stages_s = {name: s for name, s in report.seconds.items() if name != "publish"} | steps
-    other_s = total_s - submit_s - wait_s - sum(stages_s.values())
-    return Delay(total_s=total_s, submit_s=submit_s, wait_s=wait_s, stages_s=stages_s, other_s=other_s)
+    return Delay(
+        total_s=total_s,
+        submit_s=submit_s,
+        queue_s=queue_s,
+        start_s=start_s,
+        stages_s=stages_s,
+        other_s=total_s - submit_s - queue_s - start_s - sum(stages_s.values()),
+    )
 
 
 def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
-    """The rounds as a table for the terminal."""
+    """The rounds as a table that fits into 80 columns."""
     table = Table(
-        title="What the rounds did", caption="– : no network yet, random order until every class has its labels"
+        title="What the rounds did",
+        caption="– : random order, until every class has the labels that a network needs",
+        box=SIMPLE_HEAD,
     )
-    for heading in ("round", *classes):
-        table.add_column(heading, justify="right")
+    labels = "labels\n" + "/\n".join(classes)
     for heading in (
+        "round",
+        labels,
         "validation\naccuracy",
-        "validation\nAU ROC",
+        "AU ROC",
         "training",
         "acquisition",
-        "served in the\nchosen order",
+        "served in the\norder",
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.round_id.lstrip("r0"),
-            *(str(row.labels_per_class[name]) for name in classes),
+            "/".join(str(row.labels_per_class[name]) for name in classes),
             _share(row.validation_accuracy),
             _share(row.validation_auroc),
             _seconds(row.training_s),
             _seconds(row.acquisition_s if row.training_s is not None else None),
-            f"{row.in_order}/{row.served}" + (f" (+{row.held} held)" if row.held else ""),
+            f"{row.in_order}/{row.served}" + (f" +{row.held} held" if row.held else ""),
             style=None if row.in_order == row.served else "red",
         )
     return table

@@ -65,7 +65,7 @@ class LiveView:
         self._bars: dict[str, TaskID] = {}
 
     def say(self, what: RenderableType) -> None:
-        self._progress.console.print(what)
+        _print(self._progress.console, what)
 
     def step(self, name: str, done: int, total: int | None) -> None:
         if name not in self._bars:
@@ -98,18 +98,18 @@ class PlainView:
         self._ended: set[str] = set()
 
     def say(self, what: RenderableType) -> None:
-        self._console.print(what)
+        _print(self._console, what)
 
     def step(self, name: str, done: int, total: int | None) -> None:
         if name in self._ended:
             return
         if name not in self._begun:
             self._begun[name] = time.monotonic()
-            self._console.print(f"{name} ...", highlight=False)
+            _print(self._console, f"{name} ...")
         if total is not None and done >= total:
             self._ended.add(name)
             seconds = time.monotonic() - self._begun[name]
-            self._console.print(f"{name}: done ({seconds:.1f} s)", highlight=False)
+            _print(self._console, f"{name}: done ({seconds:.1f} s)")
 
     def clear(self) -> None:
         self._begun.clear()
@@ -127,3 +127,8 @@ class PlainView:
 def make_view(console: Console) -> View:
     """The live view on a terminal, else the plain one."""
     return LiveView(console) if console.is_terminal else PlainView(console)
+
+
+def _print(console: Console, what: RenderableType) -> None:
+    # What stands in square brackets in an error or a path is no markup.
+    console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))

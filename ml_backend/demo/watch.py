@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from ml_backend.errors import RoundError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.queueing import QueueStatus, RoundQueue
+from ml_backend.queueing import Progress, QueueStatus, RoundQueue
 from ml_backend.records import ProjectKey, Published, RoundReport
 from ml_backend.storage import RoundStore
 
@@ -44,6 +44,8 @@ class RoundFollower:
         self._last_seen: object = None
         self.rounds: list[tuple[RoundReport, Published]] = []  # oldest first
         self.visible_at: dict[str, datetime] = {}  # version -> when Label Studio was first seen to serve by it
+        self.claimed_at: dict[str, datetime] = {}  # version -> when the worker took its round from the queue
+        self._claim: datetime | None = None
 
     @property
     def rankings(self) -> dict[str, tuple[str, ...]]:
@@ -59,6 +61,10 @@ class RoundFollower:
     def labels_used(self) -> int:
         """Labels that the newest published round knew."""
         return sum(self.rounds[-1][0].labels_per_class.values()) if self.rounds else 0
+
+    def is_newer(self, progress: Progress) -> bool:
+        """Whether it is of a round after the newest published one."""
+        return not self.rounds or progress.started > self.rounds[-1][0].started_at.timestamp()
 
     def version(self) -> str:
         """The version that Label Studio serves by now; empty where there is none."""
@@ -79,9 +85,11 @@ class RoundFollower:
         status = self._queue.status(self._project)
         if status.last_error is not None:
             raise RoundError(f"a round failed: {status.last_error.message} ({status.last_error.kind})")
-        published = self._store.published()
-        if published is not None:
+        # Before the progress of the next round takes its place.
+        if (published := self._store.published()) is not None:
             self._note(published)
+        if status.progress is not None:
+            self._claim = datetime.fromtimestamp(status.progress.started, UTC)
         if not patient:
             self._check_moving(status, published)
         return status
@@ -91,7 +99,10 @@ class RoundFollower:
             # Written a second time with the time that the deletion of the old version took.
             self.rounds[-1] = (self.rounds[-1][0], published)
             return
-        self.rounds.append((self._store.report(published.round_id), published))
+        report = self._store.report(published.round_id)
+        self.rounds.append((report, published))
+        claimed = self._claim is not None and self._claim <= report.started_at
+        self.claimed_at[published.version] = self._claim if claimed and self._claim else report.started_at
 
     def _check_moving(self, status: QueueStatus, published: Published | None) -> None:
         seen = (status, published)

@@ -1,7 +1,15 @@
 """Everything that speaks Label Studio's API or JSON. Torch-free.
 
-``formats`` reads and writes its JSON and its label configs, ``client`` its API; ``labels``, ``images`` and
-``publisher`` are a round's ports on top of them; ``connect`` prepares a project.
+::
+
+    formats.py     label configs and JSON, read into our records and written from them; no I/O
+    access.py      the two kinds of API key
+    transport.py   requests: time-outs, what is repeated, what a refusal says
+    client.py      the calls, one method each
+    labels.py      annotations and pool     (engine.ports.LabelSource)
+    images.py      the bytes of an image    (images.source.ImageSource)
+    publisher.py   the ranking goes out     (engine.ports.Publisher)
+    connect.py     prepares a project, in one go
 """
 
 __all__: list[str] = []

@@ -67,7 +67,9 @@ def work(settings: Settings, burst: bool = False) -> None:
         worker_ttl=WORKER_TTL_S,
         work_horse_killed_handler=lambda job, _pid, status, _usage: _report_killed(rounds, job, status),
     )
-    worker.work(burst=burst, logging_level=settings.log_level)
+    log.info("waiting for rounds", redis=rounds.address)
+    # rq tells of its own housekeeping every five seconds; what matters is logged here and by the job.
+    worker.work(burst=burst, logging_level="DEBUG" if settings.log_level == "DEBUG" else "WARNING")
 
 
 def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:

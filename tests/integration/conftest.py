@@ -69,7 +69,7 @@ def start_worker(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[[], 
 
 
 @pytest.fixture
-def plan(redis: Redis) -> Callable[..., None]:
+def plan(redis: Redis) -> Callable[..., Any]:
     """Say what the next rounds do, in order; see ``worker_with_fake_rounds.py``."""
     return lambda *steps: redis.rpush("test:plan", *steps)
 

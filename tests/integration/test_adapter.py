@@ -41,6 +41,7 @@ class TestActiveLearningBackend:
         assert predicted.status_code == 200
         assert predicted.json["results"] == [{"result": [], "model_version": "active-learning-live"}]
 
+        assert client.post("/predict", json=body("predict") | {"tasks": []}).json["results"] == []
         assert client.post("/webhook", json=body("ANNOTATION_CREATED")).status_code == 201
         wait_until(lambda: queue.status(PROJECT).changes == 1, timeout_s=120)
 

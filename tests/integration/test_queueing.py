@@ -222,6 +222,15 @@ class TestEndOfARound:
         assert status.last_error is not None
         assert status.last_error.message == "signal 9"
 
+    def test_abandon_asks_for_the_next_where_enough_changed_meanwhile(self, queue):
+        queue.request_round(PROJECT, "labels")
+        claim(queue, 1)
+        queue.count_changes(PROJECT, 40, threshold=20)
+
+        queue.abandon(PROJECT, 1, "signal 9")
+
+        assert queue.status(PROJECT).waiting == "labels"
+
 
 class TestForget:
     def test_drops_everything(self, queue, redis):

@@ -25,13 +25,13 @@ from ml_backend.worker.start import work
 
 
 def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: Any, guard: Any) -> Any:
-    redis = Redis.from_url(settings.redis_url)
+    redis = Redis.from_url(settings.redis_url, decode_responses=True)
 
     def note(event: str) -> None:
         line = {"event": event, "project": str(key), "reason": reason, "pid": os.getpid(), "at": time.time()}
         redis.rpush("test:log", json.dumps(line))
 
-    step, _, seconds = (redis.lpop("test:plan") or b"quick").decode().partition(" ")
+    step, _, seconds = str(redis.lpop("test:plan") or "quick").partition(" ")
     note("begin")
     progress("train", 0, 10)
     if step == "burn":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ml_backend.acquisition import batches as module
 from ml_backend.acquisition.batches import batch_bald
+from ml_backend.acquisition.chance import seeded_order
 from ml_backend.acquisition.scores import bald
 
 LOG2 = math.log(2)
@@ -83,6 +84,32 @@ class TestHandWorked:
         ties = np.array([3, 5, 0, 1, 4, 2])
 
         assert batch_bald(probs, 6, ties=ties).images.tolist() == [2, 3, 5, 0, 4, 1]
+
+    def test_level_up_to_rounding_is_level(self) -> None:
+        """After the first pick images 1 to 12 add the same, but half of them name the classes the other way round."""
+        strong = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
+        first_class = torch.tensor([[0.85, 0.64, 0.51, 0.27, 0.31, 0.05]])
+        weak = torch.stack([first_class, 1 - first_class], dim=-1)
+        probs = torch.cat([strong, *[weak, weak.flip(-1)] * 6])
+
+        for first in range(1, 13):
+            ties = (np.arange(13) - first) % 13
+            assert batch_bald(probs, 2, ties=ties).images.tolist() == [0, first]
+
+    def test_ties_are_seeded_by_default(self) -> None:
+        probs = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).repeat(30, 1, 1)
+        places = [str(i) for i in range(30)]
+
+        for seed in range(3):
+            assert batch_bald(probs, 30, seed=seed).images.tolist() == seeded_order(places, seed).tolist()
+
+    def test_looks_behind_a_crowd_of_copies(self) -> None:
+        """All 200 copies still look best by what they said before the first pick."""
+        clean = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+        other = [[0.9, 0.1], [0.1, 0.9], [0.9, 0.1], [0.1, 0.9]]
+        probs = torch.tensor([clean] * 200 + [other])
+
+        assert batch_bald(probs, 2).images[1] == 200
 
 
 class TestExactJoint:

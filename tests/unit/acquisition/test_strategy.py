@@ -77,8 +77,10 @@ class TestCatalogStrategy:
             CatalogStrategy("best")
 
     def test_a_network_gone_astray_is_named(self) -> None:
-        broken = outputs(("12", "7"))
+        """Of two bad images the one with the lower id, in whatever order they arrived."""
+        broken = outputs(("12", "7", "3"))
         broken.probs[0, 3] = np.nan
+        broken.probs[1, 3] = np.nan
 
-        with pytest.raises(ValueError, match=r"image '12' has \[nan, nan, nan\] in pass 4"):
+        with pytest.raises(ValueError, match=r"image '7' has \[nan, nan, nan\] in pass 4"):
             CatalogStrategy("random").rank(broken, 2, 0)

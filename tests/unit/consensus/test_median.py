@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.consensus import RULES, Consensus, median, rule
+from ml_backend.engine.ports import ConsensusRule
 from ml_backend.records import Annotation, ImageRef, Label
 from ml_backend.settings import ProjectOptions
 
@@ -214,6 +215,12 @@ class TestLaws:
 class TestRules:
     def test_names_are_those_that_an_owner_may_choose(self) -> None:
         assert set(RULES) == set(get_args(ProjectOptions.model_fields["consensus"].annotation))
+
+    def test_satisfy_the_port(self) -> None:
+        """The types are held against the Protocol by mypy."""
+        rules: list[ConsensusRule] = list(RULES.values())
+
+        assert all(one([], CLASSES) == Consensus(()) for one in rules)
 
     def test_by_name(self) -> None:
         assert rule("median") is median

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from ml_backend.errors import ImageError, LabelStudioError
+from ml_backend.images.source import ImageSource
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.records import ImageRef
@@ -78,6 +79,14 @@ class TestFetch:
         ((url, key),) = web.asked
         assert not url.startswith(f"{URL}/")
         assert key is None or key.startswith("Basic ")  # from the URL's own user part
+
+    def test_an_address_that_only_begins_like_label_studios(self) -> None:
+        web = Web()
+        source: ImageSource = images(web, "http://ls")
+
+        source.fetch(ref("http://ls.evil.example/a.png"))
+
+        assert web.asked == [("http://ls.evil.example/a.png", None)]
 
     def test_served_under_a_path(self) -> None:
         """Label Studio then writes that path into the URIs of uploads, older ones lack it."""

@@ -10,7 +10,9 @@ from ml_backend.settings import Settings
 
 
 class TestConnectRedis:
-    @pytest.mark.parametrize("url", ["localhost:6379", "http://:hidden@localhost", "redis://:hidden@localhost:port/0"])
+    @pytest.mark.parametrize(
+        "url", ["localhost:6379", "http://:hidden@localhost", "redis://:hidden@localhost:port/0", "redis://[hidden/0"]
+    )
     def test_refuses_what_is_no_url_without_telling_the_password(self, url):
         with pytest.raises(SettingsError, match="wanted is redis://") as caught:
             connect_redis(url)

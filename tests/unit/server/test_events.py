@@ -229,6 +229,21 @@ class TestProjectUpdated:
         assert 'value="mild"' in store.connection(2).label_config
         assert store.connection(2).extra_params == {"strategy": "entropy", "batch_size": 20}
 
+    def test_a_row_without_a_label_config_changes_nothing(self, connected, store):
+        before = store.connection(2)
+
+        response = connected.post("/webhook", json=body_of("PROJECT_UPDATED", label_config=None))
+
+        assert response.json["outcome"] == "ignored"
+        assert store.connection(2) == before
+
+    @pytest.mark.parametrize("created", ["1969-12-31T23:59:59Z", "1970-01-01T00:00:00+14:00", "0001-01-01T00:00:00Z"])
+    def test_a_time_before_all_times_is_400(self, connected, created):
+        response = connected.post("/webhook", json=body_of("PROJECT_UPDATED", created_at=created))
+
+        assert response.status_code == 400
+        assert "project.created_at: must not lie before 1970" in response.json["error"]
+
 
 class TestProjectDeleted:
     def test_is_forgotten(self, connected, queue):

@@ -31,7 +31,15 @@ scalars = st.one_of(
     st.floats(allow_nan=False),
     st.text(max_size=20),
     st.sampled_from(
-        ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59Z", "1.1", "9" * 5000, "\x00", "ANNOTATION_CREATED"]
+        [
+            "0001-01-01T00:00:00+14:00",
+            "1970-01-01T00:00:00+14:00",
+            "9999-12-31T23:59:59Z",
+            "1.1",
+            "9" * 5000,
+            "\x00",
+            "ANNOTATION_CREATED",
+        ]
     ),
 )
 values = st.recursive(

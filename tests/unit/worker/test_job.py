@@ -2,11 +2,12 @@
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from ml_backend.errors import EmptyPool
-from ml_backend.queueing import Claim, LastError, Progress
+from ml_backend.queueing import Claim, LastError, Progress, RoundQueue
 from ml_backend.records import ProjectKey, Published
 from ml_backend.worker import job
 from tests.fakes import NOON, make_report
@@ -37,7 +38,7 @@ class MemoryQueue:
 @pytest.fixture
 def queue(monkeypatch):
     found = MemoryQueue()
-    monkeypatch.setattr(job.RoundQueue, "from_settings", lambda _settings, **_options: found)
+    monkeypatch.setattr(RoundQueue, "from_settings", lambda _settings, **_options: found)
     return found
 
 
@@ -46,7 +47,7 @@ def round_does(monkeypatch):
     """Put a round in the place of the real one, which needs torch and Label Studio."""
 
     def replace(run):
-        assembly = ModuleType("ml_backend.assembly")
+        assembly: Any = ModuleType("ml_backend.assembly")
         assembly.run_live_round = run
         monkeypatch.setitem(sys.modules, "ml_backend.assembly", assembly)
 

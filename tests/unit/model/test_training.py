@@ -1,0 +1,225 @@
+import logging
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor, nn
+
+from ml_backend.errors import RoundError, TooFewLabels
+from ml_backend.images.transforms import to_input
+from ml_backend.model.network import DropoutHead
+from ml_backend.model.training import FeatureExamples, Fitted, PixelExamples, Schedule, class_weights, train
+from ml_backend.settings import ProjectOptions
+
+CLASSES = ("normal", "moderate", "severe")
+SCHEDULE = Schedule(epochs=30, patience=5, batch=16, learning_rate=1e-3, weight_decay=1e-4)
+
+
+def clouds(count: int, seed: int, classes: int = 3) -> FeatureExamples:
+    """Overlapping clouds of points, one a class."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(count) % classes
+    centres = torch.randn(classes, 20, generator=torch.Generator().manual_seed(99))
+    return FeatureExamples(centres[targets] + torch.randn(count, 20, generator=generator), targets)
+
+
+def head(seed: int = 0) -> DropoutHead:
+    torch.manual_seed(seed)
+    return DropoutHead(20, 3, 0.5)
+
+
+def fit(network: nn.Module, training: FeatureExamples, validation: FeatureExamples, **changes: Any) -> Fitted:
+    return train(
+        network,
+        training,
+        validation,
+        CLASSES,
+        schedule=replace(SCHEDULE, **changes),
+        seed=0,
+        progress=lambda done, total: None,  # noqa: ARG005
+    )
+
+
+class Scripted(nn.Module):
+    """Its validation loss follows a script, whatever it is trained on; its weight counts the training steps."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.pull = nn.Parameter(torch.zeros(()))
+        self.losses = losses
+        self.validations = 0
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            self.steps.add_(1)
+            return torch.zeros(len(features), 3) + self.pull
+        loss = self.losses[self.validations]
+        self.validations += 1
+        logits = torch.zeros(len(features), 3)
+        # With logits (a, 0, 0) the loss of target 0 is log(1 + 2 exp(-a)): solved for a.
+        logits[:, 0] = -torch.log((torch.tensor(loss).exp() - 1) / 2)
+        return logits
+
+
+class TestClassWeights:
+    def test_the_papers_imbalance(self) -> None:
+        """14 / 36 / 50 % gives 2.38 / 0.93 / 0.67 (method of the paper)."""
+        targets = torch.tensor([0] * 14 + [1] * 36 + [2] * 50)
+
+        weights = class_weights(targets, CLASSES)
+
+        assert weights.tolist() == pytest.approx([100 / 42, 100 / 108, 100 / 150])
+        assert weights.tolist() == pytest.approx(
+            compute_class_weight("balanced", classes=np.arange(3), y=targets.numpy()).tolist()
+        )
+        assert float(weights[targets].mean()) == pytest.approx(1.0)
+
+    def test_absent_class_weighs_nothing_and_is_named(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING):
+            weights = class_weights(torch.tensor([0, 2, 2]), CLASSES)
+
+        assert weights.tolist() == pytest.approx([1.0, 0.0, 0.5])
+        assert "no training label yet of moderate" in caplog.text
+
+
+class TestTrain:
+    def test_learns(self) -> None:
+        network = head()
+        test = clouds(300, seed=2)
+        before = float((network.eval()(test.features).argmax(1) == test.targets).float().mean())
+
+        fitted = fit(network, clouds(90, seed=0), clouds(30, seed=1))
+
+        after = float((network(test.features).argmax(1) == test.targets).float().mean())
+        assert before < 0.6
+        assert after > 0.9
+        assert not network.training
+        assert fitted.class_weights == pytest.approx((1.0, 1.0, 1.0))
+
+    def test_best_epoch_is_restored_after_patience(self) -> None:
+        """Falls until epoch 3, then three worse ones; two steps an epoch."""
+        network = Scripted([1.0, 0.9, 0.5, 0.8, 0.5, 0.6, 0.1])
+        examples = FeatureExamples(torch.zeros(8, 20), torch.zeros(8, dtype=torch.int64))
+
+        fitted = fit(
+            network,
+            examples,
+            FeatureExamples(torch.zeros(3, 20), torch.zeros(3, dtype=torch.int64)),
+            patience=3,
+            batch=4,
+        )
+
+        assert (fitted.epochs, fitted.best_epoch) == (6, 3)
+        assert fitted.validation_loss == pytest.approx(0.5)
+        assert float(network.steps) == 6
+
+    def test_stops_at_the_last_epoch(self) -> None:
+        network = Scripted([1.0, 0.9, 0.8])
+        examples = FeatureExamples(torch.zeros(4, 20), torch.zeros(4, dtype=torch.int64))
+
+        assert fit(network, examples, FeatureExamples(torch.zeros(4, 20), examples.targets), epochs=3).best_epoch == 3
+
+    def test_same_seed_same_weights_to_the_bit(self) -> None:
+        networks = [head(), head()]
+        for network in networks:
+            torch.rand(7)  # whatever was drawn in between
+            fit(network, clouds(50, seed=0), clouds(20, seed=1), epochs=4)
+
+        first, other = (network.state_dict() for network in networks)
+        assert all(torch.equal(first[name], other[name]) for name in first)
+
+    def test_weighted_loss_lifts_the_rare_class(self) -> None:
+        """Of class 0 there are 4 among 100 labels; weighted, it is found more often."""
+        many = clouds(300, seed=0)
+        rows = torch.cat([(many.targets == 0).nonzero()[:4, 0], (many.targets > 0).nonzero()[:96, 0]])
+        rare = FeatureExamples(many.features[rows] * 0.6, many.targets[rows])
+        test = clouds(300, seed=2)
+        recall = {}
+        for weighted in (True, False):
+            network = head()
+            fit(network, rare, clouds(60, seed=1), weighted=weighted, epochs=8)
+            hits = network(test.features * 0.6).argmax(1)[test.targets == 0] == 0
+            recall[weighted] = float(hits.float().mean())
+
+        assert recall[True] > recall[False] + 0.1
+
+    @pytest.mark.parametrize("count", [2, 17, 33])
+    def test_last_batch_of_one_image(self, count: int) -> None:
+        """BatchNorm refuses a single image."""
+        assert fit(head(), clouds(count, seed=0), clouds(9, seed=1), epochs=2).epochs == 2
+
+    def test_validation_holds_only_a_class_without_training_labels(self) -> None:
+        only_severe = FeatureExamples(torch.randn(4, 20), torch.full((4,), 2))
+
+        fitted = fit(head(), clouds(20, seed=0, classes=2), only_severe, epochs=2)
+
+        assert fitted.class_weights[2] == 0.0
+        assert fitted.validation_loss > 0
+
+    @pytest.mark.parametrize(("training", "validation"), [(1, 5), (5, 0), (0, 0)])
+    def test_too_few_images(self, training: int, validation: int) -> None:
+        with pytest.raises(TooFewLabels, match="at least 2 and 1 are needed"):
+            fit(head(), clouds(training, seed=0), clouds(validation, seed=1))
+
+    def test_divergence_names_the_learning_rate(self) -> None:
+        with pytest.raises(RoundError, match=r"diverged.*learning_rate=0\.001"):
+            fit(head(), FeatureExamples(torch.full((8, 20), float("nan")), torch.arange(8) % 3), clouds(9, seed=1))
+
+    def test_full_gpu_halves_the_batch_and_starts_over(self) -> None:
+        class Small(DropoutHead):
+            """Runs out of memory on its second step with more than 8 images."""
+
+            sizes: ClassVar[list[int]] = []
+
+            def forward(self, features: Tensor) -> Tensor:
+                if self.training:
+                    self.sizes.append(len(features))
+                    if len(features) > 8 and len(self.sizes) > 1:
+                        raise torch.OutOfMemoryError("CUDA out of memory")
+                return super().forward(features)
+
+        torch.manual_seed(0)
+        small = Small(20, 3, 0.5)
+        fit(small, clouds(32, seed=0), clouds(9, seed=1), epochs=2)
+        plain = head()
+        fit(plain, clouds(32, seed=0), clouds(9, seed=1), epochs=2, batch=8)
+
+        assert small.sizes[:3] == [16, 16, 8]
+        assert torch.equal(small.hidden.weight, plain.hidden.weight)
+
+    def test_progress_ends_at_the_end(self) -> None:
+        seen: list[tuple[int, int]] = []
+        train(
+            head(),
+            clouds(20, seed=0),
+            clouds(9, seed=1),
+            CLASSES,
+            schedule=Schedule(epochs=3, patience=3, batch=8, learning_rate=1e-3, weight_decay=0.0),
+            seed=0,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+
+        assert seen[0] == (1, 3)
+        assert seen[-1] == (3, 3)
+
+
+class TestPixelExamples:
+    def test_augments_only_with_a_generator(self) -> None:
+        pixels = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+        examples = PixelExamples(pixels, torch.zeros(3, dtype=torch.int64))
+        rows = torch.tensor([2, 0])
+
+        assert torch.equal(examples.inputs(rows, None), to_input(pixels[rows]))
+        assert not torch.equal(examples.inputs(rows, torch.Generator().manual_seed(0)), to_input(pixels[rows]))
+
+
+class TestSchedule:
+    def test_of_options(self) -> None:
+        options = ProjectOptions(epochs=20, patience=4, train_batch=8, learning_rate=0.01, loss="unweighted")
+
+        assert Schedule.of(options, head_only=False) == Schedule(20, 4, 8, 0.01, 1e-4, weighted=False)
+        assert Schedule.of(options, head_only=True) == Schedule(60, 12, 8, 0.01, 1e-4, weighted=False)
