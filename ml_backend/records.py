@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "RoundReport",
     "RoundRequest",
+    "natural_order",
 ]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -83,6 +84,11 @@ class ImageRef(Record):
     def group(self) -> str:
         """What must not be torn apart by a split: the patient, or the image itself when the patient is unknown."""
         return f"image {self.id}" if self.patient_id is None else f"patient {self.patient_id}"
+
+
+def natural_order(image_id: str) -> tuple[int, str]:
+    """Sort key of image ids that depends on nothing but the ids: decimal ones come in the order of their numbers."""
+    return len(image_id), image_id
 
 
 class Annotation(Record):

@@ -49,7 +49,13 @@ class ProjectOptions(BaseModel):
     prelabel: bool = Field(
         False, description="show the network's answer to the reader, pre-selected; biases the reader, so off"
     )
-    passes: int = Field(50, ge=2, le=1000, description="stochastic forward passes T")
+    passes: int = Field(
+        # T networks tell apart log T nats at most: too little for a batch of 20 where T = 50.
+        default_factory=lambda chosen: 100 if chosen.get("strategy") == "batch_bald" else 50,
+        ge=2,
+        le=1000,
+        description="stochastic forward passes T; by default 50, and 100 for `batch_bald`",
+    )
     dropout: float = Field(0.5, gt=0.0, lt=1.0, description="dropout rate of the head")
     backbone: str = Field("resnet50", min_length=1, description="torchvision name of the network")
     weights: str = Field("imagenet", min_length=1, description="`imagenet`, `none`, or a file (safetensors or torch)")

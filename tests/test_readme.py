@@ -41,7 +41,7 @@ def rows(model: type[BaseModel], name: str) -> Iterator[str]:
     """The rows of README's table about a model; ``name`` says how a field is spelt there."""
     properties = model.model_json_schema()["properties"]
     for field, info in model.model_fields.items():
-        default = "" if info.default is None else in_code(info.default)
+        default = "" if info.default is None or info.default_factory else in_code(info.default)
         spelt = in_code(name.format(field=field, FIELD=field.upper()))
         yield f"| {spelt} | {default} | {allowed(properties[field])} | {info.description} |"
 

@@ -6,7 +6,7 @@ import torch
 
 from ml_backend.acquisition.catalog import Need, rank, spec
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Ranking
+from ml_backend.records import Ranking, natural_order
 
 __all__ = ["CatalogStrategy"]
 
@@ -35,8 +35,7 @@ class CatalogStrategy:
         Raises:
             ValueError: see ``catalog.rank``.
         """
-        # By length, then text: task ids are decimal, so this is their numeric order.
-        arrival = sorted(range(len(outputs.image_ids)), key=lambda i: _natural(outputs.image_ids[i]))
+        arrival = sorted(range(len(outputs.image_ids)), key=lambda i: natural_order(outputs.image_ids[i]))
         ids = [outputs.image_ids[i] for i in arrival]
         ranking = rank(self.name, torch.from_numpy(outputs.probs[arrival]), batch_size, seed, ids=ids)
         return Ranking(
@@ -47,7 +46,3 @@ class CatalogStrategy:
             suggestions=outputs.suggestions(),
             exclusions=outputs.exclusions,
         )
-
-
-def _natural(image_id: str) -> tuple[int, str]:
-    return len(image_id), image_id

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ml_backend.records import Annotation, Exclusion, ImageRef
+from ml_backend.records import Annotation, Exclusion, ImageRef, natural_order
 
 __all__ = ["Answers", "gather"]
 
@@ -43,7 +43,7 @@ def gather(annotations: Sequence[Annotation], classes: Sequence[str]) -> tuple[l
         by_image.setdefault(annotation.image.id, []).append(annotation)
     answers: list[Answers] = []
     exclusions: list[Exclusion] = []
-    for image_id in sorted(by_image, key=lambda text: (len(text), text)):  # of decimal ids, their numeric order
+    for image_id in sorted(by_image, key=natural_order):
         found = _of_one_image(by_image[image_id], classes)
         if isinstance(found, Answers):
             answers.append(found)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ml_backend.demo.bringup import Site, bring_up
 from ml_backend.demo.fidelity import compare
-from ml_backend.demo.labelling import StageBars, label_until
+from ml_backend.demo.labelling import RoundBars, label_until
 from ml_backend.demo.options import DemoOptions
 from ml_backend.demo.plan import Plan, choose_question, make_plan, visitors_films
 from ml_backend.demo.process import ServiceError, private_folder
@@ -165,16 +165,16 @@ def _stay(site: Site, project_id: int, follower: RoundFollower, view: View) -> N
         "Press [bold]Label All Tasks[/bold] and label the next image by hand; a few labels more start the next round.",
         "[bold]Ctrl-C[/bold] here stops everything.",
     ]
-    view.say(Panel("\n".join(lines), title="It stays up: now you", expand=False))
+    view.say(Panel(Text.from_markup("\n".join(lines)), title="It stays up: now you", expand=False))
     told = ""
-    stages = StageBars(view)
+    bars = RoundBars(view, announced=len(follower.rounds))
     try:
         with view:
             while True:
                 for service in site.services:
                     service.check()
                 try:
-                    stages.show(follower, follower.poll(patient=True))
+                    bars.show(follower, follower.poll(patient=True))
                 except RoundError as error:
                     # A visitor who labels on may well mend it: told once, and not the end.
                     if str(error) != told:

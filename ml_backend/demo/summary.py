@@ -132,18 +132,19 @@ def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
     """The rounds as a table that fits into 80 columns."""
     table = Table(
         title="What the rounds did",
-        caption="– : random order, until every class has the labels that a network needs",
+        caption="–: random order, until every class has the labels that a network needs\n"
+        "+n: images that readers had on the screen when the ranking came",
         box=SIMPLE_HEAD,
     )
     labels = "labels\n" + "/\n".join(classes)
     for heading in (
         "round",
         labels,
-        "validation\naccuracy",
-        "AU ROC",
+        "valid.\naccuracy",
+        "valid.\nAU ROC",
         "training",
         "acquisition",
-        "served in the\norder",
+        "served in\nthe order",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -154,7 +155,7 @@ def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
             _share(row.validation_auroc),
             _seconds(row.training_s),
             _seconds(row.acquisition_s if row.training_s is not None else None),
-            f"{row.in_order}/{row.served}" + (f" +{row.held} held" if row.held else ""),
+            f"{row.in_order}/{row.served}" + (f" +{row.held}" if row.held else ""),
             style=None if row.in_order == row.served else "red",
         )
     return table

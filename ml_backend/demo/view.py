@@ -9,12 +9,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 __all__ = ["LiveView", "PlainView", "View", "make_view"]
 
@@ -57,9 +58,7 @@ class LiveView:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeColumn(),
             console=console,
         )
         self._bars: dict[str, TaskID] = {}
@@ -85,6 +84,15 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class _TimeColumn(ProgressColumn):
+    """Seconds so far, and those left where they can be told."""
+
+    def render(self, task: Task) -> Text:
+        so_far = f"{task.finished_time if task.finished_time is not None else task.elapsed or 0.0:.0f} s"
+        left = task.time_remaining
+        return Text(so_far if task.finished or left is None else f"{so_far}, {left:.0f} s left")
 
 
 class PlainView:

@@ -1,18 +1,30 @@
 """Follows the rounds of one project from outside: what is published, what runs, what went wrong."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from ml_backend.errors import RoundError
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.queueing import Progress, QueueStatus, RoundQueue
+from ml_backend.queueing import Progress, QueueStatus
 from ml_backend.records import ProjectKey, Published, RoundReport
 from ml_backend.storage import RoundStore
 
-__all__ = ["RoundFollower"]
+__all__ = ["ProjectReader", "RoundFollower", "StatusReader"]
 
 STALL_S = 300.0  # without any progress: the slowest step of a demo round takes a tenth of that
+
+
+class ProjectReader(Protocol):
+    """What is asked of Label Studio."""
+
+    def project(self, project_id: int) -> Mapping[str, Any]: ...
+
+
+class StatusReader(Protocol):
+    """What is asked of the queue."""
+
+    def status(self, project: ProjectKey) -> QueueStatus: ...
 
 
 class RoundFollower:
@@ -28,9 +40,9 @@ class RoundFollower:
 
     def __init__(
         self,
-        client: LabelStudioClient,
+        client: ProjectReader,
         store: RoundStore,
-        queue: RoundQueue,
+        queue: StatusReader,
         project: ProjectKey,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -56,11 +68,6 @@ class RoundFollower:
     def trained(self) -> int:
         """Published rounds that had a network."""
         return sum(report.fit is not None for report, _ in self.rounds)
-
-    @property
-    def labels_used(self) -> int:
-        """Labels that the newest published round knew."""
-        return sum(self.rounds[-1][0].labels_per_class.values()) if self.rounds else 0
 
     def is_newer(self, progress: Progress) -> bool:
         """Whether it is of a round after the newest published one."""

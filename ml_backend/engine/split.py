@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_backend.acquisition import seeded_draws
 from ml_backend.errors import TooFewLabels
-from ml_backend.records import Label
+from ml_backend.records import Label, natural_order
 
 __all__ = ["stable_split"]
 
@@ -53,7 +53,7 @@ def stable_split(
     sides = _Sides(classes_of, groups, {group for group, draw in draws.items() if draw < validation_share})
     # Nearest the border first; the name settles equal draws, not the order of arrival.
     sides.serve_every_class(sorted(draws, key=lambda group: (abs(draws[group] - validation_share), group)))
-    in_order = sorted(labels, key=lambda label: (len(label.image.id), label.image.id))
+    in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
     return (
         tuple(label for label in in_order if label.image.group not in sides.validation),
         tuple(label for label in in_order if label.image.group in sides.validation),

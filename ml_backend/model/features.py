@@ -51,7 +51,7 @@ class FeatureExtractor:
     """Runs a backbone over images, in eval mode and without augmentation.
 
     Args:
-        backbone: as it is now; later changes of its weights are not seen.
+        backbone: must not be trained any further.
         images: where pixels come from.
         device: where the backbone runs: ``cpu`` or ``cuda``.
         folder: where features are kept, by the content of the image and of the weights; None for a backbone that
@@ -65,7 +65,8 @@ class FeatureExtractor:
         self._kept = None if folder is None else BlobFolder(folder)
         # The precision is part of the key: features of a GPU in bf16 are not those of a CPU.
         self._weights = "" if folder is None else f"{backbone.digest()}|{device.type}"
-        self._network = _for_scoring(backbone, device)
+        self._backbone = backbone
+        self._network: nn.Module | None = None
 
     def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
         """Features of all images, in their order; images are read ahead in threads while the backbone runs."""
@@ -137,6 +138,9 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def _run(self, pixels: UInt8[Tensor, "images side side"], batch: int) -> Float32[Tensor, "images dims"]:
+        if self._network is None:
+            # Not before it is needed: in most rounds every feature is kept already.
+            self._network = _for_scoring(self._backbone, self._device)
         parts = [torch.empty(0, self._dims, device=self._device)]
         for part in torch.split(pixels, batch):
             # Sent as bytes: a twelfth of the network's input.

@@ -4,16 +4,22 @@ All dropout stands behind the global pooling, so that a pass differs from the ne
 alone. Not an approximation: the same masks in T whole forward passes give the same probabilities.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
 from ml_backend.model.randomness import generator
+from ml_backend.model.threads import one_thread
 
-__all__ = ["draw_masks", "fold_norm", "head_passes"]
+__all__ = ["draw_masks", "fold_norm", "head_passes", "regroup"]
 
 # Images that go through a pass together: their hidden layer stays in the processor's cache.
 _CHUNK = 2048
+# Below, a second thread costs more than it gives.
+_WORTH_THREADS = 512
 
 
 def draw_masks(passes: int, dims: int, dropout: float, seed: int) -> Bool[Tensor, "passes dims"]:
@@ -71,6 +77,37 @@ def head_passes(
     Source:
         Gal & Ghahramani 2016, arXiv:1506.02142.
     """
+    small = not features.is_cuda and len(features) < _WORTH_THREADS
+    with one_thread() if small else nullcontext():
+        return _passes(features, masks, hidden, output, dropout)
+
+
+def regroup(
+    parts: Iterable[Float32[Tensor, "part dims"]], rows: int = _CHUNK
+) -> Iterator[Float32[Tensor, "chunk dims"]]:
+    """The same rows in the same order, in chunks of at least ``rows`` (the last one of what is left).
+
+    A pass gathers its columns of the weights anew for every chunk: batches of a backbone are too small for that.
+    """
+    held: list[Tensor] = []
+    count = 0
+    for part in parts:
+        held.append(part)
+        count += len(part)
+        if count >= rows:
+            yield torch.cat(held)
+            held, count = [], 0
+    if count:
+        yield torch.cat(held)
+
+
+def _passes(
+    features: Float32[Tensor, "images dims"],
+    masks: Bool[Tensor, "passes dims"],
+    hidden: tuple[Float32[Tensor, "out dims"], Float32[Tensor, " out"]],
+    output: nn.Linear,
+    dropout: float,
+) -> Float32[Tensor, "images passes classes"]:
     weight, bias = hidden
     # Only the kept columns are multiplied: half of the arithmetic at p = 0.5.
     kept = [mask.nonzero().flatten().to(features.device) for mask in masks]

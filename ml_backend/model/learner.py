@@ -1,7 +1,8 @@
 """The learner of a round: images and labels in, a fitted network and its posterior over the pool out."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +19,10 @@ from ml_backend.model import training
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import FILE_NAME, save_checkpoint
 from ml_backend.model.features import FeatureExtractor
+from ml_backend.model.inference import regroup
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.randomness import derive, seeded
+from ml_backend.model.threads import one_thread
 from ml_backend.model.training import FeatureExamples, Fitted, PixelExamples, Schedule
 from ml_backend.model.validation import accuracy, auroc
 from ml_backend.model.weights import load_backbone
@@ -143,13 +146,18 @@ class McDropoutLearner:
         exclusions: list[Exclusion] = []
         probs = [torch.empty(0, self._options.passes, len(fit.classes))]
         features = [torch.empty(0, fit.network.backbone.dims)]
-        for batch in fit.extractor.batches(pool):
-            ids += [image.id for image in batch.images]
-            exclusions += batch.exclusions
-            probs.append(head.passes(batch.features, masks).cpu())
+
+        def batches() -> Iterator[Tensor]:
+            for batch in fit.extractor.batches(pool):
+                ids.extend(image.id for image in batch.images)
+                exclusions.extend(batch.exclusions)
+                self._progress("score", len(ids) + len(exclusions), len(pool))
+                yield batch.features
+
+        for chunk in regroup(batches()):
+            probs.append(head.passes(chunk, masks).cpu())
             if "features" in needs:
-                features.append(batch.features.cpu())
-            self._progress("score", len(ids) + len(exclusions), len(pool))
+                features.append(chunk.cpu())
         self._trim(fit.extractor)
         return PoolOutputs(
             image_ids=tuple(ids),
@@ -206,15 +214,16 @@ class McDropoutLearner:
             network.to(memory_format=torch.channels_last)
         if isinstance(train_set.examples, FeatureExamples) and self._options.weights == "none":
             network.head.standardise(train_set.examples.features)
-        fitted = training.train(
-            network.head if self._head_only else network,
-            train_set.examples,
-            validation_set.examples,
-            classes,
-            schedule=Schedule.of(self._options, head_only=self._head_only),
-            seed=derive(self._seed, "fit"),
-            progress=lambda done, total: self._progress("train", done, total),
-        )
+        with one_thread() if self._head_only else nullcontext():
+            fitted = training.train(
+                network.head if self._head_only else network,
+                train_set.examples,
+                validation_set.examples,
+                classes,
+                schedule=Schedule.of(self._options, head_only=self._head_only),
+                seed=derive(self._seed, "fit"),
+                progress=lambda done, total: self._progress("train", done, total),
+            )
         network.eval()
         return network, fitted
 

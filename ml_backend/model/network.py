@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
 from ml_backend.model.backbones import Backbone
-from ml_backend.model.inference import draw_masks, fold_norm, head_passes
+from ml_backend.model.inference import draw_masks, fold_norm, head_passes, regroup
 from ml_backend.model.weights import load_backbone
 
 __all__ = ["DropoutHead", "McDropoutClassifier", "evaluating"]
@@ -123,12 +123,12 @@ class McDropoutClassifier(nn.Module):
         device = self.head.hidden.weight.device
         masks = self.head.masks(passes, seed)
         batches = torch.split(images, _CHUNK) if isinstance(images, Tensor) else images
-        parts = []
+        tensors = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
+        probs = [torch.empty(0, passes, self.head.output.out_features)]
         with evaluating(self), torch.inference_mode():
-            for batch in batches:
-                tensor = batch if isinstance(batch, Tensor) else batch[0]
-                parts.append(self.head.passes(self.features(tensor.to(device)), masks).cpu())
-        return torch.cat(parts) if parts else torch.empty(0, passes, self.head.output.out_features)
+            features = (self.features(tensor.to(device)) for tensor in tensors)
+            probs += [self.head.passes(chunk, masks).cpu() for chunk in regroup(features)]
+        return torch.cat(probs)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def _explain_errors(app: Flask) -> None:
     def refuse_http(error: HTTPException) -> Response:
         response = _answer(error.code or 500, error.description or error.name)
         if allowed := getattr(error, "valid_methods", None):
-            response.headers["Allow"] = ", ".join(allowed)
+            response.headers["Allow"] = ", ".join(sorted(allowed))
         return response
 
     @app.errorhandler(Exception)

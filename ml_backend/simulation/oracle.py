@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ml_backend.engine.start import random_order
-from ml_backend.records import Annotation, Exclusion, ImageRef, Label
+from ml_backend.records import Annotation, Exclusion, ImageRef, Label, natural_order
 
 __all__ = ["Oracle", "read_truth"]
 
@@ -27,7 +27,7 @@ class Oracle:
 
     def __init__(self, truth: Iterable[Label]) -> None:
         # Sorted: the pool must not depend on the order of the table's rows.
-        ordered = sorted(truth, key=lambda label: (len(label.image.id), label.image.id))
+        ordered = sorted(truth, key=lambda label: natural_order(label.image.id))
         repeated = [image for image, times in Counter(label.image.id for label in ordered).items() if times > 1]
         if repeated:
             raise ValueError(f"image {repeated[0]!r} has more than one true label: keep one row an image")

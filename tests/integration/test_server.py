@@ -121,12 +121,15 @@ class TestServe:
 
 
 class TestTheWayRound:
-    def test_setup_in_pairs_asks_for_one_round(self, serve, start_worker, queue, log):
+    def test_setup_in_pairs_asks_for_one_round(self, serve, start_worker, plan, queue, log):
         """Label Studio calls it four times in a tenth of a second, and again with every look at its settings."""
         _, url = serve()
+        plan("burn 2")
         for _ in range(4):
-            httpx.post(f"{url}/setup", json=body("setup"), timeout=5)
+            assert post(url, "/setup", json.dumps(body("setup"))) == 200
         start_worker()
+        wait_until(lambda: queue.status(PROJECT).running)
+        assert post(url, "/setup", json.dumps(body("setup"))) == 200
         wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
 
         answer = httpx.post(f"{url}/setup", json=body("setup"), timeout=5)

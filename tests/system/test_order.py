@@ -49,7 +49,7 @@ def labelled(live_project) -> Labelled:
     readers = [project.reader("ann"), project.reader("ben")]
     room = ReadingRoom(readers, project.id, project.config, answers, project.follower.version)
     label_until(
-        2,
+        3,
         retrain_after=RETRAIN_AFTER,
         room=room,
         follower=project.follower,

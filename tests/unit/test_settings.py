@@ -32,6 +32,11 @@ class TestProjectOptions:
 
         assert (options.strategy, options.passes, options.epochs) == ("bald", 30, 7)
 
+    @pytest.mark.parametrize(("strategy", "passes"), [("entropy", 50), ("batch_bald", 100)])
+    def test_batch_bald_draws_twice_the_passes_unless_told(self, strategy, passes):
+        assert ProjectOptions.resolve({"strategy": strategy}, environ={}).passes == passes
+        assert ProjectOptions.resolve({"strategy": strategy, "passes": 60}, environ={}).passes == 60
+
     def test_text_becomes_the_type_of_the_option(self):
         """Attributes and variables are always text."""
         options = ProjectOptions.resolve(

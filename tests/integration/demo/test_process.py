@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from ml_backend.demo.process import Child, ServiceError, free_port
 
 
 @pytest.fixture
-def spawn(tmp_path: Path) -> Iterator:
+def spawn(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
     """Makes shell children that are stopped at the end, whatever happens."""
     made: list[Child] = []
 

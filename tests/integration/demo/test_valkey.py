@@ -25,6 +25,7 @@ class TestValkey:
     def test_nobody_else_can_read_the_password(self, tmp_path):
         with Valkey(tmp_path / "valkey").start().wait() as valkey:
             assert stat.S_IMODE((tmp_path / "valkey" / "valkey.conf").stat().st_mode) == 0o600
+            assert valkey._child is not None
             password = valkey.url.split(":")[2].partition("@")[0]
             assert password not in Path(f"/proc/{valkey._child.pid}/cmdline").read_text()
 

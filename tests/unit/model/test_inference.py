@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ml_backend.model.inference import draw_masks, fold_norm, head_passes
+from ml_backend.model.inference import draw_masks, fold_norm, head_passes, regroup
 
 
 class TestDrawMasks:
@@ -86,3 +86,22 @@ class TestHeadPasses:
         assert together.shape == (images, passes, 3)
         for row, other in zip(together, alone, strict=True):
             assert torch.allclose(row, other, atol=1e-6)
+
+    def test_leaves_the_threads_as_they_were(self) -> None:
+        before = torch.get_num_threads()
+        head_passes(torch.ones(1, 2), draw_masks(1, 2, 0.5, 0), (torch.ones(1, 2), torch.ones(1)), nn.Linear(1, 2), 0.5)
+
+        assert torch.get_num_threads() == before
+
+
+class TestRegroup:
+    @given(sizes=st.lists(st.integers(0, 9), max_size=8), rows=st.integers(1, 12))
+    @settings(deadline=None, max_examples=30)
+    def test_same_rows_in_larger_chunks(self, sizes: list[int], rows: int) -> None:
+        everything = torch.arange(float(sum(sizes)))[:, None]
+
+        chunks = list(regroup(torch.split(everything, sizes), rows))
+
+        assert torch.equal(torch.cat([*chunks, torch.empty(0, 1)]), everything)
+        assert all(len(chunk) >= rows for chunk in chunks[:-1])
+        assert all(len(chunk) for chunk in chunks)
