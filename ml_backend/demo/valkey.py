@@ -8,6 +8,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import redis
+from rq.worker_registration import get_keys
 
 from ml_backend.demo.process import Service, ServiceError, free_port, private_folder
 from ml_backend.storage import write_atomically
@@ -35,7 +36,7 @@ class Valkey(Service):
         """Start it, or make sure that the given one answers.
 
         Raises:
-            ServiceError: the given Redis does not answer, or no server program is found.
+            ServiceError: the given Redis does not answer or has workers already, or no server program is found.
         """
         if self._given is not None:
             self._ask_given(self._given)
@@ -54,16 +55,22 @@ class Valkey(Service):
 
     @staticmethod
     def _ask_given(url: str) -> None:
+        # Never the whole address in an error: it may hold a password.
+        place = urlsplit(url)
         try:
             with redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=5) as connection:
-                connection.ping()
+                workers = [key for key in get_keys(connection=connection) if connection.exists(key)]
         except (redis.RedisError, ValueError) as error:
-            # Never the whole address: it may hold a password.
-            place = urlsplit(url)
             raise ServiceError(
                 f"AL_REDIS_URL names {place.hostname}:{place.port or 6379}, where no Redis answers "
                 f"({type(error).__name__}): start it, or unset AL_REDIS_URL to use the bundled Valkey"
             ) from error
+        if workers:
+            raise ServiceError(
+                f"AL_REDIS_URL names {place.hostname}:{place.port or 6379}{place.path}, where {len(workers)} worker(s) "
+                "run already, which would take the demo's rounds: name another database of it (/1 to /15), or unset "
+                "AL_REDIS_URL to use the bundled Valkey"
+            )
 
 
 def _redis_pid(url: str) -> int | None:

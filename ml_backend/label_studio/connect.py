@@ -16,6 +16,9 @@ __all__ = ["NOTHING_TO_CHANGE", "connect_project"]
 NOTHING_TO_CHANGE = "nothing to change"
 TITLE = "Active learning"
 CONNECTED = "CO"
+# Any number but 0 is the project's toggle switched on. Of n, Label Studio itself makes a START_TRAINING ahead of every
+# n-th annotation; we count on our own, so n is out of reach.
+AUTOMATIC = 1_000_000_000
 FORBIDDEN = 403
 Json = dict[str, Any]
 
@@ -179,7 +182,7 @@ class _Connecting:
             # Off, each "Save" in the project's settings would drop the model version, and the order with it.
             # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
             "show_collab_predictions": True,
-            "start_training_on_annotation_update": True,
+            "min_annotations_to_start_training": AUTOMATIC,
         }
         if project.get("model_version") == title:
             wanted["model_version"] = ""  # the title serves in random order

@@ -28,11 +28,10 @@ OPTIONS = {
 
 
 @pytest.fixture
-def environ(label_studio, valkey) -> dict[str, str]:
-    """A demo that uses the running Label Studio and Valkey, and starts the rest."""
+def environ(label_studio) -> dict[str, str]:
+    """A demo that uses the running Label Studio and starts the rest."""
     return {name: value for name, value in os.environ.items() if not name.startswith("AL_")} | {
         **OPTIONS,
-        "AL_REDIS_URL": valkey.url,
         "AL_DEMO_LABEL_STUDIO_URL": label_studio.url,
         "AL_DEMO_LABEL_STUDIO_EMAIL": label_studio.admin.email,
         "AL_DEMO_LABEL_STUDIO_PASSWORD": label_studio.admin.password,
@@ -98,7 +97,7 @@ class TestDemo:
         demo.send_signal(ending)
         demo.wait(60)
 
-        assert len(started) == 2  # the backend and the worker
+        assert len(started) == 3  # Valkey, the backend and the worker
         deadline = time.monotonic() + 30
         while any(alive(pid) for pid in started):
             assert time.monotonic() < deadline, f"of {started} some still run"

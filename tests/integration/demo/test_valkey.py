@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from rq import Queue, Worker
 
 from ml_backend.demo.process import ServiceError, free_port
 from ml_backend.demo.valkey import Valkey
@@ -55,3 +56,18 @@ class TestValkey:
             Valkey(tmp_path, url=f"redis://:secret@127.0.0.1:{port}/0").start()
 
         assert "secret" not in str(error.value)
+
+    def test_a_given_one_with_workers_is_refused_because_they_would_take_the_rounds(self, tmp_path):
+        with (
+            Valkey(tmp_path / "running").start().wait() as running,
+            redis.Redis.from_url(running.url) as connection,
+        ):
+            worker = Worker([Queue("rounds", connection=connection)], connection=connection)
+            worker.register_birth()
+
+            with pytest.raises(ServiceError, match=r"1 worker\(s\) run already"):
+                Valkey(tmp_path / "other", url=running.url).start()
+
+            other_database = running.url.removesuffix("/0") + "/1"
+            assert Valkey(tmp_path / "other", url=other_database).start().url == other_database
+            worker.register_death()
