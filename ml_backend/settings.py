@@ -65,8 +65,10 @@ class ProjectOptions(BaseModel):
     loss: Literal["weighted", "unweighted"] = Field(
         "weighted", description="cross-entropy, weighted by inverse class frequency or not"
     )
-    epochs: int = Field(50, ge=1, description="epochs at most")
-    patience: int = Field(3, ge=1, description="epochs without a better validation loss before training stops")
+    epochs: int = Field(50, ge=1, description="epochs at most; three times as many where only the head is trained")
+    patience: int = Field(
+        3, ge=1, description="epochs without a better validation loss before training stops; likewise"
+    )
     learning_rate: float = Field(1e-4, gt=0.0, description="Adam's learning rate")
     weight_decay: float = Field(1e-4, ge=0.0, description="Adam's weight decay")
     train_batch: int = Field(32, ge=2, description="images in a training step")

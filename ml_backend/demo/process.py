@@ -207,7 +207,8 @@ def _dies_with_parent() -> Callable[[], None] | None:
     parent = os.getpid()
 
     def before_exec() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        # Not asked: a worker, say, would first wait for a Redis that died with us.
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # we were killed before the line above
             os._exit(1)
 

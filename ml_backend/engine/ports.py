@@ -59,6 +59,8 @@ class Learner(Protocol):
         Raises:
             TooFewLabels: no readable image is left in one of the two sets.
             WeightsError: the backbone's weights cannot be had.
+            SettingsError: there is no such backbone, or no such device.
+            RoundError: training diverged, or the GPU's memory is too small.
         """
         ...
 
@@ -67,7 +69,11 @@ class Learner(Protocol):
         ...
 
     def prepare(self, images: Sequence[ImageRef]) -> None:
-        """Fill caches while the start set still grows. May do nothing; an unreadable image is no error here."""
+        """Fill caches while the start set still grows. An unreadable image is no error here.
+
+        Raises:
+            WeightsError, SettingsError: as the first ``fit`` would, but before anybody has labelled in vain.
+        """
         ...
 
     def save(self, folder: str) -> None:

@@ -23,11 +23,13 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
     """Learn from the labels so far, rank the pool, save the round, publish the ranking.
 
     Until every class has ``request.min_labels_per_class`` labels no network is trained: the ranking is a seeded
-    random order, which stays the same from round to round, and is published like any other.
+    random order, which stays the same from round to round, and is published like any other; then the learner may
+    fill its caches.
 
     Raises:
         EmptyPool: no readable image is left to rank.
-        TooFewLabels, WeightsError: see ``Learner.fit``.
+        TooFewLabels, WeightsError, SettingsError, RoundError: see ``Learner``. Of ``prepare``, they come after the
+            random order was published: readers can work while the owner mends it.
         StaleRound: a newer run of the project has begun; nothing was published.
         LabelStudioError: labels could not be read or the ranking not published; the saved round stays.
     """
@@ -43,9 +45,8 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
 
     fit: FitReport | None = None
     outputs: PoolOutputs | None = None
-    if min(counts.values()) < request.min_labels_per_class:
-        with clock.stage("features"):
-            parts.learner.prepare([label.image for label in consensus.labels] + list(pool))
+    still_growing = min(counts.values()) < request.min_labels_per_class
+    if still_growing:
         ranking = random_order(pool, request.batch_size, request.seed)
     else:
         fit, outputs, ranking = _learn_and_rank(request, parts, clock, consensus.labels, pool)
@@ -66,6 +67,10 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
         parts.store.save(report, outputs, parts.learner if fit else None)
     with clock.stage("publish"):
         published = parts.publisher.publish(report, parts.guard)
+    if still_growing:
+        # Readers have their order: the time until the start set is whole goes into the caches of the first training.
+        with clock.stage("features"):
+            parts.learner.prepare([*(label.image for label in consensus.labels), *pool])
     return report, published
 
 

@@ -8,9 +8,9 @@ import pytest
 from ml_backend.consensus import Consensus
 from ml_backend.engine.ports import Learner, RoundParts, Stage
 from ml_backend.engine.round import run_round
-from ml_backend.errors import EmptyPool, StaleRound, StorageError
+from ml_backend.errors import EmptyPool, StaleRound, StorageError, WeightsError
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Annotation, Exclusion, RoundReport
+from ml_backend.records import Annotation, Exclusion, ImageRef, RoundReport
 from tests.fakes import (
     CLASSES,
     FakeLabels,
@@ -56,6 +56,13 @@ class World:
             raise StaleRound("a newer run holds the token")
 
 
+class WithoutWeights(FakeLearner):
+    """Its backbone's weights cannot be had."""
+
+    def prepare(self, images: Sequence[ImageRef]) -> None:
+        raise WeightsError(f"weights for {len(images)} images are missing: name a file")
+
+
 class TestColdStart:
     @pytest.mark.parametrize("per_class", [(0, 0, 0), (2, 2, 1), (9, 9, 0)])
     def test_no_network_until_every_class_has_its_labels(self, per_class):
@@ -97,6 +104,16 @@ class TestColdStart:
         run_round(make_request(), world.parts)
 
         assert world.learner.prepared == ["1", "100", "101"]
+
+    def test_readers_have_their_order_before_the_caches_fill(self):
+        """Hours of images to fetch, or weights that cannot be had, are no reason to let anybody wait."""
+        world = World(FakeLabels(pool=POOL), learner=WithoutWeights())
+
+        with pytest.raises(WeightsError, match="name a file"):
+            run_round(make_request(), world.parts)
+
+        assert world.journal == ["save", "publish"]
+        assert [stage for stage, _, _ in world.stages][-1] == "features"
 
 
 class TestTrainedRound:

@@ -73,6 +73,9 @@ def test_side_is_part_of_the_key(tmp_path: Path, source: CountingSource) -> None
 
     assert ImageCache(source, tmp_path, 48).read(ref("a")).pixels.shape == (48, 48)
     assert source.fetched == ["a", "a"]
+    # Both are kept, side by side.
+    ImageCache(source, tmp_path, 32).read(ref("a"))
+    assert source.fetched == ["a", "a"]
 
 
 @pytest.mark.parametrize("table", ["pixels", "hashes"])
