@@ -1,0 +1,138 @@
+"""Bad input on real parts: a clear answer or a named exclusion, never a stopped round."""
+
+import time
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from ml_backend.demo.films import draw_films
+from ml_backend.demo.readers import file_name
+from ml_backend.label_studio.transport import RequestRefused
+from ml_backend.records import RoundReport
+
+pytestmark = pytest.mark.system
+
+OPTIONS: dict[str, object] = {
+    "backbone": "resnet18",
+    "weights": "none",
+    "finetune": "head",
+    "image_side": 64,
+    "passes": 5,
+    "epochs": 5,
+    "retrain_after": 12,
+    "min_labels_per_class": 2,
+}
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Troubled:
+    """A trained round in a project with everything wrong in it, and the tasks that are wrong."""
+
+    report: RoundReport
+    published: tuple[str, ...]
+    without_image: str
+    html: str
+    zebra: str
+
+    def reason(self, image_id: str) -> str:
+        found = [exclusion.reason for exclusion in self.report.exclusions if exclusion.image_id == image_id]
+        assert len(found) == 1, self.report.exclusions
+        return found[0]
+
+
+@pytest.fixture(scope="module")
+def troubled(live_project) -> Troubled:
+    films = draw_films(40, seed=11, side=64)
+    truth = {film.name: film.label for film in films}
+    project = live_project(films, OPTIONS)
+    ask = project.client.transport.ask
+    for data in ({"image": ""}, {"image": "/user/login/"}):
+        ask("POST", "/api/tasks/", dict, body={"project": project.id, "data": data})
+    tasks = {str(task["id"]): task["data"]["image"] for task in project.client.unlabelled_tasks(project.id)}
+    without_image = next(number for number, uri in tasks.items() if not uri)
+    html = next(number for number, uri in tasks.items() if uri == "/user/login/")
+    drawn = [number for number in tasks if number not in {without_image, html}]
+    of_class = {name: [n for n in drawn if truth[file_name(tasks[n])] == name] for name in project.config.classes}
+    chosen = [number for numbers in of_class.values() for number in numbers[:4]]
+    zebra = next(number for number in drawn if number not in chosen)
+    values = {number: truth[file_name(tasks[number])] for number in chosen} | {zebra: "zebra"}
+    for number, value in values.items():
+        region = {"from_name": project.config.from_name, "to_name": project.config.to_name, "type": "choices"}
+        body = {"result": [region | {"value": {"choices": [value]}}]}
+        ask("POST", f"/api/tasks/{number}/annotations/", dict, body=body)
+    project.client.train(_backend_id(project))
+    deadline = time.monotonic() + TIMEOUT_S
+    while project.follower.trained == 0:
+        assert time.monotonic() < deadline, project.follower.poll()
+        project.follower.poll()
+        time.sleep(0.2)
+    report, published = project.follower.rounds[-1]
+    return Troubled(report, published.image_ids, without_image, html, zebra)
+
+
+def _backend_id(project) -> int:
+    return int(project.client.backends(project.id)[0]["id"])
+
+
+class TestRound:
+    def test_it_is_trained_and_published_all_the_same(self, troubled):
+        assert troubled.report.fit is not None
+        assert len(troubled.published) > 0
+
+    def test_a_task_without_an_image_is_named(self, troubled):
+        assert "has no image" in troubled.reason(troubled.without_image)
+        assert troubled.without_image not in troubled.published
+
+    def test_an_image_that_is_a_web_page_is_named(self, troubled):
+        assert "HTML" in troubled.reason(troubled.html)
+        assert troubled.html not in troubled.published
+
+    def test_a_label_that_is_no_class_is_named(self, troubled):
+        assert "'zebra'" in troubled.reason(troubled.zebra)
+        assert "normal, moderate, severe" in troubled.reason(troubled.zebra)
+
+
+class TestWrongOption:
+    def test_label_studio_shows_the_key_the_value_and_what_is_allowed(self, live_project, backend):
+        """As an owner meets it who adds the backend by hand and mistypes a strategy."""
+        project = live_project(draw_films(20, seed=12, side=64), OPTIONS)
+        [connected] = project.client.backends(project.id)
+        fields = {
+            "url": connected["url"],
+            "project": project.id,
+            "extra_params": OPTIONS | {"strategy": "entropi"},
+            "auth_method": "BASIC_AUTH",
+            "basic_auth_user": backend.user,
+            "basic_auth_pass": backend.password,
+        }
+        try:
+            project.client.patch_backend(int(connected["id"]), fields)
+        except RequestRefused as refusal:
+            shown = str(refusal)
+        else:
+            [now] = project.client.backends(project.id)
+            assert now["state"] == "ER"
+            shown = now["error_message"]
+
+        assert "strategy='entropi'" in shown
+        assert "'mean_std'" in shown
+
+
+class TestWebhook:
+    @pytest.mark.parametrize(
+        ("body", "status", "named"),
+        [
+            (b"{not json", 400, "JSON"),
+            (b'{"action": "ANNOTATION_CREATED", "project": {"id": 987654}}', 404, "987654"),
+            (b'{"action": "ANNOTATION_CREATED"}', 400, "names no project"),
+        ],
+        ids=["malformed", "unknown project", "no project"],
+    )
+    def test_answers_clearly(self, backend, body, status, named):
+        auth = (backend.user, backend.password)
+        answer = httpx.post(f"{backend.url}/webhook", content=body, auth=auth, timeout=10)
+
+        assert answer.status_code == status
+        assert named in answer.json()["error"]
