@@ -5,6 +5,7 @@
     BackendError                 the root; ``cli.py`` prints it as one line, ``server/app.py`` answers it as JSON
     ├── SettingsError            a setting or a project option is wrong (400)
     ├── LabelStudioError         Label Studio refused, did not answer, or answered something else (502)
+    │   ├── RequestRefused       it answered one of our requests, but not with success
     │   ├── PayloadError         what Label Studio sent us cannot be read (400)
     │   └── UnknownProject       the project is not connected to this backend (404)
     ├── RoundError               a round cannot go on
@@ -14,7 +15,8 @@
     │   └── StaleRound           a newer run of the same project holds the fencing token
     ├── ImageError               an image cannot be fetched or decoded
     ├── StorageError             the store cannot be read or written
-    └── QueueError               Redis does not answer (503)
+    ├── QueueError               Redis does not answer (503)
+    └── ServiceError             a service that the demo started did not start, or has ended
 
 A message gives the value seen, the value wanted and the way out.
 """
@@ -26,7 +28,9 @@ __all__ = [
     "LabelStudioError",
     "PayloadError",
     "QueueError",
+    "RequestRefused",
     "RoundError",
+    "ServiceError",
     "SettingsError",
     "StaleRound",
     "StorageError",
@@ -52,6 +56,14 @@ class LabelStudioError(BackendError):
     """Label Studio refused, did not answer, or answered something unexpected."""
 
     http_status = 502
+
+
+class RequestRefused(LabelStudioError):
+    """Label Studio answered, but not with success; ``status`` is that of HTTP."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class PayloadError(LabelStudioError):
@@ -98,3 +110,7 @@ class QueueError(BackendError):
     """Redis does not answer, so that nothing can be counted or queued."""
 
     http_status = 503
+
+
+class ServiceError(BackendError):
+    """A service did not start, or ended by itself; the message ends with the last lines of its log."""

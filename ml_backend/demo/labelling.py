@@ -69,8 +69,8 @@ class RoundBars:
     def show(self, follower: Rounds, status: QueueStatus) -> bool:
         """Draw what is known now; True when a ranking has come out since the last time."""
         progress = status.progress
-        # A round whose ranking is out already only tidies up.
-        if progress is None or not follower.is_newer(progress):
+        # A round whose ranking is out already only tidies up, or fills the caches of the first training.
+        if progress is None or not (follower.is_newer(progress) or progress.stage == "features"):
             self._end_stage()
         else:
             name = STAGES.get(progress.stage, progress.stage)

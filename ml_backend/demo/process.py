@@ -14,18 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ml_backend.errors import BackendError
+from ml_backend.errors import ServiceError
 
-__all__ = ["TIMEOUT_S", "Child", "Service", "ServiceError", "free_port", "private_folder"]
+__all__ = ["TIMEOUT_S", "Child", "Service", "free_port", "private_folder"]
 
 LOG_LINES = 15  # of a child's log in an error: enough for a traceback's end
 TIMEOUT_S = 60.0  # for what starts in seconds on an idle machine
 GRACE_S = 8.0  # between asking a child to end and ending it
 _PR_SET_PDEATHSIG = 1
-
-
-class ServiceError(BackendError):
-    """A service did not start, or ended by itself; the message ends with the last lines of its log."""
 
 
 def free_port() -> int:

@@ -4,11 +4,10 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from ml_backend.errors import LabelStudioError
+from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.publisher import SAMPLING
-from ml_backend.label_studio.transport import RequestRefused
 from ml_backend.settings import ProjectOptions, Settings
 
 __all__ = ["NOTHING_TO_CHANGE", "connect_project"]

@@ -7,9 +7,9 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import httpx
 
-from ml_backend.errors import ImageError, LabelStudioError
+from ml_backend.errors import ImageError, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.transport import RequestRefused, read_bounded
+from ml_backend.label_studio.transport import read_bounded
 from ml_backend.records import ImageRef
 
 __all__ = ["LabelStudioImages"]

@@ -21,10 +21,9 @@ from typing import Protocol
 
 import structlog
 
-from ml_backend.errors import EmptyPool, LabelStudioError
+from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, prediction
-from ml_backend.label_studio.transport import RequestRefused
 from ml_backend.records import Published, Ranking, RoundReport
 from ml_backend.settings import ProjectOptions
 

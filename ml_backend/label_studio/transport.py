@@ -8,23 +8,15 @@ from typing import TypeVar
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from ml_backend.errors import LabelStudioError, PayloadError, SettingsError
+from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
 from ml_backend.label_studio.access import ApiKey
 
-__all__ = ["RequestRefused", "Transport", "read_bounded"]
+__all__ = ["Transport", "read_bounded"]
 
 T = TypeVar("T")
 EXCERPT = 400  # characters of an answer that an error repeats
 BUSY = frozenset({502, 503, 504})
 REFRESH = "/api/token/refresh/"
-
-
-class RequestRefused(LabelStudioError):
-    """Label Studio answered, but not with success."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Transport:

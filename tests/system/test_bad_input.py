@@ -8,7 +8,7 @@ import pytest
 
 from ml_backend.demo.films import draw_films
 from ml_backend.demo.readers import file_name
-from ml_backend.label_studio.transport import RequestRefused
+from ml_backend.errors import RequestRefused
 from ml_backend.records import RoundReport
 
 pytestmark = pytest.mark.system

@@ -5,9 +5,9 @@ from typing import Protocol
 
 import pytest
 
+from ml_backend.errors import RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, training_classes
-from ml_backend.label_studio.transport import RequestRefused
 from ml_backend.settings import ProjectOptions
 
 pytestmark = pytest.mark.system

@@ -9,12 +9,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from ml_backend.errors import ImageError
+from ml_backend.errors import ImageError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.labels import LabelStudioLabels
-from ml_backend.label_studio.transport import RequestRefused
 from ml_backend.records import ImageRef
 from ml_backend.settings import ProjectOptions
 

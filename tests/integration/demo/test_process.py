@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.demo.process import Child, ServiceError, free_port
+from ml_backend.demo.process import Child, free_port
+from ml_backend.errors import ServiceError
 
 
 @pytest.fixture

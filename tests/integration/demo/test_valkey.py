@@ -7,8 +7,9 @@ import pytest
 import redis
 from rq import Queue, Worker
 
-from ml_backend.demo.process import ServiceError, free_port
+from ml_backend.demo.process import free_port
 from ml_backend.demo.valkey import Valkey
+from ml_backend.errors import ServiceError
 
 
 class TestValkey:

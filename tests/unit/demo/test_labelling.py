@@ -151,6 +151,17 @@ class TestRoundBars:
             "asking the network about the pool ...",
         ]
 
+    @pytest.mark.parametrize(("stage", "shown"), [("features", ["computing features ..."]), ("publish", [])])
+    def test_of_a_published_round_only_the_caches_are_shown(self, view, out, monkeypatch, stage, shown):
+        """The readers have their order already; features are what the first training would wait for."""
+        follower = ScriptedFollower(CountingRoom(1), 10)
+        monkeypatch.setattr(follower, "is_newer", lambda _progress: False)
+        progress = Progress(generation=1, stage=stage, done=0, total=9, started=0, stage_started=0, updated=0)
+
+        RoundBars(view).show(follower, QueueStatus(running="connected", progress=progress))
+
+        assert out.getvalue().splitlines() == shown
+
     def test_tells_every_ranking_once(self, view, out):
         bars = RoundBars(view, announced=1)
         follower = ScriptedFollower(CountingRoom(1), 10)

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from ml_backend.demo.process import ServiceError
 from ml_backend.demo.services import Backend, LabelStudio
+from ml_backend.errors import ServiceError
 
 
 class TestLabelStudio:

@@ -7,9 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.errors import LabelStudioError, PayloadError, SettingsError
+from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
 from ml_backend.label_studio.client import PAGE, LabelStudioClient
-from ml_backend.label_studio.transport import RequestRefused
 from ml_backend.settings import Settings
 
 URL = "http://label-studio.example:8080/annotate"

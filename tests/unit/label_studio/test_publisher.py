@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.engine.ports import Publisher, no_guard
-from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound
+from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused, StaleRound
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
-from ml_backend.label_studio.transport import RequestRefused
 from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
 from ml_backend.settings import ProjectOptions
 
