@@ -5,7 +5,7 @@
     BackendError                 the root; ``cli.py`` prints it as one line, ``server/app.py`` answers it as JSON
     ├── SettingsError            a setting or a project option is wrong (400)
     ├── LabelStudioError         Label Studio refused, did not answer, or answered something else (502)
-    │   ├── RequestRefused       it answered one of our requests, but not with success
+    │   ├── RequestRefused       it answered one of our requests, but not with success (502)
     │   ├── PayloadError         what Label Studio sent us cannot be read (400)
     │   └── UnknownProject       the project is not connected to this backend (404)
     ├── RoundError               a round cannot go on
