@@ -45,7 +45,7 @@ demo: setup ## Run the main job end to end (ROUNDS=3, IMAGES=folder LABELS=table
 test: setup lint types imports ## Lint, types, import contracts, then every test
 	@rm -rf .test-results && mkdir -p .test-results
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m pytest tests -m "not system" -n 2 --dist loadfile --cov --cov-report= --junit-xml=.test-results/fast.xml $(ARGS)
+	@$(BIN)/python -m pytest tests -m "not system" -n 2 --dist loadfile --cov --cov-report= --cov-fail-under=0 --junit-xml=.test-results/fast.xml $(ARGS)
 	@$(BIN)/python -m pytest tests/system --cov --cov-append --cov-report=term --junit-xml=.test-results/system.xml $(ARGS)
 
 lint: setup ## ruff: lint and format

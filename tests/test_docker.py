@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,12 @@ class TestDockerfile:
         copied = set(re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) \S+$", DOCKERFILE, re.MULTILINE))
         bound = set(re.findall(r"type=bind,source=([^,\s]+)", DOCKERFILE))
 
-        assert copied | bound | {"README.md", "LICENSE", "ml_backend"} <= passed
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+        named = {project["project"]["readme"], *project["project"]["license-files"]}
+        built = {*wheel["packages"], *wheel["force-include"]}
+
+        assert copied | bound | named | built <= passed
         assert all((ROOT / name).exists() for name in passed)
 
 
