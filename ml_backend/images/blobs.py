@@ -80,17 +80,27 @@ class BlobFolder:
             if path.suffix != ".beside":
                 entries.append((status.st_mtime, status.st_size, path))
             elif status.st_mtime < time.time() - _LEFTOVER_AGE_S:
-                path.unlink(missing_ok=True)
+                _drop(path)
         excess = sum(size for _, size, _ in entries) - limit_bytes
         freed = 0
         for _, size, path in sorted(entries):
             if freed >= excess:
                 break
-            path.unlink(missing_ok=True)
-            freed += size
+            if _drop(path):
+                freed += size
         return freed
 
     def _path(self, key: str) -> Path:
         # Hashed, so that any text is a safe file name.
         name = hashlib.sha256(key.encode()).hexdigest()
         return self._folder / name[:2] / name[2:]
+
+
+def _drop(path: Path) -> bool:
+    """Whether it is gone. A disk that refuses is no error: a cache that is too large is better than no round."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _LOG.warning("%s cannot be dropped from the cache: %s", path, error)
+        return False
+    return True

@@ -20,6 +20,8 @@ from ml_backend.records import ImageRef
 
 __all__ = ["DecodedImage", "ImageCache"]
 
+_SHOWN = 200  # characters of a uri in an error: a data URI holds the whole image
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
@@ -73,7 +75,7 @@ class ImageCache:
         key = self._key(content_hash)
         decoded = self._find(key)
         if decoded is None:
-            decoded = DecodedImage(key, decode(content, self._side, f"{image.id} ({image.uri})"))
+            decoded = DecodedImage(key, decode(content, self._side, _name(image)))
             self._pixels.put(key, decoded.pixels.tobytes())
         # Last, so that a hash is only known of an image that can be decoded.
         self._hashes.put(self._source.cache_key(image), content_hash.encode())
@@ -91,3 +93,8 @@ class ImageCache:
         if payload is None or len(payload) != self._side**2:
             return None
         return DecodedImage(key, np.frombuffer(payload, np.uint8).reshape(self._side, self._side))
+
+
+def _name(image: ImageRef) -> str:
+    uri = image.uri if len(image.uri) <= _SHOWN else f"{image.uri[:_SHOWN]}..."
+    return f"{image.id} ({uri})"

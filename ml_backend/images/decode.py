@@ -1,6 +1,9 @@
 """Image bytes -> the grayscale square that the network sees."""
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -73,8 +76,9 @@ def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
             _require_decodable_size(image, name)
             # JPEG only: decodes at the smallest of 1, 1/2, 1/4, 1/8 that is still at least as large as the square.
             image.draft("L", (side, side))
-            upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-            square = _square(image, side)
+            with _room.hold(image.width * image.height):
+                square = _square(image, side)
+            upright = _what_turns_upright(image)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -85,10 +89,42 @@ def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
     return np.asarray(square if upright is None else square.transpose(upright))
 
 
+class _Room:
+    """Lets images into memory as long as all of them together have no more than so many pixels."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all = self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        wanted = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: wanted <= self._free)
+            self._free -= wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += wanted
+                self._changed.notify_all()
+
+
+# Decoding takes up to 17 bytes a pixel, 1.3 GB for the largest image: sixteen threads at once would fill any memory.
+_room = _Room(2 * MAX_PIXELS)
+
+
 def _require_decodable_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise _too_large(name, f"{width} x {height}")
+
+
+def _what_turns_upright(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 - the parser raises anything; browsers show the film as it lies, and so do we
+        return None
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

@@ -20,6 +20,7 @@ from ml_backend.images.decode import Pixels
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.memory import halving
+from ml_backend.model.precision import autocast, precision
 from ml_backend.records import Exclusion, ImageRef
 
 __all__ = ["FeatureBatch", "FeatureExtractor"]
@@ -64,7 +65,7 @@ class FeatureExtractor:
         self._dims = backbone.dims
         self._kept = None if folder is None else BlobFolder(folder)
         # The precision is part of the key: features of a GPU in bf16 are not those of a CPU.
-        self._weights = "" if folder is None else f"{backbone.digest()}|{device.type}"
+        self._weights = "" if folder is None else f"{backbone.digest()}|{device.type}|{precision(device)}"
         self._backbone = backbone
         self._network: nn.Module | None = None
 
@@ -145,7 +146,7 @@ class FeatureExtractor:
         for part in torch.split(pixels, batch):
             # Sent as bytes: a twelfth of the network's input.
             inputs = to_input(part.to(self._device)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            with autocast(self._device):
                 parts.append(self._network(inputs).float())
         return torch.cat(parts)
 

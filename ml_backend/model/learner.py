@@ -235,7 +235,7 @@ class McDropoutLearner:
 
     def _load_pixels(self, labels: Sequence[Label], classes: Sequence[str], progress: Callable[[int], None]) -> _Set:
         loaded = load_labelled(labels, classes, self._images.read, progress)
-        examples = PixelExamples(loaded.pixels.to(self._device), loaded.targets.to(self._device))
+        examples = PixelExamples(loaded.pixels, loaded.targets.to(self._device))
         return _Set(loaded.images, examples, loaded.exclusions)
 
     def _validation_probs(self, fit: _Fit, validation_set: _Set) -> Float32[Tensor, "images passes classes"]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ml_backend.errors import RoundError, TooFewLabels
 from ml_backend.images.transforms import augment, to_input
 from ml_backend.model.memory import halving
+from ml_backend.model.precision import autocast
 from ml_backend.model.randomness import generator, seeded
 from ml_backend.settings import ProjectOptions
 
@@ -33,7 +34,7 @@ class Examples(Protocol):
     def targets(self) -> Int64[Tensor, " images"]: ...
 
     def inputs(self, rows: Int64[Tensor, " batch"], augmentation: torch.Generator | None) -> Tensor:
-        """The network's input for some images; augmented only with a generator."""
+        """The network's input for some images (rows on the CPU); augmented only with a generator."""
         ...
 
 
@@ -51,13 +52,17 @@ class FeatureExamples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PixelExamples:
-    """Grey levels, for training a whole network; on its device."""
+    """Grey levels, for training a whole network.
+
+    They stay on the CPU and a batch at a time follows its targets: however many labels there are, they leave the
+    GPU's memory to the network.
+    """
 
     pixels: UInt8[Tensor, "images side side"]
     targets: Int64[Tensor, " images"]
 
     def inputs(self, rows: Int64[Tensor, " batch"], augmentation: torch.Generator | None) -> Tensor:
-        pixels: Tensor = self.pixels[rows]
+        pixels: Tensor = self.pixels[rows].to(self.targets.device)
         batch = to_input(pixels if augmentation is None else augment(pixels, augmentation))
         return batch.contiguous(memory_format=torch.channels_last) if batch.is_cuda else batch
 
@@ -206,9 +211,8 @@ class _Run:
         targets = self.training.targets
         for rows in _batches(torch.randperm(len(targets), generator=order), batch):
             optimizer.zero_grad(set_to_none=True)
-            on_device = rows.to(targets.device)
-            logits = _logits(self.network, self.training.inputs(on_device, augmentation))
-            loss = nn.functional.cross_entropy(logits, targets[on_device], weight=self.weights)
+            logits = _logits(self.network, self.training.inputs(rows, augmentation))
+            loss = nn.functional.cross_entropy(logits, targets[rows], weight=self.weights)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
@@ -216,7 +220,7 @@ class _Run:
         self.network.eval()
         targets = self.validation.targets
         with torch.inference_mode():
-            rows = torch.split(torch.arange(len(targets), device=targets.device), batch)
+            rows = torch.split(torch.arange(len(targets)), batch)
             logits = torch.cat([_logits(self.network, self.validation.inputs(part, None)) for part in rows])
             # The mean divides by the weights, which are all 0 where no class of validation is in training.
             weights = self.weights if bool(self.weights[targets].any()) else None
@@ -224,8 +228,7 @@ class _Run:
 
 
 def _logits(network: nn.Module, inputs: Tensor) -> Float32[Tensor, "images classes"]:
-    # Emulated on a CPU, and seven times slower there.
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.is_cuda):
+    with autocast(inputs.device):
         return cast("Tensor", network(inputs)).float()
 
 

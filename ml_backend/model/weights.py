@@ -2,17 +2,16 @@
 
 import contextlib
 import hashlib
+import http.client
 import pickle
 import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,6 +22,7 @@ __all__ = ["load_backbone", "weights_at_hand"]
 
 _CONNECT_TIMEOUT_S = 5.0  # also the longest silence while downloading
 _DOWNLOAD_TIMEOUT_S = 600.0
+_TORCH_FILE = (b"PK", b"\x80")  # a ZIP archive, before torch 1.6 a bare pickle
 _WAY_OUT = (
     "put the file into {folder}, or name a file of your own "
     '(`weights: /path/file` in extra_params, model_weights="..." on the Choices tag, or AL_WEIGHTS), '
@@ -78,13 +78,19 @@ def _imagenet_file(backbone: str) -> Path:
     if url is None:
         raise WeightsError(f"torchvision has no ImageNet weights of {backbone}: name a file, or set `weights: none`")
     path = _hub_path(url)
-    if not path.is_file():
+    if downloaded := not path.is_file():
         _download(url, path)
     # torchvision's file names end in the first digits of their sha256.
     wanted = path.stem.rpartition("-")[2]
     with path.open("rb") as file:
         seen = hashlib.file_digest(file, "sha256").hexdigest()
     if not seen.startswith(wanted):
+        if downloaded:
+            path.unlink(missing_ok=True)
+            raise WeightsError(
+                f"what came from {url} is damaged: its sha256 begins with {seen[:8]}, not {wanted}: try again, or "
+                + _WAY_OUT.format(folder=path.parent)
+            )
         raise WeightsError(f"{path} is damaged: its sha256 begins with {seen[:8]}, not {wanted}: delete it")
     return path
 
@@ -105,7 +111,7 @@ def _download(url: str, path: Path) -> None:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"not complete after {_DOWNLOAD_TIMEOUT_S:.0f} s")
         beside.replace(path)
-    except OSError as error:  # URLError, HTTPError, time-outs and a full disk alike
+    except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError, time-outs and a full disk alike
         if beside is not None:
             with contextlib.suppress(OSError):
                 beside.unlink()
@@ -116,21 +122,30 @@ def _download(url: str, path: Path) -> None:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return cast("Mapping[str, Tensor]", load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"the weights {path} cannot be read: {error}: name a safetensors or torch file") from error
+        loaded = _load(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"the weights {path} hold more than tensors, which could run code: save the state_dict alone"
         ) from error
+    except Exception as error:  # on a damaged file torch raises anything: RuntimeError, KeyError, EOFError, ...
+        raise WeightsError(f"the weights {path} cannot be read: {error}: name a safetensors or torch file") from error
     if isinstance(loaded, Mapping):
         for wrapper in ("state_dict", "model"):  # as training scripts wrap it
             loaded = loaded[wrapper] if isinstance(loaded.get(wrapper), Mapping) else loaded
     if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise WeightsError(f"the weights {path} are a {type(loaded).__name__}, not named tensors: save the state_dict")
     return loaded
+
+
+def _load(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with path.open("rb") as file:
+        start = file.read(12)
+    # An HTML page or a Git LFS pointer, say: torch would read it as a pickle and name whatever that stumbles over.
+    if not start.startswith(_TORCH_FILE):
+        raise ValueError(f"it begins with {start!r}, as no torch file does")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _strip(tensors: Mapping[str, Tensor], last: str) -> dict[str, Tensor]:

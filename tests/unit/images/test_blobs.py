@@ -65,3 +65,14 @@ def test_trim_sweeps_up_after_a_process_that_died(tmp_path: Path) -> None:
 
     assert not dead.exists()
     assert running.exists()
+
+
+def test_what_cannot_be_dropped_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    blobs = BlobFolder(tmp_path)
+    (tmp_path / "aa" / "a folder").mkdir(parents=True)
+    blobs.put("a", b"xyz")
+
+    blobs.trim(0)
+
+    assert blobs.get("a") is None
+    assert "a folder cannot be dropped" in caplog.text

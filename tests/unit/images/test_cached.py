@@ -55,6 +55,14 @@ def test_fetches_an_image_once_whatever_its_task(tmp_path: Path, source: Countin
     assert (again.pixels == 10).all()
 
 
+def test_an_error_does_not_hold_the_whole_data_uri(tmp_path: Path) -> None:
+    uri = "data:image/png;base64," + "A" * 100_000
+
+    with pytest.raises(ImageError, match=r"image 1 \(data:image/png;base64,A+\.\.\.\) cannot") as error:
+        ImageCache(CountingSource({uri: b"\0\0\0"}), tmp_path, 32).read(ref(uri))
+    assert len(str(error.value)) < 500
+
+
 def test_a_task_id_that_is_handed_out_again_is_another_image(tmp_path: Path, source: CountingSource) -> None:
     cache = ImageCache(source, tmp_path, 32)
 

@@ -2,6 +2,7 @@ import contextlib
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import MAX_PIXELS, decode
+from ml_backend.images.decode import MAX_PIXELS, _Room, _room, decode
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -109,6 +110,31 @@ class TestDecode:
         exif[0x0112] = orientation
 
         assert np.array_equal(decode(encode(stored, exif=exif), 32, "x"), corner)
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+    def test_a_broken_orientation_costs_no_film(self, kind: str) -> None:
+        image = Image.fromarray(ramp())
+
+        assert np.array_equal(
+            decode(encode(image, kind, exif=b"Exif\0\0garbage"), 32, "x"), decode(encode(image, kind), 32, "x")
+        )
+
+    def test_waits_while_other_images_fill_the_memory(self) -> None:
+        content = encode(Image.fromarray(ramp()))
+        with ThreadPoolExecutor(1) as pool:
+            with _room.hold(2 * MAX_PIXELS):
+                decoding = pool.submit(decode, content, 32, "x")
+                with pytest.raises(TimeoutError):
+                    decoding.result(timeout=0.1)
+            assert decoding.result(timeout=10).shape == (32, 32)
+
+    def test_a_film_larger_than_the_room_takes_it_alone(self) -> None:
+        room = _Room(10)
+
+        with room.hold(11):
+            pass
+        with room.hold(10):
+            pass
 
     def test_draft_mode_keeps_enough_pixels(self) -> None:
         """A JPEG that is decoded at a fraction of its size still looks like the whole one."""

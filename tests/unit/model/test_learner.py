@@ -10,6 +10,7 @@ from ml_backend.errors import ImageError, RoundError, SettingsError, TooFewLabel
 from ml_backend.images.folder import FolderSource
 from ml_backend.images.phantoms import draw_pool
 from ml_backend.images.transforms import to_input
+from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import load_checkpoint
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.records import ImageRef, Label
@@ -175,6 +176,9 @@ class TestWhole:
         pixels = [np.asarray(Image.open(films / image.uri)) for image in pool(films, 30, 33)]
         inputs = to_input(torch.from_numpy(np.stack(pixels)))
         assert np.allclose(loaded.network.mc_probs(inputs, 6, seed=0).numpy(), outputs.probs, atol=1e-4)
+        trained, untrained = loaded.network.backbone, Backbone("shufflenet_v2_x0_5")
+        for name, parameter in untrained.named_parameters():
+            assert not torch.equal(trained.get_parameter(name), parameter), f"{name} was not trained"
         # The head sees the features as they are, as in the paper.
         assert float(loaded.network.head.feature_mean.abs().max()) == 0.0
         assert not (tmp_path / "features").exists()

@@ -1,4 +1,6 @@
+import http.client
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,12 +82,24 @@ class TestFile:
             load_backbone("shufflenet_v2_x0_5", str(tmp_path / "w.safetensors"))
 
     @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-    @pytest.mark.parametrize("content", [None, b"", b"not a file of tensors"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            None,
+            b"",
+            b"not a file of tensors",
+            b"hello, a byte that is a KeyError to a pickle reader",
+            b"<!doctype html><title>Log in</title>",
+            b"version https://git-lfs.github.com/spec/v1",
+            b"PK\x03\x04 cut off",
+            b"\x80\x02 cut off",
+        ],
+    )
     def test_missing_or_damaged(self, tmp_path: Path, name: str, content: bytes | None) -> None:
         if content is not None:
             (tmp_path / name).write_bytes(content)
 
-        with pytest.raises(WeightsError, match=name):
+        with pytest.raises(WeightsError, match=f"{name} (cannot be read|hold more)"):
             load_backbone("shufflenet_v2_x0_5", str(tmp_path / name))
 
     def test_never_runs_a_pickle(self, tmp_path: Path) -> None:
@@ -139,6 +153,25 @@ class TestImagenet:
 
         assert (hub / "kept.pth").read_bytes() == (tmp_path / "served.pth").read_bytes()
         assert [path.name for path in hub.iterdir()] == ["kept.pth"]
+
+    def test_damaged_download_is_not_kept(
+        self, hub: Path, tmp_path: Path, tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch.save(tensors, tmp_path / "served-00000000.pth")
+        monkeypatch.setattr(weights, "_imagenet_url", lambda _: (tmp_path / "served-00000000.pth").as_uri())
+
+        with pytest.raises(WeightsError, match=r"is damaged: its sha256 .* try again, or put the file into"):
+            load_backbone("shufflenet_v2_x0_5", "imagenet")
+        assert not list(hub.iterdir())
+
+    def test_a_server_that_talks_no_http(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def urlopen(url: str, timeout: float) -> None:
+            raise http.client.BadStatusLine(f"{url} within {timeout}")
+
+        monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+
+        with pytest.raises(WeightsError, match=r"could not be downloaded from https://x/y\.pth"):
+            weights._download("https://x/y.pth", hub / "y.pth")
 
     def test_unknown_backbone(self) -> None:
         with pytest.raises(SettingsError, match="backbone='resnet5' is not known"):
