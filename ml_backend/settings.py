@@ -73,7 +73,7 @@ class ProjectOptions(BaseModel):
     weight_decay: float = Field(1e-4, ge=0.0, description="Adam's weight decay")
     train_batch: int = Field(32, ge=2, description="images in a training step")
     image_side: int = Field(224, ge=32, le=1024, description="side of the network's square input in pixels")
-    validation_share: float = Field(0.2, gt=0.0, lt=1.0, description="share of the labels kept for validation")
+    validation_share: float = Field(0.2, gt=0.0, lt=1.0, description="share of the patients kept for validation")
     seed: int = Field(0, ge=0, description="seed of the split, the training, the masks and every tie")
 
     @field_validator("reserve")

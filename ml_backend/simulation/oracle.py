@@ -103,14 +103,20 @@ def read_truth(table: Path, classes: Sequence[str]) -> list[Label]:
         classes: the labels that may stand in it.
 
     Raises:
-        ValueError: a column is missing, or a row has no path or an unknown label; names the row and the column.
+        ValueError: it is no CSV in UTF-8, a column is missing, or a row has no path or an unknown label; names the line
+            and the column.
     """
     with table.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
-        missing = {"path", "label"} - set(rows.fieldnames or ())
-        if missing:
-            raise ValueError(f"{table} has no column {' and no column '.join(sorted(missing))}: path,label are needed")
-        return [_label(row, f"{table}, row {number}", classes) for number, row in enumerate(rows, start=2)]
+        try:
+            missing = {"path", "label"} - set(rows.fieldnames or ())
+            if missing:
+                raise ValueError(
+                    f"{table} has no column {' and no column '.join(sorted(missing))}: wanted is path,label"
+                )
+            return [_label(row, f"{table}, line {rows.line_num}", classes) for row in rows]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{table} cannot be read: {error}; expected a CSV file in UTF-8") from error
 
 
 def _label(row: dict[str, str | None], where: str, classes: Sequence[str]) -> Label:

@@ -136,11 +136,21 @@ class TestReadTruth:
         [
             ("path,patient_id\na.png,p\n", "no column label"),
             ("", "no column label and no column path"),
-            ("path,label\na.png,severe\nb.png,Severe\n", "row 3, column label: 'Severe' is none of normal, moderate"),
-            ("path,label\n ,severe\n", "row 2, column path: empty"),
-            ("path,label\na.png\n", "row 2, column label: ''"),
+            (
+                "path,label\na.png,severe\n\nb.png,Severe\n",
+                "line 4, column label: 'Severe' is none of normal, moderate",
+            ),
+            ("path,label\n ,severe\n", "line 2, column path: empty"),
+            ("path,label\na.png\n", "line 2, column label: ''"),
         ],
     )
     def test_a_wrong_table_names_row_and_column(self, tmp_path, text, message):
         with pytest.raises(ValueError, match=message):
             read_truth(self.table(tmp_path, text), CLASSES)
+
+    def test_a_table_in_another_encoding_is_named(self, tmp_path):
+        table = tmp_path / "labels.csv"
+        table.write_bytes("path,label\nbild-ä.png,severe\n".encode("latin-1"))
+
+        with pytest.raises(ValueError, match=r"labels\.csv cannot be read: .* expected a CSV file in UTF-8"):
+            read_truth(table, CLASSES)
