@@ -4,12 +4,13 @@ Imports torch, so only the work-horse of a worker imports this module.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 
 from ml_backend.acquisition.strategy import CatalogStrategy
 from ml_backend.consensus.catalog import RULES
 from ml_backend.engine.ports import Progress, RoundParts, no_guard, no_progress
 from ml_backend.engine.round import run_round
-from ml_backend.errors import SettingsError
+from ml_backend.errors import UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
@@ -21,6 +22,8 @@ from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore
 
 __all__ = ["run_live_round"]
+
+PATIENCE_S = 90.0  # a restart of Label Studio takes 11 to 33 s, and must not cost the round its training
 
 
 def run_live_round(
@@ -34,18 +37,20 @@ def run_live_round(
 
     Raises:
         SettingsError: no API key, or an option of the project is wrong.
-        UnknownProject: the project was never connected.
+        UnknownProject: the project was never connected, or Label Studio has given its id to another.
         BackendError: see ``run_round``.
     """
     store = RoundStore(settings.data_dir)
-    connection = store.connection(key.id)
-    if connection.project != key:
-        raise SettingsError(f"project {key} is gone: Label Studio has given its id to {connection.project}")
-    config = parse_label_config(connection.label_config)
-    options = ProjectOptions.resolve(connection.extra_params, config.attributes)
-    classes = training_classes(config, options)
     project_store = store.project(key)
-    with LabelStudioClient.from_settings(settings, connection.hostname) as client:
+    connection = project_store.connection()
+    if connection is None:
+        raise UnknownProject(f"project {key} is not connected: run `ml-backend connect --project {key.id}`")
+    # Where no password is asked for, anybody may call /setup, and name a host that the API key would then be sent to.
+    hostname = connection.hostname if settings.basic_auth_user else None
+    with LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client:
+        config = parse_label_config(_label_config(client, key))
+        options = ProjectOptions.resolve(connection.extra_params, config.attributes)
+        classes = training_classes(config, options)
         parts = RoundParts(
             labels=LabelStudioLabels(client, key.id, config, options),
             consensus=RULES[options.consensus],
@@ -75,3 +80,12 @@ def run_live_round(
             seed=options.seed,
         )
         return run_round(request, parts)
+
+
+def _label_config(client: LabelStudioClient, key: ProjectKey) -> str:
+    """As it stands now: the event of its change is lost where the web process was down."""
+    project = client.project(key.id)
+    created = int(datetime.fromisoformat(str(project["created_at"])).timestamp())
+    if created != key.created:
+        raise UnknownProject(f"project {key} is gone: Label Studio has given its id to {key.id}.{created}")
+    return str(project["label_config"])

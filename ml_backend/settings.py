@@ -134,7 +134,9 @@ class Settings(BaseSettings):
         Path("data"), description="folder of rounds, checkpoints and caches; shared by server and worker"
     )
     label_studio_url: str | None = Field(
-        None, description="where this backend reaches Label Studio; default: the hostname that Label Studio sends"
+        None,
+        description="where this backend reaches Label Studio; "
+        "default: the hostname that Label Studio sends, trusted only where callers need a password",
     )
     label_studio_api_key: SecretStr | None = Field(
         None, description="personal access token (or legacy token) of a Label Studio user of the project"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+import structlog
 from pydantic import ValidationError
 
 from ml_backend.errors import StorageError, UnknownProject
@@ -31,6 +32,8 @@ from ml_backend.records import Connection, ProjectKey, Published, Record, RoundR
 __all__ = ["ProjectStore", "RoundStore", "write_atomically"]
 
 R = TypeVar("R", bound=Record)
+
+log = structlog.get_logger()
 
 
 class _SavesItself(Protocol):
@@ -68,8 +71,10 @@ class RoundStore:
 
         Raises:
             UnknownProject: no ``/setup`` ever came for it.
+            StorageError: what it told is damaged.
         """
-        found = [c for c in self.connections() if c.project.id == project_id]
+        folders = (self.root / "projects").glob(f"{project_id}.*")
+        found = [c for folder in folders if (c := ProjectStore(folder).connection()) is not None]
         if not found:
             raise UnknownProject(
                 f"project {project_id} is not connected to this backend: "
@@ -78,10 +83,18 @@ class RoundStore:
         return max(found, key=lambda c: c.project.created)
 
     def connections(self) -> list[Connection]:
-        """Every connection, oldest project first."""
-        folders = sorted((self.root / "projects").glob("*.*"))
-        found = [ProjectStore(folder).connection() for folder in folders]
-        return sorted((c for c in found if c is not None), key=lambda c: (c.project.created, c.project.id))
+        """Every connection that can be read, oldest project first; the log names the others."""
+        found: list[Connection] = []
+        for folder in (self.root / "projects").glob("*.*"):
+            try:
+                connection = ProjectStore(folder).connection()
+            except StorageError as error:
+                # Its own setup says so too; the other projects go on.
+                log.error("a project is left out", error=str(error))  # noqa: TRY400 - not a bug of ours
+                continue
+            if connection is not None:
+                found.append(connection)
+        return sorted(found, key=lambda c: (c.project.created, c.project.id))
 
 
 class ProjectStore:
@@ -109,6 +122,9 @@ class ProjectStore:
             StorageError: the round exists already, or the disk refuses.
         """
         target = self.folder / "rounds" / report.request.round_id
+        # What a killed run left half written under this number; each holds a network.
+        for left in target.parent.glob(f".{target.name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
         try:
             with _folder_beside(target) as folder:
                 if outputs is not None:

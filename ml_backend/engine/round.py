@@ -61,7 +61,8 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
         seconds=clock.seconds,
         started_at=started_at,
     )
-    # Saved before it is published: after a crash the publish is repeated, never lost.
+    # Saved before it is published: whatever readers are served, its report is there. After a crash in between the
+    # whole round is run again.
     parts.guard()
     with clock.stage("save"):
         parts.store.save(report, outputs, parts.learner if fit else None)

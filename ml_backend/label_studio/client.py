@@ -33,6 +33,7 @@ class LabelStudioClient:
         api_key: personal access token or legacy token.
         timeout_s: seconds that an ordinary request may take; one over a whole project may take 20 times as long.
         retries: attempts at a request that may be repeated.
+        patience_s: seconds for which connecting is tried on beyond that.
         transport: httpx's own; for tests.
     """
 
@@ -43,12 +44,15 @@ class LabelStudioClient:
         *,
         timeout_s: float = 60.0,
         retries: int = 4,
+        patience_s: float = 0.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.transport = Transport(url, api_key, timeout_s=timeout_s, retries=retries, wrapped=transport)
+        self.transport = Transport(
+            url, api_key, timeout_s=timeout_s, retries=retries, patience_s=patience_s, wrapped=transport
+        )
 
     @classmethod
-    def from_settings(cls, settings: Settings, hostname: str | None = None) -> Self:
+    def from_settings(cls, settings: Settings, hostname: str | None = None, *, patience_s: float = 0.0) -> Self:
         """The client that the settings describe; ``hostname`` is where Label Studio says that it is.
 
         Raises:
@@ -61,7 +65,8 @@ class LabelStudioClient:
             raise SettingsError(
                 f"AL_LABEL_STUDIO_API_KEY is not set: make a personal access token at {url}/user/account and set it"
             )
-        return cls(url, settings.label_studio_api_key.get_secret_value(), timeout_s=settings.timeout_s)
+        key = settings.label_studio_api_key.get_secret_value()
+        return cls(url, key, timeout_s=settings.timeout_s, patience_s=patience_s)
 
     @property
     def url(self) -> str:

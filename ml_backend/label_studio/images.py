@@ -117,7 +117,8 @@ class LabelStudioImages:
                 answer = read_bounded(response, self._max_bytes, self._timeout_s)
         except RequestRefused as error:
             raise ImageError(f"image {image.id}: {error}") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            # A UnicodeError is a host name that no address can be looked up for, such as http://a..b/.
             raise ImageError(f"image {image.id} ({image.uri}): {type(error).__name__}: {error}") from error
         return answer.content, answer.headers["content-type"]
 

@@ -12,6 +12,7 @@ the switch          the new order; the next publish deletes the old version
 ==================  =====================================================================
 """
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from ml_backend.settings import ProjectOptions
 __all__ = ["SAMPLING", "LabelStudioPublisher", "PublishedStore"]
 
 SAMPLING = "Uncertainty sampling"
-OURS = "al-"  # begins every version that we publish; no other is ever deleted
+OURS = re.compile(r"al-r\d+-")  # begins every version that we publish; no other is ever deleted
 
 log = structlog.get_logger(__name__)
 
@@ -72,8 +73,8 @@ class LabelStudioPublisher:
         """
         self._check_project()
         # Listed before ours is there, so that a newer run's version can never be among them.
-        replaced = [version for version in self._client.model_versions(self._project_id) if version.startswith(OURS)]
-        version = f"{OURS}{report.request.round_id}-{report.ranking.strategy}-{secrets.token_hex(3)}"
+        replaced = [name for name in self._client.model_versions(self._project_id) if OURS.match(name)]
+        version = f"al-{report.request.round_id}-{report.ranking.strategy}-{secrets.token_hex(3)}"
         seconds: dict[str, float] = {}
         guard()
         with _timed(seconds, "import"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import httpx
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
 from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
 from ml_backend.label_studio.access import ApiKey
@@ -16,6 +16,7 @@ __all__ = ["Transport", "read_bounded"]
 T = TypeVar("T")
 EXCERPT = 400  # characters of an answer that an error repeats
 BUSY = frozenset({502, 503, 504})
+NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 REFRESH = "/api/token/refresh/"
 
 
@@ -27,6 +28,7 @@ class Transport:
         api_key: personal access token or legacy token.
         timeout_s: seconds that an ordinary request may take.
         retries: attempts at a request that may be repeated, after connection errors and 502 to 504.
+        patience_s: seconds for which connecting is tried on beyond that.
         wrapped: httpx's own transport; for tests.
 
     Raises:
@@ -34,7 +36,14 @@ class Transport:
     """
 
     def __init__(
-        self, url: str, api_key: str, *, timeout_s: float, retries: int, wrapped: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout_s: float,
+        retries: int,
+        patience_s: float = 0.0,
+        wrapped: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
@@ -42,6 +51,7 @@ class Transport:
         self.timeout_s = timeout_s
         self._key = ApiKey(api_key, self._refresh)
         self._retries = retries
+        self._patience_s = patience_s
         self._http = httpx.Client(transport=wrapped, follow_redirects=True)
 
     def close(self) -> None:
@@ -121,7 +131,7 @@ class Transport:
             self.timeout_s * slow, connect=min(self.timeout_s, 10.0)
         ).as_dict()
         retrying = Retrying(
-            stop=stop_after_attempt(self._retries),
+            stop=self._gives_up,
             wait=wait_exponential(multiplier=0.1, max=5.0),
             retry=retry_if_exception(lambda error: _may_repeat(request, error)),
             reraise=True,
@@ -135,6 +145,11 @@ class Transport:
                 f"no answer from Label Studio to {request.method} {self.url}{request.url.path} "
                 f"({type(error).__name__}: {error}): is it running, and is AL_LABEL_STUDIO_URL its address?"
             ) from error
+
+    def _gives_up(self, attempts: RetryCallState) -> bool:
+        away = attempts.outcome is not None and isinstance(attempts.outcome.exception(), NOT_CONNECTED)
+        waited_s = attempts.seconds_since_start or 0.0
+        return attempts.attempt_number >= self._retries and not (away and waited_s < self._patience_s)
 
     def _once(self, request: httpx.Request, max_bytes: int | None) -> httpx.Response:
         response = self._http.send(request, stream=True)
@@ -150,6 +165,11 @@ class Transport:
         return response
 
     def _success(self, request: httpx.Request, response: httpx.Response) -> httpx.Response:
+        if response.request.method != request.method:  # so HTTP has it; what was to be written is lost on the way
+            raise LabelStudioError(
+                f"{request.method} {self.url}{request.url.path} was redirected to {response.request.url}: "
+                "set AL_LABEL_STUDIO_URL to the address where Label Studio answers itself (https instead of http?)"
+            )
         if response.is_success:
             return response
         seen = (
@@ -198,7 +218,7 @@ class _Busy(Exception):
 
 def _may_repeat(request: httpx.Request, error: BaseException) -> bool:
     # Nothing was sent where no connection came about. A time-out is not repeated: it was long, and would be again.
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+    if isinstance(error, NOT_CONNECTED):
         return True
     repeatable = request.method != "POST" or request.url.path.endswith(REFRESH)
     return repeatable and isinstance(error, _Busy | httpx.NetworkError | httpx.RemoteProtocolError)

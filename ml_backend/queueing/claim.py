@@ -43,13 +43,13 @@ class Claim:
         """Make sure that this run may still publish.
 
         Raises:
-            StaleRound: a newer run of the project has begun, or the project is gone.
+            StaleRound: a newer run of the project has begun, the project is gone, or Redis was emptied.
             QueueError: Redis does not answer.
         """
         if not self.queue.holds(self.project, self.token):
             raise StaleRound(
                 f"run {self.generation} of project {self.project} publishes nothing: "
-                "a newer one has begun, or the project is gone"
+                "a newer one has begun, the project is gone, or Redis was emptied"
             )
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -63,6 +63,7 @@ def connect_redis(url: str, *, patient: bool = False) -> Redis:
         return Redis.from_url(
             url,
             socket_connect_timeout=1.0,
+            # Longer than Label Studio waits: it only hangs up, and the change is still counted.
             socket_timeout=5.0,
             retry=retry,
             health_check_interval=30,

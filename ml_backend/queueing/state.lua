@@ -23,10 +23,13 @@ local function number(name)
   return tonumber(get(name) or 0)
 end
 
+-- However often rounds have failed: once the cause is mended, labels must start one again.
+local most_patience = 4
+
 local function due()
   local threshold = number('threshold')
   -- A failed round gives its changes back: without the raised bar every further annotation would start it again.
-  return threshold > 0 and number('changes') >= threshold * (1 + number('failures')) and 1 or 0
+  return threshold > 0 and number('changes') >= threshold * (1 + math.min(number('failures'), most_patience)) and 1 or 0
 end
 
 local function dead(generation, since)

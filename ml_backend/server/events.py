@@ -57,7 +57,9 @@ def _start(event: Event, connection: Connection, _store: RoundStore, queue: Roun
 
 def _images(event: Event, connection: Connection, store: RoundStore, queue: RoundQueue) -> Answer:
     row = event.require_project()
-    queue.count_changes(connection.project, 0, _threshold(row, connection), row.annotations)
+    counted = queue.count_changes(connection.project, event.annotated, _threshold(row, connection), row.annotations)
+    if event.annotated and counted.due:
+        return _request(connection, queue, "labels") | {"changes": counted.changes}
     if not _wants_images(queue.status(connection.project), store.project(connection.project).published()):
         return {"outcome": "ignored", "why": "the ranking that is served has not run out"}
     return _request(connection, queue, "images")

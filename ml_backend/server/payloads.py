@@ -137,6 +137,11 @@ class Event(_Body):
         items = self.annotation if isinstance(self.annotation, list) else self.annotations or self.tasks
         return max(1, len(items or ()))
 
+    @property
+    def annotated(self) -> int:
+        """How many new tasks were imported with annotations, of which no event of their own tells."""
+        return sum(bool(task.get("total_annotations")) for task in self.tasks or ())
+
     def require_project(self) -> ProjectRow:
         """The project's row.
 

@@ -87,7 +87,7 @@ class TestSave:
         assert names_in(store.folder / "rounds") == ["r000001"]
 
     def test_a_kill_before_the_rename_leaves_a_folder_that_nobody_reads(self, store, monkeypatch):
-        """No clean-up runs after kill -9: the half-written folder stays, unseen, and the round can be saved again."""
+        """No clean-up runs after kill -9: the half-written folder stays, unseen, until the round is saved again."""
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", power_cut)
             patch.setattr("ml_backend.storage.shutil.rmtree", do_nothing)
@@ -100,7 +100,7 @@ class TestSave:
 
         store.save(make_report(), OUTPUTS, None)
 
-        assert store.round_ids() == ["r000001"]
+        assert names_in(store.folder / "rounds") == ["r000001"]
 
     def test_a_round_is_never_overwritten(self, store):
         store.save(make_report(), None, None)
@@ -174,6 +174,17 @@ class TestConnections:
 
         assert store.connection(7).project.created == 1_000
         assert [c.project.created for c in store.connections()] == [900, 1_000]
+
+    def test_a_damaged_one_hides_no_other(self, tmp_path):
+        store = RoundStore(tmp_path)
+        store.connect(connection(7))
+        store.connect(connection(8))
+        (store.project(KEY).folder / "connection.json").write_text("{")
+
+        assert [c.project.id for c in store.connections()] == [8]
+        assert store.connection(8).project.id == 8
+        with pytest.raises(StorageError, match=r"connection\.json is damaged"):
+            store.connection(7)
 
     def test_an_unknown_project_says_how_to_connect_it(self, tmp_path):
         with pytest.raises(UnknownProject, match=r"ml-backend connect --project 9"):

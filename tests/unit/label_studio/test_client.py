@@ -99,6 +99,20 @@ class TestKey:
         assert "authorization" not in server.requests[1].headers
 
 
+class TestRedirect:
+    def test_an_import_that_became_a_get_says_why(self) -> None:
+        there = URL.replace("http:", "https:")
+        server = Server(httpx.Response(301, headers={"location": f"{there}/api"}), httpx.Response(405))
+
+        with pytest.raises(LabelStudioError, match=rf"was redirected to {there}/api: set AL_LABEL_STUDIO_URL"):
+            client(server).import_predictions(1, [{}])
+
+    def test_what_is_only_read_follows(self) -> None:
+        server = Server(httpx.Response(301, headers={"location": f"{URL}/there"}), httpx.Response(200, json={"id": 1}))
+
+        assert client(server).project(1) == {"id": 1}
+
+
 class TestRepeating:
     @pytest.mark.parametrize("first", [httpx.Response(502), httpx.ConnectError("no"), httpx.ReadError("cut")])
     def test_what_may_be_repeated_is(self, first: httpx.Response | Exception) -> None:
@@ -125,6 +139,26 @@ class TestRepeating:
 
         with pytest.raises(LabelStudioError, match=r"ConnectError: refused.*AL_LABEL_STUDIO_URL"):
             client(server, retries=3).project(1)
+        assert len(server.requests) == 3
+
+    def test_outlives_a_restart_of_label_studio(self) -> None:
+        """Nothing listens for half a minute: hours of training would be lost at the publish."""
+        server = Server(*[httpx.ConnectError("refused")] * 20, httpx.Response(201, json={"created": 1}))
+
+        assert client(server, patience_s=60.0).import_predictions(1, [{}]) == 1
+
+    def test_patience_ends(self) -> None:
+        server = Server(httpx.ConnectError("refused"))
+
+        with pytest.raises(LabelStudioError, match="ConnectError"):
+            client(server, patience_s=0.05).project(1)
+
+    @pytest.mark.parametrize("first", [httpx.Response(502), httpx.ReadError("cut")])
+    def test_patience_is_for_connecting_alone(self, first: httpx.Response | Exception) -> None:
+        server = Server(first)
+
+        with pytest.raises(LabelStudioError):
+            client(server, retries=3, patience_s=60.0).project(1)
         assert len(server.requests) == 3
 
     def test_the_last_busy_answer_is_told(self) -> None:

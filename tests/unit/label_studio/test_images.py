@@ -110,6 +110,7 @@ class TestFetch:
             ("films/a.png", "'films/a.png'; wanted is"),
             ("//evil.example/a.png", "wanted is"),
             ("http://films.example:8080.evil/a.png", "InvalidURL"),
+            ("http://xn--a/a.png", "InvalidCodepoint"),
             ("http://films.example/\x00a.png", "InvalidURL"),
             ("/\x00", "no address"),
         ],
@@ -117,6 +118,14 @@ class TestFetch:
     def test_names_what_is_no_address(self, uri: str, said: str) -> None:
         with pytest.raises(ImageError, match=rf"image 12.*{said}"):
             images(Web()).fetch(ref(uri))
+
+    @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example"])
+    def test_names_a_host_that_no_address_can_be_looked_up_for(self, host: str) -> None:
+        """Over the real transport: Python's own lookup refuses such a name before anything is sent."""
+        client = LabelStudioClient(URL, "key")
+
+        with pytest.raises(ImageError, match=r"image 12.*UnicodeError"):
+            LabelStudioImages(client, HOSTNAME).fetch(ref(f"http://{host}/a.png"))
 
     @pytest.mark.parametrize("uri", ["/data/upload/1/a.png", "https://films.example/a.png"])
     @pytest.mark.parametrize(

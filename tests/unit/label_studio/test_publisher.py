@@ -172,11 +172,11 @@ class TestPublish:
     def test_only_ours_is_deleted(self) -> None:
         server = SmallLabelStudio(2)
         mine = [{"task": 1, "score": 0.1, "model_version": "mv1"}]
-        server.versions = {"mv1": mine, "al-crashed": mine, "INITIAL": mine}
+        server.versions = {"mv1": mine, "al-r000009-bald-0a1b2c": mine, "al-dente": mine, "INITIAL": mine}
 
         published = publisher(server).publish(report(1, 2), no_guard)
 
-        assert set(server.versions) == {"mv1", "INITIAL", published.version}
+        assert set(server.versions) == {"mv1", "al-dente", "INITIAL", published.version}
 
 
 class TestWhatHappenedMeanwhile:
@@ -271,7 +271,7 @@ class TestCrash:
 
     def test_an_old_version_that_cannot_be_deleted_fails_no_round(self) -> None:
         server = SmallLabelStudio(2)
-        server.versions = {"al-old": []}
+        server.versions = {"al-r000009-bald-0a1b2c": []}
 
         def refuse(step: str) -> None:
             if step == "DELETE model-versions":
@@ -282,7 +282,7 @@ class TestCrash:
             published = publisher(server).publish(report(2, 1), no_guard)
 
         assert server.project["model_version"] == published.version
-        assert logs[0]["version"] == "al-old"
+        assert logs[0]["version"] == "al-r000009-bald-0a1b2c"
 
 
 @pytest.mark.parametrize(

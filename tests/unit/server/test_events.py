@@ -188,6 +188,18 @@ class TestTasksCreated:
 
         assert queue.requests == ["images"]
 
+    def test_their_annotations_count(self, connected, queue, store):
+        """No other event tells of annotations that an import brings along."""
+        store.project(PROJECT).set_published(published("1", "2"))
+        body = body_of("TASKS_CREATED-annotated", min_annotations_to_start_training=1)
+
+        connected.post("/webhook", json=body)
+        assert (queue.state.changes, queue.requests) == (1, [])
+
+        body["tasks"] *= 19
+        connected.post("/webhook", json=body)
+        assert (queue.state.changes, queue.requests) == (20, ["labels"])
+
     def test_are_ranked_after_a_round_found_none(self, connected, queue, store):
         store.project(PROJECT).set_published(published("1", "2"))
         queue.state = queue.state.model_copy(update={"last_error": LastError(kind="EmptyPool", message="none", at=0)})
