@@ -29,10 +29,14 @@ def serve(
     threads: Annotated[int, typer.Option(help="requests answered at the same time", min=1, max=256)] = 8,
 ) -> None:
     """Serve the ML backend that Label Studio connects to (never trains; needs Redis)."""
+    from ml_backend.queueing import connect_redis
     from ml_backend.server.serve import serve as run
     from ml_backend.settings import Settings
 
-    run(Settings.load(), host=host, port=port, threads=threads)
+    settings = Settings.load()
+    # Connects to nothing yet. In gunicorn's worker a wrong address would be a traceback.
+    connect_redis(settings.redis_url).close()
+    run(settings, host=host, port=port, threads=threads)
 
 
 @app.command()
@@ -52,13 +56,21 @@ def connect(
     url: Annotated[str, typer.Option(help="where Label Studio reaches this backend")] = "http://127.0.0.1:9090",
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="a project option, e.g. -o strategy=batch_bald"),
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="a project option, e.g. -o strategy=batch_bald; those given replace all that the connection had",
+        ),
     ] = None,
 ) -> None:
     """Prepare a project in one go, and say what was changed; a second run changes nothing."""
     from ml_backend.label_studio.connect import connect_project
     from ml_backend.settings import Settings
 
+    if not url.startswith(("http://", "https://")):
+        # Label Studio would call it a private address.
+        raise SettingsError(f"--url {url!r}: expected http://host:port or https://host")
     for line in connect_project(Settings.load(), project, url, _pairs(option) if option else None):
         typer.echo(line)
 

@@ -11,7 +11,7 @@ from ml_backend.errors import RoundError
 from ml_backend.queueing import Progress, QueueStatus
 from ml_backend.records import Published, RoundReport
 
-__all__ = ["Room", "RoundBars", "Rounds", "label_until"]
+__all__ = ["Room", "RoundBars", "Rounds", "label_until", "show_labels"]
 
 PAUSE_S = 0.2
 STAGES = {
@@ -129,7 +129,8 @@ def label_until(
             raise RoundError(
                 f"the images ran out after {follower.trained} of {rounds} rounds: give more images or fewer ROUNDS"
             )
-        _show_readers(view, room, follower, min(status.changes, retrain_after), retrain_after)
+        show_labels(view, status.changes, retrain_after)
+        _show_readers(view, room, follower)
 
 
 def _shall_wait(status: QueueStatus, retrain_after: int) -> bool:
@@ -150,9 +151,14 @@ def _announcement(follower: Rounds, index: int) -> str:
     return f"round {index + 1} published: labels {labels}; {how}; the next {images} images are in order"
 
 
-def _show_readers(view: View, room: Room, follower: Rounds, changes: int, retrain_after: int) -> None:
+def show_labels(view: View, changes: int, retrain_after: int) -> None:
+    """Draw how many labels of those that start the next round are given; not into a log, it changes all the time."""
+    if view.is_live:
+        view.step("labels until the next round", min(changes, retrain_after), retrain_after)
+
+
+def _show_readers(view: View, room: Room, follower: Rounds) -> None:
     results = compare(room.served, follower.rankings).values()
     in_order, served = sum(r.in_order for r in results), sum(r.served for r in results)
     if view.is_live:
-        view.step("labels until the next round", changes, retrain_after)
         view.step("served in exactly the chosen order", in_order, served)

@@ -113,17 +113,18 @@ def check_enough(films: Sequence[Film], classes: Sequence[str], demo: DemoOption
     Raises:
         SettingsError: says how many there are, how many are needed, and what to change.
     """
+    more = "a larger --count" if demo.images is None else "more images"
     counts = Counter(film.label for film in films)
     least = options.min_labels_per_class
     if short := [f"{name} has {counts[name]}" for name in classes if counts[name] < least]:
         raise SettingsError(
             f"a network is trained once every class has {least} labels, but {' and '.join(short)} of {len(films)} "
-            "images: give more images, or set AL_MIN_LABELS_PER_CLASS"
+            f"images: give {more}, or set AL_MIN_LABELS_PER_CLASS"
         )
     # At best the start set is the first batch; readers go on while a round runs, half a batch at most.
     needed = options.retrain_after * demo.rounds + options.retrain_after // 2 + demo.readers
     if len(films) < needed:
         raise SettingsError(
             f"{demo.rounds} rounds need {needed} images or more, there are {len(films)}: "
-            "give more images, fewer ROUNDS, or set AL_RETRAIN_AFTER"
+            f"give {more}, fewer ROUNDS, or set AL_RETRAIN_AFTER"
         )

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ml_backend.demo.bringup import Site, bring_up
 from ml_backend.demo.fidelity import compare
-from ml_backend.demo.labelling import RoundBars, label_until
+from ml_backend.demo.labelling import RoundBars, label_until, show_labels
 from ml_backend.demo.options import DemoOptions
 from ml_backend.demo.plan import Plan, choose_question, make_plan, visitors_films
 from ml_backend.demo.process import private_folder
@@ -90,7 +90,7 @@ def _main_job(options: DemoOptions, view: View, stack: ExitStack, *, stay: bool)
     if options.json is not None:
         write_atomically(options.json.absolute(), (summary.model_dump_json(indent=1) + "\n").encode())
     if stay:
-        _stay(site, project_id, follower, view)
+        _stay(site, project_id, follower, view, plan.options.retrain_after)
     return 0 if summary.exact else 1
 
 
@@ -155,7 +155,7 @@ def _tell(summary: Summary, plan: Plan, view: View) -> None:
         view.say(f"from the label that starts a training to its new order in Label Studio: {longest:.1f} s at most")
 
 
-def _stay(site: Site, project_id: int, follower: RoundFollower, view: View) -> None:
+def _stay(site: Site, project_id: int, follower: RoundFollower, view: View, retrain_after: int) -> None:
     """Stay up until Ctrl-C; rounds go on with what the visitor labels."""
     lines = [
         f"[bold]{site.url}/projects/{project_id}/data[/bold]",
@@ -174,7 +174,9 @@ def _stay(site: Site, project_id: int, follower: RoundFollower, view: View) -> N
                 for service in site.services:
                     service.check()
                 try:
-                    bars.show(follower, follower.poll(patient=True))
+                    status = follower.poll(patient=True)
+                    bars.show(follower, status)
+                    show_labels(view, status.changes, retrain_after)
                 except RoundError as error:
                     # A visitor who labels on may well mend it: told once, and not the end.
                     if str(error) != told:

@@ -15,6 +15,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 __all__ = ["LiveView", "PlainView", "View", "make_view"]
@@ -57,11 +58,13 @@ class LiveView:
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            _TimeColumn(),
+            # On a narrow terminal the bars give way, not the figures.
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _TimeColumn(table_column=Column(no_wrap=True)),
             console=console,
         )
         self._bars: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
 
     def say(self, what: RenderableType) -> None:
         _print(self._progress.console, what)
@@ -69,6 +72,10 @@ class LiveView:
     def step(self, name: str, done: int, total: int | None) -> None:
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, total=total)
+        elif done < self._done[name]:
+            # It began anew: what was through is no longer.
+            self._progress.reset(self._bars[name], total=total)
+        self._done[name] = done
         self._progress.update(self._bars[name], completed=done, total=total)
 
     def clear(self) -> None:
@@ -139,4 +146,6 @@ def make_view(console: Console) -> View:
 
 def _print(console: Console, what: RenderableType) -> None:
     # What stands in square brackets in an error or a path is no markup.
-    console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
+    # A line of a log stays whole; a terminal would break it in the middle of a word.
+    whole = isinstance(what, str) and not console.is_terminal
+    console.print(what, markup=False, highlight=False, soft_wrap=whole)

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 from ml_backend.errors import BackendError
+from ml_backend.label_studio.formats import training_classes
 from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published, RoundReport
+from ml_backend.server.connections import configuration
+from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
 
 __all__ = ["ProjectStatus", "as_json", "statuses"]
@@ -19,6 +22,8 @@ class ProjectStatus:
     published: Published | None
     report: RoundReport | None
     problem: str | None = None  # why the store or Redis could not tell
+    options: ProjectOptions | None = None  # of the next round; None where there is a mistake in them
+    mistake: str | None = None  # why the next round would refuse the label config or the options
 
 
 def statuses(store: RoundStore, queue: RoundQueue) -> list[ProjectStatus]:
@@ -36,6 +41,7 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
     return {
         "project": str(status.connection.project),
         "problem": status.problem,
+        "mistake": status.mistake,
         "queue": status.queue.model_dump(mode="json"),
         "published": published.model_dump(mode="json", exclude={"image_ids"}) | {"images": len(published.image_ids)}
         if published
@@ -55,7 +61,18 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
 
 def _status(connection: Connection, store: RoundStore, queue: RoundQueue) -> ProjectStatus:
     project = store.project(connection.project)
+    options, mistake = _options(connection)
     try:
-        return ProjectStatus(connection, queue.status(connection.project), project.published(), project.latest())
+        state, published, report = queue.status(connection.project), project.published(), project.latest()
     except BackendError as error:
-        return ProjectStatus(connection, QueueStatus(), None, None, str(error))
+        return ProjectStatus(connection, QueueStatus(), None, None, str(error), options, mistake)
+    return ProjectStatus(connection, state, published, report, None, options, mistake)
+
+
+def _options(connection: Connection) -> tuple[ProjectOptions | None, str | None]:
+    try:
+        config, options = configuration(connection)
+        training_classes(config, options)
+    except BackendError as error:
+        return None, str(error)
+    return options, None

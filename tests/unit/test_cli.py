@@ -31,8 +31,27 @@ class TestConnect:
         assert isinstance(result.exception, SettingsError)
         assert "NAME=VALUE" in str(result.exception)
 
+    @pytest.mark.parametrize("url", ["127.0.0.1:9090", "backend:9090", "ftp://backend"])
+    def test_refuses_an_address_that_is_no_url(self, url):
+        """Label Studio answers it with 403, which would pass for a refused private address."""
+        result = RUNNER.invoke(cli.app, ["connect", "--project", "1", "--url", url])
+
+        assert isinstance(result.exception, SettingsError)
+        assert f"--url '{url}': expected http://" in str(result.exception)
+
     def test_keeps_what_follows_the_first_equals_sign(self):
         assert cli._pairs(["weights=/models/a=b.pt", "seed=3"]) == {"weights": "/models/a=b.pt", "seed": "3"}
+
+
+class TestServe:
+    def test_refuses_an_address_of_redis_that_is_none(self, monkeypatch):
+        monkeypatch.setattr("ml_backend.server.serve.serve", lambda *_args, **_options: pytest.fail("it serves"))
+        monkeypatch.setenv("AL_REDIS_URL", "nonsense")
+
+        result = RUNNER.invoke(cli.app, ["serve"])
+
+        assert isinstance(result.exception, SettingsError)
+        assert "AL_REDIS_URL='nonsense'" in str(result.exception)
 
 
 class TestMain:

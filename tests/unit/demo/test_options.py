@@ -88,6 +88,15 @@ class TestCheckEnough:
         with pytest.raises(SettingsError, match="3 rounds need 72 images or more, there are 71"):
             check_enough(films(30, 34, 7), DRAWN_CLASSES, DemoOptions(), self.OPTIONS)
 
+    def test_says_how_to_give_more(self):
+        """Images that the demo draws cannot be given."""
+        own = DemoOptions(images=Path("films"), labels=Path("labels.csv"))
+
+        with pytest.raises(SettingsError, match="give a larger --count, fewer ROUNDS"):
+            check_enough(films(30, 34, 7), DRAWN_CLASSES, DemoOptions(), self.OPTIONS)
+        with pytest.raises(SettingsError, match="give more images, fewer ROUNDS"):
+            check_enough(films(30, 34, 7), DRAWN_CLASSES, own, self.OPTIONS)
+
     def test_names_the_class_that_is_too_small(self):
         with pytest.raises(SettingsError, match="every class has 4 labels, but severe has 3 of 103 images"):
             check_enough(films(50, 50, 3), DRAWN_CLASSES, DemoOptions(), self.OPTIONS)

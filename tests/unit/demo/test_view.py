@@ -5,7 +5,9 @@ from typing import cast
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
+from ml_backend.demo import view
 from ml_backend.demo.view import LiveView, PlainView, make_view
 
 
@@ -63,6 +65,36 @@ class TestLiveView:
         assert "training" in text
         assert "3/9" in text
         assert "a line that stays" in text
+
+    def test_a_long_line_breaks_between_words(self):
+        out = console(terminal=True)
+
+        LiveView(out).say("a word " * 20)
+
+        first, second = (line.strip() for line in written(out).splitlines())
+        assert (first, second) == ("a word " * 12 + "a word", "a word " * 6 + "a word")
+
+    def test_on_a_narrow_terminal_the_bars_give_way(self, monkeypatch):
+        """The figures stay on their line."""
+        monkeypatch.setattr(view._TimeColumn, "render", lambda *_: Text("14 s, 123 s left"))  # as after some seconds
+        out = Console(file=io.StringIO(), width=80)
+        bars = LiveView(out)
+        bars.step("Label Studio (its first start takes a minute or three)", 1, 100)
+
+        out.print(bars._progress)
+
+        (line,) = written(out).splitlines()
+        assert line.endswith("1/100 14 s, 123 s left")
+
+    def test_a_step_that_begins_anew_is_no_longer_through(self):
+        view = LiveView(console(terminal=True))
+        view.step("labels until the next round", 20, 20)
+        assert view._progress.tasks[0].finished
+
+        view.step("labels until the next round", 3, 20)
+
+        (task,) = view._progress.tasks
+        assert (task.completed, task.total, task.finished) == (3, 20, False)
 
     def test_clear_takes_the_bars_away(self):
         view = LiveView(console(terminal=True))

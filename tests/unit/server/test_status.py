@@ -4,10 +4,18 @@ import pytest
 
 from ml_backend.errors import QueueError
 from ml_backend.queueing import LastError, Progress, QueueStatus
+from ml_backend.records import FitReport
+from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_predictions import save_round
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
+EMPTY_POOL = LastError(kind="EmptyPool", message="project 2 has no unlabelled image left", at=0)
+
+
+def page_of(client) -> str:
+    """The page's text as a browser shows it, in that spaces do not count."""
+    return " ".join(client.get("/", headers=HTML).text.split())
 
 
 @pytest.fixture
@@ -37,14 +45,64 @@ class TestIndex:
         assert project["last_round"]["labels_per_class"] == {"normal": 0, "moderate": 0, "severe": 0}
 
     def test_page_for_a_browser(self, busy):
-        page = busy.get("/", headers=HTML).text
+        page = page_of(busy)
 
+        assert '/projects/2/data">Project 2</a>' in page
         assert "a round runs (labels): train" in page
-        assert "after 20 changed annotations; 7 so far" in page
+        assert "after 20 changed annotations; 7 so far. After a failure" in page
+        assert "random order until every class has 25 labels" in page
         assert "&lt;b&gt;no weights&lt;/b&gt;" in page
 
-    def test_page_says_when_rounds_do_not_start_by_themselves(self, connected):
-        assert "Start model training on annotation submission" in connected.get("/", headers=HTML).text
+    def test_page_tells_how_good_the_network_is(self, connected, store):
+        fit = FitReport(
+            epochs=3,
+            best_epoch=2,
+            class_weights={},
+            train_images=9,
+            validation_images=4,
+            validation_loss=0.5,
+            validation_accuracy=0.75,
+            validation_auroc=None,
+        )
+        store.project(PROJECT).save(make_report().model_copy(update={"fit": fit}), None, None)
+
+        assert "validation accuracy 0.75 on 4 images" in page_of(connected)
+
+    def test_page_goes_by_the_options_of_the_next_round(self, client, queue):
+        """Redis learns a new ``retrain_after`` with the next event only."""
+        client.post("/setup", json=payload("setup") | {"extra_params": {"retrain_after": 5}})
+        queue.state = QueueStatus(threshold=20, changes=2)
+
+        assert "after 5 changed annotations; 2 so far" in page_of(client)
+
+    def test_page_says_when_rounds_do_not_start_by_themselves(self, connected, queue):
+        queue.state = QueueStatus(annotations=3)
+
+        assert "Start model training on annotation submission" in page_of(connected)
+
+    def test_page_blames_no_setting_before_the_first_event(self, connected):
+        """Nor after a restart of a Redis that forgets."""
+        page = page_of(connected)
+
+        assert "Label Studio has told nothing yet" in page
+        assert "Start model training on annotation submission" not in page
+
+    def test_page_calls_it_no_failure_when_everything_is_labelled(self, connected, queue):
+        queue.state = QueueStatus(threshold=20, last_error=EMPTY_POOL)
+
+        page = page_of(connected)
+
+        assert "as soon as images are imported" in page
+        assert "Nothing to rank" in page
+        assert "Last round failed" not in page
+
+    def test_says_that_the_label_config_or_an_option_is_wrong(self, connected, store):
+        """As an owner's edit in Label Studio's settings can make it: the next round would fail."""
+        connection = store.connection(PROJECT.id)
+        store.connect(connection.model_copy(update={"label_config": "<View/>"}))
+
+        assert "has no Image tag" in connected.get("/").json["projects"][0]["mistake"]
+        assert "has no Image tag" in page_of(connected)
 
     def test_page_without_a_project(self, client):
         assert "ml-backend connect" in client.get("/", headers=HTML).text
