@@ -168,6 +168,8 @@ def _explain(error: ValidationError, model: type[BaseModel], origin: Mapping[str
     """One line a mistake: the key, the value seen, what is allowed."""
     lines: dict[str, str] = {}
     for mistake in error.errors():
+        if mistake["type"] == "default_factory_not_called":  # a consequence of the others
+            continue
         key = str(mistake["loc"][0])
         name = f"AL_{key.upper()}" if model is Settings else key
         source = f" (from {origin[key]})" if key in origin else ""

@@ -19,6 +19,15 @@ CONNECTED = "CO"
 # n-th annotation; we count on our own, so n is out of reach.
 AUTOMATIC = 1_000_000_000
 FORBIDDEN = 403
+PRIVATE_ADDRESS = (
+    "Label Studio does not call private addresses unless it is started with "
+    "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false and LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"
+)
+REFUSED_US = "401 Client Error"  # as Label Studio tells that the backend refused it
+OUR_401 = (
+    "the backend refuses the credentials that this command was given: "
+    "set AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS as they are set for `ml-backend serve`"
+)
 Json = dict[str, Any]
 
 
@@ -99,12 +108,7 @@ class _Connecting:
             self._undo()
             if hide:
                 self._client.patch_project(self._project_id, {"show_collab_predictions": True})
-            if error.status != FORBIDDEN:
-                raise
-            raise LabelStudioError(
-                f"{error}; Label Studio does not call private addresses unless it is started with "
-                "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false and LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"
-            ) from error
+            raise _with_way_out(error) from None
         self.said.append(f"added the backend {self._url} with the options {params or 'of the label config'}")
         return backend
 
@@ -122,7 +126,10 @@ class _Connecting:
         if not changes and backend["state"] == CONNECTED and not self._header_differs(self._find_webhook()):
             return
         fields = {"url": backend["url"], "project": self._project_id} | wanted | self._credentials()
-        self._client.patch_backend(int(backend["id"]), fields)
+        try:
+            self._client.patch_backend(int(backend["id"]), fields)
+        except RequestRefused as error:
+            raise _with_way_out(error) from None
         self.said.append(f"updated the backend {self._url}: {', '.join(changes) or 'credentials'}")
 
     def _credentials(self) -> Json:
@@ -199,7 +206,15 @@ class _Connecting:
         if backend is None or webhook is None or self._header_differs(webhook):
             raise LabelStudioError(f"project {self._project_id} holds no complete connection to {self._url}: try again")
         if backend["state"] != CONNECTED:
-            raise LabelStudioError(
-                f"Label Studio cannot work with the backend {self._url}: "
-                f"{backend.get('error_message') or backend.get('readable_state')}"
-            )
+            problem = str(backend.get("error_message") or backend.get("readable_state"))
+            hint = f"; {OUR_401}" if REFUSED_US in problem else ""
+            raise LabelStudioError(f"Label Studio cannot work with the backend {self._url}: {problem}{hint}")
+
+
+def _with_way_out(error: RequestRefused) -> LabelStudioError:
+    """The refusal of a backend, with what helps."""
+    if REFUSED_US in str(error):
+        return LabelStudioError(f"{error}; {OUR_401}")
+    if error.status == FORBIDDEN:
+        return LabelStudioError(f"{error}; {PRIVATE_ADDRESS}")
+    return error

@@ -99,8 +99,13 @@ def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str,
     """The classes that the network learns: the choices without ``options.unreadable``, whatever its case.
 
     Raises:
-        SettingsError: fewer than two remain.
+        SettingsError: fewer than two remain, or ``unreadable`` was chosen by the owner and is none of the choices.
     """
+    if "unreadable" in options.model_fields_set and not any(_is_unreadable(c, options) for c in config.classes):
+        raise SettingsError(
+            f"unreadable={options.unreadable!r} is none of the choices {', '.join(map(repr, config.classes))} of "
+            f"Choices {config.from_name!r}: name one of them, or leave the option out"
+        )
     classes = tuple(choice for choice in config.classes if not _is_unreadable(choice, options))
     if len(classes) < 2:
         raise SettingsError(

@@ -89,6 +89,10 @@ function commands.request(reason, only_if_idle, cooldown)
   if only_if_idle == '1' and (get('running') or now - number('asked_at') < tonumber(cooldown)) then
     return 0
   end
+  if reason ~= 'labels' then
+    -- Somebody asked for it, or something new is there: a fresh start.
+    redis.call('HDEL', key, 'failures')
+  end
   local generation = redis.call('HINCRBY', key, 'generation', 1)
   redis.call('HSET', key, 'waiting', generation, 'waiting_reason', reason, 'waiting_at', now, 'asked_at', now)
   return generation

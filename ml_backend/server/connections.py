@@ -18,6 +18,7 @@ def connect(setup: SetupRequest, store: RoundStore, queue: RoundQueue) -> str:
 
     Label Studio calls this in pairs and on every view of a settings page. The round is asked for only while nothing is
     published, nothing runs or waits, and not again within a minute: rounds that fail at once must not come in a storm.
+    After a round that failed, changed options ask for the next one at once.
 
     Returns:
         The model version that Label Studio shows for the backend.
@@ -35,8 +36,11 @@ def connect(setup: SetupRequest, store: RoundStore, queue: RoundQueue) -> str:
         extra_params=setup.extra_params,
     )
     training_classes(*configuration(connection))
-    store.connect(connection)
-    if store.project(setup.project).published() is None:
+    changed = store.connect(connection)
+    if changed and queue.status(setup.project).last_error is not None:
+        # The owner has mended something: seen at once, and not after as many labels as failed rounds have made it.
+        queue.request_round(setup.project, "connected")
+    elif store.project(setup.project).published() is None:
         queue.request_round(setup.project, "connected", only_if_idle=True)
     return version(setup.project, store)
 

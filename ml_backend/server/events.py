@@ -73,6 +73,8 @@ def _updated(event: Event, connection: Connection, store: RoundStore, queue: Rou
         current = connection.model_copy(update={"label_config": row.label_config})
     stored = store.connect(current)
     counted = queue.count_changes(connection.project, 0, _threshold(row, current), row.annotations)
+    if stored and queue.status(connection.project).last_error is not None:
+        return _request(connection, queue, "connected")  # the owner has mended something
     if counted.due and not counted.threshold_before:  # switched on just now
         return _request(connection, queue, "labels")
     return {"outcome": "stored" if stored else "ignored"}

@@ -187,10 +187,20 @@ class TestEndOfARound:
     def test_many_failed_rounds_do_not_put_the_next_out_of_reach(self, queue):
         """The bar is raised four times at most: once the cause is mended, labels must start a round again."""
         for generation in range(1, 8):
-            queue.request_round(PROJECT, "forced")
+            queue.request_round(PROJECT, "labels")
             claim(queue, generation).fail(EmptyPool("no image is left"))
 
         assert not queue.count_changes(PROJECT, 49, threshold=10).due
+        assert queue.count_changes(PROJECT, 1).due
+
+    def test_whoever_asks_for_a_round_lowers_the_bar_again(self, queue):
+        for generation in range(1, 4):
+            queue.request_round(PROJECT, "labels")
+            claim(queue, generation).fail(EmptyPool("no image is left"))
+        queue.request_round(PROJECT, "forced")
+        claim(queue, 4).fail(EmptyPool("no image is left"))
+
+        assert not queue.count_changes(PROJECT, 19, threshold=10).due
         assert queue.count_changes(PROJECT, 1).due
 
     @pytest.mark.parametrize("end", [lambda c: c.finish(), lambda c: c.fail(EmptyPool("none"))])

@@ -221,7 +221,9 @@ def test_a_backend_that_fails_later_is_told(case: Case) -> None:
     case.connect()
     case.recorder.setup_status = 401
 
-    with pytest.raises(LabelStudioError, match="batch: no such option; known are batch_size, reserve"):
+    with pytest.raises(
+        LabelStudioError, match=r"batch: no such option.*set AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS as they are set"
+    ):
         case.connect()
 
 

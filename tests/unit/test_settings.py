@@ -69,6 +69,14 @@ class TestProjectOptions:
         assert "reserve='-3' (from environment)" in message
         assert len(message.split("; ")) >= 4
 
+    def test_a_mistake_is_not_followed_by_its_consequences(self):
+        """The default of `passes` waits for `strategy`, which is of no interest to who mistyped something else."""
+        with pytest.raises(SettingsError) as refusal:
+            ProjectOptions.resolve({"prelabel": "maybe"}, environ={})
+
+        assert str(refusal.value).startswith("prelabel='maybe' (from extra_params)")
+        assert "passes" not in str(refusal.value)
+
     def test_a_mistake_in_an_outranked_source_does_no_harm(self):
         """What is not used is not validated: the owner's value replaces the installation's wrong one."""
         assert ProjectOptions.resolve(extra_params={"passes": 30}, environ={"AL_PASSES": "many"}).passes == 30

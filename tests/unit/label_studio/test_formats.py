@@ -131,6 +131,18 @@ class TestTrainingClasses:
         with pytest.raises(SettingsError, match="1 of them would be learned"):
             training_classes(LabelConfig(("normal", "unreadable"), "c", "i", "image", {}), ProjectOptions())
 
+    def test_a_way_out_that_is_no_choice_is_refused(self) -> None:
+        """Else the real one would be learned as a class, in silence."""
+        config = LabelConfig(("normal", "severe", "unreadable"), "c", "i", "image", {})
+
+        with pytest.raises(SettingsError, match="unreadable='blurry' is none of the choices 'normal', 'severe'"):
+            training_classes(config, ProjectOptions(unreadable="blurry"))
+
+    def test_a_config_without_a_way_out_is_fine(self) -> None:
+        config = LabelConfig(("normal", "severe"), "c", "i", "image", {})
+
+        assert training_classes(config, ProjectOptions()) == ("normal", "severe")
+
 
 class TestReadImage:
     def test_of_a_recorded_task(self) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ml_backend.queueing import LastError
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_events import published
 
@@ -34,6 +35,20 @@ class TestSetup:
 
         assert response.json == {"model_version": "al-r000001-entropy-0a1b2c"}
         assert queue.idle_requests == []
+
+    @pytest.mark.parametrize(("failed", "asked"), [(True, ["connected"]), (False, [])])
+    def test_mended_options_ask_at_once_after_a_failed_round(self, client, store, queue, failed, asked):
+        """Once: Label Studio calls in pairs, and on every view of its page."""
+        store.project(PROJECT).set_published(published("1"))
+        client.post("/setup", json=payload("setup"))
+        if failed:
+            error = LastError(kind="WeightsError", message="name a file", at=0.0)
+            queue.state = queue.state.model_copy(update={"last_error": error})
+
+        for _ in range(2):
+            client.post("/setup", json=payload("setup") | {"extra_params": {"weights": "none"}})
+
+        assert (queue.requests, queue.idle_requests) == (asked, [])
 
     @pytest.mark.parametrize("extra", [None, "", {}])
     def test_no_options(self, client, store, extra):

@@ -241,6 +241,18 @@ class TestProjectUpdated:
         assert 'value="mild"' in store.connection(2).label_config
         assert store.connection(2).extra_params == {"strategy": "entropy", "batch_size": 20}
 
+    def test_a_mended_label_config_asks_at_once_after_a_failed_round(self, connected, queue):
+        error = LastError(kind="SettingsError", message="too few classes", at=0.0)
+        queue.state = queue.state.model_copy(update={"last_error": error})
+        body = payload("PROJECT_UPDATED")
+        unchanged = connected.post("/webhook", json=body)
+        body["project"]["label_config"] = body["project"]["label_config"].replace("moderate", "mild")
+
+        response = connected.post("/webhook", json=body)
+
+        assert (unchanged.json["outcome"], response.json["outcome"]) == ("ignored", "requested")
+        assert queue.requests == ["connected"]
+
     def test_a_row_without_a_label_config_changes_nothing(self, connected, store):
         before = store.connection(2)
 
