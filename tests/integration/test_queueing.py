@@ -6,8 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from redis import Redis
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -297,34 +295,3 @@ class TestRedisDown:
         running.queue = RoundQueue(connect_redis("redis://127.0.0.1:1/0"))
 
         running.progress("train", 1, 2)
-
-
-STEPS = st.lists(st.sampled_from(["count", "request", "claim", "finish", "fail", "lose"]), max_size=30)
-
-
-class TestLaws:
-    @given(steps=STEPS)
-    @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_every_change_is_waiting_or_being_learned_or_learned(self, queue, redis, steps):
-        """Whatever comes in whatever order, changes are neither lost nor made up, and one waits at most."""
-        redis.flushdb()
-        counted = learned = generation = 0
-        running: Any = None
-        for step in steps:
-            if step == "count":
-                queue.count_changes(PROJECT, 3)
-                counted += 3
-            elif step == "request":
-                generation += queue.request_round(PROJECT, "labels")
-            elif step == "claim" and running is None:
-                running = queue.claim(PROJECT, generation, "labels")
-            elif running is not None and step == "finish":
-                learned, running = learned + running.changes, running.finish()
-            elif running is not None and step == "fail":
-                running = running.fail(EmptyPool("none"))
-            elif running is not None and step == "lose":
-                redis.hset(job(redis, running.generation).key, "status", "failed")
-                running = None
-            held = running.changes if running else 0
-            assert queue.status(PROJECT).changes + held + learned == counted
-            assert redis.llen("rq:queue:rounds") <= 1

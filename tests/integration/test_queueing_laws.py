@@ -1,0 +1,40 @@
+"""What holds of the queue whatever happens to it, on a real Valkey."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ml_backend.errors import EmptyPool
+from ml_backend.records import ProjectKey
+
+PROJECT = ProjectKey(id=7, created=1795384774)
+STEPS = st.lists(st.sampled_from(["count", "request", "claim", "finish", "fail", "lose"]), max_size=30)
+
+
+class TestLaws:
+    @given(steps=STEPS)
+    @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_every_change_is_waiting_or_being_learned_or_learned(self, queue, redis, steps):
+        """Whatever comes in whatever order, changes are neither lost nor made up, and one waits at most."""
+        redis.flushdb()
+        counted = learned = generation = 0
+        running: Any = None
+        for step in steps:
+            if step == "count":
+                queue.count_changes(PROJECT, 3)
+                counted += 3
+            elif step == "request":
+                generation += queue.request_round(PROJECT, "labels")
+            elif step == "claim" and running is None:
+                running = queue.claim(PROJECT, generation, "labels")
+            elif running is not None and step == "finish":
+                learned, running = learned + running.changes, running.finish()
+            elif running is not None and step == "fail":
+                running = running.fail(EmptyPool("none"))
+            elif running is not None and step == "lose":
+                redis.hset(f"rq:job:round-7-1795384774-{running.generation}", "status", "failed")
+                running = None
+            held = running.changes if running else 0
+            assert queue.status(PROJECT).changes + held + learned == counted
+            assert redis.llen("rq:queue:rounds") <= 1
