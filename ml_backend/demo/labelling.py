@@ -68,23 +68,26 @@ class RoundBars:
 
     def show(self, follower: Rounds, status: QueueStatus) -> bool:
         """Draw what is known now; True when a ranking has come out since the last time."""
-        progress = status.progress
-        # A round whose ranking is out already only tidies up, or fills the caches of the first training.
-        if progress is None or not (follower.is_newer(progress) or progress.stage == "features"):
-            self._end_stage()
-        else:
-            name = STAGES.get(progress.stage, progress.stage)
-            if self._stage is not None and self._stage.name != name:
-                self._end_stage()
-            self._stage = _Stage(name, progress.total)
-            self._view.step(name, progress.done, progress.total)
         news = self._announced < len(follower.rounds)
         if news:
+            self._end_stage()
             self._view.clear()
         for index in range(self._announced, len(follower.rounds)):
             self._view.say(_announcement(follower, index))
         self._announced = len(follower.rounds)
+        self._draw(follower, status.progress)
         return news
+
+    def _draw(self, follower: Rounds, progress: Progress | None) -> None:
+        # A round whose ranking is out already only tidies up, or fills the caches of the first training.
+        if progress is None or not (follower.is_newer(progress) or progress.stage == "features"):
+            self._end_stage()
+            return
+        name = STAGES.get(progress.stage, progress.stage)
+        if self._stage is not None and self._stage.name != name:
+            self._end_stage()
+        self._stage = _Stage(name, progress.total)
+        self._view.step(name, progress.done, progress.total)
 
     def _end_stage(self) -> None:
         # The last report of a stage is seldom its end: training stops early, and we look now and then.

@@ -162,6 +162,22 @@ class TestRoundBars:
 
         assert out.getvalue().splitlines() == shown
 
+    def test_a_ranking_is_told_before_what_its_round_does_next(self, view, out):
+        bars = RoundBars(view)
+        follower = ScriptedFollower(CountingRoom(1), 10)
+        for stage, rounds in (("publish", []), ("features", [PUBLISHED])):
+            follower.rounds = rounds
+            progress = Progress(generation=1, stage=stage, done=0, total=9, started=0, stage_started=0, updated=0)
+            bars.show(follower, QueueStatus(running="connected", progress=progress))
+
+        lines = [line.partition(" (")[0].partition(":")[0] for line in out.getvalue().splitlines()]
+        assert lines == [
+            "publishing the ranking ...",
+            "publishing the ranking",
+            "round 1 published",
+            "computing features ...",
+        ]
+
     def test_tells_every_ranking_once(self, view, out):
         bars = RoundBars(view, announced=1)
         follower = ScriptedFollower(CountingRoom(1), 10)
