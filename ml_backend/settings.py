@@ -143,7 +143,9 @@ class Settings(BaseSettings):
     )
     basic_auth_user: str | None = Field(None, description="user name that callers must give; unset: no authentication")
     basic_auth_pass: SecretStr | None = Field(None, description="password that callers must give")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the network runs; `cpu` also spares each round the loading of PyTorch"
+    )
     timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="time-out of a request to Label Studio")
     round_timeout_s: Annotated[int, Field(gt=0)] = Field(24 * 3600, description="longest time that a round may take")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe message logged")

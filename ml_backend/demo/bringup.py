@@ -99,7 +99,14 @@ def _environ(folder: Path, redis_url: str, url: str, admin: Login) -> dict[str, 
         "AL_LABEL_STUDIO_URL": url,
         "AL_LABEL_STUDIO_API_KEY": admin.token,
     }
-    return dict(os.environ) | own
+    # Said outright, so that the worker loads PyTorch once and not for every round.
+    device = {} if "AL_DEVICE" in os.environ or _has_gpu() else {"AL_DEVICE": "cpu"}
+    return dict(os.environ) | device | own
+
+
+def _has_gpu() -> bool:
+    """Whether a GPU's device file is there; asked without torch."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def _settings(backend: Backend) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 ::
 
-    start.py   the parent: waits for jobs, forks a work-horse for each, never imports torch nor touches the GPU
+    start.py   the parent: waits for jobs, forks a work-horse for each, never touches a GPU
     job.py     what the work-horse runs
 """
 

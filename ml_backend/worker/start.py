@@ -1,12 +1,14 @@
 """The worker's parent process: waits for rounds and forks a work-horse for each.
 
-It must stay free of torch: CUDA cannot be used in a fork of a process that has touched it.
+It stays free of torch wherever there may be a GPU: CUDA cannot be used in a fork of a process that has touched it.
+With ``AL_DEVICE=cpu`` nothing ever does, and PyTorch is loaded here, once, instead of at the start of every round.
 """
 
 import ctypes
 import os
 import signal
 import sys
+from importlib import import_module
 
 import structlog
 from rq import Queue, Worker
@@ -17,7 +19,7 @@ from ml_backend.queueing import QUEUE, RoundQueue
 from ml_backend.records import ProjectKey
 from ml_backend.settings import Settings
 
-__all__ = ["RoundWorker", "work"]
+__all__ = ["RoundWorker", "preload", "work"]
 
 # With rq's own intervals a round whose machine died begins again after 13 minutes, with these after one.
 MONITORING_S = 5
@@ -67,9 +69,16 @@ def work(settings: Settings, burst: bool = False) -> None:
         worker_ttl=WORKER_TTL_S,
         work_horse_killed_handler=lambda job, _pid, status, _usage: _report_killed(rounds, job, status),
     )
+    preload(settings)
     log.info("waiting for rounds", redis=rounds.address)
     # rq tells of its own housekeeping every five seconds; what matters is logged here and by the job.
     worker.work(burst=burst, logging_level="DEBUG" if settings.log_level == "DEBUG" else "WARNING")
+
+
+def preload(settings: Settings) -> None:
+    """Load what every round needs, where that cannot touch a GPU."""
+    if settings.device == "cpu":
+        import_module("ml_backend.assembly")
 
 
 def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
