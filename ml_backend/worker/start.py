@@ -26,6 +26,9 @@ MONITORING_S = 5
 MAINTENANCE_S = 5
 WORKER_TTL_S = 30
 
+# The last two are what torchvision and torch's optimisers load at their first use.
+PRELOADED = ("ml_backend.assembly", "torchvision.models", "torch._dynamo")
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 log = structlog.get_logger()
@@ -78,7 +81,8 @@ def work(settings: Settings, burst: bool = False) -> None:
 def preload(settings: Settings) -> None:
     """Load what every round needs, where that cannot touch a GPU."""
     if settings.device == "cpu":
-        import_module("ml_backend.assembly")
+        for name in PRELOADED:
+            import_module(name)
 
 
 def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
