@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -137,7 +138,7 @@ class Child:
         return f"Its log {self._log} ends:\n" + "\n".join(f"  | {line}" for line in lines or ["(empty)"])
 
 
-class Service:
+class Service(ABC):
     """Something that is started now, ready later, and stopped at the end, also by ``with``."""
 
     grace_s = GRACE_S  # that it gets to end by itself
@@ -146,11 +147,13 @@ class Service:
         self.name = name
         self._child: Child | None = None
 
+    @abstractmethod
     def start(self) -> Self:
-        raise NotImplementedError
+        """Set it going; ``wait`` tells when it answers."""
 
+    @abstractmethod
     def is_ready(self) -> bool:
-        raise NotImplementedError
+        """Whether it answers, and is ours."""
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> Self:
         """Wait until it answers.
