@@ -50,19 +50,15 @@ def troubled(live_project) -> Troubled:
     ask = project.client.transport.ask
     for data in ({"image": ""}, {"image": "/user/login/"}):
         ask("POST", "/api/tasks/", dict, body={"project": project.id, "data": data})
-    tasks = {str(task["id"]): task["data"]["image"] for task in project.client.unlabelled_tasks(project.id)}
+    tasks = project.images()
     without_image = next(number for number, uri in tasks.items() if not uri)
     html = next(number for number, uri in tasks.items() if uri == "/user/login/")
     drawn = [number for number in tasks if number not in {without_image, html}]
     of_class = {name: [n for n in drawn if truth[file_name(tasks[n])] == name] for name in project.config.classes}
     chosen = [number for numbers in of_class.values() for number in numbers[:4]]
     zebra = next(number for number in drawn if number not in chosen)
-    values = {number: truth[file_name(tasks[number])] for number in chosen} | {zebra: "zebra"}
-    for number, value in values.items():
-        region = {"from_name": project.config.from_name, "to_name": project.config.to_name, "type": "choices"}
-        body = {"result": [region | {"value": {"choices": [value]}}]}
-        ask("POST", f"/api/tasks/{number}/annotations/", dict, body=body)
-    project.client.train(_backend_id(project))
+    project.label({number: truth[file_name(tasks[number])] for number in chosen} | {zebra: "zebra"})
+    project.start_training()
     deadline = time.monotonic() + TIMEOUT_S
     while project.follower.trained == 0:
         assert time.monotonic() < deadline, project.follower.poll()
@@ -70,10 +66,6 @@ def troubled(live_project) -> Troubled:
         time.sleep(0.2)
     report, published = project.follower.rounds[-1]
     return Troubled(report, published.image_ids, without_image, html, zebra)
-
-
-def _backend_id(project) -> int:
-    return int(project.client.backends(project.id)[0]["id"])
 
 
 class TestRound:
