@@ -25,6 +25,8 @@ __all__ = ["Answers", "Reader", "ReadingRoom", "ServedImage", "Submission", "fil
 
 TIMEOUT_S = 60.0
 EXCERPT = 200
+ATTEMPTS = 5
+PAUSE_S = 0.5
 # Label Studio puts 8 hex digits before the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 
@@ -173,10 +175,18 @@ class Reader:
         data: Mapping[str, str] | None = None,
         accept: int | None = None,
     ) -> httpx.Response:
-        try:
-            answer = self._http.request(method, path, json=json, data=data, headers={"X-CSRFToken": self._csrf()})
-        except httpx.TransportError as error:
-            raise LabelStudioError(f"{self.name} got no answer to {method} {self.url}{path}: {error!r}") from error
+        # Label Studio on sqlite answers 500 where another writer holds the database. Asking once more does no harm;
+        # a submission is not sent again, since it might be stored twice.
+        attempts = ATTEMPTS if method == "GET" or "id=next_task" in path else 1
+        for attempt in range(attempts):
+            try:
+                answer = self._http.request(method, path, json=json, data=data, headers={"X-CSRFToken": self._csrf()})
+            except httpx.TransportError as error:
+                raise LabelStudioError(f"{self.name} got no answer to {method} {self.url}{path}: {error!r}") from error
+            if answer.status_code != 500:
+                break
+            if attempt + 1 < attempts:
+                time.sleep(PAUSE_S)
         # A form that is accepted redirects; one that is refused comes back as a page with status 200.
         if answer.status_code >= 400 and answer.status_code != accept:
             raise LabelStudioError(

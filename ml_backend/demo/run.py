@@ -104,10 +104,11 @@ def _prepare(
     for done in upload(site.client, site.admin.token, project_id, config.image_key, plan.films):
         view.step("uploading images", done, len(plan.films))
     view.step("connecting the backend and the readers", 0, None)
-    connect_project(site.settings, project_id, site.backend.url, plan.extra_params, site.client)
     invite = str(site.client.transport.ask("GET", "/api/invite", dict)["invite_url"])
     names = [f"reader-{i + 1}" for i in range(options.readers)]
+    # Before the first round, whose import of the ranking may keep sqlite locked for who signs up meanwhile.
     readers = [stack.enter_context(Reader(name, site.url)).sign_up(invite) for name in names]
+    connect_project(site.settings, project_id, site.backend.url, plan.extra_params, site.client)
     follower = RoundFollower(site.client, site.store, site.queue, site.store.connection(project_id).project)
     truth = {film.name: film.label for film in plan.films}
     answers = Answers(truth, plan.question.classes, options.mistakes, options.seed)

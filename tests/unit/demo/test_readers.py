@@ -3,6 +3,7 @@
 from collections import Counter
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 
 from ml_backend.demo.fidelity import Served
@@ -140,3 +141,33 @@ class TestReadingRoom:
         both.finish()
 
         assert [s.image_id for s in both.submissions] == ["a", "b"]
+
+
+class TestLockedDatabase:
+    """Label Studio on sqlite answers 500 where another writer holds the database."""
+
+    def reader(self, monkeypatch, failures: int) -> tuple[Reader, list[str]]:
+        asked: list[str] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(request.method)
+            return httpx.Response(500 if len(asked) <= failures else 404, text="database is locked")
+
+        monkeypatch.setattr("ml_backend.demo.readers.PAUSE_S", 0.0)
+        reader = Reader("ann", "http://ls.example")
+        reader._http = httpx.Client(base_url=reader.url, transport=httpx.MockTransport(answer))
+        return reader, asked
+
+    def test_the_next_image_is_asked_for_again(self, monkeypatch):
+        reader, asked = self.reader(monkeypatch, failures=2)
+
+        assert reader.next_image(1, CONFIG) is None
+        assert asked == ["POST"] * 3
+
+    def test_a_submission_is_sent_once(self, monkeypatch):
+        """Sent again it might be stored twice."""
+        reader, asked = self.reader(monkeypatch, failures=2)
+
+        with pytest.raises(LabelStudioError, match="answered 500"):
+            reader.submit(1, ServedImage("7", "/a.png"), "normal", CONFIG, 1.0)
+        assert asked == ["POST"]
