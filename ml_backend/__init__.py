@@ -17,7 +17,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     adapter        label-studio-ml's own model class over the same server code
     demo           `make demo`: services, simulated readers, live view, table
     server         WAY IN 1: what Label Studio talks to; torch-free, answers in milliseconds
-    worker         WAY IN 2: the process that trains; start (parent, no torch), job (work-horse)
+    worker         WAY IN 2: the process that trains; start (parent, touches no GPU), job (work-horse)
     simulation     WAY IN 3: the same rounds without Label Studio
     assembly       settings -> the parts of a round: the only place that names concrete classes
     engine         ONE ROUND: round (the story), ports (Protocols), split, start

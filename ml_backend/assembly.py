@@ -1,6 +1,6 @@
 """Settings and a connection in, the parts of a live round out: the only place that names concrete classes.
 
-Imports torch, so only the work-horse of a worker imports this module.
+Imports torch, so only a worker imports this module, and where there may be a GPU only its work-horse.
 """
 
 from collections.abc import Callable

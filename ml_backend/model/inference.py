@@ -78,8 +78,18 @@ def head_passes(
         Gal & Ghahramani 2016, arXiv:1506.02142.
     """
     small = not features.is_cuda and len(features) < _WORTH_THREADS
+    weight, bias = hidden
     with one_thread() if small else nullcontext():
-        return _passes(features, masks, hidden, output, dropout)
+        # Only the kept columns are multiplied: half of the arithmetic at p = 0.5.
+        kept = [mask.nonzero().flatten().to(features.device) for mask in masks]
+        columns = [weight.index_select(1, rows).div_(1.0 - dropout).t().contiguous() for rows in kept]
+        probs = features.new_empty(len(features), len(masks), output.out_features)
+        for start in range(0, len(features), _CHUNK):
+            chunk = features[start : start + _CHUNK]
+            for index, (rows, matrix) in enumerate(zip(kept, columns, strict=True)):
+                activity = torch.addmm(bias, chunk.index_select(1, rows), matrix).relu_()
+                probs[start : start + _CHUNK, index] = output(activity)
+        return probs.softmax(dim=-1)
 
 
 def regroup(
@@ -99,23 +109,3 @@ def regroup(
             held, count = [], 0
     if count:
         yield torch.cat(held)
-
-
-def _passes(
-    features: Float32[Tensor, "images dims"],
-    masks: Bool[Tensor, "passes dims"],
-    hidden: tuple[Float32[Tensor, "out dims"], Float32[Tensor, " out"]],
-    output: nn.Linear,
-    dropout: float,
-) -> Float32[Tensor, "images passes classes"]:
-    weight, bias = hidden
-    # Only the kept columns are multiplied: half of the arithmetic at p = 0.5.
-    kept = [mask.nonzero().flatten().to(features.device) for mask in masks]
-    columns = [weight.index_select(1, rows).div_(1.0 - dropout).t().contiguous() for rows in kept]
-    probs = features.new_empty(len(features), len(masks), output.out_features)
-    for start in range(0, len(features), _CHUNK):
-        chunk = features[start : start + _CHUNK]
-        for index, (rows, matrix) in enumerate(zip(kept, columns, strict=True)):
-            activity = torch.addmm(bias, chunk.index_select(1, rows), matrix).relu_()
-            probs[start : start + _CHUNK, index] = output(activity)
-    return probs.softmax(dim=-1)

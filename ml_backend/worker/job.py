@@ -50,7 +50,7 @@ def run(project: str, generation: int, reason: Reason) -> dict[str, str]:
 
 
 def _run_round(settings: Settings, key: ProjectKey, reason: Reason, claim: Claim) -> tuple[RoundReport, Published]:
-    # Imports torch, which only the work-horse may: the parent process forks.
+    # Imports torch, which where there may be a GPU only the work-horse does: its parent forks.
     from ml_backend.assembly import run_live_round  # noqa: PLC0415
 
     return run_live_round(settings, key, reason, claim.progress, claim.guard)
