@@ -12,9 +12,35 @@ from jaxtyping import Float32
 
 from ml_backend.records import Exclusion
 
-__all__ = ["PoolOutputs"]
+__all__ = ["LastLayerGradients", "PoolOutputs"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LastLayerGradients:
+    """Gradients of the loss in the last layer's weights, if the network's own answer were the label; in factors.
+
+    The gradient of image i is the outer product ``residuals[i] ⊗ hidden[i]``: never written out, because inner products
+    factorise, ``<g_i, g_j> = <residuals_i, residuals_j> <hidden_i, hidden_j>``. Both with dropout off.
+
+    Attributes:
+        residuals: softmax output minus 1 for the most probable class.
+        hidden: what the last layer sees.
+
+    Raises:
+        ValueError: the two are of different images.
+
+    Source:
+        Ash et al. 2020, arXiv:1906.03671.
+    """
+
+    residuals: Float32[Array, "images classes"]
+    hidden: Float32[Array, "images dims"]
+
+    def __post_init__(self) -> None:
+        if len(self.residuals) != len(self.hidden):
+            raise ValueError(f"residuals of {len(self.residuals)} images but hidden layers of {len(self.hidden)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +52,8 @@ class PoolOutputs:
         classes: the classes, in the order of the last axis of ``probs``.
         probs: softmax outputs of the stochastic passes, drawn with one set of dropout masks for the whole pool.
         features: pooled backbone features, for strategies that need them; else None.
+        labelled_features: the same of the images that have a label; known wherever ``features`` are.
+        gradients: of the last layer, for strategies that need them; else None.
         exclusions: images of the pool that could not be read, with the reason.
 
     Raises:
@@ -36,6 +64,8 @@ class PoolOutputs:
     classes: tuple[str, ...]
     probs: Float32[Array, "images passes classes"]
     features: Float32[Array, "images dims"] | None = None
+    labelled_features: Float32[Array, "labelled dims"] | None = None
+    gradients: LastLayerGradients | None = None
     exclusions: tuple[Exclusion, ...] = ()
 
     def __post_init__(self) -> None:
@@ -46,6 +76,8 @@ class PoolOutputs:
             raise ValueError(f"{len(self.classes)} classes but probs of {classes} classes")
         if self.features is not None and len(self.features) != images:
             raise ValueError(f"{images} images but features of {len(self.features)}")
+        if self.gradients is not None and len(self.gradients.hidden) != images:
+            raise ValueError(f"{images} images but gradients of {len(self.gradients.hidden)}")
 
     def suggestions(self) -> dict[str, str]:
         """The most probable class of every image, by the mean over the passes."""

@@ -128,6 +128,7 @@ class FitReport(Record):
     validation_loss: float
     validation_accuracy: Share
     validation_auroc: Share | None  # None where validation holds fewer than two classes
+    began: Literal["scratch", "warm"] = "scratch"  # warm: from the last round's network
     exclusions: tuple[Exclusion, ...] = ()
 
 

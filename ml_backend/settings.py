@@ -9,19 +9,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_backend.errors import SettingsError
+from ml_backend.strategies import STRATEGIES, strategy_spec
 
 __all__ = ["OPTION_PREFIX", "ProjectOptions", "Settings", "StrategyName"]
 
 OPTION_PREFIX = "model_"  # of an option that stands as an attribute on the Choices tag
 
-# Spelt out here because the web process validates a choice of strategy without importing torch;
-# a test holds it against acquisition.STRATEGIES.
-StrategyName = Literal[
-    "batch_bald", "bald", "entropy", "least_confidence", "margin", "mean_std", "random", "variation_ratios"
+
+def _known_strategy(name: str) -> str:
+    return strategy_spec(name).name
+
+
+StrategyName = Annotated[
+    str, AfterValidator(_known_strategy), WithJsonSchema({"type": "string", "enum": list(STRATEGIES)})
 ]
 
 
@@ -65,13 +79,21 @@ class ProjectOptions(BaseModel):
     loss: Literal["weighted", "unweighted"] = Field(
         "weighted", description="cross-entropy, weighted by inverse class frequency or not"
     )
+    retrain: Literal["scratch", "warm"] = Field(
+        "scratch", description="begin each round anew, or go on from the last round's network: faster, but it drifts"
+    )
     epochs: int = Field(50, ge=1, description="epochs at most; three times as many where only the head is trained")
+    min_epochs: int = Field(1, ge=1, description="epochs before training may stop; likewise")
     patience: int = Field(
         3, ge=1, description="epochs without a better validation loss before training stops; likewise"
     )
     learning_rate: float = Field(1e-4, gt=0.0, description="Adam's learning rate")
     weight_decay: float = Field(1e-4, ge=0.0, description="Adam's weight decay")
     train_batch: int = Field(32, ge=2, description="images in a training step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic of the network; auto: bfloat16 on a GPU that multiplies it itself"
+    )
+    channels_last: bool = Field(True, description="memory layout that convolutions are faster in")
     image_side: int = Field(224, ge=32, le=1024, description="side of the network's square input in pixels")
     validation_share: float = Field(0.2, gt=0.0, lt=1.0, description="share of the patients kept for validation")
     seed: int = Field(0, ge=0, description="seed of the split, the training, the masks and every tie")
@@ -81,6 +103,13 @@ class ProjectOptions(BaseModel):
     def _reserve_not_negative(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 0:
             raise ValueError("must be 0 or more, or 'all'")
+        return value
+
+    @field_validator("min_epochs")
+    @classmethod
+    def _no_more_than_all(cls, value: int, info: ValidationInfo) -> int:
+        if value > (epochs := info.data.get("epochs", value)):
+            raise ValueError(f"must be at most epochs, which is {epochs}")
         return value
 
     @classmethod
@@ -145,6 +174,9 @@ class Settings(BaseSettings):
     basic_auth_pass: SecretStr | None = Field(None, description="password that callers must give")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the network runs; `cpu` also spares each round the loading of PyTorch"
+    )
+    cache_gb: float = Field(
+        20.0, gt=0.0, description="size in GB that the decoded images may take, and again the features"
     )
     timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="time-out of a request to Label Studio")
     round_timeout_s: Annotated[int, Field(gt=0)] = Field(24 * 3600, description="longest time that a round may take")

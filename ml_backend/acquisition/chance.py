@@ -6,15 +6,18 @@ image that comes or goes; here the rest of the pool keeps its order from round t
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64, Int64, UInt64
 
-__all__ = ["places", "seeded_draws", "seeded_order"]
+__all__ = ["gumbel", "places", "redrawn", "seeded_draws", "seeded_order"]
+
+Draws: TypeAlias = UInt64[npt.NDArray[np.uint64], " names"]
 
 
-def seeded_draws(names: Sequence[str], seed: int) -> UInt64[npt.NDArray[np.uint64], " names"]:
+def seeded_draws(names: Sequence[str], seed: int, salt: str = "") -> Draws:
     """One uniform draw a name, in [0, 2^64).
 
     A hash and not a generator's stream: NumPy and torch keep neither across versions nor across devices, and a
@@ -23,9 +26,10 @@ def seeded_draws(names: Sequence[str], seed: int) -> UInt64[npt.NDArray[np.uint6
     Args:
         names: ids of images, or of patients; equal names draw equal values.
         seed: any integer.
+        salt: what the draws are for; those of another salt are independent of them.
     """
-    salt = f"{seed}:".encode()
-    digests = b"".join(blake2b(salt + name.encode(), digest_size=8).digest() for name in names)
+    start = f"{salt}{seed}:".encode()
+    digests = b"".join(blake2b(start + name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
@@ -34,9 +38,39 @@ def seeded_order(names: Sequence[str], seed: int) -> Int64[npt.NDArray[np.int64]
 
     Removing or adding names leaves the relative order of the others as it was.
     """
-    # The name settles the case of two equal draws, which would else be settled by the order of arrival.
-    draws = seeded_draws(names, seed).tolist()
-    return np.array(sorted(range(len(names)), key=lambda i: (draws[i], names[i])), dtype=np.int64)
+    draws = seeded_draws(names, seed)
+    order = np.argsort(draws)
+    if (draws[order[1:]] == draws[order[:-1]]).any():
+        # The name settles the case of two equal draws, which would else be settled by the order of arrival.
+        return np.array(sorted(range(len(names)), key=lambda i: (draws[i], names[i])), dtype=np.int64)
+    return order
+
+
+def redrawn(draws: Draws, step: int) -> Draws:
+    """Draws of another step, from those of the names: hashing every name anew at each pick would be slow.
+
+    Args:
+        draws: of the names, uniform in [0, 2^64).
+        step: 0 or more.
+
+    Source:
+        Steele, Lea & Flood 2014, SplitMix64, doi:10.1145/2660193.2660195.
+    """
+    mixed = draws + np.uint64((step + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def gumbel(draws: Draws) -> Float64[npt.NDArray[np.float64], " names"]:
+    """Standard Gumbel noise from uniform draws, always finite.
+
+    The name with the largest ``log weight + noise`` is drawn with a probability proportional to its weight.
+    """
+    # The middles of 2^52 intervals: neither 0 nor 1 is among them.
+    uniform = ((draws >> np.uint64(12)).astype(np.float64) + 0.5) / 2**52
+    noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform))
+    return noise
 
 
 def places(count: int) -> Float64[npt.NDArray[np.float64], " places"]:

@@ -7,12 +7,12 @@ from typing import Literal, Protocol
 from ml_backend.consensus.outcome import Consensus
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Annotation, Exclusion, FitReport, ImageRef, Label, Published, Ranking, RoundReport
+from ml_backend.strategies import Need
 
 __all__ = [
     "ConsensusRule",
     "LabelSource",
     "Learner",
-    "Need",
     "Progress",
     "Publisher",
     "ReportStore",
@@ -23,7 +23,6 @@ __all__ = [
     "no_progress",
 ]
 
-Need = Literal["probs", "features"]
 Stage = Literal["labels", "features", "train", "score", "rank", "save", "publish"]
 
 Progress = Callable[[Stage, int, int], None]

@@ -65,7 +65,7 @@ class TestProjectOptions:
         assert "strategi (from extra_params): no such option; known are strategy, batch_size" in message
         assert "passes=1 (from extra_params)" in message
         assert "strategy='best' (from Choices tag)" in message
-        assert "'batch_bald'" in message
+        assert "batch_bald" in message
         assert "reserve='-3' (from environment)" in message
         assert len(message.split("; ")) >= 4
 
@@ -85,6 +85,15 @@ class TestProjectOptions:
     def test_reserve_is_a_count_or_all(self, value):
         with pytest.raises(SettingsError, match="reserve="):
             ProjectOptions.resolve(extra_params={"reserve": value}, environ={})
+
+    def test_training_cannot_stop_later_than_it_ends(self):
+        """The wrong one is named, with the limit that the other one sets."""
+        with pytest.raises(
+            SettingsError, match=r"min_epochs='9' \(from Choices tag\): must be at most epochs, which is 8"
+        ):
+            ProjectOptions.resolve({"epochs": 8}, attributes={"model_min_epochs": "9"}, environ={})
+
+        assert ProjectOptions.resolve({"epochs": 8, "min_epochs": 8}, environ={}).min_epochs == 8
 
     @settings(deadline=None)
     @given(

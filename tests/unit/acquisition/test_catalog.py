@@ -1,7 +1,7 @@
 """The catalogue: every strategy ranks the whole pool, the same every time, or says what is wrong."""
 
 import math
-from typing import get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +13,26 @@ from torch import Tensor
 
 from ml_backend import acquisition
 from ml_backend.acquisition import STRATEGIES, rank
-from ml_backend.acquisition.catalog import Need, spec
-from ml_backend.engine import ports
-from ml_backend.settings import StrategyName
+from ml_backend.acquisition.catalog import RANKERS
+from ml_backend.acquisition.evidence import Gradients
+
+
+def everything(images: int, seed: int = 0) -> dict[str, Any]:
+    """What any strategy may need, of a small pool; every fourth image is a copy of the one before it."""
+    generator = torch.Generator().manual_seed(seed)
+    probs = pool(images, passes=4, seed=seed)
+    features = torch.randn(images, 6, generator=generator).relu()
+    for i in range(3, images, 4):
+        probs[i], features[i] = probs[i - 1], features[i - 1]
+    mean = probs.mean(dim=1)
+    residuals = mean - torch.nn.functional.one_hot(mean.argmax(dim=-1), 3) if images else mean
+    labelled = torch.randn(3, 6, generator=generator).relu()
+    return {
+        "probs": probs,
+        "features": features,
+        "labelled_features": labelled,
+        "gradients": Gradients(residuals, features),
+    }
 
 
 def pool(images: int, passes: int = 10, classes: int = 3, seed: int = 0) -> Tensor:
@@ -24,21 +41,9 @@ def pool(images: int, passes: int = 10, classes: int = 3, seed: int = 0) -> Tens
 
 
 class TestCatalogue:
-    def test_names_are_those_that_an_owner_may_choose(self) -> None:
-        assert set(STRATEGIES) == set(get_args(StrategyName))
-
-    def test_entries_are_complete(self) -> None:
-        for name, entry in STRATEGIES.items():
-            assert entry.name == name
-            assert all([entry.summary, entry.unit, entry.range, entry.source])
-            assert entry.needs <= set(get_args(Need))
-
-    def test_needs_are_the_engine_s(self) -> None:
-        assert get_args(Need) == get_args(ports.Need)
-
-    def test_unknown_name(self) -> None:
-        with pytest.raises(ValueError, match=r"unknown strategy 'entropie': known are batch_bald, bald, entropy"):
-            spec("entropie")
+    def test_every_strategy_has_a_ranker(self) -> None:
+        assert list(RANKERS) == sorted(RANKERS)
+        assert set(RANKERS) == set(STRATEGIES)
 
     def test_exports_exist(self) -> None:
         assert all(hasattr(acquisition, name) for name in acquisition.__all__)
@@ -97,15 +102,65 @@ class TestRank:
     @settings(deadline=None, max_examples=12)
     @given(images=st.integers(0, 12), batch_size=st.integers(1, 15), seed=st.integers(-3, 10**12))
     def test_the_whole_pool_and_the_same_again(self, name: str, images: int, batch_size: int, seed: int) -> None:
-        probs = pool(images, passes=4)
+        evidence = everything(images, seed=abs(seed) % 100)
 
-        ranking, again = (rank(name, probs, batch_size, seed) for _ in range(2))
+        ranking, again = (rank(name, batch_size=batch_size, seed=seed, **evidence) for _ in range(2))
 
         assert sorted(ranking.order.tolist()) == list(range(images))
         assert ranking.scores.shape == (images,)
+        assert ranking.scores.dtype == torch.float64
         assert ranking.scores.isfinite().all()
         assert ranking.order.tolist() == again.order.tolist()
         assert ranking.scores.tolist() == again.scores.tolist()
+
+    @pytest.mark.parametrize("name", STRATEGIES)
+    @settings(deadline=None, max_examples=8)
+    @given(order=st.permutations(range(14)), seed=st.integers(0, 99), labelled=st.booleans())
+    def test_permuting_images_permutes_the_ranking(
+        self, name: str, order: list[int], seed: int, *, labelled: bool
+    ) -> None:
+        """Ids go with their images, and settle every tie; the labelled images arrive in another order too."""
+        evidence = everything(14, seed)
+        if not labelled:
+            evidence["labelled_features"] = None
+        moved: dict[str, Any] = {key: evidence[key][order] for key in ("probs", "features")}
+        moved["labelled_features"] = evidence["labelled_features"].flip(0) if labelled else None
+        moved["gradients"] = Gradients(*(rows[order] for rows in evidence["gradients"]))
+        ids = [f"image {i}" for i in range(14)]
+
+        ranking = rank(name, batch_size=5, seed=seed, ids=ids, **evidence)
+        other = rank(name, batch_size=5, seed=seed, ids=[ids[i] for i in order], **moved)
+
+        assert [order[i] for i in other.order.tolist()] == ranking.order.tolist()
+        assert other.scores.tolist() == ranking.scores[order].tolist()
+
+    @pytest.mark.parametrize("name", STRATEGIES)
+    def test_the_same_whatever_the_thread_count(self, name: str) -> None:
+        """Large enough that torch, BLAS and k-means would share the work."""
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(1200, 96, generator=generator).relu()
+        probs = pool(1200, passes=20)
+        residuals = probs.mean(dim=1) - torch.nn.functional.one_hot(probs.mean(dim=1).argmax(dim=-1), 3)
+        before = torch.get_num_threads()
+        try:
+            rankings = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                rankings.append(
+                    rank(
+                        name,
+                        probs,
+                        15,
+                        features=features,
+                        labelled_features=features[:40] + 0.5,
+                        gradients=Gradients(residuals, features),
+                    )
+                )
+        finally:
+            torch.set_num_threads(before)
+
+        assert rankings[0].order.tolist() == rankings[1].order.tolist()
+        assert rankings[0].scores.tolist() == rankings[1].scores.tolist()
 
 
 class TestFewPasses:
@@ -159,6 +214,59 @@ class TestBadInput:
     def test_no_softmax_output(self, probs: Tensor, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             rank("entropy", probs, 2)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("entropy", "entropy needs probs, got none: pass probs, the softmax outputs"),
+            ("core_set", "core_set needs features, got none: pass features, the pooled backbone features"),
+            ("typiclust", "typiclust needs features, got none"),
+            ("badge", "badge needs gradients, got none: pass gradients, the residuals"),
+        ],
+    )
+    def test_a_missing_need_is_named(self, name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            rank(name, None, 2, ids=["a", "b"])
+
+    def test_what_a_strategy_does_not_need_may_be_missing(self) -> None:
+        evidence = everything(6)
+
+        assert len(rank("random", None, 2, ids=["a", "b", "c"]).order) == 3
+        assert len(rank("core_set", None, 2, features=evidence["features"]).order) == 6
+        assert len(rank("badge", None, 2, gradients=evidence["gradients"]).order) == 6
+        with pytest.raises(ValueError, match="nothing says which images the pool holds: pass ids"):
+            rank("random", None, 2)
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    @pytest.mark.parametrize(
+        ("key", "named"),
+        [("features", "'i4'"), ("labelled_features", "'labelled 2'"), ("residuals", "'i4'"), ("hidden", "'i4'")],
+    )
+    def test_features_gone_astray_are_named(self, key: str, named: str, bad: float) -> None:
+        evidence = everything(8)
+        evidence["gradients"] = Gradients(*(rows.clone() for rows in evidence["gradients"]))
+        rows = getattr(evidence["gradients"], key, None)
+        rows = evidence[key] if rows is None else rows
+        rows[2 if "labelled" in key else 4 :, 1] = bad
+        evidence["features"][0] = 3e38  # finite, although their sum is not
+
+        with pytest.raises(ValueError, match=f"image {named} has {bad} among its {key}: wanted finite numbers"):
+            rank("typiclust", batch_size=2, ids=[f"i{i}" for i in range(8)], **evidence)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"features": torch.ones(4, 6)}, "5 ids but features of 4 images"),
+            ({"features": torch.ones(5)}, r"features must be \[images, dims\] with 1 dim or more, got \[5\]"),
+            ({"features": torch.ones(5, 6, dtype=torch.int64)}, "floating type, got torch.int64"),
+            ({"features": np.ones((5, 6))}, "torch tensor of a floating type, got ndarray"),
+            ({"labelled_features": torch.ones(2, 7)}, "labelled_features have 7 dims but features 6"),
+            ({"gradients": Gradients(torch.ones(5, 3), torch.ones(3, 6))}, "5 ids but hidden of 3 images"),
+        ],
+    )
+    def test_shapes_that_do_not_fit(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            rank("core_set", batch_size=2, **(everything(5) | change))
 
     def test_the_rest(self) -> None:
         probs = pool(3)

@@ -118,6 +118,14 @@ class TestMeanStd:
 
         assert mean_std(probs).tolist() == [0.0, 0.0]
 
+    @pytest.mark.parametrize("step", [1e-7, 1e-6, 1e-5, 1e-4])
+    def test_small_disagreement_keeps_its_digits(self, step: float) -> None:
+        """A mean rounded to float32 would be off by as much as the passes differ."""
+        probs = torch.tensor([[[0.9, 0.1], [0.9 - step, 0.1 + step]]], dtype=torch.float32).repeat(1, 15, 1)
+        by_hand = (probs[0, 0].double() - probs[0, 1].double()).abs().mean().item() / 2
+
+        assert mean_std(probs).tolist() == pytest.approx([by_hand], rel=1e-4)
+
     def test_largest_where_each_pass_is_sure_of_another_class(self) -> None:
         """A class's std is sqrt(1/C (1 - 1/C)), which is sqrt(C - 1) / C."""
         assert mean_std(torch.eye(4)[None]).tolist() == pytest.approx([math.sqrt(3) / 4])
@@ -159,6 +167,20 @@ class TestLaws:
     @settings(deadline=None, max_examples=60)
     @given(probs=passes())
     def test_agrees_with_the_formulas(self, score: Score, probs: Tensor) -> None:
+        assert score(probs).numpy() == pytest.approx(reference(score.__name__, probs), abs=1e-6)
+
+    @pytest.mark.parametrize("score", ALL, ids=lambda f: f.__name__)
+    @pytest.mark.parametrize(("count", "classes"), [(10, 2), (23, 3), (40, 3), (101, 7)])
+    def test_agrees_with_the_formulas_over_many_passes(self, score: Score, count: int, classes: int) -> None:
+        """Passes are taken ten at a time, and those that are left over; sure images are among the unsure."""
+        generator = torch.Generator().manual_seed(count)
+        sure = torch.logspace(-7, 1, 300)[:, None, None]
+        probs = torch.softmax(
+            torch.randn(300, 1, classes, generator=generator)
+            + sure * torch.randn(300, count, classes, generator=generator),
+            dim=-1,
+        )
+
         assert score(probs).numpy() == pytest.approx(reference(score.__name__, probs), abs=1e-6)
 
     @settings(deadline=None, max_examples=100)

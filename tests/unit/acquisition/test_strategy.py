@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ml_backend.acquisition import STRATEGIES, CatalogStrategy
 from ml_backend.engine.ports import Strategy
 from ml_backend.engine.start import random_order
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
 from ml_backend.records import Exclusion, ImageRef
 
 CLASSES = ("normal", "moderate", "severe")
@@ -18,7 +18,17 @@ def outputs(image_ids: tuple[str, ...], passes: int = 100) -> PoolOutputs:
     """An image's passes follow from its id alone; every third image is a copy of the one before it."""
     rows = [np.random.default_rng(int(i) - (int(i) % 3 == 2)).dirichlet(np.ones(3), size=passes) for i in image_ids]
     probs = np.array(rows, dtype=np.float32).reshape(len(image_ids), passes, 3)
-    return PoolOutputs(image_ids, CLASSES, probs, exclusions=(Exclusion(image_id="99", reason="unreadable"),))
+    mean = probs.mean(axis=1)
+    features = probs[:, :4].reshape(len(image_ids), -1)
+    return PoolOutputs(
+        image_ids,
+        CLASSES,
+        probs,
+        features=features,
+        labelled_features=features[:0],
+        gradients=LastLayerGradients(mean - np.eye(3, dtype=np.float32)[mean.argmax(axis=-1)], features),
+        exclusions=(Exclusion(image_id="99", reason="unreadable"),),
+    )
 
 
 class TestCatalogStrategy:
@@ -68,9 +78,18 @@ class TestCatalogStrategy:
 
     def test_a_read_only_array_will_do(self) -> None:
         given_outputs = outputs(("3", "1", "2"))
-        given_outputs.probs.setflags(write=False)
+        for array in (given_outputs.probs, given_outputs.features, given_outputs.labelled_features):
+            assert array is not None
+            array.setflags(write=False)
 
-        assert len(CatalogStrategy("batch_bald").rank(given_outputs, 2, 0).image_ids) == 3
+        for name in ("batch_bald", "typiclust"):
+            assert len(CatalogStrategy(name).rank(given_outputs, 2, 0).image_ids) == 3
+
+    def test_what_the_learner_did_not_compute_is_named(self) -> None:
+        probs = np.full((2, 2, 2), 0.5, dtype=np.float32)
+
+        with pytest.raises(ValueError, match="badge needs gradients, got none"):
+            CatalogStrategy("badge").rank(PoolOutputs(("1", "2"), ("no", "yes"), probs), 1, 0)
 
     def test_unknown_name(self) -> None:
         with pytest.raises(ValueError, match=r"unknown strategy 'best': known are .*entropy"):
