@@ -20,6 +20,7 @@ from ml_backend.records import ImageRef
 
 __all__ = ["DecodedImage", "ImageCache"]
 
+_HASHES_SHARE = 12  # one part in so many of the limit
 _SHOWN = 200  # characters of a uri in an error: a data URI holds the whole image
 
 
@@ -43,12 +44,16 @@ class ImageCache:
         source: where an image comes from that is not in the cache.
         folder: where pixels are kept; may be shared by any number of caches.
         side: side of the decoded square in pixels.
+        limit_bytes: that both tables may take on the disk; None for no limit.
     """
 
-    def __init__(self, source: ImageSource, folder: Path, side: int) -> None:
+    def __init__(self, source: ImageSource, folder: Path, side: int, limit_bytes: int | None = None) -> None:
         self._source = source
-        self._hashes = BlobFolder(folder / "hashes")
-        self._pixels = BlobFolder(folder / "pixels")
+        # At 224 pixels both hold about as many images: 4,096 bytes on the disk against 53,248.
+        for_hashes = None if limit_bytes is None else limit_bytes // _HASHES_SHARE
+        for_pixels = None if limit_bytes is None else limit_bytes - limit_bytes // _HASHES_SHARE
+        self._hashes = BlobFolder(folder / "hashes", for_hashes)
+        self._pixels = BlobFolder(folder / "pixels", for_pixels)
         self._side = side
 
     def key(self, image: ImageRef) -> str | None:
@@ -81,9 +86,10 @@ class ImageCache:
         self._hashes.put(self._source.cache_key(image), content_hash.encode())
         return decoded
 
-    def trim(self, limit_bytes: int) -> None:
-        """Drop what was not used for longest, until the pixels fit into the limit."""
-        self._pixels.trim(limit_bytes)
+    def trim(self) -> None:
+        """Drop what was not used for longest, until the rest fits into the limit."""
+        self._pixels.trim()
+        self._hashes.trim()
 
     def _key(self, content_hash: str) -> str:
         return f"{content_hash}|{PREPROCESSING}|{self._side}"

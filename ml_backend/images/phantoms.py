@@ -2,10 +2,11 @@
 
 No patient ever had these lungs. A film has a body, two lungs, a heart, a spine, ribs, collar bones and noise; the
 opacities cover more of the lungs the more severe the class is, with some overlap between neighbouring classes, as
-readers know it.
+readers know it. How much overlap, and what else is on a film to be mistaken for disease, is its ``difficulty``.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,19 +15,32 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from scipy import ndimage
 
-__all__ = ["draw_phantom", "draw_pool"]
+from ml_backend.images.confounders import Scanner, add_confounders
 
+__all__ = ["FilmPlan", "draw_phantom", "draw_pool", "plan_pool"]
+
+Shares: TypeAlias = Sequence[float] | Mapping[str, float]
 Plane: TypeAlias = npt.NDArray[np.floating[Any]]
 
 # Share of the lungs that the most severe class covers on average; the least severe covers none.
 _FULL_EXTENT = 0.7
 # Spread of the covered share, in steps between neighbouring classes: about one film in twenty looks like its neighbour.
 _SPREAD = 0.3
+# The same at difficulty 1: one film in four of a middle class looks like a neighbour. And what their density loses.
+_HARDEST_SPREAD = 0.45
+_FADING = 0.5
 _FILMS_PER_PATIENT = (1, 2, 2, 3, 4)
 
 
 def draw_phantom(
-    severity: int, classes: int, seed: int, side: int = 512, patient_seed: int | None = None
+    severity: int,
+    classes: int,
+    seed: int,
+    side: int = 512,
+    patient_seed: int | None = None,
+    *,
+    difficulty: float = 0.0,
+    centre: int = 0,
 ) -> UInt8[npt.NDArray[np.uint8], "side side"]:
     """Draw one frontal chest film.
 
@@ -36,58 +50,141 @@ def draw_phantom(
         seed: decides everything but the anatomy; the same seed draws the same film.
         side: side of the square film in pixels.
         patient_seed: decides the anatomy; by default ``seed``.
+        difficulty: 0 to 1; from 0 upwards the classes overlap more, the opacities fade, and there are confounders.
+        centre: whose X-ray machine took it; every centre has its own look, and 0 the plain one.
 
     Returns:
         Grey levels, 0 black (air) to 255 white (bone).
 
     Raises:
-        ValueError: no such class, or a side under 32.
+        ValueError: no such class, a side under 32, or a difficulty that is not 0 to 1.
     """
-    if classes < 2 or not 0 <= severity < classes:
-        raise ValueError(f"severity must be 0 to {classes - 1} of at least 2 classes, got {severity} of {classes}")
-    if side < 32:
-        raise ValueError(f"a film needs a side of at least 32 pixels, got {side}")
-    patient = np.random.default_rng([1, seed if patient_seed is None else patient_seed])
-    film = np.random.default_rng([2, seed])
-    x, y = _coordinates(film, side)
-    lungs = _lungs(patient, x, y)
-    plane = _anatomy(patient, x, y, lungs)
-    step = _FULL_EXTENT / (classes - 1)
-    extent = float(np.clip(severity * step + film.normal(0.0, _SPREAD * step), 0.0, 0.95))
-    plane += _opacities(film, x, y, lungs, extent)
-    plane = plane * film.uniform(0.94, 1.06) + film.uniform(-0.02, 0.02)
-    plane += np.float32(0.018) * film.standard_normal(plane.shape, dtype=np.float32)
-    return (plane.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+    plan = FilmPlan(severity, classes, seed, seed if patient_seed is None else patient_seed, difficulty, centre)
+    return plan.draw(side)
 
 
-def draw_pool(
-    count: int, shares: Sequence[float] | Mapping[str, float], seed: int, side: int = 512
-) -> tuple[list[UInt8[npt.NDArray[np.uint8], "side side"]], Int64[npt.NDArray[np.int64], " images"], list[str]]:
-    """Draw a pool of films of several patients, in random order.
+@dataclass(frozen=True, slots=True)
+class FilmPlan:
+    """A film before it is drawn; the arguments of ``draw_phantom``.
+
+    Attributes:
+        patient: id of the patient, where the film is one of a pool.
+    """
+
+    severity: int
+    classes: int
+    seed: int
+    patient_seed: int
+    difficulty: float = 0.0
+    centre: int = 0
+    patient: str = ""
+
+    def __post_init__(self) -> None:
+        if self.classes < 2 or not 0 <= self.severity < self.classes:
+            raise ValueError(
+                f"severity must be 0 to {self.classes - 1} of at least 2 classes, got {self.severity} of {self.classes}"
+            )
+        if not 0.0 <= self.difficulty <= 1.0:
+            raise ValueError(f"difficulty must lie from 0 to 1, got {self.difficulty}")
+        if self.centre < 0:
+            raise ValueError(f"centres are numbered from 0, got {self.centre}")
+
+    @property
+    def latent_severity(self) -> float:
+        """Where on the ordinal scale the film really stands, in steps between classes.
+
+        ``severity`` is its class by name; a film at 1.4 of class 1 looks nearly like one of class 2.
+        """
+        film = self._film()
+        _pose(film)
+        return self._extent(film) / self._step
+
+    def draw(self, side: int) -> UInt8[npt.NDArray[np.uint8], "side side"]:
+        """Draw it, ``side`` pixels square.
+
+        Raises:
+            ValueError: a side under 32.
+        """
+        if side < 32:
+            raise ValueError(f"a film needs a side of at least 32 pixels, got {side}")
+        patient, film = np.random.default_rng([1, self.patient_seed]), self._film()
+        x, y = _coordinates(_pose(film), side)
+        lungs = _lungs(patient, x, y)
+        plane = _anatomy(patient, x, y, lungs)
+        opacities = _opacities(film, x, y, lungs, self._extent(film))
+        gain, offset = film.uniform(0.94, 1.06), film.uniform(-0.02, 0.02)
+        if self.difficulty > 0.0:
+            opacities *= np.float32(1.0 - _FADING * self.difficulty)
+            # A generator of their own: the film below them is the one of difficulty 0.
+            opacities += add_confounders(np.random.default_rng([4, self.seed]), x, y, lungs, self.difficulty)
+        plane += opacities
+        plane = plane * gain + offset
+        if self.difficulty > 0.0:
+            exposure = np.random.default_rng([5, self.seed]).normal(0.0, 0.25 * self.difficulty)
+            plane = plane.clip(0.0, 1.0) ** np.float32(np.exp(exposure))
+        if self.centre:
+            plane = Scanner.of(self.centre).look(plane, x, y)
+        plane += np.float32(0.018) * film.standard_normal(plane.shape, dtype=np.float32)
+        return (plane.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+
+    def _film(self) -> np.random.Generator:
+        return np.random.default_rng([2, self.seed])
+
+    @property
+    def _step(self) -> float:
+        return _FULL_EXTENT / (self.classes - 1)
+
+    def _extent(self, film: np.random.Generator) -> float:
+        """Share of the lungs that the opacities cover."""
+        spread = _SPREAD + (_HARDEST_SPREAD - _SPREAD) * self.difficulty
+        return float(np.clip(self.severity * self._step + film.normal(0.0, spread * self._step), 0.0, 0.95))
+
+
+def plan_pool(count: int, shares: Shares, seed: int, *, difficulty: float = 0.0, centres: int = 1) -> list[FilmPlan]:
+    """Decide on a pool of films of several patients (1 to 4 films each), in random order, and draw none yet.
 
     Args:
         count: number of films.
         shares: of the classes, least severe first; need not sum to 1. Every class gets its share to the film.
-        seed: the same seed draws the same pool.
-        side: side of a film in pixels.
-
-    Returns:
-        The films, the index of the class of each, and the id of the patient of each (1 to 4 films a patient).
+        seed: the same seed plans the same pool.
+        difficulty: of every film, see ``draw_phantom``.
+        centres: the patients are spread evenly over so many centres.
 
     Raises:
-        ValueError: fewer than 2 classes, a share that is not positive, or fewer films than classes.
+        ValueError: fewer than 2 classes, a share that is not positive, fewer films than classes, or no centre.
     """
     weights = np.array(list(shares.values() if isinstance(shares, Mapping) else shares), dtype=np.float64)
     if len(weights) < 2 or not (weights > 0).all() or count < len(weights):
         raise ValueError(f"a pool needs 2 or more positive shares and a film for each, got {shares!r} of {count} films")
+    if centres < 1:
+        raise ValueError(f"a pool comes from at least 1 centre, got {centres}")
     generator = np.random.default_rng([3, seed])
     labels = generator.permutation(np.repeat(np.arange(len(weights)), _quotas(count, weights / weights.sum())))
-    patients = _patients(generator, count)
-    films = [
-        draw_phantom(int(label), len(weights), seed * 1_000_003 + index, side, seed * 1_000_003 + patient)
-        for index, (label, patient) in enumerate(zip(labels, patients, strict=True))
+    return [
+        FilmPlan(
+            severity=int(label),
+            classes=len(weights),
+            seed=seed * 1_000_003 + index,
+            patient_seed=seed * 1_000_003 + patient,
+            difficulty=difficulty,
+            centre=patient % centres,
+            patient=f"phantom-{patient:05d}",
+        )
+        for index, (label, patient) in enumerate(zip(labels, _patients(generator, count), strict=True))
     ]
-    return films, labels.astype(np.int64), [f"phantom-{patient:05d}" for patient in patients]
+
+
+def draw_pool(
+    count: int, shares: Shares, seed: int, side: int = 512, *, difficulty: float = 0.0, centres: int = 1
+) -> tuple[list[UInt8[npt.NDArray[np.uint8], "side side"]], Int64[npt.NDArray[np.int64], " images"], list[str]]:
+    """Draw a pool of films, see ``plan_pool``; ``side`` is that of a film in pixels.
+
+    Returns:
+        The films, the index of the class of each, and the id of the patient of each.
+    """
+    plans = plan_pool(count, shares, seed, difficulty=difficulty, centres=centres)
+    labels = np.array([plan.severity for plan in plans], dtype=np.int64)
+    return [plan.draw(side) for plan in plans], labels, [plan.patient for plan in plans]
 
 
 def _quotas(count: int, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -107,13 +204,17 @@ def _patients(generator: np.random.Generator, count: int) -> list[int]:
     return patients[:count]
 
 
-def _coordinates(film: np.random.Generator, side: int) -> tuple[Plane, Plane]:
-    """Positions from -1 to 1, x to the right, y downwards, of a patient who stands a little askew."""
+def _pose(film: np.random.Generator) -> tuple[float, float, npt.NDArray[np.float32]]:
+    """Angle, scale and shift of a patient who stands a little askew."""
+    return film.normal(0.0, 0.025), film.uniform(0.96, 1.04), film.normal(0.0, 0.02, 2).astype(np.float32)
+
+
+def _coordinates(pose: tuple[float, float, npt.NDArray[np.float32]], side: int) -> tuple[Plane, Plane]:
+    """Positions from -1 to 1, x to the right, y downwards."""
     axis = np.linspace(-1.0, 1.0, side, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)
-    angle, scale = film.normal(0.0, 0.025), film.uniform(0.96, 1.04)
+    angle, scale, (dx, dy) = pose
     cosine, sine = np.float32(np.cos(angle) / scale), np.float32(np.sin(angle) / scale)
-    dx, dy = film.normal(0.0, 0.02, 2).astype(np.float32)
     return cosine * x + sine * y + dx, cosine * y - sine * x + dy
 
 

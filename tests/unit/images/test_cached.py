@@ -109,11 +109,23 @@ def test_a_failure_is_not_kept(tmp_path: Path, source: CountingSource) -> None:
     assert (cache.read(ref("c")).pixels == 30).all()
 
 
-def test_trimmed_pixels_come_back(tmp_path: Path, source: CountingSource) -> None:
-    cache = ImageCache(source, tmp_path, 32)
-    cache.read(ref("a"))
+def test_trimmed_images_come_back(tmp_path: Path, source: CountingSource) -> None:
+    ImageCache(source, tmp_path, 32).read(ref("a"))
+    cache = ImageCache(source, tmp_path, 32, limit_bytes=0)
 
-    cache.trim(0)
+    cache.trim()
 
+    assert cache.key(ref("a")) is None
     assert (cache.read(ref("a")).pixels == 10).all()
     assert len(source.fetched) == 2
+
+
+def test_both_tables_are_bounded(tmp_path: Path, source: CountingSource) -> None:
+    """Of 60 kB a twelfth is for the hashes: one entry of 4,096 bytes; the rest for 13 images of as many."""
+    source.files = {str(level): film(level) for level in range(40)}
+    cache = ImageCache(source, tmp_path, 32, limit_bytes=60_000)
+    for uri in source.files:
+        cache.read(ref(uri))
+    cache.trim()
+
+    assert [len(list((tmp_path / table).glob("*/*"))) for table in ("hashes", "pixels")] == [1, 13]

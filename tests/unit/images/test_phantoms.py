@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.images.phantoms import draw_phantom, draw_pool
+from ml_backend.images.phantoms import FilmPlan, draw_phantom, draw_pool, plan_pool
 
 
 class TestDrawPhantom:
@@ -50,6 +50,94 @@ class TestDrawPhantom:
     def test_refuses_a_film_too_small_to_draw(self) -> None:
         with pytest.raises(ValueError, match="at least 32"):
             draw_phantom(0, 2, 0, 16)
+
+    def test_difficulty_hides_the_disease(self) -> None:
+        """How far the lung fields of neighbouring classes lie apart, in spreads within a class."""
+
+        def separation(difficulty: float) -> float:
+            mild, severe = (
+                np.array(
+                    [draw_phantom(c, 3, 50 * c + n, 48, difficulty=difficulty)[15:30, 9:39].mean() for n in range(40)]
+                )
+                for c in (0, 2)
+            )
+            return float((severe.mean() - mild.mean()) / np.hypot(mild.std(), severe.std()))
+
+        assert separation(0.0) > 1.3 * separation(0.5) > 1.3 * 1.3 * separation(1.0)
+
+    def test_opacities_fade_to_half(self) -> None:
+        """What a severe film has over its healthy twin, of the same seed: confounders and exposure are in both."""
+
+        def contrast(difficulty: float) -> float:
+            twins = [
+                [draw_phantom(c, 3, n, 48, difficulty=difficulty).astype(float) for c in (0, 2)] for n in range(30)
+            ]
+            return float(np.mean([(severe - healthy)[15:30, 9:39].mean() for healthy, severe in twins]))
+
+        assert contrast(1.0) == pytest.approx(contrast(0.0) / 2, rel=0.25)
+
+    def test_by_default_nothing_is_hard_and_the_centre_is_the_plain_one(self) -> None:
+        plain = draw_phantom(1, 3, 5, 64, 7)
+
+        assert np.array_equal(plain, draw_phantom(1, 3, 5, 64, 7, difficulty=0.0, centre=0))
+        assert not np.array_equal(plain, draw_phantom(1, 3, 5, 64, 7, difficulty=0.01))
+        assert not np.array_equal(plain, draw_phantom(1, 3, 5, 64, 7, centre=1))
+
+    def test_a_harder_film_is_the_same_film(self) -> None:
+        """Same pose and anatomy: it resembles its easy twin more than another film."""
+        twins = [np.corrcoef(draw_phantom(1, 3, n, 48).ravel(), draw_phantom(1, 3, n, 48, difficulty=1.0).ravel())[0, 1] for n in range(8)]  # fmt: skip  # noqa: E501
+        others = [np.corrcoef(draw_phantom(1, 3, n, 48).ravel(), draw_phantom(1, 3, n + 1, 48, difficulty=1.0).ravel())[0, 1] for n in range(8)]  # fmt: skip  # noqa: E501
+
+        assert np.mean(twins) > np.mean(others)
+
+    @pytest.mark.parametrize("difficulty", [-0.1, 1.1, float("nan")])
+    def test_refuses_a_difficulty_that_is_none(self, difficulty: float) -> None:
+        with pytest.raises(ValueError, match="difficulty must lie from 0 to 1"):
+            draw_phantom(0, 2, 0, 32, difficulty=difficulty)
+
+    def test_refuses_a_centre_that_is_none(self) -> None:
+        with pytest.raises(ValueError, match="numbered from 0, got -1"):
+            draw_phantom(0, 2, 0, 32, centre=-1)
+
+
+class TestFilmPlan:
+    def test_latent_severity_scatters_around_the_class(self) -> None:
+        """Spread 0.3 steps, and 0.45 where it is hardest; not below 0."""
+        for difficulty, spread in ((0.0, 0.3), (1.0, 0.45)):
+            found = [FilmPlan(1, 3, seed, seed, difficulty).latent_severity for seed in range(400)]
+
+            assert np.mean(found) == pytest.approx(1.0, abs=0.07)
+            assert np.std(found) == pytest.approx(spread, rel=0.15)
+        assert min(FilmPlan(0, 3, seed, seed).latent_severity for seed in range(20)) == 0.0
+
+    def test_latent_severity_is_what_is_drawn(self) -> None:
+        """Of films of one class, those that stand higher on the scale have whiter lungs."""
+        plans = [FilmPlan(1, 3, seed, 0) for seed in range(60)]
+
+        whiteness = [plan.draw(48)[15:30, 9:39].mean() for plan in plans]
+
+        assert np.corrcoef(whiteness, [plan.latent_severity for plan in plans])[0, 1] > 0.45
+
+
+class TestPlanPool:
+    def test_is_what_draw_pool_draws(self) -> None:
+        plans = plan_pool(9, (1, 2), seed=4, difficulty=0.5, centres=2)
+        films, labels, patients = draw_pool(9, (1, 2), seed=4, side=32, difficulty=0.5, centres=2)
+
+        assert labels.tolist() == [plan.severity for plan in plans]
+        assert patients == [plan.patient for plan in plans]
+        assert all(np.array_equal(film, plan.draw(32)) for film, plan in zip(films, plans, strict=True))
+
+    def test_patients_are_spread_over_the_centres_and_stay_in_one(self) -> None:
+        plans = plan_pool(90, (1, 1), seed=0, centres=3)
+
+        centre_of = {plan.patient: plan.centre for plan in plans}
+        assert np.bincount(list(centre_of.values())).tolist() == pytest.approx([len(centre_of) / 3] * 3, abs=1)
+        assert all(centre_of[plan.patient] == plan.centre for plan in plans)
+
+    def test_needs_a_centre(self) -> None:
+        with pytest.raises(ValueError, match="at least 1 centre, got 0"):
+            plan_pool(4, (1, 1), seed=0, centres=0)
 
 
 class TestDrawPool:

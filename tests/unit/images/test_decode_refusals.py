@@ -1,0 +1,122 @@
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ml_backend.errors import ImageError
+from ml_backend.images.decode import MAX_PIXELS, decode
+from tests.unit.images.files import encode, film, png_header, ramp
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (b"", "the file is empty"),
+            (b"\n<!DOCTYPE html><html><title>Log in</title>", "an HTML page: was it a login page"),
+            (b"<HTML>", "an HTML page"),
+            (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML document"),
+            (b'{"detail": "not found"}', "a JSON document"),
+            (b"%PDF-1.7", "a PDF"),
+            (b"\0" * 128 + b"DICM", "a DICOM file"),
+            (b"II*\0\x08\0\0\0", "a TIFF"),
+            (b"\x1f\x8b\x08", "a gzip archive"),
+            (b"hello, world", "12 bytes that begin with b'hello, world' are no JPEG, PNG"),
+            (encode(Image.fromarray(ramp()))[:80], "damaged or not supported"),
+            (encode(Image.fromarray(ramp()), "JPEG")[:300], "damaged or not supported"),
+        ],
+    )
+    def test_says_what_it_looks_like(self, content: bytes, says: str) -> None:
+        with pytest.raises(ImageError, match="image film 9 cannot be decoded") as error:
+            decode(content, 32, "film 9")
+
+        assert says in str(error.value)
+
+    @pytest.mark.parametrize("size", [(9000, 9000), (12_000, 12_000), (60_000, 60_000)])
+    def test_bomb_is_refused_before_it_is_decoded(self, size: tuple[int, int]) -> None:
+        assert size[0] * size[1] > MAX_PIXELS
+
+        with pytest.raises(ImageError, match=r"film 9 is too large: .*at most 80,000,000"):
+            decode(png_header(*size), 32, "film 9")
+
+    @pytest.mark.parametrize("kind", ["baseline", "progressive"])
+    def test_a_jpeg_bomb_is_refused_before_it_is_decoded(self, kind: str) -> None:
+        content = encode(Image.fromarray(ramp()), "JPEG", progressive=kind == "progressive")
+        frame = content.index(b"\xff\xc2" if kind == "progressive" else b"\xff\xc0")
+        content = content[: frame + 5] + b"\xff\xff\xff\xff" + content[frame + 9 :]
+
+        with pytest.raises(ImageError, match=r"film 9 is too large: .*at most 80,000,000"):
+            decode(content, 32, "film 9")
+
+    def test_a_film_is_decoded_at_the_size_that_passed_the_guard(self) -> None:
+        """Pillow believes the last of two frame headers: the bomb hides in the first."""
+        content = encode(Image.fromarray(ramp()), "JPEG")
+        start = content.index(b"\xff\xc0")
+        frame = content[start : start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")]
+        bomb = frame[:5] + b"\xff\xff\xff\xff" + frame[9:]
+
+        with pytest.raises(ImageError, match="film 9"):
+            decode(content[:start] + bomb + content[start:], 32, "film 9")
+
+    @pytest.mark.parametrize(
+        ("kind", "mode", "options"),
+        [
+            ("PNG", "L", {}),
+            ("PNG", "P", {}),
+            ("PNG", "RGBA", {}),
+            ("PNG", "I;16", {}),
+            ("JPEG", "L", {}),
+            ("JPEG", "RGB", {"progressive": True}),
+            ("JPEG", "CMYK", {}),
+            ("GIF", "L", {}),
+            ("BMP", "P", {}),
+            ("WEBP", "RGBA", {}),
+        ],
+    )
+    def test_damage_gives_pixels_or_an_image_error_and_not_a_word(
+        self, kind: str, mode: str, options: dict[str, object], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Bytes overwritten, cut out, doubled and cut off, by a fixed seed."""
+        image = Image.fromarray(film(48, 40).astype(np.uint16) * 99 if mode == "I;16" else film(48, 40))
+        whole = encode(image if mode == "I;16" else image.convert(mode), kind, **options)
+        rng = np.random.default_rng(0)
+        for turn in range(60):
+            content = bytearray(whole)
+            for _ in range(int(rng.integers(1, 5))):
+                start, length = int(rng.integers(len(content))), int(rng.integers(1, 9))
+                content[start : start + length] = [
+                    rng.bytes(length),
+                    b"",
+                    bytes(content[start : start + length]) * 2,
+                    b"\xff" * length,
+                ][turn % 4]
+            if turn % 3 == 0:
+                del content[int(rng.integers(len(content))) :]
+            with contextlib.suppress(ImageError):
+                assert decode(bytes(content), 32, "x").shape == (32, 32)
+        assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
+    @pytest.mark.parametrize("kept", [0.2, 0.5, 0.8])
+    def test_a_file_cut_off_is_no_film(self, kind: str, kept: float) -> None:
+        content = encode(Image.fromarray(film(96, 96)), kind)
+
+        with pytest.raises(ImageError, match="film 9"):
+            decode(content[: int(kept * len(content))], 32, "film 9")
+
+    @given(st.binary(max_size=300))
+    @settings(deadline=None, max_examples=50)
+    def test_any_bytes_give_an_image_error(self, content: bytes) -> None:
+        with pytest.raises(ImageError):
+            decode(content, 32, "x")
+
+    @given(position=st.integers(0, 10_000), value=st.integers(0, 255), kind=st.sampled_from(["PNG", "JPEG", "GIF"]))
+    @settings(deadline=None, max_examples=100)
+    def test_a_flipped_byte_gives_pixels_or_an_image_error(self, position: int, value: int, kind: str) -> None:
+        content = bytearray(encode(Image.fromarray(ramp()), kind))
+        content[position % len(content)] = value
+        with contextlib.suppress(ImageError):
+            assert decode(bytes(content), 32, "x").shape == (32, 32)
