@@ -46,12 +46,13 @@ class _Metadata(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """What a file held. ``network`` is in eval mode on the CPU."""
+    """What a file held. ``network`` is in eval mode on the CPU; with ``frozen_backbone`` only its head was trained."""
 
     network: McDropoutClassifier
     classes: tuple[str, ...]
     options: ProjectOptions
     seed: int
+    frozen_backbone: bool
 
 
 def save_checkpoint(
@@ -124,8 +125,11 @@ def load_checkpoint(path: Path, classes: Sequence[str] | None = None, backbone: 
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not hold what it says: the file is damaged, train again: {error}") from error
+    if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+        raise WeightsError(f"{path} holds NaN or infinity in {broken[0]}: the file is damaged, train again")
     network.eval()
-    return Checkpoint(network, metadata.classes, metadata.options, metadata.seed)
+    frozen_backbone = metadata.backbone_digest is not None
+    return Checkpoint(network, metadata.classes, metadata.options, metadata.seed, frozen_backbone)
 
 
 def _check(path: Path, metadata: _Metadata, classes: Sequence[str] | None, backbone: str | None) -> None:

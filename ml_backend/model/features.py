@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -20,14 +20,15 @@ from ml_backend.images.decode import Pixels
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.memory import halving
-from ml_backend.model.precision import autocast, precision
+from ml_backend.model.precision import Arithmetic
 from ml_backend.records import Exclusion, ImageRef
 
-__all__ = ["FeatureBatch", "FeatureExtractor"]
+__all__ = ["BATCH", "FeatureBatch", "FeatureExtractor"]
 
-# Images that go through the backbone together.
-_BATCH = {"cpu": 16, "cuda": 256}
-_WAY_OUT = "set a smaller image_side or a smaller backbone"
+BATCH = {"cpu": 16, "cuda": 256}
+"""Images that go through the backbone together."""
+
+_WAY_OUT = "halve image_side, which takes a quarter of the memory, or set a smaller backbone"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +38,15 @@ class FeatureBatch:
     images: tuple[ImageRef, ...]
     features: Float32[Tensor, "images dims"]
     exclusions: tuple[Exclusion, ...]
+
+    @classmethod
+    def join(cls, batches: Sequence[Self]) -> Self:
+        """One batch of several, at least one."""
+        return cls(
+            tuple(image for batch in batches for image in batch.images),
+            torch.cat([batch.features for batch in batches]),
+            tuple(exclusion for batch in batches for exclusion in batch.exclusions),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,25 +64,36 @@ class FeatureExtractor:
     Args:
         backbone: must not be trained any further.
         images: where pixels come from.
-        device: where the backbone runs: ``cpu`` or ``cuda``.
+        arithmetic: where and how the backbone runs.
         folder: where features are kept, by the content of the image and of the weights; None for a backbone that
             changes from round to round.
+        limit_bytes: that the kept features may take on the disk; None for no limit.
     """
 
-    def __init__(self, backbone: Backbone, images: ImageCache, device: torch.device, folder: Path | None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: ImageCache,
+        arithmetic: Arithmetic,
+        folder: Path | None,
+        limit_bytes: int | None = None,
+    ) -> None:
         self._images = images
-        self._device = device
+        self._arithmetic = arithmetic
+        self._device = arithmetic.device
         self._dims = backbone.dims
-        self._kept = None if folder is None else BlobFolder(folder)
-        # The precision is part of the key: features of a GPU in bf16 are not those of a CPU.
-        self._weights = "" if folder is None else f"{backbone.digest()}|{device.type}|{precision(device)}"
+        self._kept = None if folder is None else BlobFolder(folder, limit_bytes)
+        self._weights = "" if folder is None else f"{backbone.digest()}|{arithmetic.name}"
         self._backbone = backbone
         self._network: nn.Module | None = None
 
     def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
-        """Features of all images, in their order; images are read ahead in threads while the backbone runs."""
+        """Features of all images, in their order, ``BATCH`` of them at a time, the unreadable ones counted.
+
+        Images are read ahead in threads while the backbone runs.
+        """
         results = read_ahead(images, self._read)
-        while window := list(islice(results, _BATCH[self._device.type])):
+        while window := list(islice(results, BATCH[self._device.type])):
             found = [(image, result) for image, result in window if isinstance(result, _Found)]
             yield FeatureBatch(
                 tuple(image for image, _ in found),
@@ -88,16 +109,13 @@ class FeatureExtractor:
             batches.append(batch)
             done += len(batch.images) + len(batch.exclusions)
             progress(done)
-        return FeatureBatch(
-            tuple(image for batch in batches for image in batch.images),
-            torch.cat([batch.features for batch in batches]) if batches else torch.empty(0, self._dims),
-            tuple(exclusion for batch in batches for exclusion in batch.exclusions),
-        )
+        none = FeatureBatch((), torch.empty(0, self._dims, device=self._device), ())
+        return FeatureBatch.join([none, *batches])
 
-    def trim(self, limit_bytes: int) -> None:
-        """Drop the kept features that were not used for longest, until the rest fits."""
+    def trim(self) -> None:
+        """Drop the kept features that were not used for longest, until the rest fits into the limit."""
         if self._kept is not None:
-            self._kept.trim(limit_bytes)
+            self._kept.trim()
 
     def _read(self, image: ImageRef) -> _Found:
         """In a thread: the features where they are kept, else the pixels."""
@@ -135,25 +153,25 @@ class FeatureExtractor:
         Raises:
             RoundError: the GPU's memory holds not even 2 images.
         """
-        return halving(_BATCH[self._device.type], lambda batch: self._run(pixels, batch), _WAY_OUT)
+        return halving(BATCH[self._device.type], lambda batch: self._run(pixels, batch), _WAY_OUT)
 
     @torch.inference_mode()
     def _run(self, pixels: UInt8[Tensor, "images side side"], batch: int) -> Float32[Tensor, "images dims"]:
         if self._network is None:
             # Not before it is needed: in most rounds every feature is kept already.
-            self._network = _for_scoring(self._backbone, self._device)
+            self._network = _for_scoring(self._backbone, self._arithmetic)
         parts = [torch.empty(0, self._dims, device=self._device)]
         for part in torch.split(pixels, batch):
             # Sent as bytes: a twelfth of the network's input.
-            inputs = to_input(part.to(self._device)).contiguous(memory_format=torch.channels_last)
-            with autocast(self._device):
+            inputs = self._arithmetic.lay_out(to_input(part.to(self._device)))
+            with self._arithmetic.autocast():
                 parts.append(self._network(inputs).float())
         return torch.cat(parts)
 
 
-def _for_scoring(backbone: Backbone, device: torch.device) -> nn.Module:
+def _for_scoring(backbone: Backbone, arithmetic: Arithmetic) -> nn.Module:
     """A copy for scoring alone; on a CPU with the normalisations folded into the convolutions: a third faster."""
-    network = copy.deepcopy(backbone.network).eval().to(device)
-    if device.type == "cpu":
+    network = copy.deepcopy(backbone.network).eval().to(arithmetic.device)
+    if arithmetic.device.type == "cpu":
         network = fuse(network)
-    return network.to(memory_format=torch.channels_last)
+    return arithmetic.place(network)

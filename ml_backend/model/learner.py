@@ -1,39 +1,38 @@
 """The learner of a round: images and labels in, a fitted network and its posterior over the pool out."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import cache as once
 from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float32
-from torch import Tensor
 
-from ml_backend.errors import RoundError, SettingsError, TooFewLabels
+from ml_backend.errors import RoundError, SettingsError
 from ml_backend.images.cached import ImageCache
-from ml_backend.images.dataset import load_labelled, read_ahead
+from ml_backend.images.dataset import read_ahead
 from ml_backend.images.source import ImageSource
 from ml_backend.model import training
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import FILE_NAME, save_checkpoint
 from ml_backend.model.features import FeatureExtractor
-from ml_backend.model.inference import regroup
+from ml_backend.model.labelled import LabelledSet, require_enough
 from ml_backend.model.network import McDropoutClassifier
+from ml_backend.model.precision import Arithmetic
 from ml_backend.model.randomness import derive, seeded
+from ml_backend.model.resume import earlier_network, take_up
+from ml_backend.model.scoring import FittedNetwork
 from ml_backend.model.threads import one_thread
-from ml_backend.model.training import FeatureExamples, Fitted, PixelExamples, Schedule
+from ml_backend.model.training import FeatureExamples, Fitted, Schedule
 from ml_backend.model.validation import accuracy, auroc
 from ml_backend.model.weights import load_backbone
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Exclusion, FitReport, ImageRef, Label
+from ml_backend.records import FitReport, ImageRef, Label
 from ml_backend.settings import ProjectOptions
+from ml_backend.strategies import Need
 
-__all__ = ["CACHE_LIMIT_BYTES", "LearnerStage", "McDropoutLearner"]
-
-CACHE_LIMIT_BYTES = 20 * 2**30
-"""Of the pixels, and again of the features: 400,000 images at 224 pixels, 2.5 million ResNet50 feature vectors."""
+__all__ = ["LearnerStage", "McDropoutLearner"]
 
 LearnerStage = Literal["features", "train", "score"]
 
@@ -42,30 +41,15 @@ def _silent(stage: LearnerStage, done: int, total: int) -> None:
     del stage, done, total
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Set:
-    """The readable part of the labels of training or validation."""
-
-    images: tuple[ImageRef, ...]
-    examples: FeatureExamples | PixelExamples
-    exclusions: tuple[Exclusion, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fit:
-    """The network of the last fit, and what turns images into its features."""
-
-    network: McDropoutClassifier
-    classes: tuple[str, ...]
-    extractor: FeatureExtractor
-
-
 class McDropoutLearner:
-    """Trains an ``McDropoutClassifier`` from scratch at every fit. Satisfies ``engine.ports.Learner``.
+    """Trains an ``McDropoutClassifier`` and asks it about a pool. Satisfies ``engine.ports.Learner``.
 
     With ``finetune: head`` the backbone is frozen: its features are computed once an image and kept on disk, and a
-    fit takes about a second. With ``full`` the whole network is trained, from the same start at every fit. ``auto``
-    is full on a GPU and head on a CPU.
+    fit takes about a second. With ``full`` the whole network is trained. ``auto`` is full on a GPU and head on a CPU.
+
+    With ``retrain: scratch`` every fit starts from the same weights. With ``warm`` it goes on from those of the last
+    fit, or of ``warm_from`` where this learner has made none, under the standardisation that they were fitted under;
+    where these do not fit any more it says so in the log and starts from scratch.
 
     Args:
         options: of the project. ``options.seed`` is not looked at: ``seed`` is.
@@ -74,9 +58,13 @@ class McDropoutLearner:
         device: ``auto`` takes the GPU where there is one.
         seed: of the first weights, the training and the masks.
         progress: called with ``features``, ``train`` or ``score``, what is done of it and all.
+        warm_from: folder that an earlier learner saved its network into.
+        cache_limit_bytes: what the images in the cache may take, and again the features: 20 GiB are 400,000 images
+            at 224 pixels and 2.5 million feature vectors of a ResNet50.
 
     Raises:
-        SettingsError: ``cuda`` on a machine without a usable GPU.
+        SettingsError: ``cuda`` on a machine without a usable GPU, a precision that the device lacks, or
+            ``min_epochs`` above ``epochs``.
     """
 
     def __init__(
@@ -88,20 +76,27 @@ class McDropoutLearner:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         seed: int = 0,
         progress: Callable[[LearnerStage, int, int], None] = _silent,
+        warm_from: Path | None = None,
+        cache_limit_bytes: int = 20 * 2**30,
     ) -> None:
         self._options = options
         self._device = _choose_device(device)
+        self._arithmetic = Arithmetic.of(self._device, options.precision, channels_last=options.channels_last)
+        self._warm_from = warm_from
+        self._cache_limit_bytes = cache_limit_bytes
         self._seed = seed
         self._progress = progress
-        self._images = ImageCache(source, cache / "images", options.image_side)
+        self._images = ImageCache(source, cache / "images", options.image_side, cache_limit_bytes)
         self._feature_folder = cache / "features"
         self._head_only = options.finetune == "head" or (options.finetune == "auto" and self._device.type == "cpu")
+        self._schedule = Schedule.of(options, head_only=self._head_only)
         self._loaded: Backbone | None = None
         self._frozen: FeatureExtractor | None = None
-        self._fit: _Fit | None = None
+        self._fit: FittedNetwork | None = None
+        self._last: FittedNetwork | None = None  # only where a warm start wants it
 
     def fit(self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]) -> FitReport:
-        """Train from scratch; see ``engine.ports.Learner``.
+        """Train; see ``engine.ports.Learner``.
 
         Raises:
             TooFewLabels: fewer than 2 readable images to train on, or none to validate on.
@@ -111,13 +106,17 @@ class McDropoutLearner:
         """
         self._fit = None
         total = len(train) + len(validation)
-        load = self._load_features if self._head_only else self._load_pixels
-        train_set = load(train, classes, lambda done: self._progress("features", done, total))
-        validation_set = load(validation, classes, lambda done: self._progress("features", len(train) + done, total))
-        _require_enough(train_set, validation_set)
-        network, fitted = self._train(train_set, validation_set, classes)
-        self._fit = _Fit(network, tuple(classes), self._extractor_of(network))
-        probs = self._validation_probs(self._fit, validation_set).mean(dim=1).cpu().numpy()
+        train_set = self._load(train, classes, lambda done: self._progress("features", done, total))
+        validation_set = self._load(
+            validation, classes, lambda done: self._progress("features", len(train) + done, total)
+        )
+        require_enough(train_set, validation_set)
+        earlier = self._earlier(classes)
+        network, fitted = self._train(train_set, validation_set, classes, earlier)
+        self._fit = self._fitted(network, classes, (train_set, validation_set))
+        self._last = self._fit if self._options.retrain == "warm" else None
+        features = validation_set.features(self._fit.extractor)
+        probs = network.head.passes(features, self._fit.masks).mean(dim=1).cpu().numpy()
         targets = validation_set.examples.targets.cpu().numpy()
         return FitReport(
             epochs=fitted.epochs,
@@ -128,44 +127,23 @@ class McDropoutLearner:
             validation_loss=fitted.validation_loss,
             validation_accuracy=accuracy(probs, targets),
             validation_auroc=auroc(probs, targets),
+            began="scratch" if earlier is None else "warm",
             exclusions=train_set.exclusions + validation_set.exclusions,
         )
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Literal["probs", "features"]]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
         """Draw the stochastic passes over the pool, with one set of masks; see ``engine.ports.Learner``.
 
-        The same image gets the same probabilities whatever else is in the pool (to rounding).
+        The same image gets the same probabilities whatever else is in the pool (to rounding; to the bit whatever
+        other shards of ``scoring.SHARD_IMAGES`` are). ``labelled_features`` are known where this learner fitted.
 
         Raises:
             RoundError: nothing was fitted yet, or the GPU's memory is too small.
         """
         fit = self._require_fit()
-        head = fit.network.head
-        masks = head.masks(self._options.passes, self._seed)
-        ids: list[str] = []
-        exclusions: list[Exclusion] = []
-        probs = [torch.empty(0, self._options.passes, len(fit.classes))]
-        features = [torch.empty(0, fit.network.backbone.dims)]
-
-        def batches() -> Iterator[Tensor]:
-            for batch in fit.extractor.batches(pool):
-                ids.extend(image.id for image in batch.images)
-                exclusions.extend(batch.exclusions)
-                self._progress("score", len(ids) + len(exclusions), len(pool))
-                yield batch.features
-
-        for chunk in regroup(batches()):
-            probs.append(head.passes(chunk, masks).cpu())
-            if "features" in needs:
-                features.append(chunk.cpu())
+        outputs = fit.outputs(pool, needs, lambda done: self._progress("score", done, len(pool)))
         self._trim(fit.extractor)
-        return PoolOutputs(
-            image_ids=tuple(ids),
-            classes=fit.classes,
-            probs=torch.cat(probs).numpy(),
-            features=torch.cat(features).numpy() if "features" in needs else None,
-            exclusions=tuple(exclusions),
-        )
+        return outputs
 
     def prepare(self, images: Sequence[ImageRef]) -> None:
         """Fill the caches, so that the first fit need not. An unreadable image is no error here.
@@ -179,6 +157,7 @@ class McDropoutLearner:
         if extractor is None:
             for done, _ in enumerate(read_ahead(images, lambda image: self._images.read(image).key), start=1):
                 self._progress("features", done, len(images))
+            self._images.trim()
             return
         done = 0
         for batch in extractor.batches(images):
@@ -202,48 +181,74 @@ class McDropoutLearner:
             frozen_backbone=self._head_only,
         )
 
+    def restore(self, folder: str) -> None:
+        """Take up the network that ``save`` wrote into a folder, in this process or another.
+
+        On the same kind of device ``outputs`` gives the same bits as of the learner that saved it.
+
+        Raises:
+            WeightsError: see ``resume.take_up``.
+        """
+        checkpoint = take_up(Path(folder), self._options, head_only=self._head_only)
+        self._arithmetic.place(checkpoint.network)
+        self._fit = self._fitted(checkpoint.network, checkpoint.classes, None)
+
+    def _earlier(self, classes: Sequence[str]) -> McDropoutClassifier | None:
+        if self._options.retrain != "warm":
+            return None
+        last = None if self._last is None else (self._last.network, self._last.classes)
+        return earlier_network(last, self._warm_from, self._options, classes, head_only=self._head_only)
+
     def _train(
-        self, train_set: _Set, validation_set: _Set, classes: Sequence[str]
+        self,
+        train_set: LabelledSet,
+        validation_set: LabelledSet,
+        classes: Sequence[str],
+        earlier: McDropoutClassifier | None,
     ) -> tuple[McDropoutClassifier, Fitted]:
-        """A new network, fitted. Every call starts from the same weights."""
+        """A new network, fitted: every call starts from the same weights, or from those of an earlier network."""
         backbone = self._backbone() if self._head_only else copy.deepcopy(self._backbone())
         with seeded(self._seed, "head"):
             network = McDropoutClassifier(len(classes), backbone, dropout=self._options.dropout)
-        network.to(self._device)
-        if self._device.type == "cuda":
-            network.to(memory_format=torch.channels_last)
-        if isinstance(train_set.examples, FeatureExamples) and self._options.weights == "none":
+        self._arithmetic.place(network)
+        part = network.head if self._head_only else network
+        if earlier is not None:
+            part.load_state_dict((earlier.head if self._head_only else earlier).state_dict())
+        elif isinstance(train_set.examples, FeatureExamples) and self._options.weights == "none":
             network.head.standardise(train_set.examples.features)
         with one_thread() if self._head_only else nullcontext():
             fitted = training.train(
-                network.head if self._head_only else network,
+                part,
                 train_set.examples,
                 validation_set.examples,
                 classes,
-                schedule=Schedule.of(self._options, head_only=self._head_only),
+                schedule=self._schedule,
+                arithmetic=self._arithmetic,
                 seed=derive(self._seed, "fit"),
                 progress=lambda done, total: self._progress("train", done, total),
             )
         network.eval()
         return network, fitted
 
-    def _load_features(self, labels: Sequence[Label], classes: Sequence[str], progress: Callable[[int], None]) -> _Set:
-        batch = self._frozen_extractor().all([label.image for label in labels], progress)
-        value_of = {label.image.id: label.value for label in labels}
-        targets = torch.tensor([classes.index(value_of[image.id]) for image in batch.images], dtype=torch.int64)
-        return _Set(batch.images, FeatureExamples(batch.features, targets.to(self._device)), batch.exclusions)
+    def _fitted(
+        self, network: McDropoutClassifier, classes: Sequence[str], sets: tuple[LabelledSet, ...] | None
+    ) -> FittedNetwork:
+        if self._head_only:
+            extractor = self._frozen_extractor()
+        else:
+            extractor = FeatureExtractor(network.backbone, self._images, self._arithmetic, None)
+        return FittedNetwork(
+            network,
+            tuple(classes),
+            extractor,
+            network.head.masks(self._options.passes, self._seed),
+            None if sets is None else once(lambda: torch.cat([one.features(extractor) for one in sets])),
+        )
 
-    def _load_pixels(self, labels: Sequence[Label], classes: Sequence[str], progress: Callable[[int], None]) -> _Set:
-        loaded = load_labelled(labels, classes, self._images.read, progress)
-        examples = PixelExamples(loaded.pixels, loaded.targets.to(self._device))
-        return _Set(loaded.images, examples, loaded.exclusions)
-
-    def _validation_probs(self, fit: _Fit, validation_set: _Set) -> Float32[Tensor, "images passes classes"]:
-        head = fit.network.head
-        masks = head.masks(self._options.passes, self._seed)
-        if isinstance(validation_set.examples, FeatureExamples):
-            return head.passes(validation_set.examples.features, masks)
-        return head.passes(fit.extractor.run(validation_set.examples.pixels), masks)
+    def _load(self, labels: Sequence[Label], classes: Sequence[str], progress: Callable[[int], None]) -> LabelledSet:
+        if self._head_only:
+            return LabelledSet.of_features(labels, classes, self._frozen_extractor(), progress)
+        return LabelledSet.of_pixels(labels, classes, self._images, self._device, progress)
 
     def _backbone(self) -> Backbone:
         """As loaded; never trained."""
@@ -253,22 +258,19 @@ class McDropoutLearner:
 
     def _frozen_extractor(self) -> FeatureExtractor:
         if self._frozen is None:
-            self._frozen = FeatureExtractor(self._backbone(), self._images, self._device, self._feature_folder)
+            self._frozen = FeatureExtractor(
+                self._backbone(), self._images, self._arithmetic, self._feature_folder, self._cache_limit_bytes
+            )
         return self._frozen
 
-    def _extractor_of(self, network: McDropoutClassifier) -> FeatureExtractor:
-        if self._head_only:
-            return self._frozen_extractor()
-        return FeatureExtractor(network.backbone, self._images, self._device, None)
-
-    def _require_fit(self) -> _Fit:
+    def _require_fit(self) -> FittedNetwork:
         if self._fit is None:
             raise RoundError("there is no fitted network: call fit first")
         return self._fit
 
     def _trim(self, extractor: FeatureExtractor) -> None:
-        self._images.trim(CACHE_LIMIT_BYTES)
-        extractor.trim(CACHE_LIMIT_BYTES)
+        self._images.trim()
+        extractor.trim()
 
 
 def _choose_device(wanted: str) -> torch.device:
@@ -277,13 +279,3 @@ def _choose_device(wanted: str) -> torch.device:
     if wanted == "cuda":
         raise SettingsError("device='cuda', but torch finds no usable GPU: set AL_DEVICE=auto or cpu")
     return torch.device("cpu")
-
-
-def _require_enough(train_set: _Set, validation_set: _Set) -> None:
-    exclusions = train_set.exclusions + validation_set.exclusions
-    if len(train_set.images) < 2 or not validation_set.images:
-        unread = f"; {len(exclusions)} more cannot be read, the first: {exclusions[0].reason}" if exclusions else ""
-        raise TooFewLabels(
-            f"{len(train_set.images)} readable labelled images to train on and {len(validation_set.images)} to "
-            f"validate on, at least 2 and 1 are needed: label more images{unread}"
-        )

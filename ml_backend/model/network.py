@@ -51,9 +51,12 @@ class DropoutHead(nn.Module):
         self.feature_scale.copy_(torch.where(spread > floor, 1.0 / spread.clamp_min(1e-30), 0.0))
 
     def forward(self, features: Float32[Tensor, "images dims"]) -> Float32[Tensor, "images classes"]:
+        return cast("Tensor", self.output(self.activity(features)))
+
+    def activity(self, features: Float32[Tensor, "images dims"]) -> Float32[Tensor, "images hidden"]:
+        """What the last layer sees."""
         standard = (features - self.feature_mean) * self.feature_scale
-        activity = torch.relu(self.norm(self.hidden(self.dropout(standard))))
-        return cast("Tensor", self.output(activity))
+        return torch.relu(self.norm(self.hidden(self.dropout(standard))))
 
     def masks(self, passes: int, seed: int) -> Bool[Tensor, "passes dims"]:
         """Draw the masks of a posterior; see ``inference.draw_masks``."""
@@ -66,6 +69,26 @@ class DropoutHead(nn.Module):
         """Draw the passes of a posterior on features; see ``inference.head_passes``."""
         standard = (features - self.feature_mean) * self.feature_scale
         return head_passes(standard, masks, fold_norm(self.hidden, self.norm), self.output, self.dropout.p)
+
+    @torch.inference_mode()
+    def gradient_factors(
+        self, features: Float32[Tensor, "images dims"]
+    ) -> tuple[Float32[Tensor, "images classes"], Float32[Tensor, "images hidden"]]:
+        """Gradient of the loss in the last layer's weights, were the network's own answer the label, as two factors.
+
+        With dropout off. The gradient of an image is the outer product of its two rows.
+
+        Returns:
+            Softmax output minus 1 for the most probable class; and what the last layer sees.
+
+        Source:
+            Ash et al. 2020, arXiv:1906.03671.
+        """
+        with evaluating(self):
+            hidden = self.activity(features)
+            residuals = self.output(hidden).softmax(dim=-1)
+        residuals[torch.arange(len(residuals)), residuals.argmax(dim=-1)] -= 1.0
+        return residuals, hidden
 
 
 class McDropoutClassifier(nn.Module):
@@ -126,9 +149,17 @@ class McDropoutClassifier(nn.Module):
         tensors = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
         probs = [torch.empty(0, passes, self.head.output.out_features)]
         with evaluating(self), torch.inference_mode():
-            features = (self.features(tensor.to(device)) for tensor in tensors)
+            features = (self.features(_lay_out(tensor.to(device))) for tensor in tensors)
             probs += [self.head.passes(chunk, masks).cpu() for chunk in regroup(features)]
         return torch.cat(probs)
+
+
+def _lay_out(images: Tensor) -> Tensor:
+    """On a CPU, in the layout in which a convolution takes two thirds of the time, whatever that of its weights.
+
+    Folding the normalisations in would save a little more, but costs as much as three images at every call.
+    """
+    return images if images.is_cuda else images.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from ml_backend.errors import RoundError, TooFewLabels
+from ml_backend.errors import RoundError, SettingsError, TooFewLabels
 from ml_backend.images.transforms import augment, to_input
 from ml_backend.model.memory import halving
-from ml_backend.model.precision import autocast
+from ml_backend.model.precision import Arithmetic
 from ml_backend.model.randomness import generator, seeded
 from ml_backend.settings import ProjectOptions
 
@@ -63,13 +63,22 @@ class PixelExamples:
 
     def inputs(self, rows: Int64[Tensor, " batch"], augmentation: torch.Generator | None) -> Tensor:
         pixels: Tensor = self.pixels[rows].to(self.targets.device)
-        batch = to_input(pixels if augmentation is None else augment(pixels, augmentation))
-        return batch.contiguous(memory_format=torch.channels_last) if batch.is_cuda else batch
+        return to_input(pixels if augmentation is None else augment(pixels, augmentation))
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast to train."""
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: at most.
+        patience: epochs without a better validation loss, after which training stops.
+        batch: images in a step.
+        min_epochs: before which training does not stop.
+
+    Raises:
+        SettingsError: more epochs at least than at most.
+    """
 
     epochs: int
     patience: int
@@ -77,14 +86,26 @@ class Schedule:
     learning_rate: float
     weight_decay: float
     weighted: bool = True
+    min_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.min_epochs > self.epochs:
+            raise SettingsError(
+                f"min_epochs={self.min_epochs} is more than epochs={self.epochs}: set min_epochs to at most the epochs"
+            )
 
     @classmethod
     def of(cls, options: ProjectOptions, *, head_only: bool) -> Self:
-        """From a project's options. On a head alone, epochs and patience count threefold."""
+        """From a project's options. On a head alone, epochs, least epochs and patience count threefold.
+
+        Raises:
+            SettingsError: see ``Schedule``.
+        """
         factor = _HEAD_EPOCHS_PER_EPOCH if head_only else 1
         return cls(
             epochs=options.epochs * factor,
             patience=options.patience * factor,
+            min_epochs=options.min_epochs * factor,
             batch=options.train_batch,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
@@ -131,12 +152,15 @@ def train(
     classes: Sequence[str],
     *,
     schedule: Schedule,
+    arithmetic: Arithmetic,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> Fitted:
     """Train in place, until the validation loss no longer falls; the best epoch's weights are restored.
 
-    The same seed, data and thread count give the same weights to the bit on a CPU.
+    The same seed, data and thread count give the same weights to the bit on a CPU. The weights that training begins
+    with are never the best, not even those of a warm start: they know nothing of the labels that are new, and were
+    chosen on a validation set that was another.
 
     Args:
         network: input -> logits [images, classes]; left in eval mode.
@@ -144,6 +168,7 @@ def train(
         validation: never augmented; decides when to stop.
         classes: in the order of the targets.
         schedule: see ``Schedule``; its batch is halved when the GPU's memory is full.
+        arithmetic: of the forward passes; the network is already there.
         seed: of order, dropout and augmentation.
         progress: called with the epochs done and their highest number.
 
@@ -158,7 +183,7 @@ def train(
         )
     device = training.targets.device
     weights = class_weights(training.targets, classes) if schedule.weighted else torch.ones(len(classes))
-    run = _Run(network, training, validation, weights.to(device), schedule, seed, progress)
+    run = _Run(network, training, validation, weights.to(device), schedule, arithmetic, seed, progress)
     start = _copy(network)
 
     def attempt(batch: int) -> Fitted:
@@ -166,7 +191,8 @@ def train(
         with seeded(seed, "training"):
             return run.to_the_end(batch)
 
-    return halving(schedule.batch, attempt, "set a smaller image_side, a smaller backbone, or finetune: head")
+    way_out = "halve image_side, which takes a quarter of the memory, set a smaller backbone, or set finetune=head"
+    return halving(schedule.batch, attempt, way_out, setting="train_batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +202,7 @@ class _Run:
     validation: Examples
     weights: Float32[Tensor, " classes"]
     schedule: Schedule
+    arithmetic: Arithmetic
     seed: int
     progress: Callable[[int, int], None]
 
@@ -187,7 +214,7 @@ class _Run:
         order, augmentation = generator(self.seed, "order"), generator(self.seed, "augmentation")
         best_loss, best_epoch, best = math.inf, 0, None
         epoch = 0
-        while epoch < schedule.epochs and epoch - best_epoch < schedule.patience:
+        while epoch < schedule.epochs and (epoch < schedule.min_epochs or epoch - best_epoch < schedule.patience):
             epoch += 1
             self._one_epoch(optimizer, batch, order, augmentation)
             loss = self._validation_loss(batch)
@@ -211,7 +238,7 @@ class _Run:
         targets = self.training.targets
         for rows in _batches(torch.randperm(len(targets), generator=order), batch):
             optimizer.zero_grad(set_to_none=True)
-            logits = _logits(self.network, self.training.inputs(rows, augmentation))
+            logits = self._logits(self.training.inputs(rows, augmentation))
             loss = nn.functional.cross_entropy(logits, targets[rows], weight=self.weights)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -221,15 +248,15 @@ class _Run:
         targets = self.validation.targets
         with torch.inference_mode():
             rows = torch.split(torch.arange(len(targets)), batch)
-            logits = torch.cat([_logits(self.network, self.validation.inputs(part, None)) for part in rows])
+            logits = torch.cat([self._logits(self.validation.inputs(part, None)) for part in rows])
             # The mean divides by the weights, which are all 0 where no class of validation is in training.
             weights = self.weights if bool(self.weights[targets].any()) else None
             return float(nn.functional.cross_entropy(logits, targets, weight=weights))
 
-
-def _logits(network: nn.Module, inputs: Tensor) -> Float32[Tensor, "images classes"]:
-    with autocast(inputs.device):
-        return cast("Tensor", network(inputs)).float()
+    def _logits(self, inputs: Tensor) -> Float32[Tensor, "images classes"]:
+        images = self.arithmetic.lay_out(inputs) if inputs.ndim == 4 else inputs
+        with self.arithmetic.autocast():
+            return cast("Tensor", self.network(images)).float()
 
 
 def _batches(rows: Int64[Tensor, " images"], batch: int) -> list[Int64[Tensor, " batch"]]:

@@ -39,6 +39,7 @@ def test_comes_back_as_it_was(tmp_path: Path, network: McDropoutClassifier, *, f
     assert (loaded.classes, loaded.options, loaded.seed) == (CLASSES, OPTIONS, 7)
     assert not loaded.network.training
     assert loaded.network.backbone.weights == "none"
+    assert loaded.frozen_backbone == frozen_backbone
 
 
 def test_trained_backbone_is_in_the_file(tmp_path: Path) -> None:
@@ -95,12 +96,15 @@ def test_what_is_no_checkpoint(tmp_path: Path, network: McDropoutClassifier) -> 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     save_file({"head.output.bias": torch.zeros(4)}, tmp_path / "damaged.safetensors", metadata=metadata)
+    broken = load_file(path) | {"head.output.bias": torch.tensor([0.0, float("nan"), 0.0])}
+    save_file(broken, tmp_path / "broken.safetensors", metadata=metadata)
 
     for name, says in [
         ("missing", "cannot be read"),
         ("text", "cannot be read"),
         ("foreign.safetensors", "is no checkpoint of this backend"),
         ("damaged.safetensors", "does not hold what it says"),
+        ("broken.safetensors", "holds NaN or infinity in head.output.bias"),
     ]:
         with pytest.raises(WeightsError, match=says):
             load_checkpoint(tmp_path / name)

@@ -1,5 +1,7 @@
 import io
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from ml_backend.images.cached import ImageCache
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.features import FeatureExtractor
+from ml_backend.model.precision import Arithmetic
 from ml_backend.records import ImageRef
 
-CPU = torch.device("cpu")
+CPU = Arithmetic(torch.device("cpu"))
 
 
 class Films:
@@ -81,7 +84,7 @@ def test_computed_once_an_image(tmp_path: Path, backbone: Backbone, monkeypatch:
 
     monkeypatch.setattr(again, "run", refuse)
     # Whatever the task is called, and without its pixels.
-    cache.trim(0)
+    shutil.rmtree(tmp_path / "images" / "pixels")
     renamed = [ImageRef(id=f"new {image.id}", uri=image.uri) for image in refs(3)]
 
     assert torch.equal(again.all(renamed, list[int]().append).features, first.features)
@@ -94,6 +97,32 @@ def test_other_weights_have_other_features(tmp_path: Path, backbone: Backbone) -
     untrained = FeatureExtractor(Backbone("shufflenet_v2_x0_5"), cache, CPU, tmp_path / "features")
 
     assert not torch.allclose(untrained.all(refs(2), list[int]().append).features, first.features)
+
+
+@pytest.mark.parametrize("arithmetic", [replace(CPU, channels_last=False), replace(CPU, dtype=torch.bfloat16)])
+def test_other_arithmetic_has_features_of_its_own(tmp_path: Path, backbone: Backbone, arithmetic: Arithmetic) -> None:
+    """Almost the same ones, and each is kept under its own name."""
+    cache = ImageCache(Films(), tmp_path / "images", 32)
+    found = [
+        FeatureExtractor(backbone, cache, each, tmp_path / "features").all(refs(2), list[int]().append).features
+        for each in (CPU, arithmetic, CPU)
+    ]
+
+    assert torch.equal(found[0], found[2])
+    assert found[1].dtype == torch.float32
+    assert torch.allclose(found[0], found[1], atol=0.1 * float(found[0].abs().max()))
+    assert len(list((tmp_path / "features").glob("*/*"))) == 4
+
+
+def test_kept_features_are_bounded(tmp_path: Path, backbone: Backbone) -> None:
+    """4,128 bytes each, two blocks on the disk."""
+    cache = ImageCache(Films(), tmp_path / "images", 32)
+    extractor = FeatureExtractor(backbone, cache, CPU, tmp_path / "features", limit_bytes=20_000)
+
+    extractor.all(refs(3), list[int]().append)
+    extractor.trim()
+
+    assert len(list((tmp_path / "features").glob("*/*"))) == 2
 
 
 def test_damaged_entries_are_computed_again(tmp_path: Path, backbone: Backbone) -> None:

@@ -103,6 +103,41 @@ class TestDropoutHead:
 
         assert torch.allclose(head(features), papers(features), atol=1e-6)
 
+    def test_gradient_factors_are_autograds_gradient(self, network: McDropoutClassifier) -> None:
+        """Of cross-entropy at the class that the network itself would answer, in the last layer's weights."""
+        head = network.head
+        features = 9 * torch.randn(9, 1024, generator=torch.Generator().manual_seed(2))
+        head.train()
+
+        residuals, hidden = head.gradient_factors(features)
+
+        assert head.training
+        head.eval()
+        answers = head(features).argmax(dim=-1)
+        assert len(set(answers.tolist())) > 1
+        for row, answer in enumerate(answers):
+            loss = nn.functional.cross_entropy(head(features[row : row + 1]), answer[None])
+            (gradient,) = torch.autograd.grad(loss, [head.output.weight])
+            assert torch.allclose(torch.outer(residuals[row], hidden[row]), gradient, atol=1e-5)
+
+    def test_gradient_factors_hand_computed(self) -> None:
+        """Probabilities 0.75 and 0.25 (logits log 3 and 0): residuals -0.25 and 0.25; nothing dropped, nothing scaled.
+
+        Of the hidden layer's two kinds of units one is positive, 2, and one negative, 0 after the ReLU.
+        """
+        head = DropoutHead(1, 2, 0.5)
+        head.norm.eps = 0.0
+        with torch.no_grad():
+            head.hidden.weight.copy_(torch.tensor([1.0, -1.0]).repeat(256)[:, None])
+            head.hidden.bias.zero_()
+            head.output.weight.zero_()
+            head.output.bias.copy_(torch.tensor([3.0, 1.0]).log())
+
+        residuals, hidden = head.gradient_factors(torch.tensor([[2.0]]))
+
+        assert residuals[0].tolist() == pytest.approx([-0.25, 0.25])
+        assert hidden[0].tolist() == pytest.approx([2.0, 0.0] * 256)
+
     def test_standardise(self) -> None:
         """Values 0 and 2 of one feature become -1 and 1; a constant feature becomes 0."""
         head = DropoutHead(2, 2, 0.5).eval()

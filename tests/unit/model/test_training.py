@@ -8,13 +8,15 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-from ml_backend.errors import RoundError, TooFewLabels
+from ml_backend.errors import RoundError, SettingsError, TooFewLabels
 from ml_backend.images.transforms import to_input
 from ml_backend.model.network import DropoutHead
+from ml_backend.model.precision import Arithmetic
 from ml_backend.model.training import FeatureExamples, Fitted, PixelExamples, Schedule, class_weights, train
 from ml_backend.settings import ProjectOptions
 
 CLASSES = ("normal", "moderate", "severe")
+CPU = Arithmetic(torch.device("cpu"))
 SCHEDULE = Schedule(epochs=30, patience=5, batch=16, learning_rate=1e-3, weight_decay=1e-4)
 
 
@@ -38,6 +40,7 @@ def fit(network: nn.Module, training: FeatureExamples, validation: FeatureExampl
         validation,
         CLASSES,
         schedule=replace(SCHEDULE, **changes),
+        arithmetic=CPU,
         seed=0,
         progress=lambda done, total: None,  # noqa: ARG005
     )
@@ -123,6 +126,63 @@ class TestTrain:
 
         assert fit(network, examples, FeatureExamples(torch.zeros(4, 20), examples.targets), epochs=3).best_epoch == 3
 
+    @pytest.mark.parametrize(
+        ("least", "epochs", "best"),
+        [
+            (1, 5, 2),  # patience 3 after the second
+            (5, 5, 2),
+            (6, 6, 2),
+            (7, 7, 7),  # which the better one at the end is worth
+        ],
+    )
+    def test_least_epochs(self, least: int, epochs: int, best: int) -> None:
+        network = Scripted([1.0, 0.5, 0.8, 0.8, 0.6, 0.6, 0.1])
+        examples = FeatureExamples(torch.zeros(4, 20), torch.zeros(4, dtype=torch.int64))
+
+        fitted = fit(network, examples, examples, patience=3, min_epochs=least, epochs=7)
+
+        assert (fitted.epochs, fitted.best_epoch) == (epochs, best)
+
+    def test_start_is_never_the_best(self) -> None:
+        """Training makes a network worse that fits already; all the same the first epoch is kept, not the start."""
+        network = head()
+        fit(network, clouds(90, seed=0), clouds(30, seed=1))
+        before = network.hidden.weight.clone()
+        validation = clouds(30, seed=1)
+
+        def loss() -> float:
+            with torch.inference_mode():
+                return float(nn.functional.cross_entropy(network.eval()(validation.features), validation.targets))
+
+        start = loss()
+        others = clouds(90, seed=0)
+        misleading = FeatureExamples(others.features, (others.targets + 1) % 3)
+        fitted = fit(network, misleading, validation)
+
+        assert fitted.best_epoch == 1
+        assert fitted.validation_loss > start
+        assert not torch.equal(network.hidden.weight, before)
+
+    def test_bfloat16(self) -> None:
+        """Coarser, but the same training; the weights stay in float32."""
+        networks = [head(), head()]
+        for network, dtype in zip(networks, (torch.float32, torch.bfloat16), strict=True):
+            train(
+                network,
+                clouds(60, seed=0),
+                clouds(30, seed=1),
+                CLASSES,
+                schedule=replace(SCHEDULE, epochs=3),
+                arithmetic=replace(CPU, dtype=dtype),
+                seed=0,
+                progress=lambda done, total: None,  # noqa: ARG005
+            )
+
+        plain, coarse = (network.hidden.weight for network in networks)
+        assert coarse.dtype == torch.float32
+        assert not torch.equal(plain, coarse)
+        assert torch.allclose(plain, coarse, atol=0.02)
+
     def test_same_seed_same_weights_to_the_bit(self) -> None:
         networks = [head(), head()]
         for network in networks:
@@ -199,6 +259,7 @@ class TestTrain:
             clouds(9, seed=1),
             CLASSES,
             schedule=Schedule(epochs=3, patience=3, batch=8, learning_rate=1e-3, weight_decay=0.0),
+            arithmetic=CPU,
             seed=0,
             progress=lambda done, total: seen.append((done, total)),
         )
@@ -227,7 +288,15 @@ class TestPixelExamples:
 
 class TestSchedule:
     def test_of_options(self) -> None:
-        options = ProjectOptions(epochs=20, patience=4, train_batch=8, learning_rate=0.01, loss="unweighted")
+        options = ProjectOptions(
+            epochs=20, min_epochs=2, patience=4, train_batch=8, learning_rate=0.01, loss="unweighted"
+        )
 
-        assert Schedule.of(options, head_only=False) == Schedule(20, 4, 8, 0.01, 1e-4, weighted=False)
-        assert Schedule.of(options, head_only=True) == Schedule(60, 12, 8, 0.01, 1e-4, weighted=False)
+        plain = Schedule(20, 4, 8, 0.01, 1e-4, weighted=False, min_epochs=2)
+        assert Schedule.of(options, head_only=False) == plain
+        assert Schedule.of(options, head_only=True) == replace(plain, epochs=60, patience=12, min_epochs=6)
+
+    def test_more_epochs_at_least_than_at_most(self) -> None:
+        with pytest.raises(SettingsError, match="min_epochs=9 is more than epochs=8: set min_epochs"):
+            replace(SCHEDULE, epochs=8, min_epochs=9)
+        assert replace(SCHEDULE, epochs=8, min_epochs=8).min_epochs == 8

@@ -1,0 +1,127 @@
+"""A fitted network goes through the pool: the posterior, and whatever else a strategy asks for.
+
+In shards of a fixed size, each computed for itself: however the shards are spread over processes that read the same
+cache on the same kind of device, the numbers are the same to the bit.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32
+from torch import Tensor
+
+from ml_backend.model.features import FeatureBatch, FeatureExtractor
+from ml_backend.model.network import McDropoutClassifier
+from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
+from ml_backend.records import ImageRef
+from ml_backend.strategies import Need
+
+__all__ = ["SHARD_IMAGES", "FittedNetwork"]
+
+SHARD_IMAGES: Final = 2048
+"""Images of a shard, the unreadable ones counted; a multiple of every ``features.BATCH``, so that no batch of the
+backbone lies in two shards."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedNetwork:
+    """A network that can be asked about a pool.
+
+    Attributes:
+        network: in eval mode.
+        classes: in the order of the network's outputs.
+        extractor: turns images into its features.
+        masks: of the stochastic passes.
+        labelled_features: of the images that it was fitted and validated on, computed when first asked for; None
+            where those are not known.
+    """
+
+    network: McDropoutClassifier
+    classes: tuple[str, ...]
+    extractor: FeatureExtractor
+    masks: Bool[Tensor, "passes dims"]
+    labelled_features: Callable[[], Float32[Tensor, "labelled dims"]] | None = None
+
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need], progress: Callable[[int], None]) -> PoolOutputs:
+        """What the network says about the images that can be read.
+
+        The passes are drawn whatever is needed: suggestions and reports live on them.
+
+        Args:
+            pool: any number of images.
+            needs: of the strategy.
+            progress: called with the images done.
+
+        Raises:
+            RoundError: the GPU's memory is too small.
+        """
+        shards = [self._score(shard, needs) for shard in _in_shards(_told(self.extractor.batches(pool), progress))]
+        shards = shards or [self._score(FeatureBatch((), self._no_features(), ()), needs)]
+        gradients = [shard.gradients for shard in shards if shard.gradients is not None]
+        return PoolOutputs(
+            image_ids=tuple(image_id for shard in shards for image_id in shard.image_ids),
+            classes=self.classes,
+            probs=np.concatenate([shard.probs for shard in shards]),
+            features=(
+                np.concatenate([shard.features for shard in shards if shard.features is not None])
+                if "features" in needs
+                else None
+            ),
+            labelled_features=(
+                self.labelled_features().cpu().numpy()
+                if "features" in needs and self.labelled_features is not None
+                else None
+            ),
+            gradients=(
+                LastLayerGradients(
+                    np.concatenate([part.residuals for part in gradients]),
+                    np.concatenate([part.hidden for part in gradients]),
+                )
+                if gradients
+                else None
+            ),
+            exclusions=tuple(exclusion for shard in shards for exclusion in shard.exclusions),
+        )
+
+    def _score(self, shard: FeatureBatch, needs: frozenset[Need]) -> PoolOutputs:
+        head = self.network.head
+        gradients = None
+        if "gradients" in needs:
+            residuals, hidden = head.gradient_factors(shard.features)
+            gradients = LastLayerGradients(residuals.cpu().numpy(), hidden.cpu().numpy())
+        return PoolOutputs(
+            image_ids=tuple(image.id for image in shard.images),
+            classes=self.classes,
+            probs=head.passes(shard.features, self.masks).cpu().numpy(),
+            features=shard.features.cpu().numpy() if "features" in needs else None,
+            gradients=gradients,
+            exclusions=shard.exclusions,
+        )
+
+    def _no_features(self) -> Float32[Tensor, "0 dims"]:
+        return torch.empty(0, self.network.backbone.dims, device=self.network.head.hidden.weight.device)
+
+
+def _told(batches: Iterable[FeatureBatch], progress: Callable[[int], None]) -> Iterator[FeatureBatch]:
+    """The same batches; the progress hears of every one."""
+    done = 0
+    for batch in batches:
+        done += len(batch.images) + len(batch.exclusions)
+        progress(done)
+        yield batch
+
+
+def _in_shards(batches: Iterable[FeatureBatch]) -> Iterator[FeatureBatch]:
+    held: list[FeatureBatch] = []
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        count += len(batch.images) + len(batch.exclusions)
+        if count == SHARD_IMAGES:
+            yield FeatureBatch.join(held)
+            held, count = [], 0
+    if held:
+        yield FeatureBatch.join(held)

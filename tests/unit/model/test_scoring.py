@@ -1,0 +1,176 @@
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ml_backend.errors import ImageError
+from ml_backend.images.cached import ImageCache
+from ml_backend.model import scoring
+from ml_backend.model.features import BATCH, FeatureExtractor
+from ml_backend.model.network import McDropoutClassifier
+from ml_backend.model.precision import Arithmetic
+from ml_backend.model.scoring import SHARD_IMAGES, FittedNetwork
+from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.records import ImageRef
+from ml_backend.strategies import Need
+
+CLASSES = ("normal", "moderate", "severe")
+ALL: frozenset[Need] = frozenset({"probs", "features", "gradients"})
+PROBS: frozenset[Need] = frozenset({"probs"})
+
+
+class Films:
+    """Random films; every seventh cannot be read."""
+
+    def fetch(self, image: ImageRef) -> bytes:
+        if int(image.uri) % 7 == 3:
+            raise ImageError(f"image {image.uri} is gone")
+        levels = np.random.default_rng(int(image.uri)).integers(0, 256, (32, 32), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(levels).save(file, "PNG")
+        return file.getvalue()
+
+    def cache_key(self, image: ImageRef) -> str:
+        return image.uri
+
+
+def refs(count: int) -> Sequence[ImageRef]:
+    return [ImageRef(id=f"task {index}", uri=str(index)) for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def network() -> McDropoutClassifier:
+    torch.manual_seed(0)
+    network = McDropoutClassifier(3, "shufflenet_v2_x0_5", "none", 0.5)
+    with torch.no_grad():
+        network.head.output.weight.mul_(20)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, network: McDropoutClassifier) -> FittedNetwork:
+    images = ImageCache(Films(), tmp_path_factory.mktemp("images"), 32)
+    extractor = FeatureExtractor(network.backbone, images, Arithmetic(torch.device("cpu")), None)
+    return FittedNetwork(network, CLASSES, extractor, network.head.masks(4, seed=0))
+
+
+def outputs(fitted: FittedNetwork, pool: Sequence[ImageRef], needs: frozenset[Need] = PROBS) -> PoolOutputs:
+    return fitted.outputs(pool, needs, list[int]().append)
+
+
+def test_a_shard_is_whole_batches() -> None:
+    """Or a batch of the backbone would lie in two shards, and its bits would depend on who computes it."""
+    assert all(SHARD_IMAGES % batch == 0 for batch in BATCH.values())
+
+
+@pytest.mark.parametrize("count", [0, 5, 32, 33, 70, 96])
+def test_shards_by_hand_give_the_same_bits(fitted: FittedNetwork, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "SHARD_IMAGES", 32)
+    pool = refs(count)
+
+    whole = outputs(fitted, pool, ALL)
+    parts = [outputs(fitted, pool[start : start + 32], ALL) for start in range(0, count, 32)][::-1]
+
+    readable = [image.id for image in pool if int(image.uri) % 7 != 3]
+    assert list(whole.image_ids) == readable
+    assert [exclusion.image_id for exclusion in whole.exclusions] == [i.id for i in pool if i.id not in readable]
+    assert whole.probs.shape == (len(readable), 4, 3)
+    assert whole.gradients is not None
+    assert whole.gradients.hidden.shape == (len(readable), 512)
+    assert whole.features is not None
+    assert whole.features.shape == (len(readable), 1024)
+    joined = parts[::-1]
+    assert tuple(image_id for part in joined for image_id in part.image_ids) == whole.image_ids
+    for of in (
+        lambda out: out.probs,
+        lambda out: out.features,
+        lambda out: out.gradients.hidden,
+        lambda out: out.gradients.residuals,
+    ):
+        if joined:
+            assert np.array_equal(np.concatenate([of(part) for part in joined]), of(whole))
+
+
+def test_head_works_shard_by_shard(fitted: FittedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 images and a shard of 16, the head sees 16, 16 and 8, less the unreadable: 3, 10; 17, 24, 31; 38."""
+    seen: list[int] = []
+    passes = type(fitted.network.head).passes
+
+    def counting(head: object, features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        seen.append(len(features))
+        return passes(head, features, masks)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scoring, "SHARD_IMAGES", 16)
+    monkeypatch.setattr(type(fitted.network.head), "passes", counting)
+
+    outputs(fitted, refs(40))
+
+    assert seen == [14, 13, 7]
+
+
+def test_only_what_is_needed(fitted: FittedNetwork) -> None:
+    plain = outputs(fitted, refs(3))
+    assert (plain.features, plain.labelled_features, plain.gradients) == (None, None, None)
+    # The passes come unasked: suggestions live on them.
+    assert outputs(fitted, refs(3), frozenset()).probs.shape == (3, 4, 3)
+
+
+def test_gradients_are_of_the_network_without_dropout(fitted: FittedNetwork) -> None:
+    out = outputs(fitted, refs(3), ALL)
+
+    assert out.features is not None
+    assert out.gradients is not None
+    with torch.inference_mode():
+        probs = fitted.network.head(torch.from_numpy(out.features)).softmax(dim=-1).numpy()
+    onehot = np.eye(3, dtype=np.float32)[probs.argmax(axis=1)]
+    assert out.gradients.residuals == pytest.approx(probs - onehot, abs=1e-6)
+    assert out.gradients.residuals.dtype == out.gradients.hidden.dtype == np.float32
+
+
+def test_labelled_features_are_computed_when_asked_for(fitted: FittedNetwork) -> None:
+    asked: list[int] = []
+
+    def labelled() -> torch.Tensor:
+        asked.append(1)
+        return torch.ones(2, 1024)
+
+    known = FittedNetwork(fitted.network, CLASSES, fitted.extractor, fitted.masks, labelled)
+    assert outputs(known, refs(1)).labelled_features is None
+    assert asked == []
+
+    found = outputs(known, refs(1), frozenset({"features"})).labelled_features
+
+    assert found is not None
+    assert found.tolist() == np.ones((2, 1024)).tolist()
+    # A restored network knows none.
+    assert outputs(fitted, refs(1), frozenset({"features"})).labelled_features is None
+
+
+def test_progress(fitted: FittedNetwork) -> None:
+    seen: list[int] = []
+    fitted.outputs(refs(40), PROBS, seen.append)
+
+    assert seen == [16, 32, 40]
+
+
+def test_same_bits_in_another_order_of_shards_and_with_kept_features(
+    tmp_path: Path, network: McDropoutClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two helpers with one cache take the shards in turn; then one process finds all features kept."""
+    monkeypatch.setattr(scoring, "SHARD_IMAGES", 16)
+    answers = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        images = ImageCache(Films(), folder / "images", 32)
+        extractor = FeatureExtractor(network.backbone, images, Arithmetic(torch.device("cpu")), folder / "features")
+        one = FittedNetwork(network, CLASSES, extractor, network.head.masks(4, seed=0))
+        if number:
+            parts = {start: outputs(one, refs(40)[start : start + 16]) for start in (32, 0, 16)}
+            answers.append(np.concatenate([parts[start].probs for start in (0, 16, 32)]))
+        answers.append(outputs(one, refs(40)).probs)
+
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
