@@ -3,7 +3,8 @@
 ::
 
     start.py   the parent: waits for jobs, forks a work-horse for each, never touches a GPU
-    job.py     what the work-horse runs
+    job.py     what the work-horse runs: a round
+    shards.py  or this: help with the pool of another worker's round
 """
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The worker's parent process: waits for rounds and forks a work-horse for each.
+"""The worker's parent process: waits for rounds, and for those that ask for help, and forks a work-horse for each.
 
 It stays free of torch wherever there may be a GPU: CUDA cannot be used in a fork of a process that has touched it.
 With ``AL_DEVICE=cpu`` nothing ever does, and PyTorch is loaded here, once, instead of at the start of every round.
@@ -15,7 +15,7 @@ from rq import Queue, Worker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ml_backend.queueing import QUEUE, RoundQueue
+from ml_backend.queueing import QUEUE, QUEUE_SHARDS, RoundQueue
 from ml_backend.records import ProjectKey
 from ml_backend.settings import Settings
 
@@ -64,7 +64,8 @@ def work(settings: Settings, burst: bool = False) -> None:
     impatient.redis.close()
     rounds = RoundQueue.from_settings(settings, patient=True)
     worker = RoundWorker(
-        [QUEUE],
+        # A round that has begun is helped before the next one begins.
+        [QUEUE_SHARDS, QUEUE],
         connection=rounds.redis,
         serializer=JSONSerializer,
         job_monitoring_interval=MONITORING_S,
@@ -87,17 +88,20 @@ def preload(settings: Settings) -> None:
 
 def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
     """Say why a work-horse is gone, since nobody else lives to tell; rq begins its round once more, then gives up."""
-    project, generation, _reason = job.args
+    project = job.args[0]
     cause = (
         f"signal {os.WTERMSIG(status)}"
         if os.WIFSIGNALED(status)
         else f"exit status {os.waitstatus_to_exitcode(status)}"
     )
+    if job.origin == QUEUE_SHARDS:
+        log.warning("a helper is gone, and the round does without", project=project, cause=cause)
+        return
     log.error("work-horse gone", project=project, cause=cause, again=job.should_retry)
     if not job.should_retry:
         rounds.abandon(
             ProjectKey.parse(project),
-            generation,
+            job.args[1],
             f"the process of the round ended twice with {cause}; signal 9 mostly means that memory ran out: "
             "choose a smaller train_batch or image_side",
         )

@@ -4,13 +4,18 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from ml_backend import assembly
-from ml_backend.errors import SettingsError, UnknownProject
+from ml_backend.engine.ports import RoundParts
+from ml_backend.engine.sharing import ShardedLearner
+from ml_backend.errors import RoundError, SettingsError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.records import Connection, ProjectKey
-from ml_backend.settings import Settings
-from ml_backend.storage import RoundStore
+from ml_backend.model import scoring
+from ml_backend.records import Connection, ProjectKey, RoundRequest
+from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.storage import RoundStore, ScoringFolder, ScoringTask
+from tests.fakes import FakeLearner, make_image, make_report
 
 KEY = ProjectKey(id=2, created=1795384774)
 CHOICES = '<View><Image name="i" value="$image"/><Choices name="c" toName="i">{}</Choices></View>'
@@ -34,7 +39,12 @@ def run(tmp_path, monkeypatch):
             super().__init__(url, api_key, transport=httpx.MockTransport(answer), **options)
 
     monkeypatch.setattr(assembly, "LabelStudioClient", Client)
-    monkeypatch.setattr(assembly, "run_round", lambda request, _parts: request)
+
+    def keep(request: RoundRequest, parts: RoundParts) -> RoundRequest:
+        calls["parts"] = parts
+        return request
+
+    monkeypatch.setattr(assembly, "run_round", keep)
     RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
 
     def begin(project: dict[str, Any] = PROJECT, key: ProjectKey = KEY, **settings: Any) -> Any:
@@ -80,3 +90,88 @@ class TestWhereLabelStudioIs:
     def test_the_key_goes_to_no_host_that_anybody_may_have_named(self, run):
         with pytest.raises(SettingsError, match="Set AL_LABEL_STUDIO_URL"):
             run(label_studio_url=None)
+
+
+class TestTheLearner:
+    """What it is made of; that helpers change nothing is tested in tests/unit/engine/test_sharing.py."""
+
+    @pytest.fixture
+    def network(self, tmp_path):
+        """A saved round with a network, and a later one without."""
+        store = RoundStore(tmp_path).project(KEY)
+        store.save(make_report("r000001"), None, FakeLearner())
+        store.save(make_report("r000002"), None, None)
+        folder = store.folder / "rounds" / "r000001"
+        (folder / "model.txt").rename(folder / "model.safetensors")
+        return folder
+
+    @pytest.mark.parametrize("retrain", ["scratch", "warm"])
+    def test_goes_on_from_the_newest_network_where_the_owner_wants_it(self, run, network, monkeypatch, retrain):
+        monkeypatch.setenv("AL_RETRAIN", retrain)
+
+        _, calls = run()
+
+        assert calls["parts"].learner._learner._warm_from == (network if retrain == "warm" else None)
+
+    def test_a_first_warm_round_has_nothing_to_go_on_from(self, run, monkeypatch):
+        monkeypatch.setenv("AL_RETRAIN", "warm")
+
+        assert run()[1]["parts"].learner._learner._warm_from is None
+
+    def test_keeps_no_more_than_the_settings_allow(self, run):
+        _, calls = run(cache_gb=0.5)
+
+        assert calls["parts"].learner._learner._cache_limit_bytes == 500_000_000
+
+    def test_is_helped_in_the_shards_that_it_scores_in(self, run):
+        _, calls = run()
+
+        learner = calls["parts"].learner
+        assert isinstance(learner, ShardedLearner)
+        assert learner._size == scoring.SHARD_IMAGES
+
+
+class TestShardScorer:
+    def scorer(self, tmp_path, folder, **settings):
+        defaults = {"label_studio_url": "http://ls", "label_studio_api_key": "k", "device": "cpu"}
+        return assembly.shard_scorer(Settings(data_dir=tmp_path, **(defaults | settings)), KEY, folder)
+
+    def lay_out(self, tmp_path, machine: str) -> ScoringFolder:
+        task = ScoringTask(options=ProjectOptions(), needs=frozenset({"probs"}), machine=machine, shards=1)
+        return RoundStore(tmp_path).project(KEY).begin_scoring("r000001", task, [[make_image(1)]], FakeLearner())
+
+    def test_a_machine_that_would_give_other_bits_does_not_help(self, tmp_path):
+        folder = self.lay_out(tmp_path, "torch 2.0, some GPU")
+
+        with (
+            pytest.raises(RoundError, match=r"to other bits \(torch .*\) than the round \(torch 2\.0, some GPU\)"),
+            self.scorer(tmp_path, folder),
+        ):
+            pass
+
+    def test_a_round_that_is_over(self, tmp_path):
+        folder = self.lay_out(tmp_path, "m")
+        folder.remove()
+
+        with pytest.raises(RoundError, match="is over"), self.scorer(tmp_path, folder):
+            pass
+
+    def test_a_helper_without_a_key_says_so(self, tmp_path):
+        RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
+        folder = self.lay_out(tmp_path, assembly._machine(Settings(device="cpu")))
+
+        with (
+            pytest.raises(SettingsError, match="AL_LABEL_STUDIO_API_KEY"),
+            self.scorer(tmp_path, folder, label_studio_api_key=None),
+        ):
+            pass
+
+    def test_another_number_of_threads_is_another_machine(self):
+        """Sums are taken in another order."""
+        threads = torch.get_num_threads()
+        before = assembly._machine(Settings(device="cpu"))
+        try:
+            torch.set_num_threads(threads + 1)
+            assert assembly._machine(Settings(device="cpu")) != before
+        finally:
+            torch.set_num_threads(threads)

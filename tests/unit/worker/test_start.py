@@ -47,7 +47,10 @@ class TestPreload:
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["ml_backend.worker.start", "ml_backend.worker.job", "ml_backend.server.serve"])
+@pytest.mark.parametrize(
+    "module",
+    ["ml_backend.worker.start", "ml_backend.worker.job", "ml_backend.worker.shards", "ml_backend.server.serve"],
+)
 def test_imports_no_torch(module):
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
 

@@ -8,8 +8,8 @@ import pytest
 
 from ml_backend.errors import StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, ProjectKey, Published
-from ml_backend.storage import ProjectStore, RoundStore, write_atomically
+from ml_backend.records import Connection, Exclusion, ProjectKey, Published
+from ml_backend.storage import ProjectStore, RoundStore
 from tests.fakes import CLASSES, NOON, FakeLearner, make_report
 
 KEY = ProjectKey(id=7, created=1_700_000_000)
@@ -17,6 +17,8 @@ OUTPUTS = PoolOutputs(
     image_ids=("12", "3"),
     classes=CLASSES,
     probs=np.array([[[0.5, 0.25, 0.25]] * 2, [[0.125, 0.125, 0.75]] * 2], np.float32),
+    features=np.ones((2, 4), np.float32),
+    exclusions=(Exclusion(image_id="5", reason="damaged"),),
 )
 PUBLISHED = Published(version="al-1", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
 
@@ -67,6 +69,7 @@ class TestSave:
         again = store.outputs("r000001")
         assert again is not None
         assert (again.image_ids, again.classes) == (OUTPUTS.image_ids, OUTPUTS.classes)
+        assert (again.features, again.exclusions) == (None, ())  # rounds keep what /predict and the replay need
         np.testing.assert_array_equal(again.probs, OUTPUTS.probs)
         assert (store.folder / "rounds/r000001/model.txt").read_text() == "fits: 0\n"
 
@@ -90,7 +93,7 @@ class TestSave:
         """No clean-up runs after kill -9: the half-written folder stays, unseen, until the round is saved again."""
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", power_cut)
-            patch.setattr("ml_backend.storage.shutil.rmtree", do_nothing)
+            patch.setattr("ml_backend.storage.files.shutil.rmtree", do_nothing)
             with pytest.raises(PowerCut):
                 store.save(make_report(), OUTPUTS, None)
 
@@ -191,18 +194,7 @@ class TestConnections:
             RoundStore(tmp_path).connection(9)
 
 
-class TestWriteAtomically:
-    def test_a_crash_before_the_rename_keeps_the_old_file(self, tmp_path, monkeypatch):
-        path = tmp_path / "folder" / "file.json"
-        write_atomically(path, b"old")
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", power_cut)
-            with pytest.raises(PowerCut):
-                write_atomically(path, b"new")
-
-        assert path.read_bytes() == b"old"
-        assert names_in(path.parent) == ["file.json"]
-
+class TestDisk:
     def test_a_folder_that_cannot_be_made_is_a_storage_error(self, store):
         store.folder.parent.mkdir(parents=True)
         store.folder.write_text("a file where a folder should be")
@@ -219,3 +211,13 @@ class TestWriteAtomically:
 
         with pytest.raises(StorageError, match=r"r000001 could not be saved .*No space left"):
             store.save(make_report(), None, FullDisk())
+
+
+class TestNewestNetwork:
+    def test_of_the_rounds_that_hold_one(self, store):
+        assert store.newest_network("model.txt") is None
+        store.save(make_report("r000001"), OUTPUTS, FakeLearner())
+        store.save(make_report("r000002"), OUTPUTS, FakeLearner())
+        store.save(make_report("r000003"), None, None)
+
+        assert store.newest_network("model.txt") == store.folder / "rounds/r000002"

@@ -1,37 +1,20 @@
-"""One folder a round, written beside and renamed into place: a reader sees a whole round or none.
+"""One folder a round, written beside and renamed into place: a reader sees a whole round or none."""
 
-::
-
-    <root>/projects/<id>.<created>/
-        connection.json               what /setup told us
-        published.json                what Label Studio serves now
-        rounds/r000001/report.json    RoundReport
-                       outputs.npz    ids, classes, probs (only with a network)
-                       model.*        what the learner saved (only with a network)
-    <root>/cache/                     images and features, shared by all projects
-"""
-
-import os
 import shutil
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-import numpy as np
 import structlog
-from pydantic import ValidationError
 
 from ml_backend.errors import StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, ProjectKey, Published, Record, RoundReport
+from ml_backend.records import Connection, ImageRef, ProjectKey, Published, RoundReport
+from ml_backend.storage.files import folder_beside, read_record, write_record
+from ml_backend.storage.outputs import read_outputs, write_outputs
+from ml_backend.storage.scoring import ScoringFolder, ScoringTask
 
-__all__ = ["ProjectStore", "RoundStore", "write_atomically"]
-
-R = TypeVar("R", bound=Record)
+__all__ = ["ProjectStore", "RoundStore"]
 
 log = structlog.get_logger()
 
@@ -63,7 +46,7 @@ class RoundStore:
         store = self.project(connection.project)
         if store.connection() == connection:
             return False
-        _write_record(store.folder / "connection.json", connection)
+        write_record(store.folder / "connection.json", connection)
         return True
 
     def connection(self, project_id: int) -> Connection:
@@ -104,7 +87,7 @@ class ProjectStore:
         self.folder = folder
 
     def connection(self) -> Connection | None:
-        return _read_record(self.folder / "connection.json", Connection)
+        return read_record(self.folder / "connection.json", Connection)
 
     def round_ids(self) -> list[str]:
         """Every saved round, oldest first."""
@@ -126,14 +109,10 @@ class ProjectStore:
         for left in target.parent.glob(f".{target.name}.*"):
             shutil.rmtree(left, ignore_errors=True)
         try:
-            with _folder_beside(target) as folder:
+            with folder_beside(target) as folder:
                 if outputs is not None:
-                    np.savez_compressed(
-                        folder / "outputs.npz",
-                        image_ids=np.array(outputs.image_ids),
-                        classes=np.array(outputs.classes),
-                        probs=outputs.probs,
-                    )
+                    kept = PoolOutputs(outputs.image_ids, outputs.classes, outputs.probs)
+                    write_outputs(folder / "outputs.npz", kept, compress=True)
                 if learner is not None:
                     learner.save(str(folder))
                 (folder / "report.json").write_text(report.model_dump_json(indent=1))
@@ -146,7 +125,7 @@ class ProjectStore:
         Raises:
             StorageError: there is no such round, or its report is damaged.
         """
-        report = _read_record(self.folder / "rounds" / round_id / "report.json", RoundReport)
+        report = read_record(self.folder / "rounds" / round_id / "report.json", RoundReport)
         if report is None:
             raise StorageError(
                 f"no round {round_id!r} in {self.folder}; known are {', '.join(self.round_ids()) or 'none'}"
@@ -163,64 +142,34 @@ class ProjectStore:
         Raises:
             StorageError: the file is damaged.
         """
-        path = self.folder / "rounds" / round_id / "outputs.npz"
-        try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                ids, classes = arrays["image_ids"].tolist(), arrays["classes"].tolist()
-                return PoolOutputs(tuple(ids), tuple(classes), arrays["probs"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise StorageError(f"{path} is damaged ({error}): move the round away to go on") from error
+        return read_outputs(self.folder / "rounds" / round_id / "outputs.npz")
+
+    def newest_network(self, file_name: str) -> Path | None:
+        """The folder of the newest round that holds a network; None where there is none.
+
+        Args:
+            file_name: under which the learner saves a network.
+        """
+        folders = (self.folder / "rounds" / round_id for round_id in reversed(self.round_ids()))
+        return next((folder for folder in folders if (folder / file_name).is_file()), None)
+
+    def begin_scoring(
+        self, round_id: str, task: ScoringTask, shards: Sequence[Sequence[ImageRef]], learner: _SavesItself
+    ) -> ScoringFolder:
+        """Lay out what other workers need to score shards of a pool; removes what dead rounds left behind.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        return ScoringFolder.begin(self.folder / "scoring", round_id, task, shards, learner)
+
+    def scoring(self, name: str) -> ScoringFolder:
+        """A pool that is being scored, or was."""
+        return ScoringFolder(self.folder / "scoring" / name)
 
     def published(self) -> Published | None:
         """What Label Studio serves now, as far as we know."""
-        return _read_record(self.folder / "published.json", Published)
+        return read_record(self.folder / "published.json", Published)
 
     def set_published(self, published: Published) -> None:
-        _write_record(self.folder / "published.json", published)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside and rename: a reader sees the old file or the new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _write_record(path: Path, record: Record) -> None:
-    try:
-        write_atomically(path, record.model_dump_json(indent=1).encode())
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error}") from error
-
-
-def _read_record(path: Path, kind: type[R]) -> R | None:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StorageError(f"{path} could not be read: {error}") from error
-    except ValidationError as error:
-        raise StorageError(f"{path} is damaged ({error.error_count()} mistakes): move it away to go on") from error
-
-
-@contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        yield folder
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        write_record(self.folder / "published.json", published)

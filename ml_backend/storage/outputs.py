@@ -1,0 +1,72 @@
+"""Pool outputs as one file: arrays of numbers and of text, never a pickle."""
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml_backend.errors import StorageError
+from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
+from ml_backend.records import Exclusion
+from ml_backend.storage.files import replace_file
+
+__all__ = ["read_outputs", "write_outputs"]
+
+_OPTIONAL = ("features", "labelled_features")
+
+
+def write_outputs(path: Path, outputs: PoolOutputs, *, compress: bool) -> None:
+    """Write all of them, to the bit.
+
+    Args:
+        path: of the new file, in a folder that is there.
+        outputs: what to write.
+        compress: for what is kept; a file that lives for minutes is written faster without.
+
+    Raises:
+        OSError: the folder is gone, or the disk refuses.
+    """
+    arrays: dict[str, Any] = {
+        "image_ids": np.array(outputs.image_ids, dtype=np.str_),
+        "classes": np.array(outputs.classes, dtype=np.str_),
+        "probs": outputs.probs,
+    }
+    arrays |= {name: array for name in _OPTIONAL if (array := getattr(outputs, name)) is not None}
+    if outputs.gradients is not None:
+        arrays |= {"residuals": outputs.gradients.residuals, "hidden": outputs.gradients.hidden}
+    if outputs.exclusions:
+        told = json.dumps([exclusion.model_dump() for exclusion in outputs.exclusions])
+        arrays["exclusions"] = np.frombuffer(told.encode(), np.uint8)
+    write: Callable[..., None] = np.savez_compressed if compress else np.savez
+    buffer = io.BytesIO()
+    write(buffer, allow_pickle=False, **arrays)
+    replace_file(path, buffer.getvalue())
+
+
+def read_outputs(path: Path) -> PoolOutputs | None:
+    """What ``write_outputs`` wrote; None where there is no such file.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            gradients = LastLayerGradients(arrays["residuals"], arrays["hidden"]) if "hidden" in arrays else None
+            told = json.loads(arrays["exclusions"].tobytes()) if "exclusions" in arrays else []
+            return PoolOutputs(
+                image_ids=tuple(arrays["image_ids"].tolist()),
+                classes=tuple(arrays["classes"].tolist()),
+                probs=arrays["probs"],
+                **{name: arrays[name] for name in _OPTIONAL if name in arrays},
+                gradients=gradients,
+                exclusions=tuple(Exclusion.model_validate(one) for one in told),
+            )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StorageError(f"{path} is damaged ({error}): move it away to go on") from error

@@ -1,0 +1,56 @@
+"""A file is there whole, or as it was."""
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from ml_backend.storage.files import folder_beside, replace_file, write_atomically
+
+
+class PowerCut(BaseException):
+    """The process ends here: not an Exception, so that nothing catches it by accident."""
+
+
+def power_cut(*args: object, **kwargs: object) -> NoReturn:
+    raise PowerCut
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestWriteAtomically:
+    def test_a_crash_before_the_rename_keeps_the_old_file(self, tmp_path, monkeypatch):
+        path = tmp_path / "folder" / "file.json"
+        write_atomically(path, b"old")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", power_cut)
+            with pytest.raises(PowerCut):
+                write_atomically(path, b"new")
+
+        assert path.read_bytes() == b"old"
+        assert names_in(path.parent) == ["file.json"]
+
+
+class TestReplaceFile:
+    def test_does_not_make_a_folder_again_that_was_removed(self, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            replace_file(tmp_path / "gone" / "file", b"late")
+
+        assert names_in(tmp_path) == []
+
+
+class TestFolderBeside:
+    def test_takes_its_name_when_it_is_whole(self, tmp_path):
+        with folder_beside(tmp_path / "a" / "b") as folder:
+            (folder / "file").write_text("x")
+            assert not (tmp_path / "a" / "b").exists()
+
+        assert names_in(tmp_path / "a" / "b") == ["file"]
+
+    def test_is_gone_when_the_block_fails(self, tmp_path):
+        with pytest.raises(PowerCut), folder_beside(tmp_path / "a" / "b"):
+            raise PowerCut
+
+        assert names_in(tmp_path / "a") == []

@@ -1,0 +1,88 @@
+"""What was written comes back, to the bit."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from ml_backend.errors import StorageError
+from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
+from ml_backend.records import Exclusion
+from ml_backend.storage.outputs import read_outputs, write_outputs
+
+# NumPy's text drops NULs at its end; no id of a task and no path can hold one.
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=5)
+FLOATS = st.floats(width=32)  # NaN, infinities and -0.0 too
+
+
+@st.composite
+def pool_outputs(draw: st.DrawFn) -> PoolOutputs:
+    ids = draw(st.lists(TEXT, max_size=4, unique=True))
+    classes = draw(st.lists(TEXT, min_size=2, max_size=3, unique=True))
+    images = len(ids)
+
+    def array(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return draw(arrays.arrays(np.float32, shape, elements=FLOATS))
+
+    return PoolOutputs(
+        image_ids=tuple(ids),
+        classes=tuple(classes),
+        probs=array(images, 2, len(classes)),
+        features=array(images, 3) if draw(st.booleans()) else None,
+        labelled_features=array(2, 3) if draw(st.booleans()) else None,
+        gradients=LastLayerGradients(array(images, len(classes)), array(images, 4)) if draw(st.booleans()) else None,
+        exclusions=tuple(Exclusion(image_id=one, reason=one) for one in draw(st.lists(TEXT, max_size=2))),
+    )
+
+
+def bits(outputs: PoolOutputs) -> list[object]:
+    found: list[object] = [outputs.image_ids, outputs.classes, outputs.exclusions]
+    kept = [outputs.probs, outputs.features, outputs.labelled_features]
+    if outputs.gradients is not None:
+        kept += [outputs.gradients.residuals, outputs.gradients.hidden]
+    return found + [None if one is None else (one.dtype, one.shape, one.tobytes()) for one in kept]
+
+
+@given(pool_outputs(), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_comes_back_to_the_bit(outputs, compress):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "outputs.npz")
+        write_outputs(path, outputs, compress=compress)
+        again = read_outputs(path)
+
+    assert again is not None
+    assert bits(again) == bits(outputs)
+
+
+def test_no_file(tmp_path):
+    assert read_outputs(tmp_path / "outputs.npz") is None
+
+
+def test_a_pickle_is_refused(tmp_path):
+    """Whoever can write a file must not run code by it."""
+    path = tmp_path / "outputs.npz"
+    np.savez(path, image_ids=np.array([{"a": 1}], dtype=object), classes=np.array(["a"]), probs=np.zeros((1, 1, 1)))
+
+    with pytest.raises(StorageError, match="allow_pickle"):
+        read_outputs(path)
+
+
+@pytest.mark.parametrize("missing", ["image_ids", "classes", "probs", "residuals"])
+def test_a_file_of_another_kind_is_damaged(tmp_path, missing):
+    arrays_ = {
+        "image_ids": np.array(["1"]),
+        "classes": np.array(["a", "b"]),
+        "probs": np.zeros((1, 1, 2), np.float32),
+        "residuals": np.zeros((1, 2), np.float32),
+        "hidden": np.zeros((1, 2), np.float32),
+    }
+    del arrays_[missing]
+    np.savez(tmp_path / "outputs.npz", allow_pickle=False, **arrays_)
+
+    with pytest.raises(StorageError, match=r"outputs\.npz is damaged"):
+        read_outputs(tmp_path / "outputs.npz")
