@@ -1,8 +1,8 @@
 """The demo's images and their truth: drawn chest films, or a visitor's own folder with a table."""
 
-import csv
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,14 @@ from PIL import Image, UnidentifiedImageError
 
 from ml_backend.errors import SettingsError
 from ml_backend.images.phantoms import draw_pool
+from ml_backend.simulation.tables import read_rows
 
 __all__ = ["DRAWN_CLASSES", "Film", "draw_films", "labels_in", "read_films"]
 
 DRAWN_CLASSES = ("normal", "moderate", "severe")
 # The imbalance of the paper's chest films: arXiv:2508.21263.
 SHARES = {"normal": 0.14, "moderate": 0.36, "severe": 0.50}
-MISTAKES_SHOWN = 10
+COLUMNS = ("path", "label")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -47,7 +48,7 @@ def labels_in(table: Path) -> set[str]:
     Raises:
         SettingsError: the table cannot be read.
     """
-    return {row["label"] for _, row in _rows(table)}
+    return set(read_rows(table, COLUMNS, lambda _, row: row["label"]))
 
 
 def read_films(folder: Path, table: Path, classes: Sequence[str]) -> list[Film]:
@@ -63,45 +64,11 @@ def read_films(folder: Path, table: Path, classes: Sequence[str]) -> list[Film]:
     """
     if not folder.is_dir():
         raise SettingsError(f"IMAGES={str(folder)!r} is no folder: name the folder that the paths in LABELS start from")
-    rows = _rows(table)
-    films: list[Film] = []
-    mistakes: list[str] = []
-    seen: dict[str, int] = {}
-    for line, row in rows:
-        if (first := seen.setdefault(row["path"], line)) != line:
-            mistakes.append(f"line {line}, column path: {row['path']!r} stands in line {first} already")
-            continue
-        try:
-            films.append(_film(folder, row, classes, len(films)))
-        except ValueError as error:
-            mistakes.append(f"line {line}, {error}")
-    if mistakes:
-        shown = "; ".join(mistakes[:MISTAKES_SHOWN])
-        more = f"; and {len(mistakes) - MISTAKES_SHOWN} more" if len(mistakes) > MISTAKES_SHOWN else ""
-        raise SettingsError(f"{table} has bad rows: {shown}{more}")
-    if not films:
-        raise SettingsError(f"{table} has no rows: expected one an image, such as `film-1.png,{classes[0]}`")
-    return films
+    numbers = itertools.count()
+    return read_rows(table, COLUMNS, lambda _, row: _film(folder, row, classes, next(numbers)), key=("path",))
 
 
-def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and stripped cells of every row that is not empty."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-            reader = csv.DictReader(file)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            if missing := {"path", "label"} - set(columns):
-                raise SettingsError(
-                    f"{table} has no column {' and no column '.join(sorted(missing, reverse=True))}; line 1 holds "
-                    f"{', '.join(map(repr, columns)) or 'nothing'}: begin it with `path,label`"
-                )
-            reader.fieldnames = columns
-            return [(reader.line_num, {k: (row[k] or "").strip() for k in columns}) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(f"LABELS={str(table)!r} cannot be read: {error}; expected a CSV file in UTF-8") from error
-
-
-def _film(folder: Path, row: dict[str, str], classes: Sequence[str], index: int) -> Film:
+def _film(folder: Path, row: Mapping[str, str], classes: Sequence[str], index: int) -> Film:
     """One row as a film.
 
     Raises:
@@ -111,7 +78,7 @@ def _film(folder: Path, row: dict[str, str], classes: Sequence[str], index: int)
     if label not in classes:
         raise ValueError(f"column label: {label!r} is no class; known are {', '.join(classes)}")
     file = (folder / path).resolve()
-    if not path or not file.is_relative_to(folder.resolve()):
+    if not file.is_relative_to(folder.resolve()):
         raise ValueError(f"column path: {path!r} is no path inside {folder}")
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"column path: {path!r} is no {', '.join(SUFFIXES)} file")

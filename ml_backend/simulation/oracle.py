@@ -1,15 +1,14 @@
 """Knows the label of every image, and tells only those that a reader would have given by now."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-from ml_backend.engine.start import random_order
+from ml_backend.acquisition import seeded_order
 from ml_backend.records import Annotation, Exclusion, ImageRef, Label, natural_order
+from ml_backend.simulation.dataset import DataSet
 
-__all__ = ["Oracle", "read_truth"]
+__all__ = ["Oracle"]
 
 RATER = "oracle"
 FIRST_ANSWER = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock, so that two runs write the same annotations
@@ -19,110 +18,105 @@ class Oracle:
     """All labels of a data set, revealed image by image. Satisfies ``engine.ports.LabelSource``.
 
     Args:
-        truth: one label an image.
+        truth: one label an image that a round may ask for.
+        ratings: readers' answers; an image that has some is answered by all of them, any other by its true label.
+            Answers about images that the oracle does not know are left aside.
+        always_known: one label an image that is answered from the start and never in the pool: a fixed validation set.
 
     Raises:
-        ValueError: an image stands in the truth twice, or the truth is empty.
+        ValueError: an image stands there twice, or the truth is empty.
     """
 
-    def __init__(self, truth: Iterable[Label]) -> None:
-        # Sorted: the pool must not depend on the order of the table's rows.
-        ordered = sorted(truth, key=lambda label: natural_order(label.image.id))
-        repeated = [image for image, times in Counter(label.image.id for label in ordered).items() if times > 1]
+    def __init__(
+        self, truth: Iterable[Label], ratings: Iterable[Annotation] = (), always_known: Iterable[Label] = ()
+    ) -> None:
+        # Sorted: neither the pool nor the answers must depend on the order of the tables' rows.
+        asked, known = _in_order(truth), _in_order(always_known)
+        repeated = [
+            image for image, times in Counter(label.image.id for label in (*asked, *known)).items() if times > 1
+        ]
         if repeated:
             raise ValueError(f"image {repeated[0]!r} has more than one true label: keep one row an image")
-        if not ordered:
+        if not asked:
             raise ValueError("the truth holds no image: give at least one")
-        self._truth = {label.image.id: label for label in ordered}
-        self._revealed: list[str] = []
+        self._truth = {label.image.id: label for label in asked}
+        self._ratings: dict[str, list[Annotation]] = {}
+        for rating in sorted(ratings, key=lambda rating: rating.rater):
+            self._ratings.setdefault(rating.image.id, []).append(rating)
+        self._annotations: list[Annotation] = []
+        self._revealed: dict[str, None] = {}  # in the order of the answers
+        for label in known:
+            self._answer(label)
+
+    @classmethod
+    def of(cls, data: DataSet) -> "Oracle":
+        """The pool is the training side; the validation side is always known; of the test side it has never heard."""
+        return cls(data.labels("train"), data.ratings, always_known=data.labels("val"))
 
     @property
     def revealed(self) -> tuple[str, ...]:
-        """The images labelled so far, in the order in which they were labelled."""
+        """The images that were asked for so far, in the order in which they were labelled."""
         return tuple(self._revealed)
 
     def annotations(self) -> Sequence[Annotation]:
-        """One answer for every revealed image, a second apart."""
-        return [
-            Annotation(
-                image=self._truth[image_id].image,
-                rater=RATER,
-                value=self._truth[image_id].value,
-                updated_at=FIRST_ANSWER + timedelta(seconds=number),
-            )
-            for number, image_id in enumerate(self._revealed)
-        ]
+        """Every answer about the images that are always known, then about the revealed ones; a second apart."""
+        return list(self._annotations)
 
     def unlabelled(self) -> tuple[Sequence[ImageRef], Sequence[Exclusion]]:
-        """The pool: every image that is not revealed yet."""
-        known = set(self._revealed)
-        return [label.image for image_id, label in self._truth.items() if image_id not in known], []
+        """The pool: every image that a round may ask for and has not."""
+        return [label.image for image_id, label in self._truth.items() if image_id not in self._revealed], []
 
     def reveal(self, image_ids: Iterable[str]) -> None:
         """Label these images, in this order.
 
         Raises:
-            ValueError: an image is unknown or was labelled before; nothing is revealed then.
+            ValueError: an image is unknown, always known, or was labelled before; nothing is revealed then.
         """
         asked = list(image_ids)
         seen = set(self._revealed)
         for image_id in asked:
             if image_id not in self._truth:
-                raise ValueError(f"the oracle knows no image {image_id!r}; it knows {len(self._truth)} others")
+                raise ValueError(
+                    f"the oracle has no image {image_id!r} in its pool; it had {len(self._truth)} others at the start"
+                )
             if image_id in seen:
                 raise ValueError(f"image {image_id!r} was labelled before: a round may ask for it only once")
             seen.add(image_id)
-        self._revealed += asked
+        for image_id in asked:
+            self._revealed[image_id] = None
+            self._answer(self._truth[image_id])
 
     def start_set(self, per_class: int, seed: int) -> tuple[str, ...]:
         """Draw the images that are labelled before the first round.
 
         Args:
-            per_class: images of every class.
+            per_class: images of every class, by the true label.
             seed: of the draw; the order of the truth's rows does not matter.
 
         Raises:
             ValueError: a class has fewer images.
         """
-        by_class: dict[str, list[ImageRef]] = {}
+        by_class: dict[str, list[str]] = {}
         for label in self._truth.values():
-            by_class.setdefault(label.value, []).append(label.image)
+            by_class.setdefault(label.value, []).append(label.image.id)
         start: list[str] = []
-        for name, images in sorted(by_class.items()):
-            if len(images) < per_class:
-                raise ValueError(f"class {name!r} has {len(images)} images but the start set needs {per_class}")
-            start += random_order(images, 1, seed).image_ids[:per_class]
+        for name, ids in sorted(by_class.items()):
+            if len(ids) < per_class:
+                raise ValueError(f"class {name!r} has {len(ids)} images but the start set needs {per_class}")
+            # Not the bare ids: the strategy `random` orders by those. Had the start set taken the first of that order,
+            # deeper into a rare class than into a frequent one, `random` would find the rare class used up in front.
+            order = seeded_order([f"start {image_id}" for image_id in ids], seed)
+            start += [ids[place] for place in order[:per_class]]
         return tuple(start)
 
-
-def read_truth(table: Path, classes: Sequence[str]) -> list[Label]:
-    """Read a table with the columns ``path``, ``label`` and, where patients are known, ``patient_id``.
-
-    Args:
-        table: CSV in UTF-8 with a header; further columns are ignored. Paths stay as they are written.
-        classes: the labels that may stand in it.
-
-    Raises:
-        ValueError: it is no CSV in UTF-8, a column is missing, or a row has no path or an unknown label; names the line
-            and the column.
-    """
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        try:
-            missing = {"path", "label"} - set(rows.fieldnames or ())
-            if missing:
-                raise ValueError(
-                    f"{table} has no column {' and no column '.join(sorted(missing))}: wanted is path,label"
-                )
-            return [_label(row, f"{table}, line {rows.line_num}", classes) for row in rows]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{table} cannot be read: {error}; expected a CSV file in UTF-8") from error
+    def _answer(self, label: Label) -> None:
+        answers = self._ratings.get(label.image.id) or [
+            Annotation(image=label.image, rater=RATER, value=label.value, updated_at=FIRST_ANSWER)
+        ]
+        for answer in answers:
+            at = FIRST_ANSWER + timedelta(seconds=len(self._annotations))
+            self._annotations.append(answer.model_copy(update={"image": label.image, "updated_at": at}))
 
 
-def _label(row: dict[str, str | None], where: str, classes: Sequence[str]) -> Label:
-    path, value, patient = ((row.get(column) or "").strip() for column in ("path", "label", "patient_id"))
-    if not path:
-        raise ValueError(f"{where}, column path: empty, give the image's path")
-    if value not in classes:
-        raise ValueError(f"{where}, column label: {value!r} is none of {', '.join(classes)}")
-    return Label(image=ImageRef(id=path, uri=path, patient_id=patient or None), value=value, raters=1)
+def _in_order(labels: Iterable[Label]) -> list[Label]:
+    return sorted(labels, key=lambda label: natural_order(label.image.id))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ml_backend.demo.films import DRAWN_CLASSES, Film, draw_films, read_films
+from ml_backend.demo.films import DRAWN_CLASSES, Film, draw_films, labels_in, read_films
 from ml_backend.errors import SettingsError
 
 
@@ -50,6 +50,15 @@ class TestDrawFilms:
         assert draw_films(6, seed=3, side=32) != draw_films(6, seed=4, side=32)
 
 
+class TestLabelsIn:
+    def test_names_every_label_whatever_its_image(self, tmp_path):
+        """A path that stands there twice is for ``read_films`` to refuse, when all bad rows are named."""
+        table = tmp_path / "labels.csv"
+        table.write_text("path,label\ngone.png,mild\ngone.png,severe\nb.png,mild\n")
+
+        assert labels_in(table) == {"mild", "severe"}
+
+
 class TestReadFilms:
     def test_reads_images_labels_and_patients(self, folder):
         films = read(folder, "path,label,patient_id\na.png,normal,p7\nsub/b.jpg,severe,\n")
@@ -75,6 +84,7 @@ class TestReadFilms:
             ("labels.csv,normal", "path", "'labels.csv'"),
             (",normal", "path", "''"),
             ("sub/b.jpg,normal", "path", "'sub/b.jpg'"),
+            ("./sub/b.jpg,normal", "path", "'sub/b.jpg' stands in line 2 already"),
         ],
     )
     def test_a_bad_row_is_named_by_line_column_and_value(self, folder, row, column, seen):

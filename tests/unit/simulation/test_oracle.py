@@ -1,15 +1,17 @@
 """The oracle gives away exactly the labels that were asked for."""
 
 import random
-from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.records import ImageRef, Label
-from ml_backend.simulation.oracle import Oracle, read_truth
-from tests.fakes import CLASSES
+from ml_backend.engine.start import random_order
+from ml_backend.records import Annotation, ImageRef, Label
+from ml_backend.simulation.dataset import DataSet
+from ml_backend.simulation.oracle import Oracle
+from tests.fakes import CLASSES, NOON
 
 
 def truth_of(*values: str) -> list[Label]:
@@ -78,6 +80,97 @@ class TestOracle:
         assert pool == {f"{number}.png" for number in range(len(values))} - labelled.keys()
 
 
+class TestReaders:
+    """``0.png`` has two readers who differ, ``1.png`` one who skipped it, ``2.png`` none."""
+
+    RATINGS = (
+        Annotation(image=ImageRef(id="0.png", uri="0.png"), rater="bob", value="severe", updated_at=NOON),
+        Annotation(image=ImageRef(id="1.png", uri="1.png"), rater="ann", value=None, updated_at=NOON),
+        Annotation(image=ImageRef(id="0.png", uri="0.png"), rater="ann", value="normal", updated_at=NOON),
+        Annotation(image=ImageRef(id="9.png", uri="9.png"), rater="ann", value="normal", updated_at=NOON),
+    )
+
+    def test_every_reader_answers(self):
+        oracle = Oracle(truth_of("normal", "severe", "moderate"), self.RATINGS)
+
+        oracle.reveal(["1.png", "0.png", "2.png"])
+
+        assert [(a.image.id, a.rater, a.value) for a in oracle.annotations()] == [
+            ("1.png", "ann", None),
+            ("0.png", "ann", "normal"),
+            ("0.png", "bob", "severe"),
+            ("2.png", "oracle", "moderate"),
+        ]
+        times = [a.updated_at for a in oracle.annotations()]
+        assert times == sorted(set(times))
+
+    def test_the_order_of_the_ratings_changes_nothing(self):
+        once, again = (
+            Oracle(truth_of("normal", "severe", "moderate"), ratings)
+            for ratings in (self.RATINGS, reversed(self.RATINGS))
+        )
+        for oracle in (once, again):
+            oracle.reveal(["1.png", "0.png"])
+
+        assert once.annotations() == again.annotations()
+
+    def test_an_answer_carries_the_patient_of_the_truth(self):
+        truth = Label(image=ImageRef(id="0.png", uri="0.png", patient_id="p"), value="normal", raters=1)
+        oracle = Oracle([truth], self.RATINGS)
+
+        oracle.reveal(["0.png"])
+
+        assert {a.image.patient_id for a in oracle.annotations()} == {"p"}
+
+
+class TestAlwaysKnown:
+    def oracle(self) -> Oracle:
+        """Of six images the last two are known."""
+        truth = truth_of("normal", "severe", "normal", "severe", "normal", "severe")
+        return Oracle(truth[:4], always_known=reversed(truth[4:]))
+
+    def test_is_answered_from_the_start_and_before_all_others(self):
+        oracle = self.oracle()
+
+        before = list(oracle.annotations())
+        oracle.reveal(["1.png"])
+
+        assert [(a.image.id, a.value) for a in before] == [("4.png", "normal"), ("5.png", "severe")]
+        assert list(oracle.annotations())[:2] == before
+        assert oracle.revealed == ("1.png",)
+
+    def test_is_never_in_the_pool_nor_in_the_start_set(self):
+        oracle = self.oracle()
+
+        assert [image.id for image in oracle.unlabelled()[0]] == ["0.png", "1.png", "2.png", "3.png"]
+        assert sorted(oracle.start_set(2, seed=0)) == ["0.png", "1.png", "2.png", "3.png"]
+        with pytest.raises(ValueError, match=r"no image '4\.png' in its pool; it had 4 others"):
+            oracle.reveal(["4.png"])
+
+    def test_one_truth_an_image(self):
+        truth = truth_of("normal", "severe")
+
+        with pytest.raises(ValueError, match=r"'1\.png' has more than one true label"):
+            Oracle(truth, always_known=truth[1:])
+
+    def test_of_a_data_set_it_never_hears_of_the_test_side(self):
+        truth = truth_of(*["normal", "severe"] * 3)
+        images = tuple(label.image for label in truth)
+        data = DataSet(
+            ("normal", "severe"),
+            images,
+            {label.image.id: label.value for label in truth},
+            dict(zip([i.id for i in images], ("train", "train", "val", "val", "test", "test"), strict=True)),
+        )
+
+        oracle = Oracle.of(data)
+        pool = [image.id for image in oracle.unlabelled()[0]]
+        oracle.reveal(pool)
+
+        assert pool == ["0.png", "1.png"]
+        assert [a.image.id for a in oracle.annotations()] == ["2.png", "3.png", "0.png", "1.png"]
+
+
 class TestStartSet:
     VALUES = ["normal"] * 4 + ["moderate"] * 8 + ["severe"] * 12
 
@@ -111,46 +204,18 @@ class TestStartSet:
         with pytest.raises(ValueError, match="'normal' has 4 images but the start set needs 5"):
             Oracle(truth_of(*self.VALUES)).start_set(5, seed=1)
 
+    def test_leaves_the_strategy_random_a_fair_pool(self):
+        """The same seed draws both: of 100 rare and 900 frequent images, a quarter and a thirty-sixth start.
 
-class TestReadTruth:
-    def table(self, folder: Path, text: str) -> Path:
-        path = folder / "labels.csv"
-        path.write_text(text, encoding="utf-8")
-        return path
+        Had they been drawn by one order, no rare image would come in the first quarter of what is left.
+        """
+        truth = truth_of(*["rare"] * 100 + ["frequent"] * 900)
+        value_of = {label.image.id: label.value for label in truth}
+        shares = []
+        for seed in range(5):
+            oracle = Oracle(truth)
+            oracle.reveal(oracle.start_set(25, seed))
+            front = random_order(oracle.unlabelled()[0], 1, seed).image_ids[:200]
+            shares.append(np.mean([value_of[image_id] == "rare" for image_id in front]))
 
-    def test_reads_the_columns_it_needs(self, tmp_path):
-        """In any order, with others beside them, with a byte-order mark and with an empty patient."""
-        table = self.table(
-            tmp_path, "\ufefflabel,site,path,patient_id\nsevere,A,images/1.png,p1\nnormal,B,images/2.png,\n"
-        )
-
-        truth = read_truth(table, CLASSES)
-
-        assert [(label.image.id, label.value, label.image.patient_id) for label in truth] == [
-            ("images/1.png", "severe", "p1"),
-            ("images/2.png", "normal", None),
-        ]
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("path,patient_id\na.png,p\n", "no column label"),
-            ("", "no column label and no column path"),
-            (
-                "path,label\na.png,severe\n\nb.png,Severe\n",
-                "line 4, column label: 'Severe' is none of normal, moderate",
-            ),
-            ("path,label\n ,severe\n", "line 2, column path: empty"),
-            ("path,label\na.png\n", "line 2, column label: ''"),
-        ],
-    )
-    def test_a_wrong_table_names_row_and_column(self, tmp_path, text, message):
-        with pytest.raises(ValueError, match=message):
-            read_truth(self.table(tmp_path, text), CLASSES)
-
-    def test_a_table_in_another_encoding_is_named(self, tmp_path):
-        table = tmp_path / "labels.csv"
-        table.write_bytes("path,label\nbild-ä.png,severe\n".encode("latin-1"))
-
-        with pytest.raises(ValueError, match=r"labels\.csv cannot be read: .* expected a CSV file in UTF-8"):
-            read_truth(table, CLASSES)
+        assert np.mean(shares) == pytest.approx(75 / 950, abs=0.02)

@@ -1,0 +1,289 @@
+"""The data of a study: tables in, one checked set of images, labels, sides and features out."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float32
+
+from ml_backend.consensus import median
+from ml_backend.errors import SettingsError
+from ml_backend.records import Annotation, ImageRef, Label, natural_order
+from ml_backend.simulation.partition import check_sides, shares_reached, split_by_patient
+from ml_backend.simulation.tables import (
+    SIDES,
+    LabelRow,
+    RatingRow,
+    Side,
+    first_ten,
+    read_features,
+    read_labels,
+    read_ratings,
+)
+from ml_backend.simulation.task import TaskMapping, parse_task
+
+__all__ = ["DataSet", "load_dataset"]
+
+READ_AT = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock: a table of ratings has no times
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataSet:
+    """Everything that a study knows about its images.
+
+    Attributes:
+        classes: ordinal, least severe first.
+        images: in the order of their ids, each once.
+        truth: image id -> class.
+        split: image id -> side. No patient has images on two sides; train and test hold every class.
+        ratings: answers of several readers, of which ``value`` is None where no class of the task was given; or none.
+        features: one row an image, in the order of ``images``; None where the images themselves are to be read.
+        source: image id -> where it comes from (a hospital, say); None where the table does not say.
+        folder: that the images' uris start from; None where there are only features.
+        digests: table -> SHA-256 of its bytes.
+        notes: what was decided or left out on the way, in words, for the report.
+
+    Raises:
+        SettingsError: any of this does not hold; names the images or the patients.
+    """
+
+    classes: tuple[str, ...]
+    images: tuple[ImageRef, ...]
+    truth: Mapping[str, str]
+    split: Mapping[str, Side]
+    ratings: tuple[Annotation, ...] = ()
+    features: Float32[npt.NDArray[np.float32], "images dims"] | None = None
+    source: Mapping[str, str] | None = None
+    folder: Path | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.features is not None and len(self.features) != len(self.images):
+            raise SettingsError(f"{len(self.images)} images but features of {len(self.features)}")
+        check_sides(self.images, self.truth, self.split, self.classes)
+
+    def labels(self, side: Side) -> tuple[Label, ...]:
+        """The true labels of one side, in the order of the image ids."""
+        return tuple(
+            Label(image=image, value=self.truth[image.id], raters=1)
+            for image in self.images
+            if self.split[image.id] == side
+        )
+
+    def counts(self) -> dict[Side, dict[str, int]]:
+        """Images of every class on every side."""
+        found = Counter((self.split[image.id], self.truth[image.id]) for image in self.images)
+        return {side: {name: found[side, name] for name in self.classes} for side in SIDES}
+
+    def keep(self, image_ids: Iterable[str]) -> "DataSet":
+        """The same study of some of its images."""
+        kept = set(image_ids)
+        rows = [row for row, image in enumerate(self.images) if image.id in kept]
+        images = tuple(self.images[row] for row in rows)
+        return replace(
+            self,
+            images=images,
+            truth={image.id: self.truth[image.id] for image in images},
+            split={image.id: self.split[image.id] for image in images},
+            ratings=tuple(rating for rating in self.ratings if rating.image.id in kept),
+            features=None if self.features is None else self.features[rows],
+            source=None if self.source is None else {i.id: self.source[i.id] for i in images if i.id in self.source},
+        )
+
+
+def load_dataset(
+    images: Path | None,
+    labels: Path,
+    *,
+    ratings: Path | None = None,
+    features: Path | None = None,
+    task: TaskMapping | None = None,
+    imbalance: Mapping[str, float] | None = None,
+    split_seed: int = 0,
+    shares: tuple[float, float, float] = (0.6, 0.15, 0.25),
+) -> DataSet:
+    """Read a study's tables and check them against each other.
+
+    The truth of an image is its label where the table has one, else the median of its readers' answers.
+
+    Args:
+        images: folder that the paths start from; None where ``features`` are enough.
+        labels: see ``tables.read_labels``.
+        ratings: see ``tables.read_ratings``.
+        features: see ``tables.read_features``.
+        task: which labels make which class; without one every label is a class of its own.
+        imbalance: class -> share that it shall have on every side, see ``partition.shares_reached``.
+        split_seed: of the split and of the subsampling.
+        shares: of the images, for train, validation and test, where the table has no column ``split``; the split is by
+            patient and stratified, see ``partition.split_by_patient``.
+
+    Raises:
+        SettingsError: a table is wrong, tables do not fit each other, a class or a file is missing, a patient stands on
+            two sides, or the imbalance cannot be reached; names the rows, images, patients or numbers.
+    """
+    if images is None and features is None:
+        raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
+    rows = read_labels(labels, rated=ratings is not None)
+    answers = [] if ratings is None else read_ratings(ratings)
+    if ratings is not None:
+        _check_same_images(labels, rows, ratings, answers)
+    notes: list[str] = []
+    if task is None:
+        task = _task_of(rows, notes, ordered=ratings is not None)
+    refs = {row.path: ImageRef(id=row.path, uri=row.path, patient_id=row.patient_id) for row in rows}
+    annotations = _annotations(answers, refs, task, notes)
+    truth = _truth(rows, annotations, task, notes)
+    kept = sorted((refs[path] for path in truth), key=lambda image: natural_order(image.id))
+    if not any(image.patient_id for image in kept):
+        notes.append("the labels table names no patient_id: every image counts as a patient of its own")
+    if images is not None:
+        _check_files(images, kept)
+    split = {row.path: row.split for row in rows if row.split is not None and row.path in truth}
+    if not split:
+        notes.append(f"split by patient, seed {split_seed}, shares {', '.join(f'{share:g}' for share in shares)}")
+        split = split_by_patient(kept, truth, split_seed, shares)
+    sources = {row.path: row.source for row in rows if row.source and row.path in truth}
+    data = DataSet(
+        classes=task.classes,
+        images=tuple(kept),
+        truth=truth,
+        split=split,
+        ratings=tuple(annotation for annotation in annotations if annotation.image.id in truth),
+        features=None if features is None else _rows_of(features, kept, notes),
+        source=sources or None,
+        folder=images,
+        digests={
+            name: _sha256(table)
+            for name, table in (("labels", labels), ("ratings", ratings), ("features", features))
+            if table is not None
+        },
+    )
+    if imbalance:
+        ids = shares_reached(data.truth, data.split, data.classes, imbalance, split_seed)
+        asked = ", ".join(f"{name}={share:g}" for name, share in imbalance.items())
+        notes.append(f"for the shares {asked}, {len(ids)} of {len(kept)} images were kept")
+        data = data.keep(ids)
+    return replace(data, notes=(*notes, *_empty_places(data)))
+
+
+def _check_same_images(labels: Path, rows: Sequence[LabelRow], ratings: Path, answers: Sequence[RatingRow]) -> None:
+    labelled, rated = {row.path for row in rows}, {answer.path for answer in answers}
+    for here, there, table, other in ((labelled, rated, labels, ratings), (rated, labelled, ratings, labels)):
+        if lone := sorted(here - there, key=natural_order):
+            raise SettingsError(
+                f"{len(lone)} images stand in {table} but not in {other}: {first_ten(lone, ', ')}; "
+                "every image needs a row in the labels and at least one in the ratings"
+            )
+
+
+def _task_of(rows: Sequence[LabelRow], notes: list[str], *, ordered: bool) -> TaskMapping:
+    """Every label is a class, in alphabetical order, for want of a better one."""
+    names = sorted({row.label for row in rows if row.label is not None})
+    example = ";".join(names) or "normal;moderate;severe"
+    if ordered:
+        raise SettingsError(
+            "the median of readers' answers needs the order of the classes: give --task with the least severe first, "
+            f"such as '{example}'"
+        )
+    notes.append(
+        f"CLASSES IN ALPHABETICAL ORDER ({', '.join(names)}): no --task says which is least severe; quadratic-weighted "
+        f"kappa is wrong unless that happens to be their order. Give --task '{example}', least severe first"
+    )
+    return parse_task(example)
+
+
+def _annotations(
+    answers: Sequence[RatingRow], refs: Mapping[str, ImageRef], task: TaskMapping, notes: list[str]
+) -> list[Annotation]:
+    unknown = Counter(answer.label for answer in answers if answer.label is not None and answer.label not in task.of)
+    notes += [
+        f"{times} answers {label!r} count as no class: the task does not mention it"
+        for label, times in sorted(unknown.items())
+    ]
+    in_order = sorted(answers, key=lambda answer: (natural_order(answer.path), answer.rater))
+    return [
+        Annotation(
+            image=refs[answer.path],
+            rater=answer.rater,
+            value=None if answer.label is None else task.of.get(answer.label),
+            updated_at=READ_AT,
+        )
+        for answer in in_order
+    ]
+
+
+def _truth(
+    rows: Sequence[LabelRow], annotations: Sequence[Annotation], task: TaskMapping, notes: list[str]
+) -> dict[str, str]:
+    consensus = {label.image.id: label.value for label in median(annotations, task.classes).labels}
+    truth: dict[str, str] = {}
+    dropped: Counter[str | None] = Counter()
+    for row in rows:
+        value = consensus.get(row.path) if row.label is None else task.of.get(row.label)
+        if value is None:
+            dropped[row.label] += 1
+        else:
+            truth[row.path] = value
+    for label, times in sorted(dropped.items(), key=lambda item: item[0] or ""):
+        what = (
+            "that no reader gave a class" if label is None else f"labelled {label!r}, which the task does not mention,"
+        )
+        notes.append(f"{times} images {what} were left out")
+    if lost := [name for name in task.classes if name not in truth.values()]:
+        labels = ", ".join(sorted({row.label for row in rows if row.label is not None})) or "none"
+        raise SettingsError(
+            f"no image is of class {' or '.join(map(repr, lost))}; the labels in the table are: {labels}"
+        )
+    return truth
+
+
+def _check_files(folder: Path, images: Sequence[ImageRef]) -> None:
+    if not folder.is_dir():
+        raise SettingsError(
+            f"--images {str(folder)!r} is no folder: name the one that the paths of the labels start from"
+        )
+    root = folder.resolve()
+    outside = [image.uri for image in images if not (root / image.uri).resolve().is_relative_to(root)]
+    if outside:
+        raise SettingsError(
+            f"{len(outside)} paths lead out of {folder}: {first_ten(outside, ', ')}; give paths inside it"
+        )
+    missing = [image.uri for image in images if not (root / image.uri).is_file()]
+    if missing:
+        raise SettingsError(
+            f"{len(missing)} of {len(images)} images are not in {folder}: {first_ten(missing, ', ')}; "
+            "give the folder that the paths of the labels start from"
+        )
+
+
+def _rows_of(
+    file: Path, images: Sequence[ImageRef], notes: list[str]
+) -> Float32[npt.NDArray[np.float32], "images dims"]:
+    features = read_features(file)
+    row_of = {path: row for row, path in enumerate(features.paths)}
+    if missing := [image.id for image in images if image.id not in row_of]:
+        raise SettingsError(
+            f"{len(missing)} of {len(images)} images have no features in {file}: {first_ten(missing, ', ')}; "
+            "its paths must be written as those of the labels"
+        )
+    if more := len(row_of) - len(images):
+        notes.append(f"{more} rows of the features belong to no image of the study")
+    return features.values[[row_of[image.id] for image in images]]
+
+
+def _empty_places(data: DataSet) -> list[str]:
+    counts = data.counts()["val"]
+    if not any(counts.values()):
+        return ["there is no validation side"]
+    return [f"no image of class {name!r} is on the validation side" for name, count in counts.items() if not count]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

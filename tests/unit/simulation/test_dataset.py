@@ -1,0 +1,251 @@
+"""Tables in, one checked data set out."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml_backend.errors import SettingsError
+from ml_backend.simulation.dataset import DataSet, load_dataset
+from ml_backend.simulation.task import parse_task
+
+LINES = [
+    "c.png,bacterial,p1,train,X",
+    "a.png,normal,p2,train,X",
+    "b.png,viral,p3,test,Y",
+    "d.png,normal,p4,test,Y",
+    "e.png,odd,p5,test,Y",
+]
+BINARY = parse_task("normal=normal;diseased=bacterial,viral")
+
+
+class Folder:
+    """A study's tables in a folder of the test."""
+
+    def __init__(self, root: Path) -> None:
+        self.images = root / "images"
+        self.root = root
+        self.labels = self.table("labels.csv", "path,label,patient_id,split,source", LINES)
+
+    def table(self, name: str, header: str, lines: Sequence[str]) -> Path:
+        path = self.root / name
+        path.write_text("\n".join([header, *lines, ""]), encoding="utf-8")
+        return path
+
+    def files(self, *names: str) -> Path:
+        self.images.mkdir(exist_ok=True)
+        for name in names:
+            (self.images / name).write_bytes(b"film")
+        return self.images
+
+    def features(self, rows: Mapping[str, Sequence[float]]) -> Path:
+        np.savez(self.root / "features.npz", X=np.array(list(rows.values())), path=np.array(list(rows)))
+        return self.root / "features.npz"
+
+    def everything(self) -> Path:
+        """Features of all images, in another order than the table's, the first being the image's place in the abc."""
+        return self.features({f"{name}.png": [float("abcdef".index(name)), 0.5] for name in "ebcadf"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+class TestLoadDataset:
+    def test_reads_a_study(self, folder):
+        data = load_dataset(folder.files("a.png", "b.png", "c.png", "d.png"), folder.labels, task=BINARY)
+
+        assert data.classes == ("normal", "diseased")
+        assert [(image.id, image.uri, image.patient_id) for image in data.images] == [
+            ("a.png", "a.png", "p2"), ("b.png", "b.png", "p3"), ("c.png", "c.png", "p1"), ("d.png", "d.png", "p4"),
+        ]  # fmt: skip
+        assert data.truth == {"a.png": "normal", "b.png": "diseased", "c.png": "diseased", "d.png": "normal"}
+        assert data.split == {"a.png": "train", "b.png": "test", "c.png": "train", "d.png": "test"}
+        assert data.source == {"a.png": "X", "b.png": "Y", "c.png": "X", "d.png": "Y"}
+        assert data.features is None
+        assert data.folder == folder.images
+        assert data.digests == {"labels": hashlib.sha256(folder.labels.read_bytes()).hexdigest()}
+        assert data.notes == (
+            "1 images labelled 'odd', which the task does not mention, were left out",
+            "there is no validation side",
+        )
+
+    def test_features_are_a_study_of_their_own(self, folder):
+        """In the order of the images, whatever the order in the file."""
+        data = load_dataset(None, folder.labels, features=folder.everything(), task=BINARY)
+
+        assert data.features is not None
+        assert data.features.tolist() == [[0.0, 0.5], [1.0, 0.5], [2.0, 0.5], [3.0, 0.5]]
+        assert data.folder is None
+        assert set(data.digests) == {"labels", "features"}
+        assert "2 rows of the features belong to no image of the study" in data.notes
+
+    def test_without_a_task_the_order_of_the_classes_is_guessed_aloud(self, folder):
+        folder.labels = folder.table(
+            "labels.csv", "path,label", [f"{n}.png,{('severe', 'moderate', 'normal')[n % 3]}" for n in range(30)]
+        )
+        features = folder.features({f"{n}.png": [0.5] for n in range(30)})
+
+        data = load_dataset(None, folder.labels, features=features)
+
+        assert data.classes == ("moderate", "normal", "severe")
+        assert "ALPHABETICAL ORDER (moderate, normal, severe)" in data.notes[0]
+
+    def test_splits_by_patient_where_no_side_is_given(self, folder):
+        """20 patients of two films in each class: 12 of them train, 3 validate, 5 test."""
+        lines = [f"{n}.png,{'ab'[n % 4 // 2]},p{n // 2}" for n in range(80)]
+        labels = folder.table("labels.csv", "path,label,patient_id", lines)
+        backwards = folder.table("backwards.csv", "path,label,patient_id", lines[::-1])
+        features = folder.features({f"{n}.png": [n + 0.5] for n in range(80)})
+
+        data, again, other = (
+            load_dataset(None, table, features=features, split_seed=seed)
+            for table, seed in ((labels, 1), (backwards, 1), (labels, 2))
+        )
+
+        assert data.counts() == {"train": {"a": 24, "b": 24}, "val": {"a": 6, "b": 6}, "test": {"a": 10, "b": 10}}
+        assert all(data.split[f"{n}.png"] == data.split[f"{n + 1}.png"] for n in range(0, 80, 2))
+        assert again.split == data.split != other.split
+        assert "split by patient, seed 1, shares 0.6, 0.15, 0.25" in data.notes
+
+    def test_no_patients_are_said(self, folder):
+        labels = folder.table("labels.csv", "path,label", [f"{n}.png,{'ab'[n % 2]}" for n in range(20)])
+
+        data = load_dataset(None, labels, features=folder.features({f"{n}.png": [0.5] for n in range(20)}))
+
+        assert any("no patient_id: every image counts as a patient of its own" in note for note in data.notes)
+
+    def test_imbalance_holds_on_every_side(self, folder):
+        """12 a and 12 b on train, 8 and 8 on test: a third of 12 + 6 and of 8 + 4 is a."""
+        lines = [f"{n}.png,{'ab'[n % 2]},{'train' if n < 24 else 'test'}" for n in range(40)]
+        labels = folder.table("labels.csv", "path,label,split", lines)
+        features = folder.features({f"{n}.png": [n + 0.5] for n in range(40)})
+
+        data = load_dataset(None, labels, features=features, task=parse_task("a;b"), imbalance={"a": 1 / 3})
+
+        assert data.counts() == {"train": {"a": 6, "b": 12}, "val": {"a": 0, "b": 0}, "test": {"a": 4, "b": 8}}
+        assert data.features is not None
+        assert data.features[:, 0].tolist() == [int(image.id.removesuffix(".png")) + 0.5 for image in data.images]
+        assert data.truth.keys() == data.split.keys() == {image.id for image in data.images}
+        assert "for the shares a=0.333333, 30 of 40 images were kept" in data.notes
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("f.png,normal,p1,test,X", r"1 patients have images on more than one side: patient p1 \(train, test\)"),
+            ("g.png,normal,p9,test,X", r"1 of 5 images have no features in .*: g\.png"),
+        ],
+    )
+    def test_a_wrong_study_is_refused(self, folder, line, message):
+        labels = folder.table("labels.csv", "path,label,patient_id,split,source", [*LINES, line])
+
+        with pytest.raises(SettingsError, match=message):
+            load_dataset(None, labels, features=folder.everything(), task=BINARY)
+
+    def test_a_class_without_an_image_is_refused(self, folder):
+        with pytest.raises(
+            SettingsError, match="no image is of class 'severe'; the labels in the table are: bacterial, "
+        ):
+            load_dataset(None, folder.labels, features=folder.everything(), task=parse_task("normal;viral;severe"))
+
+    def test_missing_files_are_named(self, folder):
+        with pytest.raises(SettingsError, match=r"2 of 4 images are not in .*: b\.png, d\.png; give the folder"):
+            load_dataset(folder.files("a.png", "c.png"), folder.labels, task=BINARY)
+
+    def test_paths_out_of_the_folder_are_refused(self, folder):
+        labels = folder.table("labels.csv", "path,label", ["../labels.csv,normal", "a.png,viral"])
+
+        with pytest.raises(SettingsError, match=r"1 paths lead out of .*: \.\./labels\.csv"):
+            load_dataset(folder.files("a.png"), labels, task=BINARY)
+
+    def test_a_folder_that_is_none_is_refused(self, folder):
+        with pytest.raises(SettingsError, match=r"--images '.*labels\.csv' is no folder"):
+            load_dataset(folder.labels, folder.labels, task=BINARY)
+
+    def test_neither_images_nor_features_is_refused(self, folder):
+        with pytest.raises(SettingsError, match="needs images or features, got neither"):
+            load_dataset(None, folder.labels)
+
+
+class TestRatings:
+    LABELS = ("a.png,,train", "b.png,severe,train", "c.png,,test", "d.png,,test", "e.png,,test")
+    TASK = parse_task("normal;severe")
+    ANSWERS = (
+        "a.png,bob,normal", "a.png,ann,severe", "a.png,cyd,normal",
+        "b.png,ann,normal",
+        "c.png,ann,severe", "c.png,bob,normal",
+        "d.png,ann,normal", "d.png,bob,blurred",
+        "e.png,ann,unreadable", "e.png,bob,",
+    )  # fmt: skip
+
+    def load(self, folder: Folder, answers: Sequence[str] = ANSWERS, task: bool = True) -> DataSet:
+        return load_dataset(
+            None,
+            folder.table("labels.csv", "path,label,split", self.LABELS),
+            ratings=folder.table("ratings.csv", "path,rater,label", answers),
+            features=folder.features({f"{name}.png": [0.5] for name in "abcde"}),
+            task=self.TASK if task else None,
+        )
+
+    @pytest.fixture
+    def data(self, folder):
+        return self.load(folder)
+
+    def test_truth_is_the_label_else_the_median(self, data):
+        """b: the label against its reader. c: between two classes the more severe. d: one class of two answers."""
+        assert data.truth == {"a.png": "normal", "b.png": "severe", "c.png": "severe", "d.png": "normal"}
+
+    def test_all_answers_are_kept(self, data):
+        """An answer that is no class of the task is one that gave none."""
+        assert [(r.image.id, r.rater, r.value) for r in data.ratings] == [
+            ("a.png", "ann", "severe"), ("a.png", "bob", "normal"), ("a.png", "cyd", "normal"),
+            ("b.png", "ann", "normal"),
+            ("c.png", "ann", "severe"), ("c.png", "bob", "normal"),
+            ("d.png", "ann", "normal"), ("d.png", "bob", None),
+        ]  # fmt: skip
+        assert "1 answers 'blurred' count as no class: the task does not mention it" in data.notes
+        assert "1 images that no reader gave a class were left out" in data.notes
+        assert set(data.digests) == {"labels", "ratings", "features"}
+
+    def test_subsampling_takes_answers_and_sources_along(self, data):
+        kept = data.keep(["a.png", "b.png", "c.png", "d.png"])
+
+        assert kept.ratings == data.ratings
+        with pytest.raises(SettingsError, match="train side has no image of class 'normal'"):
+            data.keep(["b.png", "c.png", "d.png"])
+
+    def test_without_an_order_there_is_no_median(self, folder):
+        with pytest.raises(
+            SettingsError, match="median of readers' answers needs the order of the classes: give --task"
+        ):
+            self.load(folder, task=False)
+
+    @pytest.mark.parametrize(
+        ("answers", "message"),
+        [
+            (ANSWERS[:4], r"3 images stand in .*labels\.csv but not in .*ratings\.csv: c\.png, d\.png, e\.png; every"),
+            ((*ANSWERS, "z.png,ann,normal"), r"1 images stand in .*ratings\.csv but not in .*labels\.csv: z\.png"),
+        ],
+    )
+    def test_both_tables_are_of_the_same_images(self, folder, answers, message):
+        with pytest.raises(SettingsError, match=message):
+            self.load(folder, answers)
+
+
+class TestDataSet:
+    def test_labels_of_a_side(self, folder):
+        data = load_dataset(None, folder.labels, features=folder.everything(), task=BINARY)
+
+        assert [(label.image.id, label.value) for label in data.labels("train")] == [
+            ("a.png", "normal"), ("c.png", "diseased"),
+        ]  # fmt: skip
+        assert data.labels("val") == ()
+
+    def test_features_must_be_of_the_images(self, folder):
+        data = load_dataset(None, folder.labels, features=folder.everything(), task=BINARY)
+
+        with pytest.raises(SettingsError, match="4 images but features of 3"):
+            DataSet(data.classes, data.images, data.truth, data.split, features=np.zeros((3, 2), np.float32))
