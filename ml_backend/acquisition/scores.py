@@ -19,6 +19,9 @@ Score = Callable[[Float[Tensor, "images passes classes"]], Float[Tensor, " image
 _CHUNK_ELEMENTS = 1 << 19
 """Of the passes at once: 2 MiB of float32 stay in the cache, and the memory needed does not grow with the pool."""
 
+_CHUNK_IMAGES = 1 << 13
+"""Mean predictions at once: small enough for the cache, large enough that starting a chunk costs nothing."""
+
 _GROUP = 10
 """Passes from which a mean is subtracted at once: an inner loop over a few classes costs more than its work."""
 
@@ -43,9 +46,12 @@ def entropy(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " im
     Source:
         Gal, Islam & Ghahramani 2017, arXiv:1703.02910, section 3 ("max entropy").
     """
-    mean = _mean_over_passes(probs)
-    information: Tensor = _sum_over_classes(mean.clamp(min=_TINY).log_().mul_(mean)).neg_()
-    return information.clamp_(min=0.0)
+
+    def of_mean(mean: Tensor) -> Tensor:
+        information: Tensor = _sum_over_classes(mean.clamp(min=_TINY).log_().mul_(mean)).neg_()
+        return information.clamp_(min=0.0)
+
+    return _of_mean_prediction(probs, of_mean)
 
 
 def least_confidence(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
@@ -62,7 +68,7 @@ def least_confidence(probs: Float[Tensor, "images passes classes"]) -> Float[Ten
     Source:
         Lewis & Gale 1994, arXiv:cmp-lg/9407020.
     """
-    return 1.0 - _max_over_classes(_mean_over_passes(probs))
+    return _of_mean_prediction(probs, lambda mean: 1.0 - _max_over_classes(mean))
 
 
 def margin(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
@@ -79,12 +85,16 @@ def margin(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " ima
     Source:
         Scheffer, Decomain & Wrobel 2001, doi:10.1007/3-540-44816-0_31.
     """
-    first, *others = _mean_over_passes(probs).unbind(dim=0)
-    second = torch.zeros_like(first)
-    for column in others:
-        second = torch.maximum(second, torch.minimum(first, column))
-        first = torch.maximum(first, column)
-    return 1.0 - (first - second)
+
+    def of_mean(mean: Tensor) -> Tensor:
+        first, *others = mean.unbind(dim=0)
+        second = torch.zeros_like(first)
+        for column in others:
+            second = torch.maximum(second, torch.minimum(first, column))
+            first = torch.maximum(first, column)
+        return 1.0 - (first - second)
+
+    return _of_mean_prediction(probs, of_mean)
 
 
 def mean_std(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
@@ -189,11 +199,18 @@ def variation_ratios(probs: Float[Tensor, "images passes classes"]) -> Float[Ten
     return torch.cat(scores)
 
 
-def _mean_over_passes(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, "classes images"]:
-    """The mean prediction in float64, its rounding made good: the classes of an image sum to 1 to the last digit."""
+def _of_mean_prediction(
+    probs: Float[Tensor, "images passes classes"],
+    score: Callable[[Float[Tensor, "classes chunk"]], Float[Tensor, " chunk"]],
+) -> Float[Tensor, " images"]:
+    """Scores of the mean prediction, in float64 and its rounding made good: the classes sum to 1 to the last digit."""
     _require_shape(probs)
-    mean = probs.mean(dim=1, dtype=torch.promote_types(probs.dtype, torch.float32)).T.double().contiguous()
-    return mean.div_(_sum_over_classes(mean))
+    dtype = torch.promote_types(probs.dtype, torch.float32)
+    scores = torch.empty(len(probs), dtype=torch.float64, device=probs.device)
+    for chunk, place in zip(torch.split(probs, _CHUNK_IMAGES), torch.split(scores, _CHUNK_IMAGES), strict=True):
+        mean = chunk.mean(dim=1, dtype=dtype).T.double().contiguous()
+        place.copy_(score(mean.div_(_sum_over_classes(mean))))
+    return scores
 
 
 # Class by class: over an axis this short, a reduction costs more than its work. Nor may an image's place in the pool

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ml_backend.acquisition import batches as module
+from ml_backend.acquisition import rank
 from ml_backend.acquisition.batches import batch_bald
 from ml_backend.acquisition.chance import seeded_order
 from ml_backend.acquisition.scores import bald
@@ -165,15 +166,37 @@ class TestLargeBatch:
         assert picks.gains.sum().item() == pytest.approx(together, rel=0.05)
 
     def test_lazy_greedy_loses_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Against scoring every candidate at every step."""
+        """Against scoring every candidate in full at every step."""
         probs = pool(300, 100, 3, doubt=0.3)
         lazy = batch_bald(probs, 20)
-        monkeypatch.setattr(module, "_SLACK_NATS", math.inf)
+        monkeypatch.setattr(module, "_SLACK_NATS", 1e9)
+        monkeypatch.setattr(module, "_FINALISTS", 1_000)
 
         full = batch_bald(probs, 20)
 
         with_lazy = sampled_information(probs, lazy.images.tolist(), 40_000)
         assert with_lazy >= 0.998 * sampled_information(probs, full.images.tolist(), 40_000)
+
+    def test_of_many_copies_the_seed_chooses(self) -> None:
+        """More copies of the best image than are ever scored together: the first pick's draw decides, not the place."""
+        copies = pool(1, 50, 2, doubt=0.9).expand(150, -1, -1)
+        ids = [f"copy {number}" for number in range(150)]
+        firsts = set()
+        for seed in range(8):
+            forwards = rank("batch_bald", copies, 12, seed, ids=ids).order.tolist()
+            backwards = rank("batch_bald", copies, 12, seed, ids=ids[::-1]).order.tolist()
+            assert [ids[place] for place in forwards] == [ids[::-1][place] for place in backwards]
+            firsts.add(forwards[1])
+        assert len(firsts) > 4
+
+    def test_needs_no_gradient_and_leaves_none(self) -> None:
+        """A researcher may hand over what a network in training has just said."""
+        logits = pool(40, 30, 3, doubt=0.5).log().requires_grad_()
+
+        picks = batch_bald(logits.softmax(dim=-1), 5)
+
+        assert not picks.gains.requires_grad
+        assert not picks.gains.is_inference()
 
     def test_the_same_whatever_the_thread_count(self) -> None:
         probs = pool(200, 50, 3, doubt=0.5)
