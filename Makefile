@@ -64,9 +64,11 @@ unit: setup ## Only the tests that need no service
 system: setup ## Only the tests on a real Label Studio
 	@$(BIN)/python -m pytest tests/system $(ARGS)
 
-lock: $(UV) ## Recompile both lock files from pyproject.toml and the Label Studio version
+lock: $(UV) ## Recompile the lock files: ours, the bench's peers', Label Studio's
 	@$(UV) pip compile -q $(COMPILE) --group pyproject.toml:dev pyproject.toml -o requirements.lock >/dev/null
+	@grep -E '^(torch|torchvision|numpy|pillow|scipy)==' requirements.lock | tr -d '\\' > .tools/shared.txt
+	@$(UV) pip compile -q $(COMPILE) --overrides ml_backend/bench/peers-left-out.txt -c .tools/shared.txt ml_backend/bench/peers.in -o ml_backend/bench/peers.lock >/dev/null
 	@echo "label-studio==1.23.2" | $(UV) pip compile -q $(COMPILE) - -o requirements-label-studio.lock >/dev/null
 
 clean: ## Remove what the commands above built
-	rm -rf .venv .tools .demo .test-results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+	rm -rf .venv .tools .demo .bench .test-results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
