@@ -16,6 +16,7 @@ from ml_backend.errors import WeightsError
 from ml_backend.images.decode import PREPROCESSING
 from ml_backend.images.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ml_backend.model.backbones import Backbone
+from ml_backend.model.feature_table import TABLE
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.weights import load_backbone
 from ml_backend.settings import ProjectOptions
@@ -96,13 +97,15 @@ def save_checkpoint(
     save_file(tensors, path, metadata={"ml_backend": metadata.model_dump_json()})
 
 
-def load_checkpoint(path: Path, classes: Sequence[str] | None = None, backbone: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: Path, classes: Sequence[str] | None = None, backbone: str | Backbone | None = None
+) -> Checkpoint:
     """Read a network.
 
     Args:
         path: of the file.
         classes: that the caller has, in order; None takes whatever the file was made for.
-        backbone: likewise.
+        backbone: likewise, by name; or one that is loaded already, which a head for it then gets.
 
     Raises:
         WeightsError: the file cannot be read, was made for other classes, another backbone or another
@@ -117,8 +120,9 @@ def load_checkpoint(path: Path, classes: Sequence[str] | None = None, backbone: 
         raise WeightsError(f"the checkpoint {path} cannot be read: {error}: train again") from error
     except ValidationError as error:
         raise WeightsError(f"{path} is no checkpoint of this backend ({error.error_count()} mistakes)") from error
-    _check(path, metadata, classes, backbone)
-    network = McDropoutClassifier(len(metadata.classes), _backbone(path, metadata), dropout=metadata.dropout)
+    loaded = backbone if isinstance(backbone, Backbone) else None
+    _check(path, metadata, classes, backbone.name if isinstance(backbone, Backbone) else backbone)
+    network = McDropoutClassifier(len(metadata.classes), _backbone(path, metadata, loaded), dropout=metadata.dropout)
     if metadata.backbone_digest is not None:
         tensors |= {name: t for name, t in network.state_dict().items() if name.startswith("backbone.")}
     try:
@@ -144,14 +148,18 @@ def _check(path: Path, metadata: _Metadata, classes: Sequence[str] | None, backb
             raise WeightsError(f"the checkpoint {path} was made for {name} {seen!r}, not {value!r}: train again")
 
 
-def _backbone(path: Path, metadata: _Metadata) -> Backbone:
+def _backbone(path: Path, metadata: _Metadata, loaded: Backbone | None) -> Backbone:
     if metadata.backbone_digest is None:
         # Its weights are in the file and follow.
         backbone = Backbone(metadata.backbone)
         backbone.weights = metadata.backbone_weights
         return backbone
-    backbone = load_backbone(metadata.backbone, metadata.backbone_weights)
+    if loaded is None and metadata.backbone == TABLE:
+        raise WeightsError(f"the checkpoint {path} is a head for a table of features: give that table, or train again")
+    backbone = load_backbone(metadata.backbone, metadata.backbone_weights) if loaded is None else loaded
     if backbone.digest() != metadata.backbone_digest:
+        if metadata.backbone == TABLE:
+            raise WeightsError(f"the checkpoint {path} is a head for another table of features: train again")
         raise WeightsError(
             f"the checkpoint {path} is a head for other weights of {metadata.backbone} than "
             f"weights={metadata.backbone_weights!r} holds now: bring those back, or train again"

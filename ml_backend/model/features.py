@@ -1,6 +1,7 @@
 """Images -> backbone features, a batch at a time; those of a frozen backbone are kept on disk."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +24,7 @@ from ml_backend.model.memory import halving
 from ml_backend.model.precision import Arithmetic
 from ml_backend.records import Exclusion, ImageRef
 
-__all__ = ["BATCH", "FeatureBatch", "FeatureExtractor"]
+__all__ = ["BATCH", "FeatureBatch", "FeatureExtractor", "FeatureSource"]
 
 BATCH = {"cpu": 16, "cuda": 256}
 """Images that go through the backbone together."""
@@ -58,7 +59,50 @@ class _Found:
     pixels: UInt8[Pixels, "side side"] | None
 
 
-class FeatureExtractor:
+class FeatureSource(ABC):
+    """Images -> features, from wherever they are had.
+
+    Args:
+        dims: length of a feature vector.
+        device: where the features are handed out.
+    """
+
+    def __init__(self, dims: int, device: torch.device) -> None:
+        self._dims = dims
+        self._device = device
+
+    @abstractmethod
+    def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
+        """Features of all images, in their order, some of them at a time, the unreadable ones counted.
+
+        A shard of ``scoring`` is whole batches.
+        """
+
+    @abstractmethod
+    def run(self, pixels: UInt8[Tensor, "images side side"]) -> Float32[Tensor, "images dims"]:
+        """Features of grey levels; nothing is looked up or kept.
+
+        Raises:
+            RoundError: the GPU's memory is too small, or there is nothing that reads images.
+        """
+
+    @abstractmethod
+    def trim(self) -> None:
+        """Drop the kept features that were not used for longest, until the rest fits into the limit."""
+
+    def all(self, images: Sequence[ImageRef], progress: Callable[[int], None]) -> FeatureBatch:
+        """The same as ``batches``, as one. ``progress`` is called with the images done."""
+        batches: list[FeatureBatch] = []
+        done = 0
+        for batch in self.batches(images):
+            batches.append(batch)
+            done += len(batch.images) + len(batch.exclusions)
+            progress(done)
+        none = FeatureBatch((), torch.empty(0, self._dims, device=self._device), ())
+        return FeatureBatch.join([none, *batches])
+
+
+class FeatureExtractor(FeatureSource):
     """Runs a backbone over images, in eval mode and without augmentation.
 
     Args:
@@ -78,10 +122,9 @@ class FeatureExtractor:
         folder: Path | None,
         limit_bytes: int | None = None,
     ) -> None:
+        super().__init__(backbone.dims, arithmetic.device)
         self._images = images
         self._arithmetic = arithmetic
-        self._device = arithmetic.device
-        self._dims = backbone.dims
         self._kept = None if folder is None else BlobFolder(folder, limit_bytes)
         self._weights = "" if folder is None else f"{backbone.digest()}|{arithmetic.name}"
         self._backbone = backbone
@@ -101,19 +144,8 @@ class FeatureExtractor:
                 tuple(result for _, result in window if isinstance(result, Exclusion)),
             )
 
-    def all(self, images: Sequence[ImageRef], progress: Callable[[int], None]) -> FeatureBatch:
-        """The same, as one batch. ``progress`` is called with the images done."""
-        batches: list[FeatureBatch] = []
-        done = 0
-        for batch in self.batches(images):
-            batches.append(batch)
-            done += len(batch.images) + len(batch.exclusions)
-            progress(done)
-        none = FeatureBatch((), torch.empty(0, self._dims, device=self._device), ())
-        return FeatureBatch.join([none, *batches])
-
     def trim(self) -> None:
-        """Drop the kept features that were not used for longest, until the rest fits into the limit."""
+        """See ``FeatureSource``."""
         if self._kept is not None:
             self._kept.trim()
 

@@ -6,9 +6,11 @@ alone. Not an approximation: the same masks in T whole forward passes give the s
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Self
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
 from ml_backend.model.randomness import generator
@@ -16,8 +18,11 @@ from ml_backend.model.threads import one_thread
 
 __all__ = ["draw_masks", "fold_norm", "head_passes", "regroup"]
 
-# Images that go through a pass together: their hidden layer stays in the processor's cache.
-_CHUNK = 2048
+# Passes that share their products: 4 take 0.6 to 0.8 of the time of one by one, 3 and 5 a little more.
+_TOGETHER = 4
+# Images that go through them together: what each set of passes adds stays in the processor's cache.
+_ROWS = 256
+_GPU_ROWS = 2048
 # Below, a second thread costs more than it gives.
 _WORTH_THREADS = 512
 
@@ -80,25 +85,64 @@ def head_passes(
     small = not features.is_cuda and len(features) < _WORTH_THREADS
     weight, bias = hidden
     with one_thread() if small else nullcontext():
-        # Only the kept features are multiplied: half of the arithmetic at p = 0.5. They lie in rows, on both sides,
-        # so that to gather them is to copy them: in columns it took longer than the product, for a few images.
-        kept = [mask.nonzero().flatten().to(features.device) for mask in masks]
-        matrix = weight.t().div(1.0 - dropout).contiguous()
+        # Features lie in rows, on both sides, so that to gather some of them is to copy: in columns it took longer
+        # than the product, for a few images.
+        columns, matrix = features.t().contiguous(), weight.t().div(1.0 - dropout).contiguous()
+        rows = _GPU_ROWS if features.is_cuda else _ROWS
         probs = features.new_empty(len(features), len(masks), output.out_features)
-        for start in range(0, len(features), _CHUNK):
-            chunk = features[start : start + _CHUNK].t().contiguous()
-            for index, rows in enumerate(kept):
-                seen, used = chunk.index_select(0, rows).t(), matrix.index_select(0, rows)
-                probs[start : start + _CHUNK, index] = output(torch.addmm(bias, seen, used).relu_())
+        for start in range(0, len(masks), _TOGETHER):
+            group = _Group.of(masks[start : start + _TOGETHER], matrix)
+            for first in range(0, len(features), rows):
+                hidden_layer = group.products(columns[:, first : first + rows]).add_(bias).relu_()
+                part = probs[first : first + rows, start : start + _TOGETHER]
+                part.copy_(output(hidden_layer).transpose(0, 1))
         return probs.softmax(dim=-1)
 
 
-def regroup(
-    parts: Iterable[Float32[Tensor, "part dims"]], rows: int = _CHUNK
-) -> Iterator[Float32[Tensor, "chunk dims"]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """A few passes, drawn together: what several of them keep is multiplied once.
+
+    Each feature belongs to the set of passes that keep it. Every set of k passes is one product, over its own
+    features, and every pass the sum of the products of its sets. At p = 0.5 and k = 4 that is 15 / 16 of the
+    features instead of 4 halves: less than half of the arithmetic, and the sums are a small part of what is saved.
+
+    Attributes:
+        order: features that any of the passes keeps, set by set.
+        sizes: features of each set.
+        members: 1 where the pass keeps the features of the set, else 0.
+        weights: of the features in ``order``.
+    """
+
+    order: Int64[Tensor, " kept"]
+    sizes: list[int]
+    members: Float32[Tensor, "passes sets"]
+    weights: Float32[Tensor, "kept out"]
+
+    @classmethod
+    def of(cls, masks: Bool[Tensor, "passes dims"], matrix: Float32[Tensor, "dims out"]) -> Self:
+        """The sets are the numbers from 1 to 2**passes - 1: bit t is set where pass t is in."""
+        bits = torch.arange(len(masks))[:, None]
+        sets = (masks.to(torch.int64) << bits).sum(dim=0)
+        nobodys, *sizes = torch.bincount(sets, minlength=2 ** len(masks)).tolist()
+        order = sets.argsort(stable=True)[nobodys:].to(matrix.device)
+        members = (torch.arange(1, 2 ** len(masks)) >> bits & 1).to(matrix)
+        return cls(order, sizes, members, matrix.index_select(0, order))
+
+    def products(self, columns: Float32[Tensor, "dims images"]) -> Float32[Tensor, "passes images out"]:
+        """``(mask * x) W`` for every pass."""
+        seen = columns.index_select(0, self.order)
+        parts = seen.new_empty(len(self.sizes), columns.shape[1], self.weights.shape[1])
+        pairs = zip(torch.split(seen, self.sizes), torch.split(self.weights, self.sizes), strict=True)
+        for part, (features, weights) in zip(parts, pairs, strict=True):
+            torch.mm(features.t(), weights, out=part)
+        return (self.members @ parts.flatten(1)).view(-1, *parts.shape[1:])
+
+
+def regroup(parts: Iterable[Float32[Tensor, "part dims"]], rows: int = 2048) -> Iterator[Float32[Tensor, "chunk dims"]]:
     """The same rows in the same order, in chunks of at least ``rows`` (the last one of what is left).
 
-    A pass gathers its part of the weights anew for every chunk: batches of a backbone are too small for that.
+    The passes gather their parts of the weights anew for every chunk: batches of a backbone are too small for that.
     """
     held: list[Tensor] = []
     count = 0

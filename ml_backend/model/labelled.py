@@ -11,8 +11,8 @@ from torch import Tensor
 from ml_backend.errors import TooFewLabels
 from ml_backend.images.cached import ImageCache
 from ml_backend.images.dataset import load_labelled
-from ml_backend.model.features import FeatureExtractor
-from ml_backend.model.training import FeatureExamples, PixelExamples
+from ml_backend.model.examples import FeatureExamples, PixelExamples
+from ml_backend.model.features import FeatureSource
 from ml_backend.records import Exclusion, ImageRef, Label
 
 __all__ = ["LabelledSet", "require_enough"]
@@ -31,7 +31,7 @@ class LabelledSet:
         cls,
         labels: Sequence[Label],
         classes: Sequence[str],
-        extractor: FeatureExtractor,
+        extractor: FeatureSource,
         progress: Callable[[int], None],
     ) -> Self:
         """For training a head: features of a frozen backbone, on the extractor's device."""
@@ -53,7 +53,7 @@ class LabelledSet:
         loaded = load_labelled(labels, classes, images.read, progress)
         return cls(loaded.images, PixelExamples(loaded.pixels, loaded.targets.to(device)), loaded.exclusions)
 
-    def features(self, extractor: FeatureExtractor) -> Float32[Tensor, "images dims"]:
+    def features(self, extractor: FeatureSource) -> Float32[Tensor, "images dims"]:
         """What the head of the extractor's network sees of these images."""
         if isinstance(self.examples, FeatureExamples):
             return self.examples.features

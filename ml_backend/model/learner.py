@@ -16,7 +16,9 @@ from ml_backend.images.source import ImageSource
 from ml_backend.model import training
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import FILE_NAME, save_checkpoint
-from ml_backend.model.features import FeatureExtractor
+from ml_backend.model.examples import FeatureExamples
+from ml_backend.model.feature_table import FeatureTable, TableBackbone, TableFeatures
+from ml_backend.model.features import FeatureExtractor, FeatureSource
 from ml_backend.model.labelled import LabelledSet, require_enough
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.precision import Arithmetic
@@ -24,7 +26,7 @@ from ml_backend.model.randomness import derive, seeded
 from ml_backend.model.resume import earlier_network, take_up
 from ml_backend.model.scoring import FittedNetwork
 from ml_backend.model.threads import one_thread
-from ml_backend.model.training import FeatureExamples, Fitted, Schedule
+from ml_backend.model.training import Fitted, Schedule
 from ml_backend.model.validation import accuracy, auroc
 from ml_backend.model.weights import load_backbone
 from ml_backend.pool_outputs import PoolOutputs
@@ -53,18 +55,19 @@ class McDropoutLearner:
 
     Args:
         options: of the project. ``options.seed`` is not looked at: ``seed`` is.
-        source: where images come from.
-        cache: folder of pixels and features; may be shared by projects, rounds and processes.
+        source: where images come from; not looked at where there is a table.
+        cache: folder of pixels and features; may be shared by projects, rounds and processes. Likewise.
         device: ``auto`` takes the GPU where there is one.
         seed: of the first weights, the training and the masks.
         progress: called with ``features``, ``train`` or ``score``, what is done of it and all.
         warm_from: folder that an earlier learner saved its network into.
         cache_limit_bytes: what the images in the cache may take, and again the features: 20 GiB are 400,000 images
             at 224 pixels and 2.5 million feature vectors of a ResNet50.
+        table: of features, for a study that has no images; the backbone and its weights are not looked at then.
 
     Raises:
-        SettingsError: ``cuda`` on a machine without a usable GPU, a precision that the device lacks, or
-            ``min_epochs`` above ``epochs``.
+        SettingsError: ``cuda`` on a machine without a usable GPU, a precision that the device lacks,
+            ``min_epochs`` above ``epochs``, or ``finetune: full`` with a table.
     """
 
     def __init__(
@@ -78,7 +81,10 @@ class McDropoutLearner:
         progress: Callable[[LearnerStage, int, int], None] = _silent,
         warm_from: Path | None = None,
         cache_limit_bytes: int = 20 * 2**30,
+        table: FeatureTable | None = None,
     ) -> None:
+        if table is not None and options.finetune == "full":
+            raise SettingsError("finetune='full', but a table of features has no images: set finetune=head")
         self._options = options
         self._device = _choose_device(device)
         self._arithmetic = Arithmetic.of(self._device, options.precision, channels_last=options.channels_last)
@@ -88,10 +94,12 @@ class McDropoutLearner:
         self._progress = progress
         self._images = ImageCache(source, cache / "images", options.image_side, cache_limit_bytes)
         self._feature_folder = cache / "features"
-        self._head_only = options.finetune == "head" or (options.finetune == "auto" and self._device.type == "cpu")
+        self._table = None if table is None else TableBackbone(table)
+        on_cpu = self._device.type == "cpu"
+        self._head_only = options.finetune == "head" or (options.finetune == "auto" and (on_cpu or table is not None))
         self._schedule = Schedule.of(options, head_only=self._head_only)
-        self._loaded: Backbone | None = None
-        self._frozen: FeatureExtractor | None = None
+        self._loaded: Backbone | None = self._table
+        self._frozen: FeatureSource | None = None if table is None else TableFeatures(table, self._device)
         self._fit: FittedNetwork | None = None
         self._last: FittedNetwork | None = None  # only where a warm start wants it
 
@@ -189,7 +197,7 @@ class McDropoutLearner:
         Raises:
             WeightsError: see ``resume.take_up``.
         """
-        checkpoint = take_up(Path(folder), self._options, head_only=self._head_only)
+        checkpoint = take_up(Path(folder), self._options, head_only=self._head_only, table=self._table)
         self._arithmetic.place(checkpoint.network)
         self._fit = self._fitted(checkpoint.network, checkpoint.classes, None)
 
@@ -197,7 +205,9 @@ class McDropoutLearner:
         if self._options.retrain != "warm":
             return None
         last = None if self._last is None else (self._last.network, self._last.classes)
-        return earlier_network(last, self._warm_from, self._options, classes, head_only=self._head_only)
+        return earlier_network(
+            last, self._warm_from, self._options, classes, head_only=self._head_only, table=self._table
+        )
 
     def _train(
         self,
@@ -233,6 +243,7 @@ class McDropoutLearner:
     def _fitted(
         self, network: McDropoutClassifier, classes: Sequence[str], sets: tuple[LabelledSet, ...] | None
     ) -> FittedNetwork:
+        extractor: FeatureSource
         if self._head_only:
             extractor = self._frozen_extractor()
         else:
@@ -256,7 +267,7 @@ class McDropoutLearner:
             self._loaded = load_backbone(self._options.backbone, self._options.weights)
         return self._loaded
 
-    def _frozen_extractor(self) -> FeatureExtractor:
+    def _frozen_extractor(self) -> FeatureSource:
         if self._frozen is None:
             self._frozen = FeatureExtractor(
                 self._backbone(), self._images, self._arithmetic, self._feature_folder, self._cache_limit_bytes
@@ -268,7 +279,7 @@ class McDropoutLearner:
             raise RoundError("there is no fitted network: call fit first")
         return self._fit
 
-    def _trim(self, extractor: FeatureExtractor) -> None:
+    def _trim(self, extractor: FeatureSource) -> None:
         self._images.trim()
         extractor.trim()
 

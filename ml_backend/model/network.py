@@ -50,13 +50,16 @@ class DropoutHead(nn.Module):
         floor = 1e-6 * float(spread.max())
         self.feature_scale.copy_(torch.where(spread > floor, 1.0 / spread.clamp_min(1e-30), 0.0))
 
+    def standard(self, features: Float32[Tensor, "images dims"]) -> Float32[Tensor, "images dims"]:
+        """What dropout sees: a copy."""
+        return (features - self.feature_mean) * self.feature_scale
+
     def forward(self, features: Float32[Tensor, "images dims"]) -> Float32[Tensor, "images classes"]:
         return cast("Tensor", self.output(self.activity(features)))
 
     def activity(self, features: Float32[Tensor, "images dims"]) -> Float32[Tensor, "images hidden"]:
         """What the last layer sees."""
-        standard = (features - self.feature_mean) * self.feature_scale
-        return torch.relu(self.norm(self.hidden(self.dropout(standard))))
+        return torch.relu(self.norm(self.hidden(self.dropout(self.standard(features)))))
 
     def masks(self, passes: int, seed: int) -> Bool[Tensor, "passes dims"]:
         """Draw the masks of a posterior; see ``inference.draw_masks``."""
@@ -67,8 +70,9 @@ class DropoutHead(nn.Module):
         self, features: Float32[Tensor, "images dims"], masks: Bool[Tensor, "passes dims"]
     ) -> Float32[Tensor, "images passes classes"]:
         """Draw the passes of a posterior on features; see ``inference.head_passes``."""
-        standard = (features - self.feature_mean) * self.feature_scale
-        return head_passes(standard, masks, fold_norm(self.hidden, self.norm), self.output, self.dropout.p)
+        return head_passes(
+            self.standard(features), masks, fold_norm(self.hidden, self.norm), self.output, self.dropout.p
+        )
 
     @torch.inference_mode()
     def gradient_factors(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_backend.errors import WeightsError
 from ml_backend.model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
+from ml_backend.model.feature_table import TableBackbone
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.settings import ProjectOptions
 
@@ -15,7 +16,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def take_up(
-    folder: Path, options: ProjectOptions, *, head_only: bool, classes: Sequence[str] | None = None
+    folder: Path,
+    options: ProjectOptions,
+    *,
+    head_only: bool,
+    classes: Sequence[str] | None = None,
+    table: TableBackbone | None = None,
 ) -> Checkpoint:
     """Read what ``McDropoutLearner.save`` wrote, if it fits these options.
 
@@ -24,13 +30,14 @@ def take_up(
         options: of the learner that takes it up.
         head_only: whether that learner leaves the backbone as it was loaded.
         classes: that the network must be for, in order; None takes whatever it was made for.
+        table: that it must be a head for, instead of a network; None where there are images.
 
     Raises:
         WeightsError: see ``load_checkpoint``; or it was made for another image side, from other weights, or with
             another part of it trained.
     """
     path = folder / FILE_NAME
-    checkpoint = load_checkpoint(path, classes, options.backbone)
+    checkpoint = load_checkpoint(path, classes, options.backbone if table is None else table)
     for name, seen, wanted in (
         ("weights", checkpoint.options.weights, options.weights),
         ("image_side", checkpoint.options.image_side, options.image_side),
@@ -48,6 +55,7 @@ def earlier_network(
     classes: Sequence[str],
     *,
     head_only: bool,
+    table: TableBackbone | None = None,
 ) -> McDropoutClassifier | None:
     """The network that a warm start goes on from; None, with a warning that says why, where there is none that fits.
 
@@ -59,6 +67,7 @@ def earlier_network(
         options: of this learner.
         classes: of the fit that begins.
         head_only: whether the backbone is left as it was loaded.
+        table: of ``take_up``.
     """
     if last is not None:
         network, seen = last
@@ -67,7 +76,7 @@ def earlier_network(
         _LOG.warning("training begins from scratch: the last network was for %s, not %s", list(seen), list(classes))
     elif folder is not None:
         try:
-            return take_up(folder, options, head_only=head_only, classes=classes).network
+            return take_up(folder, options, head_only=head_only, classes=classes, table=table).network
         except WeightsError as error:
             _LOG.warning("training begins from scratch: %s", error)
     return None

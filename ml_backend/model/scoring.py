@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from ml_backend.model.features import FeatureBatch, FeatureExtractor
+from ml_backend.model.features import FeatureBatch, FeatureSource
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
 from ml_backend.records import ImageRef
@@ -41,7 +41,7 @@ class FittedNetwork:
 
     network: McDropoutClassifier
     classes: tuple[str, ...]
-    extractor: FeatureExtractor
+    extractor: FeatureSource
     masks: Bool[Tensor, "passes dims"]
     labelled_features: Callable[[], Float32[Tensor, "labelled dims"]] | None = None
 

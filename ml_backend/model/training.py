@@ -4,20 +4,23 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, cast
+from typing import Self
 
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
 from ml_backend.errors import RoundError, SettingsError, TooFewLabels
-from ml_backend.images.transforms import augment, to_input
+from ml_backend.model.examples import Examples, FeatureExamples
+from ml_backend.model.head_steps import HeadSteps
 from ml_backend.model.memory import halving
+from ml_backend.model.network import DropoutHead
 from ml_backend.model.precision import Arithmetic
 from ml_backend.model.randomness import generator, seeded
+from ml_backend.model.steps import AutogradSteps, Loss, Pace, Steps
 from ml_backend.settings import ProjectOptions
 
-__all__ = ["Examples", "FeatureExamples", "Fitted", "PixelExamples", "Schedule", "class_weights", "train"]
+__all__ = ["Fitted", "Schedule", "class_weights", "train"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,45 +28,6 @@ _LOG = logging.getLogger(__name__)
 # of an ImageNet network of 2,232 chest films, 60 to 144 labels, it was never worse and gave up to + 0.004 accuracy;
 # on an untrained ResNet50's + 0.013. A higher learning rate instead was worse.
 _HEAD_EPOCHS_PER_EPOCH = 3
-
-
-class Examples(Protocol):
-    """What a network is trained or validated on."""
-
-    @property
-    def targets(self) -> Int64[Tensor, " images"]: ...
-
-    def inputs(self, rows: Int64[Tensor, " batch"], augmentation: torch.Generator | None) -> Tensor:
-        """The network's input for some images (rows on the CPU); augmented only with a generator."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FeatureExamples:
-    """Features of a frozen backbone, for training a head. There is nothing to augment."""
-
-    features: Float32[Tensor, "images dims"]
-    targets: Int64[Tensor, " images"]
-
-    def inputs(self, rows: Int64[Tensor, " batch"], augmentation: torch.Generator | None) -> Tensor:
-        del augmentation
-        return self.features[rows]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PixelExamples:
-    """Grey levels, for training a whole network.
-
-    They stay on the CPU and a batch at a time follows its targets: however many labels there are, they leave the
-    GPU's memory to the network.
-    """
-
-    pixels: UInt8[Tensor, "images side side"]
-    targets: Int64[Tensor, " images"]
-
-    def inputs(self, rows: Int64[Tensor, " batch"], augmentation: torch.Generator | None) -> Tensor:
-        pixels: Tensor = self.pixels[rows].to(self.targets.device)
-        return to_input(pixels if augmentation is None else augment(pixels, augmentation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +147,8 @@ def train(
         )
     device = training.targets.device
     weights = class_weights(training.targets, classes) if schedule.weighted else torch.ones(len(classes))
-    run = _Run(network, training, validation, weights.to(device), schedule, arithmetic, seed, progress)
-    start = _copy(network)
+    run = _Run(network, training, validation, Loss(weights.to(device)), schedule, arithmetic, seed, progress)
+    start = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     def attempt(batch: int) -> Fitted:
         network.load_state_dict(start)
@@ -200,63 +164,48 @@ class _Run:
     network: nn.Module
     training: Examples
     validation: Examples
-    weights: Float32[Tensor, " classes"]
+    loss: Loss
     schedule: Schedule
     arithmetic: Arithmetic
     seed: int
     progress: Callable[[int, int], None]
 
     def to_the_end(self, batch: int) -> Fitted:
-        schedule = self.schedule
-        optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
-        )
-        order, augmentation = generator(self.seed, "order"), generator(self.seed, "augmentation")
-        best_loss, best_epoch, best = math.inf, 0, None
-        epoch = 0
+        schedule, steps = self.schedule, self._steps(batch)
+        order = generator(self.seed, "order")
+        best_loss, best_epoch, epoch = math.inf, 0, 0
         while epoch < schedule.epochs and (epoch < schedule.min_epochs or epoch - best_epoch < schedule.patience):
             epoch += 1
-            self._one_epoch(optimizer, batch, order, augmentation)
-            loss = self._validation_loss(batch)
+            steps.epoch(_batches(torch.randperm(len(self.training.targets), generator=order), batch))
+            loss = steps.validation_loss()
             if loss < best_loss:
-                best_loss, best_epoch, best = loss, epoch, _copy(self.network)
+                best_loss, best_epoch = loss, epoch
+                steps.keep()
             self.progress(epoch, schedule.epochs)
-        if best is None:
+        if not best_epoch:
             raise RoundError(
                 f"training diverged: the validation loss was never a finite number with "
                 f"learning_rate={schedule.learning_rate}: set a smaller one"
             )
-        self.network.load_state_dict(best)
-        self.network.eval()
+        steps.restore()
         self.progress(schedule.epochs, schedule.epochs)
-        return Fitted(epoch, best_epoch, best_loss, tuple(self.weights.tolist()))
+        return Fitted(epoch, best_epoch, best_loss, tuple(self.loss.weights.tolist()))
 
-    def _one_epoch(
-        self, optimizer: torch.optim.Optimizer, batch: int, order: torch.Generator, augmentation: torch.Generator
-    ) -> None:
-        self.network.train()
-        targets = self.training.targets
-        for rows in _batches(torch.randperm(len(targets), generator=order), batch):
-            optimizer.zero_grad(set_to_none=True)
-            logits = self._logits(self.training.inputs(rows, augmentation))
-            loss = nn.functional.cross_entropy(logits, targets[rows], weight=self.weights)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-    def _validation_loss(self, batch: int) -> float:
-        self.network.eval()
-        targets = self.validation.targets
-        with torch.inference_mode():
-            rows = torch.split(torch.arange(len(targets)), batch)
-            logits = torch.cat([self._logits(self.validation.inputs(part, None)) for part in rows])
-            # The mean divides by the weights, which are all 0 where no class of validation is in training.
-            weights = self.weights if bool(self.weights[targets].any()) else None
-            return float(nn.functional.cross_entropy(logits, targets, weight=weights))
-
-    def _logits(self, inputs: Tensor) -> Float32[Tensor, "images classes"]:
-        images = self.arithmetic.lay_out(inputs) if inputs.ndim == 4 else inputs
-        with self.arithmetic.autocast():
-            return cast("Tensor", self.network(images)).float()
+    def _steps(self, batch: int) -> Steps:
+        network, training, validation = self.network, self.training, self.validation
+        pace = Pace(self.schedule.learning_rate, self.schedule.weight_decay)
+        on_cpu = self.arithmetic.device.type == "cpu" and self.arithmetic.dtype == torch.float32
+        if (
+            on_cpu
+            # Not of a class that was derived from it, which may have changed anything.
+            and type(network) is DropoutHead
+            and isinstance(training, FeatureExamples)
+            and isinstance(validation, FeatureExamples)
+        ):
+            return HeadSteps(network, training, validation, self.loss, pace, seed=self.seed)
+        return AutogradSteps(
+            network, training, validation, self.loss, pace, batch=batch, arithmetic=self.arithmetic, seed=self.seed
+        )
 
 
 def _batches(rows: Int64[Tensor, " images"], batch: int) -> list[Int64[Tensor, " batch"]]:
@@ -265,7 +214,3 @@ def _batches(rows: Int64[Tensor, " images"], batch: int) -> list[Int64[Tensor, "
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
-
-
-def _copy(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

@@ -1,8 +1,12 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from ml_backend.images.phantoms import draw_pool
 from ml_backend.model.threads import one_thread
+from tests.unit.model.phantom_films import CLASSES, SIDE
 
 
 @pytest.fixture(autouse=True)
@@ -10,3 +14,19 @@ def quick() -> Iterator[None]:
     """Networks as small as these are faster in one thread, and many times so where other tests run too."""
     with one_thread():
         yield
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 phantoms, the class in the name, and a page that is no image."""
+    folder = tmp_path_factory.mktemp("films")
+    arrays, labels, _ = draw_pool(60, (1, 1, 1), seed=0, side=SIDE)
+    for index, (array, label) in enumerate(zip(arrays, labels, strict=True)):
+        Image.fromarray(array).save(folder / f"{index:02d}-{CLASSES[label]}.png")
+    (folder / "60-normal.png").write_bytes(b"<!doctype html><title>Log in</title>")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")

@@ -71,6 +71,43 @@ class TestHeadPasses:
         assert probs[0, :, 0].tolist() == pytest.approx(expected)
         assert probs.sum(dim=-1).flatten().tolist() == pytest.approx([1.0] * 3)
 
+    @given(
+        images=st.integers(0, 4),
+        passes=st.integers(1, 11),
+        dropout=st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+        seed=st.integers(0, 99),
+    )
+    @settings(deadline=None, max_examples=40)
+    def test_is_pass_by_pass(self, images: int, passes: int, dropout: float, seed: int) -> None:
+        """What several passes keep is multiplied once; the reference masks and multiplies for each pass anew."""
+        torch.manual_seed(seed)
+        output, masks = nn.Linear(6, 3), draw_masks(passes, 9, dropout, seed)
+        weight, bias = torch.randn(6, 9), torch.randn(6)
+        features = torch.randn(images, 9)
+
+        with torch.no_grad():
+            probs = head_passes(features, masks, (weight, bias), output, dropout)
+            dropped = features[:, None].double() * masks / (1.0 - dropout)
+            hidden = (dropped @ weight.double().T + bias.double()).relu()
+            expected = output.double()(hidden).softmax(dim=-1)
+
+        assert probs.shape == (images, passes, 3)
+        assert probs.is_contiguous()
+        assert torch.allclose(probs.double(), expected, atol=1e-5)
+
+    def test_more_images_than_go_through_together(self) -> None:
+        """The seams between them do not show: 256 at a time."""
+        torch.manual_seed(0)
+        output, masks = nn.Linear(6, 3), draw_masks(6, 8, 0.5, 0)
+        hidden = (torch.randn(6, 8), torch.randn(6))
+        features = torch.randn(600, 8)
+
+        with torch.no_grad():
+            together = head_passes(features, masks, hidden, output, 0.5)
+            parts = [head_passes(part, masks, hidden, output, 0.5) for part in torch.split(features, 100)]
+
+        assert torch.allclose(together, torch.cat(parts), atol=1e-6)
+
     @given(images=st.integers(0, 5), passes=st.integers(1, 4), seed=st.integers(0, 99))
     @settings(deadline=None, max_examples=20)
     def test_image_by_image_is_all_at_once(self, images: int, passes: int, seed: int) -> None:

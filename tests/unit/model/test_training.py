@@ -1,6 +1,6 @@
 import logging
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +9,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from ml_backend.errors import RoundError, SettingsError, TooFewLabels
-from ml_backend.images.transforms import to_input
+from ml_backend.model.examples import FeatureExamples
 from ml_backend.model.network import DropoutHead
 from ml_backend.model.precision import Arithmetic
-from ml_backend.model.training import FeatureExamples, Fitted, PixelExamples, Schedule, class_weights, train
+from ml_backend.model.training import Fitted, Schedule, class_weights, train
 from ml_backend.settings import ProjectOptions
 
 CLASSES = ("normal", "moderate", "severe")
@@ -231,25 +231,27 @@ class TestTrain:
 
     def test_full_gpu_halves_the_batch_and_starts_over(self) -> None:
         class Small(DropoutHead):
-            """Runs out of memory on its second step with more than 8 images."""
+            """Runs out of memory on its second step with more than ``room`` images."""
 
-            sizes: ClassVar[list[int]] = []
+            def __init__(self, room: int) -> None:
+                torch.manual_seed(0)
+                super().__init__(20, 3, 0.5)
+                self.room = room
+                self.sizes: list[int] = []
 
             def forward(self, features: Tensor) -> Tensor:
                 if self.training:
                     self.sizes.append(len(features))
-                    if len(features) > 8 and len(self.sizes) > 1:
+                    if len(features) > self.room and len(self.sizes) > 1:
                         raise torch.OutOfMemoryError("CUDA out of memory")
                 return super().forward(features)
 
-        torch.manual_seed(0)
-        small = Small(20, 3, 0.5)
+        small, roomy = Small(8), Small(100)
         fit(small, clouds(32, seed=0), clouds(9, seed=1), epochs=2)
-        plain = head()
-        fit(plain, clouds(32, seed=0), clouds(9, seed=1), epochs=2, batch=8)
+        fit(roomy, clouds(32, seed=0), clouds(9, seed=1), epochs=2, batch=8)
 
         assert small.sizes[:3] == [16, 16, 8]
-        assert torch.equal(small.hidden.weight, plain.hidden.weight)
+        assert torch.equal(small.hidden.weight, roomy.hidden.weight)
 
     def test_progress_ends_at_the_end(self) -> None:
         seen: list[tuple[int, int]] = []
@@ -266,24 +268,6 @@ class TestTrain:
 
         assert seen[0] == (1, 3)
         assert seen[-1] == (3, 3)
-
-
-class TestPixelExamples:
-    def test_augments_only_with_a_generator(self) -> None:
-        pixels = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
-        examples = PixelExamples(pixels, torch.zeros(3, dtype=torch.int64))
-        rows = torch.tensor([2, 0])
-
-        assert torch.equal(examples.inputs(rows, None), to_input(pixels[rows]))
-        assert not torch.equal(examples.inputs(rows, torch.Generator().manual_seed(0)), to_input(pixels[rows]))
-
-    @pytest.mark.parametrize("augmentation", [None, torch.Generator()])
-    def test_pixels_follow_their_targets_a_batch_at_a_time(self, augmentation: torch.Generator | None) -> None:
-        pixels = torch.zeros((3, 16, 16), dtype=torch.uint8)
-        examples = PixelExamples(pixels, torch.zeros(3, dtype=torch.int64, device="meta"))
-
-        assert examples.inputs(torch.tensor([2, 0]), augmentation).device.type == "meta"
-        assert examples.pixels.device.type == "cpu"
 
 
 class TestSchedule:

@@ -1,0 +1,132 @@
+"""How a network takes its training steps; ``training`` decides how many, and which weights are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
+
+from ml_backend.model.examples import Examples
+from ml_backend.model.precision import Arithmetic
+from ml_backend.model.randomness import generator
+
+__all__ = ["AutogradSteps", "Loss", "Pace", "Steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Of Adam: its learning rate and its weight decay, which is added to the gradient."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loss:
+    """Cross-entropy, weighted by class; the mean divides by the weights, of a batch or of the validation images."""
+
+    weights: Float32[Tensor, " classes"]
+
+    def training(self, logits: Float32[Tensor, "images classes"], targets: Int64[Tensor, " images"]) -> Tensor:
+        return nn.functional.cross_entropy(logits, targets, weight=self.weights)
+
+    def validation(self, logits: Float32[Tensor, "images classes"], targets: Int64[Tensor, " images"]) -> float:
+        # The weights are all 0 where no class of validation is in training.
+        weights = self.weights if bool(self.weights[targets].any()) else None
+        return float(nn.functional.cross_entropy(logits, targets, weight=weights))
+
+
+class Steps(Protocol):
+    """A network in training."""
+
+    def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> None:
+        """One step a batch (rows of the training images, on the CPU, at least 2)."""
+        ...
+
+    def validation_loss(self) -> float:
+        """With dropout off and normalisations fixed; may be NaN."""
+        ...
+
+    def keep(self) -> None:
+        """Remember the weights of now, and forget those kept before."""
+        ...
+
+    def restore(self) -> None:
+        """Put the weights that were kept into the network, and leave it in eval mode."""
+        ...
+
+
+class AutogradSteps:
+    """Any network, on any device.
+
+    Dropout and augmentation draw from generators of their own and torch's global ones.
+
+    Args:
+        network: input -> logits [images, classes]; changed by every step.
+        training: augmented where that is possible.
+        validation: never augmented.
+        loss: of both.
+        pace: of Adam.
+        batch: images that go through the network together in validation.
+        arithmetic: of the forward passes; the network is already there.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        training: Examples,
+        validation: Examples,
+        loss: Loss,
+        pace: Pace,
+        *,
+        batch: int,
+        arithmetic: Arithmetic,
+        seed: int,
+    ) -> None:
+        self._network = network
+        self._training = training
+        self._validation = validation
+        self._loss = loss
+        self._batch = batch
+        self._arithmetic = arithmetic
+        self._augmentation = generator(seed, "augmentation")
+        self._optimizer = torch.optim.Adam(
+            network.parameters(), lr=pace.learning_rate, weight_decay=pace.weight_decay, fused=True
+        )
+        self._kept: dict[str, Tensor] = {}
+
+    def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> None:
+        """See ``Steps``."""
+        self._network.train()
+        for rows in batches:
+            self._optimizer.zero_grad(set_to_none=True)
+            logits = self._logits(self._training.inputs(rows, self._augmentation))
+            loss = self._loss.training(logits, self._training.targets[rows])
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+
+    def validation_loss(self) -> float:
+        """See ``Steps``."""
+        self._network.eval()
+        targets = self._validation.targets
+        with torch.inference_mode():
+            rows = torch.split(torch.arange(len(targets)), self._batch)
+            logits = torch.cat([self._logits(self._validation.inputs(part, None)) for part in rows])
+            return self._loss.validation(logits, targets)
+
+    def keep(self) -> None:
+        """See ``Steps``."""
+        self._kept = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
+
+    def restore(self) -> None:
+        """See ``Steps``."""
+        self._network.load_state_dict(self._kept)
+        self._network.eval()
+
+    def _logits(self, inputs: Tensor) -> Float32[Tensor, "images classes"]:
+        images = self._arithmetic.lay_out(inputs) if inputs.ndim == 4 else inputs
+        with self._arithmetic.autocast():
+            return cast("Tensor", self._network(images)).float()
