@@ -16,20 +16,24 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     cli            the `ml-backend` command: parse, call, exit status
     adapter        label-studio-ml's own model class over the same server code
     demo           `make demo`: services, simulated readers, live view, table
+    bench          `ml-backend bench`: figures, side by side with the peers
+    study          `ml-backend simulate`: many simulated runs side by side, as one report
     server         WAY IN 1: what Label Studio talks to; torch-free, answers in milliseconds
     worker         WAY IN 2: the process that trains; start (parent, touches no GPU), job (work-horse)
     simulation     WAY IN 3: the same rounds without Label Studio
     assembly       settings -> the parts of a round: the only place that names concrete classes
-    engine         ONE ROUND: round (the story), ports (Protocols), split, start
+    engine         ONE ROUND: round (the story), ports (Protocols), split, start; shards, sharing (several workers)
     model          labels -> network -> pool outputs
-    acquisition    pool outputs -> ranking: scores (pointwise), batches (batch-aware), catalog
+    acquisition    pool outputs -> ranking: scores, power_bald (alone), batches, core_set, badge, typiclust (together), catalog
     consensus      annotations -> labels: one file a rule, catalog
+    processes      programs that we start, wait for and stop
     images         image reference -> array: sources, decoding, cache, transforms, phantoms
     label_studio   everything that speaks Label Studio's API or JSON; torch-free
     queueing       at most one round running and one waiting per project, on rq
-    storage        one folder a round, written beside and renamed into place
+    storage        one folder a round, and what workers hand each other; written beside and renamed into place
     settings       Settings (environment), ProjectOptions (the owner's choice)
     pool_outputs   what a learner hands to a strategy
+    strategies     every strategy in words: for README, --help and the settings
     records        what travels between the rooms: frozen, validated, JSON
     errors         the tree of everything that is refused, with its reason
 """

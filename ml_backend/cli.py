@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ml_backend.errors import BackendError, SettingsError
+from ml_backend.strategies import STRATEGIES
 
 __all__ = ["app", "main"]
 
@@ -42,9 +43,17 @@ def serve(
 @app.command()
 def work(
     burst: Annotated[bool, typer.Option("--burst", help="end when the queue is empty")] = False,
+    *,
+    study: Annotated[bool, typer.Option("--study", help="run studies of `simulate --redis` instead")] = False,
 ) -> None:
     """Run rounds from the queue: train, rank, publish (the process that wants the GPU)."""
     from ml_backend.settings import Settings
+
+    if study:
+        from ml_backend.study.worker import work_on_studies
+
+        work_on_studies(Settings.load(), burst=burst)
+        return
     from ml_backend.worker.start import work as run
 
     run(Settings.load(), burst=burst)
@@ -76,6 +85,23 @@ def connect(
 
 
 @app.command()
+def strategies(
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="as the table that README shows")] = False,
+) -> None:
+    """List the acquisition functions: what each labels first, its score and unit, what it needs, its source."""
+    from ml_backend.strategies import markdown_table
+
+    if markdown:
+        typer.echo(markdown_table())
+        return
+    for spec in STRATEGIES.values():
+        typer.echo(f"{spec.name}: {spec.summary}")
+        typer.echo(f"    score {spec.range} ({spec.unit}); needs {spec.needed}")
+        typer.echo(f"    {spec.source}")
+
+
+@app.command()
 def demo(
     *,
     rounds: Annotated[int, typer.Option(help="trained rounds to go through", min=1, envvar="ROUNDS")] = 3,
@@ -83,7 +109,7 @@ def demo(
     images: Annotated[Path | None, typer.Option(help="folder of images instead of drawn ones", envvar="IMAGES")] = None,
     labels: Annotated[Path | None, typer.Option(help="table with path,label", envvar="LABELS")] = None,
     count: Annotated[int, typer.Option(help="images to draw", min=20)] = 160,
-    strategy: Annotated[str, typer.Option(help="acquisition function")] = "mean_std",
+    strategy: Annotated[str, typer.Option(help=f"acquisition function: {', '.join(STRATEGIES)}")] = "mean_std",
     seed: Annotated[int, typer.Option(help="seed of everything that is drawn", min=0)] = 0,
     folder: Annotated[Path, typer.Option(help="where the demo keeps its data; reused by the next run")] = Path(".demo"),
     json: Annotated[Path | None, typer.Option(help="write the table there as JSON")] = None,
@@ -109,6 +135,102 @@ def demo(
                 json=json,
                 stay=stay,
             )
+        )
+    )
+
+
+@app.command()
+def simulate(
+    *,
+    labels: Annotated[Path, typer.Option(help="table with path,label[,patient_id][,split][,source]")],
+    out: Annotated[Path, typer.Option(help="folder of the results; the same command goes on where it was stopped")],
+    images: Annotated[Path | None, typer.Option(help="folder that the paths of the table start from")] = None,
+    ratings: Annotated[Path | None, typer.Option(help="table with path,rater,label: several readers' answers")] = None,
+    features: Annotated[Path | None, typer.Option(help="npz file with X and path: no image is read")] = None,
+    strategies: Annotated[
+        str, typer.Option(help=f"with commas between them: {', '.join(STRATEGIES)}")
+    ] = "entropy,mean_std",
+    no_random: Annotated[bool, typer.Option("--no-random", help="do not compare with `random`")] = False,
+    seeds: Annotated[str, typer.Option(help="how many (10), or which (3,5,7)")] = "10",
+    profile: Annotated[str, typer.Option(help="set of choices that the options below replace: paper")] = "paper",
+    task: Annotated[
+        str | None, typer.Option(help="classes, least severe first: 'normal=normal;diseased=bacterial,viral'")
+    ] = None,
+    imbalance: Annotated[str | None, typer.Option(help="shares to subsample to: normal=0.14")] = None,
+    loss: Annotated[str, typer.Option(help="weighted, unweighted, or both with a comma: compared")] = "weighted",
+    finetune: Annotated[str | None, typer.Option(help="head or full")] = None,
+    backbone: Annotated[str | None, typer.Option(help="torchvision name of the network")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a file")] = None,
+    passes: Annotated[int | None, typer.Option(help="stochastic forward passes T")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images that a round chooses together")] = None,
+    initial: Annotated[int | None, typer.Option(help="labelled images of every class at the start")] = None,
+    budget: Annotated[str, typer.Option(help="labels at most, or a share of the training images")] = "0.5",
+    workers: Annotated[int, typer.Option(help="processes on this machine, of one thread each", min=1)] = 1,
+    redis: Annotated[
+        str | None,
+        typer.Option(help="Redis of workers anywhere (`ml-backend work --study`) that see the same folders"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Simulate active learning on labelled images: which strategy, how many labels; one command, one report."""
+    from ml_backend.study.options import SimulateOptions
+    from ml_backend.study.simulate import run_study
+
+    raise typer.Exit(
+        run_study(
+            SimulateOptions(
+                labels=labels,
+                out=out,
+                images=images,
+                ratings=ratings,
+                features=features,
+                strategies=strategies,
+                no_random=no_random,
+                seeds=seeds,
+                profile=profile,
+                task=task,
+                imbalance=imbalance,
+                loss=loss,
+                finetune=finetune,
+                backbone=backbone,
+                weights=weights,
+                passes=passes,
+                batch_size=batch_size,
+                initial=initial,
+                budget=budget,
+                workers=workers,
+                redis=redis,
+                device=device,
+            )
+        )
+    )
+
+
+@app.command()
+def bench(
+    *,
+    only: Annotated[list[str] | None, typer.Option(help="a case to measure; may be repeated; default: all")] = None,
+    repeats: Annotated[int | None, typer.Option(help="of every task; default 5, with --quick 1", min=1)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="everything tiny: a trial of the benchmark itself")] = False,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="measure the other libraries beside ours")] = True,
+    images: Annotated[Path | None, typer.Option(help="folder of JPEG and PNG to decode instead of drawn films")] = None,
+    folder: Annotated[Path, typer.Option(help="where the peers' environment is built, once")] = Path(".bench"),
+    json: Annotated[Path | None, typer.Option(help="write every single repeat there as JSON")] = None,
+    record: Annotated[Path | None, typer.Option(help="write the picks of batchbald-redux there as JSON")] = None,
+) -> None:
+    """Measure speed, side by side with other libraries (figures, not a test: a missed floor is no failure)."""
+    from ml_backend.bench.run import BenchOptions, run_bench
+
+    run_bench(
+        BenchOptions(
+            only=tuple(only or ()),
+            repeats=repeats,
+            quick=quick,
+            peers=peers,
+            images=images,
+            folder=folder,
+            json=json,
+            record=record,
         )
     )
 

@@ -16,7 +16,7 @@
     ├── ImageError               an image cannot be fetched or decoded
     ├── StorageError             the store cannot be read or written
     ├── QueueError               Redis does not answer (503)
-    └── ServiceError             a service that the demo started did not start, or has ended
+    └── ServiceError             a service that we started did not start, or has ended
 
 A message gives the value seen, the value wanted and the way out.
 """

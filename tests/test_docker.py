@@ -17,7 +17,7 @@ from rq import Worker
 from typer.testing import CliRunner
 
 from ml_backend.cli import app
-from ml_backend.demo.valkey import Valkey
+from ml_backend.processes.valkey import Valkey
 from ml_backend.settings import ProjectOptions, Settings
 
 ROOT = Path(__file__).parent.parent

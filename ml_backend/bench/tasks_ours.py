@@ -20,7 +20,20 @@ from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
 from ml_backend.records import ImageRef, Label
 from ml_backend.settings import ProjectOptions
 
-__all__ = ["TASKS"]
+__all__ = [
+    "TASKS",
+    "backbone_features",
+    "batch_bald",
+    "decode_films",
+    "deterministic_pass",
+    "head_passes",
+    "head_round",
+    "kept_features",
+    "mc_probs",
+    "naive_passes",
+    "rank_pool",
+    "score",
+]
 
 _BATCH = 16  # images that go through the backbone together
 _CLASSES = 3

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TASKS"]
+__all__ = [
+    "TASKS",
+    "activeml_batch",
+    "activeml_score",
+    "baal_batch",
+    "baal_passes",
+    "baal_score",
+    "decode_films",
+    "deterministic_pass",
+    "redux_batch",
+]
 
 _CLASSES = 3
 _HIDDEN = 512

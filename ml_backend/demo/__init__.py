@@ -2,7 +2,6 @@
 
 ::
 
-    process.py    a child of ours: its log, its time limit, its end
     services.py   Valkey, Label Studio, the backend and the worker as such children
     films.py      the images with their truth: drawn, or from the visitor's folder
     project.py    a Label Studio project with these images in it

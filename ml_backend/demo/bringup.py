@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ml_backend.demo.options import DemoOptions
-from ml_backend.demo.process import Service, private_folder
 from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
-from ml_backend.demo.valkey import Valkey
 from ml_backend.demo.view import View
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.processes.process import Service, private_folder
+from ml_backend.processes.valkey import Valkey
 from ml_backend.queueing import RoundQueue, connect_redis
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore

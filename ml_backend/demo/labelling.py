@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from ml_backend.demo.fidelity import Served, compare
-from ml_backend.demo.process import Service
 from ml_backend.demo.view import View
 from ml_backend.errors import RoundError
+from ml_backend.processes.process import Service
 from ml_backend.queueing import Progress, QueueStatus
 from ml_backend.records import Published, RoundReport
 

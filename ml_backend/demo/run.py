@@ -20,7 +20,6 @@ from ml_backend.demo.fidelity import compare
 from ml_backend.demo.labelling import RoundBars, label_until, show_labels
 from ml_backend.demo.options import DemoOptions
 from ml_backend.demo.plan import Plan, choose_question, make_plan, visitors_films
-from ml_backend.demo.process import private_folder
 from ml_backend.demo.project import create_project, upload
 from ml_backend.demo.readers import Answers, Reader, ReadingRoom
 from ml_backend.demo.summary import RoundRow, Summary, delay, round_row, summary_table
@@ -28,6 +27,7 @@ from ml_backend.demo.view import View, make_view
 from ml_backend.demo.watch import RoundFollower
 from ml_backend.errors import RoundError, ServiceError
 from ml_backend.label_studio.connect import connect_project
+from ml_backend.processes.process import private_folder
 from ml_backend.storage import write_atomically
 
 __all__ = ["DemoOptions", "run_demo"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ml_backend.consensus.outcome import Consensus
+from ml_backend.engine.split import stable_split
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Annotation, Exclusion, FitReport, ImageRef, Label, Published, Ranking, RoundReport
 from ml_backend.strategies import Need
@@ -17,6 +18,7 @@ __all__ = [
     "Publisher",
     "ReportStore",
     "RoundParts",
+    "Splitter",
     "Stage",
     "Strategy",
     "no_guard",
@@ -49,11 +51,25 @@ class LabelSource(Protocol):
         ...
 
 
+class Splitter(Protocol):
+    """Says which labels are trained on, and which tell when to stop."""
+
+    def __call__(
+        self, labels: Sequence[Label], validation_share: float, seed: int, /
+    ) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
+        """Training and validation labels, each in the order of the image ids.
+
+        Raises:
+            TooFewLabels: one of the two would be empty.
+        """
+        ...
+
+
 class Learner(Protocol):
     """A network that learns from labels and tells its mind about the pool."""
 
     def fit(self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]) -> FitReport:
-        """Train from scratch.
+        """Train from scratch, or from the last round's network.
 
         Raises:
             TooFewLabels: no readable image is left in one of the two sets.
@@ -126,5 +142,6 @@ class RoundParts:
     strategy: Strategy
     store: ReportStore
     publisher: Publisher
+    split: Splitter = field(default=stable_split)
     progress: Progress = field(default=no_progress)
     guard: Callable[[], None] = field(default=no_guard)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from ml_backend.engine.ports import RoundParts, Stage
-from ml_backend.engine.split import stable_split
 from ml_backend.engine.start import random_order
 from ml_backend.errors import EmptyPool
 from ml_backend.pool_outputs import PoolOutputs
@@ -78,7 +77,7 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
 def _learn_and_rank(
     request: RoundRequest, parts: RoundParts, clock: "_Clock", labels: Sequence[Label], pool: Sequence[ImageRef]
 ) -> tuple[FitReport, PoolOutputs, Ranking]:
-    train, validation = stable_split(labels, request.validation_share, request.seed)
+    train, validation = parts.split(labels, request.validation_share, request.seed)
     with clock.stage("train"):
         fit = parts.learner.fit(train, validation, request.classes)
     with clock.stage("score"):

@@ -1,13 +1,16 @@
 """Training and validation labels: apart by patient, and the same from round to round."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
 
 from ml_backend.acquisition import seeded_draws
 from ml_backend.errors import TooFewLabels
 from ml_backend.records import Label, natural_order
 
-__all__ = ["stable_split"]
+__all__ = ["fixed_split", "stable_split"]
+
+Sides: TypeAlias = tuple[tuple[Label, ...], tuple[Label, ...]]
 
 
 def stable_split(
@@ -58,6 +61,32 @@ def stable_split(
         tuple(label for label in in_order if label.image.group not in sides.validation),
         tuple(label for label in in_order if label.image.group in sides.validation),
     )
+
+
+def fixed_split(validation_ids: Collection[str]) -> Callable[[Sequence[Label], float, int], Sides]:
+    """A split that somebody else has made: the same images are validation whatever else is labelled.
+
+    Args:
+        validation_ids: of the images that are validation wherever they have a label; all others are trained on.
+
+    Returns:
+        What satisfies ``engine.ports.Splitter``; the share and the seed that it is given change nothing.
+    """
+    validation = frozenset(validation_ids)
+
+    def split(labels: Sequence[Label], validation_share: float, seed: int) -> Sides:
+        del validation_share, seed
+        in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
+        train = tuple(label for label in in_order if label.image.id not in validation)
+        held_out = tuple(label for label in in_order if label.image.id in validation)
+        if not train or not held_out:
+            raise TooFewLabels(
+                f"{len(train)} labels to train on and {len(held_out)} of the {len(validation)} validation images: "
+                "both need at least 1"
+            )
+        return train, held_out
+
+    return split
 
 
 class _Sides:

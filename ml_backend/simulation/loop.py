@@ -1,7 +1,8 @@
 """Rounds without Label Studio: ``engine.round.run_round``, and a reader who labels the batch at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import count, islice
 
 from ml_backend.engine.ports import (
     ConsensusRule,
@@ -9,15 +10,17 @@ from ml_backend.engine.ports import (
     Progress,
     ReportStore,
     RoundParts,
+    Splitter,
     Strategy,
     no_progress,
 )
 from ml_backend.engine.round import run_round
+from ml_backend.engine.split import stable_split
 from ml_backend.errors import EmptyPool
 from ml_backend.records import Published, RoundReport, RoundRequest
 from ml_backend.simulation.oracle import Oracle
 
-__all__ = ["OracleReader", "simulate"]
+__all__ = ["OracleReader", "reveal_start", "simulate", "simulated_rounds"]
 
 
 class OracleReader:
@@ -44,6 +47,38 @@ class OracleReader:
         )
 
 
+def reveal_start(oracle: Oracle, per_class: int, seed: int) -> None:
+    """Label the start set, but for what of it is labelled already.
+
+    Raises:
+        ValueError: a class has too few images.
+    """
+    known = set(oracle.revealed)
+    oracle.reveal(image_id for image_id in oracle.start_set(per_class, seed) if image_id not in known)
+
+
+def simulated_rounds(request: RoundRequest, parts: RoundParts, first: int = 1) -> Iterator[RoundReport]:
+    """Run round after round, each when it is asked for, until the pool is used up.
+
+    Args:
+        request: of every round; its ``round_id`` is counted up from that of ``first``.
+        parts: whose publisher labels the batch.
+        first: number of the first round; above 1 where a simulation goes on.
+
+    Raises:
+        EmptyPool: round 1 found no image to rank: what never began must not look like what ended.
+        TooFewLabels, WeightsError, StorageError: see ``run_round``.
+    """
+    for number in count(first):
+        try:
+            report, _ = run_round(request.model_copy(update={"round_id": f"r{number:06d}"}), parts)
+        except EmptyPool:
+            if number == 1:
+                raise
+            return
+        yield report
+
+
 def simulate(
     request: RoundRequest,
     oracle: Oracle,
@@ -53,6 +88,7 @@ def simulate(
     strategy: Strategy,
     store: ReportStore,
     rounds: int,
+    split: Splitter = stable_split,
     progress: Progress = no_progress,
 ) -> tuple[RoundReport, ...]:
     """Draw a start set, then run round after round until ``rounds`` are done or the pool is used up.
@@ -62,10 +98,11 @@ def simulate(
             images of every class are the start set, so that the first round already trains.
         oracle: the truth; images that it has revealed already stay so and make the start set larger.
         consensus: rule of every round.
-        learner: trained from scratch in every round.
+        learner: trained in every round.
         strategy: ranks the pool; what ``request.strategy`` names.
         store: where every round is kept.
         rounds: rounds at most.
+        split: which labels are validation.
         progress: told the stages of every round.
 
     Returns:
@@ -85,19 +122,8 @@ def simulate(
         strategy=strategy,
         store=store,
         publisher=OracleReader(oracle),
+        split=split,
         progress=progress,
     )
-    known = set(oracle.revealed)
-    start = oracle.start_set(request.min_labels_per_class, request.seed)
-    oracle.reveal(image_id for image_id in start if image_id not in known)
-    reports: list[RoundReport] = []
-    for number in range(1, rounds + 1):
-        try:
-            report, _ = run_round(request.model_copy(update={"round_id": f"r{number:06d}"}), parts)
-        except EmptyPool:
-            # The pool is used up: the end of the simulation, unless it never began.
-            if not reports:
-                raise
-            break
-        reports.append(report)
-    return tuple(reports)
+    reveal_start(oracle, request.min_labels_per_class, request.seed)
+    return tuple(islice(simulated_rounds(request, parts), rounds))

@@ -1,12 +1,14 @@
 """The command line: help, options, and errors as one line with exit status 1."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from ml_backend import cli
 from ml_backend.errors import SettingsError
+from ml_backend.study.options import SimulateOptions
 
 RUNNER = CliRunner()
 
@@ -16,9 +18,9 @@ class TestHelp:
         result = RUNNER.invoke(cli.app, ["--help"])
 
         assert result.exit_code == 0
-        assert all(name in result.output for name in ("serve", "work", "connect", "demo"))
+        assert all(name in result.output for name in ("serve", "work", "connect", "demo", "strategies", "bench", "simulate"))
 
-    @pytest.mark.parametrize("command", ["serve", "work", "connect", "demo"])
+    @pytest.mark.parametrize("command", ["serve", "work", "connect", "demo", "strategies", "bench", "simulate"])
     def test_of_a_command_opens(self, command):
         assert RUNNER.invoke(cli.app, [command, "--help"]).exit_code == 0
 
@@ -41,6 +43,56 @@ class TestConnect:
 
     def test_keeps_what_follows_the_first_equals_sign(self):
         assert cli._pairs(["weights=/models/a=b.pt", "seed=3"]) == {"weights": "/models/a=b.pt", "seed": "3"}
+
+
+def seen_studies(monkeypatch: pytest.MonkeyPatch, status: int) -> list[SimulateOptions]:
+    """What studies would be run, from now on."""
+    seen: list[SimulateOptions] = []
+
+    def run_study(options: SimulateOptions) -> int:
+        seen.append(options)
+        return status
+
+    monkeypatch.setattr("ml_backend.study.simulate.run_study", run_study)
+    return seen
+
+
+class TestSimulate:
+    def test_refuses_in_words_and_writes_nothing(self, tmp_path):
+        result = RUNNER.invoke(
+            cli.app,
+            ["simulate", "--labels", str(tmp_path / "no.csv"), "--out", str(tmp_path / "out"), "--seeds", "many"],
+        )
+
+        assert isinstance(result.exception, SettingsError)
+        assert not (tmp_path / "out" / "plan.json").exists()
+
+    def test_hands_every_option_on(self, tmp_path, monkeypatch):
+        """Those of the command are those of the study, by the same names."""
+        seen = seen_studies(monkeypatch, status=130)
+        words = ["simulate", "--labels", "l.csv", "--out", "o", "--no-random"]
+        given = {
+            "images": "i", "ratings": "r.csv", "features": "f.npz", "strategies": "bald", "seeds": "3",
+            "profile": "paper", "task": "a;b", "imbalance": "a=0.1", "loss": "unweighted", "finetune": "head",
+            "backbone": "resnet18", "weights": "none", "passes": "7", "batch-size": "5", "initial": "4",
+            "budget": "0.25", "workers": "2", "redis": "redis://h", "device": "cpu",
+        }  # fmt: skip
+
+        words += [word for name, value in given.items() for word in (f"--{name}", value)]
+
+        result = RUNNER.invoke(cli.app, words)
+
+        assert result.exit_code == 130
+        [options] = seen
+        assert options.no_random
+        assert {name: str(getattr(options, name.replace("-", "_"))) for name in given} == given
+
+    def test_has_the_defaults_of_a_study(self, monkeypatch):
+        seen = seen_studies(monkeypatch, status=0)
+
+        assert RUNNER.invoke(cli.app, ["simulate", "--labels", "l.csv", "--out", "o"]).exit_code == 0
+
+        assert seen == [SimulateOptions(labels=Path("l.csv"), out=Path("o"))]
 
 
 class TestServe:

@@ -8,6 +8,7 @@ import pytest
 from ml_backend.consensus import Consensus
 from ml_backend.engine.ports import Learner, RoundParts, Stage
 from ml_backend.engine.round import run_round
+from ml_backend.engine.split import fixed_split, stable_split
 from ml_backend.errors import EmptyPool, StaleRound, StorageError, WeightsError
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Annotation, Exclusion, ImageRef, RoundReport
@@ -133,6 +134,19 @@ class TestTrainedRound:
         assert report.ranking.batch_size == 3
         assert published.image_ids == report.ranking.image_ids
         assert world.learner.needs == [frozenset({"probs"})]
+
+    def test_splits_as_a_live_round_does_unless_told_otherwise(self):
+        """By default the stable split of the request's own share and seed; a study holds validation fixed."""
+        labels = one_reader(FOUR_A_CLASS, CLASSES).labels
+        request = make_request(seed=5)
+        live, fixed = (World(FakeLabels(FOUR_A_CLASS, POOL)) for _ in range(2))
+
+        run_round(request, live.parts)
+        run_round(request, replace(fixed.parts, split=fixed_split(["2", "7"])))
+
+        wanted = stable_split(labels, request.validation_share, request.seed)
+        assert live.learner.fits == [tuple([label.image.id for label in side] for side in wanted)]
+        assert fixed.learner.fits[0][1] == ["2", "7"]
 
     def test_exactly_the_minimum_is_enough(self):
         two_a_class = [make_annotation(number, CLASSES[number % 3]) for number in range(6)]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.acquisition import seeded_draws
-from ml_backend.engine.split import stable_split
+from ml_backend.engine.split import fixed_split, stable_split
 from ml_backend.errors import TooFewLabels
 from ml_backend.records import ImageRef, Label
 
@@ -195,3 +195,21 @@ class TestTooFew:
     def test_a_share_that_is_none(self, share: float) -> None:
         with pytest.raises(ValueError, match=re.escape(f"above 0 and below 1, got {share}")):
             stable_split([label(1, "normal"), label(2, "normal")], share, 0)
+
+
+class TestFixedSplit:
+    def test_the_same_images_are_validation_whatever_else_is_labelled(self):
+        split = fixed_split(["3", "30"])
+
+        train, validation = split([label(n, "normal") for n in (12, 3, 5)], 0.2, 0)
+        more_train, more_validation = split([label(n, "severe") for n in (30, 12, 3, 5, 4)], 0.9, 7)
+
+        assert [one.image.id for one in train] == ["5", "12"]
+        assert [one.image.id for one in validation] == ["3"]
+        assert [one.image.id for one in more_train] == ["4", "5", "12"]
+        assert [one.image.id for one in more_validation] == ["3", "30"]
+
+    @pytest.mark.parametrize("numbers", [(3,), (5,), ()])
+    def test_both_sides_need_a_label(self, numbers):
+        with pytest.raises(TooFewLabels, match=r"labels to train on and \d of the 2 validation images: both need"):
+            fixed_split(["3", "30"])([label(n, "normal") for n in numbers], 0.2, 0)

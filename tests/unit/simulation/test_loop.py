@@ -1,15 +1,17 @@
 """Rounds without Label Studio are the rounds of the live loop."""
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from ml_backend.engine.ports import RoundParts
 from ml_backend.engine.round import run_round
+from ml_backend.engine.split import fixed_split
 from ml_backend.errors import EmptyPool
 from ml_backend.records import ImageRef, Label, Published, RoundReport, RoundRequest
 from ml_backend.simulation import loop
-from ml_backend.simulation.loop import simulate
+from ml_backend.simulation.loop import OracleReader, reveal_start, simulate, simulated_rounds
 from ml_backend.simulation.oracle import Oracle
 from ml_backend.storage import ProjectStore
 from tests.fakes import CLASSES, FakeLearner, FakeStrategy, MemoryStore, make_request, one_reader
@@ -113,6 +115,54 @@ class TestSimulate:
 
         with pytest.raises(EmptyPool):
             run(oracle, rounds=1)
+
+    def test_goes_on_where_it_was_left(self):
+        """The first two batches are known from elsewhere: the third round is the third round."""
+        whole = run(make_oracle(), rounds=4)
+        oracle = make_oracle()
+        reveal_start(oracle, 2, 0)
+        for report in whole[:2]:
+            oracle.reveal(report.ranking.image_ids[:3])
+        parts = RoundParts(
+            labels=oracle,
+            consensus=one_reader,
+            learner=FakeLearner(),
+            strategy=FakeStrategy(),
+            store=MemoryStore(),
+            publisher=OracleReader(oracle),
+        )
+
+        rest = islice(simulated_rounds(make_request(), parts, first=3), 2)
+
+        seconds = {"seconds", "started_at"}
+        assert [r.model_dump(exclude=seconds) for r in rest] == [r.model_dump(exclude=seconds) for r in whole[2:]]
+
+    def test_what_goes_on_without_a_pool_has_ended(self):
+        oracle = make_oracle()
+        oracle.reveal(image.id for image in oracle.unlabelled()[0])
+        parts = RoundParts(oracle, one_reader, FakeLearner(), FakeStrategy(), MemoryStore(), OracleReader(oracle))
+
+        assert list(simulated_rounds(make_request(), parts, first=2)) == []
+
+    def test_can_hold_validation_fixed(self):
+        """Images that are always known tell when to stop, and nothing else."""
+        truth = list(make_oracle()._truth.values())
+        oracle = Oracle(truth[6:], always_known=truth[:6])
+        learner = FakeLearner()
+
+        simulate(
+            make_request(),
+            oracle,
+            consensus=one_reader,
+            learner=learner,
+            strategy=FakeStrategy(),
+            store=MemoryStore(),
+            rounds=2,
+            split=fixed_split([label.image.id for label in truth[:6]]),
+        )
+
+        assert [len(train) for train, _ in learner.fits] == [6, 9]
+        assert all(set(validation) == {label.image.id for label in truth[:6]} for _, validation in learner.fits)
 
     def test_needs_a_round(self):
         with pytest.raises(ValueError, match="at least 1 round, got 0"):

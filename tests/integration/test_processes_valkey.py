@@ -1,4 +1,4 @@
-"""The demo's Valkey, started for real."""
+"""A Valkey of ours, started for real."""
 
 import stat
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 import redis
 from rq import Queue, Worker
 
-from ml_backend.demo.process import free_port
-from ml_backend.demo.valkey import Valkey
 from ml_backend.errors import ServiceError
+from ml_backend.processes.process import free_port
+from ml_backend.processes.valkey import Valkey
 
 
 class TestValkey:
