@@ -208,7 +208,8 @@ def _of_mean_prediction(
     dtype = torch.promote_types(probs.dtype, torch.float32)
     scores = torch.empty(len(probs), dtype=torch.float64, device=probs.device)
     for chunk, place in zip(torch.split(probs, _CHUNK_IMAGES), torch.split(scores, _CHUNK_IMAGES), strict=True):
-        mean = chunk.mean(dim=1, dtype=dtype).T.double().contiguous()
+        total = chunk.sum(dim=1, dtype=dtype)
+        mean = torch.empty(chunk.shape[2], len(chunk), dtype=torch.float64, device=probs.device).copy_(total.T)
         place.copy_(score(mean.div_(_sum_over_classes(mean))))
     return scores
 

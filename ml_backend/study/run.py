@@ -16,7 +16,7 @@ from ml_backend.engine.ports import Learner, RoundParts, Strategy
 from ml_backend.errors import RoundError
 from ml_backend.model.threads import one_thread
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import RoundReport
+from ml_backend.records import FitReport, RoundReport
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.loop import OracleReader, reveal_start, simulated_rounds
 from ml_backend.simulation.metrics import RoundMetrics, round_metrics
@@ -27,7 +27,7 @@ from ml_backend.study.parts import Study
 from ml_backend.study.plan import Run
 from ml_backend.study.rows import BaselineRow, BatchRow, RoundRow
 
-__all__ = ["do_run", "journal_of"]
+__all__ = ["do_run", "fit_on_all", "journal_of"]
 
 
 def journal_of(out: Path, run: Run) -> Journal:
@@ -131,8 +131,15 @@ class _LastRound:
         self.outputs = outputs
 
 
-def _baseline(run: Run, study: Study) -> BaselineRow:
-    """A network trained on every label of the training side."""
+def fit_on_all(run: Run, study: Study) -> tuple[GuardedLearner, FitReport, float]:
+    """A network trained on every label of the training side, with the loss and the seed of a run.
+
+    Returns:
+        The learner that holds it, how the training went, and its seconds.
+
+    Raises:
+        Leak, RoundError: see ``do_run``.
+    """
     data, options = study.data, study.plan.options_of(run)
     oracle = Oracle.of(data)
     oracle.reveal(image.id for image in oracle.unlabelled()[0])
@@ -141,12 +148,16 @@ def _baseline(run: Run, study: Study) -> BaselineRow:
     learner = GuardedLearner(study.learner(options), data)
     start = time.perf_counter()
     fit = learner.fit(train, validation, data.classes)
-    seconds = time.perf_counter() - start
+    return learner, fit, time.perf_counter() - start
+
+
+def _baseline(run: Run, study: Study) -> BaselineRow:
+    learner, fit, seconds = fit_on_all(run, study)
     return BaselineRow(
         variant=run.variant,
         seed=run.seed,
-        labels=len(oracle.revealed),
-        metrics=_TestSide(data).judge(learner),
+        labels=len(study.data.labels("train")),
+        metrics=_TestSide(study.data).judge(learner),
         epochs=fit.epochs,
         train_seconds=seconds,
     )

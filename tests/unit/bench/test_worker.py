@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def filled(mib: int) -> None:
     np.ones(mib * 2**20, dtype=np.uint8).sum()
 
 
+def napping(seconds: float) -> tuple[Worker, list[float]]:
+    """A worker whose task sleeps, and notes every time that it does."""
+    calls: list[float] = []
+
+    def nap() -> None:
+        calls.append(seconds)
+        time.sleep(seconds)
+
+    return Worker({"nap": lambda: nap}), calls
+
+
 @pytest.fixture(scope="module")
 def side(tmp_path_factory):
     folder = tmp_path_factory.mktemp("side")
@@ -70,6 +82,25 @@ class TestWorker:
         assert one.answer({"do": "drop", "id": number}) == {}
         with pytest.raises(KeyError):
             one.answer({"do": "run", "id": number})
+
+    def test_a_short_task_is_done_many_times_and_told_as_one(self):
+        """Twenty milliseconds of sleep take twenty, however often they are slept; and they cost no processor time."""
+        one, calls = napping(0.02)
+        one.answer({"do": "prepare", "task": "nap", "args": {}})
+
+        answer = one.answer({"do": "run", "id": 0})
+
+        assert 5 < len(calls) <= 12
+        assert 0.02 <= answer["wall_s"] < 0.2
+        assert answer["cpu_s"] < answer["wall_s"]
+
+    def test_a_long_task_is_done_once(self):
+        one, calls = napping(0.25)
+        one.answer({"do": "prepare", "task": "nap", "args": {}})
+
+        one.answer({"do": "run", "id": 0})
+
+        assert len(calls) == 1
 
     def test_writes_an_array_where_it_is_told_to(self, tmp_path):
         one = array_worker()
