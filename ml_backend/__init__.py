@@ -24,7 +24,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     assembly       settings -> the parts of a round: the only place that names concrete classes
     engine         ONE ROUND: round (the story), ports (Protocols), split, start; shards, sharing (several workers)
     model          labels -> network -> pool outputs
-    acquisition    pool outputs -> ranking: scores, power_bald (alone), batches, core_set, badge, typiclust (together), catalog
+    acquisition    pool outputs -> ranking: judged alone (scores), or together (batches, core_set, badge, typiclust)
     consensus      annotations -> labels: one file a rule, catalog
     processes      programs that we start, wait for and stop
     images         image reference -> array: sources, decoding, cache, transforms, phantoms

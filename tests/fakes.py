@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from ml_backend.consensus import Consensus
-from ml_backend.engine.ports import Learner, Need
+from ml_backend.engine.ports import Learner
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import (
     Annotation,
@@ -21,6 +21,7 @@ from ml_backend.records import (
     RoundReport,
     RoundRequest,
 )
+from ml_backend.strategies import Need
 
 __all__ = [
     "CLASSES",

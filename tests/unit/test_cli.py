@@ -11,6 +11,7 @@ from ml_backend.errors import SettingsError
 from ml_backend.study.options import SimulateOptions
 
 RUNNER = CliRunner()
+COMMANDS = ("serve", "work", "connect", "demo", "strategies", "bench", "simulate")
 
 
 class TestHelp:
@@ -18,9 +19,9 @@ class TestHelp:
         result = RUNNER.invoke(cli.app, ["--help"])
 
         assert result.exit_code == 0
-        assert all(name in result.output for name in ("serve", "work", "connect", "demo", "strategies", "bench", "simulate"))
+        assert all(name in result.output for name in COMMANDS)
 
-    @pytest.mark.parametrize("command", ["serve", "work", "connect", "demo", "strategies", "bench", "simulate"])
+    @pytest.mark.parametrize("command", COMMANDS)
     def test_of_a_command_opens(self, command):
         assert RUNNER.invoke(cli.app, [command, "--help"]).exit_code == 0
 
