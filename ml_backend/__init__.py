@@ -17,7 +17,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     adapter        label-studio-ml's own model class over the same server code
     demo           `make demo`: services, simulated readers, live view, table
     bench          `ml-backend bench`: figures, side by side with the peers
-    study          `ml-backend simulate`: many simulated runs side by side, as one report
+    study          `ml-backend simulate`, `experiment`: many simulated runs side by side, as one report
     server         WAY IN 1: what Label Studio talks to; torch-free, answers in milliseconds
     worker         WAY IN 2: the process that trains; start (parent, touches no GPU), job (work-horse)
     simulation     WAY IN 3: the same rounds without Label Studio

@@ -207,6 +207,52 @@ def simulate(
 
 
 @app.command()
+def experiment(
+    name: Annotated[str | None, typer.Argument(help="which one; `--list` shows them")] = None,
+    *,
+    list_all: Annotated[bool, typer.Option("--list", help="say what there is, and run nothing")] = False,
+    labels: Annotated[Path | None, typer.Option(help="table as of `simulate`; default: films are drawn")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder that the paths of the table start from")] = None,
+    ratings: Annotated[Path | None, typer.Option(help="table with path,rater,label")] = None,
+    features: Annotated[Path | None, typer.Option(help="npz file with X and path: no image is read")] = None,
+    task: Annotated[str | None, typer.Option(help="classes of your table, least severe first")] = None,
+    backbone: Annotated[str | None, typer.Option(help="torchvision name of the network")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a file")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the results; default: below experiments/")] = None,
+    seeds: Annotated[int | None, typer.Option(help="how many; default: as the experiment has it", min=1)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="everything tiny: a trial of the experiment itself")] = False,
+    workers: Annotated[int, typer.Option(help="processes on this machine, of one thread each", min=1)] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Run an experiment that ships: what it expects, what it found, and whether that is what was expected."""
+    from ml_backend.study.experiment_catalog import markdown
+    from ml_backend.study.experiments import ExperimentOptions, run_experiment
+
+    if list_all or name is None:
+        typer.echo(markdown())
+        return
+    raise typer.Exit(
+        run_experiment(
+            ExperimentOptions(
+                name=name,
+                labels=labels,
+                images=images,
+                ratings=ratings,
+                features=features,
+                task=task,
+                backbone=backbone,
+                weights=weights,
+                out=out,
+                seeds=seeds,
+                quick=quick,
+                workers=workers,
+                device=device,
+            )
+        )
+    )
+
+
+@app.command()
 def bench(
     *,
     only: Annotated[list[str] | None, typer.Option(help="a case to measure; may be repeated; default: all")] = None,

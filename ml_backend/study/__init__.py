@@ -14,6 +14,13 @@
     rows.py       what a study says: one row a round, one row a picked image, and what it was
     results.py    these rows as files, and back
     report.py     the page about them (with report_*.py, plots.py, plot_parts.py and page.py)
+
+    experiments.py           the story of ``ml-backend experiment``: what is expected, the studies, what they found
+    experiment_catalog.py    the experiments that ship, one record each
+    experiment_ground.py     the user's tables, or drawn films; makes the options of every study
+    experiment_tables.py     tables made of these: of two centres, of a pool of a given size
+    experiment_answers.py    how each answer is read off the studies (with experiment_reading.py)
+    experiment_uncertainty.py  the same of uncertainty against readers, which fits its networks again
 """
 
 __all__: list[str] = []

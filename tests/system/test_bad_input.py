@@ -109,7 +109,7 @@ class TestWrongOption:
             shown = now["error_message"]
 
         assert "strategy='entropi'" in shown
-        assert "'mean_std'" in shown
+        assert "mean_std" in shown
 
 
 class TestWebhook:
