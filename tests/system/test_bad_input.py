@@ -20,7 +20,7 @@ OPTIONS: dict[str, object] = {
     "image_side": 64,
     "passes": 5,
     "epochs": 5,
-    "retrain_after": 12,
+    "retrain_after": 1000,  # only when all labels are given, by hand
     "min_labels_per_class": 2,
 }
 TIMEOUT_S = 120.0

@@ -17,8 +17,9 @@ OPTIONS: dict[str, object] = {
     "finetune": "full",
     "image_side": 64,
     "passes": 5,
-    "epochs": 25,
-    "patience": 25,
+    # Longer than 200 webhooks take, on any machine.
+    "epochs": 120,
+    "patience": 120,
     "retrain_after": 1000,
     "min_labels_per_class": 2,
 }
