@@ -26,6 +26,7 @@ QUEUE_STUDY: Final = "study"
 JOB: Final = "ml_backend.study.job.run"
 POLL_S: Final = 0.5
 CLEANUP_EVERY_S: Final = 5.0
+BETWEEN_S: Final = 15.0
 RUN_TIMEOUT_S: Final = 7 * 24 * 3600
 KEPT_S: Final = 24 * 3600
 ATTEMPTS: Final = 3  # of a run whose worker dies
@@ -46,6 +47,7 @@ class StudyQueue:
         self._key = hashlib.sha256(self._out.encode()).hexdigest()[:12]
         self._queue = Queue(QUEUE_STUDY, connection=redis, serializer=JSONSerializer)
         self._cleaned = time.monotonic()
+        self._between: dict[str, float] = {}  # taken and not begun: since when
 
     def do(self, names: Sequence[str], watch: Callable[[], None]) -> None:
         """Have runs done, and wait for them.
@@ -115,6 +117,17 @@ class StudyQueue:
         if (now := time.monotonic()) - self._cleaned >= CLEANUP_EVERY_S:
             self._cleaned = now
             StartedJobRegistry(queue=self._queue).cleanup()
+            self._put_back(now)
+
+    def _put_back(self, now: float) -> None:
+        """Runs that a worker took and did not begin: it died in between, and no other may be there to notice."""
+        key = self._queue.intermediate_queue_key
+        between = {str(job_id, "utf-8") for job_id in self._redis.lrange(key, 0, -1) if isinstance(job_id, bytes)}
+        # A worker that lives leaves a run there for milliseconds.
+        self._between = {job_id: self._between.get(job_id, now) for job_id in between}
+        for job_id in [job_id for job_id, since in self._between.items() if now - since >= BETWEEN_S]:
+            if self._redis.lrem(key, 1, job_id):
+                self._queue.push_job_id(job_id)
 
     def _withdraw(self, names: Sequence[str]) -> None:
         try:

@@ -95,6 +95,24 @@ class TestOwnWorkers:
 
 
 class TestAnyRedis:
+    def test_a_run_that_was_taken_and_never_begun_is_put_back(self, tmp_path, redis, start):
+        """Its worker died between the two, and was the last one."""
+        plan = begin_study(tmp_path / "data", tmp_path / "out")
+        queue = StudyQueue(redis, tmp_path / "out")
+        first = next(iter(plan.runs()))
+        taken: list[bytes] = []
+
+        def take_once() -> None:
+            if not taken:
+                key = queue._queue.key
+                taken.append(redis.lmove(key, queue._queue.intermediate_queue_key, "RIGHT", "LEFT"))
+                start(sys.executable, "-m", "ml_backend", "work", "--study", AL_DEVICE="cpu")
+
+        queue.do([first.name], take_once)
+
+        assert taken[0]
+        assert journal_of(tmp_path / "out", first).is_done
+
     def test_a_worker_elsewhere_does_the_runs(self, tmp_path, redis, start):
         plan = begin_study(tmp_path / "data", tmp_path / "out")
         start(sys.executable, "-m", "ml_backend", "work", "--study", AL_DEVICE="cpu")
