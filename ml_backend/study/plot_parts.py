@@ -84,7 +84,12 @@ class Axes:
 
 def _widened(span: tuple[float, float]) -> tuple[float, float]:
     low, high = span
-    return span if high > low else (low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2)
+    size = max(abs(low), abs(high))
+    # Narrower, and the difference is that of rounding.
+    if high - low > 1e-9 * size and high - low > 1e-12:
+        return span
+    width = size if size > 1e-9 else 1.0
+    return low - width / 2, high + width / 2
 
 
 def _wider(span: tuple[float, float]) -> tuple[float, float]:
