@@ -3,8 +3,9 @@
 NumPy and not torch, so that the store and the web process can read it without torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,10 @@ from jaxtyping import Float32
 
 from ml_backend.records import Exclusion
 
-__all__ = ["LastLayerGradients", "PoolOutputs"]
+__all__ = ["LastLayerGradients", "PoolOutputs", "join"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,3 +85,40 @@ class PoolOutputs:
         """The most probable class of every image, by the mean over the passes."""
         best = self.probs.mean(axis=1).argmax(axis=-1)
         return {image: self.classes[index] for image, index in zip(self.image_ids, best, strict=True)}
+
+
+def join(parts: Sequence[PoolOutputs]) -> PoolOutputs:
+    """Put the outputs of consecutive parts of a pool together. Nothing is computed, so that no bit changes.
+
+    The features of labelled images come from the first part that knows them.
+
+    Raises:
+        ValueError: there is no part, or the parts are not of one network: other classes, or features of some only.
+    """
+    if not parts:
+        raise ValueError("nothing to join: at least one shard is needed")
+    if others := {part.classes for part in parts} - {parts[0].classes}:
+        raise ValueError(f"shards of different networks: classes {parts[0].classes} and {others.pop()}")
+    features = _all_or_none([part.features for part in parts], "features")
+    gradients = _all_or_none([part.gradients for part in parts], "gradients")
+    return PoolOutputs(
+        image_ids=tuple(image for part in parts for image in part.image_ids),
+        classes=parts[0].classes,
+        probs=np.concatenate([part.probs for part in parts]),
+        features=np.concatenate(features) if features else None,
+        labelled_features=next((p.labelled_features for p in parts if p.labelled_features is not None), None),
+        gradients=LastLayerGradients(
+            np.concatenate([one.residuals for one in gradients]), np.concatenate([one.hidden for one in gradients])
+        )
+        if gradients
+        else None,
+        exclusions=tuple(exclusion for part in parts for exclusion in part.exclusions),
+    )
+
+
+def _all_or_none(found: Sequence[T | None], name: str) -> list[T]:
+    """Those of all shards; an empty list where no shard has them."""
+    there = [one for one in found if one is not None]
+    if there and len(there) < len(found):
+        raise ValueError(f"{name} of {len(there)} shards only, out of {len(found)}")
+    return there

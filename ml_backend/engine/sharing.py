@@ -15,9 +15,9 @@ from typing import Protocol
 import structlog
 
 from ml_backend.engine.ports import Learner, Progress, Stage, no_progress
-from ml_backend.engine.shards import cut, join, misfit
+from ml_backend.engine.shards import cut, misfit
 from ml_backend.errors import QueueError, StorageError
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import PoolOutputs, join
 from ml_backend.records import FitReport, ImageRef, Label
 from ml_backend.strategies import Need
 

@@ -5,17 +5,16 @@ cache on the same kind of device, the numbers are the same to the bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from ml_backend.model.features import FeatureBatch, FeatureSource
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
+from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs, join
 from ml_backend.records import ImageRef
 from ml_backend.strategies import Need
 
@@ -60,31 +59,10 @@ class FittedNetwork:
         """
         shards = [self._score(shard, needs) for shard in _in_shards(_told(self.extractor.batches(pool), progress))]
         shards = shards or [self._score(FeatureBatch((), self._no_features(), ()), needs)]
-        gradients = [shard.gradients for shard in shards if shard.gradients is not None]
-        return PoolOutputs(
-            image_ids=tuple(image_id for shard in shards for image_id in shard.image_ids),
-            classes=self.classes,
-            probs=np.concatenate([shard.probs for shard in shards]),
-            features=(
-                np.concatenate([shard.features for shard in shards if shard.features is not None])
-                if "features" in needs
-                else None
-            ),
-            labelled_features=(
-                self.labelled_features().cpu().numpy()
-                if "features" in needs and self.labelled_features is not None
-                else None
-            ),
-            gradients=(
-                LastLayerGradients(
-                    np.concatenate([part.residuals for part in gradients]),
-                    np.concatenate([part.hidden for part in gradients]),
-                )
-                if gradients
-                else None
-            ),
-            exclusions=tuple(exclusion for shard in shards for exclusion in shard.exclusions),
-        )
+        outputs = join(shards)
+        if "features" not in needs or self.labelled_features is None:
+            return outputs
+        return replace(outputs, labelled_features=self.labelled_features().cpu().numpy())
 
     def _score(self, shard: FeatureBatch, needs: frozenset[Need]) -> PoolOutputs:
         head = self.network.head

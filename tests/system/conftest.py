@@ -5,6 +5,7 @@ already, which saves its first start while developing.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from selenium import webdriver
 
 from ml_backend.demo.films import Film
 from ml_backend.demo.project import create_project, shipped_config, upload
@@ -80,6 +82,38 @@ def _missing(what: str) -> NoReturn:
 def missing() -> Callable[[str], NoReturn]:
     """Skips loudly on a developer's machine and fails in CI, where a skipped system test would be a hole."""
     return _missing
+
+
+BROWSER_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1400,1000",
+)
+
+
+@pytest.fixture
+def browser(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[webdriver.Chrome]:
+    """A Chromium without a window, which notes what pages write to their console."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        missing("chromium and chromedriver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield running
+    finally:
+        running.quit()
 
 
 @pytest.fixture(scope="session")

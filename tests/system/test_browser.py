@@ -1,9 +1,6 @@
 """A reader in a real browser: the keys that the label config promises, and the order that the ranking promises."""
 
-import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from selenium import webdriver
@@ -17,36 +14,7 @@ from ml_backend.demo.films import draw_films
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
 TIMEOUT_S = 60
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1400,1000",
-)
 KEYS = {"1": "normal", "2": "moderate", "3": "severe", "0": "unreadable"}
-
-
-@pytest.fixture
-def browser(tmp_path: Path, missing) -> Iterator[webdriver.Chrome]:
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        missing("chromium and chromedriver (Debian: chromium, chromium-driver)")
-        return
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        yield running
-    finally:
-        running.quit()
 
 
 class Page:

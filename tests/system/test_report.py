@@ -1,7 +1,5 @@
 """The report in a real browser: no word out of sight on a phone, dark and light, and lines that can be hidden."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,40 +11,11 @@ from tests.unit.study.drawn_results import drawn_results
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
 # Elements whose right edge lies outside the window, unless their own box scrolls or SVG cuts nothing off.
 OUTSIDE = """
 return [...document.querySelectorAll('body *')].filter(e => !e.closest('.box') && !e.closest('details:not([open])')
   && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 80))
 """
-
-
-@pytest.fixture
-def browser(tmp_path: Path, missing) -> Iterator[webdriver.Chrome]:
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        missing("chromium and chromedriver (Debian: chromium, chromium-driver)")
-        return
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        yield running
-    finally:
-        running.quit()
 
 
 class Report:

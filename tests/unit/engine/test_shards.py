@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.engine.shards import cut, join, misfit
-from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
+from ml_backend.engine.shards import cut, misfit
+from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs, join
 from ml_backend.records import Exclusion
 from tests.fakes import make_image
 
