@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from ml_backend.consensus.catalog import RULES
 from ml_backend.engine.ports import Learner, Progress, RoundParts, no_guard, no_progress
 from ml_backend.engine.round import run_round
 from ml_backend.engine.sharing import LayOut, ShardedLearner
+from ml_backend.engine.split import fold_split
 from ml_backend.errors import RoundError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, training_classes
@@ -24,6 +26,7 @@ from ml_backend.label_studio.labels import LabelStudioLabels
 from ml_backend.label_studio.publisher import LabelStudioPublisher
 from ml_backend.model import scoring
 from ml_backend.model.checkpoint import FILE_NAME
+from ml_backend.model.committee import CommitteeLearner, Tell, make_learner
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.queueing import ShardQueue
@@ -49,17 +52,22 @@ class _World:
     client: LabelStudioClient
     images: LabelStudioImages
 
-    def learner(self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None) -> McDropoutLearner:
-        return McDropoutLearner(
-            options=options,
-            source=self.images,
-            cache=self.store.cache,
-            device=self.settings.device,
-            seed=options.seed,
-            progress=progress,
-            warm_from=warm_from,
-            cache_limit_bytes=int(self.settings.cache_gb * CACHE_GB),
-        )
+    def learner(
+        self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None
+    ) -> McDropoutLearner | CommitteeLearner:
+        def make(options: ProjectOptions, seed: int, tell: Tell) -> McDropoutLearner:
+            return McDropoutLearner(
+                options=options,
+                source=self.images,
+                cache=self.store.cache,
+                device=self.settings.device,
+                seed=seed,
+                progress=tell,
+                warm_from=warm_from,
+                cache_limit_bytes=int(self.settings.cache_gb * CACHE_GB),
+            )
+
+        return make_learner(make, options, partial(fold_split, seed=options.seed), progress)
 
 
 def run_live_round(

@@ -152,7 +152,7 @@ def simulate(
     ] = "entropy,mean_std",
     no_random: Annotated[bool, typer.Option("--no-random", help="do not compare with `random`")] = False,
     seeds: Annotated[str, typer.Option(help="how many (10), or which (3,5,7)")] = "10",
-    profile: Annotated[str, typer.Option(help="set of choices that the options below replace: paper")] = "paper",
+    profile: Annotated[str, typer.Option(help="choices that the options below replace: paper or best")] = "paper",
     task: Annotated[
         str | None, typer.Option(help="classes, least severe first: 'normal=normal;diseased=bacterial,viral'")
     ] = None,

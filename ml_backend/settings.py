@@ -70,6 +70,9 @@ class ProjectOptions(BaseModel):
         le=1000,
         description="stochastic forward passes T; by default 50, and 100 for `batch_bald`",
     )
+    committee: int = Field(
+        1, ge=1, le=20, description="networks, each validated on other labels; the passes are shared among them"
+    )
     dropout: float = Field(0.5, gt=0.0, lt=1.0, description="dropout rate of the head")
     backbone: str = Field("resnet50", min_length=1, description="torchvision name of the network")
     weights: str = Field("imagenet", min_length=1, description="`imagenet`, `none`, or a file (safetensors or torch)")
@@ -103,6 +106,20 @@ class ProjectOptions(BaseModel):
     def _reserve_not_negative(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 0:
             raise ValueError("must be 0 or more, or 'all'")
+        return value
+
+    @field_validator("committee")
+    @classmethod
+    def _two_passes_each(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and 2 * value > (passes := info.data.get("passes", 2 * value)):
+            raise ValueError(f"must be at most half of passes, which is {passes}: every network draws two or more")
+        return value
+
+    @field_validator("retrain")
+    @classmethod
+    def _committees_begin_anew(cls, value: str, info: ValidationInfo) -> str:
+        if value == "warm" and (networks := info.data.get("committee", 1)) > 1:
+            raise ValueError(f"must be scratch with committee={networks}: a warm start goes on from one network")
         return value
 
     @field_validator("min_epochs")

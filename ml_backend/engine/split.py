@@ -1,14 +1,17 @@
 """Training and validation labels: apart by patient, and the same from round to round."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
+
+from sklearn.model_selection import StratifiedGroupKFold
 
 from ml_backend.acquisition import seeded_draws
 from ml_backend.errors import TooFewLabels
 from ml_backend.records import Label, natural_order
 
-__all__ = ["fixed_split", "stable_split"]
+__all__ = ["fixed_split", "fold_split", "stable_split"]
 
 Sides: TypeAlias = tuple[tuple[Label, ...], tuple[Label, ...]]
 
@@ -87,6 +90,45 @@ def fixed_split(validation_ids: Collection[str]) -> Callable[[Sequence[Label], f
         return train, held_out
 
     return split
+
+
+def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, ...]:
+    """Tear labels into folds by patient, each class spread over them as evenly as the patients allow.
+
+    Args:
+        labels: in any order.
+        folds: how many, 2 or more.
+        seed: which patients come together.
+
+    Returns:
+        For every fold the labels of the others to train on, and its own to validate on, each in the order of the image
+        ids.
+
+    Raises:
+        TooFewLabels: fewer patients than folds, or no class with as many labels; says how many there are.
+
+    Source:
+        scikit-learn's ``StratifiedGroupKFold``.
+    """
+    in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
+    groups, values = [label.image.group for label in in_order], [label.value for label in in_order]
+    most = max(Counter(values).values(), default=0)
+    if (enough := min(len(set(groups)), most)) < folds:
+        raise TooFewLabels(
+            f"{len(labels)} labels of {len(set(groups))} patients, at most {most} of a class, cannot be split for "
+            f"{folds} networks: label images of more patients, or set committee to {max(enough, 1)} or less"
+        )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        # A class with fewer labels than folds: some networks are not validated on it, all but one are trained on it.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        sides = list(splitter.split(values, values, groups))
+    if empty := sum(not len(held_out) for _, held_out in sides):
+        raise TooFewLabels(
+            f"{empty} of {folds} networks would have no label to be validated on: label more images, or set a smaller "
+            "committee"
+        )
+    return tuple((tuple(in_order[i] for i in train), tuple(in_order[i] for i in held_out)) for train, held_out in sides)
 
 
 class _Sides:

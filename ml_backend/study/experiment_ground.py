@@ -126,8 +126,9 @@ class Ground:
         budget: str = "0.5",
         loss: str = "weighted",
         imbalance: str | None = None,
+        profile: str = "paper",
     ) -> Arm:
-        """A study; what is not said is as in the profile ``paper``.
+        """A study; what is not said is as in the profile.
 
         Args:
             strategies: besides ``random``, with commas between them.
@@ -139,6 +140,7 @@ class Ground:
             budget: else, as ``SimulateOptions`` has it.
             loss: as ``SimulateOptions`` has it.
             imbalance: as ``SimulateOptions`` has it.
+            profile: as ``SimulateOptions`` has it.
         """
         tables = tables or self.tables
         first = self.initial(initial)
@@ -153,6 +155,7 @@ class Ground:
             features=tables.features,
             strategies=strategies,
             seeds=str(self.seeds),
+            profile=profile,
             task=tables.task,
             imbalance=imbalance,
             loss=loss,

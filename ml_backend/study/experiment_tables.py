@@ -1,4 +1,4 @@
-"""Tables that an experiment makes of the ones it was given: of two centres, and of a pool of a given size."""
+"""Tables that an experiment makes of the ones it was given: of two centres, of a pool of a given size, of two sides."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from ml_backend.simulation.dataset import DataSet
 from ml_backend.storage.files import write_atomically
 from ml_backend.study.experiment_ground import Tables
 
-__all__ = ["across_centres", "two_centres", "with_pool_of"]
+__all__ = ["across_centres", "two_centres", "with_pool_of", "without_validation"]
 
 
 def two_centres(data: DataSet) -> tuple[str, str]:
@@ -79,6 +79,20 @@ def with_pool_of(tables: Tables, data: DataSet, pool: int, initial: int, file: P
     stay = set(in_turn[: pool + initial * len(data.classes)])
     kept = [image for image in data.images if data.split[image.id] != "train" or image.id in stay]
     return _written(tables, data, kept, file)
+
+
+def without_validation(tables: Tables, data: DataSet, file: Path) -> Tables:
+    """The validation side joins the training side: validation is drawn from the labels then, as in a live loop.
+
+    Args:
+        tables: that ``data`` was read from.
+        data: all sides.
+        file: of the new table; where there is no validation side, none is needed.
+    """
+    if not data.labels("val"):
+        return tables
+    joined = {image: "train" if side == "val" else side for image, side in data.split.items()}
+    return _written(tables, replace(data, split=joined), data.images, file)
 
 
 def _written(tables: Tables, data: DataSet, images: Iterable[ImageRef], file: Path) -> Tables:

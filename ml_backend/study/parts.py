@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from ml_backend.engine.ports import Learner, Splitter
-from ml_backend.engine.split import fixed_split, stable_split
+from ml_backend.engine.ports import Learner, Splitter, no_progress
+from ml_backend.engine.split import fixed_split, fold_split, stable_split
 from ml_backend.images.folder import FolderSource
+from ml_backend.model.committee import Tell, make_learner
 from ml_backend.model.feature_table import FeatureTable
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.settings import ProjectOptions
@@ -54,11 +55,16 @@ def open_study(plan: StudyPlan, out: Path, data: DataSet | None = None) -> Study
 def learner_maker(plan: StudyPlan, data: DataSet, out: Path) -> MakeLearner:
     """What makes the learner of a run: on the table of features where there is one, else on the images."""
     ids = [image.id for image in data.images]
-    make = partial(
-        McDropoutLearner,
-        source=FolderSource(out if data.folder is None else data.folder),
-        cache=out / "cache",
-        device=plan.device,
-        table=None if data.features is None else FeatureTable(ids, data.features),
-    )
-    return lambda options: make(options=options, seed=options.seed)
+    table = None if data.features is None else FeatureTable(ids, data.features)
+    source = FolderSource(out if data.folder is None else data.folder)
+
+    def make(options: ProjectOptions, seed: int, tell: Tell) -> McDropoutLearner:
+        return McDropoutLearner(
+            options, source, out / "cache", device=plan.device, seed=seed, progress=tell, table=table
+        )
+
+    def learner(options: ProjectOptions) -> Learner:
+        folds = None if data.labels("val") else partial(fold_split, seed=options.seed)
+        return make_learner(make, options, folds, no_progress)
+
+    return learner

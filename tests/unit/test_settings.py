@@ -95,6 +95,14 @@ class TestProjectOptions:
 
         assert ProjectOptions.resolve({"epochs": 8, "min_epochs": 8}, environ={}).min_epochs == 8
 
+    def test_a_committee_needs_passes_and_begins_anew(self) -> None:
+        with pytest.raises(SettingsError, match=r"committee=6 .*at most half of passes, which is 10"):
+            ProjectOptions.resolve({"passes": 10, "committee": 6}, environ={})
+        with pytest.raises(SettingsError, match=r"retrain='warm' .*must be scratch with committee=2"):
+            ProjectOptions.resolve({"retrain": "warm", "committee": 2}, environ={})
+
+        assert ProjectOptions.resolve({"passes": 10, "committee": 5}, environ={}).committee == 5
+
     @settings(deadline=None)
     @given(
         st.dictionaries(

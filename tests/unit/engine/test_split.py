@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.acquisition import seeded_draws
-from ml_backend.engine.split import fixed_split, stable_split
+from ml_backend.engine.split import fixed_split, fold_split, stable_split
 from ml_backend.errors import TooFewLabels
 from ml_backend.records import ImageRef, Label
 
@@ -213,3 +213,54 @@ class TestFixedSplit:
     def test_both_sides_need_a_label(self, numbers):
         with pytest.raises(TooFewLabels, match=r"labels to train on and \d of the 2 validation images: both need"):
             fixed_split(["3", "30"])([label(n, "normal") for n in numbers], 0.2, 0)
+
+
+class TestFolds:
+    @given(
+        patients=st.lists(st.tuples(st.sampled_from(CLASSES), st.integers(0, 8)), min_size=1, max_size=40),
+        folds=st.integers(2, 5),
+        seed=st.integers(0, 2**40),
+    )
+    @settings(deadline=None, max_examples=50)
+    def test_each_label_is_held_out_once_and_no_patient_is_torn(
+        self, patients: list[tuple[str, int]], folds: int, seed: int
+    ) -> None:
+        labels = [label(number, value, f"p{patient}") for number, (value, patient) in enumerate(patients)]
+        try:
+            sides = fold_split(labels, folds, seed)
+        except TooFewLabels:
+            largest = max(Counter(one.value for one in labels).values())
+            assert len(groups(labels)) < 2 * folds or largest < folds
+            return
+
+        assert len(sides) == folds
+        assert sorted(one.image.id for _, held_out in sides for one in held_out) == sorted(
+            one.image.id for one in labels
+        )
+        for train, held_out in sides:
+            assert held_out
+            assert groups(train).isdisjoint(groups(held_out))
+            assert len(train) + len(held_out) == len(labels)
+
+    def test_classes_are_spread_evenly(self) -> None:
+        """Thirty, twelve and six images of as many patients, over three folds: 10, 4 and 2 in each."""
+        counts = dict(zip(CLASSES, (30, 12, 6), strict=True))
+        labels = [label(100 * place + n, name) for place, name in enumerate(CLASSES) for n in range(counts[name])]
+
+        for _, held_out in fold_split(labels, 3, 7):
+            assert Counter(one.value for one in held_out) == {"normal": 10, "moderate": 4, "severe": 2}
+
+    def test_depends_on_seed_and_not_on_order(self) -> None:
+        labels = [label(number, CLASSES[number % 3]) for number in range(30)]
+
+        assert fold_split(labels, 3, 1) == fold_split(labels[::-1], 3, 1)
+        assert fold_split(labels, 3, 1) != fold_split(labels, 3, 2)
+
+    def test_too_few_patients(self) -> None:
+        labels = [label(number, CLASSES[number % 3], f"p{number % 2}") for number in range(9)]
+
+        with pytest.raises(
+            TooFewLabels,
+            match=r"9 labels of 2 patients, at most 3 of a class, cannot be split for 3 networks.* committee to 2 or less",
+        ):
+            fold_split(labels, 3, 0)

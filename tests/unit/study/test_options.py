@@ -120,7 +120,7 @@ class TestRefusals:
             ({"seeds": "-1"}, "--seeds '-1'"),
             ({"seeds": "0"}, "--seeds 0: a study needs 1 seed or more; for the seed 0 alone write `0,`"),
             ({"loss": "focal"}, "--loss 'focal': wanted weighted, unweighted, or both"),
-            ({"profile": "mine"}, "--profile 'mine': there is no such profile; known are paper"),
+            ({"profile": "mine"}, "--profile 'mine': there is no such profile; known are paper, best"),
             ({"budget": "all"}, "--budget 'all' is no number: wanted labels (200) or a share of the 48 training"),
             ({"budget": "1.5"}, "--budget 1.5: there are 48 training images"),
             ({"budget": "nan"}, "--budget 'nan' is no number"),

@@ -1,0 +1,88 @@
+"""How much more a profile gives for the same labels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from ml_backend.simulation.compare import labels_needed_table, paired_difference
+from ml_backend.simulation.curves import LearningCurve, by_name
+from ml_backend.simulation.metrics import RoundMetrics
+from ml_backend.study.experiment_reading import Finished, Reading, interval, known
+from ml_backend.study.report_curves import curves_of
+from ml_backend.study.report_words import difference_words, share_words
+from ml_backend.study.rows import StudyResults
+
+__all__ = ["BEST", "PAPER", "read_profiles"]
+
+PAPER: Final = "paper"
+BEST: Final = "best"
+LUCK: Final = 0.05
+
+Metric = Callable[[RoundMetrics], float | None]
+
+
+def read_profiles(finished: Sequence[Finished]) -> Reading:
+    """Both profiles against each other, seed by seed; both are held to the paper's baselines.
+
+    Args:
+        finished: one study of each profile, on the same tables and seeds.
+    """
+    studies = {one.arm.options.profile: one.results for one in finished}
+    paper, best = studies[PAPER], studies[BEST]
+    found, surprises = [], []
+    for name, metric in (("AU ROC", _auroc), ("Accuracy", _accuracy)):
+        ours, theirs = (_by_strategy(study, metric) for study in (best, paper))
+        for strategy in paper.summary.strategies:
+            gain = paired_difference(ours[strategy], theirs[strategy])
+            p = "all equal" if gain.p is None else f"p = {gain.p:.3f}"
+            found.append(f"{name} over the curve, {strategy}, best minus paper: {difference_words(gain)}, {p}.")
+            lucky = gain.low is None or gain.low <= 0.0 or gain.p is None or gain.p >= LUCK
+            if metric is _auroc and lucky:
+                surprises.append(f"with {strategy}, best is not ahead of paper in AU ROC by more than luck")
+    found.append(
+        "All labels: AU ROC "
+        + ", ".join(
+            f"{interval([known(row.metrics.auroc) for row in study.baselines])} {name}"
+            for name, study in studies.items()
+        )
+        + "; accuracy "
+        + ", ".join(
+            f"{interval([row.metrics.accuracy for row in study.baselines])} {name}" for name, study in studies.items()
+        )
+        + "."
+    )
+    accuracy, area = (
+        {name: _needed(study, paper, metric, target) for name, study in studies.items()}
+        for metric, target in ((_accuracy, "95 % of the baseline"), (_auroc, "baseline - 1 point"))
+    )
+    rows = tuple(
+        (profile, strategy, accuracy[profile][strategy], area[profile][strategy])
+        for strategy in paper.summary.strategies
+        for profile in studies
+    )
+    columns = (
+        "profile",
+        "strategy",
+        "labels for 95 % of the paper's baseline accuracy",
+        "labels for the paper's baseline AU ROC - 1 point",
+    )
+    return Reading(tuple(found), columns, rows, tuple(surprises))
+
+
+def _accuracy(metrics: RoundMetrics) -> float:
+    return metrics.accuracy
+
+
+def _auroc(metrics: RoundMetrics) -> float | None:
+    return metrics.auroc
+
+
+def _by_strategy(study: StudyResults, metric: Metric) -> Mapping[str, list[LearningCurve]]:
+    curves = curves_of(study, lambda row: metric(row.metrics))
+    return {name: list(runs.values()) for name, runs in by_name(curves).items()}
+
+
+def _needed(study: StudyResults, judge: StudyResults, metric: Metric, target: str) -> Mapping[str, str]:
+    """By strategy, held to the baselines of another study of the same seeds."""
+    baselines = {(row.variant, row.seed): known(metric(row.metrics)) for row in judge.baselines}
+    curves = curves_of(study, lambda row: metric(row.metrics))
+    return {row.name: share_words(row.share) for row in labels_needed_table(curves, baselines) if row.target == target}
