@@ -261,6 +261,6 @@ class TestFolds:
 
         with pytest.raises(
             TooFewLabels,
-            match=r"9 labels of 2 patients, at most 3 of a class, cannot be split for 3 networks.* committee to 2 or less",
+            match=r"9 labels of 2 patients, at most 3 of a class, cannot be split for 3 networks.* to 2 or less",
         ):
             fold_split(labels, 3, 0)

@@ -10,7 +10,7 @@ from ml_backend.errors import SettingsError
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.tables import read_labels
 from ml_backend.study.experiment_ground import Tables
-from ml_backend.study.experiment_tables import across_centres, two_centres, with_pool_of
+from ml_backend.study.experiment_tables import across_centres, two_centres, with_pool_of, without_validation
 from tests.unit.study.tiny import make_data
 
 TABLES = Tables(Path("labels.csv"), "n=normal;m=moderate;s=severe", ratings=Path("ratings.csv"), images=Path("films"))
@@ -72,3 +72,21 @@ class TestWithPoolOf:
         assert sum(counts.values()) == 7
         assert min(counts.values()) >= 2
         assert len(counts) == 3
+
+
+class TestWithoutValidation:
+    def test_validation_images_are_trained_on(self, tmp_path):
+        data = make_data()
+        tables = without_validation(TABLES, data, tmp_path / "two.csv")
+
+        sides = {row.path: row.split for row in read_labels(tables.labels)}
+        assert sides == {image: "train" if side == "val" else side for image, side in data.split.items()}
+        assert set(sides.values()) == {"train", "test"}
+        assert "val" in data.split.values()
+
+    def test_two_sides_stay_as_they_are(self, tmp_path):
+        data = make_data()
+        two = replace(data, split={image: "train" if side == "val" else side for image, side in data.split.items()})
+
+        assert without_validation(TABLES, two, tmp_path / "two.csv") is TABLES
+        assert not list(tmp_path.iterdir())
