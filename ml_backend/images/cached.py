@@ -15,13 +15,15 @@ from jaxtyping import UInt8
 
 from ml_backend.images.blobs import BlobFolder
 from ml_backend.images.decode import PREPROCESSING, Pixels, decode
+from ml_backend.images.quarantined import QuarantinedSource
 from ml_backend.images.source import ImageSource
+from ml_backend.images.troubles import UndecodableImage
 from ml_backend.records import ImageRef
 
 __all__ = ["DecodedImage", "ImageCache"]
 
 _HASHES_SHARE = 12  # one part in so many of the limit
-_SHOWN = 200  # characters of a uri in an error: a data URI holds the whole image
+_SHOWN = 200  # characters of an address in an error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +82,7 @@ class ImageCache:
         key = self._key(content_hash)
         decoded = self._find(key)
         if decoded is None:
-            decoded = DecodedImage(key, decode(content, self._side, _name(image)))
+            decoded = DecodedImage(key, self._decode(image, content))
             self._pixels.put(key, decoded.pixels.tobytes())
         # Last, so that a hash is only known of an image that can be decoded.
         self._hashes.put(self._source.cache_key(image), content_hash.encode())
@@ -90,6 +92,15 @@ class ImageCache:
         """Drop what was not used for longest, until the rest fits into the limit."""
         self._pixels.trim()
         self._hashes.trim()
+
+    def _decode(self, image: ImageRef, content: bytes) -> UInt8[Pixels, "side side"]:
+        try:
+            return decode(content, self._side, _name(image))
+        except UndecodableImage as error:
+            # Only here is it known that what was fetched is no picture.
+            if isinstance(self._source, QuarantinedSource):
+                self._source.undecodable(image, error)
+            raise
 
     def _key(self, content_hash: str) -> str:
         return f"{content_hash}|{PREPROCESSING}|{self._side}"
@@ -102,5 +113,11 @@ class ImageCache:
 
 
 def _name(image: ImageRef) -> str:
-    uri = image.uri if len(image.uri) <= _SHOWN else f"{image.uri[:_SHOWN]}..."
-    return f"{image.id} ({uri})"
+    """The id, and the address without what could open the image to others: a signature, or a password."""
+    if image.uri.startswith("data:"):
+        return f"{image.id} (in its task)"
+    address = image.uri.partition("?")[0]
+    scheme, divider, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    uri = f"{scheme}{divider}{host.rpartition('@')[2]}{slash}{path}" if divider else address
+    return f"{image.id} ({uri if len(uri) <= _SHOWN else uri[:_SHOWN] + '...'})"

@@ -78,7 +78,8 @@ def png_levels(
     if film.bands == 3:
         film = film.recomb(_LUMA).rint().cast(film.format)
     levels: Levels8 | Levels16 = film.numpy()
-    return levels
+    # pyvips makes a bare number of a film of one pixel.
+    return levels.reshape(film.height, film.width)
 
 
 @functools.cache

@@ -13,8 +13,10 @@ from PIL import Image, UnidentifiedImageError
 
 from ml_backend.errors import ImageError
 from ml_backend.images.codecs import jpeg_levels, png_levels
+from ml_backend.images.headers import PNG_SIGNATURE, bare_jpeg, orientation, png_exif, png_size
+from ml_backend.images.troubles import Trouble, UndecodableImage
 
-__all__ = ["MAX_PIXELS", "PREPROCESSING", "Pixels", "decode"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SCANS", "PREPROCESSING", "Pixels", "decode"]
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -23,6 +25,13 @@ PREPROCESSING = "gray-squash-bilinear-2"
 
 MAX_PIXELS = 80_000_000
 """The largest film is about 30 million pixels (mammography). Stays below Pillow's own limit of 89 million."""
+
+MAX_BYTES = 256 * 2**20
+"""Of a file. 80 million pixels of noise in 16 bits take 160 MB."""
+
+MAX_SCANS = 100
+"""Of a progressive JPEG, which usual encoders write in about ten. Each scan walks over the whole picture again, so that
+a small file with thousands of them would keep a core busy for hours."""
 
 # What browsers show and Label Studio's Image tag takes. Every other decoder stays out of reach of a hostile file.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
@@ -37,21 +46,23 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG = 0x0112
+_JPEG_START = b"\xff\xd8"
 
 # What comes instead of an image when something went wrong on the way.
-_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
-    (b"<!doctype html", "an HTML page: was it a login page?"),
-    (b"<html", "an HTML page: was it a login page?"),
-    (b"<svg", "an SVG drawing: export it as PNG or JPEG"),
-    (b"<?xml", "an XML document: an error message of the storage, or an SVG drawing?"),
-    (b"{", "a JSON document: an error message of the server?"),
-    (b"%pdf", "a PDF: export its page as PNG or JPEG"),
-    (b"pk\x03\x04", "a ZIP archive: unpack it first"),
-    (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"ii*\x00", "a TIFF, which browsers cannot show: convert it to PNG"),
-    (b"mm\x00*", "a TIFF, which browsers cannot show: convert it to PNG"),
+_IMPOSTORS: tuple[tuple[bytes, Trouble, str], ...] = (
+    (b"<!doctype html", "not-an-image", "an HTML page: was it a login page?"),
+    (b"<html", "not-an-image", "an HTML page: was it a login page?"),
+    (b"<svg", "unsupported", "an SVG drawing: export it as PNG or JPEG"),
+    (b"<?xml", "not-an-image", "an XML document: an error message of the storage, or an SVG drawing?"),
+    (b"{", "not-an-image", "a JSON document: an error message of the server?"),
+    (b"%pdf", "unsupported", "a PDF: export its page as PNG or JPEG"),
+    (b"pk\x03\x04", "not-an-image", "a ZIP archive: unpack it first"),
+    (b"\x1f\x8b", "not-an-image", "a gzip archive: unpack it first"),
+    (b"ii*\x00", "unsupported", "a TIFF, which browsers cannot show: convert it to PNG"),
+    (b"mm\x00*", "unsupported", "a TIFF, which browsers cannot show: convert it to PNG"),
 )
+# How the formats begin: such a file was meant to be an image.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89png\r\n", b"bm", b"gif8", b"riff")
 
 
 def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
@@ -70,26 +81,49 @@ def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
         Grey levels, 0 black to 255 white, rows from the top.
 
     Raises:
-        ImageError: the file is no image, is damaged, or has more than ``MAX_PIXELS``.
+        UndecodableImage: the file is no image, is damaged, or has more than ``MAX_PIXELS`` or ``MAX_BYTES``.
     """
+    if len(content) > MAX_BYTES:
+        raise UndecodableImage(
+            f"image {name} is too large: {len(content):,} bytes, at most {MAX_BYTES:,} are decoded: compress it",
+            "too-large",
+        )
     try:
-        # Pillow reads the header, which says what the fast decoders may be given.
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            _require_decodable_size(image, name)
-            size = image.size
-            # JPEG only: decodes at the smallest of 1, 1/2, 1/4, 1/8 that is still at least as large as the square.
-            drafted = image.draft("L", (side, side))
-            with _room.hold(_pixels_in_memory(image, size)):
-                square = _square(_gray(image, content, size), side, None if drafted is None else drafted[1])
-            upright = _what_turns_upright(image)
+        square, exif = _read_square(content, side, name)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
     except Exception as error:  # decoders raise anything: struct.error, SyntaxError, MemoryError, ...
-        raise ImageError(f"image {name} cannot be decoded: {_describe(content, error)}") from error
+        trouble, reason = _describe(content, error)
+        raise UndecodableImage(f"image {name} cannot be decoded: {reason}", trouble) from error
     # After the resize: turning the square is cheaper than turning the film, and gives the same.
+    upright = _UPRIGHT.get(orientation(exif))
     return np.asarray(square if upright is None else square.transpose(upright))
+
+
+def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, bytes]:
+    """The film as it lies in the file, squashed to the square; and what its EXIF block says."""
+    if content.startswith(PNG_SIGNATURE):
+        size = png_size(content)
+        _require_decodable_size(size, name)
+        with _room.hold(size[0] * size[1]):
+            return _square(Image.fromarray(png_levels(content, size)), side, None), png_exif(content)
+    exif = b""
+    if content.startswith(_JPEG_START):
+        jpeg = bare_jpeg(content)
+        if jpeg.scans > MAX_SCANS:
+            raise ValueError(f"{jpeg.scans:,} scans, at most {MAX_SCANS} are decoded")
+        content, exif = jpeg.content, jpeg.exif
+    # Pillow reads the header, which says what the fast decoder may be given.
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        size = image.size
+        _require_decodable_size(size, name)
+        # JPEG only: decodes at the smallest of 1, 1/2, 1/4, 1/8 that is still at least as large as the square.
+        drafted = image.draft("L", (side, side))
+        with _room.hold(_pixels_in_memory(image, size)):
+            square = _square(_gray(image, content, size), side, None if drafted is None else drafted[1])
+        return square, exif or image.info.get("exif", b"")
 
 
 class _Room:
@@ -113,7 +147,7 @@ class _Room:
                 self._changed.notify_all()
 
 
-# Decoding takes up to 17 bytes a pixel, 1.3 GB for the largest image: sixteen threads at once would fill any memory.
+# Decoding takes up to 16 bytes a pixel, 1.3 GB for the largest image: sixteen threads at once would fill any memory.
 _room = _Room(2 * MAX_PIXELS)
 
 
@@ -123,27 +157,15 @@ def _pixels_in_memory(image: Image.Image, size: tuple[int, int]) -> int:
     return width * height
 
 
-def _require_decodable_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
+def _require_decodable_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
     if width * height > MAX_PIXELS:
         raise _too_large(name, f"{width} x {height}")
 
 
-def _what_turns_upright(image: Image.Image) -> Image.Transpose | None:
-    # Else Pillow would decode the whole PNG for a tag behind its pixels, where browsers do not look.
-    if "exif" not in image.info:
-        return None
-    try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - the parser raises anything; browsers show the film as it lies, and so do we
-        return None
-
-
 def _gray(image: Image.Image, content: bytes, size: tuple[int, int]) -> Image.Image:
-    if image.format == "PNG":
-        return Image.fromarray(png_levels(content, size))
-    # MPO is a JPEG with more pictures behind the first one. CMYK stays with Pillow, which knows Adobe's inversion.
-    if image.format in ("JPEG", "MPO") and image.mode == "L":
+    # CMYK stays with Pillow, which knows Adobe's inversion.
+    if image.format == "JPEG" and image.mode == "L":
         levels = jpeg_levels(content, size, image.size)
         if levels is not None:
             return Image.fromarray(levels)
@@ -154,11 +176,11 @@ def _gray_by_pillow(image: Image.Image) -> Image.Image:
     if image.mode == "L" and not image.has_transparency_data:
         return image
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, layer).convert("L")
     # Through RGB: CMYK and palettes have no direct way to grey.
-    return image.convert("RGB").convert("L")
+    return (image if image.mode == "RGB" else image.convert("RGB")).convert("L")
 
 
 def _square(image: Image.Image, side: int, box: tuple[float, float, float, float] | None) -> Image.Image:
@@ -170,20 +192,24 @@ def _square(image: Image.Image, side: int, box: tuple[float, float, float, float
     return Image.fromarray((small * (255.0 / (2**bits - 1))).round().astype(np.uint8))
 
 
-def _too_large(name: str, size: str) -> ImageError:
-    return ImageError(f"image {name} is too large: {size} pixels, at most {MAX_PIXELS:,} are decoded: shrink it")
+def _too_large(name: str, size: str) -> UndecodableImage:
+    return UndecodableImage(
+        f"image {name} is too large: {size} pixels, at most {MAX_PIXELS:,} are decoded: shrink it", "too-large"
+    )
 
 
-def _describe(content: bytes, error: Exception) -> str:
+def _describe(content: bytes, error: Exception) -> tuple[Trouble, str]:
     if not content:
-        return "the file is empty"
+        return "empty", "the file is empty"
     if content[128:132] == b"DICM":
-        return "it is a DICOM file, which browsers cannot show: convert it to PNG"
+        return "unsupported", "it is a DICOM file, which browsers cannot show: convert it to PNG"
     start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for signature, meaning in _IMPOSTORS:
+    for signature, trouble, meaning in _IMPOSTORS:
         if start.startswith(signature):
-            return f"it is {meaning}"
+            return trouble, f"it is {meaning}"
     if isinstance(error, UnidentifiedImageError):
-        return f"{len(content)} bytes that begin with {content[:12]!r} are no {', '.join(_FORMATS)}"
+        meant = content[:8].lower().startswith(_SIGNATURES)
+        reason = f"{len(content)} bytes that begin with {content[:12]!r} are no {', '.join(_FORMATS)}"
+        return ("damaged" if meant else "not-an-image"), reason
     # On one line: libvips tells its troubles one under the other.
-    return f"damaged or not supported ({type(error).__name__}: {' '.join(str(error).split())})"
+    return "damaged", f"damaged or not supported ({type(error).__name__}: {' '.join(str(error).split())})"

@@ -1,6 +1,8 @@
 """Images that lie in a folder: headless runs, the simulation, the demo's own copy."""
 
 import hashlib
+import os
+import stat
 from pathlib import Path
 
 from ml_backend.errors import ImageError
@@ -8,21 +10,32 @@ from ml_backend.records import ImageRef
 
 __all__ = ["FolderSource"]
 
+MAX_BYTES = 256 * 2**20  # a chest film has 10 to 40 MB
+
 
 class FolderSource:
     """Reads ``ImageRef.uri`` as a path below one folder. Satisfies ``ImageSource``.
 
     Args:
         root: the folder; a uri that leads out of it (``..``, an absolute path, a link) is refused.
+        max_bytes: of one image.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, max_bytes: int = MAX_BYTES) -> None:
         self._root = root.resolve()
+        self._max_bytes = max_bytes
 
     def fetch(self, image: ImageRef) -> bytes:
         path = self._path(image)
         try:
-            return path.read_bytes()
+            # The path has no link in it any more: one that takes its place now is not followed; no pipe is waited for.
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                kind = os.fstat(file.fileno())
+                if not stat.S_ISREG(kind.st_mode):
+                    raise ImageError(f"image {image.id}: {path} is a folder, a pipe or a device: give a file")
+                if kind.st_size > self._max_bytes:
+                    raise ImageError(f"image {image.id}: {path} has {kind.st_size} bytes, more than {self._max_bytes}")
+                return file.read(self._max_bytes)
         except OSError as error:
             raise self._unreadable(image, path, error) from error
 

@@ -55,11 +55,22 @@ def test_fetches_an_image_once_whatever_its_task(tmp_path: Path, source: Countin
     assert (again.pixels == 10).all()
 
 
-def test_an_error_does_not_hold_the_whole_data_uri(tmp_path: Path) -> None:
-    uri = "data:image/png;base64," + "A" * 100_000
-
-    with pytest.raises(ImageError, match=r"image 1 \(data:image/png;base64,A+\.\.\.\) cannot") as error:
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("data:image/png;base64," + "A" * 100_000, "1 (in its task)"),
+        ("http://pacs:8/x.png?X-Amz-Signature=secret", "1 (http://pacs:8/x.png)"),
+        ("https://me:secret@pacs/x@2.png", "1 (https://pacs/x@2.png)"),
+        ("/data/upload/7/x.png", "1 (/data/upload/7/x.png)"),
+        ("a@b.png", "1 (a@b.png)"),
+        ("y" * 300, f"1 ({'y' * 200}...)"),
+    ],
+)
+def test_an_error_names_the_image_and_neither_its_pixels_nor_a_secret(tmp_path: Path, uri: str, shown: str) -> None:
+    with pytest.raises(ImageError) as error:
         ImageCache(CountingSource({uri: b"\0\0\0"}), tmp_path, 32).read(ref(uri))
+
+    assert str(error.value).startswith(f"image {shown} cannot be decoded")
     assert len(str(error.value)) < 500
 
 

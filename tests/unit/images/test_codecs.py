@@ -141,6 +141,10 @@ class TestPngLevels:
         with pytest.raises(pyvips.Error):
             levels_of(bytes(content))
 
+    def test_one_pixel(self) -> None:
+        """Of which pyvips makes a bare number."""
+        assert levels_of(png([[77]], GRAY, 8)).tolist() == [[77]]
+
     def test_another_size_than_was_seen(self) -> None:
         with pytest.raises(ValueError, match=r"says 3 x 1 pixels and its data 2 x 1"):
             png_levels(png([[1, 2]], GRAY, 8), (3, 1))

@@ -7,8 +7,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import MAX_PIXELS, decode
+from ml_backend.images.decode import MAX_PIXELS, MAX_SCANS, decode
+from ml_backend.images.troubles import UndecodableImage
 from tests.unit.images.files import encode, film, png_header, ramp
+
+STARTS = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\xff\0\0\0WEBP", b"II*\0", b"<?xml"]
+REAL = [
+    encode(Image.fromarray(film(24, 20)).convert(mode), kind)
+    for kind, mode in [
+        ("PNG", "L"),
+        ("PNG", "RGBA"),
+        ("PNG", "P"),
+        ("JPEG", "L"),
+        ("JPEG", "CMYK"),
+        ("GIF", "P"),
+        ("BMP", "RGB"),
+        ("WEBP", "RGBA"),
+    ]
+]
+REAL.append(encode(Image.fromarray(film(24, 20)), "JPEG", progressive=True))
 
 
 class TestRefusals:
@@ -107,16 +124,67 @@ class TestRefusals:
         with pytest.raises(ImageError, match="film 9"):
             decode(content[: int(kept * len(content))], 32, "film 9")
 
-    @given(st.binary(max_size=300))
-    @settings(deadline=None, max_examples=50)
-    def test_any_bytes_give_an_image_error(self, content: bytes) -> None:
-        with pytest.raises(ImageError):
+    @given(start=st.sampled_from([b"", *STARTS]), tail=st.binary(max_size=300))
+    @settings(deadline=None, max_examples=150)
+    def test_any_bytes_are_refused_with_a_trouble(self, start: bytes, tail: bytes) -> None:
+        with pytest.raises(UndecodableImage) as error:
+            decode(start + tail, 32, "x")
+
+        assert error.value.trouble in {"empty", "not-an-image", "unsupported", "damaged", "too-large"}
+
+    @given(
+        content=st.sampled_from(REAL),
+        edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=6),
+    )
+    @settings(deadline=None, max_examples=300)
+    def test_a_mutated_file_gives_pixels_or_a_trouble(
+        self, content: bytes, edits: list[tuple[float, int, bytes]]
+    ) -> None:
+        """Bytes put in the place of others, anywhere."""
+        mutated = bytearray(content)
+        for place, length, instead in edits:
+            start = int(place * len(mutated))
+            mutated[start : start + length] = instead
+        with contextlib.suppress(UndecodableImage):
+            assert decode(bytes(mutated), 32, "x").shape == (32, 32)
+
+
+class TestTrouble:
+    @pytest.mark.parametrize(
+        ("content", "trouble"),
+        [
+            (b"", "empty"),
+            (b"<html>", "not-an-image"),
+            (b"hello", "not-an-image"),
+            (b"<svg/>", "unsupported"),
+            (b"II*\0\x08\0\0\0", "unsupported"),
+            (b"GIF89a", "damaged"),
+            (encode(Image.fromarray(ramp()))[:80], "damaged"),
+            (encode(Image.fromarray(ramp()), "JPEG")[:300], "damaged"),
+            (png_header(9000, 9000), "too-large"),
+        ],
+    )
+    def test_is_named_in_one_word(self, content: bytes, trouble: str) -> None:
+        with pytest.raises(UndecodableImage) as error:
             decode(content, 32, "x")
 
-    @given(position=st.integers(0, 10_000), value=st.integers(0, 255), kind=st.sampled_from(["PNG", "JPEG", "GIF"]))
-    @settings(deadline=None, max_examples=100)
-    def test_a_flipped_byte_gives_pixels_or_an_image_error(self, position: int, value: int, kind: str) -> None:
-        content = bytearray(encode(Image.fromarray(ramp()), kind))
-        content[position % len(content)] = value
-        with contextlib.suppress(ImageError):
-            assert decode(bytes(content), 32, "x").shape == (32, 32)
+        assert error.value.trouble == trouble
+
+    def test_too_many_bytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        content = encode(Image.fromarray(ramp()))
+        monkeypatch.setitem(decode.__globals__, "MAX_BYTES", len(content) - 1)
+
+        with pytest.raises(UndecodableImage, match=f"film 9 is too large: {len(content):,} bytes") as error:
+            decode(content, 32, "film 9")
+
+        assert error.value.trouble == "too-large"
+
+    def test_too_many_scans(self) -> None:
+        """A header of a scan again and again: each would walk over the whole film."""
+        content = encode(Image.fromarray(film(64, 64)), "JPEG", progressive=True)
+        last = content.rindex(b"\xff\xda")
+        header = content[last : last + 2 + int.from_bytes(content[last + 2 : last + 4])]
+        usual = content.count(b"\xff\xda")
+
+        with pytest.raises(UndecodableImage, match=f"{MAX_SCANS + 1} scans, at most {MAX_SCANS} are decoded"):
+            decode(content[:last] + header * (MAX_SCANS + 1 - usual) + content[last:], 32, "film 9")

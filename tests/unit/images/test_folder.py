@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,29 @@ def test_refuses_what_lies_outside(root: Path, uri: str) -> None:
 def test_names_what_cannot_be_read(root: Path, uri: str) -> None:
     with pytest.raises(ImageError, match="image 7"):
         FolderSource(root).fetch(ref(uri))
+
+
+def test_no_link_is_followed_that_takes_the_place_of_a_checked_path(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FolderSource(root)
+    checked = root / "a.png"
+    monkeypatch.setattr(FolderSource, "_path", lambda *_: checked)
+    checked.unlink()
+    checked.symlink_to(root.parent / "secret.txt")
+
+    with pytest.raises(ImageError, match=r"image 7: .* cannot be read"):
+        source.fetch(ref("a.png"))
+
+
+def test_a_pipe_is_not_waited_for_and_a_large_file_not_read(root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    (root / "large.png").write_bytes(bytes(11))
+
+    with pytest.raises(ImageError, match="a folder, a pipe or a device"):
+        FolderSource(root).fetch(ref("pipe"))
+    with pytest.raises(ImageError, match="has 11 bytes, more than 10"):
+        FolderSource(root, max_bytes=10).fetch(ref("large.png"))
 
 
 def test_key_follows_the_file_and_not_the_task(root: Path) -> None:

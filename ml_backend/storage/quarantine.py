@@ -1,0 +1,171 @@
+"""The images of a project that cannot be read: why, since when, and when each is tried again.
+
+One file a project, ``quarantine.json``, replaced where a round ends. A file that is gone or damaged is no list of bad
+images: they are found again. Nothing here ever stops a round.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+from pydantic import Field
+
+from ml_backend.errors import StorageError
+from ml_backend.records import Record, natural_order
+from ml_backend.storage.files import read_record, write_record
+
+__all__ = ["Quarantine", "QuarantinedImage"]
+
+FIRST_PAUSE_S = 60.0  # doubled with every further try
+LONGEST_PAUSE_S = 24 * 3600.0
+LONGEST_PASSING_PAUSE_S = 3600.0  # where it may pass without another file
+
+log = structlog.get_logger()
+
+
+class QuarantinedImage(Record):
+    """An image that could not be read, as its owner is told."""
+
+    image_id: str  # Label Studio's task id
+    trouble: str  # one of a few stable words: missing, damaged, too-large, ...
+    reason: str
+    mark: str  # stands for the file that was tried: another file is tried at once
+    first_seen: datetime
+    last_tried: datetime
+    next_try: datetime
+    times: Annotated[int, Field(ge=1)]
+
+
+class _List(Record):
+    images: tuple[QuarantinedImage, ...] = ()
+
+
+class Quarantine:
+    """One project's list, and what one round changes about it. Safe for several threads.
+
+    Only the round writes it; whoever helps to score may ask ``bars``. Satisfies
+    ``images.quarantined.QuarantineList``.
+
+    Args:
+        folder: of the project.
+        now: the clock; for tests.
+    """
+
+    def __init__(self, folder: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._path = folder / "quarantine.json"
+        self._now = now
+        self._lock = threading.Lock()
+        self._begin()
+
+    def listed(self) -> tuple[QuarantinedImage, ...]:
+        """The list as the last round left it, in the order of the image ids; empty where it cannot be read."""
+        try:
+            found = read_record(self._path, _List)
+        except StorageError as error:
+            log.warning("the list of unreadable images begins anew", error=str(error))
+            return ()
+        return () if found is None else found.images
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """A round: the list is written where it ends.
+
+        Whoever could be read again, or is gone from the project, leaves the list after a round that came to its end;
+        after any other nobody leaves it.
+        """
+        self._begin()
+        over = False
+        try:
+            yield
+            over = True
+        finally:
+            self._settle(over=over)
+
+    def bars(self, image_id: str, file: str) -> str | None:
+        """Why the image is not to be tried now; None where it is.
+
+        Args:
+            image_id: of the image.
+            file: names the file behind it; another name is another file.
+        """
+        with self._lock:
+            self._asked.add(image_id)
+            if image_id in self._new:
+                return self._new[image_id].reason
+            entry = self._known.get(image_id)
+            if entry is None or image_id in self._on_trial:
+                return None
+            if entry.mark == _mark(file) and self._now() < entry.next_try:
+                return f"{entry.reason} (not tried again before {entry.next_try:%Y-%m-%d %H:%M} UTC)"
+            self._on_trial.add(image_id)
+            return None
+
+    def enter(self, image_id: str, file: str, trouble: str, reason: str, *, passing: bool) -> None:
+        """An image was tried, in vain.
+
+        Args:
+            image_id: of the image.
+            file: names the file behind it.
+            trouble: in one of a few stable words.
+            reason: for the owner.
+            passing: it may pass without another file; it is tried again sooner.
+        """
+        now, mark = self._now(), _mark(file)
+        with self._lock:
+            before = self._known.get(image_id)
+            same = before is not None and before.mark == mark
+            times = before.times + 1 if before is not None and same else 1
+            self._new[image_id] = QuarantinedImage(
+                image_id=image_id,
+                trouble=trouble,
+                reason=reason,
+                mark=mark,
+                first_seen=before.first_seen if before is not None and same else now,
+                last_tried=now,
+                next_try=now + timedelta(seconds=_pause_s(times, passing=passing)),
+                times=times,
+            )
+
+    def withdraw(self, image_ids: Iterable[str]) -> None:
+        """These were entered in this round, and it was not their fault."""
+        with self._lock:
+            for image_id in image_ids:
+                self._new.pop(image_id, None)
+                self._on_trial.discard(image_id)
+
+    def _begin(self) -> None:
+        self._known = {entry.image_id: entry for entry in self.listed()}
+        self._new: dict[str, QuarantinedImage] = {}
+        self._asked: set[str] = set()
+        self._on_trial: set[str] = set()  # let through, because their time has come or their file changed
+
+    def _settle(self, *, over: bool) -> None:
+        with self._lock:
+            kept = dict(self._known)
+            # A round that read no image at all, since it only publishes once more, has nothing to say about any.
+            if over and self._asked:
+                kept = {i: entry for i, entry in kept.items() if i in self._asked and i not in self._on_trial}
+            kept |= self._new
+            if kept == self._known:
+                return
+            images = tuple(kept[image_id] for image_id in sorted(kept, key=natural_order))
+        try:
+            write_record(self._path, _List(images=images))
+        except StorageError as error:
+            log.warning("the list of unreadable images stays as it was", error=str(error))
+
+
+def _mark(file: str) -> str:
+    # Hashed: an address may hold a signature that nobody should find on the disk.
+    return hashlib.sha256(file.encode()).hexdigest()[:16]
+
+
+def _pause_s(times: int, *, passing: bool) -> float:
+    longest = LONGEST_PASSING_PAUSE_S if passing else LONGEST_PAUSE_S
+    # Bounded before it is raised: 2 to the power of a large count is no float.
+    return min(longest, FIRST_PAUSE_S * 2.0 ** min(times - 1, 30))
