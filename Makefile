@@ -11,7 +11,7 @@ export UV_LINK_MODE ?= hardlink
 export UV_PYTHON_DOWNLOADS ?= never
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test lint types imports unit system lock clean
+.PHONY: help setup demo test lint types imports unit system audit lock clean chaos
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,17 @@ unit: setup ## Only the tests that need no service
 
 system: setup ## Only the tests on a real Label Studio
 	@$(BIN)/python -m pytest tests/system $(ARGS)
+
+# --strict: a package that the registry says nothing about is a failure, and not a package without vulnerabilities.
+# Each exception here is one that docs/security.md explains.
+AUDIT_EXCEPTIONS :=
+
+audit: $(UV) ## Look the locked packages up among the known vulnerabilities (needs the network)
+	@$(UV) tool run --from 'pip-audit==2.10.1' pip-audit --strict --disable-pip --require-hashes \
+		--progress-spinner off -r requirements.lock $(AUDIT_EXCEPTIONS)
+
+chaos: setup ## Kill everything in every phase on a real Label Studio (KILLS=24, SEED=7)
+	@AL_CHAOS_KILLS=$(or $(KILLS),24) AL_CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest tests/system/test_chaos.py $(ARGS)
 
 lock: $(UV) ## Recompile the lock files: ours, the bench's peers', Label Studio's
 	@$(UV) pip compile -q $(COMPILE) --group pyproject.toml:dev pyproject.toml -o requirements.lock >/dev/null

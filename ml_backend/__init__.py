@@ -22,7 +22,8 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     worker         WAY IN 2: the process that trains; start (parent, touches no GPU), job (work-horse)
     simulation     WAY IN 3: the same rounds without Label Studio
     assembly       settings -> the parts of a round: the only place that names concrete classes
-    engine         ONE ROUND: round (the story), ports (Protocols), split, start; shards, sharing (several workers)
+    engine         ONE ROUND: round (the story), ports (Protocols), split, start; shards, sharing (several workers);
+                   topup, resume (publishing without training)
     model          labels -> network -> pool outputs
     acquisition    pool outputs -> ranking: judged alone (scores), or together (batches, core_set, badge, typiclust)
     consensus      annotations -> labels: one file a rule, catalog

@@ -30,7 +30,8 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
-Reason = Literal["connected", "images", "labels", "forced"]
+Reason = Literal["connected", "images", "labels", "forced", "topup"]
+"""What calls for a round; ``topup`` learns nothing, and publishes more of the last ranking."""
 
 
 class Record(BaseModel):
@@ -169,6 +170,7 @@ class RoundRequest(Record):
     min_labels_per_class: Annotated[int, Field(ge=2)]
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
     seed: int
+    options: dict[str, object] = {}  # all of the project's, those of the learner among them
 
 
 class RoundReport(Record):
@@ -182,6 +184,7 @@ class RoundReport(Record):
     exclusions: tuple[Exclusion, ...] = ()
     seconds: Mapping[str, Seconds]  # stage -> wall time of its work: labels, train, score, rank
     started_at: datetime
+    inputs: str = ""  # digest of what decided the result, see ``engine.resume``
 
 
 class Published(Record):
@@ -190,5 +193,6 @@ class Published(Record):
     version: Annotated[str, Field(min_length=1)]
     round_id: str
     image_ids: tuple[str, ...]  # in the order in which they will be served
+    annotations: int | None = None  # with skips, as Label Studio counted them just before; None: not noted
     seconds: Mapping[str, Seconds]  # import, switch, delete
     published_at: datetime

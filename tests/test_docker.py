@@ -178,6 +178,34 @@ class TestCompose:
         assert config["networks"]["queue"]["internal"] is True
         assert set(config["services"]["valkey"]["networks"]) == {"queue"}
 
+    @pytest.mark.parametrize("name", ["backend", "worker", "valkey"])
+    def test_runs_as_nobody_with_a_read_only_root(self, name):
+        """Label Studio's own container is not ours to lock; docs/security.md says so."""
+        for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
+            service = compose_config(*files)["services"][name]
+
+            assert service["read_only"] is True
+            assert service["cap_drop"] == ["ALL"]
+            assert service["security_opt"] == ["no-new-privileges:true"]
+            assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+            assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
+            assert all(mount["type"] == "volume" for mount in service["volumes"])
+            assert not {"privileged", "cap_add", "pid", "ipc", "network_mode", "userns_mode"} & {
+                key for key, value in service.items() if value
+            }
+
+    def test_the_user_of_the_containers_is_the_images(self):
+        [user] = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)
+        services = compose_config("compose.yaml")["services"]
+
+        assert {services[name]["user"] for name in ("backend", "worker")} == {user}
+
+    def test_nothing_of_the_host_is_mounted(self):
+        """No folder of the host, no socket of Docker."""
+        config = compose_config("compose.yaml", "compose.gpu.yaml")
+
+        assert {mount["type"] for service in config["services"].values() for mount in service["volumes"]} == {"volume"}
+
     def test_the_gpu_is_the_workers(self):
         """Without the override a host that has no GPU can start everything; with it the worker alone gets one."""
         plain = compose_config("compose.yaml")["services"]

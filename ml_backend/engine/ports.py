@@ -23,6 +23,7 @@ __all__ = [
     "Strategy",
     "no_guard",
     "no_progress",
+    "nothing_unpublished",
 ]
 
 Stage = Literal["labels", "features", "train", "score", "rank", "save", "publish"]
@@ -124,6 +125,10 @@ class Publisher(Protocol):
         ...
 
 
+def nothing_unpublished(inputs: str) -> RoundReport | None:
+    """No earlier round is left to be published."""
+
+
 def no_progress(stage: Stage, done: int, total: int) -> None:
     """Tell nobody."""
 
@@ -145,3 +150,5 @@ class RoundParts:
     split: Splitter = field(default=stable_split)
     progress: Progress = field(default=no_progress)
     guard: Callable[[], None] = field(default=no_guard)
+    unpublished: Callable[[str], RoundReport | None] = field(default=nothing_unpublished)
+    """A saved round that would come to the same as this one, by ``resume.inputs_digest``, and is not published yet."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from ml_backend.engine.ports import RoundParts, Stage
+from ml_backend.engine.resume import inputs_digest
 from ml_backend.engine.start import random_order
 from ml_backend.errors import EmptyPool
 from ml_backend.pool_outputs import PoolOutputs
@@ -20,6 +21,8 @@ __all__ = ["run_round"]
 
 def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Published]:
     """Learn from the labels so far, rank the pool, save the round, publish the ranking.
+
+    Where a round with the same labels, pool and options was saved and not published, it is published instead.
 
     Until every class has ``request.min_labels_per_class`` labels no network is trained: the ranking is a seeded
     random order, which stays the same from round to round, and is published like any other; then the learner may
@@ -42,29 +45,31 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
     if not pool:
         raise EmptyPool(f"project {request.project.id} has no unlabelled image left: import images to go on")
 
-    fit: FitReport | None = None
-    outputs: PoolOutputs | None = None
     still_growing = min(counts.values()) < request.min_labels_per_class
-    if still_growing:
-        ranking = random_order(pool, request.batch_size, request.seed)
-    else:
-        fit, outputs, ranking = _learn_and_rank(request, parts, clock, consensus.labels, pool)
-
-    report = RoundReport(
-        request=request,
-        labels_per_class=counts,
-        disputed=tuple(label.image.id for label in consensus.labels if label.disputed),
-        fit=fit,
-        ranking=ranking,
-        exclusions=(*consensus.exclusions, *unusable, *ranking.exclusions, *(fit.exclusions if fit else ())),
-        seconds=clock.seconds,
-        started_at=started_at,
-    )
-    # Saved before it is published: whatever readers are served, its report is there. After a crash in between the
-    # whole round is run again.
-    parts.guard()
-    with clock.stage("save"):
-        parts.store.save(report, outputs, parts.learner if fit else None)
+    inputs = inputs_digest(request, consensus.labels, pool)
+    if (report := parts.unpublished(inputs)) is None:
+        fit: FitReport | None = None
+        outputs: PoolOutputs | None = None
+        if still_growing:
+            ranking = random_order(pool, request.batch_size, request.seed)
+        else:
+            fit, outputs, ranking = _learn_and_rank(request, parts, clock, consensus.labels, pool)
+        report = RoundReport(
+            request=request,
+            labels_per_class=counts,
+            disputed=tuple(label.image.id for label in consensus.labels if label.disputed),
+            fit=fit,
+            ranking=ranking,
+            exclusions=(*consensus.exclusions, *unusable, *ranking.exclusions, *(fit.exclusions if fit else ())),
+            seconds=clock.seconds,
+            started_at=started_at,
+            inputs=inputs,
+        )
+        # Saved before it is published: whatever readers are served, its report is there, and after a crash in between
+        # the publish is repeated and not the training.
+        parts.guard()
+        with clock.stage("save"):
+            parts.store.save(report, outputs, parts.learner if fit else None)
     with clock.stage("publish"):
         published = parts.publisher.publish(report, parts.guard)
     if still_growing:

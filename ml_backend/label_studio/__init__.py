@@ -6,8 +6,12 @@
     access.py      the two kinds of API key
     transport.py   requests: time-outs, what is repeated, what a refusal says
     client.py      the calls, one method each
+    mirror.py      what was read last
+    reading.py     what has changed since
     labels.py      annotations and pool     (engine.ports.LabelSource)
+    supply.py      how much of what is published is left
     images.py      the bytes of an image    (images.source.ImageSource)
+    elsewhere.py   images from other hosts: allowed ones only
     publisher.py   the ranking goes out     (engine.ports.Publisher)
     connect.py     prepares a project, in one go
 """

@@ -49,10 +49,15 @@ class ApiKey:
                 self._renew_at = time.monotonic() + RENEW_AT * _lifetime_s(self._access)
             return f"Bearer {self._access}"
 
-    def expire(self) -> None:
-        """Label Studio refused the access token: fetch another before the next request."""
+    def expire(self, refused: str) -> None:
+        """Label Studio refused an access token: fetch another before the next request.
+
+        Args:
+            refused: the header that was sent; where another thread has fetched a newer token since, that one is kept.
+        """
         with self._lock:
-            self._renew_at = 0.0
+            if refused == f"Bearer {self._access}":
+                self._renew_at = 0.0
 
 
 def _lifetime_s(access: str) -> float:

@@ -6,6 +6,8 @@ one time-out to calls that take 0.1 s and to calls that take minutes.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 import httpx
@@ -19,7 +21,10 @@ __all__ = ["LabelStudioClient"]
 PAGE = 1000  # tasks a page
 IDS_IN_A_QUERY = 400  # task ids that fit into a URL beside everything else
 SLOW = 20  # what Label Studio computes over a whole project may take so many times the usual time-out
+# Of a task and, under the same names, of its annotations: Label Studio applies one list to both.
+CHANGED = "id,data,annotations,completed_by,was_cancelled,ground_truth,result,updated_at"
 Json = dict[str, Any]
+Condition = tuple[str, str, int | str]  # column of the Data Manager, operator, value
 
 
 class LabelStudioClient:
@@ -82,10 +87,28 @@ class LabelStudioClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def knows_us(self) -> bool:
+        """Whether this is a Label Studio that accepts the key: only then "not found" means that a thing is gone."""
+        try:
+            return "email" in self.transport.ask("GET", "/api/current-user/whoami", dict)
+        except LabelStudioError:
+            return False
+
     # Projects
 
     def project(self, project_id: int) -> Json:
         return self.transport.ask("GET", f"/api/projects/{project_id}/", dict)
+
+    def project_and_clock(self, project_id: int) -> tuple[Json, datetime | None]:
+        """The project, and Label Studio's own clock; None where the answer does not tell it."""
+        response = self.transport.send("GET", f"/api/projects/{project_id}/")
+        try:
+            project = response.json()
+        except ValueError:
+            project = None
+        if not isinstance(project, dict):
+            raise PayloadError(f"{response.url} answered no project: is AL_LABEL_STUDIO_URL Label Studio's address?")
+        return project, _clock(response)
 
     def patch_project(self, project_id: int, fields: Mapping[str, object]) -> Json:
         """Change fields of a project and read the whole of it back.
@@ -111,14 +134,30 @@ class LabelStudioClient:
 
     def unlabelled_tasks(self, project_id: int, *, with_skipped: bool = True) -> Iterator[Json]:
         """Every task without an annotation, by ascending id: its ``id`` and ``data``."""
-        last = 0
-        while True:
-            # By id and not by page number: while readers label, the pages of a filter move under our feet.
-            tasks = self._tasks(project_id, _unlabelled(last, with_skipped=with_skipped), "id,data")
-            yield from tasks
-            if len(tasks) < PAGE:
-                return
-            last = int(tasks[-1]["id"])
+        wanted = [("total_annotations", "equal", 0)]
+        if not with_skipped:
+            wanted.append(("cancelled_annotations", "equal", 0))
+        yield from self._pages(project_id, wanted, {"include": "id,data"})
+
+    def changed_tasks(self, project_id: int, since: datetime | None = None) -> Iterator[Json]:
+        """Every task that changed since then, or every task, by ascending id: ``id``, ``data`` and ``annotations``.
+
+        Label Studio renews a task's ``updated_at`` whenever an annotation of it is made, changed, skipped or deleted,
+        and when its data change; not when predictions come or go.
+
+        Args:
+            project_id: the project.
+            since: by Label Studio's clock, with a time zone; None for all.
+        """
+        moment = [] if since is None else [("updated_at", "greater_or_equal", _moment(since))]
+        # Without "fields" there are no annotations; without "include" a task costs five times as much.
+        yield from self._pages(project_id, moment, {"fields": "all", "include": CHANGED})
+
+    def count_tasks(self, project_id: int, first: int, last: int) -> int:
+        """How many tasks have an id from ``first`` to ``last``."""
+        view = _view([("id", "greater_or_equal", first), ("id", "less_or_equal", last)])
+        answer = self._ask_tasks(project_id, view, {"include": "id", "page_size": "1"})
+        return _number(answer, "total", "/api/tasks")
 
     def still_unlabelled(self, project_id: int, task_ids: Iterable[int]) -> set[int]:
         """Those of the tasks that exist and have no annotation yet."""
@@ -126,22 +165,37 @@ class LabelStudioClient:
         found: set[int] = set()
         for start in range(0, len(ids), IDS_IN_A_QUERY):
             chosen = {"all": False, "included": ids[start : start + IDS_IN_A_QUERY]}
-            tasks = self._tasks(project_id, _unlabelled(0) | {"selectedItems": chosen}, "id")
+            wanted = [("total_annotations", "equal", 0)]
+            tasks = self._pages(project_id, wanted, {"include": "id"}, selectedItems=chosen)
             found.update(int(task["id"]) for task in tasks)
         return found
 
-    def _tasks(self, project_id: int, view: Mapping[str, object], include: str) -> list[Json]:
-        query = {
+    def _pages(
+        self, project_id: int, wanted: Iterable[Condition], query: Mapping[str, str], **view: object
+    ) -> Iterator[Json]:
+        """Every task that meets the conditions, by ascending id."""
+        last = 0
+        while True:
+            # By id and not by page number: while readers label, the pages of a filter move under our feet.
+            conditions = _view([*wanted, ("id", "greater", last)])
+            answer = self._ask_tasks(project_id, conditions | view, {"page_size": str(PAGE), **query})
+            tasks = answer.get("tasks")
+            if not isinstance(tasks, list):
+                raise PayloadError(f"{self.url}/api/tasks answered without a list of tasks")
+            yield from tasks
+            # Its operator may have made Label Studio's pages smaller than ours: only the total says what is left.
+            if not tasks or len(tasks) >= _number(answer, "total", "/api/tasks"):
+                return
+            last = int(tasks[-1]["id"])
+
+    def _ask_tasks(self, project_id: int, view: Mapping[str, object], query: Mapping[str, str]) -> Json:
+        whole = {
             "project": str(project_id),
             "query": json.dumps(view, separators=(",", ":")),
-            "include": include,
-            "page_size": str(PAGE),
             "resolve_uri": "false",  # the URIs as they were imported, as the export has them
+            **query,
         }
-        tasks = self.transport.ask("GET", "/api/tasks", dict, query=query, slow=SLOW).get("tasks")
-        if not isinstance(tasks, list):
-            raise PayloadError(f"{self.url}/api/tasks answered without a list of tasks")
-        return tasks
+        return self.transport.ask("GET", "/api/tasks", dict, query=whole, slow=SLOW)
 
     # Predictions
 
@@ -199,16 +253,30 @@ class LabelStudioClient:
         return response.content, response.headers["content-type"]
 
 
-def _unlabelled(after_id: int, *, with_skipped: bool = True) -> dict[str, object]:
-    """A Data Manager view: the tasks without an annotation (a skip is none) after an id, by id."""
-    wanted = [("total_annotations", "equal", 0), ("id", "greater", after_id)]
-    if not with_skipped:
-        wanted.append(("cancelled_annotations", "equal", 0))
+def _view(wanted: Iterable[Condition]) -> dict[str, object]:
+    """A Data Manager view: the tasks that meet every condition, by id."""
     items = [
-        {"filter": f"filter:tasks:{column}", "operator": operator, "type": "Number", "value": value}
+        {
+            "filter": f"filter:tasks:{column}",
+            "operator": operator,
+            "type": "Number" if isinstance(value, int) else "Datetime",
+            "value": value,
+        }
         for column, operator, value in wanted
     ]
     return {"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]}
+
+
+def _moment(time: datetime) -> str:
+    """As the Data Manager's filters read it; in any other form it fails with 500."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _clock(response: httpx.Response) -> datetime | None:
+    try:
+        return parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return None
 
 
 def _number(answer: Mapping[str, object], key: str, path: str) -> int:

@@ -1,21 +1,33 @@
-"""The bytes of an image, from wherever a task says that it is."""
+"""The bytes of an image, from wherever a task says that it is.
+
+Whoever may import tasks chooses the addresses. So the key is sent to Label Studio alone, and there only to what serves
+files; other hosts are asked only where the operator allows them; and every redirect is judged like a first address.
+"""
 
 import base64
 import binascii
 import hashlib
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+import re
+import time
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import httpx
 
 from ml_backend.errors import ImageError, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.transport import read_bounded
+from ml_backend.label_studio.elsewhere import Elsewhere, Refused
+from ml_backend.label_studio.transport import Redirected
 from ml_backend.records import ImageRef
+from ml_backend.settings import ImageHosts, shown_address
 
 __all__ = ["LabelStudioImages"]
 
 MAX_BYTES = 256 * 2**20  # a chest film has 10 to 40 MB
+MAX_REDIRECTS = 5
 LOGIN_STATUS = 401
+# Label Studio's own addresses that serve files (1.23.2: io_storages/urls.py, data_import/urls.py).
+FILES = re.compile(r"/(data|storage-data)/.+|/(tasks|projects)/\d+/(resolve|presign)/?")
+STORAGES = ("s3", "gs", "azure-blob")
 
 
 class LabelStudioImages:
@@ -25,9 +37,10 @@ class LabelStudioImages:
         client: whose key is sent to Label Studio itself, and to nobody else.
         hostname: where Label Studio says that it is; tasks from its local storage hold absolute URLs that begin so,
             and this backend may reach it under another name.
+        hosts: from which images may come besides; none by default.
         max_bytes: of one image.
-        timeout_s: seconds that one image from elsewhere may take.
-        transport: httpx's own, for images from elsewhere; for tests.
+        timeout_s: seconds that one image from elsewhere may take, redirects included.
+        elsewhere: fetches from these hosts; for tests.
     """
 
     def __init__(
@@ -35,41 +48,30 @@ class LabelStudioImages:
         client: LabelStudioClient,
         hostname: str | None = None,
         *,
+        hosts: ImageHosts | None = None,
         max_bytes: int = MAX_BYTES,
         timeout_s: float = 60.0,
-        transport: httpx.BaseTransport | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._client = client
         self._homes = tuple(url.rstrip("/") for url in (client.url, hostname) if url)
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._elsewhere = httpx.Client(timeout=timeout_s, follow_redirects=True, transport=transport)
+        self._elsewhere = elsewhere or Elsewhere(hosts or ImageHosts(), max_bytes=max_bytes)
 
     def fetch(self, image: ImageRef) -> bytes:
         """The encoded image.
 
         Raises:
-            ImageError: this image cannot be had; says which and why.
+            ImageError: this image cannot be had; says which and why, and repeats no signature or password of its
+                address.
             LabelStudioError: no image can be had: Label Studio does not answer, or refuses the key.
         """
-        uri = image.uri
-        if uri.startswith("data:"):
-            return _inline(image)
-        if (path := self._path(uri)) is not None:
-            content, kind = self._from_label_studio(image, path)
-        elif uri.startswith(("http://", "https://")):
-            content, kind = self._from_elsewhere(image)
-        elif "://" in uri:
-            # s3://, gs://, azure-blob://: Label Studio holds the storage's credentials and hands the file on.
-            where = quote(base64.urlsafe_b64encode(uri.encode()).decode())
-            content, kind = self._from_label_studio(image, f"/tasks/{image.id}/resolve/?fileuri={where}")
-        else:
-            raise ImageError(
-                f"image {image.id} is {uri!r}; wanted is a path that begins with / (an upload), http(s)://, data:, or "
-                "the URI of a storage that is connected in Label Studio"
-            )
+        if image.uri.startswith("data:"):
+            return _inline(image, self._max_bytes)
+        content, kind = self._follow(image)
         if _is_html(content, kind):
-            raise ImageError(f"image {image.id} ({uri}) is an HTML page, no image: a login or an error page?")
+            raise _refusal(image, "is an HTML page, no image: a login or an error page?")
         return content
 
     def cache_key(self, image: ImageRef) -> str:
@@ -84,6 +86,26 @@ class LabelStudioImages:
     def close(self) -> None:
         self._elsewhere.close()
 
+    def _follow(self, image: ImageRef) -> tuple[bytes, str]:
+        end = time.monotonic() + self._timeout_s
+        address = _first_address(image)
+        for _ in range(MAX_REDIRECTS + 1):
+            found = self._get(image, address, end)
+            if not isinstance(found, str):
+                return found
+            address = found
+        raise _refusal(image, f"was redirected more than {MAX_REDIRECTS} times")
+
+    def _get(self, image: ImageRef, address: str, end: float) -> tuple[bytes, str] | str:
+        """A file and its content type, or the address that it is redirected to."""
+        if (path := self._path(address)) is not None:
+            return self._from_label_studio(image, path)
+        try:
+            found = self._elsewhere.get(address, end)
+        except (Refused, OSError) as error:
+            raise _refusal(image, f"{_on_the_way(image, address)}{error}") from error
+        return (found.content, found.kind) if found.location is None else found.location
+
     def _path(self, uri: str) -> str | None:
         """The path below Label Studio's address, if the image lies there."""
         for home in self._homes:
@@ -95,38 +117,67 @@ class LabelStudioImages:
         prefix = urlsplit(self._client.url).path
         return uri.removeprefix(prefix) if prefix and uri.startswith(f"{prefix}/") else uri
 
-    def _from_label_studio(self, image: ImageRef, path: str) -> tuple[bytes, str]:
+    def _from_label_studio(self, image: ImageRef, path: str) -> tuple[bytes, str] | str:
+        if not _serves_files(path):
+            raise _refusal(
+                image,
+                f"{_on_the_way(image, path)}is no file of Label Studio: its key is sent to /data/..., "
+                "/storage-data/... and /tasks/N/resolve/ alone",
+            )
         try:
             return self._client.download(path, max_bytes=self._max_bytes)
+        except Redirected as redirected:
+            return redirected.location
         except RequestRefused as error:
             if error.status == LOGIN_STATUS:
                 raise
-            raise ImageError(f"image {image.id} ({image.uri}): {error}") from error
+            raise _refusal(image, str(error)) from error
         except LabelStudioError as error:
             if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
                 raise
-            raise ImageError(f"image {image.id} ({image.uri}): {error}") from error
+            raise _refusal(image, str(error)) from error
         except httpx.InvalidURL as error:
-            raise ImageError(f"image {image.id} is {image.uri!r}, which is no address: {error}") from error
-
-    def _from_elsewhere(self, image: ImageRef) -> tuple[bytes, str]:
-        try:
-            with self._elsewhere.stream("GET", image.uri) as response:
-                if not response.is_success:
-                    raise ImageError(f"image {image.id} ({image.uri}): answered {response.status_code}")
-                answer = read_bounded(response, self._max_bytes, self._timeout_s)
-        except RequestRefused as error:
-            raise ImageError(f"image {image.id}: {error}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            # A UnicodeError is a host name that no address can be looked up for, such as http://a..b/.
-            raise ImageError(f"image {image.id} ({image.uri}): {type(error).__name__}: {error}") from error
-        return answer.content, answer.headers["content-type"]
+            raise _refusal(image, f"is no address: {error}") from error
 
 
-def _inline(image: ImageRef) -> bytes:
+def _first_address(image: ImageRef) -> str:
+    """The address that an image is asked for at: as the task has it, or that of Label Studio for its storage."""
+    uri = image.uri
+    scheme, colon, _ = uri.partition("://")
+    if uri.startswith(("http://", "https://")) or (uri.startswith("/") and not uri.startswith("//")):
+        return uri
+    if colon and scheme in STORAGES:
+        # Label Studio holds the storage's credentials and hands the file on.
+        where = quote(base64.urlsafe_b64encode(uri.encode()).decode())
+        return f"/tasks/{image.id}/resolve/?fileuri={where}"
+    raise _refusal(
+        image,
+        "wanted is a path that begins with / (an upload), http(s)://, data:image/, or the URI of a storage that is "
+        f"connected in Label Studio ({', '.join(f'{scheme}://' for scheme in STORAGES)})",
+    )
+
+
+def _serves_files(path: str) -> bool:
+    """Whether a path of Label Studio is one of its files, however its dots and slashes are written."""
+    bare = re.split(r"[?#]", path, maxsplit=1)[0]
+    decoded = unquote(unquote(bare)).replace("\\", "/")
+    return FILES.fullmatch(bare) is not None and not {".", ".."} & set(decoded.split("/"))
+
+
+def _refusal(image: ImageRef, why: str) -> ImageError:
+    return ImageError(f"image {image.id} ({shown_address(image.uri)!r}): {why}")
+
+
+def _on_the_way(image: ImageRef, address: str) -> str:
+    return "" if address == image.uri else f"leads to {shown_address(address)}: "
+
+
+def _inline(image: ImageRef, max_bytes: int) -> bytes:
     head, _, body = image.uri.partition(",")
     if not head.startswith("data:image/"):
         raise ImageError(f"image {image.id} is a data URI of {head[5:60]!r}; wanted is data:image/...;base64,...")
+    if len(body) > 3 * max_bytes:  # every byte written as %XX
+        raise ImageError(f"image {image.id} is a data URI of {len(body)} characters, more than {max_bytes} bytes")
     try:
         if head.endswith(";base64"):
             return base64.b64decode(body, validate=True)

@@ -10,6 +10,10 @@ a crash after       leaves
 the import          the old order; the new version lies unused, the next publish deletes it
 the switch          the new order; the next publish deletes the old version
 ==================  =====================================================================
+
+So publishing is resumed by doing it again, from whatever step, and every publish clears away what dead ones left. Every
+attempt has a version of its own: what an earlier one sent may still arrive, and then lies under a version that is not
+served. Whether an import arrived is never believed but counted in Label Studio.
 """
 
 import re
@@ -32,6 +36,9 @@ __all__ = ["SAMPLING", "LabelStudioPublisher", "PublishedStore"]
 
 SAMPLING = "Uncertainty sampling"
 OURS = re.compile(r"al-r\d+-")  # begins every version that we publish; no other is ever deleted
+# Answered by what stands before Label Studio, which may be at it still.
+UNDECIDED = frozenset({502, 503, 504})
+POLL_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -52,12 +59,25 @@ class LabelStudioPublisher:
         config: LabelConfig,
         options: ProjectOptions,
         store: PublishedStore,
+        *,
+        arrival_s: float = 120.0,
     ) -> None:
+        """Put it together.
+
+        Args:
+            client: of Label Studio.
+            project_id: of the project.
+            config: its question.
+            options: its owner's choice.
+            store: told what is served.
+            arrival_s: how long an import that was cut off is waited for, before it counts as failed.
+        """
         self._client = client
         self._project_id = project_id
         self._config = config
         self._options = options
         self._store = store
+        self._arrival_s = arrival_s
 
     def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
         """Import the batch and the reserve, switch to them, delete what they replace.
@@ -94,6 +114,7 @@ class LabelStudioPublisher:
         guard()
         with _timed(seconds, "delete"):
             self._delete(replaced)
+            self._confirm(version, guard)
         published = published.model_copy(update={"seconds": seconds})
         self._store.set_published(published)
         return published
@@ -116,21 +137,42 @@ class LabelStudioPublisher:
     def _import(self, ranking: Ranking, version: str) -> tuple[str, ...]:
         image_ids = self._choose(ranking)
         try:
-            created = self._send(image_ids, ranking, version)
-        except RequestRefused:
-            # One task deleted since we looked makes Label Studio refuse the whole import.
-            remaining = self._choose(ranking)
-            if remaining == image_ids:
-                raise
-            image_ids = remaining
-            created = self._send(image_ids, ranking, version)
-        if created != len(image_ids):
+            self._send(image_ids, ranking, version)
+        except RequestRefused as error:
+            if error.status in UNDECIDED:
+                self._await_arrival(version, len(image_ids), error)
+            else:
+                # One task deleted since we looked makes Label Studio refuse the whole import.
+                remaining = self._choose(ranking)
+                if remaining == image_ids:
+                    raise
+                image_ids = remaining
+                self._send(image_ids, ranking, version)
+        except LabelStudioError as error:
+            self._await_arrival(version, len(image_ids), error)
+        if (held := self._held(version)) != len(image_ids):
             self._delete([version])
             raise LabelStudioError(
-                f"Label Studio took {created} of {len(image_ids)} predictions of version {version}, which was "
+                f"Label Studio took {held} of {len(image_ids)} predictions of version {version}, which was "
                 "deleted again: its log names those that it dropped"
             )
         return image_ids
+
+    def _await_arrival(self, version: str, wanted: int, error: LabelStudioError) -> None:
+        """An import without an answer may have been done, or be done in a while.
+
+        Raises:
+            LabelStudioError: the error given, where nothing has arrived in time.
+        """
+        deadline = time.monotonic() + self._arrival_s
+        while self._held(version) < wanted:
+            if time.monotonic() > deadline:
+                raise error
+            time.sleep(POLL_S)
+        log.warning("an import had no answer, but arrived", version=version, error=str(error))
+
+    def _held(self, version: str) -> int:
+        return self._client.model_versions(self._project_id).get(version, 0)
 
     def _choose(self, ranking: Ranking) -> tuple[str, ...]:
         """The batch and the reserve: the first of the ranking that still wait for a label."""
@@ -151,14 +193,22 @@ class LabelStudioPublisher:
             )
         return tuple(chosen)
 
-    def _send(self, image_ids: Sequence[str], ranking: Ranking, version: str) -> int:
+    def _send(self, image_ids: Sequence[str], ranking: Ranking, version: str) -> None:
         suggestions = ranking.suggestions if self._options.prelabel else {}
         predictions = [
             # By rank and not by acquisition value, which may tie, or lie outside of [0, 1].
             prediction(image_id, rank / len(image_ids), version, self._config, suggestions.get(image_id))
             for rank, image_id in enumerate(image_ids)
         ]
-        return self._client.import_predictions(self._project_id, predictions)
+        self._client.import_predictions(self._project_id, predictions)
+
+    def _confirm(self, version: str, guard: Callable[[], None]) -> None:
+        """Switch again where something has undone it, such as a dead run's request that came through late."""
+        seen = self._client.project(self._project_id).get("model_version")
+        if seen != version:
+            log.warning("the order was switched away and is switched back", project=self._project_id, seen=seen)
+            guard()
+            self._client.patch_project(self._project_id, {"model_version": version})
 
     def _delete(self, versions: Sequence[str]) -> None:
         for version in versions:

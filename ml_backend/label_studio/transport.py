@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
@@ -11,7 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponent
 from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
 from ml_backend.label_studio.access import ApiKey
 
-__all__ = ["Transport", "read_bounded"]
+__all__ = ["Redirected", "Transport"]
 
 T = TypeVar("T")
 EXCERPT = 400  # characters of an answer that an error repeats
@@ -20,8 +21,19 @@ NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 REFRESH = "/api/token/refresh/"
 
 
+class Redirected(RequestRefused):
+    """Label Studio says that a file lies elsewhere, at ``location``; nothing was sent there."""
+
+    def __init__(self, message: str, status: int, location: str) -> None:
+        super().__init__(message, status)
+        self.location = location
+
+
 class Transport:
     """One Label Studio, as one of its users. Safe to share between threads.
+
+    The key, and whatever a request holds, goes to Label Studio's own scheme, host and port alone: a redirect that
+    leads away is not followed.
 
     Args:
         url: where Label Studio is, with its path where it is served under one.
@@ -48,11 +60,16 @@ class Transport:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise SettingsError(f"AL_LABEL_STUDIO_URL is {url!r}; wanted is http://host:port or https://host")
+        if "@" in urlsplit(self.url).netloc:
+            raise SettingsError(
+                "AL_LABEL_STUDIO_URL holds a user or a password; wanted is http://host:port, with the key "
+                "in AL_LABEL_STUDIO_API_KEY"
+            )
         self.timeout_s = timeout_s
         self._key = ApiKey(api_key, self._refresh)
         self._retries = retries
         self._patience_s = patience_s
-        self._http = httpx.Client(transport=wrapped, follow_redirects=True)
+        self._http = httpx.Client(transport=wrapped, event_hooks={"request": [self._stay]})
 
     def close(self) -> None:
         self._http.close()
@@ -101,9 +118,18 @@ class Transport:
         slow: int = 1,
         max_bytes: int | None = None,
     ) -> httpx.Response:
-        """Send a request whose answer is no JSON, or does not matter; at most ``max_bytes`` of it are read.
+        """Send a request whose answer is no JSON, or does not matter.
+
+        Args:
+            method: this and the rest as for ``ask``.
+            path: see there.
+            query: see there.
+            body: see there.
+            slow: see there.
+            max_bytes: of a file; no more of it is read, and no redirect is followed.
 
         Raises:
+            Redirected: the file lies elsewhere.
             RequestRefused, LabelStudioError: as ``ask``.
         """
         renewed = False
@@ -114,7 +140,7 @@ class Transport:
             if response.status_code != 401 or renewed or not self._key.is_personal:
                 break
             # The access token died before its time: Label Studio was set up anew, say.
-            self._key.expire()
+            self._key.expire(request.headers["Authorization"])
             renewed = True
         return self._success(request, response)
 
@@ -142,9 +168,18 @@ class Transport:
             return busy.response
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise LabelStudioError(
-                f"no answer from Label Studio to {request.method} {self.url}{request.url.path} "
+                f"no answer from Label Studio to {_named(request)} "
                 f"({type(error).__name__}: {error}): is it running, and is AL_LABEL_STUDIO_URL its address?"
             ) from error
+
+    def _stay(self, request: httpx.Request) -> None:
+        """Called before a request is sent, and again before a redirect is followed."""
+        if _origin(request.url) != _origin(httpx.URL(self.url)):
+            there = request.url.copy_with(userinfo=b"", query=None, fragment=None)
+            raise LabelStudioError(
+                f"{self.url} was redirected to {there}: "
+                "set AL_LABEL_STUDIO_URL to the address where Label Studio answers itself (https instead of http?)"
+            )
 
     def _gives_up(self, attempts: RetryCallState) -> bool:
         away = attempts.outcome is not None and isinstance(attempts.outcome.exception(), NOT_CONNECTED)
@@ -152,12 +187,12 @@ class Transport:
         return attempts.attempt_number >= self._retries and not (away and waited_s < self._patience_s)
 
     def _once(self, request: httpx.Request, max_bytes: int | None) -> httpx.Response:
-        response = self._http.send(request, stream=True)
+        response = self._http.send(request, stream=True, follow_redirects=max_bytes is None)
         try:
             if max_bytes is None or not response.is_success:
                 response.read()
             else:
-                response = read_bounded(response, max_bytes, self.timeout_s)
+                response = _read_bounded(response, max_bytes, self.timeout_s)
         finally:
             response.close()
         if response.status_code in BUSY:
@@ -167,15 +202,14 @@ class Transport:
     def _success(self, request: httpx.Request, response: httpx.Response) -> httpx.Response:
         if response.request.method != request.method:  # so HTTP has it; what was to be written is lost on the way
             raise LabelStudioError(
-                f"{request.method} {self.url}{request.url.path} was redirected to {response.request.url}: "
+                f"{_named(request)} was redirected to {response.request.url}: "
                 "set AL_LABEL_STUDIO_URL to the address where Label Studio answers itself (https instead of http?)"
             )
         if response.is_success:
             return response
-        seen = (
-            f"Label Studio answered {response.status_code} to {request.method} {self.url}{request.url.path}: "
-            f"{_excerpt(response)}"
-        )
+        if (following := response.next_request) is not None:
+            raise Redirected(f"{_named(request)} was redirected", response.status_code, str(following.url))
+        seen = f"Label Studio answered {response.status_code} to {_named(request)}: {_excerpt(response)}"
         if response.status_code == 401:
             why = "was it revoked?" if self._key.is_personal else "legacy tokens are off by default"
             seen += (
@@ -185,7 +219,7 @@ class Transport:
         raise RequestRefused(seen, response.status_code)
 
 
-def read_bounded(response: httpx.Response, max_bytes: int, timeout_s: float) -> httpx.Response:
+def _read_bounded(response: httpx.Response, max_bytes: int, timeout_s: float) -> httpx.Response:
     """The same answer with its body read.
 
     Raises:
@@ -197,7 +231,7 @@ def read_bounded(response: httpx.Response, max_bytes: int, timeout_s: float) -> 
     for part in response.iter_bytes():
         content += part
         if len(content) > max_bytes:
-            raise RequestRefused(f"{response.url} is larger than {max_bytes} bytes", 413)
+            raise RequestRefused(f"{_named(response.request)}: the answer is larger than {max_bytes} bytes", 413)
         if time.monotonic() > end:
             raise httpx.ReadTimeout(f"not through after {timeout_s} s", request=response.request)
     return httpx.Response(
@@ -214,6 +248,15 @@ class _Busy(Exception):
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(str(response.status_code))
         self.response = response
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _named(request: httpx.Request) -> str:
+    """Without the query: it is long, and in others' hands it may hold a signature."""
+    return f"{request.method} {request.url.copy_with(query=None, fragment=None)}"
 
 
 def _may_repeat(request: httpx.Request, error: BaseException) -> bool:

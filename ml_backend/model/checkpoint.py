@@ -74,6 +74,9 @@ def save_checkpoint(
         options: that it was trained with.
         seed: that it was trained with.
         frozen_backbone: the backbone still has the weights that it was loaded with, and is left out.
+
+    Raises:
+        OSError: the disk refuses.
     """
     metadata = _Metadata(
         version=_VERSION,
@@ -94,7 +97,10 @@ def save_checkpoint(
         for name, tensor in network.state_dict().items()
         if not (frozen_backbone and name.startswith("backbone."))
     }
-    save_file(tensors, path, metadata={"ml_backend": metadata.model_dump_json()})
+    try:
+        save_file(tensors, path, metadata={"ml_backend": metadata.model_dump_json()})
+    except SafetensorError as error:  # of a full disk, say, which is told as such
+        raise OSError(str(error)) from error
 
 
 def load_checkpoint(

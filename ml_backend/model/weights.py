@@ -144,7 +144,7 @@ def _load(path: Path) -> object:
         start = file.read(12)
     # An HTML page or a Git LFS pointer, say: torch would read it as a pickle and name whatever that stumbles over.
     if not start.startswith(_TORCH_FILE):
-        raise ValueError(f"it begins with {start!r}, as no torch file does")
+        raise ValueError("it does not begin as a torch file does")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

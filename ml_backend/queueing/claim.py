@@ -4,19 +4,25 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ml_backend.errors import StaleRound
+import structlog
+
+from ml_backend.errors import EmptyPool, QueueError, StaleRound, TooFewLabels, UnknownProject
 from ml_backend.queueing.status import LastError, Progress
-from ml_backend.records import ProjectKey
+from ml_backend.records import ProjectKey, Reason
 
 __all__ = ["Claim"]
 
 PROGRESS_INTERVAL_S = 0.2
+# Time alone mends none of these: images, labels and a connection come with an event of their own.
+WAITS_FOR_AN_EVENT = (EmptyPool, TooFewLabels, UnknownProject)
+
+log = structlog.get_logger()
 
 
 class _Queue(Protocol):
-    def holds(self, project: ProjectKey, token: str) -> bool: ...
+    def newest(self, project: ProjectKey) -> str | None: ...
 
-    def settle(self, project: ProjectKey, token: str, error: LastError | None) -> None: ...
+    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None: ...
 
     def write_progress(self, project: ProjectKey, progress: Progress) -> None: ...
 
@@ -28,6 +34,7 @@ class Claim:
     Attributes:
         token: fences a run off from later ones; only the newest may publish.
         changes: that this round answers for.
+        reason: what calls for the round; another than that of the request where a stronger one came while it waited.
         started: unix seconds.
     """
 
@@ -36,20 +43,27 @@ class Claim:
     generation: int
     token: str
     changes: int
+    reason: Reason = "labels"
     started: float = field(default_factory=time.time)
     _last: Progress | None = None
 
     def guard(self) -> None:
-        """Make sure that this run may still publish.
+        """Make sure that no newer run of the project has begun, as far as Redis knows.
+
+        Redis may be away, or emptied: it is no reason to lose a round. ``storage.ProjectStore.require_newest`` stands
+        guard beside this.
 
         Raises:
-            StaleRound: a newer run of the project has begun, the project is gone, or Redis was emptied.
-            QueueError: Redis does not answer.
+            StaleRound: a newer run has begun.
         """
-        if not self.queue.holds(self.project, self.token):
+        try:
+            newest = self.queue.newest(self.project)
+        except QueueError as error:
+            log.warning("the round goes on without Redis", error=str(error))
+            return
+        if newest is not None and newest != self.token:
             raise StaleRound(
-                f"run {self.generation} of project {self.project} publishes nothing: "
-                "a newer one has begun, the project is gone, or Redis was emptied"
+                f"run {self.generation} of project {self.project} publishes nothing: a newer one has begun"
             )
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -78,10 +92,13 @@ class Claim:
         self.queue.settle(self.project, self.token, None)
 
     def fail(self, error: BaseException) -> None:
-        """The round came to nothing: its changes are given back, the error is kept.
+        """The round came to nothing: its changes are given back, the error is kept, and time alone starts it again.
+
+        What waits for images, for labels or for a connection comes again with these.
 
         Raises:
             QueueError: Redis does not answer.
         """
         kind, message = type(error).__name__, str(error) or repr(error)
-        self.queue.settle(self.project, self.token, LastError(kind=kind, message=message, at=time.time()))
+        told = LastError(kind=kind, message=message, at=time.time())
+        self.queue.settle(self.project, self.token, told, again=not isinstance(error, WAITS_FOR_AN_EVENT))

@@ -10,27 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any, NamedTuple, Self, cast
-from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 from redis import Redis, RedisError
-from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.retry import Retry as RedisRetry
-from rq import Queue, RateLimit, Retry
+from rq import Queue, RateLimit, Retry, Worker
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ml_backend.errors import QueueError, SettingsError
+from ml_backend.errors import QueueError
 from ml_backend.queueing.claim import Claim
+from ml_backend.queueing.connection import connect_redis, is_fresh
 from ml_backend.queueing.status import LastError, Progress, QueueStatus
 from ml_backend.records import ProjectKey, Reason
 from ml_backend.settings import Settings
 
-__all__ = ["JOB", "QUEUE", "Counted", "RoundQueue", "connect_redis"]
+__all__ = ["JOB", "PROJECTS", "QUEUE", "Counted", "RoundQueue"]
 
 QUEUE = "rounds"
 JOB = "ml_backend.worker.job.run"
+PROJECTS = "al:projects"
+ANSWER_WITHIN_S = 0.8  # Label Studio waits one second for the answer to an event
 
 RESULT_TTL_S = 24 * 3600
 FAILURE_TTL_S = 7 * 24 * 3600
@@ -47,33 +47,6 @@ class Counted(NamedTuple):
     threshold_before: int  # what the threshold was; 0: rounds did not start by themselves
 
 
-def connect_redis(url: str, *, patient: bool = False) -> Redis:
-    """A client for the queue.
-
-    Args:
-        url: ``redis://[:password@]host:port/db``, ``rediss://`` or ``unix://``.
-        patient: outlive a restart of Redis (about 40 s), as a round must; otherwise give up at once, since Label
-            Studio waits one second for a webhook's answer.
-
-    Raises:
-        SettingsError: the URL is none.
-    """
-    retry = RedisRetry(ExponentialBackoff(cap=5.0, base=0.5), 10) if patient else RedisRetry(NoBackoff(), 1)
-    try:
-        return Redis.from_url(
-            url,
-            socket_connect_timeout=1.0,
-            # Longer than Label Studio waits: it only hangs up, and the change is still counted.
-            socket_timeout=5.0,
-            retry=retry,
-            health_check_interval=30,
-        )
-    except ValueError as error:
-        raise SettingsError(
-            f"AL_REDIS_URL={_without_password(url)!r}: {error}; wanted is redis://host:6379/0"
-        ) from None
-
-
 class RoundQueue:
     """The queue of rounds.
 
@@ -82,6 +55,7 @@ class RoundQueue:
         round_timeout_s: the longest time that a round may take.
         grace_s: how long a reserved slot may stand without its job before it counts as lost.
         cooldown_s: how soon after any request one with ``only_if_idle`` is refused.
+        progress: a client that gives up at once, for the progress bar; by default ``redis``.
     """
 
     def __init__(
@@ -91,8 +65,10 @@ class RoundQueue:
         round_timeout_s: int = 24 * 3600,
         grace_s: float = 30.0,
         cooldown_s: float = 60.0,
+        progress: Redis | None = None,
     ) -> None:
         self.redis = redis
+        self._progress = progress or redis
         self._round_timeout_s = round_timeout_s
         self._grace_s = grace_s
         self._cooldown_s = cooldown_s
@@ -101,8 +77,16 @@ class RoundQueue:
 
     @classmethod
     def from_settings(cls, settings: Settings, *, patient: bool = False) -> Self:
-        """The installation's queue; for ``patient`` see ``connect_redis``."""
-        return cls(connect_redis(settings.redis_url, patient=patient), round_timeout_s=settings.round_timeout_s)
+        """The installation's queue.
+
+        Args:
+            settings: of the installation.
+            patient: outlive a restart of Redis, as a round must. Otherwise every answer comes within a second or not
+                at all: Label Studio has hung up by then, and holds itself what was not counted here.
+        """
+        quick = connect_redis(settings.redis_url, answer_within_s=ANSWER_WITHIN_S)
+        redis = connect_redis(settings.redis_url, patient=True) if patient else quick
+        return cls(redis, round_timeout_s=settings.round_timeout_s, progress=quick)
 
     def ping(self) -> None:
         """Make sure that Redis answers.
@@ -146,15 +130,30 @@ class RoundQueue:
         Raises:
             QueueError: Redis does not answer.
         """
-        generation = self._run(project, "request", reason, int(only_if_idle), self._cooldown_s)
-        if not generation:
-            return False
+        reserved = self._run(project, "request", reason, int(only_if_idle), self._cooldown_s)
+        return bool(reserved) and self._enqueue(project, *reserved)
+
+    def request_due(self) -> int:
+        """Ask for the rounds that nobody asks for, and say how many they are.
+
+        They are the next attempts of failed rounds whose pause is over, and rounds whose request was lost. Meant to be
+        called every few seconds, by however many workers.
+
+        Raises:
+            QueueError: Redis does not answer.
+        """
+        with self._reachable():
+            projects = [ProjectKey.parse(_text(name)) for name in self.redis.smembers(PROJECTS)]
+        reserved = ((project, self._run(project, "tick")) for project in projects)
+        return sum(self._enqueue(project, *found) for project, found in reserved if found)
+
+    def _enqueue(self, project: ProjectKey, generation: bytes, reason: bytes) -> bool:
         with self._reachable():
             self._jobs.enqueue_call(
                 JOB,
-                args=(str(project), generation, reason),
-                job_id=f"{_job_prefix(project)}{generation}",
-                description=f"round of project {project} ({reason})",
+                args=(str(project), int(generation), _text(reason)),
+                job_id=f"{_job_prefix(project)}{int(generation)}",
+                description=f"round of project {project} ({_text(reason)})",
                 timeout=self._round_timeout_s,
                 result_ttl=RESULT_TTL_S,
                 failure_ttl=FAILURE_TTL_S,
@@ -164,7 +163,7 @@ class RoundQueue:
             )
         return True
 
-    def claim(self, project: ProjectKey, generation: int, reason: Reason) -> Claim | None:
+    def claim(self, project: ProjectKey, generation: int) -> Claim | None:
         """Begin a round: frees the waiting slot, takes the changes, and outdates every other run of the project.
 
         Returns:
@@ -175,18 +174,19 @@ class RoundQueue:
         """
         # Drawn, not counted: a counter would begin anew in an emptied Redis, and an orphan would hold the same number.
         token = secrets.token_hex(8)
-        changes = self._run(project, "claim", generation, token, reason)
-        return None if changes < 0 else Claim(self, project, generation, token, changes)
+        if not (begun := self._run(project, "claim", generation, token)):
+            return None
+        changes, reason = begun
+        return Claim(self, project, generation, token, int(changes), cast(Reason, _text(reason)))
 
     def abandon(self, project: ProjectKey, generation: int, message: str) -> None:
-        """Fail a round whose process is dead, from outside of it.
+        """Fail a round whose process is dead, from outside of it; it is tried again after a pause.
 
         Raises:
             QueueError: Redis does not answer.
         """
         error = LastError(kind="WorkerLost", message=message, at=time.time())
-        if self._run(project, "abandon", generation, error.model_dump_json()) > 0:
-            self.request_round(project, "labels")
+        self._run(project, "abandon", generation, error.model_dump_json())
 
     def status(self, project: ProjectKey) -> QueueStatus:
         """What is counted, waiting, running and wrong.
@@ -205,11 +205,21 @@ class RoundQueue:
                 "running": state.get("running_reason"),
                 "progress": progress if "running" in state and progress else None,
                 "last_error": json.loads(state["last_error"]) if "last_error" in state else None,
+                "next_attempt": state.get("not_before") if "retry_reason" in state else None,
             }
         )
 
+    def workers(self) -> int:
+        """Workers that are alive, busy ones too.
+
+        Raises:
+            QueueError: Redis does not answer.
+        """
+        with self._reachable():
+            return sum(is_fresh(worker.last_heartbeat) for worker in Worker.all(queue=self._jobs))
+
     def forget(self, project: ProjectKey) -> None:
-        """Drop everything about a project; a round that runs finds its token gone.
+        """Drop everything about a project; a round that runs is refused by Label Studio, which has no such project.
 
         Raises:
             QueueError: Redis does not answer.
@@ -220,40 +230,46 @@ class RoundQueue:
                 # Gone or begun meanwhile: then its claim will be refused.
                 with suppress(NoSuchJobError, InvalidJobOperation):
                     Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer).cancel()
-            self.redis.delete(*_keys(project))
+            self.redis.delete(*_keys(project)[:2])
+            self.redis.srem(PROJECTS, str(project))
 
-    def settle(self, project: ProjectKey, token: str, error: LastError | None) -> None:
+    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
         """End a round; asks for the next one where enough changed meanwhile.
+
+        Args:
+            project: the project.
+            token: of the run; nothing is changed where it is not the newest.
+            error: why it came to nothing; None for a round that was published.
+            again: try again after a pause, and not only when something changes.
 
         Raises:
             QueueError: Redis does not answer.
         """
-        due = self._run(project, "settle", token, error.model_dump_json() if error else "")
-        if due > 0:
+        if self._run(project, "settle", token, error.model_dump_json() if error else "", int(again)):
             self.request_round(project, "labels")
 
-    def holds(self, project: ProjectKey, token: str) -> bool:
-        """Whether no newer run of the project has begun.
+    def newest(self, project: ProjectKey) -> str | None:
+        """Token of the project's newest run; None where none runs, or Redis was emptied.
 
         Raises:
             QueueError: Redis does not answer.
         """
         with self._reachable():
-            newest = self.redis.hget(_keys(project)[0], "token")
-        return newest is not None and _text(newest) == token
+            token = self.redis.hget(_keys(project)[0], "token")
+        return None if token is None else _text(token)
 
     def write_progress(self, project: ProjectKey, progress: Progress) -> None:
         """Show where a round is. Never raises: a round does not fail for its progress bar."""
         fields: dict[Any, Any] = progress.model_dump()
         try:
-            self.redis.hset(_keys(project)[1], mapping=fields)
+            self._progress.hset(_keys(project)[1], mapping=fields)
         except RedisError as error:
             log.warning("progress not written", project=str(project), error=str(error))
 
     def _run(self, project: ProjectKey, command: str, *args: str | float) -> Any:
         job_prefix = f"{Job.redis_job_namespace_prefix}{_job_prefix(project)}"
         with self._reachable():
-            return self._script(keys=_keys(project), args=[command, job_prefix, self._grace_s, *args])
+            return self._script(keys=_keys(project), args=[command, str(project), job_prefix, self._grace_s, *args])
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
@@ -276,16 +292,8 @@ def _text(value: bytes | str) -> str:
 
 
 def _keys(project: ProjectKey) -> list[str]:
-    return [f"al:{project}", f"al:{project}:progress"]
+    return [f"al:{project}", f"al:{project}:progress", PROJECTS]
 
 
 def _job_prefix(project: ProjectKey) -> str:
     return f"round-{project.id}-{project.created}-"  # rq takes no dot in a job's id
-
-
-def _without_password(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    except ValueError:
-        return "(unreadable)"

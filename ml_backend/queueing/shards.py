@@ -10,10 +10,8 @@ the network are loaded once.
 """
 
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from typing import Self
 
 from redis import Redis, RedisError
@@ -23,7 +21,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueError
-from ml_backend.queueing.rounds import connect_redis
+from ml_backend.queueing.connection import connect_redis, is_fresh
 from ml_backend.records import ProjectKey
 from ml_backend.settings import Settings
 
@@ -32,8 +30,6 @@ __all__ = ["QUEUE_SHARDS", "SHARD_JOB", "ShardQueue"]
 QUEUE_SHARDS = "shards"
 SHARD_JOB = "ml_backend.worker.shards.run"
 
-# An idle worker reports every 15 s (rq: its ttl, less 15), a busy one every 5.
-WORKER_FRESH_S = 40.0
 OPEN_S = 60
 CLAIM_S = 30
 DONE_S = 24 * 3600
@@ -93,7 +89,7 @@ class ShardQueue:
         job = get_current_job()
         own = job.worker_name if job else None
         with self._reachable():
-            return sum(_is_fresh(one.last_heartbeat) and one.name != own for one in Worker.all(queue=self._jobs))
+            return sum(is_fresh(one.last_heartbeat) and one.name != own for one in Worker.all(queue=self._jobs))
 
     def post(self, scoring: str, helpers: int) -> None:
         """Ask that many workers for help.
@@ -193,10 +189,6 @@ class ShardQueue:
             yield
         except RedisError as error:
             raise QueueError(f"Redis does not answer ({error}): the pool is scored without helpers") from error
-
-
-def _is_fresh(heartbeat: datetime | None) -> bool:
-    return heartbeat is not None and time.time() - heartbeat.timestamp() < WORKER_FRESH_S
 
 
 def _key(scoring: str, shard: int | None = None) -> str:

@@ -2,18 +2,26 @@
 --
 -- KEYS[1]  hash of the project, with the fields below
 -- KEYS[2]  progress of the running round
--- ARGV     command, rq's job key up to the generation, grace in seconds, then the command's own arguments
+-- KEYS[3]  set of all projects that have a hash
+-- ARGV     command, project, rq's job key up to the generation, grace in seconds, then the command's own arguments
 --
--- changes / threshold / failures       changed annotations since the last round, how many start the next, rounds failed in a row
+-- changes / threshold                  changed annotations since the last round, and how many start the next
 -- annotations                          how many annotations Label Studio counted in its last event
 -- generation                           number of the last requested round
 -- waiting[_reason|_at]                 the one round that waits
 -- running[_reason|_at|_changes] token  the one round that runs, the changes that it took, and who may publish
+-- failures / not_before                rounds failed in a row; before that time changes start no round
+-- retry_reason                         what for the last round is tried again at that time; missing: not by itself
 -- last_error                           JSON; of the last round, where it failed
 
-local key, command, jobs, grace = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local key, command, project, jobs, grace = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+
+-- A round that failed comes again after so many seconds, twice as many after each further failure, and so many at most.
+local first_pause, longest_pause = 15, 3600
+-- Publishes more of the last ranking: learns nothing, so that it takes no changes, and a real round may take its place.
+local top_up = 'topup'
 
 local function get(name)
   return redis.call('HGET', key, name)
@@ -23,13 +31,10 @@ local function number(name)
   return tonumber(get(name) or 0)
 end
 
--- However often rounds have failed: once the cause is mended, labels must start one again.
-local most_patience = 4
-
 local function due()
+  -- A failed round gives its changes back: without the pause every further annotation would start it again.
   local threshold = number('threshold')
-  -- A failed round gives its changes back: without the raised bar every further annotation would start it again.
-  return threshold > 0 and number('changes') >= threshold * (1 + math.min(number('failures'), most_patience)) and 1 or 0
+  return threshold > 0 and number('changes') >= threshold and now >= number('not_before') and 1 or 0
 end
 
 local function dead(generation, since)
@@ -50,22 +55,48 @@ local function drop_running()
   redis.call('DEL', KEYS[2])
 end
 
-local function fail(error)
-  redis.call('HINCRBY', key, 'changes', number('running_changes'))
-  redis.call('HINCRBY', key, 'failures', 1)
+local function fresh_start()
+  redis.call('HDEL', key, 'failures', 'not_before', 'retry_reason')
+end
+
+local function fail(error, by_itself)
   redis.call('HINCRBY', key, 'rounds_failed', 1)
   redis.call('HSET', key, 'last_error', error)
+  if get('running_reason') == top_up then
+    -- Whoever saw that the ranking runs out sees it again; the round that labels earn does not wait for that.
+    drop_running()
+    return
+  end
+  redis.call('HINCRBY', key, 'changes', number('running_changes'))
+  local failures = redis.call('HINCRBY', key, 'failures', 1)
+  local pause = math.min(first_pause * 2 ^ math.min(failures - 1, 30), longest_pause)
+  redis.call('HSET', key, 'not_before', string.format('%.3f', now + pause))
+  if by_itself then
+    redis.call('HSET', key, 'retry_reason', get('running_reason'))
+  else
+    redis.call('HDEL', key, 'retry_reason')
+  end
   drop_running()
 end
 
 local function heal()
   local waiting, running = get('waiting'), get('running')
   if waiting and dead(waiting, number('waiting_at')) then
+    -- Nobody else would ask again: what it was asked for may never be told a second time.
+    redis.call('HSETNX', key, 'retry_reason', get('waiting_reason'))
     drop_waiting()
   end
   if running and dead(running, number('running_at')) then
-    fail(cjson.encode({kind = 'WorkerLost', at = now, message = 'the worker was stopped or lost in the middle of the round'}))
+    fail(cjson.encode({kind = 'WorkerLost', at = now, message = 'the worker was stopped or lost in the middle of the round'}), true)
   end
+end
+
+local function reserve(reason)
+  -- Not only counted: in an emptied Redis the numbers go on where the clock stands, so that none is given twice.
+  local generation = string.format('%.0f', math.max(number('generation') + 1, math.floor(now)))
+  redis.call('HSET', key, 'generation', generation, 'waiting', generation, 'waiting_reason', reason, 'waiting_at', now,
+    'asked_at', now)
+  return {generation, reason}
 end
 
 local commands = {}
@@ -83,43 +114,72 @@ function commands.record(changes, threshold, annotations)
 end
 
 function commands.request(reason, only_if_idle, cooldown)
+  if only_if_idle == '1' and
+    (get('running') or now - number('asked_at') < tonumber(cooldown) or now < number('not_before')) then
+    return {}
+  end
+  if reason ~= 'labels' and reason ~= top_up then
+    -- Somebody asked for it, or something new is there.
+    fresh_start()
+  end
   if get('waiting') then
-    return 0
+    if get('waiting_reason') == top_up and reason ~= top_up then
+      redis.call('HSET', key, 'waiting_reason', reason)
+    end
+    return {}
   end
-  if only_if_idle == '1' and (get('running') or now - number('asked_at') < tonumber(cooldown)) then
-    return 0
-  end
-  if reason ~= 'labels' then
-    -- Somebody asked for it, or something new is there: a fresh start.
-    redis.call('HDEL', key, 'failures')
-  end
-  local generation = redis.call('HINCRBY', key, 'generation', 1)
-  redis.call('HSET', key, 'waiting', generation, 'waiting_reason', reason, 'waiting_at', now, 'asked_at', now)
-  return generation
+  return reserve(reason)
 end
 
-function commands.claim(generation, token, reason)
+-- What nobody asks for: the next attempt of a failed round, and a round that changes have earned and whose request was lost.
+function commands.tick()
+  if get('waiting') then
+    return {}
+  end
+  local again = get('retry_reason')
+  if again and now >= number('not_before') then
+    redis.call('HDEL', key, 'retry_reason')
+    return reserve(again)
+  end
+  if not get('running') and number('failures') == 0 and due() == 1 then
+    return reserve('labels')
+  end
+  return {}
+end
+
+function commands.claim(generation, token)
+  local reason
   if get('waiting') == generation then
+    reason = get('waiting_reason')
     drop_waiting()
-  elseif get('running') ~= generation then
-    return -1
+  elseif get('running') == generation then
+    reason = get('running_reason')
+  else
+    return {}
   end
-  -- On top of what a former run may have left there: this run learns from those annotations as well.
-  redis.call('HINCRBY', key, 'running_changes', number('changes'))
-  redis.call('HSET', key, 'changes', 0, 'running', generation, 'running_reason', reason, 'running_at', now, 'token', token)
+  if reason ~= top_up then
+    -- On top of what a former run may have left there: this run learns from those annotations as well.
+    redis.call('HINCRBY', key, 'running_changes', number('changes'))
+    redis.call('HSET', key, 'changes', 0)
+    redis.call('HDEL', key, 'retry_reason')
+  end
+  redis.call('HSET', key, 'running', generation, 'running_reason', reason, 'running_at', now, 'token', token)
   redis.call('DEL', KEYS[2])
-  return number('running_changes')
+  return {number('running_changes'), reason}
 end
 
-function commands.settle(token, error)
+function commands.settle(token, error, by_itself)
   if get('token') ~= token then
-    return -1
+    return 0
   end
   if error ~= '' then
-    fail(error)
+    fail(error, by_itself == '1')
+  elseif get('running_reason') == top_up then
+    drop_running()
   else
     redis.call('HINCRBY', key, 'rounds_finished', 1)
-    redis.call('HDEL', key, 'last_error', 'failures')
+    redis.call('HDEL', key, 'last_error')
+    fresh_start()
     drop_running()
   end
   return due()
@@ -127,9 +187,9 @@ end
 
 function commands.abandon(generation, error)
   if get('running') ~= generation then
-    return -1
+    return 0
   end
-  fail(error)
+  fail(error, true)
   return due()
 end
 
@@ -141,4 +201,7 @@ end
 if command ~= 'claim' and command ~= 'settle' and command ~= 'abandon' then
   heal()
 end
-return commands[command](unpack(ARGV, 4))
+if command == 'record' or command == 'request' then
+  redis.call('SADD', KEYS[3], project)
+end
+return commands[command](unpack(ARGV, 5))

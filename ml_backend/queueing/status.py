@@ -35,5 +35,7 @@ class QueueStatus(Record):
     running: Reason | None = None
     progress: Progress | None = None
     last_error: LastError | None = None  # of the last round, where it failed
+    failures: int = 0  # rounds that failed in a row
+    next_attempt: float | None = None  # unix seconds; of a failed round that is tried again by itself
     rounds_finished: int = 0
     rounds_failed: int = 0

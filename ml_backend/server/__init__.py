@@ -9,8 +9,11 @@
     connections.py   /setup: a project and its options
     events.py        /webhook: what an event starts
     predictions.py   /predict: answers from the store
+    reconcile.py     finds what no event told
     status.py        /: what every project is doing
+    health.py        /health: what is degraded
     metrics.py       /metrics, for Prometheus
+    openapi.py       what the server publishes about itself
 """
 
 __all__: list[str] = []

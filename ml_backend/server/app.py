@@ -11,14 +11,24 @@ from werkzeug.exceptions import HTTPException
 from ml_backend.errors import BackendError
 from ml_backend.queueing import RoundQueue
 from ml_backend.server.metrics import Metrics
-from ml_backend.server.routes import Parts, routes
+from ml_backend.server.openapi import OPEN
+from ml_backend.server.routes import LARGEST_BODIES, Parts, routes
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
 
 __all__ = ["create_app"]
 
-MAX_BODY_BYTES = 256 * 1024 * 1024  # Label Studio's own limit is 250 MB; an import of many tasks comes in one event
+MAX_BODY_BYTES = 64 * 2**10  # where a route does not say more
 MAX_REASON = 2000  # characters
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # The page shows itself and nothing else: no script, no frame, no form.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; "
+    "form-action 'none'; base-uri 'none'",
+    "Cache-Control": "no-store",
+}
 
 log = structlog.get_logger()
 
@@ -30,24 +40,29 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
         settings: of the installation.
         queue: the queue of rounds; that of the settings unless a test brings its own.
     """
-    app = Flask("ml_backend.server")
+    app = Flask("ml_backend.server", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
     app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue))
     app.register_blueprint(routes)
     _authenticate(app, settings)
+    _guard_requests(app)
     _explain_errors(app)
     return app
 
 
 def _authenticate(app: Flask, settings: Settings) -> None:
     if settings.basic_auth_user is None or settings.basic_auth_pass is None:
+        log.warning(
+            "no credentials are set: whoever reaches this server may connect projects and start rounds",
+            way_out="set AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS, and run `ml-backend connect` again",
+        )
         return
     user, password = settings.basic_auth_user.encode(), settings.basic_auth_pass.get_secret_value().encode()
 
     @app.before_request
     def refuse_strangers() -> Response | None:
-        if request.endpoint == "routes.health":  # a container's health check has no password
+        if request.endpoint == OPEN:  # a container's health check has no password
             return None
         given = request.authorization
         right_user = compare_digest(((given and given.username) or "").encode(), user)
@@ -64,6 +79,21 @@ def _authenticate(app: Flask, settings: Settings) -> None:
         return response
 
 
+def _guard_requests(app: Flask) -> None:
+    @app.before_request
+    def refuse_pages() -> Response | None:
+        request.max_content_length = LARGEST_BODIES.get(request.endpoint or "", MAX_BODY_BYTES)
+        # A browser sends it with whatever a page posts, and remembers the password for any page; servers never send it.
+        if request.method not in {"GET", "HEAD"} and "Origin" in request.headers:
+            return _answer(HTTPStatus.FORBIDDEN, "this comes from a page in a browser; only Label Studio may post here")
+        return None
+
+    @app.after_request
+    def add_headers(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response
+
+
 def _explain_errors(app: Flask) -> None:
     @app.errorhandler(BackendError)
     def refuse(error: BackendError) -> Response:
@@ -72,7 +102,10 @@ def _explain_errors(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def refuse_http(error: HTTPException) -> Response:
-        response = _answer(error.code or 500, error.description or error.name)
+        told = error.description or error.name
+        if error.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            told = f"the body is larger than the {request.max_content_length} bytes that {request.path} takes"
+        response = _answer(error.code or 500, told)
         if allowed := getattr(error, "valid_methods", None):
             response.headers["Allow"] = ", ".join(sorted(allowed))
         return response

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import structlog
 
 from ml_backend.errors import BackendError
+from ml_backend.label_studio.supply import left_at_least, low_water, wanted
 from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published, Reason
 from ml_backend.server.connections import configuration, connection_of
 from ml_backend.server.payloads import Event, ProjectRow
+from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
 
 __all__ = ["ACTIONS", "receive"]
@@ -42,10 +44,16 @@ def receive(event: Event, store: RoundStore, queue: RoundQueue) -> Answer:
     return take(event, connection, store, queue)
 
 
-def _changed(event: Event, connection: Connection, _store: RoundStore, queue: RoundQueue) -> Answer:
+def _changed(event: Event, connection: Connection, store: RoundStore, queue: RoundQueue) -> Answer:
     row = event.require_project()
-    counted = queue.count_changes(connection.project, event.changed, _threshold(row, connection), row.annotations)
-    answer = _request(connection, queue, "labels") if counted.due else {"outcome": "counted"}
+    options = _options(connection)
+    counted = queue.count_changes(connection.project, event.changed, _threshold(row, options), row.annotations)
+    if counted.due:
+        answer = _request(connection, queue, "labels")
+    elif options is not None and _runs_low(store.project(connection.project).published(), row, options):
+        answer = _request(connection, queue, "topup")
+    else:
+        answer = {"outcome": "counted"}
     return answer | {"changes": counted.changes}
 
 
@@ -57,7 +65,8 @@ def _start(event: Event, connection: Connection, _store: RoundStore, queue: Roun
 
 def _images(event: Event, connection: Connection, store: RoundStore, queue: RoundQueue) -> Answer:
     row = event.require_project()
-    counted = queue.count_changes(connection.project, event.annotated, _threshold(row, connection), row.annotations)
+    threshold = _threshold(row, _options(connection))
+    counted = queue.count_changes(connection.project, event.annotated, threshold, row.annotations)
     if event.annotated and counted.due:
         return _request(connection, queue, "labels") | {"changes": counted.changes}
     if not _wants_images(queue.status(connection.project), store.project(connection.project).published()):
@@ -72,7 +81,7 @@ def _updated(event: Event, connection: Connection, store: RoundStore, queue: Rou
     if row.label_config is not None:
         current = connection.model_copy(update={"label_config": row.label_config})
     stored = store.connect(current)
-    counted = queue.count_changes(connection.project, 0, _threshold(row, current), row.annotations)
+    counted = queue.count_changes(connection.project, 0, _threshold(row, _options(current)), row.annotations)
     if stored and queue.status(connection.project).last_error is not None:
         return _request(connection, queue, "connected")  # the owner has mended something
     if counted.due and not counted.threshold_before:  # switched on just now
@@ -103,17 +112,32 @@ def _request(connection: Connection, queue: RoundQueue, reason: Reason) -> Answe
     return {"outcome": "requested" if queue.request_round(connection.project, reason) else "waiting"}
 
 
-def _threshold(row: ProjectRow, connection: Connection) -> int | None:
-    """Changes that start a round: 0 where the owner switched that off, None where it cannot be told just now."""
-    if row.min_annotations_to_start_training == 0:
-        return 0
+def _options(connection: Connection) -> ProjectOptions | None:
     try:
         _, options = configuration(connection)
     except BackendError as error:
         # The change counts all the same: a mistake in the options must not lose it.
         log.warning("options cannot be read", project=str(connection.project), error=str(error))
         return None
-    return options.retrain_after
+    return options
+
+
+def _threshold(row: ProjectRow, options: ProjectOptions | None) -> int | None:
+    """Changes that start a round: 0 where the owner switched that off, None where it cannot be told just now."""
+    if row.min_annotations_to_start_training == 0:
+        return 0
+    return None if options is None else options.retrain_after
+
+
+def _runs_low(published: Published | None, row: ProjectRow, options: ProjectOptions) -> bool:
+    """Whether readers may soon have used up what is published; a top-up looks, and does nothing where they have not.
+
+    Fewer images than wanted are published only where there are no more: then every further label would ask in vain.
+    """
+    together = wanted(options)
+    if published is None or together is None or len(published.image_ids) < together:
+        return False
+    return left_at_least(published, row.annotations) < low_water(options)
 
 
 def _is_echo(row: ProjectRow, status: QueueStatus) -> bool:

@@ -1,4 +1,7 @@
-"""The bodies that Label Studio sends, validated. Unknown fields are ignored: the next version sends more of them."""
+"""Bodies in, validated, and answers out; ``openapi`` publishes the same models.
+
+Unknown fields are ignored: the next version of Label Studio sends more of them.
+"""
 
 import re
 from datetime import datetime
@@ -11,6 +14,7 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -19,7 +23,23 @@ from pydantic_core import from_json
 from ml_backend.errors import PayloadError
 from ml_backend.records import ProjectKey
 
-__all__ = ["Event", "PredictRequest", "ProjectRow", "SetupRequest", "VersionsRequest", "parse_body"]
+__all__ = [
+    "ErrorAnswer",
+    "Event",
+    "HealthAnswer",
+    "PredictAnswer",
+    "PredictRequest",
+    "ProjectRow",
+    "SetupAnswer",
+    "SetupRequest",
+    "StatusAnswer",
+    "VersionsAnswer",
+    "VersionsRequest",
+    "WebhookAnswer",
+    "parse_body",
+]
+
+PROJECT_KEY = r"^[1-9][0-9]{0,17}\.[0-9]{1,18}$"
 
 Number = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
@@ -27,14 +47,18 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
 def _parse_key(value: object) -> ProjectKey:
     # At most 18 digits: far more than an id or a time needs, and short enough for the name of a folder.
-    if not (isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,17}\.[0-9]{1,18}", value)):
+    if not (isinstance(value, str) and re.fullmatch(PROJECT_KEY, value)):
         raise ValueError(f"a project is named '<id>.<unix seconds>', got {str(value)[:60]!r}")
     return ProjectKey.parse(value)
 
 
-Key = Annotated[ProjectKey, PlainValidator(_parse_key)]
+Key = Annotated[
+    ProjectKey,
+    PlainValidator(_parse_key),
+    WithJsonSchema({"type": "string", "pattern": PROJECT_KEY, "description": "<id>.<unix seconds of its creation>"}),
+]
 
-M = TypeVar("M", bound="_Body")
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Body(BaseModel):
@@ -50,7 +74,7 @@ class SetupRequest(_Body):
 
     project: Key
     label_config: Annotated[str, Field(alias="schema")]
-    hostname: Annotated[str, Field(pattern=r"^https?://[^\s/]")]
+    hostname: Annotated[str, Field(pattern=r"^https?://[^\s/@?#\\]+(/[^\s@?#\\]*)?$", max_length=2000)]
     extra_params: dict[str, object] = {}
 
     @field_validator("extra_params", mode="before")
@@ -151,6 +175,57 @@ class Event(_Body):
         if self.project is None:
             raise PayloadError(f"{self.action} names no project: switch on 'Send payload' of the webhook")
         return self.project
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ErrorAnswer(_Answer):
+    """Anything that is refused: the value seen, the value wanted, the way out."""
+
+    error: str
+
+
+class HealthAnswer(_Answer):
+    """``/health``: the server is up; and what does not work all the same."""
+
+    status: str = "UP"
+    degraded: list[str] = []
+
+
+class SetupAnswer(_Answer):
+    """``/setup``: the version that Label Studio shows for the backend."""
+
+    model_version: str
+
+
+class PredictAnswer(_Answer):
+    """``/predict``: one prediction a task, in their order."""
+
+    results: list[dict[str, object]]
+
+
+class WebhookAnswer(_Answer):
+    """``/webhook``: what came of the event."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    action: str
+    outcome: str
+
+
+class VersionsAnswer(_Answer):
+    """``/versions``: what is served now."""
+
+    versions: list[str]
+
+
+class StatusAnswer(_Answer):
+    """``/``: what every project is doing."""
+
+    status: str = "UP"
+    projects: list[dict[str, object]]
 
 
 def parse_body(model: type[M], body: bytes) -> M:

@@ -1,6 +1,9 @@
-"""One function a URL: read the body, ask, answer."""
+"""One function a URL: its body in, its answer out. The types of a function are what ``openapi`` publishes of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import structlog
 from flask import Blueprint, Response, current_app, jsonify, render_template, request
@@ -9,13 +12,31 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from ml_backend.queueing import RoundQueue
 from ml_backend.server.connections import connect, connection_of, version
 from ml_backend.server.events import receive
+from ml_backend.server.health import degraded
 from ml_backend.server.metrics import Metrics
-from ml_backend.server.payloads import Event, PredictRequest, SetupRequest, VersionsRequest, parse_body
+from ml_backend.server.openapi import describe, types_of
+from ml_backend.server.payloads import (
+    Event,
+    HealthAnswer,
+    PredictAnswer,
+    PredictRequest,
+    SetupAnswer,
+    SetupRequest,
+    StatusAnswer,
+    VersionsAnswer,
+    VersionsRequest,
+    WebhookAnswer,
+    parse_body,
+)
 from ml_backend.server.predictions import predict
 from ml_backend.server.status import as_json, statuses
 from ml_backend.storage import RoundStore
 
-__all__ = ["Parts", "routes"]
+__all__ = ["LARGEST_BODIES", "Parts", "routes"]
+
+LARGEST_BODIES = {"routes.webhook": 256 * 2**20, "routes.predictions": 32 * 2**20, "routes.setup": 4 * 2**20}
+"""Bytes, by route; other bodies are small. An import of many tasks comes in one event, and Label Studio's own limit
+for it is 250 MB."""
 
 log = structlog.get_logger()
 routes = Blueprint("routes", __name__)
@@ -35,55 +56,83 @@ def _parts() -> Parts:
     return parts
 
 
+def _in_json(view: Callable[..., Any]) -> Callable[[], Response]:
+    """Reads the body that the view's parameter asks for, and writes the model that it returns."""
+    body, _ = types_of(view)
+
+    @wraps(view)
+    def answer() -> Response:
+        given = () if body is None else (parse_body(body, request.get_data()),)
+        answered = view(*given)
+        return answered if isinstance(answered, Response) else jsonify(answered.model_dump(mode="json"))
+
+    return answer
+
+
 @routes.get("/health")
-def health() -> Response:
-    return jsonify(status="UP")
+@_in_json
+def health() -> HealthAnswer:
+    """Whether the server is up; the only route without credentials."""
+    return HealthAnswer(degraded=degraded(_parts().store, _parts().queue))
 
 
 @routes.get("/")
-def index() -> Response | str:
+@_in_json
+def index() -> StatusAnswer | Response:
+    """What every project is doing; a page for a browser, JSON for anybody else."""
     found = statuses(_parts().store, _parts().queue)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-        return render_template("status.html", statuses=found)
-    return jsonify(status="UP", projects=[as_json(status) for status in found])
+        return Response(render_template("status.html", statuses=found), content_type="text/html; charset=utf-8")
+    return StatusAnswer(projects=[as_json(status) for status in found])
 
 
 @routes.post("/setup")
-def setup() -> Response:
-    body = parse_body(SetupRequest, request.get_data())
-    return jsonify(model_version=connect(body, _parts().store, _parts().queue))
+@_in_json
+def setup(body: SetupRequest) -> SetupAnswer:
+    """Connect a project, or connect it again: it costs nothing."""
+    return SetupAnswer(model_version=connect(body, _parts().store, _parts().queue))
 
 
 @routes.post("/predict")
-def predictions() -> Response:
-    body = parse_body(PredictRequest, request.get_data())
+@_in_json
+def predictions(body: PredictRequest) -> PredictAnswer:
+    """What the last round said about some tasks; never a ranking."""
     connection = connection_of(body.project, _parts().store)
-    results = predict([str(task.id) for task in body.tasks], connection, _parts().store)
-    return jsonify(results=results)
+    return PredictAnswer(results=predict([str(task.id) for task in body.tasks], connection, _parts().store))
 
 
 @routes.post("/webhook")
-def webhook() -> Response:
-    event = parse_body(Event, request.get_data())
+@_in_json
+def webhook(event: Event) -> WebhookAnswer:
+    """Take note of an event; a round starts when enough labels have changed."""
     _parts().metrics.count_webhook(event.action)
     answer = receive(event, _parts().store, _parts().queue)
     log.info("webhook", action=event.action, project=event.project.id if event.project else None, **answer)
-    return jsonify(action=event.action, **answer)
+    return WebhookAnswer.model_validate({"action": event.action, **answer})
 
 
 @routes.get("/versions")
-def all_versions() -> Response:
-    """Label Studio asks without naming a project."""
+@_in_json
+def all_versions() -> VersionsAnswer:
+    """The version that each project is served; Label Studio asks without naming a project."""
     store = _parts().store
-    return jsonify(versions=[version(connection.project, store) for connection in store.connections()])
+    return VersionsAnswer(versions=[version(connection.project, store) for connection in store.connections()])
 
 
 @routes.post("/versions")
-def versions() -> Response:
-    body = parse_body(VersionsRequest, request.get_data())
-    return jsonify(versions=[version(body.project, _parts().store)])
+@_in_json
+def versions(body: VersionsRequest) -> VersionsAnswer:
+    """The version that a project is served, as label-studio-ml asks for it."""
+    return VersionsAnswer(versions=[version(body.project, _parts().store)])
 
 
 @routes.get("/metrics")
 def metrics() -> Response:
+    """Counters and gauges for Prometheus."""
     return Response(generate_latest(_parts().metrics.registry), content_type=CONTENT_TYPE_LATEST)
+
+
+@routes.get("/openapi.json")
+def openapi() -> Response:
+    """The description of this server that you are reading."""
+    return jsonify(describe(current_app))

@@ -8,12 +8,18 @@ import structlog
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
+from ml_backend.errors import QueueError
+from ml_backend.queueing import RoundQueue
 from ml_backend.server.app import create_app
+from ml_backend.server.reconcile import Reconciler
 from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
 
 __all__ = ["serve"]
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes a file of its own there and unlinks it
+
+log = structlog.get_logger()
 
 
 class _Gunicorn(BaseApplication):  # type: ignore[misc]
@@ -27,6 +33,10 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Flask:
+        # Called in the process that serves, after the fork: a thread does not survive one.
+        Reconciler(
+            self._settings, RoundStore(self._settings.data_dir), RoundQueue.from_settings(self._settings)
+        ).start()
         return create_app(self._settings)
 
 
@@ -40,6 +50,10 @@ def serve(settings: Settings, host: str, port: int, threads: int = 8) -> None:
         threads: requests answered at the same time.
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    try:
+        RoundQueue.from_settings(settings).ping()
+    except QueueError as error:
+        log.warning("events are refused until Redis answers", error=str(error))
     _Gunicorn(
         settings,
         {

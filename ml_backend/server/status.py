@@ -1,6 +1,7 @@
 """``/``: what every project is doing."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import training_classes
@@ -9,8 +10,13 @@ from ml_backend.records import Connection, Published, RoundReport
 from ml_backend.server.connections import configuration
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
+from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.quarantine import Quarantine, QuarantinedImage
 
-__all__ = ["ProjectStatus", "as_json", "statuses"]
+__all__ = ["LISTED_IMAGES", "ProjectStatus", "as_json", "statuses"]
+
+LISTED_IMAGES = 100
+"""Unreadable images that are told one by one; all of them stand in the project's ``quarantine.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,19 @@ class ProjectStatus:
     problem: str | None = None  # why the store or Redis could not tell
     options: ProjectOptions | None = None  # of the next round; None where there is a mistake in them
     mistake: str | None = None  # why the next round would refuse the label config or the options
+    unreadable: str | None = None  # why Label Studio could not be read when it was last looked at
+    quarantined: tuple[QuarantinedImage, ...] = ()  # the images that could not be read, all of them
+
+    @property
+    def next_attempt(self) -> datetime | None:
+        """When a round that failed is tried again by itself."""
+        moment = self.queue.next_attempt
+        return None if moment is None else datetime.fromtimestamp(moment, UTC)
+
+    @property
+    def listed(self) -> tuple[QuarantinedImage, ...]:
+        """Those of them that are told one by one."""
+        return self.quarantined[:LISTED_IMAGES]
 
 
 def statuses(store: RoundStore, queue: RoundQueue) -> list[ProjectStatus]:
@@ -36,7 +55,7 @@ def statuses(store: RoundStore, queue: RoundQueue) -> list[ProjectStatus]:
 
 
 def as_json(status: ProjectStatus) -> dict[str, object]:
-    """The same for a machine; without the lists of images."""
+    """The same for a machine; without the lists of images, except for the first that cannot be read."""
     report, published = status.report, status.published
     return {
         "project": str(status.connection.project),
@@ -56,17 +75,26 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
         }
         if report
         else None,
+        "unreadable": status.unreadable,
+        "quarantined": {
+            "images": len(status.quarantined),
+            "listed": [image.model_dump(mode="json", exclude={"mark"}) for image in status.listed],
+        },
     }
 
 
 def _status(connection: Connection, store: RoundStore, queue: RoundQueue) -> ProjectStatus:
     project = store.project(connection.project)
     options, mistake = _options(connection)
+    quarantined = Quarantine(project.folder).listed()
+    unreadable = ReadingStore(project.folder).problem()
     try:
         state, published, report = queue.status(connection.project), project.published(), project.latest()
     except BackendError as error:
-        return ProjectStatus(connection, QueueStatus(), None, None, str(error), options, mistake)
-    return ProjectStatus(connection, state, published, report, None, options, mistake)
+        return ProjectStatus(
+            connection, QueueStatus(), None, None, str(error), options, mistake, unreadable, quarantined
+        )
+    return ProjectStatus(connection, state, published, report, None, options, mistake, unreadable, quarantined)
 
 
 def _options(connection: Connection) -> tuple[ProjectOptions | None, str | None]:

@@ -5,15 +5,23 @@
     <root>/projects/<id>.<created>/
         connection.json               what /setup told us
         published.json                what Label Studio serves now
+        quarantine.json               the images that could not be read
+        tasks.json                    the last reading of Label Studio
+        learned/r000001.json          the annotations that a round learned from
         rounds/r000001/report.json    RoundReport
                        outputs.npz    ids, classes, probs (only with a network)
-                       model.*        what the learner saved (only with a network)
+                       model.*        what the learner saved (of the last three trained rounds; of a committee
+                                      in folders of their own)
+        rounds/.r000002/              a number that is taken; or a round that is being written
+        run.json                      the newest run
         scoring/<round>-<token>/      a pool that several workers score; gone when its round is
     <root>/cache/                     images and features, shared by all projects
 
     files.py     writing beside and renaming; records as JSON
     outputs.py   pool outputs as a file, without pickle
     rounds.py    one folder a round
+    annotations.py  what was read, what was learned from
+    quarantine.py   images that could not be read, and when each is tried again
     scoring.py   what the workers that score one pool together hand to each other
 """
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,17 @@ from pydantic import ValidationError
 from ml_backend.errors import StorageError
 from ml_backend.records import Record
 
-__all__ = ["folder_beside", "read_record", "replace_file", "write_atomically", "write_record"]
+__all__ = [
+    "folder_beside",
+    "publish_folder",
+    "read_record",
+    "remove_half_written",
+    "replace_file",
+    "write_atomically",
+    "write_record",
+]
+
+ABANDONED_AFTER_S = 3600.0  # nothing is written for so long: whoever began it was killed
 
 R = TypeVar("R", bound=Record)
 
@@ -76,7 +87,39 @@ def folder_beside(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield folder
-        folder.rename(target)
+        publish_folder(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def publish_folder(folder: Path, target: Path) -> None:
+    """Give a finished folder its name, once all that is in it has reached the disk.
+
+    Raises:
+        OSError: the disk refuses, the folder is gone, or a folder that is not empty has that name.
+    """
+    # A rename can reach the disk before what is in the files: after a power cut a whole folder of empty files.
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+    folder.rename(target)
+    _sync(target.parent)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what killed processes left of the files that they were replacing there. Never raises."""
+    before = time.time() - ABANDONED_AFTER_S
+    for path in folder.glob(".*"):
+        try:
+            if path.is_file() and path.stat().st_mtime < before:
+                path.unlink()
+        except OSError:  # gone meanwhile, or the next one's to remove
+            continue
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

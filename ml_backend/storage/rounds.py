@@ -1,22 +1,36 @@
-"""One folder a round, written beside and renamed into place: a reader sees a whole round or none."""
+"""One folder a round, written beside and renamed into place: a reader sees a whole round or none.
+
+What a killed run leaves behind is removed by the next one: half-written rounds and networks that are too old when it
+takes its number, the rest when it begins.
+"""
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
-from ml_backend.errors import StorageError, UnknownProject
+from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, ImageRef, ProjectKey, Published, RoundReport
-from ml_backend.storage.files import folder_beside, read_record, write_record
+from ml_backend.records import Connection, ImageRef, ProjectKey, Published, Record, RoundReport
+from ml_backend.storage.files import publish_folder, read_record, remove_half_written, write_record
 from ml_backend.storage.outputs import read_outputs, write_outputs
 from ml_backend.storage.scoring import ScoringFolder, ScoringTask
 
 __all__ = ["ProjectStore", "RoundStore"]
 
+KEPT_NETWORKS = 3  # of the last rounds that trained one; a warm start goes on from the newest
+NETWORK = "model.*"  # what a learner saves; the report and the outputs of every round stay
+
 log = structlog.get_logger()
+
+
+class _Run(Record):
+    """The newest run of a project: only it may save and publish."""
+
+    token: str
 
 
 class _SavesItself(Protocol):
@@ -89,35 +103,101 @@ class ProjectStore:
     def connection(self) -> Connection | None:
         return read_record(self.folder / "connection.json", Connection)
 
+    def begin_run(self, token: str) -> None:
+        """Outdate every earlier run of the project, whatever Redis remembers of it; remove what it left behind.
+
+        Args:
+            token: drawn for this run.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        write_record(self.folder / "run.json", _Run(token=token))
+        # Only one run at a time asks for help with a pool: what is here is a dead one's.
+        shutil.rmtree(self.folder / "scoring", ignore_errors=True)
+        remove_half_written(self.folder)
+
+    def require_newest(self, token: str) -> None:
+        """Make sure that no newer run has begun.
+
+        Raises:
+            StaleRound: one has.
+            StorageError: the disk refuses.
+        """
+        newest = read_record(self.folder / "run.json", _Run)
+        if newest is None or newest.token != token:
+            raise StaleRound("a newer run of this project has begun: this one neither saves nor publishes")
+
     def round_ids(self) -> list[str]:
         """Every saved round, oldest first."""
         return sorted(path.parent.name for path in self.folder.glob("rounds/r*/report.json"))
 
     def next_round_id(self) -> str:
-        """The id after the last saved one: ``r000001``, ``r000002``, ..."""
-        ids = self.round_ids()
-        return f"r{int(ids[-1][1:]) + 1 if ids else 1:06d}"
+        """Take the next number: ``r000001``, ``r000002``, ... No two runs that live have the same.
+
+        The number of a run that came to nothing stays unused.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        rounds = self.folder / "rounds"
+        try:
+            rounds.mkdir(parents=True, exist_ok=True)
+            round_id = self._reserve(rounds)
+        except OSError as error:
+            raise StorageError(f"no round can be begun in {rounds}: {error}") from error
+        self._sweep(rounds, round_id)
+        return round_id
+
+    @staticmethod
+    def _reserve(rounds: Path) -> str:
+        while True:
+            round_id = f"r{_newest(rounds) + 1:06d}"
+            try:
+                # The folder that the round is written in, and the number's reservation: of two runs one makes it.
+                (rounds / f".{round_id}").mkdir()
+            except FileExistsError:
+                continue
+            if _newest(rounds) == int(round_id[1:]):
+                return round_id
+            # Looked up before a newer run came and swept the number away from under another one.
+            with suppress(OSError):
+                (rounds / f".{round_id}").rmdir()
+
+    def _sweep(self, rounds: Path, round_id: str) -> None:
+        for left in rounds.glob(".r*"):
+            if left.name < f".{round_id}":
+                shutil.rmtree(left, ignore_errors=True)
+        trained = [files for saved in self.round_ids() if (files := list((rounds / saved).rglob(NETWORK)))]
+        for files in trained[:-KEPT_NETWORKS]:
+            for path in files:
+                path.unlink(missing_ok=True)
 
     def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: _SavesItself | None) -> None:
         """Keep a round: all of it, or nothing.
 
         Raises:
             StorageError: the round exists already, or the disk refuses.
+            StaleRound: a newer round has begun.
         """
         target = self.folder / "rounds" / report.request.round_id
-        # What a killed run left half written under this number; each holds a network.
-        for left in target.parent.glob(f".{target.name}.*"):
-            shutil.rmtree(left, ignore_errors=True)
+        folder = target.with_name(f".{target.name}")
         try:
-            with folder_beside(target) as folder:
-                if outputs is not None:
-                    kept = PoolOutputs(outputs.image_ids, outputs.classes, outputs.probs)
-                    write_outputs(folder / "outputs.npz", kept, compress=True)
-                if learner is not None:
-                    learner.save(str(folder))
-                (folder / "report.json").write_text(report.model_dump_json(indent=1))
-        except OSError as error:
-            raise StorageError(f"round {report.request.round_id} could not be saved in {target}: {error}") from error
+            _make_room(folder, target)
+            if outputs is not None:
+                kept = PoolOutputs(outputs.image_ids, outputs.classes, outputs.probs)
+                write_outputs(folder / "outputs.npz", kept, compress=True)
+            if learner is not None:
+                learner.save(str(folder))
+            (folder / "report.json").write_text(report.model_dump_json(indent=1))
+            publish_folder(folder, target)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.mkdir()  # the number stays taken
+            if isinstance(error, OSError):
+                raise StorageError(f"round {target.name} could not be saved in {target}: {error}") from error
+            raise
 
     def report(self, round_id: str) -> RoundReport:
         """What one round did.
@@ -173,3 +253,25 @@ class ProjectStore:
 
     def set_published(self, published: Published) -> None:
         write_record(self.folder / "published.json", published)
+
+
+def _make_room(folder: Path, target: Path) -> None:
+    """An empty folder for a round that nobody has saved, and no newer one has overtaken."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if _newest(target.parent) > _number(target):
+        raise StaleRound(f"a newer round than {target.name} has begun: it is not saved")
+    if target.exists():
+        raise FileExistsError(f"{target.name} is there already")
+    # What was left half written under a number that nobody had taken.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def _newest(rounds: Path) -> int:
+    """Number of the newest round that was begun, saved or not; 0 where there is none."""
+    return max(map(_number, rounds.iterdir()), default=0)
+
+
+def _number(folder: Path) -> int:
+    name = folder.name.removeprefix(".")
+    return int(name[1:]) if name[:1] == "r" and name[1:].isdecimal() else 0

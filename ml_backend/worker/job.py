@@ -6,6 +6,7 @@ from ml_backend.errors import BackendError
 from ml_backend.queueing import Claim, RoundQueue
 from ml_backend.records import ProjectKey, Published, Reason, RoundReport
 from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
 
 __all__ = ["run"]
 
@@ -18,23 +19,24 @@ def run(project: str, generation: int, reason: Reason) -> dict[str, str]:
     Args:
         project: ``"<id>.<unix seconds>"``.
         generation: number of the request.
-        reason: what called for the round.
+        reason: what called for it, for rq's own tools; the claim says whether a stronger one came while it waited.
 
     Raises:
         SettingsError: the environment is wrong.
         QueueError: Redis does not answer.
     """
+    del reason
     settings = Settings.load()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
     key = ProjectKey.parse(project)
     with structlog.contextvars.bound_contextvars(project=project, generation=generation):
-        claim = RoundQueue.from_settings(settings, patient=True).claim(key, generation, reason)
+        claim = RoundQueue.from_settings(settings, patient=True).claim(key, generation)
         if claim is None:
             log.info("nothing to do: the round was run already, or a newer one has taken its place")
             return {"outcome": "superseded"}
-        log.info("round begins", reason=reason, changes=claim.changes)
+        log.info("round begins", reason=claim.reason, changes=claim.changes)
         try:
-            report, published = _run_round(settings, key, reason, claim)
+            report, published = _run_round(settings, claim)
         except BackendError as error:
             # Told in words, and settled: the next round is free to begin.
             log.error("round failed", error=str(error), kind=type(error).__name__)  # noqa: TRY400 - not a bug of ours
@@ -49,8 +51,16 @@ def run(project: str, generation: int, reason: Reason) -> dict[str, str]:
         return {"outcome": "published", **outcome}
 
 
-def _run_round(settings: Settings, key: ProjectKey, reason: Reason, claim: Claim) -> tuple[RoundReport, Published]:
+def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published]:
     # Imports torch, which where there may be a GPU only the work-horse does: its parent forks.
     from ml_backend.assembly import run_live_round  # noqa: PLC0415
 
-    return run_live_round(settings, key, reason, claim.progress, claim.guard)
+    project = RoundStore(settings.data_dir).project(claim.project)
+    project.begin_run(claim.token)
+
+    def guard() -> None:
+        claim.guard()
+        # Redis forgets when it is emptied, the store does not.
+        project.require_newest(claim.token)
+
+    return run_live_round(settings, claim.project, claim.reason, claim.progress, guard)

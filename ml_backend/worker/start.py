@@ -8,23 +8,31 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import structlog
-from rq import Queue, Worker
+from redis import RedisError
+from redis.client import Pipeline
+from rq import Queue, Worker, worker_registration
+from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from ml_backend.errors import QueueError
 from ml_backend.queueing import QUEUE, QUEUE_SHARDS, RoundQueue
 from ml_backend.records import ProjectKey
 from ml_backend.settings import Settings
 
 __all__ = ["RoundWorker", "preload", "work"]
 
-# With rq's own intervals a round whose machine died begins again after 13 minutes, with these after one.
+# With rq's own intervals a round whose machine died begins again after 13 minutes, with these within one.
 MONITORING_S = 5
 MAINTENANCE_S = 5
 WORKER_TTL_S = 30
+LOST_AFTER_S = 40  # without a sign of life: longer than a restart of Redis keeps a worker from giving one
+LOCK_S = 30  # of rq's maintenance, which takes milliseconds
 
 # The last two are what torchvision and torch's optimisers load at their first use.
 PRELOADED = ("ml_backend.assembly", "torchvision.models", "torch._dynamo")
@@ -35,10 +43,18 @@ log = structlog.get_logger()
 
 
 class RoundWorker(Worker):
-    """An rq worker whose work-horse dies with it.
+    """An rq worker whose work-horse dies with it, and who outlives a Redis that restarts or is emptied.
 
     Otherwise the orphan of a killed worker would train on beside the run that takes its place.
     """
+
+    housekeeping: Callable[[], object] | None = None
+    """Called every few seconds while no job runs."""
+
+    @property
+    def dequeue_timeout(self) -> int:
+        """Seconds after which an idle worker looks up from the queue."""
+        return MAINTENANCE_S
 
     def main_work_horse(self, job: Job, queue: Queue) -> None:
         if sys.platform == "linux":
@@ -46,6 +62,34 @@ class RoundWorker(Worker):
             if os.getppid() != self.pid:  # it died before the line above
                 os._exit(1)
         super().main_work_horse(job, queue)
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Seconds after a sign of life until another worker begins the round again."""
+        del job, working_time
+        return LOST_AFTER_S
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        super().heartbeat(timeout, pipeline)
+        # Every time, since Redis may have been emptied: who is not listed there gets no helper's job, and looks dead.
+        connection: Any = self.connection if pipeline is None else pipeline
+        if not self.is_horse and self.birth_date is not None:
+            connection.hset(self.key, mapping=self.serialize())
+            worker_registration.register(self, connection)
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        try:
+            super().maintain_heartbeats(job, execution)
+        except RedisError as error:
+            # rq would end the worker, and with it the round; the next sign of life may get through.
+            log.warning("the round goes on without Redis", error=str(error))
+
+    def run_maintenance_tasks(self) -> None:
+        for queue in self.queues:
+            # A worker killed in the middle of its maintenance would keep all others from theirs for 15 minutes.
+            self.connection.expire(queue.registry_cleaning_key, LOCK_S, lt=True)
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call] # of rq
+        if self.housekeeping is not None:
+            self.housekeeping()
 
 
 def work(settings: Settings, burst: bool = False) -> None:
@@ -73,6 +117,7 @@ def work(settings: Settings, burst: bool = False) -> None:
         worker_ttl=WORKER_TTL_S,
         work_horse_killed_handler=lambda job, _pid, status, _usage: _report_killed(rounds, job, status),
     )
+    worker.housekeeping = lambda: _request_due(rounds)
     preload(settings)
     log.info("waiting for rounds", redis=rounds.address)
     # rq tells of its own housekeeping every five seconds; what matters is logged here and by the job.
@@ -84,6 +129,14 @@ def preload(settings: Settings) -> None:
     if settings.device == "cpu":
         for name in PRELOADED:
             import_module(name)
+
+
+def _request_due(rounds: RoundQueue) -> None:
+    try:
+        if count := rounds.request_due():
+            log.info("rounds are tried again", rounds=count)
+    except QueueError as error:
+        log.warning("nobody looked for rounds to try again", error=str(error))
 
 
 def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:

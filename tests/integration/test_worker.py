@@ -2,9 +2,25 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.integration.processes import PROJECT, wait_until
+import pytest
+from redis import Redis
+from rq import Worker
+
+from ml_backend.processes.valkey import _valkey_program
+from ml_backend.queueing import RoundQueue, connect_redis
+from ml_backend.records import ProjectKey
+from ml_backend.storage import RoundStore
+from tests.integration.processes import FAKE_WORKER, PROJECT, free_port, wait_until
+
+OTHER = ProjectKey(id=3, created=1795384774)
+WORKER_ALIVE = Path(__file__).parents[2] / "docker" / "worker_alive.py"
 
 
 def is_alive(pid: int) -> bool:
@@ -144,3 +160,116 @@ class TestFailures:
         worker.wait()
 
         wait_until(lambda: not is_alive(horse), timeout_s=10)
+
+    def test_a_round_that_failed_is_tried_again_by_time_alone(self, queue, redis, start_worker, plan, log):
+        """Nobody labels, nobody asks; and meanwhile another project has its round."""
+        plan("away", "quick", "quick")
+        start_worker()
+        queue.request_round(PROJECT, "forced")
+        wait_until(lambda: queue.status(PROJECT).next_attempt)
+
+        queue.request_round(OTHER, "forced")
+        wait_until(lambda: queue.status(OTHER).rounds_finished == 1)
+        assert queue.status(PROJECT).rounds_finished == 0
+        redis.hset(f"al:{PROJECT}", "not_before", time.time())  # as if the pause were over
+
+        wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
+        assert [line["reason"] for line in log() if line["project"] == str(PROJECT)] == ["forced"] * 3
+
+    def test_the_round_of_a_killed_worker_is_begun_by_another(self, queue, redis, start_worker, plan, log):
+        """After 40 s without a sign of life, which are cut short here."""
+        plan("burn 60", "quick")
+        lost = start_worker()
+        queue.count_changes(PROJECT, 20)
+        queue.request_round(PROJECT, "labels")
+        wait_until(log)
+        lost.kill()
+        start_worker()
+
+        running = wait_until(lambda: redis.zrange("rq:wip:rounds", 0, -1, withscores=True))
+        assert running[0][1] - time.time() <= 41
+        redis.zadd("rq:wip:rounds", {running[0][0]: time.time() - 1})
+
+        wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
+        assert events(log) == ["begin", "begin", "end"]
+        assert queue.status(PROJECT).changes == 0
+
+    def test_a_worker_killed_in_its_maintenance_does_not_keep_others_from_theirs(self, queue, redis, start_worker):
+        """The lock that it leaves is rq's, for 15 minutes."""
+        redis.set("rq:clean_registries:rounds", 1, ex=899)
+        start_worker()
+
+        wait_until(lambda: 0 < redis.ttl("rq:clean_registries:rounds") <= 30, timeout_s=30)
+
+
+class TestRedis:
+    def test_emptied_under_a_round(self, queue, redis, start_worker, plan, environ):
+        """The round is published, the worker stays registered and runs the next."""
+        plan("burn 8")
+        start_worker()
+        queue.request_round(PROJECT, "labels")
+        wait_until(lambda: queue.status(PROJECT).running)
+        store = RoundStore(Path(environ["AL_DATA_DIR"])).project(PROJECT)
+
+        redis.flushdb()
+
+        wait_until(lambda: is_registered(redis), timeout_s=10)
+        check = [sys.executable, str(WORKER_ALIVE)]
+        assert subprocess.run(check, env=environ, check=False, timeout=30).returncode == 0
+        wait_until(store.published)
+        wait_until(lambda: queue.request_round(PROJECT, "forced"))
+        wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
+        assert store.round_ids() == ["r000001", "r000002"]
+
+    def test_emptied_under_a_worker_that_waits(self, queue, redis, start_worker):
+        start_worker()
+        wait_until(lambda: is_registered(redis))
+
+        redis.flushdb()
+
+        wait_until(lambda: is_registered(redis), timeout_s=20)
+
+    def test_restarted_under_a_round(self, own_valkey, start, tmp_path):
+        """It is away for three seconds; the round and the worker live on, and the log says so."""
+        url, restart = own_valkey
+        queue = RoundQueue(connect_redis(url, patient=True))
+        queue.redis.rpush("test:plan", "burn 6")
+        start(sys.executable, str(FAKE_WORKER), AL_REDIS_URL=url)
+        queue.count_changes(PROJECT, 20)
+        queue.request_round(PROJECT, "labels")
+        wait_until(lambda: queue.status(PROJECT).running)
+
+        restart(3.0)
+
+        wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
+        queue.request_round(PROJECT, "forced")
+        wait_until(lambda: queue.status(PROJECT).rounds_finished == 2)
+        assert "Redis does not answer" in (tmp_path / "child-0.log").read_text()
+
+
+def is_registered(redis: Redis) -> bool:
+    return any(worker.hostname == socket.gethostname() for worker in Worker.all(connection=redis))
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[tuple[str, Callable[[float], None]]]:
+    """A Valkey that keeps what it is told, and what restarts it after so many seconds."""
+    folder, port = tmp_path / "valkey", free_port()
+    folder.mkdir()
+    options = ("--bind", "127.0.0.1", "--port", str(port), "--appendonly", "yes", "--dir", str(folder))
+
+    def begin() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([_valkey_program(), *options], stdout=subprocess.DEVNULL)
+
+    running = begin()
+
+    def restart(away_s: float) -> None:
+        nonlocal running
+        running.kill()
+        running.wait()
+        time.sleep(away_s)
+        running = begin()
+
+    yield f"redis://127.0.0.1:{port}/0", restart
+    running.kill()
+    running.wait()

@@ -1,7 +1,8 @@
 """A real worker with real jobs, work-horses and claims; only the round itself is replaced.
 
 Each round takes the next step of the Redis list ``test:plan``: ``quick`` (also when the list is empty), ``burn <s>``,
-``empty`` (a BackendError), ``bug`` (an unexpected error), ``kill`` (the process is killed, as for want of memory).
+``empty`` (a BackendError), ``away`` (one that passes by itself), ``bug`` (an unexpected error), ``kill`` (the process
+is killed, as for want of memory).
 It notes its beginning and its end in ``test:log``.
 """
 
@@ -15,9 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from redis import Redis
-
-from ml_backend.errors import EmptyPool
+from ml_backend.errors import EmptyPool, LabelStudioError
+from ml_backend.queueing import connect_redis
 from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
@@ -25,13 +25,14 @@ from ml_backend.worker.start import work
 
 
 def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: Any, guard: Any) -> Any:
-    redis = Redis.from_url(settings.redis_url, decode_responses=True)
+    redis = connect_redis(settings.redis_url, patient=True)
 
     def note(event: str) -> None:
         line = {"event": event, "project": str(key), "reason": reason, "pid": os.getpid(), "at": time.time()}
         redis.rpush("test:log", json.dumps(line))
 
-    step, _, seconds = str(redis.lpop("test:plan") or "quick").partition(" ")
+    planned = redis.lpop("test:plan")
+    step, _, seconds = (planned.decode() if isinstance(planned, bytes) else "quick").partition(" ")
     note("begin")
     progress("train", 0, 10)
     if step == "burn":
@@ -41,6 +42,8 @@ def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: A
             progress("train", 5, 10)
     elif step == "empty":
         raise EmptyPool("no image is left")
+    elif step == "away":
+        raise LabelStudioError("Label Studio does not answer")
     elif step == "bug":
         raise RuntimeError("a bug")
     elif step == "kill":

@@ -33,7 +33,7 @@ class Troubled:
     report: RoundReport
     published: tuple[str, ...]
     without_image: str
-    html: str
+    page: str
     zebra: str
 
     def reason(self, image_id: str) -> str:
@@ -52,8 +52,8 @@ def troubled(live_project) -> Troubled:
         ask("POST", "/api/tasks/", dict, body={"project": project.id, "data": data})
     tasks = project.images()
     without_image = next(number for number, uri in tasks.items() if not uri)
-    html = next(number for number, uri in tasks.items() if uri == "/user/login/")
-    drawn = [number for number in tasks if number not in {without_image, html}]
+    page = next(number for number, uri in tasks.items() if uri == "/user/login/")
+    drawn = [number for number in tasks if number not in {without_image, page}]
     of_class = {name: [n for n in drawn if truth[file_name(tasks[n])] == name] for name in project.config.classes}
     chosen = [number for numbers in of_class.values() for number in numbers[:4]]
     zebra = next(number for number in drawn if number not in chosen)
@@ -65,7 +65,7 @@ def troubled(live_project) -> Troubled:
         project.follower.poll()
         time.sleep(0.2)
     report, published = project.follower.rounds[-1]
-    return Troubled(report, published.image_ids, without_image, html, zebra)
+    return Troubled(report, published.image_ids, without_image, page, zebra)
 
 
 class TestRound:
@@ -77,9 +77,13 @@ class TestRound:
         assert "has no image" in troubled.reason(troubled.without_image)
         assert troubled.without_image not in troubled.published
 
-    def test_an_image_that_is_a_web_page_is_named(self, troubled):
-        assert "HTML" in troubled.reason(troubled.html)
-        assert troubled.html not in troubled.published
+    def test_an_address_that_is_no_file_is_named(self, troubled, backend):
+        """A page of Label Studio, which the key must not open; and the owner finds it on the backend's page."""
+        assert "is no file of Label Studio" in troubled.reason(troubled.page)
+        assert troubled.page not in troubled.published
+        projects = httpx.get(backend.url, auth=(backend.user, backend.password), timeout=10).json()["projects"]
+        listed = [image["image_id"] for project in projects for image in project["quarantined"]["listed"]]
+        assert troubled.page in listed
 
     def test_a_label_that_is_no_class_is_named(self, troubled):
         assert "'zebra'" in troubled.reason(troubled.zebra)

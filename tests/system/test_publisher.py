@@ -206,6 +206,22 @@ def test_what_label_studio_drops_in_silence_is_no_ranking(project: LiveProject) 
     assert project.order() == project.tasks
 
 
+def test_an_import_that_was_done_without_an_answer(project: LiveProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Label Studio holds is counted: nothing is sent twice, and the new order stands."""
+    project.publisher().publish(project.report(project.tasks), nothing)
+    send = project.client.import_predictions
+
+    def send_and_lose_the_answer(project_id: int, predictions: Any) -> int:
+        send(project_id, predictions)
+        raise LabelStudioError("no answer within 60 s")
+
+    monkeypatch.setattr(project.client, "import_predictions", send_and_lose_the_answer)
+    published = project.publisher().publish(project.report(project.tasks[::-1], "r000002"), nothing)
+
+    assert project.order() == project.tasks[::-1]
+    assert project.client.model_versions(project.id) == {published.version: TASKS}
+
+
 def test_prelabelled(project: LiveProject) -> None:
     project.publisher(prelabel=True, reserve=1).publish(project.report(project.tasks), nothing)
     task = project.client.transport.ask("GET", f"/api/tasks/{project.tasks[2]}/", dict)

@@ -1,9 +1,10 @@
 """Annotations, the pool and the images as a real Label Studio gives them, with either kind of key."""
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -14,6 +15,8 @@ from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.labels import LabelStudioLabels
+from ml_backend.label_studio.mirror import Mirror
+from ml_backend.label_studio.reading import read_project
 from ml_backend.records import ImageRef
 from ml_backend.settings import ProjectOptions
 
@@ -91,7 +94,82 @@ def test_annotations_and_pool(client: LabelStudioClient, project_id: int) -> Non
     assert client.still_unlabelled(project_id, [*tasks, 10**9]) == {tasks[1], tasks[3], tasks[4]}
 
     client.patch_project(project_id, {"skip_queue": "IGNORE_SKIPPED"})
+    labels.annotations()
     assert [image.uri for image in labels.unlabelled()[0]] == ["http://films.example/e.png"]
+
+
+class Memory:
+    """Keeps the last reading as a file would."""
+
+    def __init__(self) -> None:
+        self.kept: Mirror | None = None
+
+    def mirror(self, kind: Any) -> Any:
+        return self.kept and kind.model_validate_json(self.kept.model_dump_json())
+
+    def keep_mirror(self, mirror: Any) -> None:
+        self.kept = mirror
+
+
+def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_id: int) -> None:
+    """Whatever readers and owners do, reading the changes gives what reading everything gives."""
+    send, memory = client.transport.send, Memory()
+    films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(12)]
+    send("POST", f"/api/projects/{project_id}/import", body=films)
+    tasks = [int(task["id"]) for task in client.unlabelled_tasks(project_id)]
+
+    def answer(task: int, body: dict[str, object]) -> int:
+        return int(client.transport.ask("POST", f"/api/tasks/{task}/annotations/", dict, body=body)["id"])
+
+    def act(name: str, task: int) -> None:
+        body = {"project": str(project_id), "selectedItems": {"all": False, "included": [task]}}
+        send("POST", "/api/dm/actions", query={"id": name, "project": str(project_id)}, body=body)
+
+    def same() -> None:
+        def read(store: Memory | None) -> object:
+            labels = LabelStudioLabels(client, project_id, parse_label_config(XML), ProjectOptions(), store)
+            return labels.annotations(), labels.unlabelled(), labels.states()
+
+        assert read(memory) == read(None)
+        assert memory.kept is not None
+        assert not read_project(client, project_id, memory.kept).whole
+
+    same()
+    label, other = answer(tasks[0], answered("severe")), answer(tasks[1], answered("normal"))
+    skip, undone = (answer(task, {"result": [], "was_cancelled": True}) for task in tasks[2:4])
+    same()
+    send("PATCH", f"/api/annotations/{label}/", body=answered("normal"))
+    send("PATCH", f"/api/annotations/{skip}/", body=answered("normal") | {"was_cancelled": False})
+    send("DELETE", f"/api/annotations/{undone}/")
+    same()
+    send("PATCH", f"/api/annotations/{other}/", body={"ground_truth": True})
+    send("PATCH", f"/api/tasks/{tasks[4]}/", body={"data": {"image": "http://films.example/retaken.png"}})
+    same()
+    send("DELETE", f"/api/annotations/{label}/")
+    act("delete_tasks_annotations", tasks[1])
+    same()
+    answer(tasks[5], answered("severe"))
+    act("delete_tasks", tasks[5])
+    send("DELETE", f"/api/tasks/{tasks[2]}/")
+    same()
+    send("POST", f"/api/projects/{project_id}/import", body=[films[0] | {"annotations": [answered("severe")]}])
+    same()
+
+
+def test_a_reading_costs_what_changed(client: LabelStudioClient, project_id: int) -> None:
+    """Predictions come and go with every round: they are no change."""
+    films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(4)]
+    client.transport.send("POST", f"/api/projects/{project_id}/import", body=films)
+    task, *_ = read_project(client, project_id, None).mirror.tasks
+    time.sleep(2)
+    _, now = client.project_and_clock(project_id)
+    body = [{"task": task, "result": [], "score": 0.5, "model_version": "v"}]
+    client.transport.send("POST", f"/api/projects/{project_id}/import/predictions", body=body)
+    client.delete_model_version(project_id, "v")
+
+    assert list(client.changed_tasks(project_id, now)) == []
+    client.transport.send("POST", f"/api/tasks/{task}/annotations/", body=answered("severe"))
+    assert [row["id"] for row in client.changed_tasks(project_id, now)] == [task]
 
 
 def test_an_uploaded_image(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
@@ -111,8 +189,8 @@ def test_an_uploaded_image(client: LabelStudioClient, label_studio: Running, pro
     ("uri", "said"),
     [
         ("/data/upload/1/00000000-none.png", "Label Studio answered"),
-        ("/projects/", "HTML page"),
-        ("/user/login/", "HTML page"),
+        ("/projects/", "is no file of Label Studio"),
+        ("/user/login/", "is no file of Label Studio"),
         ("s3://bucket/none.png", "404"),
     ],
 )
@@ -121,7 +199,7 @@ def test_an_image_that_is_none(client: LabelStudioClient, project_id: int, uri: 
     (task,) = client.unlabelled_tasks(project_id)
 
     assert task["data"]["image"] == uri
-    with pytest.raises(ImageError, match=rf"image {task['id']} \({uri}\).*{said}"):
+    with pytest.raises(ImageError, match=rf"image {task['id']} \('{uri}'\).*{said}"):
         LabelStudioImages(client).fetch(ImageRef(id=str(task["id"]), uri=uri))
 
 

@@ -1,27 +1,37 @@
 """What a live round is put together from; the round itself is replaced."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from ml_backend import assembly
 from ml_backend.engine.ports import RoundParts
 from ml_backend.engine.sharing import ShardedLearner
-from ml_backend.errors import RoundError, SettingsError, UnknownProject
+from ml_backend.errors import EmptyPool, RoundError, SettingsError, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.model import scoring
-from ml_backend.records import Connection, ProjectKey, RoundRequest
+from ml_backend.model.machine import machine
+from ml_backend.records import Connection, ProjectKey, Published, Reason, RoundReport, RoundRequest
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore, ScoringFolder, ScoringTask
-from tests.fakes import FakeLearner, make_image, make_report
+from ml_backend.storage.annotations import ReadingStore
+from tests.fakes import NOON, FakeLearner, make_image, make_report
 
 KEY = ProjectKey(id=2, created=1795384774)
 CHOICES = '<View><Image name="i" value="$image"/><Choices name="c" toName="i">{}</Choices></View>'
 TOLD = CHOICES.format('<Choice value="old"/><Choice value="older"/>')
 NOW = CHOICES.format('<Choice value="normal"/><Choice value="severe"/>')
-PROJECT = {"id": 2, "created_at": "2026-11-22T21:59:34.027258Z", "label_config": NOW}
+PROJECT = {
+    "id": 2,
+    "created_at": "2026-11-22T21:59:34.027258Z",
+    "label_config": NOW,
+    "task_number": 0,
+    "total_annotations_number": 0,
+    "skipped_annotations_number": 0,
+}
 
 
 @pytest.fixture
@@ -31,7 +41,8 @@ def run(tmp_path, monkeypatch):
 
     def answer(request: httpx.Request) -> httpx.Response:
         calls["url"] = str(request.url)
-        return httpx.Response(200, json=calls["project"])
+        tasks = {"tasks": [], "total": 0}
+        return httpx.Response(200, json=tasks if request.url.path == "/api/tasks" else calls["project"])
 
     class Client(LabelStudioClient):
         def __init__(self, url: str, api_key: str, **options: Any) -> None:
@@ -47,10 +58,12 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(assembly, "run_round", keep)
     RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
 
-    def begin(project: dict[str, Any] = PROJECT, key: ProjectKey = KEY, **settings: Any) -> Any:
+    def begin(
+        project: dict[str, Any] = PROJECT, key: ProjectKey = KEY, reason: Reason = "labels", **settings: Any
+    ) -> Any:
         calls["project"] = project
         defaults = {"label_studio_url": "http://ls", "label_studio_api_key": "k", "device": "cpu"}
-        return assembly.run_live_round(Settings(data_dir=tmp_path, **(defaults | settings)), key, "labels"), calls
+        return assembly.run_live_round(Settings(data_dir=tmp_path, **(defaults | settings)), key, reason), calls
 
     return begin
 
@@ -131,6 +144,63 @@ class TestTheLearner:
         assert learner._size == scoring.SHARD_IMAGES
 
 
+class TestTopUp:
+    def test_without_a_ranking_there_is_nothing_to_top_up(self, run):
+        with pytest.raises(EmptyPool, match="no ranking yet"):
+            run(reason="topup")
+
+    def test_where_enough_is_left_the_last_round_is_told(self, run, tmp_path):
+        """Two images are served, of a pool that holds none but them."""
+        project = RoundStore(tmp_path).project(KEY)
+        project.save(make_report(), None, None)
+        served = Published(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+        project.set_published(served)
+
+        (report, published), calls = run(reason="topup")
+
+        assert (report, published) == (make_report(), served)
+        assert "parts" not in calls
+
+
+class TestWhatIsNoted:
+    def test_a_round_notes_what_it_learned_from_before_it_is_saved(self, tmp_path):
+        """A served round that lacked it could not say what changed since."""
+        project = RoundStore(tmp_path).project(KEY)
+        readings = ReadingStore(project.folder)
+
+        class Labels:
+            def states(self) -> dict[str, str]:
+                return {"1.1": "a"}
+
+        store = assembly._NotesWhatIsLearned(project, readings, Labels())  # type: ignore[arg-type]
+        store.save(make_report(), None, None)
+
+        assert project.round_ids() == ["r000001"]
+        assert readings.changes_since("r000001", {"1.1": "a", "2.2": "b"}) == 1
+        (tmp_path / "file").write_text("")
+        with pytest.raises(StorageError):
+            replace(store, readings=ReadingStore(tmp_path / "file")).save(make_report("r000002"), None, None)
+        assert project.round_ids() == ["r000001"]
+
+    def test_what_is_published_notes_how_many_annotations_there_were(self, tmp_path):
+        project = RoundStore(tmp_path).project(KEY)
+        served = Published(version="v", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
+
+        class Publisher:
+            def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+                return served
+
+        class Client:
+            def project(self, project_id: int) -> dict[str, Any]:
+                return PROJECT | {"total_annotations_number": 5, "skipped_annotations_number": 2}
+
+        publisher = assembly._CountingPublisher(Publisher(), Client(), project, 2)  # type: ignore[arg-type]
+        published = publisher.publish(make_report(), lambda: None)
+
+        assert published.annotations == 7
+        assert project.published() == published
+
+
 class TestShardScorer:
     def scorer(self, tmp_path, folder, **settings):
         defaults = {"label_studio_url": "http://ls", "label_studio_api_key": "k", "device": "cpu"}
@@ -158,20 +228,10 @@ class TestShardScorer:
 
     def test_a_helper_without_a_key_says_so(self, tmp_path):
         RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
-        folder = self.lay_out(tmp_path, assembly._machine(Settings(device="cpu")))
+        folder = self.lay_out(tmp_path, machine("cpu"))
 
         with (
             pytest.raises(SettingsError, match="AL_LABEL_STUDIO_API_KEY"),
             self.scorer(tmp_path, folder, label_studio_api_key=None),
         ):
             pass
-
-    def test_another_number_of_threads_is_another_machine(self):
-        """Sums are taken in another order."""
-        threads = torch.get_num_threads()
-        before = assembly._machine(Settings(device="cpu"))
-        try:
-            torch.set_num_threads(threads + 1)
-            assert assembly._machine(Settings(device="cpu")) != before
-        finally:
-            torch.set_num_threads(threads)

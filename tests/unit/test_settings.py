@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import SettingsError
-from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.settings import ImageHosts, ProjectOptions, Settings, shown_address
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,12 @@ class TestProjectOptions:
 
         assert ProjectOptions.resolve({"epochs": 8, "min_epochs": 8}, environ={}).min_epochs == 8
 
+    def test_a_long_value_is_not_repeated_whole(self):
+        with pytest.raises(SettingsError) as refusal:
+            ProjectOptions.resolve({"passes": "9" * 10_000, "x" * 10_000: 1}, environ={})
+
+        assert len(str(refusal.value)) < 2000
+
     def test_a_committee_needs_passes_and_begins_anew(self) -> None:
         with pytest.raises(SettingsError, match=r"committee=6 .*at most half of passes, which is 10"):
             ProjectOptions.resolve({"passes": 10, "committee": 6}, environ={})
@@ -147,7 +153,81 @@ class TestSettings:
             Settings.load(**only)
 
     def test_secrets_are_not_printed(self):
-        loaded = Settings.load(label_studio_api_key="key-123", basic_auth_user="al", basic_auth_pass="pass-456")
+        loaded = Settings.load(
+            label_studio_api_key="key-123",
+            basic_auth_user="al",
+            basic_auth_pass="pass-456",
+            redis_url="redis://:pass-789@queue/0",
+        )
 
+        assert not {"key-123", "pass-456", "pass-789"} & set(repr(loaded).replace("@", " ").replace(":", " ").split())
+        assert "pass-" not in repr(loaded)
         assert "key-123" not in repr(loaded)
-        assert "pass-456" not in repr(loaded)
+
+    def test_a_wrong_secret_is_not_repeated(self):
+        with pytest.raises(SettingsError, match=r"AL_BASIC_AUTH_PASS=\(not shown\): ") as refusal:
+            Settings.load(basic_auth_user="al", basic_auth_pass=456)
+
+        assert "456" not in str(refusal.value)
+
+    @pytest.mark.parametrize("empty", [{"basic_auth_user": ""}, {"basic_auth_pass": ""}])
+    def test_an_empty_credential_is_none(self, empty):
+        """Else everybody who gives nothing would be let in."""
+        with pytest.raises(SettingsError, match="at least 1"):
+            Settings.load(**({"basic_auth_user": "al", "basic_auth_pass": "secret"} | empty))
+
+    def test_image_hosts(self, monkeypatch):
+        monkeypatch.setenv("AL_IMAGE_HOSTS", "Films.example, pacs.lan:8042,10.0.0.0/8")
+
+        hosts = Settings.load().allowed_image_hosts
+
+        assert hosts.hosts == {("films.example", None), ("pacs.lan", 8042)}
+        assert hosts.reaches("10.255.0.1")
+        assert not Settings.load(image_hosts=None).allowed_image_hosts.hosts
+
+    @pytest.mark.parametrize(
+        "wrong", ["https://films.example", "films.example/a", "*.example", "a b", "films.example:http", "10.0.0.1/8"]
+    )
+    def test_what_is_no_image_host(self, wrong):
+        with pytest.raises(SettingsError, match=r"AL_IMAGE_HOSTS=.*10.0.0.0/8"):
+            Settings.load(image_hosts=f"good.example,{wrong}")
+
+
+class TestImageHosts:
+    def test_a_port_counts(self):
+        hosts = ImageHosts.parse("films.example,pacs.lan:8042")
+
+        assert hosts.allows("FILMS.example", 443, usual=True)
+        assert not hosts.allows("films.example", 8443, usual=False)
+        assert hosts.allows("pacs.lan", 8042, usual=False)
+        assert not hosts.allows("pacs.lan", 80, usual=True)
+        assert not hosts.allows("a.films.example", 443, usual=True)
+
+    def test_private_addresses_need_an_entry(self):
+        assert ImageHosts().reaches("93.184.215.14")
+        assert ImageHosts().reaches("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
+        assert not ImageHosts().reaches("127.0.0.1")
+        assert not ImageHosts().reaches("::ffff:10.0.0.1")
+        assert ImageHosts.parse("[fd00::1]").reaches("fd00::1")
+        assert not ImageHosts.parse("[fd00::1]").reaches("fd00::2")
+
+
+class TestShownAddress:
+    @pytest.mark.parametrize(
+        ("uri", "shown"),
+        [
+            ("https://b.example/a.png?X-Amz-Signature=f00&X=1#x", "https://b.example/a.png?..."),
+            ("https://me:pw@b.example:8042/a.png", "https://b.example:8042/a.png"),
+            ("http://ls/data/local-files/?d=pool/x 1.png&token=f00", "http://ls/data/local-files/?d=pool/x+1.png"),
+            ("/data/upload/1/a.png", "/data/upload/1/a.png"),
+            ("s3://bucket/a.png", "s3://bucket/a.png"),
+            ("data:image/png;base64,AAAA", "data:image/png;base64,..."),
+            ("http://me:pw@[::1/a?b=f00", "[::1/a"),
+        ],
+    )
+    def test_without_what_lets_its_reader_in(self, uri, shown):
+        assert shown_address(uri) == shown
+
+    @given(st.text())
+    def test_any_text_is_shown_short(self, uri):
+        assert len(shown_address(uri)) <= 250

@@ -59,12 +59,16 @@ class TestApiKey:
         assert refreshes.count == 2
 
     def test_expire(self) -> None:
+        """Of two threads that were refused with the same token, the second keeps the first one's new one."""
         refreshes = Refreshes()
         key = ApiKey(PERSONAL, refreshes)
-        key.header()
-        key.expire()
-        key.header()
+        dead = key.header()
+        key.expire(dead)
+        renewed = key.header()
+        key.expire(dead)
 
+        assert renewed != dead
+        assert key.header() == renewed
         assert refreshes.count == 2
 
     def test_an_access_token_is_refused_with_the_way_out(self) -> None:

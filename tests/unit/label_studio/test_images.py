@@ -1,15 +1,19 @@
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import httpcore
 import httpx
 import pytest
 
 from ml_backend.errors import ImageError, LabelStudioError
 from ml_backend.images.source import ImageSource
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.elsewhere import Elsewhere
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.records import ImageRef
+from ml_backend.settings import ImageHosts
 
 URL = "http://label-studio:8080"  # how the backend reaches it
 HOSTNAME = "http://localhost:8080"  # how it calls itself
@@ -18,7 +22,7 @@ PNG_ANSWER = {"content": PNG, "headers": {"content-type": "image/png"}}
 
 
 class Web:
-    """One web for both clients; remembers who was asked with which key."""
+    """Label Studio, over httpx's own mock transport; remembers what it was asked with which key."""
 
     def __init__(self, answer: Callable[[httpx.Request], httpx.Response] | Exception | None = None) -> None:
         self.answer = answer
@@ -33,10 +37,52 @@ class Web:
         return self.answer(request)
 
 
-def images(web: Web, url: str = URL, **kwargs: int) -> LabelStudioImages:
-    transport = httpx.MockTransport(web)
-    client = LabelStudioClient(url, "secret", transport=transport, retries=1)
-    return LabelStudioImages(client, HOSTNAME, transport=transport, **kwargs)
+class Line(httpcore.MockStream):
+    """A connection that keeps what was written to it."""
+
+    def __init__(self, parts: list[bytes], written: list[bytes]) -> None:
+        super().__init__(parts)
+        self._written = written
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._written.append(buffer)
+
+    def start_tls(self, *_args: Any, **_options: Any) -> httpcore.NetworkStream:
+        return self
+
+
+class Internet(httpcore.NetworkBackend):
+    """Every host but Label Studio; remembers which addresses were connected to, and what was sent there."""
+
+    def __init__(self, *answers: bytes, at: Sequence[str] = ("93.184.215.14",)) -> None:
+        self.answers = list(answers)
+        self.at = at
+        self.connected: list[tuple[str, int]] = []
+        self.sent: list[bytes] = []
+
+    def resolve(self, host: str, port: int) -> Sequence[str]:
+        del host, port
+        return self.at
+
+    def connect_tcp(self, host: str, port: int, *_args: Any, **_options: Any) -> httpcore.NetworkStream:
+        self.connected.append((host, port))
+        return Line([self.answers.pop(0) if self.answers else said(200, PNG)], self.sent)
+
+
+def said(status: int, content: bytes = b"", **headers: str) -> bytes:
+    """An answer as it comes over the line, after which the host hangs up."""
+    head = {"content-type": "image/png", "connection": "close", "content-length": str(len(content))} | headers
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    return f"HTTP/1.1 {status} x\r\n{lines}\r\n".encode() + content
+
+
+def images(
+    web: Web, url: str = URL, internet: Internet | None = None, hosts: str = "films.example", max_bytes: int = 2**20
+) -> LabelStudioImages:
+    client = LabelStudioClient(url, "secret", transport=httpx.MockTransport(web), retries=1)
+    internet = internet or Internet()
+    elsewhere = Elsewhere(ImageHosts.parse(hosts), max_bytes=max_bytes, network=internet, resolve=internet.resolve)
+    return LabelStudioImages(client, HOSTNAME, max_bytes=max_bytes, elsewhere=elsewhere)
 
 
 def ref(uri: str) -> ImageRef:
@@ -66,27 +112,31 @@ class TestFetch:
     @pytest.mark.parametrize(
         "uri",
         [
-            "https://films.example/a.png",
-            "http://label-studio.evil.example/a.png",
-            "http://label-studio:8081/a.png",
-            "http://label-studio:8080@evil.example/a.png",
+            "/api/users/",
+            "/api/projects/1/export?exportType=JSON",
+            "/",
+            "/data/",
+            "/data/../api/users/",
+            "/data/upload/..%2f..%2fapi/users/",
+            "/data/%252e%252e/api/users/",
+            "/data/..\\api/users/",
+            "/tasks/1/annotations/",
+            "/tasks/1/resolve/../../api/users",
+            f"{URL}/api/token/",
+            f"{HOSTNAME}/user/logout",
         ],
     )
-    def test_from_elsewhere_without_the_key(self, uri: str) -> None:
+    def test_the_key_is_sent_to_files_alone(self, uri: str) -> None:
+        """Whoever imports tasks could otherwise make us ask anything of Label Studio, as our user."""
         web = Web()
 
-        assert images(web).fetch(ref(uri)) == PNG
-        ((url, key),) = web.asked
-        assert not url.startswith(f"{URL}/")
-        assert key is None or key.startswith("Basic ")  # from the URL's own user part
+        with pytest.raises(ImageError, match=r"image 12 .*is no file of Label Studio"):
+            images(web).fetch(ref(uri))
+        assert web.asked == []
 
-    def test_an_address_that_only_begins_like_label_studios(self) -> None:
-        web = Web()
-        source: ImageSource = images(web, "http://ls")
-
-        source.fetch(ref("http://ls.evil.example/a.png"))
-
-        assert web.asked == [("http://ls.evil.example/a.png", None)]
+    @pytest.mark.parametrize("uri", ["/data/upload/1/a..b.png", "/projects/3/presign/?fileuri=eA", "/data/%41.png"])
+    def test_which_paths_are_files(self, uri: str) -> None:
+        assert images(Web()).fetch(ref(uri)) == PNG
 
     def test_served_under_a_path(self) -> None:
         """Label Studio then writes that path into the URIs of uploads, older ones lack it."""
@@ -107,12 +157,14 @@ class TestFetch:
         [
             ("data:text/html;base64,PGh0bWw+", "text/html;base64"),
             ("data:image/png;base64,***", "data URI"),
-            ("films/a.png", "'films/a.png'; wanted is"),
+            ("films/a.png", r"'films/a.png'\): wanted is"),
             ("//evil.example/a.png", "wanted is"),
+            ("file:///etc/passwd", r"'file:///etc/passwd'\): wanted is .*s3://"),
+            ("gopher://films.example/", "wanted is"),
             ("http://films.example:8080.evil/a.png", "InvalidURL"),
             ("http://xn--a/a.png", "InvalidCodepoint"),
             ("http://films.example/\x00a.png", "InvalidURL"),
-            ("/\x00", "no address"),
+            ("/data/\x00", "no address"),
         ],
     )
     def test_names_what_is_no_address(self, uri: str, said: str) -> None:
@@ -121,25 +173,24 @@ class TestFetch:
 
     @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example"])
     def test_names_a_host_that_no_address_can_be_looked_up_for(self, host: str) -> None:
-        """Over the real transport: Python's own lookup refuses such a name before anything is sent."""
+        """Over the real network: Python's own lookup refuses such a name before anything is sent."""
         client = LabelStudioClient(URL, "key")
 
         with pytest.raises(ImageError, match=r"image 12.*UnicodeError"):
-            LabelStudioImages(client, HOSTNAME).fetch(ref(f"http://{host}/a.png"))
+            LabelStudioImages(client, HOSTNAME, hosts=ImageHosts.parse(host)).fetch(ref(f"http://{host}/a.png"))
 
-    @pytest.mark.parametrize("uri", ["/data/upload/1/a.png", "https://films.example/a.png"])
     @pytest.mark.parametrize(
-        "answer",
-        [
-            httpx.Response(200, html="<p>sign in"),
-            httpx.Response(200, content=b" \n<!DOCTYPE html><title>", headers={"content-type": "image/png"}),
-        ],
+        ("content", "kind"), [(b"<p>sign in", "text/html"), (b" \n<!DOCTYPE html><title>", "image/png")]
     )
-    def test_a_page_is_no_image(self, uri: str, answer: httpx.Response) -> None:
-        with pytest.raises(ImageError, match=r"image 12 .* is an HTML page"):
-            images(Web(lambda _: answer)).fetch(ref(uri))
+    def test_a_page_is_no_image(self, content: bytes, kind: str) -> None:
+        web = Web(lambda _: httpx.Response(200, content=content, headers={"content-type": kind}))
+        internet = Internet(said(200, content, **{"content-type": kind}))
 
-    @pytest.mark.parametrize("uri", ["/data/upload/1/a.png", "https://films.example/a.png", "s3://bucket/a.png"])
+        for uri in ("/data/upload/1/a.png", "https://films.example/a.png"):
+            with pytest.raises(ImageError, match=r"image 12 .* is an HTML page"):
+                images(web, internet=internet).fetch(ref(uri))
+
+    @pytest.mark.parametrize("uri", ["/data/upload/1/a.png", "s3://bucket/a.png"])
     @pytest.mark.parametrize(
         "answer",
         [
@@ -153,9 +204,8 @@ class TestFetch:
             images(Web(lambda _: answer), max_bytes=50).fetch(ref(uri))
 
     def test_a_slow_image_excludes_one_image(self) -> None:
-        for uri in ("/data/upload/1/a.png", "https://films.example/a.png"):
-            with pytest.raises(ImageError, match="ReadTimeout"):
-                images(Web(httpx.ReadTimeout("slow"))).fetch(ref(uri))
+        with pytest.raises(ImageError, match="ReadTimeout"):
+            images(Web(httpx.ReadTimeout("slow"))).fetch(ref("/data/upload/1/a.png"))
 
     def test_what_concerns_all_images_stops_the_round(self) -> None:
         """Else the whole pool would be excluded image by image."""
@@ -164,10 +214,163 @@ class TestFetch:
                 images(Web(answer)).fetch(ref("/data/upload/1/a.png"))
 
 
+class TestElsewhere:
+    def test_from_an_allowed_host_without_the_key(self) -> None:
+        """Connected to at the address that was checked; the host stands in the request."""
+        web, internet = Web(), Internet()
+
+        assert images(web, internet=internet).fetch(ref("http://Films.Example/a%20b.png?x=1#part")) == PNG
+        assert web.asked == []
+        assert internet.connected == [("93.184.215.14", 80)]
+        head = b"".join(internet.sent)
+        assert head.startswith(b"GET /a%20b.png?x=1 HTTP/1.1\r\n")
+        assert b"Host: films.example\r\n" in head
+        assert b"secret" not in head
+        assert b"authorization" not in head.lower()
+
+    @pytest.mark.parametrize(
+        ("uri", "entry"),
+        [
+            ("https://other.example/a.png", "other.example"),
+            ("https://films.example:8443/a.png", "films.example:8443"),
+            ("http://films.example.evil.example/a.png", "films.example.evil.example"),
+            ("http://evil.example/films.example/a.png", "evil.example"),
+            ("http://169.254.169.254/latest/meta-data/", "169.254.169.254"),
+            ("http://[::1]/a.png", "::1"),
+            ("http://2130706433/a.png", "2130706433"),
+            ("http://label-studio:8081/a.png", "label-studio:8081"),
+            ("http://label-studio.evil.example/a.png", "label-studio.evil.example"),
+        ],
+    )
+    def test_other_hosts_are_refused_with_the_way_out(self, uri: str, entry: str) -> None:
+        internet = Internet()
+
+        with pytest.raises(ImageError) as refusal:
+            images(Web(), internet=internet).fetch(ref(uri))
+        assert f"{entry} is not among the hosts that images may come from: add it to AL_IMAGE_HOSTS" in str(
+            refusal.value
+        )
+        assert internet.connected == []
+
+    def test_user_and_password_in_an_address_are_neither_sent_nor_told(self) -> None:
+        for uri in ("http://films.example:pw@evil.example/a.png", "https://me:pw@films.example/a.png"):
+            internet = Internet()
+
+            with pytest.raises(ImageError, match="holds a user or a password") as refusal:
+                images(Web(), internet=internet).fetch(ref(uri))
+            assert "pw" not in str(refusal.value).replace("password", "")
+            assert internet.connected == []
+
+    @pytest.mark.parametrize(
+        "address",
+        ["127.0.0.1", "10.1.2.3", "169.254.169.254", "192.168.0.9", "100.64.0.1", "0.0.0.0", "::1", "fe80::1%eth0",
+         "fd00::1", "::ffff:127.0.0.1", "224.0.0.1"],
+    )  # fmt: skip
+    def test_an_allowed_name_that_leads_to_a_private_address(self, address: str) -> None:
+        internet = Internet(at=(address,))
+
+        with pytest.raises(ImageError, match=r"films.example lies at .*, which is private.*AL_IMAGE_HOSTS"):
+            images(Web(), internet=internet).fetch(ref("http://films.example/a.png"))
+        assert internet.connected == []
+
+    def test_private_networks_and_addresses_that_are_allowed(self) -> None:
+        for hosts, uri, at in [
+            ("films.example, 10.0.0.0/8", "http://films.example/a.png", "10.1.2.3"),
+            ("10.1.2.3:8042", "http://10.1.2.3:8042/a.png", "10.1.2.3"),
+            ("[::1]:8042", "http://[::1]:8042/a.png", "::1"),
+        ]:
+            internet = Internet(at=(at,))
+
+            assert images(Web(), internet=internet, hosts=hosts).fetch(ref(uri)) == PNG
+            assert [address for address, _ in internet.connected] == [at]
+
+    def test_of_several_addresses_only_the_public_one_is_connected_to(self) -> None:
+        internet = Internet(at=("127.0.0.1", "93.184.215.14"))
+
+        assert images(Web(), internet=internet).fetch(ref("http://films.example/a.png")) == PNG
+        assert internet.connected == [("93.184.215.14", 80)]
+
+    @pytest.mark.parametrize(
+        ("answer", "why"),
+        [
+            (said(404), "answered 404"),
+            (said(200, PNG * 9), "larger than 50 bytes"),
+            (said(200, PNG, **{"content-encoding": "gzip"}), "Content-Encoding 'gzip'"),
+            (b"SSH-2.0-OpenSSH\r\n", "RemoteProtocolError"),
+            (b"", "RemoteProtocolError"),
+        ],
+    )
+    def test_what_is_no_image_of_bounded_size(self, answer: bytes, why: str) -> None:
+        with pytest.raises(ImageError, match=f"image 12 .*{why}"):
+            images(Web(), internet=Internet(answer), max_bytes=50).fetch(ref("http://films.example/a.png"))
+
+    def test_a_signature_is_not_repeated(self) -> None:
+        """Reasons of exclusion stand in reports, logs and on the owner's page."""
+        with pytest.raises(ImageError) as refusal:
+            images(Web(), internet=Internet(said(403))).fetch(ref("https://films.example/a.png?X-Amz-Signature=51gn"))
+        assert str(refusal.value) == "image 12 ('https://films.example/a.png?...'): answered 403"
+
+
+class TestRedirects:
+    def test_from_a_storage_to_an_allowed_bucket_without_the_key(self) -> None:
+        web = Web(lambda _: httpx.Response(303, headers={"location": "https://films.example/a.png?sig=x"}))
+        internet = Internet()
+
+        assert images(web, internet=internet).fetch(ref("s3://bucket/a.png")) == PNG
+        assert len(web.asked) == 1
+        assert b"secret" not in b"".join(internet.sent)
+
+    @pytest.mark.parametrize(
+        ("location", "why"),
+        [
+            ("http://127.0.0.1:6379/", r"leads to http://127.0.0.1:6379/: 127.0.0.1:6379 is not among the hosts"),
+            ("//evil.example/a.png", "evil.example is not among the hosts"),
+            ("file:///etc/passwd", "is no address of http"),
+            ("/api/users/?x=1", "/api/users/.*is no file of Label Studio"),
+            ("https://label-studio:8080/data/upload/1/a.png", "label-studio:8080 is not among the hosts"),
+        ],
+    )
+    def test_of_label_studio(self, location: str, why: str) -> None:
+        web = Web(lambda _: httpx.Response(302, headers={"location": location}))
+
+        with pytest.raises(ImageError, match=why):
+            images(web).fetch(ref("/data/upload/1/a.png"))
+        assert len(web.asked) == 1
+
+    @pytest.mark.parametrize(
+        ("location", "why"),
+        [
+            ("http://evil.example/?secret=1", r"leads to http://evil.example/\?...: evil.example is not among"),
+            (f"{URL}/api/users/", "is no file of Label Studio"),
+            ("file:///etc/passwd", "is no address of http"),
+            ("http://[::1", "InvalidURL"),
+        ],
+    )
+    def test_of_an_allowed_host(self, location: str, why: str) -> None:
+        web = Web()
+
+        with pytest.raises(ImageError, match=why):
+            images(web, internet=Internet(said(302, location=location))).fetch(ref("http://films.example/a.png"))
+        assert web.asked == []
+
+    def test_within_a_host(self) -> None:
+        internet = Internet(said(307, location="../b.png"))
+
+        assert images(Web(), internet=internet).fetch(ref("http://films.example/x/a.png")) == PNG
+        assert b"GET /b.png HTTP/1.1" in b"".join(internet.sent)
+
+    def test_that_never_end(self) -> None:
+        web = Web(lambda _: httpx.Response(302, headers={"location": "/data/upload/1/a.png"}))
+
+        with pytest.raises(ImageError, match="redirected more than 5 times"):
+            images(web).fetch(ref("/data/upload/1/a.png"))
+        assert len(web.asked) == 6
+
+
 class TestCacheKey:
     def test_not_by_task(self) -> None:
         """Label Studio on SQLite hands task ids out again."""
-        source = images(Web())
+        source: ImageSource = images(Web())
 
         assert source.cache_key(ref("/a.png")) == source.cache_key(ImageRef(id="99", uri="/a.png"))
 

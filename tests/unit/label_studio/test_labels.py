@@ -1,4 +1,3 @@
-import json
 from typing import Any
 
 import httpx
@@ -13,20 +12,15 @@ CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "i
 
 
 class Project:
-    """A project of three calls: itself, its export, its unlabelled tasks."""
+    """A project of two calls: itself and its tasks."""
 
-    def __init__(self, export: list[Any], unlabelled: list[Any], skip_queue: str = "REQUEUE_FOR_OTHERS") -> None:
-        self.export = export
-        self.unlabelled = unlabelled
+    def __init__(self, *tasks: dict[str, Any], skip_queue: str = "REQUEUE_FOR_OTHERS") -> None:
+        self.tasks = list(tasks)
         self.skip_queue = skip_queue
-        self.filters = ""
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/export"):
-            return httpx.Response(200, json=self.export)
         if request.url.path == "/api/tasks":
-            self.filters = json.dumps(json.loads(request.url.params["query"])["filters"])
-            return httpx.Response(200, json={"tasks": self.unlabelled})
+            return httpx.Response(200, json={"tasks": self.tasks, "total": len(self.tasks)})
         return httpx.Response(200, json={"skip_queue": self.skip_queue})
 
     def labels(self) -> LabelStudioLabels:
@@ -50,16 +44,14 @@ def task(number: int, *annotations: dict[str, Any], **data: Any) -> dict[str, An
 
 
 def test_satisfies_the_port() -> None:
-    source: LabelSource = Project([], []).labels()
+    source: LabelSource = Project().labels()
 
     assert source.annotations() == []
     assert source.unlabelled() == ([], [])
 
 
 def test_annotations_of_several_readers() -> None:
-    source = Project(
-        [task(1, annotation("normal"), annotation("severe", 2), patient_id="p"), task(2, annotation(None))], []
-    )
+    source = Project(task(1, annotation("normal"), annotation("severe", 2), patient_id="p"), task(2, annotation(None)))
 
     found = source.labels().annotations()
 
@@ -72,8 +64,8 @@ def test_annotations_of_several_readers() -> None:
 
 def test_what_cannot_be_read_is_named_and_stops_nothing() -> None:
     broken = annotation("normal") | {"updated_at": "yesterday"}
-    export = [task(1, annotation("normal")), task(2, broken), task(3, annotation("severe"), image="")]
-    labels = Project(export, [task(4), task(5, image=["a", "b"])]).labels()
+    read = [task(1, annotation("normal")), task(2, broken), task(3, annotation("severe"), image="")]
+    labels = Project(*read, task(4), task(5, image=["a", "b"])).labels()
 
     assert [a.image.id for a in labels.annotations()] == ["1"]
     pool, exclusions = labels.unlabelled()
@@ -83,7 +75,7 @@ def test_what_cannot_be_read_is_named_and_stops_nothing() -> None:
 
 
 def test_a_second_round_does_not_repeat_the_exclusions_of_the_first() -> None:
-    labels = Project([task(3, annotation("severe"), image="")], []).labels()
+    labels = Project(task(3, annotation("severe"), image="")).labels()
     labels.annotations()
     labels.annotations()
 
@@ -91,8 +83,32 @@ def test_a_second_round_does_not_repeat_the_exclusions_of_the_first() -> None:
 
 
 def test_a_skipped_image_stays_in_the_pool_unless_skips_are_final() -> None:
-    for skip_queue, final in [("REQUEUE_FOR_OTHERS", False), ("REQUEUE_FOR_ME", False), ("IGNORE_SKIPPED", True)]:
-        project = Project([], [], skip_queue)
-        project.labels().unlabelled()
+    for skip_queue, pool in [
+        ("REQUEUE_FOR_OTHERS", ["1", "2"]),
+        ("REQUEUE_FOR_ME", ["1", "2"]),
+        ("IGNORE_SKIPPED", ["2"]),
+    ]:
+        project = Project(task(1, annotation(None)), task(2), task(3, annotation("severe")), skip_queue=skip_queue)
 
-        assert ("cancelled_annotations" in project.filters) == final
+        assert [image.id for image in project.labels().unlabelled()[0]] == pool
+
+
+def test_pool_and_annotations_are_of_one_moment() -> None:
+    """An image that is labelled between the two calls is not in both, or in neither."""
+    project = Project(task(1), task(2))
+    labels = project.labels()
+    labels.annotations()
+    project.tasks = [task(1), task(2, annotation("severe"))]
+
+    assert [image.id for image in labels.unlabelled()[0]] == ["1", "2"]
+    assert [a.image.id for a in labels.annotations()] == ["2"]
+    assert [image.id for image in labels.unlabelled()[0]] == ["1"]
+
+
+def test_the_state_of_an_annotation_is_what_it_says_and_when() -> None:
+    first = Project(task(1, annotation("normal"), annotation("severe", 2) | {"id": 6})).labels().states()
+    later = Project(task(1, annotation("normal"), annotation("normal", 2) | {"id": 6})).labels().states()
+
+    assert first.keys() == later.keys() == {"1.5", "1.6"}
+    assert first["1.5"] == later["1.5"]
+    assert first["1.6"] != later["1.6"]

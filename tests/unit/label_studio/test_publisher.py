@@ -36,6 +36,7 @@ class SmallLabelStudio:
         self.versions: dict[str, list[dict[str, Any]]] = {}
         self.drops = 0  # predictions of an import that vanish in silence
         self.before: Callable[[str], None] = _nothing
+        self.after: Callable[[str], None] = _nothing  # done, but not answered
         self.steps: list[str] = []
 
     def served(self) -> list[int]:
@@ -51,16 +52,19 @@ class SmallLabelStudio:
         answers: dict[str, Callable[[], httpx.Response]] = {
             "GET 1": lambda: httpx.Response(200, json=self.project),
             "PATCH 1": lambda: self._patch(body),
-            "GET tasks": lambda: httpx.Response(
-                200, json={"tasks": [{"id": i} for i in sorted(self.waiting & _chosen(request))]}
-            ),
+            "GET tasks": lambda: self._tasks(self.waiting & _chosen(request)),
             "POST predictions": lambda: self._import(body),
             "GET model-versions": lambda: httpx.Response(
                 200, json={"static": [{"model_version": v, "count": len(p)} for v, p in self.versions.items()]}
             ),
             "DELETE model-versions": lambda: self._delete(body["model_version"]),
         }
-        return answers[step]()
+        answer = answers[step]()
+        self.after(step)
+        return answer
+
+    def _tasks(self, ids: set[int]) -> httpx.Response:
+        return httpx.Response(200, json={"tasks": [{"id": i} for i in sorted(ids)], "total": len(ids)})
 
     def _patch(self, body: dict[str, Any]) -> httpx.Response:
         if body["model_version"] not in self.versions:
@@ -122,9 +126,15 @@ def report(*image_ids: int, batch_size: int = 2, round_id: str = "r000001") -> R
     )
 
 
-def publisher(server: SmallLabelStudio, store: Store | None = None, **options: Any) -> Publisher:
+def publisher(
+    server: Callable[[httpx.Request], httpx.Response],
+    store: Store | None = None,
+    arrival_s: float = 0.0,
+    **options: Any,
+) -> Publisher:
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server), retries=1)
-    return LabelStudioPublisher(client, 1, CONFIG, ProjectOptions(**options), Store() if store is None else store)
+    store = Store() if store is None else store
+    return LabelStudioPublisher(client, 1, CONFIG, ProjectOptions(**options), store, arrival_s=arrival_s)
 
 
 class TestPublish:
@@ -224,6 +234,125 @@ class TestWhatHappenedMeanwhile:
             publisher(server).publish(report(1, 2, 3), no_guard)
         assert server.versions == {}
         assert server.project["model_version"] == ""
+
+
+class TestImportWithoutAnAnswer:
+    """A time-out, or a proxy that answers for Label Studio: what counts is what Label Studio holds."""
+
+    def test_that_was_done_is_switched_to(self) -> None:
+        server = SmallLabelStudio(3)
+
+        def lose(step: str) -> None:
+            if step == "POST predictions":
+                raise httpx.ReadTimeout("no answer")
+
+        server.after = lose
+        published = publisher(server).publish(report(3, 1, 2), no_guard)
+
+        assert server.served() == [3, 1, 2]
+        assert [len(held) for held in server.versions.values()] == [3]
+        assert server.project["model_version"] == published.version
+
+    def test_that_is_done_in_a_while_is_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        server = SmallLabelStudio(2)
+        late: list[dict[str, Any]] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("import/predictions"):
+                late.extend(json.loads(request.content))
+                return httpx.Response(504, text="<html>gateway time-out</html>", headers={"content-type": "text/html"})
+            return server(request)
+
+        def arrive(_seconds: float) -> None:
+            server.versions[late[0]["model_version"]] = late
+
+        monkeypatch.setattr("ml_backend.label_studio.publisher.time.sleep", arrive)
+        publisher(answer, arrival_s=60.0).publish(report(2, 1), no_guard)
+
+        assert server.served() == [2, 1]
+
+    def test_that_never_arrives_leaves_the_old_order(self) -> None:
+        server = SmallLabelStudio(2)
+        publisher(server).publish(report(1, 2), no_guard)
+
+        def lose(step: str) -> None:
+            if step == "POST predictions":
+                raise httpx.ReadTimeout("no answer")
+
+        server.before = lose
+        with pytest.raises(LabelStudioError, match="no answer"):
+            publisher(server).publish(report(2, 1), no_guard)
+        assert server.served() == [1, 2]
+
+    def test_that_arrives_after_all_is_cleared_away_by_the_next(self) -> None:
+        """It lies under a version of its own, so that no image is in the order twice."""
+        server = SmallLabelStudio(2)
+        lost: list[str] = []
+
+        def lose(step: str) -> None:
+            if step == "POST predictions" and not lost:
+                lost.append(step)
+                raise httpx.ReadTimeout("no answer")
+
+        server.before = lose
+        with pytest.raises(LabelStudioError):
+            publisher(server).publish(report(2, 1), no_guard)
+        server.versions["al-r000001-entropy-1a7e00"] = [{"task": 1, "score": 0.0}]
+        again = publisher(server).publish(report(2, 1), no_guard)
+
+        assert server.served() == [2, 1]
+        assert list(server.versions) == [again.version]
+
+    def test_that_was_done_twice_is_no_ranking(self) -> None:
+        """As a proxy does that repeats what it got no answer to."""
+        server = SmallLabelStudio(2)
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("import/predictions"):
+                server(request)
+            return server(request)
+
+        with pytest.raises(LabelStudioError, match="took 4 of 2 predictions"):
+            publisher(answer).publish(report(2, 1), no_guard)
+        assert server.versions == {}
+
+
+class TestSwitchedAway:
+    def test_by_a_dead_runs_late_request_is_switched_back(self) -> None:
+        """It comes through while the old order is deleted, and deleting what is served leaves a random order."""
+        server = SmallLabelStudio(2)
+        old = publisher(server).publish(report(1, 2), no_guard)
+
+        def come_late(step: str) -> None:
+            if step == "DELETE model-versions":
+                server.project["model_version"] = old.version
+
+        server.before = come_late
+        new = publisher(server).publish(report(2, 1), no_guard)
+
+        assert (server.project["model_version"], server.served()) == (new.version, [2, 1])
+
+    def test_by_a_newer_run_stays(self) -> None:
+        server = SmallLabelStudio(2)
+        publisher(server).publish(report(1, 2), no_guard)
+        newer = [{"task": 1, "score": 0.0}, {"task": 2, "score": 0.5}]
+        calls = 0
+
+        def overtake(step: str) -> None:
+            if step == "DELETE model-versions":
+                server.versions["al-r000009-bald-0a1b2c"] = newer
+                server.project["model_version"] = "al-r000009-bald-0a1b2c"
+
+        def guard() -> None:
+            nonlocal calls
+            calls += 1
+            if calls > 3:
+                raise StaleRound
+
+        server.before = overtake
+        with pytest.raises(StaleRound):
+            publisher(server).publish(report(2, 1), guard)
+        assert server.served() == [1, 2]
 
 
 class TestCrash:

@@ -1,8 +1,18 @@
 """A round that has begun, over a queue in memory."""
 
 import pytest
+from structlog.testing import capture_logs
 
-from ml_backend.errors import StaleRound
+from ml_backend.errors import (
+    EmptyPool,
+    LabelStudioError,
+    QueueError,
+    SettingsError,
+    StaleRound,
+    StorageError,
+    TooFewLabels,
+    UnknownProject,
+)
 from ml_backend.queueing.claim import Claim
 from ml_backend.queueing.status import LastError, Progress
 from ml_backend.records import ProjectKey
@@ -14,15 +24,18 @@ class MemoryQueue:
     """Remembers what a claim tells it."""
 
     def __init__(self) -> None:
-        self.newest = "token"
+        self.token: str | None = "token"
+        self.away = False
         self.written: list[Progress] = []
-        self.ends: list[LastError | None] = []
+        self.ends: list[tuple[LastError | None, bool]] = []
 
-    def holds(self, project: ProjectKey, token: str) -> bool:
-        return token == self.newest
+    def newest(self, project: ProjectKey) -> str | None:
+        if self.away:
+            raise QueueError("Redis does not answer")
+        return self.token
 
-    def settle(self, project: ProjectKey, token: str, error: LastError | None) -> None:
-        self.ends.append(error)
+    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
+        self.ends.append((error, again))
 
     def write_progress(self, project: ProjectKey, progress: Progress) -> None:
         self.written.append(progress)
@@ -41,9 +54,19 @@ def claim(queue: MemoryQueue) -> Claim:
 class TestGuard:
     def test_holds_until_a_newer_run_begins(self, claim, queue):
         claim.guard()
-        queue.newest = "another"
+        queue.token = "another"
         with pytest.raises(StaleRound, match="run 3 of project"):
             claim.guard()
+
+    def test_an_emptied_redis_is_no_reason_to_lose_the_round(self, claim, queue):
+        queue.token = None
+        claim.guard()
+
+    def test_nor_is_one_that_is_away(self, claim, queue):
+        queue.away = True
+        with capture_logs() as logs:
+            claim.guard()
+        assert [log["event"] for log in logs] == ["the round goes on without Redis"]
 
 
 class TestProgress:
@@ -66,11 +89,29 @@ class TestProgress:
 class TestEnd:
     def test_finish(self, claim, queue):
         claim.finish()
-        assert queue.ends == [None]
+        assert [error for error, _ in queue.ends] == [None]
 
     def test_fail_keeps_the_error_in_words(self, claim, queue):
         claim.fail(RuntimeError("out of memory"))
         claim.fail(MemoryError())
 
-        told = [(error.kind, error.message) for error in queue.ends]
+        told = [(error.kind, error.message) for error, _ in queue.ends]
         assert told == [("RuntimeError", "out of memory"), ("MemoryError", "MemoryError()")]
+
+    @pytest.mark.parametrize(
+        ("error", "again"),
+        [
+            (RuntimeError("a bug, or too little memory"), True),
+            (LabelStudioError("it is away"), True),
+            (StorageError("the disk is full"), True),
+            (SettingsError("no key: a worker started with one mends it"), True),
+            (StaleRound("outdated on disk alone"), True),
+            (EmptyPool("images come with an event"), False),
+            (TooFewLabels("labels come with an event"), False),
+            (UnknownProject("gone"), False),
+        ],
+    )
+    def test_time_alone_starts_again_what_it_can_mend(self, claim, queue, error, again):
+        claim.fail(error)
+
+        assert [tried for _, tried in queue.ends] == [again]

@@ -45,6 +45,9 @@ class MemoryQueue(RoundQueue):
     def forget(self, project: ProjectKey) -> None:
         self.state = QueueStatus()
 
+    def workers(self) -> int:
+        return 1
+
 
 def payload(name: str) -> dict[str, Any]:
     """A body that Label Studio 1.23.2 really sent."""

@@ -8,14 +8,33 @@ from structlog.testing import capture_logs
 
 from ml_backend.errors import QueueError, StorageError
 from ml_backend.server.app import create_app
+from ml_backend.server.openapi import OPEN
 from ml_backend.settings import Settings
 from tests.unit.server.memory import payload
-
-PATHS = ["/", "/setup", "/predict", "/webhook", "/versions", "/metrics", "/no-such-page"]
 
 
 def basic(user, password):
     return {"Authorization": "Basic " + b64encode(f"{user}:{password}".encode()).decode()}
+
+
+STRANGERS = [
+    {},
+    basic("ls", "wrong"),
+    basic("other", "gehëim"),
+    basic("", ""),
+    basic("ls", ""),
+    {"Authorization": "Bearer gehëim".encode()},
+    {"Authorization": "Basic gehëim".encode()},
+    {"Authorization": "Basic " + b64encode(b"ls:\xff").decode()},
+]
+
+
+def every_route(app):
+    """Method, path and endpoint of everything that the app answers."""
+    for rule in app.url_map.iter_rules():
+        assert not rule.arguments, f"{rule} has a variable: fill it in here"
+        for method in rule.methods:
+            yield method, rule.rule, rule.endpoint
 
 
 class TestAuthentication:
@@ -24,33 +43,80 @@ class TestAuthentication:
         settings = Settings(data_dir=store.root, basic_auth_user="ls", basic_auth_pass=SecretStr("gehëim"))
         return create_app(settings, queue).test_client()
 
-    @pytest.mark.parametrize("path", PATHS)
-    @pytest.mark.parametrize(
-        "headers",
-        [
-            {},
-            basic("ls", "wrong"),
-            basic("other", "gehëim"),
-            basic("", ""),
-            {"Authorization": "Bearer gehëim".encode()},
-        ],
-    )
-    def test_refuses_strangers_everywhere(self, guarded, path, headers):
-        response = guarded.post(path, headers=headers)
+    @pytest.mark.parametrize("headers", STRANGERS)
+    def test_refuses_strangers_on_every_route(self, app, guarded, headers):
+        """Every route and method of the app, so that none can be forgotten; and what is no route at all."""
+        for method, path, endpoint in [*every_route(app), ("GET", "/no-such-page", ""), ("POST", "/static/x", "")]:
+            response = guarded.open(path, method=method, headers=headers)
 
-        assert response.status_code == 401
-        assert "ml-backend connect" in response.json["error"]
-        assert response.headers["WWW-Authenticate"].startswith("Basic")
+            if endpoint == "routes.health" and method != "OPTIONS":
+                assert response.status_code == 200
+            elif endpoint != "routes.health":
+                assert response.status_code == 401, (method, path)
+                assert response.headers["WWW-Authenticate"].startswith("Basic")
+                assert method == "HEAD" or "ml-backend connect" in response.json["error"]
 
-    def test_lets_the_right_one_in(self, guarded):
-        assert guarded.get("/versions", headers=basic("ls", "gehëim")).json == {"versions": []}
+    def test_lets_the_right_one_in_on_every_route(self, app, guarded):
+        asked = 0
+        for method, path, _ in every_route(app):
+            response = guarded.open(path, method=method, headers=basic("ls", "gehëim"))
+
+            # An empty body is refused where one is wanted, but not its sender.
+            assert response.status_code == (400 if method == "POST" else 200), (method, path)
+            asked += 1
+        assert asked >= 20
+
+    def test_no_route_is_open_but_health(self, app):
+        """Whoever opens another one must say so here."""
+        assert OPEN == "routes.health"
+        assert {endpoint for _, _, endpoint in every_route(app)} == {
+            "routes.all_versions",
+            "routes.health",
+            "routes.index",
+            "routes.metrics",
+            "routes.openapi",
+            "routes.predictions",
+            "routes.setup",
+            "routes.versions",
+            "routes.webhook",
+        }
 
     def test_health_is_open(self, guarded):
         """A container's health check has no password."""
-        assert guarded.get("/health").json == {"status": "UP"}
+        assert guarded.get("/health").json == {"status": "UP", "degraded": []}
 
-    def test_off_by_default(self, client):
+    def test_off_by_default_with_a_warning(self, store, queue):
+        with capture_logs() as logs:
+            client = create_app(Settings(data_dir=store.root), queue).test_client()
+
         assert client.get("/versions").status_code == 200
+        [warning] = logs
+        assert "no credentials are set" in warning["event"]
+        assert "AL_BASIC_AUTH_PASS" in warning["way_out"]
+
+    def test_a_password_is_not_logged(self, guarded):
+        with capture_logs() as logs:
+            guarded.get("/versions?key=gehëim", headers=basic("ls", "other-secret"))
+
+        assert logs
+        assert "other-secret" not in str(logs)
+        assert "gehëim" not in str(logs)
+
+
+class TestPagesOfOthers:
+    def test_a_page_in_a_browser_cannot_post(self, client):
+        """The browser would add the password that it remembers; Label Studio sends no Origin."""
+        response = client.post("/webhook", json=payload("START_TRAINING"), headers={"Origin": "https://evil.example"})
+
+        assert response.status_code == 403
+        assert client.get("/", headers={"Origin": "https://evil.example"}).status_code == 200
+
+    def test_the_page_is_neither_framed_nor_given_a_script(self, client):
+        policy = client.get("/", headers={"Accept": "text/html"}).headers["Content-Security-Policy"]
+
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "script-src" not in policy
 
 
 class TestErrors:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ml_backend.queueing import LastError
+from ml_backend.queueing import LastError, QueueStatus
 from ml_backend.records import Published
 from ml_backend.server.events import ACTIONS
 from tests.fakes import NOON
@@ -130,6 +130,49 @@ class TestThreshold:
 
         assert response.status_code == 200
         assert (queue.state.changes, queue.state.threshold) == (2, 20)
+
+
+class TestRunsLow:
+    """With the default batch of 20 and reserve of 80, 100 images are served and 40 must be left."""
+
+    @pytest.fixture
+    def serve(self, connected, store):
+        def served(images, annotations=7):
+            ids = tuple(map(str, range(images)))
+            store.project(PROJECT).set_published(published(*ids).model_copy(update={"annotations": annotations}))
+
+        return served
+
+    def label(self, connected, annotations, skips=0):
+        counts = {"total_annotations_number": annotations, "skipped_annotations_number": skips}
+        return connected.post("/webhook", json=body_of("ANNOTATION_CREATED", **counts)).json["outcome"]
+
+    def test_is_topped_up_when_too_few_are_left(self, connected, queue, serve):
+        serve(100)
+
+        assert self.label(connected, 7 + 60) == "counted"
+        assert self.label(connected, 7 + 50, skips=11) == "requested"
+        assert queue.requests == ["topup"]
+
+    def test_labels_that_earned_a_round_come_first(self, connected, queue, serve):
+        serve(100)
+        queue.state = QueueStatus(changes=1000)
+        counts = {"total_annotations_number": 1000, "min_annotations_to_start_training": 1}
+
+        connected.post("/webhook", json=body_of("ANNOTATION_CREATED", **counts))
+
+        assert queue.requests == ["labels"]
+
+    def test_asks_nothing_where_all_that_there_were_are_served(self, connected, queue, serve):
+        serve(99)
+
+        assert self.label(connected, 7 + 98) == "counted"
+        assert queue.requests == []
+
+    def test_asks_nothing_where_it_was_not_noted(self, connected, queue, serve):
+        serve(100, annotations=None)
+
+        assert self.label(connected, 1000) == "counted"
 
 
 class TestStartTraining:

@@ -1,10 +1,14 @@
 """The status page and the metrics."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from ml_backend.errors import QueueError
 from ml_backend.queueing import LastError, Progress, QueueStatus
 from ml_backend.records import FitReport
+from ml_backend.server.status import LISTED_IMAGES
+from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_predictions import save_round
@@ -30,6 +34,7 @@ def busy(connected, queue, store):
         last_error=LastError(kind="WeightsError", message="<b>no weights</b>", at=0),
         rounds_finished=2,
         rounds_failed=1,
+        next_attempt=1_767_225_600.0,
     )
     return connected
 
@@ -49,7 +54,9 @@ class TestIndex:
 
         assert '/projects/2/data">Project 2</a>' in page
         assert "a round runs (labels): train" in page
-        assert "after 20 changed annotations; 7 so far. After a failure" in page
+        assert (
+            "after 20 changed annotations; 7 so far. The failed one is tried again by itself at 00:00:00 UTC." in page
+        )
         assert "random order until every class has 25 labels" in page
         assert "&lt;b&gt;no weights&lt;/b&gt;" in page
 
@@ -116,6 +123,43 @@ class TestIndex:
         assert connected.get("/").json["projects"][0]["problem"] == "Redis at localhost:6379/0 does not answer"
         assert "Redis at localhost:6379/0 does not answer" in connected.get("/", headers=HTML).text
         assert "al_unreadable_projects 1.0" in connected.get("/metrics").text
+
+
+class TestQuarantine:
+    @pytest.fixture
+    def unreadable(self, connected, store):
+        quarantine = Quarantine(store.project(PROJECT).folder, lambda: datetime(2026, 11, 23, 9, 0, tzinfo=UTC))
+        with quarantine.settled():
+            for number in range(LISTED_IMAGES + 5):
+                quarantine.enter(str(number), "file", "damaged", f"<i>film {number}</i> is cut off", passing=False)
+        return connected
+
+    def test_json_has_the_number_and_the_first_with_their_reasons(self, unreadable):
+        quarantined = unreadable.get("/").json["projects"][0]["quarantined"]
+
+        assert quarantined["images"] == LISTED_IMAGES + 5
+        assert len(quarantined["listed"]) == LISTED_IMAGES
+        assert quarantined["listed"][7] == {
+            "image_id": "7",
+            "trouble": "damaged",
+            "reason": "<i>film 7</i> is cut off",
+            "first_seen": "2026-11-23T09:00:00Z",
+            "last_tried": "2026-11-23T09:00:00Z",
+            "next_try": "2026-11-23T09:01:00Z",
+            "times": 1,
+        }
+
+    def test_page_lists_them_for_the_owner(self, unreadable):
+        page = page_of(unreadable)
+
+        assert f"{LISTED_IMAGES + 5} images, left out of the rounds until they can be read" in page
+        assert '/projects/2/data?task=7">Task 7</a>: damaged since 2026-11-23 09:00 UTC, tried 1 time,' in page
+        assert "&lt;i&gt;film 7&lt;/i&gt; is cut off" in page
+        assert f"The first {LISTED_IMAGES}; all of them stand in the project's quarantine.json." in page
+
+    def test_none(self, connected):
+        assert connected.get("/").json["projects"][0]["quarantined"] == {"images": 0, "listed": []}
+        assert "Unreadable" not in page_of(connected)
 
 
 class TestMetrics:

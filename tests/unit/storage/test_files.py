@@ -1,11 +1,19 @@
 """A file is there whole, or as it was."""
 
+import os
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from ml_backend.storage.files import folder_beside, replace_file, write_atomically
+from ml_backend.storage.files import (
+    ABANDONED_AFTER_S,
+    folder_beside,
+    remove_half_written,
+    replace_file,
+    write_atomically,
+)
 
 
 class PowerCut(BaseException):
@@ -54,3 +62,21 @@ class TestFolderBeside:
             raise PowerCut
 
         assert names_in(tmp_path / "a") == []
+
+
+class TestRemoveHalfWritten:
+    def test_what_was_not_touched_for_long_and_only_that(self, tmp_path):
+        """Younger ones may be the server's, which writes beside us."""
+        for name in (".published.json.ab12", ".connection.json.cd34", "published.json"):
+            (tmp_path / name).write_text("x")
+        (tmp_path / ".folder").mkdir()
+        old = time.time() - ABANDONED_AFTER_S - 1
+        for name in (".published.json.ab12", "published.json", ".folder"):
+            os.utime(tmp_path / name, (old, old))
+
+        remove_half_written(tmp_path)
+
+        assert names_in(tmp_path) == [".connection.json.cd34", ".folder", "published.json"]
+
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        remove_half_written(tmp_path / "none")

@@ -1,12 +1,15 @@
 """A reader sees a whole round or none, whatever happens while it is written."""
 
+import resource
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import pytest
 
-from ml_backend.errors import StorageError, UnknownProject
+from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Connection, Exclusion, ProjectKey, Published
 from ml_backend.storage import ProjectStore, RoundStore
@@ -79,21 +82,22 @@ class TestSave:
         assert store.outputs("r000001") is None
 
     def test_a_crash_while_saving_leaves_no_trace(self, store):
-        """The next run finds the former round, and takes the same number again."""
+        """The next run finds the former round, and nothing that takes up room."""
         store.save(make_report("r000001"), None, None)
 
         with pytest.raises(PowerCut):
             store.save(make_report("r000002"), OUTPUTS, PowerCutWhileSaving())
 
         assert store.round_ids() == ["r000001"]
-        assert store.next_round_id() == "r000002"
-        assert names_in(store.folder / "rounds") == ["r000001"]
+        assert names_in(store.folder / "rounds") == [".r000002", "r000001"]
+        assert names_in(store.folder / "rounds/.r000002") == []
+        assert store.next_round_id() == "r000003"
 
     def test_a_kill_before_the_rename_leaves_a_folder_that_nobody_reads(self, store, monkeypatch):
         """No clean-up runs after kill -9: the half-written folder stays, unseen, until the round is saved again."""
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", power_cut)
-            patch.setattr("ml_backend.storage.files.shutil.rmtree", do_nothing)
+            patch.setattr("ml_backend.storage.rounds.shutil.rmtree", do_nothing)
             with pytest.raises(PowerCut):
                 store.save(make_report(), OUTPUTS, None)
 
@@ -119,6 +123,109 @@ class TestSave:
 
         assert store.round_ids() == ["r000009", "r000010", "r000100"]
         assert store.next_round_id() == "r000101"
+
+
+class TestRoundIds:
+    def test_two_runs_never_have_the_same(self, store):
+        """Of one process after the other, as of two at once."""
+        with ThreadPoolExecutor(8) as pool:
+            taken = list(pool.map(lambda _: store.next_round_id(), range(40)))
+
+        assert len(set(taken)) == 40
+
+    def test_an_orphan_neither_saves_nor_disturbs_the_newer_round(self, store):
+        late, newer = store.next_round_id(), store.next_round_id()
+
+        with pytest.raises(StaleRound, match="a newer round than r000001"):
+            store.save(make_report(late), OUTPUTS, None)
+        store.save(make_report(newer), None, None)
+
+        assert store.round_ids() == [newer]
+        assert store.outputs(newer) is None
+
+    def test_what_dead_runs_left_half_written_goes_when_the_next_takes_its_number(self, store):
+        left = store.folder / "rounds" / f".{store.next_round_id()}"
+        (left / "model.txt").write_text("half")
+        (store.folder / "rounds" / ".r000001.ab12").mkdir()  # of an older version of this backend
+
+        assert store.next_round_id() == "r000002"
+
+        assert names_in(store.folder / "rounds") == [".r000002"]
+
+    def test_networks_of_the_last_three_rounds_that_trained_one_stay(self, store):
+        for number in range(1, 7):
+            store.save(make_report(f"r{number:06d}"), OUTPUTS, None if number == 5 else FakeLearner())
+
+        store.next_round_id()
+
+        kept = [
+            round_id for round_id in store.round_ids() if (store.folder / "rounds" / round_id / "model.txt").exists()
+        ]
+        assert kept == ["r000003", "r000004", "r000006"]
+        assert all(store.report(round_id) and store.outputs(round_id) for round_id in store.round_ids())
+
+    def test_a_disk_that_refuses_says_so(self, store):
+        store.folder.parent.mkdir(parents=True)
+        store.folder.write_text("a file where a folder should be")
+
+        with pytest.raises(StorageError, match="no round can be begun"):
+            store.next_round_id()
+
+
+class TestRuns:
+    def test_only_the_newest_goes_on(self, store):
+        with pytest.raises(StaleRound):
+            store.require_newest("first")
+        store.begin_run("first")
+        store.require_newest("first")
+
+        store.begin_run("second")
+
+        store.require_newest("second")
+        with pytest.raises(StaleRound, match="neither saves nor publishes"):
+            store.require_newest("first")
+
+    def test_begins_with_what_dead_ones_handed_over_removed(self, store):
+        left = store.folder / "scoring" / "r000001-ab12"
+        left.mkdir(parents=True)
+        (left / "model.txt").write_text("a network")
+
+        store.begin_run("next")
+
+        assert names_in(store.folder) == ["run.json"]
+
+
+class TestRefusedWrites:
+    @pytest.fixture
+    def no_room(self) -> Iterator[None]:
+        """The kernel refuses a write in the middle of a file, as on a full disk; here a limit on the size of files."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        yield
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    @pytest.mark.usefixtures("no_room")
+    def test_in_the_middle_of_a_round(self, store):
+        """Nothing stays, not even what takes up room; the next attempt has the room that there is."""
+        probs = np.random.default_rng(0).dirichlet(np.ones(3), (200, 4)).astype(np.float32)
+        outputs = PoolOutputs(tuple(map(str, range(200))), CLASSES, probs)
+
+        with pytest.raises(StorageError, match=r"r000001 could not be saved .*File too large"):
+            store.save(make_report(), outputs, FakeLearner())
+        assert names_in(store.folder / "rounds/.r000001") == []
+
+        store.save(make_report(), None, FakeLearner())
+        assert store.round_ids() == ["r000001"]
+
+    @pytest.mark.usefixtures("no_room")
+    def test_of_what_is_published_keeps_the_old(self, store):
+        store.set_published(PUBLISHED)
+        longer = PUBLISHED.model_copy(update={"image_ids": tuple(map(str, range(2000)))})
+
+        with pytest.raises(StorageError, match="File too large"):
+            store.set_published(longer)
+
+        assert store.published() == PUBLISHED
 
 
 class TestRead:

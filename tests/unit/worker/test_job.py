@@ -8,7 +8,7 @@ import pytest
 
 from ml_backend.errors import EmptyPool
 from ml_backend.queueing import Claim, LastError, Progress, RoundQueue
-from ml_backend.records import ProjectKey, Published
+from ml_backend.records import ProjectKey, Published, Reason
 from ml_backend.worker import job
 from tests.fakes import NOON, make_report
 
@@ -17,18 +17,22 @@ PUBLISHED = Published(version="al-r000001", round_id="r000001", image_ids=("2",)
 
 
 class MemoryQueue:
-    """Grants a claim of generation 1, and remembers how it ended."""
+    """Grants a claim of generation 1 under a new token each time, and remembers how it ended."""
 
     def __init__(self) -> None:
         self.ends: list[LastError | None] = []
+        self.reason: Reason = "labels"
+        self.runs = 0
 
-    def claim(self, project: ProjectKey, generation: int, reason: str) -> Claim | None:
-        return Claim(self, project, generation, "token", changes=3) if generation == 1 else None
+    def claim(self, project: ProjectKey, generation: int) -> Claim | None:
+        self.runs += 1
+        token = f"token-{self.runs}"
+        return Claim(self, project, generation, token, changes=3, reason=self.reason) if generation == 1 else None
 
-    def holds(self, project: ProjectKey, token: str) -> bool:
-        return True
+    def newest(self, project: ProjectKey) -> str | None:
+        return None  # as in an emptied Redis
 
-    def settle(self, project: ProjectKey, token: str, error: LastError | None) -> None:
+    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
         self.ends.append(error)
 
     def write_progress(self, project: ProjectKey, progress: Progress) -> None:
@@ -36,7 +40,8 @@ class MemoryQueue:
 
 
 @pytest.fixture
-def queue(monkeypatch):
+def queue(monkeypatch, tmp_path):
+    monkeypatch.setenv("AL_DATA_DIR", str(tmp_path))
     found = MemoryQueue()
     monkeypatch.setattr(RoundQueue, "from_settings", lambda _settings, **_options: found)
     return found
@@ -92,6 +97,44 @@ class TestRun:
         with pytest.raises(ZeroDivisionError):
             job.run("2.1795384774", 1, "labels")
         assert [(error.kind, error.message) for error in queue.ends] == [("ZeroDivisionError", "a bug")]
+
+    def test_what_came_while_it_waited_counts(self, queue, round_does):
+        """A top-up was asked for, and then labels earned a round."""
+        seen = []
+
+        def run(settings, key, reason, progress, guard):
+            seen.append(reason)
+            return make_report(), PUBLISHED
+
+        round_does(run)
+        job.run("2.1795384774", 1, "topup")
+
+        assert seen == ["labels"]
+
+    def test_a_run_that_wakes_up_late_finds_the_newer_one_on_disk(self, queue, round_does):
+        """Redis was emptied and knows of neither."""
+
+        def newer(settings, key, reason, progress, guard):
+            guard()
+            return make_report(), PUBLISHED
+
+        def late(settings, key, reason, progress, guard):
+            guard()
+            round_does(newer)
+            job.run("2.1795384774", 1, "labels")
+            guard()
+            raise AssertionError("must not come so far")
+
+        round_does(late)
+
+        assert job.run("2.1795384774", 1, "labels")["outcome"] == "failed"
+        assert [error and error.kind for error in queue.ends] == [None, "StaleRound"]
+
+    def test_a_data_folder_that_refuses_fails_the_round_and_nothing_else(self, queue, round_does, tmp_path):
+        (tmp_path / "projects").write_text("a file where a folder should be")
+
+        assert job.run("2.1795384774", 1, "labels")["outcome"] == "failed"
+        assert [error and error.kind for error in queue.ends] == ["StorageError"]
 
     def test_a_round_that_was_overtaken_does_nothing(self, queue, round_does):
         def run(*_args):

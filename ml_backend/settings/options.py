@@ -1,31 +1,25 @@
-"""Settings of the installation (environment) and options of a project (its owner's choice).
-
-Both are read once, validated whole (every bad value is reported at once), and passed on; nothing reads the
-environment later.
-"""
+"""What the owner of a project may choose."""
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    SecretStr,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_backend.errors import SettingsError
+from ml_backend.settings.refusals import explain
 from ml_backend.strategies import STRATEGIES, strategy_spec
 
-__all__ = ["OPTION_PREFIX", "ProjectOptions", "Settings", "StrategyName"]
+__all__ = ["OPTION_PREFIX", "ProjectOptions", "StrategyName"]
 
 OPTION_PREFIX = "model_"  # of an option that stands as an attribute on the Choices tag
 
@@ -167,70 +161,4 @@ class ProjectOptions(BaseModel):
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
-            raise SettingsError(_explain(error, cls, origin)) from None
-
-
-class Settings(BaseSettings):
-    """The installation's settings, from ``AL_*`` environment variables (or the keyword arguments of a test)."""
-
-    model_config = SettingsConfigDict(env_prefix="AL_", frozen=True, extra="ignore")
-
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey that carries the queue")
-    data_dir: Path = Field(
-        Path("data"), description="folder of rounds, checkpoints and caches; shared by server and worker"
-    )
-    label_studio_url: str | None = Field(
-        None,
-        description="where this backend reaches Label Studio; "
-        "default: the hostname that Label Studio sends, trusted only where callers need a password",
-    )
-    label_studio_api_key: SecretStr | None = Field(
-        None, description="personal access token (or legacy token) of a Label Studio user of the project"
-    )
-    basic_auth_user: str | None = Field(None, description="user name that callers must give; unset: no authentication")
-    basic_auth_pass: SecretStr | None = Field(None, description="password that callers must give")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where the network runs; `cpu` also spares each round the loading of PyTorch"
-    )
-    cache_gb: float = Field(
-        20.0, gt=0.0, description="size in GB that the decoded images may take, and again the features"
-    )
-    timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="time-out of a request to Label Studio")
-    round_timeout_s: Annotated[int, Field(gt=0)] = Field(24 * 3600, description="longest time that a round may take")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe message logged")
-
-    @classmethod
-    def load(cls, **overrides: Any) -> Self:
-        """Read the environment.
-
-        Raises:
-            SettingsError: names every wrong variable, its value and what is allowed.
-        """
-        try:
-            settings = cls(**overrides)
-        except ValidationError as error:
-            raise SettingsError(_explain(error, cls, {})) from None
-        if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
-            raise SettingsError("AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS go together: set both or neither")
-        return settings
-
-
-def _explain(error: ValidationError, model: type[BaseModel], origin: Mapping[str, str]) -> str:
-    """One line a mistake: the key, the value seen, what is allowed."""
-    lines: dict[str, str] = {}
-    for mistake in error.errors():
-        if mistake["type"] == "default_factory_not_called":  # a consequence of the others
-            continue
-        key = str(mistake["loc"][0])
-        name = f"AL_{key.upper()}" if model is Settings else key
-        source = f" (from {origin[key]})" if key in origin else ""
-        if mistake["type"] == "extra_forbidden":
-            lines[key] = f"{name}{source}: no such option; known are {', '.join(model.model_fields)}"
-            continue
-        # A union reports one mistake per member: gather them in one line.
-        wanted = mistake["msg"].removeprefix("Value error, ")
-        if key in lines:
-            lines[key] += f", or {wanted[0].lower()}{wanted[1:]}"
-        else:
-            lines[key] = f"{name}={mistake['input']!r}{source}: {wanted[0].lower()}{wanted[1:]}"
-    return "; ".join(lines.values())
+            raise SettingsError(explain(error, cls.model_fields, str, origin)) from None

@@ -1,0 +1,69 @@
+"""A round that was saved but not wholly published is published again, and not trained again.
+
+Between the two lies everything that Label Studio can do to us: it is restarted, its disk is full, our worker is killed
+while it deletes an old order. The saved ranking is still the best one as long as the next round would see the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from ml_backend.errors import StorageError
+from ml_backend.records import ImageRef, Label, Published, RoundReport, RoundRequest
+
+__all__ = ["RoundArchive", "inputs_digest", "unpublished_round"]
+
+log = structlog.get_logger(__name__)
+
+
+class RoundArchive(Protocol):
+    """Where rounds and what is served of them are kept."""
+
+    def latest(self) -> RoundReport | None: ...
+
+    def published(self) -> Published | None: ...
+
+
+def inputs_digest(request: RoundRequest, labels: Sequence[Label], pool: Sequence[ImageRef]) -> str:
+    """SHA-256 of everything that decides a round's result; neither its number nor what called for it is part of it.
+
+    Args:
+        request: with all options.
+        labels: that the round would learn from, in any order.
+        pool: that it would rank, in any order.
+    """
+    asked = json.dumps(request.model_dump(mode="json", exclude={"round_id", "reason"}), sort_keys=True)
+    learned = sorted(repr((*_told(one.image), one.value, one.raters, one.disputed)) for one in labels)
+    ranked = sorted(repr(_told(image)) for image in pool)
+    text = "\n".join((asked, str(len(learned)), *learned, *ranked))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unpublished_round(rounds: RoundArchive, inputs: str) -> RoundReport | None:
+    """The last round, where it is still to be published and a new one would come to the same.
+
+    Args:
+        rounds: of the project.
+        inputs: digest of what a new round would see.
+    """
+    try:
+        report, published = rounds.latest(), rounds.published()
+    except StorageError as error:
+        log.warning("the last round cannot be taken up", error=str(error))
+        return None
+    if report is None or report.inputs != inputs or _is_done(report, published):
+        return None
+    log.info("the last round was saved but not published: it is published now", round=report.request.round_id)
+    return report
+
+
+def _told(image: ImageRef) -> tuple[str, str, str | None]:
+    return image.id, image.uri, image.patient_id
+
+
+def _is_done(report: RoundReport, published: Published | None) -> bool:
+    """Whether the round is served and, the last step, the order before it is deleted."""
+    return published is not None and published.round_id == report.request.round_id and "delete" in published.seconds

@@ -1,0 +1,144 @@
+"""Never idle: more of the last ranking, before readers have used up what is published of it. Nothing is learned.
+
+Behind the published images Label Studio serves a random order without a word. So when few of them are left, the ranking
+is published again from the first image that still waits. Between rounds a job does it; while a round trains, which may
+take hours, a thread beside it.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import structlog
+
+from ml_backend.acquisition import seeded_order
+from ml_backend.engine.ports import LabelSource, Publisher
+from ml_backend.errors import BackendError
+from ml_backend.records import Annotation, ImageRef, Published, Ranking, RoundReport
+
+__all__ = ["RoundArchive", "TopUp", "TurnsPublisher", "beside", "topped_up"]
+
+WATCH_INTERVAL_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class RoundArchive(Protocol):
+    """Where rounds and what is served of them are kept."""
+
+    def published(self) -> Published | None: ...
+
+    def report(self, round_id: str) -> RoundReport: ...
+
+
+def topped_up(report: RoundReport, annotations: Sequence[Annotation], pool: Sequence[ImageRef]) -> Ranking:
+    """The ranking of a round, of the images that still wait.
+
+    Those that it scored come in its order, then those imported since, which have no score, in seeded order; and last
+    what a reader has skipped, which is there for the other readers only. An image that the round could not read stays
+    out until the next round has looked again.
+
+    Args:
+        report: of the round.
+        annotations: every annotation now.
+        pool: every image without a label now.
+    """
+    ranking = report.ranking
+    skipped = {annotation.image.id for annotation in annotations}
+    waiting = {image.id for image in pool}
+    scored = [image_id for image_id in ranking.image_ids if image_id in waiting]
+    known = {*scored, *(exclusion.image_id for exclusion in (*report.exclusions, *ranking.exclusions))}
+    new = [image.id for image in pool if image.id not in known]
+    order = [*scored, *(new[index] for index in seeded_order(new, report.request.seed))]
+    order.sort(key=lambda image_id: image_id in skipped)  # stable: the rest keeps its order
+    scores = dict(zip(ranking.image_ids, ranking.scores, strict=True))
+    lowest = min(ranking.scores, default=0.0)
+    return ranking.model_copy(
+        update={"image_ids": tuple(order), "scores": tuple(scores.get(image_id, lowest) for image_id in order)}
+    )
+
+
+class TopUp:
+    """Publishes more of the last ranking when little of it is left.
+
+    Args:
+        labels: of the project.
+        publisher: of the project.
+        rounds: its rounds, and what is served of them.
+        low: images that must be left.
+        guard: raises StaleRound where a newer run has begun.
+    """
+
+    def __init__(
+        self, labels: LabelSource, publisher: Publisher, rounds: RoundArchive, low: int, guard: Callable[[], None]
+    ) -> None:
+        self._labels = labels
+        self._publisher = publisher
+        self._rounds = rounds
+        self._low = low
+        self._guard = guard
+
+    def run(self) -> tuple[RoundReport, Published] | None:
+        """Top up, if it is time; None where it is not, or nothing is left to publish.
+
+        Raises:
+            StaleRound: from the guard.
+            LabelStudioError: the old order still stands.
+            StorageError: the last round cannot be read.
+        """
+        published = self._rounds.published()
+        if published is None:
+            return None
+        annotations = self._labels.annotations()
+        pool, _ = self._labels.unlabelled()
+        report = self._rounds.report(published.round_id)
+        ranking = topped_up(report, annotations, pool)
+        skipped = {annotation.image.id for annotation in annotations}
+        fresh = [image_id for image_id in ranking.image_ids if image_id not in skipped]
+        served = set(published.image_ids)
+        left = sum(image_id in served for image_id in fresh)
+        if left >= self._low or left == len(fresh):
+            return None
+        log.info("topping up", left=left, low=self._low, waiting=len(fresh))
+        more = report.model_copy(update={"ranking": ranking})
+        return report, self._publisher.publish(more, self._guard)
+
+
+class TurnsPublisher:
+    """A publisher that two threads may call: one publishes at a time. Satisfies ``engine.ports.Publisher``."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._turn = threading.RLock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Nobody else publishes: what is read in here about what is served stays true."""
+        with self._turn:
+            yield
+
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+        with self._turn:
+            return self._publisher.publish(report, guard)
+
+
+@contextmanager
+def beside(check: Callable[[], object], every_s: float = WATCH_INTERVAL_S) -> Iterator[None]:
+    """Call ``check`` now and then while the block runs, in a thread; what it refuses is logged and disturbs nothing."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every_s):
+            try:
+                check()
+            except BackendError as error:
+                log.warning("not topped up for now", error=str(error), kind=type(error).__name__)
+
+    thread = threading.Thread(target=watch, name="top-up", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

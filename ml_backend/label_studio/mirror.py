@@ -1,0 +1,110 @@
+"""A project's tasks and annotations as they were last read: what a reading needs not ask for again. No I/O."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import AwareDatetime
+
+from ml_backend.errors import PayloadError
+from ml_backend.records import Record
+
+__all__ = ["Counts", "KeptTask", "Mirror"]
+
+Json = dict[str, Any]
+KEPT = ("id", "completed_by", "was_cancelled", "ground_truth", "result", "updated_at")
+
+
+class Counts(NamedTuple):
+    """How much a project holds, as Label Studio's project row counts it too."""
+
+    tasks: int
+    annotations: int  # without skips
+    skips: int
+
+    @classmethod
+    def of(cls, project: Mapping[str, object]) -> Self:
+        """Those of a project's row.
+
+        Raises:
+            PayloadError: one is missing.
+        """
+        names = ("task_number", "total_annotations_number", "skipped_annotations_number")
+        numbers = [number for name in names if isinstance(number := project.get(name), int)]
+        if len(numbers) < len(names):
+            raise PayloadError(f"project {project.get('id')} comes without {', '.join(names)}: is this Label Studio?")
+        return cls(*numbers)
+
+
+class KeptTask(Record):
+    """What matters of a task, whatever its project's label config is."""
+
+    data: Any = None
+    annotations: tuple[Json, ...] = ()
+
+    @classmethod
+    def of(cls, task: Json) -> Self:
+        """Read a task of the task list."""
+        return cls(data=task.get("data"), annotations=tuple(map(_kept, task.get("annotations") or ())))
+
+
+class Mirror(Record):
+    """A project's tasks.
+
+    Attributes:
+        format: of the file; one of another format is no mirror, and the project is read whole.
+        read_at: when Label Studio was last asked, by its own clock. All that changed before is in here.
+        whole_at: when the project was last read whole, by the same clock.
+        tasks: by id.
+    """
+
+    format: Literal[1] = 1
+    read_at: AwareDatetime
+    whole_at: AwareDatetime
+    tasks: dict[int, KeptTask]
+
+    def renewed(self, rows: Iterable[Json], read_at: datetime, gone: Iterable[int] = ()) -> "Mirror":
+        """With tasks that were read again, and without those that are gone."""
+        tasks = self.tasks | {int(row["id"]): KeptTask.of(row) for row in rows}
+        for number in gone:
+            del tasks[number]
+        return Mirror(read_at=read_at, whole_at=self.whole_at, tasks=tasks)
+
+    @cached_property
+    def counts(self) -> Counts:
+        skipped = [bool(item.get("was_cancelled")) for task in self.tasks.values() for item in task.annotations]
+        return Counts(len(self.tasks), len(skipped) - sum(skipped), sum(skipped))
+
+    def annotated(self) -> Iterator[Json]:
+        """Every task with an annotation or a skip, by ascending id, as the task list has it."""
+        return (self._row(number) for number in sorted(self.tasks) if self.tasks[number].annotations)
+
+    def unlabelled(self, *, with_skipped: bool) -> Iterator[Json]:
+        """Every task without an annotation, a skip being none, by ascending id."""
+        for number in sorted(self.tasks):
+            annotations = self.tasks[number].annotations
+            if not annotations or (with_skipped and all(item.get("was_cancelled") for item in annotations)):
+                yield self._row(number)
+
+    def states(self) -> dict[str, str]:
+        """Every annotation, under its task and its own id, with a digest of what it says and when it was said."""
+        return {
+            f"{number}.{item.get('id')}": blake2b(json.dumps(item, sort_keys=True).encode(), digest_size=8).hexdigest()
+            for number, task in self.tasks.items()
+            for item in task.annotations
+        }
+
+    def _row(self, number: int) -> Json:
+        task = self.tasks[number]
+        return {"id": number, "data": task.data, "annotations": list(task.annotations)}
+
+
+def _kept(item: Json) -> Json:
+    """An annotation without what no round reads: the outlines that a reader drew may be megabytes."""
+    kept = {name: item[name] for name in KEPT if name in item}
+    if isinstance(result := kept.get("result"), list):
+        kept["result"] = [part for part in result if not isinstance(part, dict) or part.get("type") == "choices"]
+    return kept

@@ -1,0 +1,108 @@
+"""What the server publishes about itself, at ``/openapi.json``: OpenAPI 3.1, made from the routes and their types.
+
+Nothing of it is written by hand: the paths are those of the app, the bodies and answers those models that the routes
+read and write.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from inspect import getdoc, signature, unwrap
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from flask import Flask, Response
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from werkzeug.routing import Rule
+
+from ml_backend.server.payloads import ErrorAnswer
+
+__all__ = ["OPEN", "describe", "types_of"]
+
+OPEN = "routes.health"
+"""The one endpoint that asks for no credentials."""
+
+NAME = "label-studio-active-learning"
+REFUSALS = {
+    "400": "the body is not what Label Studio sends; names each wrong place",
+    "401": "user and password are wanted",
+    "403": "the request comes from a page in a browser",
+    "404": "the project is not connected",
+    "405": "another method is wanted",
+    "413": "the body is too large",
+    "500": "the store refuses, or an unexpected error; the log says which",
+    "503": "Redis does not answer",
+}
+Json = dict[str, Any]
+Used = tuple[type[BaseModel], Literal["validation", "serialization"]]
+References = Mapping[Any, Json]  # by what is used
+
+
+def types_of(view: Callable[..., Any]) -> tuple[type[BaseModel] | None, tuple[type, ...]]:
+    """The model of a view's body (None where it takes none), and the types that it may answer with."""
+    view = unwrap(view)
+    hints = get_type_hints(view)
+    returned = hints.pop("return")
+    answers = get_args(returned) if get_origin(returned) is UnionType else (returned,)
+    return next((hints[name] for name in signature(view).parameters), None), answers
+
+
+def describe(app: Flask) -> Json:
+    """The document of an app, with a path for each of its routes."""
+    views = [(rule, app.view_functions[rule.endpoint]) for rule in app.url_map.iter_rules()]
+    bodies = {body for _, view in views if (body := types_of(view)[0])}
+    answers = {answer for _, view in views for answer in types_of(view)[1] if issubclass(answer, BaseModel)}
+    used: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
+        (body, "validation") for body in bodies
+    ]
+    used += [(answer, "serialization") for answer in {ErrorAnswer} | answers]
+    # By name: the order of a set differs from run to run.
+    references, schemas = models_json_schema(
+        sorted(used, key=lambda one: one[0].__name__), ref_template="#/components/schemas/{model}"
+    )
+    paths: dict[str, Json] = {}
+    for rule, view in sorted(views, key=lambda one: one[0].rule):
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            paths.setdefault(rule.rule, {})[method.lower()] = _operation(rule, view, references)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": NAME, "version": version(NAME), "summary": "The backend that Label Studio talks to."},
+        "paths": paths,
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"password": {"type": "http", "scheme": "basic"}},
+        },
+        "security": [{"password": []}],
+    }
+
+
+def _operation(rule: Rule, view: Callable[..., Any], references: References) -> Json:
+    body, answers = types_of(view)
+    told: Json = {
+        "operationId": rule.endpoint.removeprefix("routes."),
+        "summary": (getdoc(unwrap(view)) or "").partition("\n")[0],
+        "responses": {"200": {"description": "done", "content": _content(answers, references)}},
+    }
+    refusals = dict(REFUSALS)
+    if rule.endpoint == OPEN:
+        told["security"] = []
+        refusals = {code: refusals[code] for code in ("405", "413", "500")}
+    if body is not None:
+        told["requestBody"] = {"required": True, "content": _json(references[body, "validation"])}
+    error = _json(references[ErrorAnswer, "serialization"])
+    told["responses"] |= {code: {"description": why, "content": error} for code, why in refusals.items()}
+    return told
+
+
+def _content(answers: tuple[type, ...], references: References) -> Json:
+    content: Json = {}
+    for answer in answers:
+        if issubclass(answer, BaseModel):
+            content |= _json(references[answer, "serialization"])
+        elif issubclass(answer, Response):  # a page, figures for Prometheus, this document
+            content["*/*"] = {}
+    return content
+
+
+def _json(schema: Any) -> Json:
+    return {"application/json": {"schema": schema}}

@@ -1,0 +1,178 @@
+"""Events are hints, Label Studio is the truth: finds what no event told, at the start of the server and every minute.
+
+For each connected project it reads what changed (two small requests where nothing did), sets the count of changes to
+what differs from the annotations that the served ranking has learned from, and asks for the round that they earned. In
+a thread of the server and not as a job of a worker: the only worker may train for hours.
+
+An event that comes while a project is read may count twice for a minute: a round may start a label early, never late.
+"""
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+import structlog
+
+from ml_backend.errors import BackendError, PayloadError, RequestRefused
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.mirror import Counts, Mirror
+from ml_backend.label_studio.reading import Reading, read_project
+from ml_backend.label_studio.supply import low_water
+from ml_backend.queueing import QueueStatus, RoundQueue
+from ml_backend.records import Connection, Published
+from ml_backend.server.connections import configuration
+from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.storage import RoundStore
+from ml_backend.storage.annotations import ReadingStore
+
+__all__ = ["Reconciler"]
+
+EVERY_S = 60.0
+
+log = structlog.get_logger(__name__)
+Connect = Callable[[Settings, str | None], LabelStudioClient]
+
+
+class Reconciler:
+    """Compares Label Studio with what was learned, project by project.
+
+    Args:
+        settings: of the installation.
+        store: its projects.
+        queue: its rounds.
+        connect: makes the client of a Label Studio; of the settings unless a test brings its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: RoundStore,
+        queue: RoundQueue,
+        connect: Connect = LabelStudioClient.from_settings,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._queue = queue
+        self._connect = connect
+        self._clients: dict[str | None, LabelStudioClient] = {}
+        self._over = threading.Event()
+
+    def start(self, every_s: float = EVERY_S) -> threading.Thread:
+        """Look at once, and every so many seconds, in a thread that ends with the process."""
+
+        def run() -> None:
+            while True:
+                self.look()
+                if self._over.wait(every_s):
+                    return
+
+        thread = threading.Thread(target=run, name="reconciler", daemon=True)
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        """Do not look again, and hang up."""
+        self._over.set()
+        for client in self._clients.values():
+            client.close()
+
+    def look(self) -> None:
+        """Look at every project once. A project that cannot be read is logged and shown, and hides no other."""
+        try:
+            connections = self._store.connections()
+        except (BackendError, OSError) as error:
+            log.warning("no project could be compared with Label Studio", error=str(error))
+            return
+        for connection in connections:
+            readings = ReadingStore(self._store.project(connection.project).folder)
+            try:
+                self._compare(connection, readings)
+                readings.note_problem(None)
+            except Exception as error:
+                # Even a bug that one project's data bring to light must not end the watch over the others.
+                known = isinstance(error, BackendError)
+                log.warning(
+                    "a project could not be compared with Label Studio",
+                    project=str(connection.project),
+                    error=str(error),
+                    exc_info=not known,
+                )
+                readings.note_problem(str(error) if known else f"unexpected {type(error).__name__}; the log says more")
+
+    def _compare(self, connection: Connection, readings: ReadingStore) -> None:
+        # Before the reading: a change that comes between the two is counted twice, and not never.
+        status = self._queue.status(connection.project)
+        client = self._client(connection)
+        kept = readings.mirror(Mirror)
+        try:
+            reading = read_project(client, connection.project.id, kept)
+        except RequestRefused as error:
+            if error.status == 404 and client.knows_us():
+                self._forget(connection)
+                return
+            raise
+        if _created(reading) != connection.project.created:
+            self._forget(connection)
+            return
+        if reading.mirror is not kept:
+            readings.keep_mirror(reading.mirror)
+        if status.running is None:  # a round that runs has taken the count, and sees for itself what there is
+            self._act(connection, readings, reading, status)
+
+    def _act(self, connection: Connection, readings: ReadingStore, reading: Reading, status: QueueStatus) -> None:
+        project, queue = connection.project, self._queue
+        rounds = self._store.project(project)
+        published, newest = rounds.published(), max(rounds.round_ids(), default="")
+        fresh = connection.model_copy(update={"label_config": str(reading.project["label_config"])})
+        self._store.connect(fresh)
+        _, options = configuration(fresh)
+        changes = readings.changes_since(published.round_id, reading.mirror.states()) if published else None
+        missed = 0 if changes is None else changes - status.changes
+        counts = Counts.of(reading.project)
+        threshold = options.retrain_after if reading.project.get("min_annotations_to_start_training") else 0
+        if missed:
+            log.info("events had not told", project=str(project), counted=status.changes, changes=changes)
+        counted = queue.count_changes(project, missed, threshold, counts.annotations + counts.skips)
+        error = status.last_error.kind if status.last_error else None
+        if counted.due:
+            queue.request_round(project, "labels")
+        elif published is None and error is None:
+            queue.request_round(project, "connected", only_if_idle=True)  # it was lost with Redis, say
+        elif error == "EmptyPool" and _waiting(reading):
+            queue.request_round(project, "images")
+        elif published is not None and error is None and newest > published.round_id:
+            # Saved and not published, and its next attempt was lost with Redis.
+            queue.request_round(project, "connected", only_if_idle=True)
+        elif published is not None and _top_up_is_due(published, reading, options):
+            queue.request_round(project, "topup")
+
+    def _forget(self, connection: Connection) -> None:
+        """Its rounds stay on disk; a project under the same id and time of creation finds them again."""
+        log.info("a project is gone from Label Studio", project=str(connection.project))
+        self._queue.forget(connection.project)
+        (self._store.project(connection.project).folder / "connection.json").unlink(missing_ok=True)
+
+    def _client(self, connection: Connection) -> LabelStudioClient:
+        # Where no password is asked for, anybody may call /setup, and name a host that the key would then be sent to.
+        hostname = connection.hostname if self._settings.basic_auth_user else None
+        if hostname not in self._clients:
+            self._clients[hostname] = self._connect(self._settings, hostname)
+        return self._clients[hostname]
+
+
+def _created(reading: Reading) -> int:
+    try:
+        return int(datetime.fromisoformat(str(reading.project["created_at"])).timestamp())
+    except (KeyError, ValueError) as error:
+        raise PayloadError(f"project {reading.project.get('id')} does not say when it was created: {error!r}") from None
+
+
+def _waiting(reading: Reading) -> set[str]:
+    """Images that nobody has answered or skipped."""
+    return {str(number) for number, task in reading.mirror.tasks.items() if not task.annotations}
+
+
+def _top_up_is_due(published: Published, reading: Reading, options: ProjectOptions) -> bool:
+    waiting = _waiting(reading)
+    left = len(waiting.intersection(published.image_ids))
+    return left < min(low_water(options), len(waiting))

@@ -1,0 +1,18 @@
+"""Settings of the installation (environment) and options of a project (its owner's choice).
+
+Both are read once, validated whole (every bad value is reported at once), and passed on; nothing reads the
+environment later.
+
+::
+
+    installation.py   Settings
+    options.py        ProjectOptions
+    addresses.py      where images may come from; what of an address may be shown
+    refusals.py       validation errors in words
+"""
+
+from ml_backend.settings.addresses import ImageHosts, shown_address
+from ml_backend.settings.installation import Settings
+from ml_backend.settings.options import OPTION_PREFIX, ProjectOptions, StrategyName
+
+__all__ = ["OPTION_PREFIX", "ImageHosts", "ProjectOptions", "Settings", "StrategyName", "shown_address"]

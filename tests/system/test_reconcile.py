@@ -1,0 +1,141 @@
+"""No event arrives, and no label is lost: the reconciler and a top-up on a real Label Studio and a real Valkey."""
+
+import io
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from PIL import Image
+from redis import Redis
+
+from ml_backend.assembly import run_live_round
+from ml_backend.demo.films import Film
+from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.processes.valkey import Valkey
+from ml_backend.queueing import RoundQueue, connect_redis
+from ml_backend.records import Connection, ProjectKey
+from ml_backend.server.reconcile import Reconciler
+from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
+
+pytestmark = pytest.mark.system
+FILMS = 12
+OPTIONS = {
+    "batch_size": 2,
+    "reserve": 4,
+    "retrain_after": 3,
+    "backbone": "resnet18",
+    "weights": "none",
+    "image_side": 32,
+}
+
+
+class Running(Protocol):
+    """What the fixture ``label_studio`` offers."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def api_key(self) -> str: ...
+
+
+class World:
+    """A project that nobody told the backend's events of."""
+
+    def __init__(self, client: LabelStudioClient, redis: Redis, settings: Settings, key: ProjectKey) -> None:
+        self.client = client
+        self.settings = settings
+        self.key = key
+        self.store = RoundStore(settings.data_dir)
+        self.queue = RoundQueue(redis)
+        self.reconciler = Reconciler(settings, self.store, self.queue)
+
+    def label(self, image_id: str, choice: str) -> int:
+        value = {"from_name": "severity", "to_name": "image", "type": "choices", "value": {"choices": [choice]}}
+        path = f"/api/tasks/{image_id}/annotations/"
+        return int(self.client.transport.ask("POST", path, dict, body={"result": [value]})["id"])
+
+    def served(self) -> str:
+        """The task that Label Studio hands a reader next."""
+        path, body = "/api/dm/actions", {"project": str(self.key.id)}
+        query = {"id": "next_task", "project": str(self.key.id)}
+        return str(self.client.transport.ask("POST", path, dict, query=query, body=body)["id"])
+
+
+@pytest.fixture
+def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[World]:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 77).save(file, "PNG")
+    settings = Settings.load(
+        redis_url=valkey.url,
+        data_dir=tmp_path,
+        label_studio_url=label_studio.url,
+        label_studio_api_key=label_studio.api_key,
+        device="cpu",
+    )
+    with LabelStudioClient(label_studio.url, label_studio.api_key) as client, connect_redis(valkey.url) as redis:
+        config = shipped_config("severity")
+        project_id, read = create_project(client, "test reconcile", config)
+        films = [
+            Film(name=f"{number}.png", content=file.getvalue(), label="", patient_id=None) for number in range(FILMS)
+        ]
+        assert list(upload(client, label_studio.api_key, project_id, read.image_key, films))[-1] == FILMS
+        project = client.patch_project(
+            project_id, {"sampling": "Uncertainty sampling", "min_annotations_to_start_training": 1}
+        )
+        key = ProjectKey(id=project_id, created=int(datetime.fromisoformat(project["created_at"]).timestamp()))
+        world = World(client, redis, settings, key)
+        world.store.connect(
+            Connection(project=key, hostname=label_studio.url, label_config=config, extra_params=OPTIONS)
+        )
+        yield world
+        world.reconciler.stop()
+        world.queue.forget(key)
+        if client.transport.ask("GET", "/api/projects/", dict, query={"ids": str(project_id)})["count"]:
+            client.transport.send("DELETE", f"/api/projects/{project_id}/")
+
+
+def test_labels_that_no_event_told_of(world: World) -> None:
+    """A first round, three changes, the round that they earned, and then the project is gone."""
+    run_live_round(world.settings, world.key, "connected")
+    published = world.store.project(world.key).published()
+    assert published is not None
+    assert published.annotations == 0
+    first, second, third = published.image_ids[:3]
+
+    world.reconciler.look()
+    assert world.queue.status(world.key).waiting is None
+
+    changed, deleted = world.label(first, "normal"), world.label(second, "severe")
+    world.reconciler.look()
+    assert (world.queue.status(world.key).changes, world.queue.status(world.key).waiting) == (2, None)
+
+    world.client.transport.send("DELETE", f"/api/annotations/{deleted}/")
+    world.label(second, "normal")
+    world.label(third, "normal")
+    world.client.transport.send("PATCH", f"/api/annotations/{changed}/", body={"ground_truth": True})
+    world.reconciler.look()
+    assert (world.queue.status(world.key).changes, world.queue.status(world.key).waiting) == (3, "labels")
+
+    world.client.transport.send("DELETE", f"/api/projects/{world.key.id}/")
+    world.reconciler.look()
+    assert world.store.connections() == []
+
+
+def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: World) -> None:
+    """All twelve images are served in the order of the one round, though it published only six of them."""
+    report, published = run_live_round(world.settings, world.key, "connected")
+    assert len(published.image_ids) == 6
+    seen = []
+    for number in range(FILMS):
+        seen.append(world.served())
+        world.label(seen[-1], "normal")
+        if number in {4, 9}:
+            run_live_round(world.settings, world.key, "topup")
+
+    assert seen == list(report.ranking.image_ids)
+    assert world.store.project(world.key).round_ids() == ["r000001"]

@@ -1,0 +1,29 @@
+import pytest
+
+from ml_backend.label_studio.supply import left_at_least, low_water, wanted
+from ml_backend.records import Published
+from ml_backend.settings import ProjectOptions
+from tests.fakes import NOON
+
+SERVED = Published(
+    version="v", round_id="r000001", image_ids=("1", "2", "3"), annotations=10, seconds={}, published_at=NOON
+)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "reserve", "low", "together"),
+    [(20, 80, 40, 100), (20, 0, 10, 20), (1, 0, 1, 1), (20, "all", 0, None)],
+)
+def test_low_water(batch_size, reserve, low, together):
+    options = ProjectOptions(batch_size=batch_size, reserve=reserve)
+
+    assert (low_water(options), wanted(options)) == (low, together)
+
+
+@pytest.mark.parametrize(("annotations", "left"), [(10, 3), (12, 1), (14, -1), (9, 3), (None, 3)])
+def test_left_at_least(annotations, left):
+    assert left_at_least(SERVED, annotations) == left
+
+
+def test_nothing_seems_used_up_where_it_was_not_noted():
+    assert left_at_least(SERVED.model_copy(update={"annotations": None}), 1000) == 3

@@ -1,0 +1,270 @@
+"""What no event told, found in Label Studio."""
+
+import pytest
+
+from ml_backend.errors import LabelStudioError
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.reading import read_project
+from ml_backend.queueing import LastError, QueueStatus
+from ml_backend.records import Connection, ProjectKey, Published
+from ml_backend.server.reconcile import Reconciler
+from ml_backend.settings import Settings
+from ml_backend.storage.annotations import ReadingStore
+from tests.fakes import NOON, make_report
+from tests.unit.label_studio.studio import LABEL_CONFIG, FakeStudio
+from tests.unit.server.memory import PROJECT
+
+EVERY_OTHER = tuple(map(str, range(3, 61)))  # than the two that are labelled
+
+
+@pytest.fixture
+def studio():
+    """60 images, of which a round has learned from 2."""
+    studio = FakeStudio(images=60)
+    studio.annotate(1, "normal")
+    studio.annotate(2, "severe")
+    return studio
+
+
+@pytest.fixture
+def readings(store):
+    store.connect(
+        Connection(project=PROJECT, hostname="http://ls", label_config=LABEL_CONFIG, extra_params={"retrain_after": 3})
+    )
+    return ReadingStore(store.project(PROJECT).folder)
+
+
+@pytest.fixture
+def publish(store, readings, reconciler, studio):
+    """The round that learned from what there is now is served, with some of its images."""
+
+    def served(image_ids=EVERY_OTHER):
+        readings.keep_learned("r000001", states_of(studio))
+        published = Published(version="v", round_id="r000001", image_ids=image_ids, seconds={}, published_at=NOON)
+        store.project(PROJECT).set_published(published)
+
+    return served
+
+
+@pytest.fixture
+def reconciler(store, queue, studio, readings):
+    settings = Settings(data_dir=store.root, label_studio_url="http://ls", label_studio_api_key="k")
+    return Reconciler(settings, store, queue, lambda *_: studio.client())
+
+
+def states_of(studio: FakeStudio) -> dict[str, str]:
+    return read_project(studio.client(), 2, None).mirror.states()
+
+
+class TestCounting:
+    def test_nothing_to_tell(self, reconciler, publish, queue, studio):
+        publish()
+        reconciler.look()
+        studio.tick(600)
+        reconciler.look()
+        before = studio.requests
+
+        studio.tick(600)
+        reconciler.look()
+
+        assert (queue.state.changes, queue.requests) == (0, [])
+        assert studio.requests - before == 2
+
+    def test_labels_of_lost_events_are_counted_once(self, reconciler, publish, queue, studio):
+        publish()
+        studio.annotate(3, "normal")
+        studio.annotate(4, "normal")
+        queue.state = QueueStatus(changes=1)  # one of the two events came
+
+        reconciler.look()
+        reconciler.look()
+
+        assert (queue.state.changes, queue.state.threshold, queue.requests) == (2, 3, [])
+
+    def test_the_round_that_they_earned(self, reconciler, publish, queue, studio):
+        """One made, one changed, one deleted while nobody listened."""
+        publish()
+        studio.annotate(3, "normal")
+        studio.answer(1, 0, "severe")
+        studio.withdraw(2, 0)
+
+        reconciler.look()
+
+        assert (queue.state.changes, queue.requests) == (3, ["labels"])
+
+    def test_events_that_came_twice_are_counted_once(self, reconciler, publish, queue, studio):
+        publish()
+        studio.annotate(3, "normal")
+        queue.state = QueueStatus(changes=2)
+
+        reconciler.look()
+
+        assert queue.state.changes == 1
+
+    def test_an_emptied_redis_learns_all_of_it_again(self, reconciler, publish, queue, studio):
+        publish()
+        for number in (3, 4, 5):
+            studio.annotate(number, "normal")
+
+        reconciler.look()
+
+        assert (queue.state.threshold, queue.state.annotations, queue.requests) == (3, 5, ["labels"])
+
+    def test_a_switched_off_toggle_starts_no_round(self, reconciler, publish, queue, studio, monkeypatch):
+        publish()
+        row = studio.row()
+        monkeypatch.setattr(studio, "row", lambda: row | {"min_annotations_to_start_training": 0})
+        for number in (3, 4, 5):
+            studio.annotate(number, "normal")
+        row |= {"total_annotations_number": 5}
+
+        reconciler.look()
+
+        assert (queue.state.threshold, queue.state.changes, queue.requests) == (0, 3, [])
+
+    def test_a_round_that_runs_is_left_to_count_for_itself(self, reconciler, publish, queue, studio):
+        publish()
+        studio.annotate(3, "normal")
+        queue.state = QueueStatus(running="labels")
+
+        reconciler.look()
+
+        assert (queue.state.changes, queue.requests) == (0, [])
+
+    def test_what_a_round_of_an_older_version_learned_from_is_not_known(self, reconciler, store, queue, studio):
+        published = Published(version="v", round_id="r000001", image_ids=("3",), seconds={}, published_at=NOON)
+        store.project(PROJECT).set_published(published)
+        queue.state = QueueStatus(changes=2)
+
+        reconciler.look()
+
+        assert queue.state.changes == 2
+
+
+class TestRounds:
+    def test_a_first_round_that_was_lost_is_asked_for_again(self, reconciler, queue):
+        reconciler.look()
+
+        assert (queue.idle_requests, queue.requests) == (["connected"], [])
+
+    def test_a_first_round_that_failed_waits_for_its_owner(self, reconciler, queue):
+        queue.state = QueueStatus(last_error=LastError(kind="SettingsError", message="m", at=0.0))
+
+        reconciler.look()
+
+        assert (queue.idle_requests, queue.requests) == ([], [])
+
+    def test_images_came_after_the_pool_was_empty(self, reconciler, publish, queue, studio):
+        publish()
+        queue.state = QueueStatus(last_error=LastError(kind="EmptyPool", message="m", at=0.0))
+
+        reconciler.look()
+
+        assert queue.requests == ["images"]
+
+    @pytest.mark.parametrize(
+        ("served", "requests"), [(range(3, 61), []), (range(3, 43), []), (range(3, 42), ["topup"])]
+    )
+    def test_a_ranking_that_runs_out_is_topped_up(self, reconciler, publish, queue, served, requests):
+        """The default reserve of 80: at least 40 must be left, or all that there are."""
+        publish(tuple(map(str, served)))
+
+        reconciler.look()
+
+        assert queue.requests == requests
+
+    def test_a_round_that_was_saved_and_not_published_is_taken_up(self, reconciler, publish, queue, store):
+        """Its next attempt was lost with Redis."""
+        publish(tuple(map(str, range(3, 61))))
+        store.project(PROJECT).save(make_report("r000002"), None, None)
+
+        reconciler.look()
+
+        assert queue.idle_requests == ["connected"]
+
+    def test_labels_that_earned_a_round_come_first(self, reconciler, publish, queue, studio):
+        publish(("3",))
+        for number in (3, 4, 5):
+            studio.annotate(number, "normal")
+
+        reconciler.look()
+
+        assert queue.requests == ["labels"]
+
+
+class TestProjects:
+    def test_one_that_is_gone_is_forgotten(self, reconciler, store, queue, studio):
+        queue.state = QueueStatus(changes=9)
+        studio.refusal = 404
+
+        reconciler.look()
+
+        assert (store.connections(), queue.state.changes) == ([], 0)
+
+    def test_a_404_of_something_else_than_label_studio_is_not_believed(self, reconciler, store, studio, readings):
+        studio.refusal = 404
+        studio.row = dict
+
+        reconciler.look()
+
+        assert len(store.connections()) == 1
+        assert "404" in readings.problem()
+
+    def test_another_project_under_the_same_id_is_not_the_one_that_was_connected(self, reconciler, store, readings):
+        other = ProjectKey(id=2, created=1)
+        store.connect(Connection(project=other, hostname="http://ls", label_config=LABEL_CONFIG))
+
+        reconciler.look()
+
+        assert [connection.project for connection in store.connections()] == [PROJECT]
+
+    def test_one_that_refuses_us_is_shown_and_hides_no_other(self, store, queue, studio, readings):
+        refusing = FakeStudio()
+        refusing.refusal = 401
+        first = Connection(project=ProjectKey(id=1, created=1), hostname="http://other", label_config=LABEL_CONFIG)
+        store.connect(first)
+
+        def connect(_settings: Settings, hostname: str | None) -> LabelStudioClient:
+            return (studio if hostname == "http://ls" else refusing).client()
+
+        settings = Settings(data_dir=store.root, basic_auth_user="u", basic_auth_pass="p", label_studio_api_key="k")
+        Reconciler(settings, store, queue, connect).look()
+
+        assert "401" in str(ReadingStore(store.project(first.project).folder).problem())
+        assert readings.problem() is None
+        assert queue.idle_requests == ["connected"]
+
+    def test_a_bug_in_one_project_ends_nothing(self, store, queue, readings):
+        def connect(*_: object) -> LabelStudioClient:
+            raise ZeroDivisionError
+
+        Reconciler(Settings(data_dir=store.root), store, queue, connect).look()
+
+        assert "unexpected ZeroDivisionError" in readings.problem()
+
+    def test_without_a_key_it_says_so(self, store, queue, readings):
+        Reconciler(Settings(data_dir=store.root, label_studio_url="http://ls"), store, queue).look()
+
+        assert "AL_LABEL_STUDIO_API_KEY is not set" in readings.problem()
+
+    def test_an_address_that_only_setup_named_gets_no_key(self, store, queue, readings):
+        """Without a password anybody may call /setup."""
+        Reconciler(Settings(data_dir=store.root, label_studio_api_key="k"), store, queue).look()
+
+        assert "AL_LABEL_STUDIO_URL" in readings.problem()
+
+
+def test_looks_at_once_and_again_until_it_is_stopped(store, queue, readings):
+    looks = []
+
+    def connect(*_: object) -> LabelStudioClient:
+        looks.append(1)
+        if len(looks) == 2:
+            watch.stop()
+        raise LabelStudioError("not there")
+
+    watch = Reconciler(Settings(data_dir=store.root), store, queue, connect)
+
+    watch.start(every_s=0.001).join(30)
+
+    assert len(looks) == 2
