@@ -35,9 +35,9 @@ SIDE: Final = 64
 QUICK_FILMS: Final = 400
 QUICK_SIDE: Final = 32
 QUICK_CENTRES: Final = 2
-QUICK_INITIAL: Final = 2
+QUICK_INITIAL: Final = 3
 QUICK_BATCH: Final = 4
-QUICK_PASSES: Final = 4
+QUICK_PASSES: Final = 6
 QUICK_ROUNDS: Final = 2
 BACKBONE: Final = "resnet18"
 

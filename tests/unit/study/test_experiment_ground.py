@@ -60,13 +60,13 @@ class TestGround:
 
     def test_one_round_ends_with_the_start_set(self):
         assert ground().arm(strategies="entropy", one_round=True).options.budget == "75"
-        assert ground(quick=True).arm(strategies="entropy", one_round=True).options.budget == "6"
+        assert ground(quick=True).arm(strategies="entropy", one_round=True).options.budget == "9"
 
     def test_else_the_budget_is_what_was_asked_for(self):
         assert ground().arm(strategies="entropy", budget="0.25").options.budget == "0.25"
 
     def test_quick_is_two_rounds_of_next_to_nothing(self):
-        """Two labels of three classes, then four more."""
+        """Three labels of three classes, then four more."""
         options = ground(quick=True).arm(strategies="entropy", initial=10).options
 
-        assert (options.initial, options.batch_size, options.passes, options.budget) == (2, 4, 4, "10")
+        assert (options.initial, options.batch_size, options.passes, options.budget) == (3, 4, 6, "13")
