@@ -2,7 +2,7 @@
 
 On 1,280 features at a batch of 32 the two products of a step take 0.9 ms, at the processor's peak, and Adam 0.3 ms, for
 a root and a quotient a weight: no step can take less than 1.25 ms. With autograd it took 2.6 to 2.9, with its dropout,
-its copies and its bookkeeping. Here it takes 1.5: dropout comes from raw random bits, every large array is written in
+its copies and its bookkeeping. Here it takes 1.7: dropout comes from raw random bits, every large array is written in
 place, and Adam is called without its optimiser, on half of the gradients at a time, while they lie in the cache.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["HeadSteps", "KeptFeatures"]
 # Batches that are prepared together.
 _AHEAD = 16
 # Of the hidden layer, whose gradients are used up before those of the next rows are computed: 256 rows of 1,280 stay in
-# the processor's cache. 128 and 512 take a twentieth more.
+# the processor's cache. 128 and 512 take up to a twentieth more.
 _ROWS = 256
 
 
