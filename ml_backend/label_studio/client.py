@@ -127,11 +127,6 @@ class LabelStudioClient:
 
     # Tasks
 
-    def annotated_tasks(self, project_id: int) -> list[Json]:
-        """Every task with an annotation or a skip, as the JSON export writes it."""
-        query = {"exportType": "JSON"}
-        return self.transport.ask("GET", f"/api/projects/{project_id}/export", list, query=query, slow=SLOW)
-
     def unlabelled_tasks(self, project_id: int, *, with_skipped: bool = True) -> Iterator[Json]:
         """Every task without an annotation, by ascending id: its ``id`` and ``data``."""
         wanted = [("total_annotations", "equal", 0)]

@@ -1,32 +1,33 @@
 """How the answer of every experiment is read off its studies: what was found, and what of it was not expected."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
-from ml_backend.simulation.compare import PairedDifference, labels_needed_table, paired_difference
+from ml_backend.simulation.compare import paired_difference
 from ml_backend.simulation.curves import by_name
-from ml_backend.simulation.metrics import RoundMetrics
 from ml_backend.study.experiment_reading import (
     ByRun,
     Finished,
     Interval,
     Reading,
     interval,
+    is_no_luck,
     known,
     last_values,
+    needed_words,
+    p_words,
     picked_share,
     run_means,
     spread_over_seeds,
 )
 from ml_backend.study.report_curves import curves_of, rarest
-from ml_backend.study.report_words import difference_words, share_words
+from ml_backend.study.report_words import difference_words
 from ml_backend.study.rows import RoundRow, StudyResults
 
 __all__ = ["read_centres", "read_imbalance", "read_latency", "read_losses", "read_paper"]
 
-LUCK: Final = 0.05
 NEAR: Final = 1.0 / 3.0  # epochs that differ by less are about as many
 PAPERS_BATCH_BALD: Final = 1.5  # times a single-image function, in the paper
 SAME_COST: Final = 2.0  # functions whose times differ by a smaller factor cost about the same
@@ -43,8 +44,8 @@ def read_paper(winner: str) -> Callable[[Sequence[Finished]], Reading]:
 
     def read(finished: Sequence[Finished]) -> Reading:
         results = finished[0].results
-        needed = _needed(results, lambda m: m.accuracy, "95 % of the baseline")
-        within = _needed(results, lambda m: m.auroc, "baseline - 1 point")
+        needed = needed_words(results, lambda m: m.accuracy, "95 % of the baseline")
+        within = needed_words(results, lambda m: m.auroc, "baseline - 1 point")
         curves = {name: list(runs.values()) for name, runs in by_name(curves_of(results, _auroc)).items()}
         ahead = {n: paired_difference(own, curves["random"]) for n, own in curves.items() if n != "random"}
         rows = tuple(
@@ -53,7 +54,7 @@ def read_paper(winner: str) -> Callable[[Sequence[Finished]], Reading]:
                 needed[name],
                 within[name],
                 "" if name == "random" else difference_words(ahead[name]),
-                "" if name == "random" else _p_words(ahead[name]),
+                "" if name == "random" else p_words(ahead[name]),
             )
             for name in curves
         )
@@ -61,10 +62,10 @@ def read_paper(winner: str) -> Callable[[Sequence[Finished]], Reading]:
         found = (
             _baseline_words(results),
             f"Furthest ahead of random in AU ROC: {best}, {difference_words(ahead[best])} averaged over the curve.",
-            f"{winner}, the best in the paper: {difference_words(ahead[winner])}, {_p_words(ahead[winner])}.",
+            f"{winner}, the best in the paper: {difference_words(ahead[winner])}, {p_words(ahead[winner])}.",
         )
         behind = f"{winner} is not ahead of random in AU ROC by more than luck"
-        surprises = () if _is_no_luck(ahead[winner]) else (behind,)
+        surprises = () if is_no_luck(ahead[winner]) else (behind,)
         columns = (
             "strategy",
             "labels for 95 % of the baseline's accuracy",
@@ -231,23 +232,8 @@ def _auroc(row: RoundRow) -> float | None:
     return row.metrics.auroc
 
 
-def _is_no_luck(ahead: PairedDifference) -> bool:
-    """By the interval and by the test: over few seeds the interval alone is soon above 0."""
-    return ahead.low is not None and ahead.low > 0.0 and ahead.p is not None and ahead.p < LUCK
-
-
-def _p_words(ahead: PairedDifference) -> str:
-    return "all equal" if ahead.p is None else f"p = {ahead.p:.3f}"
-
-
 def _rarest(results: StudyResults) -> str:
     return rarest(results) or results.summary.classes[0]
-
-
-def _needed(results: StudyResults, metric: Callable[[RoundMetrics], float | None], target: str) -> Mapping[str, str]:
-    baselines = {(row.variant, row.seed): known(metric(row.metrics)) for row in results.baselines}
-    curves = curves_of(results, lambda row: metric(row.metrics))
-    return {row.name: share_words(row.share) for row in labels_needed_table(curves, baselines) if row.target == target}
 
 
 def _baseline_words(results: StudyResults) -> str:

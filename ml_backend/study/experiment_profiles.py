@@ -3,19 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from ml_backend.simulation.compare import labels_needed_table, paired_difference
+from ml_backend.simulation.compare import paired_difference
 from ml_backend.simulation.curves import LearningCurve, by_name
 from ml_backend.simulation.metrics import RoundMetrics
-from ml_backend.study.experiment_reading import Finished, Reading, interval, known
+from ml_backend.study.experiment_reading import Finished, Reading, interval, is_no_luck, known, needed_words, p_words
 from ml_backend.study.report_curves import curves_of
-from ml_backend.study.report_words import difference_words, share_words
+from ml_backend.study.report_words import difference_words
 from ml_backend.study.rows import StudyResults
 
 __all__ = ["BEST", "PAPER", "read_profiles"]
 
 PAPER: Final = "paper"
 BEST: Final = "best"
-LUCK: Final = 0.05
 
 Metric = Callable[[RoundMetrics], float | None]
 
@@ -33,10 +32,9 @@ def read_profiles(finished: Sequence[Finished]) -> Reading:
         ours, theirs = (_by_strategy(study, metric) for study in (best, paper))
         for strategy in paper.summary.strategies:
             gain = paired_difference(ours[strategy], theirs[strategy])
-            p = "all equal" if gain.p is None else f"p = {gain.p:.3f}"
-            found.append(f"{name} over the curve, {strategy}, best minus paper: {difference_words(gain)}, {p}.")
-            lucky = gain.low is None or gain.low <= 0.0 or gain.p is None or gain.p >= LUCK
-            if metric is _auroc and lucky:
+            told = f"{difference_words(gain)}, {p_words(gain)}"
+            found.append(f"{name} over the curve, {strategy}, best minus paper: {told}.")
+            if metric is _auroc and not is_no_luck(gain):
                 surprises.append(f"with {strategy}, best is not ahead of paper in AU ROC by more than luck")
     found.append(
         "All labels: AU ROC "
@@ -51,7 +49,7 @@ def read_profiles(finished: Sequence[Finished]) -> Reading:
         + "."
     )
     accuracy, area = (
-        {name: _needed(study, paper, metric, target) for name, study in studies.items()}
+        {name: needed_words(study, metric, target, judge=paper) for name, study in studies.items()}
         for metric, target in ((_accuracy, "95 % of the baseline"), (_auroc, "baseline - 1 point"))
     )
     rows = tuple(
@@ -79,10 +77,3 @@ def _auroc(metrics: RoundMetrics) -> float | None:
 def _by_strategy(study: StudyResults, metric: Metric) -> Mapping[str, list[LearningCurve]]:
     curves = curves_of(study, lambda row: metric(row.metrics))
     return {name: list(runs.values()) for name, runs in by_name(curves).items()}
-
-
-def _needed(study: StudyResults, judge: StudyResults, metric: Metric, target: str) -> Mapping[str, str]:
-    """By strategy, held to the baselines of another study of the same seeds."""
-    baselines = {(row.variant, row.seed): known(metric(row.metrics)) for row in judge.baselines}
-    curves = curves_of(study, lambda row: metric(row.metrics))
-    return {row.name: share_words(row.share) for row in labels_needed_table(curves, baselines) if row.target == target}

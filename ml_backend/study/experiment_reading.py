@@ -1,7 +1,7 @@
 """What an experiment found: the record of it, and the statistics that its answers are made of."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -9,7 +9,11 @@ import numpy as np
 from scipy.stats import t as student
 
 from ml_backend.errors import RoundError
+from ml_backend.simulation.compare import PairedDifference, labels_needed_table
+from ml_backend.simulation.metrics import RoundMetrics
 from ml_backend.study.experiment_ground import Arm
+from ml_backend.study.report_curves import curves_of
+from ml_backend.study.report_words import share_words
 from ml_backend.study.rows import BatchRow, RoundRow, StudyResults
 
 __all__ = [
@@ -18,14 +22,18 @@ __all__ = [
     "Interval",
     "Reading",
     "interval",
+    "is_no_luck",
     "known",
     "last_values",
+    "needed_words",
+    "p_words",
     "picked_share",
     "run_means",
     "spread_over_seeds",
 ]
 
 CONFIDENCE: Final = 0.95
+LUCK: Final = 0.05
 
 ByRun: TypeAlias = dict[tuple[str, str], dict[int, float]]
 """Strategy and variant -> seed -> value."""
@@ -155,3 +163,35 @@ def spread_over_seeds(
             by_labels.setdefault(row.labels, []).append(value(row))
     spreads = [float(np.std(values, ddof=1)) for values in by_labels.values() if len(values) > 1]
     return float(np.median(spreads)) if spreads else None
+
+
+def is_no_luck(ahead: PairedDifference) -> bool:
+    """By the interval and by the test: over few seeds the interval alone is soon above 0."""
+    return ahead.low is not None and ahead.low > 0.0 and ahead.p is not None and ahead.p < LUCK
+
+
+def p_words(ahead: PairedDifference) -> str:
+    """The p of Wilcoxon's test, as it is read."""
+    return "all equal" if ahead.p is None else f"p = {ahead.p:.3f}"
+
+
+def needed_words(
+    results: StudyResults,
+    metric: Callable[[RoundMetrics], float | None],
+    target: str,
+    judge: StudyResults | None = None,
+) -> Mapping[str, str]:
+    """Share of the labels that a target took, by strategy, as it is read.
+
+    Args:
+        results: whose curves.
+        metric: that is to reach the target.
+        target: a key of ``simulation.compare.TARGETS``.
+        judge: a study of the same seeds, whose baselines are the target's; the same by default.
+
+    Raises:
+        RoundError: the metric of a baseline is not defined.
+    """
+    baselines = {(row.variant, row.seed): known(metric(row.metrics)) for row in (judge or results).baselines}
+    curves = curves_of(results, lambda row: metric(row.metrics))
+    return {row.name: share_words(row.share) for row in labels_needed_table(curves, baselines) if row.target == target}

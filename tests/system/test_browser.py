@@ -10,6 +10,7 @@ from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 
 from ml_backend.demo.films import draw_films
+from tests.system.exported import exported_tasks
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
@@ -69,6 +70,6 @@ class TestBrowser:
 
         (_, published), *_ = project.follower.rounds
         assert tuple(seen) == published.image_ids[: len(KEYS)]
-        tasks = project.client.annotated_tasks(project.id)
+        tasks = exported_tasks(project.client, project.id)
         stored = {str(task["id"]): task["annotations"][0]["result"][0]["value"]["choices"] for task in tasks}
         assert stored == dict(zip(seen, [[label] for label in KEYS.values()], strict=True))

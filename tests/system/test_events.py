@@ -20,6 +20,7 @@ import pytest
 from ml_backend.demo.films import DRAWN_CLASSES, draw_films
 from ml_backend.demo.readers import file_name
 from ml_backend.storage import RoundStore
+from tests.system.exported import exported_tasks
 
 pytestmark = pytest.mark.system
 
@@ -197,7 +198,7 @@ def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, data_dir, 
     report = folder.latest()
     assert report is not None
     learned = json.loads((folder.folder / "learned" / f"{report.request.round_id}.json").read_bytes())["states"]
-    held, values = truly(project.client.annotated_tasks(project.id))
+    held, values = truly(exported_tasks(project.client, project.id))
     assert set(learned) == held
     assert report.labels_per_class == {name: values[name] for name in DRAWN_CLASSES}
     assert report.fit is not None

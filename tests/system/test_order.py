@@ -13,6 +13,7 @@ from ml_backend.demo.labelling import label_until
 from ml_backend.demo.readers import Answers, ReadingRoom
 from ml_backend.demo.view import PlainView
 from ml_backend.demo.watch import RoundFollower
+from tests.system.exported import exported_tasks
 
 pytestmark = pytest.mark.system
 
@@ -56,7 +57,7 @@ def labelled(live_project) -> Labelled:
         services=list(project.services),
         view=PlainView(Console(file=io.StringIO())),
     )
-    return Labelled(room, project.follower, project.client.annotated_tasks(project.id))
+    return Labelled(room, project.follower, exported_tasks(project.client, project.id))
 
 
 class TestServedOrder:

@@ -81,6 +81,13 @@ class TestAuthentication:
             "routes.webhook",
         }
 
+    def test_health_tells_what_is_degraded(self, guarded, queue, monkeypatch):
+        connected = guarded.post("/setup", json=payload("setup"), headers=basic("ls", "gehëim"))
+        assert connected.status_code == 200
+        monkeypatch.setattr(queue, "workers", lambda: 0)
+
+        assert guarded.get("/health").json == {"status": "UP", "degraded": ["no worker runs"]}
+
     def test_health_is_open(self, guarded):
         """A container's health check has no password."""
         assert guarded.get("/health").json == {"status": "UP", "degraded": []}

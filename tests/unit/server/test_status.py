@@ -8,6 +8,7 @@ from ml_backend.errors import QueueError
 from ml_backend.queueing import LastError, Progress, QueueStatus
 from ml_backend.records import FitReport
 from ml_backend.server.status import LISTED_IMAGES
+from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT, payload
@@ -59,6 +60,12 @@ class TestIndex:
         )
         assert "random order until every class has 25 labels" in page
         assert "&lt;b&gt;no weights&lt;/b&gt;" in page
+
+    def test_why_label_studio_cannot_be_read(self, connected, store):
+        ReadingStore(store.project(PROJECT).folder).note_problem("Label Studio answered 401")
+
+        assert connected.get("/").json["projects"][0]["unreadable"] == "Label Studio answered 401"
+        assert '<dt>Label Studio</dt><dd class="wrong">Label Studio answered 401</dd>' in page_of(connected)
 
     def test_page_tells_how_good_the_network_is(self, connected, store):
         fit = FitReport(
