@@ -20,6 +20,7 @@ from ml_backend.engine.split import fold_split
 from ml_backend.engine.topup import TopUp, TurnsPublisher, beside
 from ml_backend.errors import EmptyPool, RoundError, UnknownProject
 from ml_backend.images import ImageSource, QuarantinedSource
+from ml_backend.insight import INSIGHT, round_insight
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
@@ -195,7 +196,8 @@ class _NotesWhatIsLearned:
 
     def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
         self.readings.keep_learned(report.request.round_id, self.labels.states())
-        self.project.save(report, outputs, learner)
+        beside = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
+        self.project.save(report, outputs, learner, beside)
 
 
 @dataclass(frozen=True, slots=True)

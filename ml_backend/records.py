@@ -30,8 +30,9 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
-Reason = Literal["connected", "images", "labels", "forced", "topup"]
-"""What calls for a round; ``topup`` learns nothing, and publishes more of the last ranking."""
+Reason = Literal["connected", "images", "labels", "forced", "topup", "rerank"]
+"""What calls for a round. Two of them learn nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks
+anew by what the last network said, since the owner chose another strategy."""
 
 
 class Record(BaseModel):
@@ -129,6 +130,7 @@ class FitReport(Record):
     validation_loss: float
     validation_accuracy: Share
     validation_auroc: Share | None  # None where validation holds fewer than two classes
+    validation_recall: dict[str, Share | None] = {}  # None where validation holds no image of the class
     began: Literal["scratch", "warm"] = "scratch"  # warm: from the last round's network
     exclusions: tuple[Exclusion, ...] = ()
 
@@ -145,6 +147,9 @@ class Ranking(Record):
     scores: tuple[float, ...]
     batch_size: Annotated[int, Field(ge=1)]
     suggestions: dict[str, str] = {}  # image id -> the network's most probable class, where there is a network
+    control: tuple[
+        str, ...
+    ] = ()  # images that stand in the order by chance, and not by their score; see ``engine.control``
     exclusions: tuple[Exclusion, ...] = ()
 
     @model_validator(mode="after")
@@ -185,6 +190,7 @@ class RoundReport(Record):
     seconds: Mapping[str, Seconds]  # stage -> wall time of its work: labels, train, score, rank
     started_at: datetime
     inputs: str = ""  # digest of what decided the result, see ``engine.resume``
+    base: str | None = None  # the earlier round whose network ranked, where this one only ranked anew
 
 
 class Published(Record):

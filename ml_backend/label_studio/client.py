@@ -22,7 +22,7 @@ PAGE = 1000  # tasks a page
 IDS_IN_A_QUERY = 400  # task ids that fit into a URL beside everything else
 SLOW = 20  # what Label Studio computes over a whole project may take so many times the usual time-out
 # Of a task and, under the same names, of its annotations: Label Studio applies one list to both.
-CHANGED = "id,data,annotations,completed_by,was_cancelled,ground_truth,result,updated_at"
+CHANGED = "id,data,annotations,completed_by,was_cancelled,ground_truth,result,updated_at,created_at,lead_time"
 Json = dict[str, Any]
 Condition = tuple[str, str, int | str]  # column of the Data Manager, operator, value
 

@@ -15,7 +15,8 @@ from ml_backend.records import Record
 __all__ = ["Counts", "KeptTask", "Mirror"]
 
 Json = dict[str, Any]
-KEPT = ("id", "completed_by", "was_cancelled", "ground_truth", "result", "updated_at")
+SAID = ("id", "completed_by", "was_cancelled", "ground_truth", "result", "updated_at")
+KEPT = (*SAID, "created_at", "lead_time")
 
 
 class Counts(NamedTuple):
@@ -61,7 +62,7 @@ class Mirror(Record):
         tasks: by id.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     read_at: AwareDatetime
     whole_at: AwareDatetime
     tasks: dict[int, KeptTask]
@@ -92,7 +93,7 @@ class Mirror(Record):
     def states(self) -> dict[str, str]:
         """Every annotation, under its task and its own id, with a digest of what it says and when it was said."""
         return {
-            f"{number}.{item.get('id')}": blake2b(json.dumps(item, sort_keys=True).encode(), digest_size=8).hexdigest()
+            f"{number}.{item.get('id')}": _digest(item)
             for number, task in self.tasks.items()
             for item in task.annotations
         }
@@ -100,6 +101,12 @@ class Mirror(Record):
     def _row(self, number: int) -> Json:
         task = self.tasks[number]
         return {"id": number, "data": task.data, "annotations": list(task.annotations)}
+
+
+def _digest(item: Json) -> str:
+    """Of what is said and when; not of what is only measured beside it."""
+    said = {name: value for name, value in item.items() if name in SAID}
+    return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _kept(item: Json) -> Json:

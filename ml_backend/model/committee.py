@@ -163,9 +163,18 @@ def _together(reports: Sequence[FitReport], *, folded: bool) -> FitReport:
             "validation_auroc": (
                 float(np.average([area for area, _ in known], weights=[count for _, count in known])) if known else None
             ),
+            "validation_recall": {
+                name: _mean_of_known([report.validation_recall[name] for report in reports])
+                for name in first.validation_recall
+            },
             "class_weights": {
                 name: float(np.mean([report.class_weights[name] for report in reports])) for name in first.class_weights
             },
             "exclusions": tuple(unread.values()),
         }
     )
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

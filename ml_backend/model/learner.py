@@ -27,7 +27,7 @@ from ml_backend.model.resume import earlier_network, take_up
 from ml_backend.model.scoring import FittedNetwork
 from ml_backend.model.threads import one_thread
 from ml_backend.model.training import Fitted, Schedule
-from ml_backend.model.validation import accuracy, auroc
+from ml_backend.model.validation import accuracy, auroc, recalls
 from ml_backend.model.weights import load_backbone
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import FitReport, ImageRef, Label
@@ -135,6 +135,7 @@ class McDropoutLearner:
             validation_loss=fitted.validation_loss,
             validation_accuracy=accuracy(probs, targets),
             validation_auroc=auroc(probs, targets),
+            validation_recall=recalls(probs, targets, classes),
             began="scratch" if earlier is None else "warm",
             exclusions=train_set.exclusions + validation_set.exclusions,
         )

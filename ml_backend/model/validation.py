@@ -1,11 +1,13 @@
 """How good a network is on labels that it was not trained on."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
 from sklearn.metrics import roc_auc_score
 
-__all__ = ["accuracy", "auroc"]
+__all__ = ["accuracy", "auroc", "recalls"]
 
 
 def accuracy(
@@ -36,3 +38,16 @@ def auroc(
     if len(present) < 2:
         return None
     return float(np.mean([roc_auc_score(targets == index, probs[:, index]) for index in present]))
+
+
+def recalls(
+    probs: Float[npt.NDArray[np.float32], "images classes"],
+    targets: Int[npt.NDArray[np.int64], " images"],
+    classes: Sequence[str],
+) -> dict[str, float | None]:
+    """Of every class, the share of its images whose most probable class it is; 0 to 1, None where it has no image."""
+    found = probs.argmax(axis=1)
+    return {
+        name: float((found[targets == index] == index).mean()) if (targets == index).any() else None
+        for index, name in enumerate(classes)
+    }

@@ -51,6 +51,18 @@ class ProjectOptions(BaseModel):
     min_labels_per_class: int = Field(
         25, ge=2, description="labels that every class needs before the first training; random order until then"
     )
+    cold_start: Literal["random", "typiclust"] = Field(
+        "random", description="order until then: by chance, or the most typical image of every cluster first"
+    )
+    control_share: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.5,
+        description="share of the published images that come by chance: they show what the rest gains",
+    )
+    noise_every: int = Field(
+        5, ge=0, description="trained rounds until a second network of another seed measures the noise again; 0: never"
+    )
     unreadable: str = Field("unreadable", description="the choice that means `no label can be given`; never a class")
     consensus: Literal["median"] = Field("median", description="rule that turns several readers' answers into a label")
     annotations_per_task: int = Field(1, ge=1, le=20, description="readers an image is shown to")

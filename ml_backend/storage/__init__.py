@@ -5,10 +5,12 @@
     <root>/projects/<id>.<created>/
         connection.json               what /setup told us
         published.json                what Label Studio serves now
+        orders/20261126T140300000000.json  each of the last 500 things that it served
         quarantine.json               the images that could not be read
         tasks.json                    the last reading of Label Studio
         learned/r000001.json          the annotations that a round learned from
         rounds/r000001/report.json    RoundReport
+                       insight.json   what the owner is shown of it
                        outputs.npz    ids, classes, probs (only with a network)
                        model.*        what the learner saved (of the last three trained rounds; of a committee
                                       in folders of their own)
@@ -20,6 +22,8 @@
     files.py     writing beside and renaming; records as JSON
     outputs.py   pool outputs as a file, without pickle
     rounds.py    one folder a round
+    numbers.py   the number of each
+    orders.py    what was served, one after the other
     annotations.py  what was read, what was learned from
     quarantine.py   images that could not be read, and when each is tried again
     scoring.py   what the workers that score one pool together hand to each other

@@ -5,10 +5,11 @@ takes its number, the rest when it begins.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
@@ -16,6 +17,8 @@ from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Connection, ImageRef, ProjectKey, Published, Record, RoundReport
 from ml_backend.storage.files import publish_folder, read_record, remove_half_written, write_record
+from ml_backend.storage.numbers import make_room, reserve
+from ml_backend.storage.orders import keep_order, kept_orders
 from ml_backend.storage.outputs import read_outputs, write_outputs
 from ml_backend.storage.scoring import ScoringFolder, ScoringTask
 
@@ -24,6 +27,9 @@ __all__ = ["ProjectStore", "RoundStore"]
 KEPT_NETWORKS = 3  # of the last rounds that trained one; a warm start goes on from the newest
 NETWORK = "model.*"  # what a learner saves; the report and the outputs of every round stay
 
+NOTHING: Final[Mapping[str, Record]] = MappingProxyType({})
+
+R = TypeVar("R", bound=Record)
 log = structlog.get_logger()
 
 
@@ -143,26 +149,11 @@ class ProjectStore:
         rounds = self.folder / "rounds"
         try:
             rounds.mkdir(parents=True, exist_ok=True)
-            round_id = self._reserve(rounds)
+            round_id = reserve(rounds)
         except OSError as error:
             raise StorageError(f"no round can be begun in {rounds}: {error}") from error
         self._sweep(rounds, round_id)
         return round_id
-
-    @staticmethod
-    def _reserve(rounds: Path) -> str:
-        while True:
-            round_id = f"r{_newest(rounds) + 1:06d}"
-            try:
-                # The folder that the round is written in, and the number's reservation: of two runs one makes it.
-                (rounds / f".{round_id}").mkdir()
-            except FileExistsError:
-                continue
-            if _newest(rounds) == int(round_id[1:]):
-                return round_id
-            # Looked up before a newer run came and swept the number away from under another one.
-            with suppress(OSError):
-                (rounds / f".{round_id}").rmdir()
 
     def _sweep(self, rounds: Path, round_id: str) -> None:
         for left in rounds.glob(".r*"):
@@ -173,8 +164,20 @@ class ProjectStore:
             for path in files:
                 path.unlink(missing_ok=True)
 
-    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: _SavesItself | None) -> None:
+    def save(
+        self,
+        report: RoundReport,
+        outputs: PoolOutputs | None,
+        learner: _SavesItself | None,
+        beside: Mapping[str, Record] = NOTHING,
+    ) -> None:
         """Keep a round: all of it, or nothing.
+
+        Args:
+            report: what it did.
+            outputs: what its network said of the pool; of them the passes are kept.
+            learner: writes its network.
+            beside: further records of the round, by the name under which ``record`` finds each.
 
         Raises:
             StorageError: the round exists already, or the disk refuses.
@@ -183,12 +186,14 @@ class ProjectStore:
         target = self.folder / "rounds" / report.request.round_id
         folder = target.with_name(f".{target.name}")
         try:
-            _make_room(folder, target)
+            make_room(folder, target)
             if outputs is not None:
                 kept = PoolOutputs(outputs.image_ids, outputs.classes, outputs.probs)
                 write_outputs(folder / "outputs.npz", kept, compress=True)
             if learner is not None:
                 learner.save(str(folder))
+            for name, record in beside.items():
+                (folder / f"{name}.json").write_text(record.model_dump_json(indent=1))
             (folder / "report.json").write_text(report.model_dump_json(indent=1))
             publish_folder(folder, target)
         except BaseException as error:
@@ -211,6 +216,24 @@ class ProjectStore:
                 f"no round {round_id!r} in {self.folder}; known are {', '.join(self.round_ids()) or 'none'}"
             )
         return report
+
+    def record(self, round_id: str, name: str, kind: type[R]) -> R | None:
+        """A record that was saved beside a round, or written later; None where there is none.
+
+        Raises:
+            StorageError: it is damaged.
+        """
+        return read_record(self.folder / "rounds" / round_id / f"{name}.json", kind)
+
+    def set_record(self, round_id: str, name: str, record: Record) -> None:
+        """Write a record beside a saved round.
+
+        Raises:
+            StorageError: there is no such round, or the disk refuses.
+        """
+        if not (self.folder / "rounds" / round_id / "report.json").is_file():
+            raise StorageError(f"no round {round_id!r} in {self.folder} that {name} could stand beside")
+        write_record(self.folder / "rounds" / round_id / f"{name}.json", record)
 
     def latest(self) -> RoundReport | None:
         ids = self.round_ids()
@@ -252,26 +275,14 @@ class ProjectStore:
         return read_record(self.folder / "published.json", Published)
 
     def set_published(self, published: Published) -> None:
+        """Note what is served from now on, and keep it among the orders that were.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
         write_record(self.folder / "published.json", published)
+        keep_order(self.folder / "orders", published)
 
-
-def _make_room(folder: Path, target: Path) -> None:
-    """An empty folder for a round that nobody has saved, and no newer one has overtaken."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if _newest(target.parent) > _number(target):
-        raise StaleRound(f"a newer round than {target.name} has begun: it is not saved")
-    if target.exists():
-        raise FileExistsError(f"{target.name} is there already")
-    # What was left half written under a number that nobody had taken.
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-
-
-def _newest(rounds: Path) -> int:
-    """Number of the newest round that was begun, saved or not; 0 where there is none."""
-    return max(map(_number, rounds.iterdir()), default=0)
-
-
-def _number(folder: Path) -> int:
-    name = folder.name.removeprefix(".")
-    return int(name[1:]) if name[:1] == "r" and name[1:].isdecimal() else 0
+    def orders(self) -> list[Published]:
+        """What readers were served, oldest first; the last are kept."""
+        return kept_orders(self.folder / "orders")

@@ -3,7 +3,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ml_backend.model.validation import accuracy, auroc
+from ml_backend.model.validation import accuracy, auroc, recalls
 
 
 def array(rows: list[list[float]]) -> npt.NDArray[np.float32]:
@@ -38,3 +38,9 @@ class TestAuroc:
 
     def test_one_class_alone_has_none(self) -> None:
         assert auroc(THREE, np.array([1, 1, 1, 1])) is None
+
+
+def test_recalls() -> None:
+    """Images 0 and 1 are taken for a, image 2 for c, image 3 for b."""
+    assert recalls(THREE, np.array([0, 1, 1, 2]), ("a", "b", "c")) == {"a": 1.0, "b": 0.0, "c": 0.0}
+    assert recalls(THREE, np.array([0, 0, 1, 1]), ("a", "b", "c")) == {"a": 1.0, "b": 0.5, "c": None}

@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ import pytest
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Connection, Exclusion, ProjectKey, Published
-from ml_backend.storage import ProjectStore, RoundStore
+from ml_backend.storage import ProjectStore, RoundStore, orders
 from tests.fakes import CLASSES, NOON, FakeLearner, make_report
 
 KEY = ProjectKey(id=7, created=1_700_000_000)
@@ -264,6 +265,56 @@ class TestRead:
 
         assert published is not None
         assert published.version == "al-2"
+
+
+class TestOrders:
+    def test_every_version_once_as_it_was_last_noted_oldest_first(self, store):
+        later = PUBLISHED.model_copy(update={"version": "al-2", "published_at": NOON + timedelta(seconds=1)})
+        store.set_published(PUBLISHED)
+        store.set_published(PUBLISHED.model_copy(update={"annotations": 5}))
+        store.set_published(later)
+
+        assert [(order.version, order.annotations) for order in store.orders()] == [
+            (PUBLISHED.version, 5),
+            ("al-2", None),
+        ]
+
+    def test_the_last_are_kept(self, store, monkeypatch):
+        monkeypatch.setattr(orders, "KEPT", 2)
+        for minute in range(4):
+            store.set_published(PUBLISHED.model_copy(update={"published_at": NOON + timedelta(minutes=minute)}))
+
+        assert [order.published_at.minute for order in store.orders()] == [2, 3]
+
+    def test_a_damaged_one_hides_no_other(self, store):
+        store.set_published(PUBLISHED)
+        (store.folder / "orders/20250101T000000000000.json").write_text("{")
+
+        assert [order.version for order in store.orders()] == [PUBLISHED.version]
+
+    def test_a_history_that_cannot_be_written_stops_no_order(self, store):
+        store.folder.mkdir(parents=True)
+        (store.folder / "orders").write_text("a file where a folder should be")
+
+        store.set_published(PUBLISHED)
+
+        assert store.published() == PUBLISHED
+        assert store.orders() == []
+
+
+class TestRecords:
+    def test_saved_with_the_round_or_later(self, store):
+        store.save(make_report(), None, None, {"said": PUBLISHED})
+        store.set_record("r000001", "later", PUBLISHED)
+
+        assert store.record("r000001", "said", Published) == PUBLISHED
+        assert store.record("r000001", "later", Published) == PUBLISHED
+        assert store.record("r000001", "nothing", Published) is None
+
+    def test_none_beside_a_round_that_is_not_saved(self, store):
+        """A reserved folder would be taken for a round's."""
+        with pytest.raises(StorageError, match="no round 'r000001'"):
+            store.set_record("r000001", "later", PUBLISHED)
 
 
 class TestConnections:

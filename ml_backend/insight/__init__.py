@@ -1,0 +1,12 @@
+"""What the stored rounds and the labels say to a project's owner. Torch-free; computes, and asks nobody.
+
+::
+
+    records.py   what is kept beside a round
+    rounds.py    a round's outputs -> what the page shows of it
+"""
+
+from ml_backend.insight.records import INSIGHT, ImageInsight, RoundInsight
+from ml_backend.insight.rounds import round_insight
+
+__all__ = ["INSIGHT", "ImageInsight", "RoundInsight", "round_insight"]
