@@ -13,7 +13,7 @@ from pathlib import Path
 from ml_backend.acquisition.strategy import CatalogStrategy
 from ml_backend.consensus.catalog import RULES
 from ml_backend.engine.ports import Learner, Progress, RoundParts, no_guard, no_progress
-from ml_backend.engine.resume import unpublished_round
+from ml_backend.engine.resume import served_round, unpublished_round
 from ml_backend.engine.round import run_round
 from ml_backend.engine.sharing import LayOut, ShardedLearner
 from ml_backend.engine.split import fold_split
@@ -120,6 +120,7 @@ def run_live_round(
             progress=progress,
             guard=guard,
             unpublished=lambda inputs: unpublished_round(world.project, inputs),
+            served=live.served,
         )
         request = RoundRequest(
             project=key,
@@ -156,6 +157,17 @@ class _Live:
         labels = LabelStudioLabels(self.world.client, self.world.key.id, self.config, options, self.readings)
         with self.publisher.turn():
             return TopUp(labels, self.publisher, project, low_water(options), self.guard).run()
+
+    def served(self, inputs: str) -> tuple[RoundReport, Published] | None:
+        """What readers are served, where a new round with these inputs would come to the same."""
+        world = self.world
+        found = served_round(world.project, inputs)
+        # Somebody may have switched to another version since: then the round is what puts it right.
+        if found is None or world.client.project(world.key.id).get("model_version") != found[1].version:
+            return None
+        # Another annotation of the same label counts as a change, and would call for a round again and again.
+        self.readings.keep_learned(found[1].round_id, self.labels.states())
+        return found
 
 
 def _live(world: _World, guard: Callable[[], None]) -> _Live:

@@ -23,6 +23,7 @@ __all__ = [
     "Strategy",
     "no_guard",
     "no_progress",
+    "nothing_served",
     "nothing_unpublished",
 ]
 
@@ -129,6 +130,10 @@ def nothing_unpublished(inputs: str) -> RoundReport | None:
     """No earlier round is left to be published."""
 
 
+def nothing_served(inputs: str) -> tuple[RoundReport, Published] | None:
+    """What is served came from something else."""
+
+
 def no_progress(stage: Stage, done: int, total: int) -> None:
     """Tell nobody."""
 
@@ -152,3 +157,5 @@ class RoundParts:
     guard: Callable[[], None] = field(default=no_guard)
     unpublished: Callable[[str], RoundReport | None] = field(default=nothing_unpublished)
     """A saved round that would come to the same as this one, by ``resume.inputs_digest``, and is not published yet."""
+    served: Callable[[str], tuple[RoundReport, Published] | None] = field(default=nothing_served)
+    """The round that readers are served, where this one would come to the same, by ``resume.inputs_digest``."""

@@ -1,7 +1,9 @@
-"""A round that was saved but not wholly published is published again, and not trained again.
+"""No round is trained for nothing: what was saved is published, and what is served already stays.
 
-Between the two lies everything that Label Studio can do to us: it is restarted, its disk is full, our worker is killed
-while it deletes an old order. The saved ranking is still the best one as long as the next round would see the same.
+Between saving and publishing lies everything that Label Studio can do to us: it is restarted, its disk is full, our
+worker is killed while it deletes an old order. The saved ranking is still the best one as long as the next round would
+see the same. And where a killed round is run once more, it learns from the very labels that the round waiting behind it
+was asked for.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ import structlog
 from ml_backend.errors import StorageError
 from ml_backend.records import ImageRef, Label, Published, RoundReport, RoundRequest
 
-__all__ = ["RoundArchive", "inputs_digest", "unpublished_round"]
+__all__ = ["RoundArchive", "inputs_digest", "served_round", "unpublished_round"]
 
 log = structlog.get_logger(__name__)
 
@@ -49,15 +51,34 @@ def unpublished_round(rounds: RoundArchive, inputs: str) -> RoundReport | None:
         rounds: of the project.
         inputs: digest of what a new round would see.
     """
+    report, published = _last(rounds, inputs)
+    if report is None or _is_done(report, published):
+        return None
+    log.info("the last round was saved but not published: it is published now", round=report.request.round_id)
+    return report
+
+
+def served_round(rounds: RoundArchive, inputs: str) -> tuple[RoundReport, Published] | None:
+    """The last round and what is served of it, where it is wholly published and a new one would come to the same.
+
+    Args:
+        rounds: of the project.
+        inputs: digest of what a new round would see.
+    """
+    report, published = _last(rounds, inputs)
+    if report is None or published is None or not _is_done(report, published):
+        return None
+    return report, published
+
+
+def _last(rounds: RoundArchive, inputs: str) -> tuple[RoundReport | None, Published | None]:
+    """The last round, where it saw the same, and what is served of whichever round."""
     try:
         report, published = rounds.latest(), rounds.published()
     except StorageError as error:
         log.warning("the last round cannot be taken up", error=str(error))
-        return None
-    if report is None or report.inputs != inputs or _is_done(report, published):
-        return None
-    log.info("the last round was saved but not published: it is published now", round=report.request.round_id)
-    return report
+        return None, None
+    return (report if report is not None and report.inputs == inputs else None), published
 
 
 def _told(image: ImageRef) -> tuple[str, str, str | None]:

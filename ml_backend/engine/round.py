@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+import structlog
+
 from ml_backend.engine.ports import RoundParts, Stage
 from ml_backend.engine.resume import inputs_digest
 from ml_backend.engine.start import random_order
@@ -18,11 +20,14 @@ from ml_backend.records import FitReport, ImageRef, Label, Published, Ranking, R
 
 __all__ = ["run_round"]
 
+log = structlog.get_logger(__name__)
+
 
 def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Published]:
     """Learn from the labels so far, rank the pool, save the round, publish the ranking.
 
-    Where a round with the same labels, pool and options was saved and not published, it is published instead.
+    Where a round with the same labels, pool and options was saved and not published, it is published instead. Where it
+    is served already, and nothing but changed labels called for this one, there is nothing to do.
 
     Until every class has ``request.min_labels_per_class`` labels no network is trained: the ranking is a seeded
     random order, which stays the same from round to round, and is published like any other; then the learner may
@@ -47,6 +52,9 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
 
     still_growing = min(counts.values()) < request.min_labels_per_class
     inputs = inputs_digest(request, consensus.labels, pool)
+    if request.reason == "labels" and not still_growing and (served := parts.served(inputs)) is not None:
+        log.info("no label has changed since the round that is served: its order stays", round=served[1].round_id)
+        return served
     if (report := parts.unpublished(inputs)) is None:
         fit: FitReport | None = None
         outputs: PoolOutputs | None = None

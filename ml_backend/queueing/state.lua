@@ -23,6 +23,9 @@ local first_pause, longest_pause = 15, 3600
 -- Publishes more of the last ranking: learns nothing, so that it takes no changes, and a real round may take its place.
 local top_up = 'topup'
 
+-- Which of two reasons for one round stands: what changed labels call for ends early where no label has changed.
+local strength = {topup = 0, labels = 1, images = 2, connected = 2, forced = 3}
+
 local function get(name)
   return redis.call('HGET', key, name)
 end
@@ -55,6 +58,10 @@ local function drop_running()
   redis.call('DEL', KEYS[2])
 end
 
+local function stronger(reason, other)
+  return not other or strength[reason] > strength[other]
+end
+
 local function fresh_start()
   redis.call('HDEL', key, 'failures', 'not_before', 'retry_reason')
 end
@@ -83,7 +90,9 @@ local function heal()
   local waiting, running = get('waiting'), get('running')
   if waiting and dead(waiting, number('waiting_at')) then
     -- Nobody else would ask again: what it was asked for may never be told a second time.
-    redis.call('HSETNX', key, 'retry_reason', get('waiting_reason'))
+    if stronger(get('waiting_reason'), get('retry_reason')) then
+      redis.call('HSET', key, 'retry_reason', get('waiting_reason'))
+    end
     drop_waiting()
   end
   if running and dead(running, number('running_at')) then
@@ -123,7 +132,7 @@ function commands.request(reason, only_if_idle, cooldown)
     fresh_start()
   end
   if get('waiting') then
-    if get('waiting_reason') == top_up and reason ~= top_up then
+    if stronger(reason, get('waiting_reason')) then
       redis.call('HSET', key, 'waiting_reason', reason)
     end
     return {}
@@ -158,6 +167,10 @@ function commands.claim(generation, token)
     return {}
   end
   if reason ~= top_up then
+    local again = get('retry_reason')
+    if again and stronger(again, reason) then
+      reason = again
+    end
     -- On top of what a former run may have left there: this run learns from those annotations as well.
     redis.call('HINCRBY', key, 'running_changes', number('changes'))
     redis.call('HSET', key, 'changes', 0)

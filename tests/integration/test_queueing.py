@@ -111,6 +111,16 @@ class TestRequestRound:
         assert sum(asked) == 1
         assert redis.llen("rq:queue:rounds") == 1
 
+    @pytest.mark.parametrize("reason", ["images", "connected", "forced"])
+    def test_more_than_labels_is_what_the_waiting_one_stands_for(self, queue, reason):
+        """What labels alone call for ends early where none has changed; a training that was asked for never does."""
+        queue.request_round(PROJECT, "labels")
+
+        assert not queue.request_round(PROJECT, reason)
+        assert not queue.request_round(PROJECT, "labels")
+
+        assert claim(queue).reason == reason
+
     def test_another_waits_while_one_runs(self, queue):
         queue.request_round(PROJECT, "labels")
         claim(queue)
@@ -300,6 +310,14 @@ class TestFailures:
         claim(queue).fail(LabelStudioError("it is away"))
         assert pause_s(queue) == pytest.approx(30, abs=2)
 
+    def test_labels_that_come_before_it_do_not_take_its_place(self, queue):
+        """The owner asked for a training, and it failed: the round that labels start meanwhile is that training."""
+        queue.request_round(PROJECT, "forced")
+        claim(queue).fail(LabelStudioError("it is away"))
+        queue.request_round(PROJECT, "labels")
+
+        assert claim(queue).reason == "forced"
+
     def test_changes_wait_for_the_pause_too(self, queue, redis):
         """Not with every further annotation: what fails for want of memory would fail all day."""
         queue.count_changes(PROJECT, 20, threshold=20)
@@ -360,6 +378,19 @@ class TestRequestDue:
 
         assert queue.request_due() == 1
         assert queue.status(PROJECT).waiting == "images"
+
+    def test_the_stronger_of_two_that_were_lost(self, queue, redis):
+        """A failed round waits to be tried again, and the job of another that was asked for meanwhile is gone."""
+        queue.request_round(PROJECT, "labels")
+        running = claim(queue)
+        queue.request_round(PROJECT, "labels")
+        queue.request_round(PROJECT, "forced")
+        running.fail(LabelStudioError("it is away"))
+        redis.hset(job(redis).key, "status", "failed")
+        end_pause(redis)
+
+        assert queue.request_due() == 1
+        assert queue.status(PROJECT).waiting == "forced"
 
     def test_a_run_that_was_lost(self, queue, redis):
         queue.request_round(PROJECT, "labels")

@@ -101,6 +101,13 @@ def check_learned(ward: Ward, round_ids: list[str]) -> None:
         assert report.fit.train_images + report.fit.validation_images == len(learned), round_id
 
 
+def check_spared(ward: Ward, round_ids: list[str]) -> None:
+    """No training was run for nothing: each that labels called for has seen something else than those before it."""
+    reports = [ward.folder.report(round_id) for round_id in round_ids]
+    seen = [report.inputs for report in reports if report.fit is not None and report.request.reason == "labels"]
+    assert len(seen) == len(set(seen)), f"trained twice on the same: {round_ids}"
+
+
 def check_order(ward: Ward, report: RoundReport, published: Published) -> None:
     """Label Studio serves the whole of the stored ranking, each image once."""
     ranked = [image for image in report.ranking.image_ids if image in set(published.image_ids)]
@@ -125,6 +132,7 @@ def test_whatever_dies_the_order_comes(hospital: Hospital, step: Step, say: Call
     seconds = time.monotonic() - strike.at
 
     check_learned(ward, [round_id for round_id in ward.folder.round_ids() if round_id not in before])
+    check_spared(ward, ward.folder.round_ids())
     check_order(ward, report, published)
     left_over = len(ward.versions()) - 1
     line = (

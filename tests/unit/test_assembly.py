@@ -53,15 +53,21 @@ def run(tmp_path, monkeypatch):
 
     def keep(request: RoundRequest, parts: RoundParts) -> RoundRequest:
         calls["parts"] = parts
+        calls["found"] = calls["during"](parts)
         return request
 
     monkeypatch.setattr(assembly, "run_round", keep)
     RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
 
     def begin(
-        project: dict[str, Any] = PROJECT, key: ProjectKey = KEY, reason: Reason = "labels", **settings: Any
+        project: dict[str, Any] = PROJECT,
+        key: ProjectKey = KEY,
+        reason: Reason = "labels",
+        during: Callable[[RoundParts], object] = lambda _parts: None,
+        **settings: Any,
     ) -> Any:
         calls["project"] = project
+        calls["during"] = during
         defaults = {"label_studio_url": "http://ls", "label_studio_api_key": "k", "device": "cpu"}
         return assembly.run_live_round(Settings(data_dir=tmp_path, **(defaults | settings)), key, reason), calls
 
@@ -160,6 +166,43 @@ class TestTopUp:
 
         assert (report, published) == (make_report(), served)
         assert "parts" not in calls
+
+
+class TestServed:
+    """A round that would come to what is served already."""
+
+    @pytest.fixture
+    def served(self, tmp_path):
+        """A published round with the digest "same", which has learned from one annotation."""
+        project = RoundStore(tmp_path).project(KEY)
+        project.save(make_report().model_copy(update={"inputs": "same"}), None, None)
+        ReadingStore(project.folder).keep_learned("r000001", {"1.1": "a"})
+        seconds = {"delete": 0.1}
+        served = Published(version="v", round_id="r000001", image_ids=("2",), seconds=seconds, published_at=NOON)
+        project.set_published(served)
+        return served
+
+    def test_stands_for_the_annotations_of_now(self, run, served, tmp_path):
+        """The label is the same though the annotation behind it is another: it must not count as a change for ever."""
+
+        def read(parts: RoundParts) -> Any:
+            assert parts.labels.annotations() == []
+            return parts.served("same")
+
+        _, calls = run(PROJECT | {"model_version": "v"}, during=read)
+
+        assert calls["found"][1] == served
+        assert ReadingStore(RoundStore(tmp_path).project(KEY).folder).changes_since("r000001", {}) == 0
+
+    def test_is_no_reason_to_leave_another_order_standing(self, run, served):
+        _, calls = run(PROJECT | {"model_version": "of somebody else"}, during=lambda parts: parts.served("same"))
+
+        assert calls["found"] is None
+
+    def test_other_inputs_make_a_round(self, run, served):
+        _, calls = run(PROJECT | {"model_version": "v"}, during=lambda parts: parts.served("other"))
+
+        assert calls["found"] is None
 
 
 class TestWhatIsNoted:

@@ -1,4 +1,4 @@
-"""A round that was saved and not published is published, and not trained again."""
+"""A round that was saved and not published is published, and not trained again; nor is one that is served."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from ml_backend.engine.ports import RoundParts
-from ml_backend.engine.resume import inputs_digest, unpublished_round
+from ml_backend.engine.resume import inputs_digest, served_round, unpublished_round
 from ml_backend.engine.round import run_round
 from ml_backend.errors import LabelStudioError, StorageError
-from ml_backend.records import Label, Published, RoundReport
+from ml_backend.records import Label, Published, Reason, RoundReport
 from tests.fakes import (
     CLASSES,
     NOON,
@@ -93,6 +93,25 @@ class TestUnpublishedRound:
         assert unpublished_round(Archive(None, None, StorageError("report.json is damaged")), "same") is None
 
 
+class TestServedRound:
+    LAST = TestUnpublishedRound.LAST
+
+    def test_the_last_one_where_a_new_round_would_come_to_it(self):
+        served = published("r000002", delete=0.2)
+
+        assert served_round(Archive(self.LAST, served), "same") == (self.LAST, served)
+        assert served_round(Archive(self.LAST, served), "other") is None
+
+    @pytest.mark.parametrize(
+        "served", [None, published("r000001", delete=1.0), published("r000002", switch=0.1)], ids=str
+    )
+    def test_none_that_is_not_wholly_published(self, served):
+        assert served_round(Archive(self.LAST, served), "same") is None
+
+    def test_a_damaged_one_stops_no_round(self):
+        assert served_round(Archive(None, None, StorageError("report.json is damaged")), "same") is None
+
+
 class Unreachable(FakePublisher):
     """Label Studio is away."""
 
@@ -128,3 +147,35 @@ class TestRunRound:
         report, _ = run_round(make_request(round_id="r000003"), replace(parts, labels=more, publisher=served))
         assert report.request.round_id == "r000003"
         assert len(learner.fits) == 2
+
+    @pytest.mark.parametrize(
+        ("reason", "per_class", "trained"),
+        [("labels", 4, 1), ("forced", 4, 2), ("images", 4, 2), ("connected", 4, 2), ("labels", 1, 0)],
+    )
+    def test_what_is_served_already_is_not_trained_again(self, reason: Reason, per_class: int, trained: int):
+        """Unless it is more than labels that calls for it; and a start set has no training to save."""
+        learner, store, publisher = FakeLearner(), MemoryStore(), FakePublisher()
+
+        def served(inputs: str) -> tuple[RoundReport, Published] | None:
+            if not store.saved:
+                return None
+            last = store.saved[-1][0]
+            return served_round(Archive(last, published(last.request.round_id, delete=0.1)), inputs)
+
+        parts = RoundParts(
+            labels=FakeLabels(ANNOTATIONS[: 3 * per_class], POOL),
+            consensus=one_reader,
+            learner=learner,
+            strategy=FakeStrategy(),
+            store=store,
+            publisher=publisher,
+            served=served,
+        )
+        run_round(make_request(), parts)
+
+        report, _ = run_round(make_request(round_id="r000002", reason=reason), parts)
+
+        came_to_nothing = trained == 1
+        assert report.request.round_id == ("r000001" if came_to_nothing else "r000002")
+        assert len(learner.fits) == trained
+        assert len(publisher.published) == len(store.saved) == (1 if came_to_nothing else 2)
