@@ -276,7 +276,7 @@ def _world(settings: Settings, key: ProjectKey) -> Iterator[_World]:
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as images,
     ):
         quarantine = Quarantine(project.folder)
-        source = QuarantinedSource(images, quarantine)
+        source = QuarantinedSource(images, quarantine, version=images.version)
         yield _World(settings, key, store, project, connection, client, source, quarantine)
 
 

@@ -26,11 +26,11 @@ SPARED_S = 30.0
 class QuarantineList(Protocol):
     """Where bad images are kept. Called from several threads at once."""
 
-    def bars(self, image_id: str, file: str) -> str | None:
-        """Why the image is not to be tried now; None where it is. ``file`` names the file: another is another."""
+    def bars(self, image_id: str, file: str, version: Callable[[], str]) -> str | None:
+        """Why the image is not to be tried now; None where it is. Another ``file`` or ``version`` is another file."""
         ...
 
-    def enter(self, image_id: str, file: str, trouble: str, reason: str, *, passing: bool) -> None:
+    def enter(self, image_id: str, file: str, trouble: str, reason: str, *, passing: bool, version: str = "") -> None:
         """An image was tried, in vain."""
         ...
 
@@ -46,14 +46,22 @@ class QuarantinedSource:
         source: where the images are.
         quarantine: of the project.
         now: seconds that only ever grow; for tests.
+        version: what is said of the file behind an image whose key stays the same when the file is replaced; empty
+            where nothing is, None where nobody answered.
     """
 
     def __init__(
-        self, source: ImageSource, quarantine: QuarantineList, now: Callable[[], float] = time.monotonic
+        self,
+        source: ImageSource,
+        quarantine: QuarantineList,
+        now: Callable[[], float] = time.monotonic,
+        version: Callable[[ImageRef], str | None] = lambda _image: "",
     ) -> None:
         self._source = source
         self._quarantine = quarantine
         self._hosts = _Hosts(now)
+        self._ask_version = version
+        self._silent: set[str] = set()  # hosts that gave no answer about a file: they are not asked about another
 
     def fetch(self, image: ImageRef) -> bytes:
         """See ``ImageSource``.
@@ -89,7 +97,7 @@ class QuarantinedSource:
             # No pause: that it is not there was told at once. When it comes back it has a key.
             self._enter(image, "", error)
             raise
-        if (reason := self._quarantine.bars(image.id, _file(key))) is not None:
+        if (reason := self._quarantine.bars(image.id, _file(key), lambda: self._version(image))) is not None:
             raise ImageError(reason)
         return key
 
@@ -107,7 +115,19 @@ class QuarantinedSource:
 
     def _enter(self, image: ImageRef, key: str, error: ImageError) -> None:
         trouble = trouble_of(error)
-        self._quarantine.enter(image.id, _file(key), trouble, str(error), passing=trouble not in OF_THE_FILE)
+        of_the_file = trouble in OF_THE_FILE
+        # All else is tried again within the hour, whether or not the file is another.
+        version = self._version(image) if of_the_file else ""
+        self._quarantine.enter(image.id, _file(key), trouble, str(error), passing=not of_the_file, version=version)
+
+    def _version(self, image: ImageRef) -> str:
+        host = _host(image.uri)
+        if not host or host in self._silent or self._hosts.is_spared(host):
+            return ""
+        version = self._ask_version(image)
+        if version is None:
+            self._silent.add(host)
+        return version or ""
 
 
 class _Hosts:

@@ -27,6 +27,7 @@ HEADERS: dict[bytes | str, bytes | str] = {
 CONNECT_S = 10.0
 USUAL_PORTS = {"http": 80, "https": 443}
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+VERSION = ("etag", "last-modified", "content-length")
 FAILURES = (
     httpcore.NetworkError,
     httpcore.TimeoutException,
@@ -55,11 +56,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An answer: a file and its content type, or the address that it redirects to."""
+    """An answer: a file, its content type and what tells it from the file before, or the address it redirects to."""
 
     content: bytes = b""
     kind: str = ""
     location: str | None = None
+    version: str = ""  # empty where the host says nothing of the kind
 
 
 def look_up(host: str, port: int) -> Sequence[str]:
@@ -99,12 +101,13 @@ class Elsewhere:
             network_backend=_CheckedNetwork(hosts, network or httpcore.SyncBackend(), resolve),
         )
 
-    def get(self, address: str, end: float) -> Found:
+    def get(self, address: str, end: float, *, method: str = "GET") -> Found:
         """A file, or where it is now.
 
         Args:
             address: begins with http:// or https://.
             end: ``time.monotonic()`` at which it must be there.
+            method: HEAD for the file without its content.
 
         Raises:
             Refused: the host is not allowed, or answers with something else than a file of bounded size.
@@ -113,7 +116,7 @@ class Elsewhere:
         """
         before = _end.set(end)
         try:
-            return self._get(httpx.URL(address))
+            return self._get(httpx.URL(address), method)
         except httpcore.TimeoutException as error:
             raise TimeoutError("not through in time") from error
         except FAILURES as error:
@@ -124,10 +127,10 @@ class Elsewhere:
     def close(self) -> None:
         self._pool.close()
 
-    def _get(self, url: httpx.URL) -> Found:
+    def _get(self, url: httpx.URL, method: str) -> Found:
         self._check(url)
         whole = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        with self._pool.stream("GET", whole, headers=HEADERS | {"Host": url.netloc}) as response:
+        with self._pool.stream(method, whole, headers=HEADERS | {"Host": url.netloc}) as response:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
             if response.status in REDIRECTS and "location" in headers:
                 return Found(location=str(url.join(headers["location"])))
@@ -135,7 +138,8 @@ class Elsewhere:
                 raise Refused(f"answered {response.status}", response.status)
             if (packed := headers.get("content-encoding", "identity")) != "identity":
                 raise Refused(f"answered with Content-Encoding {packed[:40]!r}, which was not asked for")
-            return Found(self._read(response.iter_stream()), headers.get("content-type", ""))
+            version = "|".join(headers[name] for name in VERSION if name in headers)
+            return Found(self._read(response.iter_stream()), headers.get("content-type", ""), version=version)
 
     def _read(self, parts: Iterable[bytes]) -> bytes:
         content = bytearray()

@@ -25,6 +25,7 @@ __all__ = ["LabelStudioImages"]
 MAX_BYTES = 256 * 2**20  # a chest film has 10 to 40 MB
 MAX_REDIRECTS = 5
 LOGIN_STATUS = 401
+VERSION_S = 3.0  # a host that takes longer to say whether a file is another is asked for the file in the end
 # Label Studio's own addresses that serve files (1.23.2: io_storages/urls.py, data_import/urls.py).
 FILES = re.compile(r"/(data|storage-data)/.+|/(tasks|projects)/\d+/(resolve|presign)/?")
 STORAGES = ("s3", "gs", "azure-blob")
@@ -82,6 +83,29 @@ class LabelStudioImages:
         path = self._path(uri)
         # Uploads and storages are this Label Studio's; an address elsewhere is the same for all.
         return uri if uri.startswith(("http://", "https://")) and path is None else f"{self._client.url} {path or uri}"
+
+    def version(self, image: ImageRef) -> str | None:
+        """What an image's host elsewhere says of the file there, without its content; another text is another file.
+
+        Returns:
+            Empty where the host says nothing, or the image lies in Label Studio, which gives every upload a new name;
+            None where there was no answer in time.
+        """
+        end = time.monotonic() + VERSION_S
+        address = image.uri
+        for _ in range(MAX_REDIRECTS + 1):
+            if not address.startswith(("http://", "https://")) or self._path(address) is not None:
+                return ""
+            try:
+                found = self._elsewhere.get(address, end, method="HEAD")
+            except Refused:
+                return ""
+            except OSError:
+                return None
+            if found.location is None:
+                return found.version
+            address = found.location
+        return ""
 
     def close(self) -> None:
         self._elsewhere.close()

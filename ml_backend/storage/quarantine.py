@@ -24,6 +24,7 @@ __all__ = ["Quarantine", "QuarantinedImage"]
 FIRST_PAUSE_S = 60.0  # doubled with every further try
 LONGEST_PAUSE_S = 24 * 3600.0
 LONGEST_PASSING_PAUSE_S = 3600.0  # where it may pass without another file
+MOST_COMPARED = 100  # images of a round whose host is asked whether the file is another
 
 log = structlog.get_logger()
 
@@ -35,6 +36,7 @@ class QuarantinedImage(Record):
     trouble: str  # one of a few stable words: missing, damaged, too-large, ...
     reason: str
     mark: str  # stands for the file that was tried: another file is tried at once
+    version: str = ""  # stands for what its host said of it; empty where it said nothing
     first_seen: datetime
     last_tried: datetime
     next_try: datetime
@@ -86,12 +88,14 @@ class Quarantine:
         finally:
             self._settle(over=over)
 
-    def bars(self, image_id: str, file: str) -> str | None:
+    def bars(self, image_id: str, file: str, version: Callable[[], str] = lambda: "") -> str | None:
         """Why the image is not to be tried now; None where it is.
 
         Args:
             image_id: of the image.
             file: names the file behind it; another name is another file.
+            version: asks what its host says of the file now, empty where it says nothing; called for a hundred images
+                of a round at most, each once.
         """
         with self._lock:
             self._asked.add(image_id)
@@ -100,12 +104,22 @@ class Quarantine:
             entry = self._known.get(image_id)
             if entry is None or image_id in self._on_trial:
                 return None
-            if entry.mark == _mark(file) and self._now() < entry.next_try:
-                return f"{entry.reason} (not tried again before {entry.next_try:%Y-%m-%d %H:%M} UTC)"
+            waits = entry.mark == _mark(file) and self._now() < entry.next_try
+            compared = waits and self._may_compare(entry)
+        # Not under the lock: a host may take its time.
+        if waits and not (compared and (now := version()) and _mark(now) != entry.version):
+            return f"{entry.reason} (not tried again before {entry.next_try:%Y-%m-%d %H:%M} UTC)"
+        with self._lock:
             self._on_trial.add(image_id)
-            return None
+        return None
 
-    def enter(self, image_id: str, file: str, trouble: str, reason: str, *, passing: bool) -> None:
+    def _may_compare(self, entry: QuarantinedImage) -> bool:
+        if not entry.version or entry.image_id in self._compared or len(self._compared) >= MOST_COMPARED:
+            return False
+        self._compared.add(entry.image_id)
+        return True
+
+    def enter(self, image_id: str, file: str, trouble: str, reason: str, *, passing: bool, version: str = "") -> None:
         """An image was tried, in vain.
 
         Args:
@@ -114,17 +128,21 @@ class Quarantine:
             trouble: in one of a few stable words.
             reason: for the owner.
             passing: it may pass without another file; it is tried again sooner.
+            version: what its host says of the file; empty where it says nothing.
         """
-        now, mark = self._now(), _mark(file)
+        now, mark, of_host = self._now(), _mark(file), _mark(version) if version else ""
         with self._lock:
             before = self._known.get(image_id)
-            same = before is not None and before.mark == mark
+            if before is not None and before.mark == mark:
+                of_host = of_host or before.version  # which it only does not tell now
+            same = before is not None and (before.mark, before.version or of_host) == (mark, of_host)
             times = before.times + 1 if before is not None and same else 1
             self._new[image_id] = QuarantinedImage(
                 image_id=image_id,
                 trouble=trouble,
                 reason=reason,
                 mark=mark,
+                version=of_host,
                 first_seen=before.first_seen if before is not None and same else now,
                 last_tried=now,
                 next_try=now + timedelta(seconds=_pause_s(times, passing=passing)),
@@ -142,6 +160,7 @@ class Quarantine:
         self._known = {entry.image_id: entry for entry in self.listed()}
         self._new: dict[str, QuarantinedImage] = {}
         self._asked: set[str] = set()
+        self._compared: set[str] = set()
         self._on_trial: set[str] = set()  # let through, because their time has come or their file changed
 
     def _settle(self, *, over: bool) -> None:

@@ -21,10 +21,10 @@ class Notebook:
     entered: dict[str, tuple[str, bool]] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
 
-    def bars(self, image_id, file):
+    def bars(self, image_id, file, version):
         return self.barred.get(image_id)
 
-    def enter(self, image_id, file, trouble, reason, *, passing):
+    def enter(self, image_id, file, trouble, reason, *, passing, version=""):
         assert image_id in reason
         self.entered[image_id] = (trouble, passing)
         self.files.append(file)

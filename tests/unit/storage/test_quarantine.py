@@ -1,11 +1,18 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.storage.quarantine import LONGEST_PASSING_PAUSE_S, LONGEST_PAUSE_S, Quarantine, _pause_s
+from ml_backend.storage.quarantine import (
+    LONGEST_PASSING_PAUSE_S,
+    LONGEST_PAUSE_S,
+    MOST_COMPARED,
+    Quarantine,
+    _pause_s,
+)
 
 
 @dataclass
@@ -121,6 +128,56 @@ class TestRounds:
             fail()
 
         assert [(entry.image_id, entry.times) for entry in quarantine.listed()] == [("9", 1), ("11", 1)]
+
+
+class TestVersion:
+    """What a host says of a file whose address stays the same."""
+
+    def enter(self, quarantine: Quarantine, version: str, ids: tuple[str, ...] = ("9",)) -> None:
+        with quarantine.settled():
+            for image_id in ids:
+                quarantine.enter(image_id, "a", "damaged", f"image {image_id} is bad", passing=False, version=version)
+
+    @pytest.mark.parametrize(
+        ("then", "now", "is_tried"), [("1", "2", True), ("1", "1", False), ("1", "", False), ("", "2", False)]
+    )
+    def test_another_one_ends_the_pause(self, quarantine, then, now, is_tried):
+        """Nothing follows from a host that says nothing, then or now."""
+        self.enter(quarantine, then)
+
+        with quarantine.settled():
+            assert (quarantine.bars("9", "a", lambda: now) is None) == is_tried
+            assert (quarantine.bars("9", "a", lambda: now) is None) == is_tried
+
+    def test_counts_anew_where_it_is_another_and_on_where_it_is_not_told(self, quarantine, clock):
+        seen = []
+        for version in ("1", "1", "", "1", "2"):
+            self.enter(quarantine, version)
+            seen.append(quarantine.listed()[0].times)
+
+        assert seen == [1, 2, 3, 4, 1]
+
+    def test_is_asked_for_once_a_round_and_not_of_everybody(self, quarantine):
+        ids = tuple(str(number) for number in range(MOST_COMPARED + 20))
+        self.enter(quarantine, "1", ids)
+        asked = []
+
+        def says(image_id: str) -> str:
+            asked.append(image_id)
+            return "1"
+
+        with quarantine.settled():
+            for image_id in (*ids, *ids):
+                assert quarantine.bars(image_id, "a", partial(says, image_id))
+
+        assert asked == list(ids[:MOST_COMPARED])
+
+    def test_is_not_asked_for_when_the_image_is_tried_anyway(self, quarantine, clock):
+        self.enter(quarantine, "1")
+        clock.wait(60)
+
+        with quarantine.settled():
+            assert quarantine.bars("9", "a", lambda: pytest.fail("asked")) is None
 
 
 class TestWithdraw:
