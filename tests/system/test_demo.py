@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def environ(label_studio) -> dict[str, str]:
         "AL_DEMO_LABEL_STUDIO_PASSWORD": label_studio.admin.password,
         "AL_DEMO_LABEL_STUDIO_TOKEN": label_studio.admin.token,
     }
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """What a shell runs in the background is born deaf to Ctrl-C, and so would be what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def command(*arguments: object) -> list[str]:
@@ -86,7 +95,7 @@ class TestDemo:
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
     @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-    def test_however_it_ends_nothing_of_it_runs_on(self, environ, tmp_path, ending):
+    def test_however_it_ends_nothing_of_it_runs_on(self, environ, ctrl_c, tmp_path, ending):
         arguments = command("--rounds", 1, "--count", 80, "--folder", tmp_path / "demo")
         demo = subprocess.Popen(arguments, env=environ, stdout=subprocess.PIPE, text=True)
         assert demo.stdout is not None
