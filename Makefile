@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Without index lines and headers: a lock that names no registry.
 COMPILE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+# Two processes, each with a Label Studio of its own, take the files in the order that tests/system/conftest.py gives.
+IN_TURN := -n 2 --dist loadfile --no-loadscope-reorder
 # Wheels land in .venv by hard link from uv's cache: a second checkout costs seconds.
 export UV_LINK_MODE ?= hardlink
 export UV_PYTHON_DOWNLOADS ?= never
@@ -46,7 +48,7 @@ test: setup lint types imports ## Lint, types, import contracts, then every test
 	@rm -rf .test-results && mkdir -p .test-results
 	@$(BIN)/python -m coverage erase
 	@$(BIN)/python -m pytest tests -m "not system" -n 2 --dist loadfile --cov --cov-report= --cov-fail-under=0 --junit-xml=.test-results/fast.xml $(ARGS)
-	@$(BIN)/python -m pytest tests/system --cov --cov-append --cov-report=term --junit-xml=.test-results/system.xml $(ARGS)
+	@$(BIN)/python -m pytest tests/system $(IN_TURN) --cov --cov-append --cov-report=term --junit-xml=.test-results/system.xml $(ARGS)
 
 lint: setup ## ruff: lint and format
 	@$(BIN)/ruff check .
@@ -62,7 +64,7 @@ unit: setup ## Only the tests that need no service
 	@$(BIN)/python -m pytest tests/unit -n 2 $(ARGS)
 
 system: setup ## Only the tests on a real Label Studio
-	@$(BIN)/python -m pytest tests/system $(ARGS)
+	@$(BIN)/python -m pytest tests/system $(IN_TURN) $(ARGS)
 
 # --strict: a package that the registry says nothing about is a failure, and not a package without vulnerabilities.
 # Each exception here is one that docs/security.md explains.

@@ -77,17 +77,6 @@ def hospital(label_studio: Running, tmp_path_factory: pytest.TempPathFactory) ->
         hospital.close()
 
 
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Tells the terminal, also of a test that passes."""
-
-    def tell(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{line}", end="", flush=True)  # noqa: T201 - the tally is for whoever runs it
-
-    return tell
-
-
 def check_learned(ward: Ward, round_ids: list[str]) -> None:
     """Each round has learned from every label that was there when it began, and from each once."""
     labelled = ward.readers.labelled()

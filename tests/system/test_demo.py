@@ -96,7 +96,7 @@ class TestDemo:
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
     @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
     def test_however_it_ends_nothing_of_it_runs_on(self, environ, ctrl_c, tmp_path, ending):
-        arguments = command("--rounds", 1, "--count", 80, "--folder", tmp_path / "demo")
+        arguments = command("--rounds", 1, "--count", 30, "--folder", tmp_path / "demo")
         demo = subprocess.Popen(arguments, env=environ, stdout=subprocess.PIPE, text=True)
         assert demo.stdout is not None
         for line in demo.stdout:

@@ -152,7 +152,7 @@ def truly(tasks: Iterable[Json]) -> tuple[set[str], Counter[str]]:
     return held, values
 
 
-def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, data_dir, capsys):
+def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, data_dir, say):
     films = draw_films(IMAGES, seed=SEED, side=32)
     project = live_project(films, OPTIONS)
     key = RoundStore(data_dir).connection(project.id).project
@@ -209,10 +209,9 @@ def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, data_dir, 
     assert (len(seconds), lost) == (1600, 400)
     in_time = sum(one < LIMIT_S for one in seconds)
     seconds.sort()
-    with capsys.disabled():
-        print(  # noqa: T201 - the figures are for whoever runs it
-            f"\n{len(seconds)} webhooks in bursts of {BURST} from {SENDERS} senders, {lost} lost: median "
-            f"{seconds[len(seconds) // 2]:.3f} s, slowest {seconds[-1]:.3f} s, {in_time} within {LIMIT_S:.0f} s; "
-            f"{len(held)} annotations, all learned from"
-        )
+    say(
+        f"{len(seconds)} webhooks in bursts of {BURST} from {SENDERS} senders, {lost} lost: median "
+        f"{seconds[len(seconds) // 2]:.3f} s, slowest {seconds[-1]:.3f} s, {in_time} within {LIMIT_S:.0f} s; "
+        f"{len(held)} annotations, all learned from"
+    )
     assert in_time >= IN_TIME * len(seconds), seconds[-5:]

@@ -1,0 +1,41 @@
+"""What every kind of test may use."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+SAID = "said"
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Tells whoever runs the tests a figure, also one of a test that passes: at once, and again at the end.
+
+    A process of xdist has no terminal: what it says travels with its test's report.
+    """
+
+    def tell(line: str) -> None:
+        record_property(SAID, line)
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            with capsys.disabled():
+                sys.stdout.write(f"\n{line}")
+                sys.stdout.flush()
+
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = list(_said(terminalreporter))
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+def _said(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                yield from (str(value) for name, value in report.user_properties if name == SAID)
