@@ -6,7 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Without index lines and headers: a lock that names no registry.
 COMPILE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
-# Two processes, each with a Label Studio of its own, take the files in the order that tests/system/conftest.py gives.
+# Two processes take the files in turn, in the order of their names, or of tests/system/conftest.py, where each has a Label
+# Studio of its own. xdist's own order has the files with few tests last, which are the long ones: one process would wait.
 IN_TURN := -n 2 --dist loadfile --no-loadscope-reorder
 # Wheels land in .venv by hard link from uv's cache: a second checkout costs seconds.
 export UV_LINK_MODE ?= hardlink
@@ -47,7 +48,7 @@ demo: setup ## Run the main job end to end (ROUNDS=3, IMAGES=folder LABELS=table
 test: setup lint types imports ## Lint, types, import contracts, then every test
 	@rm -rf .test-results && mkdir -p .test-results
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m pytest tests -m "not system" -n 2 --dist loadfile --cov --cov-report= --cov-fail-under=0 --junit-xml=.test-results/fast.xml $(ARGS)
+	@$(BIN)/python -m pytest tests -m "not system" $(IN_TURN) --cov --cov-report= --cov-fail-under=0 --junit-xml=.test-results/fast.xml $(ARGS)
 	@$(BIN)/python -m pytest tests/system $(IN_TURN) --cov --cov-append --cov-report=term --junit-xml=.test-results/system.xml $(ARGS)
 
 lint: setup ## ruff: lint and format
