@@ -130,6 +130,7 @@ def run_live_round(
             strategy=options.strategy,
             batch_size=options.batch_size,
             min_labels_per_class=options.min_labels_per_class,
+            control_share=options.control_share,
             validation_share=options.validation_share,
             seed=options.seed,
             options=options.model_dump(mode="json"),

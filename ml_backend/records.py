@@ -139,7 +139,8 @@ class Ranking(Record):
     """The whole pool in the order in which it should be labelled, label first at the front.
 
     Scores are acquisition values aligned with ``image_ids`` (higher = label first, except that a batch-aware
-    strategy orders its batch by its picks), in the unit that the strategy's catalogue entry states.
+    strategy orders its batch by its picks, and that a control image stands where chance has put it), in the unit that
+    the strategy's catalogue entry states.
     """
 
     strategy: str
@@ -173,6 +174,7 @@ class RoundRequest(Record):
     strategy: str
     batch_size: Annotated[int, Field(ge=1)]
     min_labels_per_class: Annotated[int, Field(ge=2)]
+    control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``engine.control``
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
     seed: int
     options: dict[str, object] = {}  # all of the project's, those of the learner among them

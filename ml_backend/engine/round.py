@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from ml_backend.engine.control import mixed
 from ml_backend.engine.ports import RoundParts, Stage
 from ml_backend.engine.resume import inputs_digest
 from ml_backend.engine.start import random_order
@@ -62,6 +63,7 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
             ranking = random_order(pool, request.batch_size, request.seed)
         else:
             fit, outputs, ranking = _learn_and_rank(request, parts, clock, consensus.labels, pool)
+        ranking = mixed(ranking, request.control_share, request.seed, request.round_id)
         report = RoundReport(
             request=request,
             labels_per_class=counts,

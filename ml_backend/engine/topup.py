@@ -54,8 +54,13 @@ def topped_up(report: RoundReport, annotations: Sequence[Annotation], pool: Sequ
     order.sort(key=lambda image_id: image_id in skipped)  # stable: the rest keeps its order
     scores = dict(zip(ranking.image_ids, ranking.scores, strict=True))
     lowest = min(ranking.scores, default=0.0)
+    by_chance = set(ranking.control)
     return ranking.model_copy(
-        update={"image_ids": tuple(order), "scores": tuple(scores.get(image_id, lowest) for image_id in order)}
+        update={
+            "image_ids": tuple(order),
+            "scores": tuple(scores.get(image_id, lowest) for image_id in order),
+            "control": tuple(image_id for image_id in order if image_id in by_chance),
+        }
     )
 
 

@@ -143,6 +143,7 @@ class StudyPlan(Record):
             strategy=run.strategy,
             batch_size=options.batch_size,
             min_labels_per_class=LEAST_TO_TRAIN,
+            control_share=options.control_share,
             validation_share=options.validation_share,
             seed=run.seed,
         )

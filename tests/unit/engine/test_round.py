@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ml_backend.consensus import Consensus
+from ml_backend.engine.control import mixed
 from ml_backend.engine.ports import Learner, RoundParts, Stage
 from ml_backend.engine.round import run_round
 from ml_backend.engine.split import fixed_split, stable_split
@@ -89,6 +90,17 @@ class TestColdStart:
         second, _ = run_round(make_request(round_id="r000002"), World(FakeLabels(pool=left)).parts)
 
         assert second.ranking.image_ids == first.ranking.image_ids[3:]
+
+    @pytest.mark.parametrize("annotations", [[], FOUR_A_CLASS], ids=["cold", "trained"])
+    def test_a_control_share_is_mixed_into_what_a_strategy_ranks(self, annotations):
+        """Before the first network all images come by chance, and none is marked."""
+        plain, _ = run_round(make_request(), World(FakeLabels(annotations, POOL)).parts)
+        report, published = run_round(make_request(control_share=0.3), World(FakeLabels(annotations, POOL)).parts)
+
+        expected = mixed(plain.ranking, 0.3, seed=0, round_id="r000001")
+        assert report.ranking == expected
+        assert published.image_ids == expected.image_ids
+        assert len(report.ranking.control) == (3 if annotations else 0)
 
     def test_another_seed_is_another_order(self):
         orders = {

@@ -60,6 +60,15 @@ class TestToppedUp:
         assert ranking.image_ids == ("1", "4", *new, "5")
         assert ranking.scores == (0.98, 0.97, 0.97, 0.97, 1.0)
 
+    def test_images_that_stand_by_chance_stay_known_as_such(self):
+        """Of 5, 3 and 1 the 3 is labelled and the 5 skipped."""
+        report = report_of("5", "3", "2", "1")
+        mixed = report.model_copy(update={"ranking": report.ranking.model_copy(update={"control": ("5", "3", "1")})})
+
+        ranking = topped_up(mixed, [make_annotation(5, None)], images(1, 2, 5))
+
+        assert (ranking.image_ids, ranking.control) == (("2", "1", "5"), ("1", "5"))
+
     def test_what_the_round_could_not_read_is_not_new(self):
         ranking = topped_up(report_of("1", unreadable=["7"]), [], images(1, 7))
 

@@ -43,7 +43,7 @@ class TestRuns:
 
         assert (plan.options_of(run).seed, plan.options_of(run).strategy) == (3, "entropy")
         request = plan.request(run, ("a", "b"))
-        assert (request.seed, request.strategy, request.batch_size) == (3, "entropy", 5)
+        assert (request.seed, request.strategy, request.batch_size, request.control_share) == (3, "entropy", 5, 0.0)
 
 
 class TestRounds:
