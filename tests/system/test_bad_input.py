@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -42,6 +43,18 @@ class Troubled:
         return found[0]
 
 
+def wait_for_rounds(project: Any, trained: int) -> None:
+    """Until there is an order, so many rounds have trained a network, and none runs or waits."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        status = project.follower.poll()
+        idle = status.running is None and status.waiting is None
+        if idle and project.follower.rounds and project.follower.trained >= trained:
+            return
+        assert time.monotonic() < deadline, status
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def troubled(live_project) -> Troubled:
     films = draw_films(40, seed=11, side=64)
@@ -57,13 +70,11 @@ def troubled(live_project) -> Troubled:
     of_class = {name: [n for n in drawn if truth[file_name(tasks[n])] == name] for name in project.config.classes}
     chosen = [number for numbers in of_class.values() for number in numbers[:4]]
     zebra = next(number for number in drawn if number not in chosen)
+    # The tasks have called for rounds of their own: one that begins while labels are given would see half of them.
+    wait_for_rounds(project, trained=0)
     project.label({number: truth[file_name(tasks[number])] for number in chosen} | {zebra: "zebra"})
     project.start_training()
-    deadline = time.monotonic() + TIMEOUT_S
-    while project.follower.trained == 0:
-        assert time.monotonic() < deadline, project.follower.poll()
-        project.follower.poll()
-        time.sleep(0.2)
+    wait_for_rounds(project, trained=1)
     report, published = project.follower.rounds[-1]
     return Troubled(report, published.image_ids, without_image, page, zebra)
 
