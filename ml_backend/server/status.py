@@ -78,7 +78,7 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
         "unreadable": status.unreadable,
         "quarantined": {
             "images": len(status.quarantined),
-            "listed": [image.model_dump(mode="json", exclude={"mark"}) for image in status.listed],
+            "listed": [image.model_dump(mode="json", exclude={"mark", "version"}) for image in status.listed],
         },
     }
 
