@@ -37,5 +37,12 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     pool_outputs   what a learner hands to a strategy
     strategies     every strategy in words: for README, --help and the settings
     records        what travels between the rooms: frozen, validated, JSON
+    bits           the same bits from the same product: set before anybody multiplies
     errors         the tree of everything that is refused, with its reason
 """
+
+from ml_backend.bits import ask_for_the_same_bits
+
+__all__: list[str] = []
+
+ask_for_the_same_bits()

@@ -19,7 +19,6 @@ from ml_backend.acquisition.ranking import (
     by_typiclust,
 )
 from ml_backend.acquisition.scores import bald, entropy, least_confidence, margin, mean_std, variation_ratios
-from ml_backend.acquisition.threads import one_thread
 from ml_backend.strategies import strategy_spec
 
 __all__ = ["RANKERS", "rank"]
@@ -83,8 +82,7 @@ def rank(
     evidence = Evidence(ids, probs, features, labelled_features, gradients)
     if "probs" in spec.needs and probs is not None and (passes := probs.shape[1]) < spec.min_passes:
         raise ValueError(f"{name} needs at least {spec.min_passes} passes, got {passes}: draw more")
-    with one_thread():
-        return RANKERS[name](evidence, batch_size, seed)
+    return RANKERS[name](evidence, batch_size, seed)
 
 
 def _positions(probs: Tensor | None, features: Tensor | None, gradients: Gradients | None) -> list[str]:

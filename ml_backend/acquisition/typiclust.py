@@ -1,6 +1,8 @@
 """TypiClust: the most typical image of every large group that has no label yet. Needs no labels: the cold start."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,6 @@ from torch import Tensor
 
 from ml_backend.acquisition.distances import computable
 from ml_backend.acquisition.selection import Selection
-from ml_backend.acquisition.threads import one_thread
 
 __all__ = ["typiclust"]
 
@@ -70,8 +71,7 @@ def typiclust(
     order = np.argsort(ties)
     rows = rows[torch.from_numpy(order).to(rows.device)]
     labelled = rows[:0] if labelled_features is None else _of_length_1(_in_one_order(labelled_features.to(rows)))
-    # K-means adds up its centres thread by thread: with more than one, their number would change the result.
-    with one_thread(), threadpool_limits(1):
+    with _one_thread():
         clusters = _clusters(torch.cat([rows, labelled]), min(batch_size, images) + len(labelled), seed)
         typicality = _typicality(rows, labelled, clusters)
     covered = np.bincount(clusters[images:], minlength=int(clusters.max()) + 1)
@@ -79,6 +79,18 @@ def typiclust(
     scores = torch.empty(images, dtype=torch.float64)
     scores[torch.from_numpy(order)] = torch.from_numpy(typicality)
     return Selection(torch.from_numpy(order[picks]), scores)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """K-means adds up its centres thread by thread: with more than one, their number would change the result."""
+    before = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _of_length_1(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
