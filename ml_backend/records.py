@@ -204,3 +204,7 @@ class Published(Record):
     annotations: int | None = None  # with skips, as Label Studio counted them just before; None: not noted
     seconds: Mapping[str, Seconds]  # import, switch, delete
     published_at: datetime
+
+    def completes(self, round_id: str) -> bool:
+        """Whether that round is served and, the last step, the order before it is deleted."""
+        return self.round_id == round_id and "delete" in self.seconds

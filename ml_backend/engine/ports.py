@@ -144,7 +144,7 @@ def no_guard() -> None:
 
 @dataclass(frozen=True, slots=True)
 class RoundParts:
-    """The parts of one round, put together in ``assembly.py`` or by a test."""
+    """The parts of one round, put together in ``assembly`` or by a test."""
 
     labels: LabelSource
     consensus: ConsensusRule

@@ -16,7 +16,7 @@ import structlog
 from ml_backend.errors import StorageError
 from ml_backend.records import ImageRef, Label, Published, RoundReport, RoundRequest
 
-__all__ = ["RoundArchive", "inputs_digest", "served_round", "unpublished_round"]
+__all__ = ["RoundArchive", "inputs_digest", "reranked_digest", "served_round", "unpublished_round"]
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +44,24 @@ def inputs_digest(request: RoundRequest, labels: Sequence[Label], pool: Sequence
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def reranked_digest(request: RoundRequest, base: RoundReport, labels: Sequence[Label], pool: Sequence[ImageRef]) -> str:
+    """The same of a round that ranks anew what an earlier one's network said.
+
+    Where nothing but the ranking differs from what that round saw, a round that learns would come to the same order,
+    and it has its digest.
+
+    Args:
+        request: of the new ranking.
+        base: the earlier round.
+        labels: that there are now, in any order.
+        pool: that is ranked, in any order.
+    """
+    now = inputs_digest(request, labels, pool)
+    if inputs_digest(base.request, labels, pool) == base.inputs:
+        return now
+    return hashlib.sha256(f"{base.inputs} ranked anew as {now}".encode()).hexdigest()
+
+
 def unpublished_round(rounds: RoundArchive, inputs: str) -> RoundReport | None:
     """The last round, where it is still to be published and a new one would come to the same.
 
@@ -52,7 +70,7 @@ def unpublished_round(rounds: RoundArchive, inputs: str) -> RoundReport | None:
         inputs: digest of what a new round would see.
     """
     report, published = _last(rounds, inputs)
-    if report is None or _is_done(report, published):
+    if report is None or (published is not None and published.completes(report.request.round_id)):
         return None
     log.info("the last round was saved but not published: it is published now", round=report.request.round_id)
     return report
@@ -66,7 +84,7 @@ def served_round(rounds: RoundArchive, inputs: str) -> tuple[RoundReport, Publis
         inputs: digest of what a new round would see.
     """
     report, published = _last(rounds, inputs)
-    if report is None or published is None or not _is_done(report, published):
+    if report is None or published is None or not published.completes(report.request.round_id):
         return None
     return report, published
 
@@ -83,8 +101,3 @@ def _last(rounds: RoundArchive, inputs: str) -> tuple[RoundReport | None, Publis
 
 def _told(image: ImageRef) -> tuple[str, str, str | None]:
     return image.id, image.uri, image.patient_id
-
-
-def _is_done(report: RoundReport, published: Published | None) -> bool:
-    """Whether the round is served and, the last step, the order before it is deleted."""
-    return published is not None and published.round_id == report.request.round_id and "delete" in published.seconds

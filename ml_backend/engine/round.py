@@ -3,16 +3,15 @@
 The live loop, the simulation and the replay run this one function; only the parts differ.
 """
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import structlog
 
+from ml_backend.engine.clock import Clock
 from ml_backend.engine.control import mixed
-from ml_backend.engine.ports import RoundParts, Stage
+from ml_backend.engine.ports import RoundParts
 from ml_backend.engine.resume import inputs_digest
 from ml_backend.engine.start import random_order
 from ml_backend.errors import EmptyPool
@@ -42,7 +41,7 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
         LabelStudioError: labels could not be read or the ranking not published; the saved round stays.
     """
     started_at = datetime.now(UTC)
-    clock = _Clock(parts)
+    clock = Clock(parts.progress)
     with clock.stage("labels"):
         annotations = parts.labels.annotations()
         consensus = parts.consensus(annotations, request.classes)
@@ -90,7 +89,7 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
 
 
 def _learn_and_rank(
-    request: RoundRequest, parts: RoundParts, clock: "_Clock", labels: Sequence[Label], pool: Sequence[ImageRef]
+    request: RoundRequest, parts: RoundParts, clock: Clock, labels: Sequence[Label], pool: Sequence[ImageRef]
 ) -> tuple[FitReport, PoolOutputs, Ranking]:
     train, validation = parts.split(labels, request.validation_share, request.seed)
     with clock.stage("train"):
@@ -109,19 +108,3 @@ def _learn_and_rank(
 def _labels_per_class(labels: Sequence[Label], classes: Sequence[str]) -> dict[str, int]:
     counts = Counter(label.value for label in labels)
     return {name: counts[name] for name in classes}
-
-
-class _Clock:
-    """Times the stages on their work only, and tells the progress where it is."""
-
-    def __init__(self, parts: RoundParts) -> None:
-        self._progress = parts.progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
-        self._progress(name, 0, 1)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        self._progress(name, 1, 1)

@@ -12,7 +12,8 @@
 -- running[_reason|_at|_changes] token  the one round that runs, the changes that it took, and who may publish
 -- failures / not_before                rounds failed in a row; before that time changes start no round
 -- retry_reason                         what for the last round is tried again at that time; missing: not by itself
--- last_error                           JSON; of the last round, where it failed
+-- rerank_failures / rerank_not_before  the same of re-rankings, which nobody but who looks after them asks for again
+-- last_error / error_reason            JSON; of the last round, where it failed, and what that was for
 
 local key, command, project, jobs, grace = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local time = redis.call('TIME')
@@ -20,11 +21,12 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 
 -- A round that failed comes again after so many seconds, twice as many after each further failure, and so many at most.
 local first_pause, longest_pause = 15, 3600
--- Publishes more of the last ranking: learns nothing, so that it takes no changes, and a real round may take its place.
-local top_up = 'topup'
+-- Neither learns: they take no changes, and a real round may take their place. One publishes more of the last ranking,
+-- the other ranks anew by the last network.
+local learns_nothing = {topup = true, rerank = true}
 
 -- Which of two reasons for one round stands: what changed labels call for ends early where no label has changed.
-local strength = {topup = 0, labels = 1, images = 2, connected = 2, forced = 3}
+local strength = {topup = 0, rerank = 1, labels = 2, images = 3, connected = 3, forced = 4}
 
 local function get(name)
   return redis.call('HGET', key, name)
@@ -66,20 +68,30 @@ local function fresh_start()
   redis.call('HDEL', key, 'failures', 'not_before', 'retry_reason')
 end
 
+local function pause(name)
+  local failures = redis.call('HINCRBY', key, name .. 'failures', 1)
+  local seconds = math.min(first_pause * 2 ^ math.min(failures - 1, 30), longest_pause)
+  redis.call('HSET', key, name .. 'not_before', string.format('%.3f', now + seconds))
+end
+
 local function fail(error, by_itself)
   redis.call('HINCRBY', key, 'rounds_failed', 1)
-  redis.call('HSET', key, 'last_error', error)
-  if get('running_reason') == top_up then
-    -- Whoever saw that the ranking runs out sees it again; the round that labels earn does not wait for that.
+  local reason = get('running_reason')
+  if not learns_nothing[reason] or number('failures') == 0 then
+    redis.call('HSET', key, 'last_error', error, 'error_reason', reason)
+  end
+  if learns_nothing[reason] then
+    -- Whoever saw the need for it sees it again; the round that labels earn does not wait for that.
+    if reason == 'rerank' then
+      pause('rerank_')
+    end
     drop_running()
     return
   end
   redis.call('HINCRBY', key, 'changes', number('running_changes'))
-  local failures = redis.call('HINCRBY', key, 'failures', 1)
-  local pause = math.min(first_pause * 2 ^ math.min(failures - 1, 30), longest_pause)
-  redis.call('HSET', key, 'not_before', string.format('%.3f', now + pause))
+  pause('')
   if by_itself then
-    redis.call('HSET', key, 'retry_reason', get('running_reason'))
+    redis.call('HSET', key, 'retry_reason', reason)
   else
     redis.call('HDEL', key, 'retry_reason')
   end
@@ -123,11 +135,12 @@ function commands.record(changes, threshold, annotations)
 end
 
 function commands.request(reason, only_if_idle, cooldown)
+  local not_before = reason == 'rerank' and 'rerank_not_before' or 'not_before'
   if only_if_idle == '1' and
-    (get('running') or now - number('asked_at') < tonumber(cooldown) or now < number('not_before')) then
+    (get('running') or now - number('asked_at') < tonumber(cooldown) or now < number(not_before)) then
     return {}
   end
-  if reason ~= 'labels' and reason ~= top_up then
+  if reason ~= 'labels' and not learns_nothing[reason] then
     -- Somebody asked for it, or something new is there.
     fresh_start()
   end
@@ -166,7 +179,7 @@ function commands.claim(generation, token)
   else
     return {}
   end
-  if reason ~= top_up then
+  if not learns_nothing[reason] then
     local again = get('retry_reason')
     if again and stronger(again, reason) then
       reason = again
@@ -187,11 +200,18 @@ function commands.settle(token, error, by_itself)
   end
   if error ~= '' then
     fail(error, by_itself == '1')
-  elseif get('running_reason') == top_up then
+  elseif learns_nothing[get('running_reason')] then
+    -- What a round failed of stays until a round has come to its end.
+    if get('error_reason') == get('running_reason') then
+      redis.call('HDEL', key, 'last_error', 'error_reason')
+    end
+    if get('running_reason') == 'rerank' then
+      redis.call('HDEL', key, 'rerank_failures', 'rerank_not_before')
+    end
     drop_running()
   else
     redis.call('HINCRBY', key, 'rounds_finished', 1)
-    redis.call('HDEL', key, 'last_error')
+    redis.call('HDEL', key, 'last_error', 'error_reason', 'rerank_failures', 'rerank_not_before')
     fresh_start()
     drop_running()
   end

@@ -35,7 +35,13 @@ class QueueStatus(Record):
     running: Reason | None = None
     progress: Progress | None = None
     last_error: LastError | None = None  # of the last round, where it failed
+    error_reason: Reason | None = None  # what that round was for
     failures: int = 0  # rounds that failed in a row
     next_attempt: float | None = None  # unix seconds; of a failed round that is tried again by itself
     rounds_finished: int = 0
     rounds_failed: int = 0
+
+    @property
+    def learning_failed(self) -> bool:
+        """Whether the last round came to nothing that would have learned from the labels."""
+        return self.last_error is not None and self.error_reason not in ("topup", "rerank")

@@ -1,6 +1,9 @@
 """``/setup``: a project tells its label config and its owner's options. Instant, however often it comes."""
 
-from ml_backend.errors import UnknownProject
+import structlog
+
+from ml_backend.errors import BackendError, StorageError, UnknownProject
+from ml_backend.insight.reranking import RANKING_OPTIONS, order_standing
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
 from ml_backend.queueing import RoundQueue
 from ml_backend.records import Connection, ProjectKey
@@ -8,7 +11,9 @@ from ml_backend.server.payloads import SetupRequest
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
 
-__all__ = ["UNPUBLISHED", "configuration", "connect", "connection_of", "version"]
+__all__ = ["UNPUBLISHED", "configuration", "connect", "connection_of", "request_rerank", "rerank_is_due", "version"]
+
+log = structlog.get_logger()
 
 UNPUBLISHED = "active-learning"  # the model version of a project that has no ranking yet
 
@@ -18,7 +23,8 @@ def connect(setup: SetupRequest, store: RoundStore, queue: RoundQueue) -> str:
 
     Label Studio calls this in pairs and on every view of a settings page. The round is asked for only while nothing is
     published, nothing runs or waits, and not again within a minute: rounds that fail at once must not come in a storm.
-    After a round that failed, changed options ask for the next one at once.
+    After a round that failed, changed options ask for the next one at once. Another strategy asks for a new order, if
+    that takes no training.
 
     Returns:
         The model version that Label Studio shows for the backend.
@@ -36,12 +42,15 @@ def connect(setup: SetupRequest, store: RoundStore, queue: RoundQueue) -> str:
         extra_params=setup.extra_params,
     )
     training_classes(*configuration(connection))
+    before = store.project(setup.project).connection()
     changed = store.connect(connection)
-    if changed and queue.status(setup.project).last_error is not None:
+    if changed and queue.status(setup.project).learning_failed:
         # The owner has mended something: seen at once, and not after as many labels as failed rounds have made it.
         queue.request_round(setup.project, "connected")
     elif store.project(setup.project).published() is None:
         queue.request_round(setup.project, "connected", only_if_idle=True)
+    elif before is not None and changed:
+        request_rerank(before, connection, store, queue)
     return version(setup.project, store)
 
 
@@ -74,3 +83,47 @@ def version(project: ProjectKey, store: RoundStore) -> str:
     """The model version that is served now; ``UNPUBLISHED`` where none is."""
     published = store.project(project).published()
     return UNPUBLISHED if published is None else published.version
+
+
+def request_rerank(before: Connection, now: Connection, store: RoundStore, queue: RoundQueue) -> bool | None:
+    """Ask for the order that the owner has chosen just now, if that takes no training.
+
+    Returns:
+        None where the owner has chosen no other order, or it must wait for the next training; False where a round
+        waits already: it ranks as the options are when it begins.
+
+    Raises:
+        QueueError: Redis does not answer.
+    """
+    project, (wanted, had) = now.project, (_ranked_by(now), _ranked_by(before))
+    if wanted is None or wanted == had or store.project(project).published() is None:
+        return None
+    # A round that runs may have begun before the choice: whether it has, is seen when it is over.
+    if queue.status(project).running is None and not rerank_is_due(now, store):
+        log.info("what the owner has chosen takes effect with the next round", project=str(project))
+        return None
+    return queue.request_round(project, "rerank")
+
+
+def rerank_is_due(connection: Connection, store: RoundStore) -> bool:
+    """Whether the newest order is another than the owner has chosen, and can be made anew without a training.
+
+    Raises:
+        PayloadError, SettingsError: see ``configuration``, and ``connect``.
+    """
+    config, options = configuration(connection)
+    try:
+        return order_standing(store.project(connection.project), options, training_classes(config, options)).due
+    except StorageError as error:
+        log.warning("nothing is ranked anew", project=str(connection.project), error=str(error))
+        return False
+
+
+def _ranked_by(connection: Connection) -> tuple[object, ...] | None:
+    """What decides how outputs are ranked; None where there is a mistake in it."""
+    try:
+        config, options = configuration(connection)
+        training_classes(config, options)
+    except BackendError:
+        return None
+    return tuple(getattr(options, name) for name in RANKING_OPTIONS)

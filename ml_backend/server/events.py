@@ -11,7 +11,7 @@ from ml_backend.errors import BackendError
 from ml_backend.label_studio.supply import left_at_least, low_water, wanted
 from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published, Reason
-from ml_backend.server.connections import configuration, connection_of
+from ml_backend.server.connections import configuration, connection_of, request_rerank
 from ml_backend.server.payloads import Event, ProjectRow
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
@@ -82,10 +82,13 @@ def _updated(event: Event, connection: Connection, store: RoundStore, queue: Rou
         current = connection.model_copy(update={"label_config": row.label_config})
     stored = store.connect(current)
     counted = queue.count_changes(connection.project, 0, _threshold(row, _options(current)), row.annotations)
-    if stored and queue.status(connection.project).last_error is not None:
+    if stored and queue.status(connection.project).learning_failed:
         return _request(connection, queue, "connected")  # the owner has mended something
     if counted.due and not counted.threshold_before:  # switched on just now
         return _request(connection, queue, "labels")
+    asked = request_rerank(connection, current, store, queue) if stored else None
+    if asked is not None:
+        return {"outcome": "requested" if asked else "waiting"}
     return {"outcome": "stored" if stored else "ignored"}
 
 

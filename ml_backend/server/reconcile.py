@@ -20,7 +20,7 @@ from ml_backend.label_studio.reading import Reading, read_project
 from ml_backend.label_studio.supply import low_water
 from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published
-from ml_backend.server.connections import configuration
+from ml_backend.server.connections import configuration, rerank_is_due
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
@@ -140,11 +140,19 @@ class Reconciler:
             queue.request_round(project, "connected", only_if_idle=True)  # it was lost with Redis, say
         elif error == "EmptyPool" and _waiting(reading):
             queue.request_round(project, "images")
+        elif published is not None and _waiting(reading) and self._ranks_anew(fresh):
+            log.info("an order that the owner has chosen is asked for", project=str(project))
         elif published is not None and error is None and newest > published.round_id:
             # Saved and not published, and its next attempt was lost with Redis.
             queue.request_round(project, "connected", only_if_idle=True)
         elif published is not None and _top_up_is_due(published, reading, options):
             queue.request_round(project, "topup")
+
+    def _ranks_anew(self, connection: Connection) -> bool:
+        """Whether another order was chosen than is served, and a worker was asked for it just now."""
+        if not rerank_is_due(connection, self._store):
+            return False
+        return self._queue.request_round(connection.project, "rerank", only_if_idle=True)
 
     def _forget(self, connection: Connection) -> None:
         """Its rounds stay on disk; a project under the same id and time of creation finds them again."""

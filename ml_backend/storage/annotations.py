@@ -64,6 +64,17 @@ class ReadingStore:
         for old in sorted(self._learned.glob("r*.json"))[:-KEPT_ROUNDS]:
             old.unlink(missing_ok=True)
 
+    def keep_learned_of(self, earlier: str, round_id: str) -> None:
+        """Note that a round knows what an earlier one has learned, and no more: what changed since counts on.
+
+        Where it was not noted of the earlier one, it is not of this one either.
+
+        Raises:
+            StorageError: the disk refuses, or what was noted is damaged.
+        """
+        if (learned := read_record(self._learned / f"{earlier}.json", _Learned)) is not None:
+            self.keep_learned(round_id, learned.states)
+
     def note_problem(self, problem: str | None) -> None:
         """Say why the project cannot be read just now, or that it can. Never raises: it is only for showing."""
         try:

@@ -247,6 +247,15 @@ class ProjectStore:
         """
         return read_outputs(self.folder / "rounds" / round_id / "outputs.npz")
 
+    def network(self, round_id: str) -> Path | None:
+        """The folder of a round that still holds its network; None where it trained none, or too many came after it."""
+        folder = self.folder / "rounds" / round_id
+        return folder if any(folder.rglob(NETWORK)) else None
+
+    def has_outputs(self, round_id: str) -> bool:
+        """Whether what the network said in that round is kept."""
+        return (self.folder / "rounds" / round_id / "outputs.npz").is_file()
+
     def newest_network(self, file_name: str) -> Path | None:
         """The folder of the newest round that holds a network; None where there is none.
 

@@ -16,7 +16,7 @@ from PIL import Image
 from redis import Redis
 from rq import Worker
 
-from ml_backend import assembly
+from ml_backend.assembly import world as assembly_world
 from ml_backend.engine.sharing import ShardedLearner
 from ml_backend.errors import QueueError
 from ml_backend.images.phantoms import draw_pool
@@ -161,7 +161,7 @@ class Round:
         self.learner = ShardedLearner(
             lambda tell: world.learner(OPTIONS, tell),
             self.board,
-            assembly._lay_out(world, "r000001", OPTIONS),
+            assembly_world.lay_out(world, "r000001", OPTIONS),
             size=SHARD_IMAGES,
             progress=self._progress,
         )
@@ -196,7 +196,7 @@ def round_(settings, monkeypatch) -> Iterator[Round]:
     RoundStore(settings.data_dir).connect(Connection(project=PROJECT, hostname="http://ls", label_config="<View/>"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with assembly._world(settings, PROJECT) as world:
+    with assembly_world.world_of(settings, PROJECT) as world:
         yield Round(world)
     torch.set_num_threads(threads)
 

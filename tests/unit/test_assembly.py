@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from ml_backend import assembly
+from ml_backend.assembly import live, rounds, world
 from ml_backend.engine.ports import RoundParts
 from ml_backend.engine.sharing import ShardedLearner
 from ml_backend.errors import EmptyPool, RoundError, SettingsError, StorageError, UnknownProject
@@ -49,14 +50,14 @@ def run(tmp_path, monkeypatch):
             calls["options"] = options
             super().__init__(url, api_key, transport=httpx.MockTransport(answer), **options)
 
-    monkeypatch.setattr(assembly, "LabelStudioClient", Client)
+    monkeypatch.setattr(world, "LabelStudioClient", Client)
 
     def keep(request: RoundRequest, parts: RoundParts) -> RoundRequest:
         calls["parts"] = parts
         calls["found"] = calls["during"](parts)
         return request
 
-    monkeypatch.setattr(assembly, "run_round", keep)
+    monkeypatch.setattr(rounds, "run_round", keep)
     RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
 
     def begin(
@@ -215,7 +216,7 @@ class TestWhatIsNoted:
             def states(self) -> dict[str, str]:
                 return {"1.1": "a"}
 
-        store = assembly._NotesWhatIsLearned(project, readings, Labels())  # type: ignore[arg-type]
+        store = live.NotesWhatIsLearned(project, readings, Labels())  # type: ignore[arg-type]
         store.save(make_report(), None, None)
 
         assert project.round_ids() == ["r000001"]
@@ -237,7 +238,7 @@ class TestWhatIsNoted:
             def project(self, project_id: int) -> dict[str, Any]:
                 return PROJECT | {"total_annotations_number": 5, "skipped_annotations_number": 2}
 
-        publisher = assembly._CountingPublisher(Publisher(), Client(), project, 2)  # type: ignore[arg-type]
+        publisher = live.CountingPublisher(Publisher(), Client(), project, 2)  # type: ignore[arg-type]
         published = publisher.publish(make_report(), lambda: None)
 
         assert published.annotations == 7

@@ -17,7 +17,7 @@ from ml_backend.storage import ProjectStore
 from tests.fakes import CLASSES, FakeLearner, FakeStrategy, MemoryStore, make_request, one_reader
 
 IMAGES = 30
-ASSEMBLY = Path(loop.__file__).parents[1] / "assembly.py"
+ASSEMBLY = Path(loop.__file__).parents[1] / "assembly" / "rounds.py"
 
 
 def make_oracle() -> Oracle:

@@ -1,0 +1,128 @@
+"""What a round, a re-ranking and a top-up of a live project have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ml_backend.assembly.world import World, label_config
+from ml_backend.engine.ports import Learner
+from ml_backend.engine.resume import served_round
+from ml_backend.engine.topup import TopUp, TurnsPublisher
+from ml_backend.errors import EmptyPool
+from ml_backend.insight import INSIGHT, round_insight
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.formats import LabelConfig, parse_label_config
+from ml_backend.label_studio.labels import LabelStudioLabels
+from ml_backend.label_studio.mirror import Counts
+from ml_backend.label_studio.publisher import LabelStudioPublisher
+from ml_backend.label_studio.supply import low_water
+from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.records import Published, RoundReport
+from ml_backend.settings import ProjectOptions
+from ml_backend.storage import ProjectStore
+from ml_backend.storage.annotations import ReadingStore
+
+__all__ = ["CountingPublisher", "Live", "NotesWhatIsLearned", "live_of", "topped_up_or_served"]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What a round and a top-up of a project have in common."""
+
+    world: World
+    config: LabelConfig
+    options: ProjectOptions
+    readings: ReadingStore
+    labels: LabelStudioLabels
+    publisher: TurnsPublisher
+    guard: Callable[[], None]
+
+    def top_up(self) -> tuple[RoundReport, Published] | None:
+        project, options = self.world.project, self.options
+        # Its own: the round's labels stay what the round has read.
+        labels = LabelStudioLabels(self.world.client, self.world.key.id, self.config, options, self.readings)
+        with self.publisher.turn():
+            return TopUp(labels, self.publisher, project, low_water(options), self.guard).run()
+
+    def served(self, inputs: str) -> tuple[RoundReport, Published] | None:
+        """What readers are served, where a new round with these inputs would come to the same."""
+        world = self.world
+        found = served_round(world.project, inputs)
+        # Somebody may have switched to another version since: then the round is what puts it right.
+        if found is None or world.client.project(world.key.id).get("model_version") != found[1].version:
+            return None
+        # Another annotation of the same label counts as a change, and would call for a round again and again.
+        self.readings.keep_learned(found[1].round_id, self.labels.states())
+        return found
+
+
+def live_of(world: World, guard: Callable[[], None]) -> Live:
+    """Read the project's question and its owner's options, as they stand now.
+
+    Raises:
+        SettingsError: an option is wrong.
+        UnknownProject: Label Studio has given the project's id to another.
+        PayloadError, LabelStudioError: the question cannot be read.
+    """
+    client, key, project = world.client, world.key, world.project
+    config = parse_label_config(label_config(client, key))
+    options = ProjectOptions.resolve(world.connection.extra_params, config.attributes)
+    readings = ReadingStore(project.folder)
+    return Live(
+        world=world,
+        config=config,
+        options=options,
+        readings=readings,
+        labels=LabelStudioLabels(client, key.id, config, options, readings),
+        publisher=TurnsPublisher(
+            CountingPublisher(LabelStudioPublisher(client, key.id, config, options, project), client, project, key.id)
+        ),
+        guard=guard,
+    )
+
+
+def topped_up_or_served(live: Live) -> tuple[RoundReport, Published]:
+    """Publish more of the last ranking, if it is time; what is served, and the round that it is of.
+
+    Raises:
+        EmptyPool: nothing is served yet.
+        BackendError: see ``TopUp``.
+    """
+    if (done := live.top_up()) is not None:
+        return done
+    project = live.world.project
+    published = project.published()
+    if published is None:
+        raise EmptyPool(f"project {live.world.key.id} has no ranking yet that could be topped up: a round makes one")
+    return project.report(published.round_id), published
+
+
+@dataclass(frozen=True, slots=True)
+class NotesWhatIsLearned:
+    """A project's rounds, each with the annotations that it learned from: what differs from them is what changed."""
+
+    project: ProjectStore
+    readings: ReadingStore
+    labels: LabelStudioLabels
+
+    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+        self.readings.keep_learned(report.request.round_id, self.labels.states())
+        beside = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
+        self.project.save(report, outputs, learner, beside)
+
+
+@dataclass(frozen=True, slots=True)
+class CountingPublisher:
+    """Notes how many annotations there were, so that an event tells how much of a ranking has been used up."""
+
+    publisher: LabelStudioPublisher
+    client: LabelStudioClient
+    project: ProjectStore
+    project_id: int
+
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+        before = Counts.of(self.client.project(self.project_id))
+        published = self.publisher.publish(report, guard)
+        noted = published.model_copy(update={"annotations": before.annotations + before.skips})
+        guard()
+        self.project.set_published(noted)
+        return noted

@@ -1,0 +1,107 @@
+"""A live re-ranking: another strategy at once, from the passes or by the network of an earlier round."""
+
+import structlog
+
+from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.assembly.live import Live, topped_up_or_served
+from ml_backend.assembly.world import lay_out
+from ml_backend.consensus.catalog import RULES
+from ml_backend.engine.ports import Learner, Progress
+from ml_backend.engine.rerank import RerankParts, Scorer, StoredPasses, rerank
+from ml_backend.engine.sharing import ShardedLearner
+from ml_backend.engine.topup import beside
+from ml_backend.errors import StorageError
+from ml_backend.insight import INSIGHT, round_insight
+from ml_backend.insight.reranking import RANKING_OPTIONS, OrderStanding, order_standing
+from ml_backend.label_studio.formats import training_classes
+from ml_backend.model import scoring
+from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.queueing import ShardQueue
+from ml_backend.records import Published, RoundReport, RoundRequest
+from ml_backend.settings import ProjectOptions
+from ml_backend.storage import ProjectStore
+from ml_backend.storage.annotations import ReadingStore
+
+__all__ = ["rerank_live"]
+
+log = structlog.get_logger(__name__)
+
+
+def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, Published]:
+    """Serve what the owner has chosen, if that takes no training; otherwise top up, if it is time.
+
+    Raises:
+        EmptyPool: nothing is served yet, or no image waits.
+        BackendError: see ``rerank``.
+    """
+    standing = order_standing(live.world.project, live.options, training_classes(live.config, live.options))
+    latest, base = standing.latest, standing.base
+    if standing.verdict == "next round":
+        log.info("what the owner has chosen takes effect with the next round", why=standing.why)
+    if standing.verdict == "saved" and latest is not None:
+        log.info("the last round was saved but not published: it is published now", round=latest.request.round_id)
+        return latest, live.publisher.publish(latest, live.guard)
+    if not standing.due or latest is None or base is None:
+        return topped_up_or_served(live)
+    request = _request(base.request, live.options, live.world.project.next_round_id())
+    parts = RerankParts(
+        labels=live.labels,
+        consensus=RULES[live.options.consensus],
+        scorer=_scorer(live, standing, base, request.round_id, progress),
+        strategy=CatalogStrategy(request.strategy),
+        store=_KnowsWhatItsBaseLearned(live.world.project, live.readings, latest.request.round_id),
+        publisher=live.publisher,
+        progress=progress,
+        guard=live.guard,
+    )
+    log.info("ranking anew", strategy=request.strategy, base=base.request.round_id, by=standing.verdict)
+    # A network may look at the pool for an hour.
+    with beside(live.top_up):
+        return rerank(request, base, parts)
+
+
+def _request(base: RoundRequest, options: ProjectOptions, round_id: str) -> RoundRequest:
+    """The earlier round's, with what the owner has chosen since of that which needs no other network."""
+    chosen = {name: getattr(options, name) for name in RANKING_OPTIONS}
+    return base.model_copy(
+        update={**chosen, "options": {**base.options, **chosen}, "round_id": round_id, "reason": "rerank"}
+    )
+
+
+def _scorer(live: Live, standing: OrderStanding, base: RoundReport, round_id: str, progress: Progress) -> Scorer:
+    world, earlier = live.world, base.request.round_id
+    if standing.verdict == "passes":
+        if (kept := world.project.outputs(earlier)) is None:
+            raise StorageError(f"the passes of round {earlier} are gone from {world.project.folder}")
+        return StoredPasses(base, kept)
+    if (folder := world.project.network(earlier)) is None:
+        raise StorageError(f"the network of round {earlier} is gone from {world.project.folder}")
+    # As it was made: with other options it would not be the same network.
+    options = ProjectOptions.model_validate(base.request.options)
+
+    def restored(tell: Progress) -> Learner:
+        learner = world.learner(options, tell)
+        learner.restore(str(folder))
+        return learner
+
+    return ShardedLearner(
+        restored,
+        ShardQueue.from_settings(world.settings, world.key),
+        lay_out(world, round_id, options),
+        size=scoring.SHARD_IMAGES,
+        progress=progress,
+    )
+
+
+class _KnowsWhatItsBaseLearned:
+    """A project's rounds, where one has learned from nothing but what an earlier one has."""
+
+    def __init__(self, project: ProjectStore, readings: ReadingStore, earlier: str) -> None:
+        self._project = project
+        self._readings = readings
+        self._earlier = earlier
+
+    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+        self._readings.keep_learned_of(self._earlier, report.request.round_id)
+        told = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
+        self._project.save(report, outputs, learner, told)

@@ -1,0 +1,103 @@
+"""A project as a worker meets it: its store, its Label Studio, its images, and what learns from them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from ml_backend.engine.ports import Learner, Progress
+from ml_backend.engine.sharing import LayOut
+from ml_backend.engine.split import fold_split
+from ml_backend.errors import UnknownProject
+from ml_backend.images import ImageSource, QuarantinedSource
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.images import LabelStudioImages
+from ml_backend.model.committee import CommitteeLearner, Tell, make_learner
+from ml_backend.model.learner import McDropoutLearner
+from ml_backend.model.machine import machine
+from ml_backend.records import Connection, ImageRef, ProjectKey
+from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
+from ml_backend.storage.quarantine import Quarantine
+from ml_backend.strategies import Need
+
+__all__ = ["World", "label_config", "lay_out", "world_of"]
+
+PATIENCE_S = 90.0  # a restart of Label Studio takes 11 to 33 s, and must not cost the round its training
+CACHE_GB = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A project as a worker meets it."""
+
+    settings: Settings
+    key: ProjectKey
+    store: RoundStore
+    project: ProjectStore
+    connection: Connection
+    client: LabelStudioClient
+    images: ImageSource
+    quarantine: Quarantine
+
+    def learner(
+        self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None
+    ) -> McDropoutLearner | CommitteeLearner:
+        def make(options: ProjectOptions, seed: int, tell: Tell) -> McDropoutLearner:
+            return McDropoutLearner(
+                options=options,
+                source=self.images,
+                cache=self.store.cache,
+                device=self.settings.device,
+                seed=seed,
+                progress=tell,
+                warm_from=warm_from,
+                cache_limit_bytes=int(self.settings.cache_gb * CACHE_GB),
+            )
+
+        return make_learner(make, options, partial(fold_split, seed=options.seed), progress)
+
+
+@contextmanager
+def world_of(settings: Settings, key: ProjectKey) -> Iterator[World]:
+    """A project, with connections that end with the block.
+
+    Raises:
+        UnknownProject: it was never connected.
+        SettingsError: no API key.
+    """
+    store = RoundStore(settings.data_dir)
+    project = store.project(key)
+    connection = project.connection()
+    if connection is None:
+        raise UnknownProject(f"project {key} is not connected: run `ml-backend connect --project {key.id}`")
+    # Where no password is asked for, anybody may call /setup, and name a host that the API key would then be sent to.
+    hostname = connection.hostname if settings.basic_auth_user else None
+    with (
+        LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client,
+        closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as images,
+    ):
+        quarantine = Quarantine(project.folder)
+        source = QuarantinedSource(images, quarantine, version=images.version)
+        yield World(settings, key, store, project, connection, client, source, quarantine)
+
+
+def lay_out(world: World, round_id: str, options: ProjectOptions) -> LayOut:
+    """What writes down, for a round's helpers, the network of these options and the shards."""
+
+    def written(learner: Learner, shards: Sequence[Sequence[ImageRef]], needs: frozenset[Need]) -> ScoringFolder:
+        task = ScoringTask(options=options, needs=needs, machine=machine(world.settings.device), shards=len(shards))
+        return world.project.begin_scoring(round_id, task, shards, learner)
+
+    return written
+
+
+def label_config(client: LabelStudioClient, key: ProjectKey) -> str:
+    """As it stands now: the event of its change is lost where the web process was down."""
+    project = client.project(key.id)
+    created = int(datetime.fromisoformat(str(project["created_at"])).timestamp())
+    if created != key.created:
+        raise UnknownProject(f"project {key} is gone: Label Studio has given its id to {key.id}.{created}")
+    return str(project["label_config"])
