@@ -436,6 +436,97 @@ class TestTopUp:
         assert (status.failures, status.next_attempt) == (3, at)
 
 
+class TestRerank:
+    """Ranks anew what the last network said: weaker than what learns, stronger than a top-up."""
+
+    def test_takes_no_changes_and_counts_as_no_round(self, queue):
+        queue.count_changes(PROJECT, 5, threshold=20)
+        queue.request_round(PROJECT, "rerank")
+        rerank = claim(queue)
+        assert (rerank.changes, rerank.reason, queue.status(PROJECT).changes) == (0, "rerank", 5)
+
+        rerank.finish()
+
+        assert (queue.status(PROJECT).rounds_finished, queue.status(PROJECT).changes) == (0, 5)
+
+    @pytest.mark.parametrize("reason", ["labels", "images", "connected", "forced"])
+    def test_leaves_its_place_to_a_round(self, queue, reason):
+        queue.request_round(PROJECT, "rerank")
+        assert not queue.request_round(PROJECT, reason)
+        assert not queue.request_round(PROJECT, "rerank")
+
+        assert claim(queue).reason == reason
+
+    def test_takes_the_place_of_a_top_up(self, queue):
+        queue.request_round(PROJECT, "topup")
+        assert not queue.request_round(PROJECT, "rerank")
+
+        assert claim(queue).reason == "rerank"
+
+    def test_waits_behind_a_round_that_runs(self, queue, redis):
+        """That one may have begun before the owner chose anew."""
+        queue.request_round(PROJECT, "labels")
+        running = claim(queue)
+
+        assert queue.request_round(PROJECT, "rerank")
+        running.finish()
+
+        assert claim(queue).reason == "rerank"
+
+    def test_neither_its_end_nor_its_failure_touches_the_next_attempt_of_a_round(self, queue, redis):
+        fail(queue, LabelStudioError("it is away"), 3)
+        before = queue.status(PROJECT)
+        for end in (lambda c: c.finish(), lambda c: c.fail(LabelStudioError("away again"))):
+            queue.request_round(PROJECT, "rerank")
+            end(claim(queue))
+
+        status = queue.status(PROJECT)
+        assert (status.failures, status.next_attempt) == (3, before.next_attempt)
+        assert (status.last_error, status.learning_failed) == (before.last_error, True)
+
+    def test_its_failure_delays_no_round(self, queue):
+        queue.count_changes(PROJECT, 19, threshold=20)
+        queue.request_round(PROJECT, "rerank")
+        claim(queue).fail(LabelStudioError("it is away"))
+
+        assert queue.status(PROJECT).failures == 0
+        assert queue.count_changes(PROJECT, 1).due
+
+    def test_what_failed_is_shown_until_it_works(self, queue):
+        queue.request_round(PROJECT, "rerank")
+        claim(queue).fail(LabelStudioError("it is away"))
+        failed = queue.status(PROJECT)
+        assert failed.last_error is not None
+        assert (failed.last_error.message, failed.learning_failed) == ("it is away", False)
+
+        queue.request_round(PROJECT, "rerank")
+        claim(queue).finish()
+
+        assert queue.status(PROJECT).last_error is None
+
+    def test_whoever_looks_after_it_asks_again_after_a_pause_and_the_owner_at_once(self, queue, redis):
+        queue.request_round(PROJECT, "rerank")
+        claim(queue).fail(LabelStudioError("it is away"))
+        redis.hset(f"al:{PROJECT}", "asked_at", 0)
+
+        assert not queue.request_round(PROJECT, "rerank", only_if_idle=True)
+        redis.hset(f"al:{PROJECT}", "rerank_not_before", time.time() - 1)
+        assert queue.request_round(PROJECT, "rerank", only_if_idle=True)
+
+        claim(queue).fail(LabelStudioError("it is away"))
+        pause = float(redis.hget(f"al:{PROJECT}", "rerank_not_before") or 0) - time.time()
+        assert pause == pytest.approx(30, abs=2)
+        assert queue.request_round(PROJECT, "rerank")
+
+    def test_a_lost_one_is_no_failed_round(self, queue, redis):
+        queue.request_round(PROJECT, "rerank")
+        redis.hset(job(redis, claim(queue).generation).key, "status", "failed")
+
+        status = queue.status(PROJECT)
+
+        assert (status.running, status.failures, status.learning_failed) == (None, 0, False)
+
+
 class TestForget:
     def test_drops_everything(self, queue, redis):
         queue.count_changes(PROJECT, 20)
