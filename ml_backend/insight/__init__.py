@@ -3,6 +3,7 @@
 ::
 
     records.py   what is kept beside a round
+    answers.py   annotations -> who answered what, when, and how long it took
     rounds.py    a round's outputs -> what the page shows of it
 """
 
