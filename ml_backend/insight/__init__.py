@@ -4,6 +4,7 @@
 
     records.py   what is kept beside a round
     answers.py   annotations -> who answered what, when, and how long it took
+    fidelity.py  answers held against the published orders: was what readers were served what was chosen?
     rounds.py    a round's outputs -> what the page shows of it
 """
 
