@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
+from ml_backend.model.averaging import EpochMean
 from ml_backend.model.examples import FeatureExamples
 from ml_backend.model.network import DropoutHead
 from ml_backend.model.randomness import derive
@@ -153,6 +154,9 @@ class HeadSteps:
         self._gradients = _Weights.of(head, torch.zeros_like(first))
         self._adam = _Adam(head, self._weights, pace)
         self._norm = {name: tensor.clone() for name, tensor in head.norm.named_buffers()}
+        # What is validated and kept, as ``_judged`` has it in parts.
+        self._mean = EpochMean([first, self._norm["running_mean"], self._norm["running_var"]], pace.memory)
+        self._judged = _Weights.of(head, self._mean.tensors[0])
         self._validation_sums = torch.empty(len(self._validation), head.hidden.out_features)
         self._kept: tuple[Tensor, dict[str, Tensor]] = (torch.empty_like(first), {})
 
@@ -163,6 +167,7 @@ class HeadSteps:
             for batch in [self._prepare(rows) for rows in batches[start : start + _AHEAD]]:
                 self._step(*batch)
         self._norm["num_batches_tracked"] += len(batches)
+        self._mean.add()
 
     def _prepare(self, rows: Int64[Tensor, " batch"]) -> tuple[Tensor, Tensor, Tensor]:
         """What ``_step`` is to be called with; the next masks are drawn for it."""
@@ -188,7 +193,8 @@ class HeadSteps:
         """
         weights, gradients, norm = self._weights, self._gradients, self._head.norm
         mean, variance = self._norm["running_mean"], self._norm["running_var"]
-        sums = torch.addmm(weights.hidden_bias, seen, weights.hidden.t())
+        # With the weights on the left, where they need not be laid out anew for every product: two thirds of the time.
+        sums = torch.mm(weights.hidden, seen.t()).t().contiguous().add_(weights.hidden_bias)
         normal, batch_mean, batch_scale = torch.native_batch_norm(
             sums, weights.scale, weights.shift, mean, variance, True, norm.momentum or 0.0, norm.eps
         )
@@ -214,9 +220,9 @@ class HeadSteps:
     @torch.no_grad()
     def validation_loss(self) -> float:
         """See ``steps.Steps``."""
-        weights = self._weights
-        scale = weights.scale / torch.sqrt(self._norm["running_var"] + self._head.norm.eps)
-        shift = (weights.hidden_bias - self._norm["running_mean"]) * scale + weights.shift
+        weights, (_, mean, variance) = self._judged, self._mean.tensors
+        scale = weights.scale / torch.sqrt(variance + self._head.norm.eps)
+        shift = (weights.hidden_bias - mean) * scale + weights.shift
         sums = torch.mm(self._validation, weights.hidden.t(), out=self._validation_sums)
         active = torch.addcmul(shift, sums, scale, out=sums).relu_()
         logits = torch.addmm(weights.output_bias, active, weights.output.t())
@@ -225,7 +231,9 @@ class HeadSteps:
     def keep(self) -> None:
         """See ``steps.Steps``."""
         flat, _ = self._kept
-        self._kept = (flat.copy_(self._weights.flat), {name: t.clone() for name, t in self._norm.items()})
+        weights, mean, variance = self._mean.tensors
+        norm = self._norm | {"running_mean": mean, "running_var": variance}
+        self._kept = (flat.copy_(weights), {name: tensor.clone() for name, tensor in norm.items()})
 
     def restore(self) -> None:
         """See ``steps.Steps``."""

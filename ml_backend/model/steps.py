@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
+from ml_backend.model.averaging import EpochMean
 from ml_backend.model.examples import Examples
 from ml_backend.model.precision import Arithmetic
 from ml_backend.model.randomness import generator
@@ -17,10 +18,15 @@ __all__ = ["AutogradSteps", "Loss", "Pace", "Steps"]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Of Adam: its learning rate and its weight decay, which is added to the gradient."""
+    """Of Adam: its learning rate and its weight decay, which is added to the gradient.
+
+    Attributes:
+        memory: of the mean over the epochs that is validated and kept; see ``averaging.EpochMean``.
+    """
 
     learning_rate: float
     weight_decay: float
+    memory: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +102,8 @@ class AutogradSteps:
         self._optimizer = torch.optim.Adam(
             network.parameters(), lr=pace.learning_rate, weight_decay=pace.weight_decay, fused=True
         )
+        state = network.state_dict().values()
+        self._mean = EpochMean([tensor for tensor in state if tensor.is_floating_point()], pace.memory)
         self._kept: dict[str, Tensor] = {}
 
     def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> None:
@@ -107,19 +115,21 @@ class AutogradSteps:
             loss = self._loss.training(logits, self._training.targets[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
+        self._mean.add()
 
     def validation_loss(self) -> float:
         """See ``Steps``."""
         self._network.eval()
         targets = self._validation.targets
-        with torch.inference_mode():
+        with self._mean.in_place(), torch.inference_mode():
             rows = torch.split(torch.arange(len(targets)), self._batch)
             logits = torch.cat([self._logits(self._validation.inputs(part, None)) for part in rows])
             return self._loss.validation(logits, targets)
 
     def keep(self) -> None:
         """See ``Steps``."""
-        self._kept = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
+        with self._mean.in_place():
+            self._kept = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
 
     def restore(self) -> None:
         """See ``Steps``."""

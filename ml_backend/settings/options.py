@@ -93,10 +93,10 @@ class ProjectOptions(BaseModel):
     )
     epochs: int = Field(50, ge=1, description="epochs at most; three times as many where only the head is trained")
     min_epochs: int = Field(1, ge=1, description="epochs before training may stop; likewise")
-    patience: int = Field(
-        3, ge=1, description="epochs without a better validation loss before training stops; likewise"
+    patience: int = Field(3, ge=1, description="epochs without a better validation loss before training stops")
+    learning_rate: float | None = Field(
+        None, gt=0.0, description="Adam's learning rate; by default 0.0001, and 0.0003 where only the head is trained"
     )
-    learning_rate: float = Field(1e-4, gt=0.0, description="Adam's learning rate")
     weight_decay: float = Field(1e-4, ge=0.0, description="Adam's weight decay")
     train_batch: int = Field(32, ge=2, description="images in a training step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -42,7 +42,6 @@ PROFILES: Final[dict[str, Profile]] = {
             "min_epochs": 1,
             "retrain": "scratch",
             "committee": 3,
-            "learning_rate": 3e-4,
         },
     ),
 }

@@ -123,9 +123,10 @@ class TestHeadSteps:
         assert float(network.hidden.bias.grad.abs().max()) < 1e-4
         assert not gradients.hidden_bias.any()
 
-    def test_a_whole_training_is_torchs(self) -> None:
+    @pytest.mark.parametrize("memory", [0.0, 0.75])
+    def test_a_whole_training_is_torchs(self, memory: float) -> None:
         """40 epochs of 5 steps of Adam, the last batch shorter: weights, statistics and validation losses."""
-        by_hand, reference = pair()
+        by_hand, reference = pair(pace=replace(PACE, memory=memory))
 
         for epoch in range(40):
             for steps in (by_hand, reference):
@@ -143,8 +144,9 @@ class TestHeadSteps:
                 assert torch.allclose(ours[name].float(), theirs[name].float(), atol=2e-3), name
         assert float((ours["hidden.weight"] - start["hidden.weight"]).abs().max()) > 0.02
 
-    def test_what_was_kept_comes_back(self) -> None:
-        by_hand, _ = pair()
+    @pytest.mark.parametrize("memory", [0.0, 0.75])
+    def test_what_was_kept_comes_back(self, memory: float) -> None:
+        by_hand, _ = pair(pace=replace(PACE, memory=memory))
         by_hand.epoch(batches(40, 9, 0))
         kept_loss = by_hand.validation_loss()
         by_hand.keep()

@@ -103,6 +103,18 @@ class TestTrain:
         assert not network.training
         assert fitted.class_weights == pytest.approx((1.0, 1.0, 1.0))
 
+    def test_memory_reaches_the_steps(self) -> None:
+        """One epoch is its own mean; of two it is another network than the second."""
+        weights = {}
+        for epochs in (1, 2):
+            for memory in (0.0, 0.9):
+                network = head()
+                fit(network, clouds(20, seed=0), clouds(9, seed=1), epochs=epochs, memory=memory)
+                weights[epochs, memory] = network.hidden.weight
+
+        assert torch.equal(weights[1, 0.0], weights[1, 0.9])
+        assert not torch.equal(weights[2, 0.0], weights[2, 0.9])
+
     def test_best_epoch_is_restored_after_patience(self) -> None:
         """Falls until epoch 3, then three worse ones; two steps an epoch."""
         network = Scripted([1.0, 0.9, 0.5, 0.8, 0.5, 0.6, 0.1])
@@ -278,7 +290,12 @@ class TestSchedule:
 
         plain = Schedule(20, 4, 8, 0.01, 1e-4, weighted=False, min_epochs=2)
         assert Schedule.of(options, head_only=False) == plain
-        assert Schedule.of(options, head_only=True) == replace(plain, epochs=60, patience=12, min_epochs=6)
+        assert Schedule.of(options, head_only=True) == replace(plain, epochs=60, min_epochs=6, memory=0.9)
+
+    @pytest.mark.parametrize(("head_only", "rate"), [(False, 1e-4), (True, 3e-4)])
+    def test_a_head_alone_learns_faster_unless_told(self, head_only: bool, rate: float) -> None:
+        assert Schedule.of(ProjectOptions(), head_only=head_only).learning_rate == rate
+        assert Schedule.of(ProjectOptions(learning_rate=1e-5), head_only=head_only).learning_rate == 1e-5
 
     def test_more_epochs_at_least_than_at_most(self) -> None:
         with pytest.raises(SettingsError, match="min_epochs=9 is more than epochs=8: set min_epochs"):
