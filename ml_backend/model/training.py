@@ -26,9 +26,9 @@ _LOG = logging.getLogger(__name__)
 
 # An epoch on cached features costs a thousandth of one on images, so that three count as one (ours).
 _HEAD_EPOCHS_PER_EPOCH = 3
-# A head alone learns faster, and is judged as its mean over the last ten epochs or so (ours): as good as at a third of
-# the rate, and with threefold patience, in little more than half of the epochs. Without the mean it was worse. On folds
-# of the training side of 2,232 chest films; docs/experiments.md has the figures.
+# A head alone learns faster, and is judged as its mean over the last ten epochs or so (ours). Against a third of the
+# rate, threefold patience and no mean, on 23 folds of the training side of 2,232 chest films, 75 to 415 labels: 0.56 of
+# the epochs, accuracy +0.001 and AU ROC +0.001 (standard errors 0.003, 0.001). The rate without the mean: -0.005, 0.000.
 _LEARNING_RATE = 1e-4
 _HEAD_LEARNING_RATE = 3e-4
 _HEAD_MEMORY = 0.9
