@@ -72,8 +72,7 @@ class TestMcProbs:
     def test_spread_comes_from_the_dropout_alone(self, network: McDropoutClassifier, images: Tensor) -> None:
         assert bool((network.mc_probs(images, PASSES).std(dim=1) > 0).all())
         still = classifier(dropout=0.0).mc_probs(images, PASSES)
-        # To rounding: on some processors the place of a pass in its product decides the order of its sums.
-        assert torch.allclose(still, still[:, :1].expand_as(still), rtol=0.0, atol=1e-6)
+        assert torch.equal(still, still[:, :1].expand_as(still))
 
     def test_leaves_the_network_as_it_was(self, images: Tensor) -> None:
         network = classifier()
