@@ -35,6 +35,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     storage        one folder a round, and what workers hand each other; written beside and renamed into place
     settings       Settings (environment), ProjectOptions (the owner's choice)
     pool_outputs   what a learner hands to a strategy
+    plot_parts     axes, paths and names of the figures that we draw ourselves, as SVG
     strategies     every strategy in words: for README, --help and the settings
     records        what travels between the rooms: frozen, validated, JSON
     bits           the same bits from the same product: set before anybody multiplies

@@ -15,6 +15,7 @@
     │   └── StaleRound           a newer run of the same project holds the fencing token
     ├── ImageError               an image cannot be fetched or decoded
     ├── StorageError             the store cannot be read or written
+    │   └── UnknownRound         there is no such round, or no such picture of one (404)
     ├── QueueError               Redis does not answer (503)
     └── ServiceError             a service that we started did not start, or has ended
 
@@ -36,6 +37,7 @@ __all__ = [
     "StorageError",
     "TooFewLabels",
     "UnknownProject",
+    "UnknownRound",
     "WeightsError",
 ]
 
@@ -104,6 +106,12 @@ class ImageError(BackendError):
 
 class StorageError(BackendError):
     """The round store cannot be read or written."""
+
+
+class UnknownRound(StorageError):
+    """There is no such round of the project, or no such picture of it."""
+
+    http_status = 404
 
 
 class QueueError(BackendError):

@@ -6,6 +6,9 @@
     answers.py   annotations -> who answered what, when, and how long it took
     fidelity.py  answers held against the published orders: was what readers were served what was chosen?
     rounds.py    a round's outputs -> what the page shows of it
+    reasons.py   why an image was chosen, in one line
+    lines.py     what is remembered of each round without its images
+    overview.py  everything that one project's page tells
 """
 
 from ml_backend.insight.records import INSIGHT, ImageInsight, RoundInsight

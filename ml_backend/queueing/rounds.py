@@ -6,7 +6,7 @@ rq's rate limit lets one job of a project through at a time, so that with two wo
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any, NamedTuple, Self, cast
@@ -133,18 +133,18 @@ class RoundQueue:
         reserved = self._run(project, "request", reason, int(only_if_idle), self._cooldown_s)
         return bool(reserved) and self._enqueue(project, *reserved)
 
-    def request_due(self) -> int:
+    def request_due(self, held: Callable[[ProjectKey], bool] = lambda _project: False) -> int:
         """Ask for the rounds that nobody asks for, and say how many they are.
 
         They are the next attempts of failed rounds whose pause is over, and rounds whose request was lost. Meant to be
-        called every few seconds, by however many workers.
+        called every few seconds, by however many workers. A project that is ``held`` is left alone.
 
         Raises:
             QueueError: Redis does not answer.
         """
         with self._reachable():
             projects = [ProjectKey.parse(_text(name)) for name in self.redis.smembers(PROJECTS)]
-        reserved = ((project, self._run(project, "tick")) for project in projects)
+        reserved = ((project, self._run(project, "tick")) for project in projects if not held(project))
         return sum(self._enqueue(project, *found) for project, found in reserved if found)
 
     def _enqueue(self, project: ProjectKey, generation: bytes, reason: bytes) -> bool:

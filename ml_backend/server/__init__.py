@@ -11,6 +11,13 @@
     predictions.py   /predict: answers from the store
     reconcile.py     finds what no event told
     status.py        /: what every project is doing
+    pages.py         /projects/...: the owner's pages and buttons
+    owner.py         what these pages show
+    now.py           what runs, in words, and the time left
+    forms.py         what the buttons do, and who may press them
+    figures.py       the figures of the pages
+    tables.py        rounds as CSV
+    parts.py         what the routes work with
     health.py        /health: what is degraded
     metrics.py       /metrics, for Prometheus
     openapi.py       what the server publishes about itself

@@ -5,14 +5,17 @@ from hmac import compare_digest
 from http import HTTPStatus
 
 import structlog
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
 from ml_backend.queueing import RoundQueue
+from ml_backend.server.forms import is_same_origin
 from ml_backend.server.metrics import Metrics
 from ml_backend.server.openapi import OPEN
-from ml_backend.server.routes import LARGEST_BODIES, Parts, routes
+from ml_backend.server.pages import FORMS, pages
+from ml_backend.server.parts import Parts, wants_page
+from ml_backend.server.routes import LARGEST_BODIES, routes
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
 
@@ -23,10 +26,11 @@ MAX_REASON = 2000  # characters
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    # The page shows itself and nothing else: no script, no frame, no form.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; "
-    "form-action 'none'; base-uri 'none'",
+    # Not "no-referrer": a browser would then hide from us that a form comes from our own page.
+    "Referrer-Policy": "same-origin",
+    # The pages show themselves and nothing else: no script, no frame; pictures and forms are our own.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; "
+    "frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
     "Cache-Control": "no-store",
 }
 
@@ -45,6 +49,7 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
     app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue))
     app.register_blueprint(routes)
+    app.register_blueprint(pages)
     _authenticate(app, settings)
     _guard_requests(app)
     _explain_errors(app)
@@ -85,7 +90,12 @@ def _guard_requests(app: Flask) -> None:
         request.max_content_length = LARGEST_BODIES.get(request.endpoint or "", MAX_BODY_BYTES)
         # A browser sends it with whatever a page posts, and remembers the password for any page; servers never send it.
         if request.method not in {"GET", "HEAD"} and "Origin" in request.headers:
-            return _answer(HTTPStatus.FORBIDDEN, "this comes from a page in a browser; only Label Studio may post here")
+            if request.endpoint in FORMS and is_same_origin(request.headers["Origin"], request.host):
+                return None
+            return _answer(
+                HTTPStatus.FORBIDDEN,
+                "this comes from a page in a browser; only Label Studio and the buttons of this server may post here",
+            )
         return None
 
     @app.after_request
@@ -98,6 +108,10 @@ def _explain_errors(app: Flask) -> None:
     @app.errorhandler(BackendError)
     def refuse(error: BackendError) -> Response:
         log.warning("refused", path=request.path, kind=type(error).__name__, error=str(error))
+        if request.blueprint == pages.name and wants_page():
+            page = Response(render_template("refused.html", error=str(error)), content_type="text/html; charset=utf-8")
+            page.status_code = error.http_status
+            return page
         return _answer(error.http_status, str(error))
 
     @app.errorhandler(HTTPException)

@@ -10,6 +10,7 @@ from ml_backend.records import Connection, ProjectKey
 from ml_backend.server.payloads import SetupRequest
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
+from ml_backend.storage.pause import Pause
 
 __all__ = ["UNPUBLISHED", "configuration", "connect", "connection_of", "request_rerank", "rerank_is_due", "version"]
 
@@ -44,11 +45,13 @@ def connect(setup: SetupRequest, store: RoundStore, queue: RoundQueue) -> str:
     training_classes(*configuration(connection))
     before = store.project(setup.project).connection()
     changed = store.connect(connection)
-    if changed and queue.status(setup.project).learning_failed:
+    held = Pause(store.project(setup.project).folder).holds
+    if changed and not held and queue.status(setup.project).learning_failed:
         # The owner has mended something: seen at once, and not after as many labels as failed rounds have made it.
         queue.request_round(setup.project, "connected")
     elif store.project(setup.project).published() is None:
-        queue.request_round(setup.project, "connected", only_if_idle=True)
+        if not held:
+            queue.request_round(setup.project, "connected", only_if_idle=True)
     elif before is not None and changed:
         request_rerank(before, connection, store, queue)
     return version(setup.project, store)

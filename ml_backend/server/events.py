@@ -15,6 +15,7 @@ from ml_backend.server.connections import configuration, connection_of, request_
 from ml_backend.server.payloads import Event, ProjectRow
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
+from ml_backend.storage.pause import Pause
 
 __all__ = ["ACTIONS", "receive"]
 
@@ -47,7 +48,8 @@ def receive(event: Event, store: RoundStore, queue: RoundQueue) -> Answer:
 def _changed(event: Event, connection: Connection, store: RoundStore, queue: RoundQueue) -> Answer:
     row = event.require_project()
     options = _options(connection)
-    counted = queue.count_changes(connection.project, event.changed, _threshold(row, options), row.annotations)
+    threshold = _threshold(row, options, connection, store)
+    counted = queue.count_changes(connection.project, event.changed, threshold, row.annotations)
     if counted.due:
         answer = _request(connection, queue, "labels")
     elif options is not None and _runs_low(store.project(connection.project).published(), row, options):
@@ -65,13 +67,14 @@ def _start(event: Event, connection: Connection, _store: RoundStore, queue: Roun
 
 def _images(event: Event, connection: Connection, store: RoundStore, queue: RoundQueue) -> Answer:
     row = event.require_project()
-    threshold = _threshold(row, _options(connection))
+    threshold = _threshold(row, _options(connection), connection, store)
     counted = queue.count_changes(connection.project, event.annotated, threshold, row.annotations)
     if event.annotated and counted.due:
         return _request(connection, queue, "labels") | {"changes": counted.changes}
     if not _wants_images(queue.status(connection.project), store.project(connection.project).published()):
         return {"outcome": "ignored", "why": "the ranking that is served has not run out"}
-    return _request(connection, queue, "images")
+    # While the rounds are held, readers still get what is new.
+    return _request(connection, queue, "topup" if _held(connection, store) else "images")
 
 
 def _updated(event: Event, connection: Connection, store: RoundStore, queue: RoundQueue) -> Answer:
@@ -81,8 +84,10 @@ def _updated(event: Event, connection: Connection, store: RoundStore, queue: Rou
     if row.label_config is not None:
         current = connection.model_copy(update={"label_config": row.label_config})
     stored = store.connect(current)
-    counted = queue.count_changes(connection.project, 0, _threshold(row, _options(current)), row.annotations)
-    if stored and queue.status(connection.project).learning_failed:
+    threshold = _threshold(row, _options(current), connection, store)
+    counted = queue.count_changes(connection.project, 0, threshold, row.annotations)
+    held = _held(connection, store)
+    if stored and not held and queue.status(connection.project).learning_failed:
         return _request(connection, queue, "connected")  # the owner has mended something
     if counted.due and not counted.threshold_before:  # switched on just now
         return _request(connection, queue, "labels")
@@ -125,8 +130,16 @@ def _options(connection: Connection) -> ProjectOptions | None:
     return options
 
 
-def _threshold(row: ProjectRow, options: ProjectOptions | None) -> int | None:
+def _held(connection: Connection, store: RoundStore) -> bool:
+    return Pause(store.project(connection.project).folder).holds
+
+
+def _threshold(
+    row: ProjectRow, options: ProjectOptions | None, connection: Connection, store: RoundStore
+) -> int | None:
     """Changes that start a round: 0 where the owner switched that off, None where it cannot be told just now."""
+    if _held(connection, store):
+        return 0
     if row.min_annotations_to_start_training == 0:
         return 0
     return None if options is None else options.retrain_after

@@ -4,6 +4,7 @@ Nothing of it is written by hand: the paths are those of the app, the bodies and
 read and write.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from inspect import getdoc, signature, unwrap
@@ -15,19 +16,26 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from werkzeug.routing import Rule
 
-from ml_backend.server.payloads import ErrorAnswer
+from ml_backend.server.payloads import PROJECT_KEY, ErrorAnswer, Form
 
-__all__ = ["OPEN", "describe", "types_of"]
+__all__ = ["OPEN", "describe", "path_of", "types_of"]
 
 OPEN = "routes.health"
 """The one endpoint that asks for no credentials."""
 
 NAME = "label-studio-active-learning"
+FORM = "application/x-www-form-urlencoded"
+VARIABLE = re.compile(r"<(?:[^<>:]*:)?([^<>:]+)>")
+PARAMETERS = {
+    "key": {"pattern": PROJECT_KEY, "description": "<id>.<unix seconds of its creation>"},
+    "round_id": {"pattern": "^[a-z0-9-]+$", "description": "of a saved round, r000001 say"},
+    "image_id": {"pattern": "^[A-Za-z0-9_-]+$", "description": "Label Studio's task id"},
+}
 REFUSALS = {
-    "400": "the body is not what Label Studio sends; names each wrong place",
+    "400": "the body is not what Label Studio sends, names each wrong place; or an option of the project is wrong",
     "401": "user and password are wanted",
-    "403": "the request comes from a page in a browser",
-    "404": "the project is not connected",
+    "403": "the request comes from a page in a browser that is not ours, or a form that is old",
+    "404": "the project is not connected, or there is no such round or picture",
     "405": "another method is wanted",
     "413": "the body is too large",
     "500": "the store refuses, or an unexpected error; the log says which",
@@ -44,7 +52,13 @@ def types_of(view: Callable[..., Any]) -> tuple[type[BaseModel] | None, tuple[ty
     hints = get_type_hints(view)
     returned = hints.pop("return")
     answers = get_args(returned) if get_origin(returned) is UnionType else (returned,)
-    return next((hints[name] for name in signature(view).parameters), None), answers
+    given = (hints[name] for name in signature(view).parameters)
+    return next((hint for hint in given if isinstance(hint, type) and issubclass(hint, BaseModel)), None), answers
+
+
+def path_of(rule: Rule) -> str:
+    """A rule's path as OpenAPI writes it: ``/projects/{key}``."""
+    return VARIABLE.sub(r"{\1}", rule.rule)
 
 
 def describe(app: Flask) -> Json:
@@ -63,7 +77,7 @@ def describe(app: Flask) -> Json:
     paths: dict[str, Json] = {}
     for rule, view in sorted(views, key=lambda one: one[0].rule):
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            paths.setdefault(rule.rule, {})[method.lower()] = _operation(rule, view, references)
+            paths.setdefault(path_of(rule), {})[method.lower()] = _operation(rule, view, references)
     return {
         "openapi": "3.1.0",
         "info": {"title": NAME, "version": version(NAME), "summary": "The backend that Label Studio talks to."},
@@ -79,19 +93,28 @@ def describe(app: Flask) -> Json:
 def _operation(rule: Rule, view: Callable[..., Any], references: References) -> Json:
     body, answers = types_of(view)
     told: Json = {
-        "operationId": rule.endpoint.removeprefix("routes."),
+        "operationId": rule.endpoint.rpartition(".")[2],
         "summary": (getdoc(unwrap(view)) or "").partition("\n")[0],
         "responses": {"200": {"description": "done", "content": _content(answers, references)}},
     }
+    if rule.arguments:
+        told["parameters"] = [_parameter(name) for name in VARIABLE.findall(rule.rule)]
     refusals = dict(REFUSALS)
     if rule.endpoint == OPEN:
         told["security"] = []
         refusals = {code: refusals[code] for code in ("405", "413", "500")}
-    if body is not None:
+    if body is not None and issubclass(body, Form):
+        told["requestBody"] = {"required": True, "content": {FORM: {"schema": references[body, "validation"]}}}
+        told["responses"] = {"303": {"description": "done; leads back to the page, which says what came of it"}}
+    elif body is not None:
         told["requestBody"] = {"required": True, "content": _json(references[body, "validation"])}
     error = _json(references[ErrorAnswer, "serialization"])
     told["responses"] |= {code: {"description": why, "content": error} for code, why in refusals.items()}
     return told
+
+
+def _parameter(name: str) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"} | PARAMETERS[name]}
 
 
 def _content(answers: tuple[type, ...], references: References) -> Json:

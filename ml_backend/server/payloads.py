@@ -24,12 +24,16 @@ from ml_backend.errors import PayloadError
 from ml_backend.records import ProjectKey
 
 __all__ = [
+    "PROJECT_KEY",
     "ErrorAnswer",
     "Event",
+    "Form",
     "HealthAnswer",
     "PredictAnswer",
     "PredictRequest",
+    "ProjectAnswer",
     "ProjectRow",
+    "RoundAnswer",
     "SetupAnswer",
     "SetupRequest",
     "StatusAnswer",
@@ -37,6 +41,7 @@ __all__ = [
     "VersionsRequest",
     "WebhookAnswer",
     "parse_body",
+    "parse_key",
 ]
 
 PROJECT_KEY = r"^[1-9][0-9]{0,17}\.[0-9]{1,18}$"
@@ -45,7 +50,12 @@ Number = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
 
-def _parse_key(value: object) -> ProjectKey:
+def parse_key(value: object) -> ProjectKey:
+    """Read a project's key.
+
+    Raises:
+        ValueError: it has another form.
+    """
     # At most 18 digits: far more than an id or a time needs, and short enough for the name of a folder.
     if not (isinstance(value, str) and re.fullmatch(PROJECT_KEY, value)):
         raise ValueError(f"a project is named '<id>.<unix seconds>', got {str(value)[:60]!r}")
@@ -54,7 +64,7 @@ def _parse_key(value: object) -> ProjectKey:
 
 Key = Annotated[
     ProjectKey,
-    PlainValidator(_parse_key),
+    PlainValidator(parse_key),
     WithJsonSchema({"type": "string", "pattern": PROJECT_KEY, "description": "<id>.<unix seconds of its creation>"}),
 ]
 
@@ -177,6 +187,12 @@ class Event(_Body):
         return self.project
 
 
+class Form(_Body):
+    """A button of a project's page; the page carries the token."""
+
+    token: str
+
+
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -226,6 +242,23 @@ class StatusAnswer(_Answer):
 
     status: str = "UP"
     projects: list[dict[str, object]]
+
+
+class ProjectAnswer(_Answer):
+    """``/projects/<key>``: one project, its rounds and what the last one chose."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    project: str
+
+
+class RoundAnswer(_Answer):
+    """``/projects/<key>/rounds/<round>``: one round, and what it chose."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    project: str
+    round: str
 
 
 def parse_body(model: type[M], body: bytes) -> M:

@@ -24,6 +24,7 @@ from ml_backend.server.connections import configuration, rerank_is_due
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.pause import Pause
 
 __all__ = ["Reconciler"]
 
@@ -129,18 +130,39 @@ class Reconciler:
         changes = readings.changes_since(published.round_id, reading.mirror.states()) if published else None
         missed = 0 if changes is None else changes - status.changes
         counts = Counts.of(reading.project)
-        threshold = options.retrain_after if reading.project.get("min_annotations_to_start_training") else 0
+        held = Pause(rounds.folder).holds
+        by_itself = reading.project.get("min_annotations_to_start_training") and not held
+        threshold = options.retrain_after if by_itself else 0
         if missed:
             log.info("events had not told", project=str(project), counted=status.changes, changes=changes)
         counted = queue.count_changes(project, missed, threshold, counts.annotations + counts.skips)
         error = status.last_error.kind if status.last_error else None
-        if counted.due:
+        if held:
+            if published is not None and not self._ranks_anew(fresh) and _top_up_is_due(published, reading, options):
+                queue.request_round(project, "topup")
+            return
+        self._ask(fresh, reading, published, newest, error, options, due=counted.due)
+
+    def _ask(
+        self,
+        connection: Connection,
+        reading: Reading,
+        published: Published | None,
+        newest: str,
+        error: str | None,
+        options: ProjectOptions,
+        *,
+        due: bool,
+    ) -> None:
+        """Ask for the round that is earned, if any; ``error`` names what the last one failed by."""
+        project, queue = connection.project, self._queue
+        if due:
             queue.request_round(project, "labels")
         elif published is None and error is None:
             queue.request_round(project, "connected", only_if_idle=True)  # it was lost with Redis, say
         elif error == "EmptyPool" and _waiting(reading):
             queue.request_round(project, "images")
-        elif published is not None and _waiting(reading) and self._ranks_anew(fresh):
+        elif published is not None and _waiting(reading) and self._ranks_anew(connection):
             log.info("an order that the owner has chosen is asked for", project=str(project))
         elif published is not None and error is None and newest > published.round_id:
             # Saved and not published, and its next attempt was lost with Redis.

@@ -1,7 +1,6 @@
 """One function a URL: its body in, its answer out. The types of a function are what ``openapi`` publishes of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -9,12 +8,11 @@ import structlog
 from flask import Blueprint, Response, current_app, jsonify, render_template, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from ml_backend.queueing import RoundQueue
 from ml_backend.server.connections import connect, connection_of, version
 from ml_backend.server.events import receive
 from ml_backend.server.health import degraded
-from ml_backend.server.metrics import Metrics
 from ml_backend.server.openapi import describe, types_of
+from ml_backend.server.parts import parts, refreshing, wants_page
 from ml_backend.server.payloads import (
     Event,
     HealthAnswer,
@@ -30,9 +28,8 @@ from ml_backend.server.payloads import (
 )
 from ml_backend.server.predictions import predict
 from ml_backend.server.status import as_json, statuses
-from ml_backend.storage import RoundStore
 
-__all__ = ["LARGEST_BODIES", "Parts", "routes"]
+__all__ = ["LARGEST_BODIES", "routes"]
 
 LARGEST_BODIES = {"routes.webhook": 256 * 2**20, "routes.predictions": 32 * 2**20, "routes.setup": 4 * 2**20}
 """Bytes, by route; other bodies are small. An import of many tasks comes in one event, and Label Studio's own limit
@@ -40,20 +37,6 @@ for it is 250 MB."""
 
 log = structlog.get_logger()
 routes = Blueprint("routes", __name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the routes work with, one set an app."""
-
-    store: RoundStore
-    queue: RoundQueue
-    metrics: Metrics
-
-
-def _parts() -> Parts:
-    parts: Parts = current_app.extensions["active-learning"]
-    return parts
 
 
 def _in_json(view: Callable[..., Any]) -> Callable[[], Response]:
@@ -73,16 +56,18 @@ def _in_json(view: Callable[..., Any]) -> Callable[[], Response]:
 @_in_json
 def health() -> HealthAnswer:
     """Whether the server is up; the only route without credentials."""
-    return HealthAnswer(degraded=degraded(_parts().store, _parts().queue))
+    return HealthAnswer(degraded=degraded(parts().store, parts().queue))
 
 
 @routes.get("/")
 @_in_json
 def index() -> StatusAnswer | Response:
     """What every project is doing; a page for a browser, JSON for anybody else."""
-    found = statuses(_parts().store, _parts().queue)
-    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-        return Response(render_template("status.html", statuses=found), content_type="text/html; charset=utf-8")
+    found = statuses(parts().store, parts().queue)
+    if wants_page():
+        busy = any(status.busy for status in found)
+        page = render_template("status.html", statuses=found, **refreshing(busy=busy))
+        return Response(page, content_type="text/html; charset=utf-8")
     return StatusAnswer(projects=[as_json(status) for status in found])
 
 
@@ -90,23 +75,23 @@ def index() -> StatusAnswer | Response:
 @_in_json
 def setup(body: SetupRequest) -> SetupAnswer:
     """Connect a project, or connect it again: it costs nothing."""
-    return SetupAnswer(model_version=connect(body, _parts().store, _parts().queue))
+    return SetupAnswer(model_version=connect(body, parts().store, parts().queue))
 
 
 @routes.post("/predict")
 @_in_json
 def predictions(body: PredictRequest) -> PredictAnswer:
     """What the last round said about some tasks; never a ranking."""
-    connection = connection_of(body.project, _parts().store)
-    return PredictAnswer(results=predict([str(task.id) for task in body.tasks], connection, _parts().store))
+    connection = connection_of(body.project, parts().store)
+    return PredictAnswer(results=predict([str(task.id) for task in body.tasks], connection, parts().store))
 
 
 @routes.post("/webhook")
 @_in_json
 def webhook(event: Event) -> WebhookAnswer:
     """Take note of an event; a round starts when enough labels have changed."""
-    _parts().metrics.count_webhook(event.action)
-    answer = receive(event, _parts().store, _parts().queue)
+    parts().metrics.count_webhook(event.action)
+    answer = receive(event, parts().store, parts().queue)
     log.info("webhook", action=event.action, project=event.project.id if event.project else None, **answer)
     return WebhookAnswer.model_validate({"action": event.action, **answer})
 
@@ -115,7 +100,7 @@ def webhook(event: Event) -> WebhookAnswer:
 @_in_json
 def all_versions() -> VersionsAnswer:
     """The version that each project is served; Label Studio asks without naming a project."""
-    store = _parts().store
+    store = parts().store
     return VersionsAnswer(versions=[version(connection.project, store) for connection in store.connections()])
 
 
@@ -123,13 +108,13 @@ def all_versions() -> VersionsAnswer:
 @_in_json
 def versions(body: VersionsRequest) -> VersionsAnswer:
     """The version that a project is served, as label-studio-ml asks for it."""
-    return VersionsAnswer(versions=[version(body.project, _parts().store)])
+    return VersionsAnswer(versions=[version(body.project, parts().store)])
 
 
 @routes.get("/metrics")
 def metrics() -> Response:
     """Counters and gauges for Prometheus."""
-    return Response(generate_latest(_parts().metrics.registry), content_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(parts().metrics.registry), content_type=CONTENT_TYPE_LATEST)
 
 
 @routes.get("/openapi.json")

@@ -1,6 +1,6 @@
 """``/``: what every project is doing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from ml_backend.errors import BackendError
@@ -11,9 +11,10 @@ from ml_backend.server.connections import configuration
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.pause import Pause, Paused
 from ml_backend.storage.quarantine import Quarantine, QuarantinedImage
 
-__all__ = ["LISTED_IMAGES", "ProjectStatus", "as_json", "statuses"]
+__all__ = ["LISTED_IMAGES", "ProjectStatus", "as_json", "status_of", "statuses"]
 
 LISTED_IMAGES = 100
 """Unreadable images that are told one by one; all of them stand in the project's ``quarantine.json``."""
@@ -33,6 +34,13 @@ class ProjectStatus:
     unreadable: str | None = None  # why Label Studio could not be read when it was last looked at
     quarantined: tuple[QuarantinedImage, ...] = ()  # the images that could not be read, all of them
 
+    paused: Paused | None = None  # its owner holds the rounds
+
+    @property
+    def busy(self) -> bool:
+        """Whether a round runs or waits."""
+        return self.queue.running is not None or self.queue.waiting is not None
+
     @property
     def next_attempt(self) -> datetime | None:
         """When a round that failed is tried again by itself."""
@@ -51,7 +59,7 @@ def statuses(store: RoundStore, queue: RoundQueue) -> list[ProjectStatus]:
     Raises:
         StorageError: the list of projects itself cannot be read.
     """
-    return [_status(connection, store, queue) for connection in store.connections()]
+    return [status_of(connection, store, queue) for connection in store.connections()]
 
 
 def as_json(status: ProjectStatus) -> dict[str, object]:
@@ -61,6 +69,7 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
         "project": str(status.connection.project),
         "problem": status.problem,
         "mistake": status.mistake,
+        "paused": None if status.paused is None else status.paused.since.isoformat(timespec="seconds"),
         "queue": status.queue.model_dump(mode="json"),
         "published": published.model_dump(mode="json", exclude={"image_ids"}) | {"images": len(published.image_ids)}
         if published
@@ -83,18 +92,26 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
     }
 
 
-def _status(connection: Connection, store: RoundStore, queue: RoundQueue) -> ProjectStatus:
+def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> ProjectStatus:
+    """One project, as far as it can be read."""
     project = store.project(connection.project)
     options, mistake = _options(connection)
-    quarantined = Quarantine(project.folder).listed()
-    unreadable = ReadingStore(project.folder).problem()
+    common = ProjectStatus(
+        connection,
+        QueueStatus(),
+        published=None,
+        report=None,
+        options=options,
+        mistake=mistake,
+        unreadable=ReadingStore(project.folder).problem(),
+        quarantined=Quarantine(project.folder).listed(),
+        paused=Pause(project.folder).read(),
+    )
     try:
         state, published, report = queue.status(connection.project), project.published(), project.latest()
     except BackendError as error:
-        return ProjectStatus(
-            connection, QueueStatus(), None, None, str(error), options, mistake, unreadable, quarantined
-        )
-    return ProjectStatus(connection, state, published, report, None, options, mistake, unreadable, quarantined)
+        return replace(common, problem=str(error))
+    return replace(common, queue=state, published=published, report=report)
 
 
 def _options(connection: Connection) -> tuple[ProjectOptions | None, str | None]:

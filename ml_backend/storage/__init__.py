@@ -5,12 +5,14 @@
     <root>/projects/<id>.<created>/
         connection.json               what /setup told us
         published.json                what Label Studio serves now
+        paused.json                   its owner holds the rounds
         orders/20261126T140300000000.json  each of the last 500 things that it served
         quarantine.json               the images that could not be read
         tasks.json                    the last reading of Label Studio
         learned/r000001.json          the annotations that a round learned from
         rounds/r000001/report.json    RoundReport
                        insight.json   what the owner is shown of it
+                       thumbs/12.jpg  what the chosen images look like (of the last 20 rounds)
                        outputs.npz    ids, classes, probs (only with a network)
                        model.*        what the learner saved (of the last three trained rounds; of a committee
                                       in folders of their own)
@@ -26,6 +28,8 @@
     orders.py    what was served, one after the other
     annotations.py  what was read, what was learned from
     quarantine.py   images that could not be read, and when each is tried again
+    pause.py     whether rounds start by themselves
+    thumbnails.py   small pictures of chosen images
     scoring.py   what the workers that score one pool together hand to each other
 """
 

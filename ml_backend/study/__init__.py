@@ -13,7 +13,7 @@
     progress.py   how far it is, on a terminal or in a log
     rows.py       what a study says: one row a round, one row a picked image, and what it was
     results.py    these rows as files, and back
-    report.py     the page about them (with report_*.py, plots.py, plot_parts.py and page.py)
+    report.py     the page about them (with report_*.py, plots.py and page.py)
 
     experiments.py           the story of ``ml-backend experiment``: what is expected, the studies, what they found
     experiment_catalog.py    the experiments that ship, one record each

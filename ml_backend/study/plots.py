@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
-from ml_backend.study.plot_parts import Axes, add, axis_x, axis_y, figure, path, spread_out, to_text, value_words
+from ml_backend.plot_parts import Axes, add, axis_x, axis_y, figure, path, spread_out, to_text, value_words
 
 __all__ = ["Interval", "IntervalChart", "Line", "LineChart", "Reference", "interval_chart", "line_chart", "swatch"]
 

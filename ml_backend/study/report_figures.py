@@ -7,9 +7,9 @@ from typing import Final, TypeAlias
 import numpy as np
 from markupsafe import Markup
 
+from ml_backend.plot_parts import value_words
 from ml_backend.simulation.compare import TARGETS
 from ml_backend.simulation.curves import Band, LearningCurve, by_name
-from ml_backend.study.plot_parts import value_words
 from ml_backend.study.plots import Interval, IntervalChart, Line, LineChart, Reference, interval_chart, line_chart
 from ml_backend.study.report_answers import RANDOM, MetricAnswer, bands_of
 from ml_backend.study.report_words import difference_words, share_words

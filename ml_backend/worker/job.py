@@ -48,7 +48,18 @@ def run(project: str, generation: int, reason: Reason) -> dict[str, str]:
         claim.finish()
         outcome = {"round": report.request.round_id, "version": published.version}
         log.info("round published", **outcome, seconds=dict(report.seconds))
+        _draw(settings, key, report)
         return {"outcome": "published", **outcome}
+
+
+def _draw(settings: Settings, key: ProjectKey, report: RoundReport) -> None:
+    """Show the owner what was chosen. The round is published and settled: nothing here can harm it."""
+    try:
+        from ml_backend.worker.thumbnails import draw_thumbnails  # noqa: PLC0415 - after the round, not before
+
+        log.debug("thumbnails drawn", images=draw_thumbnails(settings, key, report))
+    except Exception as error:  # noqa: BLE001 - whatever it is, only pictures are missing
+        log.warning("the chosen images are not shown", round=report.request.round_id, error=str(error))
 
 
 def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published]:

@@ -24,6 +24,8 @@ from ml_backend.errors import QueueError
 from ml_backend.queueing import QUEUE, QUEUE_SHARDS, RoundQueue
 from ml_backend.records import ProjectKey
 from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
+from ml_backend.storage.pause import Pause
 
 __all__ = ["RoundWorker", "preload", "work"]
 
@@ -117,7 +119,8 @@ def work(settings: Settings, burst: bool = False) -> None:
         worker_ttl=WORKER_TTL_S,
         work_horse_killed_handler=lambda job, _pid, status, _usage: _report_killed(rounds, job, status),
     )
-    worker.housekeeping = lambda: _request_due(rounds)
+    store = RoundStore(settings.data_dir)
+    worker.housekeeping = lambda: _request_due(rounds, store)
     preload(settings)
     log.info("waiting for rounds", redis=rounds.address)
     # rq tells of its own housekeeping every five seconds; what matters is logged here and by the job.
@@ -131,9 +134,9 @@ def preload(settings: Settings) -> None:
             import_module(name)
 
 
-def _request_due(rounds: RoundQueue) -> None:
+def _request_due(rounds: RoundQueue, store: RoundStore) -> None:
     try:
-        if count := rounds.request_due():
+        if count := rounds.request_due(lambda project: Pause(store.project(project).folder).holds):
             log.info("rounds are tried again", rounds=count)
     except QueueError as error:
         log.warning("nobody looked for rounds to try again", error=str(error))

@@ -24,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
 
 from ml_backend.queueing import RoundQueue
 from ml_backend.server.app import create_app
+from ml_backend.server.forms import ACTIONS
 from ml_backend.settings import Settings
 from tests.integration.processes import PAYLOADS
 
@@ -79,7 +80,10 @@ def test_answers_as_it_says(server: schemathesis.BaseSchema, mode: GenerationMod
             assert operation.method == "get"
 
     posts = {key: count for key, count in asked.items() if key.startswith("POST")}
-    assert set(posts) == {"POST /predict", "POST /setup", "POST /versions", "POST /webhook"}
+    assert set(posts) == {
+        *("POST /predict", "POST /setup", "POST /versions", "POST /webhook"),
+        *(f"POST /projects/{{key}}/{action}" for action in ACTIONS),
+    }
     assert min(posts.values()) >= 60
 
 

@@ -3,7 +3,7 @@
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import BaseModel
 
-from ml_backend.server.openapi import OPEN, describe
+from ml_backend.server.openapi import OPEN, describe, path_of
 from ml_backend.server.payloads import Event, PredictRequest, SetupRequest, VersionsRequest
 from tests.unit.server.memory import PAYLOADS, payload
 
@@ -23,7 +23,9 @@ class TestDocument:
         published = {(path, method.upper()) for path, ways in document(client)["paths"].items() for method in ways}
 
         assert published == {
-            (rule.rule, method) for rule in app.url_map.iter_rules() for method in rule.methods - {"HEAD", "OPTIONS"}
+            (path_of(rule), method)
+            for rule in app.url_map.iter_rules()
+            for method in rule.methods - {"HEAD", "OPTIONS"}
         }
 
     def test_is_openapi_3_1_and_the_same_every_time(self, app, client):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.study.plot_parts import Axes, path, spread_out, ticks, ticks_logarithmic, value_words
+from ml_backend.plot_parts import Axes, path, spread_out, ticks, ticks_logarithmic, value_words
 
 numbers = st.floats(-1e6, 1e6)
 

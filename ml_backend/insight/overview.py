@@ -1,0 +1,161 @@
+"""Everything that one project's page tells, gathered from the store. What cannot be told is None, and hides nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import structlog
+
+from ml_backend.errors import BackendError
+from ml_backend.insight.answers import answers_of
+from ml_backend.insight.fidelity import OrderFidelity, order_fidelity
+from ml_backend.insight.history import StrategyChange, strategy_history
+from ml_backend.insight.lines import Remembered, RoundLine, RoundLines
+from ml_backend.insight.records import INSIGHT, ImageInsight, RoundInsight
+from ml_backend.label_studio.formats import LabelConfig
+from ml_backend.label_studio.mirror import Mirror
+from ml_backend.records import Record, RoundReport
+from ml_backend.settings import ProjectOptions
+from ml_backend.storage import ProjectStore
+from ml_backend.storage.annotations import ReadingStore
+
+__all__ = ["BatchImage", "Chosen", "Memory", "Overview", "Question", "chosen", "overview"]
+
+SHOWN_IMAGES = 200  # of a batch
+KEPT_PROJECTS = 200  # whose figures are remembered
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class BatchImage(Record):
+    """An image of a batch, or one that stands in the order by chance.
+
+    Attributes:
+        place: in the ranking, from 1.
+        said: what the network said of it; None where there was none, or that is not kept.
+    """
+
+    image_id: str
+    place: int
+    control: bool = False
+    said: ImageInsight | None = None
+
+
+class Chosen(Record):
+    """What one round chose.
+
+    Attributes:
+        strategy: that really ordered it: a round without a network is ordered by chance, say.
+        batch: in the order of the ranking.
+        control: those by chance that stand behind the batch.
+        insight: what its network said of its pool; None where there was none.
+    """
+
+    round_id: str
+    strategy: str
+    batch: tuple[BatchImage, ...]
+    control: tuple[BatchImage, ...] = ()
+    insight: RoundInsight | None = None
+
+
+class Overview(Record):
+    """One project.
+
+    Attributes:
+        rounds: that can be read, oldest first.
+        damaged: what is wrong with each of the others.
+        changes: of the strategy, oldest first.
+        chosen: by the round that is served; else by the last one.
+    """
+
+    rounds: tuple[RoundLine, ...] = ()
+    damaged: tuple[str, ...] = ()
+    changes: tuple[StrategyChange, ...] = ()
+    chosen: Chosen | None = None
+    fidelity: OrderFidelity | None = None
+
+
+class Question(NamedTuple):
+    """How the project's annotations are read."""
+
+    config: LabelConfig
+    options: ProjectOptions
+
+
+class Memory:
+    """What one process remembers of any project, as long as the files that it was made from stay the same."""
+
+    def __init__(self) -> None:
+        self.lines = RoundLines()
+        self.fidelity: Remembered[OrderFidelity | None] = Remembered(KEPT_PROJECTS)
+
+
+def overview(
+    project: ProjectStore, memory: Memory, question: Question | None = None, served: str | None = None
+) -> Overview:
+    """Gather what is known of a project. Never raises for a damaged round.
+
+    Args:
+        project: its store.
+        memory: of this process.
+        question: None where there is a mistake in the options, so that answers cannot be read.
+        served: the round whose order is served; the last one where it is None or cannot be read.
+    """
+    found, damaged = memory.lines.of(project)
+    shown = next((line for line in reversed(found) if line.round_id == served), found[-1] if found else None)
+    return Overview(
+        rounds=tuple(found),
+        damaged=tuple(damaged),
+        changes=strategy_history(line.report for line in found),
+        chosen=None if shown is None else _told(lambda: chosen(project, project.report(shown.round_id))),
+        fidelity=None if question is None else _told(lambda: _fidelity(project, memory, question)),
+    )
+
+
+def chosen(project: ProjectStore, report: RoundReport) -> Chosen:
+    """What a round chose, with what its network said of it as far as that is kept."""
+    ranking, round_id = report.ranking, report.request.round_id
+    insight = _told(lambda: project.record(round_id, INSIGHT, RoundInsight))
+    said = {} if insight is None else {one.image_id: one for one in (*insight.control, *insight.batch)}
+    control = set(ranking.control)
+    images = [
+        BatchImage(image_id=name, place=place, control=name in control, said=said.get(name))
+        for place, name in enumerate(ranking.image_ids, start=1)
+        if place <= min(ranking.batch_size, SHOWN_IMAGES) or name in control
+    ]
+    return Chosen(
+        round_id=round_id,
+        strategy=ranking.strategy,
+        batch=tuple(one for one in images if one.place <= ranking.batch_size),
+        control=tuple(one for one in images if one.place > ranking.batch_size)[:SHOWN_IMAGES],
+        insight=insight,
+    )
+
+
+def _fidelity(project: ProjectStore, memory: Memory, question: Question) -> OrderFidelity | None:
+    state = (_changed(project.folder / "orders"), _changed(project.folder / "tasks.json"), question)
+    if (known := memory.fidelity.get(project.folder, state)) is not None:
+        return known
+    orders, mirror = project.orders(), ReadingStore(project.folder).mirror(Mirror)
+    if not orders or mirror is None:
+        return None
+    answers = answers_of(mirror, question.config, question.options)
+    return memory.fidelity.put(project.folder, state, order_fidelity(orders, answers))
+
+
+def _changed(path: Path) -> int:
+    """When something was last written there, in nanoseconds; 0: never."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _told(part: Callable[[], T]) -> T | None:
+    """A part of the page; None where it cannot be told, which hides no other."""
+    try:
+        return part()
+    except (BackendError, OSError, ValueError) as error:
+        log.warning("a part of the page cannot be told", error=str(error))
+        return None

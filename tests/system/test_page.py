@@ -1,0 +1,150 @@
+"""The owner's pages in a real browser, over a real Valkey and a prepared data folder; no Label Studio is needed.
+
+``AL_SCREENSHOTS`` names a folder that pictures of the page are written to: ``docs`` renews those of the README.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+from werkzeug.serving import make_server
+
+from ml_backend.processes.valkey import Valkey
+from ml_backend.queueing import Progress, RoundQueue, connect_redis
+from ml_backend.server.app import create_app
+from ml_backend.settings import Settings
+from tests.system.owner_data import KEY, prepare
+
+pytestmark = [pytest.mark.browser]
+
+WIDTHS = {1400: 1000, 390: 844}  # CSS pixels: a desk, a phone
+TIMEOUT_S = 30
+
+
+@pytest.fixture(scope="module")
+def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundQueue]:
+    with Valkey(tmp_path_factory.mktemp("page-valkey")).start() as service:
+        service.wait()
+        yield RoundQueue(connect_redis(service.url))
+
+
+@pytest.fixture(scope="module")
+def url(queue: RoundQueue, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real app on a port, behind its credentials, with a project that has learned for three weeks."""
+    folder: Path = tmp_path_factory.mktemp("page")
+    prepare(folder)
+    queue.count_changes(KEY, 12, 20, 192)
+    settings = Settings.load(data_dir=folder, basic_auth_user="owner", basic_auth_pass="secret")
+    server = make_server("127.0.0.1", 0, create_app(settings, queue), threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://owner:secret@127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest, browser: webdriver.Chrome) -> str:
+    feature = {"name": "prefers-color-scheme", "value": str(request.param)}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    return str(request.param)
+
+
+def open_at(browser: webdriver.Chrome, url: str, width: int) -> None:
+    """Open a page on a screen so wide; a window of Chromium's own has no less than 500 pixels."""
+    metrics = {"width": width, "height": WIDTHS[width], "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(url)
+    # Pictures further down are loaded when they are near.
+    browser.execute_script("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+    WebDriverWait(browser, TIMEOUT_S).until(
+        lambda b: b.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth)")
+    )
+
+
+def complaints(browser: webdriver.Chrome) -> list[str]:
+    return [
+        str(entry["message"]) for entry in browser.get_log("browser") if "favicon" not in entry["message"]
+    ]  # a page without an icon is asked for one all the same
+
+
+def serious_findings(browser: webdriver.Chrome) -> list[str]:
+    """What axe-core finds that keeps somebody from using the page."""
+    import axe_core_python
+
+    program = (Path(str(axe_core_python.__file__)).parent / "axe.min.js").read_text(encoding="utf-8")
+    browser.execute_script(program)
+    found: dict[str, Any] = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
+    assert found["passes"], "axe looked at nothing"
+    return [
+        f"{one['id']} ({one['impact']}): {one['help']}; {[node['html'][:200] for node in one['nodes']][:3]}"
+        for one in found["violations"]
+        if one["impact"] in {"serious", "critical"}
+    ]
+
+
+def picture(browser: webdriver.Chrome, name: str) -> None:
+    if folder := os.environ.get("AL_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        assert browser.save_screenshot(str(Path(folder) / name))
+
+
+class TestPage:
+    @pytest.mark.parametrize("width", WIDTHS)
+    @pytest.mark.parametrize("path", ["/", f"/projects/{KEY}", f"/projects/{KEY}/rounds/r000009"])
+    def test_is_whole_on_a_desk_and_on_a_phone(self, browser, url, scheme, width, path):
+        # Held still: what reloads by itself must let its reader stop that.
+        open_at(browser, f"{url}{path}?still=1", width)
+
+        assert browser.find_elements(By.CSS_SELECTOR, "h1")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert complaints(browser) == []
+        assert serious_findings(browser) == []
+        if path == f"/projects/{KEY}" and scheme == "light":
+            assert len(browser.find_elements(By.CSS_SELECTOR, ".tiles img")) == 11
+        if path == f"/projects/{KEY}":
+            picture(browser, f"page-{width}.png" if scheme == "light" else f"page-{width}-dark.png")
+
+    def test_a_project_is_paused_and_goes_on(self, browser, url, queue):
+        """By its buttons; labels are counted meanwhile and start nothing."""
+        open_at(browser, f"{url}/projects/{KEY}", 1400)
+        assert browser.find_element(By.LINK_TEXT, "Hold it still")
+        assert "12 of 20" in browser.find_element(By.TAG_NAME, "main").text
+
+        press(browser, "Pause")
+        assert state(browser) == "Paused"
+        assert "no round starts by itself" in browser.find_element(By.CSS_SELECTOR, ".said").text
+        assert not queue.count_changes(KEY, 10).due
+
+        press(browser, "Resume")
+        assert state(browser) == "Waiting"
+        assert queue.status(KEY).waiting == "labels"
+        claim = queue.claim(KEY, int(queue.redis.hget(f"al:{KEY}", "waiting") or 0))
+        assert claim is not None
+
+        now = time.time()
+        told = {"started": now, "stage_started": now - 30, "updated": now}
+        queue.write_progress(KEY, Progress(generation=1, stage="score", done=1, total=4, **told))
+        browser.refresh()
+        assert state(browser) == "Working"
+        assert "Time left: about 2 minutes" in " ".join(browser.find_element(By.TAG_NAME, "main").text.split())
+
+        claim.finish()
+        press(browser, "Train now")
+        assert queue.status(KEY).waiting == "forced"
+        assert complaints(browser) == []
+
+
+def press(browser: webdriver.Chrome, text: str) -> None:
+    button = browser.find_element(By.XPATH, f"//button[normalize-space(.)='{text}']")
+    button.click()
+    WebDriverWait(browser, TIMEOUT_S).until(lambda b: b.find_elements(By.CSS_SELECTOR, ".said"))
+
+
+def state(browser: webdriver.Chrome) -> str:
+    return browser.find_element(By.CSS_SELECTOR, ".state").text.split()[-1]
