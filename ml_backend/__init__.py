@@ -14,6 +14,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     __main__       python -m ml_backend
     _wsgi          what `label-studio-ml start ml_backend` runs
     cli            the `ml-backend` command: parse, call, exit status
+    cli_evidence   its sub-commands for those who want evidence: bench, replay, proof
     adapter        label-studio-ml's own model class over the same server code
     demo           `make demo`: services, simulated readers, live view, table
     bench          `ml-backend bench`: figures, side by side with the peers

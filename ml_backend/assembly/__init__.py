@@ -6,6 +6,7 @@ Imports torch, so only a worker imports this module, and where there may be a GP
 
     rounds.py     a round, and what scores shards of another worker's
     reranking.py  another strategy at once
+    sealing.py    a round is kept with what it saw, and its manifest
     live.py       what every way of publishing a live project has in common
     world.py      a project as a worker meets it
 """

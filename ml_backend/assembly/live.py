@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ml_backend.assembly.sealing import SealedRounds
 from ml_backend.assembly.world import World, label_config
 from ml_backend.engine.ports import Learner
 from ml_backend.engine.resume import served_round
@@ -100,14 +101,14 @@ def topped_up_or_served(live: Live) -> tuple[RoundReport, Published]:
 class NotesWhatIsLearned:
     """A project's rounds, each with the annotations that it learned from: what differs from them is what changed."""
 
-    project: ProjectStore
+    rounds: SealedRounds
     readings: ReadingStore
     labels: LabelStudioLabels
 
     def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
         self.readings.keep_learned(report.request.round_id, self.labels.states())
         beside = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
-        self.project.save(report, outputs, learner, beside)
+        self.rounds.save(report, outputs, learner, beside)
 
 
 @dataclass(frozen=True, slots=True)

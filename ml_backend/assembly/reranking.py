@@ -4,8 +4,10 @@ import structlog
 
 from ml_backend.acquisition.strategy import CatalogStrategy
 from ml_backend.assembly.live import Live, topped_up_or_served
+from ml_backend.assembly.sealing import SealedRounds
 from ml_backend.assembly.world import lay_out
 from ml_backend.consensus.catalog import RULES
+from ml_backend.engine.inputs import NotedInputs
 from ml_backend.engine.ports import Learner, Progress
 from ml_backend.engine.rerank import RerankParts, Scorer, StoredPasses, rerank
 from ml_backend.engine.sharing import ShardedLearner
@@ -19,7 +21,6 @@ from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.queueing import ShardQueue
 from ml_backend.records import Published, RoundReport, RoundRequest
 from ml_backend.settings import ProjectOptions
-from ml_backend.storage import ProjectStore
 from ml_backend.storage.annotations import ReadingStore
 
 __all__ = ["rerank_live"]
@@ -44,12 +45,14 @@ def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, Published]
     if not standing.due or latest is None or base is None:
         return topped_up_or_served(live)
     request = _request(base.request, live.options, live.world.project.next_round_id())
+    inputs = NotedInputs(live.labels, RULES[live.options.consensus])
+    rounds = SealedRounds(live.world.project, inputs, live.world.settings.device)
     parts = RerankParts(
-        labels=live.labels,
-        consensus=RULES[live.options.consensus],
+        labels=inputs,
+        consensus=inputs.consensus,
         scorer=_scorer(live, standing, base, request.round_id, progress),
         strategy=CatalogStrategy(request.strategy),
-        store=_KnowsWhatItsBaseLearned(live.world.project, live.readings, latest.request.round_id),
+        store=_KnowsWhatItsBaseLearned(rounds, live.readings, latest.request.round_id),
         publisher=live.publisher,
         progress=progress,
         guard=live.guard,
@@ -96,12 +99,12 @@ def _scorer(live: Live, standing: OrderStanding, base: RoundReport, round_id: st
 class _KnowsWhatItsBaseLearned:
     """A project's rounds, where one has learned from nothing but what an earlier one has."""
 
-    def __init__(self, project: ProjectStore, readings: ReadingStore, earlier: str) -> None:
-        self._project = project
+    def __init__(self, rounds: SealedRounds, readings: ReadingStore, earlier: str) -> None:
+        self._rounds = rounds
         self._readings = readings
         self._earlier = earlier
 
     def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
         self._readings.keep_learned_of(self._earlier, report.request.round_id)
         told = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
-        self._project.save(report, outputs, learner, told)
+        self._rounds.save(report, outputs, learner, told)

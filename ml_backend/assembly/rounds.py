@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from ml_backend.acquisition.strategy import CatalogStrategy
 from ml_backend.assembly.live import NotesWhatIsLearned, live_of, topped_up_or_served
 from ml_backend.assembly.reranking import rerank_live
+from ml_backend.assembly.sealing import SealedRounds
 from ml_backend.assembly.world import lay_out, world_of
 from ml_backend.consensus.catalog import RULES
+from ml_backend.engine.inputs import NotedInputs
 from ml_backend.engine.ports import Progress, RoundParts, no_guard, no_progress
 from ml_backend.engine.resume import unpublished_round
 from ml_backend.engine.round import run_round
@@ -54,9 +56,11 @@ def run_live_round(
         options = live.options
         round_id = world.project.next_round_id()
         warm_from = world.project.newest_network(FILE_NAME) if options.retrain == "warm" else None
+        inputs = NotedInputs(live.labels, RULES[options.consensus])
+        sealed = SealedRounds(world.project, inputs, settings.device)
         parts = RoundParts(
-            labels=live.labels,
-            consensus=RULES[options.consensus],
+            labels=inputs,
+            consensus=inputs.consensus,
             learner=ShardedLearner(
                 lambda tell: world.learner(options, tell, warm_from),
                 ShardQueue.from_settings(settings, key),
@@ -65,7 +69,7 @@ def run_live_round(
                 progress=progress,
             ),
             strategy=CatalogStrategy(options.strategy),
-            store=NotesWhatIsLearned(world.project, live.readings, live.labels),
+            store=NotesWhatIsLearned(sealed, live.readings, live.labels),
             publisher=live.publisher,
             progress=progress,
             guard=guard,

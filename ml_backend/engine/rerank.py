@@ -30,7 +30,7 @@ from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import ImageRef, Label, Published, Ranking, RoundReport, RoundRequest
 from ml_backend.strategies import Need
 
-__all__ = ["RerankParts", "Scorer", "StoredPasses", "rerank"]
+__all__ = ["RerankParts", "Scorer", "StoredPasses", "ranked_anew", "rerank"]
 
 
 class Scorer(Protocol):
@@ -114,7 +114,7 @@ def rerank(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tupl
     with clock.stage("score"):
         outputs = _outputs(parts, pool, consensus.labels)
     with clock.stage("rank"):
-        ranking = _ranking(request, parts.strategy, outputs, pool)
+        ranking = ranked_anew(request, parts.strategy, outputs, [image.id for image in pool])
     report = RoundReport(
         request=request,
         labels_per_class=base.labels_per_class,
@@ -145,13 +145,21 @@ def _outputs(parts: RerankParts, pool: Sequence[ImageRef], labels: Sequence[Labe
     return replace(outputs, labelled_features=labelled.features)
 
 
-def _ranking(request: RoundRequest, strategy: Strategy, outputs: PoolOutputs, pool: Sequence[ImageRef]) -> Ranking:
+def ranked_anew(request: RoundRequest, strategy: Strategy, outputs: PoolOutputs, pool: Sequence[str]) -> Ranking:
+    """The images of a pool, those without outputs last in seeded order.
+
+    Args:
+        request: seed, batch size and control share of the ranking.
+        strategy: that ranks.
+        outputs: of the network; what it could not read stays out.
+        pool: image ids.
+    """
     if outputs.image_ids:
         ranking = strategy.rank(outputs, request.batch_size, request.seed)
     else:
         ranking = Ranking(strategy=strategy.name, image_ids=(), scores=(), batch_size=request.batch_size)
     known = {*ranking.image_ids, *(exclusion.image_id for exclusion in outputs.exclusions)}
-    new = [image.id for image in pool if image.id not in known]
+    new = [image_id for image_id in pool if image_id not in known]
     lowest = min(ranking.scores, default=0.0)
     whole = ranking.model_copy(
         update={

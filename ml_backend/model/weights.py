@@ -18,7 +18,7 @@ from torch import Tensor
 from ml_backend.errors import WeightsError
 from ml_backend.model.backbones import Backbone, last_layer
 
-__all__ = ["load_backbone", "weights_at_hand"]
+__all__ = ["load_backbone", "weights_at_hand", "weights_file"]
 
 _CONNECT_TIMEOUT_S = 5.0  # also the longest silence while downloading
 _DOWNLOAD_TIMEOUT_S = 600.0
@@ -59,6 +59,19 @@ def weights_at_hand(backbone: str) -> bool:
     """
     url = _imagenet_url(backbone)
     return url is not None and _hub_path(url).is_file()
+
+
+def weights_file(backbone: str, weights: str) -> Path | None:
+    """The file that ``load_backbone`` fills a backbone from; None where there is none, or not here. Asks no network.
+
+    Raises:
+        SettingsError: no such backbone.
+    """
+    if weights == "none":
+        return None
+    url = _imagenet_url(backbone) if weights == "imagenet" else None
+    path = Path(weights).expanduser() if weights != "imagenet" else None if url is None else _hub_path(url)
+    return path if path is not None and path.is_file() else None
 
 
 def _imagenet_url(backbone: str) -> str | None:

@@ -14,6 +14,9 @@
                        insight.json   what the owner is shown of it
                        thumbs/12.jpg  what the chosen images look like (of the last 20 rounds)
                        outputs.npz    ids, classes, probs (only with a network)
+                       inputs.json    the labels and the pool
+                       evidence.npz   features or gradients, where the strategy looked at these (of the last three)
+                       manifest.json  hashes of all of it, and of code, weights and the manifest before
                        model.*        what the learner saved (of the last three trained rounds; of a committee
                                       in folders of their own)
         rounds/.r000002/              a number that is taken; or a round that is being written
@@ -24,7 +27,8 @@
     files.py     writing beside and renaming; records as JSON
     outputs.py   pool outputs as a file, without pickle
     rounds.py    one folder a round
-    numbers.py   the number of each
+    numbers.py   the number of each; what is swept when one begins
+    manifests.py what a round was made of and from, in hashes
     orders.py    what was served, one after the other
     annotations.py  what was read, what was learned from
     quarantine.py   images that could not be read, and when each is tried again

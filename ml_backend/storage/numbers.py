@@ -1,12 +1,13 @@
 """Numbers of rounds: the folder that a round is written in is the reservation of its number."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ml_backend.errors import StaleRound
 
-__all__ = ["make_room", "reserve"]
+__all__ = ["make_room", "reserve", "sweep"]
 
 
 def reserve(rounds: Path) -> str:
@@ -57,3 +58,22 @@ def _newest(rounds: Path) -> int:
 def _number(folder: Path) -> int:
     name = folder.name.removeprefix(".")
     return int(name[1:]) if name[:1] == "r" and name[1:].isdecimal() else 0
+
+
+def sweep(rounds: Path, round_id: str, large: Sequence[str], kept: int) -> None:
+    """Remove what killed rounds left half-written, and large files but of the last rounds that have any.
+
+    Args:
+        rounds: folder of a project's rounds.
+        round_id: of the round that begins.
+        large: patterns of files, each counted by itself.
+        kept: rounds that keep them.
+    """
+    for left in rounds.glob(".r*"):
+        if left.name < f".{round_id}":
+            shutil.rmtree(left, ignore_errors=True)
+    saved = sorted(path.parent for path in rounds.glob("r*/report.json"))
+    for pattern in large:
+        having = [files for folder in saved if (files := list(folder.rglob(pattern)))]
+        for path in (path for files in having[:-kept] for path in files):
+            path.unlink(missing_ok=True)

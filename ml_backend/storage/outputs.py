@@ -5,6 +5,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
 from ml_backend.records import Exclusion
 from ml_backend.storage.files import replace_file
 
-__all__ = ["read_outputs", "write_outputs"]
+__all__ = ["EVIDENCE", "OUTPUTS", "keep_outputs", "kept_evidence", "read_outputs", "write_outputs"]
+
+OUTPUTS, EVIDENCE = "outputs.npz", "evidence.npz"
 
 _OPTIONAL = ("features", "labelled_features")
 
@@ -70,3 +73,29 @@ def read_outputs(path: Path) -> PoolOutputs | None:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise StorageError(f"{path} is damaged ({error}): move it away to go on") from error
+
+
+def keep_outputs(folder: Path, outputs: PoolOutputs) -> None:
+    """Write the passes for good, and what else a strategy looked at, features or gradients, into a file of its own.
+
+    Raises:
+        OSError: the folder is gone, or the disk refuses.
+    """
+    write_outputs(folder / OUTPUTS, PoolOutputs(outputs.image_ids, outputs.classes, outputs.probs), compress=True)
+    if outputs.features is not None or outputs.gradients is not None:
+        # Features of a network hardly compress.
+        write_outputs(folder / EVIDENCE, replace(outputs, probs=outputs.probs[:, :0]), compress=False)
+
+
+def kept_evidence(folder: Path) -> PoolOutputs | None:
+    """All that ``keep_outputs`` wrote; without what has been swept since. None where there is nothing.
+
+    Raises:
+        StorageError: a file is damaged, or the two are of different pools.
+    """
+    outputs, evidence = read_outputs(folder / OUTPUTS), read_outputs(folder / EVIDENCE)
+    if outputs is None or evidence is None:
+        return outputs
+    if outputs.image_ids != evidence.image_ids or outputs.classes != evidence.classes:
+        raise StorageError(f"{folder / EVIDENCE} is of another pool than {OUTPUTS} beside it")
+    return replace(evidence, probs=outputs.probs)

@@ -5,7 +5,7 @@ takes its number, the rest when it begins.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +17,10 @@ from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Connection, ImageRef, ProjectKey, Published, Record, RoundReport
 from ml_backend.storage.files import publish_folder, read_record, remove_half_written, write_record
-from ml_backend.storage.numbers import make_room, reserve
+from ml_backend.storage.manifests import MANIFEST
+from ml_backend.storage.numbers import make_room, reserve, sweep
 from ml_backend.storage.orders import keep_order, kept_orders
-from ml_backend.storage.outputs import read_outputs, write_outputs
+from ml_backend.storage.outputs import EVIDENCE, OUTPUTS, keep_outputs, kept_evidence, read_outputs
 from ml_backend.storage.scoring import ScoringFolder, ScoringTask
 
 __all__ = ["ProjectStore", "RoundStore"]
@@ -152,17 +153,8 @@ class ProjectStore:
             round_id = reserve(rounds)
         except OSError as error:
             raise StorageError(f"no round can be begun in {rounds}: {error}") from error
-        self._sweep(rounds, round_id)
+        sweep(rounds, round_id, (NETWORK, EVIDENCE), KEPT_NETWORKS)
         return round_id
-
-    def _sweep(self, rounds: Path, round_id: str) -> None:
-        for left in rounds.glob(".r*"):
-            if left.name < f".{round_id}":
-                shutil.rmtree(left, ignore_errors=True)
-        trained = [files for saved in self.round_ids() if (files := list((rounds / saved).rglob(NETWORK)))]
-        for files in trained[:-KEPT_NETWORKS]:
-            for path in files:
-                path.unlink(missing_ok=True)
 
     def save(
         self,
@@ -170,14 +162,16 @@ class ProjectStore:
         outputs: PoolOutputs | None,
         learner: _SavesItself | None,
         beside: Mapping[str, Record] = NOTHING,
+        seal: Callable[[Path], Record] | None = None,
     ) -> None:
         """Keep a round: all of it, or nothing.
 
         Args:
             report: what it did.
-            outputs: what its network said of the pool; of them the passes are kept.
+            outputs: what its network said of the pool; the passes are kept for good, the rest like networks.
             learner: writes its network.
             beside: further records of the round, by the name under which ``record`` finds each.
+            seal: makes the manifest of the folder with all else in it.
 
         Raises:
             StorageError: the round exists already, or the disk refuses.
@@ -188,13 +182,14 @@ class ProjectStore:
         try:
             make_room(folder, target)
             if outputs is not None:
-                kept = PoolOutputs(outputs.image_ids, outputs.classes, outputs.probs)
-                write_outputs(folder / "outputs.npz", kept, compress=True)
+                keep_outputs(folder, outputs)
             if learner is not None:
                 learner.save(str(folder))
             for name, record in beside.items():
                 (folder / f"{name}.json").write_text(record.model_dump_json(indent=1))
             (folder / "report.json").write_text(report.model_dump_json(indent=1))
+            if seal is not None:
+                (folder / f"{MANIFEST}.json").write_text(seal(folder).model_dump_json(indent=1))
             publish_folder(folder, target)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -245,7 +240,15 @@ class ProjectStore:
         Raises:
             StorageError: the file is damaged.
         """
-        return read_outputs(self.folder / "rounds" / round_id / "outputs.npz")
+        return read_outputs(self.folder / "rounds" / round_id / OUTPUTS)
+
+    def evidence(self, round_id: str) -> PoolOutputs | None:
+        """The same with the features and gradients that its strategy looked at, as long as these are kept.
+
+        Raises:
+            StorageError: a file is damaged.
+        """
+        return kept_evidence(self.folder / "rounds" / round_id)
 
     def network(self, round_id: str) -> Path | None:
         """The folder of a round that still holds its network; None where it trained none, or too many came after it."""
@@ -254,7 +257,7 @@ class ProjectStore:
 
     def has_outputs(self, round_id: str) -> bool:
         """Whether what the network said in that round is kept."""
-        return (self.folder / "rounds" / round_id / "outputs.npz").is_file()
+        return (self.folder / "rounds" / round_id / OUTPUTS).is_file()
 
     def newest_network(self, file_name: str) -> Path | None:
         """The folder of the newest round that holds a network; None where there is none.

@@ -1,0 +1,245 @@
+"""Every selection once more, from what its round has kept, by the code that made it; and what its hashes say."""
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from math import isclose
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.engine.control import mixed
+from ml_backend.engine.manifest import code_digest, listing_digest, package_version, versions
+from ml_backend.engine.rerank import ranked_anew
+from ml_backend.engine.resume import inputs_digest, reranked_digest
+from ml_backend.engine.start import random_order
+from ml_backend.errors import StorageError
+from ml_backend.records import ImageRef, Ranking, Record, RoundReport
+from ml_backend.storage import ProjectStore
+from ml_backend.storage.manifests import INPUTS, Manifest, RoundInputs, file_faults, read_manifest
+from ml_backend.strategies import strategy_spec
+
+__all__ = ["Replay", "replays"]
+
+SCORE_TOLERANCE: Final = 1e-9
+"""Relative: another CPU may add up in another order."""
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Replay(Record):
+    """One selection, made again.
+
+    Attributes:
+        strategy: that ranked.
+        verdict: ``same``: the same images in the same order; ``differs``; ``cannot``: something is not kept.
+        batch: images of the batch; ``same_batch``: of these, how many were chosen again.
+        images: in the ranking; ``same_places``: of these, how many stand where they stood.
+        faults: what was changed since, and what came out differently, in words.
+        notes: what is another by now and may excuse it: versions, the code; and what is not kept.
+        sentence: the line that is printed.
+    """
+
+    round_id: str
+    strategy: str
+    verdict: Literal["same", "differs", "cannot"]
+    batch: Count = 0
+    same_batch: Count = 0
+    images: Count = 0
+    same_places: Count = 0
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    sentence: str
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing speaks against the round."""
+        return self.verdict != "differs" and not self.faults
+
+
+class _NotKept(Exception):
+    """The message says what is missing."""
+
+
+def replays(project: ProjectStore, only: str | None = None) -> Iterator[Replay]:
+    """Make every selection of a project again, oldest first.
+
+    Args:
+        project: with its rounds.
+        only: the one round that is asked for.
+
+    Raises:
+        StorageError: there is no such round.
+    """
+    ids = project.round_ids()
+    if only is not None and only not in ids:
+        project.report(only)  # says which there are
+    now = (code_digest(), package_version(), dict(versions()))
+    for round_id in ids if only is None else [only]:
+        faults, notes = _held_against_the_manifest(project, round_id, now)
+        try:
+            report = project.report(round_id)
+            again = _ranked_again(project, report)
+        except StorageError as error:
+            yield _cannot(round_id, "unknown", str(error), [*faults, str(error)], notes)
+        except (_NotKept, ValueError) as error:  # ValueError: from outputs that no round can have made
+            strategy = report.ranking.strategy
+            spoilt = [] if isinstance(error, _NotKept) else [str(error)]
+            yield _cannot(round_id, strategy, str(error), [*faults, *spoilt], notes)
+        else:
+            yield _compared(report, again, faults, notes)
+
+
+def _ranked_again(project: ProjectStore, report: RoundReport) -> Ranking:
+    """By the functions that the round itself called, from what it has kept.
+
+    Raises:
+        StorageError: a file is damaged.
+        ValueError: what is kept cannot have come from a round.
+        _NotKept: something is missing.
+    """
+    request, ranking = report.request, report.ranking
+    outputs = project.evidence(request.round_id)
+    if outputs is None and report.fit is None and ranking.strategy == "random":
+        refs = [ImageRef(id=image_id, uri=image_id) for image_id in ranking.image_ids]
+        return mixed(
+            random_order(refs, request.batch_size, request.seed), request.control_share, request.seed, request.round_id
+        )
+    if outputs is None:
+        raise _NotKept("what its network said of the pool is not kept")
+    strategy = CatalogStrategy(ranking.strategy)
+    missing = [
+        need
+        for need in sorted(strategy_spec(ranking.strategy).needs)
+        if (need == "features" and outputs.features is None) or (need == "gradients" and outputs.gradients is None)
+    ]
+    if missing:
+        raise _NotKept(f"the {' and '.join(missing)} that it looked at are kept of the last rounds only")
+    return ranked_anew(request, strategy, outputs, ranking.image_ids)
+
+
+def _compared(report: RoundReport, again: Ranking, faults: Sequence[str], notes: Sequence[str]) -> Replay:
+    stored, size = report.ranking, min(report.request.batch_size, len(report.ranking.image_ids))
+    same_batch = len(set(stored.image_ids[:size]) & set(again.image_ids[:size]))
+    same_places = sum(a == b for a, b in zip(stored.image_ids, again.image_ids, strict=False))
+    differences = list(_differences(stored, again))
+    if differences:
+        order = f"{same_batch} of {size} of the batch, {same_places} of {len(stored.image_ids)} in their place"
+    else:
+        order = f"same {size} of {size}, same order of {len(stored.image_ids)}"
+    return Replay(
+        round_id=report.request.round_id,
+        strategy=stored.strategy,
+        verdict="differs" if differences else "same",
+        batch=size,
+        same_batch=same_batch,
+        images=len(stored.image_ids),
+        same_places=same_places,
+        faults=(*faults, *differences),
+        notes=tuple(notes),
+        sentence=f"{report.request.round_id} {stored.strategy}: {order}",
+    )
+
+
+def _differences(stored: Ranking, again: Ranking) -> Iterator[str]:
+    """What of a ranking came out otherwise: the first place, the first score, the control images."""
+    places = enumerate(zip_longest(stored.image_ids, again.image_ids), start=1)
+    for place, (was, now) in places:
+        if was != now:
+            yield f"place {place}: image {was or 'none'} stored, image {now or 'none'} now"
+            break
+    scores = dict(zip(again.image_ids, again.scores, strict=True))
+    for image_id, was in zip(stored.image_ids, stored.scores, strict=True):
+        score = scores.get(image_id)
+        if score is not None and not isclose(was, score, rel_tol=SCORE_TOLERANCE, abs_tol=SCORE_TOLERANCE):
+            yield f"image {image_id}: score {was:.9g} stored, {score:.9g} now"
+            break
+    if stored.control != again.control:
+        yield f"control images: {len(stored.control)} stored, {len(again.control)} now, or others"
+
+
+def _cannot(round_id: str, strategy: str, why: str, faults: Sequence[str], notes: Sequence[str]) -> Replay:
+    return Replay(
+        round_id=round_id,
+        strategy=strategy,
+        verdict="cannot",
+        faults=tuple(dict.fromkeys(faults)),
+        notes=tuple(notes),
+        sentence=f"{round_id} {strategy}: cannot be replayed: {why}",
+    )
+
+
+def _held_against_the_manifest(
+    project: ProjectStore, round_id: str, now: tuple[str, str, dict[str, str]]
+) -> tuple[list[str], list[str]]:
+    """What was changed since the round was saved, and what of the surroundings is another by now."""
+    folder = project.folder / "rounds" / round_id
+    try:
+        found = read_manifest(folder)
+    except StorageError as error:
+        return [str(error)], []
+    if found is None:
+        return [], ["it has no manifest, so nothing says whether a file was changed"]
+    manifest, _ = found
+    faults = file_faults(folder, manifest.files)
+    if manifest.round_id != round_id:
+        faults.append(f"its manifest is that of round {manifest.round_id}")
+    faults += _broken_chain(project, manifest)
+    faults += _changed_inputs(project, round_id, manifest)
+    code, version, versions_now = now
+    notes = [
+        f"made with {name} {was}, now {versions_now.get(name, 'none')}"
+        for name, was in manifest.versions.items()
+        if versions_now.get(name) != was
+    ]
+    if manifest.code != code:
+        notes.append(f"made by other code (version {manifest.version or 'unknown'}; now {version or 'unknown'})")
+    return faults, notes
+
+
+def _broken_chain(project: ProjectStore, manifest: Manifest) -> list[str]:
+    if manifest.previous_round is None:
+        return []
+    try:
+        before = read_manifest(project.folder / "rounds" / manifest.previous_round)
+    except StorageError as error:
+        return [str(error)]
+    if before is None:
+        return [f"round {manifest.previous_round}, which it follows, or the manifest of that, is gone"]
+    if before[1] != manifest.previous:
+        return [f"the manifest of round {manifest.previous_round} is not the one that it follows"]
+    return []
+
+
+def _changed_inputs(project: ProjectStore, round_id: str, manifest: Manifest) -> list[str]:
+    """The labels, the pool and the options: held against the manifest, and against what the round itself noted."""
+    try:
+        report, inputs = project.report(round_id), project.record(round_id, INPUTS, RoundInputs)
+        base = None if report.base is None else project.report(report.base)
+    except (StorageError, ValidationError) as error:
+        return [str(error)]
+    if inputs is None:
+        return []
+    faults = [
+        f"the {name} are not those that it was made from"
+        for name, records, wanted in (
+            ("labels", inputs.labels, manifest.labels),
+            ("pool's images", inputs.pool, manifest.pool),
+        )
+        if listing_digest(records) != wanted
+    ]
+    if dict(report.request.options) != dict(manifest.options) or report.request.seed != manifest.seed:
+        changed = sorted(
+            name
+            for name in report.request.options.keys() | manifest.options.keys()
+            if report.request.options.get(name) != manifest.options.get(name)
+        )
+        faults.append(f"options are not those that it was made with: {', '.join(changed) or 'seed'}")
+    digest = (
+        inputs_digest(report.request, inputs.labels, inputs.pool)
+        if base is None
+        else reranked_digest(report.request, base, inputs.labels, inputs.pool)
+    )
+    if digest != report.inputs:
+        faults.append("labels, pool and request together are not what the round noted when it began")
+    return faults

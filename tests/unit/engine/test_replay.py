@@ -1,0 +1,280 @@
+"""Rounds as they are really kept, made again; then tampered with, one thing at a time."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.acquisition import CatalogStrategy
+from ml_backend.assembly.sealing import SealedRounds
+from ml_backend.engine import replay as replaying
+from ml_backend.engine.inputs import NotedInputs
+from ml_backend.engine.ports import Learner, RoundParts
+from ml_backend.engine.replay import Replay, replays
+from ml_backend.engine.rerank import RerankParts, StoredPasses, rerank
+from ml_backend.engine.round import run_round
+from ml_backend.errors import StorageError
+from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
+from ml_backend.records import ImageRef, RoundReport
+from ml_backend.settings import ProjectOptions
+from ml_backend.storage import ProjectStore
+from ml_backend.strategies import Need
+from tests.fakes import (
+    CLASSES,
+    FakeLabels,
+    FakeLearner,
+    FakePublisher,
+    make_annotation,
+    make_image,
+    make_request,
+    one_reader,
+)
+
+POOL = tuple(make_image(number) for number in range(100, 130))
+LABELLED = [make_annotation(number, CLASSES[number % 3]) for number in range(12)]
+OPTIONS = ProjectOptions(weights="none").model_dump(mode="json")
+
+
+class SeeingLearner(FakeLearner):
+    """Knows features and gradients too, where a strategy needs them; they follow from an image's id."""
+
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+        outputs = super().outputs(pool, needs)
+        rows = np.stack([np.random.default_rng(int(i)).normal(size=6) for i in outputs.image_ids]).astype(np.float32)
+        if "features" in needs:
+            outputs = replace(outputs, features=rows, labelled_features=rows[:2] + 1)
+        if "gradients" in needs:
+            outputs = replace(outputs, gradients=LastLayerGradients(rows[:, :3], rows))
+        return outputs
+
+
+class Keeps:
+    """A round's store, as the live rounds have it."""
+
+    def __init__(self, project: ProjectStore, inputs: NotedInputs) -> None:
+        self._rounds = SealedRounds(project, inputs, "cpu")
+
+    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+        self._rounds.save(report, outputs, learner, {})
+
+
+def a_round(project: ProjectStore, strategy: str = "entropy", *, annotations: Any = LABELLED, **changes: object) -> str:
+    """Run a round and keep it; its id."""
+    inputs = NotedInputs(FakeLabels(annotations, POOL), one_reader)
+    round_id = project.next_round_id()
+    request = make_request(round_id=round_id, strategy=strategy, options=OPTIONS, **changes)
+    parts = RoundParts(
+        labels=inputs,
+        consensus=inputs.consensus,
+        learner=SeeingLearner(unreadable=["103"]),
+        strategy=CatalogStrategy(strategy),
+        store=Keeps(project, inputs),
+        publisher=FakePublisher(),
+    )
+    run_round(request, parts)
+    return round_id
+
+
+def ranked_anew(project: ProjectStore, base_id: str, strategy: str) -> str:
+    """Another strategy from the passes of a round, over a pool that has lost an image and won one."""
+    base, kept = project.report(base_id), project.outputs(base_id)
+    assert kept is not None
+    inputs = NotedInputs(FakeLabels(LABELLED, (*POOL[1:], make_image(900))), one_reader)
+    round_id = project.next_round_id()
+    changes = {"round_id": round_id, "reason": "rerank", "strategy": strategy}
+    request = base.request.model_copy(update=changes)
+    parts = RerankParts(
+        labels=inputs,
+        consensus=inputs.consensus,
+        scorer=StoredPasses(base, kept),
+        strategy=CatalogStrategy(strategy),
+        store=Keeps(project, inputs),
+        publisher=FakePublisher(),
+    )
+    rerank(request, base, parts)
+    return round_id
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> ProjectStore:
+    return ProjectStore(tmp_path)
+
+
+def only(project: ProjectStore, round_id: str = "r000001") -> Replay:
+    [found] = replays(project, round_id)
+    return found
+
+
+def folder(project: ProjectStore, round_id: str = "r000001") -> Path:
+    return project.folder / "rounds" / round_id
+
+
+def change_json(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content, indent=1))
+
+
+class TestSame:
+    def test_a_random_start_and_trained_rounds_and_one_ranked_anew(self, project):
+        a_round(project, annotations=[])
+        base = a_round(project, "entropy", control_share=0.2)
+        ranked_anew(project, base, "bald")
+
+        found = list(replays(project))
+
+        assert [one.sentence for one in found] == [
+            "r000001 random: same 3 of 3, same order of 30",
+            "r000002 entropy: same 3 of 3, same order of 29",
+            "r000003 bald: same 3 of 3, same order of 29",
+        ]
+        assert all(one.sound and not one.faults and not one.notes for one in found)
+
+    @pytest.mark.parametrize("strategy", ["batch_bald", "power_bald", "core_set", "typiclust", "badge", "random"])
+    def test_batches_noise_features_and_gradients(self, project, strategy):
+        a_round(project, strategy, control_share=0.1)
+
+        assert only(project).verdict == "same"
+
+    def test_what_a_strategy_looked_at_is_kept_of_the_last_three_rounds(self, project):
+        for _ in range(5):
+            a_round(project, "core_set")
+
+        assert [one.verdict for one in replays(project)] == ["cannot", "same", "same", "same", "same"]
+        first = only(project)
+        assert first.sentence == (
+            "r000001 core_set: cannot be replayed: the features that it looked at are kept of the last rounds only"
+        )
+        assert first.sound  # its evidence and its network were swept, which is no fault
+
+    def test_a_round_without_a_manifest_is_told_and_sound(self, project):
+        a_round(project)
+        (folder(project) / "manifest.json").unlink()
+
+        found = only(project)
+
+        assert (found.verdict, found.faults) == ("same", ())
+        assert found.notes == ("it has no manifest, so nothing says whether a file was changed",)
+
+    def test_a_round_that_is_not_there(self, project):
+        a_round(project)
+
+        with pytest.raises(StorageError, match="no round 'r000009'"):
+            list(replays(project, "r000009"))
+
+
+class TestAnotherWorld:
+    def test_another_version_is_said_and_no_fault(self, project, monkeypatch):
+        a_round(project)
+        monkeypatch.setattr(replaying, "versions", lambda: {"numpy": "9.9", "torch": "9.9"})
+
+        found = only(project)
+
+        assert found.sound
+        assert f"made with numpy {np.__version__}, now 9.9" in found.notes
+
+    def test_other_code_is_said_and_no_fault(self, project, monkeypatch):
+        a_round(project)
+        monkeypatch.setattr(replaying, "code_digest", lambda: "0" * 64)
+
+        found = only(project)
+
+        assert found.sound
+        assert any("made by other code" in note for note in found.notes)
+
+
+class TestTamperedWith:
+    def faults(self, project: ProjectStore) -> str:
+        found = only(project)
+        assert not found.sound
+        return "\n".join(found.faults)
+
+    def test_a_score(self, project):
+        a_round(project)
+        change_json(folder(project) / "report.json", lambda it: it["ranking"]["scores"].__setitem__(4, 0.123))
+
+        faults = self.faults(project)
+
+        assert "score 0.123 stored" in faults
+        assert "report.json is not what was saved" in faults
+
+    def test_an_order(self, project):
+        a_round(project)
+
+        def swap(report: Any) -> None:
+            ids = report["ranking"]["image_ids"]
+            ids[1], ids[20] = ids[20], ids[1]
+
+        change_json(folder(project) / "report.json", swap)
+
+        found = only(project)
+
+        assert (found.verdict, found.same_batch, found.batch) == ("differs", 2, 3)
+        assert any(fault.startswith("place 2: image ") for fault in found.faults)
+
+    def test_a_label(self, project):
+        a_round(project)
+        change_json(folder(project) / "inputs.json", lambda it: it["labels"][0].update(value="severe"))
+
+        faults = self.faults(project)
+
+        assert "the labels are not those that it was made from" in faults
+        assert "labels, pool and request together are not what the round noted when it began" in faults
+
+    def test_an_option(self, project):
+        a_round(project)
+        change_json(folder(project) / "report.json", lambda it: it["request"]["options"].update(dropout=0.1))
+
+        assert "options are not those that it was made with: dropout" in self.faults(project)
+
+    def test_a_byte_of_the_network(self, project):
+        a_round(project)
+        path = folder(project) / "model.txt"
+        path.write_bytes(path.read_bytes() + b"!")
+
+        assert "model.txt is not what was saved" in self.faults(project)
+
+    def test_a_byte_of_the_outputs(self, project):
+        a_round(project)
+        path = folder(project) / "outputs.npz"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
+
+        assert "outputs.npz is not what was saved" in self.faults(project)
+
+    def test_the_outputs_are_gone(self, project):
+        a_round(project)
+        (folder(project) / "outputs.npz").unlink()
+
+        found = only(project)
+
+        assert found.sentence.endswith("cannot be replayed: what its network said of the pool is not kept")
+        assert found.faults == ("outputs.npz is gone",)
+
+    def test_a_whole_round_with_its_manifest_is_found_by_the_next(self, project, tmp_path):
+        """Replaced by a round that is sound in itself."""
+        a_round(project)
+        a_round(project)
+        other = ProjectStore(tmp_path / "other")
+        a_round(other, seed=1)
+        for path in folder(other).iterdir():
+            (folder(project) / path.name).write_bytes(path.read_bytes())
+
+        first, second = replays(project)
+
+        assert first.sound
+        assert second.faults == ("the manifest of round r000001 is not the one that it follows",)
+
+    def test_a_report_that_is_damaged_is_named_and_the_others_go_on(self, project):
+        a_round(project)
+        a_round(project)
+        (folder(project) / "report.json").write_text("{")
+
+        first, second = replays(project)
+
+        assert (first.verdict, first.sound, second.sound) == ("cannot", False, True)
