@@ -290,7 +290,15 @@ class TestSchedule:
 
         plain = Schedule(20, 4, 8, 0.01, 1e-4, weighted=False, min_epochs=2)
         assert Schedule.of(options, head_only=False) == plain
-        assert Schedule.of(options, head_only=True) == replace(plain, epochs=60, min_epochs=6, memory=0.9)
+        assert Schedule.of(options, head_only=True) == replace(plain, epochs=60, min_epochs=10, memory=0.9)
+
+    @pytest.mark.parametrize(("epochs", "least", "expected"), [(50, 1, 10), (50, 4, 12), (3, 1, 9)])
+    def test_a_head_alone_trains_until_its_mean_has_settled(self, epochs: int, least: int, expected: int) -> None:
+        """Ten epochs, unless three times the most are fewer, or three times the least are more."""
+        options = ProjectOptions(epochs=epochs, min_epochs=least)
+
+        assert Schedule.of(options, head_only=True).min_epochs == expected
+        assert Schedule.of(options, head_only=False).min_epochs == least
 
     @pytest.mark.parametrize(("head_only", "rate"), [(False, 1e-4), (True, 3e-4)])
     def test_a_head_alone_learns_faster_unless_told(self, head_only: bool, rate: float) -> None:
