@@ -103,7 +103,7 @@ def balance_figure(name: str, labels: Mapping[str, int], expected: Mapping[str, 
         for offset, kind, share in ((17, "of-labels", of_labels), (30, "of-pool", expected.get(one, 0.0))):
             width = max(share, 0.0) * (BARS_RIGHT - BARS_LEFT)
             add(root, "rect", {"class": f"bar {kind}", "x": BARS_LEFT, "y": top + offset, "width": width, "height": 11})
-            text = {"class": "tick", "x": BARS_LEFT + width + 5, "y": top + offset + 9.5}
+            text: dict[str, str | float] = {"class": "tick", "x": BARS_LEFT + width + 5, "y": top + offset + 9.5}
             add(root, "text", text, f"{100 * share:.0f} %")
     return to_text(root)
 

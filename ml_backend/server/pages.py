@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Final
+from typing import Final, cast
 
 import structlog
 from flask import Blueprint, Response, jsonify, render_template, request, url_for
@@ -43,7 +43,13 @@ def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Respons
     return answer
 
 
+def _described(view: Callable[..., object]) -> Callable[..., Response]:
+    """A view that answers with a Response in any case; its types tell ``openapi`` what the JSON among them holds."""
+    return cast("Callable[..., Response]", view)
+
+
 @pages.get("/projects/<key>")
+@_described
 def project(key: str) -> ProjectAnswer | Response:
     """What one project is doing, and what came of its rounds; a page for a browser, JSON for anybody else."""
     connection, rounds = _project(key)
@@ -67,6 +73,7 @@ def rounds_table(key: str) -> Response:
 
 
 @pages.get("/projects/<key>/rounds/<round_id>")
+@_described
 def one_round(key: str, round_id: str) -> RoundAnswer | Response:
     """One round: what was asked, what was learned, and what it chose."""
     connection, rounds = _project(key)

@@ -141,17 +141,17 @@ class Reconciler:
             if published is not None and not self._ranks_anew(fresh) and _top_up_is_due(published, reading, options):
                 queue.request_round(project, "topup")
             return
-        self._ask(fresh, reading, published, newest, error, options, due=counted.due)
+        self._ask(fresh, reading, published, options, newest=newest, error=error, due=counted.due)
 
     def _ask(
         self,
         connection: Connection,
         reading: Reading,
         published: Published | None,
-        newest: str,
-        error: str | None,
         options: ProjectOptions,
         *,
+        newest: str,
+        error: str | None,
         due: bool,
     ) -> None:
         """Ask for the round that is earned, if any; ``error`` names what the last one failed by."""

@@ -18,7 +18,8 @@ from ml_backend.storage.files import replace_file
 
 __all__ = ["EVIDENCE", "OUTPUTS", "keep_outputs", "kept_evidence", "read_outputs", "write_outputs"]
 
-OUTPUTS, EVIDENCE = "outputs.npz", "evidence.npz"
+OUTPUTS = "outputs.npz"
+EVIDENCE = "evidence.npz"
 
 _OPTIONAL = ("features", "labelled_features")
 

@@ -57,7 +57,7 @@ def served(project) -> ProjectStore:
     """A trained round by entropy, with its passes and its network, that readers are served."""
     project.save(trained(), OUTPUTS, Network())
     serve(project)
-    return project
+    return ProjectStore(project.folder)
 
 
 class TestOrderStanding:

@@ -1,0 +1,111 @@
+"""A newcomer, in a real browser: connects a project, labels up to the first model, changes the strategy, sees both."""
+
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from ml_backend.demo.films import draw_films
+from ml_backend.demo.watch import RoundFollower
+from ml_backend.label_studio.connect import connect_project
+from ml_backend.records import Published, RoundReport
+from ml_backend.settings import Settings
+from tests.system.hands import Hands
+
+pytestmark = [pytest.mark.system, pytest.mark.browser]
+
+TIMEOUT_S = 120
+OPTIONS: dict[str, object] = {
+    "backbone": "resnet18",
+    "weights": "none",
+    "finetune": "head",
+    "image_side": 64,
+    "passes": 10,
+    "epochs": 5,
+    "batch_size": 6,
+    "retrain_after": 6,
+    "min_labels_per_class": 2,
+    "noise_every": 0,
+    "strategy": "entropy",
+}
+
+
+class OwnersPage:
+    """The backend's page of a project, as its owner opens it."""
+
+    def __init__(self, browser: webdriver.Chrome, url: str, user: str, password: str) -> None:
+        parts = urlsplit(url)
+        self._browser = browser
+        self._home = f"{parts.scheme}://{user}:{password}@{parts.netloc}"
+
+    def follow_the_link_to(self, project_id: int) -> None:
+        self._browser.get(f"{self._home}/")
+        [link] = self._browser.find_elements(By.PARTIAL_LINK_TEXT, f"Project {project_id}")
+        self._browser.get(f"{self._home}{urlsplit(link.get_attribute('href') or '').path}")
+
+    def sections(self) -> dict[str, str]:
+        """Heading -> everything that stands below it."""
+        found = self._browser.find_elements(By.CSS_SELECTOR, "main section")
+        return {one.find_element(By.TAG_NAME, "h2").text: " ".join(one.text.split()) for one in found}
+
+
+def newest(follower: RoundFollower, condition: Callable[[RoundReport], bool]) -> tuple[RoundReport, Published]:
+    """The newest published round, once it is one of this kind."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        follower.poll(patient=True)
+        if follower.rounds and condition(follower.rounds[-1][0]):
+            return follower.rounds[-1]
+        assert time.monotonic() < deadline, f"not within {TIMEOUT_S} s"
+        time.sleep(0.2)
+
+
+def test_from_the_first_label_to_another_strategy(browser, live_project, backend, label_studio):
+    project = live_project(draw_films(40, seed=9, side=64), OPTIONS)
+    newest(project.follower, lambda report: report.fit is None)
+    owner = OwnersPage(browser, backend.url, backend.user, backend.password)
+    owner.follow_the_link_to(project.id)
+    before = owner.sections()
+    assert before["Until the first training"].count("0 of 2") == 3
+    assert "Is it learning?" not in before
+
+    # Six labels, two of each class, by hotkeys.
+    first, second = project.reader("first"), project.reader("second")
+    hands = Hands(browser, first.url)
+    hands.log_in(first.email, first.password)
+    hands.label_all_tasks(project.id)
+    for key in "123123":
+        hands.answer(key)
+    held = hands.task_id()
+    report, by_entropy = newest(project.follower, lambda report: report.fit is not None)
+    owner.follow_the_link_to(project.id)
+    after = owner.sections()
+    assert "Until the first training" not in after
+    assert "Accuracy and AU ROC" in after["Is it learning?"]
+    assert "undecided between" in after["Chosen to be labelled next"]
+    assert f"Task {by_entropy.image_ids[0]} no. 1 " in after["Chosen to be labelled next"]
+    assert after["Class balance"]
+
+    # Another strategy; nobody labels.
+    settings = Settings.load(
+        label_studio_url=label_studio.url,
+        label_studio_api_key=label_studio.api_key,
+        basic_auth_user=backend.user,
+        basic_auth_pass=backend.password,
+    )
+    connect_project(settings, project.id, backend.url, OPTIONS | {"strategy": "mean_std"}, project.client)
+    reranked, by_std = newest(project.follower, lambda report: report.ranking.strategy == "mean_std")
+    assert reranked.base == report.request.round_id
+    assert by_std.image_ids != by_entropy.image_ids
+    owner.follow_the_link_to(project.id)
+    changed = owner.sections()["Strategy"]
+    assert "entropy → mean_std, ranked again at once" in changed
+
+    hands = Hands(browser, second.url)
+    browser.delete_all_cookies()
+    hands.log_in(second.email, second.password)
+    hands.label_all_tasks(project.id)
+    assert hands.task_id() == next(image for image in by_std.image_ids if image != held)
