@@ -32,6 +32,7 @@ __all__ = [
     "FakeStrategy",
     "MemoryStore",
     "make_annotation",
+    "make_fit",
     "make_image",
     "make_report",
     "make_request",
@@ -75,6 +76,20 @@ def make_report(round_id: str = "r000001") -> RoundReport:
         ranking=Ranking(strategy="random", image_ids=("2", "1"), scores=(0.9, 0.1), batch_size=1),
         seconds={"labels": 0.5},
         started_at=NOON,
+    )
+
+
+def make_fit() -> FitReport:
+    """A short training of the three classes."""
+    return FitReport(
+        epochs=1,
+        best_epoch=1,
+        class_weights=dict.fromkeys(CLASSES, 1.0),
+        train_images=4,
+        validation_images=2,
+        validation_loss=0.5,
+        validation_accuracy=0.5,
+        validation_auroc=None,
     )
 
 

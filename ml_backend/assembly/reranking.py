@@ -36,14 +36,16 @@ def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, Published]
         BackendError: see ``rerank``.
     """
     standing = order_standing(live.world.project, live.options, training_classes(live.config, live.options))
-    latest, base = standing.latest, standing.base
+    latest = standing.latest
     if standing.verdict == "next round":
         log.info("what the owner has chosen takes effect with the next round", why=standing.why)
     if standing.verdict == "saved" and latest is not None:
         log.info("the last round was saved but not published: it is published now", round=latest.request.round_id)
-        return latest, live.publisher.publish(latest, live.guard)
-    if not standing.due or latest is None or base is None:
+        report = live.world.project.report(latest.request.round_id)
+        return report, live.publisher.publish(report, live.guard)
+    if not standing.due or latest is None or standing.base is None:
         return topped_up_or_served(live)
+    base = live.world.project.report(standing.base.request.round_id)
     request = _request(base.request, live.options, live.world.project.next_round_id())
     inputs = NotedInputs(live.labels, RULES[live.options.consensus])
     rounds = SealedRounds(live.world.project, inputs, live.world.settings.device)

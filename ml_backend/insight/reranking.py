@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ml_backend.records import RoundReport, RoundRequest
+from ml_backend.records import RoundRequest
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore
+from ml_backend.storage.briefs import RoundBrief
 from ml_backend.strategies import strategy_spec
 
 __all__ = ["RANKING_OPTIONS", "OrderStanding", "as_chosen", "order_standing"]
@@ -34,8 +35,8 @@ class OrderStanding:
 
     verdict: Verdict
     why: str = ""
-    latest: RoundReport | None = None
-    base: RoundReport | None = None
+    latest: RoundBrief | None = None
+    base: RoundBrief | None = None
 
     @property
     def due(self) -> bool:
@@ -60,10 +61,11 @@ def order_standing(project: ProjectStore, options: ProjectOptions, classes: Sequ
     Raises:
         StorageError: the newest round, or the one whose network ranked it, is damaged.
     """
-    latest = project.latest()
-    if latest is None or (latest.fit is None and latest.base is None):
+    ids = project.round_ids()
+    latest = project.brief(ids[-1]) if ids else None
+    if latest is None or not (latest.trained or latest.base):
         return OrderStanding("next round", "no network has ranked the images yet", latest)
-    base = latest if latest.base is None else project.report(latest.base)
+    base = latest if latest.base is None else project.brief(latest.base)
     if base.request.classes != tuple(classes):
         return OrderStanding("next round", "the network knows other classes than the question has now", latest, base)
     if as_chosen(latest.request, options):

@@ -16,6 +16,7 @@ import structlog
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Connection, ImageRef, ProjectKey, Published, Record, RoundReport
+from ml_backend.storage.briefs import BRIEF, RoundBrief
 from ml_backend.storage.files import publish_folder, read_record, remove_half_written, write_record
 from ml_backend.storage.manifests import MANIFEST
 from ml_backend.storage.numbers import make_room, reserve, sweep
@@ -185,7 +186,7 @@ class ProjectStore:
                 keep_outputs(folder, outputs)
             if learner is not None:
                 learner.save(str(folder))
-            for name, record in beside.items():
+            for name, record in {**beside, BRIEF: RoundBrief.of(report)}.items():
                 (folder / f"{name}.json").write_text(record.model_dump_json(indent=1))
             (folder / "report.json").write_text(report.model_dump_json(indent=1))
             if seal is not None:
@@ -212,6 +213,10 @@ class ProjectStore:
             )
         return report
 
+    def brief(self, round_id: str) -> RoundBrief:
+        """The same, and refused the same, without what grows with the pool."""
+        return self.record(round_id, BRIEF, RoundBrief) or RoundBrief.of(self.report(round_id))
+
     def record(self, round_id: str, name: str, kind: type[R]) -> R | None:
         """A record that was saved beside a round, or written later; None where there is none.
 
@@ -231,8 +236,7 @@ class ProjectStore:
         write_record(self.folder / "rounds" / round_id / f"{name}.json", record)
 
     def latest(self) -> RoundReport | None:
-        ids = self.round_ids()
-        return self.report(ids[-1]) if ids else None
+        return self.report(ids[-1]) if (ids := self.round_ids()) else None
 
     def outputs(self, round_id: str) -> PoolOutputs | None:
         """What the network said in that round; None where there was none.
@@ -252,8 +256,7 @@ class ProjectStore:
 
     def network(self, round_id: str) -> Path | None:
         """The folder of a round that still holds its network; None where it trained none, or too many came after it."""
-        folder = self.folder / "rounds" / round_id
-        return folder if any(folder.rglob(NETWORK)) else None
+        return folder if any((folder := self.folder / "rounds" / round_id).rglob(NETWORK)) else None
 
     def has_outputs(self, round_id: str) -> bool:
         """Whether what the network said in that round is kept."""

@@ -5,21 +5,25 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from ml_backend import assembly
-from ml_backend.assembly import live, rounds, world
+from ml_backend.assembly import live, reranking, rounds, world
 from ml_backend.engine.ports import RoundParts
+from ml_backend.engine.rerank import RerankParts, StoredPasses
 from ml_backend.engine.sharing import ShardedLearner
 from ml_backend.errors import EmptyPool, RoundError, SettingsError, StorageError, UnknownProject
+from ml_backend.insight import INSIGHT, RoundInsight
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.model import scoring
 from ml_backend.model.machine import machine
+from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Connection, ProjectKey, Published, Reason, RoundReport, RoundRequest
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore, ScoringFolder, ScoringTask
 from ml_backend.storage.annotations import ReadingStore
-from tests.fakes import NOON, FakeLearner, make_image, make_report
+from tests.fakes import NOON, FakeLearner, make_fit, make_image, make_report, make_request
 
 KEY = ProjectKey(id=2, created=1795384774)
 CHOICES = '<View><Image name="i" value="$image"/><Choices name="c" toName="i">{}</Choices></View>'
@@ -204,6 +208,111 @@ class TestServed:
         _, calls = run(PROJECT | {"model_version": "v"}, during=lambda parts: parts.served("other"))
 
         assert calls["found"] is None
+
+
+class TestRerank:
+    """Another strategy at once; how it ranks is tested in tests/unit/engine/test_rerank.py."""
+
+    @pytest.fixture
+    def ranked(self, tmp_path, monkeypatch):
+        """A published round by entropy with its passes, that has learned from one annotation."""
+        project = RoundStore(tmp_path).project(KEY)
+        options = ProjectOptions(strategy="entropy", passes=2, backbone="resnet18", weights="none", image_side=32)
+        asked = make_request(
+            project=KEY,
+            classes=("normal", "severe"),
+            strategy="entropy",
+            batch_size=20,
+            options=options.model_dump(mode="json"),
+        )
+        report = make_report().model_copy(update={"request": asked, "fit": make_fit()})
+        outputs = PoolOutputs(("2", "1"), ("normal", "severe"), np.full((2, 2, 2), 0.5, dtype=np.float32))
+        ReadingStore(project.folder).keep_learned("r000001", {"1.1": "a"})
+        project.save(report, outputs, None)
+        served = Published(
+            version="v", round_id="r000001", image_ids=("2", "1"), seconds={"delete": 0.1}, published_at=NOON
+        )
+        project.set_published(served)
+        found: dict[str, Any] = {}
+
+        def keep(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tuple[RoundReport, Published]:
+            found.update(request=request, base=base, parts=parts)
+            return report, served
+
+        monkeypatch.setattr(reranking, "rerank", keep)
+        return project, found
+
+    def test_without_a_ranking_there_is_nothing_to_rank_anew(self, run):
+        with pytest.raises(EmptyPool, match="no ranking yet"):
+            run(reason="rerank")
+
+    def test_nothing_is_done_where_the_order_is_as_chosen(self, run, ranked):
+        """A round that ran meanwhile may have ranked so already."""
+        project, found = ranked
+
+        (report, _), calls = run(reason="rerank")
+
+        assert report.request.round_id == "r000001"
+        assert project.round_ids() == ["r000001"]
+        assert (found, "parts" in calls) == ({}, False)
+
+    def test_asks_what_the_earlier_round_was_asked_but_for_what_ranks(self, run, ranked, monkeypatch):
+        """``passes`` is another now, and takes effect with the next training: the network drew as many as it was to."""
+        monkeypatch.setenv("AL_STRATEGY", "bald")
+        monkeypatch.setenv("AL_CONTROL_SHARE", "0.25")
+        monkeypatch.setenv("AL_PASSES", "9")
+        project, found = ranked
+
+        run(reason="rerank")
+
+        request = found["request"]
+        assert (request.strategy, request.control_share, request.reason) == ("bald", 0.25, "rerank")
+        assert request.round_id == "r000002"
+        assert (request.options["strategy"], request.options["passes"]) == ("bald", 2)
+        assert isinstance(found["parts"].scorer, StoredPasses)
+        assert found["parts"].strategy.name == "bald"
+        assert found["base"] == project.report("r000001")
+
+    def test_knows_no_more_than_its_base_has_learned(self, run, ranked, monkeypatch):
+        """Labels of since then go on to count as changes; what the page needs is kept as of any round."""
+        monkeypatch.setenv("AL_STRATEGY", "bald")
+        project, found = ranked
+        run(reason="rerank")
+        report = make_report("r000002").model_copy(update={"request": found["request"], "base": "r000001"})
+
+        found["parts"].store.save(report, project.outputs("r000001"), None)
+
+        readings = ReadingStore(project.folder)
+        assert readings.changes_since("r000002", {"1.1": "a", "2.2": "b"}) == 1
+        insight = project.record("r000002", INSIGHT, RoundInsight)
+        assert insight is not None
+        assert insight.images == 2
+
+    def test_one_that_was_saved_is_published_and_not_ranked_again(self, run, ranked, monkeypatch):
+        monkeypatch.setenv("AL_STRATEGY", "bald")
+        project, found = ranked
+        asked = project.report("r000001").request.model_copy(
+            update={"strategy": "bald", "round_id": "r000002", "reason": "rerank"}
+        )
+        saved = make_report("r000002").model_copy(update={"request": asked, "base": "r000001"})
+        project.save(saved, None, None)
+        published: list[RoundReport] = []
+        monkeypatch.setattr(
+            live.TurnsPublisher, "publish", lambda _self, report, _guard: published.append(report) or report
+        )
+
+        run(reason="rerank")
+
+        assert (published, found) == ([saved], {})
+
+    def test_other_classes_wait_for_the_next_round(self, run, ranked, monkeypatch):
+        monkeypatch.setenv("AL_STRATEGY", "bald")
+        _, found = ranked
+        other = CHOICES.format('<Choice value="normal"/><Choice value="worse"/>')
+
+        (report, _), _ = run(PROJECT | {"label_config": other}, reason="rerank")
+
+        assert (report.request.round_id, found) == ("r000001", {})
 
 
 class TestWhatIsNoted:

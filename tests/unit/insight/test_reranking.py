@@ -7,21 +7,12 @@ import pytest
 
 from ml_backend.insight.reranking import order_standing
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import FitReport, Published, RoundReport
+from ml_backend.records import Published, RoundReport
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore
-from tests.fakes import CLASSES, NOON, make_report, make_request
+from ml_backend.storage.briefs import RoundBrief
+from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
 
-FIT = FitReport(
-    epochs=1,
-    best_epoch=1,
-    class_weights=dict.fromkeys(CLASSES, 1.0),
-    train_images=4,
-    validation_images=2,
-    validation_loss=0.5,
-    validation_accuracy=0.5,
-    validation_auroc=None,
-)
 OUTPUTS = PoolOutputs(("1", "2"), CLASSES, np.full((2, 2, 3), 1 / 3, dtype=np.float32))
 CHOSEN = ProjectOptions(strategy="entropy", batch_size=3)
 
@@ -37,7 +28,7 @@ class Network:
 
 def trained(round_id: str = "r000001", **request: object) -> RoundReport:
     asked = make_request(**({"round_id": round_id, "strategy": "entropy"} | request))
-    return make_report(round_id).model_copy(update={"request": asked, "fit": FIT})
+    return make_report(round_id).model_copy(update={"request": asked, "fit": make_fit()})
 
 
 def serve(project: ProjectStore, round_id: str = "r000001", *, wholly: bool = True) -> None:
@@ -94,7 +85,12 @@ class TestOrderStanding:
         standing = order_standing(served, CHOSEN.model_copy(update=change), CLASSES)
 
         assert (standing.verdict, standing.due) == ("passes", True)
-        assert standing.base == standing.latest == trained()
+        assert standing.base == standing.latest == RoundBrief.of(trained())
+
+    def test_a_round_of_before_briefs_were_kept(self, served):
+        (served.folder / "rounds" / "r000001" / "brief.json").unlink()
+
+        assert order_standing(served, ProjectOptions(strategy="bald"), CLASSES).base == RoundBrief.of(trained())
 
     @pytest.mark.parametrize("strategy", ["badge", "core_set", "typiclust"])
     def test_the_network_looks_again_for_what_looks_at_more(self, served, strategy):
@@ -128,7 +124,11 @@ class TestOrderStanding:
 
         assert order_standing(served, ProjectOptions(strategy="bald", batch_size=3), CLASSES).verdict == "as chosen"
         standing = order_standing(served, ProjectOptions(strategy="badge", batch_size=3), CLASSES)
-        assert (standing.verdict, standing.base, standing.latest) == ("network", trained(), reranked)
+        assert (standing.verdict, standing.base, standing.latest) == (
+            "network",
+            RoundBrief.of(trained()),
+            RoundBrief.of(reranked),
+        )
 
     @pytest.mark.parametrize("wholly", [None, False])
     def test_a_new_order_that_was_saved_and_not_wholly_published(self, served, wholly):

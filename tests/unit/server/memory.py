@@ -20,6 +20,8 @@ class MemoryQueue(RoundQueue):
         self.state = QueueStatus()
         self.requests: list[Reason] = []
         self.idle_requests: list[Reason] = []
+        self.refuses = False  # as where a round waits already
+        self.refuses_idle = False  # as in the pause after a failure
 
     def count_changes(
         self, project: ProjectKey, n: int, threshold: int | None = None, annotations: int | None = None
@@ -37,7 +39,7 @@ class MemoryQueue(RoundQueue):
 
     def request_round(self, project: ProjectKey, reason: Reason, *, only_if_idle: bool = False) -> bool:
         (self.idle_requests if only_if_idle else self.requests).append(reason)
-        return True
+        return not (self.refuses_idle if only_if_idle else self.refuses)
 
     def status(self, project: ProjectKey) -> QueueStatus:
         return self.state

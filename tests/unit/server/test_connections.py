@@ -3,8 +3,9 @@
 import pytest
 
 from ml_backend.queueing import LastError
+from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT, payload
-from tests.unit.server.test_events import published
+from tests.unit.server.test_events import published, save_ranked
 
 
 class TestSetup:
@@ -59,6 +60,83 @@ class TestSetup:
         client.post("/setup", json=payload("setup") | {"extra_params": '{"passes": 30}'})
 
         assert store.connection(2).extra_params == {"passes": 30}
+
+
+@pytest.fixture
+def ranked(client, store, queue):
+    """The project of the payloads serves what a network has ranked by entropy, 20 together; its passes are kept."""
+    client.post("/setup", json=payload("setup"))
+    queue.idle_requests.clear()
+    save_ranked(store)
+    return client
+
+
+def choose(client, **options: object) -> None:
+    response = client.post(
+        "/setup", json=payload("setup") | {"extra_params": {"strategy": "entropy", "batch_size": 20} | options}
+    )
+    assert response.status_code == 200
+
+
+class TestAnotherStrategy:
+    @pytest.mark.parametrize("options", [{"strategy": "bald"}, {"batch_size": 5}, {"control_share": 0.1}], ids=str)
+    def test_asks_for_its_order_at_once_and_once(self, ranked, queue, options):
+        for _ in range(3):
+            choose(ranked, **options)
+
+        assert (queue.requests, queue.idle_requests) == (["rerank"], [])
+
+    @pytest.mark.parametrize("options", [{}, {"reserve": 7}, {"retrain_after": 3}, {"passes": 9}], ids=str)
+    def test_what_ranks_nothing_asks_for_nothing(self, ranked, queue, options):
+        choose(ranked, **options)
+
+        assert (queue.requests, queue.idle_requests) == ([], [])
+
+    def test_what_needs_the_network_waits_where_that_is_gone(self, ranked, queue):
+        choose(ranked, strategy="core_set")
+
+        assert queue.requests == []
+
+    def test_other_classes_wait_for_a_training(self, ranked, queue):
+        schema = payload("setup")["schema"].replace('value="moderate"', 'value="mild"')
+
+        ranked.post("/setup", json=payload("setup") | {"schema": schema, "extra_params": {"strategy": "bald"}})
+
+        assert queue.requests == []
+
+    def test_before_a_network_has_ranked_anything(self, client, store, queue):
+        client.post("/setup", json=payload("setup"))
+        store.project(PROJECT).save(make_report(), None, None)
+        store.project(PROJECT).set_published(published("1"))
+
+        choose(client, strategy="bald")
+
+        assert queue.requests == []
+
+    def test_behind_a_round_that_runs_and_may_have_begun_before(self, ranked, store, queue):
+        """Chosen back to what the newest round has; the one that runs began with the other."""
+        choose(ranked, strategy="bald")
+        queue.state = queue.state.model_copy(update={"running": "labels"})
+
+        choose(ranked, strategy="entropy")
+
+        assert queue.requests == ["rerank", "rerank"]
+
+    def test_after_a_re_ranking_that_failed_nothing_is_trained(self, ranked, queue):
+        error = LastError(kind="LabelStudioError", message="away", at=0.0)
+        queue.state = queue.state.model_copy(update={"last_error": error, "error_reason": "rerank"})
+
+        choose(ranked, strategy="bald")
+
+        assert queue.requests == ["rerank"]
+
+    def test_a_damaged_round_refuses_no_connection(self, ranked, store, queue):
+        (store.project(PROJECT).folder / "rounds" / "r000001" / "brief.json").write_text("{")
+
+        choose(ranked, strategy="bald")
+
+        assert queue.requests == []
+        assert store.connection(2).extra_params == {"batch_size": 20, "strategy": "bald"}
 
 
 class TestRefusals:

@@ -1,11 +1,13 @@
 """What each kind of event starts, on the bodies that Label Studio 1.23.2 really sent."""
 
+import numpy as np
 import pytest
 
+from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.queueing import LastError, QueueStatus
 from ml_backend.records import Published
 from ml_backend.server.events import ACTIONS
-from tests.fakes import NOON
+from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
 from tests.unit.server.memory import PAYLOADS, PROJECT, payload
 
 CHANGES = {
@@ -23,6 +25,15 @@ def published(*image_ids: str) -> Published:
     return Published(
         version="al-r000001-entropy-0a1b2c", round_id="r000001", image_ids=image_ids, seconds={}, published_at=NOON
     )
+
+
+def save_ranked(store, classes: tuple[str, ...] = CLASSES) -> None:
+    """A network has ranked by entropy, 20 together, its passes are kept, and readers are served that."""
+    asked = make_request(project=PROJECT, strategy="entropy", batch_size=20, classes=classes)
+    report = make_report().model_copy(update={"request": asked, "fit": make_fit()})
+    passes = np.full((2, 2, len(classes)), 1 / len(classes), dtype=np.float32)
+    store.project(PROJECT).save(report, PoolOutputs(("2", "1"), classes, passes), None)
+    store.project(PROJECT).set_published(published("2", "1").model_copy(update={"seconds": {"delete": 0.1}}))
 
 
 def body_of(name, **project):
@@ -295,6 +306,22 @@ class TestProjectUpdated:
 
         assert (unchanged.json["outcome"], response.json["outcome"]) == ("ignored", "requested")
         assert queue.requests == ["connected"]
+
+    @pytest.mark.parametrize("outcome", ["requested", "waiting"])
+    def test_another_strategy_in_the_label_config_asks_for_its_order(self, client, store, queue, outcome):
+        """Label Studio does not call /setup then; and it tells us of every patch of the project."""
+        setup, body = payload("setup") | {"extra_params": {}}, payload("PROJECT_UPDATED")
+        named = body["project"]["label_config"].replace('"mean_std"', '"bald"')
+        assert named != body["project"]["label_config"]
+        assert client.post("/setup", json=setup | {"schema": body["project"]["label_config"]}).status_code == 200
+        save_ranked(store)
+        queue.refuses = outcome == "waiting"
+
+        first = client.post("/webhook", json=body_of("PROJECT_UPDATED", label_config=named))
+        again = client.post("/webhook", json=body_of("PROJECT_UPDATED", label_config=named))
+
+        assert (first.json["outcome"], again.json["outcome"]) == (outcome, "ignored")
+        assert queue.requests == ["rerank"]
 
     def test_a_row_without_a_label_config_changes_nothing(self, connected, store):
         before = store.connection(2)

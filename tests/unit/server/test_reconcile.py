@@ -13,6 +13,7 @@ from ml_backend.storage.annotations import ReadingStore
 from tests.fakes import NOON, make_report
 from tests.unit.label_studio.studio import LABEL_CONFIG, FakeStudio
 from tests.unit.server.memory import PROJECT
+from tests.unit.server.test_events import save_ranked
 
 EVERY_OTHER = tuple(map(str, range(3, 61)))  # than the two that are labelled
 
@@ -268,3 +269,68 @@ def test_looks_at_once_and_again_until_it_is_stopped(store, queue, readings):
     watch.start(every_s=0.001).join(30)
 
     assert len(looks) == 2
+
+
+class TestAnotherStrategy:
+    """Chosen while nobody listened, or asked for in vain."""
+
+    @pytest.fixture
+    def ranked(self, store, readings, studio):
+        """A network has ranked by the options of now, and readers are served that."""
+        readings.keep_learned("r000001", states_of(studio))
+        save_ranked(store, ("normal", "severe"))
+        store.connect(Connection(project=PROJECT, hostname="http://ls", label_config=LABEL_CONFIG))
+        return store
+
+    def choose(self, store, **options: object) -> None:
+        store.connect(
+            Connection(project=PROJECT, hostname="http://ls", label_config=LABEL_CONFIG, extra_params=options)
+        )
+
+    def test_nothing_is_asked_for_while_the_order_is_as_chosen(self, reconciler, ranked, queue):
+        reconciler.look()
+
+        assert "rerank" not in queue.requests + queue.idle_requests
+
+    def test_in_the_connection(self, reconciler, ranked, queue):
+        """Only where nothing runs, and not again at once after a failure: see the queue."""
+        self.choose(ranked, strategy="bald", batch_size=20)
+
+        reconciler.look()
+
+        assert (queue.requests, queue.idle_requests) == ([], ["rerank"])
+
+    def test_in_the_label_config(self, reconciler, ranked, queue, studio, monkeypatch):
+        row, named = studio.row(), LABEL_CONFIG.replace("<Choices ", '<Choices model_strategy="bald" ')
+        monkeypatch.setattr(studio, "row", lambda: row | {"label_config": named})
+
+        reconciler.look()
+
+        assert queue.idle_requests == ["rerank"]
+
+    def test_one_that_was_saved_and_never_published(self, reconciler, ranked, queue):
+        report = ranked.project(PROJECT).report("r000001")
+        asked = report.request.model_copy(update={"round_id": "r000002", "strategy": "bald", "reason": "rerank"})
+        again = report.model_copy(update={"request": asked, "fit": None, "base": "r000001"})
+        ranked.project(PROJECT).save(again, None, None)
+        self.choose(ranked, strategy="bald", batch_size=20)
+
+        reconciler.look()
+
+        assert queue.idle_requests == ["rerank"]
+
+    def test_labels_that_earned_a_round_come_first(self, reconciler, ranked, queue, studio):
+        self.choose(ranked, strategy="bald", batch_size=20, retrain_after=1)
+        studio.annotate(3, "normal")
+
+        reconciler.look()
+
+        assert (queue.requests, queue.idle_requests) == (["labels"], [])
+
+    def test_while_it_is_not_asked_for_again_the_old_order_is_topped_up(self, reconciler, ranked, queue):
+        self.choose(ranked, strategy="bald", batch_size=20)
+        queue.refuses_idle = True
+
+        reconciler.look()
+
+        assert (queue.requests, queue.idle_requests) == (["topup"], ["rerank"])
