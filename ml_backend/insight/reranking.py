@@ -11,6 +11,7 @@ from ml_backend.records import RoundRequest
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.briefs import RoundBrief
+from ml_backend.storage.outputs import OUTPUTS
 from ml_backend.strategies import strategy_spec
 
 __all__ = ["RANKING_OPTIONS", "OrderStanding", "as_chosen", "order_standing"]
@@ -73,7 +74,10 @@ def order_standing(project: ProjectStore, options: ProjectOptions, classes: Sequ
         done = published is not None and published.completes(latest.request.round_id)
         return OrderStanding("as chosen" if done else "saved", "", latest, base)
     round_id = base.request.round_id
-    if strategy_spec(options.strategy).needs <= {"probs"} and project.has_outputs(round_id):
+    if (
+        strategy_spec(options.strategy).needs <= {"probs"}
+        and (project.folder / "rounds" / round_id / OUTPUTS).is_file()
+    ):
         return OrderStanding("passes", "", latest, base)
     if project.network(round_id) is not None:
         return OrderStanding("network", "", latest, base)

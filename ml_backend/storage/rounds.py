@@ -258,10 +258,6 @@ class ProjectStore:
         """The folder of a round that still holds its network; None where it trained none, or too many came after it."""
         return folder if any((folder := self.folder / "rounds" / round_id).rglob(NETWORK)) else None
 
-    def has_outputs(self, round_id: str) -> bool:
-        """Whether what the network said in that round is kept."""
-        return (self.folder / "rounds" / round_id / OUTPUTS).is_file()
-
     def newest_network(self, file_name: str) -> Path | None:
         """The folder of the newest round that holds a network; None where there is none.
 
