@@ -13,6 +13,7 @@ from ml_backend.assembly import live, reranking, rounds, world
 from ml_backend.engine.ports import RoundParts
 from ml_backend.engine.rerank import RerankParts, StoredPasses
 from ml_backend.engine.sharing import ShardedLearner
+from ml_backend.engine.topup import TurnsPublisher
 from ml_backend.errors import EmptyPool, RoundError, SettingsError, StorageError, UnknownProject
 from ml_backend.insight import INSIGHT, RoundInsight
 from ml_backend.label_studio.client import LabelStudioClient
@@ -297,9 +298,12 @@ class TestRerank:
         saved = make_report("r000002").model_copy(update={"request": asked, "base": "r000001"})
         project.save(saved, None, None)
         published: list[RoundReport] = []
-        monkeypatch.setattr(
-            live.TurnsPublisher, "publish", lambda _self, report, _guard: published.append(report) or report
-        )
+
+        def publish(_self: TurnsPublisher, report: RoundReport, _guard: Callable[[], None]) -> Published:
+            published.append(report)
+            return Published(version="w", round_id="r000002", image_ids=("2",), seconds={}, published_at=NOON)
+
+        monkeypatch.setattr(TurnsPublisher, "publish", publish)
 
         run(reason="rerank")
 

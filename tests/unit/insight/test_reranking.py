@@ -44,7 +44,7 @@ def project(tmp_path) -> ProjectStore:
 
 
 @pytest.fixture
-def served(project) -> ProjectStore:
+def served(project: ProjectStore) -> ProjectStore:
     """A trained round by entropy, with its passes and its network, that readers are served."""
     project.save(trained(), OUTPUTS, Network())
     serve(project)
