@@ -254,6 +254,7 @@ def experiment(
 
 
 app.command()(cli_evidence.bench)
+app.command()(cli_evidence.proof)
 app.command()(cli_evidence.replay)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["bench", "replay"]
+__all__ = ["bench", "proof", "replay"]
 
 Project = Annotated[int, typer.Option(help="id of the Label Studio project", min=1)]
 
@@ -37,6 +37,16 @@ def bench(
             record=record,
         )
     )
+
+
+def proof(project: Project) -> None:
+    """Compare what the strategy chose with what came by chance, at equal label counts (trains ten networks)."""
+    from ml_backend.assembly.proving import prove
+    from ml_backend.settings import Settings
+    from ml_backend.storage import RoundStore
+
+    settings = Settings.load()
+    typer.echo(prove(settings, RoundStore(settings.data_dir).connection(project).project).sentence)
 
 
 def replay(

@@ -7,6 +7,8 @@ Imports torch, so only a worker imports this module, and where there may be a GP
     rounds.py     a round, and what scores shards of another worker's
     reranking.py  another strategy at once
     sealing.py    a round is kept with what it saw, and its manifest
+    proving.py    what was chosen against what came by chance: which labels, which networks
+    comparing.py  the comparison itself
     live.py       what every way of publishing a live project has in common
     world.py      a project as a worker meets it
 """

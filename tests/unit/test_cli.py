@@ -11,7 +11,7 @@ from ml_backend.errors import SettingsError
 from ml_backend.study.options import SimulateOptions
 
 RUNNER = CliRunner()
-COMMANDS = ("serve", "work", "connect", "demo", "strategies", "bench", "simulate", "experiment")
+COMMANDS = ("serve", "work", "connect", "demo", "strategies", "bench", "proof", "replay", "simulate", "experiment")
 
 
 class TestHelp:
