@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,12 @@ from ml_backend.demo.labelling import label_until
 from ml_backend.demo.readers import Answers, ReadingRoom
 from ml_backend.demo.view import PlainView
 from ml_backend.demo.watch import RoundFollower
+from ml_backend.engine.replay import replays
+from ml_backend.insight.answers import Answer, answers_of
+from ml_backend.insight.fidelity import order_fidelity
+from ml_backend.label_studio.reading import read_project
+from ml_backend.settings import ProjectOptions
+from ml_backend.storage import ProjectStore, RoundStore
 from tests.system.exported import exported_tasks
 
 pytestmark = pytest.mark.system
@@ -40,10 +47,12 @@ class Labelled:
     room: ReadingRoom
     follower: RoundFollower
     tasks: list[dict[str, Any]]  # as Label Studio exports them
+    store: ProjectStore
+    answers: list[Answer]  # as they are told from what was read of the project
 
 
 @pytest.fixture(scope="module")
-def labelled(live_project) -> Labelled:
+def labelled(live_project, backend) -> Labelled:
     films = draw_films(100, seed=5, side=64)
     project = live_project(films, OPTIONS)
     answers = Answers({film.name: film.label for film in films}, DRAWN_CLASSES, mistakes=0.05, seed=5)
@@ -57,7 +66,11 @@ def labelled(live_project) -> Labelled:
         services=list(project.services),
         view=PlainView(Console(file=io.StringIO())),
     )
-    return Labelled(room, project.follower, exported_tasks(project.client, project.id))
+    rounds = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
+    store = rounds.project(rounds.connection(project.id).project)
+    mirror = read_project(project.client, project.id, None).mirror
+    answers = answers_of(mirror, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
+    return Labelled(room, project.follower, exported_tasks(project.client, project.id), store, answers)
 
 
 class TestServedOrder:
@@ -100,6 +113,24 @@ class TestServedOrder:
         assert {s.reader for s in submitted[::2]} == {"ann"}
         assert {s.reader for s in submitted[1::2]} == {"ben"}
         assert len({s.image_id for s in submitted}) == len(submitted)
+
+    def test_what_is_stored_tells_the_same_as_what_was_served(self, labelled):
+        """From the orders and the answers alone: what was held over a switch is explained, the rest is in order."""
+        fidelity = order_fidelity(labelled.store.orders(), labelled.answers)
+
+        assert fidelity.answered == len(labelled.room.submissions)
+        assert {one.kind for one in fidelity.exceptions} <= {"held"}, fidelity.exceptions
+        assert fidelity.assumed_held == 0
+        assert fidelity.in_order >= 40
+
+    def test_every_selection_comes_out_again(self, labelled):
+        """Random orders and a network's, from what the worker has kept, with every hash in place."""
+        found = list(replays(labelled.store))
+
+        assert [one.verdict for one in found] == ["same"] * len(found)
+        assert [one.faults for one in found] == [()] * len(found)
+        assert [one.notes for one in found] == [()] * len(found)
+        assert {one.strategy for one in found} == {"random", "entropy"}
 
     def test_label_studio_holds_the_labels_that_were_given(self, labelled):
         stored = {str(t["id"]): t["annotations"][0]["result"][0]["value"]["choices"] for t in labelled.tasks}
