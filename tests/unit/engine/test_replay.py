@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from ml_backend.acquisition import CatalogStrategy
 from ml_backend.assembly.sealing import SealedRounds
+from ml_backend.cli import app
 from ml_backend.engine import replay as replaying
 from ml_backend.engine.inputs import NotedInputs
 from ml_backend.engine.ports import Learner, RoundParts
@@ -19,9 +21,9 @@ from ml_backend.engine.rerank import RerankParts, StoredPasses, rerank
 from ml_backend.engine.round import run_round
 from ml_backend.errors import StorageError
 from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
-from ml_backend.records import ImageRef, RoundReport
+from ml_backend.records import Connection, ImageRef, RoundReport
 from ml_backend.settings import ProjectOptions
-from ml_backend.storage import ProjectStore
+from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.strategies import Need
 from tests.fakes import (
     CLASSES,
@@ -278,3 +280,35 @@ class TestTamperedWith:
         first, second = replays(project)
 
         assert (first.verdict, first.sound, second.sound) == ("cannot", False, True)
+
+
+class TestCommand:
+    @pytest.fixture
+    def connected(self, tmp_path, monkeypatch) -> ProjectStore:
+        """Project 7 with one round, in the data folder of the environment."""
+        monkeypatch.setenv("AL_DATA_DIR", str(tmp_path))
+        store = RoundStore(tmp_path)
+        key = make_request().project
+        store.connect(Connection(project=key, hostname="http://ls", label_config="<View/>"))
+        a_round(store.project(key))
+        return store.project(key)
+
+    def test_a_line_a_round_and_status_0_where_all_is_well(self, connected):
+        result = CliRunner().invoke(app, ["replay", "--project", "7"])
+
+        assert result.exit_code == 0
+        assert result.stdout == "r000001 entropy: same 3 of 3, same order of 29\n"
+
+    def test_status_1_and_the_fault_where_something_was_changed(self, connected):
+        change_json(folder(connected) / "inputs.json", lambda it: it["labels"][0].update(value="severe"))
+
+        result = CliRunner().invoke(app, ["replay", "--project", "7", "--round", "r000001"])
+
+        assert result.exit_code == 1
+        assert "FAULT the labels are not those that it was made from" in result.stdout
+
+    def test_json_a_line(self, connected):
+        result = CliRunner().invoke(app, ["replay", "--project", "7", "--json"])
+
+        [line] = result.stdout.splitlines()
+        assert (json.loads(line)["verdict"], json.loads(line)["sound"]) == ("same", True)
