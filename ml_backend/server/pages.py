@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Final, cast
+from typing import Any, Final
 
 import structlog
 from flask import Blueprint, Response, jsonify, render_template, request, url_for
@@ -33,6 +33,17 @@ log = structlog.get_logger()
 pages = Blueprint("pages", __name__)
 
 
+def _answers(view: Callable[..., Any]) -> Callable[..., Response]:
+    """Says to Flask that a view answers itself; to ``openapi`` its own types say what stands in the answer."""
+
+    @wraps(view)
+    def answer(**variables: str) -> Response:
+        answered: Response = view(**variables)
+        return answered
+
+    return answer
+
+
 def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Response]:
     """Reads the form that a button sends; one without a token has an empty one, which is refused like a wrong one."""
 
@@ -43,13 +54,8 @@ def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Respons
     return answer
 
 
-def _described(view: Callable[..., object]) -> Callable[..., Response]:
-    """A view that answers with a Response in any case; its types tell ``openapi`` what the JSON among them holds."""
-    return cast("Callable[..., Response]", view)
-
-
 @pages.get("/projects/<key>")
-@_described
+@_answers
 def project(key: str) -> ProjectAnswer | Response:
     """What one project is doing, and what came of its rounds; a page for a browser, JSON for anybody else."""
     connection, rounds = _project(key)
@@ -73,7 +79,7 @@ def rounds_table(key: str) -> Response:
 
 
 @pages.get("/projects/<key>/rounds/<round_id>")
-@_described
+@_answers
 def one_round(key: str, round_id: str) -> RoundAnswer | Response:
     """One round: what was asked, what was learned, and what it chose."""
     connection, rounds = _project(key)

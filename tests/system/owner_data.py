@@ -10,6 +10,7 @@ from ml_backend.demo.films import draw_films
 from ml_backend.images import decode
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.insight import INSIGHT, round_insight
+from ml_backend.insight.rounds import uncertainties
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Connection, FitReport, ProjectKey, Published, Ranking, RoundReport
 from ml_backend.storage import RoundStore
@@ -69,13 +70,14 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutp
     labels = 20 * number
     strategy = ("entropy" if number < 7 else "bald") if trained else "random"
     names = tuple(str(1000 + 300 * number + place) for place in range(POOL))
-    outputs = None
+    outputs, scores = None, np.linspace(1, 0.01, POOL)
     if trained:
         logits = rng.normal(size=(POOL, 1, 3)) * (1 + 0.25 * number) + np.array([-0.8, 0.2, 0.5])
         logits = logits + rng.normal(size=(POOL, 20, 3)) * 0.7
         probs = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-        outputs = PoolOutputs(names, CLASSES, probs.astype(np.float32))
-    scores = np.sort(rng.random(POOL) * 0.6)[::-1]
+        told = np.argsort(-uncertainties(probs)[1])
+        scores = uncertainties(probs)[1][told]
+        outputs = PoolOutputs(names, CLASSES, probs[told].astype(np.float32))
     return (
         RoundReport(
             request=make_request(
