@@ -33,6 +33,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     images         image reference -> array: sources, decoding, cache, transforms, phantoms
     label_studio   everything that speaks Label Studio's API or JSON; torch-free
     queueing       at most one round running and one waiting per project, on rq
+    logs           what server and worker log: structured, with project and round, without secrets
     storage        one folder a round, and what workers hand each other; written beside and renamed into place
     settings       Settings (environment), ProjectOptions (the owner's choice)
     pool_outputs   what a learner hands to a strategy

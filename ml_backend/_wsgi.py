@@ -16,6 +16,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ml_backend.errors import BackendError
+from ml_backend.logs import set_up_logs
 from ml_backend.queueing import RoundQueue
 from ml_backend.server.app import create_app
 from ml_backend.server.serve import serve
@@ -27,7 +28,9 @@ __all__ = ["main"]
 def __getattr__(name: str) -> Any:
     """``app``, made when a WSGI server asks for it and not before: importing this module must not read settings."""
     if name == "app":
-        return create_app(Settings.load())
+        settings = Settings.load()
+        set_up_logs(settings)
+        return create_app(settings)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from structlog.contextvars import bound_contextvars
+
 from ml_backend.assembly.sealing import SealedRounds
 from ml_backend.assembly.world import World, label_config
 from ml_backend.engine.ports import Learner
@@ -41,7 +43,9 @@ class Live:
         project, options = self.world.project, self.options
         # Its own: the round's labels stay what the round has read.
         labels = LabelStudioLabels(self.world.client, self.world.key.id, self.config, options, self.readings)
-        with self.publisher.turn():
+        served = project.published()
+        about = {} if served is None else {"round": served.round_id}
+        with self.publisher.turn(), bound_contextvars(**about):
             return TopUp(labels, self.publisher, project, low_water(options), self.guard).run()
 
     def served(self, inputs: str) -> tuple[RoundReport, Published] | None:

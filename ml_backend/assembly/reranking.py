@@ -47,6 +47,7 @@ def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, Published]
         return topped_up_or_served(live)
     base = live.world.project.report(standing.base.request.round_id)
     request = _request(base.request, live.options, live.world.project.next_round_id())
+    structlog.contextvars.bind_contextvars(round=request.round_id)
     inputs = NotedInputs(live.labels, RULES[live.options.consensus])
     rounds = SealedRounds(live.world.project, inputs, live.world.settings.device)
     parts = RerankParts(

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from structlog.contextvars import bind_contextvars
+
 from ml_backend.acquisition.strategy import CatalogStrategy
 from ml_backend.assembly.live import NotesWhatIsLearned, live_of, topped_up_or_served
 from ml_backend.assembly.reranking import rerank_live
@@ -38,6 +40,8 @@ def run_live_round(
 ) -> tuple[RoundReport, Published]:
     """Run one round of a project that Label Studio has connected, or what learns nothing: a top-up, a re-ranking.
 
+    What is logged from the moment that the round has a number names it, also after this.
+
     Returns:
         The round and what is served of it: the last round's where ``reason`` is ``topup``, or nothing was to be done.
 
@@ -55,6 +59,8 @@ def run_live_round(
             return rerank_live(live, progress)
         options = live.options
         round_id = world.project.next_round_id()
+        # Not only in here: who tells how the round has ended names it too.
+        bind_contextvars(round=round_id)
         warm_from = world.project.newest_network(FILE_NAME) if options.retrain == "warm" else None
         inputs = NotedInputs(live.labels, RULES[options.consensus])
         sealed = SealedRounds(world.project, inputs, settings.device)

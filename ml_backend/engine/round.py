@@ -53,7 +53,7 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
     still_growing = min(counts.values()) < request.min_labels_per_class
     inputs = inputs_digest(request, consensus.labels, pool)
     if request.reason == "labels" and not still_growing and (served := parts.served(inputs)) is not None:
-        log.info("no label has changed since the round that is served: its order stays", round=served[1].round_id)
+        log.info("no label has changed since the round that is served: its order stays", served=served[1].round_id)
         return served
     if (report := parts.unpublished(inputs)) is None:
         fit: FitReport | None = None

@@ -5,6 +5,7 @@ is published again from the first image that still waits. Between rounds a job d
 take hours, a thread beside it.
 """
 
+import contextvars
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -130,7 +131,10 @@ class TurnsPublisher:
 
 @contextmanager
 def beside(check: Callable[[], object], every_s: float = WATCH_INTERVAL_S) -> Iterator[None]:
-    """Call ``check`` now and then while the block runs, in a thread; what it refuses is logged and disturbs nothing."""
+    """Call ``check`` now and then while the block runs, in a thread; what it refuses is logged and disturbs nothing.
+
+    What the thread logs names the project and the round of the block.
+    """
     over = threading.Event()
 
     def watch() -> None:
@@ -140,7 +144,7 @@ def beside(check: Callable[[], object], every_s: float = WATCH_INTERVAL_S) -> It
             except BackendError as error:
                 log.warning("not topped up for now", error=str(error), kind=type(error).__name__)
 
-    thread = threading.Thread(target=watch, name="top-up", daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(watch,), name="top-up", daemon=True)
     thread.start()
     try:
         yield

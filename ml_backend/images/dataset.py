@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -69,16 +70,18 @@ def read_ahead(
         except ImageError as error:
             return Exclusion(image_id=image.id, reason=str(error))
 
+    def submit(image: ImageRef) -> tuple[ImageRef, Future[T | Exclusion]]:
+        # In a copy of this context: what is logged of an image names the project and the round.
+        return image, pool.submit(copy_context().run, attempt, image)
+
     waiting = iter(images)
     with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
-        running: deque[tuple[ImageRef, Future[T | Exclusion]]] = deque(
-            (image, pool.submit(attempt, image)) for image in islice(waiting, 4 * threads)
-        )
+        running = deque(map(submit, islice(waiting, 4 * threads)))
         try:
             while running:
                 image, future = running.popleft()
                 result = future.result()
-                running.extend((following, pool.submit(attempt, following)) for following in islice(waiting, 1))
+                running.extend(map(submit, islice(waiting, 1)))
                 yield image, result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

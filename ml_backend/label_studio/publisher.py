@@ -127,7 +127,6 @@ class LabelStudioPublisher:
             if project.get(name) != value:
                 log.warning(
                     "the ranking is not what readers will be served",
-                    project=self._project_id,
                     setting=name,
                     seen=project.get(name),
                     wanted=value,
@@ -206,7 +205,7 @@ class LabelStudioPublisher:
         """Switch again where something has undone it, such as a dead run's request that came through late."""
         seen = self._client.project(self._project_id).get("model_version")
         if seen != version:
-            log.warning("the order was switched away and is switched back", project=self._project_id, seen=seen)
+            log.warning("the order was switched away and is switched back", seen=seen)
             guard()
             self._client.patch_project(self._project_id, {"model_version": version})
 

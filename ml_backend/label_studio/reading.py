@@ -78,7 +78,7 @@ def _read_changes(client: LabelStudioClient, project_id: int, kept: Mirror) -> R
             if gone is None:
                 return None
             mirror = mirror.renewed((), clock, gone)
-    log.info("reading whole: the counts differ", project=project_id, read=mirror.counts, counted=counts)
+    log.info("reading whole: the counts differ", read=mirror.counts, counted=counts)
     return None
 
 

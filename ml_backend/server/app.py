@@ -50,10 +50,22 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue))
     app.register_blueprint(routes)
     app.register_blueprint(pages)
+    _begin_lines(app)
     _authenticate(app, settings)
     _guard_requests(app)
     _explain_errors(app)
     return app
+
+
+def _begin_lines(app: Flask) -> None:
+    @app.before_request
+    def forget_the_last_request() -> None:
+        # A thread answers one request after the other, of any project.
+        structlog.contextvars.clear_contextvars()
+        named = {"key": "project", "round_id": "round"}
+        structlog.contextvars.bind_contextvars(
+            **{named[name]: value for name, value in (request.view_args or {}).items() if name in named}
+        )
 
 
 def _authenticate(app: Flask, settings: Settings) -> None:

@@ -103,7 +103,7 @@ def request_rerank(before: Connection, now: Connection, store: RoundStore, queue
         return None
     # A round that runs may have begun before the choice: whether it has, is seen when it is over.
     if queue.status(project).running is None and not rerank_is_due(now, store):
-        log.info("what the owner has chosen takes effect with the next round", project=str(project))
+        log.info("what the owner has chosen takes effect with the next round")
         return None
     return queue.request_round(project, "rerank")
 
@@ -118,7 +118,7 @@ def rerank_is_due(connection: Connection, store: RoundStore) -> bool:
     try:
         return order_standing(store.project(connection.project), options, training_classes(config, options)).due
     except StorageError as error:
-        log.warning("nothing is ranked anew", project=str(connection.project), error=str(error))
+        log.warning("nothing is ranked anew", error=str(error))
         return False
 
 

@@ -42,6 +42,7 @@ def receive(event: Event, store: RoundStore, queue: RoundQueue) -> Answer:
         return {"outcome": "ignored"}
     row = event.require_project()
     connection = store.connection(row.id) if row.key is None else connection_of(row.key, store)
+    structlog.contextvars.bind_contextvars(project=str(connection.project))
     return take(event, connection, store, queue)
 
 
@@ -125,7 +126,7 @@ def _options(connection: Connection) -> ProjectOptions | None:
         _, options = configuration(connection)
     except BackendError as error:
         # The change counts all the same: a mistake in the options must not lose it.
-        log.warning("options cannot be read", project=str(connection.project), error=str(error))
+        log.warning("options cannot be read", error=str(error))
         return None
     return options
 

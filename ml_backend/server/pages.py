@@ -141,7 +141,7 @@ def _press(action: str, key: str, form: Form) -> Response:
     connection, _ = _project(key)
     parts().tokens.require(key, action, form.token)
     said = act(action, connection, parts().store, parts().queue)
-    log.info("button pressed", project=key, action=action, said=said)
+    log.info("button pressed", action=action, said=said)
     # 303: a reload of what comes next must not press the button again.
     return Response(status=303, headers={"Location": url_for("pages.project", key=key, done=said)})
 

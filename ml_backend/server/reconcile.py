@@ -85,20 +85,23 @@ class Reconciler:
             log.warning("no project could be compared with Label Studio", error=str(error))
             return
         for connection in connections:
-            readings = ReadingStore(self._store.project(connection.project).folder)
-            try:
-                self._compare(connection, readings)
-                readings.note_problem(None)
-            except Exception as error:
-                # Even a bug that one project's data bring to light must not end the watch over the others.
-                known = isinstance(error, BackendError)
-                log.warning(
-                    "a project could not be compared with Label Studio",
-                    project=str(connection.project),
-                    error=str(error),
-                    exc_info=not known,
-                )
-                readings.note_problem(str(error) if known else f"unexpected {type(error).__name__}; the log says more")
+            with structlog.contextvars.bound_contextvars(project=str(connection.project)):
+                self._look_at(connection)
+
+    def _look_at(self, connection: Connection) -> None:
+        readings = ReadingStore(self._store.project(connection.project).folder)
+        try:
+            self._compare(connection, readings)
+            readings.note_problem(None)
+        except Exception as error:
+            # Even a bug that one project's data bring to light must not end the watch over the others.
+            known = isinstance(error, BackendError)
+            log.warning(
+                "a project could not be compared with Label Studio",
+                error=str(error),
+                exc_info=not known,
+            )
+            readings.note_problem(str(error) if known else f"unexpected {type(error).__name__}; the log says more")
 
     def _compare(self, connection: Connection, readings: ReadingStore) -> None:
         # Before the reading: a change that comes between the two is counted twice, and not never.
@@ -134,7 +137,7 @@ class Reconciler:
         by_itself = reading.project.get("min_annotations_to_start_training") and not held
         threshold = options.retrain_after if by_itself else 0
         if missed:
-            log.info("events had not told", project=str(project), counted=status.changes, changes=changes)
+            log.info("events had not told", counted=status.changes, changes=changes)
         counted = queue.count_changes(project, missed, threshold, counts.annotations + counts.skips)
         error = status.last_error.kind if status.last_error else None
         if held:
@@ -163,7 +166,7 @@ class Reconciler:
         elif error == "EmptyPool" and _waiting(reading):
             queue.request_round(project, "images")
         elif published is not None and _waiting(reading) and self._ranks_anew(connection):
-            log.info("an order that the owner has chosen is asked for", project=str(project))
+            log.info("an order that the owner has chosen is asked for")
         elif published is not None and error is None and newest > published.round_id:
             # Saved and not published, and its next attempt was lost with Redis.
             queue.request_round(project, "connected", only_if_idle=True)
@@ -178,7 +181,7 @@ class Reconciler:
 
     def _forget(self, connection: Connection) -> None:
         """Its rounds stay on disk; a project under the same id and time of creation finds them again."""
-        log.info("a project is gone from Label Studio", project=str(connection.project))
+        log.info("a project is gone from Label Studio")
         self._queue.forget(connection.project)
         (self._store.project(connection.project).folder / "connection.json").unlink(missing_ok=True)
 

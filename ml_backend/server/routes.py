@@ -8,6 +8,7 @@ import structlog
 from flask import Blueprint, Response, current_app, jsonify, render_template, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from ml_backend.records import ProjectKey
 from ml_backend.server.connections import connect, connection_of, version
 from ml_backend.server.events import receive
 from ml_backend.server.health import degraded
@@ -18,6 +19,7 @@ from ml_backend.server.payloads import (
     HealthAnswer,
     PredictAnswer,
     PredictRequest,
+    ProjectRow,
     SetupAnswer,
     SetupRequest,
     StatusAnswer,
@@ -46,10 +48,19 @@ def _in_json(view: Callable[..., Any]) -> Callable[[], Response]:
     @wraps(view)
     def answer() -> Response:
         given = () if body is None else (parse_body(body, request.get_data()),)
+        for read in given:
+            _name_project(getattr(read, "project", None))
         answered = view(*given)
         return answered if isinstance(answered, Response) else jsonify(answered.model_dump(mode="json"))
 
     return answer
+
+
+def _name_project(project: ProjectKey | ProjectRow | None) -> None:
+    """In every line that is logged for this request from now on."""
+    known = (project.key or project.id) if isinstance(project, ProjectRow) else project
+    if known is not None:
+        structlog.contextvars.bind_contextvars(project=str(known))
 
 
 @routes.get("/health")
@@ -92,7 +103,7 @@ def webhook(event: Event) -> WebhookAnswer:
     """Take note of an event; a round starts when enough labels have changed."""
     parts().metrics.count_webhook(event.action)
     answer = receive(event, parts().store, parts().queue)
-    log.info("webhook", action=event.action, project=event.project.id if event.project else None, **answer)
+    log.info("webhook", action=event.action, **answer)
     return WebhookAnswer.model_validate({"action": event.action, **answer})
 
 

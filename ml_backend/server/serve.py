@@ -7,8 +7,10 @@ from typing import Any
 import structlog
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 from ml_backend.errors import QueueError
+from ml_backend.logs import set_up_logs
 from ml_backend.queueing import RoundQueue
 from ml_backend.server.app import create_app
 from ml_backend.server.reconcile import Reconciler
@@ -20,6 +22,15 @@ __all__ = ["serve"]
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes a file of its own there and unlinks it
 
 log = structlog.get_logger()
+
+
+class _Lines(Logger):  # type: ignore[misc]
+    """gunicorn's own lines, in the form of all others."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
 
 
 class _Gunicorn(BaseApplication):  # type: ignore[misc]
@@ -49,7 +60,7 @@ def serve(settings: Settings, host: str, port: int, threads: int = 8) -> None:
         port: port to listen on.
         threads: requests answered at the same time.
     """
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    set_up_logs(settings)
     try:
         RoundQueue.from_settings(settings).ping()
     except QueueError as error:
@@ -63,6 +74,7 @@ def serve(settings: Settings, host: str, port: int, threads: int = 8) -> None:
             "worker_class": "gthread",
             "threads": threads,
             "graceful_timeout": 10,
+            "logger_class": _Lines,
             "loglevel": settings.log_level.lower(),
             "proc_name": "ml-backend",
             # Both default to places that a user without a home, or a read-only container, cannot write.

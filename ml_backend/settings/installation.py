@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -55,6 +56,9 @@ class Settings(BaseSettings):
     timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="time-out of a request to Label Studio")
     round_timeout_s: Annotated[int, Field(gt=0)] = Field(24 * 3600, description="longest time that a round may take")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe message logged")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="lines for people or for machines; `auto`: JSON, except on a terminal"
+    )
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -77,3 +81,15 @@ class Settings(BaseSettings):
     def allowed_image_hosts(self) -> ImageHosts:
         """``image_hosts``, read."""
         return ImageHosts.parse(self.image_hosts or "")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must never be told, word for word; passwords also as they are spelt inside an address."""
+        found = [key.get_secret_value() for key in (self.label_studio_api_key, self.basic_auth_pass) if key]
+        for address in filter(None, (self.redis_url, self.label_studio_url)):
+            try:
+                spelt = urlsplit(address).password
+            except ValueError:  # no address at all: who connects says so
+                continue
+            found += [spelt, unquote(spelt)] if spelt else []
+        return tuple(dict.fromkeys(found))

@@ -96,6 +96,11 @@ class ScoringFolder:
         """Tells this scoring apart from all others, of this project and of others."""
         return self.folder.name
 
+    @property
+    def round_id(self) -> str:
+        """The round whose pool it is."""
+        return self.name.rpartition("-")[0]
+
     def task(self) -> ScoringTask | None:
         """What all shards have in common; None where the folder is gone.
 

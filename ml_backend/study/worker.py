@@ -9,6 +9,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueError
+from ml_backend.logs import set_up_logs
 from ml_backend.queueing import connect_redis
 from ml_backend.settings import Settings
 from ml_backend.study.spread import QUEUE_STUDY
@@ -26,6 +27,8 @@ log = structlog.get_logger()
 class _RunWorker(RoundWorker):
     """Its death is found out sooner. A run that is only slow to report is safe: its journal is held."""
 
+    told_by = ("study", "run")
+
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         del job, working_time
         return HEARTBEAT_S
@@ -41,7 +44,7 @@ def work_on_studies(settings: Settings, burst: bool = False) -> None:
     Raises:
         QueueError: Redis does not answer at the start.
     """
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    set_up_logs(settings)
     try:
         with connect_redis(settings.redis_url) as impatient:
             impatient.ping()

@@ -3,6 +3,7 @@
 import structlog
 
 from ml_backend.errors import BackendError
+from ml_backend.logs import set_up_logs
 from ml_backend.queueing import Claim, RoundQueue
 from ml_backend.records import ProjectKey, Published, Reason, RoundReport
 from ml_backend.settings import Settings
@@ -27,29 +28,33 @@ def run(project: str, generation: int, reason: Reason) -> dict[str, str]:
     """
     del reason
     settings = Settings.load()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    set_up_logs(settings)
     key = ProjectKey.parse(project)
-    with structlog.contextvars.bound_contextvars(project=project, generation=generation):
-        claim = RoundQueue.from_settings(settings, patient=True).claim(key, generation)
-        if claim is None:
-            log.info("nothing to do: the round was run already, or a newer one has taken its place")
-            return {"outcome": "superseded"}
-        log.info("round begins", reason=claim.reason, changes=claim.changes)
-        try:
-            report, published = _run_round(settings, claim)
-        except BackendError as error:
-            # Told in words, and settled: the next round is free to begin.
-            log.error("round failed", error=str(error), kind=type(error).__name__)  # noqa: TRY400 - not a bug of ours
-            claim.fail(error)
-            return {"outcome": "failed", "error": str(error)}
-        except Exception as error:
-            claim.fail(error)
-            raise
-        claim.finish()
-        outcome = {"round": report.request.round_id, "version": published.version}
-        log.info("round published", **outcome, seconds=dict(report.seconds))
-        _draw(settings, key, report)
-        return {"outcome": "published", **outcome}
+    # Not only for the block: the process ends with the job, and what rq tells of its end names project and round.
+    structlog.contextvars.unbind_contextvars("round")
+    structlog.contextvars.bind_contextvars(project=project, generation=generation)
+    claim = RoundQueue.from_settings(settings, patient=True).claim(key, generation)
+    if claim is None:
+        log.info("nothing to do: the round was run already, or a newer one has taken its place")
+        return {"outcome": "superseded"}
+    log.info("round begins", reason=claim.reason, changes=claim.changes)
+    try:
+        report, published = _run_round(settings, claim)
+    except BackendError as error:
+        # Told in words, and settled: the next round is free to begin.
+        log.error("round failed", error=str(error), kind=type(error).__name__)  # noqa: TRY400 - not a bug of ours
+        claim.fail(error)
+        return {"outcome": "failed", "error": str(error)}
+    except Exception as error:
+        log.exception("round failed", kind=type(error).__name__)
+        claim.fail(error)
+        raise
+    claim.finish()
+    outcome = {"round": report.request.round_id, "version": published.version}
+    structlog.contextvars.bind_contextvars(round=report.request.round_id)
+    log.info("round published", **outcome, seconds=dict(report.seconds))
+    _draw(settings, key, report)
+    return {"outcome": "published", **outcome}
 
 
 def _draw(settings: Settings, key: ProjectKey, report: RoundReport) -> None:
@@ -59,7 +64,7 @@ def _draw(settings: Settings, key: ProjectKey, report: RoundReport) -> None:
 
         log.debug("thumbnails drawn", images=draw_thumbnails(settings, key, report))
     except Exception as error:  # noqa: BLE001 - whatever it is, only pictures are missing
-        log.warning("the chosen images are not shown", round=report.request.round_id, error=str(error))
+        log.warning("the chosen images are not shown", error=str(error))
 
 
 def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published]:

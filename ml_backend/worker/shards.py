@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import structlog
 
 from ml_backend.errors import BackendError, StaleRound
+from ml_backend.logs import set_up_logs
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.queueing import ShardQueue
 from ml_backend.records import ProjectKey
@@ -34,10 +35,10 @@ def run(project: str, scoring: str) -> dict[str, str | int]:
         QueueError: Redis does not answer at the beginning.
     """
     settings = Settings.load()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    set_up_logs(settings)
     key = ProjectKey.parse(project)
     folder = RoundStore(settings.data_dir).project(key).scoring(scoring)
-    with structlog.contextvars.bound_contextvars(project=project, scoring=scoring):
+    with structlog.contextvars.bound_contextvars(project=project, round=folder.round_id, scoring=scoring):
         helper = _Helper(ShardQueue.from_settings(settings, key), folder)
         try:
             return helper.give(lambda: _scorer(settings, key, folder, helper.progress))

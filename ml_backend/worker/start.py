@@ -16,11 +16,13 @@ import structlog
 from redis import RedisError
 from redis.client import Pipeline
 from rq import Queue, Worker, worker_registration
+from rq.exceptions import DeserializationError
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueError
+from ml_backend.logs import set_up_logs
 from ml_backend.queueing import QUEUE, QUEUE_SHARDS, RoundQueue
 from ml_backend.records import ProjectKey
 from ml_backend.settings import Settings
@@ -50,6 +52,9 @@ class RoundWorker(Worker):
     Otherwise the orphan of a killed worker would train on beside the run that takes its place.
     """
 
+    told_by: tuple[str, ...] = ("project",)
+    """What the first arguments of a job are called in every line about it."""
+
     housekeeping: Callable[[], object] | None = None
     """Called every few seconds while no job runs."""
 
@@ -57,6 +62,15 @@ class RoundWorker(Worker):
     def dequeue_timeout(self) -> int:
         """Seconds after which an idle worker looks up from the queue."""
         return MAINTENANCE_S
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        # In the work-horse too, which is forked inside; and so rq's own lines about the job name its project.
+        try:
+            told = dict(zip(self.told_by, job.args, strict=False))
+        except DeserializationError:  # planted, say: the work-horse refuses it and tells why
+            told = {}
+        with structlog.contextvars.bound_contextvars(**told):
+            super().execute_job(job, queue)  # type: ignore[no-untyped-call] # of rq
 
     def main_work_horse(self, job: Job, queue: Queue) -> None:
         if sys.platform == "linux":
@@ -104,7 +118,7 @@ def work(settings: Settings, burst: bool = False) -> None:
     Raises:
         QueueError: Redis does not answer at the start; later the worker waits for it.
     """
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+    set_up_logs(settings)
     impatient = RoundQueue.from_settings(settings)
     impatient.ping()
     impatient.redis.close()

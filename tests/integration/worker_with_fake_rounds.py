@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import structlog
+
 from ml_backend.errors import EmptyPool, LabelStudioError
 from ml_backend.queueing import connect_redis
 from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
@@ -34,6 +36,9 @@ def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: A
     planned = redis.lpop("test:plan")
     step, _, seconds = (planned.decode() if isinstance(planned, bytes) else "quick").partition(" ")
     note("begin")
+    store = RoundStore(settings.data_dir)
+    round_id = store.project(key).next_round_id()
+    structlog.contextvars.bind_contextvars(round=round_id)
     progress("train", 0, 10)
     if step == "burn":
         end = time.monotonic() + float(seconds)
@@ -49,17 +54,17 @@ def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: A
     elif step == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     guard()
-    result = _publish(RoundStore(settings.data_dir), key, reason)
+    result = _publish(store, key, round_id, reason)
     note("end")
     return result
 
 
-def _publish(store: RoundStore, key: ProjectKey, reason: Any) -> tuple[RoundReport, Published]:
+def _publish(store: RoundStore, key: ProjectKey, round_id: str, reason: Any) -> tuple[RoundReport, Published]:
     project = store.project(key)
     report = RoundReport(
         request=RoundRequest(
             project=key,
-            round_id=project.next_round_id(),
+            round_id=round_id,
             reason=reason,
             classes=("normal", "severe"),
             strategy="random",
