@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from ml_backend.records import Exclusion
 
-__all__ = ["LastLayerGradients", "PoolOutputs", "join"]
+__all__ = ["ImageFeatures", "LastLayerGradients", "PoolOutputs", "join"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -43,6 +43,28 @@ class LastLayerGradients:
     def __post_init__(self) -> None:
         if len(self.residuals) != len(self.hidden):
             raise ValueError(f"residuals of {len(self.residuals)} images but hidden layers of {len(self.hidden)}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFeatures:
+    """What a backbone sees in images, before anything was learned from labels.
+
+    Attributes:
+        image_ids: of the images that could be read, in the order that was asked for.
+        features: pooled, of the backbone as it was loaded.
+        exclusions: the images that could not be read, with the reason.
+
+    Raises:
+        ValueError: the features are not one row an image.
+    """
+
+    image_ids: tuple[str, ...]
+    features: Float32[Array, "images dims"]
+    exclusions: tuple[Exclusion, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.features) != len(self.image_ids):
+            raise ValueError(f"{len(self.image_ids)} image ids but features of {len(self.features)} images")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,14 +8,14 @@ together. ``catalog`` says how every strategy of ``ml_backend.strategies`` ranks
 from ml_backend.acquisition.badge import badge
 from ml_backend.acquisition.batches import batch_bald
 from ml_backend.acquisition.catalog import rank
-from ml_backend.acquisition.chance import places, seeded_draws, seeded_order
 from ml_backend.acquisition.core_set import core_set
 from ml_backend.acquisition.evidence import Gradients
 from ml_backend.acquisition.power_bald import power_bald
 from ml_backend.acquisition.ranking import AcquisitionRanking
 from ml_backend.acquisition.scores import bald, entropy, least_confidence, margin, mean_std, variation_ratios
-from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.acquisition.strategy import CatalogStrategy, rank_by_features
 from ml_backend.acquisition.typiclust import typiclust
+from ml_backend.chance import places, seeded_draws, seeded_order
 from ml_backend.strategies import STRATEGIES, StrategySpec
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "places",
     "power_bald",
     "rank",
+    "rank_by_features",
     "seeded_draws",
     "seeded_order",
     "typiclust",

@@ -5,10 +5,10 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int64, UInt64
 
-from ml_backend.acquisition.chance import gumbel, redrawn
 from ml_backend.acquisition.distances import computable, squared_distances, squared_lengths
 from ml_backend.acquisition.evidence import Gradients
 from ml_backend.acquisition.selection import Selection, largest
+from ml_backend.chance import gumbel, redrawn
 
 __all__ = ["badge"]
 

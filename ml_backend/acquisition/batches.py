@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ml_backend.acquisition.chance import seeded_order
 from ml_backend.acquisition.scores import bald, entropy
+from ml_backend.chance import seeded_order
 
 __all__ = ["Picks", "batch_bald"]
 

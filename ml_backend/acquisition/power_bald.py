@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, UInt64
 from torch import Tensor
 
-from ml_backend.acquisition.chance import gumbel
 from ml_backend.acquisition.scores import bald
+from ml_backend.chance import gumbel
 
 __all__ = ["power_bald"]
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ml_backend.acquisition.badge import badge
 from ml_backend.acquisition.batches import batch_bald
-from ml_backend.acquisition.chance import places, seeded_draws, seeded_order
 from ml_backend.acquisition.core_set import core_set
 from ml_backend.acquisition.evidence import Evidence, given
 from ml_backend.acquisition.power_bald import power_bald
 from ml_backend.acquisition.scores import Score, bald
 from ml_backend.acquisition.selection import Selection
 from ml_backend.acquisition.typiclust import typiclust
+from ml_backend.chance import places, seeded_draws, seeded_order
 
 __all__ = [
     "AcquisitionRanking",

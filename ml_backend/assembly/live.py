@@ -12,6 +12,7 @@ from ml_backend.engine.resume import served_round
 from ml_backend.engine.topup import TopUp, TurnsPublisher
 from ml_backend.errors import EmptyPool
 from ml_backend.insight import INSIGHT, round_insight
+from ml_backend.insight.agreement import AGREEMENT, round_marks
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config
 from ml_backend.label_studio.labels import LabelStudioLabels
@@ -19,7 +20,7 @@ from ml_backend.label_studio.mirror import Counts
 from ml_backend.label_studio.publisher import LabelStudioPublisher
 from ml_backend.label_studio.supply import low_water
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Published, RoundReport
+from ml_backend.records import Published, Record, RoundReport
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.annotations import ReadingStore
@@ -111,8 +112,12 @@ class NotesWhatIsLearned:
 
     def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
         self.readings.keep_learned(report.request.round_id, self.labels.states())
-        beside = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
-        self.rounds.save(report, outputs, learner, beside)
+        told: dict[str, Record] = {}
+        if outputs is not None:
+            told[INSIGHT] = round_insight(report, outputs)
+            if (marks := round_marks(report, outputs)) is not None:
+                told[AGREEMENT] = marks
+        self.rounds.save(report, outputs, learner, told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,10 @@
     proof.py     what the images that came by chance say of the network
     fidelity.py  answers held against the published orders: was what readers were served what was chosen?
     rounds.py    a round's outputs -> what the page shows of it
+    agreement.py  what successive networks, or two of the same labels, answer about a fixed set of images
+    curve.py     where the accuracy is heading
+    stopping.py  whether more labels are worth their reading, in one sentence with its evidence
+    start.py     what the start set still lacks, and how many images that takes
     reasons.py   why an image was chosen, in one line
     lines.py     what is remembered of each round without its images
     overview.py  everything that one project's page tells

@@ -13,6 +13,7 @@
         rounds/r000001/report.json    RoundReport
                        insight.json   what the owner is shown of it
                        thumbs/12.jpg  what the chosen images look like (of the last 20 rounds)
+                       agreement.json what it answers about a fixed set of images; noise.json: and its twin
                        outputs.npz    ids, classes, probs (only with a network)
                        inputs.json    the labels and the pool
                        evidence.npz   features or gradients, where the strategy looked at these (of the last three)

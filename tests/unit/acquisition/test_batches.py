@@ -14,8 +14,8 @@ from torch import Tensor
 from ml_backend.acquisition import batches as module
 from ml_backend.acquisition import rank
 from ml_backend.acquisition.batches import batch_bald
-from ml_backend.acquisition.chance import seeded_order
 from ml_backend.acquisition.scores import bald
+from ml_backend.chance import seeded_order
 
 LOG2 = math.log(2)
 

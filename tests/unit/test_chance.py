@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.acquisition import chance as module
-from ml_backend.acquisition.chance import gumbel, places, redrawn, seeded_draws, seeded_order
+from ml_backend import chance as module
+from ml_backend.chance import gumbel, places, redrawn, seeded_draws, seeded_order
 
 IDS = st.lists(st.text(max_size=6), unique=True, max_size=12)
 

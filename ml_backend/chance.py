@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64, Int64, UInt64
 
-__all__ = ["gumbel", "places", "redrawn", "seeded_draws", "seeded_order"]
+__all__ = ["fixed_set", "gumbel", "places", "redrawn", "seeded_draws", "seeded_order"]
 
 Draws: TypeAlias = UInt64[npt.NDArray[np.uint64], " names"]
 
@@ -44,6 +44,18 @@ def seeded_order(names: Sequence[str], seed: int) -> Int64[npt.NDArray[np.int64]
         # The name settles the case of two equal draws, which would else be settled by the order of arrival.
         return np.array(sorted(range(len(names)), key=lambda i: (draws[i], names[i])), dtype=np.int64)
     return order
+
+
+def fixed_set(names: Sequence[str], seed: int, most: int) -> list[str]:
+    """At most so many of the names: a uniform sample that stays while names come and go.
+
+    A name that is in the sample of a set is in that of every smaller set that holds it.
+
+    Returns:
+        Those of the highest draws, the highest first; all where there are no more.
+    """
+    draws = seeded_draws(names, seed, "fixed set ").tolist()
+    return [name for _, name in sorted(zip(draws, names, strict=True), reverse=True)[:most]]
 
 
 def redrawn(draws: Draws, step: int) -> Draws:
