@@ -176,6 +176,7 @@ class RoundRequest(Record):
     min_labels_per_class: Annotated[int, Field(ge=2)]
     control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``engine.control``
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    cold_start: Literal["random", "typiclust"] = "random"
     seed: int
     options: dict[str, object] = {}  # all of the project's, those of the learner among them
 

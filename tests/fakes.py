@@ -8,7 +8,7 @@ import numpy as np
 
 from ml_backend.consensus import Consensus
 from ml_backend.engine.ports import Learner
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
 from ml_backend.records import (
     Annotation,
     Exclusion,
@@ -138,6 +138,7 @@ class FakeLearner:
         self.passes = passes
         self.fits: list[tuple[list[str], list[str]]] = []  # ids of training and of validation
         self.prepared: list[str] = []
+        self.embedded: list[list[str]] = []
         self.needs: list[frozenset[Need]] = []
         self._classes: tuple[str, ...] = ()
 
@@ -178,6 +179,22 @@ class FakeLearner:
 
     def prepare(self, images: Sequence[ImageRef]) -> None:
         self.prepared += [image.id for image in images]
+
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        """Images whose ids end in the same digit look almost alike."""
+        self.embedded.append([image.id for image in images])
+        readable = [image for image in images if image.id not in self.unreadable]
+        noise = [np.random.default_rng(int(image.id)).normal(0.0, 0.01, 10) for image in readable]
+        groups = np.array([int(image.id[-1]) for image in readable], dtype=np.int64)
+        return ImageFeatures(
+            image_ids=tuple(image.id for image in readable),
+            features=(np.eye(10)[groups] + np.array(noise).reshape(-1, 10)).astype(np.float32),
+            exclusions=tuple(
+                Exclusion(image_id=image.id, reason="unreadable while embedding")
+                for image in images
+                if image.id in self.unreadable
+            ),
+        )
 
     def save(self, folder: str) -> None:
         with open(f"{folder}/model.txt", "w") as file:  # noqa: PTH123 - the port gives a str

@@ -2,22 +2,26 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import structlog
 from structlog.contextvars import bind_contextvars
 
 from ml_backend.acquisition.strategy import CatalogStrategy
-from ml_backend.assembly.live import NotesWhatIsLearned, live_of, topped_up_or_served
+from ml_backend.assembly.live import Live, NotesWhatIsLearned, live_of, topped_up_or_served
 from ml_backend.assembly.reranking import rerank_live
 from ml_backend.assembly.sealing import SealedRounds
 from ml_backend.assembly.world import lay_out, world_of
 from ml_backend.consensus.catalog import RULES
 from ml_backend.engine.inputs import NotedInputs
+from ml_backend.engine.noise import Witness, ask_twin, twin_is_due
 from ml_backend.engine.ports import Progress, RoundParts, no_guard, no_progress
 from ml_backend.engine.resume import unpublished_round
 from ml_backend.engine.round import run_round
 from ml_backend.engine.sharing import ShardedLearner
 from ml_backend.engine.topup import beside
-from ml_backend.errors import RoundError
+from ml_backend.errors import RoundError, StorageError
+from ml_backend.insight.agreement import AGREEMENT, FIXED_SET, NOISE, noise_of
 from ml_backend.label_studio.formats import training_classes
 from ml_backend.model import scoring
 from ml_backend.model.checkpoint import FILE_NAME
@@ -30,6 +34,8 @@ from ml_backend.storage import ScoringFolder
 
 __all__ = ["run_live_round", "shard_scorer"]
 
+log = structlog.get_logger(__name__)
+
 
 def run_live_round(
     settings: Settings,
@@ -37,10 +43,20 @@ def run_live_round(
     reason: Reason,
     progress: Progress = no_progress,
     guard: Callable[[], None] = no_guard,
+    *,
+    make_way: Callable[[], None] = no_guard,
 ) -> tuple[RoundReport, Published]:
     """Run one round of a project that Label Studio has connected, or what learns nothing: a top-up, a re-ranking.
 
     What is logged from the moment that the round has a number names it, also after this.
+
+    Args:
+        settings: of the installation.
+        key: of the project.
+        reason: what calls for the round.
+        progress: told of every stage.
+        guard: raises StaleRound where a newer run has begun.
+        make_way: the same, and also where another round waits: what readers do not need is given up then.
 
     Returns:
         The round and what is served of it: the last round's where ``reason`` is ``topup``, or nothing was to be done.
@@ -57,47 +73,93 @@ def run_live_round(
             return topped_up_or_served(live)
         if reason == "rerank":
             return rerank_live(live, progress)
-        options = live.options
-        round_id = world.project.next_round_id()
-        # Not only in here: who tells how the round has ended names it too.
-        bind_contextvars(round=round_id)
-        warm_from = world.project.newest_network(FILE_NAME) if options.retrain == "warm" else None
-        inputs = NotedInputs(live.labels, RULES[options.consensus])
-        sealed = SealedRounds(world.project, inputs, settings.device)
-        parts = RoundParts(
-            labels=inputs,
-            consensus=inputs.consensus,
-            learner=ShardedLearner(
-                lambda tell: world.learner(options, tell, warm_from),
-                ShardQueue.from_settings(settings, key),
-                lay_out(world, round_id, options),
-                size=scoring.SHARD_IMAGES,
-                progress=progress,
-            ),
-            strategy=CatalogStrategy(options.strategy),
-            store=NotesWhatIsLearned(sealed, live.readings, live.labels),
-            publisher=live.publisher,
-            progress=progress,
-            guard=guard,
-            unpublished=lambda inputs: unpublished_round(world.project, inputs),
-            served=live.served,
-        )
-        request = RoundRequest(
-            project=key,
-            round_id=round_id,
-            reason=reason,
-            classes=training_classes(live.config, options),
-            strategy=options.strategy,
-            batch_size=options.batch_size,
-            min_labels_per_class=options.min_labels_per_class,
-            control_share=options.control_share,
-            validation_share=options.validation_share,
-            seed=options.seed,
-            options=options.model_dump(mode="json"),
-        )
         # Training may take longer than readers need for what is published.
         with beside(live.top_up), world.quarantine.settled():
-            return run_round(request, parts)
+            done = _round(live, reason, progress, make_way)
+            if live.options.cold_start == "typiclust" and done[0].fit is None and done[0].ranking.strategy == "random":
+                # Readers have an order now, and the features are there: a better one follows at once.
+                done = _round(live, reason, progress, make_way)
+            return done
+
+
+def _round(
+    live: Live, reason: Reason, progress: Progress, make_way: Callable[[], None]
+) -> tuple[RoundReport, Published]:
+    world, options = live.world, live.options
+    round_id = world.project.next_round_id()
+    # Not only in here: who tells how the round has ended names it too.
+    bind_contextvars(round=round_id)
+    warm_from = world.project.newest_network(FILE_NAME) if options.retrain == "warm" else None
+    learner = Witness(
+        ShardedLearner(
+            lambda tell: world.learner(options, tell, warm_from),
+            ShardQueue.from_settings(world.settings, world.key),
+            lay_out(world, round_id, options),
+            size=scoring.SHARD_IMAGES,
+            progress=progress,
+        )
+    )
+    inputs = NotedInputs(live.labels, RULES[options.consensus])
+    sealed = SealedRounds(world.project, inputs, world.settings.device)
+    parts = RoundParts(
+        labels=inputs,
+        consensus=inputs.consensus,
+        learner=learner,
+        strategy=CatalogStrategy(options.strategy),
+        store=NotesWhatIsLearned(sealed, live.readings, live.labels),
+        publisher=live.publisher,
+        progress=progress,
+        guard=live.guard,
+        serving=lambda: world.project.published() is not None,
+        unpublished=lambda digest: unpublished_round(world.project, digest),
+        served=live.served,
+    )
+    request = RoundRequest(
+        project=world.key,
+        round_id=round_id,
+        reason=reason,
+        classes=training_classes(live.config, options),
+        strategy=options.strategy,
+        batch_size=options.batch_size,
+        min_labels_per_class=options.min_labels_per_class,
+        cold_start=options.cold_start,
+        control_share=options.control_share,
+        validation_share=options.validation_share,
+        seed=options.seed,
+        options=options.model_dump(mode="json"),
+    )
+    done = run_round(request, parts)
+    _measure_noise(live, round_id, learner, warm_from=warm_from, progress=progress, make_way=make_way)
+    return done
+
+
+def _measure_noise(
+    live: Live,
+    round_id: str,
+    witness: Witness,
+    *,
+    warm_from: Path | None,
+    progress: Progress,
+    make_way: Callable[[], None],
+) -> None:
+    """Now and then: how much a twin of the round's network differs from it. Readers have their order already."""
+    project, options = live.world.project, live.options
+    if not twin_is_due(project.rounds_with(AGREEMENT), project.rounds_with(NOISE), options.noise_every):
+        return
+    found = ask_twin(
+        witness,
+        lambda tell: live.world.learner(options, tell, warm_from, twin=True),
+        seed=options.seed,
+        most=FIXED_SET,
+        progress=progress,
+        make_way=make_way,
+    )
+    if found is None:
+        return
+    try:
+        project.set_record(round_id, NOISE, noise_of(*found))
+    except StorageError as error:
+        log.warning("the noise was measured and could not be kept", error=str(error))
 
 
 @contextmanager

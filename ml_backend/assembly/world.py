@@ -17,6 +17,7 @@ from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.model.committee import CommitteeLearner, Tell, make_learner
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.machine import machine
+from ml_backend.model.randomness import derive
 from ml_backend.records import Connection, ImageRef, ProjectKey
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
@@ -43,8 +44,10 @@ class World:
     quarantine: Quarantine
 
     def learner(
-        self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None
+        self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None, *, twin: bool = False
     ) -> McDropoutLearner | CommitteeLearner:
+        """What learns by these options; a twin differs by its seed alone, and tears labels apart as the other does."""
+
         def make(options: ProjectOptions, seed: int, tell: Tell) -> McDropoutLearner:
             return McDropoutLearner(
                 options=options,
@@ -57,7 +60,10 @@ class World:
                 cache_limit_bytes=int(self.settings.cache_gb * CACHE_GB),
             )
 
-        return make_learner(make, options, partial(fold_split, seed=options.seed), progress)
+        folds = partial(fold_split, seed=options.seed)
+        if twin:
+            options = options.model_copy(update={"seed": derive(options.seed, "twin")})
+        return make_learner(make, options, folds, progress)
 
 
 @contextmanager

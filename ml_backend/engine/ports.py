@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from ml_backend.consensus.outcome import Consensus
 from ml_backend.engine.split import stable_split
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
 from ml_backend.records import Annotation, Exclusion, FitReport, ImageRef, Label, Published, Ranking, RoundReport
 from ml_backend.strategies import Need
 
@@ -23,11 +23,12 @@ __all__ = [
     "Strategy",
     "no_guard",
     "no_progress",
+    "nobody_waits",
     "nothing_served",
     "nothing_unpublished",
 ]
 
-Stage = Literal["labels", "features", "train", "score", "rank", "save", "publish"]
+Stage = Literal["labels", "features", "train", "score", "rank", "save", "publish", "noise"]
 
 Progress = Callable[[Stage, int, int], None]
 """Called with a stage, what of it is done and what there is in all. Cheap to call often; never raises."""
@@ -93,6 +94,15 @@ class Learner(Protocol):
         """
         ...
 
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        """What the backbone as it was loaded sees in images, whatever was fitted since; takes as long as ``prepare``.
+
+        Raises:
+            WeightsError, SettingsError: as ``prepare``.
+            RoundError: the GPU's memory is too small.
+        """
+        ...
+
     def save(self, folder: str) -> None:
         """Write the fitted network into a folder of the round."""
         ...
@@ -138,6 +148,11 @@ def no_progress(stage: Stage, done: int, total: int) -> None:
     """Tell nobody."""
 
 
+def nobody_waits() -> bool:
+    """No reader is idle until an order is published."""
+    return True
+
+
 def no_guard() -> None:
     """Nobody else can run this project's rounds."""
 
@@ -155,6 +170,8 @@ class RoundParts:
     split: Splitter = field(default=stable_split)
     progress: Progress = field(default=no_progress)
     guard: Callable[[], None] = field(default=no_guard)
+    serving: Callable[[], bool] = field(default=nobody_waits)
+    """Whether readers have an order to go on with, so that a better one may take its time."""
     unpublished: Callable[[str], RoundReport | None] = field(default=nothing_unpublished)
     """A saved round that would come to the same as this one, by ``resume.inputs_digest``, and is not published yet."""
     served: Callable[[str], tuple[RoundReport, Published] | None] = field(default=nothing_served)

@@ -13,7 +13,7 @@ from ml_backend.engine.clock import Clock
 from ml_backend.engine.control import mixed
 from ml_backend.engine.ports import RoundParts
 from ml_backend.engine.resume import inputs_digest
-from ml_backend.engine.start import random_order
+from ml_backend.engine.start import random_order, typical_order
 from ml_backend.errors import EmptyPool
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import FitReport, ImageRef, Label, Published, Ranking, RoundReport, RoundRequest
@@ -31,7 +31,8 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
 
     Until every class has ``request.min_labels_per_class`` labels no network is trained: the ranking is a seeded
     random order, which stays the same from round to round, and is published like any other; then the learner may
-    fill its caches.
+    fill its caches. With ``request.cold_start`` typiclust it is the most typical images first, once readers have an
+    order that they need not wait for.
 
     Raises:
         EmptyPool: no readable image is left to rank.
@@ -59,7 +60,7 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
         fit: FitReport | None = None
         outputs: PoolOutputs | None = None
         if still_growing:
-            ranking = random_order(pool, request.batch_size, request.seed)
+            ranking = _start_order(request, parts, clock, consensus.labels, pool)
         else:
             fit, outputs, ranking = _learn_and_rank(request, parts, clock, consensus.labels, pool)
         ranking = mixed(ranking, request.control_share, request.seed, request.round_id)
@@ -86,6 +87,16 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
         with clock.stage("features"):
             parts.learner.prepare([*(label.image for label in consensus.labels), *pool])
     return report, published
+
+
+def _start_order(
+    request: RoundRequest, parts: RoundParts, clock: Clock, labels: Sequence[Label], pool: Sequence[ImageRef]
+) -> Ranking:
+    if request.cold_start == "random" or not parts.serving():
+        return random_order(pool, request.batch_size, request.seed)
+    with clock.stage("features"):
+        labelled = [label.image for label in labels]
+        return typical_order(parts.learner, labelled, pool, request.batch_size, request.seed)
 
 
 def _learn_and_rank(

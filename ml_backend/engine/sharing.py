@@ -17,7 +17,7 @@ import structlog
 from ml_backend.engine.ports import Learner, Progress, Stage, no_progress
 from ml_backend.engine.shards import cut, misfit
 from ml_backend.errors import QueueError, StorageError
-from ml_backend.pool_outputs import PoolOutputs, join
+from ml_backend.pool_outputs import ImageFeatures, PoolOutputs, join
 from ml_backend.records import FitReport, ImageRef, Label
 from ml_backend.strategies import Need
 
@@ -109,6 +109,9 @@ class ShardedLearner:
 
     def prepare(self, images: Sequence[ImageRef]) -> None:
         self._learner.prepare(images)
+
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        return self._learner.embed(images)
 
     def save(self, folder: str) -> None:
         self._learner.save(folder)

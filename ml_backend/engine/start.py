@@ -1,11 +1,13 @@
-"""Before the first network: which image comes next when nothing is known about any."""
+"""Before the first network: which image comes next when nothing is known about any but how it looks."""
 
 from collections.abc import Sequence
 
-from ml_backend.acquisition import places, seeded_order
+from ml_backend.acquisition import places, rank_by_features, seeded_order
+from ml_backend.engine.ports import Learner
+from ml_backend.errors import EmptyPool
 from ml_backend.records import ImageRef, Ranking
 
-__all__ = ["random_order"]
+__all__ = ["random_order", "typical_order"]
 
 
 def random_order(pool: Sequence[ImageRef], batch_size: int, seed: int) -> Ranking:
@@ -25,3 +27,23 @@ def random_order(pool: Sequence[ImageRef], batch_size: int, seed: int) -> Rankin
         scores=tuple(places(len(ids)).tolist()),
         batch_size=batch_size,
     )
+
+
+def typical_order(
+    learner: Learner, labelled: Sequence[ImageRef], pool: Sequence[ImageRef], batch_size: int, seed: int
+) -> Ranking:
+    """The order that the strategy ``typiclust`` gives on what the backbone sees before it has learned anything.
+
+    Groups of images that look alike and hold a labelled one count as covered.
+
+    Raises:
+        EmptyPool: no image of the pool could be read.
+        WeightsError, SettingsError, RoundError: see ``Learner.embed``.
+    """
+    seen = learner.embed(pool)
+    if not seen.image_ids:
+        raise EmptyPool(
+            f"none of the {len(pool)} unlabelled images could be read; the first: {seen.exclusions[0].reason}"
+        )
+    covered = learner.embed(labelled).features if labelled else None
+    return rank_by_features("typiclust", seen, covered, batch_size, seed)

@@ -10,7 +10,7 @@ import numpy as np
 from ml_backend.errors import RoundError
 from ml_backend.model.learner import LearnerStage, McDropoutLearner
 from ml_backend.model.randomness import derive
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
 from ml_backend.records import FitReport, ImageRef, Label
 from ml_backend.settings import ProjectOptions
 from ml_backend.strategies import Need
@@ -86,6 +86,10 @@ class CommitteeLearner:
     def prepare(self, images: Sequence[ImageRef]) -> None:
         """See ``engine.ports.Learner``; the networks share their caches."""
         self._members[0].prepare(images)
+
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        """See ``engine.ports.Learner``; as loaded, all networks have one backbone."""
+        return self._members[0].embed(images)
 
     def save(self, folder: str) -> None:
         """Write every network into a folder of its own below this one."""

@@ -7,6 +7,7 @@ from functools import cache as once
 from pathlib import Path
 from typing import Literal
 
+import structlog
 import torch
 
 from ml_backend.errors import RoundError, SettingsError
@@ -16,6 +17,7 @@ from ml_backend.images.source import ImageSource
 from ml_backend.model import training
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import FILE_NAME, save_checkpoint
+from ml_backend.model.device import choose_device
 from ml_backend.model.examples import FeatureExamples
 from ml_backend.model.feature_table import FeatureTable, TableBackbone, TableFeatures
 from ml_backend.model.features import FeatureExtractor, FeatureSource
@@ -29,7 +31,7 @@ from ml_backend.model.threads import one_thread
 from ml_backend.model.training import Fitted, Schedule
 from ml_backend.model.validation import accuracy, auroc, recalls
 from ml_backend.model.weights import load_backbone
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
 from ml_backend.records import FitReport, ImageRef, Label
 from ml_backend.settings import ProjectOptions
 from ml_backend.strategies import Need
@@ -37,6 +39,8 @@ from ml_backend.strategies import Need
 __all__ = ["LearnerStage", "McDropoutLearner"]
 
 LearnerStage = Literal["features", "train", "score"]
+
+log = structlog.get_logger(__name__)
 
 
 def _silent(stage: LearnerStage, done: int, total: int) -> None:
@@ -86,7 +90,7 @@ class McDropoutLearner:
         if table is not None and options.finetune == "full":
             raise SettingsError("finetune='full', but a table of features has no images: set finetune=head")
         self._options = options
-        self._device = _choose_device(device)
+        self._device = choose_device(device)
         self._arithmetic = Arithmetic.of(self._device, options.precision, channels_last=options.channels_last)
         self._warm_from = warm_from
         self._cache_limit_bytes = cache_limit_bytes
@@ -173,6 +177,15 @@ class McDropoutLearner:
             done += len(batch.images) + len(batch.exclusions)
             self._progress("features", done, len(images))
         self._trim(extractor)
+
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        """Features of the backbone as it was loaded, also where it is trained; see ``engine.ports.Learner``."""
+        if self._options.weights == "none" and self._table is None:
+            log.warning("an untrained backbone hardly tells which images look alike: set weights", weights="none")
+        extractor = self._frozen_extractor()
+        seen = extractor.all(images, lambda done: self._progress("features", done, len(images)))
+        self._trim(extractor)
+        return ImageFeatures(tuple(image.id for image in seen.images), seen.features.cpu().numpy(), seen.exclusions)
 
     def save(self, folder: str) -> None:
         """Write the fitted network into a folder, as ``model.safetensors``.
@@ -283,11 +296,3 @@ class McDropoutLearner:
     def _trim(self, extractor: FeatureSource) -> None:
         self._images.trim()
         extractor.trim()
-
-
-def _choose_device(wanted: str) -> torch.device:
-    if wanted != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    if wanted == "cuda":
-        raise SettingsError("device='cuda', but torch finds no usable GPU: set AL_DEVICE=auto or cpu")
-    return torch.device("cpu")

@@ -7,7 +7,7 @@ from typing import Protocol
 import structlog
 
 from ml_backend.errors import EmptyPool, QueueError, StaleRound, TooFewLabels, UnknownProject
-from ml_backend.queueing.status import LastError, Progress
+from ml_backend.queueing.status import LastError, Progress, QueueStatus
 from ml_backend.records import ProjectKey, Reason
 
 __all__ = ["Claim"]
@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 class _Queue(Protocol):
     def newest(self, project: ProjectKey) -> str | None: ...
+
+    def status(self, project: ProjectKey) -> QueueStatus: ...
 
     def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None: ...
 
@@ -65,6 +67,20 @@ class Claim:
             raise StaleRound(
                 f"run {self.generation} of project {self.project} publishes nothing: a newer one has begun"
             )
+
+    def make_way(self) -> None:
+        """Make sure that no other run of the project has begun or waits: for what readers can do without.
+
+        Raises:
+            StaleRound: one has begun, or waits for this one to end.
+        """
+        self.guard()
+        try:
+            waiting = self.queue.status(self.project).waiting
+        except QueueError:
+            return
+        if waiting is not None:
+            raise StaleRound(f"a round of project {self.project} waits ({waiting})")
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show where the round is, at most five times a second within a stage. Never raises."""

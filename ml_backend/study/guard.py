@@ -6,7 +6,7 @@ from typing import Final
 
 from ml_backend.engine.ports import Learner
 from ml_backend.errors import RoundError
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
 from ml_backend.records import FitReport, ImageRef, Label, Ranking
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.strategies import Need
@@ -75,6 +75,10 @@ class GuardedLearner:
     def prepare(self, images: Sequence[ImageRef]) -> None:
         """See ``engine.ports.Learner``."""
         self._learner.prepare(images)
+
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        """See ``engine.ports.Learner``."""
+        return self._learner.embed(images)
 
     def save(self, folder: str) -> None:
         """See ``engine.ports.Learner``."""

@@ -79,4 +79,8 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
         # Redis forgets when it is emptied, the store does not.
         project.require_newest(claim.token)
 
-    return run_live_round(settings, claim.project, claim.reason, claim.progress, guard)
+    def make_way() -> None:
+        guard()
+        claim.make_way()
+
+    return run_live_round(settings, claim.project, claim.reason, claim.progress, guard, make_way=make_way)

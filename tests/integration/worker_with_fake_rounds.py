@@ -26,7 +26,7 @@ from ml_backend.storage import RoundStore
 from ml_backend.worker.start import work
 
 
-def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: Any, guard: Any) -> Any:
+def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: Any, guard: Any, **_more: Any) -> Any:
     redis = connect_redis(settings.redis_url, patient=True)
 
     def note(event: str) -> None:

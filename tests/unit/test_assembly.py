@@ -136,22 +136,22 @@ class TestTheLearner:
 
         _, calls = run()
 
-        assert calls["parts"].learner._learner._warm_from == (network if retrain == "warm" else None)
+        assert calls["parts"].learner._learner._learner._warm_from == (network if retrain == "warm" else None)
 
     def test_a_first_warm_round_has_nothing_to_go_on_from(self, run, monkeypatch):
         monkeypatch.setenv("AL_RETRAIN", "warm")
 
-        assert run()[1]["parts"].learner._learner._warm_from is None
+        assert run()[1]["parts"].learner._learner._learner._warm_from is None
 
     def test_keeps_no_more_than_the_settings_allow(self, run):
         _, calls = run(cache_gb=0.5)
 
-        assert calls["parts"].learner._learner._cache_limit_bytes == 500_000_000
+        assert calls["parts"].learner._learner._learner._cache_limit_bytes == 500_000_000
 
     def test_is_helped_in_the_shards_that_it_scores_in(self, run):
         _, calls = run()
 
-        learner = calls["parts"].learner
+        learner = calls["parts"].learner._learner
         assert isinstance(learner, ShardedLearner)
         assert learner._size == scoring.SHARD_IMAGES
 

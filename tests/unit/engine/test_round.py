@@ -129,6 +129,49 @@ class TestColdStart:
         assert [stage for stage, _, _ in world.stages][-1] == "features"
 
 
+class TestTypicalFirst:
+    """``cold_start: typiclust``."""
+
+    REQUEST = make_request(cold_start="typiclust")
+
+    def test_readers_do_not_wait_for_features(self):
+        """As long as nothing is served, chance is."""
+        world = World(FakeLabels(pool=POOL))
+        parts = replace(world.parts, serving=lambda: False)
+
+        report, _ = run_round(self.REQUEST, parts)
+
+        assert report.ranking == run_round(make_request(), World(FakeLabels(pool=POOL)).parts)[0].ranking
+        assert world.learner.embedded == []
+        assert len(world.learner.prepared) == len(POOL)
+
+    def test_once_they_have_an_order_a_better_one_comes(self):
+        world = World(FakeLabels([make_annotation(1, "severe")], POOL))
+
+        report, published = run_round(self.REQUEST, world.parts)
+
+        assert report.ranking.strategy == "typiclust"
+        assert report.fit is None
+        assert published.image_ids == report.ranking.image_ids
+        assert sorted(published.image_ids) == sorted(image.id for image in POOL)
+        assert world.learner.embedded == [[image.id for image in POOL], ["1"]]
+        assert world.store.saved == [(report, None, None)]
+
+    def test_unreadable_images_are_named_and_not_served(self):
+        report, published = run_round(self.REQUEST, World(FakeLabels(pool=POOL), FakeLearner(["103"])).parts)
+
+        assert "103" not in published.image_ids
+        assert [exclusion.image_id for exclusion in report.exclusions] == ["103"]
+
+    def test_no_say_once_a_network_is_trained(self):
+        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+
+        report, _ = run_round(self.REQUEST, world.parts)
+
+        assert report.ranking.strategy == "fake"
+        assert world.learner.embedded == []
+
+
 class TestTrainedRound:
     def test_learns_from_every_label_and_ranks_the_pool(self):
         world = World(FakeLabels(FOUR_A_CLASS, POOL))

@@ -17,7 +17,7 @@ from ml_backend.engine.ports import Progress, no_progress
 from ml_backend.engine.shards import cut
 from ml_backend.engine.sharing import ShardedLearner
 from ml_backend.errors import QueueError, RoundError, StorageError
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
 from ml_backend.records import Exclusion, FitReport, ImageRef, Label
 from ml_backend.strategies import Need
 from tests.fakes import CLASSES, FakeLearner, make_image
@@ -47,6 +47,9 @@ class SeedLearner:
 
     def prepare(self, images: Sequence[ImageRef]) -> None:
         self._progress("features", len(images), len(images))
+
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        return FakeLearner().embed(images)
 
     def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
         probs: list[Any] = [np.empty((0, 2, 3))]

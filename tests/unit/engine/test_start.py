@@ -1,10 +1,16 @@
 """The order before the first network."""
 
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.engine.start import random_order
+from ml_backend.engine.start import random_order, typical_order
+from ml_backend.errors import EmptyPool
 from ml_backend.records import ImageRef
+from tests.fakes import FakeLearner, make_image
 
 IDS = st.lists(st.integers(1, 10**6).map(str), unique=True, max_size=20)
 
@@ -47,3 +53,51 @@ class TestRandomOrder:
         ids = [str(i) for i in range(30)]
 
         assert len({random_order(images(ids), 5, seed).image_ids for seed in range(10)}) == 10
+
+
+def pool(groups: int = 6, each: int = 12) -> list[ImageRef]:
+    """Ids end in the digit of their group, by which the fake's features tell them apart."""
+    return [make_image(10 * number + group) for number in range(1, each + 1) for group in range(groups)]
+
+
+def groups_of(image_ids: Sequence[str]) -> set[str]:
+    return {image_id[-1] for image_id in image_ids}
+
+
+class TestTypicalOrder:
+    def test_an_image_of_every_group_among_the_first(self):
+        ranking = typical_order(FakeLearner(), [], pool(), 6, seed=0)
+
+        assert groups_of(ranking.image_ids[:6]) == set("012345")
+        assert (ranking.strategy, ranking.batch_size) == ("typiclust", 6)
+        assert sorted(ranking.image_ids) == sorted(image.id for image in pool())
+
+    def test_which_chance_does_not_give(self):
+        """Of six draws from six groups all differ in 1 of 65 cases; on the average 4.0 groups are seen."""
+        seen = [len(groups_of(random_order(pool(), 6, seed).image_ids[:6])) for seed in range(100)]
+
+        assert np.mean(seen) == pytest.approx(4.0, abs=0.4)
+
+    def test_groups_that_hold_a_label_come_later(self):
+        """Four groups are labelled: the batch of two is of the other two."""
+        labelled = [make_image(1000 + group) for group in range(4)]
+        ranking = typical_order(FakeLearner(), labelled, pool(), 2, seed=0)
+
+        assert groups_of(ranking.image_ids[:2]) == set("45")
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_the_same_however_the_pool_arrives(self, seed):
+        there = typical_order(FakeLearner(), [], pool(), 6, seed)
+
+        assert typical_order(FakeLearner(), [], pool()[::-1], 6, seed) == there
+        assert typical_order(FakeLearner(), [], pool(), 6, seed) == there
+
+    def test_unreadable_images_are_named(self):
+        ranking = typical_order(FakeLearner(unreadable=["10", "25"]), [], pool(), 6, seed=0)
+
+        assert [exclusion.image_id for exclusion in ranking.exclusions] == ["10", "25"]
+        assert len(ranking.image_ids) == len(pool()) - 2
+
+    def test_nothing_readable(self):
+        with pytest.raises(EmptyPool, match="none of the 72 unlabelled images could be read"):
+            typical_order(FakeLearner(unreadable=[image.id for image in pool()]), [], pool(), 6, seed=0)

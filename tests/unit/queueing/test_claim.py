@@ -14,8 +14,8 @@ from ml_backend.errors import (
     UnknownProject,
 )
 from ml_backend.queueing.claim import Claim
-from ml_backend.queueing.status import LastError, Progress
-from ml_backend.records import ProjectKey
+from ml_backend.queueing.status import LastError, Progress, QueueStatus
+from ml_backend.records import ProjectKey, Reason
 
 PROJECT = ProjectKey(id=2, created=1795384774)
 
@@ -26,6 +26,7 @@ class MemoryQueue:
     def __init__(self) -> None:
         self.token: str | None = "token"
         self.away = False
+        self.waiting: Reason | None = None
         self.written: list[Progress] = []
         self.ends: list[tuple[LastError | None, bool]] = []
 
@@ -33,6 +34,11 @@ class MemoryQueue:
         if self.away:
             raise QueueError("Redis does not answer")
         return self.token
+
+    def status(self, project: ProjectKey) -> QueueStatus:
+        if self.away:
+            raise QueueError("Redis does not answer")
+        return QueueStatus(waiting=self.waiting)
 
     def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
         self.ends.append((error, again))
@@ -49,6 +55,26 @@ def queue() -> MemoryQueue:
 @pytest.fixture
 def claim(queue: MemoryQueue) -> Claim:
     return Claim(queue, PROJECT, generation=3, token="token", changes=20, started=100.0)
+
+
+class TestMakeWay:
+    """For what readers can do without: a network that only measures."""
+
+    @pytest.mark.parametrize("reason", ["labels", "topup"])
+    def test_for_whatever_waits(self, claim, queue, reason):
+        claim.make_way()
+        queue.waiting = reason
+        with pytest.raises(StaleRound, match=rf"waits \({reason}\)"):
+            claim.make_way()
+
+    def test_for_a_newer_run(self, claim, queue):
+        queue.token = "another"
+        with pytest.raises(StaleRound, match="run 3 of project"):
+            claim.make_way()
+
+    def test_not_for_a_redis_that_is_away(self, claim, queue):
+        queue.away = True
+        claim.make_way()
 
 
 class TestGuard:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ml_backend.errors import EmptyPool
-from ml_backend.queueing import Claim, LastError, Progress, RoundQueue
+from ml_backend.queueing import Claim, LastError, Progress, QueueStatus, RoundQueue
 from ml_backend.records import ProjectKey, Published, Reason
 from ml_backend.worker import job
 from tests.fakes import NOON, make_report
@@ -31,6 +31,9 @@ class MemoryQueue:
 
     def newest(self, project: ProjectKey) -> str | None:
         return None  # as in an emptied Redis
+
+    def status(self, project: ProjectKey) -> QueueStatus:
+        return QueueStatus()
 
     def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
         self.ends.append(error)
@@ -63,7 +66,7 @@ class TestRun:
     def test_a_published_round(self, queue, round_does):
         seen = []
 
-        def run(settings, key, reason, progress, guard):
+        def run(settings, key, reason, progress, guard, *, make_way):
             guard()
             progress("train", 1, 2)
             seen.append((key, reason))
@@ -80,7 +83,7 @@ class TestRun:
         assert queue.ends == [None]
 
     def test_a_refused_round_is_told_and_does_not_raise(self, queue, round_does):
-        def run(*_args):
+        def run(*_args, **_kwargs):
             raise EmptyPool("no image is left")
 
         round_does(run)
@@ -89,7 +92,7 @@ class TestRun:
         assert [(error.kind, error.message) for error in queue.ends] == [("EmptyPool", "no image is left")]
 
     def test_a_bug_is_told_and_raised(self, queue, round_does):
-        def run(*_args):
+        def run(*_args, **_kwargs):
             raise ZeroDivisionError("a bug")
 
         round_does(run)
@@ -102,7 +105,7 @@ class TestRun:
         """A top-up was asked for, and then labels earned a round."""
         seen = []
 
-        def run(settings, key, reason, progress, guard):
+        def run(settings, key, reason, progress, guard, *, make_way):
             seen.append(reason)
             return make_report(), PUBLISHED
 
@@ -114,11 +117,11 @@ class TestRun:
     def test_a_run_that_wakes_up_late_finds_the_newer_one_on_disk(self, queue, round_does):
         """Redis was emptied and knows of neither."""
 
-        def newer(settings, key, reason, progress, guard):
+        def newer(settings, key, reason, progress, guard, *, make_way):
             guard()
             return make_report(), PUBLISHED
 
-        def late(settings, key, reason, progress, guard):
+        def late(settings, key, reason, progress, guard, *, make_way):
             guard()
             round_does(newer)
             job.run("2.1795384774", 1, "labels")
@@ -137,7 +140,7 @@ class TestRun:
         assert [error and error.kind for error in queue.ends] == ["StorageError"]
 
     def test_a_round_that_was_overtaken_does_nothing(self, queue, round_does):
-        def run(*_args):
+        def run(*_args, **_kwargs):
             raise AssertionError("must not run")
 
         round_does(run)
