@@ -21,7 +21,7 @@ from ml_backend.engine.round import run_round
 from ml_backend.engine.sharing import ShardedLearner
 from ml_backend.engine.topup import beside
 from ml_backend.errors import RoundError, StorageError
-from ml_backend.insight.agreement import AGREEMENT, FIXED_SET, NOISE, noise_of
+from ml_backend.insight.agreement import AGREEMENT, FIXED_SET, NOISE, noise_of, rounds_with
 from ml_backend.label_studio.formats import training_classes
 from ml_backend.model import scoring
 from ml_backend.model.checkpoint import FILE_NAME
@@ -144,7 +144,7 @@ def _measure_noise(
 ) -> None:
     """Now and then: how much a twin of the round's network differs from it. Readers have their order already."""
     project, options = live.world.project, live.options
-    if not twin_is_due(project.rounds_with(AGREEMENT), project.rounds_with(NOISE), options.noise_every):
+    if not twin_is_due(rounds_with(project, AGREEMENT), rounds_with(project, NOISE), options.noise_every):
         return
     found = ask_twin(
         witness,

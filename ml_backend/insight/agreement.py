@@ -30,6 +30,7 @@ __all__ = [
     "fixed_predictions",
     "noise_of",
     "round_marks",
+    "rounds_with",
     "stored_marks",
     "stored_noise",
 ]
@@ -187,9 +188,14 @@ def _by_chance(counts: Counts) -> float:
     return float((counts.sum(axis=1) * counts.sum(axis=0)).sum() / counts.sum() ** 2)
 
 
+def rounds_with(project: ProjectStore, name: str) -> list[str]:
+    """The saved rounds that have a record of this name beside them, oldest first."""
+    return sorted(path.parent.name for path in project.folder.glob(f"rounds/r*/{name}.json"))
+
+
 def stored_marks(project: ProjectStore) -> list[RoundMarks]:
     """Of every trained round that has them, oldest first. Damaged ones are left out, and logged."""
-    read = (_read(project, round_id, AGREEMENT, RoundMarks) for round_id in project.rounds_with(AGREEMENT))
+    read = (_read(project, round_id, AGREEMENT, RoundMarks) for round_id in rounds_with(project, AGREEMENT))
     return [one for one in read if one is not None]
 
 
@@ -197,7 +203,7 @@ def stored_noise(project: ProjectStore, rounds: Sequence[str]) -> dict[str, Agre
     """Agreement with a twin, of those of the rounds that have one. Damaged ones are left out, and logged."""
     wanted = set(rounds)
     found: dict[str, Agreement] = {}
-    for round_id in project.rounds_with(NOISE):
+    for round_id in rounds_with(project, NOISE):
         if round_id in wanted and (noise := _read(project, round_id, NOISE, Agreement)) is not None:
             found[round_id] = noise
     return found

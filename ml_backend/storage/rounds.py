@@ -140,10 +140,6 @@ class ProjectStore:
         """Every saved round, oldest first."""
         return sorted(path.parent.name for path in self.folder.glob("rounds/r*/report.json"))
 
-    def rounds_with(self, name: str) -> list[str]:
-        """The saved rounds that have a record of this name beside them, oldest first."""
-        return sorted(path.parent.name for path in self.folder.glob(f"rounds/r*/{name}.json"))
-
     def next_round_id(self) -> str:
         """Take the next number: ``r000001``, ``r000002``, ... No two runs that live have the same.
 

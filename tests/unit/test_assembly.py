@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,21 +11,23 @@ import pytest
 
 from ml_backend import assembly
 from ml_backend.assembly import live, reranking, rounds, world
-from ml_backend.engine.ports import RoundParts
+from ml_backend.engine.ports import RoundParts, no_progress
 from ml_backend.engine.rerank import RerankParts, StoredPasses
 from ml_backend.engine.sharing import ShardedLearner
 from ml_backend.engine.topup import TurnsPublisher
 from ml_backend.errors import EmptyPool, RoundError, SettingsError, StorageError, UnknownProject
 from ml_backend.insight import INSIGHT, RoundInsight
+from ml_backend.insight.agreement import NOISE, rounds_with, stored_marks, stored_noise
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.model import scoring
 from ml_backend.model.machine import machine
+from ml_backend.model.randomness import derive
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, ProjectKey, Published, Reason, RoundReport, RoundRequest
+from ml_backend.records import Connection, Label, ProjectKey, Published, Reason, RoundReport, RoundRequest
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore, ScoringFolder, ScoringTask
 from ml_backend.storage.annotations import ReadingStore
-from tests.fakes import NOON, FakeLearner, make_fit, make_image, make_report, make_request
+from tests.fakes import CLASSES, NOON, FakeLearner, make_fit, make_image, make_report, make_request
 
 KEY = ProjectKey(id=2, created=1795384774)
 CHOICES = '<View><Image name="i" value="$image"/><Choices name="c" toName="i">{}</Choices></View>'
@@ -356,6 +359,93 @@ class TestWhatIsNoted:
 
         assert published.annotations == 7
         assert project.published() == published
+
+
+class TestNoise:
+    """A twin of the round's network, trained when readers have their order."""
+
+    @pytest.fixture
+    def made(self, monkeypatch):
+        """What learns, by whether it is a twin; the real ones need images."""
+        found: list[tuple[FakeLearner, bool]] = []
+
+        def learner(_world, _options, _progress, _warm_from=None, *, twin=False):
+            found.append((FakeLearner(), twin))
+            return found[-1][0]
+
+        monkeypatch.setattr(world.World, "learner", learner)
+        return found
+
+    @staticmethod
+    def trains(parts: RoundParts) -> None:
+        """The steps of a round that trains, saved as the next number."""
+        labels = [Label(image=make_image(n), value=CLASSES[n % 3], raters=1) for n in range(6)]
+        fit = parts.learner.fit(labels[:4], labels[4:], CLASSES)
+        outputs = parts.learner.outputs([make_image(n) for n in range(10, 20)], frozenset({"probs"}))
+        taken = sorted(path.name for path in Path(parts.store.rounds.project.folder, "rounds").glob(".r*"))  # type: ignore[attr-defined]
+        report = make_report(taken[-1].removeprefix(".")).model_copy(update={"fit": fit})
+        parts.store.save(report, outputs, None)
+
+    @pytest.mark.parametrize(("every", "expected"), [(1, ["r000001", "r000002"]), (2, ["r000002"]), (0, [])])
+    def test_is_measured_after_every_so_many_trained_rounds(self, run, made, tmp_path, *, monkeypatch, every, expected):
+        monkeypatch.setenv("AL_NOISE_EVERY", str(every))
+        project = RoundStore(tmp_path).project(KEY)
+
+        for _ in range(2):
+            run(during=self.trains)
+
+        assert rounds_with(project, NOISE) == expected
+        assert [one.round_id for one in stored_marks(project)] == ["r000001", "r000002"]
+        # The fake answers by the image alone: twins agree on all ten.
+        assert {noise.agreed for noise in stored_noise(project, expected).values()} <= {1.0}
+        twins = [one for one, twin in made if twin]
+        assert [one.fits for one in twins] == [made[0][0].fits] * len(expected)
+
+    def test_a_round_that_trains_nothing_measures_nothing(self, run, made, tmp_path, monkeypatch):
+        monkeypatch.setenv("AL_NOISE_EVERY", "1")
+        run()
+
+        assert [twin for _, twin in made] == [False]
+        assert rounds_with(RoundStore(tmp_path).project(KEY), NOISE) == []
+
+    def test_a_twin_has_another_seed_and_the_same_folds(self, tmp_path, monkeypatch):
+        seeds = []
+
+        def note(_make, options, folds, _progress):
+            seeds.append((options.seed, folds.keywords["seed"]))
+
+        monkeypatch.setattr(world, "make_learner", note)
+        monkeypatch.setenv("AL_LABEL_STUDIO_API_KEY", "k")
+        settings = Settings(data_dir=tmp_path, label_studio_url="http://ls", label_studio_api_key="k", device="cpu")
+        RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
+        with world.world_of(settings, KEY) as it:
+            for twin in (False, True):
+                it.learner(ProjectOptions(seed=4), no_progress, twin=twin)
+
+        assert seeds == [(4, 4), (derive(4, "twin"), 4)]
+
+
+class TestTypicalFirst:
+    """``cold_start: typiclust``: the first order is by chance, and a better one follows it at once."""
+
+    @pytest.mark.parametrize(("cold_start", "runs"), [("random", 1), ("typiclust", 2)])
+    def test_two_rounds_where_the_owner_wants_it(self, tmp_path, run, monkeypatch, cold_start, runs):
+        monkeypatch.setenv("AL_COLD_START", cold_start)
+        project = RoundStore(tmp_path).project(KEY)
+        served = Published(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+        seen = []
+
+        def random_then_typical(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Published]:
+            seen.append((request.round_id, request.cold_start, parts.serving()))
+            report = make_report(request.round_id)
+            project.set_published(served)
+            return report, served
+
+        monkeypatch.setattr(rounds, "run_round", random_then_typical)
+        run()
+
+        assert [(cold, serving) for _, cold, serving in seen] == [(cold_start, False), (cold_start, True)][:runs]
+        assert len({round_id for round_id, _, _ in seen}) == runs
 
 
 class TestShardScorer:

@@ -10,9 +10,10 @@ from ml_backend.engine.noise import Witness, ask_twin, twin_is_due
 from ml_backend.engine.ports import Learner, Progress, no_guard, no_progress
 from ml_backend.errors import RoundError, StaleRound
 from ml_backend.records import FitReport, Label
+from ml_backend.strategies import Need
 from tests.fakes import CLASSES, FakeLearner, make_image
 
-PROBS = frozenset({"probs"})
+PROBS: frozenset[Need] = frozenset({"probs"})
 POOL = [make_image(number) for number in range(100, 130)]
 LABELS = [Label(image=make_image(number), value=CLASSES[number % 3], raters=1) for number in range(9)]
 
