@@ -183,3 +183,27 @@ class TestSimulate:
 
         assert [store.report(round_id) for round_id in store.round_ids()] == list(reports)
         assert (store.folder / "rounds/r000002/model.txt").read_text() == "fits: 2\n"
+
+
+class TestStartByTypiclust:
+    def test_labels_an_image_of_every_group_first_and_then_trains(self):
+        """Nobody waits in a simulation: the first batch of ten is already one of each of ten looks."""
+        oracle = Oracle(
+            Label(image=ImageRef(id=f"{n}", uri=f"{n}.png"), value=CLASSES[n % 3], raters=1) for n in range(100, 160)
+        )
+        learner = FakeLearner()
+        parts = RoundParts(
+            labels=oracle,
+            consensus=one_reader,
+            learner=learner,
+            strategy=FakeStrategy(),
+            store=MemoryStore(),
+            publisher=loop.OracleReader(oracle),
+        )
+        request = make_request(cold_start="typiclust", batch_size=10)
+
+        first, second = islice(loop.simulated_rounds(request, parts), 2)
+
+        assert first.ranking.strategy == "typiclust"
+        assert {image_id[-1] for image_id in first.ranking.image_ids[:10]} == set("0123456789")
+        assert second.fit is not None
