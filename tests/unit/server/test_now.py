@@ -52,8 +52,15 @@ class TestUsual:
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(0.2, "less than a second"), (1, "about 1 second"), (42.4, "about 42 seconds"), (90, "about 2 minutes")]
-    + [(5400, "about 2 hours"), (4000, "about 67 minutes"), (2e5, "about 2 days")],
+    [
+        (0.2, "less than a second"),
+        (1, "about 1 second"),
+        (42.4, "about 42 seconds"),
+        (90, "about 2 minutes"),
+        (4000, "about 67 minutes"),
+        (5400, "about 2 hours"),
+        (2e5, "about 2 days"),
+    ],
 )
 def test_durations_in_words(seconds, told):
     assert duration(seconds) == told
