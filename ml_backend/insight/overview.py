@@ -12,6 +12,7 @@ from ml_backend.insight.fidelity import OrderFidelity, order_fidelity
 from ml_backend.insight.history import StrategyChange, strategy_history
 from ml_backend.insight.lines import Remembered, RoundLine, RoundLines
 from ml_backend.insight.records import INSIGHT, ImageInsight, RoundInsight
+from ml_backend.insight.start import StartEstimate, start_estimate
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.mirror import Mirror
 from ml_backend.records import Record, RoundReport
@@ -74,6 +75,7 @@ class Overview(Record):
     changes: tuple[StrategyChange, ...] = ()
     chosen: Chosen | None = None
     fidelity: OrderFidelity | None = None
+    start: StartEstimate | None = None
 
 
 class Question(NamedTuple):
@@ -110,6 +112,7 @@ def overview(
         changes=strategy_history(line.report for line in found),
         chosen=None if shown is None else _told(lambda: chosen(project, project.report(shown.round_id))),
         fidelity=None if question is None else _told(lambda: _fidelity(project, memory, question)),
+        start=None if question is None or not found else _start(found[-1], question.options.min_labels_per_class),
     )
 
 
@@ -142,6 +145,15 @@ def _fidelity(project: ProjectStore, memory: Memory, question: Question) -> Orde
         return None
     answers = answers_of(mirror, question.config, question.options)
     return memory.fidelity.put(project.folder, state, order_fidelity(orders, answers))
+
+
+def _start(last: RoundLine, minimum: int) -> StartEstimate | None:
+    """How much labelling is left until the first network; None once there is one."""
+    if last.fit is not None or not last.labels_per_class:
+        return None
+    return _told(
+        lambda: start_estimate(last.labels_per_class, minimum, last.images, by_chance=last.strategy == "random")
+    )
 
 
 def _changed(path: Path) -> int:
