@@ -9,6 +9,7 @@ from flask import Flask, Response, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
+from ml_backend.insight.overview import Memory
 from ml_backend.queueing import RoundQueue
 from ml_backend.server.forms import is_same_origin
 from ml_backend.server.metrics import Metrics
@@ -47,7 +48,8 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     app = Flask("ml_backend.server", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
-    app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue))
+    memory = Memory()
+    app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue, memory.lines), memory)
     app.register_blueprint(routes)
     app.register_blueprint(pages)
     _begin_lines(app)

@@ -1,19 +1,29 @@
-"""``/metrics``: counters and gauges for Prometheus, in a registry of the app's own."""
+"""``/metrics``: counters and gauges for Prometheus, in a registry of the app's own.
 
+Names and units go by Prometheus' conventions. ``docker/grafana/active-learning.json`` shows every one of them.
+"""
+
+import platform
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from ml_backend.errors import QueueError
+from ml_backend.insight.lines import RoundLines
 from ml_backend.queueing import RoundQueue
 from ml_backend.server.events import ACTIONS
+from ml_backend.server.learning_metrics import LearningMetrics
 from ml_backend.server.status import ProjectStatus, statuses
 from ml_backend.storage import RoundStore
 
 __all__ = ["Metrics"]
+
+Family: TypeAlias = GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily
 
 
 class Metrics:
@@ -22,12 +32,13 @@ class Metrics:
     Args:
         store: read at every scrape.
         queue: read at every scrape.
+        lines: what this process remembers of the rounds.
     """
 
-    def __init__(self, store: RoundStore, queue: RoundQueue) -> None:
+    def __init__(self, store: RoundStore, queue: RoundQueue, lines: RoundLines) -> None:
         self.registry = CollectorRegistry()
         self._webhooks = Counter("al_webhooks", "Events that Label Studio sent", ["action"], registry=self.registry)
-        self.registry.register(_Projects(store, queue))
+        self.registry.register(_Projects(store, queue, LearningMetrics(store, lines)))
 
     def count_webhook(self, action: str) -> None:
         # Anybody may send any action: a label of its own for each would fill the memory.
@@ -37,34 +48,42 @@ class Metrics:
 class _Projects(Collector):
     """What store and queue say at the moment of the scrape."""
 
-    def __init__(self, store: RoundStore, queue: RoundQueue) -> None:
+    def __init__(self, store: RoundStore, queue: RoundQueue, learning: LearningMetrics) -> None:
         self._store = store
         self._queue = queue
+        self._learning = learning
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Nothing: without this, registering would already ask Redis."""
         return ()
 
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    def collect(self) -> Iterator[Family]:
         found = statuses(self._store, self._queue)
-        yield _gauge(
-            "al_unreadable_projects", "Projects whose state cannot be read", sum(s.problem is not None for s in found)
+        yield InfoMetricFamily(
+            "al_build",
+            "Version of this backend and of the Python that runs it",
+            {"version": version("label-studio-active-learning"), "python": platform.python_version()},
+        )
+        yield GaugeMetricFamily("al_projects", "Projects that are connected", value=len(found))
+        yield GaugeMetricFamily(
+            "al_unreadable_projects",
+            "Projects whose state cannot be read",
+            value=sum(status.problem is not None for status in found),
         )
         readable = [status for status in found if status.problem is None]
         yield from _queue_metrics(readable)
+        yield from _progress_metrics(readable)
         yield from _failure_metrics(readable)
-        yield from _round_metrics(found)
+        yield from _project_metrics(found)
+        yield from _order_metrics(found)
+        yield from self._learning.collect(found)
         yield from self._worker_metrics()
 
     def _worker_metrics(self) -> Iterator[GaugeMetricFamily]:
         try:
-            yield _gauge("al_workers", "Workers that are alive", self._queue.workers())
+            yield GaugeMetricFamily("al_workers", "Workers that are alive", value=self._queue.workers())
         except QueueError:
             return  # the projects say so already
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=value)
 
 
 def _queue_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
@@ -76,14 +95,42 @@ def _queue_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily | C
         queue.add_metric([state], count)
     yield queue
     changes = GaugeMetricFamily("al_changes", "Changed annotations since the last round", labels=["project"])
+    threshold = GaugeMetricFamily(
+        "al_changes_threshold", "Changed annotations that start a round; 0: none starts by itself", labels=["project"]
+    )
     rounds = CounterMetricFamily("al_rounds", "Rounds that ended", labels=["project", "outcome"])
     for status in found:
         project = str(status.connection.project)
         changes.add_metric([project], status.queue.changes)
+        threshold.add_metric([project], status.queue.threshold)
         rounds.add_metric([project, "published"], status.queue.rounds_finished)
         rounds.add_metric([project, "failed"], status.queue.rounds_failed)
     yield changes
+    yield threshold
     yield rounds
+
+
+def _progress_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
+    """Of rounds that run; none where none does."""
+    done = GaugeMetricFamily(
+        "al_round_progress_done", "Steps that the running round has done of its stage", labels=["project", "stage"]
+    )
+    steps = GaugeMetricFamily(
+        "al_round_progress_steps", "Steps of the running round's stage, done or not", labels=["project", "stage"]
+    )
+    started = GaugeMetricFamily(
+        "al_round_started_timestamp_seconds", "When the running round began", labels=["project"]
+    )
+    for status in found:
+        progress, project = status.queue.progress, str(status.connection.project)
+        if progress is None or status.queue.running is None:
+            continue
+        done.add_metric([project, progress.stage], progress.done)
+        steps.add_metric([project, progress.stage], progress.total)
+        started.add_metric([project], progress.started)
+    yield done
+    yield steps
+    yield started
 
 
 def _failure_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
@@ -100,26 +147,50 @@ def _failure_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
     yield attempts
 
 
-def _round_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
+def _project_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
+    """What its owner or an operator has to see to."""
+    paused = GaugeMetricFamily("al_paused", "1 where the owner holds the rounds, else 0", labels=["project"])
+    usable = GaugeMetricFamily(
+        "al_configuration_usable",
+        "1 where the next round can read label config and options, else 0",
+        labels=["project"],
+    )
+    readable = GaugeMetricFamily(
+        "al_label_studio_readable", "1 where Label Studio could be read when last looked at, else 0", labels=["project"]
+    )
+    for status in found:
+        project = str(status.connection.project)
+        paused.add_metric([project], status.paused is not None)
+        usable.add_metric([project], status.mistake is None)
+        readable.add_metric([project], status.unreadable is None)
+    yield paused
+    yield usable
+    yield readable
+
+
+def _order_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
     seconds = GaugeMetricFamily(
         "al_last_round_seconds", "Wall time of the last round's stages", labels=["project", "stage"]
     )
     published = GaugeMetricFamily(
         "al_published_timestamp_seconds", "When the order that is served was published", labels=["project"]
     )
-    for status in found:
-        if status.published:
-            published.add_metric([str(status.connection.project)], status.published.published_at.timestamp())
-        stages = dict(status.report.seconds) if status.report else {}
-        # Saving and publishing come after the report is written; the publisher times them itself.
-        stages |= {f"publish_{step}": s for step, s in (status.published.seconds if status.published else {}).items()}
-        for stage, value in stages.items():
-            seconds.add_metric([str(status.connection.project), stage], value)
+    images = GaugeMetricFamily("al_published_images", "Images in the order that is served", labels=["project"])
     unreadable = GaugeMetricFamily(
         "al_quarantined_images", "Images that rounds leave out because they cannot be read", labels=["project"]
     )
     for status in found:
-        unreadable.add_metric([str(status.connection.project)], len(status.quarantined))
+        project = str(status.connection.project)
+        if status.published:
+            published.add_metric([project], status.published.published_at.timestamp())
+            images.add_metric([project], len(status.published.image_ids))
+        stages = dict(status.report.seconds) if status.report else {}
+        # Saving and publishing come after the report is written; the publisher times them itself.
+        stages |= {f"publish_{step}": s for step, s in (status.published.seconds if status.published else {}).items()}
+        for stage, value in stages.items():
+            seconds.add_metric([project, stage], value)
+        unreadable.add_metric([project], len(status.quarantined))
     yield seconds
     yield published
+    yield images
     yield unreadable
