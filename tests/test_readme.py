@@ -1,6 +1,7 @@
-"""README says what the program does: every command, setting, option and strategy, in the program's own words."""
+"""README and docs say what the program does: every command, setting, option and strategy, in its own words."""
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from ml_backend.strategies import markdown_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("owners", "operators", "researchers", "developers")}
+MANUAL = "\n".join((README, *PAGES.values()))
 
 
 def in_code(value: object) -> str:
@@ -61,9 +64,26 @@ def strategy_rows() -> list[str]:
     return markdown_table().splitlines()[2:]
 
 
-def has_line(line: str) -> bool:
+def has_line(text: str, line: str) -> bool:
     """Not ``in``: the failure would print the whole file."""
-    return line in README.splitlines()
+    return line in text.splitlines()
+
+
+def commands() -> list[str]:
+    """Every `ml-backend` and `make` command of a shell block, in README and in the pages; continued lines as one."""
+    blocks = re.findall(r"```sh\n(.*?)```", MANUAL, re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    told = [re.sub(r"\s+#.*$", "", line).removeprefix(".venv/bin/") for line in lines]
+    return sorted({line for line in told if line.startswith(("ml-backend ", "make "))})
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a page's headings."""
+    return {
+        re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
 
 
 class TestReadme:
@@ -80,11 +100,11 @@ class TestReadme:
 
     @pytest.mark.parametrize("row", settings_rows())
     def test_names_every_setting(self, row):
-        assert has_line(row), f"README lacks the row {row}"
+        assert has_line(PAGES["operators"], row), f"docs/operators.md lacks the row {row}"
 
     @pytest.mark.parametrize("row", option_rows())
     def test_names_every_option(self, row):
-        assert has_line(row), f"README lacks the row {row}"
+        assert has_line(PAGES["owners"], row), f"docs/owners.md lacks the row {row}"
 
     def test_holds_the_table_that_the_command_prints(self):
         """`ml-backend strategies --markdown`, word for word."""
@@ -98,14 +118,14 @@ class TestReadme:
         variables = {f"AL_{name.upper()}" for name in (*Settings.model_fields, *ProjectOptions.model_fields)}
         others = {"AL_IMAGE_TARGET", "AL_LABEL_STUDIO_BIN"}  # of compose.yaml and of the demo
 
-        assert set(re.findall(r"\bAL_[A-Z_]+\b", README)) - {"AL_"} <= variables | others
-        assert set(re.findall(r"`ml-backend (\w+)", README)) == set(get_command(app).commands)  # type: ignore[attr-defined]
-        tables = {line for line in README.splitlines() if re.match(r"\| `(AL_\w+|[a-z_]+)` \|", line)}
+        assert set(re.findall(r"\bAL_[A-Z_]+\b", MANUAL)) - {"AL_"} <= variables | others
+        assert set(re.findall(r"`ml-backend (\w+)", MANUAL)) == set(get_command(app).commands)  # type: ignore[attr-defined]
+        tables = {line for line in MANUAL.splitlines() if re.match(r"\| `(AL_\w+|[a-z_]+)` \|", line)}
         assert tables == {*settings_rows(), *option_rows(), *strategy_rows()}
 
     def test_its_label_config_is_one_that_we_can_read(self):
         """The example that people copy, with the option that it sets."""
-        [xml] = re.findall(r"```xml\n(.*?)```", README, re.DOTALL)
+        [xml] = re.findall(r"```xml\n(.*?)```", MANUAL, re.DOTALL)
 
         config = parse_label_config(xml)
         options = ProjectOptions.resolve(attributes=config.attributes, environ={})
@@ -114,7 +134,7 @@ class TestReadme:
 
     def test_its_python_runs_as_it_stands(self):
         """On a network that needs no download; it prints a batch of 20 different images."""
-        [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        [code] = re.findall(r"```python\n(.*?)```", MANUAL, re.DOTALL)
 
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 
@@ -123,15 +143,36 @@ class TestReadme:
         assert len({int(place) for place in printed[0].split(",")}) == 20
         assert done.stdout.strip().endswith("nats")
 
-    def test_its_links_lead_somewhere(self):
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", README):
-            assert (ROOT / target).exists(), target
-        headings = {
-            re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-            for line in README.splitlines()
-            if line.startswith("#")
-        }
-        assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+    @pytest.mark.parametrize(
+        "page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+    )
+    def test_its_links_lead_somewhere(self, page):
+        """Files that are there, and headings that they have."""
+        path = ROOT / page
+        text = path.read_text()
+        for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", text):
+            found = path if not target else path.parent / target
+            assert found.exists(), target
+            if anchor:
+                assert anchor in headings(found.read_text()), f"{target}#{anchor}"
+
+    @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("ml-backend ")])
+    def test_its_commands_are_understood(self, command):
+        """Parsed by the program itself, with every option, and not run: some take hours, others a Label Studio."""
+        _, name, *given = shlex.split(command)
+        program = get_command(app).commands[name]  # type: ignore[attr-defined]
+
+        with program.make_context(name, given):
+            pass
+
+    @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
+    def test_its_targets_are_made(self, command):
+        """By the Makefile itself, without doing anything."""
+        done = subprocess.run(
+            ["make", "--dry-run", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+        assert done.returncode == 0, done.stderr
 
 
 class TestPicture:
