@@ -69,8 +69,8 @@ def labelled(live_project, backend) -> Labelled:
     rounds = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
     store = rounds.project(rounds.connection(project.id).project)
     mirror = read_project(project.client, project.id, None).mirror
-    answers = answers_of(mirror, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
-    return Labelled(room, project.follower, exported_tasks(project.client, project.id), store, answers)
+    told = answers_of(mirror, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
+    return Labelled(room, project.follower, exported_tasks(project.client, project.id), store, told)
 
 
 class TestServedOrder:
