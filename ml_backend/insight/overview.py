@@ -1,18 +1,20 @@
 """Everything that one project's page tells, gathered from the store. What cannot be told is None, and hides nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import structlog
 
 from ml_backend.errors import BackendError
+from ml_backend.insight.agreement import stored_marks, stored_noise
 from ml_backend.insight.answers import answers_of
 from ml_backend.insight.fidelity import OrderFidelity, order_fidelity
 from ml_backend.insight.history import StrategyChange, strategy_history
 from ml_backend.insight.lines import Remembered, RoundLine, RoundLines
 from ml_backend.insight.records import INSIGHT, ImageInsight, RoundInsight
 from ml_backend.insight.start import StartEstimate, start_estimate
+from ml_backend.insight.stopping import StopAdvice, stop_advice
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.mirror import Mirror
 from ml_backend.records import Record, RoundReport
@@ -76,6 +78,7 @@ class Overview(Record):
     chosen: Chosen | None = None
     fidelity: OrderFidelity | None = None
     start: StartEstimate | None = None
+    stopping: StopAdvice | None = None
 
 
 class Question(NamedTuple):
@@ -91,6 +94,7 @@ class Memory:
     def __init__(self) -> None:
         self.lines = RoundLines()
         self.fidelity: Remembered[OrderFidelity | None] = Remembered(KEPT_PROJECTS)
+        self.stopping: Remembered[StopAdvice] = Remembered(KEPT_PROJECTS)
 
 
 def overview(
@@ -112,6 +116,7 @@ def overview(
         changes=strategy_history(line.report for line in found),
         chosen=None if shown is None else _told(lambda: chosen(project, project.report(shown.round_id))),
         fidelity=None if question is None else _told(lambda: _fidelity(project, memory, question)),
+        stopping=None if question is None or not found else _told(lambda: _stopping(project, memory, question, found)),
         start=None if question is None or not found else _start(found[-1], question.options.min_labels_per_class),
     )
 
@@ -145,6 +150,26 @@ def _fidelity(project: ProjectStore, memory: Memory, question: Question) -> Orde
         return None
     answers = answers_of(mirror, question.config, question.options)
     return memory.fidelity.put(project.folder, state, order_fidelity(orders, answers))
+
+
+def _stopping(
+    project: ProjectStore, memory: Memory, question: Question, lines: Sequence[RoundLine]
+) -> StopAdvice | None:
+    if all(line.fit is None for line in lines):
+        return None
+    newest = project.folder / "rounds" / lines[-1].round_id  # its noise is measured after it was published
+    state = (len(lines), _changed(newest), _changed(project.folder / "tasks.json"), question)
+    if (known := memory.stopping.get(project.folder, state)) is not None:
+        return known
+    marks, mirror = stored_marks(project), ReadingStore(project.folder).mirror(Mirror)
+    answers = [] if mirror is None else answers_of(mirror, question.config, question.options)
+    advice = stop_advice(
+        marks,
+        stored_noise(project, [one.round_id for one in marks]),
+        batch_size=question.options.batch_size,
+        lead_times_s=[one.lead_time_s for one in answers],
+    )
+    return memory.stopping.put(project.folder, state, advice)
 
 
 def _start(last: RoundLine, minimum: int) -> StartEstimate | None:
