@@ -1,26 +1,32 @@
 """Everything that one project's page tells, gathered from the store. What cannot be told is None, and hides nothing."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import structlog
 
+from ml_backend.consensus import RULES
 from ml_backend.errors import BackendError
 from ml_backend.insight.agreement import stored_marks, stored_noise
 from ml_backend.insight.answers import answers_of
+from ml_backend.insight.control import labels_by_origin
 from ml_backend.insight.fidelity import OrderFidelity, order_fidelity
 from ml_backend.insight.history import StrategyChange, strategy_history
 from ml_backend.insight.lines import Remembered, RoundLine, RoundLines
+from ml_backend.insight.proof import PROOF_FILE, ActiveAgainstRandom, ControlEstimate, control_estimate
 from ml_backend.insight.records import INSIGHT, ImageInsight, RoundInsight
 from ml_backend.insight.start import StartEstimate, start_estimate
 from ml_backend.insight.stopping import StopAdvice, stop_advice
-from ml_backend.label_studio.formats import LabelConfig
+from ml_backend.label_studio.formats import LabelConfig, training_classes
+from ml_backend.label_studio.labels import annotations_in
 from ml_backend.label_studio.mirror import Mirror
 from ml_backend.records import Record, RoundReport
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.files import read_record
 
 __all__ = ["BatchImage", "Chosen", "Memory", "Overview", "Question", "chosen", "overview"]
 
@@ -79,6 +85,8 @@ class Overview(Record):
     fidelity: OrderFidelity | None = None
     start: StartEstimate | None = None
     stopping: StopAdvice | None = None
+    control: ControlEstimate | None = None
+    proof: ActiveAgainstRandom | None = None
 
 
 class Question(NamedTuple):
@@ -95,6 +103,7 @@ class Memory:
         self.lines = RoundLines()
         self.fidelity: Remembered[OrderFidelity | None] = Remembered(KEPT_PROJECTS)
         self.stopping: Remembered[StopAdvice] = Remembered(KEPT_PROJECTS)
+        self.control: Remembered[ControlEstimate | None] = Remembered(KEPT_PROJECTS)
 
 
 def overview(
@@ -117,6 +126,8 @@ def overview(
         chosen=None if shown is None else _told(lambda: chosen(project, project.report(shown.round_id))),
         fidelity=None if question is None else _told(lambda: _fidelity(project, memory, question)),
         stopping=None if question is None or not found else _told(lambda: _stopping(project, memory, question, found)),
+        control=None if question is None else _told(lambda: _control(project, memory, question, found)),
+        proof=_told(lambda: read_record(project.folder / PROOF_FILE, ActiveAgainstRandom)),
         start=None if question is None or not found else _start(found[-1], question.options.min_labels_per_class),
     )
 
@@ -170,6 +181,30 @@ def _stopping(
         lead_times_s=[one.lead_time_s for one in answers],
     )
     return memory.stopping.put(project.folder, state, advice)
+
+
+def _control(
+    project: ProjectStore, memory: Memory, question: Question, lines: Sequence[RoundLine]
+) -> ControlEstimate | None:
+    if not any(line.report.request.control_share for line in lines):
+        return None
+    state = (len(lines), _changed(project.folder / "tasks.json"), question)
+    if (known := memory.control.get(project.folder, state)) is not None:
+        return known
+    mirror = ReadingStore(project.folder).mirror(Mirror)
+    if mirror is None:
+        return None
+    config, options = question
+    classes = training_classes(config, options)
+    annotations, _ = annotations_in(mirror, config, options)
+    found = ((line.round_id, _told(partial(project.record, line.round_id, INSIGHT, RoundInsight))) for line in lines)
+    origin = labels_by_origin(
+        [line.report for line in lines],
+        {round_id: insight for round_id, insight in found if insight is not None},
+        RULES[options.consensus](annotations, classes).labels,
+        answers_of(mirror, config, options),
+    )
+    return memory.control.put(project.folder, state, control_estimate(origin.control, classes, was_on=True))
 
 
 def _start(last: RoundLine, minimum: int) -> StartEstimate | None:

@@ -11,7 +11,7 @@ from ml_backend.label_studio.reading import Reading, read_project
 from ml_backend.records import Annotation, Exclusion, ImageRef, Record
 from ml_backend.settings import ProjectOptions
 
-__all__ = ["LabelStudioLabels", "MirrorStore"]
+__all__ = ["LabelStudioLabels", "MirrorStore", "annotations_in"]
 
 SKIPPED_IS_DONE = "IGNORE_SKIPPED"  # the project's skip queue: a skipped task is never served again
 
@@ -59,14 +59,7 @@ class LabelStudioLabels:
 
     def annotations(self) -> Sequence[Annotation]:
         """Every annotation of the project. What cannot be read is named among the exclusions of ``unlabelled``."""
-        self._unreadable = []
-        found: list[Annotation] = []
-        for task in self._read().mirror.annotated():
-            try:
-                image = read_image(task, self._config)
-                found += [read_annotation(item, image, self._config, self._options) for item in task["annotations"]]
-            except PayloadError as error:
-                self._unreadable.append(Exclusion(image_id=str(task["id"]), reason=str(error)))
+        found, self._unreadable = annotations_in(self._read().mirror, self._config, self._options)
         return found
 
     def unlabelled(self) -> tuple[Sequence[ImageRef], Sequence[Exclusion]]:
@@ -92,6 +85,21 @@ class LabelStudioLabels:
             self._store.keep_mirror(reading.mirror)
         self._reading = reading
         return reading
+
+
+def annotations_in(
+    mirror: Mirror, config: LabelConfig, options: ProjectOptions
+) -> tuple[list[Annotation], list[Exclusion]]:
+    """Every annotation of a reading, and the images of those that cannot be read, with the reason."""
+    found: list[Annotation] = []
+    unreadable: list[Exclusion] = []
+    for task in mirror.annotated():
+        try:
+            image = read_image(task, config)
+            found += [read_annotation(item, image, config, options) for item in task["annotations"]]
+        except PayloadError as error:
+            unreadable.append(Exclusion(image_id=str(task["id"]), reason=str(error)))
+    return found, unreadable
 
 
 def _skips_are_final(reading: Reading) -> bool:

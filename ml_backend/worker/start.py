@@ -70,7 +70,7 @@ class RoundWorker(Worker):
         except DeserializationError:  # planted, say: the work-horse refuses it and tells why
             told = {}
         with structlog.contextvars.bound_contextvars(**told):
-            super().execute_job(job, queue)  # type: ignore[no-untyped-call] # of rq
+            super().execute_job(job, queue)
 
     def main_work_horse(self, job: Job, queue: Queue) -> None:
         if sys.platform == "linux":

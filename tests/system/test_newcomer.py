@@ -43,7 +43,7 @@ class OwnersPage:
 
     def follow_the_link_to(self, project_id: int) -> None:
         self._browser.get(f"{self._home}/")
-        [link] = self._browser.find_elements(By.PARTIAL_LINK_TEXT, f"Project {project_id}")
+        [link] = self._browser.find_elements(By.PARTIAL_LINK_TEXT, f"Project {project_id}: ")
         self._browser.get(f"{self._home}{urlsplit(link.get_attribute('href') or '').path}")
 
     def sections(self) -> dict[str, str]:

@@ -1,12 +1,20 @@
 """What is gathered for a project's page; a damaged round is named and hides nothing."""
 
 import os
+from datetime import datetime, timedelta
 
 import pytest
 
-from ml_backend.insight.overview import Memory, overview
+from ml_backend.insight import INSIGHT, ImageInsight, RoundInsight
+from ml_backend.insight.overview import Memory, Question, overview
+from ml_backend.insight.proof import PROOF_FILE, ActiveAgainstRandom
+from ml_backend.label_studio.formats import parse_label_config
+from ml_backend.label_studio.mirror import KeptTask, Mirror
+from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
-from tests.fakes import make_report
+from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.files import write_record
+from tests.fakes import NOON, make_fit, make_report
 from tests.unit.server.memory import PROJECT
 
 
@@ -16,6 +24,66 @@ def project(tmp_path):
     for number in (1, 2, 3):
         found.save(make_report(f"r{number:06d}"), None, None)
     return found
+
+
+CONFIG = parse_label_config(
+    '<View><Image name="image" value="$image"/><Choices name="severity" toName="image">'
+    '<Choice value="normal"/><Choice value="moderate"/><Choice value="severe"/></Choices></View>'
+)
+
+
+def task(value: str, at: datetime) -> KeptTask:
+    choice = {"from_name": "severity", "type": "choices", "value": {"choices": [value]}}
+    answer = {
+        "id": 1,
+        "completed_by": 1,
+        "was_cancelled": False,
+        "result": [choice],
+        "created_at": at.isoformat(),
+        "updated_at": at.isoformat(),
+        "lead_time": 9.0,
+    }
+    return KeptTask(data={"image": "/data/upload/1.png"}, annotations=(answer,))
+
+
+class TestControl:
+    @pytest.fixture
+    def project(self, tmp_path):
+        """Image 1 came by chance and was taken for severe; image 2 was chosen. Readers call both severe."""
+        found = RoundStore(tmp_path).project(PROJECT)
+        report = make_report("r000001")
+        request = report.request.model_copy(update={"control_share": 0.5})
+        said = {"normal": 0.1, "moderate": 0.2, "severe": 0.7}
+        by_chance = ImageInsight(
+            image_id="1", place=2, probs=said, score=0.1, aleatoric=0.5, epistemic=0.1, control=True
+        )
+        insight = RoundInsight(images=2, expected=said, predicted={}, batch=(), control=(by_chance,))
+        found.save(report.model_copy(update={"request": request, "fit": make_fit()}), None, None, {INSIGHT: insight})
+        answered = NOON + timedelta(minutes=1)
+        tasks = {1: task("severe", answered), 2: task("severe", answered)}
+        ReadingStore(found.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
+        return found
+
+    def test_only_what_came_by_chance_counts(self, project):
+        found = overview(project, Memory(), Question(CONFIG, ProjectOptions())).control
+
+        assert found is not None
+        assert (found.n, found.correct, found.enough) == (1, 1, False)
+
+    def test_none_where_nothing_ever_came_by_chance(self, tmp_path):
+        without = RoundStore(tmp_path).project(PROJECT)
+        without.save(make_report(), None, None)
+
+        assert overview(without, Memory(), Question(CONFIG, ProjectOptions())).control is None
+
+    def test_a_comparison_that_was_made(self, project):
+        made = ActiveAgainstRandom(
+            images=40, labels=(50,), chosen=(20,), active_correct=30, random_correct=25, only_active=9, only_random=4,
+            difference=0.125, low=-0.02, high=0.27, p=0.27, seed=0, made_at=NOON, sentence="Not told from luck.",
+        )  # fmt: skip
+        write_record(project.folder / PROOF_FILE, made)
+
+        assert overview(project, Memory()).proof == made
 
 
 class TestOverview:
