@@ -62,5 +62,5 @@ def strategy_history(reports: Iterable[RoundReport]) -> tuple[StrategyChange, ..
 def _sentence(round_id: str, before: str | None, after: str, how: How) -> str:
     if before is None:
         return f"{after} from the first round on ({round_id})."
-    network = "the network that there was" if how == "at once" else "a new network"
-    return f"{after} instead of {before} since {round_id}, {how}, by what {network} says."
+    network = "by what the last network had said" if how == "at once" else "by a new network"
+    return f"{after} instead of {before} since {round_id}: {how}, {network}."

@@ -43,8 +43,8 @@ class TestStrategyHistory:
 
         assert first.sentence == "entropy from the first round on (r000001)."
         assert second.sentence == (
-            "bald instead of entropy since r000002, at once, by what the network that there was says."
+            "bald instead of entropy since r000002: at once, by what the last network had said."
         )
         assert (
-            third.sentence == "margin instead of bald since r000003, with the next round, by what a new network says."
+            third.sentence == "margin instead of bald since r000003: with the next round, by a new network."
         )
