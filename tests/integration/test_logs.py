@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.integration.processes import PAYLOADS, PROJECT, free_port, wait_until
+from tests.integration.processes import FAKE_WORKER, PAYLOADS, PROJECT, free_port, wait_until
 
 SECRETS = {"AL_BASIC_AUTH_PASS": "pass-of-the-backend", "AL_LABEL_STUDIO_API_KEY": "key-of-label-studio"}
 
@@ -95,9 +96,14 @@ class TestWorker:
     def test_project_and_round_from_the_moment_that_they_are_known(self, queue, start_worker, plan, logged: Logged):
         plan("quick", "empty", "bug")
         start_worker()
-        for number, _ in enumerate(range(3), start=1):
+
+        def ended(number: int) -> bool:
+            status = queue.status(PROJECT)
+            return bool(status.rounds_finished + status.rounds_failed == number)
+
+        for number in (1, 2, 3):
             queue.request_round(PROJECT, "forced")
-            wait_until(lambda n=number: (s := queue.status(PROJECT)).rounds_finished + s.rounds_failed == n)
+            wait_until(partial(ended, number))
         wait_until(lambda: any("a bug" in line["event"] for line in logged()))
 
         lines = logged()
@@ -122,8 +128,6 @@ class TestWorker:
         assert {line["project"] for line in logged() if line["logger"] == "rq.worker"} == {str(PROJECT)}
 
     def test_for_people_on_demand(self, queue, start, tmp_path):
-        from tests.integration.processes import FAKE_WORKER
-
         start(sys.executable, str(FAKE_WORKER), AL_LOG_FORMAT="console")
         queue.request_round(PROJECT, "forced")
         wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)

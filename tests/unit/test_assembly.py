@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from structlog.contextvars import get_contextvars
 
 from ml_backend import assembly
 from ml_backend.assembly import live, reranking, rounds, world
@@ -63,6 +64,7 @@ def run(tmp_path, monkeypatch):
     def keep(request: RoundRequest, parts: RoundParts) -> RoundRequest:
         calls["parts"] = parts
         calls["found"] = calls["during"](parts)
+        calls["told"] = get_contextvars()
         return request
 
     monkeypatch.setattr(rounds, "run_round", keep)
@@ -88,6 +90,13 @@ def test_the_label_config_is_the_one_that_stands_now(run):
     request, _ = run()
 
     assert request.classes == ("normal", "severe")
+
+
+def test_what_is_logged_names_the_round_from_its_number_to_its_end(run):
+    """Also of the worker, who tells how it ended."""
+    request, calls = run()
+
+    assert calls["told"]["round"] == get_contextvars()["round"] == request.round_id == "r000001"
 
 
 def test_outlives_a_restart_of_label_studio(run):

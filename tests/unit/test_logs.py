@@ -2,8 +2,10 @@
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import structlog
@@ -12,14 +14,12 @@ from pydantic import SecretStr
 from ml_backend.logs import set_up_logs
 from ml_backend.settings import Settings
 
-Lines = Callable[[], list[dict[str, object]]]
+Lines = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Logging belongs to the whole process, and other tests are to find it untouched."""
-    import sys
-
     root, names = logging.getLogger(), ("ml_backend", "__main__", "gunicorn.error")
     handlers, levels = list(root.handlers), {name: logging.getLogger(name).level for name in names}
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -118,7 +118,7 @@ class TestJson:
         assert patient
 
         [line] = lines()
-        [error] = line["exception"]  # type: ignore[misc]
+        [error] = line["exception"]
         assert (error["exc_type"], error["exc_value"]) == (
             "ValueError",
             "invalid literal for int() with base 10: 'no number'",
@@ -136,8 +136,6 @@ class TestJson:
         assert line["key"] == "SecretStr('**********')"
 
     def test_an_error_that_nobody_caught(self, lines: Lines) -> None:
-        import sys
-
         set_up_logs(settings())
         error = RuntimeError("a bug")
 
@@ -145,15 +143,13 @@ class TestJson:
 
         [line] = lines()
         assert (line["level"], line["event"]) == ("critical", "ended by an unexpected error")
-        assert line["exception"][0]["exc_value"] == "a bug"  # type: ignore[index]
+        assert line["exception"][0]["exc_value"] == "a bug"
 
 
 class TestConsole:
     @pytest.mark.parametrize("form", ["console", "auto"])
     def test_for_people(self, form: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         """On a terminal by itself."""
-        import sys
-
         monkeypatch.setattr(sys.stdout, "isatty", lambda: form == "auto")
         set_up_logs(settings(log_format=form))
 
@@ -217,7 +213,7 @@ class TestSecrets:
         first, second = lines()
         assert first["event"] == "no ***"
         assert first["deep"] == [{"a": ["***"]}]
-        assert first["exception"][0]["exc_value"] == "Token *** was refused"  # type: ignore[index]
+        assert first["exception"][0]["exc_value"] == "Token *** was refused"
         assert second["event"] == "GET http://user:***@ls.example"
 
     def test_a_password_of_three_characters_does_not_garble_the_log(self, lines: Lines) -> None:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from ml_backend.acquisition import seeded_order
 from ml_backend.engine.ports import Publisher
@@ -139,6 +140,17 @@ class TestBeside:
             assert looked.acquire(timeout=30)
             assert looked.acquire(timeout=30)
         assert not [thread for thread in threading.enumerate() if thread.name == "top-up"]
+
+    def test_what_it_logs_names_the_round_of_the_block(self):
+        looked, told = threading.Event(), []
+
+        def look():
+            told.append(get_contextvars())
+            looked.set()
+
+        with bound_contextvars(project="2.1", round="r000001"), beside(look, every_s=0.001):
+            assert looked.wait(30)
+        assert told[0] == {"project": "2.1", "round": "r000001"}
 
     def test_does_not_look_at_once(self):
         """A round that is short, or has just published, needs none."""

@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import pytest
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from ml_backend.errors import ImageError
 from ml_backend.images.cached import DecodedImage
@@ -48,6 +49,12 @@ class TestReadAhead:
 
         with pytest.raises(ConnectionError, match="is gone"):
             list(read_ahead(refs(3), broken))
+
+    def test_what_its_threads_log_names_the_round(self) -> None:
+        with bound_contextvars(round="r000001"):
+            told = [said for _, said in read_ahead(refs(20), lambda _image: get_contextvars(), threads=3)]
+
+        assert told == [{"round": "r000001"}] * 20
 
     def test_nothing_to_read(self) -> None:
         assert list(read_ahead([], read)) == []
