@@ -6,6 +6,7 @@
     access.py      the two kinds of API key
     transport.py   requests: time-outs, what is repeated, what a refusal says
     client.py      the calls, one method each
+    version.py     which release answers
     mirror.py      what was read last
     reading.py     what has changed since
     labels.py      annotations and pool     (engine.ports.LabelSource)

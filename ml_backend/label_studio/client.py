@@ -94,6 +94,10 @@ class LabelStudioClient:
         except LabelStudioError:
             return False
 
+    def whoami(self) -> Json:
+        """The user whose key is sent: ``email``, ``permissions``."""
+        return self.transport.ask("GET", "/api/current-user/whoami", dict)
+
     # Projects
 
     def project(self, project_id: int) -> Json:
@@ -156,11 +160,17 @@ class LabelStudioClient:
 
     def still_unlabelled(self, project_id: int, task_ids: Iterable[int]) -> set[int]:
         """Those of the tasks that exist and have no annotation yet."""
+        return self._chosen(project_id, task_ids, [("total_annotations", "equal", 0)])
+
+    def existing(self, project_id: int, task_ids: Iterable[int]) -> set[int]:
+        """Those of the tasks that the project still has."""
+        return self._chosen(project_id, task_ids, [])
+
+    def _chosen(self, project_id: int, task_ids: Iterable[int], wanted: list[Condition]) -> set[int]:
         ids = list(task_ids)
         found: set[int] = set()
         for start in range(0, len(ids), IDS_IN_A_QUERY):
             chosen = {"all": False, "included": ids[start : start + IDS_IN_A_QUERY]}
-            wanted = [("total_annotations", "equal", 0)]
             tasks = self._pages(project_id, wanted, {"include": "id"}, selectedItems=chosen)
             found.update(int(task["id"]) for task in tasks)
         return found

@@ -10,7 +10,17 @@ from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.publisher import SAMPLING
 from ml_backend.settings import ProjectOptions, Settings
 
-__all__ = ["NOTHING_TO_CHANGE", "connect_project"]
+__all__ = [
+    "CONNECTED",
+    "NOTHING_TO_CHANGE",
+    "authorization",
+    "connect_project",
+    "find_backend",
+    "find_webhook",
+    "hint",
+    "wanted_project",
+    "wanted_webhook",
+]
 
 NOTHING_TO_CHANGE = "nothing to change"
 TITLE = "Active learning"
@@ -23,12 +33,64 @@ PRIVATE_ADDRESS = (
     "Label Studio does not call private addresses unless it is started with "
     "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false and LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"
 )
+RESERVED = "reserved network address"  # as Label Studio tells that it does not call one
 REFUSED_US = "401 Client Error"  # as Label Studio tells that the backend refused it
 OUR_401 = (
     "the backend refuses the credentials that this command was given: "
     "set AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS as they are set for `ml-backend serve`"
 )
 Json = dict[str, Any]
+
+
+def find_backend(client: LabelStudioClient, project_id: int, url: str) -> Json | None:
+    """The project's connection to the backend at an address; Label Studio asks all of its backends first."""
+    backends = client.backends(project_id)
+    return next((backend for backend in backends if backend["url"].rstrip("/") == url), None)
+
+
+def find_webhook(client: LabelStudioClient, project_id: int, url: str) -> Json | None:
+    """The project's webhook that sends to the backend at an address."""
+    return next((hook for hook in client.webhooks(project_id) if hook["url"].rstrip("/") == f"{url}/webhook"), None)
+
+
+def authorization(settings: Settings) -> str | None:
+    """The header that callers of the backend must send; None where no authentication is set."""
+    user, password = settings.basic_auth_user, settings.basic_auth_pass
+    if user is None or password is None:
+        return None
+    return f"Basic {base64.b64encode(f'{user}:{password.get_secret_value()}'.encode()).decode()}"
+
+
+def wanted_webhook(settings: Settings, url: str, webhook: Json | None) -> Json:
+    """What the webhook of a backend must be; other headers than ours stay as ``webhook`` has them."""
+    headers: dict[str, str] = dict((webhook or {}).get("headers") or {})
+    if (header := authorization(settings)) is not None:
+        headers["Authorization"] = header
+    return {
+        "url": f"{url}/webhook",
+        "headers": headers,
+        "send_payload": True,
+        "send_for_all_actions": True,
+        "is_active": True,
+    }
+
+
+def wanted_project(options: ProjectOptions) -> Json:
+    """What a project must be set to, so that readers are served the ranking."""
+    return {
+        "sampling": SAMPLING,
+        "maximum_annotations": options.annotations_per_task,
+        # Off, each "Save" in the project's settings would drop the model version, and the order with it.
+        # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
+        "show_collab_predictions": True,
+    }
+
+
+def hint(problem: str, status: int | None = None) -> str | None:
+    """What helps where Label Studio tells that it cannot use a backend; None where it says all itself."""
+    if REFUSED_US in problem:
+        return OUR_401
+    return PRIVATE_ADDRESS if status == FORBIDDEN or RESERVED in problem else None
 
 
 def connect_project(
@@ -92,8 +154,7 @@ class _Connecting:
     # The backend
 
     def _backend(self) -> Json | None:
-        backends = self._client.backends(self._project_id)
-        return next((backend for backend in backends if backend["url"].rstrip("/") == self._url), None)
+        return find_backend(self._client, self._project_id, self._url)
 
     def _add(self, project: Json, params: dict[str, object]) -> Json:
         # Else Label Studio makes the backend's title the model version: a random order, and three requests to
@@ -146,29 +207,17 @@ class _Connecting:
     # The webhook
 
     def _find_webhook(self) -> Json | None:
-        webhooks = self._client.webhooks(self._project_id)
-        return next((hook for hook in webhooks if hook["url"].rstrip("/") == f"{self._url}/webhook"), None)
-
-    def _headers(self, webhook: Json | None) -> dict[str, str]:
-        headers: dict[str, str] = dict((webhook or {}).get("headers") or {})
-        if credentials := self._credentials():
-            pair = f"{credentials['basic_auth_user']}:{credentials['basic_auth_pass']}"
-            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-        return headers
+        return find_webhook(self._client, self._project_id, self._url)
 
     def _header_differs(self, webhook: Json | None) -> bool:
-        return webhook is not None and (webhook.get("headers") or {}) != self._headers(webhook)
+        if webhook is None:
+            return False
+        return bool((webhook.get("headers") or {}) != wanted_webhook(self._settings, self._url, webhook)["headers"])
 
     def _webhook(self) -> None:
         """Label Studio makes the backend's webhook itself, but without its credentials."""
         webhook = self._find_webhook()
-        wanted: Json = {
-            "url": f"{self._url}/webhook",
-            "headers": self._headers(webhook),
-            "send_payload": True,
-            "send_for_all_actions": True,
-            "is_active": True,
-        }
+        wanted = wanted_webhook(self._settings, self._url, webhook)
         if webhook is None:
             self._client.add_webhook(wanted | {"project": self._project_id})
             self.said.append(f"added the webhook {wanted['url']}")
@@ -182,14 +231,7 @@ class _Connecting:
 
     def _project(self, before: Json, title: str, options: ProjectOptions) -> None:
         project = self._client.project(self._project_id)
-        wanted: Json = {
-            "sampling": SAMPLING,
-            "maximum_annotations": options.annotations_per_task,
-            # Off, each "Save" in the project's settings would drop the model version, and the order with it.
-            # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
-            "show_collab_predictions": True,
-            "min_annotations_to_start_training": AUTOMATIC,
-        }
+        wanted = wanted_project(options) | {"min_annotations_to_start_training": AUTOMATIC}
         if project.get("model_version") == title:
             wanted["model_version"] = ""  # the title serves in random order
         changes = {name: value for name, value in wanted.items() if project.get(name) != value}
@@ -207,14 +249,13 @@ class _Connecting:
             raise LabelStudioError(f"project {self._project_id} holds no complete connection to {self._url}: try again")
         if backend["state"] != CONNECTED:
             problem = str(backend.get("error_message") or backend.get("readable_state"))
-            hint = f"; {OUR_401}" if REFUSED_US in problem else ""
-            raise LabelStudioError(f"Label Studio cannot work with the backend {self._url}: {problem}{hint}")
+            helps = hint(problem)
+            raise LabelStudioError(
+                f"Label Studio cannot work with the backend {self._url}: {problem}{f'; {helps}' if helps else ''}"
+            )
 
 
 def _with_way_out(error: RequestRefused) -> LabelStudioError:
     """The refusal of a backend, with what helps."""
-    if REFUSED_US in str(error):
-        return LabelStudioError(f"{error}; {OUR_401}")
-    if error.status == FORBIDDEN:
-        return LabelStudioError(f"{error}; {PRIVATE_ADDRESS}")
-    return error
+    helps = hint(str(error), error.status)
+    return LabelStudioError(f"{error}; {helps}") if helps else error

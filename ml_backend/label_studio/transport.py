@@ -12,13 +12,30 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponent
 from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
 from ml_backend.label_studio.access import ApiKey
 
-__all__ = ["Redirected", "Transport"]
+__all__ = ["Redirected", "Transport", "checked_address"]
 
 T = TypeVar("T")
 EXCERPT = 400  # characters of an answer that an error repeats
 BUSY = frozenset({502, 503, 504})
 NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 REFRESH = "/api/token/refresh/"
+
+
+def checked_address(url: str) -> str:
+    """Label Studio's address, without a slash at the end.
+
+    Raises:
+        SettingsError: it cannot be one.
+    """
+    # Its user and password before anything that repeats the address.
+    if "@" in urlsplit(url).netloc:
+        raise SettingsError(
+            "AL_LABEL_STUDIO_URL holds a user or a password; wanted is http://host:port, with the key "
+            "in AL_LABEL_STUDIO_API_KEY"
+        )
+    if not url.startswith(("http://", "https://")):
+        raise SettingsError(f"AL_LABEL_STUDIO_URL is {url!r}; wanted is http://host:port or https://host")
+    return url.rstrip("/")
 
 
 class Redirected(RequestRefused):
@@ -57,19 +74,17 @@ class Transport:
         patience_s: float = 0.0,
         wrapped: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise SettingsError(f"AL_LABEL_STUDIO_URL is {url!r}; wanted is http://host:port or https://host")
-        if "@" in urlsplit(self.url).netloc:
-            raise SettingsError(
-                "AL_LABEL_STUDIO_URL holds a user or a password; wanted is http://host:port, with the key "
-                "in AL_LABEL_STUDIO_API_KEY"
-            )
+        self.url = checked_address(url)
         self.timeout_s = timeout_s
         self._key = ApiKey(api_key, self._refresh)
         self._retries = retries
         self._patience_s = patience_s
         self._http = httpx.Client(transport=wrapped, event_hooks={"request": [self._stay]})
+
+    @property
+    def key_kind(self) -> str:
+        """Which of the two kinds of API key is used."""
+        return "personal access token" if self._key.is_personal else "legacy token"
 
     def close(self) -> None:
         self._http.close()
