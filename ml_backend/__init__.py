@@ -18,6 +18,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     adapter        label-studio-ml's own model class over the same server code
     demo           `make demo`: services, simulated readers, live view, table
     bench          `ml-backend bench`: figures, side by side with the peers
+    doctor         `ml-backend doctor`: everything between Label Studio and the worker, one line a check
     study          `ml-backend simulate`, `experiment`: many simulated runs side by side, as one report
     server         WAY IN 1: what Label Studio talks to; torch-free, answers in milliseconds
     worker         WAY IN 2: the process that trains; start (parent, touches no GPU), job (work-horse)

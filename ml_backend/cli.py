@@ -86,6 +86,19 @@ def connect(
 
 
 @app.command()
+def doctor(
+    project: Annotated[int, typer.Option(help="id of the Label Studio project", min=1)],
+    url: Annotated[str, typer.Option(help="where Label Studio reaches this backend")] = "http://127.0.0.1:9090",
+    *,
+    json: Annotated[bool, typer.Option("--json", help="all findings as JSON, when the last is known")] = False,
+) -> None:
+    """Check everything between Label Studio and the worker, a line a check; exit status 1 where one fails."""
+    from ml_backend.doctor.run import run_doctor
+
+    raise typer.Exit(run_doctor(project, url, json=json))
+
+
+@app.command()
 def strategies(
     *,
     markdown: Annotated[bool, typer.Option("--markdown", help="as the table that README shows")] = False,

@@ -11,7 +11,9 @@ from ml_backend.errors import SettingsError
 from ml_backend.study.options import SimulateOptions
 
 RUNNER = CliRunner()
-COMMANDS = ("serve", "work", "connect", "demo", "strategies", "bench", "proof", "replay", "simulate", "experiment")
+COMMANDS = (
+    "serve", "work", "connect", "doctor", "demo", "strategies", "bench", "proof", "replay", "simulate", "experiment"
+)  # fmt: skip
 
 
 class TestHelp:

@@ -1,0 +1,316 @@
+"""The doctor on a real Label Studio, backend, worker and Valkey: all well, then one thing broken after the other."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ml_backend.cli import app
+from ml_backend.demo.films import Film, draw_films
+from ml_backend.demo.services import Backend
+from ml_backend.doctor.case import Case
+from ml_backend.doctor.check import Finding
+from ml_backend.doctor.examination import CHECKS, examine
+from ml_backend.label_studio.connect import connect_project, find_backend, find_webhook
+from ml_backend.processes.valkey import Valkey
+from ml_backend.settings import Settings
+from tests.system.conftest import LiveProject
+
+pytestmark = pytest.mark.system
+OPTIONS: dict[str, object] = {"image_side": 64, "weights": "none", "passes": 4}
+NOBODY = "http://127.0.0.1:9"  # the port of "discard", where nobody listens
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ward:
+    """A project with its first ranking published, and what the doctor is told of it."""
+
+    live: LiveProject
+    backend: Backend
+    environ: dict[str, str]
+
+    @property
+    def row(self) -> Row:
+        found = find_backend(self.live.client, self.live.id, self.backend.url)
+        assert found is not None
+        return found
+
+    @property
+    def hook(self) -> Row:
+        found = find_webhook(self.live.client, self.live.id, self.backend.url)
+        assert found is not None
+        return found
+
+    def settings(self, **changed: object) -> Settings:
+        names = {name: self.environ[f"AL_{name.upper()}"] for name in Settings.model_fields if self._is_set(name)}
+        return Settings.load(**(names | changed))
+
+    def _is_set(self, name: str) -> bool:
+        return f"AL_{name.upper()}" in self.environ
+
+    def examine(self, url: str | None = None, **changed: object) -> dict[str, Finding]:
+        case = Case(self.live.id, url or self.backend.url, lambda: self.settings(**changed))
+        with closing(case):
+            return {finding.name: finding for finding in examine(case)}
+
+    def connect(self, options: dict[str, object] | None = None) -> list[str]:
+        """What every second remedy says."""
+        return connect_project(self.settings(), self.live.id, self.backend.url, options, self.live.client)
+
+    def look(self, name: str) -> Finding:
+        """One check, after those that it needs."""
+        by_name = {check.name: check for check in CHECKS}
+        wanted = {name}
+        for check in reversed(CHECKS):
+            if check.name in wanted:
+                wanted |= set(by_name[check.name].needs)
+        with closing(Case(self.live.id, self.backend.url, self.settings)) as case:
+            *_, last = examine(case, [check for check in CHECKS if check.name in wanted])
+        assert last.name == name
+        return last
+
+
+@pytest.fixture(scope="module")
+def ward(live_project: Callable[[Sequence[Film], dict[str, object]], LiveProject], backend: Backend) -> Ward:
+    live = live_project(draw_films(6, seed=4, side=64), OPTIONS)
+    while not live.follower.rounds:
+        live.follower.poll()
+        time.sleep(0.2)
+    return Ward(live, backend, backend.environ)
+
+
+def failures(found: dict[str, Finding]) -> set[str]:
+    return {name for name, finding in found.items() if finding.verdict == "FAIL"}
+
+
+@contextmanager
+def patched(ward: Ward, **fields: object) -> Iterator[None]:
+    """A project with other settings, and then with its own again."""
+    before = ward.live.client.project(ward.live.id)
+    path = f"/api/projects/{ward.live.id}/"
+    ward.live.client.transport.send("PATCH", path, body=fields)
+    yield
+    ward.live.client.transport.send("PATCH", path, body={name: before[name] for name in fields})
+
+
+def test_a_sound_installation_passes_and_nothing_is_changed(ward: Ward) -> None:
+    before = ward.live.client.project(ward.live.id)
+    hooks, backends = ward.live.client.webhooks(ward.live.id), ward.live.client.backends(ward.live.id)
+    words = ["doctor", "--project", str(ward.live.id), "--url", ward.backend.url]
+
+    shown = CliRunner().invoke(app, words, env=ward.environ)
+
+    assert shown.exit_code == 0, shown.output
+    lines = shown.output.splitlines()
+    assert all(len(line) <= 80 for line in lines if "://" not in line and "/" not in line)
+    assert {check.name for check in CHECKS} <= {line[6:25].strip() for line in lines}
+    assert "all is well: " in lines[-1]
+    assert "1.23.2" in shown.output
+    assert "least to most severe: normal < moderate < severe; no class: unreadable" in " ".join(shown.output.split())
+    assert not any(ward.environ[name] in shown.output for name in ("AL_LABEL_STUDIO_API_KEY", "AL_BASIC_AUTH_PASS"))
+    after = ward.live.client.project(ward.live.id)
+    assert {**after, "updated_at": None} == {**before, "updated_at": None}
+    assert ward.live.client.webhooks(ward.live.id) == hooks
+    assert [row["id"] for row in ward.live.client.backends(ward.live.id)] == [row["id"] for row in backends]
+    assert len(ward.live.follower.rounds) == 1
+
+
+def test_json_holds_the_same(ward: Ward) -> None:
+    words = ["doctor", "--project", str(ward.live.id), "--url", ward.backend.url, "--json"]
+    shown = CliRunner().invoke(app, words, env=ward.environ | {"AL_REDIS_URL": "redis://:secret-word@127.0.0.1:9/0"})
+
+    told = json.loads(shown.output)
+    assert shown.exit_code == 1
+    assert not told["well"]
+    assert [one["name"] for one in told["findings"]] == [check.name for check in CHECKS]
+    assert {one["name"]: one["verdict"] for one in told["findings"] if one["verdict"] != "ok"} == {
+        "Redis": "FAIL", "worker": "skip", "rounds": "skip"
+    }  # fmt: skip
+    assert "secret-word" not in shown.output
+
+
+def test_no_backend(ward: Ward) -> None:
+    ward.live.client.delete_backend(int(ward.row["id"]))
+
+    found = ward.examine()
+
+    assert failures(found) == {"connection"}
+    assert "has no backend" in found["connection"].seen
+    assert "ml-backend connect" in found["connection"].remedy
+    assert found["webhook"].verdict == found["event arrives"].verdict == "skip"
+    ward.connect(OPTIONS)
+    assert ward.look("event arrives").verdict == "ok"
+
+
+def test_another_address(ward: Ward) -> None:
+    found = ward.examine(NOBODY)
+
+    assert failures(found) == {"backend", "connection"}
+    assert f"it has one at {ward.backend.url}" in found["connection"].seen
+    assert "no answer" in found["backend"].seen
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"is_active": False}, "is switched off"),
+        ({"send_payload": False}, "sends no payload"),
+        ({"headers": {}}, "sends no Authorization"),
+        ({"headers": {"Authorization": "Basic eDp5"}}, "sends another Authorization"),
+    ],
+)
+def test_a_webhook_that_was_changed(ward: Ward, fields: dict[str, object], said: str) -> None:
+    ward.live.client.patch_webhook(int(ward.hook["id"]), {"url": ward.hook["url"], **fields})
+
+    found = ward.examine()
+
+    assert failures(found) == {"webhook"}
+    assert said in found["webhook"].seen
+    ward.connect()
+    assert ward.look("event arrives").verdict == "ok"
+
+
+def test_a_webhook_that_was_deleted(ward: Ward) -> None:
+    ward.live.client.transport.send("DELETE", f"/api/webhooks/{ward.hook['id']}/")
+
+    found = ward.examine()
+
+    assert failures(found) == {"webhook"}
+    assert "has no webhook" in found["webhook"].seen
+    ward.connect()
+    assert ward.look("event arrives").verdict == "ok"
+
+
+def test_another_order(ward: Ward) -> None:
+    """Sampling, readers and the model version, each as an owner's hand may set it."""
+    title = ward.row["title"]
+    version = ward.live.client.project(ward.live.id)["model_version"]
+    with patched(ward, sampling="Sequential sampling", maximum_annotations=3, model_version=title):
+        found = ward.examine()
+
+    assert failures(found) == {"sampling", "readers per image", "order served"}
+    assert "'Sequential sampling'" in found["sampling"].seen
+    assert "shown to 3 readers" in found["readers per image"].seen
+    assert "the backend's title, which serves in random order" in found["order served"].seen
+    assert version in found["order served"].seen
+    assert ward.look("order served").verdict == "ok"
+
+
+def test_predictions_that_are_gone(ward: Ward) -> None:
+    version = ward.live.client.project(ward.live.id)["model_version"]
+    held = ward.live.client.transport.ask("GET", "/api/predictions/", list, query={"project": str(ward.live.id)})
+    mine = [one for one in held if one["model_version"] == version]
+    ward.live.client.transport.send("DELETE", f"/api/predictions/{mine[0]['id']}/")
+
+    found = ward.examine()
+
+    assert failures(found) == {"predictions"}
+    assert re.search(r"holds 5 predictions of al-r\d+-\S+, and 6 of its images", found["predictions"].seen)
+    again = {key: mine[0][key] for key in ("task", "score", "model_version", "result")}
+    ward.live.client.import_predictions(ward.live.id, [again])
+    assert ward.look("predictions").verdict == "ok"
+
+
+def test_a_label_config_that_is_no_single_choice(ward: Ward) -> None:
+    broken = ward.live.client.project(ward.live.id)["label_config"].replace("single-radio", "multiple")
+    with patched(ward, label_config=broken):
+        found = ward.examine()
+
+    assert failures(found) == {"label config", "connection"}
+    assert "takes several answers" in found["label config"].seen
+    assert found["classes"].verdict == found["images"].verdict == "skip"
+    assert ward.look("classes").verdict == ward.look("connection").verdict == "ok"
+
+
+def test_an_image_that_is_gone(ward: Ward) -> None:
+    path = f"/api/projects/{ward.live.id}/import"
+    gone = [{"data": {ward.live.config.image_key: "/data/upload/1/nowhere.png"}}]
+    ward.live.client.transport.send("POST", path, body=gone)
+    number = max(int(task["id"]) for task in ward.live.client.unlabelled_tasks(ward.live.id))
+
+    found = ward.examine()
+
+    assert failures(found) == {"images"}
+    assert "2 of 3 could be read" in found["images"].seen
+    assert "nowhere.png" in found["images"].seen
+    assert "delete its task" in found["images"].remedy
+    ward.live.client.transport.send("DELETE", f"/api/tasks/{number}/")
+    assert ward.look("images").verdict == "ok"
+
+
+def test_wrong_options(ward: Ward) -> None:
+    """On the Choices tag: those of the connection Label Studio has the backend judge before it takes them."""
+    config = ward.live.client.project(ward.live.id)["label_config"]
+    with patched(ward, label_config=config.replace("<Choices ", '<Choices model_epochs="0" model_strategie="bald" ')):
+        found = ward.examine()
+
+    assert failures(found) == {"options", "connection"}
+    assert "strategie (from Choices tag): no such option" in found["options"].seen
+    assert "epochs='0' (from Choices tag)" in found["options"].seen
+    assert ward.look("options").verdict == ward.look("connection").verdict == "ok"
+
+
+def test_keys(ward: Ward) -> None:
+    """A personal access token is as good as a legacy token; an access token or a wrong one is not."""
+    made = ward.live.reader("doctor")._send("POST", "/api/token/", json={}).json()
+    access = ward.live.client.transport.ask("POST", "/api/token/refresh/", dict, body={"refresh": made["token"]})
+
+    good = ward.examine(label_studio_api_key=made["token"])
+    short_lived = ward.examine(label_studio_api_key=access["access"])
+    wrong = ward.examine(label_studio_api_key="0" * 40)
+
+    assert failures(good) == set()
+    assert good["API key"].seen.startswith("personal access token of ")
+    assert failures(short_lived) == failures(wrong) == {"API key"}
+    assert "lasts five minutes" in short_lived["API key"].seen
+    assert "401" in wrong["API key"].seen
+    assert access["access"] not in str(short_lived)
+    assert wrong["project"].verdict == wrong["images"].verdict == "skip"
+    assert wrong["worker"].verdict == wrong["data folder"].verdict == "ok"
+
+
+def test_label_studio_is_down(ward: Ward) -> None:
+    found = ward.examine(label_studio_url=NOBODY)
+
+    assert failures(found) == {"Label Studio"}
+    assert "AL_LABEL_STUDIO_URL" in found["Label Studio"].remedy
+    assert found["backend"].verdict == "ok"
+
+
+def test_nobody_works_here(ward: Ward, valkey: Valkey) -> None:
+    """Another database of the same Redis, as where worker and backend were given different ones."""
+    found = ward.examine(redis_url=re.sub(r"/0$", "/9", valkey.url))
+
+    assert failures(found) == {"worker"}
+    assert "ml-backend work" in found["worker"].remedy
+
+
+def test_another_data_folder(ward: Ward, tmp_path: Any) -> None:
+    found = ward.examine(data_dir=tmp_path)
+
+    assert failures(found) == {"rounds on disk"}
+    assert "AL_DATA_DIR" in found["rounds on disk"].remedy
+    assert found["order served"].verdict == "skip"
+
+
+def test_wrong_credentials(ward: Ward) -> None:
+    """The password of `serve` was changed, and nobody ran `connect` again."""
+    found = ward.examine(basic_auth_pass="another")
+
+    assert failures(found) == {"backend", "webhook"}
+    assert "AL_BASIC_AUTH_PASS" in found["backend"].remedy
+    assert "another" not in found["backend"].seen
+
+
+def test_all_is_well_again(ward: Ward) -> None:
+    """Every breakage above was mended by its remedy."""
+    found = ward.examine()
+
+    assert {name: finding.seen for name, finding in found.items() if finding.verdict != "ok"} == {}

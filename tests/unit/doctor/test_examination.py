@@ -1,0 +1,424 @@
+"""The doctor on an installation in memory: all well, and what the system tests cannot break."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ml_backend.doctor import asked_connection
+from ml_backend.doctor.case import Case
+from ml_backend.doctor.check import Check, Outcome, fine, skipped
+from ml_backend.doctor.examination import CHECKS
+from ml_backend.queueing import LastError, QueueStatus
+from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.storage import RoundStore
+from tests.unit.doctor.installation import BACKEND, KEY, Installation, failures
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*Settings.model_fields, *ProjectOptions.model_fields):
+        monkeypatch.delenv(f"AL_{name.upper()}", raising=False)
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Installation:
+    return Installation(tmp_path)
+
+
+class TestChecks:
+    def test_need_only_what_comes_before(self):
+        seen: set[str] = set()
+        for check in CHECKS:
+            assert set(check.needs) <= seen, check.name
+            assert check.name not in seen
+            seen.add(check.name)
+
+    def test_pass_where_all_is_well(self, installation):
+        found = installation.examine()
+
+        assert {name: one.seen for name, one in found.items() if one.verdict != "ok"} == {}
+        assert found["readers per image"].seen == "1"
+        assert found["predictions on"].seen == "on"
+
+    def test_change_nothing(self, installation):
+        """All that is sent besides questions: an unchanged title, and two requests that can make nothing."""
+        before = dict(installation.project)
+
+        installation.examine()
+
+        changing = [asked for asked in installation.asked if asked[0] != "GET"]
+        assert changing == [("POST", "/api/ml"), ("POST", "/api/webhooks/"), ("PATCH", "/api/projects/7/")]
+        assert installation.project == before
+
+    def test_say_how_each_failure_is_mended(self, installation):
+        """Everything broken at once: no failure without its remedy."""
+        installation.settings["redis_url"] = "redis://:secret-word@127.0.0.1:1/0"
+        installation.project |= {"sampling": "Sequential sampling", "maximum_annotations": 2, "model_version": "x"}
+        installation.webhooks.clear()
+        installation.answers = False
+        installation.queue.alive = 0
+        installation.images.clear()
+
+        found = installation.examine()
+
+        assert {"backend", "webhook", "sampling", "readers per image", "order served", "images"} < failures(found)
+        assert [one.name for one in found.values() if (one.verdict == "FAIL") != bool(one.remedy)] == []
+
+
+class TestExamine:
+    def test_skips_what_needs_a_check_that_was_skipped(self, installation):
+        checks = (
+            Check("first", lambda _: skipped("nothing there yet")),
+            Check("second", lambda _: fine("it is"), needs=("first",)),
+            Check("third", lambda _: fine("it is"), needs=("second",)),
+            Check("fourth", lambda _: fine("it is")),
+        )
+
+        found = installation.examine(checks)
+
+        assert [one.verdict for one in found.values()] == ["skip", "skip", "skip", "ok"]
+        assert found["third"].seen == "needs: second"
+
+    def test_a_bug_in_a_check_hides_no_other(self, installation):
+        def bug(_: object) -> Outcome:
+            raise KeyError("oops")
+
+        found = installation.examine((Check("first", bug), Check("second", lambda _: fine("it is"))))
+
+        assert found["first"].verdict == "FAIL"
+        assert "KeyError" in found["first"].seen
+        assert found["second"].verdict == "ok"
+
+    def test_hides_secrets_whoever_repeats_them(self, installation):
+        """Those of the settings, and the header that is made of them."""
+        installation.settings["redis_url"] = "redis://:secret-word@127.0.0.1:6379/0"
+        said = f"{'k' * 40} secret-word pass-word YWw6cGFzcy13b3Jk\nand on"
+
+        def tells(case: Case) -> Outcome:
+            assert case.settings is not None  # read, so that its secrets are known
+            return fine(said)
+
+        found = installation.examine((Check("tells", tells),))
+
+        assert found["tells"].seen == "(hidden) (hidden) (hidden) (hidden) and on"
+
+    def test_an_address_of_redis_that_is_none_ends_nothing(self, installation):
+        installation.settings["redis_url"] = "redis://:secret-word@[::1"
+        installation.queue = None
+
+        found = installation.examine()
+
+        assert failures(found) == {"Redis"}
+        assert "secret-word" not in str(found)
+
+
+class TestSettings:
+    def test_wrong_ones_are_all_named_at_once_and_all_else_is_skipped(self, installation):
+        installation.settings |= {"timeout_s": "soon", "device": "tpu"}
+
+        found = installation.examine()
+
+        assert failures(found) == {"settings"}
+        assert "AL_TIMEOUT_S='soon'" in found["settings"].seen
+        assert "AL_DEVICE='tpu'" in found["settings"].seen
+        assert {one.verdict for name, one in found.items() if name != "settings"} == {"skip"}
+
+
+class TestLabelStudio:
+    def test_another_version_is_said_and_no_failure(self, installation):
+        installation.release = {"release": "1.30.0"}
+
+        seen = installation.examine()["Label Studio"]
+
+        assert seen.verdict == "ok"
+        assert seen.seen == "1.30.0 at http://ls:8080; tested is 1.23.2, others mostly work"
+
+    @pytest.mark.parametrize("answer", [["a list"], {"version": "5.0"}])
+    def test_somebody_else_answers(self, installation, answer):
+        installation.release = answer
+
+        found = installation.examine()
+
+        assert "is no Label Studio" in found["Label Studio"].seen
+        assert found["API key"].verdict == "skip"
+
+    def test_the_address_holds_a_password(self, installation):
+        installation.settings["label_studio_url"] = "http://me:my-secret@ls:8080"
+
+        found = installation.examine()
+
+        assert "user or a password" in found["Label Studio"].seen
+        assert "my-secret" not in str(found)
+
+    def test_no_key_is_set(self, installation):
+        del installation.settings["label_studio_api_key"]
+
+        found = installation.examine()
+
+        assert failures(found) == {"API key"}
+        assert "AL_LABEL_STUDIO_API_KEY is not set" in found["API key"].seen
+
+    def test_the_user_may_not_change_projects(self, installation):
+        installation.user["permissions"].remove("projects.change")
+
+        found = installation.examine()
+
+        assert failures(found) == {"API key"}
+        assert found["API key"].seen == "legacy token of owner@example.com, who lacks projects.change"
+
+    def test_no_such_project(self, installation):
+        installation.project["id"] = 8
+
+        found = installation.examine()
+
+        assert failures(found) == {"project"}
+        assert "no project 7" in found["project"].seen
+
+    def test_a_project_without_images(self, installation):
+        installation.project["task_number"] = 0
+
+        assert "import images" in installation.examine()["project"].remedy
+
+
+class TestConnection:
+    @pytest.mark.parametrize(
+        ("paths", "said"),
+        [
+            ({"/api/ml"}, "no backends at"),
+            ({"/api/webhooks/"}, "no webhooks at"),
+            ({"/api/ml", "/api/webhooks/"}, "no backends and no webhooks at"),
+        ],
+    )
+    def test_label_studio_may_not_call_private_addresses(self, installation, paths, said):
+        """What it says to requests that could make nothing even if it might."""
+        installation.blocks = paths
+
+        found = installation.examine()
+
+        assert failures(found) == {"private addresses"}
+        assert said in found["private addresses"].seen
+        assert "reserved network address" in found["private addresses"].seen
+        assert "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false" in found["private addresses"].remedy
+
+    def test_a_state_of_error_is_told_as_label_studio_tells_it(self, installation):
+        installation.backends[0] |= {"state": "ER", "error_message": "401 Client Error: user and password are wanted"}
+
+        found = installation.examine()
+
+        assert "401 Client Error" in found["connection"].seen
+        assert "AL_BASIC_AUTH_USER" in found["connection"].remedy
+
+    def test_another_user_than_these_settings_have(self, installation):
+        installation.backends[0]["basic_auth_user"] = "somebody"
+
+        assert "'somebody'" in installation.examine()["connection"].seen
+
+    def test_events_that_get_lost(self, installation, monkeypatch):
+        monkeypatch.setattr(asked_connection, "ARRIVES_WITHIN_S", 0.3)
+        installation.delivers = False
+
+        found = installation.examine()
+
+        assert failures(found) == {"event arrives"}
+        assert BACKEND in found["event arrives"].remedy
+
+
+class TestOrder:
+    def test_before_the_first_ranking(self, installation, tmp_path):
+        (RoundStore(tmp_path).project(KEY).folder / "published.json").unlink()
+        installation.project["model_version"] = ""
+
+        found = installation.examine()
+
+        assert failures(found) == set()
+        assert found["order served"].verdict == found["predictions"].verdict == "skip"
+
+    def test_the_title_before_the_first_ranking(self, installation, tmp_path):
+        (RoundStore(tmp_path).project(KEY).folder / "published.json").unlink()
+        installation.project["model_version"] = "Active learning"
+
+        found = installation.examine()
+
+        assert "random order" in found["order served"].seen
+        assert "ml-backend connect" in found["order served"].remedy
+
+    def test_deleted_tasks_take_their_predictions_along(self, installation):
+        installation.uris.pop()
+        installation.held["al-r000001-x"] = 2
+
+        found = installation.examine()
+
+        assert found["predictions"].verdict == "ok"
+        assert "1 images were deleted since" in found["predictions"].seen
+
+    def test_rounds_only_by_hand_are_the_owners_choice(self, installation):
+        installation.project["min_annotations_to_start_training"] = 0
+
+        assert installation.examine()["automatic rounds"].seen.startswith("off")
+
+
+class TestImages:
+    def test_a_host_that_is_not_allowed(self, installation):
+        installation.uris[1] = "http://films.example/1.png"
+
+        found = installation.examine()
+
+        assert failures(found) == {"images"}
+        assert "2 of 3" in found["images"].seen
+        assert "AL_IMAGE_HOSTS" in found["images"].remedy
+
+    def test_a_file_that_is_no_image(self, installation):
+        installation.images[installation.uris[0]] = b"PK\x03\x04 an archive"
+
+        assert "export the images again" in installation.examine()["images"].remedy
+
+    def test_a_project_that_is_labelled_to_the_end(self, installation):
+        """Then any of its images will do."""
+        del installation.uris[1:]
+
+        assert installation.examine()["images"].seen.startswith("1 decoded")
+
+
+class TestWorker:
+    def test_the_last_round_failed(self, installation):
+        error = LastError(kind="WeightsError", message="the weights are gone", at=1_700_000_000.0)
+        installation.queue.state = QueueStatus(last_error=error, next_attempt=1_700_003_600.0)
+
+        found = installation.examine()
+
+        assert failures(found) == {"rounds"}
+        assert "WeightsError: the weights are gone" in found["rounds"].seen
+        assert "tried again by itself at 23:13 UTC" in found["rounds"].remedy
+
+    def test_what_waits_and_what_runs_is_told(self, installation):
+        installation.queue.state = QueueStatus(running="labels", waiting="images", changes=12, threshold=20)
+
+        assert installation.examine()["rounds"].seen == (
+            "runs: labels, waits: images; 12 of 20 labels to the next; 0 done, 0 failed"
+        )
+
+
+class TestMachine:
+    def test_a_folder_that_cannot_be_written(self, installation, tmp_path, monkeypatch):
+        """As root one may write anywhere, so the disk itself refuses."""
+
+        def refuse(*_: object) -> None:
+            raise OSError(30, "Read-only file system")
+
+        monkeypatch.setattr("ml_backend.doctor.asked_machine.write_atomically", refuse)
+
+        found = installation.examine()
+
+        assert failures(found) == {"data folder"}
+        assert "Read-only file system" in found["data folder"].seen
+        assert found["space"].verdict == "skip"
+
+    def test_no_folder(self, installation, tmp_path):
+        installation.settings["data_dir"] = tmp_path / "nowhere"
+
+        found = installation.examine()
+
+        assert {"data folder", "rounds on disk"} <= failures(found)
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_leaves_nothing_in_the_folder(self, installation, tmp_path):
+        before = sorted(tmp_path.iterdir())
+
+        installation.examine()
+
+        assert sorted(tmp_path.iterdir()) == before
+
+    @pytest.mark.parametrize(
+        ("free_gb", "verdict", "said"),
+        [
+            (0.1, "FAIL", "0.1 GB free; a round of 3 images keeps up to 0.1 GB"),
+            (500.0, "ok", "500.0 GB free"),
+        ],
+    )
+    def test_a_full_disk(self, installation, monkeypatch, free_gb, verdict, said):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free_gb * 1e9)))
+
+        found = installation.examine()["space"]
+
+        assert found.verdict == verdict
+        assert said in found.seen
+
+    def test_caches_that_do_not_fit_are_slower_and_no_failure(self, installation, monkeypatch):
+        """1 million images of 53 KB and of 8 KB of features: 20 GB, the limit, and 8.2 GB."""
+        installation.project["task_number"] = 1_000_000
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(10e9)))
+
+        found = installation.examine()["space"]
+
+        assert found.verdict == "ok"
+        assert "caches want 28.2 GB" in found.seen
+
+    def test_weights_that_are_missing(self, installation, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        installation.backends[0]["extra_params"] = {"weights": "imagenet", "backbone": "resnet18"}
+
+        found = installation.examine()
+
+        assert failures(found) == {"weights"}
+        assert "ImageNet's weights for resnet18: not on this machine" in found["weights"].seen
+        assert str(tmp_path / "hub" / "checkpoints") in found["weights"].remedy
+
+    def test_weights_of_another_network(self, installation, tmp_path):
+        (tmp_path / "mine.pt").write_bytes(b"<html>an error page")
+        installation.backends[0]["extra_params"] = {"weights": str(tmp_path / "mine.pt"), "backbone": "resnet18"}
+
+        assert "cannot be read" in installation.examine()["weights"].seen
+
+    def test_an_unknown_network(self, installation):
+        installation.backends[0]["extra_params"] = {"weights": "none", "backbone": "resnet51"}
+
+        found = installation.examine()
+
+        assert failures(found) == {"weights"}
+        assert "resnet51" in found["weights"].seen
+
+
+class TestGpu:
+    @pytest.fixture(autouse=True)
+    def no_gpu(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def test_one_that_is_asked_for_and_not_there(self, installation):
+        installation.settings["device"] = "cuda"
+
+        assert failures(installation.examine()) == {"GPU"}
+
+    @pytest.mark.parametrize(("finetune", "said"), [("auto", "heads are trained on the CPU"), ("full", "takes hours")])
+    def test_none(self, installation, finetune, said):
+        installation.settings["device"] = "auto"
+        installation.backends[0]["extra_params"] |= {"finetune": finetune}
+
+        seen = installation.examine()["GPU"]
+
+        assert seen.verdict == "ok"
+        assert said in seen.seen
+
+    @pytest.mark.parametrize(
+        ("total", "verdict", "said"),
+        [
+            (80 * 10**9, "ok", "train_batch=64 takes about 2.7 GB"),
+            (2 * 10**9, "ok", "halved until it fits"),
+            (1 * 10**9, "FAIL", "even 2 images"),
+        ],
+    )
+    def test_one_of_so_much_memory(self, installation, monkeypatch, total, verdict, said):
+        """A ResNet18 at 224 pixels in float32: 1.3 GB beside 22 MB an image."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total // 2, total))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+        installation.settings["device"] = "auto"
+        installation.backends[0]["extra_params"] |= {"train_batch": 64}
+
+        seen = installation.examine()["GPU"]
+
+        assert seen.verdict == verdict
+        assert said in seen.seen
