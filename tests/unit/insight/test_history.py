@@ -42,9 +42,5 @@ class TestStrategyHistory:
         )
 
         assert first.sentence == "entropy from the first round on (r000001)."
-        assert second.sentence == (
-            "bald instead of entropy since r000002: at once, by what the last network had said."
-        )
-        assert (
-            third.sentence == "margin instead of bald since r000003: with the next round, by a new network."
-        )
+        assert second.sentence == ("bald instead of entropy since r000002: at once, by what the last network had said.")
+        assert third.sentence == "margin instead of bald since r000003: with the next round, by a new network."
