@@ -98,6 +98,8 @@ def _environ(folder: Path, redis_url: str, url: str, admin: Login) -> dict[str, 
         "AL_DATA_DIR": str(folder / "data"),
         "AL_LABEL_STUDIO_URL": url,
         "AL_LABEL_STUDIO_API_KEY": admin.token,
+        # The logs of a demo are read by people, its last lines also where a service has ended.
+        "AL_LOG_FORMAT": "console",
     }
     # Said outright, so that the worker loads PyTorch once and not for every round.
     device = {} if "AL_DEVICE" in os.environ or _has_gpu() else {"AL_DEVICE": "cpu"}
