@@ -108,6 +108,11 @@ class PoolOutputs:
         best = self.probs.mean(axis=1).argmax(axis=-1)
         return {image: self.classes[index] for image, index in zip(self.image_ids, best, strict=True)}
 
+    def confidences(self) -> dict[str, float]:
+        """The probability of that class, for every image; 0 to 1, to four places."""
+        best = self.probs.mean(axis=1, dtype=np.float64).max(axis=-1).clip(0.0, 1.0).round(4)
+        return dict(zip(self.image_ids, best.tolist(), strict=True))
+
 
 def join(parts: Sequence[PoolOutputs]) -> PoolOutputs:
     """Put the outputs of consecutive parts of a pool together. Nothing is computed, so that no bit changes.

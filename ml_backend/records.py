@@ -148,6 +148,7 @@ class Ranking(Record):
     scores: tuple[float, ...]
     batch_size: Annotated[int, Field(ge=1)]
     suggestions: dict[str, str] = {}  # image id -> the network's most probable class, where there is a network
+    confidences: dict[str, Share] = {}  # image id -> the probability of that class, averaged over the passes
     control: tuple[
         str, ...
     ] = ()  # images that stand in the order by chance, and not by their score; see ``engine.control``

@@ -61,6 +61,7 @@ class CatalogStrategy:
             scores=tuple(ranking.scores[ranking.order].tolist()),
             batch_size=batch_size,
             suggestions=outputs.suggestions(),
+            confidences=outputs.confidences(),
             exclusions=outputs.exclusions,
         )
 

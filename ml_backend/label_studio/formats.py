@@ -160,23 +160,32 @@ def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: P
 
 
 def prediction(
-    image_id: str, score: float, version: str, config: LabelConfig, suggestion: str | None = None
+    image_id: str,
+    score: float,
+    version: str,
+    config: LabelConfig,
+    suggestion: str | None = None,
+    *,
+    confidence: float | None = None,
 ) -> dict[str, object]:
     """A prediction as Label Studio imports it; the lowest score is served first.
 
-    ``suggestion`` is a class that the reader finds pre-selected; None leaves the form empty.
+    ``suggestion`` is a class that the reader finds pre-selected; None leaves the form empty. ``confidence``, 0 to 1,
+    stands with the answer and orders nothing; None where it is not known.
 
     Raises:
         ValueError: the score is not in [0, 1]: Label Studio would drop the prediction in silence.
     """
     if not 0.0 <= score <= 1.0:
         raise ValueError(f"a prediction's score lies in [0, 1], got {score}")
-    answer = {
+    answer: dict[str, object] = {
         "from_name": config.from_name,
         "to_name": config.to_name,
         "type": "choices",
         "value": {"choices": [suggestion]},
     }
+    if confidence is not None:
+        answer["score"] = confidence
     return {
         "task": int(image_id),
         "score": score,

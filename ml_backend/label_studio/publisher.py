@@ -196,7 +196,14 @@ class LabelStudioPublisher:
         suggestions = ranking.suggestions if self._options.prelabel else {}
         predictions = [
             # By rank and not by acquisition value, which may tie, or lie outside of [0, 1].
-            prediction(image_id, rank / len(image_ids), version, self._config, suggestions.get(image_id))
+            prediction(
+                image_id,
+                rank / len(image_ids),
+                version,
+                self._config,
+                suggestions.get(image_id),
+                confidence=ranking.confidences.get(image_id),
+            )
             for rank, image_id in enumerate(image_ids)
         ]
         self._client.import_predictions(self._project_id, predictions)

@@ -86,7 +86,9 @@ def one_round(key: str, round_id: str) -> RoundAnswer | Response:
     report = _report(rounds, round_id)
     picked = chosen(rounds, report)
     if not wants_page():
-        told = report.model_dump(mode="json", exclude={"ranking": {"image_ids", "scores", "suggestions"}})
+        told = report.model_dump(
+            mode="json", exclude={"ranking": {"image_ids", "scores", "suggestions", "confidences"}}
+        )
         return jsonify({"project": key, "round": round_id, "report": told, "chosen": picked.model_dump(mode="json")})
     return _page("round.html", round_view(connection, report, picked, Thumbnails(rounds.folder)))
 

@@ -7,7 +7,7 @@ unranked, so it gets a version of its own, and no score.
 from collections.abc import Sequence
 
 from ml_backend.label_studio.formats import LabelConfig, prediction
-from ml_backend.records import Connection
+from ml_backend.records import Connection, Ranking
 from ml_backend.server.connections import configuration, version
 from ml_backend.storage import RoundStore
 
@@ -27,14 +27,14 @@ def predict(image_ids: Sequence[str], connection: Connection, store: RoundStore)
     """
     config, options = configuration(connection)
     live = version(connection.project, store) + LIVE
-    suggestions: dict[str, str] = {}
-    if options.prelabel and (report := store.project(connection.project).latest()):
-        suggestions = report.ranking.suggestions
-    return [_answer(image_id, suggestions.get(image_id), live, config) for image_id in image_ids]
+    report = store.project(connection.project).latest() if options.prelabel else None
+    return [_answer(image_id, None if report is None else report.ranking, live, config) for image_id in image_ids]
 
 
-def _answer(image_id: str, suggestion: str | None, model_version: str, config: LabelConfig) -> Answer:
+def _answer(image_id: str, ranking: Ranking | None, model_version: str, config: LabelConfig) -> Answer:
+    suggestion = None if ranking is None else ranking.suggestions.get(image_id)
     # A class that has left the label config since would be refused.
     known = suggestion if suggestion in config.classes else None
-    answer = prediction(image_id, 0.0, model_version, config, known)
+    confidence = None if ranking is None else ranking.confidences.get(image_id)
+    answer = prediction(image_id, 0.0, model_version, config, known, confidence=confidence)
     return {"result": answer["result"], "model_version": model_version}

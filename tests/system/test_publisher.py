@@ -69,6 +69,7 @@ class LiveProject:
                 scores=(0.0,) * len(image_ids),
                 batch_size=2,
                 suggestions=dict.fromkeys(image_ids, suggestion),
+                confidences=dict.fromkeys(image_ids, 0.75),
             ),
             seconds={},
             started_at=datetime.now(UTC),
@@ -226,5 +227,6 @@ def test_prelabelled(project: LiveProject) -> None:
     project.publisher(prelabel=True, reserve=1).publish(project.report(project.tasks), nothing)
     task = project.client.transport.ask("GET", f"/api/tasks/{project.tasks[2]}/", dict)
 
-    assert task["predictions"][0]["result"][0]["value"] == {"choices": ["severe"]}
+    [answer] = task["predictions"][0]["result"]
+    assert (answer["value"], answer["score"]) == ({"choices": ["severe"]}, 0.75)
     assert project.order() == project.tasks[:3]

@@ -29,8 +29,15 @@ class TestPoolOutputs:
 
         assert outputs.suggestions() == {"a": "normal", "b": "severe"}
 
+    def test_confidence_is_the_mean_of_the_suggested_class(self):
+        """Not the mean of the highest: pass by pass that would be 0.55 for the first image."""
+        outputs = outputs_of([[[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], [[0.45, 0.3, 0.25], [0.1, 0.1, 0.8]]])
+
+        assert outputs.confidences() == {"a": 0.4, "b": 0.525}
+
     def test_empty_pool_suggests_nothing(self):
         assert EMPTY.suggestions() == {}
+        assert EMPTY.confidences() == {}
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -238,6 +238,13 @@ class TestPrediction:
 
         assert prediction("12", 0.0, "al-1", CONFIG, "severe")["result"] == result
 
+    def test_confidence_stands_with_the_answer_and_not_in_the_order(self) -> None:
+        told = prediction("12", 0.25, "al-1", CONFIG, "severe", confidence=0.875)
+
+        assert told["score"] == 0.25
+        assert isinstance(told["result"], list)
+        assert told["result"][0]["score"] == 0.875
+
     @pytest.mark.parametrize("score", [-0.01, 1.01, float("nan")])
     def test_refuses_what_would_be_dropped_in_silence(self, score: float) -> None:
         with pytest.raises(ValueError, match=r"\[0, 1\]"):

@@ -120,6 +120,7 @@ def report(*image_ids: int, batch_size: int = 2, round_id: str = "r000001") -> R
             scores=(0.5,) * len(ids),
             batch_size=batch_size,
             suggestions=dict.fromkeys(ids, "severe"),
+            confidences=dict.fromkeys(ids, 0.75),
         ),
         seconds={},
         started_at=datetime.now(UTC),
