@@ -245,6 +245,15 @@ class TestOrder:
         assert "random order" in found["order served"].seen
         assert "ml-backend connect" in found["order served"].remedy
 
+    @pytest.mark.parametrize("held", [0, 2, 4])
+    def test_other_predictions_than_were_published(self, installation, held):
+        installation.held["al-r000001-x"] = held
+
+        found = installation.examine()
+
+        assert failures(found) == {"predictions"}
+        assert f"holds {held} predictions of al-r000001-x, and 3 of its images" in found["predictions"].seen
+
     def test_deleted_tasks_take_their_predictions_along(self, installation):
         installation.uris.pop()
         installation.held["al-r000001-x"] = 2
