@@ -68,8 +68,8 @@ class ProjectOptions(BaseModel):
     annotations_per_task: int = Field(1, ge=1, le=20, description="readers an image is shown to")
     prelabel: bool = Field(
         False,
-        description="show the network's answer to the reader, pre-selected: it biases, and the hotkey of that very class "
-        "switches it off",
+        description="show the network's answer to the reader, pre-selected: it biases, and the hotkey of that very "
+        "class switches it off",
     )
     passes: int = Field(
         # T networks tell apart log T nats at most: too little for a batch of 20 where T = 50.
