@@ -10,10 +10,13 @@ from ml_backend.demo.films import draw_films
 from ml_backend.images import decode
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.insight import INSIGHT, round_insight
+from ml_backend.insight.agreement import AGREEMENT, NOISE, Agreement, RoundMarks
 from ml_backend.insight.rounds import uncertainties
+from ml_backend.label_studio.mirror import KeptTask, Mirror
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, FitReport, ProjectKey, Published, Ranking, RoundReport
+from ml_backend.records import Connection, FitReport, ProjectKey, Published, Ranking, Record, RoundReport
 from ml_backend.storage import RoundStore
+from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.quarantine import Quarantine
 from ml_backend.storage.thumbnails import Thumbnails
 from tests.fakes import make_request
@@ -43,7 +46,9 @@ def prepare(root: Path, rounds: int = 9) -> RoundStore:
     films = draw_films(BATCH, seed=5, side=256)
     for number in range(1, rounds + 1):
         report, outputs = _round(number, rng)
-        beside = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
+        beside: dict[str, Record] = {}
+        if outputs is not None and report.fit is not None:
+            beside = {INSIGHT: round_insight(report, outputs), AGREEMENT: _marks(report, report.fit, number)}
         project.save(report, outputs, None, beside)
         pictures = [
             (name, thumbnail(decode(film.content, 224, name)))
@@ -59,6 +64,12 @@ def prepare(root: Path, rounds: int = 9) -> RoundStore:
             published_at=report.started_at + timedelta(minutes=3),
         )
         project.set_published(published)
+    project.set_record("r000008", NOISE, Agreement(images=300, agreed=0.95, kappa=0.92, weighted=0.94, error=0.02))
+    answered = project.report(f"r{rounds - 1:06d}")
+    tasks = {int(name): _answered(answered, place, name) for place, name in enumerate(answered.ranking.image_ids[:45])}
+    ReadingStore(project.folder).keep_mirror(
+        Mirror(read_at=answered.started_at, whole_at=answered.started_at, tasks=tasks)
+    )
     quarantine = Quarantine(project.folder, lambda: BEGAN + timedelta(days=5))
     with quarantine.settled():
         quarantine.enter("91", "file", "damaged", "the file ends in the middle of the picture", passing=False)
@@ -86,6 +97,7 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutp
                 strategy=strategy if trained else "entropy",
                 batch_size=BATCH,
                 min_labels_per_class=12,
+                control_share=0.1 if number > 7 else 0.0,
             ),
             labels_per_class={"normal": 3 * number, "moderate": 7 * number, "severe": 10 * number},
             fit=_fit(number, labels) if trained else None,
@@ -100,6 +112,44 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutp
             started_at=BEGAN + timedelta(days=2 * number, minutes=17 * number),
         ),
         outputs,
+    )
+
+
+def _marks(report: RoundReport, fit: FitReport, number: int) -> RoundMarks:
+    """Networks that change their minds about fewer and fewer of the same images."""
+    rng = np.random.default_rng(number)
+    minds = np.random.default_rng(0).integers(3, size=300)
+    turned = rng.random(300) < 0.3 / number
+    minds[turned] = rng.integers(3, size=int(turned.sum()))
+    predicted = {f"waiting-{place}": int(mind) for place, mind in enumerate(minds)}
+    return RoundMarks(
+        round_id=report.request.round_id,
+        labels=sum(report.labels_per_class.values()),
+        accuracy=fit.validation_accuracy,
+        auroc=fit.validation_auroc,
+        classes=CLASSES,
+        predicted=predicted,
+    )
+
+
+def _answered(report: RoundReport, place: int, name: str) -> KeptTask:
+    """The images of an order, one after the other, but for one that somebody opened by hand."""
+    minute = 1.5 if place == 30 else place
+    at = report.started_at + timedelta(minutes=4 + minute)
+    choice = {"from_name": "severity", "type": "choices", "value": {"choices": [CLASSES[place % 3]]}}
+    return KeptTask(
+        data={"image": f"/data/upload/{name}.png"},
+        annotations=(
+            {
+                "id": int(name),
+                "completed_by": 1,
+                "was_cancelled": False,
+                "result": [choice],
+                "created_at": at.isoformat(),
+                "updated_at": at.isoformat(),
+                "lead_time": 25.0,
+            },
+        ),
     )
 
 
