@@ -32,7 +32,10 @@ from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
 
 # Two processes of xdist take a file in turn: what takes long comes first, so that none waits for the other at the end.
-LONGEST_FIRST = ("chaos", "demo", "order", "events", "while_training", "publisher", "reconcile", "browser", "bad_input")
+LONGEST_FIRST = (
+    *("chaos", "demo", "order", "doctor", "events", "while_training", "rerank", "newcomer", "publisher", "reconcile"),
+    *("page", "browser", "bad_input"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -181,7 +184,8 @@ def backend(backend_environ: dict[str, str], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def worker(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     with Worker(backend.environ, tmp_path_factory.mktemp("worker") / "worker.log").start() as service:
-        yield service.wait()
+        # It loads PyTorch first, beside whatever else the two processes of the tests are starting.
+        yield service.wait(180.0)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from ml_backend.server.app import create_app
 from ml_backend.settings import Settings
 from tests.system.owner_data import KEY, prepare
 
-pytestmark = [pytest.mark.browser]
+pytestmark = [pytest.mark.system, pytest.mark.browser]
 
 WIDTHS = {1400: 1000, 390: 844}  # CSS pixels: a desk, a phone
 TIMEOUT_S = 30
