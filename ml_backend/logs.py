@@ -70,6 +70,8 @@ def set_up_logs(settings: Settings) -> None:
     for old in [one for one in root.handlers if isinstance(one, _Stdout)]:
         root.removeHandler(old)
     root.addHandler(handler)
+    # An image's damage is told by the image's own line; libvips would add one for every tile.
+    logging.getLogger("pyvips").setLevel(logging.CRITICAL)
     for name in OURS:
         logging.getLogger(name).setLevel(settings.log_level)
     logging.captureWarnings(capture=True)

@@ -80,7 +80,7 @@ class Schedule:
         return cls(
             epochs=epochs,
             patience=options.patience,
-            min_epochs=min(max(least, _HEAD_LEAST_EPOCHS), epochs) if head_only else least,
+            min_epochs=max(least, min(_HEAD_LEAST_EPOCHS, epochs)) if head_only else least,
             batch=options.train_batch,
             learning_rate=options.learning_rate or (_HEAD_LEARNING_RATE if head_only else _LEARNING_RATE),
             weight_decay=options.weight_decay,

@@ -106,6 +106,13 @@ class TestJson:
 
         assert len(lines()) == 1
 
+    def test_what_libvips_says_of_every_tile_of_a_bad_image_is_left_out(self, lines: Lines) -> None:
+        set_up_logs(settings())
+
+        logging.getLogger("pyvips").warning("VIPS: not enough data")
+
+        assert lines() == []
+
     def test_a_traceback_without_values(self, lines: Lines) -> None:
         """Local variables hold images, requests and passwords."""
         set_up_logs(settings())

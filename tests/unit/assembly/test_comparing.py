@@ -127,7 +127,7 @@ class TestAnswer:
 
 class TestRefusals:
     def test_says_how_many_more_are_needed(self):
-        with pytest.raises(TooFewLabels, match=r"12 images .* and 30 are needed .*: 18 more; .* about 180 more labels"):
+        with pytest.raises(TooFewLabels, match=r"12 images .* 30 are needed: 18 more; .* about 180 more labels"):
             compared(origin(control=12))
 
     def test_without_anything_chosen_there_is_nothing_to_compare(self):
