@@ -116,7 +116,11 @@ class TestReadme:
     def test_names_nothing_that_is_gone(self):
         """A variable, command or table row about something that the program no longer has."""
         variables = {f"AL_{name.upper()}" for name in (*Settings.model_fields, *ProjectOptions.model_fields)}
-        others = {"AL_IMAGE_TARGET", "AL_LABEL_STUDIO_BIN"}  # of compose.yaml and of the demo
+        others = {
+            "AL_IMAGE_TARGET",
+            "AL_LABEL_STUDIO_BIN",
+            "AL_SCREENSHOTS",
+        }  # of compose.yaml, of the demo, of the tests
 
         assert set(re.findall(r"\bAL_[A-Z_]+\b", MANUAL)) - {"AL_"} <= variables | others
         assert set(re.findall(r"`ml-backend (\w+)", MANUAL)) == set(get_command(app).commands)  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 from werkzeug.serving import make_server
 
@@ -88,10 +89,11 @@ def serious_findings(browser: webdriver.Chrome) -> list[str]:
     ]
 
 
-def picture(browser: webdriver.Chrome, name: str) -> None:
+def picture(shown: webdriver.Chrome | WebElement, name: str) -> None:
     if folder := os.environ.get("AL_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        assert browser.save_screenshot(str(Path(folder) / name))
+        path = str(Path(folder) / name)
+        assert shown.screenshot(path) if isinstance(shown, WebElement) else shown.save_screenshot(path)
 
 
 class TestPage:
@@ -107,8 +109,9 @@ class TestPage:
         assert serious_findings(browser) == []
         if path == f"/projects/{KEY}" and scheme == "light":
             assert len(browser.find_elements(By.CSS_SELECTOR, ".tiles img")) == 11
-        if path == f"/projects/{KEY}":
-            picture(browser, f"page-{width}.png" if scheme == "light" else f"page-{width}-dark.png")
+            picture(browser, f"page-{width}.png")
+        if path == f"/projects/{KEY}" and scheme == "light" and width == 1400:
+            picture(browser.find_element(By.XPATH, "//section[h2='Chosen to be labelled next']"), "batch-1400.png")
 
     def test_a_project_is_paused_and_goes_on(self, browser, url, queue):
         """By its buttons; labels are counted meanwhile and start nothing."""
