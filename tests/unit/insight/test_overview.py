@@ -72,7 +72,9 @@ class TestControl:
 
     def test_none_where_nothing_ever_came_by_chance(self, tmp_path):
         without = RoundStore(tmp_path).project(PROJECT)
-        without.save(make_report(), None, None)
+        without.save(make_report().model_copy(update={"fit": make_fit()}), None, None)
+        tasks = {1: task("severe", NOON + timedelta(minutes=1))}
+        ReadingStore(without.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
 
         assert overview(without, Memory(), Question(CONFIG, ProjectOptions())).control is None
 
