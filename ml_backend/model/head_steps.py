@@ -29,6 +29,8 @@ _AHEAD = 16
 # Of the hidden layer, whose gradients are used up before those of the next rows are computed: 256 rows of 1,280 stay in
 # the processor's cache. 128 and 512 take up to a twentieth more.
 _ROWS = 256
+# Less than any probability that float32 tells from 0.
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class KeptFeatures:
@@ -160,14 +162,16 @@ class HeadSteps:
         self._validation_sums = torch.empty(len(self._validation), head.hidden.out_features)
         self._kept: tuple[Tensor, dict[str, Tensor]] = (torch.empty_like(first), {})
 
-    def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> None:
+    def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> float:
         """See ``steps.Steps``."""
+        total = torch.zeros(())
         for start in range(0, len(batches), _AHEAD):
             # Several batches ahead: a step sweeps the processor's caches clean, so that small things after it are slow.
             for batch in [self._prepare(rows) for rows in batches[start : start + _AHEAD]]:
-                self._step(*batch)
+                total += self._step(*batch)
         self._norm["num_batches_tracked"] += len(batches)
         self._mean.add()
+        return total.item() / len(batches)
 
     def _prepare(self, rows: Int64[Tensor, " batch"]) -> tuple[Tensor, Tensor, Tensor]:
         """What ``_step`` is to be called with; the next masks are drawn for it."""
@@ -183,13 +187,16 @@ class HeadSteps:
         seen: Float32[Tensor, "batch dims"],
         answers: Float32[Tensor, "batch classes"],
         shares: Float32[Tensor, "batch 1"],
-    ) -> None:
+    ) -> Float32[Tensor, ""]:
         """Move the weights along the gradients of the batch's loss, and the normalisation's running statistics.
 
         Args:
             seen: features after dropout.
             answers: of the same images, 1 for the class that is right, else 0.
             shares: weight of that class, over their sum in the batch.
+
+        Returns:
+            The loss.
         """
         weights, gradients, norm = self._weights, self._gradients, self._head.norm
         mean, variance = self._norm["running_mean"], self._norm["running_var"]
@@ -200,6 +207,8 @@ class HeadSteps:
         )
         active = normal.relu_()
         residuals = torch.addmm(weights.output_bias, active, weights.output.t()).softmax(dim=1)
+        right = torch.linalg.vecdot(residuals, answers).clamp_min_(_TINY).log_()
+        loss = -torch.vdot(right, shares[:, 0])
         residuals.sub_(answers).mul_(shares)
 
         torch.mm(residuals.t(), active, out=gradients.output)
@@ -216,6 +225,7 @@ class HeadSteps:
             gradient = gradients.hidden[: len(rows)]
             self._adam.move(part, torch.mm(rows, seen, out=gradient))
         self._adam.move(self._adam.rest, gradients.flat[gradients.hidden.numel() :])
+        return loss
 
     @torch.no_grad()
     def validation_loss(self) -> float:

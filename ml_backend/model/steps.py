@@ -35,6 +35,11 @@ class Loss:
 
     weights: Float32[Tensor, " classes"]
 
+    def of_guessing(self, targets: Int64[Tensor, " images"]) -> float:
+        """Least loss over these images that one answer for all of them can have, in nats."""
+        shares = torch.bincount(targets, minlength=len(self.weights)) * self.weights
+        return float(torch.special.entr(shares / shares.sum()).sum())
+
     def training(self, logits: Float32[Tensor, "images classes"], targets: Int64[Tensor, " images"]) -> Tensor:
         return nn.functional.cross_entropy(logits, targets, weight=self.weights)
 
@@ -47,8 +52,12 @@ class Loss:
 class Steps(Protocol):
     """A network in training."""
 
-    def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> None:
-        """One step a batch (rows of the training images, on the CPU, at least 2)."""
+    def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> float:
+        """One step a batch (rows of the training images, on the CPU, at least 2).
+
+        Returns:
+            Mean over the batches of the loss that each was trained on, with dropout on; may be NaN.
+        """
         ...
 
     def validation_loss(self) -> float:
@@ -106,16 +115,19 @@ class AutogradSteps:
         self._mean = EpochMean([tensor for tensor in state if tensor.is_floating_point()], pace.memory)
         self._kept: dict[str, Tensor] = {}
 
-    def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> None:
+    def epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> float:
         """See ``Steps``."""
         self._network.train()
+        total = torch.zeros((), device=self._training.targets.device)
         for rows in batches:
             self._optimizer.zero_grad(set_to_none=True)
             logits = self._logits(self._training.inputs(rows, self._augmentation))
             loss = self._loss.training(logits, self._training.targets[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
+            total += loss.detach()
         self._mean.add()
+        return total.item() / len(batches)
 
     def validation_loss(self) -> float:
         """See ``Steps``."""

@@ -34,6 +34,11 @@ _HEAD_LEARNING_RATE = 3e-4
 _HEAD_MEMORY = 0.9
 # Before, the mean has not settled: 2 of 20 trainings on all labels of two classes stopped after 4 epochs for good.
 _HEAD_LEAST_EPOCHS = 10
+# Share of the loss of guessing below which that of training has to fall before patience counts (ours). With few batches
+# an epoch, some networks guess for ten epochs and more before they learn, and their validation loss wavers meanwhile. On
+# 24 trainings of 50 to 140 drawn films, features of random weights: AU ROC 0.883 instead of 0.772; 0.822 at 0.75, 0.864
+# at 0.67, and 0.891 at 0.5, for a third more epochs. On 24 of folds of 2,232 chest films none of these changes anything.
+_BEGUN = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,8 @@ def train(
 ) -> Fitted:
     """Train in place, until the validation loss no longer falls; the best epoch's weights are restored.
 
+    A network that still guesses is not stopped, whatever its validation loss does: nothing can be overfitted yet.
+
     The same seed, data and thread count give the same weights to the bit on a CPU. The weights that training begins
     with are never the best, not even those of a warm start: they know nothing of the labels that are new, and were
     chosen on a validation set that was another.
@@ -186,9 +193,14 @@ class _Run:
         schedule, steps = self.schedule, self._steps(batch)
         order = generator(self.seed, "order")
         best_loss, best_epoch, epoch = math.inf, 0, 0
-        while epoch < schedule.epochs and (epoch < schedule.min_epochs or epoch - best_epoch < schedule.patience):
+        # While it knows little more than how frequent the classes are, it cannot have learnt too much.
+        begun, ignorant = 0, _BEGUN * self.loss.of_guessing(self.training.targets) or math.inf
+        while epoch < schedule.epochs and (
+            epoch < schedule.min_epochs or not begun or epoch - max(best_epoch, begun) < schedule.patience
+        ):
             epoch += 1
-            steps.epoch(_batches(torch.randperm(len(self.training.targets), generator=order), batch))
+            told = steps.epoch(_batches(torch.randperm(len(self.training.targets), generator=order), batch))
+            begun = begun or (epoch if not told > ignorant else 0)
             loss = steps.validation_loss()
             if loss < best_loss:
                 best_loss, best_epoch = loss, epoch

@@ -95,7 +95,9 @@ class ProjectOptions(BaseModel):
     )
     epochs: int = Field(50, ge=1, description="epochs at most; three times as many where only the head is trained")
     min_epochs: int = Field(1, ge=1, description="epochs before training may stop; likewise, and then at least 10")
-    patience: int = Field(3, ge=1, description="epochs without a better validation loss before training stops")
+    patience: int = Field(
+        3, ge=1, description="epochs without a better validation loss before training stops, once it no longer guesses"
+    )
     learning_rate: float | None = Field(
         None, gt=0.0, description="Adam's learning rate; by default 0.0001, and 0.0003 where only the head is trained"
     )

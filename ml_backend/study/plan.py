@@ -41,7 +41,7 @@ PROFILES: Final[dict[str, Profile]] = {
             "patience": 3,
             "min_epochs": 1,
             "retrain": "scratch",
-            "committee": 3,
+            "committee": 5,
         },
     ),
 }

@@ -125,12 +125,12 @@ class TestHeadSteps:
 
     @pytest.mark.parametrize("memory", [0.0, 0.75])
     def test_a_whole_training_is_torchs(self, memory: float) -> None:
-        """40 epochs of 5 steps of Adam, the last batch shorter: weights, statistics and validation losses."""
+        """40 epochs of 5 steps of Adam, the last batch shorter: weights, statistics and losses."""
         by_hand, reference = pair(pace=replace(PACE, memory=memory))
 
         for epoch in range(40):
-            for steps in (by_hand, reference):
-                steps.epoch(batches(40, 9, epoch))
+            losses = [steps.epoch(batches(40, 9, epoch)) for steps in (by_hand, reference)]
+            assert losses[0] == pytest.approx(losses[1], abs=1e-4)
             assert by_hand.validation_loss() == pytest.approx(reference.validation_loss(), abs=1e-4)
         for steps in (by_hand, reference):
             steps.keep()

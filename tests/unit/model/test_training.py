@@ -1,4 +1,5 @@
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -47,25 +48,40 @@ def fit(network: nn.Module, training: FeatureExamples, validation: FeatureExampl
 
 
 class Scripted(nn.Module):
-    """Its validation loss follows a script, whatever it is trained on; its weight counts the training steps."""
+    """Its losses follow a script, whatever it is trained on; its weight counts the training steps.
 
-    def __init__(self, losses: list[float]) -> None:
+    Images are of the class that their first feature names.
+
+    Args:
+        losses: of validation, epoch by epoch.
+        training: of training, likewise; by default those of guessing among three.
+    """
+
+    def __init__(self, losses: list[float], training: list[float] | None = None) -> None:
         super().__init__()
         self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.pull = nn.Parameter(torch.zeros(()))
         self.losses = losses
+        self.training_losses = training or [math.log(3.0)] * len(losses)
         self.validations = 0
 
     def forward(self, features: Tensor) -> Tensor:
         if self.training:
             self.steps.add_(1)
-            return torch.zeros(len(features), 3) + self.pull
-        loss = self.losses[self.validations]
+            return self._answers(features, self.training_losses[self.validations]) + self.pull
         self.validations += 1
-        logits = torch.zeros(len(features), 3)
-        # With logits (a, 0, 0) the loss of target 0 is log(1 + 2 exp(-a)): solved for a.
-        logits[:, 0] = -torch.log((torch.tensor(loss).exp() - 1) / 2)
-        return logits
+        return self._answers(features, self.losses[self.validations - 1])
+
+    @staticmethod
+    def _answers(features: Tensor, loss: float) -> Tensor:
+        # With a logit of a for the right class and of 0 for two others the loss is log(1 + 2 exp(-a)): solved for a.
+        right = nn.functional.one_hot(features[:, 0].long(), 3)
+        return right * -torch.log((torch.tensor(loss).exp() - 1) / 2)
+
+
+def one_a_class() -> FeatureExamples:
+    targets = torch.arange(3)
+    return FeatureExamples(targets[:, None].repeat(1, 20).float(), targets)
 
 
 class TestClassWeights:
@@ -131,6 +147,40 @@ class TestTrain:
         assert (fitted.epochs, fitted.best_epoch) == (6, 3)
         assert fitted.validation_loss == pytest.approx(0.5)
         assert float(network.steps) == 6
+
+    def test_a_network_that_guesses_is_not_stopped(self) -> None:
+        """Its validation loss rises for ten epochs before it learns: that is no sign of learning too much."""
+        guessing, learning = math.log(3.0), 0.61 * math.log(3.0)
+        network = Scripted(
+            [1.05, *[1.1] * 11, 0.9, 0.6, 0.7, 0.7, 0.7, 0.1],
+            [*[guessing] * 6, *[learning] * 6, *[0.5] * 6],
+        )
+        examples = one_a_class()
+
+        fitted = fit(network, examples, examples, patience=3)
+
+        assert (fitted.epochs, fitted.best_epoch) == (17, 14)
+
+    def test_patience_counts_from_when_it_no_longer_guesses(self) -> None:
+        """Best in epoch 1, and learning from epoch 5 on, its training loss back and forth after that."""
+        network = Scripted([1.0, *[1.1] * 10], [*[1.0986] * 4, 0.65, *[0.7] * 6])
+        examples = one_a_class()
+
+        fitted = fit(network, examples, examples, patience=3)
+
+        assert (fitted.epochs, fitted.best_epoch) == (8, 1)
+
+    def test_few_that_are_rare_are_soon_guessed(self) -> None:
+        """Unweighted, knowing how rare a class is makes the loss small: it has to fall below a part of that."""
+        targets = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+        examples = FeatureExamples(targets[:, None].repeat(1, 20).float(), targets)
+        guessing = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+        epochs = {}
+        for name, loss in (("guesses", 0.61 * guessing), ("knows", 0.59 * guessing)):
+            network = Scripted([0.3, *[0.4] * 29], [loss] * 30)
+            epochs[name] = fit(network, examples, examples, patience=3, weighted=False).epochs
+
+        assert epochs == {"guesses": SCHEDULE.epochs, "knows": 4}
 
     def test_stops_at_the_last_epoch(self) -> None:
         network = Scripted([1.0, 0.9, 0.8])
