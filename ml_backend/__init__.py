@@ -25,7 +25,8 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     simulation     WAY IN 3: the same rounds without Label Studio
     assembly       settings -> the parts of a round: the only place that names concrete classes
     engine         ONE ROUND: round (the story), ports (Protocols), split, start; shards, sharing (several workers);
-                   topup, rerank, resume (publishing without training); control (what stands in the order by chance)
+                   topup, rerank, resume (publishing without training); control (what stands in the order by chance);
+                   manifest, replay, start_features (whether a round comes out the same once more)
     insight        what stored rounds and labels say to the owner; torch-free, computes and asks nobody
     model          labels -> network -> pool outputs
     acquisition    pool outputs -> ranking: judged alone (scores), or together (batches, core_set, badge, typiclust)

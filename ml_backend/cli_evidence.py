@@ -62,7 +62,7 @@ def replay(
 
     store = RoundStore(Settings.load().data_dir)
     sound = True
-    for one in replays(store.project(store.connection(project).project), only):
+    for one in replays(store.project(store.connection(project).project), store.cache, only):
         sound &= one.sound
         if json:
             typer.echo(json_text.dumps({**one.model_dump(mode="json"), "sound": one.sound}))

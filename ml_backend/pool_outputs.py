@@ -53,18 +53,22 @@ class ImageFeatures:
         image_ids: of the images that could be read, in the order that was asked for.
         features: pooled, of the backbone as it was loaded.
         exclusions: the images that could not be read, with the reason.
+        keys: under which each row is kept in the cache of features; empty where there is none.
 
     Raises:
-        ValueError: the features are not one row an image.
+        ValueError: the features, or the keys, are not one an image.
     """
 
     image_ids: tuple[str, ...]
     features: Float32[Array, "images dims"]
     exclusions: tuple[Exclusion, ...] = ()
+    keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.features) != len(self.image_ids):
             raise ValueError(f"{len(self.image_ids)} image ids but features of {len(self.features)} images")
+        if self.keys and len(self.keys) != len(self.image_ids):
+            raise ValueError(f"{len(self.image_ids)} image ids but keys of {len(self.keys)} images")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

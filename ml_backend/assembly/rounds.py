@@ -100,7 +100,7 @@ def _round(
         )
     )
     inputs = NotedInputs(live.labels, RULES[options.consensus])
-    sealed = SealedRounds(world.project, inputs, world.settings.device)
+    sealed = SealedRounds(world.project, inputs, world.settings.device, learner.start_features)
     parts = RoundParts(
         labels=inputs,
         consensus=inputs.consensus,

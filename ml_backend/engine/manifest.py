@@ -2,15 +2,16 @@
 
 import hashlib
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-import torchvision
 
 import ml_backend
 from ml_backend.model.machine import machine
@@ -45,8 +46,8 @@ def sealed(
     """
     previous = _newest(project, report.request.round_id)
     options = ProjectOptions.model_validate(report.request.options)
-    # A random order asks no network.
-    by_network = report.fit is not None or report.base is not None
+    # A random order before the first training asks no network; a typical one asks a backbone.
+    by_network = report.fit is not None or report.base is not None or report.ranking.strategy != "random"
     weights = weights_file(options.backbone, options.weights) if by_network else None
     return Manifest(
         round_id=report.request.round_id,
@@ -96,9 +97,19 @@ def versions() -> Mapping[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": _torchvision_version(),
         "numpy": np.__version__,
     }
+
+
+def _torchvision_version() -> str:
+    """As its file says: importing it takes seconds, and a replay needs nothing else of it."""
+    spec = find_spec("torchvision")
+    if spec is not None and spec.origin is not None:
+        text = Path(spec.origin).with_name("version.py").read_text()
+        if (found := re.search(r"^__version__ = ['\"](.+)['\"]$", text, re.MULTILINE)) is not None:
+            return found[1]
+    return metadata.version("torchvision")
 
 
 def _newest(project: ProjectStore, round_id: str) -> tuple[str, str] | None:

@@ -11,6 +11,7 @@ import structlog
 
 from ml_backend.chance import fixed_set
 from ml_backend.engine.ports import Learner, Progress, Stage
+from ml_backend.engine.start_features import Place, StartFeatures, places_of
 from ml_backend.errors import BackendError, StaleRound
 from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
 from ml_backend.records import FitReport, ImageRef, Label
@@ -28,13 +29,21 @@ Twin = tuple[PoolOutputs, PoolOutputs]
 
 
 class Witness:
-    """A learner that remembers what it was last trained on and what it said. Satisfies ``engine.ports.Learner``."""
+    """A learner that remembers what it was last trained on, what it said and what it has seen.
+
+    Satisfies ``engine.ports.Learner``.
+    """
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
         self.fitted: tuple[Sequence[Label], Sequence[Label], Sequence[str]] | None = None
         self.pool: Sequence[ImageRef] = ()
         self.said: PoolOutputs | None = None
+        self._seen: dict[str, Place] = {}
+
+    def start_features(self) -> StartFeatures | None:
+        """Where the features are kept that it has seen so far; None where there are none."""
+        return StartFeatures.of(self._seen)
 
     def fit(self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]) -> FitReport:
         self.fitted = train, validation, classes
@@ -50,7 +59,9 @@ class Witness:
         self._learner.prepare(images)
 
     def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
-        return self._learner.embed(images)
+        seen = self._learner.embed(images)
+        self._seen |= places_of(seen)
+        return seen
 
     def save(self, folder: str) -> None:
         self._learner.save(folder)

@@ -3,18 +3,21 @@
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from math import isclose
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.acquisition.strategy import CatalogStrategy, rank_by_features
 from ml_backend.engine.control import mixed
 from ml_backend.engine.manifest import code_digest, listing_digest, package_version, versions
 from ml_backend.engine.rerank import ranked_anew
 from ml_backend.engine.resume import inputs_digest, reranked_digest
 from ml_backend.engine.start import random_order
+from ml_backend.engine.start_features import START_FEATURES, FeaturesLost, StartFeatures, found_again
 from ml_backend.errors import StorageError
-from ml_backend.records import ImageRef, Ranking, Record, RoundReport
+from ml_backend.pool_outputs import ImageFeatures
+from ml_backend.records import ImageRef, Ranking, Record, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.manifests import INPUTS, Manifest, RoundInputs, file_faults, read_manifest
 from ml_backend.strategies import strategy_spec
@@ -61,11 +64,12 @@ class _NotKept(Exception):
     """The message says what is missing."""
 
 
-def replays(project: ProjectStore, only: str | None = None) -> Iterator[Replay]:
+def replays(project: ProjectStore, cache: Path, only: str | None = None) -> Iterator[Replay]:
     """Make every selection of a project again, oldest first.
 
     Args:
         project: with its rounds.
+        cache: of the installation; features of a start are read from it.
         only: the one round that is asked for.
 
     Raises:
@@ -79,7 +83,7 @@ def replays(project: ProjectStore, only: str | None = None) -> Iterator[Replay]:
         faults, notes = _held_against_the_manifest(project, round_id, now)
         try:
             report = project.report(round_id)
-            again = _ranked_again(project, report)
+            again = _ranked_again(project, report, cache)
         except StorageError as error:
             yield _cannot(round_id, "unknown", str(error), [*faults, str(error)], notes)
         except (_NotKept, ValueError) as error:  # ValueError: from outputs that no round can have made
@@ -90,7 +94,7 @@ def replays(project: ProjectStore, only: str | None = None) -> Iterator[Replay]:
             yield _compared(report, again, faults, notes)
 
 
-def _ranked_again(project: ProjectStore, report: RoundReport) -> Ranking:
+def _ranked_again(project: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
     """By the functions that the round itself called, from what it has kept.
 
     Raises:
@@ -100,11 +104,9 @@ def _ranked_again(project: ProjectStore, report: RoundReport) -> Ranking:
     """
     request, ranking = report.request, report.ranking
     outputs = project.evidence(request.round_id)
-    if outputs is None and report.fit is None and ranking.strategy == "random":
-        refs = [ImageRef(id=image_id, uri=image_id) for image_id in ranking.image_ids]
-        return mixed(
-            random_order(refs, request.batch_size, request.seed), request.control_share, request.seed, request.round_id
-        )
+    if outputs is None and report.fit is None and report.base is None:
+        start = _start_again(project, report, cache)
+        return mixed(start, request.control_share, request.seed, request.round_id)
     if outputs is None:
         raise _NotKept("what its network said of the pool is not kept")
     strategy = CatalogStrategy(ranking.strategy)
@@ -116,6 +118,23 @@ def _ranked_again(project: ProjectStore, report: RoundReport) -> Ranking:
     if missing:
         raise _NotKept(f"the {' and '.join(missing)} that it looked at are kept of the last rounds only")
     return ranked_anew(request, strategy, outputs, ranking.image_ids)
+
+
+def _start_again(project: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
+    """An order from before the first network; raises as ``_ranked_again``."""
+    request, ids = report.request, tuple(sorted(report.ranking.image_ids, key=natural_order))
+    if report.ranking.strategy == "random":
+        return random_order([ImageRef(id=one, uri=one) for one in ids], request.batch_size, request.seed)
+    note = project.record(request.round_id, START_FEATURES, StartFeatures)
+    if note is None:
+        raise _NotKept("where the features are kept that it looked at was not noted: an older version made it")
+    labelled = sorted(note.kept.keys() - set(ids), key=natural_order)
+    try:
+        pool = ImageFeatures(ids, found_again(note, ids, cache))
+        covered = found_again(note, labelled, cache) if labelled else None
+    except FeaturesLost as lost:
+        raise _NotKept(f"of the features that it looked at, {lost}") from lost
+    return rank_by_features(report.ranking.strategy, pool, covered, request.batch_size, request.seed)
 
 
 def _compared(report: RoundReport, again: Ranking, faults: Sequence[str], notes: Sequence[str]) -> Replay:

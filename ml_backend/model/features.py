@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Self, cast
+from typing import Final, Self, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
@@ -24,7 +25,10 @@ from ml_backend.model.memory import halving
 from ml_backend.model.precision import Arithmetic
 from ml_backend.records import Exclusion, ImageRef
 
-__all__ = ["BATCH", "FeatureBatch", "FeatureExtractor", "FeatureSource"]
+__all__ = ["BATCH", "FOLDER", "FeatureBatch", "FeatureExtractor", "FeatureSource", "kept_row"]
+
+FOLDER: Final = "features"
+"""Where they are kept, below the cache that a learner is given."""
 
 BATCH = {"cpu": 16, "cuda": 256}
 """Images that go through the backbone together."""
@@ -34,11 +38,15 @@ _WAY_OUT = "halve image_side, which takes a quarter of the memory, or set a smal
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureBatch:
-    """Features of the images that could be read, on the extractor's device, and the others with the reason."""
+    """Features of the images that could be read, on the extractor's device, and the others with the reason.
+
+    ``keys`` are those of ``ImageFeatures``.
+    """
 
     images: tuple[ImageRef, ...]
     features: Float32[Tensor, "images dims"]
     exclusions: tuple[Exclusion, ...]
+    keys: tuple[str, ...] = ()
 
     @classmethod
     def join(cls, batches: Sequence[Self]) -> Self:
@@ -47,6 +55,7 @@ class FeatureBatch:
             tuple(image for batch in batches for image in batch.images),
             torch.cat([batch.features for batch in batches]),
             tuple(exclusion for batch in batches for exclusion in batch.exclusions),
+            tuple(key for batch in batches for key in batch.keys),
         )
 
 
@@ -142,6 +151,7 @@ class FeatureExtractor(FeatureSource):
                 tuple(image for image, _ in found),
                 self._features([result for _, result in found]),
                 tuple(result for _, result in window if isinstance(result, Exclusion)),
+                () if self._kept is None else tuple(self._key(result) for _, result in found),
             )
 
     def trim(self) -> None:
@@ -160,10 +170,11 @@ class FeatureExtractor(FeatureSource):
         return _Found(decoded.key, None, decoded.pixels)
 
     def _find(self, key: str) -> Float32[Tensor, " dims"] | None:
-        payload = None if self._kept is None else self._kept.get(f"{key}|{self._weights}")
-        if payload is None or len(payload) != 4 * self._dims:
-            return None
-        return torch.from_numpy(np.frombuffer(payload, "<f4").astype(np.float32))
+        row = None if self._kept is None else kept_row(self._kept, f"{key}|{self._weights}")
+        return None if row is None or len(row) != self._dims else torch.from_numpy(row)
+
+    def _key(self, found: _Found) -> str:
+        return f"{found.key}|{self._weights}"
 
     def _features(self, found: Sequence[_Found]) -> Float32[Tensor, "images dims"]:
         missing = [index for index, result in enumerate(found) if result.pixels is not None]
@@ -174,7 +185,7 @@ class FeatureExtractor(FeatureSource):
             for index, row in zip(missing, computed, strict=True):
                 rows[index] = row
                 if self._kept is not None:
-                    self._kept.put(f"{found[index].key}|{self._weights}", row.numpy().astype("<f4").tobytes())
+                    self._kept.put(self._key(found[index]), row.numpy().astype("<f4").tobytes())
         if not rows:
             return torch.empty(0, self._dims, device=self._device)
         return torch.stack([row for row in rows if row is not None]).to(self._device)
@@ -199,6 +210,12 @@ class FeatureExtractor(FeatureSource):
             with self._arithmetic.autocast():
                 parts.append(self._network(inputs).float())
         return torch.cat(parts)
+
+
+def kept_row(folder: BlobFolder, key: str) -> Float32[npt.NDArray[np.float32], " dims"] | None:
+    """Features from the cache, by a key of ``ImageFeatures``; None where they are not, or no longer, in it."""
+    payload = folder.get(key)
+    return None if payload is None or len(payload) % 4 else np.frombuffer(payload, "<f4").astype(np.float32)
 
 
 def _for_scoring(backbone: Backbone, arithmetic: Arithmetic) -> nn.Module:

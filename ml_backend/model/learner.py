@@ -20,7 +20,7 @@ from ml_backend.model.checkpoint import FILE_NAME, save_checkpoint
 from ml_backend.model.device import choose_device
 from ml_backend.model.examples import FeatureExamples
 from ml_backend.model.feature_table import FeatureTable, TableBackbone, TableFeatures
-from ml_backend.model.features import FeatureExtractor, FeatureSource
+from ml_backend.model.features import FOLDER, FeatureExtractor, FeatureSource
 from ml_backend.model.labelled import LabelledSet, require_enough
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.precision import Arithmetic
@@ -97,7 +97,7 @@ class McDropoutLearner:
         self._seed = seed
         self._progress = progress
         self._images = ImageCache(source, cache / "images", options.image_side, cache_limit_bytes)
-        self._feature_folder = cache / "features"
+        self._feature_folder = cache / FOLDER
         self._table = None if table is None else TableBackbone(table)
         on_cpu = self._device.type == "cpu"
         self._head_only = options.finetune == "head" or (options.finetune == "auto" and (on_cpu or table is not None))
@@ -185,7 +185,8 @@ class McDropoutLearner:
         extractor = self._frozen_extractor()
         seen = extractor.all(images, lambda done: self._progress("features", done, len(images)))
         self._trim(extractor)
-        return ImageFeatures(tuple(image.id for image in seen.images), seen.features.cpu().numpy(), seen.exclusions)
+        image_ids = tuple(image.id for image in seen.images)
+        return ImageFeatures(image_ids, seen.features.cpu().numpy(), seen.exclusions, seen.keys)
 
     def save(self, folder: str) -> None:
         """Write the fitted network into a folder, as ``model.safetensors``.

@@ -125,7 +125,7 @@ class TestServedOrder:
 
     def test_every_selection_comes_out_again(self, labelled):
         """Random orders and a network's, from what the worker has kept, with every hash in place."""
-        found = list(replays(labelled.store))
+        found = list(replays(labelled.store, labelled.store.folder.parents[1] / "cache"))
 
         assert [one.verdict for one in found] == ["same"] * len(found)
         assert [one.faults for one in found] == [()] * len(found)

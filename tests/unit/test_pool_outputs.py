@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
 
 
 def outputs_of(probs: list[list[list[float]]], **changes: Any) -> PoolOutputs:
@@ -50,3 +50,10 @@ class TestPoolOutputs:
     def test_shapes_must_fit(self, changes, message):
         with pytest.raises(ValueError, match=message):
             outputs_of(TWO_IMAGES, **changes)
+
+
+class TestImageFeatures:
+    @pytest.mark.parametrize(("rows", "keys", "message"), [(1, (), "features of 1"), (2, ("k",), "keys of 1")])
+    def test_rows_and_keys_must_fit(self, rows, keys, message):
+        with pytest.raises(ValueError, match=f"2 image ids but {message} images"):
+            ImageFeatures(("a", "b"), np.zeros((rows, 8), np.float32), keys=keys)

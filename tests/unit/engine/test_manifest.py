@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+import torchvision
 
 import ml_backend
 from ml_backend.engine.manifest import code_digest, listing_digest, sealed, versions
@@ -19,14 +20,16 @@ FIT = FitReport(
 )  # fmt: skip
 
 
-def seal(tmp_path: Path, *, fit: FitReport | None = None, **options: object):
+def seal(tmp_path: Path, *, fit: FitReport | None = None, ranked_by: str = "random", **options: object):
     """The manifest of a folder with one file, of a round with these options."""
     folder = tmp_path / "round"
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_bytes(b"{}")
     chosen = ProjectOptions.model_validate({"weights": "none", **options}).model_dump(mode="json")
     report = make_report()
-    report = report.model_copy(update={"fit": fit, "request": report.request.model_copy(update={"options": chosen})})
+    request = report.request.model_copy(update={"options": chosen})
+    ranking = report.ranking.model_copy(update={"strategy": ranked_by})
+    report = report.model_copy(update={"fit": fit, "request": request, "ranking": ranking})
     inputs = RoundInputs(labels=(), pool=(make_image(1), make_image(2)))
     return sealed(ProjectStore(tmp_path / "project"), report, inputs, folder, "cpu"), folder
 
@@ -38,6 +41,7 @@ class TestSealed:
         assert manifest.files == {"report.json": hashlib.sha256(b"{}").hexdigest()}
         assert manifest.code == code_digest()
         assert manifest.versions["torch"] == torch.__version__
+        assert manifest.versions["torchvision"] == torchvision.__version__
         assert manifest.versions == versions()
         assert "threads" in manifest.machine
         assert (manifest.previous, manifest.previous_round) == (None, None)
@@ -58,6 +62,14 @@ class TestSealed:
         manifest, _ = seal(tmp_path, weights=str(weights))
 
         assert (manifest.weights, manifest.weights_from) == ("", "no network")
+
+    def test_a_typical_order_before_the_first_training_asks_a_backbone(self, tmp_path):
+        weights = tmp_path / "own.safetensors"
+        weights.write_bytes(b"tensors")
+
+        manifest, _ = seal(tmp_path, ranked_by="typiclust", weights=str(weights), backbone="resnet18")
+
+        assert manifest.weights == hashlib.sha256(b"tensors").hexdigest()
 
 
 class TestListing:

@@ -1,7 +1,8 @@
 """Rounds as they are really kept, made again; then tampered with, one thing at a time."""
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from ml_backend.assembly.sealing import SealedRounds
 from ml_backend.cli import app
 from ml_backend.engine import replay as replaying
 from ml_backend.engine.inputs import NotedInputs
+from ml_backend.engine.noise import Witness
 from ml_backend.engine.ports import Learner, RoundParts
-from ml_backend.engine.replay import Replay, replays
+from ml_backend.engine.replay import Replay
 from ml_backend.engine.rerank import RerankParts, StoredPasses, rerank
 from ml_backend.engine.round import run_round
 from ml_backend.errors import StorageError
-from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
+from ml_backend.images.blobs import BlobFolder
+from ml_backend.pool_outputs import ImageFeatures, LastLayerGradients, PoolOutputs
 from ml_backend.records import Connection, ImageRef, RoundReport
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore, RoundStore
@@ -42,7 +45,21 @@ OPTIONS = ProjectOptions(weights="none").model_dump(mode="json")
 
 
 class SeeingLearner(FakeLearner):
-    """Knows features and gradients too, where a strategy needs them; they follow from an image's id."""
+    """Knows features and gradients too, where a strategy needs them; they follow from an image's id.
+
+    What it sees before the first training it keeps in a cache, as a real one does.
+    """
+
+    def __init__(self, unreadable: Sequence[str], cache: Path) -> None:
+        super().__init__(unreadable)
+        self._kept = BlobFolder(cache / "features")
+
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        seen = super().embed(images)
+        keys = tuple(cache_key(image_id) for image_id in seen.image_ids)
+        for key, row in zip(keys, seen.features, strict=True):
+            self._kept.put(key, row.astype("<f4").tobytes())
+        return replace(seen, keys=keys)
 
     def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
         outputs = super().outputs(pool, needs)
@@ -54,11 +71,17 @@ class SeeingLearner(FakeLearner):
         return outputs
 
 
+def cache_key(image_id: str) -> str:
+    """Under which the learner above keeps the features of an image."""
+    return f"content of {image_id}|weights|float32"
+
+
 class Keeps:
     """A round's store, as the live rounds have it."""
 
-    def __init__(self, project: ProjectStore, inputs: NotedInputs) -> None:
-        self._rounds = SealedRounds(project, inputs, "cpu")
+    def __init__(self, project: ProjectStore, inputs: NotedInputs, learner: Witness | None = None) -> None:
+        seen = {} if learner is None else {"features": learner.start_features}
+        self._rounds = SealedRounds(project, inputs, "cpu", **seen)
 
     def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
         self._rounds.save(report, outputs, learner, {})
@@ -69,16 +92,23 @@ def a_round(project: ProjectStore, strategy: str = "entropy", *, annotations: An
     inputs = NotedInputs(FakeLabels(annotations, POOL), one_reader)
     round_id = project.next_round_id()
     request = make_request(round_id=round_id, strategy=strategy, options=OPTIONS, **changes)
+    learner = Witness(SeeingLearner(["103"], project.folder / "cache"))
     parts = RoundParts(
         labels=inputs,
         consensus=inputs.consensus,
-        learner=SeeingLearner(unreadable=["103"]),
+        learner=learner,
         strategy=CatalogStrategy(strategy),
-        store=Keeps(project, inputs),
+        store=Keeps(project, inputs, learner),
         publisher=FakePublisher(),
+        serving=lambda: True,
     )
     run_round(request, parts)
     return round_id
+
+
+def a_typical_start(project: ProjectStore, **changes: Any) -> str:
+    """A round before the first training, over typical images first; two images have a label."""
+    return a_round(project, annotations=LABELLED[:2], cold_start="typiclust", **changes)
 
 
 def ranked_anew(project: ProjectStore, base_id: str, strategy: str) -> str:
@@ -104,6 +134,10 @@ def ranked_anew(project: ProjectStore, base_id: str, strategy: str) -> str:
 @pytest.fixture
 def project(tmp_path: Path) -> ProjectStore:
     return ProjectStore(tmp_path)
+
+
+def replays(project: ProjectStore, only: str | None = None) -> Iterator[Replay]:
+    return replaying.replays(project, project.folder / "cache", only)
 
 
 def only(project: ProjectStore, round_id: str = "r000001") -> Replay:
@@ -142,6 +176,18 @@ class TestSame:
 
         assert only(project).verdict == "same"
 
+    def test_a_typical_start_from_the_cache(self, project):
+        a_typical_start(project)
+        a_typical_start(project, control_share=0.2)
+
+        assert [one.sentence for one in replays(project)] == [
+            "r000001 typiclust: same 3 of 3, same order of 29",
+            "r000002 typiclust: same 3 of 3, same order of 29",
+        ]
+        assert all(one.sound and not one.notes for one in replays(project))
+        assert project.report("r000002").ranking.control
+        assert not list(project.folder.rglob("*.npz"))  # the features themselves lie in the cache alone
+
     def test_what_a_strategy_looked_at_is_kept_of_the_last_three_rounds(self, project):
         for _ in range(5):
             a_round(project, "core_set")
@@ -167,6 +213,53 @@ class TestSame:
 
         with pytest.raises(StorageError, match="no round 'r000009'"):
             list(replays(project, "r000009"))
+
+
+class TestStartThatCannotBeMadeAgain:
+    """The cache may lose its features, and is no evidence: that is told, and speaks against nobody."""
+
+    def cannot(self, project: ProjectStore) -> str:
+        found = only(project)
+        assert (found.verdict, found.sound) == ("cannot", True)
+        return found.sentence.removeprefix("r000001 typiclust: cannot be replayed: of the features that it looked at, ")
+
+    def test_a_cache_that_was_cleared(self, project):
+        a_typical_start(project)
+        shutil.rmtree(project.folder / "cache")
+
+        assert self.cannot(project) == "29 of 29 are not in the cache any more (image 100 first)"
+
+    def test_an_image_that_was_dropped_and_one_that_was_computed_anew(self, project):
+        """On another machine its last bits may be others, under the same key."""
+        a_typical_start(project)
+        kept = BlobFolder(project.folder / "cache" / "features")
+        kept.put(cache_key("105"), b"half")
+        kept.put(cache_key("107"), np.ones(10, "<f4").tobytes())
+        kept._path(cache_key("112")).unlink()
+
+        assert self.cannot(project) == (
+            "1 of 29 are not in the cache any more (image 112 first) and 2 of 29 are others by now (image 105 first)"
+        )
+
+    def test_a_labelled_image_that_was_dropped(self, project):
+        a_typical_start(project)
+        BlobFolder(project.folder / "cache" / "features")._path(cache_key("1")).unlink()
+
+        assert self.cannot(project) == "1 of 2 are not in the cache any more (image 1 first)"
+
+    def test_a_round_of_an_older_version(self, project):
+        """It noted no features, and its manifest knows of none."""
+        a_typical_start(project)
+        (folder(project) / "features.json").unlink()
+        change_json(folder(project) / "manifest.json", lambda it: it["files"].pop("features.json"))
+
+        found = only(project)
+
+        assert (found.verdict, found.sound) == ("cannot", True)
+        assert found.sentence == (
+            "r000001 typiclust: cannot be replayed: where the features are kept that it looked at was not noted: "
+            "an older version made it"
+        )
 
 
 class TestAnotherWorld:
@@ -249,6 +342,42 @@ class TestTamperedWith:
 
         assert "outputs.npz is not what was saved" in self.faults(project)
 
+    def test_the_note_of_a_starts_features(self, project):
+        """Two images have changed their places: the order comes out otherwise, and the file is not what was saved."""
+        a_typical_start(project)
+
+        def swap(note: Any) -> None:
+            kept = note["kept"]
+            kept["100"], kept["111"] = kept["111"], kept["100"]
+
+        change_json(folder(project) / "features.json", swap)
+
+        found = only(project)
+
+        assert found.verdict == "differs"
+        assert any("features.json is not what was saved" in fault for fault in found.faults)
+        assert any(fault.startswith("place ") for fault in found.faults)
+
+    def test_the_order_of_a_start(self, project):
+        a_typical_start(project)
+
+        def swap(report: Any) -> None:
+            ids = report["ranking"]["image_ids"]
+            ids[0], ids[9] = ids[9], ids[0]
+
+        change_json(folder(project) / "report.json", swap)
+
+        found = only(project)
+
+        assert (found.verdict, found.same_batch) == ("differs", 2)
+        assert any(fault.startswith("place 1: image ") for fault in found.faults)
+
+    def test_the_note_of_a_starts_features_is_gone(self, project):
+        a_typical_start(project)
+        (folder(project) / "features.json").unlink()
+
+        assert self.faults(project) == "features.json is gone"
+
     def test_the_outputs_are_gone(self, project):
         a_round(project)
         (folder(project) / "outputs.npz").unlink()
@@ -306,6 +435,14 @@ class TestCommand:
 
         assert result.exit_code == 1
         assert "FAULT the labels are not those that it was made from" in result.stdout
+
+    def test_a_start_is_found_in_the_cache_of_the_installation(self, connected, tmp_path):
+        a_typical_start(connected)
+        (connected.folder / "cache").rename(tmp_path / "cache")
+
+        result = CliRunner().invoke(app, ["replay", "--project", "7", "--round", "r000002"])
+
+        assert (result.exit_code, result.stdout) == (0, "r000002 typiclust: same 3 of 3, same order of 29\n")
 
     def test_json_a_line(self, connected):
         result = CliRunner().invoke(app, ["replay", "--project", "7", "--json"])

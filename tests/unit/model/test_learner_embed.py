@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from ml_backend.images.blobs import BlobFolder
 from ml_backend.model.committee import CommitteeLearner
+from ml_backend.model.features import FOLDER, kept_row
 from tests.unit.model.phantom_films import BOTH, CLASSES, labelled, learner, pool
 
 
@@ -40,6 +42,16 @@ class TestEmbed:
             learner(films, cache).embed(pool(films, 0, 1))
 
         assert any("hardly tells which images look alike" in line["event"] for line in logs)
+
+    def test_each_row_is_kept_under_its_key(self, films: Path, cache: Path) -> None:
+        """Whether it was computed or found; and an unreadable image has none."""
+        computed = learner(films, cache).embed(pool(films, 57, 61))
+        found = learner(films, cache).embed(pool(films, 57, 61))
+
+        kept = [kept_row(BlobFolder(cache / FOLDER), key) for key in found.keys]
+        assert found.keys == computed.keys
+        assert len(set(found.keys)) == len(found.image_ids) == 3
+        assert np.array_equal(np.stack([row for row in kept if row is not None]), computed.features)
 
     def test_a_committee_has_one_backbone(self, films: Path, cache: Path) -> None:
         members = [learner(films, cache, seed=seed) for seed in (0, 1)]
