@@ -2,9 +2,15 @@
 
 import json as json_text
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ml_backend.errors import UnknownProject, UnknownRound
+
+if TYPE_CHECKING:
+    from ml_backend.records import ProjectKey
+    from ml_backend.settings import Settings
 
 __all__ = ["bench", "proof", "replay"]
 
@@ -40,13 +46,25 @@ def bench(
 
 
 def proof(project: Project) -> None:
-    """Compare what the strategy chose with what came by chance, at equal label counts (trains ten networks)."""
-    from ml_backend.assembly.proving import prove
+    """Compare what the strategy chose with what came by chance, at equal label counts (trains ten networks).
+
+    Exit status 1 where there are too few labels to compare; it says how many are missing.
+    """
     from ml_backend.settings import Settings
-    from ml_backend.storage import RoundStore
 
     settings = Settings.load()
-    typer.echo(prove(settings, RoundStore(settings.data_dir).connection(project).project).sentence)
+    key = _connected(settings, project)
+    # After the look-up: loading PyTorch takes seconds.
+    from ml_backend.assembly.comparing import table
+    from ml_backend.assembly.proving import prove
+
+    def tell(stage: str, done: int, total: int) -> None:
+        said = f"{done} of {total} networks trained" if stage == "train" else f"reading the labels of project {project}"
+        typer.echo(said, err=True)
+
+    found = prove(settings, key, tell)
+    typer.echo(table(found))
+    typer.echo(found.sentence)
 
 
 def replay(
@@ -56,13 +74,22 @@ def replay(
     json: Annotated[bool, typer.Option("--json", help="one line of JSON a round")] = False,
 ) -> None:
     """Make every selection again from what its round has kept, and check its hashes; exit status 1 if any differs."""
-    from ml_backend.engine.replay import replays
     from ml_backend.settings import Settings
     from ml_backend.storage import RoundStore
 
-    store = RoundStore(Settings.load().data_dir)
+    settings = Settings.load()
+    store = RoundStore(settings.data_dir)
+    kept = store.project(_connected(settings, project))
+    if not kept.round_ids():
+        raise UnknownRound(
+            f"project {project} has no round yet that could be made again: a worker makes the first one "
+            "(`ml-backend work`; `ml-backend doctor` says what keeps it from that)"
+        )
+    # After the look-up: loading PyTorch takes seconds.
+    from ml_backend.engine.replay import replays
+
     sound = True
-    for one in replays(store.project(store.connection(project).project), store.cache, only):
+    for one in replays(kept, store.cache, only):
         sound &= one.sound
         if json:
             typer.echo(json_text.dumps({**one.model_dump(mode="json"), "sound": one.sound}))
@@ -73,3 +100,21 @@ def replay(
         for note in one.notes:
             typer.echo(f"    note: {note}")
     raise typer.Exit(0 if sound else 1)
+
+
+def _connected(settings: "Settings", project_id: int) -> "ProjectKey":
+    """The project of this id in the data folder.
+
+    Raises:
+        UnknownProject: there is none; says in which folder, and which there are.
+        StorageError: what is known of it is damaged.
+    """
+    from ml_backend.storage import RoundStore
+
+    store = RoundStore(settings.data_dir)
+    try:
+        return store.connection(project_id).project
+    except UnknownProject as error:
+        known = sorted({connection.project.id for connection in store.connections()})
+        there = f"knows {', '.join(map(str, known))}" if known else "knows no project: is it the backend's?"
+        raise UnknownProject(f"{error}; the data folder {settings.data_dir} (AL_DATA_DIR) {there}") from error

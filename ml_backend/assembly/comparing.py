@@ -17,7 +17,7 @@ from ml_backend.insight.proof import ENOUGH, ActiveAgainstRandom
 from ml_backend.records import Label
 from ml_backend.strategies import Need
 
-__all__ = ["FOLDS", "active_against_random"]
+__all__ = ["FOLDS", "active_against_random", "table"]
 
 FOLDS: Final = 5
 RESAMPLES: Final = 9_999
@@ -85,6 +85,18 @@ def active_against_random(
     return _compared(right, folds, labels, seed)
 
 
+def table(found: ActiveAgainstRandom) -> str:
+    """The figures behind the sentence, as lines for a terminal."""
+    rows = (
+        ("labels learned from", _span(found.labels), _span(found.labels)),
+        ("beyond the start set", _span(found.chosen), _span(found.chosen)),
+        (f"right about {found.images} unseen images", str(found.active_correct), str(found.random_correct)),
+        ("right where the other was wrong", str(found.only_active), str(found.only_random)),
+    )
+    lines = [("", "chosen", "by chance"), *rows]
+    return "\n".join(f"{name:<32}{active:>12}{random:>12}" for name, active, random in lines)
+
+
 def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
     if (there := len(labels.control)) < ENOUGH:
         missing = ENOUGH - there
@@ -94,7 +106,8 @@ def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
             else "set control_share=0.1, say, so that some images come by chance"
         )
         raise TooFewLabels(
-            f"{there} images that came by chance have a label, and {ENOUGH} are needed: {missing} more; {wait}"
+            f"{there} images that came by chance have a label, and {ENOUGH} are needed: {missing} more; {wait} "
+            f"(so far {len(labels.start)} labels from before the first network, {len(labels.chosen)} chosen by it)"
         )
     if not labels.chosen:
         raise TooFewLabels("no image that the strategy chose has a label yet: there is nothing to compare chance with")
@@ -154,9 +167,8 @@ def _interval(gains: npt.NDArray[np.int64], groups: Sequence[str], seed: int) ->
 
 def _sentence(images: int, difference: float, interval: tuple[float, float], p: float, extra: Sequence[int]) -> str:
     low, high = interval
-    counts = f"{min(extra)}" if min(extra) == max(extra) else f"{min(extra)} to {max(extra)}"
     told = (
-        f"With {counts} labels beyond the start set, chosen by the strategy instead of by chance, the accuracy "
+        f"With {_span(extra)} labels beyond the start set, chosen by the strategy instead of by chance, the accuracy "
         f"on {images} unseen images was {100 * difference:+.1f} points (95 % interval {100 * low:+.1f} to "
         f"{100 * high:+.1f}; McNemar's p = {p:.2f})"
     )
@@ -165,3 +177,8 @@ def _sentence(images: int, difference: float, interval: tuple[float, float], p: 
     if high < 0:
         return f"{told}: choosing has cost accuracy here."
     return f"{told}: no difference can be told from chance yet."
+
+
+def _span(counts: Sequence[int]) -> str:
+    """Of all folds."""
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"

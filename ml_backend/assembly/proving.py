@@ -25,12 +25,21 @@ __all__ = ["prove"]
 def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress) -> ActiveAgainstRandom:
     """Compare active with random at equal label counts, and keep the result in the project's folder.
 
+    Nothing else of the project is changed, so that a worker may run its rounds meanwhile.
+
+    Args:
+        settings: of the installation.
+        key: of the project.
+        progress: told when the labels are read, and then of each network that was trained.
+
     Raises:
         UnknownProject, SettingsError, LabelStudioError: the project cannot be read.
         TooFewLabels: too little to compare; says how many labels more.
         BackendError: see ``Learner``.
     """
-    with world_of(settings, key) as world:
+    # Somebody waits for the answer: a Label Studio that is away is told of at once.
+    with world_of(settings, key, patience_s=0.0) as world:
+        progress("labels", 0, 1)
         live = live_of(world, no_guard)
         classes = training_classes(live.config, live.options)
         labels = RULES[live.options.consensus](live.labels.annotations(), classes).labels
@@ -38,16 +47,17 @@ def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress)
         if mirror is None:
             raise PayloadError(f"the reading of project {key.id} could not be kept: is the data folder writable?")
         origin = _origin(world.project, labels, answers_of(mirror, live.config, live.options))
-        with world.quarantine.settled():
-            found = active_against_random(
-                origin,
-                lambda: world.learner(live.options, no_progress),
-                classes,
-                validation_share=live.options.validation_share,
-                seed=live.options.seed,
-                control_share=live.options.control_share,
-                progress=lambda done, total: progress("train", done, total),
-            )
+        # The quarantine bars images here, and is not settled: who looks at labelled images only would strike all others
+        # off its list.
+        found = active_against_random(
+            origin,
+            lambda: world.learner(live.options, no_progress),
+            classes,
+            validation_share=live.options.validation_share,
+            seed=live.options.seed,
+            control_share=live.options.control_share,
+            progress=lambda done, total: progress("train", done, total),
+        )
         write_record(world.project.folder / PROOF_FILE, found)
         return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_backend.engine.ports import Learner, Progress
 from ml_backend.engine.sharing import LayOut
 from ml_backend.engine.split import fold_split
-from ml_backend.errors import UnknownProject
+from ml_backend.errors import RequestRefused, UnknownProject
 from ml_backend.images import ImageSource, QuarantinedSource
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.images import LabelStudioImages
@@ -67,8 +67,13 @@ class World:
 
 
 @contextmanager
-def world_of(settings: Settings, key: ProjectKey) -> Iterator[World]:
+def world_of(settings: Settings, key: ProjectKey, *, patience_s: float = PATIENCE_S) -> Iterator[World]:
     """A project, with connections that end with the block.
+
+    Args:
+        settings: of the installation.
+        key: of the project.
+        patience_s: seconds for which a Label Studio that is away is waited for.
 
     Raises:
         UnknownProject: it was never connected.
@@ -82,7 +87,7 @@ def world_of(settings: Settings, key: ProjectKey) -> Iterator[World]:
     # Where no password is asked for, anybody may call /setup, and name a host that the API key would then be sent to.
     hostname = connection.hostname if settings.basic_auth_user else None
     with (
-        LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client,
+        LabelStudioClient.from_settings(settings, hostname, patience_s=patience_s) as client,
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as images,
     ):
         quarantine = Quarantine(project.folder)
@@ -101,8 +106,21 @@ def lay_out(world: World, round_id: str, options: ProjectOptions) -> LayOut:
 
 
 def label_config(client: LabelStudioClient, key: ProjectKey) -> str:
-    """As it stands now: the event of its change is lost where the web process was down."""
-    project = client.project(key.id)
+    """As it stands now: the event of its change is lost where the web process was down.
+
+    Raises:
+        UnknownProject: Label Studio has no such project any more, or has given its id to another.
+        LabelStudioError: it does not answer, or refuses.
+    """
+    try:
+        project = client.project(key.id)
+    except RequestRefused as error:
+        if error.status != 404 or not client.knows_us():
+            raise
+        raise UnknownProject(
+            f"project {key} is gone: the Label Studio at {client.url} has no project {key.id} that the user of "
+            "AL_LABEL_STUDIO_API_KEY may see"
+        ) from error
     created = int(datetime.fromisoformat(str(project["created_at"])).timestamp())
     if created != key.created:
         raise UnknownProject(f"project {key} is gone: Label Studio has given its id to {key.id}.{created}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ml_backend.assembly.comparing import active_against_random
+from ml_backend.assembly.comparing import active_against_random, table
 from ml_backend.errors import TooFewLabels
 from ml_backend.insight.control import ControlLabel, LabelsByOrigin
 from ml_backend.insight.proof import ActiveAgainstRandom
@@ -121,6 +121,19 @@ class TestAnswer:
         assert (found.difference, found.p, found.low, found.high) == (0.0, 1.0, 0.0, 0.0)
         assert found.sentence.endswith("no difference can be told from chance yet.")
 
+    def test_as_a_table(self):
+        """40 control images in five folds of 8: 32 are learned from beside 12 of the start."""
+        found, _ = compared(origin())
+
+        assert [" ".join(line.split()) for line in table(found).splitlines()] == [
+            "chosen by chance",
+            "labels learned from 44 44",
+            "beyond the start set 32 32",
+            "right about 40 unseen images 32 20",
+            "right where the other was wrong 12 0",
+        ]
+        assert len({len(line) for line in table(found).splitlines()}) == 1
+
     def test_the_same_twice(self):
         assert compared(origin())[0].low == compared(origin())[0].low
 
@@ -128,6 +141,10 @@ class TestAnswer:
 class TestRefusals:
     def test_says_how_many_more_are_needed(self):
         with pytest.raises(TooFewLabels, match=r"12 images .* 30 are needed: 18 more; .* about 180 more labels"):
+            compared(origin(control=12))
+
+    def test_says_where_the_labels_are(self):
+        with pytest.raises(TooFewLabels, match=r"so far 12 labels from before the first network, 60 chosen by it"):
             compared(origin(control=12))
 
     def test_without_anything_chosen_there_is_nothing_to_compare(self):
