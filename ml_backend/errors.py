@@ -15,7 +15,8 @@
     │   └── StaleRound           a newer run of the same project holds the fencing token
     ├── ImageError               an image cannot be fetched or decoded
     ├── StorageError             the store cannot be read or written
-    │   └── UnknownRound         there is no such round, or no such picture of one (404)
+    │   ├── UnknownRound         there is no such round, or no such picture of one (404)
+    │   └── OtherFormat          a file is whole, and of another version of this backend
     ├── QueueError               Redis does not answer (503)
     └── ServiceError             a service that we started did not start, or has ended
 
@@ -27,6 +28,7 @@ __all__ = [
     "EmptyPool",
     "ImageError",
     "LabelStudioError",
+    "OtherFormat",
     "PayloadError",
     "QueueError",
     "RequestRefused",
@@ -112,6 +114,10 @@ class UnknownRound(StorageError):
     """There is no such round of the project, or no such picture of it."""
 
     http_status = 404
+
+
+class OtherFormat(StorageError):
+    """A file is whole, and another version of this backend wrote it in a format that this one does not read."""
 
 
 class QueueError(BackendError):

@@ -59,7 +59,8 @@ def run_live_round(
         make_way: the same, and also where another round waits: what readers do not need is given up then.
 
     Returns:
-        The round and what is served of it: the last round's where ``reason`` is ``topup``, or nothing was to be done.
+        The round and what is served of it: the last round's where ``reason`` is ``topup``, or nothing was to be done. A
+        re-ranking that can use nothing of the last network gives way to a round that learns.
 
     Raises:
         SettingsError: no API key, or an option of the project is wrong.
@@ -72,7 +73,9 @@ def run_live_round(
         if reason == "topup":
             return topped_up_or_served(live)
         if reason == "rerank":
-            return rerank_live(live, progress)
+            if (reranked := rerank_live(live, progress)) is not None:
+                return reranked
+            reason = "forced"
         # Training may take longer than readers need for what is published.
         with beside(live.top_up), world.quarantine.settled():
             done = _round(live, reason, progress, make_way)

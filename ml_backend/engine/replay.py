@@ -15,7 +15,7 @@ from ml_backend.engine.rerank import ranked_anew
 from ml_backend.engine.resume import inputs_digest, reranked_digest
 from ml_backend.engine.start import random_order
 from ml_backend.engine.start_features import START_FEATURES, FeaturesLost, StartFeatures, found_again
-from ml_backend.errors import StorageError
+from ml_backend.errors import OtherFormat, StorageError
 from ml_backend.pool_outputs import ImageFeatures
 from ml_backend.records import ImageRef, Ranking, Record, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
@@ -103,7 +103,10 @@ def _ranked_again(project: ProjectStore, report: RoundReport, cache: Path) -> Ra
         _NotKept: something is missing.
     """
     request, ranking = report.request, report.ranking
-    outputs = project.evidence(request.round_id)
+    try:
+        outputs = project.evidence(request.round_id)
+    except OtherFormat as error:
+        raise _NotKept(str(error)) from error
     if outputs is None and report.fit is None and report.base is None:
         start = _start_again(project, report, cache)
         return mixed(start, request.control_share, request.seed, request.round_id)

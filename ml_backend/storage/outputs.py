@@ -7,17 +7,19 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from ml_backend.errors import StorageError
+from ml_backend.errors import OtherFormat, StorageError
 from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
 from ml_backend.records import Exclusion
 from ml_backend.storage.files import replace_file
 
 __all__ = ["EVIDENCE", "OUTPUTS", "keep_outputs", "kept_evidence", "read_outputs", "write_outputs"]
 
+FORMAT: Final = 1
+"""Of both files, and of a shard's. What holds none is of the first format, which was written without."""
 OUTPUTS = "outputs.npz"
 EVIDENCE = "evidence.npz"
 
@@ -36,6 +38,7 @@ def write_outputs(path: Path, outputs: PoolOutputs, *, compress: bool) -> None:
         OSError: the folder is gone, or the disk refuses.
     """
     arrays: dict[str, Any] = {
+        "format": np.array(FORMAT),
         "image_ids": np.array(outputs.image_ids, dtype=np.str_),
         "classes": np.array(outputs.classes, dtype=np.str_),
         "probs": outputs.probs,
@@ -56,10 +59,13 @@ def read_outputs(path: Path) -> PoolOutputs | None:
     """What ``write_outputs`` wrote; None where there is no such file.
 
     Raises:
+        OtherFormat: another version wrote it.
         StorageError: the file is damaged.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if (seen := int(arrays["format"]) if "format" in arrays else 1) != FORMAT:
+                raise OtherFormat(f"{path} is of format {seen}, and this version reads format {FORMAT}")
             gradients = LastLayerGradients(arrays["residuals"], arrays["hidden"]) if "hidden" in arrays else None
             told = json.loads(arrays["exclusions"].tobytes()) if "exclusions" in arrays else []
             return PoolOutputs(
@@ -92,6 +98,7 @@ def kept_evidence(folder: Path) -> PoolOutputs | None:
     """All that ``keep_outputs`` wrote; without what has been swept since. None where there is nothing.
 
     Raises:
+        OtherFormat: another version wrote one of them.
         StorageError: a file is damaged, or the two are of different pools.
     """
     outputs, evidence = read_outputs(folder / OUTPUTS), read_outputs(folder / EVIDENCE)

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from structlog.contextvars import get_contextvars
+from structlog.testing import capture_logs
 
 from ml_backend import assembly
 from ml_backend.assembly import live, reranking, rounds, world
@@ -20,14 +21,17 @@ from ml_backend.errors import EmptyPool, RoundError, SettingsError, StorageError
 from ml_backend.insight import INSIGHT, RoundInsight
 from ml_backend.insight.agreement import NOISE, rounds_with, stored_marks, stored_noise
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.model import scoring
+from ml_backend.model import checkpoint, scoring
+from ml_backend.model.backbones import Backbone
 from ml_backend.model.machine import machine
+from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.randomness import derive
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Connection, Label, ProjectKey, Published, Reason, RoundReport, RoundRequest
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore, ScoringFolder, ScoringTask
 from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.pause import Pause
 from tests.fakes import CLASSES, NOON, FakeLearner, make_fit, make_image, make_report, make_request
 
 KEY = ProjectKey(id=2, created=1795384774)
@@ -223,37 +227,38 @@ class TestServed:
         assert calls["found"] is None
 
 
+@pytest.fixture
+def ranked(tmp_path, monkeypatch):
+    """A published round by entropy with its passes, that has learned from one annotation."""
+    project = RoundStore(tmp_path).project(KEY)
+    options = ProjectOptions(strategy="entropy", passes=2, backbone="resnet18", weights="none", image_side=32)
+    asked = make_request(
+        project=KEY,
+        classes=("normal", "severe"),
+        strategy="entropy",
+        batch_size=20,
+        options=options.model_dump(mode="json"),
+    )
+    report = make_report().model_copy(update={"request": asked, "fit": make_fit()})
+    outputs = PoolOutputs(("2", "1"), ("normal", "severe"), np.full((2, 2, 2), 0.5, dtype=np.float32))
+    ReadingStore(project.folder).keep_learned("r000001", {"1.1": "a"})
+    project.save(report, outputs, None)
+    served = Published(
+        version="v", round_id="r000001", image_ids=("2", "1"), seconds={"delete": 0.1}, published_at=NOON
+    )
+    project.set_published(served)
+    found: dict[str, Any] = {}
+
+    def keep(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tuple[RoundReport, Published]:
+        found.update(request=request, base=base, parts=parts)
+        return report, served
+
+    monkeypatch.setattr(reranking, "rerank", keep)
+    return project, found
+
+
 class TestRerank:
     """Another strategy at once; how it ranks is tested in tests/unit/engine/test_rerank.py."""
-
-    @pytest.fixture
-    def ranked(self, tmp_path, monkeypatch):
-        """A published round by entropy with its passes, that has learned from one annotation."""
-        project = RoundStore(tmp_path).project(KEY)
-        options = ProjectOptions(strategy="entropy", passes=2, backbone="resnet18", weights="none", image_side=32)
-        asked = make_request(
-            project=KEY,
-            classes=("normal", "severe"),
-            strategy="entropy",
-            batch_size=20,
-            options=options.model_dump(mode="json"),
-        )
-        report = make_report().model_copy(update={"request": asked, "fit": make_fit()})
-        outputs = PoolOutputs(("2", "1"), ("normal", "severe"), np.full((2, 2, 2), 0.5, dtype=np.float32))
-        ReadingStore(project.folder).keep_learned("r000001", {"1.1": "a"})
-        project.save(report, outputs, None)
-        served = Published(
-            version="v", round_id="r000001", image_ids=("2", "1"), seconds={"delete": 0.1}, published_at=NOON
-        )
-        project.set_published(served)
-        found: dict[str, Any] = {}
-
-        def keep(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tuple[RoundReport, Published]:
-            found.update(request=request, base=base, parts=parts)
-            return report, served
-
-        monkeypatch.setattr(reranking, "rerank", keep)
-        return project, found
 
     def test_without_a_ranking_there_is_nothing_to_rank_anew(self, run):
         with pytest.raises(EmptyPool, match="no ranking yet"):
@@ -329,6 +334,89 @@ class TestRerank:
         (report, _), _ = run(PROJECT | {"label_config": other}, reason="rerank")
 
         assert (report.request.round_id, found) == ("r000001", {})
+
+
+class TestRerankAfterAnUpgrade:
+    """Passes and network of a version that wrote them otherwise: nothing is ranked anew, and one line says why."""
+
+    @pytest.fixture
+    def upgraded(self, ranked, monkeypatch):
+        """A round whose passes and network are of other formats; its owner wants another strategy."""
+        project, found = ranked
+        folder = project.folder / "rounds" / "r000001"
+        with np.load(folder / "outputs.npz") as arrays:
+            kept = dict(arrays)
+        np.savez(folder / "outputs.npz", **(kept | {"format": np.array(0)}))
+        keep_network(folder, monkeypatch, version=0)
+        monkeypatch.setenv("AL_STRATEGY", "bald")
+        return project, found, folder
+
+    @staticmethod
+    def warnings(logs):
+        return [line for line in logs if line["log_level"] == "warning"]
+
+    @pytest.mark.parametrize("strategy", ["bald", "core_set"])
+    def test_a_round_that_learns_takes_its_place(self, run, upgraded, monkeypatch, strategy):
+        monkeypatch.setenv("AL_STRATEGY", strategy)
+        _, found, _ = upgraded
+
+        with capture_logs() as logs:
+            request, calls = run(reason="rerank")
+
+        assert (request.strategy, request.reason, found) == (strategy, "forced", {})
+        assert calls["told"]["round"] == request.round_id
+        [line] = self.warnings(logs)
+        assert line["event"] == "the last network cannot rank anew: a round that learns takes its place"
+        assert ("outputs.npz is of format 0" in line["why"]) == (strategy == "bald")
+        assert "was made for version 0, not 1" in line["why"]
+
+    def test_while_the_owner_holds_the_rounds_it_waits(self, run, upgraded):
+        project, found, _ = upgraded
+        Pause(project.folder).begin(20)
+
+        with capture_logs() as logs:
+            (report, _), calls = run(reason="rerank")
+
+        assert (report.request.round_id, found, "parts" in calls) == ("r000001", {}, False)
+        [line] = self.warnings(logs)
+        assert line["event"] == "what the owner has chosen takes effect with the next round"
+
+    def test_a_network_that_can_be_used_looks_again(self, run, upgraded, monkeypatch):
+        _, found, folder = upgraded
+        keep_network(folder, monkeypatch, version=1)
+
+        with capture_logs() as logs:
+            run(reason="rerank")
+
+        assert isinstance(found["parts"].scorer, ShardedLearner)
+        [line] = self.warnings(logs)
+        assert line["event"] == "the network looks at the images once more, since its passes cannot be used"
+        assert "outputs.npz is of format 0" in line["why"]
+
+    def test_options_that_this_version_does_not_know(self, run, ranked, monkeypatch):
+        """The passes could be read, and what the manifest would say of the network could not."""
+        monkeypatch.setenv("AL_STRATEGY", "bald")
+        project, found = ranked
+        path = project.folder / "rounds" / "r000001" / "report.json"
+        path.write_text(path.read_text().replace('"passes":', '"samples": 3, "passes":'))
+
+        with capture_logs() as logs:
+            request, _ = run(reason="rerank")
+
+        assert (request.reason, found) == ("forced", {})
+        [line] = self.warnings(logs)
+        assert line["why"] == "the options of round r000001 are not those of this version (1 mistakes)"
+
+
+def keep_network(folder: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    """Write a network into a round of ``ranked``, as a version of that number would have."""
+    options = ProjectOptions(strategy="entropy", passes=2, backbone="resnet18", weights="none", image_side=32)
+    network = McDropoutClassifier(2, Backbone("resnet18"), dropout=options.dropout)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_VERSION", version)
+        checkpoint.save_checkpoint(
+            folder / checkpoint.FILE_NAME, network, ("normal", "severe"), options, 0, frozen_backbone=True
+        )
 
 
 class TestWhatIsNoted:

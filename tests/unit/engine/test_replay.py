@@ -27,6 +27,7 @@ from ml_backend.pool_outputs import ImageFeatures, LastLayerGradients, PoolOutpu
 from ml_backend.records import Connection, ImageRef, RoundReport
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore, RoundStore
+from ml_backend.storage.manifests import sha256_of
 from ml_backend.strategies import Need
 from tests.fakes import (
     CLASSES,
@@ -260,6 +261,19 @@ class TestStartThatCannotBeMadeAgain:
             "r000001 typiclust: cannot be replayed: where the features are kept that it looked at was not noted: "
             "an older version made it"
         )
+
+    def test_evidence_of_another_format(self, project):
+        a_round(project, "core_set")
+        path = folder(project) / "evidence.npz"
+        with np.load(path) as arrays:
+            old = dict(arrays)
+        np.savez(path, **(old | {"format": np.array(0)}))
+        change_json(folder(project) / "manifest.json", lambda it: it["files"].update({"evidence.npz": sha256_of(path)}))
+
+        found = only(project)
+
+        assert (found.verdict, found.sound) == ("cannot", True)
+        assert found.sentence.endswith("evidence.npz is of format 0, and this version reads format 1")
 
 
 class TestAnotherWorld:

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ml_backend.errors import StorageError
+from ml_backend.errors import OtherFormat, StorageError
 from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
 from ml_backend.records import Exclusion
 from ml_backend.storage.outputs import read_outputs, write_outputs
@@ -70,6 +71,48 @@ def test_a_pickle_is_refused(tmp_path):
 
     with pytest.raises(StorageError, match="allow_pickle"):
         read_outputs(path)
+
+
+class TestFormat:
+    """What is written now, with another number in it, or with none."""
+
+    @staticmethod
+    def rewritten(path: Path, **changes: object) -> None:
+        with np.load(path) as arrays:
+            kept: dict[str, Any] = {name: arrays[name] for name in arrays if name not in changes}
+        kept |= {name: np.array(value) for name, value in changes.items() if value is not None}
+        np.savez(path, **kept)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        outputs = PoolOutputs(("1",), ("a", "b"), np.full((1, 1, 2), 0.5, np.float32))
+        write_outputs(tmp_path / "outputs.npz", outputs, compress=True)
+        return tmp_path / "outputs.npz"
+
+    def test_a_file_of_before_formats_were_written_is_read(self, path):
+        self.rewritten(path, format=None)
+        with np.load(path) as arrays:
+            assert "format" not in arrays
+
+        found = read_outputs(path)
+
+        assert found is not None
+        assert found.image_ids == ("1",)
+
+    @pytest.mark.parametrize("seen", [0, 2])
+    def test_one_of_another_version_is_told_from_damage(self, path, seen):
+        self.rewritten(path, format=seen)
+
+        with pytest.raises(OtherFormat, match=rf"outputs\.npz is of format {seen}, and this version reads format 1"):
+            read_outputs(path)
+
+    def test_a_format_that_is_none_is_damage(self, path):
+        self.rewritten(path, format="new")
+
+        with pytest.raises(StorageError, match=r"outputs\.npz is damaged") as refused:
+            read_outputs(path)
+
+        assert not isinstance(refused.value, OtherFormat)
 
 
 @pytest.mark.parametrize("missing", ["image_ids", "classes", "probs", "residuals"])
