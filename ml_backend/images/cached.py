@@ -1,12 +1,13 @@
 """Decoded images, kept by content: no image is fetched or decoded twice, whatever task or project it hangs in.
 
 Two small tables in one folder: from the source's key to the hash of the bytes, and from that hash (with the
-preprocessing and the side) to the pixels. Task ids stand in neither, because Label Studio hands them out again. The
-raw bytes are not kept: they are some fifty times larger than the pixels, and only a new ``image_side`` would ask
-for them.
+preprocessing and the side) to the pixels and the shape that the film had. Task ids stand in neither, because Label
+Studio hands them out again. The raw bytes are not kept: they are some fifty times larger than the pixels, and only a
+new ``image_side`` would ask for them.
 """
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ml_backend.images.blobs import BlobFolder
-from ml_backend.images.decode import PREPROCESSING, Pixels, decode
+from ml_backend.images.decode import PREPROCESSING, DecodedFilm, Pixels, decode_film
 from ml_backend.images.quarantined import QuarantinedSource
 from ml_backend.images.source import ImageSource
 from ml_backend.images.troubles import UndecodableImage
@@ -23,6 +24,7 @@ from ml_backend.records import ImageRef
 __all__ = ["DecodedImage", "ImageCache"]
 
 _HASHES_SHARE = 12  # one part in so many of the limit
+_SIZE = struct.Struct("<II")  # width and height, behind the pixels
 _SHOWN = 200  # characters of an address in an error
 
 
@@ -33,10 +35,13 @@ class DecodedImage:
     Attributes:
         key: names the pixels by what they were made from; the same film under two uris has one key.
         pixels: grey levels, 0 black to 255 white.
+        size: width and height of the film, upright, before it was squashed to the square; None where a version kept the
+            pixels that did not keep it.
     """
 
     key: str
     pixels: UInt8[Pixels, "side side"]
+    size: tuple[int, int] | None = None
 
 
 class ImageCache:
@@ -67,23 +72,28 @@ class ImageCache:
         content_hash = self._hashes.get(self._source.cache_key(image))
         return None if content_hash is None else self._key(content_hash.decode())
 
-    def read(self, image: ImageRef) -> DecodedImage:
+    def read(self, image: ImageRef, *, sized: bool = False) -> DecodedImage:
         """The image from the cache, else fetched, decoded and kept.
+
+        Args:
+            image: what to read.
+            sized: with its size, even where that takes fetching it again.
 
         Raises:
             ImageError: it cannot be fetched or decoded; never kept, because the next attempt may succeed.
         """
         known = self.key(image)
         found = None if known is None else self._find(known)
-        if found is not None:
+        if found is not None and not (sized and found.size is None):
             return found
         content = self._source.fetch(image)
         content_hash = hashlib.sha256(content).hexdigest()
         key = self._key(content_hash)
         decoded = self._find(key)
-        if decoded is None:
-            decoded = DecodedImage(key, self._decode(image, content))
-            self._pixels.put(key, decoded.pixels.tobytes())
+        if decoded is None or (sized and decoded.size is None):
+            film = self._decode(image, content)
+            decoded = DecodedImage(key, film.pixels, film.size)
+            self._pixels.put(key, film.pixels.tobytes() + _SIZE.pack(*film.size))
         # Last, so that a hash is only known of an image that can be decoded.
         self._hashes.put(self._source.cache_key(image), content_hash.encode())
         return decoded
@@ -93,9 +103,9 @@ class ImageCache:
         self._pixels.trim()
         self._hashes.trim()
 
-    def _decode(self, image: ImageRef, content: bytes) -> UInt8[Pixels, "side side"]:
+    def _decode(self, image: ImageRef, content: bytes) -> DecodedFilm:
         try:
-            return decode(content, self._side, _name(image))
+            return decode_film(content, self._side, _name(image))
         except UndecodableImage as error:
             # Only here is it known that what was fetched is no picture.
             if isinstance(self._source, QuarantinedSource):
@@ -106,10 +116,11 @@ class ImageCache:
         return f"{content_hash}|{PREPROCESSING}|{self._side}"
 
     def _find(self, key: str) -> DecodedImage | None:
-        payload = self._pixels.get(key)
-        if payload is None or len(payload) != self._side**2:
+        payload, pixels = self._pixels.get(key), self._side**2
+        if payload is None or len(payload) not in (pixels, pixels + _SIZE.size):
             return None
-        return DecodedImage(key, np.frombuffer(payload, np.uint8).reshape(self._side, self._side))
+        size = _SIZE.unpack_from(payload, pixels) if len(payload) > pixels else None
+        return DecodedImage(key, np.frombuffer(payload, np.uint8, pixels).reshape(self._side, self._side), size)
 
 
 def _name(image: ImageRef) -> str:

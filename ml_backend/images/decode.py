@@ -4,7 +4,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from ml_backend.images.codecs import jpeg_levels, png_levels
 from ml_backend.images.headers import PNG_SIGNATURE, bare_jpeg, orientation, png_exif, png_size
 from ml_backend.images.troubles import Trouble, UndecodableImage
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SCANS", "PREPROCESSING", "Pixels", "decode"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SCANS", "PREPROCESSING", "DecodedFilm", "Pixels", "decode", "decode_film"]
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -46,6 +46,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = frozenset({5, 6, 7, 8})
+"""Orientations of a film that lies on its side: its width is its file's height."""
 _JPEG_START = b"\xff\xd8"
 
 # What comes instead of an image when something went wrong on the way.
@@ -65,7 +67,24 @@ _IMPOSTORS: tuple[tuple[bytes, Trouble, str], ...] = (
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89png\r\n", b"bm", b"gif8", b"riff")
 
 
+class DecodedFilm(NamedTuple):
+    """A film as the network sees it, and the shape that it had.
+
+    Attributes:
+        pixels: grey levels, 0 black to 255 white, rows from the top.
+        size: width and height of the upright film in pixels.
+    """
+
+    pixels: UInt8[Pixels, "side side"]
+    size: tuple[int, int]
+
+
 def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
+    """The pixels of ``decode_film``."""
+    return decode_film(content, side, name).pixels
+
+
+def decode_film(content: bytes, side: int, name: str) -> DecodedFilm:
     """Decode an image file to a grayscale square.
 
     The whole film is squashed to the square (ours): a crop could cut off a costophrenic angle. Transparency becomes
@@ -77,9 +96,6 @@ def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
         side: side of the square in pixels.
         name: what an error calls the image.
 
-    Returns:
-        Grey levels, 0 black to 255 white, rows from the top.
-
     Raises:
         UndecodableImage: the file is no image, is damaged, or has more than ``MAX_PIXELS`` or ``MAX_BYTES``.
     """
@@ -89,7 +105,7 @@ def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
             "too-large",
         )
     try:
-        square, exif = _read_square(content, side, name)
+        square, exif, size = _read_square(content, side, name)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -98,17 +114,20 @@ def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
         trouble, reason = _describe(content, error)
         raise UndecodableImage(f"image {name} cannot be decoded: {reason}", trouble) from error
     # After the resize: turning the square is cheaper than turning the film, and gives the same.
-    upright = _UPRIGHT.get(orientation(exif))
-    return np.asarray(square if upright is None else square.transpose(upright))
+    turn = orientation(exif)
+    upright = _UPRIGHT.get(turn)
+    return DecodedFilm(
+        np.asarray(square if upright is None else square.transpose(upright)), size[::-1] if turn in _LYING else size
+    )
 
 
-def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, bytes]:
-    """The film as it lies in the file, squashed to the square; and what its EXIF block says."""
+def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, bytes, tuple[int, int]]:
+    """The film as it lies in the file, squashed to the square; what its EXIF block says; and its size in the file."""
     if content.startswith(PNG_SIGNATURE):
         size = png_size(content)
         _require_decodable_size(size, name)
         with _room.hold(size[0] * size[1]):
-            return _square(Image.fromarray(png_levels(content, size)), side, None), png_exif(content)
+            return _square(Image.fromarray(png_levels(content, size)), side, None), png_exif(content), size
     exif = b""
     if content.startswith(_JPEG_START):
         jpeg = bare_jpeg(content)
@@ -123,7 +142,7 @@ def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, byt
         drafted = image.draft("L", (side, side))
         with _room.hold(_pixels_in_memory(image, size)):
             square = _square(_gray(image, content, size), side, None if drafted is None else drafted[1])
-        return square, exif or image.info.get("exif", b"")
+        return square, exif or image.info.get("exif", b""), size
 
 
 class _Room:

@@ -14,16 +14,16 @@ SIDE: Final = 192  # pixels
 QUALITY: Final = 82
 
 
-def thumbnail(pixels: UInt8[Pixels, "side side"]) -> bytes:
-    """A grayscale JPEG of at most 192 pixels a side.
-
-    Square like what the network sees: of a film that is not square the proportions are not kept.
+def thumbnail(pixels: UInt8[Pixels, "side side"], size: tuple[int, int]) -> bytes:
+    """A grayscale JPEG of at most 192 pixels a side, in the proportions of the film and not of the network's square.
 
     Args:
-        pixels: grey levels, 0 black to 255 white.
+        pixels: grey levels, 0 black to 255 white; the film squashed to a square.
+        size: width and height of the film.
     """
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    longest = min(SIDE, len(pixels))  # larger than the square there is nothing more to see
+    width, height = (max(round(longest * length / max(size)), 1) for length in size)
+    picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY, optimize=True)
     return file.getvalue()

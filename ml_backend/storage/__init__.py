@@ -12,7 +12,7 @@
         learned/r000001.json          the annotations that a round learned from
         rounds/r000001/report.json    RoundReport
                        insight.json   what the owner is shown of it
-                       thumbs/12.jpg  what the chosen images look like (of the last 20 rounds)
+                       films/12.jpg   what the chosen images look like (of the last 20 rounds)
                        agreement.json what it answers about a fixed set of images; noise.json: and its twin
                        outputs.npz    ids, classes, probs (only with a network)
                        inputs.json    the labels and the pool

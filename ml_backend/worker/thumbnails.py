@@ -1,15 +1,15 @@
 """Small pictures of the images that a round chose, drawn after it was published: no reader waits for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 import structlog
 
-from ml_backend.errors import BackendError
+from ml_backend.errors import BackendError, StorageError
 from ml_backend.images import ImageCache
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.formats import parse_label_config, read_image
+from ml_backend.label_studio.formats import LabelConfig, parse_label_config, read_image
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.mirror import Mirror
 from ml_backend.records import ImageRef, ProjectKey, RoundReport
@@ -21,6 +21,7 @@ from ml_backend.storage.thumbnails import Thumbnails
 __all__ = ["chosen_images", "draw_thumbnails", "pictures"]
 
 MOST = 200  # pictures a round
+DRAWN_AGAIN = 3  # earlier rounds, each time: the next round waits meanwhile
 PATIENCE_S = 10.0
 
 log = structlog.get_logger()
@@ -29,7 +30,8 @@ log = structlog.get_logger()
 def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) -> int:
     """Draw the images of a round's batch and those that stand in its order by chance; says how many were drawn.
 
-    An image that cannot be read is left out: its page shows a placeholder.
+    An image that cannot be read is left out: its page shows a placeholder. Then some earlier rounds again, the newest
+    first, whose pictures are still those of a version that drew every film as a square.
 
     Raises:
         BackendError: the project is not connected, or its options are wrong.
@@ -44,20 +46,34 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
     options = ProjectOptions.resolve(connection.extra_params, config.attributes)
     # As for a round: where no password is asked for, anybody may name a host that the key would be sent to.
     hostname = connection.hostname if settings.basic_auth_user else None
-    images: list[ImageRef] = []
-    for image_id in chosen_images(report):
-        task = mirror.tasks.get(int(image_id)) if image_id.isdecimal() else None
-        if task is not None:
-            try:
-                images.append(read_image({"id": int(image_id), "data": task.data}, config))
-            except BackendError as error:
-                log.debug("not drawn", image=image_id, error=str(error))
+    thumbnails = Thumbnails(project.folder)
     with (
         LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client,
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as source,
     ):
         cache = ImageCache(source, store.cache / "images", options.image_side)
-        return Thumbnails(project.folder).keep(report.request.round_id, pictures(images, cache))
+
+        def draw(one: RoundReport) -> int:
+            return thumbnails.keep(one.request.round_id, pictures(_images(one, mirror, config), cache))
+
+        drawn = draw(report)
+        for round_id in thumbnails.squashed()[:DRAWN_AGAIN]:
+            try:
+                draw(project.report(round_id))
+            except StorageError as error:
+                log.debug("not drawn again", round=round_id, error=str(error))
+        return drawn
+
+
+def _images(report: RoundReport, mirror: Mirror, config: LabelConfig) -> Iterator[ImageRef]:
+    """Those of a round that are to be drawn, as far as their tasks are still there."""
+    for image_id in chosen_images(report):
+        task = mirror.tasks.get(int(image_id)) if image_id.isdecimal() else None
+        if task is not None:
+            try:
+                yield read_image({"id": int(image_id), "data": task.data}, config)
+            except BackendError as error:
+                log.debug("not drawn", image=image_id, error=str(error))
 
 
 def chosen_images(report: RoundReport) -> list[str]:
@@ -67,10 +83,11 @@ def chosen_images(report: RoundReport) -> list[str]:
     return [*batch, *(name for name in ranking.image_ids[ranking.batch_size :] if name in control)][:MOST]
 
 
-def pictures(images: list[ImageRef], cache: ImageCache) -> Iterator[tuple[str, bytes]]:
-    """The pictures that can be drawn."""
+def pictures(images: Iterable[ImageRef], cache: ImageCache) -> Iterator[tuple[str, bytes]]:
+    """The pictures that can be drawn, in the proportions of their films."""
     for image in images:
         try:
-            yield image.id, thumbnail(cache.read(image).pixels)
+            read = cache.read(image, sized=True)
+            yield image.id, thumbnail(read.pixels, read.size or (1, 1))
         except BackendError as error:
             log.debug("not drawn", image=image.id, error=str(error))

@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from ml_backend.images.decode import MAX_PIXELS, _Room, _room, decode
+from ml_backend.images.decode import MAX_PIXELS, _Room, _room, decode, decode_film
 from tests.unit.images.files import deep_png, encode, film, ramp, triangle
 
 
@@ -85,6 +85,24 @@ class TestDecode:
         exif[0x0112] = orientation
 
         assert np.array_equal(decode(encode(stored, exif=exif), 32, "x"), corner)
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+    def test_the_size_of_the_film_is_told(self, kind: str) -> None:
+        """Not that of the square, nor that at which a large JPEG is decoded."""
+        content = encode(Image.new("L", (600, 240), 90), kind)
+
+        film = decode_film(content, 32, "x")
+
+        assert (film.size, film.pixels.shape) == ((600, 240), (32, 32))
+        assert np.array_equal(film.pixels, decode(content, 32, "x"))
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_the_size_is_that_of_the_upright_film(self, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encode(Image.new("L", (60, 24), 90), exif=exif)
+
+        assert decode_film(content, 32, "x").size == ((60, 24) if orientation < 5 else (24, 60))
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
     def test_a_broken_orientation_costs_no_film(self, kind: str) -> None:

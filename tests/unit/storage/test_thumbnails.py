@@ -3,7 +3,7 @@
 import pytest
 
 from ml_backend.storage import RoundStore
-from ml_backend.storage.thumbnails import KEPT_ROUNDS, Thumbnails
+from ml_backend.storage.thumbnails import KEPT_ROUNDS, SQUASHED, Thumbnails
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT
 
@@ -46,3 +46,42 @@ class TestThumbnails:
 
         kept = [round_id for round_id in project.round_ids() if thumbnails.of_round(round_id)]
         assert kept == project.round_ids()[-KEPT_ROUNDS:]
+
+
+class TestAnEarlierVersion:
+    """It drew every film as a square."""
+
+    @pytest.fixture
+    def squashed(self, project):
+        def keep(*round_ids):
+            for round_id in round_ids:
+                folder = project.folder / "rounds" / round_id / SQUASHED
+                folder.mkdir()
+                (folder / "2.jpg").write_bytes(b"squashed")
+
+        project.save(make_report("r000002"), None, None)
+        return keep
+
+    def test_its_pictures_are_shown_until_they_are_drawn_again(self, project, squashed):
+        squashed("r000001", "r000002")
+        thumbnails = Thumbnails(project.folder)
+        assert thumbnails.squashed() == ["r000002", "r000001"]
+        assert thumbnails.of_round("r000002") == {"2"}
+        assert thumbnails.read("r000002", "2") == b"squashed"
+
+        thumbnails.keep("r000002", [("3", b"jpeg")])
+
+        assert thumbnails.squashed() == ["r000001"]
+        assert thumbnails.of_round("r000002") == {"3"}
+        assert thumbnails.read("r000002", "2") is None
+        assert not (project.folder / "rounds/r000002" / SQUASHED).exists()
+
+    def test_they_go_with_their_round(self, project, squashed):
+        squashed("r000001")
+        thumbnails = Thumbnails(project.folder)
+        for number in range(3, KEPT_ROUNDS + 3):
+            project.save(make_report(f"r{number:06d}"), None, None)
+            thumbnails.keep(f"r{number:06d}", [("2", b"jpeg")])
+
+        assert thumbnails.of_round("r000001") == frozenset()
+        assert thumbnails.squashed() == []
