@@ -1,6 +1,6 @@
 """What the rounds have learned, for ``/metrics``: labels, how good the network is, what it says of the pool."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily
@@ -74,75 +74,80 @@ class LearningMetrics:
 
 
 def _round_metrics(rounds: dict[str, list[RoundLine]]) -> Iterator[GaugeMetricFamily]:
-    newest = GaugeMetricFamily(
-        "al_newest_round_timestamp_seconds", "When the newest round that was saved began", labels=["project"]
+    last = {project: lines[-1] for project, lines in rounds.items() if lines}
+    yield _by_project(
+        "al_newest_round_timestamp_seconds",
+        "When the newest round that was saved began",
+        {project: line.report.started_at.timestamp() for project, line in last.items()},
     )
-    labels = GaugeMetricFamily(
-        "al_labels", "Images with a label of the class when the newest round began", labels=["project", "class"]
+    yield _by_class(
+        "al_labels",
+        "Images with a label of the class when the newest round began",
+        {project: line.labels_per_class for project, line in last.items()},
     )
-    disputed = GaugeMetricFamily(
-        "al_disputed_labels", "Labels of the newest round on which readers disagree", labels=["project"]
+    yield _by_project(
+        "al_disputed_labels",
+        "Labels of the newest round on which readers disagree",
+        {project: line.disputed for project, line in last.items()},
     )
-    wanted = GaugeMetricFamily(
-        "al_labels_wanted_per_class", "Labels that every class needs before a network is trained", labels=["project"]
+    yield _by_project(
+        "al_labels_wanted_per_class",
+        "Labels that every class needs before a network is trained",
+        {project: line.min_labels_per_class for project, line in last.items()},
     )
-    for project, lines in rounds.items():
-        if not lines:
-            continue
-        last = lines[-1]
-        newest.add_metric([project], last.report.started_at.timestamp())
-        for name, count in last.labels_per_class.items():
-            labels.add_metric([project, name], count)
-        disputed.add_metric([project], last.disputed)
-        wanted.add_metric([project], last.min_labels_per_class)
-    yield newest
-    yield labels
-    yield disputed
-    yield wanted
 
 
 def _validation_metrics(trained: dict[str, FitReport]) -> Iterator[GaugeMetricFamily]:
     """Of each project's newest network; what validation could not tell is left out."""
-    images = GaugeMetricFamily(
-        "al_validation_images", "Labelled images that the newest network was validated on", labels=["project"]
+    yield _by_project(
+        "al_validation_images",
+        "Labelled images that the newest network was validated on",
+        {project: fit.validation_images for project, fit in trained.items()},
     )
-    accuracy = GaugeMetricFamily(
-        "al_validation_accuracy_ratio", "Share of the validation images that it gets right", labels=["project"]
+    yield _by_project(
+        "al_validation_accuracy_ratio",
+        "Share of the validation images that it gets right",
+        {project: fit.validation_accuracy for project, fit in trained.items()},
     )
-    auroc = GaugeMetricFamily(
-        "al_validation_auroc_ratio", "Area under its ROC curve on the validation images", labels=["project"]
+    yield _by_project(
+        "al_validation_auroc_ratio",
+        "Area under its ROC curve on the validation images",
+        {project: fit.validation_auroc for project, fit in trained.items()},
     )
-    recall = GaugeMetricFamily(
+    yield _by_class(
         "al_validation_recall_ratio",
         "Share of the validation images of a class that it gets right",
-        labels=["project", "class"],
+        {project: fit.validation_recall for project, fit in trained.items()},
     )
-    for project, fit in trained.items():
-        images.add_metric([project], fit.validation_images)
-        accuracy.add_metric([project], fit.validation_accuracy)
-        if fit.validation_auroc is not None:
-            auroc.add_metric([project], fit.validation_auroc)
-        for name, value in fit.validation_recall.items():
-            if value is not None:
-                recall.add_metric([project, name], value)
-    yield images
-    yield accuracy
-    yield auroc
-    yield recall
 
 
 def _pool_metrics(pools: dict[str, _Pool]) -> Iterator[GaugeMetricFamily]:
-    images = GaugeMetricFamily(
-        "al_pool_images", "Unlabelled images that the newest network has looked at", labels=["project"]
+    yield _by_project(
+        "al_pool_images",
+        "Unlabelled images that the newest network has looked at",
+        {project: pool.images for project, pool in pools.items()},
     )
-    expected = GaugeMetricFamily(
+    yield _by_class(
         "al_pool_expected_ratio",
         "Share of the class among the unlabelled images, as the newest network estimates it",
-        labels=["project", "class"],
+        {project: pool.expected for project, pool in pools.items()},
     )
-    for project, pool in pools.items():
-        images.add_metric([project], pool.images)
-        for name, share in pool.expected.items():
-            expected.add_metric([project, name], share)
-    yield images
-    yield expected
+
+
+def _by_project(name: str, told: str, values: Mapping[str, float | None]) -> GaugeMetricFamily:
+    """A gauge with one value a project; None is left out."""
+    gauge = GaugeMetricFamily(name, told, labels=["project"])
+    for project, value in values.items():
+        if value is not None:
+            gauge.add_metric([project], value)
+    return gauge
+
+
+def _by_class(name: str, told: str, values: Mapping[str, Mapping[str, float | None]]) -> GaugeMetricFamily:
+    """A gauge with one value a class of each project; None is left out."""
+    gauge = GaugeMetricFamily(name, told, labels=["project", "class"])
+    for project, by_class in values.items():
+        for one, value in by_class.items():
+            if value is not None:
+                gauge.add_metric([project, one], value)
+    return gauge
