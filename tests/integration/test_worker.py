@@ -17,6 +17,7 @@ from ml_backend.processes.valkey import _valkey_program
 from ml_backend.queueing import RoundQueue, connect_redis
 from ml_backend.records import ProjectKey
 from ml_backend.storage import RoundStore
+from ml_backend.storage.pause import Pause
 from tests.integration.processes import FAKE_WORKER, PROJECT, free_port, wait_until
 
 OTHER = ProjectKey(id=3, created=1795384774)
@@ -200,6 +201,42 @@ class TestFailures:
         start_worker()
 
         wait_until(lambda: 0 < redis.ttl("rq:clean_registries:rounds") <= 30, timeout_s=30)
+
+
+class TestPause:
+    """The owner holds the rounds by a file in the data folder, where every worker looks."""
+
+    @pytest.fixture
+    def pause(self, environ):
+        pause = Pause(RoundStore(Path(environ["AL_DATA_DIR"])).project(PROJECT).folder)
+        pause.begin(threshold=20)
+        return pause
+
+    def test_a_round_that_failed_is_not_tried_again_until_it_ends(self, queue, start_worker, plan, log, pause):
+        """Another project's is, by the same look at both."""
+        plan("away", "away")
+        start_worker()
+        queue.request_round(PROJECT, "forced")
+        queue.request_round(OTHER, "forced")
+        wait_until(lambda: queue.status(PROJECT).next_attempt and queue.status(OTHER).next_attempt)
+        for project in (PROJECT, OTHER):
+            queue.redis.hset(f"al:{project}", "not_before", time.time())
+
+        wait_until(lambda: queue.status(OTHER).rounds_finished == 1)
+        assert [line["event"] for line in log() if line["project"] == str(PROJECT)] == ["begin"]
+        assert queue.status(PROJECT).waiting is None
+
+        pause.end()
+        wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
+
+    def test_what_trains_nothing_and_what_its_owner_asks_for_runs_all_the_same(self, queue, start_worker, log, pause):
+        start_worker()
+        for reason in ("rerank", "topup", "forced"):
+            queue.request_round(PROJECT, reason)
+            wait_until(lambda: queue.status(PROJECT).waiting is queue.status(PROJECT).running is None)
+
+        assert [line["reason"] for line in log() if line["event"] == "end"] == ["rerank", "topup", "forced"]
+        assert pause.holds
 
 
 class TestRedis:

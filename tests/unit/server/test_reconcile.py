@@ -10,6 +10,7 @@ from ml_backend.records import Connection, ProjectKey, Published
 from ml_backend.server.reconcile import Reconciler
 from ml_backend.settings import Settings
 from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.pause import Pause
 from tests.fakes import NOON, make_report
 from tests.unit.label_studio.studio import LABEL_CONFIG, FakeStudio
 from tests.unit.server.memory import PROJECT
@@ -327,6 +328,15 @@ class TestAnotherStrategy:
 
         assert (queue.requests, queue.idle_requests) == (["labels"], [])
 
+    def test_while_the_rounds_are_paused_too(self, reconciler, ranked, queue):
+        """It trains nothing; and what it publishes makes a top-up of the old order needless."""
+        Pause(ranked.project(PROJECT).folder).begin(threshold=3)
+        self.choose(ranked, strategy="bald", batch_size=20)
+
+        reconciler.look()
+
+        assert (queue.requests, queue.idle_requests) == ([], ["rerank"])
+
     def test_while_it_is_not_asked_for_again_the_old_order_is_topped_up(self, reconciler, ranked, queue):
         self.choose(ranked, strategy="bald", batch_size=20)
         queue.refuses_idle = True
@@ -334,3 +344,63 @@ class TestAnotherStrategy:
         reconciler.look()
 
         assert (queue.requests, queue.idle_requests) == (["topup"], ["rerank"])
+
+
+class TestPause:
+    """The owner holds the rounds by a file; readers go on being served."""
+
+    @pytest.fixture
+    def pause(self, store, readings):
+        pause = Pause(store.project(PROJECT).folder)
+        pause.begin(threshold=3)
+        return pause
+
+    def test_labels_are_counted_and_start_nothing_until_it_ends(self, reconciler, publish, queue, studio, pause):
+        publish()
+        for number in (3, 4, 5):
+            studio.annotate(number, "normal")
+
+        reconciler.look()
+        assert (queue.state.changes, queue.state.threshold, queue.requests, queue.idle_requests) == (3, 0, [], [])
+
+        pause.end()
+        reconciler.look()
+        assert (queue.state.threshold, queue.requests) == (3, ["labels"])
+
+    def test_a_first_round_that_was_lost_is_not_asked_for(self, reconciler, queue, pause):
+        reconciler.look()
+
+        assert (queue.requests, queue.idle_requests) == ([], [])
+
+    def test_a_round_that_was_saved_and_not_published_waits(self, reconciler, publish, queue, store, pause):
+        publish(tuple(map(str, range(3, 61))))
+        store.project(PROJECT).save(make_report("r000002"), None, None)
+
+        reconciler.look()
+
+        assert (queue.requests, queue.idle_requests) == ([], [])
+
+    def test_images_that_came_after_the_pool_was_empty_start_no_training(self, reconciler, publish, queue, pause):
+        publish()
+        queue.state = QueueStatus(last_error=LastError(kind="EmptyPool", message="m", at=0.0))
+
+        reconciler.look()
+
+        assert queue.requests == []
+
+    def test_a_ranking_that_runs_out_is_topped_up(self, reconciler, publish, queue, pause):
+        publish(tuple(map(str, range(3, 42))))
+
+        reconciler.look()
+
+        assert queue.requests == ["topup"]
+
+    def test_one_that_cannot_be_read_holds_as_well(self, reconciler, publish, queue, studio, store):
+        publish()
+        (store.project(PROJECT).folder / "paused.json").write_text("{")
+        for number in (3, 4, 5):
+            studio.annotate(number, "normal")
+
+        reconciler.look()
+
+        assert (queue.state.threshold, queue.requests) == (0, [])
