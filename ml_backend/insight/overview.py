@@ -1,7 +1,7 @@
 """Everything that one project's page tells, gathered from the store. What cannot be told is None, and hides nothing."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -10,7 +10,7 @@ import structlog
 from ml_backend.consensus import RULES
 from ml_backend.errors import BackendError
 from ml_backend.insight.agreement import stored_marks, stored_noise
-from ml_backend.insight.answers import answers_of
+from ml_backend.insight.answers import Answer, answers_of
 from ml_backend.insight.control import labels_by_origin
 from ml_backend.insight.fidelity import OrderFidelity, order_fidelity
 from ml_backend.insight.history import StrategyChange, strategy_history
@@ -106,6 +106,28 @@ class Memory:
         self.control: Remembered[ControlEstimate | None] = Remembered(KEPT_PROJECTS)
 
 
+class _Reading:
+    """A project's tasks as they were last read: the file is opened once, by whoever needs it first, and never kept.
+
+    Attributes:
+        state: of what it tells; noted before the file is opened, so that what is written meanwhile counts as newer.
+    """
+
+    def __init__(self, folder: Path, question: Question) -> None:
+        self.question = question
+        self.state = (_changed(folder / "tasks.json"), question)
+        self._store = ReadingStore(folder)
+
+    @cached_property
+    def mirror(self) -> Mirror | None:
+        return self._store.mirror(Mirror)
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """Oldest first; none where nothing was read yet."""
+        return [] if self.mirror is None else answers_of(self.mirror, *self.question)
+
+
 def overview(
     project: ProjectStore, memory: Memory, question: Question | None = None, served: str | None = None
 ) -> Overview:
@@ -119,14 +141,16 @@ def overview(
     """
     found, damaged = memory.lines.of(project)
     shown = next((line for line in reversed(found) if line.round_id == served), found[-1] if found else None)
+    # One for all parts, and no longer than for them: it may be megabytes.
+    reading = None if question is None else _Reading(project.folder, question)
     return Overview(
         rounds=tuple(found),
         damaged=tuple(damaged),
         changes=strategy_history(line.report for line in found),
         chosen=None if shown is None else _told(lambda: chosen(project, project.report(shown.round_id))),
-        fidelity=None if question is None else _told(lambda: _fidelity(project, memory, question)),
-        stopping=None if question is None or not found else _told(lambda: _stopping(project, memory, question, found)),
-        control=None if question is None else _told(lambda: _control(project, memory, question, found)),
+        fidelity=None if reading is None else _told(lambda: _fidelity(project, memory, reading)),
+        stopping=None if reading is None else _told(lambda: _stopping(project, memory, reading, found)),
+        control=None if reading is None else _told(lambda: _control(project, memory, reading, found)),
         proof=_told(lambda: read_record(project.folder / PROOF_FILE, ActiveAgainstRandom)),
         start=None if question is None or not found else _start(found[-1], question.options.min_labels_per_class),
     )
@@ -152,57 +176,54 @@ def chosen(project: ProjectStore, report: RoundReport) -> Chosen:
     )
 
 
-def _fidelity(project: ProjectStore, memory: Memory, question: Question) -> OrderFidelity | None:
-    state = (_changed(project.folder / "orders"), _changed(project.folder / "tasks.json"), question)
+def _fidelity(project: ProjectStore, memory: Memory, reading: _Reading) -> OrderFidelity | None:
+    state = (_changed(project.folder / "orders"), reading.state)
     if (known := memory.fidelity.get(project.folder, state)) is not None:
         return known
-    orders, mirror = project.orders(), ReadingStore(project.folder).mirror(Mirror)
-    if not orders or mirror is None:
+    orders = project.orders()
+    if not orders or reading.mirror is None:
         return None
-    answers = answers_of(mirror, question.config, question.options)
-    return memory.fidelity.put(project.folder, state, order_fidelity(orders, answers))
+    return memory.fidelity.put(project.folder, state, order_fidelity(orders, reading.answers))
 
 
 def _stopping(
-    project: ProjectStore, memory: Memory, question: Question, lines: Sequence[RoundLine]
+    project: ProjectStore, memory: Memory, reading: _Reading, lines: Sequence[RoundLine]
 ) -> StopAdvice | None:
     if all(line.fit is None for line in lines):
         return None
     newest = project.folder / "rounds" / lines[-1].round_id  # its noise is measured after it was published
-    state = (len(lines), _changed(newest), _changed(project.folder / "tasks.json"), question)
+    state = (len(lines), _changed(newest), reading.state)
     if (known := memory.stopping.get(project.folder, state)) is not None:
         return known
-    marks, mirror = stored_marks(project), ReadingStore(project.folder).mirror(Mirror)
-    answers = [] if mirror is None else answers_of(mirror, question.config, question.options)
+    marks = stored_marks(project)
     advice = stop_advice(
         marks,
         stored_noise(project, [one.round_id for one in marks]),
-        batch_size=question.options.batch_size,
-        lead_times_s=[one.lead_time_s for one in answers],
+        batch_size=reading.question.options.batch_size,
+        lead_times_s=[one.lead_time_s for one in reading.answers],
     )
     return memory.stopping.put(project.folder, state, advice)
 
 
 def _control(
-    project: ProjectStore, memory: Memory, question: Question, lines: Sequence[RoundLine]
+    project: ProjectStore, memory: Memory, reading: _Reading, lines: Sequence[RoundLine]
 ) -> ControlEstimate | None:
     if not any(line.report.request.control_share for line in lines):
         return None
-    state = (len(lines), _changed(project.folder / "tasks.json"), question)
+    state = (len(lines), reading.state)
     if (known := memory.control.get(project.folder, state)) is not None:
         return known
-    mirror = ReadingStore(project.folder).mirror(Mirror)
-    if mirror is None:
+    if reading.mirror is None:
         return None
-    config, options = question
+    config, options = reading.question
     classes = training_classes(config, options)
-    annotations, _ = annotations_in(mirror, config, options)
+    annotations, _ = annotations_in(reading.mirror, config, options)
     found = ((line.round_id, _told(partial(project.record, line.round_id, INSIGHT, RoundInsight))) for line in lines)
     origin = labels_by_origin(
         [line.report for line in lines],
         {round_id: insight for round_id, insight in found if insight is not None},
         RULES[options.consensus](annotations, classes).labels,
-        answers_of(mirror, config, options),
+        reading.answers,
     )
     return memory.control.put(project.folder, state, control_estimate(origin.control, classes, was_on=True))
 

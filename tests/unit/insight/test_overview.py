@@ -1,6 +1,8 @@
 """What is gathered for a project's page; a damaged round is named and hides nothing."""
 
+import gc
 import os
+import weakref
 from datetime import datetime, timedelta
 
 import pytest
@@ -10,6 +12,7 @@ from ml_backend.insight.overview import Memory, Question, overview
 from ml_backend.insight.proof import PROOF_FILE, ActiveAgainstRandom
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.mirror import KeptTask, Mirror
+from ml_backend.records import Published
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
@@ -44,6 +47,12 @@ def task(value: str, at: datetime) -> KeptTask:
         "lead_time": 9.0,
     }
     return KeptTask(data={"image": "/data/upload/1.png"}, annotations=(answer,))
+
+
+def answered(images: int) -> Mirror:
+    """So many images that readers called severe, a minute after the order."""
+    tasks = {number: task("severe", NOON + timedelta(minutes=number)) for number in range(1, images + 1)}
+    return Mirror(read_at=NOON, whole_at=NOON, tasks=tasks)
 
 
 class TestControl:
@@ -86,6 +95,74 @@ class TestControl:
         write_record(project.folder / PROOF_FILE, made)
 
         assert overview(project, Memory()).proof == made
+
+
+class TestReading:
+    """The tasks of a project are one file, of megabytes: three parts of the page are told from it."""
+
+    @pytest.fixture
+    def project(self, tmp_path):
+        """Order, answers, a network and a control share: each of the three has something to tell."""
+        found = RoundStore(tmp_path).project(PROJECT)
+        report = make_report("r000001")
+        request = report.request.model_copy(update={"control_share": 0.5})
+        found.save(report.model_copy(update={"request": request, "fit": make_fit()}), None, None)
+        found.set_published(
+            Published(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+        )
+        ReadingStore(found.folder).keep_mirror(answered(1))
+        return found
+
+    @pytest.fixture
+    def readings(self, monkeypatch):
+        """The mirrors that were read."""
+        found, read = [], ReadingStore.mirror
+
+        def noted(self: ReadingStore, kind: type[Mirror]) -> Mirror | None:
+            mirror = read(self, kind)
+            found.append(weakref.ref(mirror))
+            return mirror
+
+        monkeypatch.setattr(ReadingStore, "mirror", noted)
+        return found
+
+    def test_is_shared_by_all_parts_of_a_page_and_not_kept(self, project, readings):
+        memory, question = Memory(), Question(CONFIG, ProjectOptions())
+
+        found = overview(project, memory, question)
+        gc.collect()
+
+        assert None not in (found.fidelity, found.stopping, found.control)
+        assert [reading() for reading in readings] == [None]
+        assert overview(project, memory, question) == found
+        assert len(readings) == 1
+
+    def test_of_another_request_is_another(self, project, readings):
+        memory, question = Memory(), Question(CONFIG, ProjectOptions())
+        overview(project, memory, question)
+        ReadingStore(project.folder).keep_mirror(answered(2))
+
+        found = overview(project, memory, question).fidelity
+
+        assert found is not None
+        assert (found.answered, len(readings)) == (2, 2)
+
+    def test_what_is_written_while_it_is_read_is_seen_by_the_next_request(self, project, monkeypatch):
+        memory, question, read = Memory(), Question(CONFIG, ProjectOptions()), ReadingStore.mirror
+
+        def overtaken(self: ReadingStore, kind: type[Mirror]) -> Mirror | None:
+            mirror = read(self, kind)
+            self.keep_mirror(answered(2))
+            return mirror
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ReadingStore, "mirror", overtaken)
+            before = overview(project, memory, question)
+        after = overview(project, memory, question)
+
+        assert before.fidelity is not None
+        assert after.fidelity is not None
+        assert (before.fidelity.answered, after.fidelity.answered) == (1, 2)
 
 
 class TestOverview:
