@@ -204,9 +204,9 @@ def axis_x(root: ET.Element, axes: Axes, label: str, *, percent: bool) -> None:
     add(root, "text", {"class": "axis middle", "x": (axes.left + axes.right) / 2, "y": axes.bottom + 32}, label)
 
 
-def axis_y(root: ET.Element, axes: Axes, label: str, *, percent: bool) -> None:
-    """Ticks and their values left of the box, and what they are of, written upwards."""
-    for value in (ticks_logarithmic if axes.logarithmic else ticks)(*axes.y_range):
+def axis_y(root: ET.Element, axes: Axes, label: str, *, percent: bool, count: int = TICKS) -> None:
+    """Ticks and their values left of the box, about so many, and what they are of, written upwards."""
+    for value in ticks_logarithmic(*axes.y_range) if axes.logarithmic else ticks(*axes.y_range, count):
         y = axes.y(value)
         add(root, "path", {"class": "grid", "d": path([(axes.left, y), (axes.right, y)])})
         add(root, "text", {"class": "tick right", "x": axes.left - 5, "y": y + 4}, _tick(value, percent))

@@ -5,6 +5,8 @@
     records.py   what is kept beside a round
     answers.py   annotations -> who answered what, when, and how long it took
     control.py   labels told apart: from the start, by chance, chosen
+    intervals.py  how sure a share is that was counted
+    course.py    how the accuracy on images that came by chance went
     proof.py     what the images that came by chance say of the network
     fidelity.py  answers held against the published orders: was what readers were served what was chosen?
     rounds.py    a round's outputs -> what the page shows of it

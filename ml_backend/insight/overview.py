@@ -28,7 +28,7 @@ from ml_backend.storage import ProjectStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.files import read_record
 
-__all__ = ["BatchImage", "Chosen", "Memory", "Overview", "Question", "chosen", "overview"]
+__all__ = ["BatchImage", "Chosen", "Memory", "Overview", "Question", "chosen", "control_so_far", "overview"]
 
 SHOWN_IMAGES = 200  # of a batch
 KEPT_PROJECTS = 200  # whose figures are remembered
@@ -143,14 +143,15 @@ def overview(
     shown = next((line for line in reversed(found) if line.round_id == served), found[-1] if found else None)
     # One for all parts, and no longer than for them: it may be megabytes.
     reading = None if question is None else _Reading(project.folder, question)
+    control = None if reading is None else _told(lambda: _control(project, memory, reading, found))
     return Overview(
         rounds=tuple(found),
         damaged=tuple(damaged),
         changes=strategy_history(line.report for line in found),
         chosen=None if shown is None else _told(lambda: chosen(project, project.report(shown.round_id))),
         fidelity=None if reading is None else _told(lambda: _fidelity(project, memory, reading)),
-        stopping=None if reading is None else _told(lambda: _stopping(project, memory, reading, found)),
-        control=None if reading is None else _told(lambda: _control(project, memory, reading, found)),
+        stopping=None if reading is None else _told(lambda: _stopping(project, memory, reading, found, control)),
+        control=control,
         proof=_told(lambda: read_record(project.folder / PROOF_FILE, ActiveAgainstRandom)),
         start=None if question is None or not found else _start(found[-1], question.options.min_labels_per_class),
     )
@@ -176,6 +177,12 @@ def chosen(project: ProjectStore, report: RoundReport) -> Chosen:
     )
 
 
+def control_so_far(project: ProjectStore, memory: Memory, question: Question) -> ControlEstimate | None:
+    """What the images that came by chance say; None where there never were any, or that cannot be told."""
+    lines, _ = memory.lines.of(project)
+    return _told(lambda: _control(project, memory, _Reading(project.folder, question), lines))
+
+
 def _fidelity(project: ProjectStore, memory: Memory, reading: _Reading) -> OrderFidelity | None:
     state = (_changed(project.folder / "orders"), reading.state)
     if (known := memory.fidelity.get(project.folder, state)) is not None:
@@ -187,12 +194,16 @@ def _fidelity(project: ProjectStore, memory: Memory, reading: _Reading) -> Order
 
 
 def _stopping(
-    project: ProjectStore, memory: Memory, reading: _Reading, lines: Sequence[RoundLine]
+    project: ProjectStore,
+    memory: Memory,
+    reading: _Reading,
+    lines: Sequence[RoundLine],
+    control: ControlEstimate | None,
 ) -> StopAdvice | None:
     if all(line.fit is None for line in lines):
         return None
     newest = project.folder / "rounds" / lines[-1].round_id  # its noise is measured after it was published
-    state = (len(lines), _changed(newest), reading.state)
+    state = (len(lines), _changed(newest), reading.state, control)
     if (known := memory.stopping.get(project.folder, state)) is not None:
         return known
     marks = stored_marks(project)
@@ -201,6 +212,7 @@ def _stopping(
         stored_noise(project, [one.round_id for one in marks]),
         batch_size=reading.question.options.batch_size,
         lead_times_s=[one.lead_time_s for one in reading.answers],
+        control=control,
     )
     return memory.stopping.put(project.folder, state, advice)
 

@@ -16,6 +16,8 @@ from pydantic import Field
 from scipy.optimize import minimize_scalar
 
 from ml_backend.insight.control import ControlLabel
+from ml_backend.insight.course import ControlRound, ControlTrend, by_round, running, trend
+from ml_backend.insight.intervals import wilson
 from ml_backend.records import Record
 
 __all__ = [
@@ -23,11 +25,9 @@ __all__ = [
     "PROOF_FILE",
     "ActiveAgainstRandom",
     "ControlEstimate",
-    "ControlRound",
     "control_estimate",
     "expected_calibration_error",
     "fitted_temperature",
-    "wilson",
 ]
 
 ENOUGH: Final = 30
@@ -36,7 +36,6 @@ WINDOW: Final = 100
 ENOUGH_OF_A_CLASS: Final = 10
 PROOF_FILE: Final = "proof.json"
 """Where ``ActiveAgainstRandom`` stands in a project's folder."""
-_Z = 1.959963984540054  # of a 95 % interval
 _BINS = 10
 _FOLDS = 5
 _SMALLEST = 1e-12  # of a probability in a logarithm
@@ -44,16 +43,6 @@ _SMALLEST = 1e-12  # of a probability in a logarithm
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Floats: TypeAlias = npt.NDArray[np.float64]
-
-
-class ControlRound(Record):
-    """The control images of one round; ``low`` and ``high`` as in ``ControlEstimate``."""
-
-    round_id: str
-    n: Count
-    correct: Count
-    low: Share
-    high: Share
 
 
 class ControlEstimate(Record):
@@ -70,6 +59,9 @@ class ControlEstimate(Record):
         ece_calibrated: of each fifth under the temperature that the others give; likewise.
         enough: there are 30 or more.
         by_round: all of them, oldest round first.
+        running: the accuracy as it stood after each round, of the newest images until then; without the rounds at
+            which they were fewer than 30.
+        trend: the newest images against those before them; None where either are fewer than 30.
         sentence: for the owner.
     """
 
@@ -85,6 +77,8 @@ class ControlEstimate(Record):
     ece_calibrated: Share | None
     enough: bool
     by_round: tuple[ControlRound, ...]
+    running: tuple[ControlRound, ...] = ()
+    trend: ControlTrend | None = None
     sentence: str
 
 
@@ -155,23 +149,11 @@ def control_estimate(
         ece=ece,
         ece_calibrated=ece_calibrated,
         enough=n >= ENOUGH,
-        by_round=_by_round(usable),
+        by_round=by_round(usable),
+        running=running(usable, window=window, enough=ENOUGH),
+        trend=trend(usable, window=window, enough=ENOUGH),
         sentence=_sentence(n, correct, low, high),
     )
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; 0 to 1 where nothing was counted.
-
-    Source:
-        Wilson 1927, doi:10.1080/01621459.1927.10502953.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share, z2 = correct / n, _Z * _Z
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * ((share * (1 - share) + z2 / (4 * n)) / n) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def fitted_temperature(probs: Float[Floats, "images classes"], targets: Int[npt.NDArray[np.intp], " images"]) -> float:
@@ -229,19 +211,6 @@ def _recalls(images: Sequence[ControlLabel], classes: Sequence[str]) -> dict[str
     }
 
 
-def _by_round(images: Sequence[ControlLabel]) -> tuple[ControlRound, ...]:
-    right: dict[str, list[bool]] = {}
-    for one in images:
-        right.setdefault(one.round_id, []).append(one.correct)
-    found = []
-    for round_id in sorted(right):
-        low, high = wilson(sum(right[round_id]), len(right[round_id]))
-        found.append(
-            ControlRound(round_id=round_id, n=len(right[round_id]), correct=sum(right[round_id]), low=low, high=high)
-        )
-    return tuple(found)
-
-
 def _sentence(n: int, correct: int, low: float, high: float) -> str:
     if n == 0:
         return "No image that came by chance has a label yet: nothing can be told of the network's accuracy."
@@ -252,6 +221,7 @@ def _sentence(n: int, correct: int, low: float, high: float) -> str:
             f"±{50 * (above - below):.0f} points."
         )
     return (
-        f"The network was right about {correct} of the last {n} images that came by chance: {correct / n:.0%} "
-        f"(95 % interval {low:.0%} to {high:.0%}), of the images that nobody had labelled when it ranked them."
+        f"The network was right about {correct} of the last {n} images that came by chance: {100 * correct / n:.0f} % "
+        f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %), of the images that nobody had labelled when it ranked "
+        "them."
     )

@@ -4,6 +4,9 @@ Three witnesses. Successive networks give the same answers about images that nob
 networks of the same labels do (the noise floor: more agreement cannot be had). The accuracy does not rise any more.
 The next batch is expected to gain little for the minutes that it takes to read.
 
+The accuracy is that of the validation labels, which were chosen. Where images came by chance, they back or contradict
+what it says: they are fewer, but a uniform sample.
+
 Source:
     Agreement of successive networks: Bloodgood & Vijay-Shanker 2009, arXiv:1409.5165.
 """
@@ -17,7 +20,8 @@ from typing import Annotated, Final, Literal, NamedTuple
 from pydantic import Field
 
 from ml_backend.insight.agreement import Agreement, RoundMarks, agreement
-from ml_backend.insight.curve import ENOUGH_FOR_A_CURVE, CurvePoint, Slope, expected_gain, slope
+from ml_backend.insight.curve import CurvePoint, Slope, expected_gain, slope
+from ml_backend.insight.proof import ENOUGH, ControlEstimate
 from ml_backend.records import Record
 
 __all__ = ["AgreementPoint", "StopAdvice", "Verdict", "reading_minutes", "stop_advice"]
@@ -89,7 +93,18 @@ class _Found(NamedTuple):
     gain: float | None
     minutes: float | None
     batch_size: int
-    blind: bool  # the accuracies are of control images
+    control: ControlEstimate | None
+
+    @property
+    def rises(self) -> bool:
+        """Whether the validation accuracy does, as far as can be told."""
+        return self.level is None or self.level.per_round > self.level.error
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether the validation accuracy is level, and that of images that came by chance rises all the same."""
+        trend = None if self.control is None else self.control.trend
+        return not self.rises and trend is not None and trend.rises
 
 
 def stop_advice(
@@ -98,20 +113,20 @@ def stop_advice(
     *,
     batch_size: int,
     lead_times_s: Sequence[float | None] = (),
-    control: Sequence[CurvePoint] = (),
+    control: ControlEstimate | None = None,
 ) -> StopAdvice:
     """Say whether labelling may stop.
 
     "Soon" needs stable answers and a small gain (at most 0.5 points of accuracy); "stop" stable answers twice in a row,
-    an accuracy that does not rise, and next to no gain (at most 0.1 points), seen over at least five rounds.
+    an accuracy that does not rise, and next to no gain (at most 0.1 points), seen over at least five rounds. Images
+    that came by chance can forbid "stop", and never call for it: they are too few to show that nothing rises.
 
     Args:
         marks: of the trained rounds, oldest first; see ``stored_marks``.
         noise: round id -> agreement of its network with its twin; see ``stored_noise``.
         batch_size: labels that the next gain is told for.
         lead_times_s: seconds that each answer took, where it was measured.
-        control: accuracy by labels on images that came by chance, where there are estimates: better evidence than the
-            validation labels, which were chosen.
+        control: what the images that came by chance say; None where there never were any.
     """
     if len(marks) < FEWEST:
         return StopAdvice(
@@ -119,8 +134,7 @@ def stop_advice(
             sentence=f"Too early to say when to stop: {_count(len(marks), 'network')} trained so far, "
             f"{FEWEST} are needed.",
         )
-    blind = len(control) >= ENOUGH_FOR_A_CURVE
-    curve = list(control) if blind else [CurvePoint(one.labels, one.accuracy) for one in marks]
+    curve = [CurvePoint(one.labels, one.accuracy) for one in marks]
     known = [noise[one.round_id] for one in marks if one.round_id in noise]
     found = _Found(
         points=_points(marks[-COMPARED:]),
@@ -129,7 +143,7 @@ def stop_advice(
         gain=expected_gain(curve, batch_size),
         minutes=reading_minutes(lead_times_s, batch_size),
         batch_size=batch_size,
-        blind=blind,
+        control=control,
     )
     verdict = _verdict(found, len(marks))
     return StopAdvice(
@@ -192,9 +206,9 @@ def _verdict(found: _Found, rounds: int) -> Verdict:
     last = found.points[-2:]
     if not last or not _stable(last[-1], found.floor) or found.gain is None or found.gain > LITTLE:
         return "go on"
-    rises = found.level is None or found.level.per_round > found.level.error
     twice = len(last) == 2 and _stable(last[0], found.floor)
-    return "stop" if rounds >= LEVEL and twice and not rises and found.gain <= NEXT_TO_NOTHING else "soon"
+    level = not found.rises and not found.contradicted
+    return "stop" if rounds >= LEVEL and twice and level and found.gain <= NEXT_TO_NOTHING else "soon"
 
 
 _BEGINNINGS: Final[dict[Verdict, str]] = {
@@ -206,7 +220,10 @@ _BEGINNINGS: Final[dict[Verdict, str]] = {
 
 
 def _sentence(verdict: Verdict, found: _Found) -> str:
-    return f"{_BEGINNINGS[verdict]}: {_agreement_words(found)}; {_gain_words(found)}."
+    said = f"{_BEGINNINGS[verdict]}: {_agreement_words(found)}; {_gain_words(found)}"
+    if verdict == "soon" and found.contradicted:
+        said += ", but on images that came by chance accuracy still rose"
+    return f"{said}."
 
 
 def _agreement_words(found: _Found) -> str:
@@ -243,19 +260,34 @@ def _evidence(found: _Found) -> tuple[str, ...]:
     weighted = found.points[-1].agreement.weighted if found.points else None
     if weighted is not None:
         said.append(f"Counting a disagreement by two classes four times as much as by one: {weighted:.2f}.")
-    whose = (
-        "on images that came by chance"
-        if found.blind
-        else "on the validation labels, which were chosen and not drawn, so that this is no accuracy of the pool"
-    )
     if found.level is not None:
         said.append(
             f"Over the last rounds accuracy changed by {100 * found.level.per_round:+.1f} points a round "
-            f"(standard error {100 * found.level.error:.1f}), {whose}."
+            f"(standard error {100 * found.level.error:.1f}), on the validation labels, which were chosen and not "
+            "drawn, so that this is no accuracy of the pool."
         )
+    if found.control is not None:
+        said.append(_control_words(found, found.control))
     if found.gain is not None and found.minutes is not None and found.gain >= NEXT_TO_NOTHING:
         said.append(f"A point of accuracy costs about {_minutes(found.minutes / (100 * found.gain))} of reading now.")
     return tuple(said)
+
+
+_BY_CHANCE: Final = {
+    (True, True): "show a rise too",
+    (True, False): "show no clear rise",
+    (False, True): "contradict that it is level",
+    (False, False): "show no clear rise either",
+}
+"""What they say, by whether validation rises and whether they do."""
+
+
+def _control_words(found: _Found, control: ControlEstimate) -> str:
+    if (trend := control.trend) is None:
+        few = f"{control.total} of them {'has' if control.total == 1 else 'have'} a label, {2 * ENOUGH} are needed"
+        return f"Whether images that came by chance back this cannot be told yet: {few}."
+    hidden = "" if trend.rises else f"; a rise of up to {100 * max(trend.high, 0.0):.0f} points would not show"
+    return f"Images that came by chance {_BY_CHANCE[found.rises, trend.rises]}: {trend.told}{hidden}."
 
 
 def _minutes(minutes: float) -> str:

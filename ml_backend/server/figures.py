@@ -11,14 +11,16 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 from ml_backend.insight.lines import RoundLine
+from ml_backend.insight.proof import WINDOW as CONTROL_WINDOW
+from ml_backend.insight.proof import ControlEstimate
 from ml_backend.plot_parts import Axes, add, axis_x, axis_y, figure, path, spread_out, to_text
 
-__all__ = ["Series", "balance_figure", "learning_series", "line_figure", "recall_series"]
+__all__ = ["Series", "balance_figure", "learning_series", "legend", "line_figure", "recall_series"]
 
 COLOURS: Final = 8
 DASHES: Final = ("", "7 3", "2 3", "9 3 2 3")
 WIDTH: Final = 420
-NAME_HEIGHT: Final = 14
+NAME_HEIGHT: Final = 15
 NAME_LENGTH: Final = 16  # characters
 ROW: Final = 46
 BARS_LEFT, BARS_RIGHT = 4, 372
@@ -28,20 +30,47 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: a share at each number of labels, ascending; and the interval around each where it is known."""
+    """One line: a share at each number of labels, ascending; and the interval around each where it is known.
+
+    Attributes:
+        name: at its end.
+        told: what that is, for the legend.
+    """
 
     name: str
     points: Sequence[Point]
     low: Sequence[Point] = ()
     high: Sequence[Point] = ()
+    told: str = ""
 
 
-def learning_series(lines: Sequence[RoundLine]) -> list[Series]:
-    """Accuracy and area under the ROC curve on the validation images, over the labels."""
+def learning_series(lines: Sequence[RoundLine], control: ControlEstimate | None = None) -> list[Series]:
+    """How good the network is, over the labels.
+
+    Accuracy and area under the ROC curve on the validation images, and accuracy on those that came by chance as far as
+    they are enough.
+    """
     fits = [(line.labels, line.fit) for line in lines if line.fit is not None and line.base is None]
     accuracy = [(float(labels), fit.validation_accuracy) for labels, fit in fits]
     auroc = [(float(labels), fit.validation_auroc) for labels, fit in fits if fit.validation_auroc is not None]
-    return [Series(name, points) for name, points in (("accuracy", accuracy), ("AU ROC", auroc)) if points]
+    found = [
+        Series("accuracy", accuracy, told="share right of the validation images"),
+        Series("AU ROC", auroc, told="how well it tells the classes of the validation images apart"),
+        _control_series(lines, control),
+    ]
+    return [series for series in found if series.points]
+
+
+def _control_series(lines: Sequence[RoundLine], control: ControlEstimate | None) -> Series:
+    labels = {line.round_id: float(line.labels) for line in lines}
+    rounds = [one for one in (control.running if control else ()) if one.round_id in labels]
+    return Series(
+        "chance images",
+        [(labels[one.round_id], one.accuracy) for one in rounds],
+        [(labels[one.round_id], one.low) for one in rounds],
+        [(labels[one.round_id], one.high) for one in rounds],
+        f"share right of the last images that came by chance, at most {CONTROL_WINDOW}, with its 95 % interval",
+    )
 
 
 def recall_series(lines: Sequence[RoundLine]) -> list[Series]:
@@ -68,11 +97,11 @@ def line_figure(name: str, title: str, series: Sequence[Series]) -> Markup:
     """
     if not series or not all(one.points for one in series):
         raise ValueError(f"{title}: a figure needs lines with a point each, leave it out")
-    told = "; ".join(f"{one.name} {100 * one.points[-1][1]:.0f} % at {one.points[-1][0]:.0f} labels" for one in series)
+    told = "; ".join(f"{one.name} {_point_words(one, -1)}" for one in series)
     xs = [x for one in series for x, _ in one.points]
-    axes = Axes.around((min(xs), max(xs)), (0.0, 1.0), box=(46, 12, WIDTH - 112, 208))
+    axes = Axes.around((min(xs), max(xs)), (0.0, 1.0), box=(46, 12, WIDTH - 122, 208))
     root = figure(name, title, f"Last values: {told}.", WIDTH, 250)
-    axis_y(root, axes, "%", percent=True)
+    axis_y(root, axes, "%", percent=True, count=6)
     axis_x(root, axes, "labels", percent=False)
     for place, one in enumerate(series, start=1):
         _draw(root, axes, one, place)
@@ -84,6 +113,19 @@ def line_figure(name: str, title: str, series: Sequence[Series]) -> Markup:
         x = axes.x(one.points[-1][0])
         add(group, "path", {"class": "tie", "d": path([(x + 3, end), (axes.right + 4, end), (axes.right + 9, y)])})
         add(group, "text", {"class": "name", "x": axes.right + 12, "y": y + 4}, _short(one.name))
+    return to_text(root)
+
+
+def legend(series: Sequence[Series]) -> Markup:
+    """What each line of a figure is, beside a piece of it."""
+    root = ET.Element("ul", {"class": "legend"})
+    for place, one in enumerate(series, start=1):
+        item = add(root, "li", {"class": _style(place)})
+        sample = add(item, "svg", {"viewBox": "0 0 32 12", "width": 32, "height": 12, "aria-hidden": "true"})
+        if one.low:
+            add(sample, "rect", {"class": "band", "x": 0, "y": 0, "width": 32, "height": 12})
+        add(sample, "path", {"class": "line", "d": path([(0, 6), (32, 6)])} | _dash(place))
+        add(item, "b", {}, one.name).tail = f": {one.told}"
     return to_text(root)
 
 
@@ -113,13 +155,28 @@ def _draw(root: ET.Element, axes: Axes, series: Series, place: int) -> None:
     if series.low and series.high:
         around = [*series.high, *reversed(series.low)]
         add(group, "path", {"class": "band", "d": path([(axes.x(x), axes.y(y)) for x, y in around]) + "Z"})
+        if len(series.points) == 1:  # a band of no width
+            (x, low), (_, high) = series.low[0], series.high[0]
+            add(group, "path", {"class": "tie", "d": path([(axes.x(x), axes.y(low)), (axes.x(x), axes.y(high))])})
     points = [(axes.x(x), axes.y(y)) for x, y in series.points]
     if len(points) > 1:
-        dash = DASHES[(place - 1) % len(DASHES)]
-        add(group, "path", {"class": "line", "d": path(points)} | ({"stroke-dasharray": dash} if dash else {}))
-    for (x, y), (labels, share) in zip(points, series.points, strict=True):
+        add(group, "path", {"class": "line", "d": path(points)} | _dash(place))
+    for number, (x, y) in enumerate(points):
         dot = add(group, "circle", {"class": "dot", "cx": x, "cy": y, "r": 2.6})
-        add(dot, "title", {}, f"{series.name}: {100 * share:.0f} % at {labels:.0f} labels")
+        add(dot, "title", {}, f"{series.name}: {_point_words(series, number)}")
+
+
+def _point_words(series: Series, number: int) -> str:
+    labels, share = series.points[number]
+    told = f"{100 * share:.0f} % at {labels:.0f} labels"
+    if not (series.low and series.high):
+        return told
+    return f"{told} (95 % interval {100 * series.low[number][1]:.0f} to {100 * series.high[number][1]:.0f} %)"
+
+
+def _dash(place: int) -> dict[str, str | float]:
+    dash = DASHES[(place - 1) % len(DASHES)]
+    return {"stroke-dasharray": dash} if dash else {}
 
 
 def _style(place: int) -> str:

@@ -8,10 +8,11 @@ from markupsafe import Markup
 
 from ml_backend.insight.lines import RoundLine
 from ml_backend.insight.overview import BatchImage, Chosen, Overview
+from ml_backend.insight.proof import ENOUGH
 from ml_backend.insight.reasons import reason, reason_unseen
 from ml_backend.queueing import QueueStatus
 from ml_backend.records import Connection, RoundReport
-from ml_backend.server.figures import balance_figure, learning_series, line_figure, recall_series
+from ml_backend.server.figures import balance_figure, learning_series, legend, line_figure, recall_series
 from ml_backend.server.now import REASONS, running, usual_seconds
 from ml_backend.server.status import ProjectStatus
 from ml_backend.storage.thumbnails import Thumbnails
@@ -50,7 +51,7 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
     last = rounds[-1] if rounds else None
     trained = [line for line in rounds if line.fit is not None]
     progress = queue.progress
-    learning, recall = learning_series(rounds), recall_series(rounds)
+    learning, recall = learning_series(rounds, found.control), recall_series(rounds)
     insight = found.chosen.insight if found.chosen else None
     return {
         "status": status,
@@ -63,12 +64,15 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "newest_fit": trained[-1] if trained else None,
         "cold": _cold_start(status, last),
         "learning": line_figure("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
+        "legend": legend(learning),
+        "enough": ENOUGH,
         "recall": line_figure("recall", "Recall of each class over the labels", recall) if recall else None,
         "balance": _balance(last, insight.expected if insight else None),
         "insight": insight,
         "tiles": _tiles(found.chosen, thumbnails) if found.chosen else [],
         "control_tiles": _tiles(found.chosen, thumbnails, behind=True) if found.chosen else [],
         "strategies": STRATEGIES,
+        "by_chance": {one.round_id: one for one in found.control.running} if found.control else {},
         "newest": list(reversed(rounds))[:NEWEST_ROUNDS],
         "older": list(reversed(rounds))[NEWEST_ROUNDS:],
         "moment": _moment,

@@ -8,15 +8,16 @@ from typing import Any, Final
 import structlog
 from flask import Blueprint, Response, jsonify, render_template, request, url_for
 
-from ml_backend.errors import UnknownProject, UnknownRound
-from ml_backend.insight.overview import Question, chosen, overview
+from ml_backend.errors import BackendError, UnknownProject, UnknownRound
+from ml_backend.insight.overview import Question, chosen, control_so_far, overview
+from ml_backend.label_studio.formats import training_classes
 from ml_backend.records import Connection, RoundReport
 from ml_backend.server.connections import configuration, connection_of
 from ml_backend.server.forms import ACTIONS, SAID, act
 from ml_backend.server.owner import project_view, round_view
 from ml_backend.server.parts import parts, refreshing, wants_page
 from ml_backend.server.payloads import Form, ProjectAnswer, RoundAnswer, parse_key
-from ml_backend.server.status import ProjectStatus, as_json, status_of
+from ml_backend.server.status import as_json, status_of
 from ml_backend.server.tables import ranking_csv, rounds_csv
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.thumbnails import Thumbnails
@@ -61,7 +62,7 @@ def project(key: str) -> ProjectAnswer | Response:
     connection, rounds = _project(key)
     status = status_of(connection, parts().store, parts().queue)
     served = None if status.published is None else status.published.round_id
-    found = overview(rounds, parts().memory, _question(status, connection), served)
+    found = overview(rounds, parts().memory, _question(connection), served)
     if not wants_page():
         return jsonify(as_json(status) | found.model_dump(mode="json"))
     tokens = {action: parts().tokens.of(key, action) for action in ACTIONS}
@@ -74,16 +75,16 @@ def project(key: str) -> ProjectAnswer | Response:
 def rounds_table(key: str) -> Response:
     """Every round of a project, one a row."""
     connection, rounds = _project(key)
-    lines, _ = parts().memory.lines.of(rounds)
-    return _csv(rounds_csv(lines), f"project-{connection.project.id}-rounds.csv")
+    memory, question = parts().memory, _question(connection)
+    control = None if question is None else control_so_far(rounds, memory, question)
+    return _csv(connection, "rounds", rounds_csv(memory.lines.of(rounds)[0], control))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>")
 @_answers
 def one_round(key: str, round_id: str) -> RoundAnswer | Response:
     """One round: what was asked, what was learned, and what it chose."""
-    connection, rounds = _project(key)
-    report = _report(rounds, round_id)
+    connection, rounds, report = _round(key, round_id)
     picked = chosen(rounds, report)
     if not wants_page():
         told = report.model_dump(
@@ -96,9 +97,8 @@ def one_round(key: str, round_id: str) -> RoundAnswer | Response:
 @pages.get("/projects/<key>/rounds/<round_id>.csv")
 def ranking_table(key: str, round_id: str) -> Response:
     """The whole order of a round, one image a row."""
-    connection, rounds = _project(key)
-    report = _report(rounds, round_id)
-    return _csv(ranking_csv(report, rounds.outputs(round_id)), f"project-{connection.project.id}-{round_id}.csv")
+    connection, rounds, report = _round(key, round_id)
+    return _csv(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>/thumbs/<image_id>.jpg")
@@ -156,22 +156,29 @@ def _project(key: str) -> tuple[Connection, ProjectStore]:
     return connection_of(known, parts().store), parts().store.project(known)
 
 
-def _question(status: ProjectStatus, connection: Connection) -> Question | None:
-    return None if status.options is None else Question(*configuration(connection))
-
-
-def _report(rounds: ProjectStore, round_id: str) -> RoundReport:
+def _round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundReport]:
+    connection, rounds = _project(key)
     if round_id not in rounds.round_ids():
         raise UnknownRound(f"the project has no round {round_id[:60]!r}: its page lists them")
-    return rounds.report(round_id)
+    return connection, rounds, rounds.report(round_id)
+
+
+def _question(connection: Connection) -> Question | None:
+    """How answers are read; None where there is a mistake in it, which the page tells."""
+    try:
+        question = Question(*configuration(connection))
+        training_classes(*question)
+    except BackendError:
+        return None
+    return question
 
 
 def _page(template: str, view: dict[str, object]) -> Response:
     return Response(render_template(template, **view), content_type=HTML)
 
 
-def _csv(text: str, name: str) -> Response:
+def _csv(connection: Connection, name: str, text: str) -> Response:
     # With a byte order mark: without it a spreadsheet reads umlauts wrong.
     response = Response(f"\ufeff{text}", content_type=CSV)
-    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    response.headers["Content-Disposition"] = f'attachment; filename="project-{connection.project.id}-{name}.csv"'
     return response

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from ml_backend.insight.lines import RoundLine
+from ml_backend.insight.proof import ControlEstimate
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import RoundReport
 
@@ -46,20 +47,27 @@ def ranking_csv(report: RoundReport, outputs: PoolOutputs | None) -> str:
     return _csv(head, rows())
 
 
-def rounds_csv(lines: Sequence[RoundLine]) -> str:
-    """One row a round, oldest first."""
+def rounds_csv(lines: Sequence[RoundLine], control: ControlEstimate | None = None) -> str:
+    """One row a round, oldest first.
+
+    Args:
+        lines: the rounds.
+        control: what the images that came by chance say; its columns stay empty at rounds where they were too few.
+    """
+    by_chance = {} if control is None else {one.round_id: one for one in control.running}
     classes = list(dict.fromkeys(name for line in lines for name in line.classes))
     stages = list(dict.fromkeys(stage for line in lines for stage in line.seconds))
     head = [
         *("round", "started_at", "reason", "strategy", "labels", "images", "batch", "by_chance", "excluded"),
         *("trained_on", "validated_on", "epochs", "accuracy", "auroc", "validation_loss"),
+        *("control_images", "control_accuracy", "control_low", "control_high"),
         *(f"labels_{name}" for name in classes),
         *(f"recall_{name}" for name in classes),
         *(f"seconds_{stage}" for stage in stages),
     ]
 
     def row(line: RoundLine) -> list[object]:
-        fit = line.fit
+        fit, told = line.fit, by_chance.get(line.round_id)
         return [
             *(line.round_id, line.started_at, line.reason, line.strategy, line.labels, line.images),
             *(line.batch_size, line.control, line.excluded),
@@ -71,6 +79,7 @@ def rounds_csv(lines: Sequence[RoundLine]) -> str:
                     *(fit.validation_auroc, fit.validation_loss),
                 )
             ),
+            *(("", "", "", "") if told is None else (told.n, told.accuracy, told.low, told.high)),
             *(line.labels_per_class.get(name, "") for name in classes),
             *("" if fit is None else fit.validation_recall.get(name) for name in classes),
             *(line.seconds.get(stage, "") for stage in stages),

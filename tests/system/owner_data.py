@@ -1,13 +1,16 @@
 """A data folder as a project leaves it after some weeks: for the owner's pages, without a Label Studio."""
 
+import io
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ml_backend.demo.films import draw_films
-from ml_backend.images import decode
+from ml_backend.engine.control import control_places
+from ml_backend.images.decode import decode_film
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.insight import INSIGHT, round_insight
 from ml_backend.insight.agreement import AGREEMENT, NOISE, Agreement, RoundMarks
@@ -27,10 +30,13 @@ KEY = ProjectKey(id=7, created=1_795_000_000)
 CLASSES = ("normal", "moderate", "severe")
 BEGAN = datetime(2026, 11, 2, 8, 0, tzinfo=UTC)
 SETUP = Path(__file__).parents[1] / "data" / "payloads" / "setup.json"
-POOL, BATCH = 240, 12
+POOL, BATCH, READ = 240, 12, 40
+CONTROL_SHARE = 0.15
+SHAPES = ((256, 256), (320, 256), (256, 300), (290, 200))
+"""Widths and heights of the films: few are square."""
 
 
-def prepare(root: Path, rounds: int = 9) -> RoundStore:
+def prepare(root: Path, rounds: int = 14) -> RoundStore:
     """Save rounds of a project that learns; the first three while its start set grew, the last ones by BALD."""
     store, rng = RoundStore(root), np.random.default_rng(7)
     setup = json.loads(SETUP.read_text())
@@ -39,21 +45,20 @@ def prepare(root: Path, rounds: int = 9) -> RoundStore:
             project=KEY,
             hostname="http://label-studio.example",
             label_config=setup["schema"],
-            extra_params={"batch_size": BATCH, "retrain_after": 20, "strategy": "bald"},
+            extra_params={"batch_size": BATCH, "retrain_after": 20, "min_labels_per_class": 20, "strategy": "bald"},
         )
     )
     project = store.project(KEY)
-    films = draw_films(BATCH, seed=5, side=256)
+    films = [_shaped(film.content, SHAPES[place % 4]) for place, film in enumerate(draw_films(BATCH, 5, side=256))]
+    tasks: dict[int, KeptTask] = {}
     for number in range(1, rounds + 1):
         report, outputs = _round(number, rng)
         beside: dict[str, Record] = {}
         if outputs is not None and report.fit is not None:
             beside = {INSIGHT: round_insight(report, outputs), AGREEMENT: _marks(report, report.fit, number)}
         project.save(report, outputs, None, beside)
-        pictures = [
-            (name, thumbnail(decode(film.content, 224, name)))
-            for name, film in zip(report.ranking.image_ids[:BATCH], films, strict=True)
-        ]
+        decoded = zip(report.ranking.image_ids[:BATCH], (decode_film(film, 224, "x") for film in films), strict=True)
+        pictures = [(name, thumbnail(film.pixels, film.size)) for name, film in decoded]
         # One of them could not be drawn.
         Thumbnails(project.folder).keep(report.request.round_id, pictures[:-1])
         published = Published(
@@ -64,12 +69,12 @@ def prepare(root: Path, rounds: int = 9) -> RoundStore:
             published_at=report.started_at + timedelta(minutes=3),
         )
         project.set_published(published)
-    project.set_record("r000008", NOISE, Agreement(images=300, agreed=0.95, kappa=0.92, weighted=0.94, error=0.02))
-    answered = project.report(f"r{rounds - 1:06d}")
-    tasks = {int(name): _answered(answered, place, name) for place, name in enumerate(answered.ranking.image_ids[:45])}
-    ReadingStore(project.folder).keep_mirror(
-        Mirror(read_at=answered.started_at, whole_at=answered.started_at, tasks=tasks)
+        if outputs is not None and number < rounds:
+            tasks |= _answers(report, outputs, number, by_hand=30 if number == rounds - 1 else None)
+    project.set_record(
+        f"r{rounds - 1:06d}", NOISE, Agreement(images=300, agreed=0.95, kappa=0.92, weighted=0.94, error=0.02)
     )
+    ReadingStore(project.folder).keep_mirror(Mirror(read_at=BEGAN, whole_at=BEGAN, tasks=tasks))
     quarantine = Quarantine(project.folder, lambda: BEGAN + timedelta(days=5))
     with quarantine.settled():
         quarantine.enter("91", "file", "damaged", "the file ends in the middle of the picture", passing=False)
@@ -78,10 +83,11 @@ def prepare(root: Path, rounds: int = 9) -> RoundStore:
 
 def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutputs | None]:
     trained = number > 3
-    labels = 20 * number
-    strategy = ("entropy" if number < 7 else "bald") if trained else "random"
+    labels = READ * number
+    strategy = ("entropy" if number < 9 else "bald") if trained else "random"
     names = tuple(str(1000 + 300 * number + place) for place in range(POOL))
     outputs, scores = None, np.linspace(1, 0.01, POOL)
+    by_chance = control_places(POOL, CONTROL_SHARE if trained else 0.0, 0, f"r{number:06d}")
     if trained:
         logits = rng.normal(size=(POOL, 1, 3)) * (1 + 0.25 * number) + np.array([-0.8, 0.2, 0.5])
         logits = logits + rng.normal(size=(POOL, 20, 3)) * 0.7
@@ -96,20 +102,20 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutp
                 round_id=f"r{number:06d}",
                 strategy=strategy if trained else "entropy",
                 batch_size=BATCH,
-                min_labels_per_class=12,
-                control_share=0.1 if number > 7 else 0.0,
+                min_labels_per_class=20,
+                control_share=CONTROL_SHARE if trained else 0.0,
             ),
-            labels_per_class={"normal": 3 * number, "moderate": 7 * number, "severe": 10 * number},
+            labels_per_class={"normal": 6 * number, "moderate": 14 * number, "severe": 20 * number},
             fit=_fit(number, labels) if trained else None,
             ranking=Ranking(
                 strategy=strategy,
                 image_ids=names,
                 scores=tuple(float(score) for score in scores),
                 batch_size=BATCH,
-                control=names[3:4] + names[40:44] if number > 7 else (),
+                control=tuple(names[place - 1] for place in by_chance),
             ),
             seconds={"labels": 0.6, "train": 74.0, "score": 41.0, "rank": 0.2} if trained else {"labels": 0.5},
-            started_at=BEGAN + timedelta(days=2 * number, minutes=17 * number),
+            started_at=BEGAN + timedelta(days=1.5 * number, minutes=17 * number),
         ),
         outputs,
     )
@@ -132,11 +138,23 @@ def _marks(report: RoundReport, fit: FitReport, number: int) -> RoundMarks:
     )
 
 
-def _answered(report: RoundReport, place: int, name: str) -> KeptTask:
-    """The images of an order, one after the other, but for one that somebody opened by hand."""
-    minute = 1.5 if place == 30 else place
+def _answers(report: RoundReport, outputs: PoolOutputs, number: int, *, by_hand: int | None) -> dict[int, KeptTask]:
+    """The first images of an order, one after the other, but for one that somebody opened by hand.
+
+    The later the round, the more often readers say what the network does.
+    """
+    rng, said = np.random.default_rng(number), outputs.probs.mean(axis=1).argmax(axis=1)
+    tasks = {}
+    for place, name in enumerate(report.ranking.image_ids[:READ]):
+        minute = 1.5 if place == by_hand else place
+        right = rng.random() < 0.55 + 0.025 * number
+        tasks[int(name)] = _answered(report, minute, name, CLASSES[(said[place] + (0 if right else 1)) % 3])
+    return tasks
+
+
+def _answered(report: RoundReport, minute: float, name: str, value: str) -> KeptTask:
     at = report.started_at + timedelta(minutes=4 + minute)
-    choice = {"from_name": "severity", "type": "choices", "value": {"choices": [CLASSES[place % 3]]}}
+    choice = {"from_name": "severity", "type": "choices", "value": {"choices": [value]}}
     return KeptTask(
         data={"image": f"/data/upload/{name}.png"},
         annotations=(
@@ -151,6 +169,15 @@ def _answered(report: RoundReport, place: int, name: str) -> KeptTask:
             },
         ),
     )
+
+
+def _shaped(content: bytes, shape: tuple[int, int]) -> bytes:
+    """A film of another shape around the same chest: more of the dark, or less of the picture, and nothing squashed."""
+    drawn, file = Image.open(io.BytesIO(content)), io.BytesIO()
+    film = Image.new("L", shape, 12)
+    film.paste(drawn, ((shape[0] - drawn.width) // 2, (shape[1] - drawn.height) // 2))
+    film.save(file, "PNG")
+    return file.getvalue()
 
 
 def _fit(number: int, labels: int) -> FitReport:

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from ml_backend.insight import INSIGHT, ImageInsight, RoundInsight
-from ml_backend.insight.overview import Memory, Question, overview
+from ml_backend.insight.agreement import AGREEMENT, RoundMarks
+from ml_backend.insight.overview import Memory, Question, control_so_far, overview
 from ml_backend.insight.proof import PROOF_FILE, ActiveAgainstRandom
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.mirror import KeptTask, Mirror
@@ -17,7 +18,7 @@ from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.files import write_record
-from tests.fakes import NOON, make_fit, make_report
+from tests.fakes import CLASSES, NOON, make_fit, make_report
 from tests.unit.server.memory import PROJECT
 
 
@@ -78,6 +79,26 @@ class TestControl:
 
         assert found is not None
         assert (found.n, found.correct, found.enough) == (1, 1, False)
+
+    def test_the_rounds_table_gets_the_same_of_it(self, project):
+        question = Question(CONFIG, ProjectOptions())
+
+        assert control_so_far(project, Memory(), question) == overview(project, Memory(), question).control
+
+    def test_what_came_by_chance_is_evidence_of_when_to_stop(self, project):
+        for number in (2, 3):
+            later = {"fit": make_fit(), "started_at": NOON + timedelta(hours=number)}
+            report = make_report(f"r{number:06d}").model_copy(update=later)
+            marks = RoundMarks(
+                round_id=report.request.round_id, labels=9, accuracy=0.5, classes=CLASSES, predicted={"5": 0, "6": 1}
+            )
+            project.save(report, None, None, {AGREEMENT: marks})
+        project.set_record("r000001", AGREEMENT, marks.model_copy(update={"round_id": "r000001"}))
+
+        found = overview(project, Memory(), Question(CONFIG, ProjectOptions())).stopping
+
+        assert found is not None
+        assert "1 of them has a label, 60 are needed" in found.evidence[-1]
 
     def test_none_where_nothing_ever_came_by_chance(self, tmp_path):
         without = RoundStore(tmp_path).project(PROJECT)

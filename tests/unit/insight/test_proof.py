@@ -4,18 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from ml_backend.insight.answers import Answer
 from ml_backend.insight.control import ControlLabel, labels_by_origin
-from ml_backend.insight.proof import (
-    control_estimate,
-    expected_calibration_error,
-    fitted_temperature,
-    wilson,
-)
+from ml_backend.insight.intervals import wilson
+from ml_backend.insight.proof import control_estimate, expected_calibration_error, fitted_temperature
 from ml_backend.insight.records import ImageInsight, RoundInsight
 from ml_backend.records import FitReport, Label, RoundReport
 from tests.fakes import CLASSES, make_image, make_report
@@ -104,22 +97,6 @@ class TestLabelsByOrigin:
         assert self.origin([label(1)], []).chosen == ()
 
 
-class TestWilson:
-    def test_hand_worked(self):
-        """40 of 50, from the formula by hand."""
-        assert wilson(40, 50) == pytest.approx((0.6696, 0.8876), abs=5e-4)
-
-    @given(n=st.integers(1, 400), data=st.data())
-    def test_agrees_with_scipy(self, n, data):
-        correct = data.draw(st.integers(0, n))
-        interval = binomtest(correct, n).proportion_ci(method="wilson")
-
-        assert wilson(correct, n) == pytest.approx((interval.low, interval.high), abs=1e-9)
-
-    def test_of_nothing_everything_is_possible(self):
-        assert wilson(0, 0) == (0.0, 1.0)
-
-
 class TestTemperature:
     def drawn(self, temperature: float, n: int = 4000):
         """Labels drawn from probabilities, and what a network says that is too sure by the temperature."""
@@ -184,7 +161,7 @@ class TestEstimate:
         assert estimate.ece_calibrated < 0.1
         assert estimate.recall == {"normal": None, "moderate": None, "severe": 1.0}
         assert estimate.sentence.startswith(
-            "The network was right about 24 of the last 30 images that came by chance: 80%"
+            "The network was right about 24 of the last 30 images that came by chance: 80 % (95 % interval 63 to 90 %)"
         )
 
     def test_is_about_the_newest_and_keeps_the_rounds(self):

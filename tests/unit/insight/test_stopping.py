@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.insight.agreement import Agreement, RoundMarks
-from ml_backend.insight.curve import CurvePoint
+from ml_backend.insight.proof import ControlEstimate, control_estimate
 from ml_backend.insight.stopping import reading_minutes, stop_advice
+from tests.unit.insight.test_course import answered
 
 CLASSES = ("normal", "severe")
 
@@ -104,15 +105,6 @@ class TestStopAdvice:
         assert "was not measured yet" in stop_advice(STABLE.marks(), {}, batch_size=20).sentence
         assert stop_advice(still.marks(), {}, batch_size=20).verdict == "stop"
 
-    def test_control_images_are_better_evidence(self):
-        """Validation is level; on images that came by chance the accuracy still rises by 4 points a round."""
-        control = [CurvePoint(50 + 20 * number, 0.5 + 0.04 * number) for number in range(1, 6)]
-        advice = stop_advice(STABLE.marks(), noise(0.92), batch_size=20, control=control)
-
-        assert advice.verdict == "go on"
-        assert advice.slope == pytest.approx(0.04)
-        assert any("images that came by chance" in said for said in advice.evidence)
-
     def test_no_images_in_common(self):
         marks = [
             one.model_copy(update={"predicted": {f"{one.round_id} {name}": 0 for name in one.predicted}})
@@ -150,6 +142,69 @@ class TestStopAdvice:
         assert advice.verdict in {"go on", "soon", "stop"}
         assert advice.sentence.endswith(".")
         assert type(advice).model_validate_json(advice.model_dump_json()) == advice
+
+
+def by_chance(*rounds: str) -> ControlEstimate | None:
+    return control_estimate(answered(*rounds), CLASSES, was_on=True)
+
+
+WORSE_THEN = by_chance("n" * 20 + "y" * 10, "n" * 2 + "y" * 28)
+"""10 of 30 right, then 28 of 30."""
+AS_GOOD_THEN = by_chance("n" * 6 + "y" * 24, "n" * 5 + "y" * 25)
+
+
+def told(story: Story, control: ControlEstimate | None) -> str:
+    """The one sentence of the evidence that is about images that came by chance."""
+    evidence = stop_advice(story.marks(), noise(0.92), batch_size=20, control=control).evidence
+    [said] = [one for one in evidence if "images that came by chance" in one.lower()]
+    return said
+
+
+class TestControl:
+    """Validation labels were chosen: images that came by chance back or contradict what they say."""
+
+    def test_a_plateau_that_they_contradict_is_no_stop(self):
+        """Level on the validation labels, 60 points better by chance."""
+        advice = stop_advice(STABLE.marks(), noise(0.92), batch_size=20, control=WORSE_THEN)
+
+        assert advice.verdict == "soon"
+        assert advice.sentence.startswith("Could stop soon: ")
+        assert advice.sentence.endswith("but on images that came by chance accuracy still rose.")
+        assert told(STABLE, WORSE_THEN).startswith(
+            "Images that came by chance contradict that it is level: the network was right about 28 of the last 30, "
+            "since r000002, and about 10 of the 30 before (+60 points, 95 % interval "
+        )
+
+    def test_a_plateau_that_they_back_says_how_much_they_could_miss(self):
+        advice = stop_advice(STABLE.marks(), noise(0.92), batch_size=20, control=AS_GOOD_THEN)
+
+        assert advice.verdict == "stop"
+        assert "by chance" not in advice.sentence
+        said = told(STABLE, AS_GOOD_THEN)
+        assert said.startswith("Images that came by chance show no clear rise either: ")
+        assert said.endswith("; a rise of up to 23 points would not show.")
+
+    def test_too_few_to_tell(self):
+        advice = stop_advice(STABLE.marks(), noise(0.92), batch_size=20, control=by_chance("y" * 34))
+
+        assert advice.verdict == "stop"
+        assert told(STABLE, by_chance("y" * 34)) == (
+            "Whether images that came by chance back this cannot be told yet: 34 of them have a label, 60 are needed."
+        )
+
+    def test_nothing_is_said_where_none_ever_came(self):
+        evidence = stop_advice(STABLE.marks(), noise(0.92), batch_size=20).evidence
+
+        assert not [one for one in evidence if "came by chance" in one]
+
+    def test_they_never_call_for_a_stop(self):
+        """Validation rises, and nothing by chance does: they are too few to show that nothing rises."""
+        with_them = stop_advice(RISING.marks(), noise(0.5), batch_size=20, control=AS_GOOD_THEN)
+
+        assert with_them.verdict == stop_advice(RISING.marks(), noise(0.5), batch_size=20).verdict == "go on"
+        assert told(RISING, AS_GOOD_THEN).startswith("Images that came by chance show no clear rise: ")
+        assert told(RISING, WORSE_THEN).startswith("Images that came by chance show a rise too: ")
+        assert "still rose" not in stop_advice(RISING.marks(), noise(0.5), batch_size=20, control=WORSE_THEN).sentence
 
 
 class TestReadingMinutes:
