@@ -47,8 +47,12 @@ def _two_most_probable(image: ImageInsight) -> tuple[str, str]:
 
 
 def _disagreement(image: ImageInsight) -> str:
-    most = math.log(max(len(image.probs), 2))
-    return f"the passes disagree: {image.epistemic:.2f} of {most:.2f} nats"
+    return f"the passes disagree: {_of_the_most(image.epistemic, image)} of what is possible"
+
+
+def _of_the_most(nats: float, image: ImageInsight) -> str:
+    """Information in nats as a share of the most that a label can tell."""
+    return _percent(nats / math.log(max(len(image.probs), 2)))
 
 
 def _percent(share: float) -> str:
@@ -59,7 +63,7 @@ _ALIKE: Final = "differs from the others of its batch"
 _SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
     "badge": lambda _: f"{_ALIKE}: would teach the network something else than they do",
     "bald": _disagreement,
-    "batch_bald": lambda image: f"{_ALIKE}: adds {image.score:.2f} nats to what they tell",
+    "batch_bald": lambda image: f"{_ALIKE}: adds {_of_the_most(image.score, image)} of what a label can tell",
     "core_set": lambda image: f"{_ALIKE}: {image.score:.3g} from the nearest labelled or chosen image",
     "entropy": lambda image: "undecided between {} and {}".format(*_two_most_probable(image)),
     "least_confidence": lambda image: f"unsure of its own answer, {_two_most_probable(image)[0]}",

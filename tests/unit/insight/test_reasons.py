@@ -16,14 +16,14 @@ IMAGE = ImageInsight(
 )
 SAID = {
     "badge": "differs from the others of its batch",
-    "bald": "the passes disagree: 0.31 of 1.10 nats",
-    "batch_bald": "differs from the others of its batch: adds 0.25 nats",
+    "bald": "the passes disagree: 28 % of what is possible",  # 0.31 of log 3
+    "batch_bald": "differs from the others of its batch: adds 23 % of what a label can tell",
     "core_set": "differs from the others of its batch: 0.25 from the nearest",
     "entropy": "undecided between moderate 48 % and severe 43 %",
     "least_confidence": "unsure of its own answer, moderate 48 %",
     "margin": "hardly any margin between moderate 48 % and severe 43 %",
     "mean_std": "the passes disagree: 25 points",
-    "power_bald": "the passes disagree: 0.31 of 1.10 nats; spread over the pool by chance",
+    "power_bald": "the passes disagree: 28 % of what is possible; spread over the pool by chance",
     "random": "by chance",
     "typiclust": "differs from the others of its batch: typical",
     "variation_ratios": "25 % of the passes vote against",
