@@ -59,8 +59,8 @@ class TestRunning:
 
 class TestTrend:
     def test_the_newest_half_against_the_other(self):
-        """Of "nny" "nyy" "y" the last three are "yyy", and before them stand "nyn"."""
-        found = trend(answered("nny", "nyy", "y"), window=9, enough=3)
+        """Of "nny" "ny" "yy" the last three are "yyy", the first of round 2, and before them stand "nyn"."""
+        found = trend(answered("nny", "ny", "yy"), window=9, enough=3)
 
         assert found is not None
         assert (found.n, found.since, found.correct, found.before) == (3, "r000002", 3, 1)
@@ -68,17 +68,17 @@ class TestTrend:
         assert (found.low, found.high) == newcombe(3, 3, 1, 3)
 
     def test_what_is_older_than_two_windows_is_left_out(self):
-        found = trend(answered("nnnnn", "yy", "yn"), window=2, enough=2)
+        found = trend(answered("yyyyy", "yn", "yn"), window=2, enough=2)
 
         assert found is not None
-        assert (found.n, found.since, found.correct, found.before) == (2, "r000003", 1, 2)
+        assert (found.n, found.since, found.correct, found.before) == (2, "r000003", 1, 1)
 
     def test_none_where_a_half_is_too_small(self):
         assert trend(answered("yyyyy"), window=9, enough=3) is None
         assert trend(answered("yyyyyy"), window=9, enough=3) is not None
 
     def test_rises_only_where_luck_is_ruled_out(self):
-        clearly, hardly = trend(answered("n" * 30, "y" * 30), window=100, enough=30), None
+        clearly = trend(answered("n" * 30, "y" * 30), window=100, enough=30)
         hardly = trend(answered("n" * 15 + "y" * 15, "n" * 13 + "y" * 17), window=100, enough=30)
 
         assert clearly is not None

@@ -123,6 +123,16 @@ class TestCalibrationError:
 
         assert expected_calibration_error(probs, np.array([0, 1, 1])) == pytest.approx((0.8 + 0.4) / 3)
 
+    def test_bins_are_tenths(self):
+        """0.905, right, and 0.99, wrong, stand together: gap |1.895 - 1|. Apart they would be off by 0.095 and 0.99."""
+        probs = np.array([[0.905, 0.095], [0.99, 0.01]])
+
+        assert expected_calibration_error(probs, np.array([0, 1])) == pytest.approx(0.895 / 2)
+
+    def test_the_sure_and_wrong_have_all_there_is(self):
+        """A confidence of 1 is in the last bin, and in none beyond it."""
+        assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1.0
+
     def test_the_sure_and_right_have_none(self):
         assert expected_calibration_error(np.eye(3), np.arange(3)) == 0.0
 
@@ -176,6 +186,34 @@ class TestEstimate:
             ("r000002", 20, 0),
             ("r000003", 30, 30),
         ]
+
+    def test_is_about_the_last_hundred(self):
+        estimate = control_estimate([control(n, right=n > 0) for n in range(101)], CLASSES, was_on=True)
+
+        assert estimate is not None
+        assert (estimate.total, estimate.n, estimate.correct) == (101, 100, 100)
+
+    @pytest.mark.parametrize(("normal", "recall"), [(9, None), (10, 0.0)])
+    def test_recall_of_a_class_takes_ten_images(self, normal, recall):
+        """The network calls every image severe."""
+        images = [control(n, right=n >= normal) for n in range(40)]
+
+        estimate = control_estimate(images, CLASSES, was_on=True)
+
+        assert estimate is not None
+        assert estimate.recall == {"normal": recall, "moderate": None, "severe": 1.0}
+
+    def test_its_course_is_told_from_thirty_images_on_and_its_trend_from_sixty(self):
+        images = [control(n, round_id=f"r{2 + n // 29:06d}") for n in range(60)]
+
+        before, after = (control_estimate(images[:count], CLASSES, was_on=True) for count in (59, 60))
+
+        assert before is not None
+        assert after is not None
+        assert [(one.round_id, one.n) for one in after.running] == [("r000003", 58), ("r000004", 60)]
+        assert before.trend is None
+        assert after.trend is not None
+        assert after.trend.n == 30
 
     def test_other_classes_than_now_are_left_out(self):
         estimate = control_estimate([control(1)], ("normal", "severe"), was_on=True)
