@@ -8,7 +8,12 @@ import pytest
 from ml_backend.insight.answers import Answer
 from ml_backend.insight.control import ControlLabel, labels_by_origin
 from ml_backend.insight.intervals import wilson
-from ml_backend.insight.proof import control_estimate, expected_calibration_error, fitted_temperature
+from ml_backend.insight.proof import (
+    _each_by_the_others,
+    control_estimate,
+    expected_calibration_error,
+    fitted_temperature,
+)
 from ml_backend.insight.records import ImageInsight, RoundInsight
 from ml_backend.records import FitReport, Label, RoundReport
 from tests.fakes import CLASSES, make_image, make_report
@@ -109,6 +114,18 @@ class TestTemperature:
     @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
     def test_finds_the_one_that_was_planted(self, temperature):
         assert fitted_temperature(*self.drawn(temperature)) == pytest.approx(temperature, rel=0.1)
+
+    def test_each_fifth_is_calibrated_by_the_others_alone(self):
+        """Another label of the first image changes the others' probabilities, and not those of its own fifth."""
+        probs, targets = self.drawn(2.0, n=40)
+        other = np.concatenate([(targets[:1] + 1) % 3, targets[1:]])
+
+        before, after = _each_by_the_others(probs, targets), _each_by_the_others(probs, other)
+
+        assert np.array_equal(before[::5], after[::5])
+        for place in range(1, 5):
+            assert not np.allclose(before[place::5], after[place::5], rtol=1e-3)
+        assert before.sum(axis=1) == pytest.approx(1.0)
 
     def test_a_probability_of_zero_is_no_trap(self):
         probs, targets = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([0, 1, 1])
