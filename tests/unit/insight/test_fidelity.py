@@ -57,6 +57,14 @@ class TestOneReader:
         assert fidelity.in_order == 3
         assert fidelity.sentence.endswith('The other: 1 opened by hand or labelled "As Displayed".')
 
+    def test_one_that_was_passed_over_is_not_forgotten_behind_those_that_are_over(self):
+        """Image b waits behind a, which is answered, and before c, which the reader opened by hand."""
+        fidelity = order_fidelity([order("abcd")], [answer("a", 1), answer("c", 2), answer("b", 3), answer("d", 4)])
+
+        [one] = fidelity.exceptions
+        assert (one.image_id, one.kind) == ("c", "by hand")
+        assert one.why.startswith("image b stood before it and waited")
+
     def test_an_image_that_no_order_holds(self):
         assert kinds(order_fidelity([order("ab")], [answer("x", 1)])) == [("x", "not in order")]
 
@@ -106,6 +114,14 @@ class TestANewOrder:
 
         assert kinds(fidelity) == [("c", "by hand")]
 
+    def test_what_was_taken_after_the_switch_does_not_make_room_in_the_old_order(self):
+        """Ann took b at minute 2.5. In the old order, until 2, a waited before it; ben took it at 2.2."""
+        answers = [answer("x", 2.15, "ben", lead=0.1), answer("a", 2.3, "ben", lead=0.1), answer("b", 3)]
+
+        fidelity = order_fidelity([order("ab"), order("xadefgb", 2, "v2")], answers)
+
+        assert kinds(fidelity) == [("b", "by hand")]
+
     def test_around_the_switch_either_order_is_right(self):
         answers = [answer("a", 1), answer("b", 2.5, lead=0.45)]
 
@@ -146,6 +162,15 @@ class TestSeveralReaders:
     def test_nobody_holds_two(self):
         """Ann is the only one known, and one unknown reader is allowed for."""
         assert kinds(order_fidelity([order("abc")], [answer("c", 1)])) == [("c", "by hand")]
+
+    def test_a_reader_who_goes_on_answering_holds_nothing_meanwhile(self):
+        """Nobody ever answers b and c. When ann takes d only one unknown can hold one of them: ben still answers e."""
+        answers = [answer("a", 1, "ben"), answer("d", 2), answer("e", 4, "ben")]
+
+        fidelity = order_fidelity([order("abcde")], answers)
+
+        assert kinds(fidelity) == [("d", "by hand")]
+        assert fidelity.assumed_held == 1
 
     def test_an_image_opened_by_hand_leaves_the_one_on_the_screen_held(self):
         """Ben has a on the screen, opens f by hand, and comes back to a; ann's b was right all the time."""
