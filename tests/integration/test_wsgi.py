@@ -11,6 +11,7 @@ import pytest
 
 from ml_backend import _wsgi
 from tests.integration.processes import PAYLOADS, free_port, wait_until
+from tests.manual import told_to
 
 REPOSITORY = Path(_wsgi.__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -54,8 +55,12 @@ class TestStart:
         url, auth = f"http://127.0.0.1:{port}", ("ls", "secret")
         options = ["-p", str(port), "--host", "127.0.0.1", "--log-level", "INFO", "--check"]
         options += ["--model-dir", str(tmp_path / "models"), "--basic-auth-user", "ls", "--basic-auth-pass", "secret"]
+        shown, *others = told_to(__file__)
+        words = [*shown.words, *options]
+        assert shown.text == "label-studio-ml start ml_backend"
+        assert all(set(other.words) <= set(words) for other in others)
 
-        start_group(str(BIN / "label-studio-ml"), "start", "ml_backend", *options, cwd=REPOSITORY)
+        start_group(*words, cwd=REPOSITORY)
 
         assert wait_until(lambda: answer(url, auth)).json() == {"versions": []}
         assert httpx.get(f"{url}/versions").status_code == 401

@@ -2,18 +2,24 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from ml_backend.demo.films import draw_films
 from ml_backend.demo.summary import Summary
+from tests.manual import ROOT, Command, told_to
 
 pytestmark = pytest.mark.system
+
+VISITORS_FILMS = 40
 
 # A project small enough for seconds; the demo takes the place of its own defaults with these.
 OPTIONS = {
@@ -31,7 +37,10 @@ OPTIONS = {
 @pytest.fixture
 def environ(label_studio) -> dict[str, str]:
     """A demo that uses the running Label Studio and starts the rest."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("AL_")} | {
+    # Nor what a `make test` that runs this passes on to what it calls.
+    passed_on = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "ROUNDS", "IMAGES", "LABELS"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AL_") and name not in passed_on}
+    return kept | {
         **OPTIONS,
         "AL_DEMO_LABEL_STUDIO_URL": label_studio.url,
         "AL_DEMO_LABEL_STUDIO_EMAIL": label_studio.admin.email,
@@ -65,24 +74,81 @@ def alive(pid: int) -> bool:
         return False
 
 
-class TestDemo:
-    def test_ends_with_0_and_writes_the_table(self, environ, tmp_path):
-        table = tmp_path / "table.json"
-        arguments = command("--rounds", 1, "--count", 80, "--folder", tmp_path / "demo", "--json", table)
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout to all appearances, with films of the visitor's: links to what is built, and room for `.demo`."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-label-studio.lock", ".tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    films = draw_films(VISITORS_FILMS, seed=2, side=64)
+    (tmp_path / "films").mkdir()
+    for film in films:
+        (tmp_path / "films" / film.name).write_bytes(film.content)
+    lines = ["path,label", *(f"{film.name},{film.label}" for film in films)]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
 
-        done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=300, check=False)
+
+def asked(command: Command) -> set[str]:
+    """What a command of the manual asks for, its `ARGS` taken apart."""
+    return {word for part in command.words for word in shlex.split(part.removeprefix("ARGS="))}
+
+
+def worth_running(told: Sequence[Command]) -> list[Command]:
+    """Those that ask for something that no other asks for too, of which the longer ones ask for more."""
+    return [one for one in told if not any(asked(one) < asked(other) for other in told)]
+
+
+COMMANDS = worth_running(told_to(__file__))
+
+
+class TestManual:
+    @pytest.mark.parametrize("command", COMMANDS, ids=[one.text for one in COMMANDS])
+    def test_its_command_ends_with_0_and_shows_the_order_kept(self, environ, checkout, command):
+        rounds = next((int(word.removeprefix("ROUNDS=")) for word in command.words if word.startswith("ROUNDS=")), 1)
+        small = environ | {"ROUNDS": "1", "AL_BATCH_SIZE": "6", "AL_RETRAIN_AFTER": "6"}
+
+        done = subprocess.run(
+            ["bash", "-euc", command.text], cwd=checkout, env=small,
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
 
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "served in exactly the chosen order" in done.stdout
+        [[served, of]] = re.findall(r"(\d+) of (\d+) images were served", done.stdout)
+        assert int(served) == int(of) >= 6 * rounds
+        assert (checkout / ".demo").is_dir()
+        if "--json" in command.text:
+            self.require_the_table(checkout / "demo.json", shlex.split(command.words[-1].removeprefix("ARGS=")))
+        if "IMAGES=" in command.text:
+            assert "drawing images" not in done.stdout
+
+    @staticmethod
+    def require_the_table(table: Path, words: list[str]) -> None:
+        """What was asked for, and every round in order."""
         summary = Summary.model_validate_json(table.read_text())
         trained = [row for row in summary.rounds if row.training_s is not None]
+        assert summary.readers == int(words[words.index("--readers") + 1])
+        assert summary.strategy == words[words.index("--strategy") + 1]
         assert len(trained) == 1
         assert all(row.served == row.in_order > 0 for row in summary.rounds)
         assert trained[0].delay is not None
         assert 0 < trained[0].delay.total_s < 120
         assert trained[0].validation_accuracy is not None
-        assert "served in exactly the chosen order" in done.stdout
         assert json.loads(table.read_text())["weights"] == "none"
 
+    def test_what_is_not_run_is_part_of_what_is(self):
+        """`make demo` of `make demo ROUNDS=5`; another option would be run."""
+        told = told_to(__file__)
+        new = Command('make demo ARGS="--count 50"', "docs/new.md")
+
+        assert [command.text for command in told if command not in COMMANDS] == [
+            "make demo", 'make demo ARGS="--json demo.json"'
+        ]  # fmt: skip
+        assert new in worth_running([*told, new])
+
+
+class TestDemo:
     def test_a_visitors_table_with_a_bad_row_is_refused_before_anything_starts(self, environ, tmp_path):
         (tmp_path / "labels.csv").write_text("path,label\na.png,mild\n")
         arguments = command("--images", tmp_path, "--labels", tmp_path / "labels.csv", "--folder", tmp_path / "demo")

@@ -12,6 +12,7 @@ from ml_backend.study import simulate
 from ml_backend.study.experiment_catalog import EXPERIMENTS
 from ml_backend.study.experiments import ExperimentOptions, ExperimentReport, run_experiment
 from ml_backend.study.results import read_results
+from tests.manual import told_to
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,11 @@ def experiment(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         return text.getvalue(), ExperimentReport.model_validate(report)
 
     return run
+
+
+def test_the_manual_names_those_that_are_run_here():
+    """Without options, each once."""
+    assert [one.text for one in told_to(__file__)] == [f"ml-backend experiment {name}" for name in EXPERIMENTS]
 
 
 class TestExperiments:

@@ -13,6 +13,7 @@ from ml_backend.errors import SettingsError
 from ml_backend.strategies import STRATEGIES
 from ml_backend.study.experiment_catalog import EXPERIMENTS, SEVEN, markdown
 from ml_backend.study.experiments import ExperimentOptions, run_experiment
+from tests.manual import told_to
 
 PAGE = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text()
 
@@ -25,7 +26,8 @@ class TestCatalog:
         assert re.findall(r"^### `ml-backend experiment ([a-z-]+)`", PAGE, re.MULTILINE) == list(EXPERIMENTS)
 
     def test_the_command_prints_it(self):
-        printed = CliRunner().invoke(app, ["experiment", "--list"])
+        [command] = told_to(__file__)
+        printed = CliRunner().invoke(app, command.words[1:])
 
         assert printed.exit_code == 0
         assert printed.stdout.strip() == markdown()

@@ -1,0 +1,162 @@
+"""The manual's commands on tables and images, as a reader types them in the folder in which these lie."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from redis import Redis
+from torchvision.models import mobilenet_v2
+
+from ml_backend.simulation.drawn import write_phantoms
+from ml_backend.simulation.tables import read_labels
+from tests.integration.processes import wait_until
+from tests.manual import Command, pages, told_to
+
+BIN = Path(sys.executable).parent
+COMMANDS = told_to(__file__)
+FILMS = 80
+DRAWN = ("normal", "moderate", "severe")
+CAUSES = ("normal", "viral", "bacterial")  # of the films that docs/experiments.md is about
+DIMENSIONS = 16
+
+Run = Callable[[Command], str]
+TypeIn = Callable[[str], subprocess.Popen[str]]
+
+
+def lay_out(folder: Path, classes: tuple[str, ...]) -> Path:
+    """What a reader has: films, their labels and features, the weights of a network."""
+    study = write_phantoms(folder / "films", count=FILMS, shares=dict.fromkeys(classes, 1 / 3), seed=0, side=64)
+    (folder / "labels.csv").write_bytes(study.labels.read_bytes())
+    rows = read_labels(study.labels)
+    rng = np.random.default_rng(0)
+    means = np.array([classes.index(str(row.label)) for row in rows])[:, None]
+    values = (means + rng.normal(0, 1, (len(rows), DIMENSIONS))).astype(np.float32)
+    np.savez(folder / "features.npz", X=values, path=np.array([row.path for row in rows]))
+    torch.save(mobilenet_v2(weights=None).state_dict(), folder / "mobilenet_v2_imagenet.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """With classes by cause, or not."""
+    return {
+        by_cause: lay_out(tmp_path_factory.mktemp("reader"), CAUSES if by_cause else DRAWN)
+        for by_cause in (True, False)
+    }
+
+
+@pytest.fixture
+def type_in(places: dict[bool, Path], environ: dict[str, str], tmp_path: Path) -> TypeIn:
+    """Start a line as a shell would, in the folder of the test."""
+
+    def typed(line: str) -> subprocess.Popen[str]:
+        for thing in places[any(cause in line for cause in CAUSES[1:])].iterdir():
+            if not (tmp_path / thing.name).exists():
+                (tmp_path / thing.name).symlink_to(thing)
+        return subprocess.Popen(
+            ["bash", "-euc", line],
+            cwd=tmp_path,
+            env=environ | {"PATH": f"{BIN}{os.pathsep}{environ['PATH']}", "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return typed
+
+
+@pytest.fixture
+def run(type_in: TypeIn) -> Run:
+    """Run a command to its end; what it printed."""
+
+    def to_its_end(command: Command) -> str:
+        with type_in(command.run_as) as running:
+            told, complaint = running.communicate(timeout=540)
+        assert running.returncode == 0, f"{command.run_as}\n{told}{complaint}"
+        return told
+
+    return to_its_end
+
+
+def those(*begins: str) -> pytest.MarkDecorator:
+    """The commands that begin so; there are some."""
+    found = [one for one in COMMANDS if one.text.startswith(begins)]
+    assert found, begins
+    return pytest.mark.parametrize("command", found, ids=[one.text for one in found])
+
+
+def options(command: Command) -> dict[str, str]:
+    """Option -> value, the last one where it stands twice."""
+    words = shlex.split(command.run_as)
+    return {word: after for word, after in zip(words, [*words[1:], ""], strict=True) if word.startswith("--")}
+
+
+@those("ml-backend simulate")
+def test_a_study_is_done_as_it_was_asked_for(command: Command, run: Run, tmp_path: Path) -> None:
+    printed, asked = run(command), options(command)
+
+    out = tmp_path / asked["--out"]
+    assert printed.rstrip().endswith(f"{Path(asked['--out'], 'report.html')} tells what came out")
+    assert (out / "report.html").stat().st_size > 10_000
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["strategies"]) == {"random", *asked["--strategies"].split(",")}
+    assert len(summary["seeds"]) == int(asked["--seeds"])
+    assert summary["variants"] == asked.get("--loss", "").split(",")
+    if "--task" in asked:
+        assert list(summary["classes"]) == re.findall(r"(?:^|;)(\w+)", asked["--task"])
+    assert summary["rounds"] >= 1
+
+
+@those("ml-backend strategies")
+def test_the_manual_has_what_is_printed(command: Command, run: Run) -> None:
+    printed = run(command).strip()
+
+    assert printed.count("\n") > 10
+    assert printed in pages()[command.page]
+
+
+@those("ml-backend experiment loss-ablation", "ml-backend experiment profiles")
+def test_an_experiment_says_what_it_found(command: Command, run: Run, tmp_path: Path) -> None:
+    printed, name = run(command), command.words[2]
+
+    [file] = tmp_path.glob(f"experiments/{name}*/experiment.json")
+    report = json.loads(file.read_text())
+    assert report["name"] == name
+    assert not report["drawn"]
+    assert all(sentence in printed for sentence in report["found"])
+    assert printed.rstrip().splitlines()[-1].startswith(("as expected", "not as expected: "))
+
+
+@those("ml-backend demo --help")
+def test_help_lists_all_options(command: Command, run: Run) -> None:
+    printed = run(command)
+
+    assert {"--rounds", "--readers", "--images", "--labels", "--json", "--stay"} <= set(re.findall(r"--\w+", printed))
+
+
+@those("ml-backend work --study")
+def test_a_worker_elsewhere_does_a_study(command: Command, run: Run, type_in: TypeIn, redis: Redis, environ) -> None:
+    """The study of another command, which waits for it."""
+    study = next(one for one in COMMANDS if one.text.startswith("ml-backend simulate --labels"))
+    with type_in(f"{study.run_as} --strategies entropy --no-random --redis {environ['AL_REDIS_URL']}") as waits:
+        wait_until(redis.dbsize)
+        run(command)
+        told, complaint = waits.communicate(timeout=300)
+
+    assert waits.returncode == 0, complaint
+    assert told.rstrip().endswith("report.html tells what came out")
+
+
+def test_every_command_is_asked_about() -> None:
+    """By one of the tests above."""
+    begins = ("simulate", "experiment", "strategies", "demo --help", "work --study")
+
+    assert [one.text for one in COMMANDS if not one.text.startswith(tuple(f"ml-backend {b}" for b in begins))] == []

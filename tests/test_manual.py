@@ -1,0 +1,169 @@
+"""Every command of the manual is run by a test, or it says here and in ``manual.ACCOUNTS`` why not."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.manual import ACCOUNTS, ROOT, Command, account_of, commands, pages, told_to, unmarked
+
+CI = (ROOT / ".ci" / "run").read_text()
+CHECKED_HERE = {one.text for one in told_to(__file__)}
+IN_CI = ("setup", "lint", "types", "imports")
+ASKS_A_REGISTRY = ("lock", "audit")
+
+
+def make(*words: str) -> list[str]:
+    """The lines that make prints, without the environment of a `make test` that runs this."""
+    done = subprocess.run(
+        ["env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "-u", "MFLAGS", "make", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def recipe(target: str) -> list[str]:
+    """Everything that a target does on a machine where nothing is there yet, and nothing of it done."""
+    return make("--dry-run", "--always-make", target)
+
+
+class TestAccounts:
+    def test_every_command_has_one(self):
+        missing = [f"{one.page}: {one.text}" for one in commands() if account_of(one) is None]
+
+        assert missing == []
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "curl --user label-studio:secret http://backend.example.org:9090/metrics",
+            "ml-backend brew --pot 7",
+            "make coffee",
+            "make demolish",
+            "uv pip uninstall torch",
+            "docker run hello-world",
+        ],
+    )
+    @pytest.mark.parametrize("form", ["Like this:\n\n```sh\n{}   # so\n```\n", "Type\n`{}`, and wait."])
+    def test_a_command_that_nobody_runs_is_noticed(self, text, form):
+        [found] = commands({"docs/new.md": form.format(text)})
+
+        assert found == Command(text, "docs/new.md")
+        assert account_of(found) is None
+        with pytest.raises(AssertionError, match=r"docs/new\.md: no test runs"):
+            _ = found.account
+
+    def test_a_new_command_of_a_known_kind_is_run_with_the_others(self):
+        """Nobody has to write it down a second time."""
+        [found] = commands({"docs/new.md": "```sh\nml-backend replay --project 7 --round r000003\n```\n"})
+
+        assert found.account.by == "tests/system/test_manual_project.py"
+
+    def test_no_account_is_left_over(self):
+        used = {account_of(one) for one in commands()}
+
+        assert [one.begins for one in ACCOUNTS if one not in used] == []
+
+    @pytest.mark.parametrize("by", sorted({one.by for one in ACCOUNTS}))
+    def test_every_file_that_is_named_asks_for_its_commands(self, by):
+        assert "told_to(__file__)" in (ROOT / by).read_text()
+
+
+class TestFound:
+    def test_lines_of_a_block_also_in_a_list_and_continued(self):
+        page = "1. Do\n   ```sh\n   # first\n   cp a \\\n       b   # so\n\n   make x\n   ```\n"
+
+        assert [one.text for one in commands({"page": page})] == ["cp a b", "make x"]
+
+    def test_code_in_a_sentence_but_not_the_bare_name_of_a_command(self):
+        page = "`ml-backend work` or `ml-backend work --study`, `make x`, `make`, `AL_A=1 pytest\ntests`, `passes`."
+
+        assert [one.text for one in commands({"page": page})] == [
+            "ml-backend work --study", "make x", "AL_A=1 pytest tests"
+        ]  # fmt: skip
+
+    def test_the_same_command_once_from_the_first_page(self):
+        found = commands({"a": "`make x`", "b": "```sh\nmake x\n```\n"})
+
+        assert found == [Command("make x", "a")]
+
+    @pytest.mark.parametrize("page", pages())
+    def test_no_block_hides_a_command(self, page):
+        assert unmarked(pages()[page]) == []
+
+    def test_a_hidden_command_would_be_seen(self):
+        assert unmarked("```\nml-backend simulate \\\n    --out a\n```\n") == ["ml-backend simulate \\"]
+
+
+class TestMake:
+    def test_ci_runs_make_test(self):
+        assert "make test || status=$?" in CI.splitlines()
+        assert "make test" in CHECKED_HERE
+
+    @pytest.mark.parametrize("target", IN_CI)
+    def test_does_what_make_test_does_first(self, target):
+        own = recipe(target)
+
+        assert f"make {target}" in CHECKED_HERE
+        assert own
+        assert set(own) <= set(recipe("test"))
+
+    @pytest.mark.parametrize(("target", "folder"), [("unit", "tests/unit"), ("system", "tests/system")])
+    def test_runs_tests_that_make_test_runs_too(self, target, folder):
+        [alone] = [line for line in recipe(target) if "pytest" in line]
+        lines = [line for line in recipe("test") if "pytest" in line]
+
+        assert f"make {target}" in CHECKED_HERE
+        assert f"pytest {folder} " in alone
+        assert any(f"pytest {folder} " in line or 'pytest tests -m "not system" ' in line for line in lines)
+
+    def test_chaos_kills_more_often_what_make_test_kills_too(self):
+        [line] = [line for line in recipe("chaos") if "pytest" in line]
+
+        assert "make chaos" in CHECKED_HERE
+        assert "AL_CHAOS_KILLS=24 " in line
+        assert "pytest tests/system/test_chaos.py" in line
+
+    def test_help_lists_every_target_that_the_manual_names(self):
+        listed = {line.split()[1] for line in make("help")}
+
+        assert "make help" in CHECKED_HERE
+        assert {one.words[1] for one in commands() if one.words[0] == "make"} <= listed
+
+    @pytest.mark.parametrize("target", ASKS_A_REGISTRY)
+    def test_can_be_read_by_make(self, target):
+        """No more: what it would find is another thing every day."""
+        assert f"make {target}" in CHECKED_HERE
+        assert any(f" {word} " in line for line in recipe(target) for word in ("compile", "pip-audit"))
+
+
+class TestNotRun:
+    def test_uv_knows_the_options(self):
+        [command] = [one for one in told_to(__file__) if one.words[0] == "uv"]
+        uv = shutil.which("uv") or str(ROOT / ".tools" / "uv" / "bin" / "uv")
+        told = subprocess.run([uv, "pip", "install", "--help"], capture_output=True, text=True, timeout=60, check=True)
+
+        options = [word.partition("=")[0] for word in command.words if word.startswith("--")]
+        assert options
+        assert [one for one in options if one not in told.stdout] == []
+
+    def test_the_test_that_draws_the_pictures_runs_and_reads_the_variable(self):
+        [command] = [one for one in told_to(__file__) if one.text.startswith("AL_SCREENSHOTS")]
+
+        file = Path(command.words[-1])
+        assert file.parent == Path("tests/system")
+        assert 'os.environ.get("AL_SCREENSHOTS")' in (ROOT / file).read_text()
+
+    def test_nothing_else_is_left_to_this_file(self):
+        """What is not asked about above."""
+        targets = (*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "help")
+        rest = CHECKED_HERE - {f"make {target}" for target in targets}
+
+        assert {text.split()[0] for text in rest} == {"uv", "AL_SCREENSHOTS=docs"}
+        assert len(rest) == 2
