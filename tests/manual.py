@@ -101,6 +101,12 @@ ACCOUNTS: tuple[Account, ...] = (
     Account("ml-backend work --study", _TABLES, "--burst", "it ends when the study is done"),
     Account("ml-backend bench --json", _BENCH, "--quick", "else it takes a quarter of an hour"),
     Account("ml-backend bench --only", _BENCH, "--quick --no-peers --json bench.json", "likewise; and the other cases"),
+    Account(
+        "python -m tests.benchmarks.stopping",
+        "tests/benchmarks/test_stopping.py",
+        "--films 320 --seeds 1 --rounds 5",
+        "in the process of the test; else it takes minutes",
+    ),
     Account("ml-backend experiment", _EXPERIMENTS, "--quick", "all eight in the process of the test: they share films"),
     # On a live project, with a Redis, a backend and a worker that were started as the manual has it.
     Account("export", _PROJECT, why=_STANDS),

@@ -42,7 +42,7 @@ def noise(kappa: float, round_id: str = "r000003") -> dict[str, Agreement]:
 
 
 RISING = Story([0, 200, 150, 120, 100], [0.5, 0.6, 0.68, 0.74, 0.79])
-STABLE = Story([0, 40, 40, 40, 40], [0.8, 0.81, 0.8, 0.81, 0.805])
+STABLE = Story([0, *[40] * 14], [0.8, 0.81, 0.8, 0.81, 0.805] * 3)
 
 
 class TestStopAdvice:
@@ -72,9 +72,14 @@ class TestStopAdvice:
             "reading) are expected to gain less than 0.1 points of accuracy."
         )
         assert advice.noise_floor == 0.92
-        assert [round(point.agreement.kappa or 0, 2) for point in advice.agreements] == [0.92] * 4
+        assert [round(point.agreement.kappa or 0, 2) for point in advice.agreements] == [0.92] * 7
         assert any("chosen and not drawn" in said for said in advice.evidence)
         assert advice.minutes_per_point is None
+
+    def test_a_few_level_rounds_are_no_stop(self):
+        """Fourteen of them: soon; the fifteenth makes it a stop."""
+        assert stop_advice(STABLE.marks()[:14], noise(0.92), batch_size=20).verdict == "soon"
+        assert stop_advice(STABLE.marks()[:15], noise(0.92), batch_size=20).verdict == "stop"
 
     def test_stable_but_still_gaining_a_little_is_soon(self):
         """A line of accuracy: 0.4 points a batch."""
@@ -99,7 +104,7 @@ class TestStopAdvice:
         assert stop_advice(STABLE.marks(), noise(0.80), batch_size=20).verdict == "stop"
 
     def test_without_a_twin_only_near_identity_counts(self):
-        still = Story([0, 3, 3, 3, 3], STABLE.accuracies)
+        still = Story([0, *[3] * 14], STABLE.accuracies)
 
         assert stop_advice(STABLE.marks(), {}, batch_size=20).verdict == "go on"
         assert "was not measured yet" in stop_advice(STABLE.marks(), {}, batch_size=20).sentence
@@ -123,7 +128,7 @@ class TestStopAdvice:
         assert "call them all the same" in advice.sentence
 
     def test_other_classes_are_not_compared(self):
-        before, *after = STABLE.marks()
+        before, *after = STABLE.marks()[:5]
         advice = stop_advice([before.model_copy(update={"classes": ("a", "b")}), *after], {}, batch_size=20)
 
         assert [point.round_id for point in advice.agreements] == ["r000003", "r000004", "r000005"]

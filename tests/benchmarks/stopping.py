@@ -1,0 +1,268 @@
+"""Is the verdict on when to stop right? Whole learning runs, of which ``stop_advice`` is told no more than live.
+
+    python -m tests.benchmarks.stopping --seeds 10
+    python -m tests.benchmarks.stopping --labels labels.csv --features features.npz --task 'normal;viral;bacterial'
+
+Each run goes on long after anybody would stop, so that it is known what the labels after each round still gave: the
+accuracy on images that no round sees, smoothed. A verdict was false where more than a point came after it. Figures, and
+no test: tests/benchmarks/test_stopping.py checks how they are reckoned, and that this runs.
+
+Networks are trained once: with ``--out`` the runs are kept, and the verdicts can be reckoned again in seconds.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, median, quantiles
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from sklearn.isotonic import IsotonicRegression
+from threadpoolctl import threadpool_limits
+
+from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.consensus import median as median_rule
+from ml_backend.engine.noise import Witness, ask_twin
+from ml_backend.engine.ports import Learner, RoundParts, no_guard, no_progress
+from ml_backend.images.folder import FolderSource
+from ml_backend.insight.agreement import FIXED_SET, Agreement, RoundMarks, noise_of, round_marks
+from ml_backend.insight.stopping import Verdict, stop_advice
+from ml_backend.model.feature_table import FeatureTable
+from ml_backend.model.learner import McDropoutLearner
+from ml_backend.model.randomness import derive
+from ml_backend.model.threads import one_thread
+from ml_backend.pool_outputs import PoolOutputs
+from ml_backend.records import ProjectKey, Record, RoundReport, RoundRequest
+from ml_backend.settings import ProjectOptions
+from ml_backend.simulation.dataset import DataSet, load_dataset
+from ml_backend.simulation.loop import OracleReader, reveal_start, simulated_rounds
+from ml_backend.simulation.oracle import Oracle
+from ml_backend.simulation.partition import split_by_patient
+from ml_backend.simulation.task import parse_task
+from ml_backend.study.experiment_ground import drawn_tables
+
+__all__ = ["Judged", "Step", "judge", "learning_run", "main", "report", "two_sides"]
+
+START = 25  # labels of every class before the first network, as in a live project
+WORTH = 0.01  # accuracy that is worth more reading
+VERDICTS: dict[str, frozenset[Verdict]] = {"soon, or stop": frozenset({"soon", "stop"}), "stop": frozenset({"stop"})}
+
+
+class Step(Record):
+    """A round of a run: what the owner's page has of it, and what nobody knows there.
+
+    Attributes:
+        noise: agreement with a twin, where one was asked.
+        truth: accuracy on the images that no round sees.
+    """
+
+    marks: RoundMarks
+    noise: Agreement | None = None
+    truth: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """When a verdict was first given in a run, held against what came after.
+
+    Attributes:
+        labels: that there were; None where it was never given.
+        missed: accuracy that the labels after it still brought.
+        late: labels more than at the plateau; negative where it came before.
+        plateau: labels after which no more than a point came.
+    """
+
+    labels: int | None
+    missed: float
+    late: int
+    plateau: int
+
+
+class _Kept:
+    """The outputs of the newest round. Satisfies ``engine.ports.ReportStore``."""
+
+    def __init__(self) -> None:
+        self.outputs: PoolOutputs | None = None
+
+    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+        del report, learner
+        self.outputs = outputs
+
+
+def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_every: int = 5) -> Iterator[Step]:
+    """A run of the engine's own rounds, 20 labels each; validation is drawn from the labels, as live.
+
+    Args:
+        data: with a table of features; of its sides the test side is what no round sees.
+        strategy: that chooses.
+        seed: of the start set, the splits and the networks.
+        rounds: at most.
+        noise_every: rounds from one twin to the next.
+    """
+    options = ProjectOptions.resolve({"strategy": strategy, "finetune": "head", "seed": seed}, environ={})
+    assert data.features is not None
+    table = FeatureTable([image.id for image in data.images], data.features)
+    with TemporaryDirectory() as nowhere, one_thread(), threadpool_limits(1):
+
+        def network(own_seed: int) -> McDropoutLearner:
+            place = Path(nowhere)
+            return McDropoutLearner(options, FolderSource(place), place / "c", device="cpu", seed=own_seed, table=table)
+
+        oracle, kept = Oracle.of(data), _Kept()
+        reveal_start(oracle, START, seed)
+        learner = network(seed)
+        witness = Witness(learner)
+        parts = RoundParts(
+            labels=oracle,
+            consensus=median_rule,
+            learner=witness,
+            strategy=CatalogStrategy(strategy),
+            store=kept,
+            publisher=OracleReader(oracle),
+        )
+        request = RoundRequest(
+            project=ProjectKey(id=1, created=0),
+            round_id="r000001",
+            reason="labels",
+            classes=data.classes,
+            strategy=strategy,
+            batch_size=options.batch_size,
+            min_labels_per_class=2,
+            control_share=0.0,
+            validation_share=options.validation_share,
+            seed=seed,
+        )
+        for number, report in zip(range(1, rounds + 1), simulated_rounds(request, parts), strict=False):
+            assert kept.outputs is not None
+            marks = round_marks(report, kept.outputs)
+            assert marks is not None
+            twin = None
+            if number % noise_every == 0:
+                twin = ask_twin(
+                    witness,
+                    lambda _: network(derive(seed, "twin")),
+                    seed=seed,
+                    most=FIXED_SET,
+                    progress=no_progress,
+                    make_way=no_guard,
+                )
+            yield Step(marks=marks, noise=None if twin is None else noise_of(*twin), truth=_accuracy(learner, data))
+
+
+def _accuracy(learner: Learner, data: DataSet) -> float:
+    asked = data.labels("test")
+    answers = learner.outputs([label.image for label in asked], frozenset({"probs"})).suggestions()
+    return sum(answers[label.image.id] == label.value for label in asked) / len(asked)
+
+
+def judge(steps: Sequence[Step], verdicts: frozenset[Verdict], batch_size: int = 20) -> Judged:
+    """When one of these verdicts was first given in a run, and whether it was right.
+
+    The accuracy of a run is smoothed by the rising curve that lies nearest to it, so that the noise of a round is no
+    gain.
+    """
+    curve = IsotonicRegression().fit_transform(np.arange(len(steps)), [step.truth for step in steps])
+    labels = [step.marks.labels for step in steps]
+    left = float(curve[-1]) - curve
+    plateau = labels[int(np.argmax(left <= WORTH))]
+    for number in range(1, len(steps) + 1):
+        marks = [step.marks for step in steps[:number]]
+        noise = {step.marks.round_id: step.noise for step in steps[:number] if step.noise is not None}
+        if stop_advice(marks, noise, batch_size=batch_size).verdict in verdicts:
+            at = labels[number - 1]
+            return Judged(at, float(left[number - 1]), at - plateau, plateau)
+    return Judged(None, 0.0, labels[-1] - plateau, plateau)
+
+
+def report(judged: Sequence[Judged]) -> str:
+    """One line: how often, how often falsely, and how late."""
+    said = [one for one in judged if one.labels is not None]
+    if not said:
+        return f"never in {len(judged)} runs"
+    false = [one for one in said if one.missed > WORTH]
+    return (
+        f"in {len(said)} of {len(judged)} runs, at {_spread([one.labels or 0 for one in said])} labels, "
+        f"{_spread([one.late for one in said])} after the plateau; false in {len(false)}, where up to "
+        f"{100 * max((one.missed for one in false), default=0.0):.1f} points came after"
+    )
+
+
+def _spread(values: Sequence[int]) -> str:
+    if len(values) < 2:
+        return f"{values[0]}"
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return f"{median(values):.0f} [{low:.0f} to {high:.0f}]"
+
+
+def two_sides(data: DataSet, within: str | None) -> DataSet:
+    """Seven tenths to label and three to judge by, apart by patient.
+
+    Args:
+        data: any.
+        within: the one side of the data that is looked at; None for all.
+    """
+    rows = [row for row, image in enumerate(data.images) if within in {None, data.split[image.id]}]
+    images = tuple(data.images[row] for row in rows)
+    truth = {image.id: data.truth[image.id] for image in images}
+    split = split_by_patient(images, truth, 0, (0.7, 0.0, 0.3))
+    assert data.features is not None
+    return replace(data, images=images, truth=truth, split=split, features=data.features[rows], source=None)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Let the runs learn, unless they have, and print what the verdicts were worth."""
+    args = _parsed(arguments)
+    _say(f"python -m tests.benchmarks.stopping {' '.join(sys.argv[1:] if arguments is None else arguments)}")
+    data = _data(args)
+    counts = data.counts()
+    _say(f"{sum(counts['train'].values())} images to label, {sum(counts['test'].values())} to judge by")
+    for strategy in args.strategies.split(","):
+        runs = [_run(args, data, strategy, seed) for seed in range(args.seeds)]
+        rises = [run[-1].truth - run[0].truth for run in runs]
+        _say(f"{strategy}: {len(runs)} runs to {runs[0][-1].marks.labels} labels; accuracy {100 * fmean(rises):+.1f}")
+        for name, verdicts in VERDICTS.items():
+            _say(f"  {name}: {report([judge(run, verdicts) for run in runs])}")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--labels", type=Path, help="table as of `ml-backend simulate`; default: films are drawn")
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--task", help="classes of your table, least severe first")
+    parser.add_argument("--films", type=int, default=1_000, help="that are drawn")
+    parser.add_argument("--strategies", default="entropy")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--out", type=Path, default=Path("experiments/stopping"), help="where runs are kept")
+    return parser.parse_args(arguments)
+
+
+def _data(args: argparse.Namespace) -> DataSet:
+    """Of the user's tables the training side alone, so that the test side is still unseen; else drawn films."""
+    if args.labels is not None:
+        read = load_dataset(None, args.labels, features=args.features, task=parse_task(args.task))
+        return two_sides(read, "train")
+    drawn = drawn_tables(args.out / "drawn", films=args.films, centres=4, binary=False, quick=False, tell=_say)
+    return two_sides(load_dataset(None, drawn.labels, features=drawn.features, task=parse_task(drawn.task)), None)
+
+
+def _run(args: argparse.Namespace, data: DataSet, strategy: str, seed: int) -> list[Step]:
+    """Read again where it is kept, of as many rounds."""
+    whose = "drawn" if args.labels is None else "own"
+    kept = args.out / f"{whose}-{strategy}-{seed}-{args.rounds}.jsonl"
+    if not kept.exists():
+        steps = list(learning_run(data, strategy, seed, args.rounds))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("".join(f"{step.model_dump_json()}\n" for step in steps))
+    return [Step.model_validate_json(line) for line in kept.read_text().splitlines()]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How the verdict on when to stop is judged; what the figures are is nobody's business here."""
+
+import shlex
+
+import pytest
+
+from ml_backend.insight.agreement import Agreement, RoundMarks
+from tests.benchmarks.stopping import VERDICTS, Judged, Step, judge, main, report
+from tests.manual import told_to
+
+STILL = {str(image): image % 2 for image in range(100)}
+FLOOR = Agreement(images=100, agreed=0.9, kappa=0.8, error=0.05)
+
+
+def run(*truths: float, first_still: int = 0) -> list[Step]:
+    """Rounds of 20 labels whose networks agree from one of them on, and whose validation is level throughout."""
+    return [
+        Step(
+            marks=RoundMarks(
+                round_id=f"r{number:06d}",
+                labels=100 + 20 * number,
+                accuracy=0.8,
+                classes=("normal", "severe"),
+                predicted=STILL if number >= first_still else {name: (number * ord(name[-1])) % 2 for name in STILL},
+            ),
+            noise=FLOOR,
+            truth=truth,
+        )
+        for number, truth in enumerate(truths)
+    ]
+
+
+LONG = [0.8] * 14  # one round fewer than "stop" wants
+
+
+class TestJudge:
+    def test_right_and_late(self):
+        """Nothing comes after 120 labels; at fifteen rounds, 380 labels, it is said."""
+        judged = judge(run(0.7, *LONG, 0.8), VERDICTS["stop"])
+
+        assert judged == Judged(labels=380, missed=0.0, late=260, plateau=120)
+
+    def test_false(self):
+        """Said at 380 labels; 5 points came after, the last of them with 420."""
+        judged = judge(run(0.7, *LONG, 0.82, 0.85), VERDICTS["stop"])
+
+        assert judged.labels == 380
+        assert judged.missed == pytest.approx(0.05)
+        assert judged.late == -40
+
+    def test_noise_of_a_round_is_no_gain(self):
+        """A single round of 0.84 among rounds of 0.8 is levelled with what follows."""
+        judged = judge(run(0.7, *LONG[:5], 0.84, *LONG), VERDICTS["stop"])
+
+        assert judged.missed < 0.01
+        assert judged.plateau == 120
+
+    def test_never(self):
+        judged = judge(run(0.7, *LONG, first_still=99), VERDICTS["stop"])
+
+        assert judged == Judged(labels=None, missed=0.0, late=260, plateau=120)
+
+
+class TestReport:
+    def test_counts_what_was_said_and_what_was_false(self):
+        judged = [
+            Judged(200, 0.0, 60, 140),
+            Judged(240, 0.02, -20, 260),
+            Judged(220, 0.01, 20, 200),
+            Judged(None, 0.0, 0, 300),
+        ]
+
+        assert report(judged) == (
+            "in 3 of 4 runs, at 220 [210 to 230] labels, 20 [0 to 40] after the plateau; "
+            "false in 1, where up to 2.0 points came after"
+        )
+
+    def test_never(self):
+        assert report([Judged(None, 0.0, 0, 300)]) == "never in 1 runs"
+
+
+def test_it_runs_and_a_second_time_reads_what_it_kept(tmp_path, capsys):
+    """The manual's command, with few films and one short run."""
+    [command] = told_to(__file__)
+    assert command.words[:3] == ["python", "-m", "tests.benchmarks.stopping"]
+    arguments = [*shlex.split(command.run_as)[3:], "--out", str(tmp_path)]
+
+    main(arguments)
+    first = capsys.readouterr().out
+    [kept] = tmp_path.glob("drawn-entropy-0-5.jsonl")
+    before = kept.stat().st_mtime_ns
+    main(arguments)
+
+    assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
+    assert kept.stat().st_mtime_ns == before
+    steps = [Step.model_validate_json(line) for line in kept.read_text().splitlines()]
+    assert [step.marks.labels for step in steps] == [75, 95, 115, 135, 155]
+    assert [step.noise is None for step in steps] == [True, True, True, True, False]
