@@ -35,7 +35,7 @@ COMPARED: Final = 8
 LEVEL: Final = 15
 """Last trained rounds whose accuracies are held against each other, and the least that "stop" needs.
 
-With 5, four of five runs of ``tests/benchmarks/stopping.py`` heard it in the fifth to seventh round, 3 to 13 points of
+With 5, five of six runs of ``tests/benchmarks/stopping.py`` heard it in the fifth to seventh round, 3 to 29 points of
 accuracy early; with 15 they miss at most 1.8 points.
 """
 FLOORS: Final = 3
