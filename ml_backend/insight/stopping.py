@@ -122,7 +122,7 @@ def stop_advice(
     """Say whether labelling may stop.
 
     "Soon" needs stable answers and a small gain (at most 0.5 points of accuracy); "stop" stable answers twice in a row,
-    an accuracy that does not rise, and next to no gain (at most 0.1 points), seen over at least five rounds. Images
+    an accuracy that does not rise, and next to no gain (at most 0.1 points), seen over at least 15 rounds. Images
     that came by chance can forbid "stop", and never call for it: they are too few to show that nothing rises.
 
     Args:

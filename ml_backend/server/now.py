@@ -29,7 +29,7 @@ REASONS: Final[dict[Reason, str]] = {
     "labels": "enough labels changed",
     "forced": "somebody asked for it",
     "topup": "readers need more images; nothing is trained",
-    "rerank": "another strategy was chosen; nothing is trained",
+    "rerank": "another strategy was chosen; nothing is trained, unless the last network cannot be used",
 }
 USUAL_ROUNDS: Final = 5
 AFTER_A_ROUND: Final = ("features",)
