@@ -122,6 +122,14 @@ class TestANewOrder:
 
         assert kinds(fidelity) == [("b", "by hand")]
 
+    def test_an_order_to_come_explains_nothing(self):
+        """Image d was taken before c and b; that the next order has it first is no reason yet."""
+        answers = [answer("a", 1), answer("d", 2), answer("b", 3), answer("c", 4)]
+
+        fidelity = order_fidelity([order("abcd"), order("dcb", 9, "v2")], answers)
+
+        assert kinds(fidelity) == [("d", "by hand")]
+
     def test_around_the_switch_either_order_is_right(self):
         answers = [answer("a", 1), answer("b", 2.5, lead=0.45)]
 
