@@ -1,8 +1,8 @@
 """When labelling may stop: one plain sentence with its evidence. Nothing acts on it.
 
-Three witnesses. Successive networks give the same answers about images that nobody has labelled, as often as two
-networks of the same labels do (the noise floor: more agreement cannot be had). The accuracy does not rise any more.
-The next batch is expected to gain little for the minutes that it takes to read.
+Three witnesses. Successive networks give the same answers about images that nobody has labelled: nearly always, and as
+often as two networks of the same labels do (the noise floor: more agreement cannot be had). The accuracy does not rise
+any more. The next batch is expected to gain little for the minutes that it takes to read.
 
 The accuracy is that of the validation labels, which were chosen. Where images came by chance, they back or contradict
 what it says: they are fewer, but a uniform sample.
@@ -40,6 +40,12 @@ accuracy early; with 15 they miss at most 1.8 points.
 """
 FLOORS: Final = 3
 """Last twins whose agreement makes up the noise floor."""
+ALIKE: Final = 0.95
+"""Kappa of successive networks that is asked for, however little twins agree.
+
+Successive networks begin with the same weights and twins do not, so that the noise floor alone is reached while labels
+still teach much.
+"""
 STABLE_ALONE: Final = 0.99
 """Kappa that counts as stable where no twin has shown what can be had; of Bloodgood & Vijay-Shanker."""
 LITTLE, NEXT_TO_NOTHING = 0.005, 0.001
@@ -198,11 +204,15 @@ def _floor(known: Sequence[Agreement]) -> Agreement | None:
 
 
 def _stable(point: AgreementPoint, floor: Agreement | None) -> bool:
-    """Whether as much agreement is there as can be had, within the standard error of the difference."""
     if (kappa := point.agreement.kappa) is None:
         return False
-    if floor is None or floor.kappa is None:
-        return kappa >= STABLE_ALONE
+    return kappa >= (STABLE_ALONE if floor is None or floor.kappa is None else ALIKE) and _as_twins(point, floor)
+
+
+def _as_twins(point: AgreementPoint, floor: Agreement | None) -> bool:
+    """Whether as much agreement is there as can be had, within the standard error of the difference."""
+    if floor is None or floor.kappa is None or (kappa := point.agreement.kappa) is None:
+        return True
     return kappa >= floor.kappa - hypot(point.agreement.error or 0.0, floor.error or 0.0)
 
 
@@ -240,8 +250,9 @@ def _agreement_words(found: _Found) -> str:
     said += f" (kappa {point.kappa:.2f})"
     if found.floor is None or found.floor.kappa is None:
         return f"{said}; how much two networks trained on the same labels agree was not measured yet"
-    much = "about as much as" if _stable(found.points[-1], found.floor) else "less than"
-    return f"{said}, {much} two networks trained on the same labels ({found.floor.kappa:.2f})"
+    much = "about as much as" if _as_twins(found.points[-1], found.floor) else "less than"
+    said += f", {much} two networks trained on the same labels ({found.floor.kappa:.2f})"
+    return said if point.kappa >= ALIKE else f"{said}; {ALIKE} is needed before stopping is a question"
 
 
 def _gain_words(found: _Found) -> str:
