@@ -6,6 +6,7 @@ from itertools import product
 from typing import Final
 
 from ml_backend.errors import SettingsError
+from ml_backend.settings import ProjectOptions
 from ml_backend.strategies import STRATEGIES
 from ml_backend.study.experiment_answers import read_centres, read_imbalance, read_latency, read_losses, read_paper
 from ml_backend.study.experiment_ground import Arm, Ground
@@ -13,6 +14,7 @@ from ml_backend.study.experiment_profiles import BEST, PAPER, read_profiles
 from ml_backend.study.experiment_reading import Finished, Reading
 from ml_backend.study.experiment_tables import across_centres, two_centres, with_pool_of, without_validation
 from ml_backend.study.experiment_uncertainty import read_uncertainty
+from ml_backend.study.plan import PROFILES
 
 __all__ = ["EXPERIMENTS", "Experiment", "markdown"]
 
@@ -117,9 +119,17 @@ def _centres(ground: Ground) -> Iterator[Arm]:
 def _profiles(ground: Ground) -> Iterator[Arm]:
     data = ground.tables.load()
     tables = without_validation(ground.tables, data, ground.out / "tables" / "two-sides.csv")
+    # Each network is validated on a label of every class.
+    networks = ProjectOptions.model_validate(PROFILES[BEST].options).committee
     for profile in (PAPER, BEST):
         yield ground.arm(
-            name=profile, title=profile, strategies="entropy", tables=tables, budget="0.25", profile=profile
+            name=profile,
+            title=profile,
+            strategies="entropy",
+            tables=tables,
+            least_initial=networks,
+            budget="0.25",
+            profile=profile,
         )
 
 

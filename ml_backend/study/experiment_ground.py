@@ -37,7 +37,7 @@ QUICK_SIDE: Final = 32
 QUICK_CENTRES: Final = 2
 QUICK_INITIAL: Final = 3
 QUICK_BATCH: Final = 4
-QUICK_PASSES: Final = 6
+QUICK_PASSES: Final = 10
 QUICK_ROUNDS: Final = 2
 BACKBONE: Final = "resnet18"
 
@@ -102,9 +102,9 @@ class Ground:
     backbone: str | None = None
     weights: str | None = None
 
-    def initial(self, paper: int = 25) -> int:
-        """Labels of every class at the start."""
-        return QUICK_INITIAL if self.quick else paper
+    def initial(self, paper: int = 25, least: int = 1) -> int:
+        """Labels of every class at the start; ``least`` however quick it is to be."""
+        return max(QUICK_INITIAL, least) if self.quick else paper
 
     def paper_shares(self) -> str | None:
         """The imbalance of the paper for so many classes; None where the films are drawn so, or where it has none."""
@@ -122,6 +122,7 @@ class Ground:
         title: str = "",
         tables: Tables | None = None,
         initial: int = 25,
+        least_initial: int = 1,
         one_round: bool = False,
         budget: str = "0.5",
         loss: str = "weighted",
@@ -136,6 +137,7 @@ class Ground:
             title: see ``Arm``.
             tables: other than the experiment's.
             initial: labels of every class at the start.
+            least_initial: of them, however quick it is to be.
             one_round: of the start set alone.
             budget: else, as ``SimulateOptions`` has it.
             loss: as ``SimulateOptions`` has it.
@@ -143,7 +145,7 @@ class Ground:
             profile: as ``SimulateOptions`` has it.
         """
         tables = tables or self.tables
-        first = self.initial(initial)
+        first = self.initial(initial, least_initial)
         start = first * len(tables.classes)
         if one_round or self.quick:
             budget = str(start if one_round else start + (QUICK_ROUNDS - 1) * QUICK_BATCH)
