@@ -5,8 +5,15 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from structlog.contextvars import clear_contextvars
 
 SAID = "said"
+
+
+@pytest.fixture(autouse=True)
+def no_context_of_another_test() -> None:
+    """A request or a round that ran in the tests' own process has left its project there."""
+    clear_contextvars()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@
     agreement.py  what successive networks, or two of the same labels, answer about a fixed set of images
     curve.py     where the accuracy is heading
     stopping.py  whether more labels are worth their reading, in one sentence with its evidence
+    stopping_words.py  how that is said
     start.py     what the start set still lacks, and how many images that takes
     reasons.py   why an image was chosen, in one line
     lines.py     what is remembered of each round without its images

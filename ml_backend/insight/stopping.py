@@ -15,18 +15,28 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import hypot
 from statistics import fmean, median
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from ml_backend.insight.agreement import Agreement, RoundMarks, agreement
-from ml_backend.insight.curve import CurvePoint, Slope, expected_gain, slope
-from ml_backend.insight.proof import ENOUGH, ControlEstimate
+from ml_backend.insight.curve import CurvePoint, expected_gain, slope
+from ml_backend.insight.proof import ControlEstimate
+from ml_backend.insight.stopping_words import (
+    ALIKE,
+    LITTLE,
+    NEXT_TO_NOTHING,
+    AgreementPoint,
+    StopFindings,
+    Verdict,
+    as_twins,
+    count,
+    evidence,
+    sentence,
+)
 from ml_backend.records import Record
 
-__all__ = ["AgreementPoint", "StopAdvice", "Verdict", "reading_minutes", "stop_advice"]
-
-Verdict = Literal["too early", "go on", "soon", "stop"]
+__all__ = ["StopAdvice", "reading_minutes", "stop_advice"]
 
 FEWEST: Final = 3
 """Trained rounds before anything is said; two successive agreements are the least."""
@@ -40,26 +50,10 @@ accuracy early; with 15 they miss at most 1.8 points.
 """
 FLOORS: Final = 3
 """Last twins whose agreement makes up the noise floor."""
-ALIKE: Final = 0.95
-"""Kappa of successive networks that is asked for, however little twins agree.
-
-Successive networks begin with the same weights and twins do not, so that the noise floor alone is reached while labels
-still teach much.
-"""
 STABLE_ALONE: Final = 0.99
 """Kappa that counts as stable where no twin has shown what can be had; of Bloodgood & Vijay-Shanker."""
-LITTLE, NEXT_TO_NOTHING = 0.005, 0.001
-"""Accuracy that a batch is expected to gain: worth a thought, and not worth the reading."""
 LONGEST_ANSWER_S: Final = 30 * 60.0
 """The reader was away."""
-
-
-class AgreementPoint(Record):
-    """A round's network against that of the trained round before."""
-
-    round_id: str
-    labels: Annotated[int, Field(ge=0)]
-    agreement: Agreement
 
 
 class StopAdvice(Record):
@@ -94,29 +88,6 @@ class StopAdvice(Record):
         return self.minutes / (100.0 * self.gain)
 
 
-class _Found(NamedTuple):
-    """What the witnesses say."""
-
-    points: tuple[AgreementPoint, ...]
-    floor: Agreement | None
-    level: Slope | None
-    gain: float | None
-    minutes: float | None
-    batch_size: int
-    control: ControlEstimate | None
-
-    @property
-    def rises(self) -> bool:
-        """Whether the validation accuracy does, as far as can be told."""
-        return self.level is None or self.level.per_round > self.level.error
-
-    @property
-    def contradicted(self) -> bool:
-        """Whether the validation accuracy is level, and that of images that came by chance rises all the same."""
-        trend = None if self.control is None else self.control.trend
-        return not self.rises and trend is not None and trend.rises
-
-
 def stop_advice(
     marks: Sequence[RoundMarks],
     noise: Mapping[str, Agreement],
@@ -141,12 +112,12 @@ def stop_advice(
     if len(marks) < FEWEST:
         return StopAdvice(
             verdict="too early",
-            sentence=f"Too early to say when to stop: {_count(len(marks), 'network')} trained so far, "
+            sentence=f"Too early to say when to stop: {count(len(marks), 'network')} trained so far, "
             f"{FEWEST} are needed.",
         )
     curve = [CurvePoint(one.labels, one.accuracy) for one in marks]
     known = [noise[one.round_id] for one in marks if one.round_id in noise]
-    found = _Found(
+    found = StopFindings(
         points=_points(marks[-COMPARED:]),
         floor=_floor(known),
         level=slope([point.accuracy for point in curve[-LEVEL:]]),
@@ -158,8 +129,8 @@ def stop_advice(
     verdict = _verdict(found, len(marks))
     return StopAdvice(
         verdict=verdict,
-        sentence=_sentence(verdict, found),
-        evidence=_evidence(found),
+        sentence=sentence(verdict, found),
+        evidence=evidence(found),
         agreements=found.points,
         noise_floor=None if found.floor is None else found.floor.kappa,
         gain=found.gain,
@@ -206,110 +177,13 @@ def _floor(known: Sequence[Agreement]) -> Agreement | None:
 def _stable(point: AgreementPoint, floor: Agreement | None) -> bool:
     if (kappa := point.agreement.kappa) is None:
         return False
-    return kappa >= (STABLE_ALONE if floor is None or floor.kappa is None else ALIKE) and _as_twins(point, floor)
+    return kappa >= (STABLE_ALONE if floor is None or floor.kappa is None else ALIKE) and as_twins(point, floor)
 
 
-def _as_twins(point: AgreementPoint, floor: Agreement | None) -> bool:
-    """Whether as much agreement is there as can be had, within the standard error of the difference."""
-    if floor is None or floor.kappa is None or (kappa := point.agreement.kappa) is None:
-        return True
-    return kappa >= floor.kappa - hypot(point.agreement.error or 0.0, floor.error or 0.0)
-
-
-def _verdict(found: _Found, rounds: int) -> Verdict:
+def _verdict(found: StopFindings, rounds: int) -> Verdict:
     last = found.points[-2:]
     if not last or not _stable(last[-1], found.floor) or found.gain is None or found.gain > LITTLE:
         return "go on"
     twice = len(last) == 2 and _stable(last[0], found.floor)
     level = not found.rises and not found.contradicted
     return "stop" if rounds >= LEVEL and twice and level and found.gain <= NEXT_TO_NOTHING else "soon"
-
-
-_BEGINNINGS: Final[dict[Verdict, str]] = {
-    "too early": "Too early to say when to stop",
-    "go on": "Go on",
-    "soon": "Could stop soon",
-    "stop": "Could stop now",
-}
-
-
-def _sentence(verdict: Verdict, found: _Found) -> str:
-    said = f"{_BEGINNINGS[verdict]}: {_agreement_words(found)}; {_gain_words(found)}"
-    if verdict == "soon" and found.contradicted:
-        said += ", but on images that came by chance accuracy still rose"
-    return f"{said}."
-
-
-def _agreement_words(found: _Found) -> str:
-    point = found.points[-1].agreement if found.points else None
-    if point is None or point.agreed is None:
-        return "the last two networks have no unlabelled image in common to be compared on"
-    said = f"the last two networks agree on {100 * point.agreed:.0f} % of {point.images} images nobody has labelled"
-    if point.kappa is None:
-        return f"{said}, but call them all the same, which says little"
-    said += f" (kappa {point.kappa:.2f})"
-    if found.floor is None or found.floor.kappa is None:
-        return f"{said}; how much two networks trained on the same labels agree was not measured yet"
-    much = "about as much as" if _as_twins(found.points[-1], found.floor) else "less than"
-    said += f", {much} two networks trained on the same labels ({found.floor.kappa:.2f})"
-    return said if point.kappa >= ALIKE else f"{said}; {ALIKE} is needed before stopping is a question"
-
-
-def _gain_words(found: _Found) -> str:
-    minutes = "" if found.minutes is None else f" (about {_minutes(found.minutes)} of reading)"
-    next_labels = f"the next {_count(found.batch_size, 'label')}{minutes}"
-    if found.gain is None:
-        return f"what {next_labels} would gain cannot be told yet"
-    points = 100 * found.gain
-    if points < 0.05:
-        return f"{next_labels} are expected to gain less than 0.1 points of accuracy"
-    return f"{next_labels} are expected to gain {points:.1f} points of accuracy"
-
-
-def _evidence(found: _Found) -> tuple[str, ...]:
-    said = []
-    kappas = [point.agreement.kappa for point in found.points]
-    if kappas:
-        told = ", ".join("undefined" if kappa is None else f"{kappa:.2f}" for kappa in kappas)
-        said.append(f"Kappa between successive networks, oldest first: {told}.")
-    weighted = found.points[-1].agreement.weighted if found.points else None
-    if weighted is not None:
-        said.append(f"Counting a disagreement by two classes four times as much as by one: {weighted:.2f}.")
-    if found.level is not None:
-        said.append(
-            f"Over the last rounds accuracy changed by {100 * found.level.per_round:+.1f} points a round "
-            f"(standard error {100 * found.level.error:.1f}), on the validation labels, which were chosen and not "
-            "drawn, so that this is no accuracy of the pool."
-        )
-    if found.control is not None:
-        said.append(_control_words(found, found.control))
-    if found.gain is not None and found.minutes is not None and found.gain >= NEXT_TO_NOTHING:
-        said.append(f"A point of accuracy costs about {_minutes(found.minutes / (100 * found.gain))} of reading now.")
-    return tuple(said)
-
-
-_BY_CHANCE: Final = {
-    (True, True): "show a rise too",
-    (True, False): "show no clear rise",
-    (False, True): "contradict that it is level",
-    (False, False): "show no clear rise either",
-}
-"""What they say, by whether validation rises and whether they do."""
-
-
-def _control_words(found: _Found, control: ControlEstimate) -> str:
-    if (trend := control.trend) is None:
-        few = f"{control.total} of them {'has' if control.total == 1 else 'have'} a label, {2 * ENOUGH} are needed"
-        return f"Whether images that came by chance back this cannot be told yet: {few}."
-    hidden = "" if trend.rises else f"; a rise of up to {100 * max(trend.high, 0.0):.0f} points would not show"
-    return f"Images that came by chance {_BY_CHANCE[found.rises, trend.rises]}: {trend.told}{hidden}."
-
-
-def _minutes(minutes: float) -> str:
-    if minutes < 1.0:
-        return "less than a minute"
-    return _count(round(minutes), "minute") if minutes < 120.0 else f"{minutes / 60:.0f} hours"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -28,7 +28,8 @@ from ml_backend.engine.noise import Witness, ask_twin
 from ml_backend.engine.ports import Learner, RoundParts, no_guard, no_progress
 from ml_backend.images.folder import FolderSource
 from ml_backend.insight.agreement import FIXED_SET, Agreement, RoundMarks, noise_of, round_marks
-from ml_backend.insight.stopping import Verdict, stop_advice
+from ml_backend.insight.stopping import stop_advice
+from ml_backend.insight.stopping_words import Verdict
 from ml_backend.model.feature_table import FeatureTable
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.randomness import derive

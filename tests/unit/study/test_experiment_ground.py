@@ -69,4 +69,4 @@ class TestGround:
         """Three labels of three classes, then four more."""
         options = ground(quick=True).arm(strategies="entropy", initial=10).options
 
-        assert (options.initial, options.batch_size, options.passes, options.budget) == (3, 4, 6, "13")
+        assert (options.initial, options.batch_size, options.passes, options.budget) == (3, 4, 10, "13")
