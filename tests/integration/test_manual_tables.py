@@ -19,6 +19,7 @@ from ml_backend.simulation.drawn import write_phantoms
 from ml_backend.simulation.tables import read_labels
 from tests.integration.processes import wait_until
 from tests.manual import Command, pages, told_to
+from tests.typed import type_here
 
 BIN = Path(sys.executable).parent
 COMMANDS = told_to(__file__)
@@ -54,34 +55,58 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 
 
 @pytest.fixture
-def type_in(places: dict[bool, Path], environ: dict[str, str], tmp_path: Path) -> TypeIn:
-    """Start a line as a shell would, in the folder of the test."""
+def at_the_desk(places: dict[bool, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """The folder of the test, with what a line is about."""
 
-    def typed(line: str) -> subprocess.Popen[str]:
+    def laid_out(line: str) -> Path:
         for thing in places[any(cause in line for cause in CAUSES[1:])].iterdir():
             if not (tmp_path / thing.name).exists():
                 (tmp_path / thing.name).symlink_to(thing)
-        return subprocess.Popen(
-            ["bash", "-euc", line],
-            cwd=tmp_path,
-            env=environ | {"PATH": f"{BIN}{os.pathsep}{environ['PATH']}", "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return tmp_path
+
+    return laid_out
+
+
+@pytest.fixture
+def shell(environ: dict[str, str]) -> dict[str, str]:
+    """The environment of a reader's shell."""
+    return environ | {"PATH": f"{BIN}{os.pathsep}{environ['PATH']}", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def type_in(at_the_desk: Callable[[str], Path], shell: dict[str, str]) -> TypeIn:
+    """Start a line in a shell, in the folder of the test."""
+
+    def typed(line: str) -> subprocess.Popen[str]:
+        folder, pipe = at_the_desk(line), subprocess.PIPE
+        return subprocess.Popen(["bash", "-euc", line], cwd=folder, env=shell, stdout=pipe, stderr=pipe, text=True)
 
     return typed
 
 
 @pytest.fixture
 def run(type_in: TypeIn) -> Run:
-    """Run a command to its end; what it printed."""
+    """Run a command to its end in a shell; what it printed."""
 
     def to_its_end(command: Command) -> str:
         with type_in(command.run_as) as running:
             told, complaint = running.communicate(timeout=540)
         assert running.returncode == 0, f"{command.run_as}\n{told}{complaint}"
         return told
+
+    return to_its_end
+
+
+@pytest.fixture
+def run_here(at_the_desk: Callable[[str], Path], shell: dict[str, str]) -> Run:
+    """Run one of ours to its end, in the folder of the test and the process of the tests; what it printed."""
+
+    def to_its_end(command: Command) -> str:
+        program, *words = shlex.split(command.run_as)
+        assert program.endswith("ml-backend")
+        done = type_here(words, shell, at_the_desk(command.run_as))
+        assert done.returncode == 0, f"{command.run_as}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     return to_its_end
 
@@ -100,8 +125,8 @@ def options(command: Command) -> dict[str, str]:
 
 
 @those("ml-backend simulate")
-def test_a_study_is_done_as_it_was_asked_for(command: Command, run: Run, tmp_path: Path) -> None:
-    printed, asked = run(command), options(command)
+def test_a_study_is_done_as_it_was_asked_for(command: Command, run_here: Run, tmp_path: Path) -> None:
+    printed, asked = run_here(command), options(command)
 
     out = tmp_path / asked["--out"]
     assert printed.rstrip().endswith(f"{Path(asked['--out'], 'report.html')} tells what came out")
@@ -124,8 +149,8 @@ def test_the_manual_has_what_is_printed(command: Command, run: Run) -> None:
 
 
 @those("ml-backend experiment loss-ablation", "ml-backend experiment profiles")
-def test_an_experiment_says_what_it_found(command: Command, run: Run, tmp_path: Path) -> None:
-    printed, name = run(command), command.words[2]
+def test_an_experiment_says_what_it_found(command: Command, run_here: Run, tmp_path: Path) -> None:
+    printed, name = run_here(command), command.words[2]
 
     [file] = tmp_path.glob(f"experiments/{name}*/experiment.json")
     report = json.loads(file.read_text())
