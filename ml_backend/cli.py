@@ -239,12 +239,14 @@ def experiment(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Run an experiment that ships: what it expects, what it found, and whether that is what was expected."""
-    from ml_backend.study.experiment_catalog import markdown
-    from ml_backend.study.experiments import ExperimentOptions, run_experiment
+    from ml_backend.study.experiment_outlines import markdown
 
     if list_all or name is None:
         typer.echo(markdown())
         return
+    # Not for the list: loading PyTorch takes seconds.
+    from ml_backend.study.experiments import ExperimentOptions, run_experiment
+
     raise typer.Exit(
         run_experiment(
             ExperimentOptions(

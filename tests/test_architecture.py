@@ -148,13 +148,14 @@ class TestMap:
 
 
 class TestImports:
-    def test_help_opens_without_torch(self):
+    @pytest.mark.parametrize("words", [["--help"], ["experiment", "--list"], ["strategies"]], ids=" ".join)
+    def test_what_only_tells_opens_without_torch(self, words):
         """Half a second, not five: torch, flask and rq are loaded by the sub-command that needs them."""
         loaded = run_python(
             "import sys\n"
             "from typer.testing import CliRunner\n"
             "from ml_backend.cli import app\n"
-            "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+            f"assert CliRunner().invoke(app, {words}).exit_code == 0\n"
             "print(*(name for name in ('torch', 'flask', 'rq', 'sklearn', 'label_studio_sdk') if name in sys.modules))"
         )
 

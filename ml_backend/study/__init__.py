@@ -16,7 +16,8 @@
     report.py     the page about them (with report_*.py, plots.py and page.py)
 
     experiments.py           the story of ``ml-backend experiment``: what is expected, the studies, what they found
-    experiment_catalog.py    the experiments that ship, one record each
+    experiment_outlines.py   what each of those that ship asks and expects, in words
+    experiment_catalog.py    the studies that answer it, one record each
     experiment_ground.py     the user's tables, or drawn films; makes the options of every study
     experiment_tables.py     tables made of these: of two centres, of a pool of a given size
     experiment_answers.py    how each answer is read off the studies (with experiment_reading.py)

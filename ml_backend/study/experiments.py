@@ -20,6 +20,7 @@ from ml_backend.simulation.findings import few_seeds
 from ml_backend.storage.files import write_record
 from ml_backend.study.experiment_catalog import EXPERIMENTS, Experiment
 from ml_backend.study.experiment_ground import Ground, Tables, drawn_tables, own_tables
+from ml_backend.study.experiment_outlines import Outline
 from ml_backend.study.experiment_reading import Finished
 from ml_backend.study.results import read_results
 from ml_backend.study.simulate import run_study
@@ -105,10 +106,10 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    out = options.out or FOLDER / f"{experiment.name}{'-quick' if options.quick else ''}"
+    out = options.out or FOLDER / f"{options.name}{'-quick' if options.quick else ''}"
     given = {part: getattr(options, part) for part in ("labels", "images", "ratings", "features")}
-    own = own_tables(experiment.name, given, options.task, experiment.classes)
-    _introduce(experiment, options, say)
+    own = own_tables(options.name, given, options.task, experiment.classes)
+    _introduce(experiment.outline, options, say)
     # Where the user names no folder, experiments share the films.
     ground = Ground(
         tables=own or _drawn(experiment, (options.out or FOLDER) / "drawn", options.quick, say),
@@ -130,12 +131,12 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
         finished.append(Finished(arm, read_results(arm.options.out)))
     reading = experiment.read(finished)
     report = ExperimentReport(
-        name=experiment.name,
-        question=experiment.question,
+        name=options.name,
+        question=experiment.outline.question,
         command=options.command(),
-        expectation=experiment.expectation,
+        expectation=experiment.outline.expectation,
         drawn=ground.tables.drawn,
-        studies={one.arm.title or experiment.name: one.arm.name or "." for one in finished},
+        studies={one.arm.title or options.name: one.arm.name or "." for one in finished},
         found=reading.found,
         columns=reading.columns,
         rows=reading.rows,
@@ -161,12 +162,12 @@ def _drawn(experiment: Experiment, folder: Path, quick: bool, say: Callable[[str
     )
 
 
-def _introduce(experiment: Experiment, options: ExperimentOptions, say: Callable[[str], None]) -> None:
-    say(f"{experiment.name}: {experiment.question}")
+def _introduce(outline: Outline, options: ExperimentOptions, say: Callable[[str], None]) -> None:
+    say(f"{outline.name}: {outline.question}")
     say(f"command:  {options.command()}")
-    say(f"runs:     {experiment.runs}")
-    say(f"time:     {experiment.time}")
-    say(f"expected: {experiment.expectation}")
+    say(f"runs:     {outline.runs}")
+    say(f"time:     {outline.time}")
+    say(f"expected: {outline.expectation}")
 
 
 def _conclude(report: ExperimentReport, console: Console, say: Callable[[str], None]) -> None:

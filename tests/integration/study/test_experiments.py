@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ml_backend.study import simulate
 from ml_backend.study.experiment_catalog import EXPERIMENTS
+from ml_backend.study.experiment_outlines import OUTLINES
 from ml_backend.study.experiments import ExperimentOptions, ExperimentReport, run_experiment
 from ml_backend.study.results import read_results
 from tests.manual import told_to
@@ -44,9 +45,9 @@ class TestExperiments:
     def test_says_what_it_expects_runs_and_says_what_it_found(self, experiment, name):
         printed, report = experiment(name)
 
-        assert printed.startswith(f"{name}: {EXPERIMENTS[name].question}\n")
+        assert printed.startswith(f"{name}: {OUTLINES[name].question}\n")
         assert f"command:  ml-backend experiment {name} --quick --device cpu\n" in printed
-        assert f"expected: {EXPERIMENTS[name].expectation}\n" in printed
+        assert f"expected: {OUTLINES[name].expectation}\n" in printed
         verdict = f"not as expected: {'; '.join(report.surprises)}" if report.surprises else "as expected"
         assert printed.rstrip().splitlines()[-1] == verdict
         assert all(sentence in printed for sentence in report.found)

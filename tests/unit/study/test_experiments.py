@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from ml_backend.cli import app
 from ml_backend.errors import SettingsError
 from ml_backend.strategies import STRATEGIES
-from ml_backend.study.experiment_catalog import EXPERIMENTS, SEVEN, markdown
+from ml_backend.study.experiment_catalog import EXPERIMENTS, SEVEN
+from ml_backend.study.experiment_outlines import OUTLINES, markdown
 from ml_backend.study.experiments import ExperimentOptions, run_experiment
 from tests.manual import told_to
 
@@ -39,12 +40,15 @@ class TestCatalog:
         assert len(set(names)) == 7
         assert set(names) <= STRATEGIES.keys() - {"random"}
 
-    @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=list(EXPERIMENTS))
-    def test_every_one_asks_and_expects(self, experiment):
-        assert experiment.question.endswith("?")
-        assert experiment.runs.endswith(".")
-        assert experiment.expectation.endswith(".")
-        assert re.search(r"\d+ (seconds|minutes)", experiment.time)
+    @pytest.mark.parametrize("outline", OUTLINES.values(), ids=list(OUTLINES))
+    def test_every_one_asks_and_expects(self, outline):
+        assert outline.question.endswith("?")
+        assert outline.runs.endswith(".")
+        assert outline.expectation.endswith(".")
+        assert re.search(r"\d+ (seconds|minutes)", outline.time)
+
+    def test_every_outline_has_its_studies(self):
+        assert list(EXPERIMENTS) == list(OUTLINES)
 
 
 class TestOptions:
