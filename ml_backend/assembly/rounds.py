@@ -37,6 +37,10 @@ __all__ = ["run_live_round", "shard_scorer"]
 log = structlog.get_logger(__name__)
 
 
+def _forced() -> Reason:
+    return "forced"
+
+
 def run_live_round(
     settings: Settings,
     key: ProjectKey,
@@ -45,6 +49,7 @@ def run_live_round(
     guard: Callable[[], None] = no_guard,
     *,
     make_way: Callable[[], None] = no_guard,
+    learn: Callable[[], Reason] = _forced,
 ) -> tuple[RoundReport, Published]:
     """Run one round of a project that Label Studio has connected, or what learns nothing: a top-up, a re-ranking.
 
@@ -57,6 +62,7 @@ def run_live_round(
         progress: told of every stage.
         guard: raises StaleRound where a newer run has begun.
         make_way: the same, and also where another round waits: what readers do not need is given up then.
+        learn: called where a re-ranking goes on as a round that learns; gives the reason that it has from then on.
 
     Returns:
         The round and what is served of it: the last round's where ``reason`` is ``topup``, or nothing was to be done. A
@@ -75,7 +81,7 @@ def run_live_round(
         if reason == "rerank":
             if (reranked := rerank_live(live, progress)) is not None:
                 return reranked
-            reason = "forced"
+            reason = learn()
         # Training may take longer than readers need for what is published.
         with beside(live.top_up), world.quarantine.settled():
             done = _round(live, reason, progress, make_way)

@@ -13,9 +13,9 @@ The only room that knows rq's queues; ``worker`` knows rq's worker.
 
 from ml_backend.queueing.claim import Claim
 from ml_backend.queueing.connection import connect_redis
-from ml_backend.queueing.rounds import JOB, QUEUE, Counted, RoundQueue
+from ml_backend.queueing.rounds import JOB, QUEUE, RoundQueue
 from ml_backend.queueing.shards import QUEUE_SHARDS, SHARD_JOB, ShardQueue
-from ml_backend.queueing.status import LastError, Progress, QueueStatus
+from ml_backend.queueing.status import Counted, LastError, Progress, QueueStatus
 
 __all__ = [
     "JOB",

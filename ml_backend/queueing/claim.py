@@ -24,6 +24,8 @@ class _Queue(Protocol):
 
     def status(self, project: ProjectKey) -> QueueStatus: ...
 
+    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int: ...
+
     def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None: ...
 
     def write_progress(self, project: ProjectKey, progress: Progress) -> None: ...
@@ -81,6 +83,21 @@ class Claim:
             return
         if waiting is not None:
             raise StaleRound(f"a round of project {self.project} waits ({waiting})")
+
+    def learn(self) -> Reason:
+        """Go on as a round that learns: what was asked for can be had in no other way.
+
+        A Redis that is away is no reason to lose it; then the changes that it learns from may call for another round.
+
+        Returns:
+            The reason of the round from now on.
+        """
+        self.reason = "forced"
+        try:
+            self.changes = self.queue.learn(self.project, self.token, self.reason)
+        except QueueError as error:
+            log.warning("the round goes on without Redis", error=str(error))
+        return self.reason
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show where the round is, at most five times a second within a stage. Never raises."""

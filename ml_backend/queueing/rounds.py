@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import structlog
 from redis import Redis, RedisError
@@ -21,11 +21,11 @@ from rq.serializers import JSONSerializer
 from ml_backend.errors import QueueError
 from ml_backend.queueing.claim import Claim
 from ml_backend.queueing.connection import connect_redis, is_fresh
-from ml_backend.queueing.status import LastError, Progress, QueueStatus
+from ml_backend.queueing.status import Counted, LastError, Progress, QueueStatus
 from ml_backend.records import ProjectKey, Reason
 from ml_backend.settings import Settings
 
-__all__ = ["JOB", "PROJECTS", "QUEUE", "Counted", "RoundQueue"]
+__all__ = ["JOB", "PROJECTS", "QUEUE", "RoundQueue"]
 
 QUEUE = "rounds"
 JOB = "ml_backend.worker.job.run"
@@ -37,14 +37,6 @@ FAILURE_TTL_S = 7 * 24 * 3600
 SCRIPT = files("ml_backend.queueing").joinpath("state.lua").read_text()
 
 log = structlog.get_logger()
-
-
-class Counted(NamedTuple):
-    """What a count of changes found."""
-
-    changes: int  # since the last round took them
-    due: bool  # they reached the threshold
-    threshold_before: int  # what the threshold was; 0: rounds did not start by themselves
 
 
 class RoundQueue:
@@ -178,6 +170,14 @@ class RoundQueue:
             return None
         changes, reason = begun
         return Claim(self, project, generation, token, int(changes), cast(Reason, _text(reason)))
+
+    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int:
+        """Let the re-ranking of this token go on as a round that learns; gives the changes that the newest run takes.
+
+        Raises:
+            QueueError: Redis does not answer.
+        """
+        return int(self._run(project, "learn", token, reason))
 
     def abandon(self, project: ProjectKey, generation: int, message: str) -> None:
         """Fail a round whose process is dead, from outside of it; it is tried again after a pause.

@@ -120,6 +120,13 @@ local function reserve(reason)
   return {generation, reason}
 end
 
+local function take_changes()
+  -- On top of what a former run may have left there: this run learns from those annotations as well.
+  redis.call('HINCRBY', key, 'running_changes', number('changes'))
+  redis.call('HSET', key, 'changes', 0)
+  redis.call('HDEL', key, 'retry_reason')
+end
+
 local commands = {}
 
 function commands.record(changes, threshold, annotations)
@@ -184,14 +191,20 @@ function commands.claim(generation, token)
     if again and stronger(again, reason) then
       reason = again
     end
-    -- On top of what a former run may have left there: this run learns from those annotations as well.
-    redis.call('HINCRBY', key, 'running_changes', number('changes'))
-    redis.call('HSET', key, 'changes', 0)
-    redis.call('HDEL', key, 'retry_reason')
+    take_changes()
   end
   redis.call('HSET', key, 'running', generation, 'running_reason', reason, 'running_at', now, 'token', token)
   redis.call('DEL', KEYS[2])
   return {number('running_changes'), reason}
+end
+
+-- A re-ranking that cannot be made goes on as a round that learns; from here on it counts, ends and comes again as one.
+function commands.learn(token, reason)
+  if get('token') == token and learns_nothing[get('running_reason')] then
+    redis.call('HSET', key, 'running_reason', reason)
+    take_changes()
+  end
+  return number('running_changes')
 end
 
 function commands.settle(token, error, by_itself)
@@ -230,8 +243,8 @@ function commands.state()
   return redis.call('HGETALL', key)
 end
 
--- A run that claims or settles is alive, whatever rq says about its job.
-if command ~= 'claim' and command ~= 'settle' and command ~= 'abandon' then
+-- A run that claims, learns or settles is alive, whatever rq says about its job.
+if command ~= 'claim' and command ~= 'learn' and command ~= 'settle' and command ~= 'abandon' then
   heal()
 end
 if command == 'record' or command == 'request' then

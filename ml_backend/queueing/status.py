@@ -1,8 +1,18 @@
 """What can be read about a project's rounds."""
 
+from typing import NamedTuple
+
 from ml_backend.records import Reason, Record
 
-__all__ = ["LastError", "Progress", "QueueStatus"]
+__all__ = ["Counted", "LastError", "Progress", "QueueStatus"]
+
+
+class Counted(NamedTuple):
+    """What a count of changes found."""
+
+    changes: int  # since the last round took them
+    due: bool  # they reached the threshold
+    threshold_before: int  # what the threshold was; 0: rounds did not start by themselves
 
 
 class LastError(Record):

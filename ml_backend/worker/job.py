@@ -83,4 +83,6 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
         guard()
         claim.make_way()
 
-    return run_live_round(settings, claim.project, claim.reason, claim.progress, guard, make_way=make_way)
+    return run_live_round(
+        settings, claim.project, claim.reason, claim.progress, guard, make_way=make_way, learn=claim.learn
+    )

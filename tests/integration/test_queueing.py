@@ -518,6 +518,54 @@ class TestRerank:
         assert pause == pytest.approx(30, abs=2)
         assert queue.request_round(PROJECT, "rerank")
 
+    def test_one_that_learns_after_all_takes_the_changes_and_counts_as_a_round(self, queue):
+        queue.count_changes(PROJECT, 19, threshold=20)
+        queue.request_round(PROJECT, "rerank")
+        rerank = claim(queue)
+
+        assert rerank.learn() == "forced"
+        status = queue.status(PROJECT)
+        assert (rerank.changes, status.changes, status.running) == (19, 0, "forced")
+        assert not queue.count_changes(PROJECT, 1).due
+
+        rerank.finish()
+
+        status = queue.status(PROJECT)
+        assert (status.changes, status.running, status.rounds_finished, status.waiting) == (1, None, 1, None)
+
+    def test_one_that_learns_after_all_and_fails_gives_them_back_and_comes_again(self, queue):
+        queue.count_changes(PROJECT, 5, threshold=20)
+        queue.request_round(PROJECT, "rerank")
+        rerank = claim(queue)
+        rerank.learn()
+
+        rerank.fail(LabelStudioError("it is away"))
+
+        status = queue.status(PROJECT)
+        assert (status.changes, status.failures, status.learning_failed) == (5, 1, True)
+        assert status.next_attempt is not None
+
+    def test_one_that_is_out_of_date_takes_nothing(self, queue):
+        queue.count_changes(PROJECT, 5, threshold=20)
+        queue.request_round(PROJECT, "rerank")
+        rerank = claim(queue)
+        queue.request_round(PROJECT, "topup")
+        claim(queue)
+
+        rerank.learn()
+
+        status = queue.status(PROJECT)
+        assert (status.changes, status.running) == (5, "topup")
+
+    def test_a_round_that_learns_anyway_takes_nothing_more(self, queue):
+        queue.count_changes(PROJECT, 5, threshold=20)
+        queue.request_round(PROJECT, "labels")
+        running = claim(queue)
+        queue.count_changes(PROJECT, 3)
+
+        assert queue.learn(PROJECT, running.token, "forced") == 5
+        assert (queue.status(PROJECT).changes, queue.status(PROJECT).running) == (3, "labels")
+
     def test_a_lost_one_is_no_failed_round(self, queue, redis):
         queue.request_round(PROJECT, "rerank")
         redis.hset(job(redis, claim(queue).generation).key, "status", "failed")

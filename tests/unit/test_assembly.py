@@ -79,12 +79,14 @@ def run(tmp_path, monkeypatch):
         key: ProjectKey = KEY,
         reason: Reason = "labels",
         during: Callable[[RoundParts], object] = lambda _parts: None,
+        learn: Callable[[], Reason] = lambda: "forced",
         **settings: Any,
     ) -> Any:
         calls["project"] = project
         calls["during"] = during
         defaults = {"label_studio_url": "http://ls", "label_studio_api_key": "k", "device": "cpu"}
-        return assembly.run_live_round(Settings(data_dir=tmp_path, **(defaults | settings)), key, reason), calls
+        found = Settings(data_dir=tmp_path, **(defaults | settings))
+        return assembly.run_live_round(found, key, reason, learn=learn), calls
 
     return begin
 
@@ -360,10 +362,17 @@ class TestRerankAfterAnUpgrade:
         monkeypatch.setenv("AL_STRATEGY", strategy)
         _, found, _ = upgraded
 
-        with capture_logs() as logs:
-            request, calls = run(reason="rerank")
+        learned: list[str] = []
 
-        assert (request.strategy, request.reason, found) == (strategy, "forced", {})
+        def learn() -> Reason:
+            learned.append("changes taken")
+            return "connected"
+
+        with capture_logs() as logs:
+            request, calls = run(reason="rerank", learn=learn)
+
+        assert (request.strategy, request.reason, found) == (strategy, "connected", {})
+        assert learned == ["changes taken"]
         assert calls["told"]["round"] == request.round_id
         [line] = self.warnings(logs)
         assert line["event"] == "the last network cannot rank anew: a round that learns takes its place"

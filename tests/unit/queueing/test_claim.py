@@ -29,6 +29,7 @@ class MemoryQueue:
         self.waiting: Reason | None = None
         self.written: list[Progress] = []
         self.ends: list[tuple[LastError | None, bool]] = []
+        self.learns: list[tuple[str, Reason]] = []
 
     def newest(self, project: ProjectKey) -> str | None:
         if self.away:
@@ -39,6 +40,12 @@ class MemoryQueue:
         if self.away:
             raise QueueError("Redis does not answer")
         return QueueStatus(waiting=self.waiting)
+
+    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int:
+        if self.away:
+            raise QueueError("Redis does not answer")
+        self.learns.append((token, reason))
+        return 27
 
     def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
         self.ends.append((error, again))
@@ -75,6 +82,22 @@ class TestMakeWay:
     def test_not_for_a_redis_that_is_away(self, claim, queue):
         queue.away = True
         claim.make_way()
+
+
+class TestLearn:
+    def test_takes_the_changes(self, claim, queue):
+        assert claim.learn() == claim.reason == "forced"
+
+        assert claim.changes == 27
+        assert queue.learns == [("token", "forced")]
+
+    def test_goes_on_without_redis(self, claim, queue):
+        queue.away = True
+        with capture_logs() as logs:
+            assert claim.learn() == "forced"
+
+        assert claim.changes == 20
+        assert [line["event"] for line in logs] == ["the round goes on without Redis"]
 
 
 class TestGuard:

@@ -35,6 +35,10 @@ class MemoryQueue:
     def status(self, project: ProjectKey) -> QueueStatus:
         return QueueStatus()
 
+    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int:
+        self.reason = reason
+        return 7
+
     def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
         self.ends.append(error)
 
@@ -66,7 +70,7 @@ class TestRun:
     def test_a_published_round(self, queue, round_does):
         seen = []
 
-        def run(settings, key, reason, progress, guard, *, make_way):
+        def run(settings, key, reason, progress, guard, **_more):
             guard()
             progress("train", 1, 2)
             seen.append((key, reason))
@@ -105,7 +109,7 @@ class TestRun:
         """A top-up was asked for, and then labels earned a round."""
         seen = []
 
-        def run(settings, key, reason, progress, guard, *, make_way):
+        def run(settings, key, reason, progress, guard, **_more):
             seen.append(reason)
             return make_report(), PUBLISHED
 
@@ -114,14 +118,28 @@ class TestRun:
 
         assert seen == ["labels"]
 
+    def test_a_re_ranking_that_learns_after_all_is_known_as_such(self, queue, round_does):
+        queue.reason = "rerank"
+        seen = []
+
+        def run(settings, key, reason, progress, guard, *, learn, **_more):
+            seen.extend([reason, learn()])
+            return make_report(), PUBLISHED
+
+        round_does(run)
+        job.run("2.1795384774", 1, "rerank")
+
+        assert seen == ["rerank", "forced"]
+        assert queue.reason == "forced"
+
     def test_a_run_that_wakes_up_late_finds_the_newer_one_on_disk(self, queue, round_does):
         """Redis was emptied and knows of neither."""
 
-        def newer(settings, key, reason, progress, guard, *, make_way):
+        def newer(settings, key, reason, progress, guard, **_more):
             guard()
             return make_report(), PUBLISHED
 
-        def late(settings, key, reason, progress, guard, *, make_way):
+        def late(settings, key, reason, progress, guard, **_more):
             guard()
             round_does(newer)
             job.run("2.1795384774", 1, "labels")
