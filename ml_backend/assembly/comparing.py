@@ -98,6 +98,11 @@ def table(found: ActiveAgainstRandom) -> str:
 
 
 def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
+    if labels.random and not labels.chosen:
+        raise TooFewLabels(
+            f"all {len(labels.random)} labels since the first network came by chance (strategy=random): there is no "
+            "choice to hold against it; set a strategy that chooses, strategy=entropy, say, and control_share=0.1"
+        )
     if (there := len(labels.control)) < ENOUGH:
         missing = ENOUGH - there
         wait = (
@@ -107,7 +112,8 @@ def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
         )
         raise TooFewLabels(
             f"{there} images that came by chance have a label, and {ENOUGH} are needed: {missing} more; {wait} "
-            f"(so far {len(labels.start)} labels from before the first network, {len(labels.chosen)} chosen by it)"
+            f"(so far {len(labels.start)} labels from before the first network, {len(labels.chosen)} chosen by it"
+            f"{f', {len(labels.random)} under strategy=random' if labels.random else ''})"
         )
     if not labels.chosen:
         raise TooFewLabels("no image that the strategy chose has a label yet: there is nothing to compare chance with")

@@ -41,11 +41,14 @@ class LabelsByOrigin:
         start: from before the first order that a network made.
         control: that came by chance in such an order.
         chosen: that the strategy chose.
+        random: from orders of the strategy ``random``. They came by chance too, but nobody asked the network about
+            them: they can neither be held against it nor be told from what others would have chosen.
     """
 
     start: tuple[Label, ...]
     control: tuple[ControlLabel, ...]
     chosen: tuple[Label, ...]
+    random: tuple[Label, ...] = ()
 
 
 def labels_by_origin(
@@ -79,16 +82,21 @@ def labels_by_origin(
     start: list[Label] = []
     control: list[ControlLabel] = []
     chosen: list[Label] = []
+    random: list[Label] = []
     dated = [(at, label) for label in labels if (at := first.get(label.image.id)) is not None]
     for at, label in sorted(dated, key=lambda one: one[0]):
         place = bisect_left(begun, at)
         if place == 0:
             start.append(label)
             continue
-        round_id = ranked[place - 1].request.round_id
+        order = ranked[place - 1]
+        if order.ranking.strategy == "random":
+            random.append(label)
+            continue
+        round_id = order.request.round_id
         image = control_of.get(round_id, {}).get(label.image.id)
         if image is None:
             chosen.append(label)
         elif label.value in image.probs:
             control.append(ControlLabel(label, round_id, dict(image.probs), at))
-    return LabelsByOrigin(tuple(start), tuple(control), tuple(chosen))
+    return LabelsByOrigin(tuple(start), tuple(control), tuple(chosen), tuple(random))

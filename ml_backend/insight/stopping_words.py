@@ -153,8 +153,13 @@ def _control_words(found: StopFindings, control: ControlEstimate) -> str:
     if (trend := control.trend) is None:
         few = f"{control.total} of them {'has' if control.total == 1 else 'have'} a label, {2 * ENOUGH} are needed"
         return f"Whether images that came by chance back this cannot be told yet: {few}."
-    hidden = "" if trend.rises else f"; a rise of up to {100 * max(trend.high, 0.0):.0f} points would not show"
-    return f"Images that came by chance {_BY_CHANCE[found.rises, trend.rises]}: {trend.told}{hidden}."
+    # Chance draws from what still waits, and a strategy that labels hard images first leaves the easy ones there.
+    doubt = (
+        "part of it may be that the hard images are labelled first and the easy ones are left"
+        if trend.rises
+        else f"a rise of up to {100 * max(trend.high, 0.0):.0f} points would not show"
+    )
+    return f"Images that came by chance {_BY_CHANCE[found.rises, trend.rises]}: {trend.told}; {doubt}."
 
 
 def _minutes(minutes: float) -> str:

@@ -1,6 +1,7 @@
 """Active against random at equal label counts, on learners whose answers follow from what they have learned."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +147,18 @@ class TestRefusals:
     def test_says_where_the_labels_are(self):
         with pytest.raises(TooFewLabels, match=r"so far 12 labels from before the first network, 60 chosen by it"):
             compared(origin(control=12))
+
+    def test_says_that_random_chooses_nothing(self):
+        labels = origin(control=0, chosen=0)
+        with pytest.raises(
+            TooFewLabels, match=r"all 7 labels since .* by chance \(strategy=random\): .* set a strategy"
+        ):
+            compared(replace(labels, random=labels.start[:7]))
+
+    def test_what_random_brought_before_is_told_beside_what_was_chosen(self):
+        labels = origin(control=12)
+        with pytest.raises(TooFewLabels, match=r"60 chosen by it, 7 under strategy=random\)"):
+            compared(replace(labels, random=labels.start[:7]))
 
     def test_without_anything_chosen_there_is_nothing_to_compare(self):
         with pytest.raises(TooFewLabels, match="no image that the strategy chose"):

@@ -62,13 +62,15 @@ class TestControl:
         """Image 1 came by chance and was taken for severe; image 2 was chosen. Readers call both severe."""
         found = RoundStore(tmp_path).project(PROJECT)
         report = make_report("r000001")
-        request = report.request.model_copy(update={"control_share": 0.5})
+        request = report.request.model_copy(update={"control_share": 0.5, "strategy": "entropy"})
+        ranking = report.ranking.model_copy(update={"strategy": "entropy"})
+        trained = {"request": request, "ranking": ranking, "fit": make_fit()}
         said = {"normal": 0.1, "moderate": 0.2, "severe": 0.7}
         by_chance = ImageInsight(
             image_id="1", place=2, probs=said, score=0.1, aleatoric=0.5, epistemic=0.1, control=True
         )
         insight = RoundInsight(images=2, expected=said, predicted={}, batch=(), control=(by_chance,))
-        found.save(report.model_copy(update={"request": request, "fit": make_fit()}), None, None, {INSIGHT: insight})
+        found.save(report.model_copy(update=trained), None, None, {INSIGHT: insight})
         answered = NOON + timedelta(minutes=1)
         tasks = {1: task("severe", answered), 2: task("severe", answered)}
         ReadingStore(found.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))

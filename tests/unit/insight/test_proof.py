@@ -45,9 +45,10 @@ def answer(number: int, minute: float, value: str | None = "severe") -> Answer:
     )
 
 
-def trained(round_id: str, minute: float) -> RoundReport:
+def trained(round_id: str, minute: float, strategy: str = "entropy") -> RoundReport:
     report = make_report(round_id)
-    return report.model_copy(update={"fit": FIT, "started_at": NOON + timedelta(minutes=minute)})
+    ranking = report.ranking.model_copy(update={"strategy": strategy})
+    return report.model_copy(update={"fit": FIT, "ranking": ranking, "started_at": NOON + timedelta(minutes=minute)})
 
 
 def insight(*control_images: int, severe: float = 0.8) -> RoundInsight:
@@ -87,6 +88,15 @@ class TestLabelsByOrigin:
         found = self.origin([label(1)], [answer(1, 25)])
 
         assert (found.control, [one.image.id for one in found.chosen]) == ((), ["1"])
+
+    def test_what_came_under_random_was_not_chosen(self):
+        """Its network was not asked about the images either."""
+        reports = (*REPORTS, trained("r000004", 30, "random"))
+
+        found = labels_by_origin(reports, INSIGHTS, [label(1), label(4)], [answer(4, 25), answer(1, 35)])
+
+        assert (found.control, [one.image.id for one in found.chosen]) == ((), ["4"])
+        assert [one.image.id for one in found.random] == ["1"]
 
     def test_an_edit_or_a_second_opinion_leaves_it_where_it_was(self):
         found = self.origin([label(1)], [answer(1, 25), answer(1, 12)])

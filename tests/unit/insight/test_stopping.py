@@ -219,6 +219,9 @@ class TestControl:
         assert with_them.verdict == stop_advice(RISING.marks(), noise(0.5), batch_size=20).verdict == "go on"
         assert told(RISING, AS_GOOD_THEN).startswith("Images that came by chance show no clear rise: ")
         assert told(RISING, WORSE_THEN).startswith("Images that came by chance show a rise too: ")
+        assert told(RISING, WORSE_THEN).endswith(
+            "; part of it may be that the hard images are labelled first and the easy ones are left."
+        )
         assert "still rose" not in stop_advice(RISING.marks(), noise(0.5), batch_size=20, control=WORSE_THEN).sentence
 
 
