@@ -89,7 +89,7 @@ def replay(
     from ml_backend.engine.replay import replays
 
     sound = True
-    for one in replays(kept, store.cache, only):
+    for one in replays(kept, store.cache, only, settings.device):
         sound &= one.sound
         if json:
             typer.echo(json_text.dumps({**one.model_dump(mode="json"), "sound": one.sound}))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from math import isclose
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -16,6 +16,7 @@ from ml_backend.engine.resume import inputs_digest, reranked_digest
 from ml_backend.engine.start import random_order
 from ml_backend.engine.start_features import START_FEATURES, FeaturesLost, StartFeatures, found_again
 from ml_backend.errors import OtherFormat, StorageError
+from ml_backend.model.machine import machine
 from ml_backend.pool_outputs import ImageFeatures
 from ml_backend.records import ImageRef, Ranking, Record, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
@@ -60,17 +61,29 @@ class Replay(Record):
         return self.verdict != "differs" and not self.faults
 
 
+class _Surroundings(NamedTuple):
+    """What a selection is made again by, and on."""
+
+    code: str
+    version: str
+    versions: dict[str, str]
+    machine: str
+
+
 class _NotKept(Exception):
     """The message says what is missing."""
 
 
-def replays(project: ProjectStore, cache: Path, only: str | None = None) -> Iterator[Replay]:
+def replays(
+    project: ProjectStore, cache: Path, only: str | None = None, device: Literal["auto", "cpu", "cuda"] = "auto"
+) -> Iterator[Replay]:
     """Make every selection of a project again, oldest first.
 
     Args:
         project: with its rounds.
         cache: of the installation; features of a start are read from it.
         only: the one round that is asked for.
+        device: that the installation asks for.
 
     Raises:
         StorageError: there is no such round.
@@ -78,7 +91,7 @@ def replays(project: ProjectStore, cache: Path, only: str | None = None) -> Iter
     ids = project.round_ids()
     if only is not None and only not in ids:
         project.report(only)  # says which there are
-    now = (code_digest(), package_version(), dict(versions()))
+    now = _Surroundings(code_digest(), package_version(), dict(versions()), machine(device))
     for round_id in ids if only is None else [only]:
         faults, notes = _held_against_the_manifest(project, round_id, now)
         try:
@@ -191,9 +204,7 @@ def _cannot(round_id: str, strategy: str, why: str, faults: Sequence[str], notes
     )
 
 
-def _held_against_the_manifest(
-    project: ProjectStore, round_id: str, now: tuple[str, str, dict[str, str]]
-) -> tuple[list[str], list[str]]:
+def _held_against_the_manifest(project: ProjectStore, round_id: str, now: _Surroundings) -> tuple[list[str], list[str]]:
     """What was changed since the round was saved, and what of the surroundings is another by now."""
     folder = project.folder / "rounds" / round_id
     try:
@@ -208,14 +219,15 @@ def _held_against_the_manifest(
         faults.append(f"its manifest is that of round {manifest.round_id}")
     faults += _broken_chain(project, manifest)
     faults += _changed_inputs(project, round_id, manifest)
-    code, version, versions_now = now
     notes = [
-        f"made with {name} {was}, now {versions_now.get(name, 'none')}"
+        f"made with {name} {was}, now {now.versions.get(name, 'none')}"
         for name, was in manifest.versions.items()
-        if versions_now.get(name) != was
+        if now.versions.get(name) != was
     ]
-    if manifest.code != code:
-        notes.append(f"made by other code (version {manifest.version or 'unknown'}; now {version or 'unknown'})")
+    if manifest.code != now.code:
+        notes.append(f"made by other code (version {manifest.version or 'unknown'}; now {now.version or 'unknown'})")
+    if manifest.machine != now.machine:
+        notes.append(f"made on {manifest.machine}, now on {now.machine}: last digits of a score may differ")
     return faults, notes
 
 

@@ -295,6 +295,17 @@ class TestAnotherWorld:
         assert found.sound
         assert any("made by other code" in note for note in found.notes)
 
+    def test_another_machine_is_said_and_no_fault(self, project, monkeypatch):
+        a_round(project)
+        monkeypatch.setattr(replaying, "machine", lambda device: f"a slide rule for {device}")
+
+        found = only(project)
+
+        assert found.sound
+        [note] = found.notes
+        assert note.startswith("made on torch ")
+        assert note.endswith(", now on a slide rule for auto: last digits of a score may differ")
+
 
 class TestTamperedWith:
     def faults(self, project: ProjectStore) -> str:
