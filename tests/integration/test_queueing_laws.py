@@ -9,12 +9,14 @@ from ml_backend.errors import EmptyPool
 from ml_backend.records import ProjectKey
 
 PROJECT = ProjectKey(id=7, created=1795384774)
-STEPS = st.lists(st.sampled_from(["count", "request", "claim", "finish", "fail", "lose"]), max_size=30)
+STEPS = st.lists(
+    st.sampled_from(["count", "request", "rerank", "claim", "learn", "finish", "fail", "lose"]), max_size=30
+)
 
 
 class TestLaws:
     @given(steps=STEPS)
-    @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_every_change_is_waiting_or_being_learned_or_learned(self, queue, redis, steps):
         """Whatever comes in whatever order, changes are neither lost nor made up, and one waits at most."""
         redis.flushdb()
@@ -26,8 +28,12 @@ class TestLaws:
                 counted += 3
             elif step == "request":
                 queue.request_round(PROJECT, "labels")
+            elif step == "rerank":
+                queue.request_round(PROJECT, "rerank")
             elif step == "claim" and running is None:
                 running = queue.claim(PROJECT, int(redis.hget(f"al:{PROJECT}", "waiting") or 0))
+            elif running is not None and step == "learn":
+                running.learn()
             elif running is not None and step == "finish":
                 learned, running = learned + running.changes, running.finish()
             elif running is not None and step == "fail":
