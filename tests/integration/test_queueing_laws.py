@@ -10,13 +10,13 @@ from ml_backend.records import ProjectKey
 
 PROJECT = ProjectKey(id=7, created=1795384774)
 STEPS = st.lists(
-    st.sampled_from(["count", "request", "rerank", "claim", "learn", "finish", "fail", "lose"]), max_size=30
+    st.sampled_from(["count", "request", "rerank", "claim", "learn", "finish", "fail", "lose"]), min_size=12, max_size=60
 )
 
 
 class TestLaws:
     @given(steps=STEPS)
-    @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_every_change_is_waiting_or_being_learned_or_learned(self, queue, redis, steps):
         """Whatever comes in whatever order, changes are neither lost nor made up, and one waits at most."""
         redis.flushdb()
