@@ -10,7 +10,9 @@ from ml_backend.records import ProjectKey
 
 PROJECT = ProjectKey(id=7, created=1795384774)
 STEPS = st.lists(
-    st.sampled_from(["count", "request", "rerank", "claim", "learn", "finish", "fail", "lose"]), min_size=12, max_size=60
+    st.sampled_from(["count", "request", "rerank", "claim", "learn", "finish", "fail", "lose"]),
+    min_size=12,
+    max_size=60,
 )
 
 
