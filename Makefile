@@ -12,7 +12,9 @@ IN_TURN := -n 2 --dist loadfile --no-loadscope-reorder
 # Wheels land in .venv by hard link from uv's cache: a second checkout costs seconds.
 export UV_LINK_MODE ?= hardlink
 export UV_PYTHON_DOWNLOADS ?= never
-unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+# Wheels hold no bytecode. Where Python may keep none, every process compiles all of PyTorch anew: 6 s of the CPU, as long
+# as loading it takes.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test lint types imports unit system audit lock clean chaos
 

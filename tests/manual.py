@@ -122,8 +122,8 @@ ACCOUNTS: tuple[Account, ...] = (
     Account(
         "make demo",
         "tests/system/test_demo.py",
-        why="in one round, unless it says how many, with options of the environment that make it small, on a Label "
-        "Studio that runs; what asks for nothing that a longer one does not ask for too is not run a second time",
+        why="in one round, or two where it says how many, with options of the environment that make it small, on a "
+        "Label Studio that runs; what asks for nothing that a longer one does not ask for too is not run a second time",
     ),
     # Of what CI calls.
     Account("make test", _HERE, why="it is what runs here; the test reads .ci/run"),

@@ -6,10 +6,12 @@ A session is each process of xdist: `make test` runs two of them side by side.
 already, which saves its first start while developing.
 """
 
+import fcntl
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -32,9 +34,10 @@ from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
 
 # Two processes of xdist take a file in turn: what takes long comes first, so that none waits for the other at the end.
+# Before all but one what needs no Label Studio: meanwhile the other process makes the first database for both.
 LONGEST_FIRST = (
-    *("chaos", "demo", "manual_project", "order", "doctor", "events", "proof", "while_training", "noise", "rerank"),
-    *("newcomer", "upgrade", "publisher", "reconcile", "page", "typical_start", "browser", "bad_input"),
+    *("chaos", "page", "demo", "manual_project", "events", "proof", "noise", "doctor", "order", "while_training"),
+    *("newcomer", "rerank", "publisher", "typical_start", "upgrade", "reconcile", "browser", "bad_input"),
 )
 
 
@@ -115,22 +118,35 @@ BROWSER_FLAGS = (
 )
 
 
-@pytest.fixture
-def browser(tmp_path: Path, missing: Callable[[str], NoReturn]) -> Iterator[webdriver.Chrome]:
-    """A Chromium without a window, which notes what pages write to their console."""
+@pytest.fixture(scope="module")
+def chromium(
+    tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]
+) -> Iterator[webdriver.Chrome]:
+    """A Chromium without a window; tests take ``browser``."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         missing("chromium and chromedriver (Debian: chromium, chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = program
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
     running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
         yield running
     finally:
         running.quit()
+
+
+@pytest.fixture
+def browser(chromium: webdriver.Chrome) -> webdriver.Chrome:
+    """The module's Chromium as it was started, which notes what pages write to their console."""
+    chromium.get("about:blank")
+    for command in ("Network.clearBrowserCookies", "Network.clearBrowserCache", "Emulation.clearDeviceMetricsOverride"):
+        chromium.execute_cdp_cmd(command, {})
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    chromium.get_log("browser")  # which empties it
+    return chromium
 
 
 @pytest.fixture(scope="session")
@@ -143,9 +159,38 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLa
         return
     if not LabelStudio.default_binary().exists():
         _missing(f"{LabelStudio.default_binary()} (run `make setup`)")
-    with LabelStudio(tmp_path_factory.mktemp("label-studio")).start() as service:
-        service.wait()
+    base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("label-studio")
+    # Of all processes of xdist; another run has another.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made = shared / "label-studio-made"
+    with ExitStack() as stack:
+        with _one_at_a_time(shared / "label-studio.lock"):
+            if made.exists():
+                shutil.copytree(made, folder, dirs_exist_ok=True)
+            service = stack.enter_context(LabelStudio(folder).start()).wait()
+            if not made.exists():
+                _keep_empty(folder, made)
         yield RunningLabelStudio(service.url, service.api_key, service.admin)
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _keep_empty(folder: Path, made: Path) -> None:
+    """Copy what a first start has made: another takes 45 s of a core, and one on a copy of it takes 5."""
+    beside = made.with_suffix(".new")
+    beside.mkdir()
+    shutil.copy(folder / "login.json", beside)
+    with (
+        closing(sqlite3.connect(folder / "label_studio.sqlite3")) as database,
+        closing(sqlite3.connect(beside / "label_studio.sqlite3")) as copy,
+    ):
+        database.backup(copy)
+    beside.rename(made)
 
 
 @pytest.fixture(scope="session")

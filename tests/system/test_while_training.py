@@ -18,8 +18,8 @@ OPTIONS: dict[str, object] = {
     "image_side": 64,
     "passes": 5,
     # Longer than 200 webhooks take, on any machine.
-    "epochs": 60,
-    "patience": 60,
+    "epochs": 40,
+    "patience": 40,
     "retrain_after": 1000,
     "min_labels_per_class": 2,
 }
