@@ -1,12 +1,13 @@
 """Real services for the system tests: one Label Studio, one Valkey, one backend and one worker for a session.
 
-A session is each process of xdist: `make test` runs two of them side by side.
+A session is each process of xdist: `make test` runs three of them side by side.
 
 ``AL_TEST_LABEL_STUDIO_URL`` and ``AL_TEST_LABEL_STUDIO_TOKEN`` (a legacy token) name a Label Studio that runs
 already, which saves its first start while developing.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -33,10 +34,13 @@ from ml_backend.queueing import RoundQueue, connect_redis
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
 
-# Two processes of xdist take a file in turn: what takes long comes first, so that none waits for the other at the end.
-# Before all but one what needs no Label Studio: meanwhile the other process makes the first database for both.
+LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which Label Studio it is
+
+# Processes of xdist take a file in turn: what takes long comes first, so that none waits for the others at the end.
+# Second and third what needs no Label Studio: meanwhile the first process makes the database for all of them.
 LONGEST_FIRST = (
-    *("chaos", "page", "demo", "manual_project", "events", "proof", "noise", "doctor", "order", "while_training"),
+    *("chaos", "page", "report", "demo", "manual_project", "events", "proof", "noise", "doctor", "order"),
+    "while_training",
     *("newcomer", "rerank", "publisher", "typical_start", "upgrade", "reconcile", "browser", "bad_input"),
 )
 
@@ -150,7 +154,7 @@ def browser(chromium: webdriver.Chrome) -> webdriver.Chrome:
 
 
 @pytest.fixture(scope="session")
-def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLabelStudio]:
+def label_studio(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLabelStudio]:
     if url := os.environ.get("AL_TEST_LABEL_STUDIO_URL"):
         token = os.environ["AL_TEST_LABEL_STUDIO_TOKEN"]
         email = os.environ.get("AL_TEST_LABEL_STUDIO_EMAIL", "admin@example.com")
@@ -159,12 +163,13 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLa
         return
     if not LabelStudio.default_binary().exists():
         _missing(f"{LabelStudio.default_binary()} (run `make setup`)")
-    base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("label-studio")
-    # Of all processes of xdist; another run has another.
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    made = shared / "label-studio-made"
+    folder = tmp_path_factory.mktemp("label-studio")
+    assert pytestconfig.cache is not None
+    cache = pytestconfig.cache.mkdir("label-studio")
+    program = f"{LabelStudio.default_binary()} {LOCKED.read_text()}"
+    made = cache / hashlib.sha256(program.encode()).hexdigest()
     with ExitStack() as stack:
-        with _one_at_a_time(shared / "label-studio.lock"):
+        with _one_at_a_time(cache / "lock"):
             if made.exists():
                 shutil.copytree(made, folder, dirs_exist_ok=True)
             service = stack.enter_context(LabelStudio(folder).start()).wait()
@@ -182,8 +187,8 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 
 def _keep_empty(folder: Path, made: Path) -> None:
     """Copy what a first start has made: another takes 45 s of a core, and one on a copy of it takes 5."""
-    beside = made.with_suffix(".new")
-    beside.mkdir()
+    beside = made.with_suffix(f".{os.getpid()}")
+    beside.mkdir(mode=0o700, exist_ok=True)
     shutil.copy(folder / "login.json", beside)
     with (
         closing(sqlite3.connect(folder / "label_studio.sqlite3")) as database,
