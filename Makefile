@@ -6,12 +6,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Without index lines and headers: a lock that names no registry.
 COMPILE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
-# Processes take the files in turn, in the order of their names, or of tests/system/conftest.py, where each has a Label
+# Two processes take the files in turn, in the order of their names, or of tests/system/conftest.py, where each has a Label
 # Studio of its own. xdist's own order has the files with few tests last, which are the long ones: one process would wait.
-# A system test waits for a quarter of its time: three processes keep two cores busy.
-IN_TURN := --dist loadfile --no-loadscope-reorder
-FAST := -n 2 $(IN_TURN)
-SYSTEM := -n 3 $(IN_TURN)
+IN_TURN := -n 2 --dist loadfile --no-loadscope-reorder
 # Wheels land in .venv by hard link from uv's cache: a second checkout costs seconds.
 export UV_LINK_MODE ?= hardlink
 export UV_PYTHON_DOWNLOADS ?= never
@@ -53,8 +50,8 @@ demo: setup ## Run the main job end to end (ROUNDS=3, IMAGES=folder LABELS=table
 test: setup lint types imports ## Lint, types, import contracts, then every test
 	@rm -rf .test-results && mkdir -p .test-results
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m pytest tests -m "not system" $(FAST) --cov --cov-report= --cov-fail-under=0 --junit-xml=.test-results/fast.xml $(ARGS)
-	@$(BIN)/python -m pytest tests/system $(SYSTEM) --cov --cov-append --cov-report=term --junit-xml=.test-results/system.xml $(ARGS)
+	@$(BIN)/python -m pytest tests -m "not system" $(IN_TURN) --cov --cov-report= --cov-fail-under=0 --junit-xml=.test-results/fast.xml $(ARGS)
+	@$(BIN)/python -m pytest tests/system $(IN_TURN) --cov --cov-append --cov-report=term --junit-xml=.test-results/system.xml $(ARGS)
 
 lint: setup ## ruff: lint and format
 	@$(BIN)/ruff check .
@@ -70,7 +67,7 @@ unit: setup ## Only the tests that need no service
 	@$(BIN)/python -m pytest tests/unit -n 2 $(ARGS)
 
 system: setup ## Only the tests on a real Label Studio
-	@$(BIN)/python -m pytest tests/system $(SYSTEM) $(ARGS)
+	@$(BIN)/python -m pytest tests/system $(IN_TURN) $(ARGS)
 
 # --strict: a package that the registry says nothing about is a failure, and not a package without vulnerabilities.
 # Each exception here is one that docs/security.md explains.

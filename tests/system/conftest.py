@@ -1,6 +1,6 @@
 """Real services for the system tests: one Label Studio, one Valkey, one backend and one worker for a session.
 
-A session is each process of xdist: `make test` runs three of them side by side.
+A session is each process of xdist: `make test` runs two of them side by side.
 
 ``AL_TEST_LABEL_STUDIO_URL`` and ``AL_TEST_LABEL_STUDIO_TOKEN`` (a legacy token) name a Label Studio that runs
 already, which saves its first start while developing.
@@ -36,8 +36,8 @@ from ml_backend.storage import RoundStore
 
 LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which Label Studio it is
 
-# Processes of xdist take a file in turn: what takes long comes first, so that none waits for the others at the end.
-# Second and third what needs no Label Studio: meanwhile the first process makes the database for all of them.
+# Two processes of xdist take a file in turn: what takes long comes first, so that none waits for the other at the end.
+# Second and third what needs no Label Studio: meanwhile the first process makes the database for both.
 LONGEST_FIRST = (
     *("chaos", "page", "report", "demo", "manual_project", "events", "proof", "noise", "doctor", "order"),
     "while_training",
