@@ -18,8 +18,8 @@ OPTIONS: dict[str, object] = {
     "image_side": 64,
     "passes": 5,
     # Longer than 200 webhooks take, on any machine.
-    "epochs": 40,
-    "patience": 40,
+    "epochs": 80,
+    "patience": 80,
     "retrain_after": 1000,
     "min_labels_per_class": 2,
 }
