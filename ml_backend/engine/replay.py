@@ -93,7 +93,7 @@ def replays(
         project.report(only)  # says which there are
     now = _Surroundings(code_digest(), package_version(), dict(versions()), machine(device))
     for round_id in ids if only is None else [only]:
-        faults, notes = _held_against_the_manifest(project, round_id, now)
+        faults, notes, elsewhere = _held_against_the_manifest(project, round_id, now)
         try:
             report = project.report(round_id)
             again = _ranked_again(project, report, cache)
@@ -104,7 +104,7 @@ def replays(
             spoilt = [] if isinstance(error, _NotKept) else [str(error)]
             yield _cannot(round_id, strategy, str(error), [*faults, *spoilt], notes)
         else:
-            yield _compared(report, again, faults, notes)
+            yield _compared(report, again, faults, notes, elsewhere)
 
 
 def _ranked_again(project: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
@@ -153,7 +153,9 @@ def _start_again(project: ProjectStore, report: RoundReport, cache: Path) -> Ran
     return rank_by_features(report.ranking.strategy, pool, covered, request.batch_size, request.seed)
 
 
-def _compared(report: RoundReport, again: Ranking, faults: Sequence[str], notes: Sequence[str]) -> Replay:
+def _compared(
+    report: RoundReport, again: Ranking, faults: Sequence[str], notes: Sequence[str], elsewhere: Sequence[str]
+) -> Replay:
     stored, size = report.ranking, min(report.request.batch_size, len(report.ranking.image_ids))
     same_batch = len(set(stored.image_ids[:size]) & set(again.image_ids[:size]))
     same_places = sum(a == b for a, b in zip(stored.image_ids, again.image_ids, strict=False))
@@ -171,7 +173,8 @@ def _compared(report: RoundReport, again: Ranking, faults: Sequence[str], notes:
         images=len(stored.image_ids),
         same_places=same_places,
         faults=(*faults, *differences),
-        notes=tuple(notes),
+        # Threads are told too, which change nothing: where all came out the same, it is of no interest.
+        notes=(*notes, *(elsewhere if differences else ())),
         sentence=f"{report.request.round_id} {stored.strategy}: {order}",
     )
 
@@ -204,15 +207,17 @@ def _cannot(round_id: str, strategy: str, why: str, faults: Sequence[str], notes
     )
 
 
-def _held_against_the_manifest(project: ProjectStore, round_id: str, now: _Surroundings) -> tuple[list[str], list[str]]:
-    """What was changed since the round was saved, and what of the surroundings is another by now."""
+def _held_against_the_manifest(
+    project: ProjectStore, round_id: str, now: _Surroundings
+) -> tuple[list[str], list[str], list[str]]:
+    """What was changed since the round was saved, what of the surroundings is another by now, and the machine."""
     folder = project.folder / "rounds" / round_id
     try:
         found = read_manifest(folder)
     except StorageError as error:
-        return [str(error)], []
+        return [str(error)], [], []
     if found is None:
-        return [], ["it has no manifest, so nothing says whether a file was changed"]
+        return [], ["it has no manifest, so nothing says whether a file was changed"], []
     manifest, _ = found
     faults = file_faults(folder, manifest.files)
     if manifest.round_id != round_id:
@@ -226,9 +231,8 @@ def _held_against_the_manifest(project: ProjectStore, round_id: str, now: _Surro
     ]
     if manifest.code != now.code:
         notes.append(f"made by other code (version {manifest.version or 'unknown'}; now {now.version or 'unknown'})")
-    if manifest.machine != now.machine:
-        notes.append(f"made on {manifest.machine}, now on {now.machine}: last digits of a score may differ")
-    return faults, notes
+    elsewhere = [f"made on {manifest.machine}, now on {now.machine}: the last digits of a score may differ"]
+    return faults, notes, elsewhere if manifest.machine != now.machine else []
 
 
 def _broken_chain(project: ProjectStore, manifest: Manifest) -> list[str]:

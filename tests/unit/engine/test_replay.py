@@ -295,16 +295,22 @@ class TestAnotherWorld:
         assert found.sound
         assert any("made by other code" in note for note in found.notes)
 
-    def test_another_machine_is_said_and_no_fault(self, project, monkeypatch):
+    @pytest.mark.parametrize("score", [None, 9.0], ids=["same", "differs"])
+    def test_another_machine_is_said_where_something_differs(self, project, monkeypatch, score):
+        """And only there: of a machine as such nothing follows."""
         a_round(project)
         monkeypatch.setattr(replaying, "machine", lambda device: f"a slide rule for {device}")
+        if score is not None:
+            change_json(folder(project) / "report.json", lambda told: told["ranking"]["scores"].__setitem__(0, score))
 
         found = only(project)
 
-        assert found.sound
-        [note] = found.notes
-        assert note.startswith("made on torch ")
-        assert note.endswith(", now on a slide rule for auto: last digits of a score may differ")
+        assert found.verdict == ("same" if score is None else "differs")
+        told = [note for note in found.notes if note.startswith("made on torch ")]
+        assert len(told) == (score is not None)
+        assert all(
+            one.endswith(", now on a slide rule for auto: the last digits of a score may differ") for one in told
+        )
 
 
 class TestTamperedWith:
