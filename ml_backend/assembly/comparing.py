@@ -98,7 +98,7 @@ def table(found: ActiveAgainstRandom) -> str:
 
 
 def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
-    if labels.random and not labels.chosen:
+    if labels.random and not (labels.chosen or labels.control):
         raise TooFewLabels(
             f"all {len(labels.random)} labels since the first network came by chance (strategy=random): there is no "
             "choice to hold against it; set a strategy that chooses, strategy=entropy, say, and control_share=0.1"
