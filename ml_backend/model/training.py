@@ -38,6 +38,9 @@ _HEAD_LEAST_EPOCHS = 10
 # batches an epoch, some networks guess for ten epochs and more before they learn, while their validation loss wavers.
 # On 24 trainings of 50 to 140 drawn films, features of random weights: AU ROC 0.883 instead of 0.772; 0.822 at 0.75,
 # 0.864 at 0.67, and 0.891 at 0.5, for a third more epochs. 24 trainings on real films: the same at 0.5 as without.
+# Nor is an epoch before that the best while there is one after it. Of 17 trainings on 50 to 230 drawn films that bald,
+# entropy and random had picked, 10 restored such a one, mostly a network that takes nearly all for the frequent class;
+# without, AU ROC 0.858 instead of 0.783, balanced accuracy 0.769 instead of 0.663. Ten on real films: the same.
 _BEGUN = 0.6
 
 
@@ -202,7 +205,8 @@ class _Run:
             told = steps.epoch(_batches(torch.randperm(len(self.training.targets), generator=order), batch))
             begun = begun or (epoch if not told > ignorant else 0)
             loss = steps.validation_loss()
-            if loss < best_loss:
+            # The first that has learnt takes the place of all that guessed: sure of nothing, these may lose less.
+            if loss < best_loss or (epoch == begun and math.isfinite(loss)):
                 best_loss, best_epoch = loss, epoch
                 steps.keep()
             self.progress(epoch, schedule.epochs)

@@ -162,13 +162,36 @@ class TestTrain:
         assert (fitted.epochs, fitted.best_epoch) == (17, 14)
 
     def test_patience_counts_from_when_it_no_longer_guesses(self) -> None:
-        """Best in epoch 1, and learning from epoch 5 on, its training loss back and forth after that."""
+        """Learning from epoch 5 on, its training loss back and forth after that."""
         network = Scripted([1.0, *[1.1] * 10], [*[1.0986] * 4, 0.65, *[0.7] * 6])
         examples = one_a_class()
 
         fitted = fit(network, examples, examples, patience=3)
 
-        assert (fitted.epochs, fitted.best_epoch) == (8, 1)
+        assert (fitted.epochs, fitted.best_epoch) == (8, 5)
+
+    def test_what_guesses_is_no_candidate_once_it_has_learned(self) -> None:
+        """Sure of nothing, it may lose less on validation images than what knows and errs now and then."""
+        network = Scripted([1.0, 1.0986, 1.6, 1.5, 1.55, 1.6, 1.7], [*[1.0986] * 2, *[0.5] * 5])
+        examples = one_a_class()
+
+        fitted = fit(network, examples, examples, patience=3)
+
+        assert (fitted.epochs, fitted.best_epoch) == (7, 4)
+        assert fitted.validation_loss == pytest.approx(1.5)
+        assert float(network.steps) == 4
+
+    def test_of_a_network_that_guesses_to_the_end_the_best_guess_is_kept(self) -> None:
+        network = Scripted([1.2, 1.1, 1.15], [1.0986] * 3)
+        examples = one_a_class()
+
+        assert fit(network, examples, examples, epochs=3).best_epoch == 2
+
+    def test_what_learned_and_is_no_number_takes_no_place(self) -> None:
+        network = Scripted([1.0, math.nan, math.nan], [1.0986, 0.5, 0.5])
+        examples = one_a_class()
+
+        assert fit(network, examples, examples, epochs=3).best_epoch == 1
 
     def test_few_that_are_rare_are_soon_guessed(self) -> None:
         """Unweighted, knowing how rare a class is makes the loss small: it has to fall below a part of that."""
@@ -219,7 +242,7 @@ class TestTrain:
         start = loss()
         others = clouds(90, seed=0)
         misleading = FeatureExamples(others.features, (others.targets + 1) % 3)
-        fitted = fit(network, misleading, validation)
+        fitted = fit(network, misleading, validation, epochs=1)
 
         assert fitted.best_epoch == 1
         assert fitted.validation_loss > start
