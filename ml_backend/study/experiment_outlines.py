@@ -32,21 +32,21 @@ OUTLINES: Final = {
             name="paper-binary",
             question="Does an acquisition function need fewer labels than chance to tell normal from diseased films?",
             runs="entropy, mean_std, bald and batch_bald against random, normal / diseased at 14 / 86 %.",
-            time="about 15 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
+            time="about 20 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
             expectation="entropy, which the paper found best here, lies ahead of random in AU ROC by more than luck.",
         ),
         Outline(
             name="paper-multiclass",
             question="Which of the paper's seven functions needs the fewest labels for three degrees of severity?",
             runs="all seven against random, normal / moderate / severe at 14 / 36 / 50 %.",
-            time="about 25 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
+            time="about 35 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
             expectation="mean_std, which the paper found best here, lies ahead of random in AU ROC by more than luck.",
         ),
         Outline(
             name="loss-ablation",
             question="What does weighting the loss by inverse class frequency change?",
             runs="entropy and random, each with the weighted and with the unweighted loss, in the paper's shares.",
-            time="about 12 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
+            time="about 17 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
             expectation="weighted, the network finds more of the rarest class, its runs differ less from each other, "
             "and training takes about as many epochs (within a third).",
         ),
@@ -55,7 +55,7 @@ OUTLINES: Final = {
             question="What does the profile `best` give for the same labels?",
             runs="entropy and random with the profiles `paper` and `best`, both with validation drawn from the labels, "
             "as in a live loop.",
-            time="about 10 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
+            time="about 30 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
             expectation="`best` lies ahead of `paper` in AU ROC at equal labels, with both strategies, by more than "
             "luck.",
         ),
@@ -72,7 +72,7 @@ OUTLINES: Final = {
             name="extreme-imbalance",
             question="Does a class of 5 or of 2 in a hundred get found?",
             runs="entropy and random with both losses, first class at 5 % and at 2 %, 10 labels a class to start with.",
-            time="about 25 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
+            time="about 30 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
             expectation="entropy picks more of the rare class than random, and the weighted loss finds more of it; "
             "both by more than luck, both at 5 and at 2 %.",
         ),
@@ -91,7 +91,7 @@ OUTLINES: Final = {
             question="How much is lost on films of another hospital?",
             runs="entropy and random, trained on one `source` and tested on another, both ways, against training on "
             "the tested one; the same test images for both, labels and not readers' answers.",
-            time="about 15 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
+            time="about 11 minutes on one core, for 10 seeds of drawn films; half of that with `--workers 2`.",
             expectation="a network of the centre itself has the higher AU ROC, both ways, by more than luck.",
         ),
     )
