@@ -37,10 +37,6 @@ __all__ = ["run_live_round", "shard_scorer"]
 log = structlog.get_logger(__name__)
 
 
-def _forced() -> Reason:
-    return "forced"
-
-
 def run_live_round(
     settings: Settings,
     key: ProjectKey,
@@ -49,7 +45,7 @@ def run_live_round(
     guard: Callable[[], None] = no_guard,
     *,
     make_way: Callable[[], None] = no_guard,
-    learn: Callable[[], Reason] = _forced,
+    learn: Callable[[], Reason] = lambda: "forced",
 ) -> tuple[RoundReport, Published]:
     """Run one round of a project that Label Studio has connected, or what learns nothing: a top-up, a re-ranking.
 

@@ -160,6 +160,11 @@ class TestRefusals:
         with pytest.raises(TooFewLabels, match=r"60 chosen by it, 7 under strategy=random\)"):
             compared(replace(labels, random=labels.start[:7]))
 
+    def test_says_that_all_came_under_random_only_where_all_did(self):
+        labels = origin(control=40, chosen=0)
+        with pytest.raises(TooFewLabels, match="no image that the strategy chose"):
+            compared(replace(labels, random=labels.start[:7]))
+
     def test_without_anything_chosen_there_is_nothing_to_compare(self):
         with pytest.raises(TooFewLabels, match="no image that the strategy chose"):
             compared(origin(chosen=0))

@@ -475,6 +475,15 @@ class TestCommand:
 
         assert (result.exit_code, result.stdout) == (0, "r000002 typiclust: same 3 of 3, same order of 29\n")
 
+    def test_the_machine_is_that_of_the_installations_device(self, connected, monkeypatch):
+        monkeypatch.setenv("AL_DEVICE", "cpu")
+        monkeypatch.setattr(replaying, "machine", lambda device: f"a slide rule for {device}")
+        change_json(folder(connected) / "report.json", lambda told: told["ranking"]["scores"].__setitem__(0, 9.0))
+
+        result = CliRunner().invoke(app, ["replay", "--project", "7"])
+
+        assert ", now on a slide rule for cpu: " in result.stdout
+
     def test_json_a_line(self, connected):
         result = CliRunner().invoke(app, ["replay", "--project", "7", "--json"])
 
