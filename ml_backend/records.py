@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "Annotation",
@@ -17,6 +17,7 @@ __all__ = [
     "Exclusion",
     "FitReport",
     "ImageRef",
+    "ImportedVersion",
     "Label",
     "ProjectKey",
     "Published",
@@ -210,3 +211,15 @@ class Published(Record):
     def completes(self, round_id: str) -> bool:
         """Whether that round is served and, the last step, the order before it is deleted."""
         return self.round_id == round_id and "delete" in self.seconds
+
+
+class ImportedVersion(Record):
+    """A model version that this installation has imported into Label Studio, and may delete there.
+
+    Attributes:
+        version: name of the model version.
+        replaced_at: when another version took its place; None while it is served, and for an import under way.
+    """
+
+    version: Annotated[str, Field(min_length=1)]
+    replaced_at: AwareDatetime | None = None

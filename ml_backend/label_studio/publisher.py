@@ -1,27 +1,31 @@
-"""Makes the reader's next image the first of the ranking.
+"""Publishes a ranking as the predictions that order a project's tasks in Label Studio.
 
 Label Studio's "Uncertainty sampling" serves the task whose prediction under the project's ``model_version`` has the
-lowest score. So a ranking goes out as predictions under a version of its own, and becomes the order in one step, when
-``model_version`` is set to it: until then the old order stands whole, from then on the new one.
+lowest score. A ranking is imported as predictions under a version of its own, and becomes the order in one step, when
+``model_version`` is set to it: until then the old order is served, from then on the new one.
+
+A replaced version is kept for a while. Label Studio's page opens an image from its prediction and sends that
+prediction's id with the answer, so that an answer to an image that was opened before the switch is refused (400,
+"Invalid pk") once its prediction is deleted. A reader may hold an image for a day.
 
 ==================  =====================================================================
 a crash after       leaves
 ==================  =====================================================================
-the import          the old order; the new version lies unused, the next publish deletes it
-the switch          the new order; the next publish deletes the old version
+the import          the old order; the new version is on record, and is deleted in time
+the switch          the new order; the next publish notes when the old one was replaced
 ==================  =====================================================================
 
-So publishing is resumed by doing it again, from whatever step, and every publish clears away what dead ones left. Every
-attempt has a version of its own: what an earlier one sent may still arrive, and then lies under a version that is not
-served. Whether an import arrived is never believed but counted in Label Studio.
+Publishing is resumed by doing it again, from any step. Every attempt imports under a version of its own: what an
+earlier attempt sent may still arrive, and then lies under a version that is not served. Whether an import arrived is
+counted in Label Studio. Only versions on this installation's record are deleted, each noted before it is imported.
 """
 
-import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Protocol
 
 import structlog
@@ -29,13 +33,18 @@ import structlog
 from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, prediction
-from ml_backend.records import Published, Ranking, RoundReport
+from ml_backend.records import ImportedVersion, Published, Ranking, RoundReport
 from ml_backend.settings import ProjectOptions
 
-__all__ = ["SAMPLING", "LabelStudioPublisher", "PublishedStore"]
+__all__ = ["KEEP_AT_LEAST", "SAMPLING", "LabelStudioPublisher", "PublishedStore", "expired"]
 
 SAMPLING = "Uncertainty sampling"
-OURS = re.compile(r"al-r\d+-")  # begins every version that we publish; no other is ever deleted
+KEEP_AT_LEAST = timedelta(hours=25)
+"""How long a replaced version is kept: Label Studio reserves an image for a day (its TASK_LOCK_TTL)."""
+KEEP_AT_MOST = timedelta(days=7)
+KEPT_PREDICTIONS = 5000
+"""Predictions of replaced versions up to which one is kept beyond ``KEEP_AT_LEAST``, about 0.2 kB each: a page that
+stays open over a weekend can then still be submitted."""
 # Answered by what stands before Label Studio, which may be at it still.
 UNDECIDED = frozenset({502, 503, 504})
 POLL_S = 2.0
@@ -44,9 +53,13 @@ log = structlog.get_logger(__name__)
 
 
 class PublishedStore(Protocol):
-    """Where it is kept what Label Studio serves."""
+    """Stores what Label Studio serves, and which versions it holds."""
 
     def set_published(self, published: Published) -> None: ...
+
+    def imported_versions(self) -> tuple[ImportedVersion, ...]: ...
+
+    def set_imported_versions(self, versions: Sequence[ImportedVersion]) -> None: ...
 
 
 class LabelStudioPublisher:
@@ -80,7 +93,7 @@ class LabelStudioPublisher:
         self._arrival_s = arrival_s
 
     def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
-        """Import the batch and the reserve, switch to them, delete what they replace.
+        """Import the batch and the reserve, switch to them, delete versions that no reader can hold any more.
 
         Args:
             report: a saved round.
@@ -92,11 +105,10 @@ class LabelStudioPublisher:
             StaleRound: from ``guard``.
         """
         self._check_project()
-        # Listed before ours is there, so that a newer run's version can never be among them.
-        replaced = [name for name in self._client.model_versions(self._project_id) if OURS.match(name)]
         version = f"al-{report.request.round_id}-{report.ranking.strategy}-{secrets.token_hex(3)}"
         seconds: dict[str, float] = {}
         guard()
+        before = self._store.imported_versions()
         with _timed(seconds, "import"):
             image_ids = self._import(report.ranking, version)
         guard()
@@ -113,7 +125,7 @@ class LabelStudioPublisher:
         self._store.set_published(published)
         guard()
         with _timed(seconds, "delete"):
-            self._delete(replaced)
+            self._delete_expired(before, published)
             self._confirm(version, guard)
         published = published.model_copy(update={"seconds": seconds})
         self._store.set_published(published)
@@ -135,6 +147,8 @@ class LabelStudioPublisher:
 
     def _import(self, ranking: Ranking, version: str) -> tuple[str, ...]:
         image_ids = self._choose(ranking)
+        # Before the import: no version of ours may ever lie in Label Studio without being on record.
+        self._store.set_imported_versions((*self._store.imported_versions(), ImportedVersion(version=version)))
         try:
             self._send(image_ids, ranking, version)
         except RequestRefused as error:
@@ -150,7 +164,7 @@ class LabelStudioPublisher:
         except LabelStudioError as error:
             self._await_arrival(version, len(image_ids), error)
         if (held := self._held(version)) != len(image_ids):
-            self._delete([version])
+            self._delete(version)
             raise LabelStudioError(
                 f"Label Studio took {held} of {len(image_ids)} predictions of version {version}, which was "
                 "deleted again: its log names those that it dropped"
@@ -216,13 +230,58 @@ class LabelStudioPublisher:
             guard()
             self._client.patch_project(self._project_id, {"model_version": version})
 
-    def _delete(self, versions: Sequence[str]) -> None:
-        for version in versions:
-            try:
-                self._client.delete_model_version(self._project_id, version)
-            except LabelStudioError as error:
-                # It disturbs no order where it lies, and the next publish deletes it.
-                log.warning("an old model version stays for now", version=version, error=str(error))
+    def _delete_expired(self, before: Sequence[ImportedVersion], published: Published) -> None:
+        """Note what the published version has replaced, and delete what no reader can hold any more.
+
+        Args:
+            before: on record when this publish began, so that a newer run's version is never among them.
+            published: what is served now.
+        """
+        now = published.published_at
+        replaced = [
+            one if one.replaced_at else one.model_copy(update={"replaced_at": now})
+            for one in before
+            if one.version != published.version
+        ]
+        held = self._client.model_versions(self._project_id)
+        gone = {name for name in expired(replaced, held, now) if name not in held or self._delete(name)}
+        known = {one.version: one for one in replaced}
+        self._store.set_imported_versions(
+            [known.get(one.version, one) for one in self._store.imported_versions() if one.version not in gone]
+        )
+
+    def _delete(self, version: str) -> bool:
+        """Delete a version; False where Label Studio refused."""
+        try:
+            self._client.delete_model_version(self._project_id, version)
+        except LabelStudioError as error:
+            # It disturbs no order where it lies, and the next publish tries again.
+            log.warning("an old model version stays for now", version=version, error=str(error))
+            return False
+        return True
+
+
+def expired(versions: Sequence[ImportedVersion], held: Mapping[str, int], now: datetime) -> list[str]:
+    """Names the replaced versions that are kept no longer.
+
+    Kept are those replaced less than ``KEEP_AT_LEAST`` ago, whatever their size; and up to ``KEEP_AT_MOST`` ago, the
+    newest first, while all that is kept comes to at most ``KEPT_PREDICTIONS``.
+
+    Args:
+        versions: on record; one that was not replaced is kept.
+        held: predictions that Label Studio holds, by version.
+        now: with a time zone.
+    """
+    ended = sorted(
+        ((one.replaced_at, one.version) for one in versions if one.replaced_at is not None),
+        reverse=True,
+    )
+    kept = accumulate(held.get(version, 0) for _, version in ended)
+    return [
+        version
+        for (replaced_at, version), total in zip(ended, kept, strict=True)
+        if now - replaced_at > (KEEP_AT_MOST if total <= KEPT_PREDICTIONS else KEEP_AT_LEAST)
+    ]
 
 
 @contextmanager

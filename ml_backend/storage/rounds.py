@@ -7,6 +7,7 @@ takes its number, the rest when it begins.
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
@@ -15,7 +16,7 @@ import structlog
 
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, ImageRef, ProjectKey, Published, Record, RoundReport
+from ml_backend.records import Connection, ImageRef, ImportedVersion, ProjectKey, Published, Record, RoundReport
 from ml_backend.storage.briefs import BRIEF, RoundBrief
 from ml_backend.storage.files import publish_folder, read_record, remove_half_written, write_record
 from ml_backend.storage.manifests import MANIFEST
@@ -39,6 +40,12 @@ class _Run(Record):
     """The newest run of a project: only it may save and publish."""
 
     token: str
+
+
+class _Imported(Record):
+    """The model versions of a project that Label Studio may still hold."""
+
+    versions: tuple[ImportedVersion, ...]
 
 
 class _SavesItself(Protocol):
@@ -297,3 +304,27 @@ class ProjectStore:
     def orders(self) -> list[Published]:
         """What readers were served, oldest first; the last are kept."""
         return kept_orders(self.folder / "orders")
+
+    def imported_versions(self) -> tuple[ImportedVersion, ...]:
+        """Model versions that this installation has imported and not deleted yet, oldest first.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        noted = read_record(self.folder / "versions.json", _Imported)
+        if noted is not None:
+            return noted.versions
+        # A data folder of version 0.1 notes only what was served.
+        orders = self.orders()
+        ended = [
+            ImportedVersion(version=order.version, replaced_at=later.published_at) for order, later in pairwise(orders)
+        ]
+        return (*ended, *(ImportedVersion(version=order.version) for order in orders[-1:]))
+
+    def set_imported_versions(self, versions: Sequence[ImportedVersion]) -> None:
+        """Replace that list.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        write_record(self.folder / "versions.json", _Imported(versions=tuple(versions)))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,6 +75,15 @@ class LiveProject:
             started_at=datetime.now(UTC),
         )
 
+    def age(self, by: timedelta) -> None:
+        """Let time pass for every version that was replaced."""
+        self.store.set_imported_versions(
+            [
+                one.model_copy(update={"replaced_at": one.replaced_at - by}) if one.replaced_at else one
+                for one in self.store.imported_versions()
+            ]
+        )
+
     def order(self) -> list[str]:
         """The ranked tasks in Label Studio's own view, by the score under the project's model version."""
         if not self.client.project(self.id)["model_version"]:
@@ -116,18 +125,20 @@ def test_the_served_order_is_the_ranking(project: LiveProject) -> None:
     assert served == ranking[:3]
     assert first.image_ids == tuple(ranking)
     assert [project.label_next() for _ in range(5)] == second_ranking == list(second.image_ids)
-    assert project.client.model_versions(project.id) == {second.version: 5}
+    assert project.client.model_versions(project.id) == {first.version: TASKS, second.version: 5}
     assert project.store.published() == second
 
 
 @pytest.mark.parametrize(
-    "step", ["model_versions", "still_unlabelled", "import_predictions", "patch_project", "delete_model_version"]
+    "step", ["still_unlabelled", "import_predictions", "model_versions", "patch_project", "delete_model_version"]
 )
 def test_a_crash_before_any_step_leaves_one_whole_order(
     project: LiveProject, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old_order, new_order = project.tasks, project.tasks[::-1]
+    oldest = project.publisher().publish(project.report(new_order), nothing)
     old = project.publisher().publish(project.report(old_order), nothing)
+    project.age(timedelta(days=8))
     report = project.report(new_order, "r000002")
 
     def crash(*_: object, **__: object) -> None:
@@ -145,8 +156,10 @@ def test_a_crash_before_any_step_leaves_one_whole_order(
     assert published.version == project.client.project(project.id)["model_version"]
 
     again = project.publisher().publish(report, nothing)
+    held = project.client.model_versions(project.id)
     assert project.order() == new_order
-    assert project.client.model_versions(project.id) == {again.version: TASKS}
+    assert {old.version, again.version} <= held.keys() <= {one.version for one in project.store.imported_versions()}
+    assert oldest.version not in held
     assert project.label_next() == new_order[0]
 
 
@@ -168,15 +181,41 @@ def test_a_stale_run_leaves_one_whole_order(project: LiveProject, calls: int) ->
 
 
 def test_nobody_elses_predictions_are_deleted(project: LiveProject) -> None:
-    theirs: list[dict[str, object]] = [
-        {"task": int(project.tasks[0]), "result": [], "score": 0.5, "model_version": "theirs"}
-    ]
-    project.client.import_predictions(project.id, theirs)
-    project.publisher().publish(project.report(project.tasks), nothing)
-    project.publisher().publish(project.report(project.tasks), nothing)
+    """Not even those that have a name like ours."""
+    theirs = {"theirs", "al-r50-imagenet", "al-r000009-bald-0a1b2c"}
+    for version in theirs:
+        prediction = {"task": int(project.tasks[0]), "result": [], "score": 0.5, "model_version": version}
+        project.client.import_predictions(project.id, [prediction])
+    for _ in range(3):
+        last = project.publisher().publish(project.report(project.tasks), nothing)
+        project.age(timedelta(days=8))
+    last = project.publisher().publish(project.report(project.tasks), nothing)
 
-    assert sorted(project.client.model_versions(project.id).values()) == [1, TASKS]
-    assert "theirs" in project.client.model_versions(project.id)
+    held = project.client.model_versions(project.id)
+    assert theirs < held.keys()
+    assert last.version in held
+    assert len(held) == len(theirs) + 2  # and the one that the last has replaced just now
+
+
+@pytest.mark.parametrize("prelabel", [False, True])
+def test_an_image_held_across_many_rankings_can_be_answered(project: LiveProject, prelabel: bool) -> None:
+    """The page sends the id of the prediction that it opened the image from; a deleted one is refused."""
+    project.publisher(prelabel=prelabel).publish(project.report(project.tasks), nothing)
+    held = project.client.transport.ask("GET", f"/api/projects/{project.id}/next", dict)
+    [prediction] = held["predictions"]
+    for number in range(4):
+        project.publisher(prelabel=prelabel).publish(project.report(project.tasks[::-1], f"r00001{number}"), nothing)
+
+    def answer(choice: str) -> dict[str, object]:
+        region = {"from_name": "severity", "to_name": "image", "type": "choices", "value": {"choices": [choice]}}
+        return {"result": [region], "parent_prediction": prediction["id"]}
+
+    path = f"/api/tasks/{held['id']}/annotations/"
+    annotation = project.client.transport.ask("POST", path, dict, body=answer("normal"))
+    project.client.transport.send("PATCH", f"/api/annotations/{annotation['id']}/", body=answer("severe"))
+
+    [stored] = project.client.transport.ask("GET", path, list)
+    assert stored["result"][0]["value"]["choices"] == ["severe"]
 
 
 def test_a_task_deleted_under_the_import(project: LiveProject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +259,7 @@ def test_an_import_that_was_done_without_an_answer(project: LiveProject, monkeyp
     published = project.publisher().publish(project.report(project.tasks[::-1], "r000002"), nothing)
 
     assert project.order() == project.tasks[::-1]
-    assert project.client.model_versions(project.id) == {published.version: TASKS}
+    assert project.client.model_versions(project.id)[published.version] == TASKS
 
 
 def test_prelabelled(project: LiveProject) -> None:

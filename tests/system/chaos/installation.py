@@ -15,7 +15,6 @@ from ml_backend.demo.services import Worker
 from ml_backend.errors import QueueError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.label_studio.publisher import OURS
 from ml_backend.queueing import RoundQueue, connect_redis
 from ml_backend.records import ProjectKey, Published, RoundReport
 from ml_backend.settings import Settings
@@ -192,9 +191,8 @@ class Ward:
         return [str(task["id"]) for task in tasks if task["predictions_score"] is not None]
 
     def versions(self) -> dict[str, int]:
-        """Our versions in Label Studio, each with its predictions."""
-        held = self.here.client.model_versions(self.id)
-        return {name: count for name, count in held.items() if OURS.match(name)}
+        """The versions in Label Studio, each with its predictions: all are ours."""
+        return self.here.client.model_versions(self.id)
 
     def served(self) -> tuple[RoundReport, Published] | None:
         """The round that is wholly published and that Label Studio serves; None while there is none."""

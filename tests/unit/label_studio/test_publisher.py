@@ -1,8 +1,8 @@
 """Against a small Label Studio that keeps to what the real one was seen to do; tests/system has the real one."""
 
 import json
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -15,8 +15,8 @@ from ml_backend.engine.ports import Publisher, no_guard
 from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused, StaleRound
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
-from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.label_studio.publisher import KEEP_AT_LEAST, SAMPLING, LabelStudioPublisher, expired
+from ml_backend.records import ImportedVersion, ProjectKey, Published, Ranking, RoundReport, RoundRequest
 from ml_backend.settings import ProjectOptions
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
@@ -92,10 +92,27 @@ def _chosen(request: httpx.Request) -> set[int]:
 
 
 class Store(list[Published]):
-    """Keeps what was published, like ProjectStore."""
+    """Keeps what was published and what was imported, like ProjectStore."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.imported: tuple[ImportedVersion, ...] = ()
 
     def set_published(self, published: Published) -> None:
         self.append(published)
+
+    def imported_versions(self) -> tuple[ImportedVersion, ...]:
+        return self.imported
+
+    def set_imported_versions(self, versions: Sequence[ImportedVersion]) -> None:
+        self.imported = tuple(versions)
+
+    def age(self, by: timedelta) -> None:
+        """Let time pass for everything that was replaced."""
+        self.imported = tuple(
+            one.model_copy(update={"replaced_at": one.replaced_at - by}) if one.replaced_at else one
+            for one in self.imported
+        )
 
 
 def report(*image_ids: int, batch_size: int = 2, round_id: str = "r000001") -> RoundReport:
@@ -172,22 +189,94 @@ class TestPublish:
             assert [len(prediction["result"]) for prediction in predictions] == results
 
     def test_a_version_never_comes_back(self) -> None:
-        """Published twice, the same report has two versions, and one is left."""
-        server = SmallLabelStudio(2)
-        first = publisher(server).publish(report(1, 2), no_guard)
-        second = publisher(server).publish(report(1, 2), no_guard)
+        """Published twice, the same report has two versions."""
+        server, store = SmallLabelStudio(2), Store()
+        first = publisher(server, store).publish(report(1, 2), no_guard)
+        second = publisher(server, store).publish(report(1, 2), no_guard)
 
         assert first.version != second.version
-        assert list(server.versions) == [second.version]
+        assert [one.version for one in store.imported] == [first.version, second.version]
+        assert [one.replaced_at for one in store.imported] == [second.published_at, None]
 
-    def test_only_ours_is_deleted(self) -> None:
-        server = SmallLabelStudio(2)
+
+class TestReplacedVersions:
+    """Label Studio refuses an answer that names a deleted prediction, and a reader may hold an image for a day."""
+
+    def test_stay_as_long_as_a_reader_may_hold_an_image_of_theirs(self) -> None:
+        server, store = SmallLabelStudio(3), Store()
+        versions = [publisher(server, store).publish(report(1, 2, 3), no_guard).version for _ in range(20)]
+
+        assert list(server.versions) == versions
+        assert server.project["model_version"] == versions[-1]
+
+    def test_are_deleted_in_the_end(self) -> None:
+        server, store = SmallLabelStudio(2), Store()
+        old = publisher(server, store).publish(report(1, 2), no_guard)
+        between = publisher(server, store).publish(report(1, 2), no_guard)
+        store.age(timedelta(days=8))
+        new = publisher(server, store).publish(report(2, 1), no_guard)
+
+        assert old.version not in server.versions
+        assert list(server.versions) == [between.version, new.version] == [one.version for one in store.imported]
+
+    def test_of_somebody_else_are_never_deleted(self) -> None:
+        """Neither those that have a name like ours: of an installation whose data folder is gone, or of the owner."""
+        server, store = SmallLabelStudio(2), Store()
         mine = [{"task": 1, "score": 0.1, "model_version": "mv1"}]
-        server.versions = {"mv1": mine, "al-r000009-bald-0a1b2c": mine, "al-dente": mine, "INITIAL": mine}
+        theirs = {"mv1", "al-r50-imagenet", "al-r000009-bald-0a1b2c", "al-dente", "INITIAL"}
+        server.versions = dict.fromkeys(theirs, mine)
 
-        published = publisher(server).publish(report(1, 2), no_guard)
+        for _ in range(3):
+            publisher(server, store).publish(report(1, 2), no_guard)
+            store.age(timedelta(days=8))
+        last = publisher(server, store).publish(report(1, 2), no_guard)
 
-        assert set(server.versions) == {"mv1", "al-dente", "INITIAL", published.version}
+        assert {name for name in server.versions if name not in {one.version for one in store.imported}} == theirs
+        assert server.project["model_version"] == last.version
+
+    def test_of_an_attempt_that_died_are_deleted_too(self) -> None:
+        """It was noted before it was imported."""
+        server, store = SmallLabelStudio(2), Store()
+
+        def die(step: str) -> None:
+            if step == "PATCH 1":
+                raise KeyboardInterrupt
+
+        server.before = die
+        with pytest.raises(KeyboardInterrupt):
+            publisher(server, store).publish(report(1, 2), no_guard)
+        [dead] = server.versions
+        server.before = _nothing
+        publisher(server, store).publish(report(1, 2), no_guard)
+        store.age(timedelta(days=8))
+        publisher(server, store).publish(report(1, 2), no_guard)
+
+        assert dead not in server.versions
+
+    @pytest.mark.parametrize(
+        ("ages_h", "sizes", "kept"),
+        [
+            ([30, 20, 10], [4000, 4000, 4000], [20, 10]),  # within a day nothing is deleted, whatever its size
+            ([100, 80, 60, 30], [1000, 1000, 1000, 1000], [100, 80, 60, 30]),
+            ([100, 80, 60, 30], [1000, 2000, 2000, 2000], [60, 30]),  # 5,000 at most
+            ([170, 30], [1, 1], [30]),  # a week at most
+            ([25, 24], [9000, 9000], [25, 24]),
+            ([26], [9000], []),
+            ([60], [0], [60]),  # an import that never arrived
+        ],
+    )
+    def test_kept_beyond_a_day_while_they_are_few(self, ages_h: list[int], sizes: list[int], kept: list[int]) -> None:
+        now = datetime.now(UTC)
+        versions = [ImportedVersion(version=f"v{age}", replaced_at=now - timedelta(hours=age)) for age in ages_h]
+        held = {one.version: size for one, size in zip(versions, sizes, strict=True)}
+
+        gone = expired([*versions, ImportedVersion(version="served")], held, now)
+
+        assert {one.version for one in versions} - set(gone) == {f"v{age}" for age in kept}
+        assert "served" not in gone
+
+    def test_a_day_is_longer_than_label_studios_lock(self) -> None:
+        assert timedelta(seconds=86_400) < KEEP_AT_LEAST
 
 
 class TestWhatHappenedMeanwhile:
@@ -285,9 +374,9 @@ class TestImportWithoutAnAnswer:
             publisher(server).publish(report(2, 1), no_guard)
         assert server.served() == [1, 2]
 
-    def test_that_arrives_after_all_is_cleared_away_by_the_next(self) -> None:
+    def test_that_arrives_after_all_is_cleared_away_in_time(self) -> None:
         """It lies under a version of its own, so that no image is in the order twice."""
-        server = SmallLabelStudio(2)
+        server, store = SmallLabelStudio(2), Store()
         lost: list[str] = []
 
         def lose(step: str) -> None:
@@ -297,12 +386,15 @@ class TestImportWithoutAnAnswer:
 
         server.before = lose
         with pytest.raises(LabelStudioError):
-            publisher(server).publish(report(2, 1), no_guard)
-        server.versions["al-r000001-entropy-1a7e00"] = [{"task": 1, "score": 0.0}]
-        again = publisher(server).publish(report(2, 1), no_guard)
-
+            publisher(server, store).publish(report(2, 1), no_guard)
+        [late] = store.imported
+        server.versions[late.version] = [{"task": 1, "score": 0.0}]
+        publisher(server, store).publish(report(2, 1), no_guard)
         assert server.served() == [2, 1]
-        assert list(server.versions) == [again.version]
+
+        store.age(timedelta(days=8))
+        publisher(server, store).publish(report(2, 1), no_guard)
+        assert late.version not in server.versions
 
     def test_that_was_done_twice_is_no_ranking(self) -> None:
         """As a proxy does that repeats what it got no answer to."""
@@ -320,27 +412,29 @@ class TestImportWithoutAnAnswer:
 
 class TestSwitchedAway:
     def test_by_a_dead_runs_late_request_is_switched_back(self) -> None:
-        """It comes through while the old order is deleted, and deleting what is served leaves a random order."""
-        server = SmallLabelStudio(2)
-        old = publisher(server).publish(report(1, 2), no_guard)
+        """It comes through while an old version is deleted, and deleting what is served leaves a random order."""
+        server, store = SmallLabelStudio(2), Store()
+        old = publisher(server, store).publish(report(1, 2), no_guard)
+        publisher(server, store).publish(report(1, 2), no_guard)
+        store.age(timedelta(days=8))
 
         def come_late(step: str) -> None:
             if step == "DELETE model-versions":
                 server.project["model_version"] = old.version
 
         server.before = come_late
-        new = publisher(server).publish(report(2, 1), no_guard)
+        new = publisher(server, store).publish(report(2, 1), no_guard)
 
         assert (server.project["model_version"], server.served()) == (new.version, [2, 1])
 
     def test_by_a_newer_run_stays(self) -> None:
-        server = SmallLabelStudio(2)
-        publisher(server).publish(report(1, 2), no_guard)
+        server, store = SmallLabelStudio(2), Store()
+        publisher(server, store).publish(report(1, 2), no_guard)
         newer = [{"task": 1, "score": 0.0}, {"task": 2, "score": 0.5}]
         calls = 0
 
         def overtake(step: str) -> None:
-            if step == "DELETE model-versions":
+            if step == "GET model-versions" and server.steps[-1] == "GET 1":
                 server.versions["al-r000009-bald-0a1b2c"] = newer
                 server.project["model_version"] = "al-r000009-bald-0a1b2c"
 
@@ -352,7 +446,7 @@ class TestSwitchedAway:
 
         server.before = overtake
         with pytest.raises(StaleRound):
-            publisher(server).publish(report(2, 1), guard)
+            publisher(server, store).publish(report(2, 1), guard)
         assert server.served() == [1, 2]
 
 
@@ -362,7 +456,9 @@ class TestCrash:
     )
     def test_before_any_step_leaves_one_whole_order_and_is_made_good(self, crash: str) -> None:
         server, store = SmallLabelStudio(4), Store()
+        oldest = publisher(server, store).publish(report(3, 2, 1, 4), no_guard)
         old = publisher(server, store).publish(report(1, 2, 3, 4), no_guard)
+        store.age(timedelta(days=8))
 
         def die(step: str) -> None:
             if step == crash:
@@ -379,13 +475,16 @@ class TestCrash:
         server.before = _nothing
         again = publisher(server, store).publish(new, no_guard)
         assert server.served() == [4, 3, 2, 1]
-        assert list(server.versions) == [again.version]
+        assert old.version in server.versions
+        assert oldest.version not in server.versions
+        assert set(server.versions) <= {one.version for one in store.imported}
+        assert again.version in server.versions
 
     @pytest.mark.parametrize("calls", [1, 2, 3])
     def test_a_stale_run_changes_nothing_more(self, calls: int) -> None:
         """The guard stands before the import, before the switch, before the deletion."""
-        server = SmallLabelStudio(2)
-        publisher(server).publish(report(1, 2), no_guard)
+        server, store = SmallLabelStudio(2), Store()
+        publisher(server, store).publish(report(1, 2), no_guard)
         count = 0
 
         def guard() -> None:
@@ -395,13 +494,15 @@ class TestCrash:
                 raise StaleRound
 
         with pytest.raises(StaleRound):
-            publisher(server).publish(report(2, 1), guard)
+            publisher(server, store).publish(report(2, 1), guard)
         assert server.served() == ([2, 1] if calls == 3 else [1, 2])
         assert len(server.versions) == (1 if calls == 1 else 2)
 
     def test_an_old_version_that_cannot_be_deleted_fails_no_round(self) -> None:
-        server = SmallLabelStudio(2)
-        server.versions = {"al-r000009-bald-0a1b2c": []}
+        server, store = SmallLabelStudio(2), Store()
+        old = publisher(server, store).publish(report(1, 2), no_guard)
+        publisher(server, store).publish(report(1, 2), no_guard)
+        store.age(timedelta(days=8))
 
         def refuse(step: str) -> None:
             if step == "DELETE model-versions":
@@ -409,10 +510,13 @@ class TestCrash:
 
         server.before = refuse
         with structlog.testing.capture_logs() as logs:
-            published = publisher(server).publish(report(2, 1), no_guard)
-
+            published = publisher(server, store).publish(report(2, 1), no_guard)
         assert server.project["model_version"] == published.version
-        assert logs[0]["version"] == "al-r000009-bald-0a1b2c"
+        assert logs[0]["version"] == old.version
+
+        server.before = _nothing
+        publisher(server, store).publish(report(2, 1), no_guard)
+        assert old.version not in server.versions
 
 
 @pytest.mark.parametrize(

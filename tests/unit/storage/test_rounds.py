@@ -12,7 +12,7 @@ import pytest
 
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, Exclusion, ProjectKey, Published
+from ml_backend.records import Connection, Exclusion, ImportedVersion, ProjectKey, Published
 from ml_backend.storage import ProjectStore, RoundStore, orders
 from tests.fakes import CLASSES, NOON, FakeLearner, make_report
 
@@ -379,3 +379,32 @@ class TestNewestNetwork:
         store.save(make_report("r000003"), None, None)
 
         assert store.newest_network("model.txt") == store.folder / "rounds/r000002"
+
+
+class TestImportedVersions:
+    """Which model versions may be deleted from Label Studio."""
+
+    def published(self, version: str, second: int) -> Published:
+        at = NOON + timedelta(seconds=second)
+        return Published(version=version, round_id="r000001", image_ids=("1",), seconds={}, published_at=at)
+
+    def test_of_a_data_folder_that_notes_only_what_was_served(self, store: ProjectStore) -> None:
+        """As version 0.1 has left it."""
+        for second, version in enumerate(["al-a", "al-b", "al-c"]):
+            store.set_published(self.published(version, second))
+
+        assert store.imported_versions() == (
+            ImportedVersion(version="al-a", replaced_at=NOON + timedelta(seconds=1)),
+            ImportedVersion(version="al-b", replaced_at=NOON + timedelta(seconds=2)),
+            ImportedVersion(version="al-c"),
+        )
+
+    def test_as_they_were_noted(self, store: ProjectStore) -> None:
+        store.set_published(self.published("al-a", 0))
+        noted = (ImportedVersion(version="al-b", replaced_at=NOON), ImportedVersion(version="al-c"))
+        store.set_imported_versions(noted)
+
+        assert store.imported_versions() == noted
+
+    def test_none_at_first(self, store: ProjectStore) -> None:
+        assert store.imported_versions() == ()
