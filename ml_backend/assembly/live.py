@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from structlog.contextvars import bound_contextvars
 
@@ -18,6 +19,7 @@ from ml_backend.label_studio.formats import LabelConfig, parse_label_config
 from ml_backend.label_studio.labels import LabelStudioLabels
 from ml_backend.label_studio.mirror import Counts
 from ml_backend.label_studio.publisher import LabelStudioPublisher
+from ml_backend.label_studio.serving import is_lost, read_serving
 from ml_backend.label_studio.supply import low_water
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Published, Record, RoundReport
@@ -47,18 +49,25 @@ class Live:
         served = project.published()
         about = {} if served is None else {"round": served.round_id}
         with self.publisher.turn(), bound_contextvars(**about):
-            return TopUp(labels, self.publisher, project, low_water(options), self.guard).run()
+            low, is_held = low_water(options), partial(self._is_held, labels)
+            return TopUp(labels, self.publisher, project, low, self.guard, is_held=is_held).run()
 
     def served(self, inputs: str) -> tuple[RoundReport, Published] | None:
         """What readers are served, where a new round with these inputs would come to the same."""
         world = self.world
         found = served_round(world.project, inputs)
-        # Somebody may have switched to another version since: then the round is what puts it right.
-        if found is None or world.client.project(world.key.id).get("model_version") != found[1].version:
+        # Somebody may have deleted it or switched to another version since: then the round is what puts it right.
+        if found is None or not self._is_held(self.labels, found[1]):
             return None
         # Another annotation of the same label counts as a change, and would call for a round again and again.
         self.readings.keep_learned(found[1].round_id, self.labels.states())
         return found
+
+    def _is_held(self, labels: LabelStudioLabels, published: Published) -> bool:
+        """Whether Label Studio holds what was published, as it was published."""
+        # The row as it is now: the labels may have been read when the round began.
+        row = self.world.client.project(self.world.key.id)
+        return not is_lost(read_serving(self.world.client, row, labels.reading.mirror.tasks.keys(), published))
 
 
 def live_of(world: World, guard: Callable[[], None]) -> Live:

@@ -9,10 +9,11 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from ml_backend.errors import PayloadError, UnknownProject
+from ml_backend.errors import PayloadError, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import find_backend, find_webhook
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
+from ml_backend.label_studio.serving import Serving, ServingProblem, read_serving, serving_problems
 from ml_backend.label_studio.transport import checked_address
 from ml_backend.queueing import RoundQueue
 from ml_backend.records import Connection, ProjectKey
@@ -168,3 +169,21 @@ class Case:
     def kept(self) -> ProjectStore:
         """The project's rounds."""
         return self.store.project(self.key)
+
+    # What readers are served
+
+    @cached_property
+    def serving(self) -> Serving:
+        """What Label Studio serves, as the backend's reconciler reads it too."""
+        try:
+            published = self.kept.published()
+        except StorageError:  # the check of the files names it
+            published = None
+        # Anew: a round may have been published since the project was first asked for.
+        row = self.client.project(self.project_id)
+        there = self.client.existing(self.project_id, map(int, published.image_ids)) if published else set()
+        return read_serving(self.client, row, there, published)
+
+    @cached_property
+    def serving_problems(self) -> list[ServingProblem]:
+        return serving_problems(self.serving, self.options, str((self.backend or {}).get("title")))

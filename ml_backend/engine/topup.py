@@ -1,8 +1,8 @@
-"""Never idle: more of the last ranking, before readers have used up what is published of it. Nothing is learned.
+"""Publishes the last ranking again: before readers have used it up, and where Label Studio has lost it.
 
-Behind the published images Label Studio serves a random order without a word. So when few of them are left, the ranking
-is published again from the first image that still waits. Between rounds a job does it; while a round trains, which may
-take hours, a thread beside it.
+Behind the published images Label Studio serves a random order without a word. So when few of them are left, or their
+predictions were deleted, the ranking is published again from the first image that still waits. Between rounds a job
+does it; while a round trains, which may take hours, a thread beside it.
 """
 
 import contextvars
@@ -74,16 +74,25 @@ class TopUp:
         rounds: its rounds, and what is served of them.
         low: images that must be left.
         guard: raises StaleRound where a newer run has begun.
+        is_held: whether Label Studio holds what was published, as it was published; asked after the labels.
     """
 
     def __init__(
-        self, labels: LabelSource, publisher: Publisher, rounds: RoundArchive, low: int, guard: Callable[[], None]
+        self,
+        labels: LabelSource,
+        publisher: Publisher,
+        rounds: RoundArchive,
+        low: int,
+        guard: Callable[[], None],
+        *,
+        is_held: Callable[[Published], bool] = lambda _: True,
     ) -> None:
         self._labels = labels
         self._publisher = publisher
         self._rounds = rounds
         self._low = low
         self._guard = guard
+        self._is_held = is_held
 
     def run(self) -> tuple[RoundReport, Published] | None:
         """Top up, if it is time; None where it is not, or nothing is left to publish.
@@ -104,9 +113,10 @@ class TopUp:
         fresh = [image_id for image_id in ranking.image_ids if image_id not in skipped]
         served = set(published.image_ids)
         left = sum(image_id in served for image_id in fresh)
-        if left >= self._low or left == len(fresh):
+        enough = left >= self._low or left == len(fresh)
+        if not fresh or (enough and self._is_held(published)):
             return None
-        log.info("topping up", left=left, low=self._low, waiting=len(fresh))
+        log.info("topping up", left=left, low=self._low, waiting=len(fresh), lost=enough)
         more = report.model_copy(update={"ranking": ranking})
         return report, self._publisher.publish(more, self._guard)
 

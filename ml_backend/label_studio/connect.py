@@ -7,18 +7,18 @@ from typing import Any
 from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, training_classes
-from ml_backend.label_studio.publisher import SAMPLING
+from ml_backend.label_studio.serving import wanted_project
 from ml_backend.settings import ProjectOptions, Settings
 
 __all__ = [
     "CONNECTED",
     "NOTHING_TO_CHANGE",
+    "TITLE",
     "authorization",
     "connect_project",
     "find_backend",
     "find_webhook",
     "hint",
-    "wanted_project",
     "wanted_webhook",
 ]
 
@@ -75,17 +75,6 @@ def wanted_webhook(settings: Settings, url: str, webhook: Json | None) -> Json:
     }
 
 
-def wanted_project(options: ProjectOptions) -> Json:
-    """What a project must be set to, so that readers are served the ranking."""
-    return {
-        "sampling": SAMPLING,
-        "maximum_annotations": options.annotations_per_task,
-        # Off, each "Save" in the project's settings would drop the model version, and the order with it.
-        # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
-        "show_collab_predictions": True,
-    }
-
-
 def hint(problem: str, status: int | None = None) -> str | None:
     """What helps where Label Studio tells that it cannot use a backend; None where it says all itself."""
     if REFUSED_US in problem:
@@ -135,14 +124,14 @@ class _Connecting:
         backend = self._backend()
         params = (backend or {}).get("extra_params") if options is None else options
         resolved = self._check(project, dict(params or {}))
-        if backend is None:
+        if added := backend is None:
             backend = self._add(project, dict(options or {}))
         else:
             self._update(backend, options)
         self._webhook()
         self._project(project, str(backend["title"]), resolved)
         self._read_back()
-        return self.said or [NOTHING_TO_CHANGE]
+        return (self.said or [NOTHING_TO_CHANGE]) + self._predictions(added=added)
 
     def _check(self, project: Json, params: dict[str, object]) -> ProjectOptions:
         """Everything that can be wrong, before anything is changed."""
@@ -242,6 +231,24 @@ class _Connecting:
             for name, value in wanted.items()
             if before.get(name) != value
         ]
+
+    def _predictions(self, *, added: bool) -> list[str]:
+        """What the owner should know of the predictions that the project holds."""
+        served = self._client.project(self._project_id).get("model_version")
+        held = self._client.model_versions(self._project_id)
+        found = []
+        if added and held:
+            names = ", ".join(f"{name!r} ({count})" for name, count in held.items())
+            found.append(
+                f"the predictions of {names} stay; once a ranking is published, readers and the Data Manager's "
+                "prediction score are shown the ranking's instead"
+            )
+        if served and not held.get(served):
+            found.append(
+                f"Label Studio holds no predictions of the project's model version {served!r}, so that readers are "
+                "served in random order; the backend publishes its ranking again within two minutes while a worker runs"
+            )
+        return found
 
     def _read_back(self) -> None:
         backend, webhook = self._backend(), self._find_webhook()

@@ -64,7 +64,7 @@ class LabelStudioLabels:
 
     def unlabelled(self) -> tuple[Sequence[ImageRef], Sequence[Exclusion]]:
         """The tasks without an annotation when the annotations were read; one without an image is excluded by name."""
-        reading = self._reading or self._read()
+        reading = self.reading
         pool: list[ImageRef] = []
         exclusions = list(self._unreadable)
         for task in reading.mirror.unlabelled(with_skipped=not _skips_are_final(reading)):
@@ -76,7 +76,12 @@ class LabelStudioLabels:
 
     def states(self) -> dict[str, str]:
         """What ``annotations`` read last, of any question: a digest of each annotation, by its id."""
-        return (self._reading or self._read()).mirror.states()
+        return self.reading.mirror.states()
+
+    @property
+    def reading(self) -> Reading:
+        """The project as ``annotations`` read it last."""
+        return self._reading or self._read()
 
     def _read(self) -> Reading:
         kept = self._store.mirror(Mirror) if self._store else None

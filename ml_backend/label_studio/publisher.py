@@ -36,9 +36,8 @@ from ml_backend.label_studio.formats import LabelConfig, prediction
 from ml_backend.records import ImportedVersion, Published, Ranking, RoundReport
 from ml_backend.settings import ProjectOptions
 
-__all__ = ["KEEP_AT_LEAST", "SAMPLING", "LabelStudioPublisher", "PublishedStore", "expired"]
+__all__ = ["KEEP_AT_LEAST", "LabelStudioPublisher", "PublishedStore", "expired"]
 
-SAMPLING = "Uncertainty sampling"
 KEEP_AT_LEAST = timedelta(hours=25)
 """How long a replaced version is kept: Label Studio reserves an image for a day (its TASK_LOCK_TTL)."""
 KEEP_AT_MOST = timedelta(days=7)
@@ -104,7 +103,6 @@ class LabelStudioPublisher:
             LabelStudioError: the old order still stands, unless the message says otherwise.
             StaleRound: from ``guard``.
         """
-        self._check_project()
         version = f"al-{report.request.round_id}-{report.ranking.strategy}-{secrets.token_hex(3)}"
         seconds: dict[str, float] = {}
         guard()
@@ -130,20 +128,6 @@ class LabelStudioPublisher:
         published = published.model_copy(update={"seconds": seconds})
         self._store.set_published(published)
         return published
-
-    def _check_project(self) -> None:
-        """Warn of what makes Label Studio serve another order; the owner may want it so."""
-        project = self._client.project(self._project_id)
-        wanted = {"sampling": SAMPLING, "maximum_annotations": self._options.annotations_per_task}
-        for name, value in wanted.items():
-            if project.get(name) != value:
-                log.warning(
-                    "the ranking is not what readers will be served",
-                    setting=name,
-                    seen=project.get(name),
-                    wanted=value,
-                    way_out=f"run `ml-backend connect --project {self._project_id}` again",
-                )
 
     def _import(self, ranking: Ranking, version: str) -> tuple[str, ...]:
         image_ids = self._choose(ranking)

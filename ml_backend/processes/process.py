@@ -147,6 +147,17 @@ class Service(ABC):
         self.name = name
         self._child: Child | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of its process.
+
+        Raises:
+            ServiceError: it was not started.
+        """
+        if self._child is None:
+            raise ServiceError(f"{self.name} was not started")
+        return self._child.pid
+
     @abstractmethod
     def start(self) -> Self:
         """Set it going; ``wait`` tells when it answers."""

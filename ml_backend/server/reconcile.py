@@ -1,8 +1,10 @@
 """Events are hints, Label Studio is the truth: finds what no event told, at the start of the server and every minute.
 
-For each connected project it reads what changed (two small requests where nothing did), sets the count of changes to
-what differs from the annotations that the served ranking has learned from, and asks for the round that they earned. In
-a thread of the server and not as a job of a worker: the only worker may train for hours.
+For each connected project it reads what changed (three small requests where nothing did), sets the count of changes to
+what differs from the annotations that the served ranking has learned from, and asks for the round that they earned. It
+also compares the order that Label Studio holds with the published one, and asks for a top-up where they differ: that
+publishes the ranking again. In a thread of the server and not as a job of a worker, since the only worker may train for
+hours.
 
 An event that comes while a project is read may count twice for a minute: a round may start a label early, never late.
 """
@@ -17,6 +19,7 @@ from ml_backend.errors import BackendError, PayloadError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.mirror import Counts, Mirror
 from ml_backend.label_studio.reading import Reading, read_project
+from ml_backend.label_studio.serving import is_lost, read_serving
 from ml_backend.label_studio.supply import low_water
 from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published
@@ -120,10 +123,15 @@ class Reconciler:
             return
         if reading.mirror is not kept:
             readings.keep_mirror(reading.mirror)
+        published = self._store.project(connection.project).published()
+        serving = read_serving(client, reading.project, reading.mirror.tasks.keys(), published)
+        readings.keep_serving(serving)
         if status.running is None:  # a round that runs has taken the count, and sees for itself what there is
-            self._act(connection, readings, reading, status)
+            self._act(connection, readings, reading, status, lost=is_lost(serving))
 
-    def _act(self, connection: Connection, readings: ReadingStore, reading: Reading, status: QueueStatus) -> None:
+    def _act(
+        self, connection: Connection, readings: ReadingStore, reading: Reading, status: QueueStatus, *, lost: bool
+    ) -> None:
         project, queue = connection.project, self._queue
         rounds = self._store.project(project)
         published, newest = rounds.published(), max(rounds.round_ids(), default="")
@@ -140,24 +148,39 @@ class Reconciler:
             log.info("events had not told", counted=status.changes, changes=changes)
         counted = queue.count_changes(project, missed, threshold, counts.annotations + counts.skips)
         error = status.last_error.kind if status.last_error else None
+        wanting = published is not None and (
+            _top_up_is_due(published, reading, options) or (lost and _waiting(reading))
+        )
+        if lost:
+            log.warning("Label Studio does not hold the published order")
         if held:
-            if published is not None and not self._ranks_anew(fresh) and _top_up_is_due(published, reading, options):
+            if published is not None and not self._ranks_anew(fresh) and wanting:
                 queue.request_round(project, "topup")
             return
-        self._ask(fresh, reading, published, options, newest=newest, error=error, due=counted.due)
+        self._ask(fresh, reading, published, wanting=bool(wanting), newest=newest, error=error, due=counted.due)
 
     def _ask(
         self,
         connection: Connection,
         reading: Reading,
         published: Published | None,
-        options: ProjectOptions,
         *,
+        wanting: bool,
         newest: str,
         error: str | None,
         due: bool,
     ) -> None:
-        """Ask for the round that is earned, if any; ``error`` names what the last one failed by."""
+        """Ask for the round that is earned, if any.
+
+        Args:
+            connection: of the project.
+            reading: of Label Studio.
+            published: what was published last.
+            wanting: whether readers need the published ranking, or more of it, to be published again.
+            newest: round on disk.
+            error: kind of the error by which the last round failed.
+            due: whether enough labels changed.
+        """
         project, queue = connection.project, self._queue
         if due:
             queue.request_round(project, "labels")
@@ -170,7 +193,7 @@ class Reconciler:
         elif published is not None and error is None and newest > published.round_id:
             # Saved and not published, and its next attempt was lost with Redis.
             queue.request_round(project, "connected", only_if_idle=True)
-        elif published is not None and _top_up_is_due(published, reading, options):
+        elif wanting:
             queue.request_round(project, "topup")
 
     def _ranks_anew(self, connection: Connection) -> bool:

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from ml_backend.errors import BackendError
+from ml_backend.label_studio.connect import TITLE
 from ml_backend.label_studio.formats import training_classes
+from ml_backend.label_studio.serving import Serving, ServingProblem, serving_problems
 from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published, RoundReport
 from ml_backend.server.connections import configuration
@@ -33,8 +35,13 @@ class ProjectStatus:
     mistake: str | None = None  # why the next round would refuse the label config or the options
     unreadable: str | None = None  # why Label Studio could not be read when it was last looked at
     quarantined: tuple[QuarantinedImage, ...] = ()  # the images that could not be read, all of them
-
+    serving: tuple[ServingProblem, ...] = ()  # why readers are not served the published ranking
     paused: Paused | None = None  # its owner holds the rounds
+
+    @property
+    def lost(self) -> bool:
+        """Whether Label Studio no longer holds the published ranking, so that it is published again."""
+        return any(problem.mended for problem in self.serving)
 
     @property
     def busy(self) -> bool:
@@ -85,6 +92,7 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
         if report
         else None,
         "unreadable": status.unreadable,
+        "serving": [problem.model_dump() for problem in status.serving],
         "quarantined": {
             "images": len(status.quarantined),
             "listed": [image.model_dump(mode="json", exclude={"mark", "version"}) for image in status.listed],
@@ -95,6 +103,7 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
 def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> ProjectStatus:
     """One project, as far as it can be read."""
     project = store.project(connection.project)
+    readings = ReadingStore(project.folder)
     options, mistake = _options(connection)
     common = ProjectStatus(
         connection,
@@ -103,7 +112,7 @@ def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> P
         report=None,
         options=options,
         mistake=mistake,
-        unreadable=ReadingStore(project.folder).problem(),
+        unreadable=readings.problem(),
         quarantined=Quarantine(project.folder).listed(),
         paused=Pause(project.folder).read(),
     )
@@ -111,7 +120,18 @@ def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> P
         state, published, report = queue.status(connection.project), project.published(), project.latest()
     except BackendError as error:
         return replace(common, problem=str(error))
-    return replace(common, queue=state, published=published, report=report)
+    serving = _serving(readings, published, options)
+    return replace(common, queue=state, published=published, report=report, serving=serving)
+
+
+def _serving(
+    readings: ReadingStore, published: Published | None, options: ProjectOptions | None
+) -> tuple[ServingProblem, ...]:
+    seen = readings.serving(Serving)
+    # Of another version it is out of date: the reconciler asks again within a minute.
+    if options is None or seen is None or seen.version != (published.version if published else None):
+        return ()
+    return tuple(serving_problems(seen, options, TITLE))
 
 
 def _options(connection: Connection) -> tuple[ProjectOptions | None, str | None]:

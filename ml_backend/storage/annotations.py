@@ -38,6 +38,7 @@ class ReadingStore:
         self._mirror = folder / "tasks.json"
         self._learned = folder / "learned"
         self._problem = folder / "reading-problem.json"
+        self._serving = folder / "serving.json"
 
     def mirror(self, kind: type[R]) -> R | None:
         """The last reading; None where there is none, or it is damaged: Label Studio can always be read again."""
@@ -74,6 +75,22 @@ class ReadingStore:
         """
         if (learned := read_record(self._learned / f"{earlier}.json", _Learned)) is not None:
             self.keep_learned(round_id, learned.states)
+
+    def serving(self, kind: type[R]) -> R | None:
+        """What Label Studio was last seen to serve; None where that is not known."""
+        try:
+            return read_record(self._serving, kind)
+        except StorageError as error:
+            log.warning("what Label Studio serves is not known until the next reading", error=str(error))
+            return None
+
+    def keep_serving(self, serving: Record) -> None:
+        """Replace that record. Never raises: it is only shown."""
+        try:
+            if serving != self.serving(type(serving)):
+                write_record(self._serving, serving)
+        except StorageError as error:
+            log.warning("what Label Studio serves could not be noted", error=str(error))
 
     def note_problem(self, problem: str | None) -> None:
         """Say why the project cannot be read just now, or that it can. Never raises: it is only for showing."""

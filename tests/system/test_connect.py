@@ -196,6 +196,25 @@ def test_a_published_ranking_survives(case: Case) -> None:
     case.connect({"strategy": "margin"})
 
     assert case.project()["model_version"] == "al-1"
+    case.client.transport.send(
+        "POST",
+        f"/api/dm/actions?id=delete_tasks_predictions&project={case.project_id}",
+        body={"selectedItems": {"all": True, "excluded": []}},
+    )
+    nothing, lost = case.connect()
+    assert nothing == NOTHING_TO_CHANGE
+    assert "no predictions of the project's model version 'al-1'" in lost
+
+
+def test_says_what_becomes_of_the_owners_predictions(case: Case) -> None:
+    films = [{"data": {"image": "http://films.example/1.png"}}]
+    case.client.transport.send("POST", f"/api/projects/{case.project_id}/import", body=films)
+    (task,) = case.client.unlabelled_tasks(case.project_id)
+    mine = {"task": task["id"], "result": [], "score": 0.0, "model_version": "al-r50-imagenet"}
+    case.client.import_predictions(case.project_id, [mine])
+
+    assert "'al-r50-imagenet' (1) stay" in case.connect()[-1]
+    assert case.connect() == [NOTHING_TO_CHANGE]
 
 
 def test_a_wrong_option_changes_nothing(case: Case) -> None:

@@ -139,3 +139,45 @@ def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: World) -> 
 
     assert seen == list(report.ranking.image_ids)
     assert world.store.project(world.key).round_ids() == ["r000001"]
+
+
+def test_what_somebody_did_to_the_published_order_is_undone(world: World) -> None:
+    """The Data Manager's "Delete predictions", a re-import of exported tasks, and another model version."""
+    _, published = run_live_round(world.settings, world.key, "connected")
+    store, client, number = world.store.project(world.key), world.client, world.key.id
+
+    def one_prediction(version: str) -> dict[str, object]:
+        return {"task": int(published.image_ids[0]), "result": [], "score": 0.5, "model_version": version}
+
+    def delete_predictions() -> None:
+        chosen = {"selectedItems": {"all": False, "included": [int(one) for one in served.image_ids[:3]]}}
+        query = {"id": "delete_tasks_predictions", "project": str(number)}
+        client.transport.send("POST", "/api/dm/actions", query=query, body=chosen)
+
+    def import_again() -> None:
+        client.import_predictions(number, [one_prediction(served.version)])
+
+    def choose_another_version() -> None:
+        client.import_predictions(number, [one_prediction("my-resnet")])
+        client.patch_project(number, {"model_version": "my-resnet"})
+
+    def choose_none() -> None:
+        client.patch_project(number, {"model_version": ""})
+
+    served = published
+    for deed in (delete_predictions, import_again, choose_another_version, choose_none):
+        deed()
+        world.reconciler.look()
+        assert world.queue.status(world.key).waiting == "topup", deed.__name__
+        run_live_round(world.settings, world.key, "topup")
+        world.queue.forget(world.key)
+        now = store.published()
+        assert now is not None
+        assert (now.image_ids, now.round_id) == (published.image_ids, published.round_id)
+        assert client.model_versions(number)[now.version] == len(now.image_ids)
+        assert client.project(number)["model_version"] == now.version
+        assert world.served() == now.image_ids[0]
+        world.reconciler.look()
+        assert world.queue.status(world.key).waiting is None, deed.__name__
+        served = now
+    assert client.model_versions(number)["my-resnet"] == 1

@@ -113,6 +113,30 @@ class TestTopUp:
 
         assert (done, publisher.published) == (None, [])
 
+    @pytest.mark.parametrize("held", [True, False])
+    def test_publishes_what_label_studio_has_lost(self, held: bool):
+        """Enough is left, if only Label Studio still held it."""
+        labels, archive = FakeLabels(pool=images(3, 4, 5)), Archive(report_of("3", "4", "5"), ["3", "4"])
+        publisher, asked = FakePublisher(), []
+
+        def is_held(published: Published) -> bool:
+            asked.append(published.version)
+            return held
+
+        TopUp(labels, publisher, archive, 2, lambda: None, is_held=is_held).run()
+
+        assert [report.ranking.image_ids for report in publisher.published] == ([] if held else [("3", "4", "5")])
+        assert asked == ["v"]
+
+    def test_publishes_nothing_lost_where_nothing_waits(self):
+        """Readers who skipped an image are not served it again."""
+        labels = FakeLabels([make_annotation(3, None)], images(3))
+        publisher = FakePublisher()
+
+        TopUp(labels, publisher, Archive(report_of("3"), ["3"]), 1, lambda: None, is_held=lambda _: False).run()
+
+        assert publisher.published == []
+
     def test_does_nothing_before_the_first_round(self):
         done, publisher = top_up(FakeLabels(pool=images(1)), Archive(report_of("1"), []), low=9)
 

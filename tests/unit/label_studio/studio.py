@@ -32,7 +32,7 @@ LABEL_CONFIG = """<View><Image name="image" value="$image"/><Choices name="sever
 
 
 class FakeStudio:
-    """One project of three calls: itself, its tasks, and who asks; it counts what it hands out."""
+    """One project of four calls: itself, its tasks, its model versions, and who asks; it counts what it hands out."""
 
     def __init__(self, images: int = 0, page_max: int = 10**9) -> None:
         self.now = NOON
@@ -42,6 +42,8 @@ class FakeStudio:
         self.rows = 0
         self.bytes = 0
         self.last_annotation = 0
+        self.model_version = ""
+        self.predictions: dict[str, int] = {}  # how many of each model version
         self.refusal: int | None = None  # the status that everything but "who am I" is answered with
         self.meanwhile: list[Callable[[], None]] = []  # what readers do after each request
         for _ in range(images):
@@ -81,13 +83,21 @@ class FakeStudio:
         self.requests += 1
         if self.refusal is not None and request.url.path != "/api/current-user/whoami":
             return httpx.Response(self.refusal, json={"detail": "refused"})
-        answer = self.page(request) if request.url.path == "/api/tasks" else self.row()
+        answer = self._answer(request)
         response = httpx.Response(200, json=answer, headers={"date": format_datetime(self.now, usegmt=True)})
         self.rows += len(answer.get("tasks", ()))
         self.bytes += len(response.content)
         if self.meanwhile:
             self.meanwhile.pop(0)()
         return response
+
+    def _answer(self, request: httpx.Request) -> dict[str, Any]:
+        if request.url.path == "/api/tasks":
+            return self.page(request)
+        if request.url.path.endswith("/model-versions/"):
+            rows = [{"model_version": name, "count": count} for name, count in self.predictions.items()]
+            return {"static": rows}
+        return self.row()
 
     def row(self) -> dict[str, Any]:
         cancelled = [item["was_cancelled"] for task in self.tasks.values() for item in task["annotations"]]
@@ -96,6 +106,10 @@ class FakeStudio:
             "email": "admin@example.com",
             "created_at": "2026-11-22T21:59:34.027258Z",
             "min_annotations_to_start_training": 1,
+            "model_version": self.model_version,
+            "sampling": "Uncertainty sampling",
+            "maximum_annotations": 1,
+            "show_collab_predictions": True,
             "label_config": LABEL_CONFIG,
             "task_number": len(self.tasks),
             "total_annotations_number": len(cancelled) - sum(cancelled),

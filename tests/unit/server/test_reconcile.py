@@ -5,6 +5,7 @@ import pytest
 from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.reading import read_project
+from ml_backend.label_studio.serving import Serving
 from ml_backend.queueing import LastError, QueueStatus
 from ml_backend.records import Connection, ProjectKey, Published
 from ml_backend.server.reconcile import Reconciler
@@ -44,6 +45,7 @@ def publish(store, readings, reconciler, studio):
         readings.keep_learned("r000001", states_of(studio))
         published = Published(version="v", round_id="r000001", image_ids=image_ids, seconds={}, published_at=NOON)
         store.project(PROJECT).set_published(published)
+        studio.model_version, studio.predictions["v"] = "v", len(image_ids)
 
     return served
 
@@ -70,7 +72,7 @@ class TestCounting:
         reconciler.look()
 
         assert (queue.state.changes, queue.requests) == (0, [])
-        assert studio.requests - before == 2
+        assert studio.requests - before == 3
 
     def test_labels_of_lost_events_are_counted_once(self, reconciler, publish, queue, studio):
         publish()
@@ -192,6 +194,77 @@ class TestRounds:
         reconciler.look()
 
         assert queue.requests == ["labels"]
+
+
+class TestWhatLabelStudioHolds:
+    """Anybody can delete predictions, import them twice, or choose another model version."""
+
+    @pytest.mark.parametrize("held", [0, 57, 116])
+    def test_other_predictions_than_were_published(self, reconciler, publish, queue, studio, held):
+        publish()
+        reconciler.look()
+        assert queue.requests == []
+
+        studio.predictions["v"] = held
+        reconciler.look()
+        assert queue.requests == ["topup"]
+
+    @pytest.mark.parametrize("version", ["", None, "Active learning", "my-resnet", "al-r000000-random-0a1b2c"])
+    def test_another_model_version(self, reconciler, publish, queue, studio, version):
+        publish()
+        studio.predictions["my-resnet"] = 58
+        studio.model_version = version
+
+        reconciler.look()
+
+        assert queue.requests == ["topup"]
+
+    def test_a_deleted_task_takes_its_prediction_along(self, reconciler, publish, queue, studio):
+        publish()
+        del studio.tasks[7]
+        studio.predictions["v"] = 57
+
+        reconciler.look()
+
+        assert queue.requests == []
+
+    def test_while_the_rounds_are_paused_too(self, reconciler, publish, queue, studio, store):
+        publish()
+        Pause(store.project(PROJECT).folder).begin(threshold=3)
+        studio.predictions["v"] = 0
+
+        reconciler.look()
+
+        assert queue.requests == ["topup"]
+
+    def test_where_every_image_has_an_answer_nothing_is_published_again(self, reconciler, publish, queue, studio):
+        publish()
+        for number in range(3, 61):
+            studio.annotate(number, None)
+        queue.state = QueueStatus(changes=58)
+        studio.predictions["v"] = 0
+        row = studio.row() | {"min_annotations_to_start_training": 0}
+        studio.row = lambda: row
+
+        reconciler.look()
+
+        assert queue.requests == []
+
+    def test_is_noted_for_the_page_also_while_a_round_runs(self, reconciler, publish, queue, studio, readings):
+        publish()
+        queue.state = QueueStatus(running="labels")
+        studio.predictions["v"] = 3
+
+        reconciler.look()
+
+        seen = readings.serving(Serving)
+        assert (seen.version, seen.held, seen.there, queue.requests) == ("v", 3, 58, [])
+
+    def test_before_the_first_ranking_there_is_nothing_to_compare(self, reconciler, queue, studio, readings):
+        reconciler.look()
+
+        assert readings.serving(Serving).version is None
+        assert "topup" not in queue.requests
 
 
 class TestProjects:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ml_backend.errors import QueueError
+from ml_backend.label_studio.serving import Serving
 from ml_backend.queueing import LastError, Progress, QueueStatus
 from ml_backend.records import FitReport
 from ml_backend.server.status import LISTED_IMAGES
@@ -66,6 +67,37 @@ class TestIndex:
 
         assert connected.get("/").json["projects"][0]["unreadable"] == "Label Studio answered 401"
         assert '<dt>Label Studio</dt><dd class="wrong">Label Studio answered 401</dd>' in page_of(connected)
+
+    def test_an_order_that_label_studio_has_lost_is_not_said_to_be_served(self, connected, store):
+        save_round(store)
+        lost = Serving(
+            version="al-r000001-entropy-0a1b2c",
+            there=1,
+            held=0,
+            model_version="al-r000001-entropy-0a1b2c",
+            sampling="Uniform sampling",
+            maximum_annotations=1,
+            show_collab_predictions=True,
+        )
+        ReadingStore(store.project(PROJECT).folder).keep_serving(lost)
+        project = connected.get(f"/projects/{PROJECT}", headers=HTML).text
+
+        told = connected.get("/").json["projects"][0]["serving"]
+        assert [(one["aspect"], one["mended"]) for one in told] == [("sampling", False), ("predictions", True)]
+        for page in (page_of(connected), " ".join(project.split())):
+            assert "holds 0 predictions of al-r000001-entropy-0a1b2c" in page
+            assert "Label Studio has lost" in page
+            assert "1 images in the order" not in page
+        assert "connect --project 2" in project
+
+    def test_what_was_read_of_an_earlier_order_says_nothing_of_this_one(self, connected, store):
+        save_round(store)
+        row = {"there": 1, "held": 0, "model_version": "", "sampling": None, "maximum_annotations": 1}
+        earlier = Serving.model_validate(row | {"version": "al-r000000-random-aaaaaa", "show_collab_predictions": True})
+        ReadingStore(store.project(PROJECT).folder).keep_serving(earlier)
+
+        assert connected.get("/").json["projects"][0]["serving"] == []
+        assert "1 images in the order" in page_of(connected)
 
     def test_page_tells_how_good_the_network_is(self, connected, store):
         fit = FitReport(

@@ -1,0 +1,143 @@
+"""What Label Studio serves a project's readers, compared with what was published.
+
+The ranking orders Label Studio's tasks as long as the project's settings say so and the published predictions are
+there. Any user of Label Studio can change either: predictions are deleted in the Data Manager, imported a second time,
+or another model version is chosen. The reconciler compares the two once a minute; page and doctor name what it finds.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.records import Published, Record
+from ml_backend.settings import ProjectOptions
+
+__all__ = [
+    "SAMPLING",
+    "Aspect",
+    "Serving",
+    "ServingProblem",
+    "is_lost",
+    "read_serving",
+    "serving_problems",
+    "wanted_project",
+]
+
+SAMPLING = "Uncertainty sampling"
+Aspect = Literal["sampling", "readers per image", "predictions on", "order served", "predictions"]
+
+
+class Serving(Record):
+    """What decides which image a reader is served next, as Label Studio holds it.
+
+    Attributes:
+        version: model version that was published when Label Studio was asked; None where there was none.
+        there: published images that the project still has.
+        held: predictions of that version that the project holds.
+        model_version: of the project; "" where it has none.
+        sampling: of the project; likewise the rest.
+    """
+
+    version: str | None
+    there: int
+    held: int
+    model_version: str
+    sampling: str | None
+    maximum_annotations: int | None
+    show_collab_predictions: bool
+
+
+class ServingProblem(Record):
+    """Something that keeps readers from being served the published ranking.
+
+    Attributes:
+        aspect: what is wrong.
+        seen: what Label Studio holds, in a sentence.
+        mended: whether the backend publishes the ranking again by itself.
+    """
+
+    aspect: Aspect
+    seen: str
+    mended: bool = False
+
+
+def wanted_project(options: ProjectOptions) -> dict[str, object]:
+    """Settings of a project with which readers are served the ranking."""
+    return {
+        "sampling": SAMPLING,
+        "maximum_annotations": options.annotations_per_task,
+        # Off, each "Save" in the project's settings would drop the model version, and the order with it.
+        # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
+        "show_collab_predictions": True,
+    }
+
+
+def read_serving(
+    client: LabelStudioClient, project: Mapping[str, Any], tasks: Collection[int], published: Published | None
+) -> Serving:
+    """Ask Label Studio how many of the published predictions it holds: one request, and none before the first ranking.
+
+    Args:
+        client: of Label Studio.
+        project: the project's row.
+        tasks: ids of the tasks that the project has.
+        published: what was published last.
+
+    Raises:
+        LabelStudioError: no answer, or a refusal.
+    """
+    held = 0 if published is None else client.model_versions(int(project["id"])).get(published.version, 0)
+    return Serving(
+        version=None if published is None else published.version,
+        there=0 if published is None else sum(int(image_id) in tasks for image_id in published.image_ids),
+        held=held,
+        model_version=project.get("model_version") or "",
+        sampling=project.get("sampling"),
+        maximum_annotations=project.get("maximum_annotations"),
+        show_collab_predictions=bool(project.get("show_collab_predictions")),
+    )
+
+
+def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> list[ServingProblem]:
+    """Why readers are not served the published ranking; empty where they are.
+
+    Args:
+        serving: what Label Studio holds.
+        options: of the project.
+        title: of the backend in Label Studio: under it as model version Label Studio serves in random order.
+    """
+    found = []
+    wanted = wanted_project(options)
+    if serving.sampling != wanted["sampling"]:
+        seen = f"Label Studio serves by {serving.sampling!r}, and the ranking only by {SAMPLING!r}"
+        found.append(ServingProblem(aspect="sampling", seen=seen))
+    if serving.maximum_annotations != wanted["maximum_annotations"]:
+        seen = (
+            f"an image is shown to {serving.maximum_annotations} readers, and annotations_per_task is "
+            f"{options.annotations_per_task}"
+        )
+        found.append(ServingProblem(aspect="readers per image", seen=seen))
+    if not serving.show_collab_predictions:
+        seen = "predictions are switched off: the next Save of the project's settings drops the order"
+        found.append(ServingProblem(aspect="predictions on", seen=seen))
+    random = ", the backend's title, which serves in random order" if serving.model_version == title else ""
+    if serving.version is None:
+        if random:
+            seen = f"model_version is {serving.model_version!r}{random}; no ranking is published yet"
+            found.append(ServingProblem(aspect="order served", seen=seen))
+        return found
+    if serving.model_version != serving.version:
+        seen = f"model_version is {serving.model_version!r}{random}; the published ranking is {serving.version}"
+        found.append(ServingProblem(aspect="order served", seen=seen, mended=True))
+    if serving.held != serving.there:
+        seen = (
+            f"Label Studio holds {serving.held} predictions of {serving.version}, and {serving.there} of its "
+            "images are there"
+        )
+        found.append(ServingProblem(aspect="predictions", seen=seen, mended=True))
+    return found
+
+
+def is_lost(serving: Serving) -> bool:
+    """Whether Label Studio does not hold the published ranking as it was published, so that it is published again."""
+    return serving.version is not None and (serving.model_version != serving.version or serving.held != serving.there)

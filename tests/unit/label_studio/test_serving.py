@@ -1,0 +1,79 @@
+"""What keeps readers from the published ranking, by what Label Studio holds."""
+
+import httpx
+import pytest
+
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.serving import Serving, is_lost, read_serving, serving_problems
+from ml_backend.records import Published
+from ml_backend.settings import ProjectOptions
+from tests.fakes import NOON
+
+WHOLE = Serving(
+    version="al-1",
+    there=3,
+    held=3,
+    model_version="al-1",
+    sampling="Uncertainty sampling",
+    maximum_annotations=1,
+    show_collab_predictions=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "aspect", "words", "mended"),
+    [
+        ({"sampling": "Sequential sampling"}, "sampling", "'Sequential sampling'", False),
+        ({"sampling": None}, "sampling", "None", False),
+        ({"maximum_annotations": 3}, "readers per image", "shown to 3 readers", False),
+        ({"show_collab_predictions": False}, "predictions on", "switched off", False),
+        ({"model_version": ""}, "order served", "model_version is ''; the published ranking is al-1", True),
+        ({"model_version": "Active learning"}, "order served", "the backend's title, which serves in random", True),
+        ({"model_version": "my-resnet"}, "order served", "'my-resnet'", True),
+        ({"held": 0}, "predictions", "holds 0 predictions of al-1, and 3 of its images are there", True),
+        ({"held": 6}, "predictions", "holds 6 predictions", True),
+        ({"there": 2}, "predictions", "2 of its images", True),
+    ],
+)
+def test_each_problem_alone(change, aspect, words, mended):
+    serving = WHOLE.model_copy(update=change)
+
+    [problem] = serving_problems(serving, ProjectOptions(), "Active learning")
+
+    assert (problem.aspect, problem.mended, is_lost(serving)) == (aspect, mended, mended)
+    assert words in problem.seen
+
+
+def test_the_whole_ranking_has_none():
+    assert serving_problems(WHOLE, ProjectOptions(), "Active learning") == []
+    assert not is_lost(WHOLE)
+
+
+def test_readers_per_image_are_as_many_as_the_owner_chose():
+    options = ProjectOptions(annotations_per_task=3)
+
+    assert serving_problems(WHOLE.model_copy(update={"maximum_annotations": 3}), options, "t") == []
+    [problem] = serving_problems(WHOLE, options, "t")
+    assert "shown to 1 readers, and annotations_per_task is 3" in problem.seen
+
+
+@pytest.mark.parametrize(("model_version", "problems"), [("", 0), ("my-resnet", 0), ("Active learning", 1)])
+def test_before_the_first_ranking(model_version, problems):
+    """Nothing of ours can be lost; the backend's title costs three requests an image."""
+    serving = WHOLE.model_copy(update={"version": None, "held": 0, "there": 0, "model_version": model_version})
+
+    assert len(serving_problems(serving, ProjectOptions(), "Active learning")) == problems
+    assert not is_lost(serving)
+
+
+def test_is_read_from_the_project_and_its_versions():
+    """Of the images 1, 2 and 3 the project has 1 and 3 still."""
+    row = {"id": 7, "model_version": None, "sampling": "Uncertainty sampling", "maximum_annotations": 1}
+    answer = {"static": [{"model_version": "al-1", "count": 2}, {"model_version": "al-0", "count": 9}]}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    published = Published(version="al-1", round_id="r1", image_ids=("1", "2", "3"), seconds={}, published_at=NOON)
+
+    serving = read_serving(LabelStudioClient("http://ls", "k", transport=transport), row, {1, 3, 9}, published)
+
+    assert (serving.version, serving.there, serving.held) == ("al-1", 2, 2)
+    assert (serving.model_version, serving.show_collab_predictions) == ("", False)
