@@ -36,6 +36,8 @@ class Serving(Record):
         held: predictions of that version that the project holds.
         model_version: of the project; "" where it has none.
         sampling: of the project; likewise the rest.
+        connected: whether the project has an ML backend; asked only where the ranking is not there as published, since
+            Label Studio calls every backend before it answers.
     """
 
     version: str | None
@@ -45,6 +47,7 @@ class Serving(Record):
     sampling: str | None
     maximum_annotations: int | None
     show_collab_predictions: bool
+    connected: bool = True
 
 
 class ServingProblem(Record):
@@ -77,6 +80,8 @@ def read_serving(
 ) -> Serving:
     """Ask Label Studio how many of the published predictions it holds: one request, and none before the first ranking.
 
+    Where they are not as published, a second request asks whether the project still has an ML backend.
+
     Args:
         client: of Label Studio.
         project: the project's row.
@@ -87,7 +92,7 @@ def read_serving(
         LabelStudioError: no answer, or a refusal.
     """
     held = 0 if published is None else client.model_versions(int(project["id"])).get(published.version, 0)
-    return Serving(
+    serving = Serving(
         version=None if published is None else published.version,
         there=0 if published is None else sum(int(image_id) in tasks for image_id in published.image_ids),
         held=held,
@@ -96,6 +101,9 @@ def read_serving(
         maximum_annotations=project.get("maximum_annotations"),
         show_collab_predictions=bool(project.get("show_collab_predictions")),
     )
+    if is_lost(serving) and not client.backends(int(project["id"])):
+        return serving.model_copy(update={"connected": False})
+    return serving
 
 
 def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> list[ServingProblem]:
@@ -126,18 +134,23 @@ def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> l
             seen = f"model_version is {serving.model_version!r}{random}; no ranking is published yet"
             found.append(ServingProblem(aspect="order served", seen=seen))
         return found
+    alone = "" if serving.connected else "; it is not published again, since the project has no ML backend any more"
     if serving.model_version != serving.version:
-        seen = f"model_version is {serving.model_version!r}{random}; the published ranking is {serving.version}"
-        found.append(ServingProblem(aspect="order served", seen=seen, mended=True))
+        seen = f"model_version is {serving.model_version!r}{random}; the published ranking is {serving.version}{alone}"
+        found.append(ServingProblem(aspect="order served", seen=seen, mended=serving.connected))
     if serving.held != serving.there:
         seen = (
             f"Label Studio holds {serving.held} predictions of {serving.version}, and {serving.there} of its "
-            "images are there"
+            f"images are there{alone}"
         )
-        found.append(ServingProblem(aspect="predictions", seen=seen, mended=True))
+        found.append(ServingProblem(aspect="predictions", seen=seen, mended=serving.connected))
     return found
 
 
 def is_lost(serving: Serving) -> bool:
-    """Whether Label Studio does not hold the published ranking as it was published, so that it is published again."""
-    return serving.version is not None and (serving.model_version != serving.version or serving.held != serving.there)
+    """Whether Label Studio does not hold the published ranking as it was published, so that it is published again.
+
+    Not where the owner has removed the backend from the project.
+    """
+    changed = serving.model_version != serving.version or serving.held != serving.there
+    return serving.version is not None and serving.connected and changed

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from ml_backend.processes.valkey import Valkey
 from ml_backend.queueing import RoundQueue, connect_redis
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
+from tests.system.recording import RecordingBackend
 
 LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which Label Studio it is
 
@@ -263,3 +265,13 @@ def live_project(
             return LiveProject(project_id, config, client, follower, (valkey, backend, worker), stack)
 
         yield make
+
+
+@pytest.fixture
+def recorder() -> Iterator[RecordingBackend]:
+    with RecordingBackend() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

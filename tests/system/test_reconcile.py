@@ -20,6 +20,7 @@ from ml_backend.records import Connection, ProjectKey
 from ml_backend.server.reconcile import Reconciler
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
+from tests.system.recording import RecordingBackend
 
 pytestmark = pytest.mark.system
 FILMS = 12
@@ -141,8 +142,10 @@ def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: World) -> 
     assert world.store.project(world.key).round_ids() == ["r000001"]
 
 
-def test_what_somebody_did_to_the_published_order_is_undone(world: World) -> None:
+def test_what_somebody_did_to_the_published_order_is_undone(world: World, recorder: RecordingBackend) -> None:
     """The Data Manager's "Delete predictions", a re-import of exported tasks, and another model version."""
+    backend = {"url": recorder.url, "project": world.key.id, "title": "Active learning"}
+    world.client.add_backend(backend)
     _, published = run_live_round(world.settings, world.key, "connected")
     store, client, number = world.store.project(world.key), world.client, world.key.id
 
@@ -181,3 +184,9 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: World) -> Non
         assert world.queue.status(world.key).waiting is None, deed.__name__
         served = now
     assert client.model_versions(number)["my-resnet"] == 1
+
+    for row in client.backends(number):
+        client.delete_backend(int(row["id"]))
+    choose_another_version()
+    world.reconciler.look()
+    assert world.queue.status(world.key).waiting is None, "the owner has removed the backend from the project"

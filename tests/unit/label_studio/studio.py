@@ -32,7 +32,7 @@ LABEL_CONFIG = """<View><Image name="image" value="$image"/><Choices name="sever
 
 
 class FakeStudio:
-    """One project of four calls: itself, its tasks, its model versions, and who asks; it counts what it hands out."""
+    """One project: itself, its tasks, its model versions, its backends, and who asks; counts what it hands out."""
 
     def __init__(self, images: int = 0, page_max: int = 10**9) -> None:
         self.now = NOON
@@ -85,19 +85,19 @@ class FakeStudio:
             return httpx.Response(self.refusal, json={"detail": "refused"})
         answer = self._answer(request)
         response = httpx.Response(200, json=answer, headers={"date": format_datetime(self.now, usegmt=True)})
-        self.rows += len(answer.get("tasks", ()))
+        self.rows += len(answer["tasks"]) if "tasks" in answer else 0
         self.bytes += len(response.content)
         if self.meanwhile:
             self.meanwhile.pop(0)()
         return response
 
-    def _answer(self, request: httpx.Request) -> dict[str, Any]:
+    def _answer(self, request: httpx.Request) -> Any:
         if request.url.path == "/api/tasks":
             return self.page(request)
         if request.url.path.endswith("/model-versions/"):
             rows = [{"model_version": name, "count": count} for name, count in self.predictions.items()]
             return {"static": rows}
-        return self.row()
+        return [{"id": 1}] if request.url.path == "/api/ml" else self.row()
 
     def row(self) -> dict[str, Any]:
         cancelled = [item["was_cancelled"] for task in self.tasks.values() for item in task["annotations"]]

@@ -66,9 +66,35 @@ def test_before_the_first_ranking(model_version, problems):
     assert not is_lost(serving)
 
 
+@pytest.mark.parametrize("change", [{"model_version": "my-resnet"}, {"held": 0}])
+def test_of_a_project_without_a_backend_nothing_is_mended(change):
+    """Its owner has removed the backend; what is said stays true."""
+    serving = WHOLE.model_copy(update=change | {"connected": False})
+
+    [problem] = serving_problems(serving, ProjectOptions(), "Active learning")
+
+    assert not problem.mended
+    assert not is_lost(serving)
+    assert "has no ML backend any more" in problem.seen
+
+
+@pytest.mark.parametrize(("held", "backends", "connected"), [(1, [], False), (1, [{"id": 1}], True), (2, [], True)])
+def test_backends_are_asked_for_only_where_the_ranking_is_lost(held, backends, connected):
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/ml":
+            return httpx.Response(200, json=backends)
+        return httpx.Response(200, json={"static": [{"model_version": "al-1", "count": held}]})
+
+    client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(answer))
+    published = Published(version="al-1", round_id="r1", image_ids=("1", "3"), seconds={}, published_at=NOON)
+    serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1, 3}, published)
+
+    assert serving.connected == connected
+
+
 def test_is_read_from_the_project_and_its_versions():
     """Of the images 1, 2 and 3 the project has 1 and 3 still."""
-    row = {"id": 7, "model_version": None, "sampling": "Uncertainty sampling", "maximum_annotations": 1}
+    row = {"id": 7, "model_version": "al-1", "sampling": "Uncertainty sampling", "maximum_annotations": 1}
     answer = {"static": [{"model_version": "al-1", "count": 2}, {"model_version": "al-0", "count": 9}]}
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
     published = Published(version="al-1", round_id="r1", image_ids=("1", "2", "3"), seconds={}, published_at=NOON)
@@ -76,4 +102,4 @@ def test_is_read_from_the_project_and_its_versions():
     serving = read_serving(LabelStudioClient("http://ls", "k", transport=transport), row, {1, 3, 9}, published)
 
     assert (serving.version, serving.there, serving.held) == ("al-1", 2, 2)
-    assert (serving.model_version, serving.show_collab_predictions) == ("", False)
+    assert (serving.model_version, serving.show_collab_predictions) == ("al-1", False)
