@@ -27,6 +27,7 @@ __all__ = [
     "RoundReport",
     "RoundRequest",
     "natural_order",
+    "patient_of",
 ]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -87,6 +88,23 @@ class ImageRef(Record):
     def group(self) -> str:
         """What must not be torn apart by a split: the patient, or the image itself when the patient is unknown."""
         return f"image {self.id}" if self.patient_id is None else f"patient {self.patient_id}"
+
+
+# What pandas writes for an empty cell, and what people write who do not know.
+NO_PATIENT = frozenset({"", "nan", "<na>", "nat", "na", "n/a", "#n/a", "none", "null", "unknown", "-", "?"})
+
+
+def patient_of(value: object) -> str | None:
+    """The patient that a table or a task names; None where it names none.
+
+    One patient is one text, however it was imported: Label Studio reads the column of a CSV file as numbers, and as
+    ``12.0`` where one cell of it is empty.
+    """
+    text = "" if value is None else str(value).strip()
+    if text.casefold() in NO_PATIENT:
+        return None
+    whole, dot, rest = text.partition(".")
+    return whole if dot and whole.isdecimal() and rest.strip("0") == "" else text
 
 
 def natural_order(image_id: str) -> tuple[int, str]:

@@ -64,7 +64,8 @@ def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> 
         return Exclusion(
             image_id=image.id,
             reason=f"image {image.id} is labelled {', '.join(map(repr, unknown))}, which is no class of this project: "
-            f"known are {', '.join(classes)}; correct the annotation or the labelling configuration",
+            f"known are {', '.join(classes)}; correct the annotation, or, if a class was renamed in Label Studio, add "
+            f"alias={unknown[0]!r} to its Choice, which keeps these labels",
         )
     if not values:
         who = "its ground truth" if truths else f"every one of its {len(latest)} readers"

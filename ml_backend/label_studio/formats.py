@@ -1,7 +1,7 @@
 """Label Studio's label configs and JSON, read into our records and written from them. No I/O."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml.ElementTree import fromstring  # type: ignore[import-untyped]
 
 from ml_backend.errors import PayloadError, SettingsError
-from ml_backend.records import Annotation, ImageRef
+from ml_backend.records import Annotation, ImageRef, patient_of
 from ml_backend.settings import OPTION_PREFIX, ProjectOptions
 
 __all__ = [
@@ -35,6 +35,7 @@ class LabelConfig:
         to_name: name of the Image tag that it is about.
         image_key: where the image stands in a task's data; ``image`` for ``value="$image"``.
         attributes: of the Choices tag, ``model_*`` among them.
+        other_questions: names of the other tags that a reader answers.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +43,7 @@ class LabelConfig:
     to_name: str
     image_key: str
     attributes: dict[str, str]
+    other_questions: frozenset[str] = frozenset()
 
 
 def parse_label_config(xml: str) -> LabelConfig:
@@ -72,7 +74,8 @@ def parse_label_config(xml: str) -> LabelConfig:
             "a class is one answer: set choice='single-radio'"
         )
     question = next((tag for tag in single if any(key.startswith(OPTION_PREFIX) for key in tag.attrib)), single[0])
-    return _read_question(question, images[question.get("toName")])
+    asked = {str(tag.get("name")) for tag in root.iter() if tag.get("toName") and tag is not question}
+    return replace(_read_question(question, images[question.get("toName")]), other_questions=frozenset(asked))
 
 
 def _read_question(question: Element, image: Element) -> LabelConfig:
@@ -127,8 +130,7 @@ def read_image(task: Json, config: LabelConfig) -> ImageRef:
     if not isinstance(data, Mapping) or not isinstance(uri := data.get(config.image_key), str) or not uri.strip():
         seen = sorted(data) if isinstance(data, Mapping) else data
         raise PayloadError(f"task {number} has no image under {config.image_key!r}; its data holds {seen!r}")
-    patient = data.get(PATIENT_KEY)
-    return ImageRef(id=str(number), uri=uri.strip(), patient_id=None if patient in (None, "") else str(patient))
+    return ImageRef(id=str(number), uri=uri.strip(), patient_id=patient_of(data.get(PATIENT_KEY)))
 
 
 def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: ProjectOptions) -> Annotation:
@@ -141,10 +143,12 @@ def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: P
         a single choice (only an import can give them) make a value that is no class, so that consensus names it.
 
     Raises:
-        PayloadError: the annotation has another form.
+        PayloadError: the annotation has another form, answers another question, or was copied from a prediction.
     """
     try:
         choices = () if item["was_cancelled"] else _choices(item["result"], config)
+        if (why := _no_answer_of_a_reader(item, choices, config)) is not None:
+            raise PayloadError(f"annotation {item.get('id')} of task {image.id} {why}")
         updated_at = datetime.fromisoformat(item["updated_at"])
         truth = bool(item.get("ground_truth"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -152,7 +156,7 @@ def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: P
     answered = bool(choices) and not all(_is_unreadable(choice, options) for choice in choices)
     return Annotation(
         image=image,
-        rater=_rater(item.get("completed_by")),
+        rater=_rater(item),
         value=" + ".join(choices) if answered else None,
         ground_truth=truth,
         updated_at=updated_at if updated_at.tzinfo else updated_at.replace(tzinfo=UTC),
@@ -196,15 +200,51 @@ def prediction(
 
 def _choices(result: list[Json], config: LabelConfig) -> tuple[str, ...]:
     mine = (entry for entry in result if entry.get("from_name") == config.from_name and entry.get("type") == "choices")
-    return tuple(str(choice) for entry in mine for choice in entry["value"]["choices"])
+    return tuple(choice for entry in mine for choice in _values(entry))
+
+
+def _values(entry: Json) -> tuple[str, ...]:
+    """The choices of an entry; an import may give a single one as text, and Label Studio keeps it so."""
+    choices = entry["value"]["choices"]
+    return (choices,) if isinstance(choices, str) else tuple(map(str, choices))
+
+
+def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelConfig) -> str | None:
+    """Why an annotation counts for nobody's answer; None where it is one, or a skip."""
+    if item["was_cancelled"]:
+        return None
+    entries = [entry for entry in item["result"] if entry.get("type") == "choices"]
+    # Label Studio's page measures the time of every answer, and only a prediction's entries have a score.
+    copied = "lead_time" in item and item["lead_time"] is None
+    if copied and not item["result"]:
+        return (
+            'holds no choice, and no reader gave it: "Create Annotations From Predictions" in Label Studio makes such; '
+            "delete it there, and readers get the image"
+        )
+    if copied and choices and any("score" in entry for entry in entries):
+        return (
+            "was copied from a prediction, and no reader gave it: the network must not learn from its own answers; "
+            "delete it in Label Studio, and readers get the image, or open it there and press Update if it is right"
+        )
+    strange = {str(entry.get("from_name")) for entry in entries} - {config.from_name, *config.other_questions}
+    if not choices and strange:
+        return (
+            f"answers {', '.join(map(repr, sorted(strange)))}, which the label config does not ask: "
+            f"import it anew with from_name={config.from_name!r}"
+        )
+    return None
 
 
 def _is_unreadable(choice: str, options: ProjectOptions) -> bool:
     return choice.casefold() == options.unreadable.casefold()
 
 
-def _rater(completed_by: object) -> str:
-    """A user's number; some exports spell the user out, and a deleted user leaves nothing."""
+def _rater(item: Json) -> str:
+    """A user's number; some exports spell the user out.
+
+    A deleted user leaves nothing, and the answers of two such are not one reader's: each counts on its own.
+    """
+    completed_by = item.get("completed_by")
     if isinstance(completed_by, Mapping):
         completed_by = completed_by.get("id")
-    return "unknown" if completed_by is None else str(completed_by)
+    return f"unknown, annotation {item.get('id')}" if completed_by is None else str(completed_by)

@@ -101,9 +101,14 @@ def annotations_in(
     for task in mirror.annotated():
         try:
             image = read_image(task, config)
-            found += [read_annotation(item, image, config, options) for item in task["annotations"]]
         except PayloadError as error:
             unreadable.append(Exclusion(image_id=str(task["id"]), reason=str(error)))
+            continue
+        for item in task["annotations"]:
+            try:
+                found.append(read_annotation(item, image, config, options))
+            except PayloadError as error:  # the answers beside it count all the same
+                unreadable.append(Exclusion(image_id=image.id, reason=str(error)))
     return found, unreadable
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jaxtyping import Float32
 
 from ml_backend.errors import SettingsError
+from ml_backend.records import patient_of
 
 __all__ = [
     "SIDES",
@@ -252,7 +253,7 @@ def _label_row(line: int, row: Row, rated: bool) -> LabelRow:
         line=line,
         path=row["path"],
         label=label,
-        patient_id=row.get("patient_id") or None,
+        patient_id=patient_of(row.get("patient_id")),
         split=split,
         source=row.get("source") or None,
     )

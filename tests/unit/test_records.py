@@ -5,7 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ml_backend.records import Connection, FitReport, ImageRef, Label, ProjectKey, Ranking, Record, RoundReport
+from ml_backend.records import (
+    Connection,
+    FitReport,
+    ImageRef,
+    Label,
+    ProjectKey,
+    Ranking,
+    Record,
+    RoundReport,
+    patient_of,
+)
 from tests.fakes import CLASSES, make_report, make_request
 
 
@@ -25,6 +35,24 @@ class TestProjectKey:
         key = ProjectKey(id=project_id, created=created)
 
         assert ProjectKey.parse(str(key)) == key
+
+
+class TestPatientOf:
+    @pytest.mark.parametrize(
+        ("value", "patient"),
+        [
+            *((value, "12") for value in (12, 12.0, "12", "12.0", "12.", " 12")),
+            *((value, None) for value in (None, "", " ", float("nan"), "NaN", "None", "null", "N/A", "Unknown")),
+            ("007", "007"),
+            ("12.5", "12.5"),
+            ("12.50", "12.50"),
+            ("P12.0", "P12.0"),
+            (".0", ".0"),
+            (0, "0"),
+        ],
+    )
+    def test_one_patient_is_one_text(self, value, patient):
+        assert patient_of(value) == patient
 
 
 class TestImageRef:

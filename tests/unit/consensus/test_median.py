@@ -152,6 +152,7 @@ class TestExclusions:
         assert consensus.labels == ()
         assert "image 1 is labelled 'sever'" in exclusion.reason
         assert "known are normal, moderate, severe" in exclusion.reason
+        assert "alias='sever'" in exclusion.reason  # which keeps the labels of a class that was renamed
 
     def test_an_unknown_value_that_was_corrected(self) -> None:
         annotations = [annotation("sever", "a"), annotation("severe", "a", minute=1)]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ class TestParseLabelConfig:
         assert config.classes == ("normal", "moderate", "severe", "unreadable")
         assert (config.from_name, config.to_name, config.image_key) == ("severity", "image", "image")
         assert config.attributes["model_strategy"] == "mean_std"
+
+    def test_knows_the_other_questions(self) -> None:
+        choices = "<Choice value='a'/><Choice value='b'/></Choices>"
+        xml = (
+            f"<View><Image name='i' value='$i'/><Choices name='c' toName='i'>{choices}<TextArea name='t' toName='i'/>"
+            f"<Choices name='d' toName='i'>{choices}</View>"
+        )
+
+        assert parse_label_config(xml).other_questions == {"t", "d"}
 
     def test_reads_what_setup_sends(self) -> None:
         assert parse_label_config(recorded("setup")["schema"]).from_name == "severity"
@@ -154,6 +164,12 @@ class TestReadImage:
     def test_patient(self, patient: object, read: str | None) -> None:
         assert read_image({"id": 1, "data": {"image": "a", "patient_id": patient}}, CONFIG).patient_id == read
 
+    def test_one_patient_of_several_imports_is_one_group(self) -> None:
+        """As Label Studio 1.23.2 reads CSV files: 12 becomes 12.0 where another cell of the column is empty."""
+        tasks = [{"id": 1, "data": {"image": "a", "patient_id": patient}} for patient in (12, 12.0, "12", " 12 ")]
+
+        assert {read_image(task, CONFIG).group for task in tasks} == {"patient 12"}
+
     @pytest.mark.parametrize(
         "task",
         [
@@ -192,13 +208,46 @@ class TestReadAnnotation:
     def test_another_question_does_not_count(self) -> None:
         item = answer("normal")
         item["result"][0]["from_name"] = "side"
+        config = replace(CONFIG, other_questions=frozenset({"side"}))
 
-        assert read_annotation(item, IMAGE, CONFIG, ProjectOptions()).value is None
+        assert read_annotation(item, IMAGE, config, ProjectOptions()).value is None
+
+    def test_an_answer_that_the_config_does_not_ask_for_is_named(self) -> None:
+        """As imports from another project have it: Label Studio stores them, and shows readers an empty form."""
+        item = answer("normal")
+        item["result"][0]["from_name"] = "diagnosis"
+
+        with pytest.raises(PayloadError, match=r"annotation 3 of task 7 answers 'diagnosis'.*from_name='severity'"):
+            read_annotation(item, IMAGE, CONFIG, ProjectOptions())
+
+    def test_a_choice_that_was_imported_as_text(self) -> None:
+        item = answer("normal")
+        item["result"][0]["value"]["choices"] = "normal"
+
+        assert read_annotation(item, IMAGE, CONFIG, ProjectOptions()).value == "normal"
+
+    @pytest.mark.parametrize("result", [[], [answer("normal")["result"][0] | {"score": 0.9}]])
+    def test_a_copied_prediction_is_nobodys_answer(self, result: list[object]) -> None:
+        """As Label Studio 1.23.2 makes annotations of predictions: without a time, which its page always measures."""
+        item = answer() | {"result": result, "lead_time": None}
+
+        with pytest.raises(PayloadError, match=r"annotation 3 of task 7 .* no reader gave it"):
+            read_annotation(item, IMAGE, CONFIG, ProjectOptions())
+
+        updated = read_annotation(item | {"lead_time": 2.5}, IMAGE, CONFIG, ProjectOptions())
+        assert updated.value == ("normal" if result else None)
+
+    def test_an_import_without_times_is_an_answer(self) -> None:
+        item = answer("normal") | {"lead_time": None}
+
+        assert read_annotation(item, IMAGE, CONFIG, ProjectOptions()).value == "normal"
 
     def test_two_answers_are_no_class(self) -> None:
         assert read_annotation(answer("normal", "severe"), IMAGE, CONFIG, ProjectOptions()).value == "normal + severe"
 
-    @pytest.mark.parametrize(("who", "rater"), [(5, "5"), ({"id": 5, "email": "a@b.c"}, "5"), (None, "unknown")])
+    @pytest.mark.parametrize(
+        ("who", "rater"), [(5, "5"), ({"id": 5, "email": "a@b.c"}, "5"), (None, "unknown, annotation 3")]
+    )
     def test_rater(self, who: object, rater: str) -> None:
         assert read_annotation(answer("normal") | {"completed_by": who}, IMAGE, CONFIG, ProjectOptions()).rater == rater
 

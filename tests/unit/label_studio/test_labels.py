@@ -2,6 +2,7 @@ from typing import Any
 
 import httpx
 
+from ml_backend.consensus import median
 from ml_backend.engine.ports import LabelSource
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
@@ -72,6 +73,24 @@ def test_what_cannot_be_read_is_named_and_stops_nothing() -> None:
     assert [image.id for image in pool] == ["4"]
     assert [exclusion.image_id for exclusion in exclusions] == ["2", "3", "5"]
     assert "yesterday" in exclusions[0].reason
+
+
+def test_one_that_cannot_be_read_takes_no_other_answer_with_it() -> None:
+    broken = annotation("normal", 2) | {"updated_at": "yesterday"}
+    labels = Project(task(1, annotation("normal"), broken, annotation("severe", 3))).labels()
+
+    assert [(a.rater, a.value) for a in labels.annotations()] == [("1", "normal"), ("3", "severe")]
+    [exclusion] = labels.unlabelled()[1]
+    assert (exclusion.image_id, "yesterday" in exclusion.reason) == ("1", True)
+
+
+def test_readers_who_were_deleted_keep_a_vote_each() -> None:
+    """Label Studio leaves their answers without a name: those of two are not one reader's."""
+    gone = [annotation("normal") | {"id": number, "completed_by": None} for number in (5, 6)]
+    found = Project(task(1, *gone, annotation("severe", 3) | {"id": 7})).labels().annotations()
+
+    [label] = median(found, CONFIG.classes[:2]).labels
+    assert (label.value, label.raters) == ("normal", 3)
 
 
 def test_a_second_round_does_not_repeat_the_exclusions_of_the_first() -> None:
