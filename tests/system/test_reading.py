@@ -1,6 +1,7 @@
 """Annotations, the pool and the images as a real Label Studio gives them, with either kind of key."""
 
 import io
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ import httpx
 import pytest
 from PIL import Image
 
+from ml_backend.consensus import Consensus, median
 from ml_backend.errors import ImageError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.formats import parse_label_config
+from ml_backend.label_studio.formats import parse_label_config, prediction, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.labels import LabelStudioLabels
 from ml_backend.label_studio.mirror import Mirror
@@ -64,7 +66,7 @@ def upload(label_studio: Running, project_id: int, content: bytes) -> None:
     assert answer.status_code == 201
 
 
-def answered(choice: str) -> dict[str, object]:
+def answered(choice: str) -> dict[str, Any]:
     value = {"choices": [choice]}
     return {"result": [{"from_name": "severity", "to_name": "image", "type": "choices", "value": value}]}
 
@@ -109,6 +111,103 @@ class Memory:
 
     def keep_mirror(self, mirror: Any) -> None:
         self.kept = mirror
+
+
+def test_what_no_reader_answered(client: LabelStudioClient, project_id: int) -> None:
+    """Predictions that Label Studio turned into annotations, with and without a class, and two odd imports."""
+    send, region = client.transport.send, answered("severe")["result"][0]
+    odd = [[region | {"from_name": "diagnosis"}], [region | {"value": {"choices": "normal"}}]]
+    films: list[dict[str, Any]] = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(5)]
+    for film, result in zip(films, odd, strict=False):
+        film["annotations"] = [{"result": result, "ground_truth": False}]
+    send("POST", f"/api/projects/{project_id}/import", body=films)
+    tasks = [str(task["id"]) for task in client.changed_tasks(project_id)]
+    config = parse_label_config(XML)
+    served = [
+        prediction(tasks[2], 0.1, "al-1", config),
+        prediction(tasks[3], 0.2, "al-1", config, "severe", confidence=0.7),
+    ]
+    assert client.import_predictions(project_id, served) == 2
+    body = {"selectedItems": {"all": True, "excluded": []}, "model_version": "al-1"}
+    act = {"id": "predictions_to_annotations", "project": str(project_id)}
+    assert client.transport.ask("POST", "/api/dm/actions", dict, query=act, body=body)["detail"].startswith("Created 2")
+    client.delete_model_version(project_id, "al-1")  # as the next ranking does: no annotation knows its prediction then
+    labels = LabelStudioLabels(client, project_id, config, ProjectOptions())
+
+    assert {a.image.id: a.value for a in labels.annotations()} == {tasks[1]: "normal"}
+    pool, exclusions = labels.unlabelled()
+    assert [image.id for image in pool] == [tasks[4]]
+    why = {exclusion.image_id: exclusion.reason for exclusion in exclusions}
+    assert why.keys() == {tasks[0], tasks[2], tasks[3]}
+    assert "from_name='severity'" in why[tasks[0]]
+    assert '"Create Annotations From Predictions"' in why[tasks[2]]
+    assert "its own answers" in why[tasks[3]]
+
+    [copied] = client.transport.ask("GET", f"/api/tasks/{tasks[3]}/annotations/", list)
+    send(
+        "PATCH", f"/api/annotations/{copied['id']}/", body=answered("severe") | {"lead_time": 2.5}
+    )  # a reader's Update
+    assert {a.image.id: a.value for a in labels.annotations()} == {tasks[1]: "normal", tasks[3]: "severe"}
+
+
+def test_patients_of_several_imports(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
+    """Label Studio reads the column as 12.0 where one cell is empty, as 12 where none is, as text where it is one."""
+    tables = ["image,patient_id\nhttp://f/1.png,12\nhttp://f/2.png,\n", "image,patient_id\nhttp://f/3.png,12\n"]
+    for number, table in enumerate(tables):
+        answer = httpx.post(
+            f"{label_studio.url}/api/projects/{project_id}/import",
+            headers={"Authorization": f"Token {label_studio.api_key}"},
+            files={"table.csv": (f"{number}.csv", table.encode(), "text/csv")},
+            timeout=60,
+        )
+        assert answer.status_code == 201, answer.text
+    films = [{"data": {"image": f"http://f/{n}.png", "patient_id": patient}} for n, patient in ((4, "12 "), (5, "NaN"))]
+    client.transport.send("POST", f"/api/projects/{project_id}/import", body=films)
+
+    pool, _ = LabelStudioLabels(client, project_id, parse_label_config(XML), ProjectOptions()).unlabelled()
+
+    assert [image.patient_id for image in pool] == ["12", None, "12", "12", None]
+
+
+def test_readers_who_were_deleted(client: LabelStudioClient, project_id: int) -> None:
+    """Two of three said normal; the network must not learn severe once Label Studio no longer knows them."""
+    ask, send = client.transport.ask, client.transport.send
+    send("POST", f"/api/projects/{project_id}/import", body=[{"data": {"image": "http://films.example/a.png"}}])
+    [task] = client.unlabelled_tasks(project_id)
+    gone = []
+    for value in ("normal", "normal", "severe"):
+        name = secrets.token_hex(6)
+        user = ask("POST", "/api/users/", dict, body={"username": name, "email": f"{name}@example.com"})
+        send("POST", f"/api/tasks/{task['id']}/annotations/", body=answered(value) | {"completed_by": user["id"]})
+        gone.append(user["id"])
+    for user in gone[:2]:
+        send("DELETE", f"/api/users/{user}/")
+
+    found = LabelStudioLabels(client, project_id, parse_label_config(XML), ProjectOptions()).annotations()
+    [label] = median(found, ("normal", "moderate", "severe")).labels
+
+    assert (label.value, label.raters, label.disputed) == ("normal", 3, False)
+
+
+def test_a_class_that_was_renamed(client: LabelStudioClient, project_id: int) -> None:
+    """Label Studio lets an owner rename a class that has labels; under its alias they stay."""
+    films = [{"data": {"image": "http://films.example/a.png"}}]
+    client.transport.send("POST", f"/api/projects/{project_id}/import", body=films)
+    [task] = client.unlabelled_tasks(project_id)
+    client.transport.send("POST", f"/api/tasks/{task['id']}/annotations/", body=answered("moderate"))
+
+    def labels(xml: str) -> Consensus:
+        client.transport.send("PATCH", f"/api/projects/{project_id}/", body={"label_config": xml})
+        config = parse_label_config(str(client.project(project_id)["label_config"]))
+        found = LabelStudioLabels(client, project_id, config, ProjectOptions()).annotations()
+        return median(found, training_classes(config, ProjectOptions()))
+
+    renamed = labels(XML.replace('value="moderate"', 'value="medium"'))
+    assert renamed.labels == ()
+    assert "alias='moderate'" in renamed.exclusions[0].reason
+    kept = labels(XML.replace('value="moderate"', 'value="medium" alias="moderate"'))
+    assert len(kept.labels) == 1
+    assert kept.exclusions == ()
 
 
 def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_id: int) -> None:
