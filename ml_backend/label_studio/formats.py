@@ -215,7 +215,8 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
         return None
     entries = [entry for entry in item["result"] if entry.get("type") == "choices"]
     # Label Studio's page measures the time of every answer, and only a prediction's entries have a score.
-    copied = "lead_time" in item and item["lead_time"] is None
+    # A ground truth is vouched for by whoever marked it.
+    copied = "lead_time" in item and item["lead_time"] is None and not item.get("ground_truth")
     if copied and not item["result"]:
         return (
             'holds no choice, and no reader gave it: "Create Annotations From Predictions" in Label Studio makes such; '
@@ -224,7 +225,7 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
     if copied and choices and any("score" in entry for entry in entries):
         return (
             "was copied from a prediction, and no reader gave it: the network must not learn from its own answers; "
-            "delete it in Label Studio, and readers get the image, or open it there and press Update if it is right"
+            "delete it in Label Studio, and readers get the image, or mark it there as ground truth if it is right"
         )
     strange = {str(entry.get("from_name")) for entry in entries} - {config.from_name, *config.other_questions}
     if not choices and strange:

@@ -234,8 +234,9 @@ class TestReadAnnotation:
         with pytest.raises(PayloadError, match=r"annotation 3 of task 7 .* no reader gave it"):
             read_annotation(item, IMAGE, CONFIG, ProjectOptions())
 
-        updated = read_annotation(item | {"lead_time": 2.5}, IMAGE, CONFIG, ProjectOptions())
-        assert updated.value == ("normal" if result else None)
+        for reader in ({"lead_time": 2.5}, {"ground_truth": True}):
+            read = read_annotation(item | reader, IMAGE, CONFIG, ProjectOptions())
+            assert read.value == ("normal" if result else None)
 
     def test_an_import_without_times_is_an_answer(self) -> None:
         item = answer("normal") | {"lead_time": None}
