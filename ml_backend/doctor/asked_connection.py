@@ -10,10 +10,12 @@ from ml_backend.doctor.check import Check, Outcome, failed, fine
 from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.connect import (
     CONNECTED,
+    ONE_CONNECTION,
     OUR_401,
     PRIVATE_ADDRESS,
     authorization,
     hint,
+    other_connections,
     wanted_webhook,
 )
 
@@ -69,7 +71,7 @@ def _backend_connected(case: Case) -> Outcome:
     row = case.backend
     again = f"run `ml-backend connect --project {case.project_id} --url {case.url}`"
     if row is None:
-        others = [str(other["url"]) for other in case.client.backends(case.project_id)]
+        others = [str(other["url"]) for other in case.backends]
         beside = f"; it has one at {', '.join(others)}" if others else ""
         return failed(f"the project has no backend at {case.url}{beside}", again)
     if row["state"] != CONNECTED:
@@ -106,6 +108,17 @@ def _webhook(case: Case) -> Outcome:
     return fine(f"active, with payload, all events; {guarded}")
 
 
+def _one_connection(case: Case) -> Outcome:
+    others = other_connections(case.backends, case.client.webhooks(case.project_id), case.url, case.settings)
+    if others:
+        return failed(
+            f"the project also holds this backend at {', '.join(others)}: it sends every event more than once, and the "
+            "options of one connection replace the other's",
+            ONE_CONNECTION,
+        )
+    return fine("no other leads to this backend")
+
+
 def _event_arrives(case: Case) -> Outcome:
     """Setting the title to what it is makes Label Studio tell PROJECT_UPDATED, and changes nothing."""
     before = _updates(case)
@@ -139,5 +152,6 @@ CHECKS = (
     Check("backend", _backend_answers, needs=("settings",)),
     Check("connection", _backend_connected, needs=("project",), remedy="try again when Label Studio answers"),
     Check("webhook", _webhook, needs=("connection",), remedy="try again when Label Studio answers"),
+    Check("one connection", _one_connection, needs=("connection",), remedy="try again when Label Studio answers"),
     Check("event arrives", _event_arrives, needs=("webhook", "backend"), remedy="look into Label Studio's log"),
 )

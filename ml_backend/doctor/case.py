@@ -11,7 +11,7 @@ import httpx
 
 from ml_backend.errors import PayloadError, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import find_backend, find_webhook
+from ml_backend.label_studio.connect import find_webhook
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
 from ml_backend.label_studio.serving import Serving, ServingProblem, read_serving, serving_problems
 from ml_backend.label_studio.transport import checked_address
@@ -119,9 +119,14 @@ class Case:
     # What connects it with the backend
 
     @cached_property
+    def backends(self) -> list[Json]:
+        """The project's backends; Label Studio asks each of them how it is first."""
+        return self.client.backends(self.project_id)
+
+    @cached_property
     def backend(self) -> Json | None:
-        """The project's connection to this backend; Label Studio asks all of its backends how they are first."""
-        return find_backend(self.client, self.project_id, self.url)
+        """The project's connection to this backend."""
+        return next((row for row in self.backends if str(row["url"]).rstrip("/") == self.url), None)
 
     @cached_property
     def webhook(self) -> Json | None:

@@ -1,8 +1,9 @@
 """Prepares a Label Studio project for this backend, in one go; run twice, it changes nothing."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
@@ -13,12 +14,14 @@ from ml_backend.settings import ProjectOptions, Settings
 __all__ = [
     "CONNECTED",
     "NOTHING_TO_CHANGE",
+    "ONE_CONNECTION",
     "TITLE",
     "authorization",
     "connect_project",
     "find_backend",
     "find_webhook",
     "hint",
+    "other_connections",
     "wanted_webhook",
 ]
 
@@ -39,6 +42,10 @@ OUR_401 = (
     "the backend refuses the credentials that this command was given: "
     "set AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS as they are set for `ml-backend serve`"
 )
+ONE_CONNECTION = (
+    "in the project's settings in Label Studio delete the one that is not used: the backend under Model, and its "
+    "webhook under Webhooks, which stays when the backend is deleted"
+)
 Json = dict[str, Any]
 
 
@@ -51,6 +58,39 @@ def find_backend(client: LabelStudioClient, project_id: int, url: str) -> Json |
 def find_webhook(client: LabelStudioClient, project_id: int, url: str) -> Json | None:
     """The project's webhook that sends to the backend at an address."""
     return next((hook for hook in client.webhooks(project_id) if hook["url"].rstrip("/") == f"{url}/webhook"), None)
+
+
+def other_connections(backends: Iterable[Json], webhooks: Iterable[Json], url: str, settings: Settings) -> list[str]:
+    """Addresses besides ``url`` at which a project holds this backend, or sends its events to it.
+
+    Each connection of a project sends every event, and brings options of its own, of which the last to come count. One
+    that nobody answers any more holds every answer of a reader up for a second.
+
+    Args:
+        backends: of the project.
+        webhooks: of the project.
+        url: where this backend is, without a slash at the end.
+        settings: with the credentials that callers of this backend give; they tell its webhooks from others'.
+    """
+    header, user = authorization(settings), settings.basic_auth_user
+    rows = {str(row["url"]).rstrip("/"): row for row in backends}
+    found = {
+        there
+        for there, row in rows.items()
+        if row.get("title") == TITLE or (user is not None and row.get("basic_auth_user") == user)
+    }
+    for hook in webhooks:
+        there = str(hook["url"]).rstrip("/")
+        if not hook.get("is_active") or not there.endswith("/webhook"):
+            continue
+        there = there.removesuffix("/webhook")
+        if header is not None:
+            ours = (hook.get("headers") or {}).get("Authorization") == header
+        else:  # of a backend that was deleted, on the same port
+            ours = there not in rows and urlsplit(there).port == urlsplit(url).port
+        if ours:
+            found.add(there)
+    return sorted(found - {url})
 
 
 def authorization(settings: Settings) -> str | None:
@@ -131,6 +171,11 @@ class _Connecting:
         self._webhook()
         self._project(project, str(backend["title"]), resolved)
         self._read_back()
+        others = other_connections(
+            self._client.backends(self._project_id), self._client.webhooks(self._project_id), self._url, self._settings
+        )
+        if others:
+            self.said.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
         return (self.said or [NOTHING_TO_CHANGE]) + self._predictions(added=added)
 
     def _check(self, project: Json, params: dict[str, object]) -> ProjectOptions:

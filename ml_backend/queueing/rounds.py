@@ -32,6 +32,8 @@ JOB = "ml_backend.worker.job.run"
 PROJECTS = "al:projects"
 ANSWER_WITHIN_S = 0.8  # Label Studio waits one second for the answer to an event
 
+# Label Studio sends an event to one webhook after the other, and waits a second for each.
+TOLD_AGAIN_WITHIN_S = 30
 RESULT_TTL_S = 24 * 3600
 FAILURE_TTL_S = 7 * 24 * 3600
 SCRIPT = files("ml_backend.queueing").joinpath("state.lua").read_text()
@@ -107,6 +109,27 @@ class RoundQueue:
             project, "record", n, "" if threshold is None else threshold, "" if annotations is None else annotations
         )
         return Counted(changes, bool(due), before)
+
+    def told_before(self, project: ProjectKey, event: str, address: str) -> bool:
+        """Whether an event has come to another address just now; notes it, and when one did.
+
+        Args:
+            project: the project.
+            event: what names it among the project's others.
+            address: that it came to.
+
+        Raises:
+            QueueError: Redis does not answer.
+        """
+        name = f"al:{project}:told:{event}"
+        with self._reachable():
+            if self.redis.set(name, address, nx=True, ex=TOLD_AGAIN_WITHIN_S):
+                return False
+            first = self.redis.get(name)
+            if first is None or _text(cast(bytes, first)) == address:
+                return False
+            self.redis.hset(_keys(project)[0], "told_twice_at", f"{time.time():.3f}")
+        return True
 
     def request_round(self, project: ProjectKey, reason: Reason, *, only_if_idle: bool = False) -> bool:
         """Ask for a round.

@@ -50,6 +50,7 @@ class QueueStatus(Record):
     next_attempt: float | None = None  # unix seconds; of a failed round that is tried again by itself
     rounds_finished: int = 0
     rounds_failed: int = 0
+    told_twice_at: float | None = None  # unix seconds: when an event came to two addresses; None: none ever did
 
     @property
     def learning_failed(self) -> bool:

@@ -24,12 +24,18 @@ Answer = dict[str, object]
 log = structlog.get_logger()
 
 
-def receive(event: Event, store: RoundStore, queue: RoundQueue) -> Answer:
+def receive(event: Event, store: RoundStore, queue: RoundQueue, address: str = "") -> Answer:
     """Take note of an event.
+
+    Args:
+        event: of Label Studio.
+        store: the projects.
+        queue: their rounds.
+        address: host and port at which the event came, as its sender calls them.
 
     Returns:
         What came of it, under ``outcome``: ``counted``, ``requested``, ``waiting`` (a round waits already), ``stored``,
-        ``forgotten`` or ``ignored``.
+        ``forgotten``, ``ignored`` or ``repeated`` (it came to another address too).
 
     Raises:
         PayloadError: the event names no project.
@@ -43,6 +49,8 @@ def receive(event: Event, store: RoundStore, queue: RoundQueue) -> Answer:
     row = event.require_project()
     connection = store.connection(row.id) if row.key is None else connection_of(row.key, store)
     structlog.contextvars.bind_contextvars(project=str(connection.project))
+    if take in COUNTING and (identity := event.identity) and queue.told_before(connection.project, identity, address):
+        return {"outcome": "repeated", "why": "the project holds more than one connection to this backend"}
     return take(event, connection, store, queue)
 
 
@@ -115,6 +123,8 @@ ACTIONS: dict[str, Callable[[Event, Connection, RoundStore, RoundQueue], Answer]
     "PROJECT_DELETED": _deleted,
 }
 """Every action that means something here; any other, also of a later Label Studio, is accepted and ignored."""
+
+COUNTING = frozenset({_changed, _images})
 
 
 def _request(connection: Connection, queue: RoundQueue, reason: Reason) -> Answer:

@@ -10,6 +10,7 @@ from ml_backend.insight.lines import RoundLine
 from ml_backend.insight.overview import BatchImage, Chosen, Overview
 from ml_backend.insight.proof import ENOUGH
 from ml_backend.insight.reasons import reason, reason_unseen
+from ml_backend.label_studio.connect import ONE_CONNECTION
 from ml_backend.queueing import QueueStatus
 from ml_backend.records import Connection, RoundReport
 from ml_backend.server.figures import balance_figure, learning_series, legend, line_figure, recall_series
@@ -59,6 +60,7 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "state": _state(status),
         "running": running(progress, usual_seconds(rounds), now) if queue.running and progress else None,
         "reasons": REASONS,
+        "one_connection": ONE_CONNECTION,
         "threshold": _threshold(status),
         "last": last,
         "newest_fit": trained[-1] if trained else None,

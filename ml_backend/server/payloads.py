@@ -5,6 +5,7 @@ Unknown fields are ignored: the next version of Label Studio sends more of them.
 
 import re
 from datetime import datetime
+from hashlib import blake2b
 from typing import Annotated, TypeVar
 
 from pydantic import (
@@ -170,6 +171,17 @@ class Event(_Body):
         """How many annotations, or tasks with theirs, the event is about; at least 1."""
         items = self.annotation if isinstance(self.annotation, list) else self.annotations or self.tasks
         return max(1, len(items or ()))
+
+    @property
+    def identity(self) -> str | None:
+        """What an event has in common with no other one; None where it names no items."""
+        one = self.annotation
+        listed = one if isinstance(one, list) else self.annotations or self.tasks
+        items = [one] if isinstance(one, dict) else listed
+        if not items or self.project is None:
+            return None
+        named = [(item.get("id"), item.get("updated_at")) for item in items]
+        return blake2b(repr((self.action, self.project.annotations, named)).encode(), digest_size=16).hexdigest()
 
     @property
     def annotated(self) -> int:

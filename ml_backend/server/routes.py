@@ -102,7 +102,7 @@ def predictions(body: PredictRequest) -> PredictAnswer:
 def webhook(event: Event) -> WebhookAnswer:
     """Take note of an event; a round starts when enough labels have changed."""
     parts().metrics.count_webhook(event.action)
-    answer = receive(event, parts().store, parts().queue)
+    answer = receive(event, parts().store, parts().queue, request.host)
     log.info("webhook", action=event.action, **answer)
     return WebhookAnswer.model_validate({"action": event.action, **answer})
 

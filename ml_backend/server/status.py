@@ -1,5 +1,6 @@
 """``/``: what every project is doing."""
 
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -18,6 +19,7 @@ from ml_backend.storage.quarantine import Quarantine, QuarantinedImage
 
 __all__ = ["LISTED_IMAGES", "ProjectStatus", "as_json", "status_of", "statuses"]
 
+TOLD_TWICE_SHOWN_S = 24 * 3600
 LISTED_IMAGES = 100
 """Unreadable images that are told one by one; all of them stand in the project's ``quarantine.json``."""
 
@@ -53,6 +55,14 @@ class ProjectStatus:
         """When a round that failed is tried again by itself."""
         moment = self.queue.next_attempt
         return None if moment is None else datetime.fromtimestamp(moment, UTC)
+
+    @property
+    def told_twice(self) -> datetime | None:
+        """When an event came to two addresses, if that was within the last day."""
+        moment = self.queue.told_twice_at
+        if moment is None or time.time() - moment > TOLD_TWICE_SHOWN_S:
+            return None
+        return datetime.fromtimestamp(moment, UTC)
 
     @property
     def listed(self) -> tuple[QuarantinedImage, ...]:

@@ -71,6 +71,26 @@ def frozen_valkey() -> Iterator[tuple[RoundQueue, Callable[[], None]]]:
         server._process.send_signal(signal.SIGCONT)
 
 
+class TestEvents:
+    def test_one_that_came_to_another_address_is_known(self, queue):
+        """Another event, another project and the same address again are not."""
+        assert not queue.told_before(PROJECT, "a", "127.0.0.1:9090")
+        assert not queue.told_before(PROJECT, "a", "127.0.0.1:9090")
+        assert not queue.told_before(PROJECT, "b", "localhost:9090")
+        assert not queue.told_before(OTHER, "a", "localhost:9090")
+        assert queue.status(PROJECT).told_twice_at is None
+
+        assert queue.told_before(PROJECT, "a", "localhost:9090")
+
+        assert queue.status(PROJECT).told_twice_at == pytest.approx(time.time(), abs=60)
+        assert queue.status(OTHER).told_twice_at is None
+
+    def test_it_is_forgotten_soon(self, queue):
+        queue.told_before(PROJECT, "a", "127.0.0.1:9090")
+
+        assert 0 < queue.redis.ttl(f"al:{PROJECT}:told:a") <= 30
+
+
 class TestCountChanges:
     def test_adds_up_and_is_due_at_the_threshold(self, queue):
         assert queue.count_changes(PROJECT, 2, threshold=3) == (2, False, 0)

@@ -203,6 +203,31 @@ def test_a_webhook_that_was_deleted(ward: Ward) -> None:
     assert ward.look("event arrives").verdict == "ok"
 
 
+def test_two_connections(ward: Ward) -> None:
+    """The backend under another name of its machine; deleted, it leaves its webhook behind, as Label Studio has it."""
+    client, other = ward.live.client, ward.backend.url.replace("127.0.0.1", "localhost")
+    connect_project(ward.settings(), ward.live.id, other, OPTIONS, client)
+    by_both = ward.examine()
+    client.delete_backend(next(int(row["id"]) for row in client.backends(ward.live.id) if row["url"] == other))
+    left_behind = ward.examine()
+    before = ward.live.follower.poll().changes
+    [task, *_] = client.unlabelled_tasks(ward.live.id)
+    body = {"result": [], "was_cancelled": True, "lead_time": 1.0}
+    skip = client.transport.ask("POST", f"/api/tasks/{task['id']}/annotations/", dict, body=body)
+    after = ward.live.follower.poll()
+
+    assert failures(by_both) == failures(left_behind) == {"one connection"}
+    assert other in left_behind["one connection"].seen
+    assert "under Webhooks" in left_behind["one connection"].remedy
+    assert other in " ".join(ward.connect())
+    assert (after.changes - before, after.told_twice_at is None) == (1, False)
+    client.transport.send("DELETE", f"/api/annotations/{skip['id']}/")
+    hook = find_webhook(client, ward.live.id, other)
+    assert hook is not None
+    client.transport.send("DELETE", f"/api/webhooks/{hook['id']}/")
+    assert ward.look("one connection").verdict == "ok"
+
+
 def test_another_order(ward: Ward, worker: Worker) -> None:
     """Sampling, readers and the model version, each as an owner's hand may set it."""
     title = ward.row["title"]

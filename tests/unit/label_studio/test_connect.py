@@ -9,7 +9,7 @@ import pytest
 
 from ml_backend.errors import LabelStudioError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import connect_project
+from ml_backend.label_studio.connect import authorization, connect_project, other_connections
 from ml_backend.settings import Settings
 
 XML = (Path(__file__).parents[3] / "label_studio_config" / "severity.xml").read_text()
@@ -56,3 +56,40 @@ def test_a_half_created_backend_is_deleted_and_the_way_out_is_told() -> None:
 def test_without_an_address_or_a_key() -> None:
     with pytest.raises(SettingsError, match="AL_LABEL_STUDIO_URL"):
         connect_project(Settings(label_studio_url=None), 1, BACKEND)
+
+
+OLD, SAM = "http://localhost:9090", "http://sam:9090"
+GUARDED = Settings(basic_auth_user="al", basic_auth_pass="pass-word")
+OURS = {"Authorization": authorization(GUARDED)}
+
+
+def hook(url: str, **fields: object) -> dict[str, Any]:
+    return {"url": f"{url}/webhook", "is_active": True, "headers": {}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("settings", "backends", "webhooks", "found"),
+    [
+        (GUARDED, [{"url": BACKEND, "title": "Active learning"}], [hook(BACKEND, headers=OURS)], []),
+        (GUARDED, [{"url": f"{BACKEND}/", "title": "x", "basic_auth_user": "al"}], [], []),
+        (GUARDED, [{"url": OLD, "title": "Active learning"}], [], [OLD]),
+        (GUARDED, [{"url": f"{OLD}/", "title": "by hand", "basic_auth_user": "al"}], [], [OLD]),
+        (GUARDED, [], [hook(OLD, headers=OURS)], [OLD]),
+        (GUARDED, [], [hook(OLD, headers=OURS, is_active=False)], []),
+        (GUARDED, [], [hook(OLD)], []),
+        (
+            GUARDED,
+            [{"url": "http://sam:9090", "title": "SAM", "basic_auth_user": "sam"}],
+            [hook("http://sam:9090")],
+            [],
+        ),
+        (Settings(), [], [hook(OLD)], [OLD]),
+        (Settings(), [], [hook("http://chat.example.org")], []),
+        (Settings(), [{"url": SAM, "title": "SAM"}], [hook(SAM)], []),
+    ],
+)
+def test_other_connections(
+    settings: Settings, backends: list[dict[str, Any]], webhooks: list[dict[str, Any]], found: list[str]
+) -> None:
+    """Ours at another address, and the webhook that stays of a backend that was deleted; never somebody else's."""
+    assert other_connections(backends, webhooks, BACKEND, settings) == found

@@ -1,6 +1,7 @@
 """A queue in memory, and the recorded payloads."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ class MemoryQueue(RoundQueue):
 
     def __init__(self) -> None:
         self.state = QueueStatus()
+        self.told: dict[str, str] = {}  # event -> address that it came to first
         self.requests: list[Reason] = []
         self.idle_requests: list[Reason] = []
         self.refuses = False  # as where a round waits already
@@ -36,6 +38,11 @@ class MemoryQueue(RoundQueue):
         )
         due = 0 < self.state.threshold <= self.state.changes
         return Counted(self.state.changes, due, before)
+
+    def told_before(self, project: ProjectKey, event: str, address: str) -> bool:
+        if again := self.told.setdefault(event, address) != address:
+            self.state = self.state.model_copy(update={"told_twice_at": time.time()})
+        return again
 
     def request_round(self, project: ProjectKey, reason: Reason, *, only_if_idle: bool = False) -> bool:
         (self.idle_requests if only_if_idle else self.requests).append(reason)

@@ -1,5 +1,7 @@
 """What each kind of event starts, on the bodies that Label Studio 1.23.2 really sent."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,8 @@ CHANGES = {
     "TASKS_DELETED": 1,
 }
 OTHERS = {"TASKS_CREATED", "TASKS_CREATED-annotated", "PROJECT_UPDATED", "START_TRAINING"}
+
+ELSEWHERE = "http://backend.example.org:9090"
 
 
 def published(*image_ids: str) -> Published:
@@ -141,6 +145,37 @@ class TestThreshold:
 
         assert response.status_code == 200
         assert (queue.state.changes, queue.state.threshold) == (2, 20)
+
+
+class TestTwoConnections:
+    """Label Studio sends an event once for each webhook; a deleted backend leaves its own behind."""
+
+    @pytest.mark.parametrize("name", [*sorted(CHANGES), "TASKS_CREATED", "TASKS_CREATED-annotated"])
+    def test_an_event_counts_once(self, connected, queue, name):
+        first = connected.post("/webhook", json=payload(name)).json
+        second = connected.post("/webhook", json=payload(name), base_url=ELSEWHERE).json
+
+        assert first["outcome"] != "repeated"
+        assert second["outcome"] == "repeated"
+        assert queue.state.changes == (CHANGES | {"TASKS_CREATED-annotated": 1}).get(name, 0)
+        assert queue.state.told_twice_at is not None
+
+    def test_an_answer_that_is_changed_counts_again(self, connected, queue):
+        body = payload("ANNOTATION_UPDATED")
+        connected.post("/webhook", json=body)
+        body["annotation"]["updated_at"] = "2026-11-23T08:00:00Z"
+
+        assert connected.post("/webhook", json=body, base_url=ELSEWHERE).json["outcome"] == "counted"
+        assert (queue.state.changes, queue.state.told_twice_at) == (2, None)
+
+    def test_the_page_says_so_for_a_day(self, connected, queue):
+        path, html = f"/projects/{PROJECT}", {"Accept": "text/html"}
+        assert "more than one connection" not in connected.get(path, headers=html).text
+        for url in (None, ELSEWHERE):
+            connected.post("/webhook", json=payload("ANNOTATION_CREATED"), base_url=url)
+        assert "more than one connection" in connected.get(path, headers=html).text
+        queue.state = queue.state.model_copy(update={"told_twice_at": time.time() - 25 * 3600})
+        assert "more than one connection" not in connected.get(path, headers=html).text
 
 
 class TestRunsLow:
