@@ -1,5 +1,6 @@
 """Label Studio's label configs and JSON, read into our records and written from them. No I/O."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -130,7 +131,15 @@ def read_image(task: Json, config: LabelConfig) -> ImageRef:
     if not isinstance(data, Mapping) or not isinstance(uri := data.get(config.image_key), str) or not uri.strip():
         seen = sorted(data) if isinstance(data, Mapping) else data
         raise PayloadError(f"task {number} has no image under {config.image_key!r}; its data holds {seen!r}")
-    return ImageRef(id=str(number), uri=uri.strip(), patient_id=patient_of(data.get(PATIENT_KEY)))
+    return ImageRef(id=str(number), uri=uri.strip(), patient_id=patient_of(_patient(data)))
+
+
+def _patient(data: Json) -> object:
+    """Under its own key, else under one of public data sets' spellings: patientid, patientId, PatientID, Patient ID."""
+    if PATIENT_KEY in data:
+        return data[PATIENT_KEY]
+    bare = PATIENT_KEY.replace("_", "")
+    return next((value for key, value in data.items() if re.sub(r"[^a-z]", "", key.casefold()) == bare), None)
 
 
 def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: ProjectOptions) -> Annotation:

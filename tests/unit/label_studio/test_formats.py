@@ -164,6 +164,21 @@ class TestReadImage:
     def test_patient(self, patient: object, read: str | None) -> None:
         assert read_image({"id": 1, "data": {"image": "a", "patient_id": patient}}, CONFIG).patient_id == read
 
+    @pytest.mark.parametrize("key", ["patient_id", "patientid", "patientId", "PatientID", "Patient ID", "patient-id"])
+    def test_patient_under_the_names_of_public_data_sets(self, key: str) -> None:
+        assert read_image({"id": 1, "data": {"image": "a", key: 12}}, CONFIG).patient_id == "12"
+
+    def test_its_own_key_comes_first(self) -> None:
+        task = {
+            "id": 1,
+            "data": {"PatientID": "x", "image": "a", "patient_id": "p", "patient": "y", "patient_id_2": "z"},
+        }
+
+        assert read_image(task, CONFIG).patient_id == "p"
+        assert (
+            read_image({"id": 1, "data": {"image": "a", "patient": "y", "subject_id": "z"}}, CONFIG).patient_id is None
+        )
+
     def test_one_patient_of_several_imports_is_one_group(self) -> None:
         """As Label Studio 1.23.2 reads CSV files: 12 becomes 12.0 where another cell of the column is empty."""
         tasks = [{"id": 1, "data": {"image": "a", "patient_id": patient}} for patient in (12, 12.0, "12", " 12 ")]
