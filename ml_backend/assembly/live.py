@@ -67,7 +67,9 @@ class Live:
         """Whether Label Studio holds what was published, as it was published."""
         # The row as it is now: the labels may have been read when the round began.
         row = self.world.client.project(self.world.key.id)
-        return not is_lost(read_serving(self.world.client, row, labels.reading.mirror.tasks.keys(), published))
+        tasks = labels.reading.mirror.tasks.keys()
+        imported = [one.version for one in self.world.project.imported_versions()]
+        return not is_lost(read_serving(self.world.client, row, tasks, published, imported))
 
 
 def live_of(world: World, guard: Callable[[], None]) -> Live:

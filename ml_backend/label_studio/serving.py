@@ -5,6 +5,7 @@ there. Any user of Label Studio can change either: predictions are deleted in th
 or another model version is chosen. The reconciler compares the two once a minute; page and doctor name what it finds.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 SAMPLING = "Uncertainty sampling"
+# Versions as ``LabelStudioPublisher`` names them.
+RANKING = re.compile(r"al-r\d{6,}-\w+-[0-9a-f]{6}")
 Aspect = Literal["sampling", "readers per image", "predictions on", "order served", "predictions"]
 
 
@@ -38,6 +41,7 @@ class Serving(Record):
         sampling: of the project; likewise the rest.
         connected: whether the project has an ML backend; asked only where the ranking is not there as published, since
             Label Studio calls every backend before it answers.
+        foreign: whether ``model_version`` is the ranking of another installation of this backend.
     """
 
     version: str | None
@@ -48,6 +52,7 @@ class Serving(Record):
     maximum_annotations: int | None
     show_collab_predictions: bool
     connected: bool = True
+    foreign: bool = False
 
 
 class ServingProblem(Record):
@@ -76,7 +81,11 @@ def wanted_project(options: ProjectOptions) -> dict[str, object]:
 
 
 def read_serving(
-    client: LabelStudioClient, project: Mapping[str, Any], tasks: Collection[int], published: Published | None
+    client: LabelStudioClient,
+    project: Mapping[str, Any],
+    tasks: Collection[int],
+    published: Published | None,
+    imported: Collection[str],
 ) -> Serving:
     """Ask Label Studio how many of the published predictions it holds: one request, and none before the first ranking.
 
@@ -87,19 +96,22 @@ def read_serving(
         project: the project's row.
         tasks: ids of the tasks that the project has.
         published: what was published last.
+        imported: model versions on this installation's record.
 
     Raises:
         LabelStudioError: no answer, or a refusal.
     """
     held = 0 if published is None else client.model_versions(int(project["id"])).get(published.version, 0)
+    model_version = project.get("model_version") or ""
     serving = Serving(
         version=None if published is None else published.version,
         there=0 if published is None else sum(int(image_id) in tasks for image_id in published.image_ids),
         held=held,
-        model_version=project.get("model_version") or "",
+        model_version=model_version,
         sampling=project.get("sampling"),
         maximum_annotations=project.get("maximum_annotations"),
         show_collab_predictions=bool(project.get("show_collab_predictions")),
+        foreign=RANKING.fullmatch(model_version) is not None and model_version not in imported,
     )
     if is_lost(serving) and not client.backends(int(project["id"])):
         return serving.model_copy(update={"connected": False})
@@ -134,23 +146,32 @@ def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> l
             seen = f"model_version is {serving.model_version!r}{random}; no ranking is published yet"
             found.append(ServingProblem(aspect="order served", seen=seen))
         return found
-    alone = "" if serving.connected else "; it is not published again, since the project has no ML backend any more"
+    alone = ""
+    if not serving.connected:
+        alone = "; it is not published again, since the project has no ML backend any more"
+    elif serving.foreign:
+        alone = (
+            "; another installation of this backend publishes its ranking here, so this one does not: stop it, or "
+            "remove one of the two from the project, then press Train now"
+        )
+    mended = is_lost(serving)
     if serving.model_version != serving.version:
         seen = f"model_version is {serving.model_version!r}{random}; the published ranking is {serving.version}{alone}"
-        found.append(ServingProblem(aspect="order served", seen=seen, mended=serving.connected))
+        found.append(ServingProblem(aspect="order served", seen=seen, mended=mended))
     if serving.held != serving.there:
         seen = (
             f"Label Studio holds {serving.held} predictions of {serving.version}, and {serving.there} of its "
             f"images are there{alone}"
         )
-        found.append(ServingProblem(aspect="predictions", seen=seen, mended=serving.connected))
+        found.append(ServingProblem(aspect="predictions", seen=seen, mended=mended))
     return found
 
 
 def is_lost(serving: Serving) -> bool:
     """Whether Label Studio does not hold the published ranking as it was published, so that it is published again.
 
-    Not where the owner has removed the backend from the project.
+    Not where the owner has removed the backend from the project, nor where another installation of this backend
+    publishes in the same project: the two would replace each other's ranking every minute.
     """
     changed = serving.model_version != serving.version or serving.held != serving.there
-    return serving.version is not None and serving.connected and changed
+    return serving.version is not None and serving.connected and not serving.foreign and changed

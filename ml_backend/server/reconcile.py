@@ -123,8 +123,9 @@ class Reconciler:
             return
         if reading.mirror is not kept:
             readings.keep_mirror(reading.mirror)
-        published = self._store.project(connection.project).published()
-        serving = read_serving(client, reading.project, reading.mirror.tasks.keys(), published)
+        rounds = self._store.project(connection.project)
+        imported = [one.version for one in rounds.imported_versions()]
+        serving = read_serving(client, reading.project, reading.mirror.tasks.keys(), rounds.published(), imported)
         readings.keep_serving(serving)
         if status.running is None:  # a round that runs has taken the count, and sees for itself what there is
             self._act(connection, readings, reading, status, lost=is_lost(serving))

@@ -78,6 +78,42 @@ def test_of_a_project_without_a_backend_nothing_is_mended(change):
     assert "has no ML backend any more" in problem.seen
 
 
+def test_of_another_installation_the_ranking_is_left_and_named():
+    """Two that publish in one project would replace each other's ranking every minute."""
+    serving = WHOLE.model_copy(update={"model_version": "al-r000009-bald-0a1b2c", "foreign": True})
+
+    [problem] = serving_problems(serving, ProjectOptions(), "Active learning")
+
+    assert not problem.mended
+    assert not is_lost(serving)
+    assert "another installation" in problem.seen
+
+
+@pytest.mark.parametrize(
+    ("model_version", "foreign"),
+    [
+        ("al-r000009-bald-0a1b2c", True),
+        ("al-r1000009-mean_std-0a1b2c", True),
+        ("al-r000001-entropy-aaaaaa", False),  # of this installation
+        ("al-r50-imagenet", False),
+        ("my-resnet", False),
+        ("", False),
+    ],
+)
+def test_another_installation_is_known_by_the_name_of_its_ranking(model_version, foreign):
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
+
+    serving = read_serving(
+        LabelStudioClient("http://ls", "k", transport=transport),
+        {"id": 7, "model_version": model_version},
+        {1},
+        None,
+        ["al-r000001-entropy-aaaaaa"],
+    )
+
+    assert serving.foreign == foreign
+
+
 @pytest.mark.parametrize(("held", "backends", "connected"), [(1, [], False), (1, [{"id": 1}], True), (2, [], True)])
 def test_backends_are_asked_for_only_where_the_ranking_is_lost(held, backends, connected):
     def answer(request: httpx.Request) -> httpx.Response:
@@ -87,7 +123,7 @@ def test_backends_are_asked_for_only_where_the_ranking_is_lost(held, backends, c
 
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(answer))
     published = Published(version="al-1", round_id="r1", image_ids=("1", "3"), seconds={}, published_at=NOON)
-    serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1, 3}, published)
+    serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1, 3}, published, [])
 
     assert serving.connected == connected
 
@@ -99,7 +135,7 @@ def test_is_read_from_the_project_and_its_versions():
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
     published = Published(version="al-1", round_id="r1", image_ids=("1", "2", "3"), seconds={}, published_at=NOON)
 
-    serving = read_serving(LabelStudioClient("http://ls", "k", transport=transport), row, {1, 3, 9}, published)
+    serving = read_serving(LabelStudioClient("http://ls", "k", transport=transport), row, {1, 3, 9}, published, [])
 
     assert (serving.version, serving.there, serving.held) == ("al-1", 2, 2)
     assert (serving.model_version, serving.show_collab_predictions) == ("al-1", False)

@@ -7,7 +7,7 @@ from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.reading import read_project
 from ml_backend.label_studio.serving import Serving
 from ml_backend.queueing import LastError, QueueStatus
-from ml_backend.records import Connection, ProjectKey, Published
+from ml_backend.records import Connection, ImportedVersion, ProjectKey, Published
 from ml_backend.server.reconcile import Reconciler
 from ml_backend.settings import Settings
 from ml_backend.storage.annotations import ReadingStore
@@ -209,15 +209,30 @@ class TestWhatLabelStudioHolds:
         reconciler.look()
         assert queue.requests == ["topup"]
 
-    @pytest.mark.parametrize("version", ["", None, "Active learning", "my-resnet", "al-r000000-random-0a1b2c"])
-    def test_another_model_version(self, reconciler, publish, queue, studio, version):
+    @pytest.fixture
+    def noted(self, publish, store):
+        """A ranking is served that has replaced another one."""
         publish()
+        replaced = ImportedVersion(version="al-r000000-random-0a1b2c", replaced_at=NOON)
+        store.project(PROJECT).set_imported_versions([replaced, ImportedVersion(version="v")])
+
+    @pytest.mark.usefixtures("noted")
+    @pytest.mark.parametrize("version", ["", None, "Active learning", "my-resnet", "al-r000000-random-0a1b2c"])
+    def test_another_model_version(self, reconciler, queue, studio, version):
         studio.predictions["my-resnet"] = 58
         studio.model_version = version
 
         reconciler.look()
 
         assert queue.requests == ["topup"]
+
+    def test_the_ranking_of_another_installation_is_left(self, reconciler, publish, queue, studio):
+        publish()
+        studio.model_version = "al-r000009-bald-0a1b2c"
+
+        reconciler.look()
+
+        assert queue.requests == []
 
     def test_a_deleted_task_takes_its_prediction_along(self, reconciler, publish, queue, studio):
         publish()
