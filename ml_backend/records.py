@@ -113,11 +113,15 @@ def natural_order(image_id: str) -> tuple[int, str]:
 
 
 class Annotation(Record):
-    """One reader's answer about one image. ``value`` is None when the reader skipped it or called it unreadable."""
+    """One reader's answer about one image.
+
+    ``value`` is None where the reader skipped it, called it unreadable, or left the question unanswered.
+    """
 
     image: ImageRef
     rater: str
     value: str | None
+    unanswered: bool = False  # neither skipped nor answered: the question is optional, or was asked on a condition
     ground_truth: bool = False
     updated_at: datetime
 

@@ -69,5 +69,11 @@ def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> 
         )
     if not values:
         who = "its ground truth" if truths else f"every one of its {len(latest)} readers"
+        if all(annotation.unanswered for annotation in latest):
+            return Exclusion(
+                image_id=image.id,
+                reason=f"unanswered: {who} gave image {image.id} no answer to the question: it is optional, or its "
+                "condition was not met",
+            )
         return Exclusion(image_id=image.id, reason=f"unreadable: {who} skipped image {image.id} or gave it no class")
     return Answers(image, tuple(sorted(severity[value] for value in values)), ground_truth=bool(truths))

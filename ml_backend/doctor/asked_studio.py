@@ -3,6 +3,7 @@
 from ml_backend.doctor.case import Case
 from ml_backend.doctor.check import Check, Outcome, failed, fine
 from ml_backend.errors import RequestRefused, SettingsError
+from ml_backend.label_studio.formats import shown
 from ml_backend.label_studio.version import TESTED, label_studio_version
 from ml_backend.settings import ProjectOptions
 
@@ -58,7 +59,8 @@ def _project(case: Case) -> Outcome:
 
 def _label_config(case: Case) -> Outcome:
     config = case.config
-    return fine(f"Choices {config.from_name!r} about Image {config.to_name!r}, in ${config.image_key} of a task")
+    where = f"Choices {config.from_name!r} about Image {config.to_name!r}, in ${config.image_key} of a task"
+    return fine("; ".join([where, *config.beside]))
 
 
 def _options(case: Case) -> Outcome:
@@ -77,9 +79,9 @@ def _classes(case: Case) -> Outcome:
         learned = case.classes
     except SettingsError as error:
         return failed(str(error), "give the Choices tag at least two classes, and name the option's choice among them")
-    left_out = [choice for choice in case.config.classes if choice not in learned]
+    left_out = [shown(choice, case.config) for choice in case.config.classes if choice not in learned]
     beside = f"; no class: {', '.join(left_out)}" if left_out else ""
-    return fine(f"least to most severe: {' < '.join(learned)}{beside}")
+    return fine(f"least to most severe: {' < '.join(shown(choice, case.config) for choice in learned)}{beside}")
 
 
 CHECKS = (

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.formats import parse_label_config, training_classes
+from ml_backend.label_studio.formats import parse_label_config, question
 from ml_backend.label_studio.serving import wanted_project
 from ml_backend.settings import ProjectOptions, Settings
 
@@ -139,7 +139,8 @@ def connect_project(
         client: instead of one made from the settings.
 
     Returns:
-        A line for each thing that was changed, or one that says that nothing had to be.
+        A line that says what is learned, then one for each thing that was changed, or one that says that nothing had
+        to be.
 
     Raises:
         SettingsError: the label config or an option cannot be used; nothing was changed.
@@ -163,7 +164,7 @@ class _Connecting:
         project = self._client.project(self._project_id)
         backend = self._backend()
         params = (backend or {}).get("extra_params") if options is None else options
-        resolved = self._check(project, dict(params or {}))
+        resolved, learned = self._check(project, dict(params or {}))
         if added := backend is None:
             backend = self._add(project, dict(options or {}))
         else:
@@ -176,14 +177,13 @@ class _Connecting:
         )
         if others:
             self.said.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
-        return (self.said or [NOTHING_TO_CHANGE]) + self._predictions(added=added)
+        return [learned, *(self.said or [NOTHING_TO_CHANGE]), *self._predictions(added=added)]
 
-    def _check(self, project: Json, params: dict[str, object]) -> ProjectOptions:
-        """Everything that can be wrong, before anything is changed."""
+    def _check(self, project: Json, params: dict[str, object]) -> tuple[ProjectOptions, str]:
+        """Everything that can be wrong, before anything is changed; the options, and what is learned, in words."""
         config = parse_label_config(project["label_config"])
         resolved = ProjectOptions.resolve(params, config.attributes)
-        training_classes(config, resolved)
-        return resolved
+        return resolved, question(config, resolved)
 
     # The backend
 

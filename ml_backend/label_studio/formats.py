@@ -1,13 +1,14 @@
 """Label Studio's label configs and JSON, read into our records and written from them. No I/O."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
-from defusedxml.ElementTree import fromstring  # type: ignore[import-untyped]
+from defusedxml.ElementTree import XMLParser  # type: ignore[import-untyped]
 
 from ml_backend.errors import PayloadError, SettingsError
 from ml_backend.records import Annotation, ImageRef, patient_of
@@ -17,13 +18,23 @@ __all__ = [
     "LabelConfig",
     "parse_label_config",
     "prediction",
+    "question",
     "read_annotation",
     "read_image",
+    "shown",
     "training_classes",
 ]
 
 Json = Mapping[str, Any]
+Path = tuple[str, ...]
 PATIENT_KEY = "patient_id"
+SINGLE = ("single", "single-radio")
+# In any value Label Studio's page replaces what it takes for a key of the task data.
+FROM_THE_TASK = re.compile(r"\$[A-Za-z0-9_\[\].{}]")
+IMAGE_VALUE = re.compile(r"\$[A-Za-z0-9_]+(\.[A-Za-z0-9_]+|\[[0-9]+\])*")
+BELOW = " / "  # between a choice and one that lies in it
+DEPTH = 255  # of tags in one another, as Label Studio takes them
+EXAMPLE = '<Choices name="label" toName={!r} choice="single-radio"> with a Choice for each class'
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +42,18 @@ class LabelConfig:
     """What a label config says about the one question that this backend answers.
 
     Attributes:
-        classes: the choices as they stand in annotations, in the order of the config; ``unreadable`` among them.
+        classes: the choices as they stand in annotations, in the order of the config; ``unreadable`` among them. The
+            alias where a choice has one; the path where two nested choices have the same name.
         from_name: name of the Choices tag.
         to_name: name of the Image tag that it is about.
         image_key: where the image stands in a task's data; ``image`` for ``value="$image"``.
         attributes: of the Choices tag, ``model_*`` among them.
+        values: of a class whose name is not what readers see, what they see.
+        spellings: every spelling of a choice as a path, of one name unless choices are nested, and its class. A name
+            that is not here stands for itself.
+        nested: whether annotations hold choices as paths (``allowNested``).
         other_questions: names of the other tags that a reader answers.
+        beside: in words, what else the label config asks or shows and what of it is not learned.
     """
 
     classes: tuple[str, ...]
@@ -44,77 +61,310 @@ class LabelConfig:
     to_name: str
     image_key: str
     attributes: dict[str, str]
+    values: Mapping[str, str] = field(default_factory=dict)
+    spellings: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    nested: bool = False
     other_questions: frozenset[str] = frozenset()
+    beside: tuple[str, ...] = ()
 
 
 def parse_label_config(xml: str) -> LabelConfig:
     """Find the question in a label config: a single-choice Choices tag about an Image.
 
-    Of several, the first with a ``model_*`` attribute counts, else the first.
+    Of several, the first with a ``model_*`` attribute counts, else the first that can be learned. Tags may be written
+    in any case, as in Label Studio. What Label Studio accepts and no annotation could ever answer is refused.
 
     Raises:
-        PayloadError: the XML is malformed or holds a DTD, or the config has no such question; says what is missing.
+        PayloadError: the XML is malformed or holds a DTD, or the config has no such question; names the tag, the
+            reason and the way out.
     """
+    tags = _Tags(_root(xml))
+    if not tags.images:
+        named = " with a name, in small letters" if tags.of("image") else ""
+        raise PayloadError(f'the label config has no Image tag{named}: add <Image name="image" value="$image"/>')
+    asked = tags.of("choices")
+    # The owner has said which one counts: no other is learned in its place.
+    marked = [tag for tag in asked if any(key.startswith(OPTION_PREFIX) for key in tag.attrib)]
+    found: list[LabelConfig] = []
+    refused: list[str] = []
+    for tag in marked or asked:
+        try:
+            found.append(_read_question(tag, tags))
+        except PayloadError as error:
+            refused.append(str(error))
+    if not found:
+        if marked:
+            raise PayloadError(f"{'; '.join(refused)}; a {OPTION_PREFIX} attribute says that this question counts")
+        controls = ", ".join(map(_named, tags.controls()))
+        why = "; ".join(refused) or f"{f'only {controls}; ' if controls else ''}add {tags.example()}"
+        raise PayloadError(f"the label config has no Choices tag about an Image that can be learned: {why}")
+    others = {str(tag.get("name")) for tag in tags.controls()} - {found[0].from_name}
+    return replace(found[0], other_questions=frozenset(others), beside=tuple(_beside(found[0], tags)))
+
+
+class _Tags:
+    """The tags of a label config, by their names in small letters, as Label Studio's page reads them."""
+
+    def __init__(self, root: Element) -> None:
+        self._all = [tag for tag in root.iter() if _kind(tag)]
+        self._parents = {child: tag for tag in self._all for child in tag}
+        depth = {root: 1}
+        for tag in self._all[1:]:
+            depth[tag] = depth[self._parents[tag]] + 1
+        if max(depth.values()) > DEPTH:
+            raise PayloadError(f"the label config has tags more than {DEPTH} deep in one another")
+        self.images = {name: tag for tag in self.of("image") if (name := tag.get("name"))}
+
+    def of(self, kind: str) -> list[Element]:
+        return [tag for tag in self._all if _kind(tag) == kind]
+
+    def called(self, name: str) -> str:
+        return next((_named(tag) for tag in self._all if tag.get("name") == name), f"{name!r}, which is no tag")
+
+    def controls(self) -> list[Element]:
+        """What readers answer or draw with."""
+        return [tag for tag in self._all if tag.get("name") and _attribute(tag, "toName")]
+
+    def around(self, tag: Element | None) -> Iterator[Element]:
+        """The tag and all that it lies in."""
+        while tag is not None:
+            yield tag
+            tag = self._parents.get(tag)
+
+    def example(self) -> str:
+        return EXAMPLE.format(next(iter(self.images), "image"))
+
+
+def _root(xml: str) -> Element:
+    # Comments are kept: within a Choice, Label Studio's page takes one for its value.
+    parser = XMLParser(target=TreeBuilder(insert_comments=True, insert_pis=True), forbid_dtd=True)
     try:
-        root: Element = fromstring(xml, forbid_dtd=True)
+        parser.feed(xml)
+        root: Element = parser.close()
     except (ParseError, ValueError) as error:
         # A ValueError is a DTD, which may be an entity bomb, or a lone surrogate.
         raise PayloadError(f"the label config is no plain XML ({error}); it begins {xml[:60]!r}") from None
-    images = {tag.get("name"): tag for tag in root.iter("Image")}
-    if not images:
-        raise PayloadError('the label config has no Image tag: add <Image name="image" value="$image"/>')
-    questions = [tag for tag in root.iter("Choices") if tag.get("toName") in images and tag.get("perRegion") != "true"]
-    if not questions:
-        raise PayloadError(
-            f"the label config has no Choices tag about an Image: add one with toName={min(map(str, images))!r}"
-        )
-    single = [tag for tag in questions if tag.get("choice", "single").startswith("single")]
-    if not single:
-        raise PayloadError(
-            f"Choices {questions[0].get('name')!r} takes several answers (choice={questions[0].get('choice')!r}); "
-            "a class is one answer: set choice='single-radio'"
-        )
-    question = next((tag for tag in single if any(key.startswith(OPTION_PREFIX) for key in tag.attrib)), single[0])
-    asked = {str(tag.get("name")) for tag in root.iter() if tag.get("toName") and tag is not question}
-    return replace(_read_question(question, images[question.get("toName")]), other_questions=frozenset(asked))
+    if root.tag.startswith("{"):
+        name = root.tag.rpartition("}")[2]
+        raise PayloadError(f"{name} has an xmlns attribute, with which Label Studio takes no predictions: delete it")
+    return root
 
 
-def _read_question(question: Element, image: Element) -> LabelConfig:
-    name = question.get("name")
-    value = image.get("value", "")
+def _kind(tag: Element) -> str:
+    """The name of a tag in small letters; empty for a comment or a processing instruction."""
+    name: object = tag.tag
+    return name.lower() if isinstance(name, str) else ""
+
+
+def _attribute(tag: Element, name: str) -> str | None:
+    """An attribute in any case, as Label Studio's page reads it."""
+    return {key.lower(): value for key, value in tag.attrib.items()}.get(name.lower())
+
+
+def _named(tag: Element) -> str:
+    return f"{tag.tag} {(tag.get('name') or _attribute(tag, 'value'))!r}"
+
+
+def _read_question(tag: Element, tags: _Tags) -> LabelConfig:
+    """Raises PayloadError where no annotation could ever answer it."""
+    name, to_name, me = tag.get("name"), tag.get("toName"), _named(tag)
     if not name:
-        raise PayloadError("the Choices tag has no name: set name='label'")
-    if not (value.startswith("$") and len(value) > 1):
+        raise PayloadError(f"a {tag.tag} tag has no name: set name='label'")
+    if "@" in name:
+        raise PayloadError(f"{me}: Label Studio stores no answer under a name with an '@': leave it out")
+    if any(_kind(outer) == "repeater" for outer in tags.around(tag)):
+        raise PayloadError(f"{me} is repeated for each image of a task; wanted is one image a task: leave Repeater out")
+    if not to_name:
+        raise PayloadError(f"{me} has no toName: set toName={next(iter(tags.images))!r}, spelled so")
+    if "," in to_name:
+        raise PayloadError(f"{me}: Label Studio stores no answer about several tags (toName={to_name!r}): name one")
+    if to_name not in tags.images:
+        raise PayloadError(f"{me} is about {tags.called(to_name)}, and only an Image is learned: add {tags.example()}")
+    _check_answers(tag, me)
+    image_key = _image_key(tags.images[to_name])
+    choices = _read_choices(tag, me)
+    last = Counter(stored[-1] for stored, _ in choices)
+    classes = tuple(stored[-1] if last[stored[-1]] == 1 else BELOW.join(stored) for stored, _ in choices)
+    if twice := [choice for choice, count in Counter(classes).items() if count > 1]:
+        raise PayloadError(f"{me} has {', '.join(map(repr, twice))} twice: give each choice a value of its own")
+    if len(classes) < 2:
+        raise PayloadError(f"{me} offers {classes[0]!r} alone, and at least 2 classes are needed: add a Choice")
+    return LabelConfig(
+        classes,
+        name,
+        to_name,
+        image_key,
+        dict(tag.attrib),
+        values={name: BELOW.join(seen) for name, (_, seen) in zip(classes, choices, strict=True) if (name,) != seen},
+        spellings=_spellings(me, classes, choices),
+        nested=_attribute(tag, "allowNested") == "true",
+    )
+
+
+def _check_answers(tag: Element, me: str) -> None:
+    """Refuse what is not one answer an image."""
+    for flag in ("perRegion", "allowNested"):
+        if (value := _attribute(tag, flag)) not in (None, "true", "false"):
+            raise PayloadError(f"{me} has {flag}={value!r}, which Label Studio cannot show: set 'true' or 'false'")
+    if _attribute(tag, "perRegion") == "true":
+        raise PayloadError(f"{me} is asked of each region (perRegion='true'); a class is of an image: leave it out")
+    if (answers := _attribute(tag, "choice")) == "multiple":
         raise PayloadError(
-            f"Image {image.get('name')!r} has value={value!r}; wanted is one image a task: value='$image'"
+            f"{me} takes several answers (choice={answers!r}); a class is one answer: set choice='single-radio'"
         )
-    # An alias takes the value's place in the annotations.
-    classes = tuple(tag.get("alias") or tag.get("value") or "" for tag in question.iter("Choice"))
-    if not classes:
-        raise PayloadError(f"Choices {name!r} holds no Choice tags; choices that come with the task cannot be learned")
-    if "" in classes:
-        raise PayloadError(f"a Choice of Choices {name!r} has no value")
-    if twice := {choice for choice in classes if classes.count(choice) > 1}:
-        raise PayloadError(f"Choices {name!r} has {', '.join(map(repr, sorted(twice)))} twice")
-    return LabelConfig(classes, name, str(question.get("toName")), value[1:], dict(question.attrib))
+    if answers not in (None, *SINGLE):
+        raise PayloadError(f"{me} has choice={answers!r}, which Label Studio cannot show: set choice='single-radio'")
+    if value := _attribute(tag, "value"):
+        raise PayloadError(
+            f"{me} takes choices from the task data (value={value!r}), and all images need the same: write Choice tags"
+        )
+
+
+def _image_key(image: Element) -> str:
+    several, value = _attribute(image, "valueList"), image.get("value", "")
+    if several:
+        raise PayloadError(
+            f"{_named(image)} shows several images a task (valueList={several!r}); wanted is one image a task: "
+            "value='$image'"
+        )
+    if image.text and image.text.strip() and not any(map(_kind, image)):
+        raise PayloadError(f"{_named(image)} holds text, which Label Studio takes for its value: delete the text")
+    if not IMAGE_VALUE.fullmatch(value):
+        raise PayloadError(
+            f"{_named(image)} has value={value!r}; wanted is one image a task, its whole address under a key of "
+            "the task data that has only a-z, A-Z, 0-9 and _: value='$image'"
+        )
+    return value[1:]
+
+
+def _read_choices(question: Element, me: str) -> list[tuple[Path, Path]]:
+    """Each choice as Label Studio stores it, and as readers see it."""
+    nested = _attribute(question, "allowNested") == "true"
+    found: list[tuple[Path, Path]] = []
+    for line in _leaves(question):
+        if len(line) > 1 and not nested:
+            raise PayloadError(
+                f"{_named(line[-1])} of {me} lies in {_named(line[-2])}, and Label Studio shows the outer one alone: "
+                "set allowNested='true', or write them side by side"
+            )
+        stored, seen = zip(*(_names(choice, me) for choice in line), strict=True)
+        found.append((stored, seen))
+    if not found:
+        raise PayloadError(f"{me} holds no Choice tags: add one for each class")
+    return found
+
+
+def _leaves(tag: Element, above: tuple[Element, ...] = ()) -> Iterator[tuple[Element, ...]]:
+    """Every Choice that holds no other one, with those that it lies in before it."""
+    for child in filter(_kind, tag):
+        if _kind(child) == "choice":
+            line = (*above, child)
+            yield from _leaves(child, line) if any(map(_kind, child)) else [line]
+        elif above:
+            raise PayloadError(f"{_named(above[-1])} holds {child.tag}, which Label Studio cannot show: leave it out")
+        else:
+            yield from _leaves(child)
+
+
+def _names(choice: Element, me: str) -> tuple[str, str]:
+    """What annotations hold of a choice, and what readers see."""
+    value, alias = _attribute(choice, "value"), _attribute(choice, "alias")
+    if not value:
+        raise PayloadError(f"a Choice of {me} has no value: set value='...'")
+    if alias == "":
+        raise PayloadError(f"Choice {value!r} of {me} has an empty alias, and its answers would be empty: delete alias")
+    if alias in ("true", "false"):
+        raise PayloadError(f"Choice {value!r} of {me} has alias={alias!r}, which Label Studio cannot show: set another")
+    if not any(map(_kind, choice)) and (len(choice) or (choice.text or "").strip()):
+        raise PayloadError(
+            f"Choice {value!r} of {me} holds text or a comment, which Label Studio stores for its value: delete it"
+        )
+    if alias is None and FROM_THE_TASK.search(value):
+        raise PayloadError(
+            f"Choice {value!r} of {me} is filled from the task data, and all images need the same: set an alias"
+        )
+    return value if alias is None else alias, value
+
+
+def _spellings(me: str, classes: Sequence[str], spelled: Sequence[tuple[Path, Path]]) -> dict[Path, str]:
+    """Every path, and every last name that is unique, with its class."""
+    found: dict[Path, str] = {}
+    for choice, paths in zip(classes, spelled, strict=True):
+        for path in paths:
+            if (other := found.setdefault(path, choice)) != choice:
+                raise PayloadError(
+                    f"{me}: {path[-1]!r} is a value or an alias both of {other!r} and of {choice!r}: give one another"
+                )
+    lasts = {choice: {path[-1] for path in paths} for choice, paths in zip(classes, spelled, strict=True)}
+    counts = Counter(name for names in lasts.values() for name in names)
+    short = {(name,): choice for choice, names in lasts.items() for name in names if counts[name] == 1}
+    return short | {(choice,): choice for choice in classes} | found
+
+
+def _beside(config: LabelConfig, tags: _Tags) -> Iterator[str]:
+    """What of the label config is not learned."""
+    eligible, others = [], []
+    for tag in tags.controls():
+        if tag.get("name") == config.from_name:
+            continue
+        try:
+            eligible.append(_read_question(tag, tags).from_name) if _kind(tag) == "choices" else others.append(tag)
+        except PayloadError:
+            others.append(tag)
+    if eligible:
+        yield f"not {', '.join(map(repr, eligible))} (give the one that counts a {OPTION_PREFIX} attribute)"
+    if others:
+        yield f"nor {', '.join(map(_named, others))}, which cannot be learned"
+    if rest := [name for name in tags.images if name != config.to_name]:
+        yield f"of the image {config.to_name!r} alone, not of {', '.join(map(repr, rest))}"
+    [asked] = (tag for tag in tags.of("choices") if tag.get("name") == config.from_name)
+    if any(_attribute(outer, "visibleWhen") for outer in tags.around(asked)):
+        yield "asked on a condition: an image without an answer to it has no label"
+    if config.nested and any(len(path) > 1 for path in config.spellings):
+        yield "to tick a choice that holds others ticks them all, and gives no label"
+
+
+def shown(choice: str, config: LabelConfig) -> str:
+    """A class with what readers see of it: ``0 (normal)``."""
+    return f"{choice} ({config.values[choice]})" if choice in config.values else choice
+
+
+def question(config: LabelConfig, options: ProjectOptions) -> str:
+    """What is learned of a label config, and what is not, in one line.
+
+    Raises:
+        SettingsError: see ``training_classes``.
+    """
+    classes = training_classes(config, options)
+    learned = " < ".join(shown(choice, config) for choice in classes)
+    rest = [shown(choice, config) for choice in config.classes if choice not in classes]
+    no_class = [f"no class: {', '.join(rest)}"] if rest else []
+    return "; ".join([f"learns Choices {config.from_name!r}: {learned}", *no_class, *config.beside])
 
 
 def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str, ...]:
-    """The classes that the network learns: the choices without ``options.unreadable``, whatever its case.
+    """The classes that the network learns: the choices without ``options.unreadable``, whatever its case or spelling.
 
     Raises:
-        SettingsError: fewer than two remain, or ``unreadable`` was chosen by the owner and is none of the choices.
+        SettingsError: fewer than two remain, ``unreadable`` was chosen by the owner and is none of the choices, or
+            ``prelabel`` cannot work.
     """
-    if "unreadable" in options.model_fields_set and not any(_is_unreadable(c, options) for c in config.classes):
+    offered = ", ".join(repr(shown(choice, config)) for choice in config.classes)
+    if "unreadable" in options.model_fields_set and not any(_is_unreadable(c, config, options) for c in config.classes):
         raise SettingsError(
-            f"unreadable={options.unreadable!r} is none of the choices {', '.join(map(repr, config.classes))} of "
+            f"unreadable={options.unreadable!r} is none of the choices {offered} of "
             f"Choices {config.from_name!r}: name one of them, or leave the option out"
         )
-    classes = tuple(choice for choice in config.classes if not _is_unreadable(choice, options))
+    classes = tuple(choice for choice in config.classes if not _is_unreadable(choice, config, options))
     if len(classes) < 2:
         raise SettingsError(
-            f"Choices {config.from_name!r} offers {', '.join(map(repr, config.classes))}; without "
+            f"Choices {config.from_name!r} offers {offered}; without "
             f"unreadable={options.unreadable!r} {len(classes)} of them would be learned, and at least 2 are needed"
+        )
+    if options.prelabel and config.nested:
+        raise SettingsError(
+            f"prelabel=True: Label Studio imports no predictions for Choices {config.from_name!r}, which has "
+            "allowNested='true': leave one of the two out"
         )
     return classes
 
@@ -128,7 +378,8 @@ def read_image(task: Json, config: LabelConfig) -> ImageRef:
     number, data = task.get("id"), task.get("data")
     if not isinstance(number, int):
         raise PayloadError(f"a task has id={number!r}; wanted a number")
-    if not isinstance(data, Mapping) or not isinstance(uri := data.get(config.image_key), str) or not uri.strip():
+    uri = _at(data, config.image_key)
+    if not isinstance(data, Mapping) or not isinstance(uri, str) or not uri.strip():
         seen = sorted(data) if isinstance(data, Mapping) else data
         raise PayloadError(f"task {number} has no image under {config.image_key!r}; its data holds {seen!r}")
     return ImageRef(id=str(number), uri=uri.strip(), patient_id=patient_of(_patient(data)))
@@ -148,8 +399,9 @@ def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: P
     ``item`` is an annotation of the JSON export or of a webhook, ``image`` that of its task.
 
     Returns:
-        ``value`` is None where the reader skipped, answered nothing or called the image unreadable. Two answers to
-        a single choice (only an import can give them) make a value that is no class, so that consensus names it.
+        ``value`` is None where the reader skipped, answered nothing or called the image unreadable. Several
+        answers (of an import, or of a ticked choice that holds others) make a value that is no class, so that consensus
+        names it.
 
     Raises:
         PayloadError: the annotation has another form, answers another question, or was copied from a prediction.
@@ -162,11 +414,12 @@ def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: P
         truth = bool(item.get("ground_truth"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PayloadError(f"annotation {item.get('id')!r} of task {image.id} cannot be read: {error!r}") from None
-    answered = bool(choices) and not all(_is_unreadable(choice, options) for choice in choices)
+    unreadable = all(_is_unreadable(choice, config, options) for choice in choices)
     return Annotation(
         image=image,
         rater=_rater(item),
-        value=" + ".join(choices) if answered else None,
+        value=None if unreadable else " + ".join(choices),
+        unanswered=not choices and not item["was_cancelled"],
         ground_truth=truth,
         updated_at=updated_at if updated_at.tzinfo else updated_at.replace(tzinfo=UTC),
     )
@@ -183,8 +436,9 @@ def prediction(
 ) -> dict[str, object]:
     """A prediction as Label Studio imports it; the lowest score is served first.
 
-    ``suggestion`` is a class that the reader finds pre-selected; None leaves the form empty. ``confidence``, 0 to 1,
-    stands with the answer and orders nothing; None where it is not known.
+    ``suggestion`` is a class that the reader finds pre-selected; None leaves the form empty, and so do nested choices,
+    whose paths Label Studio does not import. ``confidence``, 0 to 1, stands with the answer and orders nothing; None
+    where it is not known.
 
     Raises:
         ValueError: the score is not in [0, 1]: Label Studio would drop the prediction in silence.
@@ -203,19 +457,38 @@ def prediction(
         "task": int(image_id),
         "score": score,
         "model_version": version,
-        "result": [] if suggestion is None else [answer],
+        "result": [] if suggestion is None or config.nested else [answer],
     }
 
 
+def _at(data: object, key: str) -> object:
+    """What stands in a task's data under ``image``, ``study.image`` or ``images[0]``; None where nothing does."""
+    if isinstance(data, Mapping) and key in data:
+        return data[key]
+    for step in re.findall(r"\w+", key):
+        if isinstance(data, Mapping):
+            data = data.get(step)
+        elif isinstance(data, Sequence) and not isinstance(data, str) and step.isdecimal() and int(step) < len(data):
+            data = data[int(step)]
+        else:
+            return None
+    return data
+
+
 def _choices(result: list[Json], config: LabelConfig) -> tuple[str, ...]:
+    """The classes that were answered; any other answer as it stands."""
     mine = (entry for entry in result if entry.get("from_name") == config.from_name and entry.get("type") == "choices")
-    return tuple(choice for entry in mine for choice in _values(entry))
+    paths = [path for entry in mine for path in _paths(entry)]
+    # Label Studio stores a choice that holds others beside those below it.
+    ends = [path for path in paths if not any(len(o) > len(path) and o[: len(path)] == path for o in paths)]
+    return tuple(dict.fromkeys(config.spellings.get(path, BELOW.join(path)) for path in ends))
 
 
-def _values(entry: Json) -> tuple[str, ...]:
+def _paths(entry: Json) -> list[Path]:
     """The choices of an entry; an import may give a single one as text, and Label Studio keeps it so."""
     choices = entry["value"]["choices"]
-    return (choices,) if isinstance(choices, str) else tuple(map(str, choices))
+    each = [choices] if isinstance(choices, str) else choices
+    return [tuple(map(str, choice)) if isinstance(choice, list) else (str(choice),) for choice in each]
 
 
 def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelConfig) -> str | None:
@@ -245,8 +518,11 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
     return None
 
 
-def _is_unreadable(choice: str, options: ProjectOptions) -> bool:
-    return choice.casefold() == options.unreadable.casefold()
+def _is_unreadable(choice: str, config: LabelConfig, options: ProjectOptions) -> bool:
+    names = [choice, config.values.get(choice, choice)]
+    if config.nested:
+        names += [path.rpartition(BELOW)[2] for path in names]
+    return options.unreadable.strip().casefold() in (name.strip().casefold() for name in names)
 
 
 def _rater(item: Json) -> str:

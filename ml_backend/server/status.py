@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.connect import TITLE
-from ml_backend.label_studio.formats import training_classes
+from ml_backend.label_studio.formats import question
 from ml_backend.label_studio.serving import Serving, ServingProblem, serving_problems
 from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published, RoundReport
@@ -35,6 +35,7 @@ class ProjectStatus:
     problem: str | None = None  # why the store or Redis could not tell
     options: ProjectOptions | None = None  # of the next round; None where there is a mistake in them
     mistake: str | None = None  # why the next round would refuse the label config or the options
+    question: str | None = None  # what is learned of the label config, in words; None where there is a mistake in it
     unreadable: str | None = None  # why Label Studio could not be read when it was last looked at
     quarantined: tuple[QuarantinedImage, ...] = ()  # the images that could not be read, all of them
     serving: tuple[ServingProblem, ...] = ()  # why readers are not served the published ranking
@@ -86,6 +87,7 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
         "project": str(status.connection.project),
         "problem": status.problem,
         "mistake": status.mistake,
+        "question": status.question,
         "paused": None if status.paused is None else status.paused.since.isoformat(timespec="seconds"),
         "queue": status.queue.model_dump(mode="json"),
         "published": published.model_dump(mode="json", exclude={"image_ids"}) | {"images": len(published.image_ids)}
@@ -114,7 +116,7 @@ def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> P
     """One project, as far as it can be read."""
     project = store.project(connection.project)
     readings = ReadingStore(project.folder)
-    options, mistake = _options(connection)
+    options, learned, mistake = _options(connection)
     common = ProjectStatus(
         connection,
         QueueStatus(),
@@ -122,6 +124,7 @@ def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> P
         report=None,
         options=options,
         mistake=mistake,
+        question=learned,
         unreadable=readings.problem(),
         quarantined=Quarantine(project.folder).listed(),
         paused=Pause(project.folder).read(),
@@ -144,10 +147,10 @@ def _serving(
     return tuple(serving_problems(seen, options, TITLE))
 
 
-def _options(connection: Connection) -> tuple[ProjectOptions | None, str | None]:
+def _options(connection: Connection) -> tuple[ProjectOptions | None, str | None, str | None]:
+    """The options, what is learned, and what is wrong with them."""
     try:
         config, options = configuration(connection)
-        training_classes(config, options)
+        return options, question(config, options), None
     except BackendError as error:
-        return None, str(error)
-    return options, None
+        return None, None, str(error)

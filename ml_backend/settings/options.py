@@ -63,7 +63,10 @@ class ProjectOptions(BaseModel):
     noise_every: int = Field(
         5, ge=0, description="trained rounds until a second network of another seed measures the noise again; 0: never"
     )
-    unreadable: str = Field("unreadable", description="the choice that means `no label can be given`; never a class")
+    unreadable: str = Field(
+        "unreadable",
+        description="the choice that means `no label can be given`, by its value or its alias; never a class",
+    )
     consensus: Literal["median"] = Field("median", description="rule that turns several readers' answers into a label")
     annotations_per_task: int = Field(1, ge=1, le=20, description="readers an image is shown to")
     prelabel: bool = Field(

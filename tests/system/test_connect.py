@@ -8,13 +8,21 @@ from typing import Any, Protocol
 
 import pytest
 
-from ml_backend.errors import LabelStudioError, SettingsError
+from ml_backend.errors import LabelStudioError, PayloadError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import NOTHING_TO_CHANGE, connect_project
-from ml_backend.settings import Settings
+from ml_backend.label_studio.formats import parse_label_config, prediction, question, training_classes
+from ml_backend.label_studio.labels import LabelStudioLabels
+from ml_backend.settings import ProjectOptions, Settings
+from tests.label_configs import LEARNED, REFUSED
 from tests.system.recording import RecordingBackend
 
 pytestmark = pytest.mark.system
+ADDRESS = "http://images.example/1.png"
+# What the label configs of the table ask for; Label Studio refuses one whose keys a task lacks.
+KEYS = ("image", "side", "my-image", "größe", "gr", "my", "text", "x", "options", "5")
+DATA = dict.fromkeys(KEYS, ADDRESS) | {"images": [ADDRESS], "study": {"image": ADDRESS}}
+OPTIONS = ProjectOptions.resolve(environ={})
 XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
 
 
@@ -49,6 +57,18 @@ class Case:
     def project(self) -> dict[str, Any]:
         return self.client.project(self.project_id)
 
+    def ask(self, label_config: str) -> str:
+        """Change the label config as its owner would; what Label Studio holds then."""
+        body = {"label_config": label_config}
+        return str(
+            self.client.transport.ask("PATCH", f"/api/projects/{self.project_id}/", dict, body=body)["label_config"]
+        )
+
+    def import_task(self) -> int:
+        self.client.transport.send("POST", f"/api/projects/{self.project_id}/import", body=[{"data": DATA}])
+        [task] = self.client.unlabelled_tasks(self.project_id)
+        return int(task["id"])
+
 
 @pytest.fixture
 def case(label_studio: Running, recorder: RecordingBackend) -> Iterator[Case]:
@@ -66,11 +86,12 @@ def basic(password: str) -> str:
 def test_connects_once_and_then_changes_nothing(case: Case) -> None:
     said = case.connect({"strategy": "bald"})
 
+    assert said[0] == "learns Choices 'severity': normal < moderate < severe; no class: unreadable"
     assert any("added the backend" in line and "bald" in line for line in said)
     assert any("webhook" in line and "headers" in line for line in said)
     assert any("'Sequential sampling' -> 'Uncertainty sampling'" in line for line in said)
-    assert case.connect({"strategy": "bald"}) == [NOTHING_TO_CHANGE]
-    assert case.connect() == [NOTHING_TO_CHANGE]
+    assert case.connect({"strategy": "bald"})[1:] == [NOTHING_TO_CHANGE]
+    assert case.connect()[1:] == [NOTHING_TO_CHANGE]
     project = case.project()
     assert project["sampling"] == "Uncertainty sampling"
     assert project["maximum_annotations"] == 1
@@ -103,13 +124,13 @@ def test_new_options_and_a_new_password_reach_the_old_connection(case: Case) -> 
     assert [body["extra_params"] for path, _, body in case.recorder.asked if path == "/setup"][-1] == {
         "annotations_per_task": 2
     }
-    assert case.connect(basic_auth_pass="second") == [NOTHING_TO_CHANGE]
+    assert case.connect(basic_auth_pass="second")[1:] == [NOTHING_TO_CHANGE]
 
 
 def test_without_credentials_nothing_is_taken_away(case: Case) -> None:
     case.connect()
 
-    assert case.connect(basic_auth_user=None, basic_auth_pass=None) == [NOTHING_TO_CHANGE]
+    assert case.connect(basic_auth_user=None, basic_auth_pass=None)[1:] == [NOTHING_TO_CHANGE]
     assert case.client.webhooks(case.project_id)[0]["headers"] == {"Authorization": basic("first")}
 
 
@@ -151,7 +172,7 @@ def test_a_published_ranking_survives(case: Case) -> None:
         f"/api/dm/actions?id=delete_tasks_predictions&project={case.project_id}",
         body={"selectedItems": {"all": True, "excluded": []}},
     )
-    nothing, lost = case.connect()
+    _, nothing, lost = case.connect()
     assert nothing == NOTHING_TO_CHANGE
     assert "no predictions of the project's model version 'al-1'" in lost
 
@@ -164,7 +185,7 @@ def test_says_what_becomes_of_the_owners_predictions(case: Case) -> None:
     case.client.import_predictions(case.project_id, [mine])
 
     assert "'al-r50-imagenet' (1) stay" in case.connect()[-1]
-    assert case.connect() == [NOTHING_TO_CHANGE]
+    assert case.connect()[1:] == [NOTHING_TO_CHANGE]
 
 
 def test_a_wrong_option_changes_nothing(case: Case) -> None:
@@ -174,6 +195,61 @@ def test_a_wrong_option_changes_nothing(case: Case) -> None:
         case.connect({"strategie": "bald"})
     assert case.client.backends(case.project_id) == []
     assert case.project() == before
+
+
+def test_what_could_never_be_learned_changes_nothing(case: Case) -> None:
+    """Label Studio accepts each of these label configs."""
+    case.import_task()
+    before = case.project()
+
+    for name, refused in REFUSED.items():
+        case.ask(refused.xml)
+        with pytest.raises(PayloadError) as error:
+            case.connect()
+        assert refused.said in str(error.value), name
+        assert refused.way_out in str(error.value), name
+
+    assert case.client.backends(case.project_id) == case.client.webhooks(case.project_id) == []
+    after = case.project()
+    assert {key for key in before if before[key] != after[key]} <= {
+        "label_config",
+        "parsed_label_config",
+        "control_weights",
+    }
+
+
+def test_what_is_learned_can_be_published(case: Case) -> None:
+    """Label Studio accepts each of these label configs, and imports every class as a pre-label, unless it is a path."""
+    number = case.import_task()
+
+    for name, learned in LEARNED.items():
+        config = parse_label_config(case.ask(learned.xml))
+        assert training_classes(config, OPTIONS) == learned.classes, name
+        each = [prediction(str(number), 0.5, name, config, choice) for choice in config.classes]
+        assert case.client.import_predictions(case.project_id, each) == len(each), name
+
+    assert case.connect()[0] == question(config, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("alias", {"0": "0", "normal": "0", "Unreadable": None, "9": None}),
+        ("allowNested and nested", {("pneumonia", "viral"): "viral", ("normal",): "normal"}),
+    ],
+)
+def test_answers_as_label_studio_holds_them(case: Case, name: str, answers: dict[object, str | None]) -> None:
+    """As Chromium was seen to post them, and as an import may: Label Studio keeps both as they come."""
+    number = case.import_task()
+    config = parse_label_config(case.ask(LEARNED[name].xml))
+    answer = {"from_name": "label", "to_name": "image", "type": "choices"}
+    for choice in answers:
+        result = [answer | {"value": {"choices": [choice]}}]
+        case.client.transport.send("POST", f"/api/tasks/{number}/annotations/", body={"result": result})
+
+    read = LabelStudioLabels(case.client, case.project_id, config, OPTIONS).annotations()
+
+    assert sorted(str(one.value) for one in read) == sorted(map(str, answers.values()))
 
 
 def test_a_backend_that_refuses_is_not_left_behind(case: Case) -> None:

@@ -138,6 +138,19 @@ class TestExclusions:
         assert exclusion.image_id == "1"
         assert exclusion.reason == "unreadable: every one of its 2 readers skipped image 1 or gave it no class"
 
+    def test_unanswered_by_everyone(self) -> None:
+        """Of a question that is optional, or was asked on a condition; one who skipped makes it unreadable."""
+        open_ = [annotation(None, rater).model_copy(update={"unanswered": True}) for rater in "ab"]
+
+        [exclusion] = median(open_, CLASSES).exclusions
+        [other] = median([*open_, annotation(None, "c")], CLASSES).exclusions
+
+        assert exclusion.reason == (
+            "unanswered: every one of its 2 readers gave image 1 no answer to the question: it is optional, or its "
+            "condition was not met"
+        )
+        assert other.reason.startswith("unreadable: every one of its 3 readers")
+
     def test_unreadable_by_ground_truth(self) -> None:
         consensus = median([annotation("normal", "a"), annotation(None, "b", ground_truth=True)], CLASSES)
 

@@ -14,6 +14,7 @@ from ml_backend.doctor.examination import CHECKS
 from ml_backend.queueing import LastError, QueueStatus
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore
+from tests.label_configs import LEARNED, REFUSED
 from tests.unit.doctor.installation import BACKEND, KEY, Installation, failures
 
 
@@ -42,6 +43,28 @@ class TestChecks:
         assert {name: one.seen for name, one in found.items() if one.verdict != "ok"} == {}
         assert found["readers per image"].seen == "1"
         assert found["predictions on"].seen == "on"
+
+    @pytest.mark.parametrize("name", ["nested", "Rating", "several images a task"])
+    def test_refuse_a_label_config_that_could_never_be_learned(self, installation, name):
+        installation.project["label_config"] = REFUSED[name].xml
+
+        found = installation.examine()
+
+        assert found["label config"].verdict == "FAIL"
+        assert REFUSED[name].said in found["label config"].seen
+        assert REFUSED[name].way_out in found["label config"].seen
+        assert found["classes"].verdict == "skip"
+
+    def test_name_the_question_and_the_classes_as_readers_see_them(self, installation):
+        xml = LEARNED["alias"].xml.replace("</View>", '<TextArea name="why" toName="image"/></View>')
+        installation.project["label_config"] = xml
+
+        found = installation.examine()
+
+        assert found["label config"].seen == (
+            "Choices 'label' about Image 'image', in $image of a task; nor TextArea 'why', which cannot be learned"
+        )
+        assert found["classes"].seen == "least to most severe: 0 (normal) < 2 (severe); no class: 9 (Unreadable)"
 
     def test_change_nothing(self, installation):
         """All that is sent besides questions: an unchanged title, and two requests that can make nothing."""

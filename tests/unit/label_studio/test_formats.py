@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,21 +14,24 @@ from ml_backend.label_studio.formats import (
     LabelConfig,
     parse_label_config,
     prediction,
+    question,
     read_annotation,
     read_image,
     training_classes,
 )
 from ml_backend.records import ImageRef
 from ml_backend.settings import ProjectOptions
+from tests.label_configs import LEARNED, REFUSED, Learned, Refused, config
 
 ROOT = Path(__file__).parents[3]
 PAYLOADS = ROOT / "tests" / "data" / "payloads"
 IMAGE = ImageRef(id="7", uri="/data/upload/1/a.png")
 CONFIG = LabelConfig(("normal", "severe", "Unreadable"), "severity", "image", "image", {})
+DEFAULTS = ProjectOptions.resolve(environ={})
 
 
-def answer(*choices: str) -> dict[str, Any]:
-    entries = [{"from_name": "severity", "to_name": "image", "type": "choices", "value": {"choices": list(choices)}}]
+def answer(*choices: str | list[str], from_name: str = "severity") -> dict[str, Any]:
+    entries = [{"from_name": from_name, "to_name": "image", "type": "choices", "value": {"choices": list(choices)}}]
     return {
         "id": 3,
         "completed_by": 2,
@@ -71,7 +75,7 @@ class TestParseLabelConfig:
             "<View><Image name='film' value='$scan'/><Text name='t' value='$t'/>"
             f"<Choices name='about_text' toName='t'>{choices}"
             f"<Choices name='region' toName='film' perRegion='true'>{choices}"
-            f"<Choices name='many' toName='film' choice='multiple' model_strategy='bald'>{choices}"
+            f"<Choices name='many' toName='film' choice='multiple'>{choices}"
             f"<Choices name='first' toName='film'>{choices}"
             f"<Choices name='ours' toName='film' %s>{choices}</View>"
         )
@@ -79,6 +83,23 @@ class TestParseLabelConfig:
         assert parse_label_config(xml % "").from_name == "first"
         assert parse_label_config(xml % "model_passes='9'").from_name == "ours"
         assert parse_label_config(xml % "").image_key == "scan"
+
+    @pytest.mark.parametrize("case", LEARNED.values(), ids=LEARNED.keys())
+    def test_says_what_is_learned_and_what_is_not(self, case: Learned) -> None:
+        read = parse_label_config(case.xml)
+
+        assert training_classes(read, DEFAULTS) == case.classes
+        assert read.image_key == case.image_key
+        assert case.beside in question(read, DEFAULTS)
+
+    @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+    def test_refuses_what_could_never_be_learned(self, case: Refused) -> None:
+        with pytest.raises(PayloadError) as refused:
+            parse_label_config(case.xml)
+
+        assert case.said in str(refused.value)
+        assert case.way_out in str(refused.value)
+        assert "\n" not in str(refused.value)
 
     def test_an_alias_is_what_annotations_hold(self) -> None:
         xml = (
@@ -120,6 +141,12 @@ class TestParseLabelConfig:
         with pytest.raises(PayloadError, match=said):
             parse_label_config(xml)
 
+    def test_tags_deep_in_one_another(self) -> None:
+        deep = f"{'<View>' * 3000}{'</View>' * 3000}"
+
+        with pytest.raises(PayloadError, match="more than 255 deep"):
+            parse_label_config(config(deep))
+
     def test_an_entity_bomb_goes_off_nowhere(self) -> None:
         bomb = '<!DOCTYPE b [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><View>&b;</View>'
 
@@ -147,6 +174,29 @@ class TestTrainingClasses:
 
         with pytest.raises(SettingsError, match="unreadable='blurry' is none of the choices 'normal', 'severe'"):
             training_classes(config, ProjectOptions(unreadable="blurry"))
+
+    @pytest.mark.parametrize("option", [None, "unreadable", " Unreadable", "9"])
+    def test_a_way_out_is_known_by_its_value_and_by_its_alias(self, option: str | None) -> None:
+        given = {} if option is None else {"unreadable": option}
+
+        options = ProjectOptions.resolve(given, environ={})
+
+        assert training_classes(parse_label_config(LEARNED["alias"].xml), options) == ("0", "2")
+
+    def test_a_way_out_among_nested_choices(self) -> None:
+        way_out = '<Choice value="none"><Choice value="blurred" alias="x"/></Choice>'
+        read = parse_label_config(LEARNED["allowNested and nested"].xml.replace("</Choices>", f"{way_out}</Choices>"))
+
+        for option in ("x", "blurred"):
+            options = ProjectOptions.resolve({"unreadable": option}, environ={})
+            assert training_classes(read, options) == ("normal", "bacterial", "viral")
+
+    @pytest.mark.parametrize("name", ["allowNested and flat", "allowNested in small letters"])
+    def test_paths_cannot_be_pre_labelled(self, name: str) -> None:
+        read = parse_label_config(LEARNED[name].xml)
+
+        with pytest.raises(SettingsError, match=r"prelabel=True: .* 'label', which has allowNested='true': leave one"):
+            training_classes(read, ProjectOptions.resolve({"prelabel": True}, environ={}))
 
     def test_a_config_without_a_way_out_is_fine(self) -> None:
         config = LabelConfig(("normal", "severe"), "c", "i", "image", {})
@@ -199,6 +249,29 @@ class TestReadImage:
         with pytest.raises(PayloadError, match="task 9 has no image under 'image'"):
             read_image(task, CONFIG)
 
+    @pytest.mark.parametrize(
+        ("value", "data", "uri"),
+        [
+            ("$study.image", {"study": {"image": "/a.png"}}, "/a.png"),
+            ("$study.image", {"study.image": "/a.png"}, "/a.png"),
+            ("$images[1]", {"images": ["/a.png", "/b.png"]}, "/b.png"),
+            ("$a[0].b", {"a": [{"b": "/a.png"}]}, "/a.png"),
+            ("$study.image", {"study": "/a.png"}, None),
+            ("$study.image", {"study": {}}, None),
+            ("$images[2]", {"images": ["/a.png", "/b.png"]}, None),
+            ("$images[0]", {"images": "/a.png"}, None),
+        ],
+    )
+    def test_within_the_task_data(self, value: str, data: dict[str, Any], uri: str | None) -> None:
+        """As Label Studio's page finds it: the whole key first, then step by step."""
+        read = parse_label_config(config(image=f'<Image name="image" value="{value}"/>'))
+
+        if uri is None:
+            with pytest.raises(PayloadError, match=f"task 9 has no image under '{re.escape(value[1:])}'"):
+                read_image({"id": 9, "data": data}, read)
+        else:
+            assert read_image({"id": 9, "data": data}, read).uri == uri
+
     def test_a_task_without_a_number(self) -> None:
         with pytest.raises(PayloadError, match="id='x'"):
             read_image({"id": "x"}, CONFIG)
@@ -218,14 +291,19 @@ class TestReadAnnotation:
         skipped = answer("normal") | {"was_cancelled": True}
         items = [skipped, answer(), answer("unreadable"), recorded("ANNOTATION_CREATED-skipped")["annotation"]]
 
-        assert [read_annotation(item, IMAGE, CONFIG, ProjectOptions()).value for item in items] == [None] * 4
+        read = [read_annotation(item, IMAGE, CONFIG, ProjectOptions()) for item in items]
+
+        assert [annotation.value for annotation in read] == [None] * 4
+        assert [annotation.unanswered for annotation in read] == [False, True, False, False]
 
     def test_another_question_does_not_count(self) -> None:
         item = answer("normal")
         item["result"][0]["from_name"] = "side"
         config = replace(CONFIG, other_questions=frozenset({"side"}))
 
-        assert read_annotation(item, IMAGE, config, ProjectOptions()).value is None
+        read = read_annotation(item, IMAGE, config, ProjectOptions())
+
+        assert (read.value, read.unanswered) == (None, True)
 
     def test_an_answer_that_the_config_does_not_ask_for_is_named(self) -> None:
         """As imports from another project have it: Label Studio stores them, and shows readers an empty form."""
@@ -257,6 +335,37 @@ class TestReadAnnotation:
         item = answer("normal") | {"lead_time": None}
 
         assert read_annotation(item, IMAGE, CONFIG, ProjectOptions()).value == "normal"
+
+    @pytest.mark.parametrize(
+        ("label_config", "choices", "value"),
+        [
+            ("alias", ["0"], "0"),
+            ("alias", ["normal"], "0"),  # of an import: Label Studio keeps it as it is
+            ("alias", ["normal", "0"], "0"),
+            ("alias", ["9"], None),
+            ("alias", ["Unreadable"], None),
+            ("alias", [["2"]], "2"),  # stored while the config had allowNested
+            ("alias", ["mild"], "mild"),
+            ("allowNested and flat", [["a"]], "a"),
+            ("allowNested and flat", ["a"], "a"),
+            ("allowNested and nested", [["pneumonia", "viral"]], "viral"),
+            ("allowNested and nested", ["viral"], "viral"),
+            ("allowNested and nested", [["pneumonia"]], "pneumonia"),
+            (
+                "allowNested and nested",
+                [["pneumonia"], ["pneumonia", "bacterial"], ["pneumonia", "viral"]],
+                "bacterial + viral",
+            ),
+            ("the same name in two branches", [["right"], ["right", "yes"]], "right / yes"),
+            ("the same name in two branches", ["yes"], "yes"),
+        ],
+    )
+    def test_every_spelling_of_a_choice(
+        self, label_config: str, choices: list[str | list[str]], value: str | None
+    ) -> None:
+        read = parse_label_config(LEARNED[label_config].xml)
+
+        assert read_annotation(answer(*choices, from_name="label"), IMAGE, read, DEFAULTS).value == value
 
     def test_two_answers_are_no_class(self) -> None:
         assert read_annotation(answer("normal", "severe"), IMAGE, CONFIG, ProjectOptions()).value == "normal + severe"
@@ -302,6 +411,12 @@ class TestPrediction:
         result = [{"from_name": "severity", "to_name": "image", "type": "choices", "value": value}]
 
         assert prediction("12", 0.0, "al-1", CONFIG, "severe")["result"] == result
+
+    def test_no_path_is_suggested(self) -> None:
+        """Label Studio would drop the prediction, and the image's place in the order with it."""
+        read = parse_label_config(LEARNED["allowNested and nested"].xml)
+
+        assert prediction("12", 0.0, "al-1", read, "viral")["result"] == []
 
     def test_confidence_stands_with_the_answer_and_not_in_the_order(self) -> None:
         told = prediction("12", 0.25, "al-1", CONFIG, "severe", confidence=0.875)

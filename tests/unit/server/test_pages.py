@@ -4,6 +4,7 @@ import csv
 import re
 
 import pytest
+from markupsafe import escape
 from pydantic import SecretStr
 
 from ml_backend.queueing import LastError, QueueStatus
@@ -14,6 +15,7 @@ from ml_backend.settings import Settings
 from ml_backend.storage.pause import Pause
 from ml_backend.storage.thumbnails import Thumbnails
 from tests.fakes import make_report
+from tests.label_configs import LEARNED
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_predictions import save_round
 
@@ -44,6 +46,15 @@ class TestProject:
         assert "12 of 20" in page
         assert "0 of 25" in page  # of every class, until the first training
         assert "by chance" not in page or "Chosen to be labelled next" in page
+
+    def test_names_the_question(self, connected):
+        """That which counts of several, and what is not learned."""
+        told = payload("setup")
+        assert connected.post("/setup", json=told | {"schema": LEARNED["two questions"].xml}).status_code == 200
+        learned = "learns Choices 'quality': good < bad; not 'severity' (give the one that counts a model_ attribute)"
+
+        assert f"It {escape(learned)}." in connected.get(PAGE, headers=HTML).text
+        assert connected.get("/").json["projects"][0]["question"] == learned
 
     def test_json_for_anybody_else(self, connected, store):
         save_round(store)
