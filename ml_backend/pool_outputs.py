@@ -5,7 +5,7 @@ NumPy and not torch, so that the store and the web process can read it without t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,46 @@ from jaxtyping import Float32
 
 from ml_backend.records import Exclusion
 
-__all__ = ["ImageFeatures", "LastLayerGradients", "PoolOutputs", "join"]
+__all__ = ["ImageFeatures", "LastLayerGradients", "PoolOutputs", "float_array", "join"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T")
+
+
+def float_array(name: str, value: Any) -> npt.NDArray[np.floating[Any]]:
+    """An array of floats in NumPy's native layout, from a NumPy array, a torch tensor or what converts to an array.
+
+    A tensor is detached and moved to the CPU. The caller's array is never changed; it is copied only where its type,
+    byte order or layout is another.
+
+    Args:
+        name: what an error calls the value.
+        value: of float16, float32, float64 or longer; a tensor may also be of bfloat16.
+
+    Returns:
+        C-contiguous float16, float32 or float64.
+
+    Raises:
+        ValueError: the value is no array, is of integers, booleans or objects, or has masked entries.
+    """
+    if callable(getattr(value, "detach", None)):  # a torch tensor, told without torch
+        value = value.detach()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).cpu().numpy()
+    if not hasattr(value, "__array__"):
+        raise ValueError(
+            f"{name} must be a torch tensor or a NumPy array of a floating type, got {type(value).__name__}: "
+            "wrap numbers in numpy.array(...), and stack a list of tensors"
+        )
+    if isinstance(value, np.ma.MaskedArray) and (masked := int(np.sum(value.mask))):
+        raise ValueError(f"{name} is a masked array with {masked} masked entries: leave these images out")
+    array: npt.NDArray[Any] = np.asarray(value)
+    if array.dtype.kind != "f":
+        raise ValueError(
+            f"{name} must be a torch tensor or a NumPy array of a floating type, got {array.dtype}: "
+            "convert it with .astype(numpy.float32)"
+        )
+    native = np.dtype(f"=f{min(array.dtype.itemsize, 8)}")  # long double has no counterpart in torch or on disk
+    return np.asarray(array, dtype=native, order="C")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +67,7 @@ class LastLayerGradients:
         hidden: what the last layer sees.
 
     Raises:
-        ValueError: the two are of different images.
+        ValueError: the two are of different images, or not of a floating type.
 
     Source:
         Ash et al. 2020, arXiv:1906.03671.
@@ -41,6 +77,7 @@ class LastLayerGradients:
     hidden: Float32[Array, "images dims"]
 
     def __post_init__(self) -> None:
+        _as_float32(self, "residuals", "hidden")
         if len(self.residuals) != len(self.hidden):
             raise ValueError(f"residuals of {len(self.residuals)} images but hidden layers of {len(self.hidden)}")
 
@@ -65,6 +102,7 @@ class ImageFeatures:
     keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _as_float32(self, "features")
         if len(self.features) != len(self.image_ids):
             raise ValueError(f"{len(self.image_ids)} image ids but features of {len(self.features)} images")
         if self.keys and len(self.keys) != len(self.image_ids):
@@ -74,6 +112,8 @@ class ImageFeatures:
 @dataclass(frozen=True, slots=True, eq=False)
 class PoolOutputs:
     """Outputs for the images of the pool that could be read, in one order.
+
+    Arrays of another floating type and torch tensors, with gradients or without, are converted to float32 arrays.
 
     Attributes:
         image_ids: one id an image.
@@ -85,7 +125,7 @@ class PoolOutputs:
         exclusions: images of the pool that could not be read, with the reason.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not fit each other, or an array is not of a floating type.
     """
 
     image_ids: tuple[str, ...]
@@ -97,6 +137,9 @@ class PoolOutputs:
     exclusions: tuple[Exclusion, ...] = ()
 
     def __post_init__(self) -> None:
+        _as_float32(self, "probs", "features", "labelled_features")
+        if self.probs.ndim != 3:
+            raise ValueError(f"probs must be [images, passes, classes], got {list(self.probs.shape)}")
         images, _, classes = self.probs.shape
         if images != len(self.image_ids):
             raise ValueError(f"{len(self.image_ids)} image ids but probs of {images} images")
@@ -116,6 +159,13 @@ class PoolOutputs:
         """The probability of that class, for every image; 0 to 1, to four places."""
         best = self.probs.mean(axis=1, dtype=np.float64).max(axis=-1).clip(0.0, 1.0).round(4)
         return dict(zip(self.image_ids, best.tolist(), strict=True))
+
+
+def _as_float32(record: object, *names: str) -> None:
+    for name in names:
+        if (value := getattr(record, name)) is not None:
+            # The records are frozen; their fields are set here once, before anybody has read them.
+            object.__setattr__(record, name, float_array(name, value).astype(np.float32, copy=False))
 
 
 def join(parts: Sequence[PoolOutputs]) -> PoolOutputs:

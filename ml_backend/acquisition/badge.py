@@ -44,7 +44,7 @@ def badge(
         Ash, Zhang, Krishnamurthy, Langford & Agarwal 2020, arXiv:1906.03671, algorithm 1; the longest first as in the
         authors' code.
     """
-    residuals, hidden = computable(gradients.residuals), computable(gradients.hidden)
+    residuals, hidden = computable(gradients.residuals, "residuals"), computable(gradients.hidden, "hidden")
     sizes = squared_lengths(residuals), squared_lengths(hidden)
     lengths = sizes[0] * sizes[1]
     values = lengths.cpu().numpy()

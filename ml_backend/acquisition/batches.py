@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from ml_backend.acquisition.arrays import float_tensor
 from ml_backend.acquisition.scores import bald, entropy
 from ml_backend.chance import seeded_order
 
@@ -87,6 +88,7 @@ def batch_bald(
     """
     if batch_size < 1 or configurations < 1:
         raise ValueError(f"batch_size and configurations must be at least 1, got {batch_size} and {configurations}")
+    probs = float_tensor("probs", probs)
     if ties is None:
         ties = np.argsort(seeded_order([str(i) for i in range(len(probs))], seed))
     with torch.inference_mode():  # thousands of small operations: nothing is noted for a gradient

@@ -1,12 +1,14 @@
 """How every strategy ranks the pool. A new one is its function, one entry here and one in ``ml_backend.strategies``."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float
 from torch import Tensor
 
-from ml_backend.acquisition.evidence import Evidence, Gradients, given
+from ml_backend.acquisition.evidence import Gradients, evidence_of, given
 from ml_backend.acquisition.ranking import (
     AcquisitionRanking,
     Ranker,
@@ -22,6 +24,8 @@ from ml_backend.acquisition.scores import bald, entropy, least_confidence, margi
 from ml_backend.strategies import strategy_spec
 
 __all__ = ["RANKERS", "rank"]
+
+Array: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
 
 RANKERS: Final[dict[str, Ranker]] = {
     "badge": by_badge,
@@ -41,25 +45,28 @@ RANKERS: Final[dict[str, Ranker]] = {
 
 def rank(
     name: str,
-    probs: Float[Tensor, "images passes classes"] | None,
+    probs: Float[Array, "images passes classes"] | None,
     batch_size: int,
     seed: int = 0,
     *,
     ids: Sequence[str] | None = None,
-    features: Float[Tensor, "images dims"] | None = None,
-    labelled_features: Float[Tensor, "labelled dims"] | None = None,
+    features: Float[Array, "images dims"] | None = None,
+    labelled_features: Float[Array, "labelled dims"] | None = None,
     gradients: Gradients | None = None,
 ) -> AcquisitionRanking:
     """Rank the whole pool by one strategy.
 
     Ties are broken by a seeded draw from each image's id: the same on every device, whatever the thread count.
 
+    Every array may be a torch tensor, of float16, bfloat16, float32 or float64, with a gradient or without, on any
+    device and of any strides, or a NumPy array of a floating type. It is detached and never changed.
+
     Args:
         name: of an entry of ``STRATEGIES``, which says what the strategy needs of the following.
         probs: softmax outputs of the stochastic passes; each row sums to 1.
         batch_size: images that will be labelled together; only a batch-aware strategy looks at it.
         seed: of ties, of chance, of noise, of drawn labellings and of k-means.
-        ids: one distinct id an image; positions count as ids where none are given.
+        ids: one distinct id an image, a text or a number; positions count as ids where none are given.
         features: pooled backbone features of the pool.
         labelled_features: the same of the images that have a label; none where there are none.
         gradients: of the last layer, in factors.
@@ -69,8 +76,8 @@ def rank(
 
     Raises:
         ValueError: an unknown name, a batch size below 1, something missing that the strategy needs, fewer passes
-            than it needs, ids or shapes that do not fit, probabilities that are none, or a NaN, with the first bad
-            image named.
+            than it needs, ids or shapes that do not fit, an array that is not of a floating type, probabilities that
+            are none, or a NaN, with the first bad image named.
     """
     spec = strategy_spec(name)
     if batch_size < 1:
@@ -78,15 +85,9 @@ def rank(
     values = {"probs": probs, "features": features, "gradients": gradients}
     for need in sorted(spec.needs):
         given(values[need], need, name)
-    ids = _positions(probs, features, gradients) if ids is None else ids
-    evidence = Evidence(ids, probs, features, labelled_features, gradients)
-    if "probs" in spec.needs and probs is not None and (passes := probs.shape[1]) < spec.min_passes:
+    evidence = evidence_of(
+        ids, probs=probs, features=features, labelled_features=labelled_features, gradients=gradients
+    )
+    if "probs" in spec.needs and (passes := given(evidence.probs, "probs", name).shape[1]) < spec.min_passes:
         raise ValueError(f"{name} needs at least {spec.min_passes} passes, got {passes}: draw more")
     return RANKERS[name](evidence, batch_size, seed)
-
-
-def _positions(probs: Tensor | None, features: Tensor | None, gradients: Gradients | None) -> list[str]:
-    for rows in (probs, features, None if gradients is None else gradients.residuals):
-        if rows is not None:
-            return [str(position) for position in range(len(rows))]
-    raise ValueError("nothing says which images the pool holds: pass ids, or probs, features or gradients")

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ml_backend.acquisition.arrays import float_tensor
 from ml_backend.acquisition.distances import computable, nearest, squared_distances
 from ml_backend.acquisition.selection import Selection, largest
 
@@ -38,12 +39,12 @@ def core_set(
         Sener & Savarese 2018, arXiv:1708.00489, algorithm 1 (k-center greedy): the largest distance is at most twice
         that of the best possible batch.
     """
-    rows = computable(features)
+    rows = computable(features, "features")
     images = len(rows)
     if labelled_features is None or not len(labelled_features):
         least: npt.NDArray[np.float64] = np.full(images, np.inf)
     else:
-        least = nearest(rows, labelled_features.to(rows)).cpu().numpy()
+        least = nearest(rows, float_tensor("labelled_features", labelled_features).to(rows)).cpu().numpy()
     picks: list[int] = []
     gains: list[float] = []
     while len(picks) < min(batch_size, images):

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ml_backend.acquisition.arrays import float_tensor
+
 __all__ = ["computable", "nearest", "squared_distances", "squared_lengths"]
 
 _CHUNK_ELEMENTS = 1 << 18
@@ -13,9 +15,10 @@ _CENTRES = 1024
 """Centres in one matrix product."""
 
 
-def computable(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
-    """The rows in float32 or better: squares of half precision overflow at 256."""
-    return rows.to(torch.promote_types(rows.dtype, torch.float32)).contiguous()
+def computable(rows: Float[Tensor, "rows dims"], name: str = "rows") -> Float[Tensor, "rows dims"]:
+    """The rows without a gradient, in float32 or better: squares of half precision overflow at 256."""
+    rows = float_tensor(name, rows)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def squared_lengths(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, " rows"]:

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ml_backend.acquisition.arrays import float_tensor
 from ml_backend.acquisition.probabilities import require_probabilities
 from ml_backend.strategies import Need
 
-__all__ = ["Evidence", "Gradients", "given"]
+__all__ = ["Evidence", "Gradients", "evidence_of", "given"]
 
 Value = TypeVar("Value")
 
@@ -77,6 +78,43 @@ class Evidence:
             )
 
 
+def evidence_of(
+    ids: Sequence[Any] | None, *, probs: Any, features: Any, labelled_features: Any, gradients: Any
+) -> Evidence:
+    """The evidence from a caller's arrays: detached, dense and of a floating type; the arrays stay as they are.
+
+    Args:
+        ids: one distinct id an image; positions count as ids where there are none.
+        probs: see ``catalog.rank``; like the others a tensor or a NumPy array, or None.
+        features: likewise.
+        labelled_features: likewise.
+        gradients: likewise; its ``residuals`` and ``hidden`` are read.
+
+    Raises:
+        ValueError: see ``Evidence`` and ``arrays.float_tensor``.
+    """
+    probs = None if probs is None else float_tensor("probs", probs)
+    features = None if features is None else float_tensor("features", features)
+    if labelled_features is not None:
+        labelled_features = float_tensor("labelled_features", labelled_features)
+    if gradients is not None:
+        if not hasattr(gradients, "residuals") or not hasattr(gradients, "hidden"):
+            raise ValueError(
+                f"gradients must be Gradients(residuals, hidden), the gradients in factors, got "
+                f"{type(gradients).__name__}"
+            )
+        hidden = float_tensor("hidden", gradients.hidden)
+        gradients = Gradients(float_tensor("residuals", gradients.residuals).to(hidden.device), hidden)
+    if ids is None:
+        rows = next((rows for rows in (probs, features, gradients and gradients.hidden) if rows is not None), None)
+        if rows is None:
+            raise ValueError("nothing says which images the pool holds: pass ids, or probs, features or gradients")
+        ids = range(len(rows) if rows.ndim else 0)
+    # An id of a NumPy array or a tensor is a number: the same draws as its text.
+    names = [str(name) for name in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+    return Evidence(names, probs, features, labelled_features, gradients)
+
+
 def given(value: Value | None, need: Need, strategy: str) -> Value:
     """The value, or an error that says how to get it.
 
@@ -88,10 +126,7 @@ def given(value: Value | None, need: Need, strategy: str) -> Value:
     return value
 
 
-def _require_rows(name: str, rows: object, ids: Sequence[str]) -> None:
-    if not isinstance(rows, Tensor) or not rows.is_floating_point():
-        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-        raise ValueError(f"{name} must be a torch tensor of a floating type, got {kind}")
+def _require_rows(name: str, rows: Tensor, ids: Sequence[str]) -> None:
     if rows.ndim != 2 or rows.shape[1] < 1:
         raise ValueError(f"{name} must be [images, dims] with 1 dim or more, got {list(rows.shape)}")
     if len(rows) != len(ids):

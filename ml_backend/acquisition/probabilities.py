@@ -10,7 +10,7 @@ __all__ = ["require_probabilities"]
 _CHUNK_ELEMENTS = 1 << 18
 
 
-def require_probabilities(probs: object, ids: Sequence[str]) -> None:
+def require_probabilities(probs: Tensor, ids: Sequence[str]) -> None:
     """Refuse what is no output of a softmax; a NaN would else sort to one end of the ranking and say nothing.
 
     Args:
@@ -18,12 +18,9 @@ def require_probabilities(probs: object, ids: Sequence[str]) -> None:
         ids: names the images in the error.
 
     Raises:
-        ValueError: the shape or type is another, or an image holds a value that is NaN, infinite or negative, or a
+        ValueError: the shape is another, or an image holds a value that is NaN, infinite or negative, or a
             pass of it does not sum to 1; the first such image is named.
     """
-    if not isinstance(probs, Tensor) or not probs.is_floating_point():
-        kind = probs.dtype if isinstance(probs, Tensor) else type(probs).__name__
-        raise ValueError(f"probs must be a torch tensor of a floating type, got {kind}")
     if probs.ndim != 3 or probs.shape[1] < 1 or probs.shape[2] < 2:
         raise ValueError(
             f"probs must be [images, passes, classes] with 1 pass and 2 classes or more, got {list(probs.shape)}"

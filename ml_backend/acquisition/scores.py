@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ml_backend.acquisition.arrays import float_tensor
+
 __all__ = ["bald", "entropy", "least_confidence", "margin", "mean_std", "variation_ratios"]
 
 Score = Callable[[Float[Tensor, "images passes classes"]], Float[Tensor, " images"]]
@@ -114,7 +116,7 @@ def mean_std(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " i
     Source:
         Gal, Islam & Ghahramani 2017, arXiv:1703.02910, section 3.
     """
-    _require_passes(probs, "mean_std")
+    probs = _require_passes(probs, "mean_std")
     scores = []
     for chunk in _chunks(probs):
         deviations = _less_each(chunk, chunk.mean(dim=1))
@@ -153,7 +155,7 @@ def bald(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " image
     Source:
         Houlsby, Huszár, Ghahramani & Lengyel 2011, arXiv:1112.5745.
     """
-    _require_passes(probs, "bald")
+    probs = _require_passes(probs, "bald")
     scores = []
     for chunk in _chunks(probs, _CHUNK_ELEMENTS // 2):  # in float64 they take twice the cache
         # float32 would leave noise of 1e-7, as large as the information that many passes of a sure network hold.
@@ -185,7 +187,7 @@ def variation_ratios(probs: Float[Tensor, "images passes classes"]) -> Float[Ten
         Freeman 1965, "Elementary Applied Statistics"; for dropout passes Gal, Islam & Ghahramani 2017,
         arXiv:1703.02910, section 3.
     """
-    _require_passes(probs, "variation_ratios")
+    probs = _require_passes(probs, "variation_ratios")
     scores = []
     for chunk in _chunks(probs):
         columns = chunk.unbind(dim=-1)
@@ -204,7 +206,7 @@ def _of_mean_prediction(
     score: Callable[[Float[Tensor, "classes chunk"]], Float[Tensor, " chunk"]],
 ) -> Float[Tensor, " images"]:
     """Scores of the mean prediction, in float64 and its rounding made good: the classes sum to 1 to the last digit."""
-    _require_shape(probs)
+    probs = _require_shape(probs)
     dtype = torch.promote_types(probs.dtype, torch.float32)
     scores = torch.empty(len(probs), dtype=torch.float64, device=probs.device)
     for chunk, place in zip(torch.split(probs, _CHUNK_IMAGES), torch.split(scores, _CHUNK_IMAGES), strict=True):
@@ -249,14 +251,18 @@ def _chunks(
     return (chunk.to(dtype) for chunk in torch.split(probs, images))
 
 
-def _require_passes(probs: Float[Tensor, "images passes classes"], name: str) -> None:
-    _require_shape(probs)
+def _require_passes(probs: Float[Tensor, "images passes classes"], name: str) -> Tensor:
+    probs = _require_shape(probs)
     if (passes := probs.shape[1]) < 2:
         raise ValueError(f"{name} needs at least 2 passes, got {passes}: draw more, or rank by entropy")
+    return probs
 
 
-def _require_shape(probs: Tensor) -> None:
+def _require_shape(probs: Tensor) -> Tensor:
+    """The passes without a gradient, contiguous: what follows writes in place."""
+    probs = float_tensor("probs", probs)
     if probs.ndim != 3 or probs.shape[1] < 1 or probs.shape[2] < 2:
         raise ValueError(
             f"probs must be [images, passes, classes] with 1 pass and 2 classes or more, got {list(probs.shape)}"
         )
+    return probs

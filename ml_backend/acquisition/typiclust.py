@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from ml_backend.acquisition.arrays import float_tensor
 from ml_backend.acquisition.distances import computable
 from ml_backend.acquisition.selection import Selection
 
@@ -64,13 +65,15 @@ def typiclust(
     Source:
         Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794.
     """
-    rows = _of_length_1(computable(features))
+    rows = _of_length_1(computable(features, "features"))
     images = len(rows)
     if not images:
         return Selection(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
     order = np.argsort(ties)
     rows = rows[torch.from_numpy(order).to(rows.device)]
-    labelled = rows[:0] if labelled_features is None else _of_length_1(_in_one_order(labelled_features.to(rows)))
+    labelled = rows[:0]
+    if labelled_features is not None:
+        labelled = _of_length_1(_in_one_order(float_tensor("labelled_features", labelled_features).to(rows)))
     with _one_thread():
         clusters = _clusters(torch.cat([rows, labelled]), min(batch_size, images) + len(labelled), seed)
         typicality = _typicality(rows, labelled, clusters)

@@ -4,7 +4,7 @@ Accuracy alone hides the minority class, so every class is reported too; a value
 """
 
 from collections.abc import Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from pydantic import Field
 from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
 
+from ml_backend.pool_outputs import float_array
 from ml_backend.records import Record
 
 __all__ = ["ECE_BINS", "RoundMetrics", "round_metrics"]
@@ -74,8 +75,9 @@ def round_metrics(
     """Everything that is measured about one round's network.
 
     Args:
-        probs: probabilities of the classes (the mean over the passes, say); each row sums to 1.
-        targets: the true class of every image, as its place in ``classes``.
+        probs: probabilities of the classes (the mean over the passes, say); each row sums to 1. An array or a tensor
+            of a floating type.
+        targets: the true class of every image, as its place in ``classes``; integers.
         classes: ordinal, least severe first.
 
     Raises:
@@ -85,6 +87,7 @@ def round_metrics(
     Source:
         scikit-learn for AU ROC, average precision and kappa; the rest are ratios of the confusion matrix.
     """
+    probs, targets = float_array("probs", probs), _places(targets)
     _check(probs, targets, classes)
     predictions = probs.argmax(axis=1)
     confusion = _confusion(targets, predictions, len(classes))
@@ -107,6 +110,16 @@ def round_metrics(
         quadratic_weighted_kappa=_kappa(targets, predictions, len(classes)),
         ece=_ece(probs.max(axis=1).astype(np.float64), predictions == targets),
     )
+
+
+def _places(targets: Any) -> npt.NDArray[np.integer]:
+    """The targets as an array of integers, from an array, a tensor or a list."""
+    if callable(getattr(targets, "detach", None)):
+        targets = targets.detach().cpu()
+    array = np.asarray(targets)
+    if array.dtype.kind not in "iu" and array.size:
+        raise ValueError(f"targets must be integers, the places of the classes, got {array.dtype}")
+    return array.astype(np.int64)
 
 
 def _check(

@@ -4,16 +4,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
+from ml_backend.pool_outputs import ImageFeatures, LastLayerGradients, PoolOutputs
 
 
-def outputs_of(probs: list[list[list[float]]], **changes: Any) -> PoolOutputs:
-    array = np.array(probs, dtype=np.float32)
+def outputs_of(rows: list[list[list[float]]], **changes: Any) -> PoolOutputs:
     fields: dict[str, Any] = {
-        "image_ids": tuple("abcdef"[: len(array)]),
+        "image_ids": tuple("abcdef"[: len(rows)]),
         "classes": ("normal", "moderate", "severe"),
-        "probs": array,
+        "probs": np.array(rows, dtype=np.float32),
     }
     return PoolOutputs(**(fields | changes))
 
@@ -50,6 +50,56 @@ class TestPoolOutputs:
     def test_shapes_must_fit(self, changes, message):
         with pytest.raises(ValueError, match=message):
             outputs_of(TWO_IMAGES, **changes)
+
+
+class TestArrays:
+    """A learner of a researcher's own hands over what it has."""
+
+    PROBS = np.array(TWO_IMAGES, np.float32)
+
+    @pytest.mark.parametrize(
+        "probs",
+        [
+            torch.from_numpy(PROBS).clone().requires_grad_(),
+            torch.from_numpy(PROBS).double() * 1.0,
+            np.asfortranarray(PROBS.astype(np.float64)),
+            PROBS.astype(">f4"),
+        ],
+    )
+    def test_any_floats_become_float32(self, probs):
+        outputs = outputs_of(TWO_IMAGES, probs=probs)
+
+        assert type(outputs.probs) is np.ndarray
+        assert outputs.probs.dtype == np.float32
+        assert outputs.probs.dtype.isnative
+        assert outputs.probs.tolist() == self.PROBS.tolist()
+
+    def test_the_caller_s_array_is_kept_where_it_fits(self):
+        assert outputs_of(TWO_IMAGES, probs=self.PROBS).probs is self.PROBS
+
+    def test_features_and_gradients(self):
+        rows: Any = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+
+        outputs = outputs_of(
+            TWO_IMAGES, features=rows, labelled_features=rows[:1], gradients=LastLayerGradients(rows, rows)
+        )
+
+        assert outputs.gradients is not None
+        assert outputs.features is not None
+        assert outputs.features.tolist() == outputs.gradients.hidden.tolist() == [[1.0] * 3] * 2
+        assert ImageFeatures(("a", "b"), rows).features.dtype == np.float32
+
+    @pytest.mark.parametrize(
+        ("probs", "message"),
+        [
+            (TWO_IMAGES, "probs must be .* got list"),
+            (np.ones((2, 4, 3), np.int64), "probs must be .* got int64"),
+            (np.ones((2, 3), np.float32), r"probs must be \[images, passes, classes\], got \[2, 3\]"),
+        ],
+    )
+    def test_another_type_is_refused_by_name(self, probs, message):
+        with pytest.raises(ValueError, match=message):
+            outputs_of(TWO_IMAGES, probs=probs)
 
 
 class TestImageFeatures:

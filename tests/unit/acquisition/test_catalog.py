@@ -1,6 +1,7 @@
 """The catalogue: every strategy ranks the whole pool, the same every time, or says what is wrong."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ml_backend import acquisition
-from ml_backend.acquisition import STRATEGIES, rank
+from ml_backend.acquisition import (
+    STRATEGIES,
+    badge,
+    bald,
+    batch_bald,
+    core_set,
+    entropy,
+    least_confidence,
+    margin,
+    mean_std,
+    rank,
+    typiclust,
+    variation_ratios,
+)
 from ml_backend.acquisition.catalog import RANKERS
 from ml_backend.acquisition.evidence import Gradients
 
@@ -163,6 +177,164 @@ class TestRank:
         assert rankings[0].scores.tolist() == rankings[1].scores.tolist()
 
 
+def _with_gradient(rows: Tensor) -> Tensor:
+    return torch.nn.Parameter(rows.clone()) * 1.0
+
+
+def _in_inference_mode(rows: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return rows.clone()
+
+
+def _read_only(rows: Tensor) -> Any:
+    array = rows.numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+SPELLINGS: dict[str, Callable[[Tensor], Any]] = {
+    "a leaf with a gradient": lambda rows: torch.nn.Parameter(rows.clone()),
+    "a non-leaf with a gradient": _with_gradient,
+    "made in inference mode": _in_inference_mode,
+    "strided": lambda rows: torch.stack([rows, rows], dim=-1)[..., 0],
+    "transposed in memory": lambda rows: rows.transpose(0, -1).contiguous().transpose(0, -1),
+    "sparse": lambda rows: rows.to_sparse(),
+    "float64": lambda rows: rows.double(),
+    "an array": lambda rows: rows.numpy().copy(),
+    "an array of float64": lambda rows: rows.numpy().astype(np.float64),
+    "an array in Fortran order": lambda rows: np.asfortranarray(rows.numpy()),
+    "an array of the other byte order": lambda rows: rows.numpy().astype(">f4"),
+    "an array read backwards": lambda rows: rows.numpy()[::-1].copy()[::-1],
+    "an array of long doubles": lambda rows: rows.numpy().astype(np.longdouble),
+    "a read-only array": _read_only,
+}
+
+
+def spelled(evidence: dict[str, Any], spell: Callable[[Tensor], Any]) -> dict[str, Any]:
+    return {
+        name: Gradients(*map(spell, rows)) if name == "gradients" else spell(rows) for name, rows in evidence.items()
+    }
+
+
+def bytes_of(values: dict[str, Any]) -> list[bytes]:
+    flat = [values["probs"], values["features"], values["labelled_features"], *values["gradients"]]
+    dense = [row.detach().to_dense() if isinstance(row, Tensor) else row for row in flat]
+    return [np.asarray(row.float() if isinstance(row, Tensor) else row).tobytes() for row in dense]
+
+
+class TestSpellings:
+    """The same values as another kind of array give the same ranking, and the caller's array stays as it was."""
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("spelling", SPELLINGS)
+    @pytest.mark.parametrize("name", STRATEGIES)
+    def test_the_same_ranking(self, name: str, spelling: str) -> None:
+        evidence = everything(40, seed=3) | {"probs": pool(40, passes=33, classes=5)}
+        wide = "float64" in spelling or "long" in spelling
+        plain = rank(name, batch_size=5, seed=1, **spelled(evidence, lambda rows: rows.double() if wide else rows))
+        values = spelled(evidence, SPELLINGS[spelling])
+        before = bytes_of(values)
+
+        ranking = rank(name, batch_size=5, seed=1, **values)
+
+        assert ranking.order.tolist() == plain.order.tolist()
+        # To the last bit: strides must not decide in which order torch adds up.
+        assert ranking.scores.tolist() == plain.scores.tolist()
+        assert not ranking.scores.requires_grad
+        assert bytes_of(values) == before
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("name", STRATEGIES)
+    def test_half_precision_ranks_as_the_same_values_in_float32(self, name: str, dtype: torch.dtype) -> None:
+        evidence = spelled(everything(16, seed=3), lambda rows: rows.to(dtype))
+        wide = spelled(evidence, lambda rows: rows.float())
+        # Sums of bfloat16 miss 1 by more than float32 is allowed to: of both, the same multiples of 1/8.
+        evidence["probs"] = torch.tensor([[0.125, 0.375, 0.5], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0]], dtype=dtype)[
+            torch.randint(3, (16, 4), generator=torch.Generator().manual_seed(0))
+        ]
+        wide["probs"] = evidence["probs"].float()
+
+        ranking, plain = (rank(name, batch_size=5, seed=1, **values) for values in (evidence, wide))
+
+        assert ranking.order.tolist() == plain.order.tolist()
+        assert ranking.scores.tolist() == pytest.approx(plain.scores.tolist(), rel=1e-5)
+
+    @pytest.mark.parametrize("name", STRATEGIES)
+    def test_an_expanded_tensor(self, name: str) -> None:
+        """All images are one row in memory: every score is level, and the ids decide."""
+        probs = torch.tensor([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]]).requires_grad_().expand(9, 2, 3)
+        features = torch.ones(1, 6).requires_grad_().expand(9, 6)
+        evidence: dict[str, Any] = {
+            "probs": probs,
+            "features": features,
+            "gradients": Gradients(probs[:, 0] - 0.5, features),
+        }
+
+        expanded = rank(name, batch_size=3, **evidence)
+        copied = rank(name, batch_size=3, **spelled(evidence, lambda rows: rows.detach().clone()))
+
+        assert expanded.order.tolist() == copied.order.tolist()
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("name", STRATEGIES)
+    def test_on_a_gpu_with_a_gradient(self, name: str) -> None:
+        evidence = everything(16, seed=3)
+        ranking = rank(name, batch_size=5, seed=1, **spelled(evidence, lambda rows: _with_gradient(rows).cuda()))
+
+        plain = rank(name, batch_size=5, seed=1, **evidence)
+        assert ranking.scores.tolist() == pytest.approx(plain.scores.tolist(), rel=1e-4, abs=1e-5)
+
+    @pytest.mark.parametrize("function", [entropy, margin, least_confidence, bald, mean_std, variation_ratios])
+    def test_a_score_alone_takes_them_too(self, function: Callable[[Any], Tensor]) -> None:
+        probs = pool(16, passes=4)
+
+        for spell in SPELLINGS.values():
+            assert function(spell(probs)).tolist() == pytest.approx(function(probs).tolist(), rel=1e-5, abs=1e-6)
+
+    def test_a_batch_alone_takes_them_too(self) -> None:
+        evidence = everything(16)
+        values = spelled(evidence, _with_gradient)
+        ties = np.arange(16)
+
+        def picks(given: dict[str, Any]) -> list[list[int]]:
+            features, labelled = given["features"], given["labelled_features"]
+            return [
+                batch_bald(given["probs"], 3).images.tolist(),
+                core_set(features, 3, ties=ties, labelled_features=labelled).picks.tolist(),
+                typiclust(features, 3, ties=ties, labelled_features=labelled).picks.tolist(),
+                badge(given["gradients"], 3, draws=np.arange(16, dtype=np.uint64), ties=ties).picks.tolist(),
+            ]
+
+        assert picks(values) == picks(evidence)
+
+    @pytest.mark.parametrize(
+        ("value", "says"),
+        [
+            (torch.ones(4, 3, 2).bool(), "got torch.bool: convert it with .float()"),
+            (torch.ones(4, 3, 2, dtype=torch.complex64), "got torch.complex64"),
+            (torch.ones(4, 3, 2).to(torch.float8_e4m3fn), "got torch.float8_e4m3fn"),
+            (torch.ones(4, 3, 2, device="meta"), "on the meta device, without values"),
+            (np.ones((4, 3, 2), bool), "got bool: convert it with .astype(numpy.float32)"),
+            (np.ones((4, 3, 2), object), "got object"),
+            (np.ma.masked_less(np.full((4, 3, 2), 0.5), [[[0.6, 0.1]]] * 4), "masked array with 12 masked entries"),
+            ([torch.ones(3, 2)] * 4, "got list: wrap numbers in numpy.array(...), and stack a list of tensors"),
+        ],
+    )
+    @pytest.mark.parametrize("key", ["probs", "features", "labelled_features"])
+    def test_another_type_is_refused_by_name(self, key: str, value: Any, says: str) -> None:
+        with pytest.raises(ValueError, match=f"^{key} ") as error:
+            rank("random", **({"probs": None, "batch_size": 2, "ids": "abcd"} | {key: value}))
+
+        assert says in str(error.value)
+
+    def test_ids_may_be_numbers(self) -> None:
+        probs = pool(9)
+        wanted = rank("random", probs, 2, ids=[str(i) for i in range(9)]).order.tolist()
+
+        for ids in (range(9), np.arange(9), torch.arange(9), None):
+            assert rank("random", probs, 2, ids=ids).order.tolist() == wanted  # type: ignore[arg-type]
+
+
 class TestFewPasses:
     def test_batch_bald_warns(self) -> None:
         """20 labels of the batch against log 50 nats that 50 passes hold."""
@@ -207,8 +379,9 @@ class TestBadInput:
             (torch.full((4, 2), 0.5), r"\[images, passes, classes\] .* got \[4, 2\]"),
             (torch.full((4, 3, 1), 1.0), r"2 classes or more, got \[4, 3, 1\]"),
             (torch.zeros((4, 0, 2)), r"1 pass .* got \[4, 0, 2\]"),
-            (torch.ones((4, 3, 2), dtype=torch.int64), "floating type, got torch.int64"),
-            (np.full((4, 3, 2), 0.5), "torch tensor of a floating type, got ndarray"),
+            (torch.ones((4, 3, 2), dtype=torch.int64), r"float64\), got torch.int64: convert it"),
+            (np.ones((4, 3, 2), np.int64), "floating type, got int64: convert it with .astype"),
+            ([[[0.5, 0.5]]], "floating type, got list: wrap numbers in numpy.array"),
         ],
     )
     def test_no_softmax_output(self, probs: Tensor, message: str) -> None:
@@ -258,8 +431,8 @@ class TestBadInput:
         [
             ({"features": torch.ones(4, 6)}, "5 ids but features of 4 images"),
             ({"features": torch.ones(5)}, r"features must be \[images, dims\] with 1 dim or more, got \[5\]"),
-            ({"features": torch.ones(5, 6, dtype=torch.int64)}, "floating type, got torch.int64"),
-            ({"features": np.ones((5, 6))}, "torch tensor of a floating type, got ndarray"),
+            ({"features": torch.ones(5, 6, dtype=torch.int64)}, "features must be .* got torch.int64"),
+            ({"gradients": torch.ones(5, 18)}, r"gradients must be Gradients\(residuals, hidden\).*got Tensor"),
             ({"labelled_features": torch.ones(2, 7)}, "labelled_features have 7 dims but features 6"),
             ({"gradients": Gradients(torch.ones(5, 3), torch.ones(3, 6))}, "5 ids but hidden of 3 images"),
         ],

@@ -123,7 +123,6 @@ class TestMisfit:
             (outputs_of(1, 2, 3, passes=3), r"other arrays"),
             (outputs_of(1, 2, 3, features=False), "other arrays"),
             (replace(outputs_of(1, 2, 3), gradients=None), "other arrays"),
-            (replace(outputs_of(1, 2, 3), probs=np.zeros((3, 2, 3), np.float64)), "float64"),
         ],
     )
     def test_what_does_not(self, outputs, reason):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -32,6 +33,28 @@ def rounds(draw: st.DrawFn) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int
 
 def names(probs: npt.NDArray[Any]) -> tuple[str, ...]:
     return tuple("abcd"[: probs.shape[1]])
+
+
+class TestArrays:
+    @pytest.mark.parametrize("floats", [torch.float16, torch.float64])
+    def test_tensors_with_gradients_measure_the_same(self, floats):
+        probs, targets = certain([0, 0, 1, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 2])
+        tensor: Any = torch.from_numpy(probs).to(floats).requires_grad_()
+        places: Any = torch.from_numpy(targets)
+
+        assert round_metrics(tensor, places, CLASSES) == round_metrics(probs, targets, CLASSES)
+
+    @pytest.mark.parametrize(
+        ("probs", "targets", "message"),
+        [
+            (np.eye(3, dtype=np.int64), np.arange(3), "probs must be .* got int64"),
+            (np.eye(3), np.arange(3.0), "targets must be integers, the places of the classes, got float64"),
+            (np.eye(3), np.array(CLASSES), "targets must be integers, the places of the classes, got <U8"),
+        ],
+    )
+    def test_another_type_is_refused_by_name(self, probs, targets, message):
+        with pytest.raises(ValueError, match=message):
+            round_metrics(probs, targets, CLASSES)
 
 
 class TestByHand:
