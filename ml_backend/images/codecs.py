@@ -1,7 +1,8 @@
-"""The two decoders of nearly every film: JPEG without CMYK, and PNG of any kind.
+"""The two decoders of nearly every film: JPEG without CMYK, and PNG and AVIF of any kind.
 
 Chosen by measurement: libjpeg-turbo through simplejpeg, and libvips through pyvips. Both keep what Pillow loses: a
-damaged JPEG is an error and no half-grey film, and a 16-bit PNG with colour or alpha keeps its depth.
+damaged JPEG is an error and no half-grey film, and a 16-bit PNG with colour or alpha keeps its depth. Pillow reads the
+EXIF block of an AVIF into memory whole, however often its entries point to the same bytes; libvips leaves it alone.
 
 Both are imported at the first image, never before: libvips starts threads, which a process that forks must not have.
 """
@@ -13,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import UInt8, UInt16
 
-__all__ = ["jpeg_levels", "png_levels"]
+__all__ = ["Levels", "avif_levels", "avif_size", "jpeg_levels", "png_levels"]
 
 Levels8: TypeAlias = npt.NDArray[np.uint8]
 Levels16: TypeAlias = npt.NDArray[np.uint16]
+Levels: TypeAlias = UInt8[Levels8, "height width"] | UInt16[Levels16, "height width"]
 
 # ITU-R 601, which is what Pillow and JPEG mean by grey.
 _LUMA = [[0.299, 0.587, 0.114]]
@@ -55,9 +57,7 @@ def jpeg_levels(
     return levels[..., 0]
 
 
-def png_levels(
-    content: bytes, size: tuple[int, int]
-) -> UInt8[Levels8, "height width"] | UInt16[Levels16, "height width"]:
+def png_levels(content: bytes, size: tuple[int, int]) -> Levels:
     """Decode a PNG of any colour mode to grey at its own depth; what is transparent becomes black.
 
     Args:
@@ -72,6 +72,30 @@ def png_levels(
         pyvips.Error: damaged or cut off.
     """
     film = _vips().Image.pngload_buffer(content, access="sequential", fail_on="error")
+    return _gray_levels(film, size)
+
+
+def avif_size(content: bytes) -> tuple[int, int]:
+    """Width and height of an AVIF, as it is shown: turned and cropped as it says. No picture is decoded.
+
+    Raises:
+        pyvips.Error: its header is damaged.
+    """
+    film = _vips().Image.heifload_buffer(content, fail_on="error")
+    return film.width, film.height
+
+
+def avif_levels(content: bytes, size: tuple[int, int]) -> Levels:
+    """Decode an AVIF (the still picture of an animated one) to grey at its own depth; see ``png_levels``.
+
+    Raises:
+        ValueError: of another size than was seen.
+        pyvips.Error: damaged or cut off.
+    """
+    return _gray_levels(_vips().Image.heifload_buffer(content, fail_on="error"), size)
+
+
+def _gray_levels(film: Any, size: tuple[int, int]) -> Levels:
     _require_size((film.width, film.height), size)
     if film.hasalpha():
         film = film.flatten()

@@ -12,16 +12,30 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from ml_backend.errors import ImageError
-from ml_backend.images.codecs import jpeg_levels, png_levels
-from ml_backend.images.headers import PNG_SIGNATURE, bare_jpeg, orientation, png_exif, png_size
+from ml_backend.images.codecs import avif_levels, avif_size, jpeg_levels, png_levels
+from ml_backend.images.headers import PNG_SIGNATURE, bare_jpeg, iso_brands, orientation, png_exif, png_size
+from ml_backend.images.kinds import kind_of
 from ml_backend.images.troubles import Trouble, UndecodableImage
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SCANS", "PREPROCESSING", "DecodedFilm", "Pixels", "decode", "decode_film"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_SCANS",
+    "PREPROCESSING",
+    "DecodedFilm",
+    "Pixels",
+    "decode",
+    "decode_film",
+]
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 PREPROCESSING = "gray-squash-bilinear-2"
 """Names the path from bytes to pixels; part of every cache key and checkpoint. Change it with this module."""
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF")
+"""What is decoded: what browsers show, but drawings and icons."""
 
 MAX_PIXELS = 80_000_000
 """The largest film is about 30 million pixels (mammography). Stays below Pillow's own limit of 89 million."""
@@ -33,8 +47,8 @@ MAX_SCANS = 100
 """Of a progressive JPEG, which usual encoders write in about ten. Each scan walks over the whole picture again, so that
 a small file with thousands of them would keep a core busy for hours."""
 
-# What browsers show and Label Studio's Image tag takes. Every other decoder stays out of reach of a hostile file.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+# Every other decoder of Pillow stays out of reach of a hostile file.
+_BY_PILLOW = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 
 # EXIF orientation -> what undoes it.
 _UPRIGHT = {
@@ -50,19 +64,6 @@ _LYING = frozenset({5, 6, 7, 8})
 """Orientations of a film that lies on its side: its width is its file's height."""
 _JPEG_START = b"\xff\xd8"
 
-# What comes instead of an image when something went wrong on the way.
-_IMPOSTORS: tuple[tuple[bytes, Trouble, str], ...] = (
-    (b"<!doctype html", "not-an-image", "an HTML page: was it a login page?"),
-    (b"<html", "not-an-image", "an HTML page: was it a login page?"),
-    (b"<svg", "unsupported", "an SVG drawing: export it as PNG or JPEG"),
-    (b"<?xml", "not-an-image", "an XML document: an error message of the storage, or an SVG drawing?"),
-    (b"{", "not-an-image", "a JSON document: an error message of the server?"),
-    (b"%pdf", "unsupported", "a PDF: export its page as PNG or JPEG"),
-    (b"pk\x03\x04", "not-an-image", "a ZIP archive: unpack it first"),
-    (b"\x1f\x8b", "not-an-image", "a gzip archive: unpack it first"),
-    (b"ii*\x00", "unsupported", "a TIFF, which browsers cannot show: convert it to PNG"),
-    (b"mm\x00*", "unsupported", "a TIFF, which browsers cannot show: convert it to PNG"),
-)
 # How the formats begin: such a file was meant to be an image.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89png\r\n", b"bm", b"gif8", b"riff")
 
@@ -92,7 +93,7 @@ def decode_film(content: bytes, side: int, name: str) -> DecodedFilm:
     brightest pixel, because a 16-bit file with 10 or 12 bits in it does not say so.
 
     Args:
-        content: the file: JPEG, PNG, BMP, GIF (first frame) or WebP, of any colour mode.
+        content: the file: JPEG, PNG, BMP, GIF (first frame), WebP or AVIF, of any colour mode.
         side: side of the square in pixels.
         name: what an error calls the image.
 
@@ -128,6 +129,12 @@ def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, byt
         _require_decodable_size(size, name)
         with _room.hold(size[0] * size[1]):
             return _square(Image.fromarray(png_levels(content, size)), side, None), png_exif(content), size
+    if {b"avif", b"avis"} & set(iso_brands(content) or ()):
+        size = avif_size(content)
+        _require_decodable_size(size, name)
+        with _room.hold(2 * size[0] * size[1]):  # of 12 bits, it takes 24 bytes a pixel
+            # Already upright: an AVIF is turned by a property of its own, and EXIF's is to be ignored.
+            return _square(Image.fromarray(avif_levels(content, size)), side, None), b"", size
     exif = b""
     if content.startswith(_JPEG_START):
         jpeg = bare_jpeg(content)
@@ -135,7 +142,7 @@ def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, byt
             raise ValueError(f"{jpeg.scans:,} scans, at most {MAX_SCANS} are decoded")
         content, exif = jpeg.content, jpeg.exif
     # Pillow reads the header, which says what the fast decoder may be given.
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=_BY_PILLOW) as image:
         size = image.size
         _require_decodable_size(size, name)
         # JPEG only: decodes at the smallest of 1, 1/2, 1/4, 1/8 that is still at least as large as the square.
@@ -166,7 +173,8 @@ class _Room:
                 self._changed.notify_all()
 
 
-# Decoding takes up to 16 bytes a pixel, 1.3 GB for the largest image: sixteen threads at once would fill any memory.
+# Decoding takes up to 16 bytes a pixel (an AVIF up to 24, and counts twice), 1.3 GB for the largest image: sixteen
+# threads at once would fill any memory.
 _room = _Room(2 * MAX_PIXELS)
 
 
@@ -219,16 +227,18 @@ def _too_large(name: str, size: str) -> UndecodableImage:
 
 def _describe(content: bytes, error: Exception) -> tuple[Trouble, str]:
     if not content:
-        return "empty", "the file is empty"
-    if content[128:132] == b"DICM":
-        return "unsupported", "it is a DICOM file, which browsers cannot show: convert it to PNG"
-    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for signature, trouble, meaning in _IMPOSTORS:
-        if start.startswith(signature):
-            return trouble, f"it is {meaning}"
+        return "empty", "the file is empty: export the image again"
+    if (kind := kind_of(content)) is not None:
+        return kind.trouble, f"it is {kind.words}"
     if isinstance(error, UnidentifiedImageError):
         meant = content[:8].lower().startswith(_SIGNATURES)
-        reason = f"{len(content)} bytes that begin with {content[:12]!r} are no {', '.join(_FORMATS)}"
+        reason = (
+            f"{len(content)} bytes that begin with {content[:12]!r} are no {', '.join(FORMATS)}: "
+            "convert the image to PNG or JPEG"
+        )
         return ("damaged" if meant else "not-an-image"), reason
     # On one line: libvips tells its troubles one under the other.
-    return "damaged", f"damaged or not supported ({type(error).__name__}: {' '.join(str(error).split())})"
+    return "damaged", (
+        f"damaged or not supported ({type(error).__name__}: {' '.join(str(error).split())}): "
+        "export it again, as PNG or JPEG"
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["PNG_SIGNATURE", "BareJpeg", "bare_jpeg", "orientation", "png_exif", "png_size"]
+__all__ = ["PNG_SIGNATURE", "BareJpeg", "bare_jpeg", "iso_brands", "jpeg_frame", "orientation", "png_exif", "png_size"]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_SEGMENTS = 10_000  # before the picture; colour profiles and EXIF take some hundred at most
@@ -19,6 +19,7 @@ _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _MARKER = re.compile(rb"\xff+[^\xff]", re.DOTALL)
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 _SEQUENTIAL = {0xC0, 0xC1}  # frames that are not progressive
+_FRAMES = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # 0xF7 is that of JPEG-LS
 # No length follows these: padding, the restarts, and a second start.
 _ALONE = {0x01, *range(0xD0, 0xD9)}
 # Of the application segments a decoder needs JFIF's and Adobe's, which say what the colours mean.
@@ -74,6 +75,33 @@ def bare_jpeg(content: bytes) -> BareJpeg:
     else:
         raise ValueError(f"more than {MAX_SEGMENTS:,} segments before its picture")
     raise ValueError("it ends before its picture")
+
+
+def jpeg_frame(content: bytes) -> tuple[int, int] | None:
+    """The marker of a JPEG's first frame, which says how it is coded, and its bits a channel; None without a frame."""
+    place = 2
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(content, place)
+        if found is None:
+            return None
+        marker, start = content[found.end() - 1], found.end()
+        if marker in _FRAMES:
+            return (marker, content[start + 2]) if len(content) > start + 2 else None
+        place = start
+        if marker != 0 and marker not in _ALONE:
+            place += max(2, int.from_bytes(content[start : start + 2]))
+    return None
+
+
+def iso_brands(content: bytes) -> tuple[bytes, ...] | None:
+    """The brands of a file in the ISO base media container, its own first; None for any other file.
+
+    AVIF, HEIC, JPEG 2000's parts and MP4 share the container.
+    """
+    if content[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(content[:4]), 512)
+    return content[8:12], *(content[place : place + 4] for place in range(16, end - 3, 4))
 
 
 def png_size(content: bytes) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import PREPROCESSING
+from ml_backend.images.decode import FORMATS, PREPROCESSING
 from ml_backend.images.source import ImageSource
 from ml_backend.images.troubles import OF_THE_FILE, PASSING, trouble_of
 from ml_backend.records import ImageRef
@@ -159,7 +159,7 @@ class _Hosts:
 
 def _file(key: str) -> str:
     # A file is tried again when our reading of files has changed as well.
-    return f"{PREPROCESSING}|{key}"
+    return f"{PREPROCESSING}|{','.join(FORMATS)}|{key}"
 
 
 def _host(uri: str) -> str:

@@ -29,7 +29,7 @@ class TestDecode:
         ("kind", "mode"),
         [("PNG", mode) for mode in ("L", "LA", "P", "RGB", "RGBA")]
         + [("JPEG", mode) for mode in ("L", "RGB", "CMYK")]
-        + [("WEBP", mode) for mode in ("L", "RGB", "RGBA")]
+        + [(kind, mode) for kind in ("WEBP", "AVIF") for mode in ("L", "RGB", "RGBA")]
         + [("BMP", "L"), ("BMP", "P"), ("BMP", "RGB"), ("GIF", "L"), ("GIF", "P")],
     )
     def test_every_colour_mode_gives_the_same_film(self, kind: str, mode: str) -> None:
@@ -39,6 +39,32 @@ class TestDecode:
         assert pixels.dtype == np.uint8
         expected = np.asarray(Image.fromarray(ramp()).resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
         assert abs(pixels.astype(int) - expected).max() <= 8
+
+    @pytest.mark.parametrize("turn", range(1, 9))
+    def test_an_avif_is_turned_once(self, turn: int) -> None:
+        """It says so by a property of its own, which Pillow writes from EXIF's number; a JPEG by EXIF."""
+        upright = {}
+        for kind in ("AVIF", "JPEG"):
+            exif = Image.Exif()  # anew: Pillow takes the number out of the one that it is given
+            exif[0x0112] = turn
+            content = encode(Image.fromarray(film(64, 48)), kind, exif=exif, quality=100)
+            upright[kind] = decode_film(content, 32, "x")
+
+        assert upright["AVIF"].size == upright["JPEG"].size == ((48, 64) if turn < 5 else (64, 48))
+        assert abs(upright["AVIF"].pixels.astype(int) - upright["JPEG"].pixels).max() <= 8
+
+    def test_an_avif_among_photographs(self) -> None:
+        """``mif1`` is the first brand of many HEIC files, and of some AVIF."""
+        content = bytearray(encode(Image.fromarray(ramp()), "AVIF"))
+        content[8:12] = b"mif1"
+
+        assert decode_film(bytes(content), 32, "x").size == (64, 96)
+
+    def test_an_animated_avif_is_its_first_picture(self) -> None:
+        pictures = [Image.fromarray(levels) for levels in (ramp(), 255 - ramp())]
+        animated = encode(pictures[0], "AVIF", save_all=True, append_images=pictures[1:])
+
+        assert decode(animated, 32, "x")[:, 0].max() < 20
 
     def test_one_bit(self) -> None:
         pixels = decode(encode(Image.fromarray(ramp() > 127)), 64, "x")

@@ -23,6 +23,7 @@ REAL = [
         ("GIF", "P"),
         ("BMP", "RGB"),
         ("WEBP", "RGBA"),
+        ("AVIF", "RGB"),
     ]
 ]
 REAL.append(encode(Image.fromarray(film(24, 20)), "JPEG", progressive=True))
@@ -91,6 +92,7 @@ class TestRefusals:
             ("GIF", "L", {}),
             ("BMP", "P", {}),
             ("WEBP", "RGBA", {}),
+            ("AVIF", "RGB", {}),
         ],
     )
     def test_damage_gives_pixels_or_an_image_error_and_not_a_word(
@@ -116,7 +118,7 @@ class TestRefusals:
                 assert decode(bytes(content), 32, "x").shape == (32, 32)
         assert capfd.readouterr() == ("", "")
 
-    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "AVIF"])
     @pytest.mark.parametrize("kept", [0.2, 0.5, 0.8])
     def test_a_file_cut_off_is_no_film(self, kind: str, kept: float) -> None:
         content = encode(Image.fromarray(film(96, 96)), kind)
