@@ -20,6 +20,7 @@ from ml_backend.images.quarantined import QuarantinedSource
 from ml_backend.images.source import ImageSource
 from ml_backend.images.troubles import UndecodableImage
 from ml_backend.records import ImageRef
+from ml_backend.settings import is_data_uri
 
 __all__ = ["DecodedImage", "ImageCache"]
 
@@ -125,7 +126,7 @@ class ImageCache:
 
 def _name(image: ImageRef) -> str:
     """The id, and the address without what could open the image to others: a signature, or a password."""
-    if image.uri.startswith("data:"):
+    if is_data_uri(image.uri):
         return f"{image.id} (in its task)"
     address = image.uri.partition("?")[0]
     scheme, divider, rest = address.partition("://")

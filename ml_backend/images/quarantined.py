@@ -16,6 +16,7 @@ from ml_backend.images.decode import FORMATS, PREPROCESSING
 from ml_backend.images.source import ImageSource
 from ml_backend.images.troubles import OF_THE_FILE, PASSING, trouble_of
 from ml_backend.records import ImageRef
+from ml_backend.settings import is_data_uri
 
 __all__ = ["QuarantineList", "QuarantinedSource"]
 
@@ -164,7 +165,7 @@ def _file(key: str) -> str:
 
 def _host(uri: str) -> str:
     """Of the address without its password; empty for what Label Studio itself, a folder or the task holds."""
-    if "://" not in uri[:32]:
+    if "://" not in uri[:32] or is_data_uri(uri):
         return ""
     try:
         return urlsplit(uri).netloc.rpartition("@")[2]

@@ -156,7 +156,8 @@ class Elsewhere:
             raise Refused("holds a user or a password, which are not sent: let the host do without, or use a storage")
         usual = USUAL_PORTS[url.scheme]
         host, port = url.raw_host.decode(), url.port or usual
-        if not self._hosts.allows(host, port, usual=port == usual):
+        # As it is asked for, or as people write it: xn--bcher-kva.example is bücher.example.
+        if not any(self._hosts.allows(name, port, usual=port == usual) for name in (host, url.host)):
             entry = host if port == usual else f"{host}:{port}"
             raise Refused(
                 f"{entry} is not among the hosts that images may come from: add it to AL_IMAGE_HOSTS, or connect it "

@@ -5,30 +5,35 @@ files; other hosts are asked only where the operator allows them; and every redi
 """
 
 import base64
-import binascii
 import hashlib
-import re
 import time
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
 from ml_backend.errors import ImageError, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.elsewhere import Elsewhere, Refused
+from ml_backend.label_studio.image_addresses import (
+    STORAGES,
+    former_home,
+    is_file,
+    plain_address,
+    read_data_uri,
+    same_home,
+    way_out,
+)
 from ml_backend.label_studio.transport import Redirected
 from ml_backend.records import ImageRef
-from ml_backend.settings import ImageHosts, shown_address
+from ml_backend.settings import ImageHosts, is_data_uri, shown_address
 
 __all__ = ["LabelStudioImages"]
 
 MAX_BYTES = 256 * 2**20  # a chest film has 10 to 40 MB
 MAX_REDIRECTS = 5
-LOGIN_STATUS = 401
+LOGIN_STATUS, FORBIDDEN = 401, 403
 VERSION_S = 3.0  # a host that takes longer to say whether a file is another is asked for the file in the end
-# Label Studio's own addresses that serve files (1.23.2: io_storages/urls.py, data_import/urls.py).
-FILES = re.compile(r"/(data|storage-data)/.+|/(tasks|projects)/\d+/(resolve|presign)/?")
-STORAGES = ("s3", "gs", "azure-blob")
+WEB = ("http://", "https://")
 
 
 class LabelStudioImages:
@@ -68,21 +73,23 @@ class LabelStudioImages:
                 address.
             LabelStudioError: no image can be had: Label Studio does not answer, or refuses the key.
         """
-        if image.uri.startswith("data:"):
-            return _inline(image, self._max_bytes)
-        content, kind = self._follow(image)
+        content, kind = (_inline(image, self._max_bytes), "") if is_data_uri(image.uri) else self._follow(image)
         if _is_html(content, kind):
-            raise _refusal(image, "is an HTML page, no image: a login or an error page?")
+            raise _refusal(
+                image,
+                "is an HTML page, no image: a login or an error page? Give an address that leads to the image itself "
+                "without a login, or connect its storage in Label Studio",
+            )
         return content
 
     def cache_key(self, image: ImageRef) -> str:
         """What names the image's content in a cache: never the task id, which Label Studio hands out again."""
-        uri = image.uri
-        if uri.startswith("data:"):
-            return f"data:{hashlib.sha256(uri.encode()).hexdigest()}"
+        if is_data_uri(image.uri):
+            return f"data:{hashlib.sha256(image.uri.encode()).hexdigest()}"
+        uri = plain_address(image.uri)
         path = self._path(uri)
         # Uploads and storages are this Label Studio's; an address elsewhere is the same for all.
-        return uri if uri.startswith(("http://", "https://")) and path is None else f"{self._client.url} {path or uri}"
+        return uri if uri.startswith(WEB) and path is None else f"{self._client.url} {path or uri}"
 
     def version(self, image: ImageRef) -> str | None:
         """What an image's host elsewhere says of the file there, without its content; another text is another file.
@@ -92,9 +99,9 @@ class LabelStudioImages:
             None where there was no answer in time.
         """
         end = time.monotonic() + VERSION_S
-        address = image.uri
+        address = plain_address(image.uri)
         for _ in range(MAX_REDIRECTS + 1):
-            if not address.startswith(("http://", "https://")) or self._path(address) is not None:
+            if not address.startswith(WEB) or self._path(address) is not None:
                 return ""
             try:
                 found = self._elsewhere.get(address, end, method="HEAD")
@@ -127,14 +134,14 @@ class LabelStudioImages:
         try:
             found = self._elsewhere.get(address, end)
         except (Refused, OSError) as error:
-            raise _refusal(image, f"{_on_the_way(image, address)}{error}") from error
+            raise _refusal(image, f"{_on_the_way(image, address)}{error}{former_home(address)}") from error
         return (found.content, found.kind) if found.location is None else found.location
 
     def _path(self, uri: str) -> str | None:
         """The path below Label Studio's address, if the image lies there."""
         for home in self._homes:
-            if uri.startswith(f"{home}/"):
-                return uri.removeprefix(home)
+            if (path := same_home(uri, home)) is not None:
+                return path
         if not uri.startswith("/") or uri.startswith("//"):
             return None
         # Served under a path, Label Studio writes that path into the URIs of uploads.
@@ -142,12 +149,8 @@ class LabelStudioImages:
         return uri.removeprefix(prefix) if prefix and uri.startswith(f"{prefix}/") else uri
 
     def _from_label_studio(self, image: ImageRef, path: str) -> tuple[bytes, str] | str:
-        if not _serves_files(path):
-            raise _refusal(
-                image,
-                f"{_on_the_way(image, path)}is no file of Label Studio: its key is sent to /data/..., "
-                "/storage-data/... and /tasks/N/resolve/ alone",
-            )
+        if not is_file(path):
+            raise _refusal(image, f"{_on_the_way(image, path)}{way_out(path)}")
         try:
             return self._client.download(path, max_bytes=self._max_bytes)
         except Redirected as redirected:
@@ -155,7 +158,7 @@ class LabelStudioImages:
         except RequestRefused as error:
             if error.status == LOGIN_STATUS:
                 raise
-            raise _refusal(image, str(error)) from error
+            raise _refusal(image, f"{error}{_mend(image, path, error.status)}") from error
         except LabelStudioError as error:
             if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
                 raise
@@ -166,26 +169,36 @@ class LabelStudioImages:
 
 def _first_address(image: ImageRef) -> str:
     """The address that an image is asked for at: as the task has it, or that of Label Studio for its storage."""
-    uri = image.uri
-    scheme, colon, _ = uri.partition("://")
-    if uri.startswith(("http://", "https://")) or (uri.startswith("/") and not uri.startswith("//")):
+    uri = plain_address(image.uri)
+    if uri.startswith(WEB) or (uri.startswith("/") and not uri.startswith("//")):
         return uri
+    scheme, colon, _ = uri.partition("://")
     if colon and scheme in STORAGES:
         # Label Studio holds the storage's credentials and hands the file on.
         where = quote(base64.urlsafe_b64encode(uri.encode()).decode())
         return f"/tasks/{image.id}/resolve/?fileuri={where}"
-    raise _refusal(
-        image,
-        "wanted is a path that begins with / (an upload), http(s)://, data:image/, or the URI of a storage that is "
-        f"connected in Label Studio ({', '.join(f'{scheme}://' for scheme in STORAGES)})",
-    )
+    raise _refusal(image, way_out(uri))
 
 
-def _serves_files(path: str) -> bool:
-    """Whether a path of Label Studio is one of its files, however its dots and slashes are written."""
-    bare = re.split(r"[?#]", path, maxsplit=1)[0]
-    decoded = unquote(unquote(bare)).replace("\\", "/")
-    return FILES.fullmatch(bare) is not None and not {".", ".."} & set(decoded.split("/"))
+def _mend(image: ImageRef, path: str, status: int) -> str:
+    """What makes Label Studio hand out a file that it has refused."""
+    scheme, colon, rest = plain_address(image.uri).partition("://")
+    if colon and scheme in STORAGES:
+        return (
+            f"; no storage of this project reads {scheme}://{rest.partition('/')[0]}: add it in Label Studio under "
+            f"Settings > Cloud Storage > Add Source Storage ({STORAGES[scheme]}), or mend its credentials there"
+        )
+    if path.startswith("/data/local-files"):
+        return (
+            "; set LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT where "
+            "Label Studio runs"
+            if status == FORBIDDEN
+            else "; put the file below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, and add a storage of type Local files "
+            "for its folder in Label Studio under Settings > Cloud Storage"
+        )
+    if path.startswith("/data/"):
+        return "; put the file back into media/ of Label Studio's data folder, or import the image again"
+    return ""
 
 
 def _refusal(image: ImageRef, why: str) -> ImageError:
@@ -197,17 +210,12 @@ def _on_the_way(image: ImageRef, address: str) -> str:
 
 
 def _inline(image: ImageRef, max_bytes: int) -> bytes:
-    head, _, body = image.uri.partition(",")
-    if not head.startswith("data:image/"):
-        raise ImageError(f"image {image.id} is a data URI of {head[5:60]!r}; wanted is data:image/...;base64,...")
-    if len(body) > 3 * max_bytes:  # every byte written as %XX
-        raise ImageError(f"image {image.id} is a data URI of {len(body)} characters, more than {max_bytes} bytes")
+    if len(image.uri) > 3 * max_bytes:  # every byte written as %XX
+        raise _refusal(image, f"holds {len(image.uri)} characters, more than {max_bytes} bytes: shrink the image")
     try:
-        if head.endswith(";base64"):
-            return base64.b64decode(body, validate=True)
-        return unquote_to_bytes(body)
-    except (ValueError, binascii.Error) as error:
-        raise ImageError(f"image {image.id} cannot be read from its data URI: {error}") from None
+        return read_data_uri(image.uri)
+    except ValueError as error:
+        raise _refusal(image, str(error)) from None
 
 
 def _is_html(content: bytes, kind: str) -> bool:

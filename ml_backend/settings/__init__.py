@@ -11,8 +11,8 @@ environment later.
     refusals.py       validation errors in words
 """
 
-from ml_backend.settings.addresses import ImageHosts, shown_address
+from ml_backend.settings.addresses import ImageHosts, is_data_uri, shown_address
 from ml_backend.settings.installation import Settings
 from ml_backend.settings.options import OPTION_PREFIX, ProjectOptions, StrategyName
 
-__all__ = ["OPTION_PREFIX", "ImageHosts", "ProjectOptions", "Settings", "StrategyName", "shown_address"]
+__all__ = ["OPTION_PREFIX", "ImageHosts", "ProjectOptions", "Settings", "StrategyName", "is_data_uri", "shown_address"]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-__all__ = ["ImageHosts", "shown_address"]
+__all__ = ["ImageHosts", "is_data_uri", "shown_address"]
 
 SHOWN = 200  # characters of an address
+_DATA = re.compile(r"[\x00-\x20]*" + r"[\t\r\n]*".join("data:"), re.IGNORECASE)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -67,14 +68,21 @@ def _network(text: str) -> Network:
         raise ValueError(f"{error}; wanted is a network such as 10.0.0.0/8") from None
 
 
+def is_data_uri(uri: str) -> bool:
+    """Whether an image stands in its own address, as browsers see it: in any case, with blanks before it."""
+    return _DATA.match(uri) is not None
+
+
 def shown_address(uri: str) -> str:
     """An image's address for a report, a log or an error: without what lets its reader in.
 
     A presigned URL carries its signature in the query, and user and password may stand before the host. Of the query
     only ``d`` is kept: in the addresses of Label Studio's local files it is the file's name.
     """
-    if uri.startswith("data:"):
+    if is_data_uri(uri):
         return f"{uri.partition(',')[0][:SHOWN]},..."
+    if re.match(r"[A-Za-z]:[\\/]", uri):  # a path of Windows, whose drive is no scheme
+        return uri if len(uri) <= SHOWN else f"{uri[:SHOWN]}..."
     try:
         parts = urlsplit(uri)
     except ValueError:  # an IPv6 address without its end

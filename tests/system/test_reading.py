@@ -1,6 +1,7 @@
 """Annotations, the pool and the images as a real Label Studio gives them, with either kind of key."""
 
 import io
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -13,14 +14,16 @@ from PIL import Image
 
 from ml_backend.consensus import Consensus, median
 from ml_backend.errors import ImageError, RequestRefused
+from ml_backend.images.decode import decode
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.formats import parse_label_config, prediction, training_classes
+from ml_backend.label_studio.formats import parse_label_config, prediction, read_image, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.labels import LabelStudioLabels
 from ml_backend.label_studio.mirror import Mirror
 from ml_backend.label_studio.reading import read_project
 from ml_backend.records import ImageRef
 from ml_backend.settings import ProjectOptions
+from tests.unit.label_studio.data_uris import SPELLINGS
 
 pytestmark = pytest.mark.system
 XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
@@ -284,22 +287,42 @@ def test_an_uploaded_image(client: LabelStudioClient, label_studio: Running, pro
         LabelStudioImages(client, max_bytes=10).fetch(image)
 
 
-@pytest.mark.parametrize(
-    ("uri", "said"),
-    [
-        ("/data/upload/1/00000000-none.png", "Label Studio answered"),
-        ("/projects/", "is no file of Label Studio"),
-        ("/user/login/", "is no file of Label Studio"),
-        ("s3://bucket/none.png", "404"),
-    ],
-)
-def test_an_image_that_is_none(client: LabelStudioClient, project_id: int, uri: str, said: str) -> None:
-    client.transport.send("POST", f"/api/projects/{project_id}/import", body=[{"data": {"image": uri}}])
-    (task,) = client.unlabelled_tasks(project_id)
+def test_an_image_that_is_none(client: LabelStudioClient, project_id: int) -> None:
+    """Each address as Label Studio stores it, with the answer that it gives to it."""
+    wanted = {
+        "/data/upload/1/00000000-none.png": "Label Studio answered .*put the file back into media/",
+        "/projects/": "is no file of Label Studio",
+        "/user/login/": "is no file of Label Studio",
+        "/home/me/films/a.png": "is no file of Label Studio: .*if this is a path on a disk, upload the images",
+        "C:\\films\\a.png": "is a path on a disk",
+        "s3://bucket/none.png": "answered 404 .*no storage of this project reads s3://bucket: add it in Label Studio",
+        "gs://bucket/none.png": r"answered 404 .*reads gs://bucket: .*\(Google Cloud Storage\)",
+        "azure-blob://box/none.png": r"answered 404 .*reads azure-blob://box: .*\(Microsoft Azure\)",
+        "/data/local-files/?d=none.png": "answered 40[34] .*LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT",
+        "http://old-studio:8080/data/upload/1/a.png": "is a former address of Label Studio, write /data/upload/1/a.png",
+    }
+    tasks = [{"data": {"image": uri}} for uri in wanted]
+    client.transport.send("POST", f"/api/projects/{project_id}/import", body=tasks)
+    stored = {task["data"]["image"]: str(task["id"]) for task in client.unlabelled_tasks(project_id)}
 
-    assert task["data"]["image"] == uri
-    with pytest.raises(ImageError, match=rf"image {task['id']} \('{uri}'\).*{said}"):
-        LabelStudioImages(client).fetch(ImageRef(id=str(task["id"]), uri=uri))
+    assert set(stored) == set(wanted)
+    for uri, said in wanted.items():
+        with pytest.raises(ImageError, match=rf"image {stored[uri]} \({re.escape(repr(uri))}\).*{said}"):
+            LabelStudioImages(client).fetch(ImageRef(id=stored[uri], uri=uri))
+
+
+def test_images_that_stand_in_their_tasks(client: LabelStudioClient, project_id: int) -> None:
+    """As Label Studio stores and returns them; ``test_shown_images`` shows them to a browser."""
+    uris = {uri for uri, shown in SPELLINGS.values() if shown}
+    client.transport.send(
+        "POST", f"/api/projects/{project_id}/import", body=[{"data": {"image": uri}} for uri in sorted(uris)]
+    )
+    config = parse_label_config(XML)
+    images = [read_image(task, config) for task in client.unlabelled_tasks(project_id)]
+
+    assert {image.uri for image in images} == {uri.strip() for uri in uris}
+    for image in images:
+        assert decode(LabelStudioImages(client).fetch(image), 32, image.id).shape == (32, 32)
 
 
 def test_a_personal_access_token(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
