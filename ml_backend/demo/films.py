@@ -10,7 +10,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ml_backend.errors import SettingsError
 from ml_backend.images.phantoms import draw_pool
-from ml_backend.simulation.tables import read_rows
+from ml_backend.records import patient_of
+from ml_backend.simulation.tables import read_rows, unlike_spellings
 
 __all__ = ["DRAWN_CLASSES", "Film", "draw_films", "labels_in", "read_films"]
 
@@ -48,7 +49,8 @@ def labels_in(table: Path) -> set[str]:
     Raises:
         SettingsError: the table cannot be read.
     """
-    return set(read_rows(table, COLUMNS, lambda _, row: row["label"]))
+    rows = read_rows(table, COLUMNS, lambda line, row: (line, row["label"]), whole=unlike_spellings)
+    return {label for _, label in rows}
 
 
 def read_films(folder: Path, table: Path, classes: Sequence[str]) -> list[Film]:
@@ -89,4 +91,4 @@ def _film(folder: Path, row: Mapping[str, str], classes: Sequence[str], index: i
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"column path: {path!r} is no readable image ({error})") from error
     # The visitor's own file names may hold names of patients or of classes; Label Studio shows them to readers.
-    return Film(f"film-{index:05d}{file.suffix.lower()}", content, label, row.get("patient_id") or None)
+    return Film(f"film-{index:05d}{file.suffix.lower()}", content, label, patient_of(row.get("patient_id")))

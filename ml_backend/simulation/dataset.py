@@ -1,11 +1,14 @@
 """The data of a study: tables in, one checked set of images, labels, sides and features out."""
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,8 @@ from ml_backend.simulation.task import TaskMapping, parse_task
 
 __all__ = ["DataSet", "load_dataset"]
 
+SEARCHED = 100_000  # files of a folder, for one that is missing under its name
+Row = TypeVar("Row", LabelRow, RatingRow)
 READ_AT = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock: a table of ratings has no times
 
 
@@ -129,8 +134,9 @@ def load_dataset(
     """
     if images is None and features is None:
         raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
-    rows = read_labels(labels, rated=ratings is not None)
-    answers = [] if ratings is None else read_ratings(ratings)
+    meant = frozenset() if task is None else frozenset(task.of)
+    rows = _below(images, read_labels(labels, rated=ratings is not None, meant=meant), labels)
+    answers = [] if ratings is None else _below(images, read_ratings(ratings, meant=meant), ratings)
     if ratings is not None:
         _check_same_images(labels, rows, ratings, answers)
     notes: list[str] = []
@@ -143,7 +149,7 @@ def load_dataset(
     if not any(image.patient_id for image in kept):
         notes.append("the labels table names no patient_id: every image counts as a patient of its own")
     if images is not None:
-        _check_files(images, kept)
+        _check_files(images, kept, labels, {row.path: row.line for row in rows})
     split = {row.path: row.split for row in rows if row.split is not None and row.path in truth}
     if not split:
         notes.append(f"split by patient, seed {split_seed}, shares {', '.join(f'{share:g}' for share in shares)}")
@@ -243,23 +249,65 @@ def _truth(
     return truth
 
 
-def _check_files(folder: Path, images: Sequence[ImageRef]) -> None:
+def _below(folder: Path | None, rows: list[Row], table: Path) -> list[Row]:
+    """The rows with absolute paths of images in the folder written from the folder on.
+
+    Raises:
+        SettingsError: the same image stands there by its absolute path and by the other.
+    """
+    if folder is None or not any(row.path.startswith("/") for row in rows):
+        return rows
+    root = folder.resolve()
+    moved = []
+    for row in rows:
+        path = Path(row.path).resolve() if row.path.startswith("/") else None
+        inside = path is not None and path.is_relative_to(root)
+        moved.append(replace(row, path=path.relative_to(root).as_posix()) if path is not None and inside else row)
+    seen: dict[tuple[str, str], int] = {}
+    twice = []
+    for row in moved:
+        first = seen.setdefault((row.path, getattr(row, "rater", "")), row.line)
+        if first != row.line:
+            twice.append(f"lines {first} and {row.line} ({row.path!r})")
+    if twice:
+        raise SettingsError(f"{table} has the same image by two paths: {first_ten(twice)}; remove one of each two rows")
+    return moved
+
+
+def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: Mapping[str, int]) -> None:
     if not folder.is_dir():
         raise SettingsError(
             f"--images {str(folder)!r} is no folder: name the one that the paths of the labels start from"
         )
     root = folder.resolve()
-    outside = [image.uri for image in images if not (root / image.uri).resolve().is_relative_to(root)]
-    if outside:
+
+    def named(image: ImageRef) -> str:
+        return f"{image.uri} (line {lines[image.id]})"
+
+    if outside := [image for image in images if not (root / image.uri).resolve().is_relative_to(root)]:
         raise SettingsError(
-            f"{len(outside)} paths lead out of {folder}: {first_ten(outside, ', ')}; give paths inside it"
+            f"{len(outside)} paths of {table} lead out of {folder}: {first_ten([*map(named, outside)], ', ')}; give "
+            "paths inside it"
         )
-    missing = [image.uri for image in images if not (root / image.uri).is_file()]
-    if missing:
+    if missing := [image for image in images if not (root / image.uri).is_file()]:
         raise SettingsError(
-            f"{len(missing)} of {len(images)} images are not in {folder}: {first_ten(missing, ', ')}; "
-            "give the folder that the paths of the labels start from"
+            f"{len(missing)} of {len(images)} images of {table} are not in {folder}: "
+            f"{first_ten([*map(named, missing)], ', ')}; {_near(root, missing[0].uri)}give the folder that the paths "
+            "of the labels start from"
         )
+
+
+def _near(root: Path, uri: str) -> str:
+    """Where the first of the missing images seems to be instead."""
+    name = _alike(Path(uri).name)
+    for path in islice(root.rglob("*"), SEARCHED):
+        if _alike(path.name) == name and path.is_file():
+            return f"there is {path.relative_to(root).as_posix()!r} instead of {uri!r}; "
+    return ""
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _rows_of(

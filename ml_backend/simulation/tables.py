@@ -3,13 +3,16 @@
 The one CSV reader of the package: the demo reads a visitor's table with it too. Torch-free.
 """
 
-import csv
+import posixpath
+import re
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Final, Literal, TypeAlias, TypeVar, cast, get_args
+from itertools import chain
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,8 @@ from jaxtyping import Float32
 
 from ml_backend.errors import SettingsError
 from ml_backend.records import patient_of
+from ml_backend.settings import shown_address
+from ml_backend.simulation.table_files import SEPARATORS, TableFile, read_table_file
 
 __all__ = [
     "SIDES",
@@ -29,6 +34,7 @@ __all__ = [
     "read_labels",
     "read_ratings",
     "read_rows",
+    "unlike_spellings",
 ]
 
 Side: TypeAlias = Literal["train", "val", "test"]
@@ -38,6 +44,10 @@ Parsed = TypeVar("Parsed")
 SIDES: Final[tuple[Side, ...]] = get_args(Side)
 SHOWN: Final = 10
 UNREADABLE: Final = "unreadable"  # a reader's answer that is never a class
+# What programs write for a value that is not there.
+MISSING: Final = frozenset({"nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat"})
+# Values and numbers in a problem's reason, which tell it from others of its kind.
+_VALUES: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,32 +91,42 @@ def first_ten(problems: Sequence[str], separator: str = "; ") -> str:
     return separator.join(problems[:SHOWN]) + more
 
 
-def read_labels(table: Path, *, rated: bool = False) -> list[LabelRow]:
+def read_labels(table: Path, *, rated: bool = False, meant: Collection[str] = ()) -> list[LabelRow]:
     """Read a table of images: ``path,label[,patient_id][,split][,source]``, in any order, other columns ignored.
 
     Args:
-        table: CSV in UTF-8 with a header, with or without a byte order mark.
+        table: see ``table_files.read_table_file``.
+        meant: labels that the owner's task names; these may read ``None``, or differ by case only.
         rated: the images have readers' answers in another table, so that a label may be left empty.
 
     Returns:
-        One row an image, in the order of the table. Paths are as written, but without ``./`` and doubled slashes.
+        One row an image, in the order of the table. Paths are as written, but with slashes for backslashes, and without
+        ``./`` and doubled slashes.
 
     Raises:
         SettingsError: the table cannot be read, lacks a column, has no rows, or has bad rows, named by line and column
-            (the first ten of many): an empty path or label, a path that was there before, a ``split`` that is none of
-            train, val, test, or that only some of the rows have.
+            (the first ten of every kind): an empty path or label, a path that was there before, a ``split`` that is
+            none of train, val, test, or that only some of the rows have; or labels that differ only by case or blanks.
     """
-    rows = read_rows(table, ("path", "label"), lambda line, row: _label_row(line, row, rated), key=("path",))
+    return read_rows(
+        table,
+        ("path", "label"),
+        lambda line, row: _label_row(line, row, rated, meant),
+        key=("path",),
+        whole=lambda rows: chain(unlike_spellings(((row.line, row.label) for row in rows), meant), _bare_sides(rows)),
+    )
+
+
+def _bare_sides(rows: Sequence[LabelRow]) -> Iterator[str]:
     if any(row.split for row in rows) and (bare := [row for row in rows if row.split is None]):
         problems = first_ten([f"line {row.line}" for row in bare], ", ")
-        raise SettingsError(
-            f"{table}, column split: empty in {len(bare)} of {len(rows)} rows ({problems}): give every image a side "
+        yield (
+            f"column split: empty in {len(bare)} of {len(rows)} rows ({problems}): give every image a side "
             f"({', '.join(SIDES)}), or remove the column and let the images be split by patient"
         )
-    return rows
 
 
-def read_ratings(table: Path) -> list[RatingRow]:
+def read_ratings(table: Path, *, meant: Collection[str] = ()) -> list[RatingRow]:
     """Read a table of readers' answers: ``path,rater,label``, in any order, other columns ignored.
 
     An empty label, or ``unreadable``, is a reader who gave the image no class.
@@ -114,7 +134,13 @@ def read_ratings(table: Path) -> list[RatingRow]:
     Raises:
         SettingsError: as ``read_labels``; a reader may answer about an image once.
     """
-    return read_rows(table, ("path", "rater", "label"), _rating_row, key=("path", "rater"))
+    return read_rows(
+        table,
+        ("path", "rater", "label"),
+        lambda line, row: _rating_row(line, row, meant),
+        key=("path", "rater"),
+        whole=lambda rows: unlike_spellings(((row.line, row.label) for row in rows), meant),
+    )
 
 
 def read_features(file: Path) -> Features:
@@ -152,101 +178,176 @@ def read_features(file: Path) -> Features:
 
 
 def read_rows(
-    table: Path, required: Sequence[str], parse: Callable[[int, Row], Parsed], *, key: Sequence[str] = ()
+    table: Path,
+    required: Sequence[str],
+    parse: Callable[[int, Row], Parsed],
+    *,
+    key: Sequence[str] = (),
+    whole: Callable[[list[Parsed]], Iterable[str]] = lambda _: (),
 ) -> list[Parsed]:
     """Read any table that has a column ``path``, and name all its bad rows at once.
 
     Args:
-        table: CSV in UTF-8 with a header, with or without a byte order mark. Cells are stripped of spaces around them;
-            rows without any content are passed over.
+        table: see ``table_files.read_table_file``. Cells are stripped of spaces around them; rows without any content
+            are passed over.
         required: columns that must be there.
         parse: one row, given its line and its cells; its ValueError becomes a bad row's reason, so that it should begin
             with the column.
         key: columns that together stand only once; none where repetition does no harm.
+        whole: what is wrong with the good rows together, one sentence each.
 
     Raises:
         SettingsError: the table cannot be read, lacks a column, has no rows or bad rows.
     """
+    file = read_table_file(table, required)
     parsed: list[Parsed] = []
-    problems: list[str] = []
-    seen: dict[tuple[str, ...], int] = {}
-    for line, cells in _lines(table, required):
+    problems: list[_Problem] = []
+    seen: dict[tuple[str, ...], tuple[int, Row]] = {}
+    for line, cells in file.rows:
         try:
-            row = _row(cells)
+            row = _row(cells, file, required)
             if key:
                 _check_new(line, row, key, seen)
             parsed.append(parse(line, row))
         except ValueError as error:
-            problems.append(f"line {line}, {error}")
+            problems.append(_Problem(line, str(error)))
+    together = list(whole(parsed))
     if problems:
-        raise SettingsError(f"{table} has bad rows: {first_ten(problems)}")
+        raise SettingsError(f"{table} has bad rows: {'; '.join([_by_kind(problems), *together])}")
+    if together:
+        raise SettingsError(f"{table}, {'; '.join(together)}")
     if not parsed:
         raise SettingsError(f"{table} has no rows: expected lines of {','.join(required)} below the header")
     return parsed
 
 
-def _check_new(line: int, row: Row, key: Sequence[str], seen: dict[tuple[str, ...], int]) -> None:
-    names = tuple(row[column] for column in key)
-    if (first := seen.setdefault(names, line)) != line:
-        raise ValueError(f"column {key[0]}: {' with '.join(map(repr, names))} stands in line {first} already")
+def unlike_spellings(labels: Iterable[tuple[int, str | None]], meant: Collection[str] | None = None) -> Iterator[str]:
+    """Labels that differ only by case, blanks or the way a number is written: one class in two spellings.
 
+    Args:
+        labels: each with its line; None where a row has none.
+        meant: labels that the owner's task names one by one, and which may differ by little; None where no task can
+            be given.
 
-def _lines(table: Path, required: Sequence[str]) -> list[tuple[int, dict[str | None, str | list[str] | None]]]:
-    """Line number and cells of every row, as the csv module has them."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-            # Strict: a quote that is never closed would else swallow the rest of the table without a word.
-            reader = csv.DictReader(file, strict=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            _check_header(table, columns, required)
-            reader.fieldnames = columns
-            return [
-                (reader.line_num, cast("dict[str | None, str | list[str] | None]", row)) for row in reader if _any(row)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(f"{str(table)!r} cannot be read: {error}; expected a CSV file in UTF-8") from error
-
-
-def _check_header(table: Path, columns: Sequence[str], required: Sequence[str]) -> None:
-    if missing := [name for name in required if name not in columns]:
-        raise SettingsError(
-            f"{table} has no column {' and no column '.join(missing)}; line 1 holds "
-            f"{', '.join(map(repr, columns)) or 'nothing'}: begin it with `{','.join(required)}`"
+    Yields:
+        One sentence a class: its spellings, how many rows and which lines each has, and the way out.
+    """
+    lines: dict[str, list[int]] = {}
+    for line, label in labels:
+        if label is not None:
+            lines.setdefault(label, []).append(line)
+    alike: dict[str, list[str]] = {}
+    for label in [*lines, *(label for label in meant or () if label not in lines)]:
+        alike.setdefault(_folded(label), []).append(label)
+    for name, spellings in alike.items():
+        if len(spellings) < 2 or set(spellings) <= set(meant or ()):
+            continue
+        task = "" if meant is None else f", or name each spelling in --task, such as '{name}={','.join(spellings)};...'"
+        counted = " and ".join(_spelling(spelling, lines.get(spelling, [])) for spelling in spellings)
+        yield (
+            f"column label: {counted} differ "
+            f"only by case, blanks or the way a number is written: write them alike{task}"
         )
-    if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
-        raise SettingsError(f"{table} has more than one column {' and '.join(map(repr, twice))}: keep one of each")
 
 
-def _any(row: Mapping[object, object]) -> bool:
-    return any(str(cell).strip() for cell in row.values() if cell is not None and cell != [""])
+def _spelling(label: str, lines: Sequence[int]) -> str:
+    if not lines:
+        return f"{label!r} (in --task)"
+    where = first_ten([str(line) for line in lines], ", ")
+    return f"{label!r} ({len(lines)} row{'s' * (len(lines) > 1)}: line{'s' * (len(lines) > 1)} {where})"
 
 
-def _row(cells: Mapping[str | None, str | list[str] | None]) -> Row:
+def _folded(label: str) -> str:
+    """What two spellings of one class have in common."""
+    words = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    try:
+        return f"{float(words):g}"
+    except ValueError:
+        return words
+
+
+class _Problem(NamedTuple):
+    """What is wrong with a row."""
+
+    line: int
+    reason: str
+
+
+def _by_kind(problems: Sequence[_Problem]) -> str:
+    """The first ten of every kind, so that a thousand of one do not hide one of another."""
+    kinds: dict[str, list[str]] = {}
+    for line, reason in problems:
+        kinds.setdefault(_VALUES.sub("", reason), []).append(f"line {line}, {reason}")
+    return "; ".join(first_ten(rows) for rows in kinds.values())
+
+
+def _check_new(line: int, row: Row, key: Sequence[str], seen: dict[tuple[str, ...], tuple[int, Row]]) -> None:
+    names = tuple(row[column] for column in key)
+    first, before = seen.setdefault(names, (line, row))
+    if first == line:
+        return
+    if row == before:
+        way_out = "with the same values: remove one of them"
+    elif row.get("label") == before.get("label"):
+        way_out = "with the same label and other values: keep the right one"
+    else:
+        way_out = f"with label {before.get('label')!r}, and here with {row.get('label')!r}: keep the right one"
+    raise ValueError(f"column {key[0]}: {' with '.join(map(repr, names))} stands in line {first} already, {way_out}")
+
+
+def _row(cells: Sequence[str], file: TableFile, required: Sequence[str]) -> Row:
     """The cells by column, stripped.
 
     Raises:
-        ValueError: more cells than columns, or no path.
+        ValueError: more cells than columns, a required cell is not there, or the path is none.
     """
-    # The csv module keeps what stands beyond the last column under None; spreadsheets leave empty cells there.
-    if extra := [cell for cell in cells.get(None) or () if cell.strip()]:
-        columns = len(cells) - 1
+    columns = len(file.header)
+    # Spreadsheets leave empty cells beyond the last column.
+    if extra := [cell for cell in cells[columns:] if cell.strip()]:
         raise ValueError(
-            f"after column {columns}: {', '.join(map(repr, extra))} belongs to no column; quote its commas"
+            f"after column {columns}: {', '.join(map(repr, extra))} belongs to no column; put cells that hold "
+            f"{file.separator!r} in quotes"
         )
-    row = {column: str(cell or "").strip() for column, cell in cells.items() if column is not None}
-    if not row["path"] or "\0" in row["path"]:
-        raise ValueError(f"column path: {row['path']!r} is no path, give the image's")
-    return row | {"path": _plain(row["path"])}
+    row = {name: cell.strip() for name, cell in zip(file.header, cells, strict=False)}
+    if absent := [name for name in required if name not in row]:
+        other = next(
+            (mark for mark in SEPARATORS if mark != file.separator and any(mark in cell for cell in cells)), None
+        )
+        why = f"; its cells are separated by {other!r}, those of the header by {file.separator!r}" if other else ""
+        raise ValueError(
+            f"column {absent[0]}: '' is no {absent[0]}, the row has {len(cells)} of {columns} cells: "
+            f"{file.separator.join(cells)[:80]!r}{why}"
+        )
+    row = {name: row.get(name, "") for name in file.header}
+    return row | {"path": _path(row["path"])}
+
+
+def _path(path: str) -> str:
+    if not path or "\0" in path or path.casefold() in MISSING:
+        raise ValueError(f"column path: {path!r} is no path, give the image's")
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
+        raise ValueError(f"column path: {path!r} begins with a drive of Windows; write it from the images' folder on")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", path):
+        raise ValueError(f"column path: {shown_address(path)!r} is an address; download it, and give the file's path")
+    return _plain(path)
 
 
 def _plain(path: str) -> str:
-    return str(PurePosixPath(path)) if path else ""
+    """The path with slashes, and without ``.``, ``..`` in the middle and doubled slashes."""
+    return posixpath.normpath(path.replace("\\", "/")) if path else ""
 
 
-def _label_row(line: int, row: Row, rated: bool) -> LabelRow:
-    label, split = row["label"] or None, row.get("split") or None
+def _given(row: Row, column: str) -> str | None:
+    value = row.get(column, "")
+    return None if value.casefold() in MISSING else value or None
+
+
+def _label_row(line: int, row: Row, rated: bool, meant: Collection[str]) -> LabelRow:
+    label = row["label"] if row["label"] in meant else _given(row, "label")
+    split = _given(row, "split")
     if label is None and not rated:
-        raise ValueError("column label: '' is no label, give the image's")
+        more = f"; if it is a class, name it in --task, such as '{row['label']};...'" if row["label"] else ""
+        raise ValueError(f"column label: {row['label']!r} is no label, give the image's or remove the row{more}")
     if split is not None and split not in SIDES:
         raise ValueError(f"column split: {split!r} is none of {', '.join(SIDES)}")
     return LabelRow(
@@ -255,15 +356,15 @@ def _label_row(line: int, row: Row, rated: bool) -> LabelRow:
         label=label,
         patient_id=patient_of(row.get("patient_id")),
         split=split,
-        source=row.get("source") or None,
+        source=_given(row, "source"),
     )
 
 
-def _rating_row(line: int, row: Row) -> RatingRow:
+def _rating_row(line: int, row: Row, meant: Collection[str]) -> RatingRow:
     if not row["rater"]:
         raise ValueError("column rater: '' is nobody, give the reader's name")
-    label = row["label"]
-    return RatingRow(line, row["path"], row["rater"], None if label in {"", UNREADABLE} else label)
+    label = row["label"] if row["label"] in meant else _given(row, "label")
+    return RatingRow(line, row["path"], row["rater"], None if label == UNREADABLE else label)
 
 
 def _arrays(file: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:

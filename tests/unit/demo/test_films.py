@@ -94,13 +94,13 @@ class TestReadFilms:
         assert seen in str(error.value)
 
     def test_all_bad_rows_are_named_at_once_but_not_a_thousand(self, folder):
-        with pytest.raises(SettingsError, match=r"line 2, .*line 3, .*and 990 more"):
+        with pytest.raises(SettingsError, match=r"line 2, .*line 3, .*and 989 more"):
             read(folder, "path,label\n" + "a.png,mild\n" * 1000)
 
     @pytest.mark.parametrize(
         ("table", "said"),
         [
-            ("file;class\n", "no column path and no column label; line 1 holds 'file;class'"),
+            ("file;class\n", "no column path and no column label; line 1 holds 'file', 'class'"),
             ("path\na.png\n", "no column label"),
             ("", "line 1 holds nothing"),
             ("path,label\n", "has no rows"),

@@ -152,13 +152,60 @@ class TestLoadDataset:
             load_dataset(None, folder.labels, features=folder.everything(), task=parse_task("normal;viral;severe"))
 
     def test_missing_files_are_named(self, folder):
-        with pytest.raises(SettingsError, match=r"2 of 4 images are not in .*: b\.png, d\.png; give the folder"):
+        with pytest.raises(
+            SettingsError,
+            match=r"2 of 4 images of .* are not in .*: b\.png \(line 4\), d\.png \(line 5\); give the folder",
+        ):
             load_dataset(folder.files("a.png", "c.png"), folder.labels, task=BINARY)
+
+    @pytest.mark.parametrize(
+        ("written", "there"),
+        [("A.PNG", "a.png"), ("x/b.png", "b.png"), ("u\u0308.png", "\u00fc.png"), ("c.png", "deep/er/c.png")],
+    )
+    def test_a_missing_file_that_lies_elsewhere(self, tmp_path, written, there):
+        file = tmp_path / "images" / there
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"")
+        table = tmp_path / "labels.csv"
+        table.write_text(f"path,label\n{written},x\n{written}2,y\n", encoding="utf-8")
+
+        with pytest.raises(SettingsError, match=f"line 2.*there is '{there}' instead of '{written}'"):
+            load_dataset(tmp_path / "images", table, task=parse_task("x;y"))
+
+    def test_absolute_paths_of_the_folder(self, folder):
+        files = folder.files("a.png", "b.png", "c.png", "d.png")
+        folder.labels.write_text(
+            folder.labels.read_text()
+            .replace("a.png", f"{folder.images}/a.png")
+            .replace("b.png", f"{folder.images}//b.png")
+        )
+
+        assert [image.uri for image in load_dataset(files, folder.labels, task=BINARY).images] == [
+            "a.png",
+            "b.png",
+            "c.png",
+            "d.png",
+        ]
+
+    def test_one_image_by_two_paths(self, folder):
+        files = folder.files("a.png", "b.png", "c.png", "d.png")
+        table = folder.table(
+            "labels.csv", "path,label,patient_id,split,source", [*LINES, f"{files}/d.png,viral,p4,test,Y"]
+        )
+
+        with pytest.raises(SettingsError, match=r"has the same image by two paths: lines 5 and 7 \('d.png'\)"):
+            load_dataset(files, table, task=BINARY)
+
+    def test_a_label_in_another_spelling_than_the_task_s(self, folder):
+        folder.labels.write_text(folder.labels.read_text().replace("bacterial", "Bacterial", 1))
+
+        with pytest.raises(SettingsError, match=r"'Bacterial' \(1 row: line .*differ only by case"):
+            load_dataset(folder.files("c.png"), folder.labels, task=BINARY)
 
     def test_paths_out_of_the_folder_are_refused(self, folder):
         labels = folder.table("labels.csv", "path,label", ["../labels.csv,normal", "a.png,viral"])
 
-        with pytest.raises(SettingsError, match=r"1 paths lead out of .*: \.\./labels\.csv"):
+        with pytest.raises(SettingsError, match=r"1 paths of .* lead out of .*: \.\./labels\.csv \(line 2\)"):
             load_dataset(folder.files("a.png"), labels, task=BINARY)
 
     def test_a_folder_that_is_none_is_refused(self, folder):

@@ -52,7 +52,6 @@ class TestReadLabels:
         [
             ("path,patient_id\na.png,p\n", "no column label; line 1 holds 'path', 'patient_id'"),
             ("", "no column path and no column label; line 1 holds nothing"),
-            ("path;label\na.png;x\n", "line 1 holds 'path;label': begin it with `path,label`"),
             ("path,label,label\na.png,x,y\n", "more than one column 'label'"),
             ("path,label\n", "has no rows"),
             ("path,label\na.png,x\n ,x\n", "line 3, column path: '' is no path"),
@@ -61,9 +60,12 @@ class TestReadLabels:
             ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4, column path: 'a.png' stands in line 2 already"),
             ("path,label\na.png,x\n./a.png,y\n", "line 3, column path: 'a.png' stands in line 2 already"),
             ("path,label,split\na.png,x,dev\n", "line 2, column split: 'dev' is none of train, val, test"),
-            ("path,label\na.png,mild, left\n", "line 2, after column 2: ' left' belongs to no column"),
+            (
+                "path,label\na.png,mild, left\n",
+                "line 2, after column 2: 'left' belongs to no column; put cells that hold ',' in quotes",
+            ),
             ("path,label,split\na.png,x,train\nb.png,x,\n", r"column split: empty in 1 of 2 rows \(line 3\)"),
-            ('path,label\n"a.png,x\nb.png,y\n', "cannot be read: unexpected end of data"),
+            ('path,label\n"a.png,x\nb.png,y\n', "line 2: a quote is opened there and not closed"),
         ],
     )
     def test_a_wrong_table_names_row_and_column(self, table, text, message):
@@ -79,7 +81,10 @@ class TestReadLabels:
     def test_another_encoding_is_refused(self, table):
         table.write_bytes("path,label\nbild-ä.png,severe\n".encode("latin-1"))
 
-        with pytest.raises(SettingsError, match=r"table\.csv' cannot be read: .* expected a CSV file in UTF-8"):
+        with pytest.raises(
+            SettingsError,
+            match=r"table\.csv, line 2: 'bild-ä.png,severe' is not UTF-8 .*: expected a CSV file in UTF-8",
+        ):
             read_labels(table)
 
     def test_a_table_that_is_not_there_is_named(self, tmp_path):
@@ -88,6 +93,146 @@ class TestReadLabels:
 
     def test_a_rated_image_needs_no_label(self, table):
         assert labels(table, "path,label\na.png,\nb.png,x\n", rated=True)[0].label is None
+
+
+ROWS = [("images/ä 1.png", "severe"), ("b.png", "normal, old"), ("c.png", 'a "healthy" one')]
+TABLE = 'path,label\nimages/ä 1.png,severe\nb.png,"normal, old"\nc.png,"a ""healthy"" one"\n'
+
+
+def written(separator: str) -> str:
+    cells = [("path", "label"), *ROWS]
+    quoted = [[f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row] for row in cells]
+    return "".join(f"{separator.join(row)}\n" for row in quoted)
+
+
+SPELLINGS: dict[str, bytes] = {
+    "commas": TABLE.encode(),
+    "semicolons": written(";").encode(),
+    "tabs": written("\t").encode(),
+    "bars": written("|").encode(),
+    "Excel's first line": ("sep=;\n" + written(";")).encode(),
+    "a byte order mark": TABLE.encode("utf-8-sig"),
+    "line ends of Windows": TABLE.replace("\n", "\r\n").encode(),
+    "line ends of old Macs": TABLE.replace("\n", "\r").encode(),
+    "UTF-16": TABLE.encode("utf-16"),
+    "UTF-16, the other order": b"\xfe\xff" + TABLE.encode("utf-16-be"),
+    "UTF-16 without a mark": TABLE.encode("utf-16-le"),
+    "Excel's Unicode text": written("\t").replace("\n", "\r\n").encode("utf-16"),
+    "names in capitals": TABLE.replace("path,label", "PATH, Label").encode(),
+    "no line end at the end": TABLE.rstrip("\n").encode(),
+    "empty lines before the header": b"\n\n" + TABLE.encode(),
+    "columns beside": TABLE.replace("\n", ",x,\n").replace("path,label,x", "path,label,note").encode(),
+    "paths of Windows": TABLE.replace("images/", "images\\").encode(),
+    "blanks around cells": TABLE.replace("severe", "  severe ").replace('old"', 'old "').encode(),
+}
+
+
+class TestWhateverWroteIt:
+    @pytest.mark.parametrize("spelling", SPELLINGS)
+    def test_the_same_rows(self, table, spelling):
+        table.write_bytes(SPELLINGS[spelling])
+
+        rows = read_labels(table)
+
+        assert [(row.path, row.label) for row in rows] == ROWS
+        first = {"Excel's first line": 3, "empty lines before the header": 4}.get(spelling, 2)
+        assert [row.line for row in rows] == [first, first + 1, first + 2]
+
+    def test_what_stands_for_nothing_is_nobody_s_patient(self, table):
+        """``nan`` of pandas would else be one patient, and all its images on one side."""
+        rows = labels(table, "path,label,patient_id,source\na.png,x,nan,None\nb.png,x,NaN,\n")
+
+        assert {(row.patient_id, row.source) for row in rows} == {(None, None)}
+
+    @pytest.mark.parametrize("names", ["0\n1\n2", "0.0\n1.0\n2.0", "1e1\n2e1\n3e1"])
+    def test_numbers_are_labels(self, table, names):
+        rows = labels(table, "path,label\n" + "".join(f"{n}.png,{name}\n" for n, name in enumerate(names.split())))
+
+        assert [row.label for row in rows] == names.split()
+
+    def test_a_label_that_the_task_names_may_read_none(self, table):
+        table.write_text("path,label\na.png,None\nb.png,severe\n")
+
+        assert [row.label for row in read_labels(table, meant={"None", "severe"})] == ["None", "severe"]
+        with pytest.raises(
+            SettingsError, match=r"line 2, column label: 'None' is no label, .*if it is a class, name it"
+        ):
+            read_labels(table)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", r"line 1 holds nothing: begin it with `path,label`"),
+            (b"\n \n", r"line 1 holds nothing"),
+            (b"PK\3\4xl/workbook.xml", "no CSV file but an Excel or another Office file, .*save its sheet as `CSV UTF"),
+            (b"\xd0\xcf\x11\xe0\xa1\xb1", r"is no CSV file but an Excel file \(\.xls\): save its sheet"),
+            (b'[{"id": 1, "data": {"image": "/data/upload/1/a.png"}}]', "JSON, such as Label Studio's export: write"),
+            (b"PAR1\x15", "a Parquet file: write it by `pandas.DataFrame.to_csv"),
+            (b"<!doctype html><title>Log in", "an HTML or XML document: was it a login page"),
+            (b"\x89PNG\r\n\x1a\n", "an image: give the table of the images' labels"),
+            (b"a.png,severe\nb.png,normal\n", "line 1 holds 'a.png', 'severe': this is a row and no header: put"),
+            (b"image,class\na.png,x\n", "line 1 holds 'image', 'class': begin it with `path,label`, or give"),
+            (b"path;Path;label\n", "more than one column 'path'"),
+            (b"path,label\na.png;x\nb.png,y\n", r"line 2, .* 1 of 2 cells: 'a.png;x'; its cells are separated by ';'"),
+            (b"path,label\na.png,NaN\n", "line 2, column label: 'NaN' is no label, give the image's or remove the row"),
+            (b"path,label\nC:\\films\\a.png,x\n", r"line 2, column path: 'C:.*a.png' begins with a drive of Windows"),
+            (b"path,label\nhttps://h.example/a.png?sig=1,x\n", r"line 2, .*a.png\?...' is an address; download it"),
+            (b"path,label\na.png,x\na.png,x\n", "line 3, .*'a.png' stands in line 2 already, with the same values"),
+            (b"path,label\na.png,x\na.png,y\n", "line 3, .* in line 2 already, with label 'x', and here with 'y'"),
+            (b"path,label,n\na.png,x,1\na.png,x,2\n", "line 3, .* 2 already, with the same label and other values"),
+            (b"path,label\na\\b.png,x\na/c/../b.png,x\n", "line 3, .*'a/b.png' stands in line 2 already"),
+            (b'path,label\na.png,x\nb.png,"y\nc.png,z\n', "line 3: a quote is opened there and not closed"),
+            (b'path,label\na.png,"x" y\n', "line 2: a quote is opened there and not closed, or not followed by ','"),
+            ("path,label\nä.png,x\nb.png,y\nö.png,z\n".encode("cp1252"), "line 2, and 1 more lines: 'ä.png,x' is no"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_read_is_named_by_line(self, table, content, message):
+        table.write_bytes(content)
+
+        with pytest.raises(SettingsError, match=message):
+            read_labels(table)
+
+    def test_a_folder(self, tmp_path):
+        with pytest.raises(SettingsError, match="is a folder: give the table itself"):
+            read_labels(tmp_path)
+
+    def test_a_thousand_of_one_kind_do_not_hide_another(self, table):
+        rows = "".join(f"{n}.png,\n" for n in range(1000))
+
+        with pytest.raises(SettingsError) as error:
+            labels(table, f"path,label\n{rows}0.png,x\n,x\ny.png,x,z\n")
+
+        assert "and 990 more; line 1002, column path: '0.png' stands in line 2 already" in str(error.value)
+        assert "line 1003, column path: '' is no path" in str(error.value)
+        assert "line 1004, after column 2: 'z' belongs to no column" in str(error.value)
+
+
+class TestUnlikeSpellings:
+    @pytest.mark.parametrize(
+        "spellings", [("normal", "Normal"), ("mild  left", "mild left"), ("0", "0.0"), ("é", "e\u0301"), ("1", "01")]
+    )
+    def test_one_class_in_two_spellings(self, table, spellings):
+        one, other = spellings
+        text = f"path,label\na.png,{one}\nb.png,{other}\nc.png,{one}\nd.png,severe\n"
+
+        with pytest.raises(SettingsError) as error:
+            labels(table, text)
+
+        assert f"{one!r} (2 rows: lines 2, 4) and {other!r} (1 row: line 3) differ only by case" in str(error.value)
+        table.write_text(text)
+        assert len(read_labels(table, meant={one, other, "severe"})) == 4
+
+    def test_another_spelling_than_the_task_s(self, table):
+        table.write_text("path,label\na.png,Normal\nb.png,severe\n")
+
+        with pytest.raises(SettingsError, match=r"'Normal' \(1 row: line 2\) and 'normal' \(in --task\) differ only"):
+            read_labels(table, meant={"normal", "severe"})
+
+    def test_is_named_beside_bad_rows(self, table):
+        with pytest.raises(
+            SettingsError, match=r"line 4, column label: '' is no .*; column label: 'x' .* and 'X' .*differ"
+        ):
+            labels(table, "path,label\na.png,x\nb.png,X\nc.png,\n")
 
 
 class TestReadRatings:
