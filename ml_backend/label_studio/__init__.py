@@ -12,6 +12,7 @@
     labels.py      annotations and pool     (engine.ports.LabelSource)
     supply.py      how much of what is published is left
     images.py      the bytes of an image    (images.source.ImageSource)
+    image_addresses.py  addresses of images: data URIs, and what is wrong with the others
     elsewhere.py   images from other hosts: allowed ones only
     publisher.py   the ranking goes out     (engine.ports.Publisher)
     connect.py     prepares a project, in one go

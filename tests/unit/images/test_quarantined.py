@@ -212,6 +212,16 @@ class TestOverFiles:
 
         assert len(set(notebook.files)) == 2
 
+    def test_a_file_is_tried_again_when_more_formats_are_read(self, cache, notebook, tmp_path, monkeypatch):
+        (tmp_path / "a.png").write_bytes(b"an image of a new format")
+        image = ImageRef(id="a", uri="a.png")
+        for formats in (("PNG",), ("PNG", "NEW")):
+            monkeypatch.setitem(QuarantinedSource.undecodable.__globals__, "FORMATS", formats)
+            with pytest.raises(ImageError):
+                cache.read(image)
+
+        assert len(set(notebook.files)) == 2
+
     def test_a_good_film_is_read(self, cache, notebook, tmp_path):
         self.png(tmp_path / "x.png")
 
