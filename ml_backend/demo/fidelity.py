@@ -8,12 +8,12 @@ __all__ = ["Deviation", "Fidelity", "Served", "compare"]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One answer of Label Studio to a reader who asked for the next image."""
+    """One answer of Label Studio to a reader who asked for the next image, or an image kept on the screen."""
 
     reader: str
     image_id: str
     versions: tuple[str, ...]  # what Label Studio named just before and just after: one, or two around a publish
-    holding: str | None = None  # the image that the reader had not answered yet when asking
+    holding: str | None = None  # the image that was on the screen, without an answer, when the ranking came
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Fidelity:
 
     served: int = 0
     in_order: int = 0
-    held: int = 0  # served again because the reader held it when a new ranking came; not part of ``served``
+    held: int = 0  # on a reader's screen when this ranking came; not part of ``served``
     deviations: list[Deviation] = field(default_factory=list)
 
 
@@ -43,7 +43,7 @@ def compare(served: Sequence[Served], rankings: Mapping[str, Sequence[str]]) -> 
     """Compare the whole served sequence with the published rankings.
 
     An image is in order when it is the first of the ranking in force that no reader has been served before. One
-    exception is allowed and counted: a reader who asks again before answering keeps the image that he holds.
+    exception is allowed and counted: a reader keeps the image on the screen when a new ranking comes.
 
     Args:
         served: all readers' images in the order in which Label Studio served them, from the first ranking on.

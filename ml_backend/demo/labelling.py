@@ -33,7 +33,7 @@ class Room(Protocol):
 
     def turn(self) -> bool: ...
 
-    def reload(self) -> None: ...
+    def new_ranking(self) -> None: ...
 
 
 class Rounds(Protocol):
@@ -120,8 +120,8 @@ def label_until(
         for service in services:
             service.check()
         if bars.show(follower, status):
-            # Whoever has an image on the screen keeps it: the one exception to the new order.
-            room.reload()
+            # Readers keep the image on the screen: the one exception to the new order.
+            room.new_ranking()
         # One short of the next round: the last ranking has been served from, and no round is under way at the end.
         if follower.trained >= rounds and not status.running and status.changes >= retrain_after - 1:
             return

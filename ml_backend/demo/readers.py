@@ -1,7 +1,9 @@
-"""Simulated readers: Label Studio users of their own who label as the browser does.
+"""Simulated readers: Label Studio users of their own who send what Label Studio's page sends.
 
 They see what a reader sees: the next task of "Label All Tasks", through a session and not through an API key. What
 they answer comes from a truth that neither Label Studio nor the backend ever gets.
+
+What the page sends is recorded in ``tests/recorded/label_studio_page.json``, which a test holds against Chromium.
 """
 
 import random
@@ -9,19 +11,19 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
 
 from ml_backend.demo.fidelity import Served
-from ml_backend.errors import LabelStudioError
+from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.formats import LabelConfig, read_image
 
-__all__ = ["Answers", "Reader", "ReadingRoom", "ServedImage", "Submission", "file_name"]
+__all__ = ["Answers", "Reader", "ReadingRoom", "ServedImage", "Submission", "chosen", "file_name", "page_body"]
 
 TIMEOUT_S = 60.0
 EXCERPT = 200
@@ -31,12 +33,32 @@ PAUSE_S = 0.5
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 
 
+Region = dict[str, Any]  # one entry of the result of an annotation or a prediction
+
+
 @dataclass(frozen=True, slots=True)
 class ServedImage:
-    """The task that a reader has on the screen."""
+    """The task that a reader has on the screen.
+
+    Attributes:
+        image_id: of the task.
+        uri: of the image.
+        prediction_id: of the prediction that the page opened the task from, which may be empty; None without one.
+        regions: the result that the page opened with: of that prediction, or of the earlier answer.
+        lock_id: of the reservation; Label Studio refuses a second answer under the same one.
+        annotation_id: of the earlier answer that the reader looks at again; None for an image without an answer.
+        spent_s: what was measured of the earlier answer.
+        loaded_at: when it came on the screen.
+    """
 
     image_id: str
     uri: str
+    prediction_id: int | None = None
+    regions: tuple[Region, ...] = ()
+    lock_id: str | None = None
+    annotation_id: int | None = None
+    spent_s: float = 0.0
+    loaded_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +70,35 @@ class Submission:
     value: str
     sent_at: datetime
     answered_at: datetime
+
+
+def page_body(project_id: int, image: ServedImage, result: Sequence[Region]) -> dict[str, object]:
+    """What the page sends of every answer; a submission and a skip add to it, a draft is only saved after 5 s."""
+    now = datetime.now(UTC)
+    return {
+        "lead_time": image.spent_s + (now - image.loaded_at).total_seconds(),
+        "result": list(result),
+        "draft_id": 0,
+        "parent_prediction": image.prediction_id,
+        "parent_annotation": None,
+        "started_at": image.loaded_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "project": str(project_id),
+    }
+
+
+def chosen(answer: str, config: LabelConfig, before: Sequence[Region] = ()) -> list[Region]:
+    """The result once a reader has chosen a class: the region that was there, changed, or a new one."""
+    value = {"choices": [answer]}
+    was = next((region for region in before if region["from_name"] == config.from_name), None)
+    if was is None:
+        names = {"from_name": config.from_name, "to_name": config.to_name, "type": "choices"}
+        return [{"value": value, "id": _region_id(), "origin": "manual"} | names]
+    changed = was["origin"] == "prediction" and was["value"] != value
+    return [was | {"value": value, "origin": "prediction-changed" if changed else was["origin"]}]
+
+
+def _region_id() -> str:
+    return secrets.token_urlsafe(8)[:10]
 
 
 def file_name(uri: str) -> str:
@@ -128,31 +179,70 @@ class Reader:
         answer = self._send("POST", path, json={"project": str(project_id)}, accept=404)
         if answer.status_code == 404:
             return None
-        image = read_image(answer.json(), config)
-        return ServedImage(image.id, image.uri)
+        task = answer.json()
+        image = read_image(task, config)
+        # Of those that it gets, the page takes the newest.
+        newest: Region = max(task["predictions"], key=lambda one: int(one["id"]), default={"id": None, "result": []})
+        return ServedImage(
+            image.id,
+            image.uri,
+            prediction_id=newest["id"],
+            regions=tuple({"id": _region_id(), "origin": "prediction"} | region for region in newest["result"]),
+            lock_id=task.get("unique_lock_id"),
+        )
 
-    def submit(self, project_id: int, image: ServedImage, value: str, config: LabelConfig, lead_s: float) -> Submission:
-        """Choose a class and submit, with the body that Label Studio's own page sends."""
+    def submit(self, project_id: int, image: ServedImage, value: str, config: LabelConfig) -> Submission:
+        """Choose a class and submit.
+
+        Raises:
+            RequestRefused: Label Studio refused the answer.
+        """
         sent_at = datetime.now(UTC)
-        region = {
-            "id": secrets.token_urlsafe(7),
-            "from_name": config.from_name,
-            "to_name": config.to_name,
-            "type": "choices",
-            "value": {"choices": [value]},
-            "origin": "manual",
-        }
-        body = {
-            "result": [region],
-            "lead_time": lead_s,
-            "draft_id": 0,
-            "parent_prediction": None,
-            "parent_annotation": None,
-            "project": project_id,
-            "started_at": sent_at.isoformat(),
-        }
-        self._send("POST", f"/api/tasks/{image.image_id}/annotations?project={project_id}", json=body)
+        self._answer(project_id, image, page_body(project_id, image, chosen(value, config, image.regions)))
         return Submission(self.name, image.image_id, value, sent_at, datetime.now(UTC))
+
+    def skip(self, project_id: int, image: ServedImage) -> None:
+        """Press Skip.
+
+        Raises:
+            RequestRefused: Label Studio refused it.
+        """
+        self._answer(project_id, image, page_body(project_id, image, image.regions) | {"was_cancelled": True})
+
+    def look_back(self, project_id: int, image: ServedImage, config: LabelConfig) -> ServedImage:
+        """Go back to an image that this reader has answered or skipped.
+
+        Raises:
+            LabelStudioError: this reader has given no answer to it.
+        """
+        path = f"/api/tasks/{image.image_id}?interaction=labelstream&project={project_id}"
+        task = self._send("GET", path).json()
+        mine = [one for one in task["annotations"] if one["completed_by"]["email"] == self.email]
+        if not mine:
+            raise LabelStudioError(f"{self.name} has not answered image {image.image_id}")
+        earlier = mine[-1]
+        return ServedImage(
+            image.image_id,
+            read_image(task, config).uri,
+            prediction_id=earlier["parent_prediction"],
+            regions=tuple(earlier["result"]),
+            annotation_id=int(earlier["id"]),
+            spent_s=float(earlier["lead_time"] or 0.0),
+        )
+
+    def update(self, project_id: int, image: ServedImage, value: str, config: LabelConfig) -> ServedImage:
+        """Change the answer to an image that was looked back at; the page then loads it again.
+
+        Raises:
+            RequestRefused: Label Studio refused the change.
+        """
+        path = f"/api/annotations/{image.annotation_id}?taskID={image.image_id}&project={project_id}"
+        self._send("PATCH", path, json=page_body(project_id, image, chosen(value, config, image.regions)))
+        return self.look_back(project_id, image, config)
+
+    def _answer(self, project_id: int, image: ServedImage, body: Mapping[str, object]) -> None:
+        lock = {} if image.lock_id is None else {"unique_id": image.lock_id}
+        self._send("POST", f"/api/tasks/{image.image_id}/annotations?project={project_id}", json={**body, **lock})
 
     def close(self) -> None:
         self._http.close()
@@ -189,9 +279,10 @@ class Reader:
                 time.sleep(PAUSE_S)
         # A form that is accepted redirects; one that is refused comes back as a page with status 200.
         if answer.status_code >= 400 and answer.status_code != accept:
-            raise LabelStudioError(
+            raise RequestRefused(
                 f"{self.name}: Label Studio answered {answer.status_code} to {method} {self.url}{path}: "
-                f"{answer.text[:EXCERPT]}"
+                f"{answer.text[:EXCERPT]}",
+                answer.status_code,
             )
         return answer
 
@@ -222,8 +313,9 @@ class ReadingRoom:
         self._config = config
         self._answers = answers
         self._version = version
-        self._screens: dict[str, tuple[ServedImage, float]] = {}  # reader -> image, since when
+        self._screens: dict[str, ServedImage] = {}
         self._turns = 0
+        self._rankings = 0
         self.served: list[Served] = []
         self.submissions: list[Submission] = []
 
@@ -238,11 +330,19 @@ class ReadingRoom:
         submitted = self._submit(reader)
         return self._serve(reader) or submitted
 
-    def reload(self) -> None:
-        """Let every reader with an image on the screen load the page again, without an answer."""
-        for reader in self._readers:
-            if (screen := self._screens.get(reader.name)) is not None:
-                self._serve(reader, holding=screen[0].image_id)
+    def new_ranking(self) -> None:
+        """Keep what is on the screens when a ranking comes: every second reader loads the page again, the rest do not.
+
+        Those who do not will answer from the prediction of the ranking before, as a page does that stays open.
+        """
+        self._rankings += 1
+        for number, reader in enumerate(self._readers, start=self._rankings):
+            if (image := self._screens.get(reader.name)) is None:
+                continue
+            if number % 2:
+                self.served.append(Served(reader.name, image.image_id, (self._version(),), holding=image.image_id))
+            else:
+                self._serve(reader, holding=image.image_id)
 
     def finish(self) -> None:
         """Let every reader submit the image on the screen and take no other."""
@@ -252,10 +352,9 @@ class ReadingRoom:
     def _submit(self, reader: Reader) -> bool:
         if reader.name not in self._screens:
             return False
-        image, since = self._screens.pop(reader.name)
+        image = self._screens.pop(reader.name)
         value = self._answers.of(reader.name, image.uri)
-        lead_s = time.monotonic() - since
-        self.submissions.append(reader.submit(self._project_id, image, value, self._config, lead_s))
+        self.submissions.append(reader.submit(self._project_id, image, value, self._config))
         return True
 
     def _serve(self, reader: Reader, holding: str | None = None) -> bool:
@@ -264,7 +363,7 @@ class ReadingRoom:
         after = self._version()
         if image is None:
             return False
-        self._screens[reader.name] = (image, time.monotonic())
+        self._screens[reader.name] = image
         # A publish may fall between the two: then either ranking may have decided.
         versions = (before,) if before == after else (before, after)
         self.served.append(Served(reader.name, image.image_id, versions, holding))

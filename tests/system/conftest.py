@@ -125,23 +125,34 @@ BROWSER_FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def chromium(
+def browsers(
     tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]
-) -> Iterator[webdriver.Chrome]:
-    """A Chromium without a window; tests take ``browser``."""
+) -> Iterator[Callable[[], webdriver.Chrome]]:
+    """Starts Chromiums without a window, each with a profile of its own; tests take ``browser`` where one will do."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         missing("chromium and chromedriver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        yield running
-    finally:
-        running.quit()
+
+    with ExitStack() as stack:
+
+        def start() -> webdriver.Chrome:
+            options = webdriver.ChromeOptions()
+            options.binary_location = program
+            options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+            options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
+            for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+                options.add_argument(flag)
+            running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+            stack.callback(running.quit)
+            return running
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def chromium(browsers: Callable[[], webdriver.Chrome]) -> webdriver.Chrome:
+    """The module's Chromium; tests take ``browser``."""
+    return browsers()
 
 
 @pytest.fixture
@@ -151,7 +162,8 @@ def browser(chromium: webdriver.Chrome) -> webdriver.Chrome:
     for command in ("Network.clearBrowserCookies", "Network.clearBrowserCache", "Emulation.clearDeviceMetricsOverride"):
         chromium.execute_cdp_cmd(command, {})
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
-    chromium.get_log("browser")  # which empties it
+    for log in ("browser", "performance"):
+        chromium.get_log(log)  # which empties it
     return chromium
 
 

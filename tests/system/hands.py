@@ -1,14 +1,43 @@
-"""A reader's hands in Label Studio: log in, "Label All Tasks", a hotkey, Ctrl+Enter."""
+"""A reader's hands in Label Studio: log in, "Label All Tasks", a hotkey, Ctrl+Enter; and what the page did."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 
-__all__ = ["Hands"]
+__all__ = ["Hands", "Sent"]
 
 TIMEOUT_S = 60
+AGAIN_S = 2
+# Toasts go away by themselves: each is noted when it comes.
+NOTE_TOASTS = """
+window.toasts = [];
+new MutationObserver(changes => changes.forEach(change => change.addedNodes.forEach(node => {
+  const found = node.querySelector?.('[class*=toast_]') ?? (node.closest?.('[class*=toast_]'));
+  if (found) window.toasts.push([found.className.includes('error') ? 'error' : 'info', found.innerText]);
+}))).observe(document, {childList: true, subtree: true});
+"""
+# The page ignores Ctrl+Enter for 0.2 s after a submission.
+READY = "return Htx.annotationStore.selected && !Htx.isLoading && !Htx.isSubmitting"
+SELECTED = "return document.querySelector('.lsf-choice__item:has(input:checked)')?.innerText"
+TASK = "document.querySelector('.lsf-choice__item') && document.querySelector('.lsf-current-task__task-id')"
+
+
+@dataclass
+class Sent:
+    """A request of the page to Label Studio's API; the status is None until the answer comes."""
+
+    method: str
+    path: str  # with the query
+    body: Any
+    status: int | None = None
 
 
 class Hands:
@@ -17,7 +46,10 @@ class Hands:
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
         self._browser = browser
         self._url = url
-        self._wait = WebDriverWait(browser, TIMEOUT_S)
+        self._wait = WebDriverWait(browser, TIMEOUT_S, poll_frequency=0.05)
+        self._sent: dict[str, Sent] = {}
+        self._window = browser.current_window_handle
+        browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": NOTE_TOASTS})
 
     def log_in(self, email: str, password: str) -> None:
         self._browser.get(f"{self._url}/user/login/")
@@ -25,21 +57,114 @@ class Hands:
         self._browser.find_element(By.NAME, "password").send_keys(password, Keys.ENTER)
         self._wait.until(lambda b: "/user/login" not in b.current_url)
 
+    def in_a_new_tab(self) -> "Hands":
+        """The same reader's hands in another tab of this browser, which is then in front."""
+        self._browser.switch_to.new_window("tab")
+        return Hands(self._browser, self._url)
+
+    def in_front(self) -> "Hands":
+        """Bring the tab of these hands to the front."""
+        self._browser.switch_to.window(self._window)
+        return self
+
     def label_all_tasks(self, project_id: int) -> None:
         self._browser.get(f"{self._url}/projects/{project_id}/data")
         button = (By.XPATH, "//button[normalize-space(.)='Label All Tasks']")
         self._wait.until(expected.element_to_be_clickable(button)).click()
 
+    def open_in_data_manager(self, project_id: int, task_id: str) -> None:
+        """Open a task beside the list of tasks, as an owner does who looks at an answer."""
+        self._browser.get(f"{self._url}/projects/{project_id}/data?task={task_id}")
+        self._wait.until(lambda _: self.task_id() == task_id)
+
     def task_id(self) -> str:
         """The task on the screen, as its bottom bar names it."""
-        number = "document.querySelector('.lsf-choice__item') && document.querySelector('.lsf-current-task__task-id')"
-        return str(self._wait.until(lambda b: b.execute_script(f"return ({number})?.firstChild.textContent")))
+        return str(self._wait.until(lambda b: b.execute_script(f"return ({TASK})?.firstChild.textContent")))
 
-    def answer(self, key: str) -> None:
-        """Press the hotkey, then Ctrl+Enter, and wait for the next image."""
+    def selected(self) -> str | None:
+        """The hotkey of the class that is selected."""
+        found = re.search(r"\[(.)\]", self._browser.execute_script(SELECTED) or "")
+        return found and found[1]
+
+    def choose(self, key: str) -> None:
+        """Press the hotkey, unless its class is selected already: then it would be switched off."""
+        self._wait.until(lambda _: self._choose(key))
+
+    def answer(self, key: str) -> str:
+        """Choose, then Ctrl+Enter, and wait for the next image; the task that was answered."""
         before = self.task_id()
-        body = self._browser.find_element(By.TAG_NAME, "body")
-        body.send_keys(key)
-        self._wait.until(expected.presence_of_element_located((By.CSS_SELECTOR, ".lsf-choice__item input:checked")))
-        body.send_keys(Keys.CONTROL, Keys.ENTER)
+        self.choose(key)
+        self._press(Keys.CONTROL, Keys.ENTER)
+        self._wait_for_another(before)
+        return before
+
+    def skip(self) -> str:
+        """Ctrl+Space, and wait for the next image; the task that was skipped."""
+        before = self.task_id()
+        self._press(Keys.CONTROL, Keys.SPACE)
+        self._wait_for_another(before)
+        return before
+
+    def back(self) -> str:
+        """Press the arrow to the image before; its task."""
+        return self._arrow("prev-task")
+
+    def forward(self) -> str:
+        """Press the arrow to the image after; its task."""
+        return self._arrow("next-task")
+
+    def update(self, key: str) -> None:
+        """Choose another class for an earlier answer, Ctrl+Enter, and wait until the page has loaded it again."""
+        before = len(self.sent())
+        self.choose(key)
+        self._press(Keys.CONTROL, Keys.ENTER)
+        self._wait.until(
+            lambda _: [one.status for one in self.sent()[before:] if one.method == "PATCH"] not in ([], [None])
+        )
+        self._wait_until_ready()
+
+    def errors(self) -> list[str]:
+        """The red toasts since the page was loaded."""
+        return [text for kind, text in self._browser.execute_script("return window.toasts") if kind == "error"]
+
+    def sent(self, *methods: str) -> list[Sent]:
+        """What pages of this browser have sent to Label Studio's API so far, oldest first."""
+        for entry in self._browser.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            details = message["params"]
+            if message["method"] == "Network.requestWillBeSent":
+                request = details["request"]
+                if request["url"].startswith(f"{self._url}/api/"):
+                    body = json.loads(request["postData"]) if "postData" in request else None
+                    path = request["url"].removeprefix(self._url)
+                    self._sent[details["requestId"]] = Sent(request["method"], path, body)
+            elif message["method"] == "Network.responseReceived" and details["requestId"] in self._sent:
+                self._sent[details["requestId"]].status = details["response"]["status"]
+        return [one for one in self._sent.values() if not methods or one.method in methods]
+
+    def _choose(self, key: str) -> bool:
+        if self.selected() == key:
+            return True
+        self._press(key)
+        # A key that is pressed before the form is ready does nothing.
+        quick = WebDriverWait(self._browser, AGAIN_S, poll_frequency=0.05)
+        try:
+            return bool(quick.until(lambda _: self.selected() == key))
+        except TimeoutException:
+            return False
+
+    def _arrow(self, name: str) -> str:
+        before = self.task_id()
+        self._browser.execute_script(f"document.querySelector('[data-testid={name}]').click()")
+        self._wait_for_another(before)
+        return self.task_id()
+
+    def _wait_for_another(self, before: str) -> None:
         self._wait.until(lambda _: self.task_id() != before)
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        self._wait.until(lambda b: b.execute_script(READY))
+
+    def _press(self, *keys: str) -> None:
+        self._browser.find_element(By.TAG_NAME, "body").send_keys(*keys)

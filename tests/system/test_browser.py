@@ -1,16 +1,29 @@
-"""A reader in a real browser: the keys that the label config promises, and the order that the ranking promises."""
+"""Readers in a real browser: the keys of the label config, the order of the ranking, and no answer refused."""
 
+import random
+import re
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import pytest
 
 from ml_backend.demo.films import draw_films
+from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.demo.readers import Reader
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.formats import prediction
+from ml_backend.label_studio.publisher import SAMPLING
+from tests.page_requests import RECORDED, page_request
 from tests.system.exported import exported_tasks
 from tests.system.hands import Hands
+from tests.system.owned import Owned
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
 KEYS = {"1": "normal", "2": "moderate", "3": "severe", "0": "unreadable"}
+ANSWER = re.compile(r"/api/(tasks/(?P<task>\d+)/annotations|annotations/\d+\?taskID=(?P<same>\d+))")
 
 
 class TestBrowser:
@@ -24,13 +37,218 @@ class TestBrowser:
         page = Hands(browser, reader.url)
         page.log_in(reader.email, reader.password)
         page.label_all_tasks(project.id)
-        seen = []
-        for key in KEYS:
-            seen.append(page.task_id())
-            page.answer(key)
+        seen = [page.answer(key) for key in KEYS]
 
         (_, published), *_ = project.follower.rounds
         assert tuple(seen) == published.image_ids[: len(KEYS)]
         tasks = exported_tasks(project.client, project.id)
         stored = {str(task["id"]): task["annotations"][0]["result"][0]["value"]["choices"] for task in tasks}
         assert stored == dict(zip(seen, [[label] for label in KEYS.values()], strict=True))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A project in which two images come without a pre-label, and then four with one."""
+
+    id: int
+    predictions: dict[str, int]  # task -> its prediction
+    reader: Reader
+
+
+@pytest.fixture(scope="module")
+def ranked(label_studio) -> Iterator[Ranked]:
+    with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
+        project_id, config = create_project(client, "Recorded", shipped_config("severity"))
+        films = draw_films(6, seed=3, side=32)
+        list(upload(client, label_studio.api_key, project_id, config.image_key, films))
+        tasks = [str(task["id"]) for task in client.unlabelled_tasks(project_id)]
+        suggestions = [None, None, "severe", "severe", "severe", "severe"]
+        version = "al-r000001-entropy-000000"
+        ranking = [
+            prediction(task, place / 6, version, config, suggestion, confidence=0.75)
+            for place, (task, suggestion) in enumerate(zip(tasks, suggestions, strict=True))
+        ]
+        client.import_predictions(project_id, ranking)
+        client.patch_project(project_id, {"sampling": SAMPLING, "model_version": version})
+        made = client.transport.ask("GET", "/api/predictions/", list, query={"project": str(project_id)})
+        invite = str(client.transport.ask("GET", "/api/invite", dict)["invite_url"])
+        with Reader("recorded", client.url) as reader:
+            yield Ranked(project_id, {str(one["task"]): int(one["id"]) for one in made}, reader.sign_up(invite))
+        client.transport.send("DELETE", f"/api/projects/{project_id}/")
+
+
+def test_the_page_sends_what_is_recorded(browser, ranked):
+    """And always the prediction that the image was opened from. Simulated readers are held against the recording."""
+    page = Hands(browser, ranked.reader.url)
+    page.log_in(ranked.reader.email, ranked.reader.password)
+    page.sent()
+
+    seen: dict[str, list[object]] = {}
+
+    def step(name: str, act: Callable[[], object]) -> None:
+        before = len(page.sent())
+        act()
+        requests = [page_request(one.method, one.path, one.body) for one in page.sent()[before:]]
+        seen[name] = [request for request in requests if request is not None]
+
+    def open_first() -> None:
+        page.label_all_tasks(ranked.id)
+        page.task_id()
+
+    def leave_a_choice() -> None:
+        page.choose("1")
+        page.back()
+
+    step("open", open_first)
+    step("submit", lambda: page.answer("3"))
+    step("skip", page.skip)
+    step("accept a pre-label", lambda: page.answer("3"))
+    step("choose another class", lambda: page.answer("1"))
+    step("skip with a pre-label", page.skip)
+    step("leave a choice", leave_a_choice)
+    step("look back", page.back)
+    page.back()
+    step("update an accepted pre-label", lambda: page.update("2"))
+    page.back()
+    page.back()
+    step("update", lambda: page.update("2"))
+
+    assert seen == RECORDED
+    answers = [(ANSWER.match(one.path), one) for one in page.sent("POST", "PATCH")]
+    named = [(found["task"] or found["same"], one.body["parent_prediction"]) for found, one in answers if found]
+    assert len(named) == 7
+    assert named == [(task, ranked.predictions[task]) for task, _ in named]
+    assert page.errors() == []
+
+
+IMAGES = 30
+OPTIONS: dict[str, object] = {
+    "backbone": "resnet18",
+    "weights": "none",
+    "finetune": "head",
+    "image_side": 64,
+    "passes": 5,
+    "epochs": 3,
+    "batch_size": 10,
+    "reserve": 40,
+    "retrain_after": 16,
+    "min_labels_per_class": 2,
+    "strategy": "entropy",
+}
+
+
+@dataclass
+class Desk:
+    """A reader with a browser, and what the hands have pressed."""
+
+    reader: Reader
+    hands: Hands
+    pressed: dict[str, str | None] = field(default_factory=dict)  # task -> class; None for a skip
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.reader.name)
+
+    def open(self, project_id: int) -> None:
+        self.hands.log_in(self.reader.email, self.reader.password)
+        self.hands.label_all_tasks(project_id)
+        self.hands.task_id()
+
+    def label(self, count: int) -> None:
+        for _ in range(count):
+            key = self._random.choice("123")
+            self.pressed[self.hands.answer(key)] = KEYS[key]
+
+    def skip(self) -> None:
+        self.pressed[self.hands.skip()] = None
+
+    def mend(self) -> None:
+        """Go back to the answer before and change it, and come back to the image that waits."""
+        task = self.hands.back()
+        key = next(key for key in "123" if KEYS[key] != self.pressed[task])
+        self.hands.update(key)
+        self.pressed[task] = KEYS[key]
+        self.hands.forward()
+
+
+class TestRankingsUnderTheHands:
+    def test_no_answer_is_refused_lost_or_doubled(self, live_project, backend, browsers):
+        """Two readers label under four rankings; three more hold an image or an answer through all of them."""
+        owned = Owned.of(live_project, backend, draw_films(90, seed=5, side=32), OPTIONS)
+        project = owned.project
+        _, first = owned.wait_for()
+        skips, changes = project.reader("skips"), project.reader("changes")
+        to_skip = skips.next_image(owned.id, project.config)
+        to_change = changes.next_image(owned.id, project.config)
+        changes.submit(owned.id, to_change, "normal", project.config)
+        to_change = changes.look_back(owned.id, to_change, project.config)
+        ann, ben, cora = desks = [
+            Desk(project.reader(name), Hands(browsers(), project.client.url)) for name in ("ann", "ben", "cora")
+        ]
+        for desk in desks:
+            desk.open(owned.id)
+        cora.label(1)
+        [answered], held = cora.pressed, cora.hands.task_id()
+        data_manager = cora.hands.in_a_new_tab()
+        data_manager.open_in_data_manager(owned.id, answered)
+
+        def label(each: int) -> None:
+            # In turn: two that ask Label Studio at the same instant may get the same image where it runs on sqlite.
+            for _ in range(each):
+                ann.label(1)
+                ben.label(1)
+
+        def publishes(act: Callable[[], object]) -> None:
+            _, before = owned.newest()
+            act()
+            owned.wait_for(lambda _: owned.newest()[1].version != before.version)
+
+        # Ann and Ben have an image on the screen whenever a ranking comes.
+        publishes(lambda: label(8))
+        publishes(lambda: owned.connect(strategy="bald", prelabel=True, retrain_after=100))
+        label(6)
+        ann.skip()
+        ben.label(1)
+        project.start_training()
+        label(6)
+        publishes(project.start_training)
+        ann.mend()
+        ben.mend()
+        label(IMAGES - 21)
+        assert [len(ann.pressed), len(ben.pressed)] == [IMAGES, IMAGES]
+        rankings = [order.version for order in owned.store.orders()]
+        assert rankings.index(first.version) == 0
+        assert len(rankings) > 4
+
+        cora.hands.in_front()
+        assert cora.hands.task_id() == held
+        cora.label(1)
+        data_manager.in_front().update("2")
+        cora.pressed[answered] = KEYS["2"]
+        skips.skip(owned.id, to_skip)
+        changes.update(owned.id, to_change, "severe", project.config)
+
+        for hands in (*(desk.hands for desk in desks), data_manager):
+            answers = [one for one in hands.sent("POST", "PATCH") if ANSWER.match(one.path)]
+            assert [one for one in answers if one.status not in (200, 201)] == []
+            assert hands.in_front().errors() == []
+        given = {desk.reader.email: desk.pressed for desk in desks}
+        given |= {skips.email: {to_skip.image_id: None}, changes.email: {to_change.image_id: "severe"}}
+        pressed = [(task, email, value) for email, values in given.items() for task, value in values.items()]
+        assert stored_answers(project.client, owned.id) == sorted(pressed)
+        report, _ = owned.trained()
+        assert report.labels_per_class == Counter(value for _, _, value in pressed if value is not None)
+        assert report.disputed == ()
+
+
+def stored_answers(client: LabelStudioClient, project_id: int) -> list[tuple[str, str, str | None]]:
+    """Every annotation as task, reader and class; None for the class of a skip."""
+    emails = {int(user["id"]): str(user["email"]) for user in client.transport.ask("GET", "/api/users/", list)}
+    return sorted(
+        (
+            str(task["id"]),
+            emails[one["completed_by"]],
+            None if one["was_cancelled"] else one["result"][0]["value"]["choices"][0],
+        )
+        for task in exported_tasks(client, project_id)
+        for one in task["annotations"]
+    )

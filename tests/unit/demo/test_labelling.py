@@ -45,7 +45,7 @@ class CountingRoom:
     def __init__(self, images: int) -> None:
         self.left = images
         self.turns = 0
-        self.reloads = 0
+        self.new_rankings = 0
         self.served: list[Served] = []
 
     def turn(self) -> bool:
@@ -53,8 +53,8 @@ class CountingRoom:
         self.left -= 1
         return self.left >= 0
 
-    def reload(self) -> None:
-        self.reloads += 1
+    def new_ranking(self) -> None:
+        self.new_rankings += 1
 
 
 class ScriptedFollower:
@@ -129,7 +129,7 @@ class TestLabelUntil:
     def test_every_new_ranking_meets_readers_with_an_image_on_the_screen(self, view):
         room, _ = self.run(view)
 
-        assert room.reloads == 3
+        assert room.new_rankings == 3
 
     def test_too_few_images_are_an_error_with_the_way_out(self, view):
         with pytest.raises(RoundError, match="ran out after 0 of 2 rounds: give more images or fewer ROUNDS"):

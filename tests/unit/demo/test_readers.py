@@ -1,15 +1,18 @@
 """What simulated readers answer, and how they take turns; Label Studio itself is in the system tests."""
 
+import json
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
 
 from ml_backend.demo.fidelity import Served
-from ml_backend.demo.readers import Answers, Reader, ReadingRoom, ServedImage, Submission, file_name
+from ml_backend.demo.readers import Answers, Reader, ReadingRoom, ServedImage, Submission, file_name, page_body
 from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.formats import LabelConfig
+from tests.page_requests import RECORDED, page_request
 
 CLASSES = ("normal", "moderate", "severe")
 CONFIG = LabelConfig(CLASSES, "severity", "image", "image", {})
@@ -28,7 +31,7 @@ class QueueReader(Reader):
             self._held = self._queue.pop(0)
         return None if self._held is None else ServedImage(self._held, f"/data/upload/1/0123abcd-{self._held}.png")
 
-    def submit(self, project_id: int, image: ServedImage, value: str, config: LabelConfig, lead_s: float) -> Submission:
+    def submit(self, project_id: int, image: ServedImage, value: str, config: LabelConfig) -> Submission:
         self._held = None
         return Submission(self.name, image.image_id, value, datetime.now(UTC), datetime.now(UTC))
 
@@ -124,14 +127,36 @@ class TestReadingRoom:
 
         assert [s.versions for s in both.served] == [("v1", "v2"), ("v2",)]
 
-    def test_a_reload_is_recorded_as_held(self):
+    def test_what_is_on_the_screens_when_a_ranking_comes_is_recorded_as_held(self):
         both = room(["a", "b", "c"])
         both.turn()
+        both.turn()
 
-        both.reload()
+        both.new_ranking()
 
-        assert both.served == [Served("ann", "a", ("v1",)), Served("ann", "a", ("v1",), holding="a")]
+        held = [Served("ann", "a", ("v1",), holding="a"), Served("ben", "b", ("v1",), holding="b")]
+        assert both.served[2:] == held
         assert both.submissions == []
+
+    def test_every_second_reader_loads_the_page_again(self, monkeypatch):
+        """The others answer from the prediction of the ranking before."""
+        asked: list[str] = []
+        ask = QueueReader.next_image
+
+        def next_image(reader, *args):
+            asked.append(reader.name)
+            return ask(reader, *args)
+
+        monkeypatch.setattr(QueueReader, "next_image", next_image)
+        both = room(["a", "b"])
+        both.turn()
+        both.turn()
+        asked.clear()
+
+        both.new_ranking()
+        both.new_ranking()
+
+        assert asked == ["ben", "ann"]
 
     def test_finish_submits_what_is_on_the_screens(self):
         both = room(["a", "b", "c"])
@@ -169,5 +194,106 @@ class TestLockedDatabase:
         reader, asked = self.reader(monkeypatch, failures=2)
 
         with pytest.raises(LabelStudioError, match="answered 500"):
-            reader.submit(1, ServedImage("7", "/a.png"), "normal", CONFIG, 1.0)
+            reader.submit(1, ServedImage("7", "/a.png"), "normal", CONFIG)
         assert asked == ["POST"]
+
+
+class Page:
+    """Label Studio's answers to one reader: two images without a pre-label, and then three with one."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.requests: list[httpx.Request] = []
+        self._email = reader.email
+        self._waiting = [self._task(number, pre_label=number > 2) for number in range(1, 7)]
+        self._answers: dict[str, dict[str, Any]] = {}  # task -> its annotation
+        reader._http = httpx.Client(base_url=reader.url, transport=httpx.MockTransport(self))
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        body = json.loads(request.content) if request.content else {}
+        if request.url.path == "/api/dm/actions":
+            return httpx.Response(200, json=self._waiting[0])
+        if request.method == "POST":
+            self._waiting.pop(0)
+            task = request.url.path.split("/")[3]
+            self._answers[task] = body | {"id": 70 + int(task), "completed_by": {"email": self._email}}
+            return httpx.Response(201, json={})
+        task = request.url.params.get("taskID") or request.url.path.split("/")[3]
+        if request.method == "PATCH":
+            assert request.url.path == f"/api/annotations/{70 + int(task)}"
+            self._answers[task] |= body
+        return httpx.Response(200, json=self._task(int(task), pre_label=False) | {"annotations": [self._answers[task]]})
+
+    def _task(self, number: int, *, pre_label: bool) -> dict[str, Any]:
+        region = {"from_name": "severity", "to_name": "image", "type": "choices", "score": 0.75}
+        result = [region | {"value": {"choices": ["severe"]}}] if pre_label else []
+        lock = "d090ecf6-d118-4d29-8da8-e92023899cc1"
+        predictions = [{"id": 100 + number, "result": result}]
+        return {"id": number, "data": {"image": "/a.png"}, "predictions": predictions, "unique_lock_id": lock}
+
+    def take(self) -> list[dict[str, Any] | None]:
+        """What was asked since the last time, in the form of the recording."""
+        seen = [
+            page_request(one.method, one.url.raw_path.decode(), json.loads(one.content) if one.content else None)
+            for one in self.requests
+        ]
+        self.requests.clear()
+        return seen
+
+
+class TestWhatIsSent:
+    """A simulated reader sends what Label Studio's page was recorded to send, and what it was refused for."""
+
+    def test_is_what_the_page_sends(self):
+        reader = Reader("ann", "http://ls.example")
+        page = Page(reader)
+        seen: dict[str, list[dict[str, Any] | None]] = {}
+
+        def next_image(name: str) -> ServedImage:
+            image = reader.next_image(1, CONFIG)
+            assert image is not None
+            seen[name] = page.take()
+            return image
+
+        first = next_image("open")
+        reader.submit(1, first, "severe", CONFIG)
+        reader.skip(1, next_image("submit"))
+        accepted = next_image("skip")
+        reader.submit(1, accepted, "severe", CONFIG)
+        reader.submit(1, next_image("accept a pre-label"), "normal", CONFIG)
+        reader.skip(1, next_image("choose another class"))
+        next_image("skip with a pre-label")
+        for name, image in [("update an accepted pre-label", accepted), ("update", first)]:
+            earlier = reader.look_back(1, image, CONFIG)
+            seen["look back"] = page.take()
+            reader.update(1, earlier, "moderate", CONFIG)
+            seen[name] = page.take()
+
+        # A draft is saved where a reader leaves a choice, or waits for 5 s after it.
+        assert seen == {name: requests for name, requests in RECORDED.items() if name != "leave a choice"}
+
+    def test_names_the_prediction_that_the_image_was_served_with(self):
+        """Also where an earlier answer is changed, of which the page learns it again."""
+        reader = Reader("ann", "http://ls.example")
+        page = Page(reader)
+
+        image = reader.next_image(1, CONFIG)
+        assert image is not None
+        reader.submit(1, image, "severe", CONFIG)
+        reader.update(1, reader.look_back(1, image, CONFIG), "normal", CONFIG)
+
+        bodies = [json.loads(one.content) for one in page.requests if one.content]
+        named = [body["parent_prediction"] for body in bodies if "result" in body]
+        assert named == [101, 101]
+
+    def test_the_time_that_an_answer_took_grows_with_every_change(self):
+        loaded = ServedImage("7", "/a.png", spent_s=20.0, loaded_at=datetime.now(UTC) - timedelta(seconds=9))
+
+        assert page_body(1, loaded, [])["lead_time"] == pytest.approx(29.0, abs=1.0)
+
+    def test_an_image_that_was_never_answered_cannot_be_looked_back_at(self):
+        reader = Reader("ann", "http://ls.example")
+        Page(reader)._answers["1"] = {"id": 71, "completed_by": {"email": "other@example.com"}}
+
+        with pytest.raises(LabelStudioError, match="ann has not answered image 1"):
+            reader.look_back(1, ServedImage("1", "/a.png"), CONFIG)
