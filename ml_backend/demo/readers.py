@@ -23,7 +23,17 @@ from ml_backend.demo.fidelity import Served
 from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.formats import LabelConfig, read_image
 
-__all__ = ["Answers", "Reader", "ReadingRoom", "ServedImage", "Submission", "chosen", "file_name", "page_body"]
+__all__ = [
+    "Answers",
+    "Reader",
+    "ReadingRoom",
+    "ServedImage",
+    "Submission",
+    "chosen",
+    "file_name",
+    "opened",
+    "page_body",
+]
 
 TIMEOUT_S = 60.0
 EXCERPT = 200
@@ -70,6 +80,19 @@ class Submission:
     value: str
     sent_at: datetime
     answered_at: datetime
+
+
+def opened(task: Mapping[str, Any], config: LabelConfig) -> ServedImage:
+    """The screen that the page makes of a task without an answer: from the newest prediction that comes with it."""
+    image = read_image(dict(task), config)
+    newest: Region = max(task["predictions"], key=lambda one: int(one["id"]), default={"id": None, "result": []})
+    return ServedImage(
+        image.id,
+        image.uri,
+        prediction_id=newest["id"],
+        regions=tuple({"id": _region_id(), "origin": "prediction"} | region for region in newest["result"]),
+        lock_id=task.get("unique_lock_id"),
+    )
 
 
 def page_body(project_id: int, image: ServedImage, result: Sequence[Region]) -> dict[str, object]:
@@ -179,17 +202,7 @@ class Reader:
         answer = self._send("POST", path, json={"project": str(project_id)}, accept=404)
         if answer.status_code == 404:
             return None
-        task = answer.json()
-        image = read_image(task, config)
-        # Of those that it gets, the page takes the newest.
-        newest: Region = max(task["predictions"], key=lambda one: int(one["id"]), default={"id": None, "result": []})
-        return ServedImage(
-            image.id,
-            image.uri,
-            prediction_id=newest["id"],
-            regions=tuple({"id": _region_id(), "origin": "prediction"} | region for region in newest["result"]),
-            lock_id=task.get("unique_lock_id"),
-        )
+        return opened(answer.json(), config)
 
     def submit(self, project_id: int, image: ServedImage, value: str, config: LabelConfig) -> Submission:
         """Choose a class and submit.

@@ -23,7 +23,7 @@ from selenium import webdriver
 
 from ml_backend.demo.films import Film
 from ml_backend.demo.project import create_project, shipped_config, upload
-from ml_backend.demo.readers import Reader
+from ml_backend.demo.readers import Reader, chosen, opened, page_body
 from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
 from ml_backend.demo.watch import RoundFollower
 from ml_backend.label_studio.client import LabelStudioClient
@@ -81,10 +81,14 @@ class LiveProject:
         return {str(task["id"]): task["data"]["image"] for task in self.client.unlabelled_tasks(self.id)}
 
     def label(self, values: Mapping[str, str]) -> None:
-        """Answer for these tasks at once, past any order, as an import of labels would."""
-        region = {"from_name": self.config.from_name, "to_name": self.config.to_name, "type": "choices"}
+        """Answer for these tasks at once and past any order, as the page does from the Data Manager."""
+        query = {"project": str(self.id), "fields": "all", "page_size": "10000"}
+        tasks = {
+            str(task["id"]): task for task in self.client.transport.ask("GET", "/api/tasks", dict, query=query)["tasks"]
+        }
         for number, value in values.items():
-            body = {"result": [region | {"value": {"choices": [value]}}]}
+            image = opened(tasks[number], self.config)
+            body = page_body(self.id, image, chosen(value, self.config, image.regions))
             self.client.transport.ask("POST", f"/api/tasks/{number}/annotations/", dict, body=body)
 
     def start_training(self) -> None:

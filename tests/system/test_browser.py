@@ -198,9 +198,9 @@ class TestRankingsUnderTheHands:
                 ben.label(1)
 
         def publishes(act: Callable[[], object]) -> None:
-            _, before = owned.newest()
+            before = owned.newest()
             act()
-            owned.wait_for(lambda _: owned.newest()[1].version != before.version)
+            owned.wait_for(lambda _: owned.newest() != before)
 
         # Ann and Ben have an image on the screen whenever a ranking comes.
         publishes(lambda: label(8))

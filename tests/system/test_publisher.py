@@ -99,7 +99,9 @@ class LiveProject:
         task = self.client.transport.ask("GET", f"/api/projects/{self.id}/next", dict)
         value = {"choices": ["normal"]}
         result = [{"from_name": "severity", "to_name": "image", "type": "choices", "value": value}]
-        self.client.transport.send("POST", f"/api/tasks/{task['id']}/annotations/", body={"result": result})
+        parent = next((one["id"] for one in task["predictions"]), None)
+        body = {"result": result, "parent_prediction": parent}
+        self.client.transport.send("POST", f"/api/tasks/{task['id']}/annotations/", body=body)
         return str(task["id"])
 
 

@@ -4,9 +4,10 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from http import HTTPStatus
 
 from ml_backend.demo.readers import ReadingRoom, Submission
-from ml_backend.errors import LabelStudioError
+from ml_backend.errors import LabelStudioError, RequestRefused
 
 __all__ = ["SteadyReaders"]
 
@@ -15,7 +16,9 @@ LONGEST_S = 120.0
 
 
 class SteadyReaders:
-    """Two or more readers in turn. What Label Studio refuses while it is stopped or busy they try again.
+    """Two or more readers in turn. What fails while Label Studio is stopped or busy they try again.
+
+    A request that it refuses (status 4xx) is an error: a reader at the page could not go on.
 
     Args:
         room: where they sit.
@@ -84,6 +87,9 @@ class SteadyReaders:
                 try:
                     assert self._room.turn(), "no image is left to label"
                 except LabelStudioError as error:
+                    if isinstance(error, RequestRefused) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                        self._problem = error
+                        return
                     self.refused.append(str(error))
                 except Exception as error:  # noqa: BLE001 - told in the test's own thread
                     self._problem = error
