@@ -119,7 +119,10 @@ class Hands:
         self.choose(key)
         self._press(Keys.CONTROL, Keys.ENTER)
         self._wait.until(
-            lambda _: [one.status for one in self.sent()[before:] if one.method == "PATCH"] not in ([], [None])
+            lambda _: (
+                self._is_accepted()
+                and [one.status for one in self.sent()[before:] if one.method == "PATCH"] not in ([], [None])
+            )
         )
         self._wait_until_ready()
 
@@ -160,8 +163,12 @@ class Hands:
         return self.task_id()
 
     def _wait_for_another(self, before: str) -> None:
-        self._wait.until(lambda _: self.task_id() != before)
+        self._wait.until(lambda _: self._is_accepted() and self.task_id() != before)
         self._wait_until_ready()
+
+    def _is_accepted(self) -> bool:
+        assert self.errors() == []
+        return True
 
     def _wait_until_ready(self) -> None:
         self._wait.until(lambda b: b.execute_script(READY))
