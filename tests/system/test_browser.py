@@ -14,7 +14,7 @@ from ml_backend.demo.project import create_project, shipped_config, upload
 from ml_backend.demo.readers import Reader
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import prediction
-from ml_backend.label_studio.publisher import SAMPLING
+from ml_backend.label_studio.serving import SAMPLING
 from tests.page_requests import RECORDED, page_request
 from tests.system.exported import exported_tasks
 from tests.system.hands import Hands
