@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
@@ -167,7 +168,8 @@ class Hands:
         self._wait_until_ready()
 
     def _is_accepted(self) -> bool:
-        assert self.errors() == []
+        if errors := self.errors():
+            pytest.fail(f"the page says: {'; '.join(errors)}")
         return True
 
     def _wait_until_ready(self) -> None:
