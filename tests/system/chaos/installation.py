@@ -2,9 +2,10 @@
 
 import json
 import os
+import secrets
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from ml_backend.errors import QueueError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.queueing import RoundQueue, connect_redis
-from ml_backend.records import ProjectKey, Published, RoundReport
+from ml_backend.records import ImportedVersion, ProjectKey, Published, RoundReport
 from ml_backend.settings import Settings
 from ml_backend.storage import ProjectStore, RoundStore
 from tests.system.chaos.damage import SmallDisk, SteadyBackend, SteadyValkey, children
@@ -189,6 +190,15 @@ class Ward:
         }
         tasks = self.here.client.transport.ask("GET", "/api/tasks", dict, query=query)["tasks"]
         return [str(task["id"]) for task in tasks if task["predictions_score"] is not None]
+
+    def leave_an_expired_version(self) -> None:
+        """Leave a version on record that no reader can hold any more: the next publish deletes it."""
+        name = f"al-r000000-expired-{secrets.token_hex(3)}"
+        task = next(iter(self.here.client.unlabelled_tasks(self.id)))
+        left = {"task": int(task["id"]), "result": [], "score": 1.0, "model_version": name}
+        expired = ImportedVersion(version=name, replaced_at=datetime.now(UTC) - timedelta(days=8))
+        self.folder.set_imported_versions((expired, *self.folder.imported_versions()))
+        self.here.client.import_predictions(self.id, [left])
 
     def versions(self) -> dict[str, int]:
         """The versions in Label Studio, each with its predictions: all are ours."""

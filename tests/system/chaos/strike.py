@@ -67,6 +67,8 @@ class Strike:
             readers.submit(int(self.step.moment * RETRAIN_AFTER))
             self.met = "idle"
             return
+        if phase == "delete":
+            self.ward.leave_an_expired_version()
         answered = self.step.moment >= 0.5
         if phase in REQUESTS:
             self.held = self.here.relay.hold(REQUESTS[phase], answered=answered)
