@@ -76,11 +76,10 @@ def connect(
 ) -> None:
     """Prepare a project in one go, and say what was changed; a second run changes nothing."""
     from ml_backend.label_studio.connect import connect_project
-    from ml_backend.settings import Settings
+    from ml_backend.settings import Settings, checked_address
 
-    if not url.startswith(("http://", "https://")):
-        # Label Studio would call it a private address.
-        raise SettingsError(f"--url {url!r}: expected http://host:port or https://host")
+    # Of an address that is none, Label Studio says that it is private.
+    url = checked_address(url, "--url")
     for line in connect_project(Settings.load(), project, url, _pairs(option) if option else None):
         typer.echo(line)
 

@@ -5,6 +5,7 @@
     BackendError                 the root; ``cli.py`` prints it as one line, ``server/app.py`` answers it as JSON
     ├── SettingsError            a setting or a project option is wrong (400)
     ├── LabelStudioError         Label Studio refused, did not answer, or answered something else (502)
+    │   ├── Unreachable          it did not answer, or the way to it is closed (502)
     │   ├── RequestRefused       it answered one of our requests, but not with success (502)
     │   ├── PayloadError         what Label Studio sent us cannot be read (400)
     │   └── UnknownProject       the project is not connected to this backend (404)
@@ -40,6 +41,7 @@ __all__ = [
     "TooFewLabels",
     "UnknownProject",
     "UnknownRound",
+    "Unreachable",
     "WeightsError",
 ]
 
@@ -60,6 +62,15 @@ class LabelStudioError(BackendError):
     """Label Studio refused, did not answer, or answered something unexpected."""
 
     http_status = 502
+
+
+class Unreachable(LabelStudioError):
+    """A server did not answer: ``what`` failed, and the ``remedy``."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
+        self.remedy = remedy
 
 
 class RequestRefused(LabelStudioError):

@@ -11,6 +11,7 @@ from ml_backend.demo.readers import file_name
 from ml_backend.errors import LabelStudioError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config
+from ml_backend.label_studio.route import FAILURES, LABEL_STUDIO, Route
 
 __all__ = ["create_project", "shipped_config", "upload"]
 
@@ -85,12 +86,16 @@ def _upload_files(client: LabelStudioClient, token: str, project_id: int, films:
     url = f"{client.url}/api/projects/{project_id}/import"
     files = [(film.name, (film.name, film.content)) for film in films]
     headers = {"Authorization": f"Token {token}"}
+    route, asked = Route(url, LABEL_STUDIO), f"{len(films)} images could not be uploaded to {url}"
     try:
-        answer = httpx.post(
-            url, params={"commit_to_project": "false"}, files=files, headers=headers, timeout=TIMEOUT_S
-        ).raise_for_status()
-    except httpx.HTTPError as error:
-        raise LabelStudioError(f"{len(films)} images could not be uploaded to {url}: {error!r}") from error
+        with route.client() as http:
+            answer = http.post(
+                url, params={"commit_to_project": "false"}, files=files, headers=headers, timeout=TIMEOUT_S
+            ).raise_for_status()
+    except httpx.HTTPStatusError as error:
+        raise LabelStudioError(f"{asked}: {error}") from error
+    except FAILURES as error:
+        raise route.unreachable(error, asked) from error
     query = {"ids": json.dumps(answer.json()["file_upload_ids"])}
     rows = client.transport.ask("GET", f"/api/projects/{project_id}/file-uploads", list, query=query)
     uploaded = {file_name(row["file"]): f"/data/{row['file']}" for row in rows}

@@ -22,6 +22,7 @@ import httpx
 from ml_backend.demo.fidelity import Served
 from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.formats import LabelConfig, read_image
+from ml_backend.label_studio.route import LABEL_STUDIO, Route
 
 __all__ = [
     "Answers",
@@ -177,7 +178,10 @@ class Reader:
         self.email = f"{name}-{secrets.token_hex(4)}@example.com"
         self.password = secrets.token_urlsafe(12)
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, headers={"Referer": f"{self.url}/"})
+        self._route = Route(self.url, LABEL_STUDIO)
+        self._http = self._route.client()
+        self._http.base_url, self._http.timeout = self.url, TIMEOUT_S
+        self._http.headers["Referer"] = f"{self.url}/"
 
     def sign_up(self, invite: str) -> Self:
         """Become a user through the form behind an invitation.
@@ -285,7 +289,9 @@ class Reader:
             try:
                 answer = self._http.request(method, path, json=json, data=data, headers={"X-CSRFToken": self._csrf()})
             except httpx.TransportError as error:
-                raise LabelStudioError(f"{self.name} got no answer to {method} {self.url}{path}: {error!r}") from error
+                raise self._route.unreachable(
+                    error, f"{self.name} got no answer to {method} {self.url}{path}"
+                ) from error
             if answer.status_code != 500:
                 break
             if attempt + 1 < attempts:

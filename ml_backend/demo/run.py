@@ -28,6 +28,7 @@ from ml_backend.demo.watch import RoundFollower
 from ml_backend.errors import RoundError, ServiceError
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.processes.process import private_folder
+from ml_backend.settings.network import bypass_proxies, trusted_certificates
 from ml_backend.storage import write_atomically
 
 __all__ = ["DemoOptions", "run_demo"]
@@ -46,6 +47,8 @@ def run_demo(options: DemoOptions) -> int:
     Raises:
         BackendError: in words, why the visitor's images, a service or a round let the demo down.
     """
+    trusted_certificates()  # before anything is started that a wrong variable would stop minutes later
+    bypass_proxies("127.0.0.1")
     # A log has no width: there lines stay whole.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     try:

@@ -92,10 +92,10 @@ class LabelStudio(Service):
     def is_ready(self) -> bool:
         """Whether *our* Label Studio answers: it moves to the next port in silence when its own is taken."""
         try:
-            if httpx.get(f"{self.url}/health", timeout=5).status_code != 200:
+            if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code != 200:
                 return False
             headers = {"Authorization": f"Token {self.admin.token}"}
-            answer = httpx.get(f"{self.url}/api/current-user/whoami", headers=headers, timeout=10)
+            answer = httpx.get(f"{self.url}/api/current-user/whoami", headers=headers, timeout=10, trust_env=False)
         except httpx.TransportError:
             return False
         if answer.status_code == 401:
@@ -147,8 +147,8 @@ class Backend(Service):
     def is_ready(self) -> bool:
         try:
             # Nobody else refuses strangers and knows this password.
-            stranger = httpx.get(f"{self.url}/versions", timeout=5)
-            ours = httpx.get(f"{self.url}/versions", timeout=5, auth=(self.user, self.password))
+            stranger = httpx.get(f"{self.url}/versions", timeout=5, trust_env=False)
+            ours = httpx.get(f"{self.url}/versions", timeout=5, auth=(self.user, self.password), trust_env=False)
         except httpx.TransportError:
             return False
         return stranger.status_code == 401 and ours.status_code == 200

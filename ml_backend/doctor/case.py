@@ -13,11 +13,11 @@ from ml_backend.errors import PayloadError, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import find_webhook
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
+from ml_backend.label_studio.route import BACKEND, FAILURES, Route
 from ml_backend.label_studio.serving import Serving, ServingProblem, read_serving, serving_problems
-from ml_backend.label_studio.transport import checked_address
 from ml_backend.queueing import RoundQueue
 from ml_backend.records import Connection, ProjectKey
-from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.settings import ProjectOptions, Settings, checked_address
 from ml_backend.storage import ProjectStore, RoundStore
 
 __all__ = ["Case", "Json"]
@@ -136,12 +136,20 @@ class Case:
         """Ask the backend itself, with the credentials of the settings.
 
         Raises:
-            httpx.HTTPError: it does not answer.
+            Unreachable: it does not answer.
+            SettingsError: a network variable of the environment is wrong.
         """
         user, password = self.settings.basic_auth_user, self.settings.basic_auth_pass
         auth = None if user is None or password is None else (user, password.get_secret_value())
-        with httpx.Client(transport=self.http, timeout=10.0, trust_env=False) as http:
-            return http.get(f"{self.url}{path}", auth=auth)
+        # No proxy: from the backend's own machine it mostly leads nowhere.
+        route = Route(self.url, BACKEND, self.http, direct=True)
+        try:
+            with route.client() as http:
+                answer = http.get(f"{self.url}{path}", auth=auth, timeout=10.0)
+        except FAILURES as error:
+            raise route.unreachable(error, f"no answer from {self.url}") from error
+        route.check_answer(answer)
+        return answer
 
     # The installation
 

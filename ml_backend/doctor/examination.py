@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from ml_backend.doctor import asked_connection, asked_images, asked_machine, asked_order, asked_studio, asked_worker
 from ml_backend.doctor.case import Case
 from ml_backend.doctor.check import Check, Finding, Outcome, failed, skipped
-from ml_backend.errors import BackendError
+from ml_backend.errors import BackendError, Unreachable
 
 __all__ = ["CHECKS", "examine"]
 
@@ -48,6 +48,8 @@ def examine(case: Case, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
 def _looked(check: Check, case: Case) -> Outcome:
     try:
         return check.look(case)
+    except Unreachable as error:
+        return failed(error.what, error.remedy)
     except BackendError as error:
         return failed(str(error), check.remedy)
     except Exception as error:  # noqa: BLE001 - a bug in one check must not hide what the others find

@@ -1,14 +1,13 @@
 """The command: looks, prints, and says by its exit status how it stands."""
 
 from contextlib import closing
-from urllib.parse import urlsplit
 
 import typer
 
 from ml_backend.doctor.case import Case
 from ml_backend.doctor.examination import examine
 from ml_backend.doctor.page import as_json, lines_of, summary
-from ml_backend.errors import SettingsError
+from ml_backend.settings import checked_address
 
 __all__ = ["run_doctor"]
 
@@ -27,13 +26,7 @@ def run_doctor(project_id: int, url: str, *, json: bool) -> int:
     Raises:
         SettingsError: the address cannot be one.
     """
-    if "@" in urlsplit(url).netloc:
-        raise SettingsError(
-            "--url holds a user or a password; wanted is http://host:port, with AL_BASIC_AUTH_USER and "
-            "AL_BASIC_AUTH_PASS set as they are for `ml-backend serve`"
-        )
-    if not url.startswith(("http://", "https://")):
-        raise SettingsError(f"--url {url!r}: expected http://host:port or https://host")
+    url = checked_address(url, "--url")
     findings = []
     with closing(Case(project_id, url)) as case:
         for finding in examine(case):

@@ -15,7 +15,9 @@ from typing import Any
 import httpcore
 import httpx
 
+from ml_backend.label_studio.route import tls_context
 from ml_backend.settings import ImageHosts
+from ml_backend.settings.network import Server, explain_failure
 
 __all__ = ["Elsewhere", "Found", "Refused", "look_up"]
 
@@ -28,6 +30,7 @@ CONNECT_S = 10.0
 USUAL_PORTS = {"http": 80, "https": 443}
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 VERSION = ("etag", "last-modified", "content-length")
+IMAGE_HOST = Server("start its server", "the task's image address")
 FAILURES = (
     httpcore.NetworkError,
     httpcore.TimeoutException,
@@ -95,7 +98,7 @@ class Elsewhere:
         self._hosts = hosts
         self._max_bytes = max_bytes
         self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
+            ssl_context=tls_context() if hosts.hosts else None,  # else nothing is connected to
             max_connections=None,
             keepalive_expiry=5.0,
             network_backend=_CheckedNetwork(hosts, network or httpcore.SyncBackend(), resolve),
@@ -118,9 +121,9 @@ class Elsewhere:
         try:
             return self._get(httpx.URL(address), method)
         except httpcore.TimeoutException as error:
-            raise TimeoutError("not through in time") from error
+            raise TimeoutError(str(explain_failure(error, address, IMAGE_HOST))) from error
         except FAILURES as error:
-            raise OSError(f"{type(error).__name__}: {error}") from error
+            raise OSError(str(explain_failure(error, address, IMAGE_HOST))) from error
         finally:
             _end.reset(before)
 

@@ -4,38 +4,22 @@ import json
 import time
 from collections.abc import Mapping
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
-from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
+from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused
 from ml_backend.label_studio.access import ApiKey
+from ml_backend.label_studio.route import FAILURES, LABEL_STUDIO, Route, is_permanent
+from ml_backend.settings import checked_address
 
-__all__ = ["Redirected", "Transport", "checked_address"]
+__all__ = ["Redirected", "Transport"]
 
 T = TypeVar("T")
 EXCERPT = 400  # characters of an answer that an error repeats
 BUSY = frozenset({502, 503, 504})
 NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 REFRESH = "/api/token/refresh/"
-
-
-def checked_address(url: str) -> str:
-    """Label Studio's address, without a slash at the end.
-
-    Raises:
-        SettingsError: it cannot be one.
-    """
-    # Its user and password before anything that repeats the address.
-    if "@" in urlsplit(url).netloc:
-        raise SettingsError(
-            "AL_LABEL_STUDIO_URL holds a user or a password; wanted is http://host:port, with the key "
-            "in AL_LABEL_STUDIO_API_KEY"
-        )
-    if not url.startswith(("http://", "https://")):
-        raise SettingsError(f"AL_LABEL_STUDIO_URL is {url!r}; wanted is http://host:port or https://host")
-    return url.rstrip("/")
 
 
 class Redirected(RequestRefused):
@@ -61,7 +45,7 @@ class Transport:
         wrapped: httpx's own transport; for tests.
 
     Raises:
-        SettingsError: the address or the key cannot be one.
+        SettingsError: the address or the key cannot be one, or a network variable of the environment is wrong.
     """
 
     def __init__(
@@ -79,7 +63,8 @@ class Transport:
         self._key = ApiKey(api_key, self._refresh)
         self._retries = retries
         self._patience_s = patience_s
-        self._http = httpx.Client(transport=wrapped, event_hooks={"request": [self._stay]})
+        self._route = Route(self.url, LABEL_STUDIO, wrapped)
+        self._http = self._route.client(self._stay)
 
     @property
     def key_kind(self) -> str:
@@ -111,7 +96,7 @@ class Transport:
 
         Raises:
             RequestRefused: Label Studio answered, but not with success.
-            LabelStudioError: Label Studio did not answer.
+            Unreachable: Label Studio did not answer.
             PayloadError: the answer is something else.
         """
         response = self.send(method, path, query=query, body=body, slow=slow)
@@ -145,7 +130,7 @@ class Transport:
 
         Raises:
             Redirected: the file lies elsewhere.
-            RequestRefused, LabelStudioError: as ``ask``.
+            RequestRefused, Unreachable: as ``ask``.
         """
         renewed = False
         while True:
@@ -181,11 +166,8 @@ class Transport:
             return retrying(self._once, request, max_bytes)
         except _Busy as busy:
             return busy.response
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise LabelStudioError(
-                f"no answer from Label Studio to {_named(request)} "
-                f"({type(error).__name__}: {error}): is it running, and is AL_LABEL_STUDIO_URL its address?"
-            ) from error
+        except FAILURES as error:
+            raise self._route.unreachable(error, f"no answer from Label Studio to {_named(request)}") from error
 
     def _stay(self, request: httpx.Request) -> None:
         """Called before a request is sent, and again before a redirect is followed."""
@@ -222,6 +204,7 @@ class Transport:
             )
         if response.is_success:
             return response
+        self._route.check_answer(response)
         if (following := response.next_request) is not None:
             raise Redirected(f"{_named(request)} was redirected", response.status_code, str(following.url))
         seen = f"Label Studio answered {response.status_code} to {_named(request)}: {_excerpt(response)}"
@@ -231,7 +214,7 @@ class Transport:
                 f"; AL_LABEL_STUDIO_API_KEY was refused ({why}): make a personal access token "
                 f"at {self.url}/user/account and set it"
             )
-        raise RequestRefused(seen, response.status_code)
+        raise RequestRefused(seen + self._route.note, response.status_code)
 
 
 def _read_bounded(response: httpx.Response, max_bytes: int, timeout_s: float) -> httpx.Response:
@@ -277,7 +260,7 @@ def _named(request: httpx.Request) -> str:
 def _may_repeat(request: httpx.Request, error: BaseException) -> bool:
     # Nothing was sent where no connection came about. A time-out is not repeated: it was long, and would be again.
     if isinstance(error, NOT_CONNECTED):
-        return True
+        return not is_permanent(error)
     repeatable = request.method != "POST" or request.url.path.endswith(REFRESH)
     return repeatable and isinstance(error, _Busy | httpx.NetworkError | httpx.RemoteProtocolError)
 

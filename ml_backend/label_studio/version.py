@@ -3,6 +3,7 @@
 import httpx
 
 from ml_backend.errors import LabelStudioError, PayloadError
+from ml_backend.label_studio.route import FAILURES, LABEL_STUDIO, Route
 
 __all__ = ["TESTED", "label_studio_version"]
 
@@ -18,14 +19,18 @@ def label_studio_version(url: str, transport: httpx.BaseTransport | None = None)
         transport: httpx's own; for tests.
 
     Raises:
-        LabelStudioError: nobody answers there, or sends us elsewhere.
+        Unreachable: nobody answers there.
+        LabelStudioError: sends us elsewhere.
+        SettingsError: a network variable of the environment is wrong.
         PayloadError: somebody else answers.
     """
+    route = Route(url, LABEL_STUDIO, transport)
     try:
-        with httpx.Client(transport=transport, timeout=10.0) as http:
-            answer = http.get(f"{url}{PATH}")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise LabelStudioError(f"no answer from {url} ({type(error).__name__}: {error})") from error
+        with route.client() as http:
+            answer = http.get(f"{url}{PATH}", timeout=10.0)
+    except FAILURES as error:
+        raise route.unreachable(error, f"no answer from {url}") from error
+    route.check_answer(answer)
     if answer.is_redirect:
         there = answer.next_request.url.copy_with(query=None, userinfo=b"") if answer.next_request else "elsewhere"
         raise LabelStudioError(f"{url} sends on to {there}")
@@ -35,5 +40,5 @@ def label_studio_version(url: str, transport: httpx.BaseTransport | None = None)
         told = None
     release = told.get("release") if isinstance(told, dict) else None
     if not isinstance(release, str):
-        raise PayloadError(f"what answers at {url} is no Label Studio: {answer.status_code} to GET {PATH}")
+        raise PayloadError(f"what answers at {url} is no Label Studio: {answer.status_code} to GET {PATH}{route.note}")
     return release

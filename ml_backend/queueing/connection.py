@@ -2,6 +2,7 @@
 
 import time
 from datetime import datetime
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
@@ -11,6 +12,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from ml_backend.errors import SettingsError
+from ml_backend.settings.network import trusted_certificates
 
 __all__ = ["connect_redis", "is_fresh"]
 
@@ -44,11 +46,15 @@ def connect_redis(url: str, *, patient: bool = False, answer_within_s: float | N
             unless ``patient``, a connection that was lost is.
 
     Raises:
-        SettingsError: the URL is none.
+        SettingsError: the URL is none, or a variable of the environment names no certificate.
     """
     shown = _without_password(url)
     # A connection that idled through a restart of Redis is found lost by its next use: one more attempt mends that.
     retry = Retry(_ToldBackoff(shown), ATTEMPTS) if patient else Retry(NoBackoff(), 1, (NotConnected,))
+    tls = {
+        "ssl_ca_certs" if Path(where).is_file() else "ssl_ca_path": where
+        for where in reversed(trusted_certificates().values() if url.startswith("rediss://") else ())
+    }
     wait_s = 5.0 if answer_within_s is None else answer_within_s
     try:
         return Redis.from_url(
@@ -57,6 +63,7 @@ def connect_redis(url: str, *, patient: bool = False, answer_within_s: float | N
             socket_timeout=wait_s,
             retry=retry,
             health_check_interval=30,
+            **tls,
         )
     except ValueError as error:
         raise SettingsError(f"AL_REDIS_URL={shown!r}: {error}; wanted is redis://host:6379/0") from None

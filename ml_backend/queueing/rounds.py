@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any, Self, cast
 
 import structlog
-from redis import Redis, RedisError
+from redis import AuthenticationError, Redis, RedisError, SSLConnection
 from rq import Queue, RateLimit, Retry, Worker
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job
@@ -24,6 +24,7 @@ from ml_backend.queueing.connection import connect_redis, is_fresh
 from ml_backend.queueing.status import Counted, LastError, Progress, QueueStatus
 from ml_backend.records import ProjectKey, Reason
 from ml_backend.settings import Settings
+from ml_backend.settings.network import Server, explain_failure
 
 __all__ = ["JOB", "PROJECTS", "QUEUE", "RoundQueue"]
 
@@ -34,6 +35,7 @@ ANSWER_WITHIN_S = 0.8  # Label Studio waits one second for the answer to an even
 
 # Label Studio sends an event to one webhook after the other, and waits a second for each.
 TOLD_AGAIN_WITHIN_S = 30
+REDIS = Server("start it", "AL_REDIS_URL")
 RESULT_TTL_S = 24 * 3600
 FAILURE_TTL_S = 7 * 24 * 3600
 SCRIPT = files("ml_backend.queueing").joinpath("state.lua").read_text()
@@ -298,16 +300,27 @@ class RoundQueue:
     def _reachable(self) -> Iterator[None]:
         try:
             yield
+        except AuthenticationError as error:
+            raise QueueError(
+                f"Redis at {self.address} refuses our user or password ({error}): AL_REDIS_URL must hold them, as in "
+                "redis://user:password@host:6379/0"
+            ) from error
         except RedisError as error:
             raise QueueError(
-                f"Redis at {self.address} does not answer ({error}): start it, or let AL_REDIS_URL name a running one"
+                f"Redis at {self.address} does not answer: {explain_failure(error, self._url, REDIS)}"
             ) from error
+
+    @property
+    def _url(self) -> str:
+        scheme = "rediss" if issubclass(self.redis.connection_pool.connection_class, SSLConnection) else "redis"
+        return f"{scheme}://{self.address}"
 
     @property
     def address(self) -> str:
         """Where Redis is, without its password."""
         where = self.redis.connection_pool.connection_kwargs
-        return cast(str, where.get("path") or f"{where.get('host')}:{where.get('port')}/{where.get('db', 0)}")
+        host, port = where.get("host") or "localhost", where.get("port") or 6379
+        return cast(str, where.get("path") or f"{host}:{port}/{where.get('db', 0)}")
 
 
 def _text(value: bytes | str) -> str:

@@ -7,12 +7,22 @@ environment later.
 
     installation.py   Settings
     options.py        ProjectOptions
-    addresses.py      where images may come from; what of an address may be shown
+    addresses.py      where images may come from; what an address may be, and what of it may be shown
+    network.py        the environment's certificates and proxies; why a connection failed
     refusals.py       validation errors in words
 """
 
-from ml_backend.settings.addresses import ImageHosts, is_data_uri, shown_address
+from ml_backend.settings.addresses import ImageHosts, checked_address, is_data_uri, shown_address
 from ml_backend.settings.installation import Settings
 from ml_backend.settings.options import OPTION_PREFIX, ProjectOptions, StrategyName
 
-__all__ = ["OPTION_PREFIX", "ImageHosts", "ProjectOptions", "Settings", "StrategyName", "is_data_uri", "shown_address"]
+__all__ = [
+    "OPTION_PREFIX",
+    "ImageHosts",
+    "ProjectOptions",
+    "Settings",
+    "StrategyName",
+    "checked_address",
+    "is_data_uri",
+    "shown_address",
+]

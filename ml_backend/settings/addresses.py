@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-__all__ = ["ImageHosts", "is_data_uri", "shown_address"]
+from ml_backend.errors import SettingsError
+
+__all__ = ["ImageHosts", "checked_address", "is_data_uri", "shown_address"]
 
 SHOWN = 200  # characters of an address
 _DATA = re.compile(r"[\x00-\x20]*" + r"[\t\r\n]*".join("data:"), re.IGNORECASE)
@@ -71,6 +73,30 @@ def _network(text: str) -> Network:
 def is_data_uri(uri: str) -> bool:
     """Whether an image stands in its own address, as browsers see it: in any case, with blanks before it."""
     return _DATA.match(uri) is not None
+
+
+def checked_address(url: str, setting: str = "AL_LABEL_STUDIO_URL") -> str:
+    """The address of a server, without a slash at the end.
+
+    Raises:
+        SettingsError: it cannot be one; names the setting, and repeats no user or password.
+    """
+    url = url.strip()
+    # Its user and password before anything that repeats the address.
+    if "@" in url:
+        where = "AL_LABEL_STUDIO_API_KEY" if setting == "AL_LABEL_STUDIO_URL" else "AL_BASIC_AUTH_USER and _PASS"
+        raise SettingsError(
+            f"{setting} holds a user or a password; expected http://host:port, with the secret in {where}"
+        )
+    try:
+        parts = urlsplit(url)
+        # A port that is none shows when it is asked for.
+        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or parts.query or parts.fragment or re.search(r"\s", url):
+        raise SettingsError(f"{setting} is {url!r}; expected http://host:port or https://host")
+    return url.rstrip("/")
 
 
 def shown_address(uri: str) -> str:

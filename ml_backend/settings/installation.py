@@ -1,5 +1,7 @@
 """The settings of an installation, from its environment."""
 
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -8,7 +10,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_backend.errors import SettingsError
-from ml_backend.settings.addresses import ImageHosts
+from ml_backend.settings.addresses import ImageHosts, checked_address
+from ml_backend.settings.network import check_network
 from ml_backend.settings.refusals import explain
 
 __all__ = ["Settings"]
@@ -21,27 +24,66 @@ def _known_hosts(text: str | None) -> str | None:
     return text
 
 
+def _stripped(key: SecretStr) -> SecretStr:
+    """A key that was copied with blanks or a line break around it."""
+    text = key.get_secret_value().strip()
+    if text[:1] in {"'", '"'}:
+        raise ValueError("is in quotes: leave them away")
+    if not re.fullmatch(r"[!-~]*", text):
+        raise ValueError("holds a blank or a character that is not ASCII: copy the key once more from Label Studio")
+    return SecretStr(text)
+
+
+def _sendable(text: str) -> str:
+    """A user or password that Label Studio, browsers and webhooks send as it was given."""
+    if text != text.strip():
+        raise ValueError("begins or ends with a blank or a line break, which Label Studio cuts off: remove it")
+    if control := re.search(r"[\x00-\x1f\x7f-\x9f]", text):
+        raise ValueError(f"holds a control character ({control[0]!r}), which Basic authentication does not allow")
+    if foreign := [character for character in text if ord(character) > 255]:
+        raise ValueError(
+            f"holds {'a character' if len(foreign) == 1 else 'characters'} that Label Studio cannot send (it sends "
+            "Latin-1): use letters of ASCII or Latin-1, digits and punctuation"
+        )
+    return text
+
+
+def _user(text: str) -> str:
+    if ":" in text:
+        raise ValueError("holds a colon, which ends the user in Basic authentication: choose another user")
+    return _sendable(text)
+
+
+def _password(secret: SecretStr) -> SecretStr:
+    _sendable(secret.get_secret_value())
+    return secret
+
+
 class Settings(BaseSettings):
     """The installation's settings, from ``AL_*`` environment variables (or the keyword arguments of a test)."""
 
     model_config = SettingsConfigDict(env_prefix="AL_", frozen=True, extra="ignore")
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False, description="Redis or Valkey that carries the queue")
+    redis_url: Annotated[str, AfterValidator(str.strip)] = Field(
+        "redis://127.0.0.1:6379/0", repr=False, description="Redis or Valkey that carries the queue"
+    )
     data_dir: Path = Field(
         Path("data"), description="folder of rounds, checkpoints and caches; shared by server and worker"
     )
-    label_studio_url: str | None = Field(
+    label_studio_url: Annotated[str, AfterValidator(str.strip)] | None = Field(
         None,
         description="where this backend reaches Label Studio; "
         "default: the hostname that Label Studio sends, trusted only where callers need a password",
     )
-    label_studio_api_key: SecretStr | None = Field(
+    label_studio_api_key: Annotated[SecretStr, AfterValidator(_stripped)] | None = Field(
         None, description="personal access token (or legacy token) of a Label Studio user of the project"
     )
-    basic_auth_user: str | None = Field(
+    basic_auth_user: Annotated[str, AfterValidator(_user)] | None = Field(
         None, min_length=1, description="user name that callers must give; unset: no authentication"
     )
-    basic_auth_pass: SecretStr | None = Field(None, min_length=1, description="password that callers must give")
+    basic_auth_pass: Annotated[SecretStr, AfterValidator(_password)] | None = Field(
+        None, min_length=1, description="password that callers must give"
+    )
     image_hosts: Annotated[str | None, AfterValidator(_known_hosts)] = Field(
         None,
         description="hosts besides Label Studio that images may come from (host or host:port), and private networks "
@@ -65,7 +107,8 @@ class Settings(BaseSettings):
         """Read the environment.
 
         Raises:
-            SettingsError: names every wrong variable, its value and what is allowed.
+            SettingsError: names every wrong variable, its value and what is allowed. The variables of certificates and
+                proxies (``network``) are among them.
         """
         try:
             settings = cls(**overrides)
@@ -73,8 +116,8 @@ class Settings(BaseSettings):
             raise SettingsError(
                 explain(error, cls.model_fields, lambda key: f"AL_{key.upper()}", secret=SECRET)
             ) from None
-        if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
-            raise SettingsError("AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS go together: set both or neither")
+        if mistakes := "; ".join(_mistakes(settings)):
+            raise SettingsError(mistakes)
         return settings
 
     @property
@@ -93,3 +136,34 @@ class Settings(BaseSettings):
                 continue
             found += [spelt, unquote(spelt)] if spelt else []
         return tuple(dict.fromkeys(found))
+
+
+def _mistakes(settings: Settings) -> Iterator[str]:
+    """What is wrong although every field alone is sound."""
+    if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
+        yield "AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS go together: set both or neither"
+    if _is_cut_short(settings.redis_url):
+        yield (
+            "AL_REDIS_URL=(not shown) is no address: a special character of its password must be written as %XX "
+            "(%23 for #, %2F for /, %3F for ?, %5B for [)"
+        )
+    url = settings.label_studio_url
+    checks: list[Callable[[], object]] = [lambda: url and checked_address(url), lambda: check_network(url)]
+    for check in checks:
+        try:
+            check()
+        except SettingsError as error:
+            yield str(error)
+            return
+
+
+def _is_cut_short(url: str) -> bool:
+    """Whether an address ends for its reader before its password does."""
+    if "@" not in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return True
+    return parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment

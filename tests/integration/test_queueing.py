@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from redis import Redis
@@ -636,6 +637,16 @@ class TestRedisDown:
         with pytest.raises(QueueError, match=r"127\.0\.0\.1:1/3.*AL_REDIS_URL") as caught:
             queue.count_changes(PROJECT, 1)
         assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize("password", ["p#a/s?s@w:o%rd", "gehëim ß", "[x] 100%41"])
+    def test_odd_characters_in_its_password(self, redis, valkey_url, password):
+        redis.acl_setuser("odd", enabled=True, passwords=[f"+{password}"], keys=["*"], commands=["+@all"])
+        there = valkey_url.partition("://")[2]
+
+        RoundQueue(connect_redis(f"redis://odd:{quote(password, safe='')}@{there}")).ping()
+        with pytest.raises(QueueError, match=r"refuses our user or password.*AL_REDIS_URL must hold them") as caught:
+            RoundQueue(connect_redis(f"redis://odd:hidden@{there}")).ping()
+        assert "hidden" not in str(caught.value)
 
     def test_a_round_goes_on(self, queue):
         """Neither its progress bar nor its guard needs Redis; the store keeps newer runs off, too."""

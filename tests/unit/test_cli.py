@@ -42,7 +42,7 @@ class TestConnect:
         result = RUNNER.invoke(cli.app, ["connect", "--project", "1", "--url", url])
 
         assert isinstance(result.exception, SettingsError)
-        assert f"--url '{url}': expected http://" in str(result.exception)
+        assert f"--url is '{url}'; expected http://" in str(result.exception)
 
     def test_keeps_what_follows_the_first_equals_sign(self):
         assert cli._pairs(["weights=/models/a=b.pt", "seed=3"]) == {"weights": "/models/a=b.pt", "seed": "3"}

@@ -170,6 +170,91 @@ class TestSettings:
 
         assert "456" not in str(refusal.value)
 
+    @pytest.mark.parametrize("user", ["rädiologie", "two words", "a@b.example", "100%", "it's", "ÿ"])
+    @pytest.mark.parametrize(
+        "password", ["gehëim ß", "a:b", "q\"uo'te", "100%41%zz", "\\#/?@$&;`", "in  ner", "ÿ\xa0x"]
+    )
+    def test_credentials_that_every_sender_can_send(self, user, password):
+        """Tried on Label Studio 1.23.2: its own requests, the webhook, connect and doctor."""
+        loaded = Settings.load(basic_auth_user=user, basic_auth_pass=password)
+
+        assert loaded.basic_auth_pass is not None
+        assert (loaded.basic_auth_user, loaded.basic_auth_pass.get_secret_value()) == (user, password)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (" lead", "begins or ends with a blank"),
+            ("trail\n", "begins or ends with a blank"),
+            ("line\nbreak", r"holds a control character \('\\n'\)"),
+            ("tab\there", "control character"),
+            ("nul\0", "control character"),
+            ("Łukasz", "holds a character that Label Studio cannot send"),
+            ("пароль", "holds characters that Label Studio cannot send"),
+            ("euro€", "Latin-1"),
+            ("\udce9", "cannot send"),  # what Python makes of bytes that are no UTF-8
+        ],
+    )
+    def test_credentials_that_cannot_work_are_refused_by_name(self, text, words):
+        with pytest.raises(SettingsError, match=rf"AL_BASIC_AUTH_USER=.*: .*{words}"):
+            Settings.load(basic_auth_user=text, basic_auth_pass="secret")
+        with pytest.raises(SettingsError, match=rf"AL_BASIC_AUTH_PASS=\(not shown\): .*{words}") as refusal:
+            Settings.load(basic_auth_user="al", basic_auth_pass=text)
+        assert text not in str(refusal.value)
+
+    def test_a_user_with_a_colon(self):
+        with pytest.raises(SettingsError, match="AL_BASIC_AUTH_USER='a:b': holds a colon"):
+            Settings.load(basic_auth_user="a:b", basic_auth_pass="secret")
+
+    @pytest.mark.parametrize("copied", ["key\n", " key ", "\r\n\tkey", "key"])
+    def test_a_key_is_taken_without_the_blanks_around_it(self, copied):
+        loaded = Settings.load(label_studio_api_key=copied)
+
+        assert loaded.secrets == ("key",)
+
+    @pytest.mark.parametrize(
+        ("key", "words"),
+        [
+            ("k ey", "holds a blank"),
+            ("kéy", "not ASCII"),
+            ("a\nb", "holds a blank"),
+            ("'key'", "is in quotes"),
+            ('"k"', "quotes"),
+        ],
+    )
+    def test_what_is_no_key(self, key, words):
+        with pytest.raises(SettingsError, match=rf"AL_LABEL_STUDIO_API_KEY=\(not shown\): .*{words}"):
+            Settings.load(label_studio_api_key=key)
+
+    @pytest.mark.parametrize("password", ["pa/ss", "pa#ss", "pa?ss", "pa[ss", "pa]ss", "1/2@x"])
+    def test_an_address_of_redis_that_ends_within_its_password(self, password):
+        with pytest.raises(SettingsError, match=r"AL_REDIS_URL=.not shown.* must be written as %XX") as refusal:
+            Settings.load(redis_url=f"redis://:{password}@queue:6379/0")
+        assert "ss" not in str(refusal.value).replace("password", "").replace("address", "")
+
+    @pytest.mark.parametrize(
+        "url", ["redis://:p%23%2f@queue:6379/0", "redis://u:p@ss@queue/0", "rediss://queue:1/0?ssl_ca_certs=/ca.pem"]
+    )
+    def test_addresses_of_redis(self, url):
+        assert Settings.load(redis_url=f" {url}\n").redis_url == url
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "ls:8080",
+            "ftp://ls",
+            "http://",
+            "http://ls:port",
+            "http://ls:0",
+            "http://[::1",
+            "http://l s",
+            "http://ls?a=b",
+        ],
+    )
+    def test_an_address_of_label_studio_that_is_none(self, url):
+        with pytest.raises(SettingsError, match=r"AL_LABEL_STUDIO_URL is .*; expected http://host:port"):
+            Settings.load(label_studio_url=url)
+
     @pytest.mark.parametrize("empty", [{"basic_auth_user": ""}, {"basic_auth_pass": ""}])
     def test_an_empty_credential_is_none(self, empty):
         """Else everybody who gives nothing would be let in."""

@@ -134,7 +134,7 @@ class TestExamine:
 
         found = installation.examine()
 
-        assert failures(found) == {"Redis"}
+        assert failures(found) == {"settings"}
         assert "secret-word" not in str(found)
 
 
@@ -173,7 +173,7 @@ class TestLabelStudio:
 
         found = installation.examine()
 
-        assert "user or a password" in found["Label Studio"].seen
+        assert "user or a password" in found["settings"].seen
         assert "my-secret" not in str(found)
 
     def test_no_key_is_set(self, installation):

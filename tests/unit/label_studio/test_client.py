@@ -49,7 +49,7 @@ class TestAddress:
         assert server.requests[0].headers["authorization"] == "Token legacy"
 
     def test_refuses_what_is_none(self) -> None:
-        with pytest.raises(SettingsError, match="'localhost:8080'; wanted is http://"):
+        with pytest.raises(SettingsError, match="'localhost:8080'; expected http://"):
             LabelStudioClient("localhost:8080", "k")
 
     def test_from_settings(self) -> None:

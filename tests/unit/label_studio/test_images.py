@@ -157,9 +157,9 @@ class TestFetch:
         [
             ("data:text/html;base64,PGh0bWw+", "text/html;base64.*is an HTML page"),
             ("gopher://films.example/", "wanted is"),
-            ("http://films.example:8080.evil/a.png", "InvalidURL"),
+            ("http://films.example:8080.evil/a.png", "is no address"),
             ("http://xn--a/a.png", "InvalidCodepoint"),
-            ("http://films.example/\x00a.png", "InvalidURL"),
+            ("http://films.example/\x00a.png", "is no address"),
             ("/data/\x00a", "no address"),
         ],
     )
@@ -200,7 +200,7 @@ class TestFetch:
             images(Web(lambda _: answer), max_bytes=50).fetch(ref(uri))
 
     def test_a_slow_image_excludes_one_image(self) -> None:
-        with pytest.raises(ImageError, match="ReadTimeout"):
+        with pytest.raises(ImageError, match="did not answer in time"):
             images(Web(httpx.ReadTimeout("slow"))).fetch(ref("/data/upload/1/a.png"))
 
     def test_what_concerns_all_images_stops_the_round(self) -> None:
@@ -302,8 +302,8 @@ class TestElsewhere:
             (said(404), "answered 404"),
             (said(200, PNG * 9), "larger than 50 bytes"),
             (said(200, PNG, **{"content-encoding": "gzip"}), "Content-Encoding 'gzip'"),
-            (b"SSH-2.0-OpenSSH\r\n", "RemoteProtocolError"),
-            (b"", "RemoteProtocolError"),
+            (b"SSH-2.0-OpenSSH\r\n", "is no HTTP"),
+            (b"", "is no HTTP"),
         ],
     )
     def test_what_is_no_image_of_bounded_size(self, answer: bytes, why: str) -> None:
@@ -349,7 +349,7 @@ class TestRedirects:
             ("http://evil.example/?secret=1", r"leads to http://evil.example/\?...: evil.example is not among"),
             (f"{URL}/api/users/", "is no file of Label Studio"),
             ("file:///etc/passwd", "is no address of http"),
-            ("http://[::1", "InvalidURL"),
+            ("http://[::1", "is no address"),
         ],
     )
     def test_of_an_allowed_host(self, location: str, why: str) -> None:
