@@ -1,8 +1,11 @@
 """The Flask app: who may call, and errors turned into words. Torch-free."""
 
 import re
+from base64 import b64decode
+from collections.abc import Iterable
 from hmac import compare_digest
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import structlog
 from flask import Flask, Response, jsonify, render_template, request
@@ -15,10 +18,13 @@ from ml_backend.server.forms import is_same_origin
 from ml_backend.server.metrics import Metrics
 from ml_backend.server.openapi import OPEN
 from ml_backend.server.pages import FORMS, pages
-from ml_backend.server.parts import Parts, wants_page
+from ml_backend.server.parts import Parts, relative_url, wants_page
 from ml_backend.server.routes import LARGEST_BODIES, routes
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["create_app"]
 
@@ -50,6 +56,8 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
     memory = Memory()
     app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue, memory.lines), memory)
+    app.wsgi_app = _OneSlash(app.wsgi_app)  # type: ignore[method-assign] # as Flask documents it
+    app.jinja_env.globals["url_for"] = relative_url
     app.register_blueprint(routes)
     app.register_blueprint(pages)
     _begin_lines(app)
@@ -57,6 +65,17 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     _guard_requests(app)
     _explain_errors(app)
     return app
+
+
+class _OneSlash:
+    """Takes ``//webhook`` for ``/webhook``: so a proxy asks that puts ``/al`` in place of ``/`` and not ``/al/``."""
+
+    def __init__(self, app: "WSGIApplication") -> None:
+        self._app = app
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        environ["PATH_INFO"] = "/" + environ.get("PATH_INFO", "").lstrip("/")
+        return self._app(environ, start_response)
 
 
 def _begin_lines(app: Flask) -> None:
@@ -77,25 +96,36 @@ def _authenticate(app: Flask, settings: Settings) -> None:
             way_out="set AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS, and run `ml-backend connect` again",
         )
         return
-    user, password = settings.basic_auth_user.encode(), settings.basic_auth_pass.get_secret_value().encode()
+    pair = f"{settings.basic_auth_user}:{settings.basic_auth_pass.get_secret_value()}"
+    # Browsers and our webhook send UTF-8, Label Studio's own requests Latin-1.
+    right = [pair.encode("utf-8"), pair.encode("latin-1")]
 
     @app.before_request
     def refuse_strangers() -> Response | None:
         if request.endpoint == OPEN:  # a container's health check has no password
             return None
-        given = request.authorization
-        right_user = compare_digest(((given and given.username) or "").encode(), user)
-        right_password = compare_digest(((given and given.password) or "").encode(), password)
-        if right_user and right_password:
+        given = _given_pair(request.headers.get("Authorization", ""))
+        if any([compare_digest(given, one) for one in right]):  # noqa: C419 - as long whichever it is
             return None
-        log.warning("refused", path=request.path, given=given is not None)
+        log.warning("refused", path=request.path, given=bool(given))
         response = _answer(
             HTTPStatus.UNAUTHORIZED,
             "user and password are wanted, those of AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS; Label Studio does not "
             "send them with webhooks by itself: run `ml-backend connect`",
         )
-        response.headers["WWW-Authenticate"] = 'Basic realm="ml-backend"'
+        response.headers["WWW-Authenticate"] = 'Basic realm="ml-backend", charset="UTF-8"'
         return response
+
+
+def _given_pair(header: str) -> bytes:
+    """What stands in a header of Basic authentication, ``user:password``; empty where it is none."""
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        return b64decode(encoded)
+    except ValueError:
+        return b""
 
 
 def _guard_requests(app: Flask) -> None:
@@ -104,11 +134,18 @@ def _guard_requests(app: Flask) -> None:
         request.max_content_length = LARGEST_BODIES.get(request.endpoint or "", MAX_BODY_BYTES)
         # A browser sends it with whatever a page posts, and remembers the password for any page; servers never send it.
         if request.method not in {"GET", "HEAD"} and "Origin" in request.headers:
-            if request.endpoint in FORMS and is_same_origin(request.headers["Origin"], request.host):
+            origin, host = request.headers["Origin"], request.host
+            if request.endpoint in FORMS and is_same_origin(origin, host, request.headers.get("Sec-Fetch-Site")):
                 return None
             return _answer(
                 HTTPStatus.FORBIDDEN,
-                "this comes from a page in a browser; only Label Studio and the buttons of this server may post here",
+                "this comes from a page in a browser; only Label Studio and the buttons of this server may post here"
+                + (
+                    f" (its Origin is {origin[:200]}, and the Host that was asked {host[:200]}: a proxy must pass Host "
+                    "on, in nginx by proxy_set_header Host $http_host)"
+                    if request.endpoint in FORMS
+                    else ""
+                ),
             )
         return None
 

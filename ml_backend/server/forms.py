@@ -51,18 +51,22 @@ class Tokens:
         """
         if not hmac.compare_digest(self.of(project, action).encode(), given.encode("utf-8", "replace")):
             raise Refused(
-                "this form was not made by the server that runs now, which may have been restarted: "
-                f"open /projects/{project} again and press the button there"
+                "this form has expired because the server was restarted: open the page of the project again and press "
+                "the button there"
             )
 
 
-def is_same_origin(origin: str, host: str) -> bool:
+def is_same_origin(origin: str, host: str, fetched: str | None = None) -> bool:
     """Whether a page under this host posts to itself.
 
     Args:
         origin: the header of that name; a browser sends ``null`` where it hides the page.
         host: that the request was sent to. Only that: ``X-Forwarded-Host`` can be made up.
+        fetched: the header ``Sec-Fetch-Site``, the browser's own judgement, which no page can set; it holds behind a
+            proxy that sends another ``Host`` on. Browsers leave it out over HTTP without TLS.
     """
+    if fetched is not None:
+        return fetched == "same-origin"
     try:
         parts = urlsplit(origin)
     except ValueError:

@@ -81,6 +81,7 @@ def describe(app: Flask) -> Json:
     return {
         "openapi": "3.1.0",
         "info": {"title": NAME, "version": version(NAME), "summary": "The backend that Label Studio talks to."},
+        "servers": [{"url": "."}],  # relative to this document, which may lie behind a path
         "paths": paths,
         "components": {
             "schemas": schemas["$defs"],

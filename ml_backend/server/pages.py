@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any, Final
 
 import structlog
-from flask import Blueprint, Response, jsonify, render_template, request, url_for
+from flask import Blueprint, Response, jsonify, render_template, request
 
 from ml_backend.errors import BackendError, UnknownProject, UnknownRound
 from ml_backend.insight.overview import Question, chosen, control_so_far, overview
@@ -15,7 +15,7 @@ from ml_backend.records import Connection, RoundReport
 from ml_backend.server.connections import configuration, connection_of
 from ml_backend.server.forms import ACTIONS, SAID, act
 from ml_backend.server.owner import project_view, round_view
-from ml_backend.server.parts import parts, refreshing, wants_page
+from ml_backend.server.parts import parts, refreshing, relative_url, wants_page
 from ml_backend.server.payloads import Form, ProjectAnswer, RoundAnswer, parse_key
 from ml_backend.server.status import as_json, status_of
 from ml_backend.server.tables import ranking_csv, rounds_csv
@@ -145,7 +145,7 @@ def _press(action: str, key: str, form: Form) -> Response:
     said = act(action, connection, parts().store, parts().queue)
     log.info("button pressed", action=action, said=said)
     # 303: a reload of what comes next must not press the button again.
-    return Response(status=303, headers={"Location": url_for("pages.project", key=key, done=said)})
+    return Response(status=303, headers={"Location": relative_url("pages.project", key=key, done=said)})
 
 
 def _project(key: str) -> tuple[Connection, ProjectStore]:

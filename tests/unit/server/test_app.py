@@ -71,6 +71,18 @@ class TestAuthentication:
             asked += 1
         assert asked >= 20
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+    def test_takes_both_encodings(self, store, queue, encoding):
+        """Browsers and our webhook send UTF-8, Label Studio's own requests (``requests``) Latin-1."""
+        settings = Settings(data_dir=store.root, basic_auth_user="rädio", basic_auth_pass=SecretStr("gehëim:ß %"))
+        client = create_app(settings, queue).test_client()
+        pair = b64encode("rädio:gehëim:ß %".encode(encoding)).decode()
+
+        assert client.get("/versions", headers={"Authorization": f"Basic {pair}"}).status_code == 200
+        assert 'charset="UTF-8"' in client.get("/versions").headers["WWW-Authenticate"]
+        for wrong in (f"Basic {pair[:-4]}", f"Bearer {pair}", "Basic", "Basic é", "Basic ==", "basic"):
+            assert client.get("/versions", headers={"Authorization": wrong}).status_code == 401
+
     def test_no_route_is_open_but_health(self, app):
         """Whoever opens another one must say so here."""
         assert OPEN == "routes.health"

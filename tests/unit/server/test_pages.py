@@ -27,7 +27,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 def token(client, action):
     page = client.get(PAGE, headers=HTML).text
-    found = re.search(rf'action="{PAGE}/{action}"><input type="hidden" name="token" value="(\w+)"', page)
+    found = re.search(rf'action="\.\.{PAGE}/{action}"><input type="hidden" name="token" value="(\w+)"', page)
     assert found, f"no button {action}"
     return found[1]
 
@@ -120,9 +120,9 @@ class TestButtons:
     def test_train_now(self, connected, queue):
         response = press(connected, "train")
 
-        assert (response.status_code, response.headers["Location"]) == (303, f"{PAGE}?done=asked")
+        assert (response.status_code, response.headers["Location"]) == (303, f"../..{PAGE}?done=asked")
         assert queue.requests == ["forced"]
-        assert SAID["asked"] in connected.get(response.headers["Location"], headers=HTML).text
+        assert SAID["asked"] in connected.get(f"{PAGE}?done=asked", headers=HTML).text
 
     def test_top_up(self, connected, queue):
         press(connected, "topup")
@@ -186,3 +186,9 @@ def test_same_origin_is_the_host_that_was_asked():
     assert is_same_origin("https://Backend.example:9090", "backend.example:9090")
     assert not is_same_origin("https://backend.example", "backend.example:9090")
     assert not is_same_origin("", "")
+
+
+def test_the_browsers_own_judgement_outranks_a_host_that_a_proxy_wrote():
+    assert is_same_origin("https://host.example", "backend:9090", "same-origin")
+    for fetched in ("same-site", "cross-site", "none", ""):
+        assert not is_same_origin("https://host.example", "host.example", fetched)
