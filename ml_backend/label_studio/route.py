@@ -2,7 +2,6 @@
 
 import ssl
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 
@@ -10,10 +9,10 @@ from ml_backend.errors import Unreachable
 from ml_backend.settings.network import (
     LEAVES_OUT,
     Server,
+    environment_context,
     error_chain,
     explain_failure,
     proxy_for,
-    trusted_certificates,
 )
 
 __all__ = ["BACKEND", "FAILURES", "LABEL_STUDIO", "Route", "is_permanent", "tls_context"]
@@ -31,16 +30,7 @@ def tls_context() -> ssl.SSLContext:
     Raises:
         SettingsError: a variable names no certificate.
     """
-    named = trusted_certificates().values()
-    if not named:
-        return httpx.create_ssl_context(trust_env=False)
-    files = {where: Path(where).is_file() for where in named}
-    first = next(iter(files))
-    # The first as an argument: without one, the system's own authorities would be trusted too.
-    context = ssl.create_default_context(cafile=first if files[first] else None, capath=None if files[first] else first)
-    for where, is_file in files.items():
-        context.load_verify_locations(where if is_file else None, None if is_file else where)
-    return context
+    return environment_context() or httpx.create_ssl_context(trust_env=False)
 
 
 def is_permanent(error: BaseException) -> bool:

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ml_backend.errors import WeightsError
 from ml_backend.model.backbones import Backbone, last_layer
+from ml_backend.settings.network import Server, environment_context, explain_failure, proxy_for
 
 __all__ = ["load_backbone", "weights_at_hand", "weights_file"]
 
 _CONNECT_TIMEOUT_S = 5.0  # also the longest silence while downloading
 _DOWNLOAD_TIMEOUT_S = 600.0
 _TORCH_FILE = (b"PK", b"\x80")  # a ZIP archive, before torch 1.6 a bare pickle
+_HUB = Server("", "its address")
 _WAY_OUT = (
     "put the file into {folder}, or name a file of your own "
     '(`weights: /path/file` in extra_params, model_weights="..." on the Choices tag, or AL_WEIGHTS), '
@@ -115,7 +117,9 @@ def _download(url: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            urllib.request.urlopen(url, timeout=_CONNECT_TIMEOUT_S) as answer,  # noqa: S310 - torchvision's own https
+            urllib.request.urlopen(  # noqa: S310 - torchvision's own https
+                url, timeout=_CONNECT_TIMEOUT_S, context=environment_context()
+            ) as answer,
             tempfile.NamedTemporaryFile(dir=path.parent, suffix=".beside", delete=False) as file,
         ):
             beside = Path(file.name)
@@ -128,8 +132,9 @@ def _download(url: str, path: Path) -> None:
         if beside is not None:
             with contextlib.suppress(OSError):
                 beside.unlink()
+        why = explain_failure(error, url, _HUB, proxy_for(url)).what
         raise WeightsError(
-            f"the ImageNet weights could not be downloaded from {url} ({error}): " + _WAY_OUT.format(folder=path.parent)
+            f"the ImageNet weights could not be downloaded from {url} ({why}): " + _WAY_OUT.format(folder=path.parent)
         ) from error
 
 

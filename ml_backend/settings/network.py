@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,6 +29,7 @@ __all__ = [
     "Server",
     "bypass_proxies",
     "check_network",
+    "environment_context",
     "error_chain",
     "explain_failure",
     "proxy_for",
@@ -99,14 +101,32 @@ def trusted_certificates(environ: Mapping[str, str] | None = None) -> dict[str, 
     environ = os.environ if environ is None else environ
     found = {name: value for name in CA_VARIABLES if (value := environ.get(name, "").strip())}
     for name, value in found.items():
-        if problem := _certificate_problem(value):
+        if problem := _certificate_problem(value, tuple(map(_changed, value.split(os.pathsep)))):
             raise SettingsError(
                 f"{name}={value!r} {problem}: set it to a PEM file with the certificates to trust, or unset it"
             )
     return found
 
 
-def _certificate_problem(value: str) -> str | None:
+def environment_context() -> ssl.SSLContext | None:
+    """A client's context that trusts what the environment names; None where it names nothing.
+
+    Raises:
+        SettingsError: as ``trusted_certificates``.
+    """
+    named = dict.fromkeys(trusted_certificates().values())
+    if not named:
+        return None
+    locations = [(where, None) if Path(where).is_file() else (None, where) for where in named]
+    # The first as arguments: without any, the system's own authorities would be trusted too.
+    context = ssl.create_default_context(cafile=locations[0][0], capath=locations[0][1])
+    for cafile, capath in locations[1:]:
+        context.load_verify_locations(cafile, capath)
+    return context
+
+
+@cache  # a bundle takes 30 ms to read, and often stands in all four variables
+def _certificate_problem(value: str, _stamps: tuple[int, ...]) -> str | None:
     # OpenSSL takes several directories in SSL_CERT_DIR.
     folders = [Path(part) for part in value.split(os.pathsep) if part]
     try:
@@ -122,6 +142,14 @@ def _certificate_problem(value: str) -> str | None:
     except (OSError, ValueError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})"
     return None
+
+
+def _changed(path: str) -> int:
+    """When a file was changed last; 0 where that cannot be told."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 # Which proxy

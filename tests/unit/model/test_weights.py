@@ -165,7 +165,7 @@ class TestImagenet:
         assert not list(hub.iterdir())
 
     def test_a_server_that_talks_no_http(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def urlopen(url: str, timeout: float) -> None:
+        def urlopen(url: str, timeout: float, context: object) -> None:
             raise http.client.BadStatusLine(f"{url} within {timeout}")
 
         monkeypatch.setattr(urllib.request, "urlopen", urlopen)
