@@ -36,6 +36,17 @@ PRIVATE_ADDRESS = (
     "Label Studio does not call private addresses unless it is started with "
     "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false and LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"
 )
+# What requests tells Label Studio, which passes it on, and what helps.
+NOT_REACHED = {
+    "SSLError": "Label Studio does not accept the backend's certificate, or the port speaks no TLS: start Label Studio "
+    "with REQUESTS_CA_BUNDLE naming a PEM file with the certificate of its authority, or give an http:// address",
+    "ProxyError": "Label Studio asks a proxy of its own environment: let NO_PROXY there leave the backend's host out",
+    "Can't resolve hostname": "Label Studio's machine, or container, does not know this name: give an address that it "
+    "knows with --url",
+    "Connection refused": "does `ml-backend serve` run, and does it listen (--host) where Label Studio's machine, or "
+    "container, reaches it?",
+    "ConnectTimeout": "does a firewall let Label Studio's machine through to this address?",
+}
 RESERVED = "reserved network address"  # as Label Studio tells that it does not call one
 REFUSED_US = "401 Client Error"  # as Label Studio tells that the backend refused it
 OUR_401 = (
@@ -119,7 +130,9 @@ def hint(problem: str, status: int | None = None) -> str | None:
     """What helps where Label Studio tells that it cannot use a backend; None where it says all itself."""
     if REFUSED_US in problem:
         return OUR_401
-    return PRIVATE_ADDRESS if status == FORBIDDEN or RESERVED in problem else None
+    if status == FORBIDDEN or RESERVED in problem:
+        return PRIVATE_ADDRESS
+    return next((helps for words, helps in NOT_REACHED.items() if words in problem), None)
 
 
 def connect_project(

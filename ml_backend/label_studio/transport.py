@@ -16,7 +16,7 @@ from ml_backend.settings import checked_address
 __all__ = ["Redirected", "Transport"]
 
 T = TypeVar("T")
-EXCERPT = 400  # characters of an answer that an error repeats
+EXCERPT = 800  # characters of an answer that an error repeats
 BUSY = frozenset({502, 503, 504})
 NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 REFRESH = "/api/token/refresh/"

@@ -9,7 +9,7 @@ import pytest
 
 from ml_backend.errors import LabelStudioError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import authorization, connect_project, other_connections
+from ml_backend.label_studio.connect import authorization, connect_project, hint, other_connections
 from ml_backend.settings import Settings
 
 XML = (Path(__file__).parents[3] / "label_studio_config" / "severity.xml").read_text()
@@ -51,6 +51,25 @@ def test_a_half_created_backend_is_deleted_and_the_way_out_is_told() -> None:
     assert "LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false" in str(refused.value)
     assert server.backends == []
     assert server.project["show_collab_predictions"] is True
+
+
+@pytest.mark.parametrize(
+    ("told", "helps"),
+    [
+        ("Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] ...", "REQUESTS_CA_BUNDLE"),
+        ("Caused by SSLError(SSLError(1, '[SSL: WRONG_VERSION_NUMBER] wrong version number", "an http:// address"),
+        ("Failed to establish a new connection: [Errno 111] Connection refused", "does it listen"),
+        ("Can't resolve hostname nobody.invalid", "does not know this name"),
+        ("Caused by ProxyError('Unable to connect to proxy', NewConnectionError(", "NO_PROXY"),
+        ("Caused by ConnectTimeoutError(<HTTPSConnection(host='10.0.0.1', port=9090)", "firewall"),
+        ("the label config has no Choices", None),
+    ],
+)
+def test_why_label_studio_does_not_reach_the_backend(told: str, helps: str | None) -> None:
+    """In the words of Label Studio 1.23.2, which are those of requests."""
+    found = hint(f"Can't connect to ML backend https://b:9090, health check failed. Additional info: {told}")
+
+    assert (found is None) if helps is None else (found is not None and helps in found)
 
 
 def test_without_an_address_or_a_key() -> None:
