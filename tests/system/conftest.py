@@ -245,7 +245,11 @@ def backend_environ(label_studio: RunningLabelStudio, valkey: Valkey, data_dir: 
 
 @pytest.fixture(scope="session")
 def backend(backend_environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    with Backend(backend_environ, tmp_path_factory.mktemp("backend") / "backend.log").start() as service:
+    service = Backend(backend_environ, tmp_path_factory.mktemp("backend") / "backend.log")
+    # Which Label Studio's own requests send as Latin-1, the webhook and browsers as UTF-8.
+    service.user, service.password = "rädiologie", f"gehëim: ß %41 {service.password}"
+    service.environ |= {"AL_BASIC_AUTH_USER": service.user, "AL_BASIC_AUTH_PASS": service.password}
+    with service.start():
         yield service.wait()
 
 

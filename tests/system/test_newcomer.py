@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from selenium import webdriver
@@ -39,7 +39,7 @@ class OwnersPage:
     def __init__(self, browser: webdriver.Chrome, url: str, user: str, password: str) -> None:
         parts = urlsplit(url)
         self._browser = browser
-        self._home = f"{parts.scheme}://{user}:{password}@{parts.netloc}"
+        self._home = f"{parts.scheme}://{quote(user)}:{quote(password, safe='')}@{parts.netloc}"
 
     def follow_the_link_to(self, project_id: int) -> None:
         self._browser.get(f"{self._home}/")
