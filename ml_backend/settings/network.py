@@ -403,7 +403,7 @@ def _exchange_failure(error: BaseException, names: set[str], where: _Place, serv
     """What failed once there was a connection."""
     if names & {"TimeoutException", "TimeoutError"}:
         return Failure(
-            f"{where.at} accepted the connection and did not answer in time",
+            f"{where.at} accepted the connection, and no complete answer came in time",
             f"is it overloaded? Try again; is {server.setting} the address of the service itself?",
         )
     if "TooManyRedirects" in names:

@@ -112,4 +112,4 @@ class TestProof:
 
         assert time.monotonic() - begin < 60
         assert f"no answer from Label Studio to GET {NOBODY}/api/projects/2/" in said
-        assert "is AL_LABEL_STUDIO_URL its address?" in said
+        assert "start Label Studio, or set AL_LABEL_STUDIO_URL" in said

@@ -291,7 +291,7 @@ class TestConnections:
         with listening() as port:
             error = failure(f"http://127.0.0.1:{port}")
 
-        assert "accepted the connection and did not answer in time" in error.what
+        assert "no complete answer came in time" in error.what
         assert "overloaded" in error.remedy
 
     def test_a_connection_that_is_reset(self):
@@ -321,7 +321,7 @@ class TestConnections:
         ("error", "what", "remedy"),
         [
             (httpx.ConnectTimeout("timed out"), "did not accept a connection in time", "firewall"),
-            (httpx.PoolTimeout(""), "did not answer in time", "overloaded"),
+            (httpx.PoolTimeout(""), "no complete answer came in time", "overloaded"),
             (OSError(113, "No route to host"), "there is no route to ls:8080", "AL_LABEL_STUDIO_URL"),
             (httpx.UnsupportedProtocol("ftp://"), "this is no address", "must be http://host:port"),
             (ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] x"), "client certificate", "without one"),
