@@ -2,10 +2,8 @@
 
 import re
 from base64 import b64decode
-from collections.abc import Iterable
 from hmac import compare_digest
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 import structlog
 from flask import Flask, Response, jsonify, render_template, request
@@ -22,9 +20,6 @@ from ml_backend.server.parts import Parts, relative_url, wants_page
 from ml_backend.server.routes import LARGEST_BODIES, routes
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["create_app"]
 
@@ -56,7 +51,6 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
     memory = Memory()
     app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue, memory.lines), memory)
-    app.wsgi_app = _OneSlash(app.wsgi_app)  # type: ignore[method-assign] # as Flask documents it
     app.jinja_env.globals["url_for"] = relative_url
     app.register_blueprint(routes)
     app.register_blueprint(pages)
@@ -65,17 +59,6 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     _guard_requests(app)
     _explain_errors(app)
     return app
-
-
-class _OneSlash:
-    """Takes ``//webhook`` for ``/webhook``: so a proxy asks that puts ``/al`` in place of ``/`` and not ``/al/``."""
-
-    def __init__(self, app: "WSGIApplication") -> None:
-        self._app = app
-
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        environ["PATH_INFO"] = "/" + environ.get("PATH_INFO", "").lstrip("/")
-        return self._app(environ, start_response)
 
 
 def _begin_lines(app: Flask) -> None:

@@ -237,8 +237,9 @@ class TestCertificates:
             monkeypatch.setenv("CURL_CA_BUNDLE", str(certificates["here"]))
             assert Elsewhere(hosts, max_bytes=1000).get(url, time.monotonic() + 30).content == SOUND[2]
 
-    def test_nothing_is_asked_twice(self, certificates):
+    def test_nothing_is_asked_twice(self, certificates, monkeypatch):
         """A worker that waits minutes for a Label Studio that starts must not wait for a certificate."""
+        monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: pytest.fail("it waits"))
         with studio(certificates["here"]) as (url, _), pytest.raises(Unreachable):
             LabelStudioClient(url, "legacy", retries=99, patience_s=600).whoami()
 
