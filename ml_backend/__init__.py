@@ -41,6 +41,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     pool_outputs   what a learner hands to a strategy
     plot_parts     axes, paths and names of the figures that we draw ourselves, as SVG
     strategies     every strategy in words: for README, --help and the settings
+    grouping       which images a split must keep together
     records        what travels between the rooms: frozen, validated, JSON
     chance         seeded chance, decided by names: ties, orders, fixed sets of images
     bits           the same bits from the same product: set before anybody multiplies

@@ -4,6 +4,7 @@ Sub-commands are imported when they run, so that ``--help`` opens at once.
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -75,13 +76,19 @@ def connect(
     ] = None,
 ) -> None:
     """Prepare a project in one go, and say what was changed; a second run changes nothing."""
+    from ml_backend.doctor.asked_images import ground_truth_note
+    from ml_backend.doctor.case import Case
     from ml_backend.label_studio.connect import connect_project
     from ml_backend.settings import Settings, checked_address
 
     # Of an address that is none, Label Studio says that it is private.
     url = checked_address(url, "--url")
-    for line in connect_project(Settings.load(), project, url, _pairs(option) if option else None):
+    settings = Settings.load()
+    for line in connect_project(settings, project, url, _pairs(option) if option else None):
         typer.echo(line)
+    with closing(Case(project, url, lambda: settings)) as case:
+        if note := ground_truth_note(case):
+            typer.echo(note)
 
 
 @app.command()

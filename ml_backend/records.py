@@ -86,7 +86,7 @@ class ImageRef(Record):
 
     @property
     def group(self) -> str:
-        """What must not be torn apart by a split: the patient, or the image itself when the patient is unknown."""
+        """The patient, or the image itself where the patient is unknown; see also ``grouping``."""
         return f"image {self.id}" if self.patient_id is None else f"patient {self.patient_id}"
 
 
@@ -132,7 +132,7 @@ class Label(Record):
     image: ImageRef
     value: str
     raters: Annotated[int, Field(ge=1)]
-    disputed: bool = False  # the rule had to choose between two classes: worth an adjudication
+    disputed: bool = False  # the rule had to choose between classes: worth an adjudication
 
 
 class Exclusion(Record):

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from ml_backend.engine.ports import Learner
 from ml_backend.engine.split import fold_split, stable_split
 from ml_backend.errors import TooFewLabels
+from ml_backend.grouping import groups_of
 from ml_backend.insight.control import LabelsByOrigin
 from ml_backend.insight.proof import ENOUGH, ActiveAgainstRandom
 from ml_backend.records import Label
@@ -120,10 +121,12 @@ def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
 
 
 def _fold(asked: Sequence[Label], labels: LabelsByOrigin) -> _Fold:
-    unseen = {label.image.group for label in asked}
-    start = [label for label in labels.start if label.image.group not in unseen]
-    by_chance = [one.label for one in labels.control if one.label.image.group not in unseen]
-    chosen = [label for label in labels.chosen if label.image.group not in unseen]
+    controls = [one.label for one in labels.control]
+    group = groups_of(label.image for label in (*asked, *labels.start, *controls, *labels.chosen))
+    unseen = {group[label.image.id] for label in asked}
+    start = [label for label in labels.start if group[label.image.id] not in unseen]
+    by_chance = [label for label in controls if group[label.image.id] not in unseen]
+    chosen = [label for label in labels.chosen if group[label.image.id] not in unseen]
     extra = min(len(by_chance), len(chosen))
     return _Fold(tuple(asked), (*start, *by_chance[:extra]), (*start, *chosen[:extra]), extra)
 
@@ -132,7 +135,7 @@ def _compared(
     right: tuple[Right, Right], folds: Sequence[_Fold], labels: LabelsByOrigin, seed: int
 ) -> ActiveAgainstRandom:
     active, random = right
-    group = {one.label.image.id: one.label.image.group for one in labels.control}
+    group = groups_of(one.label.image for one in labels.control)
     both = sorted(active.keys() & random.keys())
     if not both:
         raise TooFewLabels("none of the images that came by chance could be read: nothing was compared")

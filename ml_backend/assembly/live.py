@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
 from structlog.contextvars import bound_contextvars
 
 from ml_backend.assembly.sealing import SealedRounds
@@ -11,10 +12,11 @@ from ml_backend.assembly.world import World, label_config
 from ml_backend.engine.ports import Learner
 from ml_backend.engine.resume import served_round
 from ml_backend.engine.topup import TopUp, TurnsPublisher
-from ml_backend.errors import EmptyPool
+from ml_backend.errors import BackendError, EmptyPool
 from ml_backend.insight import INSIGHT, round_insight
 from ml_backend.insight.agreement import AGREEMENT, round_marks
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.duplicates import shared_digests
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config
 from ml_backend.label_studio.labels import LabelStudioLabels
 from ml_backend.label_studio.mirror import Counts
@@ -28,6 +30,8 @@ from ml_backend.storage import ProjectStore
 from ml_backend.storage.annotations import ReadingStore
 
 __all__ = ["CountingPublisher", "Live", "NotesWhatIsLearned", "live_of", "topped_up_or_served"]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,32 @@ class Live:
     def top_up(self) -> tuple[RoundReport, Published] | None:
         project, options = self.world.project, self.options
         # Its own: the round's labels stay what the round has read.
-        labels = LabelStudioLabels(self.world.client, self.world.key.id, self.config, options, self.readings)
+        labels = LabelStudioLabels(
+            self.world.client, self.world.key.id, self.config, options, self.readings, digests=self.readings.digests
+        )
         served = project.published()
         about = {} if served is None else {"round": served.round_id}
         with self.publisher.turn(), bound_contextvars(**about):
             low, is_held = low_water(options), partial(self._is_held, labels)
             return TopUp(labels, self.publisher, project, low, self.guard, is_held=is_held).run()
+
+    def drop_copies(self) -> tuple[RoundReport, Published] | None:
+        """Note which images have equal content, now that a round has read them; take new copies out of the order.
+
+        Nothing here makes the round that is published a failure: a later top-up, or round, sees to it as well.
+
+        Returns:
+            What is served instead; None where nothing had to be published.
+        """
+        try:
+            images = self.labels.images()
+            known = self.readings.digests()
+            kept = {image.uri: known[image.uri] for image in images if image.uri in known}
+            if self.readings.keep_digests(shared_digests(kept | self.world.read_digests(images))):
+                return self.top_up()
+        except BackendError as error:
+            log.warning("copies of images stay in the order for now", error=str(error), kind=type(error).__name__)
+        return None
 
     def served(self, inputs: str) -> tuple[RoundReport, Published] | None:
         """What readers are served, where a new round with these inputs would come to the same."""
@@ -89,7 +113,7 @@ def live_of(world: World, guard: Callable[[], None]) -> Live:
         config=config,
         options=options,
         readings=readings,
-        labels=LabelStudioLabels(client, key.id, config, options, readings),
+        labels=LabelStudioLabels(client, key.id, config, options, readings, digests=readings.digests),
         publisher=TurnsPublisher(
             CountingPublisher(LabelStudioPublisher(client, key.id, config, options, project), client, project, key.id)
         ),

@@ -84,7 +84,7 @@ def run_live_round(
             if live.options.cold_start == "typiclust" and done[0].fit is None and done[0].ranking.strategy == "random":
                 # Readers have an order now, and the features are there: a better one follows at once.
                 done = _round(live, reason, progress, make_way)
-            return done
+            return live.drop_copies() or done
 
 
 def _round(

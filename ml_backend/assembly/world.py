@@ -1,6 +1,6 @@
 """A project as a worker meets it: its store, its Label Studio, its images, and what learns from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,10 +12,11 @@ from ml_backend.engine.sharing import LayOut
 from ml_backend.engine.split import fold_split
 from ml_backend.errors import RequestRefused, UnknownProject
 from ml_backend.images import ImageSource, QuarantinedSource
+from ml_backend.images.cached import content_digests
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.model.committee import CommitteeLearner, Tell, make_learner
-from ml_backend.model.learner import McDropoutLearner
+from ml_backend.model.learner import IMAGES, McDropoutLearner
 from ml_backend.model.machine import machine
 from ml_backend.model.randomness import derive
 from ml_backend.records import Connection, ImageRef, ProjectKey
@@ -42,6 +43,8 @@ class World:
     client: LabelStudioClient
     images: ImageSource
     quarantine: Quarantine
+    read_digests: Callable[[Iterable[ImageRef]], dict[str, str]]
+    """Address -> digest of the bytes there, of images that a round has read."""
 
     def learner(
         self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None, *, twin: bool = False
@@ -92,7 +95,8 @@ def world_of(settings: Settings, key: ProjectKey, *, patience_s: float = PATIENC
     ):
         quarantine = Quarantine(project.folder)
         source = QuarantinedSource(images, quarantine, version=images.version)
-        yield World(settings, key, store, project, connection, client, source, quarantine)
+        digests = partial(content_digests, images, store.cache / IMAGES)
+        yield World(settings, key, store, project, connection, client, source, quarantine, digests)
 
 
 def lay_out(world: World, round_id: str, options: ProjectOptions) -> LayOut:

@@ -14,21 +14,31 @@ class Answers:
 
     Attributes:
         image: as the latest of its annotations has it.
-        votes: index of the class in the ordinal list, least severe first; one a reader, in ascending order.
-        ground_truth: the one vote is an annotation marked as ground truth, which overrides the readers.
+        votes: index of the class in the ordinal list, least severe first; one a reader, in ascending order. Where
+            annotations are marked as ground truth, one for each of these instead.
+        ground_truth: the votes are ground truths, which override the readers.
+        overridden: what readers answered beside a ground truth, without skips; a value need not be a class.
+        unsure: one ground truth gives a class, and another says that none can be given.
     """
 
     image: ImageRef
     votes: tuple[int, ...]
     ground_truth: bool = False
+    overridden: tuple[str, ...] = ()
+    unsure: bool = False
+
+    def disputes(self, value: str) -> int:
+        """How many readers' answers a ground truth overrides with this label."""
+        return sum(answer != value for answer in self.overridden)
 
 
 def gather(annotations: Sequence[Annotation], classes: Sequence[str]) -> tuple[list[Answers], list[Exclusion]]:
     """Sort the annotations by image and keep those that count.
 
-    Of one reader's annotations of an image the latest counts. If any annotation of the image is marked as ground
-    truth, the latest of those alone counts, whoever made it. A reader who skipped the image or called it unreadable
-    casts no vote.
+    Of one reader's annotations of an image the latest counts. If annotations of the image are marked as ground truth,
+    those alone count, each of them: Label Studio marks every imported annotation so, and gives those without an author
+    to the user who imports, so that neither time nor author says which of them is right. A reader who skipped the image
+    or called it unreadable casts no vote.
 
     Args:
         annotations: in any order.
@@ -55,11 +65,15 @@ def gather(annotations: Sequence[Annotation], classes: Sequence[str]) -> tuple[l
 def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> Answers | Exclusion:
     # Equal times must not leave the choice to the order of arrival: then the more severe answer counts.
     severity = {name: index for index, name in enumerate(classes)}
-    in_time = sorted(annotations, key=lambda a: (a.updated_at, severity.get(a.value or "", -1), a.value or "", a.rater))
+    in_time = sorted(
+        annotations,
+        key=lambda a: (a.updated_at, severity.get(a.value or "", -1), a.value or "", a.rater, a.ground_truth),
+    )
     image = in_time[-1].image
     truths = [annotation for annotation in in_time if annotation.ground_truth]
-    latest = truths[-1:] or list({annotation.rater: annotation for annotation in in_time}.values())
-    values = [annotation.value for annotation in latest if annotation.value is not None]
+    latest = list({annotation.rater: annotation for annotation in in_time}.values())
+    counted = truths or latest
+    values = [annotation.value for annotation in counted if annotation.value is not None]
     if unknown := sorted(set(values) - severity.keys()):
         return Exclusion(
             image_id=image.id,
@@ -68,12 +82,18 @@ def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> 
             f"alias={unknown[0]!r} to its Choice, which keeps these labels",
         )
     if not values:
-        who = "its ground truth" if truths else f"every one of its {len(latest)} readers"
-        if all(annotation.unanswered for annotation in latest):
+        who = "its ground truth" if truths else f"every one of its {len(counted)} readers"
+        if all(annotation.unanswered for annotation in counted):
             return Exclusion(
                 image_id=image.id,
                 reason=f"unanswered: {who} gave image {image.id} no answer to the question: it is optional, or its "
                 "condition was not met",
             )
         return Exclusion(image_id=image.id, reason=f"unreadable: {who} skipped image {image.id} or gave it no class")
-    return Answers(image, tuple(sorted(severity[value] for value in values)), ground_truth=bool(truths))
+    votes = tuple(sorted(severity[value] for value in values))
+    if not truths:
+        return Answers(image, votes)
+    # A reader whose latest annotation is the ground truth has no other answer: it was given up for that.
+    overridden = tuple(one.value for one in latest if not one.ground_truth and one.value is not None)
+    unsure = any(one.value is None and not one.unanswered for one in truths)
+    return Answers(image, votes, ground_truth=True, overridden=overridden, unsure=unsure)

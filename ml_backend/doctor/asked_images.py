@@ -1,25 +1,39 @@
-"""Three images are fetched and decoded as a round does it; nothing is cached, and the quarantine is not touched."""
+"""Checks of the images and their labels.
+
+Three images are fetched and decoded as a round does it; nothing is cached, and the quarantine is not touched.
+"""
 
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain, islice
 
+import structlog
+
 from ml_backend.doctor.case import Case
-from ml_backend.doctor.check import Check, Outcome, failed, fine
-from ml_backend.errors import ImageError, PayloadError
+from ml_backend.doctor.check import Check, Outcome, failed, fine, skipped
+from ml_backend.errors import BackendError, ImageError, PayloadError
 from ml_backend.images.decode import decode
 from ml_backend.images.troubles import Trouble, trouble_of
+from ml_backend.insight.ground_truths import ground_truths
 from ml_backend.label_studio.formats import read_image
 from ml_backend.label_studio.images import LabelStudioImages
+from ml_backend.label_studio.reading import read_project
 from ml_backend.records import ImageRef
 from ml_backend.storage.quarantine import Quarantine
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "ground_truth_note"]
 
 WANTED = 3
 LOOKED_THROUGH = 300  # tasks from which the images are chosen
+log = structlog.get_logger(__name__)
+
 NOT_ALLOWED = "not among the hosts that images may come from"  # as `Elsewhere` says it
+
+MARKED = (
+    "Label Studio marks every imported annotation as ground truth; the option ground_truth says what they count as."
+)
+UNREAD = "the backend has not read the project yet; it does so once a minute"
 
 REMEDY: dict[Trouble, str] = {
     "missing": "put the file back, or delete its task",
@@ -64,6 +78,31 @@ def _quarantine(case: Case) -> Outcome:
     return fine(f"{len(barred)} images are left out, such as {barred[0].image_id}: {barred[0].reason}")
 
 
+def _same_image_twice(case: Case) -> Outcome:
+    if case.images is None:
+        return skipped(UNREAD)
+    return fine(case.images.count().sentence or "every image stands in one task")
+
+
+def _ground_truths(case: Case) -> Outcome:
+    if case.mirror is None:
+        return skipped(UNREAD)
+    found = ground_truths(case.mirror, case.config, case.options, case.images)
+    return fine(found.sentence or "no annotation is marked as ground truth")
+
+
+def ground_truth_note(case: Case) -> str:
+    """What ``connect`` says of ground truths; empty where there is none, or it cannot be told."""
+    try:
+        if not case.project.get("ground_truth_number"):
+            return ""
+        mirror = case.mirror or read_project(case.client, case.project_id, None).mirror
+        return f"{ground_truths(mirror, case.config, case.options, case.images).sentence} {MARKED}"
+    except BackendError as error:
+        log.warning("ground truths were not counted", error=str(error))
+        return ""
+
+
 def _remedy(error: ImageError) -> str:
     if NOT_ALLOWED in str(error):
         return "name that host in AL_IMAGE_HOSTS, if it is to be asked; else mend the task's address"
@@ -87,4 +126,6 @@ def _read(source: LabelStudioImages, image: ImageRef, side: int) -> int:
 CHECKS = (
     Check("images", _images, needs=("options",), remedy="try again when Label Studio answers"),
     Check("quarantine", _quarantine, needs=("rounds on disk",)),
+    Check("same image twice", _same_image_twice, needs=("options", "rounds on disk")),
+    Check("ground truths", _ground_truths, needs=("classes", "rounds on disk")),
 )

@@ -12,17 +12,22 @@ import httpx
 from ml_backend.errors import PayloadError, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import find_webhook
+from ml_backend.label_studio.duplicates import TaskImages
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
+from ml_backend.label_studio.mirror import Mirror
+from ml_backend.label_studio.reading import read_project
 from ml_backend.label_studio.route import BACKEND, FAILURES, Route
 from ml_backend.label_studio.serving import Serving, ServingProblem, read_serving, serving_problems
 from ml_backend.queueing import RoundQueue
 from ml_backend.records import Connection, ProjectKey
 from ml_backend.settings import ProjectOptions, Settings, checked_address
 from ml_backend.storage import ProjectStore, RoundStore
+from ml_backend.storage.annotations import ReadingStore
 
 __all__ = ["Case", "Json"]
 
 Json = dict[str, Any]
+READ_WHOLE = 1000  # tasks that are read without a mirror: some 6 s
 
 
 class Case:
@@ -200,3 +205,18 @@ class Case:
     @cached_property
     def serving_problems(self) -> list[ServingProblem]:
         return serving_problems(self.serving, self.options, str((self.backend or {}).get("title")))
+
+    @cached_property
+    def mirror(self) -> Mirror | None:
+        """The project's tasks as they are now; None where the backend has not read them yet and they are many."""
+        kept = ReadingStore(self.kept.folder).mirror(Mirror)
+        if kept is None and int(self.project.get("task_number") or 0) > READ_WHOLE:
+            return None
+        return read_project(self.client, self.project_id, kept).mirror
+
+    @cached_property
+    def images(self) -> TaskImages | None:
+        """Of the tasks, as the backend tells them apart; None likewise."""
+        if self.mirror is None:
+            return None
+        return TaskImages.of(self.mirror, self.config, ReadingStore(self.kept.folder).digests())

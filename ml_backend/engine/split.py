@@ -9,6 +9,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from ml_backend.acquisition import seeded_draws
 from ml_backend.errors import TooFewLabels
+from ml_backend.grouping import groups_of
 from ml_backend.records import Label, natural_order
 
 __all__ = ["fixed_split", "fold_split", "stable_split"]
@@ -20,6 +21,8 @@ def stable_split(
     labels: Sequence[Label], validation_share: float, seed: int
 ) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
     """Split by patient (by image where the patient is unknown), without remembering earlier splits.
+
+    Images with the same address are never divided either; see ``grouping.groups_of``.
 
     Each patient draws a number in [0, 1) from the seed and the patient's name alone and goes to validation below
     ``validation_share``. New labels cannot change that, so who was in validation stays there, and no network is judged
@@ -45,9 +48,10 @@ def stable_split(
     """
     if not 0.0 < validation_share < 1.0:
         raise ValueError(f"validation_share must lie above 0 and below 1, got {validation_share}")
+    group_of = groups_of(label.image for label in labels)
     classes_of: dict[str, set[str]] = {}
     for label in labels:
-        classes_of.setdefault(label.image.group, set()).add(label.value)
+        classes_of.setdefault(group_of[label.image.id], set()).add(label.value)
     groups = Counter(name for classes in classes_of.values() for name in classes)
     if max(groups.values(), default=0) < 2:
         found = ", ".join(f"{name}: {count}" for name, count in sorted(groups.items())) or "no label at all"
@@ -61,8 +65,8 @@ def stable_split(
     sides.serve_every_class(sorted(draws, key=lambda group: (abs(draws[group] - validation_share), group)))
     in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
     return (
-        tuple(label for label in in_order if label.image.group not in sides.validation),
-        tuple(label for label in in_order if label.image.group in sides.validation),
+        tuple(label for label in in_order if group_of[label.image.id] not in sides.validation),
+        tuple(label for label in in_order if group_of[label.image.id] in sides.validation),
     )
 
 
@@ -111,7 +115,8 @@ def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, .
         scikit-learn's ``StratifiedGroupKFold``.
     """
     in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
-    groups, values = [label.image.group for label in in_order], [label.value for label in in_order]
+    group_of = groups_of(label.image for label in labels)
+    groups, values = [group_of[label.image.id] for label in in_order], [label.value for label in in_order]
     most = max(Counter(values).values(), default=0)
     if (enough := min(len(set(groups)), most)) < folds:
         raise TooFewLabels(

@@ -66,7 +66,7 @@ def topped_up(report: RoundReport, annotations: Sequence[Annotation], pool: Sequ
 
 
 class TopUp:
-    """Publishes more of the last ranking when little of it is left.
+    """Publishes more of the last ranking when little of it is left, or when it holds what readers need not answer.
 
     Args:
         labels: of the project.
@@ -106,17 +106,19 @@ class TopUp:
         if published is None:
             return None
         annotations = self._labels.annotations()
-        pool, _ = self._labels.unlabelled()
+        pool, barred = self._labels.unlabelled()
         report = self._rounds.report(published.round_id)
         ranking = topped_up(report, annotations, pool)
         skipped = {annotation.image.id for annotation in annotations}
         fresh = [image_id for image_id in ranking.image_ids if image_id not in skipped]
         served = set(published.image_ids)
         left = sum(image_id in served for image_id in fresh)
-        enough = left >= self._low or left == len(fresh)
+        # The same image has been answered in another task, say.
+        needless = len(served & {one.image_id for one in barred} - {one.image.id for one in annotations})
+        enough = (left >= self._low or left == len(fresh)) and not needless
         if not fresh or (enough and self._is_held(published)):
             return None
-        log.info("topping up", left=left, low=self._low, waiting=len(fresh), lost=enough)
+        log.info("topping up", left=left, low=self._low, waiting=len(fresh), needless=needless, lost=enough)
         more = report.model_copy(update={"ranking": ranking})
         return report, self._publisher.publish(more, self._guard)
 

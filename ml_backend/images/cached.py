@@ -8,12 +8,14 @@ new ``image_side`` would ask for them.
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from ml_backend.errors import ImageError
 from ml_backend.images.blobs import BlobFolder
 from ml_backend.images.decode import PREPROCESSING, DecodedFilm, Pixels, decode_film
 from ml_backend.images.quarantined import QuarantinedSource
@@ -22,11 +24,12 @@ from ml_backend.images.troubles import UndecodableImage
 from ml_backend.records import ImageRef
 from ml_backend.settings import is_data_uri
 
-__all__ = ["DecodedImage", "ImageCache"]
+__all__ = ["DecodedImage", "ImageCache", "content_digests"]
 
 _HASHES_SHARE = 12  # one part in so many of the limit
 _SIZE = struct.Struct("<II")  # width and height, behind the pixels
 _SHOWN = 200  # characters of an address in an error
+_HASHES = "hashes"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +63,7 @@ class ImageCache:
         # At 224 pixels both hold about as many images: 4,096 bytes on the disk against 53,248.
         for_hashes = None if limit_bytes is None else limit_bytes // _HASHES_SHARE
         for_pixels = None if limit_bytes is None else limit_bytes - limit_bytes // _HASHES_SHARE
-        self._hashes = BlobFolder(folder / "hashes", for_hashes)
+        self._hashes = BlobFolder(folder / _HASHES, for_hashes)
         self._pixels = BlobFolder(folder / "pixels", for_pixels)
         self._side = side
 
@@ -122,6 +125,26 @@ class ImageCache:
             return None
         size = _SIZE.unpack_from(payload, pixels) if len(payload) > pixels else None
         return DecodedImage(key, np.frombuffer(payload, np.uint8, pixels).reshape(self._side, self._side), size)
+
+
+def content_digests(source: ImageSource, folder: Path, images: Iterable[ImageRef]) -> dict[str, str]:
+    """Address -> SHA-256 of the bytes there, of the images that were read before; nothing is fetched.
+
+    Args:
+        source: of the images.
+        folder: of their ``ImageCache``.
+        images: an address that stands there twice is looked up once.
+    """
+    hashes = BlobFolder(folder / _HASHES)
+    found: dict[str, str] = {}
+    for uri, image in {image.uri: image for image in images}.items():
+        try:
+            digest = hashes.get(source.cache_key(image))
+        except ImageError:
+            continue
+        if digest is not None:
+            found[uri] = digest.decode()
+    return found
 
 
 def _name(image: ImageRef) -> str:

@@ -4,6 +4,7 @@
 
     records.py   what is kept beside a round
     answers.py   annotations -> who answered what, when, and how long it took
+    ground_truths.py  how many labels are ground truths, and what they override
     control.py   labels told apart: from the start, by chance, chosen
     intervals.py  how sure a share is that was counted
     course.py    how the accuracy on images that came by chance went

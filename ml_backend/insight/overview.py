@@ -13,12 +13,14 @@ from ml_backend.insight.agreement import stored_marks, stored_noise
 from ml_backend.insight.answers import Answer, answers_of
 from ml_backend.insight.control import labels_by_origin
 from ml_backend.insight.fidelity import OrderFidelity, order_fidelity
+from ml_backend.insight.ground_truths import GroundTruths, ground_truths
 from ml_backend.insight.history import StrategyChange, strategy_history
 from ml_backend.insight.lines import Remembered, RoundLine, RoundLines
 from ml_backend.insight.proof import PROOF_FILE, ActiveAgainstRandom, ControlEstimate, control_estimate
 from ml_backend.insight.records import INSIGHT, ImageInsight, RoundInsight
 from ml_backend.insight.start import StartEstimate, start_estimate
 from ml_backend.insight.stopping import StopAdvice, stop_advice
+from ml_backend.label_studio.duplicates import Duplicates, TaskImages
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.labels import annotations_in
 from ml_backend.label_studio.mirror import Mirror
@@ -76,6 +78,7 @@ class Overview(Record):
         damaged: what is wrong with each of the others.
         changes: of the strategy, oldest first.
         chosen: by the round that is served; else by the last one.
+        ground_truths: None where the project was not read yet; likewise ``duplicates``, the images in several tasks.
     """
 
     rounds: tuple[RoundLine, ...] = ()
@@ -87,6 +90,8 @@ class Overview(Record):
     stopping: StopAdvice | None = None
     control: ControlEstimate | None = None
     proof: ActiveAgainstRandom | None = None
+    ground_truths: GroundTruths | None = None
+    duplicates: Duplicates | None = None
 
 
 class Question(NamedTuple):
@@ -104,6 +109,7 @@ class Memory:
         self.fidelity: Remembered[OrderFidelity | None] = Remembered(KEPT_PROJECTS)
         self.stopping: Remembered[StopAdvice] = Remembered(KEPT_PROJECTS)
         self.control: Remembered[ControlEstimate | None] = Remembered(KEPT_PROJECTS)
+        self.labels: Remembered[tuple[GroundTruths, Duplicates]] = Remembered(KEPT_PROJECTS)
 
 
 class _Reading:
@@ -115,12 +121,17 @@ class _Reading:
 
     def __init__(self, folder: Path, question: Question) -> None:
         self.question = question
-        self.state = (_changed(folder / "tasks.json"), question)
+        self.state = (_changed(folder / "tasks.json"), _changed(folder / "same-content.json"), question)
         self._store = ReadingStore(folder)
 
     @cached_property
     def mirror(self) -> Mirror | None:
         return self._store.mirror(Mirror)
+
+    @cached_property
+    def images(self) -> TaskImages | None:
+        """Of every task; None where nothing was read yet."""
+        return None if self.mirror is None else TaskImages.of(self.mirror, self.question.config, self._store.digests())
 
     @cached_property
     def answers(self) -> list[Answer]:
@@ -144,6 +155,7 @@ def overview(
     # One for all parts, and no longer than for them: it may be megabytes.
     reading = None if question is None else _Reading(project.folder, question)
     control = None if reading is None else _told(lambda: _control(project, memory, reading, found))
+    labels = None if reading is None else _told(lambda: _labels(project, memory, reading))
     return Overview(
         rounds=tuple(found),
         damaged=tuple(damaged),
@@ -152,6 +164,8 @@ def overview(
         fidelity=None if reading is None else _told(lambda: _fidelity(project, memory, reading)),
         stopping=None if reading is None else _told(lambda: _stopping(project, memory, reading, found, control)),
         control=control,
+        ground_truths=None if labels is None else labels[0],
+        duplicates=None if labels is None else labels[1],
         proof=_told(lambda: read_record(project.folder / PROOF_FILE, ActiveAgainstRandom)),
         start=None if question is None or not found else _start(found[-1], question.options.min_labels_per_class),
     )
@@ -181,6 +195,16 @@ def control_so_far(project: ProjectStore, memory: Memory, question: Question) ->
     """What the images that came by chance say; None where there never were any, or that cannot be told."""
     lines, _ = memory.lines.of(project)
     return _told(lambda: _control(project, memory, _Reading(project.folder, question), lines))
+
+
+def _labels(project: ProjectStore, memory: Memory, reading: _Reading) -> tuple[GroundTruths, Duplicates] | None:
+    """What the owner must know of the labels and the images behind them."""
+    if (known := memory.labels.get(project.folder, reading.state)) is not None:
+        return known
+    if reading.mirror is None or reading.images is None:
+        return None
+    counted = ground_truths(reading.mirror, *reading.question, reading.images), reading.images.count()
+    return memory.labels.put(project.folder, reading.state, counted)
 
 
 def _fidelity(project: ProjectStore, memory: Memory, reading: _Reading) -> OrderFidelity | None:
@@ -229,7 +253,7 @@ def _control(
         return None
     config, options = reading.question
     classes = training_classes(config, options)
-    annotations, _ = annotations_in(reading.mirror, config, options)
+    annotations, _ = annotations_in(reading.mirror, config, options, reading.images)
     found = ((line.round_id, _told(partial(project.record, line.round_id, INSIGHT, RoundInsight))) for line in lines)
     origin = labels_by_origin(
         [line.report for line in lines],

@@ -90,10 +90,15 @@ class Mirror(Record):
             if not annotations or (with_skipped and all(item.get("was_cancelled") for item in annotations)):
                 yield self._row(number)
 
-    def states(self) -> dict[str, str]:
-        """Every annotation, under its task and its own id, with a digest of what it says and when it was said."""
+    def states(self, ground_truth: str = "override") -> dict[str, str]:
+        """Every annotation, under its task and its own id, with a digest of what it says and when it was said.
+
+        Args:
+            ground_truth: the owner's option of that name: another value makes a change of every ground truth.
+        """
+        told = "" if ground_truth == "override" else f" {ground_truth}"  # as older versions noted it
         return {
-            f"{number}.{item.get('id')}": _digest(item)
+            f"{number}.{item.get('id')}": _digest(item) + (told if item.get("ground_truth") else "")
             for number, task in self.tasks.items()
             for item in task.annotations
         }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache as once
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 import torch
@@ -36,7 +36,10 @@ from ml_backend.records import FitReport, ImageRef, Label
 from ml_backend.settings import ProjectOptions
 from ml_backend.strategies import Need
 
-__all__ = ["LearnerStage", "McDropoutLearner"]
+__all__ = ["IMAGES", "LearnerStage", "McDropoutLearner"]
+
+IMAGES: Final = "images"
+"""Where the pixels are kept, below the cache that a learner is given."""
 
 LearnerStage = Literal["features", "train", "score"]
 
@@ -96,7 +99,7 @@ class McDropoutLearner:
         self._cache_limit_bytes = cache_limit_bytes
         self._seed = seed
         self._progress = progress
-        self._images = ImageCache(source, cache / "images", options.image_side, cache_limit_bytes)
+        self._images = ImageCache(source, cache / IMAGES, options.image_side, cache_limit_bytes)
         self._feature_folder = cache / FOLDER
         self._table = None if table is None else TableBackbone(table)
         on_cpu = self._device.type == "cpu"

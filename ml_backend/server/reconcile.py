@@ -10,13 +10,18 @@ An event that comes while a project is read may count twice for a minute: a roun
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import NamedTuple, Self
 
 import structlog
 
-from ml_backend.errors import BackendError, PayloadError, RequestRefused
+from ml_backend.consensus import RULES
+from ml_backend.errors import BackendError, PayloadError, RequestRefused, StorageError
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.duplicates import TaskImages
+from ml_backend.label_studio.formats import LabelConfig, training_classes
+from ml_backend.label_studio.labels import annotations_in, skips_are_final
 from ml_backend.label_studio.mirror import Counts, Mirror
 from ml_backend.label_studio.reading import Reading, read_project
 from ml_backend.label_studio.serving import is_lost, read_serving
@@ -25,7 +30,7 @@ from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published
 from ml_backend.server.connections import configuration, rerank_is_due
 from ml_backend.settings import ProjectOptions, Settings
-from ml_backend.storage import RoundStore
+from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.pause import Pause
 
@@ -138,8 +143,9 @@ class Reconciler:
         published, newest = rounds.published(), max(rounds.round_ids(), default="")
         fresh = connection.model_copy(update={"label_config": str(reading.project["label_config"])})
         self._store.connect(fresh)
-        _, options = configuration(fresh)
-        changes = readings.changes_since(published.round_id, reading.mirror.states()) if published else None
+        config, options = configuration(fresh)
+        states = reading.mirror.states(options.ground_truth)
+        changes = readings.changes_since(published.round_id, states) if published else None
         missed = 0 if changes is None else changes - status.changes
         counts = Counts.of(reading.project)
         held = Pause(rounds.folder).holds
@@ -149,8 +155,9 @@ class Reconciler:
             log.info("events had not told", counted=status.changes, changes=changes)
         counted = queue.count_changes(project, missed, threshold, counts.annotations + counts.skips)
         error = status.last_error.kind if status.last_error else None
+        waiting = _Waiting.of(reading, config, readings.digests())
         wanting = published is not None and (
-            _top_up_is_due(published, reading, options) or (lost and _waiting(reading))
+            _top_up_is_due(published, waiting, options) or (lost and bool(waiting.ids))
         )
         if lost:
             log.warning("Label Studio does not hold the published order")
@@ -158,12 +165,15 @@ class Reconciler:
             if published is not None and not self._ranks_anew(fresh) and wanting:
                 queue.request_round(project, "topup")
             return
-        self._ask(fresh, reading, published, wanting=bool(wanting), newest=newest, error=error, due=counted.due)
+        due = counted.due or bool(
+            by_itself and error is None and published and _other_labels(rounds, published, reading, config, options)
+        )
+        self._ask(fresh, waiting, published, wanting=wanting, newest=newest, error=error, due=due)
 
     def _ask(
         self,
         connection: Connection,
-        reading: Reading,
+        waiting: "_Waiting",
         published: Published | None,
         *,
         wanting: bool,
@@ -175,7 +185,7 @@ class Reconciler:
 
         Args:
             connection: of the project.
-            reading: of Label Studio.
+            waiting: what readers may be served.
             published: what was published last.
             wanting: whether readers need the published ranking, or more of it, to be published again.
             newest: round on disk.
@@ -187,9 +197,9 @@ class Reconciler:
             queue.request_round(project, "labels")
         elif published is None and error is None:
             queue.request_round(project, "connected", only_if_idle=True)  # it was lost with Redis, say
-        elif error == "EmptyPool" and _waiting(reading):
+        elif error == "EmptyPool" and waiting.ids:
             queue.request_round(project, "images")
-        elif published is not None and _waiting(reading) and self._ranks_anew(connection):
+        elif published is not None and waiting.ids and self._ranks_anew(connection):
             log.info("an order that the owner has chosen is asked for")
         elif published is not None and error is None and newest > published.round_id:
             # Saved and not published, and its next attempt was lost with Redis.
@@ -224,12 +234,43 @@ def _created(reading: Reading) -> int:
         raise PayloadError(f"project {reading.project.get('id')} does not say when it was created: {error!r}") from None
 
 
-def _waiting(reading: Reading) -> set[str]:
-    """Images that nobody has answered or skipped."""
-    return {str(number) for number, task in reading.mirror.tasks.items() if not task.annotations}
+class _Waiting(NamedTuple):
+    """Images that nobody has answered or skipped, and tasks that wait in vain: their image is served by another."""
+
+    ids: frozenset[str]
+    needless: frozenset[str]
+
+    @classmethod
+    def of(cls, reading: Reading, config: LabelConfig, digests: Mapping[str, str]) -> Self:
+        images = TaskImages.of(reading.mirror, config, digests)
+        pool, barred = images.waiting(reading.mirror, with_skipped=not skips_are_final(reading))
+        tasks = reading.mirror.tasks
+        return cls(
+            frozenset(str(number) for number in pool if not tasks[number].annotations),
+            frozenset(str(number) for number in barred if not tasks[number].annotations),
+        )
 
 
-def _top_up_is_due(published: Published, reading: Reading, options: ProjectOptions) -> bool:
-    waiting = _waiting(reading)
-    left = len(waiting.intersection(published.image_ids))
-    return left < min(low_water(options), len(waiting))
+def _top_up_is_due(published: Published, waiting: _Waiting, options: ProjectOptions) -> bool:
+    left = len(waiting.ids.intersection(published.image_ids))
+    needless = not waiting.needless.isdisjoint(published.image_ids)
+    return left < min(low_water(options), len(waiting.ids)) or (needless and bool(waiting.ids))
+
+
+def _other_labels(
+    rounds: ProjectStore, published: Published, reading: Reading, config: LabelConfig, options: ProjectOptions
+) -> bool:
+    """Whether the owner has chosen since the served round what ground truths count as, and labels differ by that."""
+    try:
+        before = str(rounds.brief(published.round_id).request.options.get("ground_truth", "override"))
+    except StorageError as error:
+        log.warning("what the served round was asked is not known", error=str(error))
+        return False
+    if before == options.ground_truth:
+        return False
+    classes = training_classes(config, options)
+    then, now = (
+        RULES[options.consensus](annotations_in(reading.mirror, config, chosen)[0], classes).labels
+        for chosen in (options.model_copy(update={"ground_truth": before}), options)
+    )
+    return then != now

@@ -68,6 +68,11 @@ class ProjectOptions(BaseModel):
         description="the choice that means `no label can be given`, by its value or its alias; never a class",
     )
     consensus: Literal["median"] = Field("median", description="rule that turns several readers' answers into a label")
+    ground_truth: Literal["override", "reader", "ignore"] = Field(
+        "override",
+        description="what an annotation marked as ground truth, as Label Studio marks every imported one, does: "
+        "`override` the readers, count as one more `reader`'s answer, or `ignore`: it is left out",
+    )
     annotations_per_task: int = Field(1, ge=1, le=20, description="readers an image is shown to")
     prelabel: bool = Field(
         False,

@@ -4,6 +4,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,6 +17,7 @@ from jaxtyping import Float32
 
 from ml_backend.consensus import median
 from ml_backend.errors import SettingsError
+from ml_backend.grouping import linked
 from ml_backend.records import Annotation, ImageRef, Label, natural_order
 from ml_backend.simulation.partition import check_sides, shares_reached, split_by_patient
 from ml_backend.simulation.tables import (
@@ -142,7 +144,13 @@ def load_dataset(
     notes: list[str] = []
     if task is None:
         task = _task_of(rows, notes, ordered=ratings is not None)
-    refs = {row.path: ImageRef(id=row.path, uri=row.path, patient_id=row.patient_id) for row in rows}
+    paths = [row.path for row in rows]
+    same = {path: path for path in paths} if images is None else _first_of_the_same(paths, images)
+    drawn = not any(row.split is not None for row in rows)
+    refs = {
+        row.path: ImageRef(id=row.path, uri=same[row.path] if drawn else row.path, patient_id=row.patient_id)
+        for row in rows
+    }
     annotations = _annotations(answers, refs, task, notes)
     truth = _truth(rows, annotations, task, notes)
     kept = sorted((refs[path] for path in truth), key=lambda image: natural_order(image.id))
@@ -154,6 +162,7 @@ def load_dataset(
     if not split:
         notes.append(f"split by patient, seed {split_seed}, shares {', '.join(f'{share:g}' for share in shares)}")
         split = split_by_patient(kept, truth, split_seed, shares)
+    notes += _said_of_copies(kept, same, split)
     sources = {row.path: row.source for row in rows if row.source and row.path in truth}
     data = DataSet(
         classes=task.classes,
@@ -272,6 +281,38 @@ def _below(folder: Path | None, rows: list[Row], table: Path) -> list[Row]:
     if twice:
         raise SettingsError(f"{table} has the same image by two paths: {first_ten(twice)}; remove one of each two rows")
     return moved
+
+
+def _first_of_the_same(paths: Sequence[str], folder: Path) -> dict[str, str]:
+    """Path -> the first path with the same bytes. A file that cannot be read is like no other; who reads it says why.
+
+    One file has one path: ``read_labels`` refuses another spelling of it.
+    """
+    in_order = sorted(paths, key=natural_order)
+    marks: dict[str, list[str]] = {path: [] for path in in_order}
+    of_size: dict[int, list[str]] = {}
+    for path in in_order:
+        with suppress(OSError, ValueError):
+            if (folder / path).is_file():
+                of_size.setdefault((folder / path).stat().st_size, []).append(path)
+    for alike in of_size.values():
+        for path in alike if len(alike) > 1 else ():  # a file of a size of its own need not be read
+            with suppress(OSError):
+                marks[path].append(_sha256(folder / path))
+    return linked(marks)
+
+
+def _said_of_copies(images: Sequence[ImageRef], same: Mapping[str, str], split: Mapping[str, Side]) -> list[str]:
+    sides: dict[str, set[Side]] = {}
+    for image in images:
+        sides.setdefault(same[image.id], set()).add(split[image.id])
+    copies = [image.id for image in images if same[image.id] != image.id]
+    if not copies:
+        return []
+    said = f"{len(copies)} rows hold the same image as another row: {first_ten(copies, ', ')}"
+    if torn := sum(len(found) > 1 for found in sides.values()):
+        return [f"{said}; THE TABLE PUTS {torn} IMAGES ON MORE THAN ONE SIDE, so that the figures are too good"]
+    return [f"{said}; copies are on one side of the split"]
 
 
 def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: Mapping[str, int]) -> None:

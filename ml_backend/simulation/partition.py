@@ -8,6 +8,7 @@ import numpy as np
 
 from ml_backend.acquisition import seeded_order
 from ml_backend.errors import SettingsError
+from ml_backend.grouping import groups_of
 from ml_backend.records import ImageRef
 from ml_backend.simulation.tables import SIDES, Side, first_ten
 
@@ -41,9 +42,10 @@ def split_by_patient(
         )
     used = [(side, share) for side, share in zip(SIDES, shares, strict=True) if share > 0]
     classes = {name: column for column, name in enumerate(sorted(set(truth.values())))}
+    group_of = groups_of(images)
     groups: dict[str, list[ImageRef]] = {}
     for image in images:
-        groups.setdefault(image.group, []).append(image)
+        groups.setdefault(group_of[image.id], []).append(image)
     names = list(groups)
     in_turn = [names[place] for place in seeded_order([f"side of {name}" for name in names], seed)]
     in_turn.sort(key=lambda name: -len(groups[name]))
@@ -126,19 +128,20 @@ def check_sides(
     if len(set(ids)) != len(ids) or set(ids) != set(truth) or set(ids) != set(split):
         odd = sorted(set(ids) ^ set(truth) | set(ids) ^ set(split)) or [i for i, n in Counter(ids).items() if n > 1]
         raise SettingsError(f"images, true classes and sides do not belong together: {first_ten(odd, ', ')}")
+    group_of = groups_of(images)
     sides_of: dict[str, set[Side]] = {}
     for image in images:
-        sides_of.setdefault(image.group, set()).add(split[image.id])
+        sides_of.setdefault(group_of[image.id], set()).add(split[image.id])
     if torn := sorted(group for group, sides in sides_of.items() if len(sides) > 1):
         where = [f"{group} ({', '.join(side for side in SIDES if side in sides_of[group])})" for group in torn]
         raise SettingsError(
             f"{len(torn)} patients have images on more than one side: {first_ten(where, ', ')}; put all images of a "
-            "patient on one side, or remove the column split"
+            "patient, and all rows that name one file, on one side, or remove the column split"
         )
     for side in ("train", "test"):
         there = {truth[image_id] for image_id in ids if split[image_id] == side}
         if lost := [name for name in classes if name not in there]:
-            patients = len({image.group for image in images if truth[image.id] in lost})
+            patients = len({group_of[image.id] for image in images if truth[image.id] in lost})
             raise SettingsError(
                 f"the {side} side has no image of class {' or '.join(map(repr, lost))}, of which there are images of "
                 f"{patients} patients in all: give more of them, another split, or leave the class out of --task"

@@ -1,5 +1,6 @@
 """What was read of a project's tasks, and what its rounds learned from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,12 @@ class _Learned(Record):
     states: dict[str, str]
 
 
+class _SameContent(Record):
+    """Addresses of images that hold the same bytes as another, with a digest of these."""
+
+    digests: dict[str, str]
+
+
 class _Problem(Record):
     problem: str
 
@@ -39,6 +46,7 @@ class ReadingStore:
         self._learned = folder / "learned"
         self._problem = folder / "reading-problem.json"
         self._serving = folder / "serving.json"
+        self._same = folder / "same-content.json"
 
     def mirror(self, kind: type[R]) -> R | None:
         """The last reading; None where there is none, or it is damaged: Label Studio can always be read again."""
@@ -54,6 +62,26 @@ class ReadingStore:
             write_record(self._mirror, mirror)
         except (StorageError, ValueError) as error:  # ValueError: half a surrogate pair, which JSON lets through
             log.warning("the next reading takes longer", error=str(error))
+
+    def digests(self) -> dict[str, str]:
+        """Address -> digest of the bytes there, of images that hold the same as another; as far as rounds have seen."""
+        try:
+            kept = read_record(self._same, _SameContent)
+        except StorageError as error:
+            log.warning("images are told apart by their addresses alone", error=str(error))
+            return {}
+        return {} if kept is None else kept.digests
+
+    def keep_digests(self, digests: Mapping[str, str]) -> bool:
+        """Replace ``digests``; whether they are others than before. Never raises: the next round finds them again."""
+        if self.digests() == dict(digests):
+            return False
+        try:
+            write_record(self._same, _SameContent(digests=dict(digests)))
+        except (StorageError, ValueError) as error:  # ValueError: half a surrogate pair, which JSON lets through
+            log.warning("images with equal content are not noted", error=str(error))
+            return False
+        return True
 
     def keep_learned(self, round_id: str, states: dict[str, str]) -> None:
         """Note what a round learns from; before it is saved, so that no round that is served lacks it.

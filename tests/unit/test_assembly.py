@@ -1,9 +1,9 @@
 """What a live round is put together from; the round itself is replaced."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -17,19 +17,21 @@ from ml_backend.engine.ports import RoundParts, no_progress
 from ml_backend.engine.rerank import RerankParts, StoredPasses
 from ml_backend.engine.sharing import ShardedLearner
 from ml_backend.engine.topup import TurnsPublisher
-from ml_backend.errors import EmptyPool, RoundError, SettingsError, StorageError, UnknownProject
+from ml_backend.errors import EmptyPool, RequestRefused, RoundError, SettingsError, StorageError, UnknownProject
+from ml_backend.images.blobs import BlobFolder
 from ml_backend.insight import INSIGHT, RoundInsight
 from ml_backend.insight.agreement import NOISE, rounds_with, stored_marks, stored_noise
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.publisher import LabelStudioPublisher
 from ml_backend.model import checkpoint, scoring
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.machine import machine
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.randomness import derive
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, Label, ProjectKey, Published, Reason, RoundReport, RoundRequest
+from ml_backend.records import Connection, Label, ProjectKey, Published, Ranking, Reason, RoundReport, RoundRequest
 from ml_backend.settings import ProjectOptions, Settings
-from ml_backend.storage import RoundStore, ScoringFolder, ScoringTask
+from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.pause import Pause
 from tests.fakes import CLASSES, NOON, FakeLearner, make_fit, make_image, make_report, make_request
@@ -55,7 +57,7 @@ def run(tmp_path, monkeypatch):
 
     def answer(request: httpx.Request) -> httpx.Response:
         calls["url"] = str(request.url)
-        tasks = {"tasks": [], "total": 0}
+        tasks = {"tasks": calls["tasks"], "total": len(calls["tasks"])}
         return httpx.Response(200, json=tasks if request.url.path == "/api/tasks" else calls["project"])
 
     class Client(LabelStudioClient):
@@ -80,9 +82,11 @@ def run(tmp_path, monkeypatch):
         reason: Reason = "labels",
         during: Callable[[RoundParts], object] = lambda _parts: None,
         learn: Callable[[], Reason] = lambda: "forced",
+        *,
+        tasks: Sequence[dict[str, Any]] = (),
         **settings: Any,
     ) -> Any:
-        calls["project"] = project
+        calls["project"], calls["tasks"] = project, tasks
         calls["during"] = during
         defaults = {"label_studio_url": "http://ls", "label_studio_api_key": "k", "device": "cpu"}
         found = Settings(data_dir=tmp_path, **(defaults | settings))
@@ -190,6 +194,62 @@ class TestTopUp:
 
         assert (report, published) == (make_report(), served)
         assert "parts" not in calls
+
+
+class TestCopies:
+    """Images with equal bytes are known as such once a round has read them."""
+
+    TASKS: ClassVar[list[dict[str, Any]]] = [
+        {"id": n, "data": {"image": f"http://films.example/{n}.png"}, "annotations": []} for n in (1, 2, 3)
+    ]
+
+    def read(self, parts: RoundParts, tmp_path: Path) -> list[str]:
+        """What the round looks at; two of the images are one."""
+        pool = [image.id for image in parts.labels.unlabelled()[0]]
+        hashes = BlobFolder(tmp_path / "cache" / "images" / "hashes")
+        for number, digest in ((1, b"x"), (2, b"y"), (3, b"x")):
+            hashes.put(f"http://films.example/{number}.png", digest)
+        return pool
+
+    @pytest.fixture
+    def served(self, tmp_path) -> ProjectStore:
+        project = RoundStore(tmp_path).project(KEY)
+        ranking = Ranking(strategy="random", image_ids=("3", "2", "1"), scores=(0.9, 0.5, 0.1), batch_size=1)
+        project.save(make_report().model_copy(update={"ranking": ranking}), None, None)
+        project.set_published(
+            Published(version="v", round_id="r000001", image_ids=("3", "2", "1"), seconds={}, published_at=NOON)
+        )
+        return project
+
+    def test_leave_the_order_and_the_next_pool(self, run, served, tmp_path, monkeypatch):
+        published = []
+
+        def publish(self: object, report: RoundReport, guard: object) -> Published:
+            published.append(report.ranking.image_ids)
+            order = served.published()
+            assert order is not None
+            changed: Published = order.model_copy(update={"image_ids": report.ranking.image_ids})
+            return changed
+
+        monkeypatch.setattr(LabelStudioPublisher, "publish", publish)
+        run(PROJECT | {"task_number": 3}, tasks=self.TASKS, during=lambda parts: self.read(parts, tmp_path))
+        assert published == [("2", "1")]
+
+        _, calls = run(PROJECT | {"task_number": 3}, tasks=self.TASKS, during=lambda p: self.read(p, tmp_path))
+        assert calls["found"] == ["1", "2"]
+        assert len(published) == 1
+
+    def test_a_label_studio_that_refuses_makes_no_round_fail(self, run, served, tmp_path, monkeypatch):
+        def publish(*_: object) -> Published:
+            raise RequestRefused("busy", 500)
+
+        monkeypatch.setattr(LabelStudioPublisher, "publish", publish)
+
+        with capture_logs() as logs:
+            run(PROJECT | {"task_number": 3}, tasks=self.TASKS, during=lambda parts: self.read(parts, tmp_path))
+        assert [one["event"] for one in logs if one["log_level"] == "warning"] == [
+            "copies of images stay in the order for now"
+        ]
 
 
 class TestServed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 from typing import get_args
 
 import pytest
@@ -94,7 +95,7 @@ class TestWhoCounts:
         assert (label.value, label.raters) == ("normal", 1)
 
     def test_ground_truth_overrides_all(self) -> None:
-        """Three readers, later and of one mind, do not outvote it."""
+        """Three readers, later and of one mind, do not outvote it; that they differ is for the owner to see."""
         annotations = [
             *(annotation("severe", f"reader {i}", minute=9) for i in range(3)),
             annotation("normal", "expert", ground_truth=True),
@@ -102,17 +103,56 @@ class TestWhoCounts:
 
         label = the_label(median(annotations, CLASSES))
 
-        assert (label.value, label.raters, label.disputed) == ("normal", 1, False)
+        assert (label.value, label.raters, label.disputed) == ("normal", 1, True)
 
-    def test_the_latest_of_several_ground_truths(self) -> None:
+    def test_a_ground_truth_that_readers_agree_with_is_undisputed(self) -> None:
         annotations = [
-            annotation("moderate", "b", minute=2, ground_truth=True),
-            annotation("severe", "a", minute=3, ground_truth=True),
-            annotation("normal", "c", minute=1, ground_truth=True),
-            annotation("normal", "a", minute=4),
+            annotation("normal", "a", minute=9),
+            annotation(None, "b", minute=9),
+            annotation("normal", "expert", ground_truth=True),
         ]
 
-        assert the_label(median(annotations, CLASSES)).value == "severe"
+        assert not the_label(median(annotations, CLASSES)).disputed
+
+    def test_a_ground_truth_that_replaces_its_reader_s_own_answer_is_undisputed(self) -> None:
+        annotations = [annotation("severe", "a"), annotation("normal", "a", minute=1, ground_truth=True)]
+
+        assert not the_label(median(annotations, CLASSES)).disputed
+        later = [*annotations, annotation("moderate", "a", minute=2)]
+        assert the_label(median(later, CLASSES)).disputed
+
+    @pytest.mark.parametrize(
+        ("truths", "value", "disputed"),
+        [
+            (["normal", "normal", "severe"], "normal", True),
+            (["severe", "normal"], "severe", True),
+            (["moderate", "severe", "normal"], "moderate", True),
+            (["normal", "normal"], "normal", False),
+            (["normal", None], "normal", True),
+            ([None, "severe", "severe"], "severe", True),
+        ],
+    )
+    @pytest.mark.parametrize("raters", ["aaa", "abc"])
+    def test_ground_truths_that_differ_are_not_decided_by_time(
+        self, truths: list[str | None], value: str, disputed: bool, raters: str
+    ) -> None:
+        """Also where all are the importing user's; the reader's own answer is later and plays no part."""
+        for order in permutations(range(len(truths))):
+            annotations = [
+                annotation(truth, rater, minute=minute, ground_truth=True)
+                for truth, rater, minute in zip(truths, raters, order, strict=False)
+            ]
+
+            label = the_label(median([*annotations, annotation(value, "reader", minute=9)], CLASSES))
+
+            assert (label.value, label.disputed) == (value, disputed)
+            assert label.raters == sum(truth is not None for truth in truths)
+
+    def test_a_ground_truth_of_no_class_leaves_the_image_out(self) -> None:
+        annotations = [annotation("sever", "a", ground_truth=True), annotation("normal", "b", ground_truth=True)]
+
+        [exclusion] = median(annotations, CLASSES).exclusions
+        assert "'sever'" in exclusion.reason
 
     def test_skips_are_no_votes(self) -> None:
         """Two skips beside one answer: neither a class of their own nor a majority."""

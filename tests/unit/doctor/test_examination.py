@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
 
 from ml_backend.doctor import asked_connection
+from ml_backend.doctor.asked_images import ground_truth_note
 from ml_backend.doctor.case import Case
 from ml_backend.doctor.check import Check, Outcome, fine, skipped
 from ml_backend.doctor.examination import CHECKS
@@ -16,6 +18,7 @@ from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore
 from tests.label_configs import LEARNED, REFUSED
 from tests.unit.doctor.installation import BACKEND, KEY, Installation, failures
+from tests.unit.label_studio.test_duplicates import answer, mirror
 
 
 @pytest.fixture(autouse=True)
@@ -454,3 +457,56 @@ class TestGpu:
 
         assert seen.verdict == verdict
         assert said in seen.seen
+
+
+class TestLabels:
+    """What is said of the project's labels is what its page says, by the same functions."""
+
+    def told(self, installation, *tasks):
+        """Keeps these tasks as the backend's last reading; nothing has changed since."""
+        read = mirror(dict(enumerate(tasks, 1)))
+        installation.project |= {
+            "task_number": len(tasks),
+            "total_annotations_number": read.counts.annotations,
+            "skipped_annotations_number": 0,
+            "ground_truth_number": sum(item["ground_truth"] for task in tasks for item in task[1:]),
+        }
+        rows = [{"id": n, "data": {"image": uri}, "annotations": list(said)} for n, (uri, *said) in enumerate(tasks, 1)]
+        installation._tasks = lambda: {"total": len(rows), "tasks": rows}
+        return {name: installation.examine()[name] for name in ("same image twice", "ground truths")}
+
+    def test_where_there_is_nothing_to_say(self, installation):
+        found = self.told(installation, ("/data/a.png", answer("normal")), ("/data/b.png",))
+
+        assert {one.verdict for one in found.values()} == {"ok"}
+        assert found["same image twice"].seen == "every image stands in one task"
+        assert found["ground truths"].seen == "no annotation is marked as ground truth"
+
+    def test_copies_and_ground_truths(self, installation):
+        found = self.told(
+            installation, ("/data/a.png", answer("normal", truth=True), answer("severe", 2)), ("/data/a.png",)
+        )
+
+        assert found["same image twice"].seen.startswith("1 image stands in two or more tasks (2 in all)")
+        assert found["ground truths"].seen == "1 label is a ground truth; it overrides 1 differing answer of readers."
+
+    def test_a_large_project_that_was_never_read_is_left_to_the_backend(self, installation):
+        installation.project["task_number"] = 1001
+
+        found = installation.examine()
+
+        assert (found["same image twice"].verdict, found["ground truths"].verdict) == ("skip", "skip")
+
+    def test_what_connect_says(self, installation):
+        self.told(installation, ("/data/a.png", answer("normal", truth=True), answer("severe", 2)))
+        case = Case(7, BACKEND, lambda: Settings.load(**installation.settings), httpx.MockTransport(installation))
+
+        assert ground_truth_note(case).startswith("1 label is a ground truth; it overrides 1 differing answer")
+        assert "the option ground_truth says what they count as" in ground_truth_note(case)
+
+    @pytest.mark.parametrize("row", [{"ground_truth_number": 0}, {"ground_truth_number": 1, "label_config": "<View/>"}])
+    def test_connect_says_nothing_where_there_is_nothing_and_never_fails(self, installation, row):
+        installation.project |= row
+        case = Case(7, BACKEND, lambda: Settings.load(**installation.settings), httpx.MockTransport(installation))
+
+        assert ground_truth_note(case) == ""

@@ -264,3 +264,31 @@ class TestFolds:
             match=r"9 labels of 2 patients, at most 3 of a class, cannot be split for 3 networks.* to 2 or less",
         ):
             fold_split(labels, 3, 0)
+
+
+class TestCopies:
+    """Labels of tasks that hold one image."""
+
+    COPIES = st.lists(
+        st.tuples(st.sampled_from(CLASSES), st.integers(0, 12), st.sampled_from([None, None, "p", "q"])),
+        min_size=4,
+        max_size=30,
+    ).map(
+        lambda rows: [
+            Label(image=ImageRef(id=str(n), uri=f"{uri}.png", patient_id=patient), value=value, raters=1)
+            for n, (value, uri, patient) in enumerate(rows)
+        ]
+    )
+
+    @settings(deadline=None)
+    @given(labels=COPIES, seed=st.integers(0, 50))
+    def test_no_address_and_no_patient_is_on_both_sides(self, labels, seed):
+        try:
+            sides = [stable_split(labels, 0.3, seed), *fold_split(labels, 2, seed)]
+        except TooFewLabels:
+            return
+        for train, validation in sides:
+            for shared in ("uri", "patient_id"):
+                here, there = ({getattr(one.image, shared) for one in side} - {None} for side in (train, validation))
+                assert here.isdisjoint(there)
+            assert sorted([*train, *validation], key=repr) == sorted(labels, key=repr)

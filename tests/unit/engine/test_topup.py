@@ -152,6 +152,30 @@ class TestTopUp:
         assert publisher.published == []
 
 
+class TestCopies:
+    """An image that is served, and by now is another task's: labelled there, or the lower of the two."""
+
+    TOLD = (Exclusion(image_id="4", reason="task 4 holds the same image as task 1"),)
+
+    def test_leave_the_order_although_enough_is_left(self):
+        labels = FakeLabels([make_annotation(1, "normal")], images(3, 5), self.TOLD)
+
+        done, publisher = top_up(labels, Archive(report_of("3", "4", "5"), ["3", "4", "5"]), low=2)
+
+        assert done is not None
+        assert [report.ranking.image_ids for report in publisher.published] == [("3", "5")]
+
+    def test_that_are_not_served_are_no_reason_to_publish(self):
+        labels = FakeLabels([make_annotation(1, "normal")], images(3, 5), self.TOLD)
+
+        assert top_up(labels, Archive(report_of("3", "4", "5"), ["3", "5"]), low=2)[0] is None
+
+    def test_nothing_is_published_where_nothing_else_waits(self):
+        labels = FakeLabels([make_annotation(1, "normal")], [], self.TOLD)
+
+        assert top_up(labels, Archive(report_of("1", "4"), ["1", "4"]), low=2)[0] is None
+
+
 class TestBeside:
     def test_looks_again_after_a_refusal_and_ends_with_the_block(self):
         looked = threading.Semaphore(0)

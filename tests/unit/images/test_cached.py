@@ -1,3 +1,4 @@
+import hashlib
 import io
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from PIL import Image
 
 from ml_backend.errors import ImageError
 from ml_backend.images.blobs import BlobFolder
-from ml_backend.images.cached import ImageCache
+from ml_backend.images.cached import ImageCache, content_digests
+from ml_backend.images.folder import FolderSource
 from ml_backend.records import ImageRef
 
 
@@ -185,3 +187,21 @@ class TestSize:
         assert cache.read(ref("wide"), sized=True).size == (60, 24)
         assert cache.read(ref("wide"), sized=True).size == (60, 24)
         assert wide.fetched == ["wide", "wide"]
+
+
+class TestContentDigests:
+    def test_of_what_was_read_and_nothing_else(self, tmp_path):
+        """Equal bytes have one digest, and nothing is fetched for it."""
+        for name, shade in (("a", 9), ("b", 9), ("c", 200), ("unread", 9)):
+            Image.new("L", (40, 40), shade).save(tmp_path / f"{name}.png")
+        a, b, c, unread = (ImageRef(id=name, uri=f"{name}.png") for name in ("a", "b", "c", "unread"))
+        source = FolderSource(tmp_path)
+        cache = ImageCache(source, tmp_path / "cache", 32)
+        for image in (a, b, c):
+            cache.read(image)
+
+        found = content_digests(source, tmp_path / "cache", [a, b, c, unread, ImageRef(id="x", uri="gone.png")])
+
+        assert found.keys() == {"a.png", "b.png", "c.png"}
+        assert found["a.png"] == found["b.png"] == hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+        assert found["c.png"] != found["a.png"]

@@ -282,6 +282,102 @@ class TestWhatLabelStudioHolds:
         assert "topup" not in queue.requests
 
 
+class TestCopies:
+    """The images of some tasks stand in others too."""
+
+    def copy(self, studio, number, of):
+        studio.tasks[number]["data"] = dict(studio.tasks[of]["data"])
+        studio.tasks[number]["updated_at"] = studio.tick()
+
+    def test_one_that_is_served_and_labelled_elsewhere_leaves_the_order(self, reconciler, publish, queue, studio):
+        self.copy(studio, 60, of=1)
+        publish()
+
+        reconciler.look()
+
+        assert queue.requests == ["topup"]
+
+    def test_by_its_bytes_as_well(self, reconciler, publish, queue, studio, readings):
+        publish()
+        readings.keep_digests({studio.tasks[number]["data"]["image"]: "x" for number in (1, 60)})
+
+        reconciler.look()
+
+        assert queue.requests == ["topup"]
+
+    def test_that_nobody_serves_are_asked_for_by_nobody(self, reconciler, publish, queue, studio):
+        """All that waits in Label Studio are copies: a round, or a top-up, would find nothing each minute."""
+        for number in range(3, 61):
+            self.copy(studio, number, of=1)
+        publish(("1", "2"))
+        queue.state = QueueStatus(last_error=LastError(kind="EmptyPool", message="m", at=0.0))
+        reconciler.look()
+        queue.state = QueueStatus()
+        reconciler.look()
+
+        assert (queue.requests, queue.idle_requests) == ([], [])
+
+
+class TestGroundTruth:
+    """The owner chooses what ground truths count as: labels that differ by it are learned at once."""
+
+    @pytest.fixture
+    def choose(self, store, readings, studio, publish):
+        def chosen(before, after, answer="severe"):
+            studio.tasks[1]["annotations"][0]["ground_truth"] = True
+            studio.annotate(1, answer, rater=2)
+            publish()
+            options = {} if before is None else {"ground_truth": before}
+            report = make_report("r000001")
+            asked = report.request.model_copy(update={"options": options})
+            store.project(PROJECT).save(report.model_copy(update={"request": asked}), None, None)
+            readings.keep_learned("r000001", read_project(studio.client(), 2, None).mirror.states(before or "override"))
+            told = {"ground_truth": after}
+            store.connect(
+                Connection(project=PROJECT, hostname="http://ls", label_config=LABEL_CONFIG, extra_params=told)
+            )
+
+        return chosen
+
+    def test_another_value_asks_for_a_round(self, reconciler, choose, queue):
+        choose("override", "ignore")
+
+        reconciler.look()
+
+        assert queue.requests == ["labels"]
+        assert queue.state.changes == 1
+
+    def test_not_where_every_label_stays_the_same(self, reconciler, choose, queue):
+        choose("override", "ignore", answer="normal")
+
+        reconciler.look()
+
+        assert queue.requests == []
+
+    def test_not_again_at_once_after_a_failure(self, reconciler, choose, queue):
+        choose("override", "reader")
+        queue.state = QueueStatus(last_error=LastError(kind="RoundError", message="m", at=0.0))
+
+        reconciler.look()
+
+        assert queue.requests == []
+
+    def test_not_while_the_rounds_are_held(self, reconciler, choose, queue, store):
+        choose("override", "reader")
+        Pause(store.project(PROJECT).folder).begin(threshold=3)
+
+        reconciler.look()
+
+        assert queue.requests == []
+
+    def test_a_round_of_an_older_version_had_the_default(self, reconciler, choose, queue):
+        choose(None, "override")
+
+        reconciler.look()
+
+        assert queue.requests == []
+
+
 class TestProjects:
     def test_one_that_is_gone_is_forgotten(self, reconciler, store, queue, studio):
         queue.state = QueueStatus(changes=9)

@@ -37,7 +37,7 @@ class Folder:
     def files(self, *names: str) -> Path:
         self.images.mkdir(exist_ok=True)
         for name in names:
-            (self.images / name).write_bytes(b"film")
+            (self.images / name).write_bytes(f"film {name}".encode())
         return self.images
 
     def features(self, rows: Mapping[str, Sequence[float]]) -> Path:

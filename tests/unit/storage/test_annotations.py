@@ -77,3 +77,24 @@ class TestProblem:
         (tmp_path / "reading-problem.json").write_text("{")
 
         assert "is damaged" in store.problem()
+
+
+class TestDigests:
+    """Which addresses hold the same bytes."""
+
+    def test_are_kept(self, tmp_path):
+        store = ReadingStore(tmp_path)
+
+        assert store.keep_digests({"a": "x", "b": "x"})
+        assert ReadingStore(tmp_path).digests() == {"a": "x", "b": "x"}
+        assert not store.keep_digests({"a": "x", "b": "x"})
+
+    def test_a_folder_of_an_older_version_has_none(self, tmp_path):
+        assert ReadingStore(tmp_path).digests() == {}
+        assert not ReadingStore(tmp_path).keep_digests({})
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_damaged_file_is_none(self, tmp_path):
+        (tmp_path / "same-content.json").write_text("{")
+
+        assert ReadingStore(tmp_path).digests() == {}
