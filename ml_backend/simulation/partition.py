@@ -136,7 +136,7 @@ def check_sides(
         where = [f"{group} ({', '.join(side for side in SIDES if side in sides_of[group])})" for group in torn]
         raise SettingsError(
             f"{len(torn)} patients have images on more than one side: {first_ten(where, ', ')}; put all images of a "
-            "patient, and all rows that name one file, on one side, or remove the column split"
+            "patient on one side, or remove the column split"
         )
     for side in ("train", "test"):
         there = {truth[image_id] for image_id in ids if split[image_id] == side}

@@ -296,3 +296,42 @@ class TestDataSet:
 
         with pytest.raises(SettingsError, match="4 images but features of 3"):
             DataSet(data.classes, data.images, data.truth, data.split, features=np.zeros((3, 2), np.float32))
+
+
+class TestCopies:
+    """Rows that hold the same image: never divided by the split that is drawn, named where the table divides them."""
+
+    def rows(self, split: Sequence[str] = ()) -> list[str]:
+        """Ten rows, of which 5 to 9 hold the images of 0 to 4."""
+        return [f"{n}.png,{'normal' if n % 5 < 2 else 'viral'}{f',{split[n]}' if split else ''}" for n in range(10)]
+
+    def same_bytes(self, folder: Folder) -> Path:
+        images = folder.files(*(f"{n}.png" for n in range(10)))
+        for number in range(5):
+            (images / f"{number + 5}.png").write_bytes((images / f"{number}.png").read_bytes())
+        return images
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_with_the_same_bytes_are_on_one_side(self, folder, seed):
+        images = self.same_bytes(folder)
+
+        data = load_dataset(images, folder.table("rows.csv", "path,label", self.rows()), task=BINARY, split_seed=seed)
+
+        assert [data.split[f"{n}.png"] for n in range(5)] == [data.split[f"{n}.png"] for n in range(5, 10)]
+        assert "5 rows hold the same image as another row: 5.png" in " ".join(data.notes)
+
+    def test_a_link_to_another_file_is_that_file(self, folder):
+        images = folder.files(*(f"{n}.png" for n in range(9)))
+        (images / "9.png").symlink_to(images / "0.png")
+
+        data = load_dataset(images, folder.table("rows.csv", "path,label", self.rows()), task=BINARY)
+
+        assert data.split["9.png"] == data.split["0.png"]
+
+    def test_that_the_table_divides_are_named(self, folder):
+        images = self.same_bytes(folder)
+        table = folder.table("rows.csv", "path,label,split", self.rows(["train"] * 5 + ["test"] * 5))
+
+        data = load_dataset(images, table, task=BINARY)
+
+        assert "THE TABLE PUTS 5 IMAGES ON MORE THAN ONE SIDE" in " ".join(data.notes)
