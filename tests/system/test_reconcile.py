@@ -67,10 +67,15 @@ class World:
         return str(self.client.transport.ask("POST", path, dict, query=query, body=body)["id"])
 
 
+def image(shade: int) -> bytes:
+    """Another one for each shade: the same bytes twice would be one image."""
+    file = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.fixture
 def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[World]:
-    file = io.BytesIO()
-    Image.new("L", (8, 8), 77).save(file, "PNG")
     settings = Settings.load(
         redis_url=valkey.url,
         data_dir=tmp_path,
@@ -82,7 +87,7 @@ def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[Wor
         config = shipped_config("severity")
         project_id, read = create_project(client, "test reconcile", config)
         films = [
-            Film(name=f"{number}.png", content=file.getvalue(), label="", patient_id=None) for number in range(FILMS)
+            Film(name=f"{number}.png", content=image(number), label="", patient_id=None) for number in range(FILMS)
         ]
         assert list(upload(client, label_studio.api_key, project_id, read.image_key, films))[-1] == FILMS
         project = client.patch_project(
