@@ -13,7 +13,7 @@ from tests.unit.server.memory import PROJECT
 # Four ground truths; of six answers of readers three differ from them, one of these from the median of two.
 TASKS = {
     1: ("a", answer("normal", truth=True), answer("severe", 2), answer("normal", 3), answer("severe", 4)),
-    2: ("b", answer("normal", truth=True), answer("severe", truth=True), answer("normal", 2), answer(None, 3)),
+    2: ("b", answer("normal", 5, truth=True), answer("severe", 6, truth=True), answer("normal", 2), answer(None, 3)),
     3: ("c", answer("normal", truth=True), answer("normal", 2)),
     4: ("d", answer("severe", 2)),
 }
