@@ -58,7 +58,8 @@ def run(tmp_path, monkeypatch):
     def answer(request: httpx.Request) -> httpx.Response:
         calls["url"] = str(request.url)
         tasks = {"tasks": calls["tasks"], "total": len(calls["tasks"])}
-        return httpx.Response(200, json=tasks if request.url.path == "/api/tasks" else calls["project"])
+        known: dict[str, Any] = {"/api/tasks": tasks, "/api/ml": [{"id": 1}]}
+        return httpx.Response(200, json=known.get(request.url.path, calls["project"]))
 
     class Client(LabelStudioClient):
         def __init__(self, url: str, api_key: str, **options: Any) -> None:

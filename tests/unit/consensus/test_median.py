@@ -148,6 +148,14 @@ class TestWhoCounts:
             assert (label.value, label.disputed) == (value, disputed)
             assert label.raters == sum(truth is not None for truth in truths)
 
+    def test_a_ground_truth_without_an_answer_disputes_nothing(self) -> None:
+        """Imported for another question of the same image, say."""
+        silent = annotation(None, "a", ground_truth=True).model_copy(update={"unanswered": True})
+
+        label = the_label(median([silent, annotation("normal", "a", ground_truth=True)], CLASSES))
+
+        assert (label.value, label.raters, label.disputed) == ("normal", 1, False)
+
     def test_a_ground_truth_of_no_class_leaves_the_image_out(self) -> None:
         annotations = [annotation("sever", "a", ground_truth=True), annotation("normal", "b", ground_truth=True)]
 
