@@ -11,7 +11,8 @@
     │   └── UnknownProject       the project is not connected to this backend (404)
     ├── RoundError               a round cannot go on
     │   ├── TooFewLabels         there is nothing to train or to validate on
-    │   ├── EmptyPool            there is no image left to rank
+    │   ├── EmptyPool            no image waits for a label: where all are labelled, the project is complete
+    │   │   └── UnusablePool     images wait, and none of them can be used
     │   ├── WeightsError         the backbone's weights cannot be had, or do not fit
     │   └── StaleRound           a newer run of the same project holds the fencing token
     ├── ImageError               an image cannot be fetched or decoded
@@ -42,6 +43,7 @@ __all__ = [
     "UnknownProject",
     "UnknownRound",
     "Unreachable",
+    "UnusablePool",
     "WeightsError",
 ]
 
@@ -102,7 +104,11 @@ class TooFewLabels(RoundError):
 
 
 class EmptyPool(RoundError):
-    """No image is left to rank."""
+    """No image is left to rank; no fault where all of them are labelled."""
+
+
+class UnusablePool(EmptyPool):
+    """Images wait for a label, and none of them can be used; the message gives the reason of the first."""
 
 
 class WeightsError(RoundError):

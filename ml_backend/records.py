@@ -15,6 +15,7 @@ __all__ = [
     "Annotation",
     "Connection",
     "Exclusion",
+    "ExclusionKind",
     "FitReport",
     "ImageRef",
     "ImportedVersion",
@@ -35,6 +36,22 @@ Seconds = Annotated[float, Field(ge=0.0)]
 Reason = Literal["connected", "images", "labels", "forced", "topup", "rerank"]
 """What calls for a round. Two of them learn nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks
 anew by what the last network said, since the owner chose another strategy."""
+ExclusionKind = Literal[
+    "no image",
+    "label without image",
+    "unreadable answer",
+    "no class",
+    "ignored class",
+    "ignored truth",
+    "no answer",
+    "same image",
+    "unreadable image",
+    "",
+]
+"""What is wrong with an image or its label. ``no image``: a task without a label that holds no image under the label
+config's key; ``label without image``: the same of a task with one; ``no answer``: readers skipped the image or called
+it unreadable; ``ignored truth``: all answers are ground truths that ``ground_truth=ignore`` leaves out; ``same image``:
+another task stands for it; empty: anything else."""
 
 
 class Record(BaseModel):
@@ -122,6 +139,7 @@ class Annotation(Record):
     rater: str
     value: str | None
     unanswered: bool = False  # neither skipped nor answered: the question is optional, or was asked on a condition
+    ignored: bool = False  # ``value`` is a class that the option ``ignore_classes`` leaves out
     ground_truth: bool = False
     updated_at: datetime
 
@@ -140,6 +158,7 @@ class Exclusion(Record):
 
     image_id: str
     reason: str
+    kind: ExclusionKind = ""
 
 
 class FitReport(Record):
@@ -218,6 +237,16 @@ class RoundReport(Record):
     started_at: datetime
     inputs: str = ""  # digest of what decided the result, see ``engine.resume``
     base: str | None = None  # the earlier round whose network ranked, where this one only ranked anew
+
+    @property
+    def trained(self) -> bool:
+        """Whether the round trained a network of its own."""
+        return self.fit is not None and self.base is None
+
+    @property
+    def by_network(self) -> bool:
+        """Whether a network made the order: the round's own, or that of ``base``. Not so before the first training."""
+        return self.fit is not None or self.base is not None
 
 
 class Published(Record):

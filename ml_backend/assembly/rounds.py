@@ -81,7 +81,8 @@ def run_live_round(
         # Training may take longer than readers need for what is published.
         with beside(live.top_up), world.quarantine.settled():
             done = _round(live, reason, progress, make_way)
-            if live.options.cold_start == "typiclust" and done[0].fit is None and done[0].ranking.strategy == "random":
+            typical = live.options.cold_start == "typiclust"
+            if typical and not done[0].by_network and done[0].ranking.strategy == "random":
                 # Readers have an order now, and the features are there: a better one follows at once.
                 done = _round(live, reason, progress, make_way)
             return live.drop_copies() or done

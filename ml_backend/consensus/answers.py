@@ -38,7 +38,8 @@ def gather(annotations: Sequence[Annotation], classes: Sequence[str]) -> tuple[l
     Of one reader's annotations of an image the latest counts. If annotations of the image are marked as ground truth,
     those alone count, each of them: Label Studio marks every imported annotation so, and gives those without an author
     to the user who imports, so that neither time nor author says which of them is right. A reader who skipped the image
-    or called it unreadable casts no vote.
+    or called it unreadable casts no vote. An image to which a counted annotation gives an ignored class has no label:
+    without that answer the consensus would be another.
 
     Args:
         annotations: in any order.
@@ -74,22 +75,35 @@ def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> 
     latest = list({annotation.rater: annotation for annotation in in_time}.values())
     counted = truths or latest
     values = [annotation.value for annotation in counted if annotation.value is not None]
-    if unknown := sorted(set(values) - severity.keys()):
+    ignored = sorted({annotation.value or "" for annotation in counted if annotation.ignored})
+    if unknown := sorted(set(values) - severity.keys() - set(ignored)):
         return Exclusion(
             image_id=image.id,
+            kind="no class",
             reason=f"image {image.id} is labelled {', '.join(map(repr, unknown))}, which is no class of this project: "
             f"known are {', '.join(classes)}; correct the annotation, or, if a class was renamed in Label Studio, add "
             f"alias={unknown[0]!r} to its Choice, which keeps these labels",
+        )
+    if ignored:
+        return Exclusion(
+            image_id=image.id,
+            kind="ignored class",
+            reason=f"image {image.id} is labelled {', '.join(map(repr, ignored))}, which ignore_classes leaves out",
         )
     if not values:
         who = "its ground truth" if truths else f"every one of its {len(counted)} readers"
         if all(annotation.unanswered for annotation in counted):
             return Exclusion(
                 image_id=image.id,
+                kind="no answer",
                 reason=f"unanswered: {who} gave image {image.id} no answer to the question: it is optional, or its "
                 "condition was not met",
             )
-        return Exclusion(image_id=image.id, reason=f"unreadable: {who} skipped image {image.id} or gave it no class")
+        return Exclusion(
+            image_id=image.id,
+            kind="no answer",
+            reason=f"unreadable: {who} skipped image {image.id} or gave it no class",
+        )
     votes = tuple(sorted(severity[value] for value in values))
     if not truths:
         return Answers(image, votes)

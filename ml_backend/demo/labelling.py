@@ -145,11 +145,12 @@ def _shall_wait(status: QueueStatus, retrain_after: int) -> bool:
 def _announcement(follower: Rounds, index: int) -> str:
     report, published = follower.rounds[index]
     labels = ", ".join(f"{count} {name}" for name, count in report.labels_per_class.items())
-    how = (
-        f"validation accuracy {report.fit.validation_accuracy:.2f}"
-        if report.fit is not None
-        else "random order, since a class has too few labels for a network"
-    )
+    if report.fit is not None:
+        how = f"validation accuracy {report.fit.validation_accuracy:.2f}"
+    elif report.base is not None:
+        how = f"ranked anew by {report.ranking.strategy}, with the network of {report.base}"
+    else:
+        how = "random order, since a class has too few labels for a network"
     images = len(published.image_ids)
     return f"round {index + 1} published: labels {labels}; {how}; the next {images} images are in order"
 

@@ -25,7 +25,7 @@ class Delay(Record):
 
 
 class RoundRow(Record):
-    """One published round. ``None`` where the start set was still growing, without a network."""
+    """One published round. ``None`` where nothing was trained: the start set was growing, or it only ranked anew."""
 
     round_id: str
     version: str
@@ -132,7 +132,8 @@ def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
     """The rounds as a table that fits into 80 columns."""
     table = Table(
         title="What the rounds did",
-        caption="–: random order, until every class has the labels that a network needs\n"
+        caption="–: nothing was trained: random order, until every class has the labels that a\n"
+        "network needs, or ranked anew by an earlier network\n"
         "+n: images that readers had on the screen when the ranking came",
         box=SIMPLE_HEAD,
     )

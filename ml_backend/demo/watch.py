@@ -67,7 +67,7 @@ class RoundFollower:
     @property
     def trained(self) -> int:
         """Published rounds that had a network."""
-        return sum(report.fit is not None for report, _ in self.rounds)
+        return sum(report.trained for report, _ in self.rounds)
 
     def is_newer(self, progress: Progress) -> bool:
         """Whether it is of a round after the newest published one."""
@@ -90,7 +90,7 @@ class RoundFollower:
             QueueError, StorageError: these cannot be read.
         """
         status = self._queue.status(self._project)
-        if status.last_error is not None:
+        if status.last_error is not None and status.failing:
             raise RoundError(f"a round failed: {status.last_error.message} ({status.last_error.kind})")
         # Before the progress of the next round takes its place.
         if (published := self._store.published()) is not None:

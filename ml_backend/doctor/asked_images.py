@@ -16,6 +16,7 @@ from ml_backend.errors import BackendError, ImageError, PayloadError
 from ml_backend.images.decode import decode
 from ml_backend.images.troubles import Trouble, trouble_of
 from ml_backend.insight.ground_truths import ground_truths
+from ml_backend.insight.standing import MENDABLE
 from ml_backend.label_studio.formats import read_image
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.reading import read_project
@@ -51,6 +52,8 @@ REMEDY: dict[Trouble, str] = {
 
 def _images(case: Case) -> Outcome:
     tasks = list(islice(_tasks(case), LOOKED_THROUGH))
+    if not tasks:
+        return skipped("the project holds no images yet")
     chosen = [tasks[place] for place in sorted({0, len(tasks) // 2, len(tasks) - 1})]
     hostname = case.stored_connection.hostname if case.stored_connection else None
     read, sizes, start = 0, 0, time.monotonic()
@@ -69,6 +72,26 @@ def _images(case: Case) -> Outcome:
         return failed(f"{read} of {len(chosen)} could be read; {seen}", remedy)
     took_s = (time.monotonic() - start) / read
     return fine(f"{read} decoded, {sizes / read / 1e6:.2f} MB and {took_s:.2f} s each on average")
+
+
+def _left_out(case: Case) -> Outcome:
+    if (standing := case.standing) is None:
+        return skipped(UNREAD)
+    told = "; ".join(one.sentence for one in standing.left_out)
+    if mendable := standing.mendable:
+        return failed(told, MENDABLE[mendable[0].kind])
+    return fine(told or "no task and no label")
+
+
+def _labelling(case: Case) -> Outcome:
+    if (standing := case.standing) is None:
+        return skipped(UNREAD)
+    if standing.verdict == "unusable":
+        return failed(standing.sentence, "mend what it names; the next round sees it")
+    start = standing.start
+    if standing.verdict == "blocked" and start is not None:
+        return failed(standing.sentence, "; or ".join(("import more images", *start.ways_out)))
+    return fine(f"{standing.sentence} {start.advice}" if start is not None else standing.sentence)
 
 
 def _quarantine(case: Case) -> Outcome:
@@ -128,4 +151,6 @@ CHECKS = (
     Check("quarantine", _quarantine, needs=("rounds on disk",)),
     Check("same image twice", _same_image_twice, needs=("options", "rounds on disk")),
     Check("ground truths", _ground_truths, needs=("classes", "rounds on disk")),
+    Check("left out", _left_out, needs=("classes", "rounds on disk"), remedy="mend or move away what is named"),
+    Check("labelling", _labelling, needs=("classes", "rounds on disk"), remedy="mend or move away what is named"),
 )

@@ -53,7 +53,7 @@ def _project(case: Case) -> Outcome:
         )
     tasks = row.get("task_number") or 0
     if not tasks:
-        return failed(f"{row.get('title')!r} holds no images", "import images in Label Studio")
+        return fine(f"{row.get('title')!r} holds no images yet: import images in Label Studio to begin")
     return fine(f"{row.get('title')!r}: {tasks:,} images, {row.get('total_annotations_number') or 0:,} annotations")
 
 

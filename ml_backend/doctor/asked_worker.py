@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 
 from ml_backend.doctor.case import Case
 from ml_backend.doctor.check import Check, Outcome, failed, fine
+from ml_backend.errors import BackendError
+from ml_backend.queueing import QueueStatus
 
 __all__ = ["CHECKS"]
 
@@ -25,7 +27,8 @@ def _worker(case: Case) -> Outcome:
 
 def _rounds(case: Case) -> Outcome:
     status = case.queue.status(case.key)
-    if (error := status.last_error) is not None:
+    # Where every image is labelled, or there is none yet, a round that ranked nothing is no failure.
+    if (error := status.last_error) is not None and not (status.ran_out and _nothing_to_mend(case, status)):
         at = datetime.fromtimestamp(error.at, UTC)
         again = datetime.fromtimestamp(status.next_attempt, UTC) if status.next_attempt else None
         tried = f"; it is tried again by itself at {again:%H:%M} UTC" if again else ""
@@ -38,7 +41,17 @@ def _rounds(case: Case) -> Outcome:
         running += f" ({status.progress.stage}, {status.progress.done} of {status.progress.total})"
     waiting = f"waits: {status.waiting}" if status.waiting else "none waits"
     to_next = f"; {status.changes} of {status.threshold} labels to the next" if status.threshold else ""
+    if error is not None:
+        to_next += f"; the last one found no image to rank: {error.message}"
     return fine(f"{running}, {waiting}{to_next}; {status.rounds_finished} done, {status.rounds_failed} failed")
+
+
+def _nothing_to_mend(case: Case, status: QueueStatus) -> bool:
+    try:
+        standing = case.standing
+    except BackendError:  # a check of its own tells it
+        standing = None
+    return not status.failing if standing is None else standing.verdict in {"labelled", "no images", "waiting"}
 
 
 CHECKS = (

@@ -10,6 +10,8 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from ml_backend.errors import PayloadError, StorageError, UnknownProject
+from ml_backend.insight.network import known_network
+from ml_backend.insight.standing import Standing, project_standing
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import find_webhook
 from ml_backend.label_studio.duplicates import TaskImages
@@ -23,6 +25,7 @@ from ml_backend.records import Connection, ProjectKey
 from ml_backend.settings import ProjectOptions, Settings, checked_address
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.quarantine import Quarantine
 
 __all__ = ["Case", "Json"]
 
@@ -220,3 +223,14 @@ class Case:
         if self.mirror is None:
             return None
         return TaskImages.of(self.mirror, self.config, ReadingStore(self.kept.folder).digests())
+
+    @cached_property
+    def standing(self) -> Standing | None:
+        """How far the labelling is, as the pages tell it; None likewise."""
+        if self.mirror is None:
+            return None
+        network = known_network(map(self.kept.brief, self.kept.round_ids()))
+        barred = {one.image_id: one.reason for one in Quarantine(self.kept.folder).listed()}
+        return project_standing(
+            self.mirror, self.config, self.options, self.images, quarantined=barred, network=network
+        )

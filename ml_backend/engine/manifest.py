@@ -47,7 +47,7 @@ def sealed(
     previous = _newest(project, report.request.round_id)
     options = ProjectOptions.model_validate(report.request.options)
     # A random order before the first training asks no network; a typical one asks a backbone.
-    by_network = report.fit is not None or report.base is not None or report.ranking.strategy != "random"
+    by_network = report.by_network or report.ranking.strategy != "random"
     weights = weights_file(options.backbone, options.weights) if by_network else None
     return Manifest(
         round_id=report.request.round_id,

@@ -120,7 +120,7 @@ def _ranked_again(project: ProjectStore, report: RoundReport, cache: Path) -> Ra
         outputs = project.evidence(request.round_id)
     except OtherFormat as error:
         raise _NotKept(str(error)) from error
-    if outputs is None and report.fit is None and report.base is None:
+    if outputs is None and not report.by_network:
         start = _start_again(project, report, cache)
         return mixed(start, request.control_share, request.seed, request.round_id)
     if outputs is None:

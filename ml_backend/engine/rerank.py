@@ -25,7 +25,8 @@ from ml_backend.engine.ports import (
     no_progress,
 )
 from ml_backend.engine.resume import reranked_digest
-from ml_backend.errors import EmptyPool
+from ml_backend.engine.round import empty_pool
+from ml_backend.errors import UnusablePool
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import ImageRef, Label, Published, Ranking, RoundReport, RoundRequest
 from ml_backend.strategies import Need
@@ -100,6 +101,7 @@ def rerank(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tupl
 
     Raises:
         EmptyPool: no image waits.
+        UnusablePool: images wait, and none of them can be read.
         WeightsError, RoundError: see ``Learner``.
         StaleRound: a newer run of the project has begun; nothing was published.
         LabelStudioError: labels could not be read or the ranking not published; the saved round stays.
@@ -107,14 +109,19 @@ def rerank(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tupl
     started_at = datetime.now(UTC)
     clock = Clock(parts.progress)
     with clock.stage("labels"):
-        consensus = parts.consensus(parts.labels.annotations(), request.classes)
+        annotations = parts.labels.annotations()
+        consensus = parts.consensus(annotations, request.classes)
         pool, unusable = parts.labels.unlabelled()
     if not pool:
-        raise EmptyPool(f"project {request.project.id} has no unlabelled image left: import images to go on")
+        raise empty_pool(request, annotations, unusable)
     with clock.stage("score"):
         outputs = _outputs(parts, pool, consensus.labels)
     with clock.stage("rank"):
         ranking = ranked_anew(request, parts.strategy, outputs, [image.id for image in pool])
+    if not ranking.image_ids:
+        raise UnusablePool(
+            f"none of the {len(pool)} unlabelled images could be read; the first: {outputs.exclusions[0].reason}"
+        )
     report = RoundReport(
         request=request,
         labels_per_class=base.labels_per_class,

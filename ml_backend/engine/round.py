@@ -14,11 +14,21 @@ from ml_backend.engine.control import mixed
 from ml_backend.engine.ports import RoundParts
 from ml_backend.engine.resume import inputs_digest
 from ml_backend.engine.start import random_order, typical_order
-from ml_backend.errors import EmptyPool
+from ml_backend.errors import EmptyPool, UnusablePool
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import FitReport, ImageRef, Label, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.records import (
+    Annotation,
+    Exclusion,
+    FitReport,
+    ImageRef,
+    Label,
+    Published,
+    Ranking,
+    RoundReport,
+    RoundRequest,
+)
 
-__all__ = ["run_round"]
+__all__ = ["empty_pool", "run_round"]
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +45,8 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
     order that they need not wait for.
 
     Raises:
-        EmptyPool: no readable image is left to rank.
+        EmptyPool: no image waits for a label.
+        UnusablePool: images wait, and none of them can be read.
         TooFewLabels, WeightsError, SettingsError, RoundError: see ``Learner``. Of ``prepare``, they come after the
             random order was published: readers can work while the owner mends it.
         StaleRound: a newer run of the project has begun; nothing was published.
@@ -49,7 +60,7 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
         pool, unusable = parts.labels.unlabelled()
     counts = _labels_per_class(consensus.labels, request.classes)
     if not pool:
-        raise EmptyPool(f"project {request.project.id} has no unlabelled image left: import images to go on")
+        raise empty_pool(request, annotations, unusable)
 
     still_growing = min(counts.values()) < request.min_labels_per_class
     inputs = inputs_digest(request, consensus.labels, pool)
@@ -89,6 +100,25 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
     return report, published
 
 
+def empty_pool(request: RoundRequest, annotations: Sequence[Annotation], unusable: Sequence[Exclusion]) -> EmptyPool:
+    """The error of a round without an image to rank: no image is there, all are labelled, or none can be used.
+
+    Args:
+        request: of the round.
+        annotations: of the project.
+        unusable: the images and labels that were left out.
+    """
+    project = f"project {request.project.id}"
+    if waiting := [one for one in unusable if one.kind == "no image"]:
+        return UnusablePool(
+            f"{project} has no image that can be used: {len(waiting)} {'was' if len(waiting) == 1 else 'were'} left "
+            f"out, the first: {waiting[0].reason}"
+        )
+    if not annotations and not unusable:
+        return EmptyPool(f"{project} has no images yet: import images to begin")
+    return EmptyPool(f"no image of {project} waits for a label: all are labelled or skipped")
+
+
 def _start_order(
     request: RoundRequest, parts: RoundParts, clock: Clock, labels: Sequence[Label], pool: Sequence[ImageRef]
 ) -> Ranking:
@@ -108,7 +138,7 @@ def _learn_and_rank(
     with clock.stage("score"):
         outputs = parts.learner.outputs(pool, parts.strategy.needs)
     if not outputs.image_ids:
-        raise EmptyPool(
+        raise UnusablePool(
             f"none of the {len(pool)} unlabelled images could be read; the first: {outputs.exclusions[0].reason}"
         )
     with clock.stage("rank"):

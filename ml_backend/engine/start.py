@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ml_backend.acquisition import places, rank_by_features, seeded_order
 from ml_backend.engine.ports import Learner
-from ml_backend.errors import EmptyPool
+from ml_backend.errors import UnusablePool
 from ml_backend.records import ImageRef, Ranking
 
 __all__ = ["random_order", "typical_order"]
@@ -37,12 +37,12 @@ def typical_order(
     Groups of images that look alike and hold a labelled one count as covered.
 
     Raises:
-        EmptyPool: no image of the pool could be read.
+        UnusablePool: no image of the pool could be read.
         WeightsError, SettingsError, RoundError: see ``Learner.embed``.
     """
     seen = learner.embed(pool)
     if not seen.image_ids:
-        raise EmptyPool(
+        raise UnusablePool(
             f"none of the {len(pool)} unlabelled images could be read; the first: {seen.exclusions[0].reason}"
         )
     covered = learner.embed(labelled).features if labelled else None

@@ -103,7 +103,7 @@ def fixed_predictions(outputs: PoolOutputs, seed: int) -> dict[str, int]:
 
 def round_marks(report: RoundReport, outputs: PoolOutputs) -> RoundMarks | None:
     """What is kept of a round; None where it trained nothing, but only ranked."""
-    if (fit := report.fit) is None or report.base is not None:
+    if (fit := report.fit) is None or not report.trained:
         return None
     return RoundMarks(
         round_id=report.request.round_id,

@@ -74,7 +74,7 @@ def labels_by_origin(
     for answer in answers:
         if answer.value is not None:
             first[answer.image_id] = min(answer.created_at, first.get(answer.image_id, answer.created_at))
-    ranked = sorted((r for r in reports if r.fit is not None or r.base is not None), key=lambda r: r.started_at)
+    ranked = sorted((r for r in reports if r.by_network), key=lambda r: r.started_at)
     begun = [report.started_at for report in ranked]
     control_of = {
         round_id: {image.image_id: image for image in insight.control} for round_id, insight in insights.items()

@@ -55,6 +55,16 @@ class RoundLine(Record):
         """Images with a label when the round began."""
         return sum(self.labels_per_class.values())
 
+    @property
+    def trained(self) -> bool:
+        """Whether the round trained a network of its own."""
+        return self.report.trained
+
+    @property
+    def by_network(self) -> bool:
+        """Whether a network made the order; see ``RoundReport.by_network``."""
+        return self.report.by_network
+
     @classmethod
     def of(cls, report: RoundReport) -> "RoundLine":
         """The line of a report."""

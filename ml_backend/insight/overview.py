@@ -16,9 +16,11 @@ from ml_backend.insight.fidelity import OrderFidelity, order_fidelity
 from ml_backend.insight.ground_truths import GroundTruths, ground_truths
 from ml_backend.insight.history import StrategyChange, strategy_history
 from ml_backend.insight.lines import Remembered, RoundLine, RoundLines
+from ml_backend.insight.network import KnownNetwork, known_network
 from ml_backend.insight.proof import PROOF_FILE, ActiveAgainstRandom, ControlEstimate, control_estimate
 from ml_backend.insight.records import INSIGHT, ImageInsight, RoundInsight
-from ml_backend.insight.start import StartEstimate, start_estimate
+from ml_backend.insight.standing import Standing, project_standing
+from ml_backend.insight.start import StartEstimate
 from ml_backend.insight.stopping import StopAdvice, stop_advice
 from ml_backend.label_studio.duplicates import Duplicates, TaskImages
 from ml_backend.label_studio.formats import LabelConfig, training_classes
@@ -28,9 +30,23 @@ from ml_backend.records import Record, RoundReport
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.briefs import RoundBrief
 from ml_backend.storage.files import read_record
+from ml_backend.storage.quarantine import Quarantine
 
-__all__ = ["BatchImage", "Chosen", "Memory", "Overview", "Question", "chosen", "control_so_far", "overview"]
+__all__ = [
+    "BatchImage",
+    "Chosen",
+    "KeptReading",
+    "Memory",
+    "Overview",
+    "Question",
+    "chosen",
+    "control_so_far",
+    "network_of",
+    "overview",
+    "standing_of",
+]
 
 SHOWN_IMAGES = 200  # of a batch
 KEPT_PROJECTS = 200  # whose figures are remembered
@@ -79,6 +95,7 @@ class Overview(Record):
         changes: of the strategy, oldest first.
         chosen: by the round that is served; else by the last one.
         ground_truths: None where the project was not read yet; likewise ``duplicates``, the images in several tasks.
+        start: what the next training waits for; see ``Standing``.
     """
 
     rounds: tuple[RoundLine, ...] = ()
@@ -110,9 +127,10 @@ class Memory:
         self.stopping: Remembered[StopAdvice] = Remembered(KEPT_PROJECTS)
         self.control: Remembered[ControlEstimate | None] = Remembered(KEPT_PROJECTS)
         self.labels: Remembered[tuple[GroundTruths, Duplicates]] = Remembered(KEPT_PROJECTS)
+        self.standing: Remembered[Standing] = Remembered(KEPT_PROJECTS)
 
 
-class _Reading:
+class KeptReading:
     """A project's tasks as they were last read: the file is opened once, by whoever needs it first, and never kept.
 
     Attributes:
@@ -140,7 +158,11 @@ class _Reading:
 
 
 def overview(
-    project: ProjectStore, memory: Memory, question: Question | None = None, served: str | None = None
+    project: ProjectStore,
+    memory: Memory,
+    question: Question | None = None,
+    served: str | None = None,
+    reading: KeptReading | None = None,
 ) -> Overview:
     """Gather what is known of a project. Never raises for a damaged round.
 
@@ -149,11 +171,14 @@ def overview(
         memory: of this process.
         question: None where there is a mistake in the options, so that answers cannot be read.
         served: the round whose order is served; the last one where it is None or cannot be read.
+        reading: by that question, where somebody needed it before.
     """
     found, damaged = memory.lines.of(project)
     shown = next((line for line in reversed(found) if line.round_id == served), found[-1] if found else None)
     # One for all parts, and no longer than for them: it may be megabytes.
-    reading = None if question is None else _Reading(project.folder, question)
+    if reading is None and question is not None:
+        reading = KeptReading(project.folder, question)
+    standing = None if reading is None else standing_of(project, memory, reading)
     control = None if reading is None else _told(lambda: _control(project, memory, reading, found))
     labels = None if reading is None else _told(lambda: _labels(project, memory, reading))
     return Overview(
@@ -167,7 +192,7 @@ def overview(
         ground_truths=None if labels is None else labels[0],
         duplicates=None if labels is None else labels[1],
         proof=_told(lambda: read_record(project.folder / PROOF_FILE, ActiveAgainstRandom)),
-        start=None if question is None or not found else _start(found[-1], question.options.min_labels_per_class),
+        start=None if standing is None else standing.start,
     )
 
 
@@ -194,10 +219,10 @@ def chosen(project: ProjectStore, report: RoundReport) -> Chosen:
 def control_so_far(project: ProjectStore, memory: Memory, question: Question) -> ControlEstimate | None:
     """What the images that came by chance say; None where there never were any, or that cannot be told."""
     lines, _ = memory.lines.of(project)
-    return _told(lambda: _control(project, memory, _Reading(project.folder, question), lines))
+    return _told(lambda: _control(project, memory, KeptReading(project.folder, question), lines))
 
 
-def _labels(project: ProjectStore, memory: Memory, reading: _Reading) -> tuple[GroundTruths, Duplicates] | None:
+def _labels(project: ProjectStore, memory: Memory, reading: KeptReading) -> tuple[GroundTruths, Duplicates] | None:
     """What the owner must know of the labels and the images behind them."""
     if (known := memory.labels.get(project.folder, reading.state)) is not None:
         return known
@@ -207,7 +232,29 @@ def _labels(project: ProjectStore, memory: Memory, reading: _Reading) -> tuple[G
     return memory.labels.put(project.folder, reading.state, counted)
 
 
-def _fidelity(project: ProjectStore, memory: Memory, reading: _Reading) -> OrderFidelity | None:
+def network_of(lines: Sequence[RoundLine]) -> KnownNetwork | None:
+    """The newest network of these rounds, oldest first."""
+    return known_network(RoundBrief.of(line.report) for line in lines)
+
+
+def standing_of(project: ProjectStore, memory: Memory, reading: KeptReading) -> Standing | None:
+    """How far the labelling is, by the last reading; None where there was none, or that cannot be told."""
+    return _told(lambda: _standing(project, memory, reading))
+
+
+def _standing(project: ProjectStore, memory: Memory, reading: KeptReading) -> Standing | None:
+    network = network_of(memory.lines.of(project)[0])
+    state = (_changed(project.folder / "quarantine.json"), reading.state, network)
+    if (known := memory.standing.get(project.folder, state)) is not None:
+        return known
+    if reading.mirror is None:
+        return None
+    barred = {one.image_id: one.reason for one in Quarantine(project.folder).listed()}
+    standing = project_standing(reading.mirror, *reading.question, reading.images, quarantined=barred, network=network)
+    return memory.standing.put(project.folder, state, standing)
+
+
+def _fidelity(project: ProjectStore, memory: Memory, reading: KeptReading) -> OrderFidelity | None:
     state = (_changed(project.folder / "orders"), reading.state)
     if (known := memory.fidelity.get(project.folder, state)) is not None:
         return known
@@ -220,7 +267,7 @@ def _fidelity(project: ProjectStore, memory: Memory, reading: _Reading) -> Order
 def _stopping(
     project: ProjectStore,
     memory: Memory,
-    reading: _Reading,
+    reading: KeptReading,
     lines: Sequence[RoundLine],
     control: ControlEstimate | None,
 ) -> StopAdvice | None:
@@ -242,7 +289,7 @@ def _stopping(
 
 
 def _control(
-    project: ProjectStore, memory: Memory, reading: _Reading, lines: Sequence[RoundLine]
+    project: ProjectStore, memory: Memory, reading: KeptReading, lines: Sequence[RoundLine]
 ) -> ControlEstimate | None:
     if not any(line.report.request.control_share for line in lines):
         return None
@@ -262,15 +309,6 @@ def _control(
         reading.answers,
     )
     return memory.control.put(project.folder, state, control_estimate(origin.control, classes, was_on=True))
-
-
-def _start(last: RoundLine, minimum: int) -> StartEstimate | None:
-    """How much labelling is left until the first network; None once there is one."""
-    if last.fit is not None or not last.labels_per_class:
-        return None
-    return _told(
-        lambda: start_estimate(last.labels_per_class, minimum, last.images, by_chance=last.strategy == "random")
-    )
 
 
 def _changed(path: Path) -> int:

@@ -64,7 +64,7 @@ def order_standing(project: ProjectStore, options: ProjectOptions, classes: Sequ
     """
     ids = project.round_ids()
     latest = project.brief(ids[-1]) if ids else None
-    if latest is None or not (latest.trained or latest.base):
+    if latest is None or not latest.by_network:
         return OrderStanding("next round", "no network has ranked the images yet", latest)
     base = latest if latest.base is None else project.brief(latest.base)
     if base.request.classes != tuple(classes):

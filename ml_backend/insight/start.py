@@ -19,6 +19,8 @@ PRIOR: Final = 1.0
 """Labels that every class is taken to have had beforehand: with none at all, every mix of classes is as likely."""
 MOST: Final = 1e9
 """Images: beyond it a pool does not hold enough, and NumPy's Poisson draws overflow later."""
+MANY: Final = 10
+"""Times as many images as the whole start set needs labels: a class that takes more hardly ever comes."""
 
 
 class StartEstimate(Record):
@@ -31,6 +33,7 @@ class StartEstimate(Record):
         high: 95th percentile, at most the pool.
         enough: probability that the pool holds enough of every class; None as with ``more``.
         sentence: for the owner, as it stands.
+        ways_out: what else helps where a class will hardly come; empty as long as labelling on is enough.
     """
 
     missing: dict[str, Annotated[int, Field(ge=1)]]
@@ -39,6 +42,14 @@ class StartEstimate(Record):
     high: Annotated[int, Field(ge=0)] | None
     enough: Annotated[float, Field(ge=0.0, le=1.0)] | None
     sentence: str
+    ways_out: tuple[str, ...] = ()
+
+    @property
+    def advice(self) -> str:
+        """The sentence and the ways out, on one line."""
+        if not self.ways_out:
+            return self.sentence
+        return f"{self.sentence} Otherwise: {'; or '.join(self.ways_out)}."
 
 
 def start_estimate(
@@ -61,16 +72,20 @@ def start_estimate(
         sentence = f"Every class has the {minimum} labels that the first training needs."
         return StartEstimate(missing={}, more=0, low=0, high=0, enough=1.0, sentence=sentence)
     needed = f"{_listed(missing)} needed"
+    if sum(missing.values()) > pool:
+        words = {0: "no image without a label is left", 1: "the one image without a label cannot hold them"}
+        said = words.get(pool, f"the {pool} images without a label cannot hold them")
+        return StartEstimate(
+            missing=missing, more=pool, low=pool, high=pool, enough=0.0,
+            sentence=f"{needed}; {said}: import more.", ways_out=_ways_out(labels_per_class, missing, minimum),
+        )  # fmt: skip
     if not sum(labels_per_class.values()):
         sentence = f"{needed}; no label yet, so nothing is known of how many images that takes."
         return StartEstimate(missing=missing, more=None, low=None, high=None, enough=None, sentence=sentence)
     images = _images_until_complete(labels_per_class, minimum, seed)
     enough = float((images <= pool).mean())
     low, more, high = (min(ceil(value), pool) for value in np.quantile(images, (0.05, 0.5, 0.95)))
-    if sum(missing.values()) > pool:
-        said = f"the {pool} images without a label cannot hold them: import more"
-        enough = 0.0
-    elif enough < 0.5:
+    if enough < 0.5:
         said = f"at the rate so far the {pool} images without a label will probably not hold enough: import more"
     else:
         said = f"at the rate so far about {more} more image{'' if more == 1 else 's'} ({low} to {high})"
@@ -78,7 +93,11 @@ def start_estimate(
             said += f", and the pool of {pool} may not hold enough"
     if not by_chance:
         said += ", told as if images came by chance; those chosen as typical mostly take fewer"
-    return StartEstimate(missing=missing, more=more, low=low, high=high, enough=enough, sentence=f"{needed}; {said}.")
+    hardly = enough < 0.5 or more > MANY * minimum * len(labels_per_class)
+    return StartEstimate(
+        missing=missing, more=more, low=low, high=high, enough=enough, sentence=f"{needed}; {said}.",
+        ways_out=_ways_out(labels_per_class, missing, minimum) if hardly else (),
+    )  # fmt: skip
 
 
 def _images_until_complete(labels: Mapping[str, int], minimum: int, seed: int) -> Int64[NDArray[np.int64], " draws"]:
@@ -97,6 +116,23 @@ def _images_until_complete(labels: Mapping[str, int], minimum: int, seed: int) -
     further = rng.poisson(np.minimum(shares * (last - complete), MOST))
     images: Int64[NDArray[np.int64], " draws"] = (missing + further).sum(axis=1).astype(np.int64)
     return images
+
+
+def _ways_out(labels: Mapping[str, int], missing: Mapping[str, int], minimum: int) -> tuple[str, ...]:
+    """What ends the wait for classes that hardly come; two classes must be left to learn."""
+    lower = f"lower the option min_labels_per_class, {minimum} now and 2 at least"
+    if len(labels) == 2:
+        return (lower,)
+    if len(labels) - len(missing) < 2:
+        names, whom, option = "a class that hardly comes", "it", "its name"
+    else:
+        names, option = " and ".join(map(repr, missing)), ",".join(missing)
+        whom = "it" if len(missing) == 1 else "them"
+    return (
+        f"take {names} out of the choices of the label config, so that there are fewer classes",
+        lower,
+        f"go on without {whom}: the option ignore_classes={option} leaves the labels out until it is taken back",
+    )
 
 
 def _listed(missing: Mapping[str, int]) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -343,11 +343,13 @@ def question(config: LabelConfig, options: ProjectOptions) -> str:
 
 
 def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str, ...]:
-    """The classes that the network learns: the choices without ``options.unreadable``, whatever its case or spelling.
+    """The classes that the network learns: the choices without ``unreadable`` and ``ignore_classes``.
+
+    These are known whatever their case, by value and by alias.
 
     Raises:
-        SettingsError: fewer than two remain, ``unreadable`` was chosen by the owner and is none of the choices, or
-            ``prelabel`` cannot work.
+        SettingsError: fewer than two remain, ``unreadable`` was chosen by the owner and is none of the choices, one of
+            ``ignore_classes`` is none of them, or ``prelabel`` cannot work.
     """
     offered = ", ".join(repr(shown(choice, config)) for choice in config.classes)
     if "unreadable" in options.model_fields_set and not any(_is_unreadable(c, config, options) for c in config.classes):
@@ -355,11 +357,21 @@ def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str,
             f"unreadable={options.unreadable!r} is none of the choices {offered} of "
             f"Choices {config.from_name!r}: name one of them, or leave the option out"
         )
-    classes = tuple(choice for choice in config.classes if not _is_unreadable(choice, config, options))
+    learned = tuple(choice for choice in config.classes if not _is_unreadable(choice, config, options))
+    for name in options.ignore_classes:
+        if not any(_is_named(choice, config, [name]) for choice in learned):
+            raise SettingsError(
+                f"ignore_classes={name!r} is none of the classes "
+                f"{', '.join(repr(shown(choice, config)) for choice in learned)} of Choices {config.from_name!r}: "
+                "name one of them, or leave it out of the option"
+            )
+    classes = tuple(choice for choice in learned if not _is_named(choice, config, options.ignore_classes))
     if len(classes) < 2:
+        ignored = f" and ignore_classes={','.join(options.ignore_classes)!r}" if options.ignore_classes else ""
         raise SettingsError(
             f"Choices {config.from_name!r} offers {offered}; without "
-            f"unreadable={options.unreadable!r} {len(classes)} of them would be learned, and at least 2 are needed"
+            f"unreadable={options.unreadable!r}{ignored} {len(classes)} of them would be learned, and at least 2 are "
+            "needed"
         )
     if options.prelabel and config.nested:
         raise SettingsError(
@@ -415,10 +427,12 @@ def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: P
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PayloadError(f"annotation {item.get('id')!r} of task {image.id} cannot be read: {error!r}") from None
     unreadable = all(_is_unreadable(choice, config, options) for choice in choices)
+    value = None if unreadable else " + ".join(choices)
     return Annotation(
         image=image,
         rater=_rater(item),
-        value=None if unreadable else " + ".join(choices),
+        value=value,
+        ignored=value is not None and _is_named(value, config, options.ignore_classes),
         unanswered=not choices and not item["was_cancelled"],
         ground_truth=truth,
         updated_at=updated_at if updated_at.tzinfo else updated_at.replace(tzinfo=UTC),
@@ -519,10 +533,15 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
 
 
 def _is_unreadable(choice: str, config: LabelConfig, options: ProjectOptions) -> bool:
+    return _is_named(choice, config, [options.unreadable])
+
+
+def _is_named(choice: str, config: LabelConfig, given: Collection[str]) -> bool:
+    """Whether a choice is one of those that the owner has named, by value or alias, whatever the case."""
     names = [choice, config.values.get(choice, choice)]
     if config.nested:
         names += [path.rpartition(BELOW)[2] for path in names]
-    return options.unreadable.strip().casefold() in (name.strip().casefold() for name in names)
+    return not {name.strip().casefold() for name in names}.isdisjoint(name.strip().casefold() for name in given)
 
 
 def _rater(item: Json) -> str:

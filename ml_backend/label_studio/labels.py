@@ -13,7 +13,7 @@ from ml_backend.label_studio.reading import Reading, read_project
 from ml_backend.records import Annotation, Exclusion, ImageRef, Record
 from ml_backend.settings import ProjectOptions
 
-__all__ = ["LabelStudioLabels", "MirrorStore", "annotations_in", "skips_are_final"]
+__all__ = ["SKIPPED_IS_DONE", "LabelStudioLabels", "MirrorStore", "annotations_in", "skips_are_final"]
 
 SKIPPED_IS_DONE = "IGNORE_SKIPPED"  # the project's skip queue: a skipped task is never served again
 
@@ -83,7 +83,8 @@ class LabelStudioLabels:
         refused = {number: self._images.refused[number] for number in waits if number in self._images.refused}
         return [self._images.images[number] for number in pool], [
             *self._unreadable,
-            *(Exclusion(image_id=str(number), reason=why) for number, why in (refused | barred).items()),
+            *(Exclusion(image_id=str(number), reason=why, kind="no image") for number, why in refused.items()),
+            *(Exclusion(image_id=str(number), reason=why, kind="same image") for number, why in barred.items()),
         ]
 
     def images(self) -> Sequence[ImageRef]:
@@ -131,13 +132,14 @@ def annotations_in(
     for task in mirror.annotated():
         number = int(task["id"])
         if number in images.refused:
-            unreadable.append(Exclusion(image_id=str(number), reason=images.refused[number]))
+            why = images.refused[number]
+            unreadable.append(Exclusion(image_id=str(number), reason=why, kind="label without image"))
             continue
         for item in task["annotations"]:
             try:
                 read = read_annotation(item, images.images[number], config, options)
             except PayloadError as error:  # the answers beside it count all the same
-                unreadable.append(Exclusion(image_id=str(number), reason=str(error)))
+                unreadable.append(Exclusion(image_id=str(number), reason=str(error), kind="unreadable answer"))
                 continue
             # The lowest task that has answers comes first, and gives the image its id.
             of_image = answers.setdefault(images.copies(number), [])
@@ -198,6 +200,7 @@ def _only_ignored(answers: Sequence[_Answer]) -> Exclusion:
     image = answers[0].annotation.image
     return Exclusion(
         image_id=image.id,
+        kind="ignored truth",
         reason=f"image {image.id} has no answer but {len(answers)} marked as ground truth, which ground_truth=ignore "
         "leaves out: let readers answer it, or set ground_truth to override or reader",
     )

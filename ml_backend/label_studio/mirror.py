@@ -60,19 +60,21 @@ class Mirror(Record):
         read_at: when Label Studio was last asked, by its own clock. All that changed before is in here.
         whole_at: when the project was last read whole, by the same clock.
         tasks: by id.
+        skip_queue: of the project, which says whether a skipped task is served again; None where it was not noted.
     """
 
     format: Literal[2] = 2
     read_at: AwareDatetime
     whole_at: AwareDatetime
     tasks: dict[int, KeptTask]
+    skip_queue: str | None = None
 
     def renewed(self, rows: Iterable[Json], read_at: datetime, gone: Iterable[int] = ()) -> "Mirror":
         """With tasks that were read again, and without those that are gone."""
         tasks = self.tasks | {int(row["id"]): KeptTask.of(row) for row in rows}
         for number in gone:
             del tasks[number]
-        return Mirror(read_at=read_at, whole_at=self.whole_at, tasks=tasks)
+        return Mirror(read_at=read_at, whole_at=self.whole_at, tasks=tasks, skip_queue=self.skip_queue)
 
     @cached_property
     def counts(self) -> Counts:

@@ -185,8 +185,7 @@ class LabelStudioPublisher:
             seen += len(candidates)
         if not chosen:
             raise EmptyPool(
-                f"all {len(ranked)} ranked images of project {self._project_id} were labelled or deleted "
-                "meanwhile: import images to go on"
+                f"all {len(ranked)} ranked images of project {self._project_id} were labelled or deleted meanwhile"
             )
         return tuple(chosen)
 

@@ -7,7 +7,7 @@ project is read whole, and so it is once a day, whatever the counts say.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -56,7 +56,10 @@ def read_project(client: LabelStudioClient, project_id: int, kept: Mirror | None
         RequestRefused, LabelStudioError, PayloadError: see ``LabelStudioClient``.
     """
     reading = None if kept is None else _read_changes(client, project_id, kept)
-    return reading or _read_whole(client, project_id)
+    reading = reading or _read_whole(client, project_id)
+    if (skip_queue := reading.project.get("skip_queue")) != reading.mirror.skip_queue:
+        reading = replace(reading, mirror=reading.mirror.model_copy(update={"skip_queue": skip_queue}))
+    return reading
 
 
 def _read_changes(client: LabelStudioClient, project_id: int, kept: Mirror) -> Reading | None:

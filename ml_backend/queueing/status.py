@@ -53,6 +53,16 @@ class QueueStatus(Record):
     told_twice_at: float | None = None  # unix seconds: when an event came to two addresses; None: none ever did
 
     @property
+    def ran_out(self) -> bool:
+        """Whether the last round found no image to rank. Whether that is a fault, the project's images say."""
+        return self.last_error is not None and self.last_error.kind in ("EmptyPool", "UnusablePool")
+
+    @property
+    def failing(self) -> bool:
+        """Whether there is something to mend: not so where the last round only found every image labelled."""
+        return self.last_error is not None and self.last_error.kind != "EmptyPool"
+
+    @property
     def learning_failed(self) -> bool:
         """Whether the last round came to nothing that would have learned from the labels."""
         return self.last_error is not None and self.error_reason not in ("topup", "rerank")

@@ -12,7 +12,16 @@ from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
 from ml_backend.storage.pause import Pause
 
-__all__ = ["UNPUBLISHED", "configuration", "connect", "connection_of", "request_rerank", "rerank_is_due", "version"]
+__all__ = [
+    "UNPUBLISHED",
+    "configuration",
+    "connect",
+    "connection_of",
+    "request_rerank",
+    "request_training",
+    "rerank_is_due",
+    "version",
+]
 
 log = structlog.get_logger()
 
@@ -24,8 +33,8 @@ def connect(setup: SetupRequest, store: RoundStore, queue: RoundQueue) -> str:
 
     Label Studio calls this in pairs and on every view of a settings page. The round is asked for only while nothing is
     published, nothing runs or waits, and not again within a minute: rounds that fail at once must not come in a storm.
-    After a round that failed, changed options ask for the next one at once. Another strategy asks for a new order, if
-    that takes no training.
+    After a round that failed, changed options ask for the next one at once, and so do other classes or another minimum
+    of labels before the first training. Another strategy asks for a new order, if that takes no training.
 
     Returns:
         The model version that Label Studio shows for the backend.
@@ -52,7 +61,7 @@ def connect(setup: SetupRequest, store: RoundStore, queue: RoundQueue) -> str:
     elif store.project(setup.project).published() is None:
         if not held:
             queue.request_round(setup.project, "connected", only_if_idle=True)
-    elif before is not None and changed:
+    elif before is not None and changed and (held or request_training(before, connection, store, queue) is None):
         request_rerank(before, connection, store, queue)
     return version(setup.project, store)
 
@@ -108,6 +117,29 @@ def request_rerank(before: Connection, now: Connection, store: RoundStore, queue
     return queue.request_round(project, "rerank")
 
 
+def request_training(before: Connection, now: Connection, store: RoundStore, queue: RoundQueue) -> bool | None:
+    """Ask for a round where the owner changed just now what the first training waits for: the classes, or the minimum.
+
+    Returns:
+        None where that did not change, or a network ranks already: the next round goes by it then. False where a round
+        waits already.
+
+    Raises:
+        QueueError: Redis does not answer.
+    """
+    project, (wanted, had) = store.project(now.project), (_awaited(now), _awaited(before))
+    if wanted is None or wanted == had or project.published() is None:
+        return None
+    try:
+        ids = project.round_ids()
+        if not ids or project.brief(ids[-1]).by_network:
+            return None
+    except StorageError as error:
+        log.warning("the next round goes by what the owner has chosen", error=str(error))
+        return None
+    return queue.request_round(now.project, "connected")
+
+
 def rerank_is_due(connection: Connection, store: RoundStore) -> bool:
     """Whether the newest order is another than the owner has chosen, and can be made anew without a training.
 
@@ -120,6 +152,15 @@ def rerank_is_due(connection: Connection, store: RoundStore) -> bool:
     except StorageError as error:
         log.warning("nothing is ranked anew", error=str(error))
         return False
+
+
+def _awaited(connection: Connection) -> tuple[object, ...] | None:
+    """What the first training waits for; None where there is a mistake in it."""
+    try:
+        config, options = configuration(connection)
+        return training_classes(config, options), options.min_labels_per_class
+    except BackendError:
+        return None
 
 
 def _ranked_by(connection: Connection) -> tuple[object, ...] | None:

@@ -11,7 +11,7 @@ from ml_backend.errors import BackendError
 from ml_backend.label_studio.supply import left_at_least, low_water, wanted
 from ml_backend.queueing import QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published, Reason
-from ml_backend.server.connections import configuration, connection_of, request_rerank
+from ml_backend.server.connections import configuration, connection_of, request_rerank, request_training
 from ml_backend.server.payloads import Event, ProjectRow
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
@@ -100,7 +100,9 @@ def _updated(event: Event, connection: Connection, store: RoundStore, queue: Rou
         return _request(connection, queue, "connected")  # the owner has mended something
     if counted.due and not counted.threshold_before:  # switched on just now
         return _request(connection, queue, "labels")
-    asked = request_rerank(connection, current, store, queue) if stored else None
+    asked = request_training(connection, current, store, queue) if stored and not held else None
+    if stored and asked is None:
+        asked = request_rerank(connection, current, store, queue)
     if asked is not None:
         return {"outcome": "requested" if asked else "waiting"}
     return {"outcome": "stored" if stored else "ignored"}
@@ -183,6 +185,6 @@ def _wants_images(status: QueueStatus, published: Published | None) -> bool:
     """Whether new images must be ranked now, and not with the next round that labels start anyway."""
     if published is None:
         return True
-    if status.last_error is not None and status.last_error.kind == "EmptyPool":
+    if status.ran_out:
         return True
     return status.running is None and status.changes >= len(published.image_ids)

@@ -50,7 +50,7 @@ def learning_series(lines: Sequence[RoundLine], control: ControlEstimate | None 
     Accuracy and area under the ROC curve on the validation images, and accuracy on those that came by chance as far as
     they are enough.
     """
-    fits = [(line.labels, line.fit) for line in lines if line.fit is not None and line.base is None]
+    fits = [(line.labels, line.fit) for line in lines if line.fit is not None and line.trained]
     accuracy = [(float(labels), fit.validation_accuracy) for labels, fit in fits]
     auroc = [(float(labels), fit.validation_auroc) for labels, fit in fits if fit.validation_auroc is not None]
     found = [
@@ -75,7 +75,7 @@ def _control_series(lines: Sequence[RoundLine], control: ControlEstimate | None)
 
 def recall_series(lines: Sequence[RoundLine]) -> list[Series]:
     """Recall of every class on the validation images, over the labels."""
-    fits = [(line.labels, line.fit) for line in lines if line.fit is not None and line.base is None]
+    fits = [(line.labels, line.fit) for line in lines if line.fit is not None and line.trained]
     names = list(dict.fromkeys(name for _, fit in fits for name in fit.validation_recall))
     found = (
         Series(name, [(float(n), r) for n, fit in fits if (r := fit.validation_recall.get(name)) is not None])

@@ -5,7 +5,7 @@ Label Studio would take the backend for disconnected. It asks for no password, s
 """
 
 from ml_backend.errors import BackendError
-from ml_backend.queueing import QueueStatus, RoundQueue
+from ml_backend.queueing import RoundQueue
 from ml_backend.storage import RoundStore
 
 __all__ = ["degraded"]
@@ -23,11 +23,6 @@ def degraded(store: RoundStore, queue: RoundQueue) -> list[str]:
     found: list[str] = []
     if states and not workers:
         found.append("no worker runs")
-    if failing := sum(map(_is_failing, states)):
+    if failing := sum(state.failing for state in states):
         found.append(f"the last round of {failing} of {len(states)} projects failed")
     return found
-
-
-def _is_failing(state: QueueStatus) -> bool:
-    # A project that is labelled to the end has nothing to mend.
-    return state.last_error is not None and state.last_error.kind != "EmptyPool"

@@ -140,7 +140,7 @@ def _failure_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
     )
     for status in found:
         project = str(status.connection.project)
-        failures.add_metric([project], status.queue.failures)
+        failures.add_metric([project], status.queue.failures if status.queue.failing else 0)
         if status.queue.next_attempt is not None:
             attempts.add_metric([project], status.queue.next_attempt)
     yield failures

@@ -59,7 +59,7 @@ class Running:
 
 def usual_seconds(lines: Sequence[RoundLine]) -> dict[str, float]:
     """Seconds that each stage took, the median of the last rounds that trained."""
-    trained = [line.seconds for line in lines if line.fit is not None and line.base is None][-USUAL_ROUNDS:]
+    trained = [line.seconds for line in lines if line.trained][-USUAL_ROUNDS:]
     stages = {stage for seconds in trained for stage in seconds}
     return {stage: median(seconds[stage] for seconds in trained if stage in seconds) for stage in stages}
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from markupsafe import Markup
 
@@ -11,7 +10,6 @@ from ml_backend.insight.overview import BatchImage, Chosen, Overview
 from ml_backend.insight.proof import ENOUGH
 from ml_backend.insight.reasons import reason, reason_unseen
 from ml_backend.label_studio.connect import ONE_CONNECTION
-from ml_backend.queueing import QueueStatus
 from ml_backend.records import Connection, RoundReport
 from ml_backend.server.figures import balance_figure, learning_series, legend, line_figure, recall_series
 from ml_backend.server.now import REASONS, running, usual_seconds
@@ -21,7 +19,6 @@ from ml_backend.strategies import STRATEGIES
 
 __all__ = ["Tile", "project_view", "round_view"]
 
-State = Literal["working", "waiting", "failed", "paused", "idle"]
 NEWEST_ROUNDS = 12  # that stand open in the table
 LISTED_EXCLUSIONS = 200
 
@@ -50,20 +47,19 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
     """
     queue, rounds = status.queue, found.rounds
     last = rounds[-1] if rounds else None
-    trained = [line for line in rounds if line.fit is not None]
     progress = queue.progress
     learning, recall = learning_series(rounds, found.control), recall_series(rounds)
     insight = found.chosen.insight if found.chosen else None
     return {
         "status": status,
         "found": found,
-        "state": _state(status),
+        "state": status.state,
         "running": running(progress, usual_seconds(rounds), now) if queue.running and progress else None,
         "reasons": REASONS,
         "one_connection": ONE_CONNECTION,
         "threshold": _threshold(status),
         "last": last,
-        "newest_fit": trained[-1] if trained else None,
+        "unlike": _knows_other_classes(status),
         "cold": _cold_start(status, last),
         "learning": line_figure("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
         "legend": legend(learning),
@@ -103,17 +99,6 @@ def round_view(
     }
 
 
-def _state(status: ProjectStatus) -> State:
-    queue: QueueStatus = status.queue
-    if queue.running:
-        return "working"
-    if queue.waiting:
-        return "waiting"
-    if queue.last_error is not None and queue.last_error.kind != "EmptyPool":
-        return "failed"
-    return "paused" if status.paused else "idle"
-
-
 def _threshold(status: ProjectStatus) -> int:
     """Changes that start the next round; 0 where none starts by itself."""
     if status.paused:
@@ -125,11 +110,24 @@ def _threshold(status: ProjectStatus) -> int:
 
 
 def _cold_start(status: ProjectStatus, last: RoundLine | None) -> list[tuple[str, int, int]] | None:
-    """Class, labels, and how many are wanted; None once a network has been trained."""
-    if last is None or last.fit is not None:
+    """Class, labels, and how many are wanted; None where the next training waits for none."""
+    standing, options = status.standing, status.options
+    if standing is not None and options is not None:
+        if standing.start is None:
+            return None
+        return [(name, count, options.min_labels_per_class) for name, count in standing.labels_per_class.items()]
+    # Nothing was read yet, or there is a mistake in the question: as of the last round.
+    if last is None or last.by_network:
         return None
-    wanted = status.options.min_labels_per_class if status.options else last.min_labels_per_class
+    wanted = options.min_labels_per_class if options else last.min_labels_per_class
     return [(name, last.labels_per_class.get(name, 0), wanted) for name in last.classes]
+
+
+def _knows_other_classes(status: ProjectStatus) -> bool:
+    """Whether the question has changed since the newest network was trained."""
+    if status.network is None or status.standing is None:
+        return False
+    return not status.network.knows(tuple(status.standing.labels_per_class))
 
 
 def _balance(line: RoundLine | None, expected: dict[str, float] | None) -> Markup | None:

@@ -8,16 +8,15 @@ from typing import Any, Final
 import structlog
 from flask import Blueprint, Response, jsonify, render_template, request
 
-from ml_backend.errors import BackendError, UnknownProject, UnknownRound
-from ml_backend.insight.overview import Question, chosen, control_so_far, overview
-from ml_backend.label_studio.formats import training_classes
+from ml_backend.errors import UnknownProject, UnknownRound
+from ml_backend.insight.overview import KeptReading, chosen, control_so_far, overview
 from ml_backend.records import Connection, RoundReport
-from ml_backend.server.connections import configuration, connection_of
+from ml_backend.server.connections import connection_of
 from ml_backend.server.forms import ACTIONS, SAID, act
 from ml_backend.server.owner import project_view, round_view
 from ml_backend.server.parts import parts, refreshing, relative_url, wants_page
 from ml_backend.server.payloads import Form, ProjectAnswer, RoundAnswer, parse_key
-from ml_backend.server.status import as_json, status_of
+from ml_backend.server.status import as_json, question_of, status_of
 from ml_backend.server.tables import ranking_csv, rounds_csv
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.thumbnails import Thumbnails
@@ -60,9 +59,11 @@ def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Respons
 def project(key: str) -> ProjectAnswer | Response:
     """What one project is doing, and what came of its rounds; a page for a browser, JSON for anybody else."""
     connection, rounds = _project(key)
-    status = status_of(connection, parts().store, parts().queue)
+    question, _ = question_of(connection)
+    reading = None if question is None else KeptReading(rounds.folder, question)
+    status = status_of(connection, parts().store, parts().queue, parts().memory, reading)
     served = None if status.published is None else status.published.round_id
-    found = overview(rounds, parts().memory, _question(connection), served)
+    found = overview(rounds, parts().memory, question, served, reading)
     if not wants_page():
         return jsonify(as_json(status) | found.model_dump(mode="json"))
     tokens = {action: parts().tokens.of(key, action) for action in ACTIONS}
@@ -75,7 +76,7 @@ def project(key: str) -> ProjectAnswer | Response:
 def rounds_table(key: str) -> Response:
     """Every round of a project, one a row."""
     connection, rounds = _project(key)
-    memory, question = parts().memory, _question(connection)
+    memory, (question, _) = parts().memory, question_of(connection)
     control = None if question is None else control_so_far(rounds, memory, question)
     return _csv(connection, "rounds", rounds_csv(memory.lines.of(rounds)[0], control))
 
@@ -161,16 +162,6 @@ def _round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundRepo
     if round_id not in rounds.round_ids():
         raise UnknownRound(f"the project has no round {round_id[:60]!r}: its page lists them")
     return connection, rounds, rounds.report(round_id)
-
-
-def _question(connection: Connection) -> Question | None:
-    """How answers are read; None where there is a mistake in it, which the page tells."""
-    try:
-        question = Question(*configuration(connection))
-        training_classes(*question)
-    except BackendError:
-        return None
-    return question
 
 
 def _page(template: str, view: dict[str, object]) -> Response:

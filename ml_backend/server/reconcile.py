@@ -11,13 +11,14 @@ An event that comes while a project is read may count twice for a minute: a roun
 
 import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple, Self
 
 import structlog
 
 from ml_backend.consensus import RULES
 from ml_backend.errors import BackendError, PayloadError, RequestRefused, StorageError
+from ml_backend.insight.standing import another_look
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.duplicates import TaskImages
 from ml_backend.label_studio.formats import LabelConfig, training_classes
@@ -27,12 +28,13 @@ from ml_backend.label_studio.reading import Reading, read_project
 from ml_backend.label_studio.serving import is_lost, read_serving
 from ml_backend.label_studio.supply import low_water
 from ml_backend.queueing import QueueStatus, RoundQueue
-from ml_backend.records import Connection, Published
+from ml_backend.records import Connection, ProjectKey, Published
 from ml_backend.server.connections import configuration, rerank_is_due
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.pause import Pause
+from ml_backend.storage.quarantine import Quarantine
 
 __all__ = ["Reconciler"]
 
@@ -133,10 +135,17 @@ class Reconciler:
         serving = read_serving(client, reading.project, reading.mirror.tasks.keys(), rounds.published(), imported)
         readings.keep_serving(serving)
         if status.running is None:  # a round that runs has taken the count, and sees for itself what there is
-            self._act(connection, readings, reading, status, lost=is_lost(serving))
+            self._act(connection, readings, reading, status, lost=is_lost(serving), before=kept)
 
     def _act(
-        self, connection: Connection, readings: ReadingStore, reading: Reading, status: QueueStatus, *, lost: bool
+        self,
+        connection: Connection,
+        readings: ReadingStore,
+        reading: Reading,
+        status: QueueStatus,
+        *,
+        lost: bool,
+        before: Mirror | None,
     ) -> None:
         project, queue = connection.project, self._queue
         rounds = self._store.project(project)
@@ -168,7 +177,8 @@ class Reconciler:
         due = counted.due or bool(
             by_itself and error is None and published and _other_labels(rounds, published, reading, config, options)
         )
-        self._ask(fresh, waiting, published, wanting=wanting, newest=newest, error=error, due=due)
+        images = status.ran_out and self._another_look(project, waiting, reading, before)
+        self._ask(fresh, waiting, published, wanting=wanting, newest=newest, error=error, due=due, images=images)
 
     def _ask(
         self,
@@ -180,6 +190,7 @@ class Reconciler:
         newest: str,
         error: str | None,
         due: bool,
+        images: bool,
     ) -> None:
         """Ask for the round that is earned, if any.
 
@@ -191,13 +202,14 @@ class Reconciler:
             newest: round on disk.
             error: kind of the error by which the last round failed.
             due: whether enough labels changed.
+            images: whether the last round found no image to rank, and the next may find one.
         """
         project, queue = connection.project, self._queue
         if due:
             queue.request_round(project, "labels")
         elif published is None and error is None:
             queue.request_round(project, "connected", only_if_idle=True)  # it was lost with Redis, say
-        elif error == "EmptyPool" and waiting.ids:
+        elif images:
             queue.request_round(project, "images")
         elif published is not None and waiting.ids and self._ranks_anew(connection):
             log.info("an order that the owner has chosen is asked for")
@@ -206,6 +218,14 @@ class Reconciler:
             queue.request_round(project, "connected", only_if_idle=True)
         elif wanting:
             queue.request_round(project, "topup")
+
+    def _another_look(self, project: ProjectKey, waiting: "_Waiting", reading: Reading, before: Mirror | None) -> bool:
+        """Whether a round may find an image that the last one did not."""
+        tasks = reading.mirror.tasks
+        if before is not None and any(tasks[int(n)] != before.tasks.get(int(n)) for n in waiting.ids):
+            return True  # its file may be another, which no quarantine bars
+        barred = Quarantine(self._store.project(project).folder).listed()
+        return another_look(waiting.ids, barred, datetime.now(UTC))
 
     def _ranks_anew(self, connection: Connection) -> bool:
         """Whether another order was chosen than is served, and a worker was asked for it just now."""

@@ -74,7 +74,7 @@ def health() -> HealthAnswer:
 @_in_json
 def index() -> StatusAnswer | Response:
     """What every project is doing; a page for a browser, JSON for anybody else."""
-    found = statuses(parts().store, parts().queue)
+    found = statuses(parts().store, parts().queue, parts().memory)
     if wants_page():
         busy = any(status.busy for status in found)
         page = render_template("status.html", statuses=found, **refreshing(busy=busy))

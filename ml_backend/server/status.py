@@ -3,13 +3,17 @@
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Final, Literal
 
 from ml_backend.errors import BackendError
+from ml_backend.insight.network import KnownNetwork
+from ml_backend.insight.overview import KeptReading, Memory, Question, network_of, standing_of
+from ml_backend.insight.standing import Standing
 from ml_backend.label_studio.connect import TITLE
-from ml_backend.label_studio.formats import question
+from ml_backend.label_studio.formats import question, training_classes
 from ml_backend.label_studio.serving import Serving, ServingProblem, serving_problems
 from ml_backend.queueing import QueueStatus, RoundQueue
-from ml_backend.records import Connection, Published, RoundReport
+from ml_backend.records import Connection, FitReport, Published, RoundReport
 from ml_backend.server.connections import configuration
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import RoundStore
@@ -17,11 +21,16 @@ from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.pause import Pause, Paused
 from ml_backend.storage.quarantine import Quarantine, QuarantinedImage
 
-__all__ = ["LISTED_IMAGES", "ProjectStatus", "as_json", "status_of", "statuses"]
+__all__ = ["LISTED_IMAGES", "ProjectStatus", "as_json", "question_of", "status_of", "statuses"]
 
 TOLD_TWICE_SHOWN_S = 24 * 3600
 LISTED_IMAGES = 100
 """Unreadable images that are told one by one; all of them stand in the project's ``quarantine.json``."""
+
+
+State = Literal["working", "waiting", "failed", "blocked", "done", "paused", "idle"]
+_STATES: Final[dict[str, State]] = {"unusable": "failed", "blocked": "blocked", "labelled": "done"}
+"""What the standing of a project makes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,9 @@ class ProjectStatus:
     quarantined: tuple[QuarantinedImage, ...] = ()  # the images that could not be read, all of them
     serving: tuple[ServingProblem, ...] = ()  # why readers are not served the published ranking
     paused: Paused | None = None  # its owner holds the rounds
+    network: KnownNetwork | None = None
+    fit: FitReport | None = None  # of that network
+    standing: Standing | None = None  # None where Label Studio was not read yet, or this was not asked for
 
     @property
     def lost(self) -> bool:
@@ -50,6 +62,22 @@ class ProjectStatus:
     def busy(self) -> bool:
         """Whether a round runs or waits."""
         return self.queue.running is not None or self.queue.waiting is not None
+
+    @property
+    def state(self) -> State:
+        """In a word. Where a round found nothing to rank, the images say whether that is a fault."""
+        queue, standing = self.queue, self.standing
+        if queue.running:
+            return "working"
+        if queue.waiting:
+            return "waiting"
+        if queue.last_error is not None and not queue.ran_out:
+            return "failed"
+        if standing is not None and standing.verdict in _STATES:
+            return _STATES[standing.verdict]
+        if queue.failing:
+            return "failed"
+        return "paused" if self.paused else "idle"
 
     @property
     def next_attempt(self) -> datetime | None:
@@ -71,13 +99,18 @@ class ProjectStatus:
         return self.quarantined[:LISTED_IMAGES]
 
 
-def statuses(store: RoundStore, queue: RoundQueue) -> list[ProjectStatus]:
+def statuses(store: RoundStore, queue: RoundQueue, memory: Memory | None = None) -> list[ProjectStatus]:
     """Every connected project, oldest first. A project that cannot be read says so and hides no other.
+
+    Args:
+        store: of the installation.
+        queue: its rounds.
+        memory: of this process; without it, network and standing are not looked for.
 
     Raises:
         StorageError: the list of projects itself cannot be read.
     """
-    return [status_of(connection, store, queue) for connection in store.connections()]
+    return [status_of(connection, store, queue, memory) for connection in store.connections()]
 
 
 def as_json(status: ProjectStatus) -> dict[str, object]:
@@ -85,6 +118,7 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
     report, published = status.report, status.published
     return {
         "project": str(status.connection.project),
+        "state": status.state,
         "problem": status.problem,
         "mistake": status.mistake,
         "question": status.question,
@@ -103,6 +137,11 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
         }
         if report
         else None,
+        "network": None
+        if status.network is None
+        else status.network.model_dump(mode="json")
+        | {"validation_accuracy": None if status.fit is None else status.fit.validation_accuracy},
+        "standing": None if status.standing is None else status.standing.model_dump(mode="json"),
         "unreadable": status.unreadable,
         "serving": [problem.model_dump() for problem in status.serving],
         "quarantined": {
@@ -112,28 +151,49 @@ def as_json(status: ProjectStatus) -> dict[str, object]:
     }
 
 
-def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> ProjectStatus:
-    """One project, as far as it can be read."""
+def status_of(
+    connection: Connection,
+    store: RoundStore,
+    queue: RoundQueue,
+    memory: Memory | None = None,
+    reading: KeptReading | None = None,
+) -> ProjectStatus:
+    """One project, as far as it can be read.
+
+    Args:
+        connection: of the project.
+        store: of the installation.
+        queue: its rounds.
+        memory: of this process; without it, network and standing are not looked for.
+        reading: by the project's question, where somebody needs it for more.
+    """
     project = store.project(connection.project)
     readings = ReadingStore(project.folder)
-    options, learned, mistake = _options(connection)
+    asked, mistake = question_of(connection)
+    if reading is None and asked is not None:
+        reading = KeptReading(project.folder, asked)
+    lines = [] if memory is None else memory.lines.of(project)[0]
+    network = network_of(lines)
     common = ProjectStatus(
         connection,
         QueueStatus(),
         published=None,
         report=None,
-        options=options,
+        options=None if asked is None else asked.options,
         mistake=mistake,
-        question=learned,
+        question=None if asked is None else question(*asked),
         unreadable=readings.problem(),
         quarantined=Quarantine(project.folder).listed(),
         paused=Pause(project.folder).read(),
+        network=network,
+        fit=next((line.fit for line in lines if network is not None and line.round_id == network.round_id), None),
+        standing=None if memory is None or reading is None else standing_of(project, memory, reading),
     )
     try:
         state, published, report = queue.status(connection.project), project.published(), project.latest()
     except BackendError as error:
         return replace(common, problem=str(error))
-    serving = _serving(readings, published, options)
+    serving = _serving(readings, published, common.options)
     return replace(common, queue=state, published=published, report=report, serving=serving)
 
 
@@ -147,10 +207,11 @@ def _serving(
     return tuple(serving_problems(seen, options, TITLE))
 
 
-def _options(connection: Connection) -> tuple[ProjectOptions | None, str | None, str | None]:
-    """The options, what is learned, and what is wrong with them."""
+def question_of(connection: Connection) -> tuple[Question | None, str | None]:
+    """How answers are read; or None and the mistake in it."""
     try:
-        config, options = configuration(connection)
-        return options, question(config, options), None
+        asked = Question(*configuration(connection))
+        training_classes(*asked)
     except BackendError as error:
-        return None, None, str(error)
+        return None, str(error)
+    return asked, None

@@ -67,6 +67,11 @@ class ProjectOptions(BaseModel):
         "unreadable",
         description="the choice that means `no label can be given`, by its value or its alias; never a class",
     )
+    ignore_classes: tuple[str, ...] = Field(
+        default_factory=tuple,
+        description="classes that are not learned, by value or alias, with commas between them: their labels are left "
+        "out until the option is taken back",
+    )
     consensus: Literal["median"] = Field("median", description="rule that turns several readers' answers into a label")
     ground_truth: Literal["override", "reader", "ignore"] = Field(
         "override",
@@ -118,6 +123,15 @@ class ProjectOptions(BaseModel):
     image_side: int = Field(224, ge=32, le=1024, description="side of the network's square input in pixels")
     validation_share: float = Field(0.2, gt=0.0, lt=1.0, description="share of the patients kept for validation")
     seed: int = Field(0, ge=0, description="seed of the split, the training, the masks and every tie")
+
+    @field_validator("ignore_classes", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """Text is split at its commas; a list in ``extra_params`` may hold names with commas in them."""
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            raise ValueError("must be names of classes, with commas between them")
+        return tuple(dict.fromkeys(name for part in parts if (name := part.strip())))
 
     @field_validator("reserve")
     @classmethod

@@ -22,7 +22,12 @@ class RoundBrief(Record):
     trained: bool
     base: str | None
 
+    @property
+    def by_network(self) -> bool:
+        """Whether a network made the order; see ``RoundReport.by_network``."""
+        return self.trained or self.base is not None
+
     @classmethod
     def of(cls, report: RoundReport) -> "RoundBrief":
         """The brief of a report."""
-        return cls(request=report.request, trained=report.fit is not None, base=report.base)
+        return cls(request=report.request, trained=report.trained, base=report.base)

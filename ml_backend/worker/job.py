@@ -2,7 +2,7 @@
 
 import structlog
 
-from ml_backend.errors import BackendError
+from ml_backend.errors import BackendError, EmptyPool
 from ml_backend.logs import set_up_logs
 from ml_backend.queueing import Claim, RoundQueue
 from ml_backend.records import ProjectKey, Published, Reason, RoundReport
@@ -41,6 +41,10 @@ def run(project: str, generation: int, reason: Reason) -> dict[str, str]:
     try:
         report, published = _run_round(settings, claim)
     except BackendError as error:
+        if type(error) is EmptyPool:
+            log.info("nothing to rank", why=str(error))
+            claim.fail(error)
+            return {"outcome": "nothing to rank"}
         # Told in words, and settled: the next round is free to begin.
         log.error("round failed", error=str(error), kind=type(error).__name__)  # noqa: TRY400 - not a bug of ours
         claim.fail(error)

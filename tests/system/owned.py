@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ml_backend.demo.films import DRAWN_CLASSES, Film
@@ -20,9 +21,16 @@ from ml_backend.records import Published, RoundReport
 from ml_backend.settings import Settings
 from ml_backend.storage import ProjectStore, RoundStore
 
-__all__ = ["Owned"]
+__all__ = ["Owned", "page_of"]
 
 WITHIN_S = 120.0
+
+
+def page_of(backend: Backend, key: str, accept: str = "text/html") -> httpx.Response:
+    """The page of a project, or its JSON."""
+    auth = (backend.user, backend.password)
+    answer = httpx.get(f"{backend.url}/projects/{key}", headers={"Accept": accept}, auth=auth, timeout=30)
+    return answer.raise_for_status()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ CLASSES = ("normal", "moderate", "severe")
 BEGAN = datetime(2026, 11, 2, 8, 0, tzinfo=UTC)
 SETUP = Path(__file__).parents[1] / "data" / "payloads" / "setup.json"
 POOL, BATCH, READ = 240, 12, 40
+UNTRAINED = 3  # rounds
+SHARES = {"normal": 6, "moderate": 14, "severe": 20}  # of READ
 CONTROL_SHARE = 0.15
 SHAPES = ((256, 256), (320, 256), (256, 300), (290, 200))
 """Widths and heights of the films: few are square."""
@@ -71,6 +73,10 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
         project.set_published(published)
         if outputs is not None and number < rounds:
             tasks |= _answers(report, outputs, number, by_hand=30 if number == rounds - 1 else None)
+        elif outputs is None and number < rounds <= UNTRAINED:
+            tasks |= _first_answers(report)
+    waiting = report.ranking.image_ids
+    tasks |= {int(name): KeptTask(data={"image": f"/data/upload/{name}.png"}) for name in waiting}
     project.set_record(
         f"r{rounds - 1:06d}", NOISE, Agreement(images=300, agreed=0.95, kappa=0.92, weighted=0.94, error=0.02)
     )
@@ -82,7 +88,7 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
 
 
 def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutputs | None]:
-    trained = number > 3
+    trained = number > UNTRAINED
     labels = READ * number
     strategy = ("entropy" if number < 9 else "bald") if trained else "random"
     names = tuple(str(1000 + 300 * number + place) for place in range(POOL))
@@ -105,7 +111,7 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutp
                 min_labels_per_class=20,
                 control_share=CONTROL_SHARE if trained else 0.0,
             ),
-            labels_per_class={"normal": 6 * number, "moderate": 14 * number, "severe": 20 * number},
+            labels_per_class={name: share * number for name, share in SHARES.items()},
             fit=_fit(number, labels) if trained else None,
             ranking=Ranking(
                 strategy=strategy,
@@ -150,6 +156,13 @@ def _answers(report: RoundReport, outputs: PoolOutputs, number: int, *, by_hand:
         right = rng.random() < 0.75 + 0.012 * number
         tasks[int(name)] = _answered(report, minute, name, CLASSES[(said[place] + (0 if right else 1)) % 3])
     return tasks
+
+
+def _first_answers(report: RoundReport) -> dict[int, KeptTask]:
+    """The first images of an order from before the first training."""
+    values = [name for name, share in SHARES.items() for _ in range(share)]
+    answered = enumerate(zip(report.ranking.image_ids[:READ], values, strict=True))
+    return {int(name): _answered(report, minute, name, value) for minute, (name, value) in answered}
 
 
 def _answered(report: RoundReport, minute: float, name: str, value: str) -> KeptTask:

@@ -1,5 +1,6 @@
 """The doctor on a real Label Studio, backend, worker and Valkey: all well, then one thing broken after the other."""
 
+import html
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from ml_backend.queueing import RoundQueue, connect_redis
 from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
 from tests.system.conftest import LiveProject
+from tests.system.owned import page_of
 
 pytestmark = pytest.mark.system
 OPTIONS: dict[str, object] = {"image_side": 64, "weights": "none", "passes": 4}
@@ -68,6 +70,23 @@ class Ward:
     def connect(self, options: dict[str, object] | None = None) -> list[str]:
         """What every second remedy says."""
         return connect_project(self.settings(), self.live.id, self.backend.url, options, self.live.client)
+
+    @property
+    def key(self) -> str:
+        return str(self.live.follower._project)
+
+    def told(self) -> Row:
+        """The JSON of the project's page."""
+        answer: Row = page_of(self.backend, self.key, "application/json").json()
+        return answer
+
+    def wait_until(self, there: Callable[[Row], bool], within_s: float = 120.0) -> Row:
+        """The same, once nothing runs or waits and something is there."""
+        deadline = time.monotonic() + within_s
+        while (told := self.told())["queue"]["running"] or told["queue"]["waiting"] or not there(told):
+            assert time.monotonic() < deadline, told
+            time.sleep(0.2)
+        return told
 
     def look(self, name: str) -> Finding:
         """One check, after those that it needs."""
@@ -359,3 +378,51 @@ def test_all_is_well_again(ward: Ward) -> None:
     found = ward.examine()
 
     assert {name: finding.seen for name, finding in found.items() if finding.verdict != "ok"} == {}
+
+
+def test_images_under_another_key_are_named_and_not_called_for(ward: Ward) -> None:
+    """The owner changes the Image tag's value: at once, and after a round that could use none of the images."""
+    config = ward.live.client.project(ward.live.id)["label_config"]
+    with patched(ward, label_config=config.replace('value="$image"', 'value="$film"')):
+        found = ward.examine()
+        first = min(ward.told()["standing"]["left_out"][0]["first"], found["left out"].seen, key=len)
+        ward.live.start_training()
+        told = ward.wait_until(lambda told: told["queue"]["last_error"] is not None)
+        page = " ".join(html.unescape(page_of(ward.backend, ward.key).text).split())
+        after = ward.examine()
+
+    assert failures(found) == {"images", "left out", "labelling"}
+    assert failures(after) == {"images", "left out", "labelling", "rounds"}
+    assert re.fullmatch(r"task \d+ has no image under 'film'; its data holds \['image', .*\]", first)
+    assert told["state"] == "failed"
+    assert (told["queue"]["last_error"]["kind"], told["standing"]["verdict"]) == ("UnusablePool", "unusable")
+    for said in (told["queue"]["last_error"]["message"], told["standing"]["sentence"], page):
+        assert first in said
+        assert "mport images" not in said
+    assert "6 were left out, the first: " in page
+    ward.wait_until(lambda told: told["state"] == "idle")
+    assert ward.look("labelling").verdict == ward.look("rounds").verdict == "ok"
+
+
+def test_everything_is_labelled(ward: Ward) -> None:
+    """Before a network there are ways out, and after one of them it is the end, also for a round that finds nothing."""
+    images = sorted(ward.live.images())
+    ward.live.label(dict(zip(images, ["normal", "moderate", "severe"] * 2, strict=True)))
+    blocked = ward.examine()
+    ward.live.start_training()
+    stuck = ward.wait_until(lambda told: told["queue"]["last_error"] is not None)
+    ward.connect(OPTIONS | {"min_labels_per_class": 2})
+    done = ward.wait_until(lambda told: told["state"] == "done")
+    words = ["doctor", "--project", str(ward.live.id), "--url", ward.backend.url]
+    shown = CliRunner().invoke(app, words, env=ward.environ)
+    page = " ".join(page_of(ward.backend, ward.key).text.split())
+
+    assert failures(blocked) == {"labelling"}
+    assert "lower the option min_labels_per_class, 25 now" in blocked["labelling"].remedy
+    assert stuck["state"] == "blocked"
+    assert stuck["queue"]["last_error"]["kind"] == done["queue"]["last_error"]["kind"] == "EmptyPool"
+    assert shown.exit_code == 0, shown.output
+    assert "Every image is labelled: 6 images." in " ".join(shown.output.split())
+    assert "Every image is labelled: 6 images." in page
+    assert "Complete" in page
+    assert 'class="headline wrong"' not in page

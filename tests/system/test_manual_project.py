@@ -252,6 +252,16 @@ def test_doctor_finds_nothing(office: Office, project: LiveProject, command: Com
     assert "all is well: " in answer.stdout.splitlines()[-1]
 
 
+@each("ml-backend doctor")
+def test_doctor_calls_it_a_success_when_every_image_is_labelled(
+    office: Office, trained: LiveProject, command: Command
+) -> None:
+    answer = office.desk.type(command)
+
+    assert answer.returncode == 0, answer.stdout
+    assert f"Every image is labelled: {FILMS} images." in " ".join(answer.stdout.split())
+
+
 @each("ml-backend replay")
 def test_replay_comes_to_the_same(office: Office, trained: LiveProject, command: Command) -> None:
     answer = office.desk.type(command)

@@ -19,6 +19,7 @@ from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Published, RoundReport
 from ml_backend.settings import Settings
 from ml_backend.storage import ProjectStore, RoundStore
+from tests.system.owned import page_of
 
 pytestmark = pytest.mark.system
 
@@ -46,7 +47,16 @@ class Owned:
     project: Any  # LiveProject
     store: ProjectStore
     settings: Settings
-    backend_url: str
+    backend: Any  # Backend
+
+    @property
+    def backend_url(self) -> str:
+        return str(self.backend.url)
+
+    def told(self) -> dict[str, Any]:
+        """The JSON of the project's page."""
+        told: dict[str, Any] = page_of(self.backend, self.store.folder.name, "application/json").json()
+        return told
 
     def connect(self, **options: object) -> list[str]:
         return connect_project(self.settings, self.project.id, self.backend_url, OPTIONS | options, self.project.client)
@@ -97,7 +107,7 @@ def owned(live_project) -> Owned:
         basic_auth_pass=backend.password,
     )
     store = RoundStore(Path(backend.environ["AL_DATA_DIR"])).project(key)
-    owned = Owned(project, store, settings, backend.url)
+    owned = Owned(project, store, settings, backend)
     values: dict[str, str] = {}
     for name in DRAWN_CLASSES:
         found = [i for i, uri in project.images().items() if truth[file_name(uri)] == name]
@@ -137,7 +147,17 @@ class TestAnotherStrategy:
         assert report.ranking.image_ids == expected(outputs, "margin")
         assert published.image_ids == report.ranking.image_ids[: len(published.image_ids)]
         assert published.image_ids != before.image_ids
+        self.the_page_knows_the_network_of(owned, base)
         assert owned.served_first("ann") == published.image_ids[0]
+
+    @staticmethod
+    def the_page_knows_the_network_of(owned: Owned, base: RoundReport) -> None:
+        """Though the newest round trained none."""
+        told, page = owned.told(), page_of(owned.backend, owned.store.folder.name).text
+        assert (told["network"]["round_id"], told["network"]["ranks"]) == (base.request.round_id, True)
+        assert (told["start"], told["standing"]["verdict"]) == (None, "waiting")
+        assert "Until the" not in page
+        assert "none yet" not in page
 
     def test_in_the_connection_is_served_at_once_by_the_saved_network(self, owned):
         base = owned.newest()[0].base
@@ -183,3 +203,19 @@ class TestAnotherStrategy:
 
         assert (report.request.strategy, report.base) == ("typiclust", None)
         assert report.fit is not None
+
+    def test_going_on_without_a_class(self, owned):
+        """Its labels are left out, named, and back in the next training once the option is taken back."""
+        owned.connect(strategy="typiclust", ignore_classes="severe")
+
+        without, _ = owned.after(owned.project.start_training)
+        told = owned.told()
+        owned.connect(strategy="typiclust")
+        again, _ = owned.after(owned.project.start_training)
+
+        assert without.fit is not None
+        assert without.labels_per_class == {"normal": PER_CLASS, "moderate": PER_CLASS}
+        assert [(one["kind"], one["count"]) for one in told["standing"]["left_out"]] == [("ignored class", PER_CLASS)]
+        assert (told["network"]["round_id"], told["start"]) == (without.request.round_id, None)
+        assert again.fit is not None
+        assert again.labels_per_class == dict.fromkeys(DRAWN_CLASSES, PER_CLASS)

@@ -290,3 +290,19 @@ class TestRules:
     def test_unknown_name(self) -> None:
         with pytest.raises(ValueError, match="unknown consensus rule 'mean': known are median"):
             rule("mean")
+
+
+class TestIgnoredClass:
+    def test_an_image_with_it_has_no_label(self) -> None:
+        """Without that answer, the consensus of the others would be another."""
+        answers = [
+            annotation("severe", "a").model_copy(update={"ignored": True}),
+            annotation("normal", "b"),
+            annotation("normal", "a", "2"),
+        ]
+
+        found = median(answers, ("normal", "moderate"))
+
+        assert [label.image.id for label in found.labels] == ["2"]
+        assert [(one.image_id, one.kind) for one in found.exclusions] == [("1", "ignored class")]
+        assert "'severe', which ignore_classes leaves out" in found.exclusions[0].reason

@@ -22,6 +22,7 @@ from tests.unit.server.memory import MemoryQueue
 __all__ = ["BACKEND", "Installation", "failures"]
 
 STUDIO, BACKEND = "http://ls:8080", "http://backend:9090"
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 KEY = ProjectKey(id=7, created=1_700_000_000)
 # Recorded from Label Studio 1.23.2.
 BLOCKED = {"status_code": 403, "version": "1.23.2", "detail": "URL resolves to a reserved network address (block: 127)"}
@@ -76,10 +77,11 @@ class Installation:
         self.answers = True  # the backend
         self.images = {f"/data/{film.name}": film.content for film in draw_films(3, seed=1, side=64)}
         self.uris = list(self.images)
+        self.annotations: dict[int, list[Row]] = {}  # task -> its annotations
         self.held: dict[str, int] = {"al-r000001-x": 3}
         self.queue: Queue | None = Queue()  # None: the one that the settings name
         self.asked: list[tuple[str, str]] = []
-        store = RoundStore(folder)
+        self.kept = store = RoundStore(folder)
         store.connect(Connection(project=KEY, hostname=STUDIO, label_config=LABEL_CONFIG))
         store.project(KEY).set_published(
             Published(
@@ -87,6 +89,21 @@ class Installation:
                 published_at=datetime(2026, 1, 1, tzinfo=UTC),
             )
         )  # fmt: skip
+
+    def empty(self) -> None:
+        """As it is before the first import: without images, and without an order."""
+        self.project |= {"task_number": 0, "model_version": ""}
+        self.uris.clear()
+        (self.kept.project(KEY).folder / "published.json").unlink()
+
+    def answer(self, *choices: str | None) -> None:
+        """One reader's answers, of the first images; None for a skip."""
+        for number, choice in enumerate(choices, 1):
+            region = {"from_name": "severity", "type": "choices", "value": {"choices": [choice]}}
+            self.annotations[number] = [
+                {"id": number, "completed_by": 1, "was_cancelled": choice is None, "updated_at": LONG_AGO.isoformat(),
+                 "result": [region] if choice else []}
+            ]  # fmt: skip
 
     def examine(self, checks: tuple[Check, ...] = CHECKS) -> dict[str, Finding]:
         case = Case(7, BACKEND, lambda: Settings.load(**self.settings), httpx.MockTransport(self))
@@ -137,7 +154,10 @@ class Installation:
         return self.project
 
     def _tasks(self) -> Row:
-        tasks = [{"id": number, "data": {"image": uri}} for number, uri in enumerate(self.uris, 1)]
+        tasks = [
+            {"id": number, "data": {"image": uri}, "annotations": self.annotations.get(number, [])}
+            for number, uri in enumerate(self.uris, 1)
+        ]
         return {"total": len(tasks), "tasks": tasks}
 
 

@@ -16,9 +16,14 @@ from ml_backend.doctor.examination import CHECKS
 from ml_backend.queueing import LastError, QueueStatus
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore
+from tests.fakes import make_fit, make_report
 from tests.label_configs import LEARNED, REFUSED
 from tests.unit.doctor.installation import BACKEND, KEY, Installation, failures
+from tests.unit.label_studio.studio import LABEL_CONFIG
 from tests.unit.label_studio.test_duplicates import answer, mirror
+
+REQUEST = make_report().request.model_copy(update={"classes": ("normal", "severe")})
+TRAINED = make_report().model_copy(update={"fit": make_fit(), "request": REQUEST})
 
 
 @pytest.fixture(autouse=True)
@@ -204,9 +209,16 @@ class TestLabelStudio:
         assert "no project 7" in found["project"].seen
 
     def test_a_project_without_images(self, installation):
-        installation.project["task_number"] = 0
+        """Nothing is wrong with it yet, also where its first round has found none."""
+        installation.empty()
+        installation.queue.state = QueueStatus(last_error=LastError(kind="EmptyPool", message="no images yet", at=0))
 
-        assert "import images" in installation.examine()["project"].remedy
+        found = installation.examine()
+
+        assert failures(found) == set()
+        assert "import images" in found["project"].seen
+        assert "no images yet" in found["labelling"].seen
+        assert found["images"].verdict == "skip"
 
 
 class TestConnection:
@@ -510,3 +522,68 @@ class TestLabels:
         case = Case(7, BACKEND, lambda: Settings.load(**installation.settings), httpx.MockTransport(installation))
 
         assert ground_truth_note(case) == ""
+
+
+class TestLabelling:
+    """What the page tells too, from the same function."""
+
+    @pytest.mark.parametrize("error", [None, "EmptyPool"])
+    def test_everything_is_labelled(self, installation, error):
+        """A success: also where the last round found no image to rank, and after the order was used up."""
+        installation.answer("normal", "severe", None)
+        installation.project["skip_queue"] = "IGNORE_SKIPPED"
+        installation.backends[0]["extra_params"] |= {"min_labels_per_class": 2}
+        installation.kept.project(KEY).save(TRAINED, None, None)
+        if error:
+            installation.queue.state = QueueStatus(last_error=LastError(kind=error, message="all labelled", at=0))
+
+        found = installation.examine()
+
+        assert failures(found) == set()
+        assert found["labelling"].seen.startswith("Every image is labelled: 3 images.")
+
+    def test_everything_is_labelled_and_a_class_never_came(self, installation):
+        installation.answer("normal", "normal", "normal")
+        installation.queue.state = QueueStatus(last_error=LastError(kind="EmptyPool", message="none", at=0))
+
+        found = installation.examine()
+
+        assert {"labelling"} <= failures(found)
+        assert "no network can be trained yet" in found["labelling"].seen
+        assert found["labelling"].remedy.startswith("import more images; or lower the option min_labels_per_class")
+
+    def test_images_under_another_key(self, installation):
+        installation.project["label_config"] = LABEL_CONFIG.replace("$image", "$film")
+        said = "project 7 has no image that can be used: 3 were left out"
+        installation.queue.state = QueueStatus(last_error=LastError(kind="UnusablePool", message=said, at=0))
+
+        found = installation.examine()
+
+        assert failures(found) == {"images", "left out", "labelling", "rounds"}
+        assert "3 tasks without a label have no image, the first: task 1 has no image under 'film'" in (
+            found["left out"].seen
+        )
+        assert "value of the label config's Image tag" in found["left out"].remedy
+
+    def test_labels_that_are_no_class(self, installation):
+        installation.answer("grave", "normal")
+
+        found = installation.examine()
+
+        assert failures(found) == {"left out"}
+        assert found["left out"].seen.startswith("1 image is labelled as no class: image 1 is labelled 'grave'")
+
+    def test_what_is_left_out_on_purpose_is_told_and_no_failure(self, installation):
+        installation.answer(None, "normal")
+
+        found = installation.examine()
+
+        assert failures(found) == set()
+        assert "1 image was skipped, unreadable or left unanswered" in found["left out"].seen
+
+    def test_a_large_project_that_was_never_read(self, installation):
+        installation.project["task_number"] = 1001
+
+        found = installation.examine()
+
+        assert (found["labelling"].verdict, found["left out"].verdict) == ("skip", "skip")

@@ -12,7 +12,7 @@ from ml_backend.engine.ports import RoundParts
 from ml_backend.engine.rerank import RerankParts, StoredPasses, rerank
 from ml_backend.engine.resume import inputs_digest
 from ml_backend.engine.round import run_round
-from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound
+from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound, UnusablePool
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Annotation, Exclusion, ImageRef, Published, RoundReport
 from ml_backend.strategies import Need
@@ -162,8 +162,15 @@ class TestFromStoredPasses:
     def test_nothing_waits(self):
         base, kept, _ = trained()
 
-        with pytest.raises(EmptyPool, match="project 7 has no unlabelled image left"):
+        with pytest.raises(EmptyPool, match="no image of project 7 waits for a label"):
             World(base, kept, pool=()).run()
+
+    def test_nothing_that_waits_can_be_read(self):
+        """An order without an image is none that was used up by readers."""
+        base, kept, _ = trained(unreadable=["105"])
+
+        with pytest.raises(UnusablePool, match="none of the 1 unlabelled images could be read; the first: unreadable"):
+            World(base, kept, pool=[make_image(105)]).run()
 
     def test_no_more_than_passes_can_be_had_from_them(self):
         base, kept, _ = trained()

@@ -10,7 +10,7 @@ from ml_backend.engine.control import mixed
 from ml_backend.engine.ports import Learner, RoundParts, Stage
 from ml_backend.engine.round import run_round
 from ml_backend.engine.split import fixed_split, stable_split
-from ml_backend.errors import EmptyPool, StaleRound, StorageError, WeightsError
+from ml_backend.errors import EmptyPool, StaleRound, StorageError, UnusablePool, WeightsError
 from ml_backend.pool_outputs import PoolOutputs
 from ml_backend.records import Annotation, Exclusion, ImageRef, RoundReport
 from tests.fakes import (
@@ -269,17 +269,44 @@ class TestEmptyPool:
     def test_no_image_left(self):
         world = World(FakeLabels(FOUR_A_CLASS, ()))
 
-        with pytest.raises(EmptyPool, match="project 7 has no unlabelled image left"):
+        with pytest.raises(EmptyPool, match="no image of project 7 waits for a label: all are labelled") as refused:
             run_round(make_request(), world.parts)
 
+        assert refused.type is EmptyPool
+        assert "import" not in str(refused.value)
         assert world.journal == []
         assert world.learner.fits == []
+
+    def test_no_image_yet(self):
+        with pytest.raises(EmptyPool, match="project 7 has no images yet: import images to begin"):
+            run_round(make_request(), World(FakeLabels((), ())).parts)
+
+    def test_images_under_another_key(self):
+        """They wait, and so the error says how many and why, and not that images are to be imported."""
+        why = "task 339 has no image under 'film'; its data holds ['image']"
+        unusable = [Exclusion(image_id=str(number), reason=why, kind="no image") for number in range(24)]
+        labelled = Exclusion(image_id="1", reason="task 1 has no image", kind="label without image")
+        world = World(FakeLabels((), (), (labelled, *unusable)))
+
+        with pytest.raises(UnusablePool, match="no image that can be used: 24 were left out, the first: ") as refused:
+            run_round(make_request(), world.parts)
+
+        assert str(refused.value).endswith(why)
+        assert world.journal == []
+
+    def test_labels_that_are_left_out_are_no_images_that_wait(self):
+        labelled = Exclusion(image_id="1", reason="task 1 has no image", kind="label without image")
+
+        with pytest.raises(EmptyPool) as refused:
+            run_round(make_request(), World(FakeLabels((), (), (labelled,))).parts)
+
+        assert refused.type is EmptyPool
 
     def test_no_readable_image_left(self):
         """The message says what the first image's trouble was."""
         world = World(FakeLabels(FOUR_A_CLASS, POOL[:2]), FakeLearner(unreadable=["100", "101"]))
 
-        with pytest.raises(EmptyPool, match=r"none of the 2 unlabelled images .*unreadable while scoring"):
+        with pytest.raises(UnusablePool, match=r"none of the 2 unlabelled images .*unreadable while scoring"):
             run_round(make_request(), world.parts)
 
         assert world.journal == []

@@ -94,3 +94,46 @@ class TestStartEstimate:
         assert lacking == sum(max(0, minimum - count) for count in counts.values())
         if found.more is not None and found.low is not None and found.high is not None:
             assert min(lacking, pool) <= found.low <= found.more <= found.high <= max(pool, 0)
+
+
+class TestWaysOut:
+    """Told where a class will hardly come, and not before."""
+
+    @pytest.mark.parametrize(
+        ("counts", "minimum", "pool", "told"),
+        [
+            ({"normal": 18, "moderate": 40, "severe": 60}, 25, 500, False),
+            ({"normal": 18, "moderate": 40, "severe": 60}, 25, 50, False),
+            ({"normal": 0, "moderate": 0, "severe": 0}, 25, 500, False),
+            ({"normal": 4, "moderate": 6, "severe": 1}, 25, 5000, False),
+            ({"normal": 9, "moderate": 9, "severe": 0}, 2, 20, True),
+            ({"normal": 30, "moderate": 40, "severe": 5}, 25, 0, True),
+            ({"normal": 30, "moderate": 40, "severe": 5}, 25, 19, True),
+            ({"normal": 0, "moderate": 0, "severe": 0}, 25, 74, True),
+            ({"normal": 50, "moderate": 70, "severe": 0}, 25, 10**6, True),
+            ({"normal": 25, "moderate": 25, "severe": 25}, 25, 0, False),
+        ],
+    )
+    def test_when_they_are_due(self, counts, minimum, pool, told):
+        assert bool(start_estimate(counts, minimum, pool).ways_out) == told
+
+    def test_are_three(self):
+        found = start_estimate({"normal": 30, "moderate": 40, "severe": 5}, 25, 0)
+
+        assert found.sentence == "20 more 'severe' needed; no image without a label is left: import more."
+        assert found.ways_out == (
+            "take 'severe' out of the choices of the label config, so that there are fewer classes",
+            "lower the option min_labels_per_class, 25 now and 2 at least",
+            "go on without it: the option ignore_classes=severe leaves the labels out until it is taken back",
+        )
+        assert found.advice == f"{found.sentence} Otherwise: {'; or '.join(found.ways_out)}."
+
+    def test_two_classes_are_the_fewest(self):
+        found = start_estimate({"normal": 30, "severe": 5}, 25, 0)
+
+        assert found.ways_out == ("lower the option min_labels_per_class, 25 now and 2 at least",)
+
+    def test_of_several_that_lack_labels_the_owner_names_one(self):
+        found = start_estimate({"normal": 30, "moderate": 1, "severe": 1}, 25, 0)
+
+        assert "ignore_classes=its name" in found.ways_out[-1]

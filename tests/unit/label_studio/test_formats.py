@@ -26,6 +26,7 @@ from tests.label_configs import LEARNED, REFUSED, Learned, Refused, config
 ROOT = Path(__file__).parents[3]
 PAYLOADS = ROOT / "tests" / "data" / "payloads"
 IMAGE = ImageRef(id="7", uri="/data/upload/1/a.png")
+SEVERITY = (ROOT / "label_studio_config" / "severity.xml").read_text()
 CONFIG = LabelConfig(("normal", "severe", "Unreadable"), "severity", "image", "image", {})
 DEFAULTS = ProjectOptions.resolve(environ={})
 
@@ -429,3 +430,31 @@ class TestPrediction:
     def test_refuses_what_would_be_dropped_in_silence(self, score: float) -> None:
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
             prediction("12", score, "al-1", CONFIG)
+
+
+class TestIgnoredClasses:
+    @pytest.mark.parametrize("chosen", ["severe", " SEVERE ,", ["severe"]])
+    def test_are_not_learned(self, chosen: object) -> None:
+        options = ProjectOptions.resolve({"ignore_classes": chosen}, environ={})
+
+        assert training_classes(parse_label_config(SEVERITY), options) == ("normal", "moderate")
+
+    def test_one_that_is_no_choice_is_named(self) -> None:
+        options = ProjectOptions.resolve({"ignore_classes": "severe,grave"}, environ={})
+
+        with pytest.raises(SettingsError, match="ignore_classes='grave' is none of the classes 'normal', 'moderate'"):
+            training_classes(parse_label_config(SEVERITY), options)
+
+    def test_two_must_be_left(self) -> None:
+        options = ProjectOptions.resolve({"ignore_classes": "severe,normal"}, environ={})
+
+        with pytest.raises(SettingsError, match="ignore_classes='severe,normal' 1 of them would be learned"):
+            training_classes(parse_label_config(SEVERITY), options)
+
+    @pytest.mark.parametrize("chosen", ["3", "Severe"])
+    def test_are_known_by_value_and_by_alias(self, chosen: str) -> None:
+        xml = SEVERITY.replace('value="severe"', 'value="severe" alias="3"')
+        config, options = parse_label_config(xml), ProjectOptions.resolve({"ignore_classes": chosen}, environ={})
+
+        assert training_classes(config, options) == ("normal", "moderate")
+        assert read_annotation(answer("3"), IMAGE, config, options).ignored

@@ -261,3 +261,16 @@ def test_gives_what_the_full_reading_gives(steps: list[tuple[Any, ...]], page_ma
             assert seen_by_a_round(source(studio, memory)) == seen_by_a_round(source(studio))
         else:
             take(studio, step)
+
+
+def test_whether_skips_are_final_is_kept_with_the_tasks():
+    """Also where nothing else has changed since."""
+    studio = FakeStudio(images=3)
+    first = read_project(studio.client(), 2, None).mirror
+    row = studio.row
+
+    studio.row = lambda: row() | {"skip_queue": "IGNORE_SKIPPED"}  # type: ignore[method-assign]
+    again = read_project(studio.client(), 2, first)
+
+    assert (first.skip_queue, again.mirror.skip_queue) == ("REQUEUE_FOR_OTHERS", "IGNORE_SKIPPED")
+    assert again.mirror.tasks == first.tasks

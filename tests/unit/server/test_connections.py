@@ -3,7 +3,8 @@
 import pytest
 
 from ml_backend.queueing import LastError
-from tests.fakes import make_report
+from ml_backend.storage.pause import Pause
+from tests.fakes import make_fit, make_report
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_events import published, save_ranked
 
@@ -182,3 +183,35 @@ class TestRefusals:
         client.post("/setup", json=payload("setup") | {"extra_params": {"passes": "many"}})
 
         assert store.connection(2).extra_params == {"strategy": "entropy", "batch_size": 20}
+
+
+class TestWhatTheFirstTrainingWaitsFor:
+    @pytest.mark.parametrize(
+        ("options", "asked"),
+        [
+            ({"ignore_classes": "severe"}, ["connected"]),
+            ({"min_labels_per_class": 5}, ["connected"]),
+            ({"seed": 3}, []),
+        ],
+    )
+    @pytest.mark.parametrize("fit", [None, make_fit()])
+    def test_is_asked_for_at_once_when_it_changes(self, client, store, queue, options, asked, fit):  # noqa: PLR0917
+        """With a network there is an order already: the next training goes by it."""
+        store.project(PROJECT).save(make_report().model_copy(update={"fit": fit}), None, None)
+        store.project(PROJECT).set_published(published("1"))
+        client.post("/setup", json=payload("setup"))
+
+        for _ in range(2):
+            client.post("/setup", json=payload("setup") | {"extra_params": {"strategy": "entropy"} | options})
+
+        assert queue.requests == ([] if fit else asked)
+
+    def test_waits_where_the_rounds_are_held(self, client, store, queue):
+        store.project(PROJECT).save(make_report(), None, None)
+        store.project(PROJECT).set_published(published("1"))
+        client.post("/setup", json=payload("setup"))
+        Pause(store.project(PROJECT).folder).begin(20)
+
+        client.post("/setup", json=payload("setup") | {"extra_params": {"ignore_classes": "severe"}})
+
+        assert queue.requests == []

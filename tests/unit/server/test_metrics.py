@@ -61,9 +61,15 @@ class TestDegraded:
 
     def test_a_project_that_is_labelled_to_the_end_is_no_failure(self, connected, store, queue):
         done = AWAY.model_copy(update={"kind": "EmptyPool"})
-        queue.state = queue.state.model_copy(update={"last_error": done})
+        queue.state = queue.state.model_copy(update={"last_error": done, "failures": 2})
 
         assert degraded(store, queue) == []
+        assert f'al_failed_rounds_in_a_row{{project="{PROJECT}"}} 0.0' in connected.get("/metrics").text
+
+    def test_images_that_cannot_be_used_are_a_failure(self, connected, store, queue):
+        queue.state = queue.state.model_copy(update={"last_error": AWAY.model_copy(update={"kind": "UnusablePool"})})
+
+        assert degraded(store, queue) == ["the last round of 1 of 1 projects failed"]
 
     def test_no_worker(self, connected, store, queue, monkeypatch):
         monkeypatch.setattr(queue, "workers", lambda: 0)

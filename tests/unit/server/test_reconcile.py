@@ -166,6 +166,24 @@ class TestRounds:
 
         assert queue.requests == ["images"]
 
+    @pytest.mark.parametrize("kind", ["EmptyPool", "UnusablePool"])
+    def test_images_that_cannot_be_used_start_no_round_every_minute(self, reconciler, publish, queue, store, kind):
+        """Under another key: one round has said so. With the right key the next look asks."""
+        publish()
+        config = LABEL_CONFIG.replace("$image", "$film")
+        queue.state = QueueStatus(last_error=LastError(kind=kind, message="m", at=0.0))
+        reconciler.look()
+        assert queue.requests == ["images"]
+        queue.requests.clear()
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("tests.unit.label_studio.studio.LABEL_CONFIG", config)
+            reconciler.look()
+            assert queue.requests == []
+        reconciler.look()
+
+        assert queue.requests == ["images"]
+
     @pytest.mark.parametrize(
         ("served", "requests"), [(range(3, 61), []), (range(3, 43), []), (range(3, 42), ["topup"])]
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.errors import EmptyPool
+from ml_backend.errors import EmptyPool, UnusablePool, WeightsError
 from ml_backend.queueing import Claim, LastError, Progress, QueueStatus, RoundQueue
 from ml_backend.records import ProjectKey, Published, Reason
 from ml_backend.worker import job
@@ -86,14 +86,25 @@ class TestRun:
         assert seen == [(PROJECT, "labels")]
         assert queue.ends == [None]
 
-    def test_a_refused_round_is_told_and_does_not_raise(self, queue, round_does):
+    @pytest.mark.parametrize("kind", [WeightsError, UnusablePool])
+    def test_a_refused_round_is_told_and_does_not_raise(self, queue, round_does, kind):
         def run(*_args, **_kwargs):
-            raise EmptyPool("no image is left")
+            raise kind("it cannot go on")
 
         round_does(run)
 
-        assert job.run("2.1795384774", 1, "labels") == {"outcome": "failed", "error": "no image is left"}
-        assert [(error.kind, error.message) for error in queue.ends] == [("EmptyPool", "no image is left")]
+        assert job.run("2.1795384774", 1, "labels") == {"outcome": "failed", "error": "it cannot go on"}
+        assert [(error.kind, error.message) for error in queue.ends] == [(kind.__name__, "it cannot go on")]
+
+    def test_an_image_that_is_missing_because_all_are_labelled_is_no_failure(self, queue, round_does, capsys):
+        def run(*_args, **_kwargs):
+            raise EmptyPool("all are labelled")
+
+        round_does(run)
+
+        assert job.run("2.1795384774", 1, "labels") == {"outcome": "nothing to rank"}
+        assert [error.kind for error in queue.ends] == ["EmptyPool"]
+        assert '"level": "error"' not in capsys.readouterr().out
 
     def test_a_bug_is_told_and_raised(self, queue, round_does):
         def run(*_args, **_kwargs):
