@@ -92,7 +92,7 @@ def imported(live_project, backend) -> Owned:
     numbers = bring(owned, three + one)
     reader = owned.project.reader("ann")
     for number, value in zip(numbers[10:], ["severe"] * 8 + ["moderate"] * 4, strict=True):
-        reader.submit(owned.id, ServedImage(number, ""), value, owned.project.config, 1.0)
+        reader.submit(owned.id, ServedImage(number, ""), value, owned.project.config)
     return owned
 
 

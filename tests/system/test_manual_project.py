@@ -145,8 +145,9 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
             "--project 7": f"--project {project_id}",
         }
         desk = Desk(folder, own)
-        told = {page: commands({page: text}) for page, text in pages().items() if "export " in text}
-        lines = {page: those("export", of=found) for page, found in told.items()}
+        told = {page: commands({page: text}) for page, text in pages().items()}
+        exporting = {page for page, found in told.items() if any(one.bare.startswith("export") for one in found)}
+        lines = {page: those("export", of=told[page]) for page in exporting}
         exported = {page: desk.export(found) for page, found in lines.items()}
         desk.environ |= exported["README.md"]
         open_ones = [(one, desk.leave_open(one)) for one in those(*READY)]

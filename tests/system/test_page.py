@@ -14,6 +14,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 from werkzeug.serving import make_server
 
@@ -146,6 +147,8 @@ class TestPage:
 def press(browser: webdriver.Chrome, text: str) -> None:
     button = browser.find_element(By.XPATH, f"//button[normalize-space(.)='{text}']")
     button.click()
+    # The page before may show what an earlier button did.
+    WebDriverWait(browser, TIMEOUT_S).until(expected.staleness_of(button))
     WebDriverWait(browser, TIMEOUT_S).until(lambda b: b.find_elements(By.CSS_SELECTOR, ".said"))
 
 
