@@ -21,6 +21,8 @@ from ml_backend.records import Annotation, ImageRef, Published, Ranking, RoundRe
 __all__ = ["RoundArchive", "TopUp", "TurnsPublisher", "beside", "topped_up"]
 
 WATCH_INTERVAL_S = 30.0
+# Kinds of exclusion for an image that was tried: learners give none.
+UNREADABLE = frozenset({"", "unreadable image"})
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +40,7 @@ def topped_up(report: RoundReport, annotations: Sequence[Annotation], pool: Sequ
 
     Those that it scored come in its order, then those imported since, which have no score, in seeded order; and last
     what a reader has skipped, which is there for the other readers only. An image that the round could not read stays
-    out until the next round has looked again.
+    out until the next round has looked again; one that it left out for what its tasks or annotations were is like new.
 
     Args:
         report: of the round.
@@ -49,7 +51,8 @@ def topped_up(report: RoundReport, annotations: Sequence[Annotation], pool: Sequ
     skipped = {annotation.image.id for annotation in annotations}
     waiting = {image.id for image in pool}
     scored = [image_id for image_id in ranking.image_ids if image_id in waiting]
-    known = {*scored, *(exclusion.image_id for exclusion in (*report.exclusions, *ranking.exclusions))}
+    excluded = (one for one in (*report.exclusions, *ranking.exclusions) if one.kind in UNREADABLE)
+    known = {*scored, *(one.image_id for one in excluded)}
     new = [image.id for image in pool if image.id not in known]
     order = [*scored, *(new[index] for index in seeded_order(new, report.request.seed))]
     order.sort(key=lambda image_id: image_id in skipped)  # stable: the rest keeps its order

@@ -75,6 +75,14 @@ class TestToppedUp:
 
         assert ranking.image_ids == ("1",)
 
+    @pytest.mark.parametrize("kind", ["same image", "no image", "unreadable answer"])
+    def test_what_the_round_left_out_for_another_reason_is_new_once_it_waits(self, kind):
+        """The task that stood for it was deleted, its data were mended, its answer was withdrawn."""
+        left_out = Exclusion(image_id="7", reason="as its task was", kind=kind)
+        report = report_of("1").model_copy(update={"exclusions": (left_out,)})
+
+        assert topped_up(report, [], images(1, 7)).image_ids == ("1", "7")
+
     def test_new_images_keep_their_order_while_others_come_and_go(self):
         report = report_of("1")
         many = topped_up(report, [], images(1, *range(10, 30))).image_ids
