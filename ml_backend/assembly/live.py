@@ -92,7 +92,7 @@ class Live:
         # The row as it is now: the labels may have been read when the round began.
         row = self.world.client.project(self.world.key.id)
         tasks = labels.reading.mirror.tasks.keys()
-        imported = [one.version for one in self.world.project.imported_versions()]
+        imported = self.world.project.imported_versions
         return not is_lost(read_serving(self.world.client, row, tasks, published, imported))
 
 

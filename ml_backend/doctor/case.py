@@ -197,13 +197,13 @@ class Case:
     def serving(self) -> Serving:
         """What Label Studio serves, as the backend's reconciler reads it too."""
         try:
-            published, imported = self.kept.published(), [one.version for one in self.kept.imported_versions()]
+            published = self.kept.published()
         except StorageError:  # the check of the files names it
-            published, imported = None, []
+            published = None
         # Anew: a round may have been published since the project was first asked for.
         row = self.client.project(self.project_id)
         there = self.client.existing(self.project_id, map(int, published.image_ids)) if published else set()
-        return read_serving(self.client, row, there, published, imported)
+        return read_serving(self.client, row, there, published, self.kept.imported_versions)
 
     @cached_property
     def serving_problems(self) -> list[ServingProblem]:

@@ -6,11 +6,11 @@ or another model version is chosen. The reconciler compares the two once a minut
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.records import Published, Record
+from ml_backend.records import ImportedVersion, Published, Record
 from ml_backend.settings import ProjectOptions
 
 __all__ = [
@@ -85,7 +85,7 @@ def read_serving(
     project: Mapping[str, Any],
     tasks: Collection[int],
     published: Published | None,
-    imported: Collection[str],
+    imported: Callable[[], Collection[ImportedVersion]],
 ) -> Serving:
     """Ask Label Studio how many of the published predictions it holds: one request, and none before the first ranking.
 
@@ -96,22 +96,25 @@ def read_serving(
         project: the project's row.
         tasks: ids of the tasks that the project has.
         published: what was published last.
-        imported: model versions on this installation's record.
+        imported: reads the model versions on this installation's record; called only where another one is served.
 
     Raises:
         LabelStudioError: no answer, or a refusal.
+        StorageError: from ``imported``.
     """
     held = 0 if published is None else client.model_versions(int(project["id"])).get(published.version, 0)
+    version = None if published is None else published.version
     model_version = project.get("model_version") or ""
+    another = model_version != version and RANKING.fullmatch(model_version) is not None
     serving = Serving(
-        version=None if published is None else published.version,
+        version=version,
         there=0 if published is None else sum(int(image_id) in tasks for image_id in published.image_ids),
         held=held,
         model_version=model_version,
         sampling=project.get("sampling"),
         maximum_annotations=project.get("maximum_annotations"),
         show_collab_predictions=bool(project.get("show_collab_predictions")),
-        foreign=RANKING.fullmatch(model_version) is not None and model_version not in imported,
+        foreign=another and model_version not in {one.version for one in imported()},
     )
     if is_lost(serving) and not client.backends(int(project["id"])):
         return serving.model_copy(update={"connected": False})

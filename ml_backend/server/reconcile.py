@@ -10,7 +10,7 @@ An event that comes while a project is read may count twice for a minute: a roun
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import NamedTuple, Self
 
@@ -28,13 +28,13 @@ from ml_backend.label_studio.reading import Reading, read_project
 from ml_backend.label_studio.serving import is_lost, read_serving
 from ml_backend.label_studio.supply import low_water
 from ml_backend.queueing import QueueStatus, RoundQueue
-from ml_backend.records import Connection, ProjectKey, Published
+from ml_backend.records import Connection, Published
 from ml_backend.server.connections import configuration, rerank_is_due
 from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.pause import Pause
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.quarantine import Quarantine, QuarantinedImage
 
 __all__ = ["Reconciler"]
 
@@ -131,8 +131,8 @@ class Reconciler:
         if reading.mirror is not kept:
             readings.keep_mirror(reading.mirror)
         rounds = self._store.project(connection.project)
-        imported = [one.version for one in rounds.imported_versions()]
-        serving = read_serving(client, reading.project, reading.mirror.tasks.keys(), rounds.published(), imported)
+        tasks, published = reading.mirror.tasks.keys(), rounds.published()
+        serving = read_serving(client, reading.project, tasks, published, rounds.imported_versions)
         readings.keep_serving(serving)
         if status.running is None:  # a round that runs has taken the count, and sees for itself what there is
             self._act(connection, readings, reading, status, lost=is_lost(serving), before=kept)
@@ -164,9 +164,11 @@ class Reconciler:
             log.info("events had not told", counted=status.changes, changes=changes)
         counted = queue.count_changes(project, missed, threshold, counts.annotations + counts.skips)
         error = status.last_error.kind if status.last_error else None
-        waiting = _Waiting.of(reading, config, readings.digests())
+        tasks = TaskImages.of(reading.mirror, config, readings.digests())
+        barred = Quarantine(rounds.folder).listed()
+        waiting = _Waiting.of(reading, tasks, barred)
         wanting = published is not None and (
-            _top_up_is_due(published, waiting, options) or (lost and bool(waiting.ids))
+            _top_up_is_due(published, waiting, options) or (lost and bool(waiting.readable))
         )
         if lost:
             log.warning("Label Studio does not hold the published order")
@@ -175,9 +177,12 @@ class Reconciler:
                 queue.request_round(project, "topup")
             return
         due = counted.due or bool(
-            by_itself and error is None and published and _other_labels(rounds, published, reading, config, options)
+            by_itself
+            and error is None
+            and published
+            and _other_labels(rounds, published, reading, config, options, images=tasks)
         )
-        images = status.ran_out and self._another_look(project, waiting, reading, before)
+        images = status.ran_out and _another_look(waiting, barred, reading, before)
         self._ask(fresh, waiting, published, wanting=wanting, newest=newest, error=error, due=due, images=images)
 
     def _ask(
@@ -219,14 +224,6 @@ class Reconciler:
         elif wanting:
             queue.request_round(project, "topup")
 
-    def _another_look(self, project: ProjectKey, waiting: "_Waiting", reading: Reading, before: Mirror | None) -> bool:
-        """Whether a round may find an image that the last one did not."""
-        tasks = reading.mirror.tasks
-        if before is not None and any(tasks[int(n)] != before.tasks.get(int(n)) for n in waiting.ids):
-            return True  # its file may be another, which no quarantine bars
-        barred = Quarantine(self._store.project(project).folder).listed()
-        return another_look(waiting.ids, barred, datetime.now(UTC))
-
     def _ranks_anew(self, connection: Connection) -> bool:
         """Whether another order was chosen than is served, and a worker was asked for it just now."""
         if not rerank_is_due(connection, self._store):
@@ -255,30 +252,56 @@ def _created(reading: Reading) -> int:
 
 
 class _Waiting(NamedTuple):
-    """Images that nobody has answered or skipped, and tasks that wait in vain: their image is served by another."""
+    """Tasks that nobody has answered or skipped.
+
+    Attributes:
+        ids: those that readers may be served.
+        readable: of them, those whose image no round has failed to read: a top-up publishes no others.
+        needless: those whose image is served by another task.
+    """
 
     ids: frozenset[str]
+    readable: frozenset[str]
     needless: frozenset[str]
 
     @classmethod
-    def of(cls, reading: Reading, config: LabelConfig, digests: Mapping[str, str]) -> Self:
-        images = TaskImages.of(reading.mirror, config, digests)
+    def of(cls, reading: Reading, images: TaskImages, quarantined: Collection[QuarantinedImage]) -> Self:
         pool, barred = images.waiting(reading.mirror, with_skipped=not skips_are_final(reading))
         tasks = reading.mirror.tasks
+        ids = frozenset(str(number) for number in pool if not tasks[number].annotations)
         return cls(
-            frozenset(str(number) for number in pool if not tasks[number].annotations),
+            ids,
+            ids.difference(one.image_id for one in quarantined),
             frozenset(str(number) for number in barred if not tasks[number].annotations),
         )
 
 
+def _another_look(
+    waiting: _Waiting, quarantined: Collection[QuarantinedImage], reading: Reading, before: Mirror | None
+) -> bool:
+    """Whether a round may find an image that the last one did not."""
+    tasks = reading.mirror.tasks
+    if before is not None and any(tasks[int(n)] != before.tasks.get(int(n)) for n in waiting.ids):
+        return True  # its file may be another, which no quarantine bars
+    return another_look(waiting.ids, quarantined, datetime.now(UTC))
+
+
 def _top_up_is_due(published: Published, waiting: _Waiting, options: ProjectOptions) -> bool:
+    """Whether a top-up would publish something that readers need; one that would not is asked for every minute else."""
     left = len(waiting.ids.intersection(published.image_ids))
+    runs_low = left < low_water(options) and not waiting.readable.issubset(published.image_ids)
     needless = not waiting.needless.isdisjoint(published.image_ids)
-    return left < min(low_water(options), len(waiting.ids)) or (needless and bool(waiting.ids))
+    return runs_low or (needless and bool(waiting.readable))
 
 
 def _other_labels(
-    rounds: ProjectStore, published: Published, reading: Reading, config: LabelConfig, options: ProjectOptions
+    rounds: ProjectStore,
+    published: Published,
+    reading: Reading,
+    config: LabelConfig,
+    options: ProjectOptions,
+    *,
+    images: TaskImages,
 ) -> bool:
     """Whether the owner has chosen since the served round what ground truths count as, and labels differ by that."""
     try:
@@ -290,7 +313,7 @@ def _other_labels(
         return False
     classes = training_classes(config, options)
     then, now = (
-        RULES[options.consensus](annotations_in(reading.mirror, config, chosen)[0], classes).labels
+        RULES[options.consensus](annotations_in(reading.mirror, config, chosen, images)[0], classes).labels
         for chosen in (options.model_copy(update={"ground_truth": before}), options)
     )
     return then != now

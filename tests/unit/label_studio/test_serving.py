@@ -5,7 +5,7 @@ import pytest
 
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.serving import Serving, is_lost, read_serving, serving_problems
-from ml_backend.records import Published
+from ml_backend.records import ImportedVersion, Published
 from ml_backend.settings import ProjectOptions
 from tests.fakes import NOON
 
@@ -108,10 +108,22 @@ def test_another_installation_is_known_by_the_name_of_its_ranking(model_version,
         {"id": 7, "model_version": model_version},
         {1},
         None,
-        ["al-r000001-entropy-aaaaaa"],
+        lambda: [ImportedVersion(version="al-r000001-entropy-aaaaaa")],
     )
 
     assert serving.foreign == foreign
+
+
+def test_the_published_ranking_is_our_own_whatever_is_on_record():
+    """A data folder of an earlier version may lack it; what is lost is published again all the same."""
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=[{}] if "ml" in request.url.path else {}))
+    name = "al-r000009-bald-0a1b2c"
+    published = Published(version=name, round_id="r000009", image_ids=("1",), seconds={}, published_at=NOON)
+
+    client = LabelStudioClient("http://ls", "k", transport=transport)
+    serving = read_serving(client, {"id": 7, "model_version": name}, {1}, published, pytest.fail)
+
+    assert (serving.foreign, is_lost(serving)) == (False, True)
 
 
 @pytest.mark.parametrize(("held", "backends", "connected"), [(1, [], False), (1, [{"id": 1}], True), (2, [], True)])
@@ -123,7 +135,7 @@ def test_backends_are_asked_for_only_where_the_ranking_is_lost(held, backends, c
 
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(answer))
     published = Published(version="al-1", round_id="r1", image_ids=("1", "3"), seconds={}, published_at=NOON)
-    serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1, 3}, published, [])
+    serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1, 3}, published, list)
 
     assert serving.connected == connected
 
@@ -135,7 +147,7 @@ def test_is_read_from_the_project_and_its_versions():
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
     published = Published(version="al-1", round_id="r1", image_ids=("1", "2", "3"), seconds={}, published_at=NOON)
 
-    serving = read_serving(LabelStudioClient("http://ls", "k", transport=transport), row, {1, 3, 9}, published, [])
+    serving = read_serving(LabelStudioClient("http://ls", "k", transport=transport), row, {1, 3, 9}, published, list)
 
     assert (serving.version, serving.there, serving.held) == ("al-1", 2, 2)
     assert (serving.model_version, serving.show_collab_predictions) == ("al-1", False)

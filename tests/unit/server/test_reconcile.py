@@ -1,5 +1,7 @@
 """What no event told, found in Label Studio."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from ml_backend.errors import LabelStudioError
@@ -10,8 +12,10 @@ from ml_backend.queueing import LastError, QueueStatus
 from ml_backend.records import Connection, ImportedVersion, ProjectKey, Published
 from ml_backend.server.reconcile import Reconciler
 from ml_backend.settings import Settings
+from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.pause import Pause
+from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import NOON, make_report
 from tests.unit.label_studio.studio import LABEL_CONFIG, FakeStudio
 from tests.unit.server.memory import PROJECT
@@ -58,6 +62,13 @@ def reconciler(store, queue, studio, readings):
 
 def states_of(studio: FakeStudio) -> dict[str, str]:
     return read_project(studio.client(), 2, None).mirror.states()
+
+
+def quarantine(store: RoundStore, numbers: Iterable[int]) -> None:
+    listed = Quarantine(store.project(PROJECT).folder)
+    with listed.settled():
+        for number in numbers:
+            listed.enter(str(number), "file", "damaged", "it is damaged", passing=False)
 
 
 class TestCounting:
@@ -195,6 +206,16 @@ class TestRounds:
 
         assert queue.requests == requests
 
+    @pytest.mark.parametrize("readable", [0, 1])
+    def test_images_that_cannot_be_read_ask_for_no_top_up(self, reconciler, publish, queue, store, readable):
+        """39 are left; of the 19 that could be published behind them one can be read, or none."""
+        publish(tuple(map(str, range(3, 42))))
+        quarantine(store, range(42 + readable, 61))
+
+        reconciler.look()
+
+        assert queue.requests == ["topup"] * readable
+
     def test_a_round_that_was_saved_and_not_published_is_taken_up(self, reconciler, publish, queue, store):
         """Its next attempt was lost with Redis."""
         publish(tuple(map(str, range(3, 61))))
@@ -278,6 +299,17 @@ class TestWhatLabelStudioHolds:
         studio.predictions["v"] = 0
         row = studio.row() | {"min_annotations_to_start_training": 0}
         studio.row = lambda: row
+
+        reconciler.look()
+
+        assert queue.requests == []
+
+    def test_where_no_image_that_waits_can_be_read_nothing_is_published_again(
+        self, reconciler, publish, queue, studio, store
+    ):
+        publish()
+        quarantine(store, range(3, 61))
+        studio.predictions.clear()
 
         reconciler.look()
 
