@@ -173,7 +173,7 @@ class Reconciler:
         if lost:
             log.warning("Label Studio does not hold the published order")
         if held:
-            if published is not None and not self._ranks_anew(fresh) and wanting:
+            if published is not None and not (waiting.readable and self._ranks_anew(fresh)) and wanting:
                 queue.request_round(project, "topup")
             return
         due = counted.due or bool(
@@ -216,7 +216,7 @@ class Reconciler:
             queue.request_round(project, "connected", only_if_idle=True)  # it was lost with Redis, say
         elif images:
             queue.request_round(project, "images")
-        elif published is not None and waiting.ids and self._ranks_anew(connection):
+        elif published is not None and waiting.readable and self._ranks_anew(connection):
             log.info("an order that the owner has chosen is asked for")
         elif published is not None and error is None and newest > published.round_id:
             # Saved and not published, and its next attempt was lost with Redis.

@@ -571,6 +571,18 @@ class TestAnotherStrategy:
 
         assert (queue.requests, queue.idle_requests) == ([], ["rerank"])
 
+    @pytest.mark.parametrize("paused", [False, True])
+    def test_not_where_no_image_that_waits_can_be_read(self, reconciler, ranked, queue, paused):
+        """Every attempt would fail alike."""
+        if paused:
+            Pause(ranked.project(PROJECT).folder).begin(threshold=3)
+        self.choose(ranked, strategy="bald", batch_size=20)
+        quarantine(ranked, range(3, 61))
+
+        reconciler.look()
+
+        assert (queue.requests, queue.idle_requests) == ([], [])
+
     def test_while_it_is_not_asked_for_again_the_old_order_is_topped_up(self, reconciler, ranked, queue):
         self.choose(ranked, strategy="bald", batch_size=20)
         queue.refuses_idle = True
