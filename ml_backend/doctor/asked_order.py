@@ -2,7 +2,7 @@
 
 from ml_backend.doctor.case import Case
 from ml_backend.doctor.check import Check, Outcome, failed, fine, skipped
-from ml_backend.label_studio.serving import Aspect
+from ml_backend.label_studio.serving import ONE_INSTALLATION, Aspect
 
 __all__ = ["CHECKS"]
 
@@ -28,6 +28,8 @@ def _as_wanted(case: Case, aspect: Aspect) -> Outcome | None:
     """The problem of that aspect, which the project's page names in the same words; None where there is none."""
     for problem in case.serving_problems:
         if problem.aspect == aspect:
+            if problem.foreign:
+                return failed(problem.seen, ONE_INSTALLATION)
             return failed(problem.seen, PUBLISHED_AGAIN if problem.mended else _connect(case))
     return None
 

@@ -14,6 +14,7 @@ from ml_backend.records import ImportedVersion, Published, Record
 from ml_backend.settings import ProjectOptions
 
 __all__ = [
+    "ONE_INSTALLATION",
     "SAMPLING",
     "Aspect",
     "Serving",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 SAMPLING = "Uncertainty sampling"
+ONE_INSTALLATION = (
+    "stop the other installation, or remove one of the two from the project; then press Train now on the project's page"
+)
 # Versions as ``LabelStudioPublisher`` names them.
 RANKING = re.compile(r"al-r\d{6,}-\w+-[0-9a-f]{6}")
 Aspect = Literal["sampling", "readers per image", "predictions on", "order served", "predictions"]
@@ -62,11 +66,13 @@ class ServingProblem(Record):
         aspect: what is wrong.
         seen: what Label Studio holds, in a sentence.
         mended: whether the backend publishes the ranking again by itself.
+        foreign: whether another installation of this backend is the cause; see ``ONE_INSTALLATION``.
     """
 
     aspect: Aspect
     seen: str
     mended: bool = False
+    foreign: bool = False
 
 
 def wanted_project(options: ProjectOptions) -> dict[str, object]:
@@ -153,20 +159,17 @@ def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> l
     if not serving.connected:
         alone = "; it is not published again, since the project has no ML backend any more"
     elif serving.foreign:
-        alone = (
-            "; another installation of this backend publishes its ranking here, so this one does not: stop it, or "
-            "remove one of the two from the project, then press Train now"
-        )
-    mended = is_lost(serving)
+        alone = "; another installation of this backend publishes its ranking here, so this one does not"
+    cause = {"mended": is_lost(serving), "foreign": serving.connected and serving.foreign}
     if serving.model_version != serving.version:
         seen = f"model_version is {serving.model_version!r}{random}; the published ranking is {serving.version}{alone}"
-        found.append(ServingProblem(aspect="order served", seen=seen, mended=mended))
+        found.append(ServingProblem(aspect="order served", seen=seen, **cause))
     if serving.held != serving.there:
         seen = (
             f"Label Studio holds {serving.held} predictions of {serving.version}, and {serving.there} of its "
             f"images are there{alone}"
         )
-        found.append(ServingProblem(aspect="predictions", seen=seen, mended=mended))
+        found.append(ServingProblem(aspect="predictions", seen=seen, **cause))
     return found
 
 

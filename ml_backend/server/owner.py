@@ -10,6 +10,7 @@ from ml_backend.insight.overview import BatchImage, Chosen, Overview
 from ml_backend.insight.proof import ENOUGH
 from ml_backend.insight.reasons import reason, reason_unseen
 from ml_backend.label_studio.connect import ONE_CONNECTION
+from ml_backend.label_studio.serving import ONE_INSTALLATION
 from ml_backend.records import Connection, RoundReport
 from ml_backend.server.figures import balance_figure, learning_series, legend, line_figure, recall_series
 from ml_backend.server.now import REASONS, running, usual_seconds
@@ -57,6 +58,7 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "running": running(progress, usual_seconds(rounds), now) if queue.running and progress else None,
         "reasons": REASONS,
         "one_connection": ONE_CONNECTION,
+        "one_installation": ONE_INSTALLATION,
         "threshold": _threshold(status),
         "last": last,
         "unlike": _knows_other_classes(status),

@@ -283,6 +283,14 @@ class TestOrder:
         assert "random order" in found["order served"].seen
         assert "ml-backend connect" in found["order served"].remedy
 
+    def test_the_ranking_of_another_installation_has_its_own_way_out(self, installation):
+        installation.project["model_version"] = "al-r000009-bald-0a1b2c"
+
+        found = installation.examine()
+
+        assert failures(found) == {"order served"}
+        assert found["order served"].remedy.startswith("stop the other installation")
+
     @pytest.mark.parametrize("held", [0, 2, 4])
     def test_other_predictions_than_were_published(self, installation, held):
         installation.held["al-r000001-x"] = held

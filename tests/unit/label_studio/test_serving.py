@@ -84,7 +84,7 @@ def test_of_another_installation_the_ranking_is_left_and_named():
 
     [problem] = serving_problems(serving, ProjectOptions(), "Active learning")
 
-    assert not problem.mended
+    assert (problem.mended, problem.foreign) == (False, True)
     assert not is_lost(serving)
     assert "another installation" in problem.seen
 

@@ -90,6 +90,18 @@ class TestIndex:
             assert "1 images in the order" not in page
         assert "connect --project 2" in project
 
+    def test_the_ranking_of_another_installation_has_its_own_way_out(self, connected, store):
+        """`ml-backend connect` would change nothing."""
+        save_round(store)
+        ours, theirs = "al-r000001-entropy-0a1b2c", "al-r000009-bald-0a1b2c"
+        row = {"version": ours, "there": 1, "held": 1, "model_version": theirs, "sampling": "Uncertainty sampling"}
+        seen = row | {"maximum_annotations": 1, "show_collab_predictions": True, "foreign": True}
+        ReadingStore(store.project(PROJECT).folder).keep_serving(Serving.model_validate(seen))
+        project = connected.get(f"/projects/{PROJECT}", headers=HTML).text
+
+        assert "To mend it, stop the other installation" in project
+        assert "sets it back" not in project
+
     def test_what_was_read_of_an_earlier_order_says_nothing_of_this_one(self, connected, store):
         save_round(store)
         row = {"there": 1, "held": 0, "model_version": "", "sampling": None, "maximum_annotations": 1}
