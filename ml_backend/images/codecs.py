@@ -1,7 +1,7 @@
-"""The two decoders of nearly every film: JPEG without CMYK, and PNG and AVIF of any kind.
+"""The two decoders of nearly every image: JPEG without CMYK, and PNG and AVIF of any kind.
 
 Chosen by measurement: libjpeg-turbo through simplejpeg, and libvips through pyvips. Both keep what Pillow loses: a
-damaged JPEG is an error and no half-grey film, and a 16-bit PNG with colour or alpha keeps its depth. Pillow reads the
+damaged JPEG is an error and no half-grey image, and a 16-bit PNG with colour or alpha keeps its depth. Pillow reads the
 EXIF block of an AVIF into memory whole, however often its entries point to the same bytes; libvips leaves it alone.
 
 Both are imported at the first image, never before: libvips starts threads, which a process that forks must not have.
@@ -81,8 +81,8 @@ def avif_size(content: bytes) -> tuple[int, int]:
     Raises:
         pyvips.Error: its header is damaged.
     """
-    film = _vips().Image.heifload_buffer(content, fail_on="error")
-    return film.width, film.height
+    image = _vips().Image.heifload_buffer(content, fail_on="error")
+    return image.width, image.height
 
 
 def avif_levels(content: bytes, size: tuple[int, int]) -> Levels:
@@ -95,15 +95,15 @@ def avif_levels(content: bytes, size: tuple[int, int]) -> Levels:
     return _gray_levels(_vips().Image.heifload_buffer(content, fail_on="error"), size)
 
 
-def _gray_levels(film: Any, size: tuple[int, int]) -> Levels:
-    _require_size((film.width, film.height), size)
-    if film.hasalpha():
-        film = film.flatten()
-    if film.bands == 3:
-        film = film.recomb(_LUMA).rint().cast(film.format)
-    levels: Levels8 | Levels16 = film.numpy()
-    # pyvips makes a bare number of a film of one pixel.
-    return levels.reshape(film.height, film.width)
+def _gray_levels(image: Any, size: tuple[int, int]) -> Levels:
+    _require_size((image.width, image.height), size)
+    if image.hasalpha():
+        image = image.flatten()
+    if image.bands == 3:
+        image = image.recomb(_LUMA).rint().cast(image.format)
+    levels: Levels8 | Levels16 = image.numpy()
+    # pyvips makes a bare number of an image of one pixel.
+    return levels.reshape(image.height, image.width)
 
 
 @functools.cache

@@ -15,6 +15,10 @@
     curve.py     where the accuracy is heading
     stopping.py  whether more labels are worth their reading, in one sentence with its evidence
     stopping_words.py  how that is said
+    network.py   the newest network of a project
+    history.py   when the strategy changed
+    reranking.py  whether another order can be made without a training
+    standing.py  what waits, what is left out and why, and whether everything is labelled
     start.py     what the start set still lacks, and how many images that takes
     reasons.py   why an image was chosen, in one line
     lines.py     what is remembered of each round without its images

@@ -40,7 +40,7 @@ WORDS: Final[dict[ExclusionKind, tuple[str, str]]] = {
     "same image": ("task holds the image of another task", "tasks hold the images of other tasks"),
     "": ("image is left out", "images are left out"),
 }
-"""In this order they are told."""
+"""In the order of the report."""
 MENDABLE: Final[dict[ExclusionKind, str]] = {
     "no image": "mend the tasks' data, or the value of the label config's Image tag",
     "label without image": "mend the tasks' data, or the value of the label config's Image tag",

@@ -77,7 +77,7 @@ class TaskImages:
         return self.first.get(number, number)
 
     def waiting(self, mirror: Mirror, *, with_skipped: bool) -> tuple[list[int], dict[int, str]]:
-        """The tasks that readers may be served, and those that wait in vain, with the reason.
+        """The tasks that readers may be served, and those that need no answer, with the reason.
 
         An image leaves the pool with the first of its tasks that does; until then the lowest of them stands for it.
 
@@ -134,7 +134,7 @@ def _marks(image: ImageRef, digests: Mapping[str, str]) -> list[tuple[str, str]]
 
 
 def _with_one_patient(images: Mapping[int, ImageRef], several: Collection[list[int]]) -> dict[int, ImageRef]:
-    """The images whose patient is told by another of their tasks, or is known under two names."""
+    """The images whose patient another of their tasks names, or that have two names for it."""
     named = [[images[number].patient_id for number in numbers] for numbers in several]
     patients = [[one for one in names if one is not None] for names in named]
     marks: dict[str, list[Any]] = {}

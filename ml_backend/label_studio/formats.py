@@ -511,7 +511,7 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
         return None
     entries = [entry for entry in item["result"] if entry.get("type") == "choices"]
     # Label Studio's page measures the time of every answer, and only a prediction's entries have a score.
-    # A ground truth is vouched for by whoever marked it.
+    # The user who marks a ground truth vouches for it.
     copied = "lead_time" in item and item["lead_time"] is None and not item.get("ground_truth")
     if copied and not item["result"]:
         return (

@@ -1,6 +1,6 @@
 """The environment's certificates and proxies, and why a connection failed.
 
-Nothing here opens a connection. Errors of httpx, httpcore and redis are told apart by what caused them and by their
+Nothing here opens a connection. Errors of httpx, httpcore and redis are distinguished by what caused them and by their
 names, so that those who speak HTTP and those who speak to Redis share one explanation.
 """
 

@@ -310,8 +310,8 @@ def _said_of_copies(images: Sequence[ImageRef], same: Mapping[str, str], split: 
     if not copies:
         return []
     said = f"{len(copies)} rows hold the same image as another row: {first_ten(copies, ', ')}"
-    if torn := sum(len(found) > 1 for found in sides.values()):
-        return [f"{said}; THE TABLE PUTS {torn} IMAGES ON MORE THAN ONE SIDE, so that the figures are too good"]
+    if divided := sum(len(found) > 1 for found in sides.values()):
+        return [f"{said}; THE TABLE PUTS {divided} IMAGES ON MORE THAN ONE SIDE, so that the figures are too good"]
     return [f"{said}; copies are on one side of the split"]
 
 

@@ -68,7 +68,7 @@ class ReadingStore:
         try:
             kept = read_record(self._same, _SameContent)
         except StorageError as error:
-            log.warning("images are told apart by their addresses alone", error=str(error))
+            log.warning("images are distinguished by their addresses alone", error=str(error))
             return {}
         return {} if kept is None else kept.digests
 
