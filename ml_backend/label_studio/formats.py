@@ -118,6 +118,10 @@ class _Tags:
     def of(self, kind: str) -> list[Element]:
         return [tag for tag in self._all if _kind(tag) == kind]
 
+    def is_twice(self, name: str) -> bool:
+        """Whether several tags have the name. Label Studio refuses it only where it stands in double quotes."""
+        return sum(tag.get("name") == name for tag in self._all) > 1
+
     def called(self, name: str) -> str:
         return next((_named(tag) for tag in self._all if tag.get("name") == name), f"{name!r}, which is no tag")
 
@@ -180,13 +184,15 @@ def _read_question(tag: Element, tags: _Tags) -> LabelConfig:
         raise PayloadError(f"{me}: Label Studio stores no answer about several tags (toName={to_name!r}): name one")
     if to_name not in tags.images:
         raise PayloadError(f"{me} is about {tags.called(to_name)}, and only an Image is learned: add {tags.example()}")
+    if twice := [one for one in (name, to_name) if tags.is_twice(one)]:
+        raise PayloadError(f"{me}: several tags have the name {twice[0]!r}: give each a name of its own")
     _check_answers(tag, me)
     image_key = _image_key(tags.images[to_name])
     choices = _read_choices(tag, me)
     last = Counter(stored[-1] for stored, _ in choices)
     classes = tuple(stored[-1] if last[stored[-1]] == 1 else BELOW.join(stored) for stored, _ in choices)
-    if twice := [choice for choice, count in Counter(classes).items() if count > 1]:
-        raise PayloadError(f"{me} has {', '.join(map(repr, twice))} twice: give each choice a value of its own")
+    if same := [choice for choice, count in Counter(classes).items() if count > 1]:
+        raise PayloadError(f"{me} has {', '.join(map(repr, same))} twice: give each choice a value of its own")
     if len(classes) < 2:
         raise PayloadError(f"{me} offers {classes[0]!r} alone, and at least 2 classes are needed: add a Choice")
     return LabelConfig(

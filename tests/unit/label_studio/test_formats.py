@@ -142,6 +142,16 @@ class TestParseLabelConfig:
         with pytest.raises(PayloadError, match=said):
             parse_label_config(xml)
 
+    @pytest.mark.parametrize(
+        "other", ["<Choices name='c' toName='i'/>", "<Rating name = 'c' toName='i'/>", "<Text name='i'/>"]
+    )
+    def test_a_name_that_stands_twice_is_refused(self, other: str) -> None:
+        """Label Studio looks for it only where it is written with double quotes and no blanks."""
+        asked = "<Choices name='c' toName='i'><Choice value='a'/><Choice value='b'/></Choices>"
+
+        with pytest.raises(PayloadError, match="several tags have the name"):
+            parse_label_config(f"<View><Image name='i' value='$i'/>{asked}{other}</View>")
+
     def test_tags_deep_in_one_another(self) -> None:
         deep = f"{'<View>' * 3000}{'</View>' * 3000}"
 
