@@ -37,11 +37,11 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     queueing       at most one round running and one waiting per project, on rq
     logs           what server and worker log: structured, with project and round, without secrets
     storage        one folder a round, and what workers hand each other; written beside and renamed into place
-    settings       Settings (environment), ProjectOptions (the owner's choice)
+    settings       Settings (environment), ProjectOptions (the owner's choice); the network's certificates and proxies
     pool_outputs   what a learner hands to a strategy
     plot_parts     axes, paths and names of the figures that we draw ourselves, as SVG
     strategies     every strategy in words: for README, --help and the settings
-    grouping       which images a split must keep together
+    grouping       which images belong together: copies of one image, and the images of one patient
     records        what travels between the rooms: frozen, validated, JSON
     chance         seeded chance, decided by names: ties, orders, fixed sets of images
     bits           the same bits from the same product: set before anybody multiplies
