@@ -98,10 +98,18 @@ def other_connections(backends: Iterable[Json], webhooks: Iterable[Json], url: s
         if header is not None:
             ours = (hook.get("headers") or {}).get("Authorization") == header
         else:  # of a backend that was deleted, on the same port
-            ours = there not in rows and urlsplit(there).port == urlsplit(url).port
+            ours = there not in rows and _port(there) is not None and _port(there) == _port(url)
         if ours:
             found.add(there)
     return sorted(found - {url})
+
+
+def _port(url: str) -> int | None:
+    """The port that an address names; None where it names none, as with any service at ``https://host``."""
+    try:
+        return urlsplit(url).port
+    except ValueError:  # Label Studio takes a port of five digits
+        return None
 
 
 def authorization(settings: Settings) -> str | None:

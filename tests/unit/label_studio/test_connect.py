@@ -105,6 +105,7 @@ def hook(url: str, **fields: object) -> dict[str, Any]:
         (Settings(), [], [hook(OLD)], [OLD]),
         (Settings(), [], [hook("http://chat.example.org")], []),
         (Settings(), [{"url": SAM, "title": "SAM"}], [hook(SAM)], []),
+        (Settings(), [], [hook("http://chat.example.org:99999")], []),
     ],
 )
 def test_other_connections(
@@ -112,3 +113,10 @@ def test_other_connections(
 ) -> None:
     """Ours at another address, and the webhook that stays of a backend that was deleted; never somebody else's."""
     assert other_connections(backends, webhooks, BACKEND, settings) == found
+
+
+def test_another_service_behind_https_is_none() -> None:
+    """Neither address names a port."""
+    hooks = [hook("https://chat.example.org")]
+
+    assert other_connections([], hooks, "https://al.example.org", Settings()) == []
