@@ -260,7 +260,7 @@ class Published(Record):
     published_at: datetime
 
     def completes(self, round_id: str) -> bool:
-        """Whether that round is served and, the last step, the order before it is deleted."""
+        """Whether that round is served and, the last step, what no reader can hold any more is deleted."""
         return self.round_id == round_id and "delete" in self.seconds
 
 

@@ -115,7 +115,7 @@ def delay(
     queue_s = (claim - answered_at).total_seconds()
     start_s = (report.started_at - claim).total_seconds()
     total_s = (visible_at - trigger.sent_at).total_seconds()
-    # The old version is deleted after readers see the new order.
+    # Expired versions are deleted after readers see the new order.
     steps = {f"publish: {name}": s for name, s in published.seconds.items() if name != "delete"}
     stages_s = {name: s for name, s in report.seconds.items() if name != "publish"} | steps
     return Delay(
