@@ -92,8 +92,8 @@ class Live:
         # The row as it is now: the labels may have been read when the round began.
         row = self.world.client.project(self.world.key.id)
         tasks = labels.reading.mirror.tasks.keys()
-        imported = self.world.project.imported_versions
-        return not is_lost(read_serving(self.world.client, row, tasks, published, imported))
+        imported, user = self.world.project.imported_versions, self.world.settings.basic_auth_user
+        return not is_lost(read_serving(self.world.client, row, tasks, published, imported, user=user))
 
 
 def live_of(world: World, guard: Callable[[], None]) -> Live:

@@ -203,7 +203,8 @@ class Case:
         # Anew: a round may have been published since the project was first asked for.
         row = self.client.project(self.project_id)
         there = self.client.existing(self.project_id, map(int, published.image_ids)) if published else set()
-        return read_serving(self.client, row, there, published, self.kept.imported_versions)
+        imported, user = self.kept.imported_versions, self.settings.basic_auth_user
+        return read_serving(self.client, row, there, published, imported, user=user)
 
     @cached_property
     def serving_problems(self) -> list[ServingProblem]:

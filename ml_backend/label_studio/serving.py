@@ -43,8 +43,8 @@ class Serving(Record):
         held: predictions of that version that the project holds.
         model_version: of the project; "" where it has none.
         sampling: of the project; likewise the rest.
-        connected: whether the project has an ML backend; asked only where the ranking is not there as published, since
-            Label Studio calls every backend before it answers.
+        connected: whether the project has this ML backend; asked only where the ranking is not there as published,
+            since Label Studio calls every backend before it answers.
         foreign: whether ``model_version`` is the ranking of another installation of this backend.
     """
 
@@ -92,10 +92,12 @@ def read_serving(
     tasks: Collection[int],
     published: Published | None,
     imported: Callable[[], Collection[ImportedVersion]],
+    *,
+    user: str | None = None,
 ) -> Serving:
     """Ask Label Studio how many of the published predictions it holds: one request, and none before the first ranking.
 
-    Where they are not as published, a second request asks whether the project still has an ML backend.
+    Where they are not as published, a second request asks whether the project still has this ML backend.
 
     Args:
         client: of Label Studio.
@@ -103,6 +105,7 @@ def read_serving(
         tasks: ids of the tasks that the project has.
         published: what was published last.
         imported: reads the model versions on this installation's record; called only where another one is served.
+        user: that callers of this backend give; None where none is asked for, and any backend may be this one.
 
     Raises:
         LabelStudioError: no answer, or a refusal.
@@ -122,9 +125,10 @@ def read_serving(
         show_collab_predictions=bool(project.get("show_collab_predictions")),
         foreign=another and model_version not in {one.version for one in imported()},
     )
-    if is_lost(serving) and not client.backends(int(project["id"])):
-        return serving.model_copy(update={"connected": False})
-    return serving
+    if not is_lost(serving):
+        return serving
+    connected = any(user is None or row.get("basic_auth_user") == user for row in client.backends(int(project["id"])))
+    return serving.model_copy(update={"connected": connected})
 
 
 def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> list[ServingProblem]:
@@ -157,7 +161,7 @@ def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> l
         return found
     alone = ""
     if not serving.connected:
-        alone = "; it is not published again, since the project has no ML backend any more"
+        alone = "; it is not published again, since the project does not have this ML backend any more"
     elif serving.foreign:
         alone = "; another installation of this backend publishes its ranking here, so this one does not"
     cause = {"mended": is_lost(serving), "foreign": serving.connected and serving.foreign}

@@ -132,7 +132,8 @@ class Reconciler:
             readings.keep_mirror(reading.mirror)
         rounds = self._store.project(connection.project)
         tasks, published = reading.mirror.tasks.keys(), rounds.published()
-        serving = read_serving(client, reading.project, tasks, published, rounds.imported_versions)
+        user = self._settings.basic_auth_user
+        serving = read_serving(client, reading.project, tasks, published, rounds.imported_versions, user=user)
         readings.keep_serving(serving)
         if status.running is None:  # a round that runs has taken the count, and sees for itself what there is
             self._act(connection, readings, reading, status, lost=is_lost(serving), before=kept)

@@ -75,7 +75,7 @@ def test_of_a_project_without_a_backend_nothing_is_mended(change):
 
     assert not problem.mended
     assert not is_lost(serving)
-    assert "has no ML backend any more" in problem.seen
+    assert "does not have this ML backend any more" in problem.seen
 
 
 def test_of_another_installation_the_ranking_is_left_and_named():
@@ -126,8 +126,21 @@ def test_the_published_ranking_is_our_own_whatever_is_on_record():
     assert (serving.foreign, is_lost(serving)) == (False, True)
 
 
-@pytest.mark.parametrize(("held", "backends", "connected"), [(1, [], False), (1, [{"id": 1}], True), (2, [], True)])
-def test_backends_are_asked_for_only_where_the_ranking_is_lost(held, backends, connected):
+OURS, SAM = {"id": 1, "basic_auth_user": "al"}, {"id": 2, "basic_auth_user": None}
+
+
+@pytest.mark.parametrize(
+    ("held", "backends", "user", "connected"),
+    [
+        (1, [], "al", False),
+        (1, [OURS], "al", True),
+        (1, [SAM, OURS], "al", True),
+        (1, [SAM], "al", False),
+        (1, [SAM], None, True),  # without credentials any of them may be this backend
+        (2, [], "al", True),
+    ],
+)
+def test_backends_are_asked_for_only_where_the_ranking_is_lost(held, backends, user, connected):
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/ml":
             return httpx.Response(200, json=backends)
@@ -135,7 +148,7 @@ def test_backends_are_asked_for_only_where_the_ranking_is_lost(held, backends, c
 
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(answer))
     published = Published(version="al-1", round_id="r1", image_ids=("1", "3"), seconds={}, published_at=NOON)
-    serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1, 3}, published, list)
+    serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1, 3}, published, list, user=user)
 
     assert serving.connected == connected
 
