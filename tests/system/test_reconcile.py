@@ -81,6 +81,8 @@ def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[Wor
         data_dir=tmp_path,
         label_studio_url=label_studio.url,
         label_studio_api_key=label_studio.api_key,
+        basic_auth_user="al",
+        basic_auth_pass="pass-word",
         device="cpu",
     )
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client, connect_redis(valkey.url) as redis:
@@ -150,7 +152,8 @@ def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: World) -> 
 def test_what_somebody_did_to_the_published_order_is_undone(world: World, recorder: RecordingBackend) -> None:
     """The Data Manager's "Delete predictions", a re-import of exported tasks, and another model version."""
     backend = {"url": recorder.url, "project": world.key.id, "title": "Active learning"}
-    world.client.add_backend(backend)
+    credentials = {"auth_method": "BASIC_AUTH", "basic_auth_user": "al", "basic_auth_pass": "pass-word"}
+    world.client.add_backend(backend | credentials)
     _, published = run_live_round(world.settings, world.key, "connected")
     store, client, number = world.store.project(world.key), world.client, world.key.id
 
@@ -192,6 +195,7 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: World, record
 
     for row in client.backends(number):
         client.delete_backend(int(row["id"]))
+    client.add_backend(backend | {"title": "SAM"})
     choose_another_version()
     world.reconciler.look()
-    assert world.queue.status(world.key).waiting is None, "the owner has removed the backend from the project"
+    assert world.queue.status(world.key).waiting is None, "the owner has removed this backend, and has another"
