@@ -227,7 +227,14 @@ class LabelStudioPublisher:
             if one.version != published.version
         ]
         held = self._client.model_versions(self._project_id)
-        gone = {name for name in expired(replaced, held, now) if name not in held or self._delete(name)}
+        gone: set[str] = set()
+        deleted = 0
+        for name in expired(replaced, held, now):
+            if deleted and deleted + held.get(name, 0) > KEPT_PREDICTIONS:
+                break  # readers wait meanwhile, about 16 ms a prediction on sqlite: the next publish goes on
+            if name not in held or self._delete(name):
+                gone.add(name)
+                deleted += held.get(name, 0)
         known = {one.version: one for one in replaced}
         self._store.set_imported_versions(
             [known.get(one.version, one) for one in self._store.imported_versions() if one.version not in gone]
@@ -245,7 +252,7 @@ class LabelStudioPublisher:
 
 
 def expired(versions: Sequence[ImportedVersion], held: Mapping[str, int], now: datetime) -> list[str]:
-    """Names the replaced versions that are kept no longer.
+    """Names the replaced versions that are kept no longer, oldest first.
 
     Kept are those replaced less than ``KEEP_AT_LEAST`` ago, whatever their size; and up to ``KEEP_AT_MOST`` ago, the
     newest first, while all that is kept comes to at most ``KEPT_PREDICTIONS``.
@@ -264,7 +271,7 @@ def expired(versions: Sequence[ImportedVersion], held: Mapping[str, int], now: d
         version
         for (replaced_at, version), total in zip(ended, kept, strict=True)
         if now - replaced_at > (KEEP_AT_MOST if total <= KEPT_PREDICTIONS else KEEP_AT_LEAST)
-    ]
+    ][::-1]
 
 
 @contextmanager

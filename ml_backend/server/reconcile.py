@@ -10,6 +10,7 @@ An event that comes while a project is read may count twice for a minute: a roun
 """
 
 import threading
+import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import NamedTuple, Self
@@ -27,7 +28,7 @@ from ml_backend.label_studio.mirror import Counts, Mirror
 from ml_backend.label_studio.reading import Reading, read_project
 from ml_backend.label_studio.serving import is_lost, read_serving
 from ml_backend.label_studio.supply import low_water
-from ml_backend.queueing import QueueStatus, RoundQueue
+from ml_backend.queueing import LastError, QueueStatus, RoundQueue
 from ml_backend.records import Connection, Published
 from ml_backend.server.connections import configuration, rerank_is_due
 from ml_backend.settings import ProjectOptions, Settings
@@ -39,6 +40,7 @@ from ml_backend.storage.quarantine import Quarantine, QuarantinedImage
 __all__ = ["Reconciler"]
 
 EVERY_S = 60.0
+AGAIN_AFTER_S = 600.0  # where no image that waits could be read, and nothing has changed since
 
 log = structlog.get_logger(__name__)
 Connect = Callable[[Settings, str | None], LabelStudioClient]
@@ -183,7 +185,7 @@ class Reconciler:
             and published
             and _other_labels(rounds, published, reading, config, options, images=tasks)
         )
-        images = status.ran_out and _another_look(waiting, barred, reading, before)
+        images = status.ran_out and _another_look(waiting, barred, reading, before, status.last_error)
         self._ask(fresh, waiting, published, wanting=wanting, newest=newest, error=error, due=due, images=images)
 
     def _ask(
@@ -278,12 +280,18 @@ class _Waiting(NamedTuple):
 
 
 def _another_look(
-    waiting: _Waiting, quarantined: Collection[QuarantinedImage], reading: Reading, before: Mirror | None
+    waiting: _Waiting,
+    quarantined: Collection[QuarantinedImage],
+    reading: Reading,
+    before: Mirror | None,
+    error: LastError | None,
 ) -> bool:
     """Whether a round may find an image that the last one did not."""
     tasks = reading.mirror.tasks
     if before is not None and any(tasks[int(n)] != before.tasks.get(int(n)) for n in waiting.ids):
         return True  # its file may be another, which no quarantine bars
+    if error is not None and error.kind == "UnusablePool" and time.time() - error.at < AGAIN_AFTER_S:
+        return False  # the host of the images is away, say: a round a minute would train each time
     return another_look(waiting.ids, quarantined, datetime.now(UTC))
 
 

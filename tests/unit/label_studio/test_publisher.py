@@ -275,6 +275,24 @@ class TestReplacedVersions:
         assert {one.version for one in versions} - set(gone) == {f"v{age}" for age in kept}
         assert "served" not in gone
 
+    def test_large_ones_are_deleted_one_a_publish(self) -> None:
+        """Each publish brings one, so that they do not pile up; on sqlite readers wait while one is deleted."""
+        server, store = SmallLabelStudio(2), Store()
+        for age in (30, 29, 28):
+            server.versions[f"v{age}"] = [{"task": 1, "score": 0.0}] * 6000
+        now = datetime.now(UTC)
+        ages = {30: "v30", 29: "v29", 28: "v28", 27: "never arrived"}
+        store.imported = tuple(
+            ImportedVersion(version=name, replaced_at=now - timedelta(hours=age)) for age, name in ages.items()
+        )
+
+        left = []
+        for _ in range(3):
+            publisher(server, store).publish(report(1, 2), no_guard)
+            left.append([name for name in server.versions if name.startswith("v")])
+
+        assert left == [["v29", "v28"], ["v28"], []]
+
     def test_a_day_is_longer_than_label_studios_lock(self) -> None:
         assert timedelta(seconds=86_400) < KEEP_AT_LEAST
 

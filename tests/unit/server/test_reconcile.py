@@ -1,5 +1,6 @@
 """What no event told, found in Label Studio."""
 
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -193,6 +194,23 @@ class TestRounds:
             assert queue.requests == []
         reconciler.look()
 
+        assert queue.requests == ["images"]
+
+    def test_a_host_of_images_that_is_away_is_tried_again_after_a_pause(self, reconciler, publish, queue, studio):
+        """Each try may be a training; a changed task is tried at once."""
+        publish()
+        queue.state = QueueStatus(last_error=LastError(kind="UnusablePool", message="m", at=time.time() - 500))
+        reconciler.look()
+        reconciler.look()
+        assert queue.requests == []
+
+        studio.tasks[7] |= {"data": {"image": "/mended.png"}, "updated_at": studio.tick(600)}
+        reconciler.look()
+        assert queue.requests == ["images"]
+
+        queue.requests.clear()
+        queue.state = QueueStatus(last_error=LastError(kind="UnusablePool", message="m", at=time.time() - 700))
+        reconciler.look()
         assert queue.requests == ["images"]
 
     @pytest.mark.parametrize(
