@@ -5,6 +5,7 @@ annotations, ``ranking`` the order in which the pool should be labelled, ``round
 """
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -12,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "PATIENT_KEY",
     "Annotation",
     "Connection",
     "Exclusion",
@@ -27,6 +29,7 @@ __all__ = [
     "Record",
     "RoundReport",
     "RoundRequest",
+    "is_patient_key",
     "natural_order",
     "patient_of",
 ]
@@ -108,7 +111,13 @@ class ImageRef(Record):
 
 
 # What pandas writes for an empty cell, and what people write who do not know.
+PATIENT_KEY = "patient_id"
 NO_PATIENT = frozenset({"", "nan", "<na>", "nat", "na", "n/a", "#n/a", "none", "null", "unknown", "-", "?"})
+
+
+def is_patient_key(name: str) -> bool:
+    """Whether a column or a key names patients, as public data sets spell it: Patient ID, PatientID, patientId."""
+    return re.sub(r"[^a-z]", "", name.casefold()) == PATIENT_KEY.replace("_", "")
 
 
 def patient_of(value: object) -> str | None:

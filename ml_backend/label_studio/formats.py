@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from defusedxml.ElementTree import XMLParser  # type: ignore[import-untyped]
 
 from ml_backend.errors import PayloadError, SettingsError
-from ml_backend.records import Annotation, ImageRef, patient_of
+from ml_backend.records import PATIENT_KEY, Annotation, ImageRef, is_patient_key, patient_of
 from ml_backend.settings import OPTION_PREFIX, ProjectOptions
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
 
 Json = Mapping[str, Any]
 Path = tuple[str, ...]
-PATIENT_KEY = "patient_id"
 SINGLE = ("single", "single-radio")
 # In any value Label Studio's page replaces what it takes for a key of the task data.
 FROM_THE_TASK = re.compile(r"\$[A-Za-z0-9_\[\].{}]")
@@ -404,11 +403,10 @@ def read_image(task: Json, config: LabelConfig) -> ImageRef:
 
 
 def _patient(data: Json) -> object:
-    """Under its own key, else under one of public data sets' spellings: patientid, patientId, PatientID, Patient ID."""
+    """Under its own key, else under one of public data sets' spellings."""
     if PATIENT_KEY in data:
         return data[PATIENT_KEY]
-    bare = PATIENT_KEY.replace("_", "")
-    return next((value for key, value in data.items() if re.sub(r"[^a-z]", "", key.casefold()) == bare), None)
+    return next((value for key, value in data.items() if is_patient_key(key)), None)
 
 
 def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: ProjectOptions) -> Annotation:
@@ -530,12 +528,21 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
             "delete it in Label Studio, and readers get the image, or mark it there as ground truth if it is right"
         )
     strange = {str(entry.get("from_name")) for entry in entries} - {config.from_name, *config.other_questions}
+    if not choices and (kinds := {str(e.get("type")) for e in item["result"] if _asked_otherwise(e, config)}):
+        return (
+            f"answers {config.from_name!r} as {', '.join(sorted(kinds))}, and the label config asks it by Choices: "
+            "import it anew with type='choices'"
+        )
     if not choices and strange:
         return (
             f"answers {', '.join(map(repr, sorted(strange)))}, which the label config does not ask: "
             f"import it anew with from_name={config.from_name!r}"
         )
     return None
+
+
+def _asked_otherwise(entry: Json, config: LabelConfig) -> bool:
+    return entry.get("from_name") == config.from_name and entry.get("type") != "choices"
 
 
 def _is_unreadable(choice: str, config: LabelConfig, options: ProjectOptions) -> bool:

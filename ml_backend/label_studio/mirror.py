@@ -113,12 +113,22 @@ class Mirror(Record):
 def _digest(item: Json) -> str:
     """Of what is said and when; not of what is only measured beside it."""
     said = {name: value for name, value in item.items() if name in SAID}
+    if isinstance(result := said.get("result"), list):
+        said["result"] = [*filter(_is_read, result)]
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _kept(item: Json) -> Json:
-    """An annotation without what no round reads: the outlines that a reader drew may be megabytes."""
+    """An annotation without what no round reads: the outlines that a reader drew may be megabytes.
+
+    Of one without any choice, the names of the tags that it answers stay, with the types of the answers.
+    """
     kept = {name: item[name] for name in KEPT if name in item}
     if isinstance(result := kept.get("result"), list):
-        kept["result"] = [part for part in result if not isinstance(part, dict) or part.get("type") == "choices"]
+        others = dict.fromkeys((part.get("from_name"), part.get("type")) for part in result if not _is_read(part))
+        kept["result"] = [*filter(_is_read, result)] or [{"from_name": name, "type": kind} for name, kind in others]
     return kept
+
+
+def _is_read(part: object) -> bool:
+    return not isinstance(part, dict) or part.get("type") == "choices"

@@ -196,6 +196,20 @@ class TestTheKept:
 
         assert "brushlabels" not in read_project(studio.client(), 1, None).mirror.model_dump_json()
 
+    def test_of_an_annotation_without_a_choice_the_kind_is_kept(self) -> None:
+        """What a program drew is no empty copy of a prediction, which the owner would be told to delete."""
+        studio = FakeStudio(images=1)
+        studio.annotate(1, None)
+        [item] = studio.tasks[1]["annotations"]
+        box = {"from_name": "box", "type": "rectanglelabels", "value": {"x": 1}}
+        item |= {"was_cancelled": False, "lead_time": None, "result": [box, box]}
+
+        mirror = read_project(studio.client(), 1, None).mirror
+
+        assert mirror.tasks[1].annotations[0]["result"] == [{"from_name": "box", "type": "rectanglelabels"}]
+        bare = mirror.tasks[1].model_copy(update={"annotations": (mirror.tasks[1].annotations[0] | {"result": []},)})
+        assert mirror.model_copy(update={"tasks": {1: bare}}).states() == mirror.states()  # as older versions noted it
+
     def test_small_pages_of_the_operators_are_read_to_the_end(self) -> None:
         studio = FakeStudio(images=25, page_max=10)
 
