@@ -137,7 +137,7 @@ def project_standing(
     start: StartEstimate | None = None
     if mirror.tasks and (untrained or min(counts.values()) < minimum):
         by_chance = options.cold_start == "random"
-        start = start_estimate(counts, minimum, fresh + skipped, by_chance=by_chance)
+        start = start_estimate(counts, minimum, fresh + skipped, by_chance=by_chance, ignored=options.ignore_classes)
     verdict: Verdict = "labelled"
     if not mirror.tasks:
         verdict = "no images"
@@ -154,12 +154,15 @@ def project_standing(
     waits = f"{fresh} of {number} images wait for a label" if fresh else f"Every one of {number} images has a label"
     beside = f", {skipped} of them only skipped, which other readers may still be served" if skipped else ""
     which = "1 is left out" if unusable == 1 else f"{unusable} are left out, the first"
+    # More images are no help where the labels are there, and cannot be used.
+    mendable = next((one.sentence for one in told if one.kind in MENDABLE), None)
+    lacking = "" if start is None else start.sentence if mendable is None else f"labels are left out. {mendable}"
     sentences: dict[Verdict, str] = {
         "no images": "The project has no images yet: import images in Label Studio to begin.",
         "waiting": f"{waits}; {further} labelled ones wait for further readers." if further else f"{waits}.",
         "unusable": f"No image that can be used waits for a label: {which}: {told[0].first if told else ''}",
-        "blocked": "Every image is labelled, and no network can be trained yet: "
-        f"{'' if start is None else start.sentence}",
+        "blocked": f"{'Every image is labelled' if any(counts.values()) else 'Every image was answered or skipped'}, "
+        f"and no network can be trained yet: {lacking}",
         "labelled": f"Every image is labelled: {number} image{'' if number == 1 else 's'}{beside}.",
     }
     return Standing(
@@ -214,8 +217,10 @@ def _images(mirror: Mirror, images: TaskImages, quarantined: Mapping[str, str]) 
 def _wait_for_further_readers(mirror: Mirror, readers: int) -> int:
     if readers < 2:
         return 0
-    answers = (sum(not item.get("was_cancelled") for item in task.annotations) for task in mirror.tasks.values())
-    return sum(0 < count < readers for count in answers)
+    of_tasks = ([bool(item.get("was_cancelled")) for item in task.annotations] for task in mirror.tasks.values())
+    if mirror.skip_queue == SKIPPED_IS_DONE:  # a skip is one of the readers
+        return sum(False in skips and len(skips) < readers for skips in of_tasks)
+    return sum(0 < skips.count(False) < readers for skips in of_tasks)
 
 
 def _told(exclusions: Iterable[Exclusion]) -> tuple[LeftOut, ...]:

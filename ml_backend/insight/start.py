@@ -1,6 +1,7 @@
 """The start set: how many labels of each class are missing, and how many more images that takes."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Annotated, Final
 
@@ -53,7 +54,13 @@ class StartEstimate(Record):
 
 
 def start_estimate(
-    labels_per_class: Mapping[str, int], minimum: int, pool: int, seed: int = 0, *, by_chance: bool = True
+    labels_per_class: Mapping[str, int],
+    minimum: int,
+    pool: int,
+    seed: int = 0,
+    *,
+    by_chance: bool = True,
+    ignored: Sequence[str] = (),
 ) -> StartEstimate:
     """How much labelling is left until the first network.
 
@@ -66,6 +73,7 @@ def start_estimate(
         pool: images without a label.
         seed: of the draws: the same numbers give the same estimate.
         by_chance: whether the order of the start is random; where not, the sentence says that the estimate is for one.
+        ignored: what the option ``ignore_classes`` holds already, which a way out must not take back.
     """
     missing = {name: minimum - count for name, count in labels_per_class.items() if count < minimum}
     if not missing:
@@ -77,7 +85,7 @@ def start_estimate(
         said = words.get(pool, f"the {pool} images without a label cannot hold them")
         return StartEstimate(
             missing=missing, more=pool, low=pool, high=pool, enough=0.0,
-            sentence=f"{needed}; {said}: import more.", ways_out=_ways_out(labels_per_class, missing, minimum),
+            sentence=f"{needed}; {said}: import more.", ways_out=_ways_out(labels_per_class, missing, minimum, ignored),
         )  # fmt: skip
     if not sum(labels_per_class.values()):
         sentence = f"{needed}; no label yet, so nothing is known of how many images that takes."
@@ -96,7 +104,7 @@ def start_estimate(
     hardly = enough < 0.5 or more > MANY * minimum * len(labels_per_class)
     return StartEstimate(
         missing=missing, more=more, low=low, high=high, enough=enough, sentence=f"{needed}; {said}.",
-        ways_out=_ways_out(labels_per_class, missing, minimum) if hardly else (),
+        ways_out=_ways_out(labels_per_class, missing, minimum, ignored) if hardly else (),
     )  # fmt: skip
 
 
@@ -118,21 +126,29 @@ def _images_until_complete(labels: Mapping[str, int], minimum: int, seed: int) -
     return images
 
 
-def _ways_out(labels: Mapping[str, int], missing: Mapping[str, int], minimum: int) -> tuple[str, ...]:
+def _ways_out(
+    labels: Mapping[str, int], missing: Mapping[str, int], minimum: int, ignored: Sequence[str]
+) -> tuple[str, ...]:
     """What ends the wait for classes that hardly come; two classes must be left to learn."""
     lower = f"lower the option min_labels_per_class, {minimum} now and 2 at least"
     if len(labels) == 2:
         return (lower,)
     if len(labels) - len(missing) < 2:
-        names, whom, option = "a class that hardly comes", "it", "its name"
+        names, whom = "a class that hardly comes", "it"
+        option = f"{','.join(ignored)},its name" if ignored else "its name"
     else:
-        names, option = " and ".join(map(repr, missing)), ",".join(missing)
+        names, option = " and ".join(map(repr, missing)), _option((*ignored, *missing))
         whom = "it" if len(missing) == 1 else "them"
     return (
         f"take {names} out of the choices of the label config, so that there are fewer classes",
         lower,
         f"go on without {whom}: the option ignore_classes={option} leaves the labels out until it is taken back",
     )
+
+
+def _option(names: Sequence[str]) -> str:
+    """Names as the option takes them; as JSON where commas would cut one."""
+    return json.dumps(names, ensure_ascii=False) if any("," in name for name in names) else ",".join(names)
 
 
 def _listed(missing: Mapping[str, int]) -> str:

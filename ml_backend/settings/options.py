@@ -1,5 +1,6 @@
 """What the owner of a project may choose."""
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -127,8 +128,13 @@ class ProjectOptions(BaseModel):
     @field_validator("ignore_classes", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
-        """Text is split at its commas; a list in ``extra_params`` may hold names with commas in them."""
-        parts = value.split(",") if isinstance(value, str) else value
+        """Text is split at its commas; a list, also as JSON in text, may hold names with commas in them."""
+        parts = value
+        if isinstance(value, str):
+            try:
+                parts = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+            except ValueError:
+                parts = value.split(",")  # names that begin with a bracket
         if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
             raise ValueError("must be names of classes, with commas between them")
         return tuple(dict.fromkeys(name for part in parts if (name := part.strip())))

@@ -83,6 +83,12 @@ class TestVerdict:
             (ALL[:5], {"network": NETWORK.model_copy(update={"classes": ("a", "b")})}, "blocked"),
             (ALL[:5], {"ignore_classes": "severe"}, "labelled"),
             (ALL, {"network": NETWORK, "annotations_per_task": 2}, "waiting"),
+            ([task(said("normal"), said(None, 2))], {"network": NETWORK, "annotations_per_task": 2}, "waiting"),
+            (
+                [task(said("normal"), said(None, 2))],
+                {"network": NETWORK, "annotations_per_task": 2, "skip_queue": "IGNORE_SKIPPED"},
+                "labelled",
+            ),
             ([task(said("normal"), said("severe", 2))], {"network": NETWORK, "annotations_per_task": 2}, "labelled"),
         ],
     )
@@ -125,6 +131,19 @@ class TestVerdict:
         assert found.start is not None
         assert len(found.start.ways_out) == 3
 
+    def test_skipped_is_not_labelled(self):
+        assert standing(task(said(None))).sentence.startswith("Every image was answered or skipped, and no network")
+
+    @pytest.mark.parametrize(
+        "answer", [said("grave"), said("normal", result=[{"from_name": "severity", "type": "taxonomy"}])]
+    )
+    def test_labels_that_are_left_out_are_no_reason_to_import(self, answer):
+        found = standing(*ALL[:5], *[task(answer)] * 3)
+
+        assert found.verdict == "blocked"
+        assert "labels are left out. 3 " in found.sentence
+        assert "import more" not in found.sentence
+
 
 class TestLeftOut:
     @pytest.mark.parametrize(
@@ -134,6 +153,12 @@ class TestLeftOut:
             (task(data=None), {}, "no image", "task 7 has no image under 'image'; its data holds None"),
             (task(said("normal"), data={}), {}, "label without image", "task 7 has no image under 'image'"),
             (task(said("normal", updated_at="soon")), {}, "unreadable answer", "annotation 1 of task 7 cannot be read"),
+            (
+                task(said("normal", result=[{"from_name": "severity", "type": "taxonomy"}])),
+                {},
+                "unreadable answer",
+                "answers 'severity' as taxonomy, and the label config asks it by Choices: import it anew",
+            ),
             (task(said("grave")), {}, "no class", "image 7 is labelled 'grave', which is no class"),
             (task(said("severe")), {"ignore_classes": "Severe"}, "ignored class", "which ignore_classes leaves out"),
             (task(said(None)), {}, "no answer", "skipped image 7"),
@@ -172,6 +197,12 @@ class TestLeftOut:
 
 
 class TestIgnoredClass:
+    def test_a_way_out_takes_none_back(self):
+        start = standing(*ALL[:2], ignore_classes="moderate", min_labels_per_class=3).start
+
+        assert start is not None
+        assert start.ways_out == ("lower the option min_labels_per_class, 3 now and 2 at least",)
+
     def test_its_labels_come_back_with_it(self):
         without, again = standing(*ALL, ignore_classes="severe"), standing(*ALL)
 

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.insight.start import start_estimate
+from ml_backend.settings import ProjectOptions
 
 labels = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 60), min_size=2)
 
@@ -128,6 +129,20 @@ class TestWaysOut:
         )
         assert found.advice == f"{found.sentence} Otherwise: {'; or '.join(found.ways_out)}."
 
+    @pytest.mark.parametrize(
+        ("rare", "ignored", "option"),
+        [
+            ("severe", ("artefact",), "artefact,severe"),
+            ("severe", (), "severe"),
+            ("severe, acute", ("artefact",), '["artefact", "severe, acute"]'),
+        ],
+    )
+    def test_the_option_can_be_set_as_it_is_told(self, rare, ignored, option):
+        told = start_estimate({"normal": 30, "moderate": 40, rare: 5}, 25, 0, ignored=ignored).ways_out[-1]
+
+        assert f"the option ignore_classes={option} leaves" in told
+        assert ProjectOptions(ignore_classes=option).ignore_classes == (*ignored, rare)
+
     def test_two_classes_are_the_fewest(self):
         found = start_estimate({"normal": 30, "severe": 5}, 25, 0)
 
@@ -137,3 +152,5 @@ class TestWaysOut:
         found = start_estimate({"normal": 30, "moderate": 1, "severe": 1}, 25, 0)
 
         assert "ignore_classes=its name" in found.ways_out[-1]
+        found = start_estimate({"normal": 30, "moderate": 1, "severe": 1}, 25, 0, ignored=("artefact",))
+        assert "ignore_classes=artefact,its name" in found.ways_out[-1]
