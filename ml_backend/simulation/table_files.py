@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ml_backend.errors import SettingsError
+from ml_backend.records import PATIENT_KEY, is_patient_key
 
 __all__ = ["TableFile", "TableRow", "read_table_file"]
 
@@ -74,6 +75,8 @@ def read_table_file(table: Path, required: Sequence[str]) -> TableFile:
     names = [name.strip() for name in header.cells]
     known = {name.casefold(): name for name in required} | {name: name for name in ("patient_id", "split", "source")}
     names = [known.get(name.casefold(), name) for name in names]
+    if PATIENT_KEY not in names:
+        names = [PATIENT_KEY if is_patient_key(name) else name for name in names]
     _check_header(table, header.line, names, required)
     return TableFile(names, separator, below)
 
@@ -99,12 +102,13 @@ def _text(table: Path) -> str:
 
 
 def _decoded(table: Path, content: bytes) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        encoding = "utf-32" if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")) else "utf-16"
         try:
-            return content.decode("utf-16")
+            return content.decode(encoding)
         except UnicodeDecodeError as error:
             raise SettingsError(
-                f"{table} begins as UTF-16 but is cut off or damaged: {error.reason}; save it again"
+                f"{table} begins as {encoding.upper()} but is cut off or damaged: {error.reason}; save it again"
             ) from error
     # Half of its bytes are zeros: UTF-16 without its mark.
     start = content[:400]

@@ -45,7 +45,10 @@ SIDES: Final[tuple[Side, ...]] = get_args(Side)
 SHOWN: Final = 10
 UNREADABLE: Final = "unreadable"  # a reader's answer that is never a class
 # What programs write for a value that is not there.
-MISSING: Final = frozenset({"nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat"})
+MISSING: Final = frozenset(
+    {"nan", "none", "null", "na", "n/a", "<na>", "nat"}
+    | {"#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"}  # of spreadsheets
+)
 # Values and numbers in a problem's reason, which tell it from others of its kind.
 _VALUES: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
 
@@ -259,9 +262,10 @@ def _spelling(label: str, lines: Sequence[int]) -> str:
 
 def _folded(label: str) -> str:
     """What two spellings of one class have in common."""
-    words = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    seen = "".join(mark for mark in label if unicodedata.category(mark) != "Cf")  # no blank that shows nothing
+    words = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
     try:
-        return f"{float(words):g}"
+        return f"{float(words.replace(',', '.')):g}"
     except ValueError:
         return words
 
@@ -361,8 +365,8 @@ def _label_row(line: int, row: Row, rated: bool, meant: Collection[str]) -> Labe
 
 
 def _rating_row(line: int, row: Row, meant: Collection[str]) -> RatingRow:
-    if not row["rater"]:
-        raise ValueError("column rater: '' is nobody, give the reader's name")
+    if _given(row, "rater") is None:
+        raise ValueError(f"column rater: {row['rater']!r} is nobody, give the reader's name")
     label = row["label"] if row["label"] in meant else _given(row, "label")
     return RatingRow(line, row["path"], row["rater"], None if label == UNREADABLE else label)
 

@@ -1,5 +1,6 @@
 """Tables are read whole, or refused with line and column."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,8 @@ SPELLINGS: dict[str, bytes] = {
     "UTF-16": TABLE.encode("utf-16"),
     "UTF-16, the other order": b"\xfe\xff" + TABLE.encode("utf-16-be"),
     "UTF-16 without a mark": TABLE.encode("utf-16-le"),
+    "UTF-32": TABLE.encode("utf-32"),
+    "UTF-32, the other order": b"\0\0\xfe\xff" + TABLE.encode("utf-32-be"),
     "Excel's Unicode text": written("\t").replace("\n", "\r\n").encode("utf-16"),
     "names in capitals": TABLE.replace("path,label", "PATH, Label").encode(),
     "no line end at the end": TABLE.rstrip("\n").encode(),
@@ -137,6 +140,20 @@ class TestWhateverWroteIt:
         assert [(row.path, row.label) for row in rows] == ROWS
         first = {"Excel's first line": 3, "empty lines before the header": 4}.get(spelling, 2)
         assert [row.line for row in rows] == [first, first + 1, first + 2]
+
+    @pytest.mark.parametrize("column", ["patient_id", "Patient ID", "PatientID", "patientId", "PATIENT_ID"])
+    def test_patients_as_public_data_sets_name_them(self, table, column):
+        assert [row.patient_id for row in labels(table, f"path,label,{column}\na.png,x,p1\n")] == ["p1"]
+
+    def test_of_two_columns_of_patients_the_one_of_that_name_counts(self, table):
+        assert labels(table, "path,label,PatientID,patient_id\na.png,x,1,2\n")[0].patient_id == "2"
+        with pytest.raises(SettingsError, match="more than one column 'patient_id'"):
+            labels(table, "path,label,PatientID,Patient ID\na.png,x,1,2\n")
+
+    @pytest.mark.parametrize("error", ["#REF!", "#VALUE!", "#DIV/0!", "#N/A", "#name?"])
+    def test_an_error_of_a_spreadsheet_is_no_class(self, table, error):
+        with pytest.raises(SettingsError, match=f"line 2, column label: '{re.escape(error)}' is no label"):
+            labels(table, f"path,label\na.png,{error}\nb.png,x\n")
 
     def test_what_stands_for_nothing_is_nobody_s_patient(self, table):
         """``nan`` of pandas would else be one patient, and all its images on one side."""
@@ -209,11 +226,21 @@ class TestWhateverWroteIt:
 
 class TestUnlikeSpellings:
     @pytest.mark.parametrize(
-        "spellings", [("normal", "Normal"), ("mild  left", "mild left"), ("0", "0.0"), ("é", "e\u0301"), ("1", "01")]
+        "spellings",
+        [
+            ("normal", "Normal"),
+            ("mild  left", "mild left"),
+            ("0", "0.0"),
+            ("é", "e\u0301"),
+            ("1", "01"),
+            ("1", "1,0"),
+            ("x", "x\u200b"),
+            ("\ufeffx", "x"),
+        ],
     )
     def test_one_class_in_two_spellings(self, table, spellings):
         one, other = spellings
-        text = f"path,label\na.png,{one}\nb.png,{other}\nc.png,{one}\nd.png,severe\n"
+        text = f'path,label\na.png,"{one}"\nb.png,"{other}"\nc.png,"{one}"\nd.png,severe\n'
 
         with pytest.raises(SettingsError) as error:
             labels(table, text)
