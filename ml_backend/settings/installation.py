@@ -36,6 +36,8 @@ def _stripped(key: SecretStr) -> SecretStr:
 
 def _sendable(text: str) -> str:
     """A user or password that Label Studio, browsers and webhooks send as it was given."""
+    if not text:
+        raise ValueError("is empty: give one, or unset AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS both")
     if text != text.strip():
         raise ValueError("begins or ends with a blank or a line break, which Label Studio cuts off: remove it")
     if control := re.search(r"[\x00-\x1f\x7f-\x9f]", text):
@@ -79,10 +81,10 @@ class Settings(BaseSettings):
         None, description="personal access token (or legacy token) of a Label Studio user of the project"
     )
     basic_auth_user: Annotated[str, AfterValidator(_user)] | None = Field(
-        None, min_length=1, description="user name that callers must give; unset: no authentication"
+        None, description="user name that callers must give; unset: no authentication"
     )
     basic_auth_pass: Annotated[SecretStr, AfterValidator(_password)] | None = Field(
-        None, min_length=1, description="password that callers must give"
+        None, description="password that callers must give"
     )
     image_hosts: Annotated[str | None, AfterValidator(_known_hosts)] = Field(
         None,

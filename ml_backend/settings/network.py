@@ -191,7 +191,8 @@ def _proxy(variable: str, value: str) -> Proxy:
         raise _no_proxy(variable, shown, "is no address" if "@" in value else f"is no address ({error})") from None
     if parts.scheme not in PROXY_SCHEMES:
         raise _no_proxy(variable, shown, f"names a proxy of {parts.scheme}://, which is not supported")
-    if not parts.hostname or re.search(r"\s", address) or "@" in parts.path + parts.query + parts.fragment:
+    cut = "@" in parts.path + parts.query + parts.fragment or ("://" not in value and parts.path.strip("/"))
+    if not parts.hostname or port == 0 or cut or re.search(r"\s", address):
         raise _no_proxy(variable, shown, "is no address")
     if parts.scheme.startswith("socks") and find_spec("socksio") is None:
         raise _no_proxy(variable, shown, "names a SOCKS proxy, which needs the package socksio")
@@ -212,7 +213,8 @@ def _bypassed(target: SplitResult, environ: Mapping[str, str]) -> bool:
     port = target.port or USUAL_PORTS.get(target.scheme)
     variable = "no_proxy" if "no_proxy" in environ else "NO_PROXY"
     entries = re.split(r"[,\s]+", environ.get(variable, "").lower())
-    return any(_matches(entry.rpartition("://")[2], host, port, variable) for entry in filter(None, entries))
+    hosts = (entry.rpartition("://")[2].rstrip("/") for entry in entries)
+    return any(_matches(entry, host, port, variable) for entry in filter(None, hosts))
 
 
 def _matches(entry: str, host: str, port: int | None, variable: str) -> bool:

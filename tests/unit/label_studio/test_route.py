@@ -415,6 +415,9 @@ class TestProxies:
             ("fd00::/8", "http://[fd00::7]", True),
             ("", "http://ls.example.org", False),
             ("localhost", "http://localhost:8080", True),
+            ("https://ls.example.org/", "http://ls.example.org", True),
+            ("ls.example.org/", "http://ls.example.org", True),
+            ("/", "http://ls.example.org", False),
         ],
     )
     def test_how_hosts_are_left_out(self, entry, url, left_out):
@@ -444,6 +447,8 @@ WRONG = [
     ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY='socks5://127.0.0.1:9' names a SOCKS proxy, which needs the"),
     ({"HTTP_PROXY": "ftp://proxy"}, "HTTP_PROXY='ftp://proxy' names a proxy of ftp://, which is not supported"),
     ({"HTTP_PROXY": "http://"}, "HTTP_PROXY='http://' is no address; expected http://host:port"),
+    ({"HTTP_PROXY": "http:/proxy:3128"}, "HTTP_PROXY='http:/proxy:3128' is no address; expected http://host:port"),
+    ({"HTTP_PROXY": "http://proxy:0"}, "HTTP_PROXY='http://proxy:0' is no address"),
     ({"http_proxy": "http://proxy:port"}, "http_proxy='http://proxy:port' is no address"),
     ({"HTTP_PROXY": "http://[::1"}, "HTTP_PROXY='http://[::1' is no address"),
     ({"HTTP_PROXY": "http://me:s3/cret@proxy:1"}, "HTTP_PROXY='http://proxy:1' is no address"),
