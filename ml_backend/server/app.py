@@ -48,6 +48,7 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     """
     app = Flask("ml_backend.server", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.url_map.strict_slashes = False  # links are relative, and so right with a slash at the end of the address too
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
     memory = Memory()
     app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue, memory.lines), memory)

@@ -192,6 +192,19 @@ def test_the_list_of_projects_without_the_slash_at_its_end(store, queue, stack):
             assert "evil" not in page
 
 
+def test_pages_with_a_slash_at_their_end(store, queue, stack):
+    url = stack.enter_context(proxy(backend(store, queue, stack), "/al/", "/"))
+    with httpx.Client(auth=AUTH) as client:
+        for page in (f"projects/{KEY}", f"projects/{KEY}/rounds/{store.project(KEY).round_ids()[-1]}"):
+            links = [
+                {urljoin(there, link) for link in Page(client.get(there, headers=HTML).text).links}
+                for there in (f"{url}/al/{page}", f"{url}/al/{page}/")
+            ]
+            assert {link.partition("?")[0].rstrip("/") for link in links[0]} == {
+                link.partition("?")[0].rstrip("/") for link in links[1]
+            }
+
+
 def test_a_proxy_that_puts_a_slash_before_another(client):
     """As ``location /al { proxy_pass http://backend/; }`` does."""
     assert client.get("/", environ_overrides={"PATH_INFO": "//versions"}).status_code == 200
