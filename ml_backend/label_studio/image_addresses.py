@@ -38,7 +38,7 @@ _WAYS_OUT: Final = tuple(
             r"[a-z]:[\\/]|\\\\|~/|file:",
             f"is a path on a disk, which neither Label Studio nor a browser may open: {_LOCAL_FILES}",
         ),
-        (r"//", "names no scheme: write https:// or http:// before the host"),
+        (r"//|[\w-]+(?:\.[\w-]+)*:\d+(?:/|\Z)", "names no scheme: write https:// or http:// before the host"),
         (
             r"/",
             "is no file of Label Studio: its key is sent to /data/..., /storage-data/... and /tasks/N/resolve/ alone; "

@@ -149,6 +149,8 @@ class TestWayOut:
             ("films/a.png", "begins nowhere: wanted is .*For files on a disk, upload the images"),
             ("a.png", "begins nowhere: wanted is"),
             ("films.example/a.png", "where it begins with a host, write https:// before it"),
+            ("localhost:8080/a.png", "names no scheme: write https:// or http:// before the host"),
+            ("films.example:8080/a.png", "names no scheme: write https:// or http:// before the host"),
             ("//films.example/a.png", "names no scheme: write https:// or http:// before the host"),
             ("data/upload/1/a.png", "lacks its first slash: begin it with /"),
             ("blob:https://studio.example/0-0", "only in the browser tab that made it: upload the image"),
