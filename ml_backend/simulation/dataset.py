@@ -143,7 +143,7 @@ def load_dataset(
         _check_same_images(labels, rows, ratings, answers)
     notes: list[str] = []
     if task is None:
-        task = _task_of(rows, notes, ordered=ratings is not None)
+        task = _task_of(labels, rows, notes, ordered=ratings is not None)
     paths = [row.path for row in rows]
     same = {path: path for path in paths} if images is None else _first_of_the_same(paths, images)
     drawn = not any(row.split is not None for row in rows)
@@ -197,10 +197,20 @@ def _check_same_images(labels: Path, rows: Sequence[LabelRow], ratings: Path, an
             )
 
 
-def _task_of(rows: Sequence[LabelRow], notes: list[str], *, ordered: bool) -> TaskMapping:
+def _task_of(table: Path, rows: Sequence[LabelRow], notes: list[str], *, ordered: bool) -> TaskMapping:
     """Every label is a class, in alphabetical order, for want of a better one."""
     names = sorted({row.label for row in rows if row.label is not None})
     example = ";".join(names) or "normal;moderate;severe"
+    if len(names) < 2 and not ordered:
+        raise SettingsError(
+            f"{table}, column label: {first_ten([*map(repr, names)])} in every row; at least 2 classes are needed: add "
+            "images of another class"
+        )
+    if odd := [name for name in names if {";", "="} & set(name)]:
+        raise SettingsError(
+            f"{table}, column label: {first_ten([*map(repr, odd)], ', ')} holds a ';' or '=', by which --task tells "
+            "classes apart: write it without"
+        )
     if ordered:
         raise SettingsError(
             "the median of readers' answers needs the order of the classes: give --task with the least severe first, "
@@ -293,7 +303,7 @@ def _first_of_the_same(paths: Sequence[str], folder: Path) -> dict[str, str]:
     of_size: dict[int, list[str]] = {}
     for path in in_order:
         with suppress(OSError, ValueError):
-            if (folder / path).is_file():
+            if _is_file(folder / path):
                 of_size.setdefault((folder / path).stat().st_size, []).append(path)
     for alike in of_size.values():
         for path in alike if len(alike) > 1 else ():  # a file of a size of its own need not be read
@@ -330,12 +340,23 @@ def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: M
             f"{len(outside)} paths of {table} lead out of {folder}: {first_ten([*map(named, outside)], ', ')}; give "
             "paths inside it"
         )
-    if missing := [image for image in images if not (root / image.uri).is_file()]:
+    if missing := [image for image in images if not _is_file(root / image.uri)]:
         raise SettingsError(
             f"{len(missing)} of {len(images)} images of {table} are not in {folder}: "
-            f"{first_ten([*map(named, missing)], ', ')}; {_near(root, missing[0].uri)}give the folder that the paths "
-            "of the labels start from"
+            f"{first_ten([*map(named, missing)], ', ')}; {_near(root, missing[0].uri)}"
+            + (
+                "give the folder that the paths of the labels start from"
+                if len(missing) == len(images)
+                else "put them there, mend their paths, or remove their rows"
+            )
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _near(root: Path, uri: str) -> str:

@@ -151,12 +151,34 @@ class TestLoadDataset:
         ):
             load_dataset(None, folder.labels, features=folder.everything(), task=parse_task("normal;viral;severe"))
 
-    def test_missing_files_are_named(self, folder):
+    def test_missing_files_are_named(self, folder, tmp_path_factory):
         with pytest.raises(
             SettingsError,
-            match=r"2 of 4 images of .* are not in .*: b\.png \(line 4\), d\.png \(line 5\); give the folder",
+            match=r"2 of 4 images of .* are not in .*: b\.png \(line 4\), d\.png \(line 5\); put them there, mend",
         ):
             load_dataset(folder.files("a.png", "c.png"), folder.labels, task=BINARY)
+        with pytest.raises(SettingsError, match=r"4 of 4 images of .*; give the folder that the paths"):
+            load_dataset(tmp_path_factory.mktemp("empty"), folder.labels, task=BINARY)
+
+    def test_a_name_that_no_file_can_have(self, folder):
+        labels = folder.table("labels.csv", "path,label", ["a.png,normal", f"{'b' * 300}.png,viral"])
+
+        with pytest.raises(SettingsError, match=r"1 of 2 images of .* are not in .*: bbb.* \(line 3\)"):
+            load_dataset(folder.files("a.png"), labels, task=BINARY)
+
+    @pytest.mark.parametrize(
+        ("label", "message"),
+        [
+            ("normal", "labels.csv, column label: 'normal' in every row; at least 2 classes are needed"),
+            ("mild;left", "labels.csv, column label: 'mild;left' holds a ';' or '=', by which --task tells"),
+            ("grade=2", "labels.csv, column label: 'grade=2' holds a ';' or '=', by which --task tells"),
+        ],
+    )
+    def test_labels_that_make_no_classes(self, folder, label, message):
+        labels = folder.table("labels.csv", "path,label", ["a.png,normal", f"b.png,{label}"])
+
+        with pytest.raises(SettingsError, match=message):
+            load_dataset(None, labels, features=folder.everything())
 
     @pytest.mark.parametrize(
         ("written", "there"),
