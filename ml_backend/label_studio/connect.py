@@ -186,7 +186,8 @@ class _Connecting:
         backend = self._backend()
         params = (backend or {}).get("extra_params") if options is None else options
         resolved, learned = self._check(project, dict(params or {}))
-        if added := backend is None:
+        found = self._client.model_versions(self._project_id) if backend is None else {}
+        if backend is None:
             backend = self._add(project, dict(options or {}))
         else:
             self._update(backend, options)
@@ -198,7 +199,7 @@ class _Connecting:
         )
         if others:
             self.said.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
-        return [learned, *(self.said or [NOTHING_TO_CHANGE]), *self._predictions(added=added)]
+        return [learned, *(self.said or [NOTHING_TO_CHANGE]), *self._predictions(found)]
 
     def _check(self, project: Json, params: dict[str, object]) -> tuple[ProjectOptions, str]:
         """Everything that can be wrong, before anything is changed; the options, and what is learned, in words."""
@@ -298,13 +299,18 @@ class _Connecting:
             if before.get(name) != value
         ]
 
-    def _predictions(self, *, added: bool) -> list[str]:
-        """What the owner should know of the predictions that the project holds."""
+    def _predictions(self, before: Mapping[str, int]) -> list[str]:
+        """What the owner should know of the predictions that the project holds.
+
+        Args:
+            before: model versions that it held before the backend was added, and predictions of each. A worker may have
+                published a ranking since.
+        """
         served = self._client.project(self._project_id).get("model_version")
         held = self._client.model_versions(self._project_id)
         found = []
-        if added and held:
-            names = ", ".join(f"{name!r} ({count})" for name, count in held.items())
+        if before:
+            names = ", ".join(f"{name!r} ({count})" for name, count in before.items())
             found.append(
                 f"the predictions of {names} stay; once a ranking is published, readers and the Data Manager's "
                 "prediction score are shown the ranking's instead"

@@ -9,8 +9,9 @@ import pytest
 
 from ml_backend.errors import LabelStudioError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import authorization, connect_project, hint, other_connections
+from ml_backend.label_studio.connect import _Connecting, authorization, connect_project, hint, other_connections
 from ml_backend.settings import Settings
+from tests.unit.label_studio.studio import FakeStudio
 
 XML = (Path(__file__).parents[3] / "label_studio_config" / "severity.xml").read_text()
 BACKEND = "http://127.0.0.1:9090"
@@ -51,6 +52,18 @@ def test_a_half_created_backend_is_deleted_and_the_way_out_is_told() -> None:
     assert "LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false" in str(refused.value)
     assert server.backends == []
     assert server.project["show_collab_predictions"] is True
+
+
+def test_a_ranking_that_comes_meanwhile_is_no_prediction_of_the_owner_s() -> None:
+    """A worker may publish before the command ends."""
+    studio = FakeStudio(images=1)
+    connecting = _Connecting(studio.client(), Settings.load(), 1, BACKEND)
+    studio.predictions = {"al-r000001-random": 1}
+
+    assert connecting._predictions({}) == []
+    [line] = connecting._predictions({"the owner's": 1})
+    assert "the owner's" in line
+    assert "al-r000001" not in line
 
 
 @pytest.mark.parametrize(
