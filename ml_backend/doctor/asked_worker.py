@@ -27,7 +27,7 @@ def _worker(case: Case) -> Outcome:
 
 def _rounds(case: Case) -> Outcome:
     status = case.queue.status(case.key)
-    # Where every image is labelled, or there is none yet, a round that ranked nothing is no failure.
+    # Where every image is labelled, or there is none yet, a round that ranked nothing is no failure of the round.
     if (error := status.last_error) is not None and not (status.ran_out and _nothing_to_mend(case, status)):
         at = datetime.fromtimestamp(error.at, UTC)
         again = datetime.fromtimestamp(status.next_attempt, UTC) if status.next_attempt else None
@@ -51,7 +51,7 @@ def _nothing_to_mend(case: Case, status: QueueStatus) -> bool:
         standing = case.standing
     except BackendError:  # a check of its own tells it
         standing = None
-    return not status.failing if standing is None else standing.verdict in {"labelled", "no images", "waiting"}
+    return not status.failing if standing is None else standing.verdict != "unusable"
 
 
 CHECKS = (

@@ -556,7 +556,8 @@ class TestLabelling:
 
         found = installation.examine()
 
-        assert {"labelling"} <= failures(found)
+        assert "labelling" in failures(found)
+        assert "rounds" not in failures(found)  # what helps is told once, and is no round
         assert "no network can be trained yet" in found["labelling"].seen
         assert found["labelling"].remedy.startswith("import more images; or lower the option min_labels_per_class")
 
@@ -580,6 +581,14 @@ class TestLabelling:
 
         assert failures(found) == {"left out"}
         assert found["left out"].seen.startswith("1 image is labelled as no class: image 1 is labelled 'grave'")
+
+    def test_labels_that_are_left_out_come_before_more_images(self, installation):
+        installation.answer("grave", "grave", "normal")
+
+        labelling = installation.examine()["labelling"]
+
+        assert "import more" not in labelling.seen + labelling.remedy
+        assert labelling.remedy.startswith("correct the annotations, or give the label config the choice that they")
 
     def test_what_is_left_out_on_purpose_is_told_and_no_failure(self, installation):
         installation.answer(None, "normal")
