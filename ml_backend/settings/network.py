@@ -361,8 +361,8 @@ def _proxy_failure(chain: list[BaseException], names: set[str], proxy: Proxy) ->
             helps = "let the proxy allow it"
         return Failure(f"{proxy} refused the connection ({answer})", f"{helps}; {LEAVES_OUT}")
     there = Server("start it", proxy.variable)
-    # Once connected, what breaks off may be the other side's.
-    connected = not names & {"ConnectError", "ConnectTimeout"}
+    # Once connected, what breaks off may be the other side's. urllib, by which weights come, has no error of its own.
+    connected = not names & {"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror"}
     found = None if connected else _connection_failure(chain, _Place.of(proxy.url), there)
     return found and Failure(f"through {proxy}: {found.what}", f"{found.remedy}; {LEAVES_OUT}")
 

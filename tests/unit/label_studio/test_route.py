@@ -26,7 +26,7 @@ from ml_backend.label_studio.route import LABEL_STUDIO, Route
 from ml_backend.label_studio.version import label_studio_version
 from ml_backend.queueing import RoundQueue, connect_redis
 from ml_backend.settings import ImageHosts, Settings
-from ml_backend.settings.network import CA_VARIABLES, explain_failure, proxy_for
+from ml_backend.settings.network import CA_VARIABLES, Proxy, explain_failure, proxy_for
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 CA = """
@@ -337,6 +337,23 @@ class TestConnections:
 
 
 class TestProxies:
+    @pytest.mark.parametrize(
+        ("error", "what"),
+        [
+            (ConnectionRefusedError(111, "Connection refused"), "connection refused by proxy:3128"),
+            (socket.gaierror(-2, "Name or service not known"), "the name proxy is not known"),
+        ],
+    )
+    def test_a_dead_one_of_urllib_s(self, error, what):
+        """By which weights are fetched: what refuses, or is not known, is the proxy and not the host behind it."""
+        found = explain_failure(
+            error, "https://weights.example/x", LABEL_STUDIO, Proxy("ALL_PROXY", "http://proxy:3128")
+        )
+
+        assert found.what == f"through the proxy of ALL_PROXY (http://proxy:3128): {what}" + (
+            " (Name or service not known)" if isinstance(error, socket.gaierror) else ""
+        )
+
     @pytest.mark.parametrize("scheme", ["http", "https"])
     @pytest.mark.parametrize("variable", ["{}_PROXY", "{}_proxy", "ALL_PROXY"])
     def test_a_dead_one_is_named_without_its_password(self, scheme, variable, monkeypatch):
