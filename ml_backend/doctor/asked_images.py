@@ -90,8 +90,9 @@ def _labelling(case: Case) -> Outcome:
         return failed(standing.sentence, "mend what it names; the next round sees it")
     start = standing.start
     if standing.verdict == "blocked" and start is not None:
-        first = MENDABLE[standing.mendable[0].kind] if standing.mendable else "import more images"
-        return failed(standing.sentence, "; or ".join((first, *start.ways_out)))
+        if standing.mendable:
+            return failed(standing.sentence, "; or ".join((MENDABLE[standing.mendable[0].kind], *start.ways_out)))
+        return fine(f"{standing.sentence} To train one, {'; or '.join(('import more images', *start.ways_out))}")
     return fine(f"{standing.sentence} {start.advice}" if start is not None else standing.sentence)
 
 

@@ -45,7 +45,7 @@ MENDABLE: Final[dict[ExclusionKind, str]] = {
     "no image": "mend the tasks' data, or the value of the label config's Image tag",
     "label without image": "mend the tasks' data, or the value of the label config's Image tag",
     "unreadable answer": "correct or delete the annotation in Label Studio",
-    "no class": "correct the annotations, or give the label config the choice that they hold",
+    "no class": "correct or delete the annotations, or give the label config the choice that they hold",
 }
 """What helps against what nobody left out on purpose. Images that cannot be read have a list of their own."""
 

@@ -29,7 +29,7 @@ LISTED_IMAGES = 100
 
 
 State = Literal["working", "waiting", "failed", "blocked", "done", "paused", "idle"]
-_STATES: Final[dict[str, State]] = {"unusable": "failed", "blocked": "blocked", "labelled": "done"}
+_STATES: Final[dict[str, State]] = {"unusable": "failed", "blocked": "done", "labelled": "done"}
 """What the standing of a project makes of it."""
 
 
@@ -67,12 +67,12 @@ class ProjectStatus:
     def state(self) -> State:
         """In a word. Where a round found nothing to rank, the images say whether that is a fault."""
         queue, standing = self.queue, self.standing
-        if queue.running:
-            return "working"
-        if queue.waiting:
-            return "waiting"
+        if queue.running or queue.waiting:
+            return "working" if queue.running else "waiting"
         if queue.last_error is not None and not queue.ran_out:
             return "failed"
+        if standing is not None and standing.verdict == "blocked" and standing.mendable:
+            return "blocked"  # the labels are there, and cannot be used
         if standing is not None and standing.verdict in _STATES:
             return _STATES[standing.verdict]
         if queue.failing:

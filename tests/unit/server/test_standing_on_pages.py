@@ -152,13 +152,15 @@ class TestTheEnd:
     def test_hides_no_other_failure(self, show):
         assert show(*PLENTY, rounds=[trained()], error="WeightsError").states == {"failed"}
 
-    def test_without_a_network_it_needs_its_owner(self, show):
+    def test_without_a_network_it_tells_the_ways_to_one(self, show):
         shown = show(*PLENTY[:7], rounds=[make_report()], error="EmptyPool")
 
-        assert shown.states == {"blocked"}
+        assert shown.states == {"done"}
+        assert shown.json["standing"]["verdict"] == "blocked"
+        assert "Complete" in shown.page
         assert "2 more &#39;severe&#39; needed; no image without a label is left: import more." in shown.page
         assert "the option ignore_classes=severe leaves the labels out until it is taken back" in shown.page
-        assert "waits for you" in shown.index
+        assert "complete: every image is labelled, and no network could be trained" in shown.index
 
     @pytest.mark.parametrize("way_out", [{"ignore_classes": "severe"}, {"min_labels_per_class": 2}])
     def test_each_way_out_leads_on(self, show, way_out):
