@@ -267,6 +267,7 @@ class Published(Record):
     annotations: int | None = None  # with skips, as Label Studio counted them just before; None: not noted
     seconds: Mapping[str, Seconds]  # import, switch, delete
     published_at: datetime
+    imported_at: AwareDatetime | None = None  # by Label Studio's clock, its newest prediction; None: not noted
 
     def completes(self, round_id: str) -> bool:
         """Whether that round is served and, the last step, what no reader can hold any more is deleted."""

@@ -128,6 +128,16 @@ LEARNED = {
         ("a", "b"),
         "asked on a condition: an image without an answer to it has no label",
     ),
+    "on a choice of any question": Learned(
+        view(asked("quality", 'choice="multiple"'), asked("label", 'whenChoiceValue="b"')),
+        ("a", "b"),
+        "asked on a condition",
+    ),
+    "unless a choice is made": Learned(
+        view(asked("quality", 'choice="multiple"'), asked("label", IF_A.replace("selected", "unselected"))),
+        ("a", "b"),
+        "asked on a condition",
+    ),
     "in a view on a condition": Learned(
         view(BOX, f'<View visibleWhen="region-selected">{asked("label")}</View>'),
         ("a", "b"),
@@ -155,7 +165,49 @@ LEARNED = {
     ),
 }
 
+NEVER = "Choices 'label' is shown on a condition that never holds"
+
 REFUSED = {
+    "on a condition on no tag": Refused(
+        view(asked("label", 'visibleWhen="choice-selected" whenTagName="gone"')),
+        f"{NEVER} (whenTagName='gone' is no other question)",
+        "leave the condition out",
+    ),
+    "on the contrary of no tag": Refused(
+        view(asked("label", 'visiblewhen="choice-unselected" whenTagName="gone" whenChoiceValue="a"')),
+        f"{NEVER} (whenTagName='gone' is no other question)",
+        "leave the condition out",
+    ),
+    "on a condition on itself": Refused(
+        view(asked("label", 'visibleWhen="choice-selected" whenTagName="label" whenChoiceValue="a"')),
+        f"{NEVER} (whenTagName='label' is no other question)",
+        "leave the condition out",
+    ),
+    "on any choice, and there is no other": Refused(
+        view(asked("label", 'visibleWhen="choice-selected"')), f"{NEVER} (there is no other question)", "leave the"
+    ),
+    "on a choice that nobody offers": Refused(
+        view(asked("quality", 'choice="multiple"'), asked("label", IF_A.replace('"a"', '"c,d"'))),
+        f"{NEVER} (whenChoiceValue='c,d' is no choice of Choices 'quality')",
+        "name one of its choices",
+    ),
+    "on a choice without visibleWhen": Refused(
+        view(asked("label", 'whenChoiceValue="x"')), f"{NEVER} (there is no other question)", "leave the condition out"
+    ),
+    "on a region, and nothing draws one": Refused(
+        view(f'<View visibleWhen="region-selected">{asked("label")}</View>'),
+        "Choices 'label' lies in a View that is shown on a condition that never holds "
+        "(visibleWhen='region-selected', and nothing draws regions)",
+        "leave visibleWhen out",
+    ),
+    "a hidden choice": Refused(
+        config(AB + '<Choice value="c" visible="false"/>'),
+        "Choice 'c' of Choices 'label' has visible='false', and no reader can choose it",
+        "leave visible out",
+    ),
+    "a choice that is read only": Refused(
+        config(AB + '<Choice value="c" readOnly="true"/>'), "has readonly='true'", "leave readonly out"
+    ),
     "empty": Refused("<View/>", "no Image tag", "add <Image"),
     "no image": Refused(
         f'<View><Text name="text" value="$text"/><Choices name="label" toName="text">{AB}</Choices></View>',

@@ -1,6 +1,6 @@
 """What a round, a re-ranking and a top-up of a live project have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from ml_backend.engine.ports import Learner
 from ml_backend.engine.resume import served_round
 from ml_backend.engine.topup import TopUp, TurnsPublisher
 from ml_backend.errors import BackendError, EmptyPool
+from ml_backend.images.dataset import read_ahead
 from ml_backend.insight import INSIGHT, round_insight
 from ml_backend.insight.agreement import AGREEMENT, round_marks
 from ml_backend.label_studio.client import LabelStudioClient
@@ -24,7 +25,7 @@ from ml_backend.label_studio.publisher import LabelStudioPublisher
 from ml_backend.label_studio.serving import is_lost, read_serving
 from ml_backend.label_studio.supply import low_water
 from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Published, Record, RoundReport
+from ml_backend.records import ImageRef, Published, Record, RoundReport
 from ml_backend.settings import ProjectOptions
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.annotations import ReadingStore
@@ -67,14 +68,30 @@ class Live:
             What is served instead; None where nothing had to be published.
         """
         try:
-            images = self.labels.images()
-            known = self.readings.digests()
-            kept = {image.uri: known[image.uri] for image in images if image.uri in known}
-            if self.readings.keep_digests(shared_digests(kept | self.world.read_digests(images))):
+            if self._note_copies():
                 return self.top_up()
         except BackendError as error:
             log.warning("copies of images stay in the order for now", error=str(error), kind=type(error).__name__)
         return None
+
+    def find_copies(self, images: Sequence[ImageRef]) -> bool:
+        """Read images that no round has read yet, and note which of all images have equal content.
+
+        Returns:
+            Whether other ones have than were known before.
+        """
+        known = self.world.read_digests(images)
+        unread = [image for image in images if image.uri not in known]
+        cache = self.world.image_cache(self.options.image_side)
+        for _ in read_ahead(unread, lambda image: cache.read(image).key):
+            pass  # one that cannot be read is named by the training
+        return self._note_copies()
+
+    def _note_copies(self) -> bool:
+        images = self.labels.images()
+        known = self.readings.digests()
+        kept = {image.uri: known[image.uri] for image in images if image.uri in known}
+        return self.readings.keep_digests(shared_digests(kept | self.world.read_digests(images)))
 
     def served(self, inputs: str) -> tuple[RoundReport, Published] | None:
         """What readers are served, where a new round with these inputs would come to the same."""

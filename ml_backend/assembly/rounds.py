@@ -119,6 +119,7 @@ def _round(
         serving=lambda: world.project.published() is not None,
         unpublished=lambda digest: unpublished_round(world.project, digest),
         served=live.served,
+        find_copies=live.find_copies,
     )
     request = RoundRequest(
         project=world.key,

@@ -12,7 +12,7 @@ from ml_backend.engine.sharing import LayOut
 from ml_backend.engine.split import fold_split
 from ml_backend.errors import RequestRefused, UnknownProject
 from ml_backend.images import ImageSource, QuarantinedSource
-from ml_backend.images.cached import content_digests
+from ml_backend.images.cached import ImageCache, content_digests
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.model.committee import CommitteeLearner, Tell, make_learner
@@ -45,6 +45,10 @@ class World:
     quarantine: Quarantine
     read_digests: Callable[[Iterable[ImageRef]], dict[str, str]]
     """Address -> digest of the bytes there, of images that a round has read."""
+
+    def image_cache(self, side: int) -> ImageCache:
+        """The cache that the learners read images from, of this side."""
+        return ImageCache(self.images, self.store.cache / IMAGES, side, int(self.settings.cache_gb * CACHE_GB))
 
     def learner(
         self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None, *, twin: bool = False

@@ -53,6 +53,9 @@ def _store(case: Case) -> Outcome:
             "connected",
             "set AL_DATA_DIR as it is set for `ml-backend serve` and `ml-backend work`: they share one folder",
         )
+    # Both raise where the file is damaged; what readers are served is not known then.
+    case.kept.published()
+    case.kept.imported_versions()
     rounds = case.kept.round_ids()
     return fine(f"{len(rounds)} rounds, the last {rounds[-1]}" if rounds else "no round yet")
 

@@ -21,6 +21,7 @@ __all__ = [
     "Splitter",
     "Stage",
     "Strategy",
+    "no_copies",
     "no_guard",
     "no_progress",
     "nobody_waits",
@@ -144,6 +145,11 @@ def nothing_served(inputs: str) -> tuple[RoundReport, Published] | None:
     """What is served came from something else."""
 
 
+def no_copies(_: Sequence[ImageRef]) -> bool:
+    """Which images are copies of one another is known."""
+    return False
+
+
 def no_progress(stage: Stage, done: int, total: int) -> None:
     """Tell nobody."""
 
@@ -176,3 +182,5 @@ class RoundParts:
     """A saved round that would come to the same as this one, by ``resume.inputs_digest``, and is not published yet."""
     served: Callable[[str], tuple[RoundReport, Published] | None] = field(default=nothing_served)
     """The round that readers are served, where this one would come to the same, by ``resume.inputs_digest``."""
+    find_copies: Callable[[Sequence[ImageRef]], bool] = field(default=no_copies)
+    """Reads labelled images; whether that has shown copies, by which the labels have to be asked for again."""

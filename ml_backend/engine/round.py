@@ -58,7 +58,14 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
         annotations = parts.labels.annotations()
         consensus = parts.consensus(annotations, request.classes)
         pool, unusable = parts.labels.unlabelled()
-    counts = _labels_per_class(consensus.labels, request.classes)
+        counts = _labels_per_class(consensus.labels, request.classes)
+        trains = min(counts.values()) >= request.min_labels_per_class
+        # Before they are split: the copies of an image are one label, and never on both sides.
+        if pool and trains and parts.find_copies([label.image for label in consensus.labels]):
+            annotations = parts.labels.annotations()
+            consensus = parts.consensus(annotations, request.classes)
+            pool, unusable = parts.labels.unlabelled()
+            counts = _labels_per_class(consensus.labels, request.classes)
     if not pool:
         raise empty_pool(request, annotations, unusable)
 

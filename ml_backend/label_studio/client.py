@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 
@@ -16,15 +16,25 @@ from ml_backend.errors import LabelStudioError, PayloadError, SettingsError
 from ml_backend.label_studio.transport import Transport
 from ml_backend.settings import Settings
 
-__all__ = ["LabelStudioClient"]
+__all__ = ["HeldPredictions", "LabelStudioClient"]
 
 PAGE = 1000  # tasks a page
 IDS_IN_A_QUERY = 400  # task ids that fit into a URL beside everything else
 SLOW = 20  # what Label Studio computes over a whole project may take so many times the usual time-out
 # Of a task and, under the same names, of its annotations: Label Studio applies one list to both.
-CHANGED = "id,data,annotations,completed_by,was_cancelled,ground_truth,result,updated_at,created_at,lead_time"
+CHANGED = (
+    "id,data,annotations,completed_by,was_cancelled,ground_truth,result,updated_at,created_at,lead_time,"
+    "parent_prediction"
+)
 Json = dict[str, Any]
 Condition = tuple[str, str, int | str]  # column of the Data Manager, operator, value
+
+
+class HeldPredictions(NamedTuple):
+    """The predictions of a model version that a project holds."""
+
+    number: int
+    newest: datetime | None  # when it was made, by Label Studio's clock; None: not told
 
 
 class LabelStudioClient:
@@ -211,9 +221,16 @@ class LabelStudioClient:
 
     def model_versions(self, project_id: int) -> dict[str, int]:
         """Predictions that the project holds, by their version."""
+        return {version: held.number for version, held in self.held_predictions(project_id).items()}
+
+    def held_predictions(self, project_id: int) -> dict[str, HeldPredictions]:
+        """How many predictions the project holds and when the newest was made, by their version."""
         path = f"/api/projects/{project_id}/model-versions/"
         answer = self.transport.ask("GET", path, dict, query={"extended": "true"}, slow=SLOW)
-        return {str(row["model_version"]): _number(row, "count", path) for row in answer.get("static") or ()}
+        return {
+            str(row["model_version"]): HeldPredictions(_number(row, "count", path), _created(row.get("latest")))
+            for row in answer.get("static") or ()
+        }
 
     def delete_model_version(self, project_id: int, version: str) -> int:
         """Delete the predictions of a version, about 16 ms each, and say how many they were."""
@@ -282,6 +299,14 @@ def _clock(response: httpx.Response) -> datetime | None:
         return parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
     except (KeyError, ValueError):
         return None
+
+
+def _created(text: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _number(answer: Mapping[str, object], key: str, path: str) -> int:

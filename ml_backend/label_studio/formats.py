@@ -31,6 +31,8 @@ SINGLE = ("single", "single-radio")
 # In any value Label Studio's page replaces what it takes for a key of the task data.
 FROM_THE_TASK = re.compile(r"\$[A-Za-z0-9_\[\].{}]")
 IMAGE_VALUE = re.compile(r"\$[A-Za-z0-9_]+(\.[A-Za-z0-9_]+|\[[0-9]+\])*")
+# What a reader answers with, and not draws with.
+ANSWERS = ("choices", "taxonomy", "rating", "textarea", "number", "datetime", "pairwise", "ranker")
 BELOW = " / "  # between a choice and one that lies in it
 DEPTH = 255  # of tags in one another, as Label Studio takes them
 EXAMPLE = '<Choices name="label" toName={!r} choice="single-radio"> with a Choice for each class'
@@ -186,6 +188,7 @@ def _read_question(tag: Element, tags: _Tags) -> LabelConfig:
     if twice := [one for one in (name, to_name) if tags.is_twice(one)]:
         raise PayloadError(f"{me}: several tags have the name {twice[0]!r}: give each a name of its own")
     _check_answers(tag, me)
+    _check_conditions(tag, tags)
     image_key = _image_key(tags.images[to_name])
     choices = _read_choices(tag, me)
     last = Counter(stored[-1] for stored, _ in choices)
@@ -223,6 +226,41 @@ def _check_answers(tag: Element, me: str) -> None:
         raise PayloadError(
             f"{me} takes choices from the task data (value={value!r}), and all images need the same: write Choice tags"
         )
+
+
+def _check_conditions(question: Element, tags: _Tags) -> None:
+    for outer in tags.around(question):
+        _check_condition(outer, question, tags)
+
+
+def _check_condition(outer: Element, question: Element, tags: _Tags) -> None:
+    """Refuse a question on a condition that no annotation can meet: readers would never see it."""
+    when, by, values = (_attribute(outer, name) for name in ("visibleWhen", "whenTagName", "whenChoiceValue"))
+    where = "" if outer is question else f" lies in a {outer.tag} that"
+    told = f"{_named(question)}{where} is shown on a condition that never holds"
+    others = [tag for tag in tags.controls() if tag is not question]
+    asked = [tag for tag in others if _kind(tag) in ("choices", "taxonomy") and by in (None, tag.get("name"))]
+    if when == "region-selected":
+        if not any(_kind(tag) not in ANSWERS and by in (None, tag.get("name")) for tag in others):
+            what = "nothing draws regions" if by is None else f"{tags.called(by)} draws no regions"
+            raise PayloadError(f"{told} (visibleWhen={when!r}, and {what}): leave visibleWhen out")
+        return
+    by_choice = when in ("choice-selected", "choice-unselected") or (when is None and values is not None)
+    if not by_choice or (when == "choice-unselected" and by is None):
+        return
+    if not asked:
+        what = "there is no other question" if by is None else f"whenTagName={by!r} is no other question"
+        raise PayloadError(f"{told} ({what}): name another question, or leave the condition out")
+    if when == "choice-unselected" or values is None or not all(_has_fixed_choices(tag) for tag in asked):
+        return
+    offered = {_attribute(item, name) for tag in asked for item in tag.iter() for name in ("value", "alias")}
+    if offered.isdisjoint(values.split(",")):
+        names = ", ".join(map(_named, asked))
+        raise PayloadError(f"{told} (whenChoiceValue={values!r} is no choice of {names}): name one of its choices")
+
+
+def _has_fixed_choices(tag: Element) -> bool:
+    return _attribute(tag, "value") is None and _attribute(tag, "apiUrl") is None
 
 
 def _image_key(image: Element) -> str:
@@ -280,6 +318,12 @@ def _names(choice: Element, me: str) -> tuple[str, str]:
         raise PayloadError(f"Choice {value!r} of {me} has an empty alias, and its answers would be empty: delete alias")
     if alias in ("true", "false"):
         raise PayloadError(f"Choice {value!r} of {me} has alias={alias!r}, which Label Studio cannot show: set another")
+    for name, hinders in (("visible", "false"), ("readonly", "true")):
+        if _attribute(choice, name) == hinders:
+            raise PayloadError(
+                f"Choice {value!r} of {me} has {name}={hinders!r}, and no reader can choose it: leave {name} out; "
+                "if it is to be no class, the option ignore_classes says so"
+            )
     if not any(map(_kind, choice)) and (len(choice) or (choice.text or "").strip()):
         raise PayloadError(
             f"Choice {value!r} of {me} holds text or a comment, which Label Studio stores for its value: delete it"
@@ -323,7 +367,7 @@ def _beside(config: LabelConfig, tags: _Tags) -> Iterator[str]:
     if rest := [name for name in tags.images if name != config.to_name]:
         yield f"of the image {config.to_name!r} alone, not of {', '.join(map(repr, rest))}"
     [asked] = (tag for tag in tags.of("choices") if tag.get("name") == config.from_name)
-    if any(_attribute(outer, "visibleWhen") for outer in tags.around(asked)):
+    if any(_attribute(outer, name) for outer in tags.around(asked) for name in ("visibleWhen", "whenChoiceValue")):
         yield "asked on a condition: an image without an answer to it has no label"
     if config.nested and any(len(path) > 1 for path in config.spellings):
         yield "to tick a choice that holds others ticks them all, and gives no label"
@@ -431,7 +475,10 @@ def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: P
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PayloadError(f"annotation {item.get('id')!r} of task {image.id} cannot be read: {error!r}") from None
     unreadable = all(_is_unreadable(choice, config, options) for choice in choices)
+    # Several answers are no class, also where one class is called "a + b".
     value = None if unreadable else " + ".join(choices)
+    if len(choices) > 1 and value in config.classes:
+        value = " + ".join(map(repr, choices))
     return Annotation(
         image=image,
         rater=_rater(item),
@@ -514,7 +561,8 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
     if item["was_cancelled"]:
         return None
     entries = [entry for entry in item["result"] if entry.get("type") == "choices"]
-    # Label Studio's page measures the time of every answer, and only a prediction's entries have a score.
+    # Label Studio's page measures the time of every answer; and it names the prediction that an annotation was made
+    # from until that is deleted. Only a prediction's entries have a score.
     # The user who marks a ground truth vouches for it.
     copied = "lead_time" in item and item["lead_time"] is None and not item.get("ground_truth")
     if copied and not item["result"]:
@@ -522,9 +570,9 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
             'holds no choice, and no reader gave it: "Create Annotations From Predictions" in Label Studio makes such; '
             "delete it there, and readers get the image"
         )
-    if copied and choices and any("score" in entry for entry in entries):
+    if copied and choices and (item.get("parent_prediction") or any("score" in entry for entry in entries)):
         return (
-            "was copied from a prediction, and no reader gave it: the network must not learn from its own answers; "
+            "was copied from a prediction, and no reader gave it: no network must learn from a network's answers; "
             "delete it in Label Studio, and readers get the image, or mark it there as ground truth if it is right"
         )
     strange = {str(entry.get("from_name")) for entry in entries} - {config.from_name, *config.other_questions}

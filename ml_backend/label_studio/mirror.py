@@ -16,7 +16,7 @@ __all__ = ["Counts", "KeptTask", "Mirror"]
 
 Json = dict[str, Any]
 SAID = ("id", "completed_by", "was_cancelled", "ground_truth", "result", "updated_at")
-KEPT = (*SAID, "created_at", "lead_time")
+KEPT = (*SAID, "created_at", "lead_time", "parent_prediction")
 
 
 class Counts(NamedTuple):

@@ -31,7 +31,7 @@ from typing import Protocol
 import structlog
 
 from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused
-from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.client import HeldPredictions, LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, prediction
 from ml_backend.records import ImportedVersion, Published, Ranking, RoundReport
 from ml_backend.settings import ProjectOptions
@@ -108,7 +108,7 @@ class LabelStudioPublisher:
         guard()
         before = self._store.imported_versions()
         with _timed(seconds, "import"):
-            image_ids = self._import(report.ranking, version)
+            image_ids, imported_at = self._import(report.ranking, version)
         guard()
         with _timed(seconds, "switch"):
             self._client.patch_project(self._project_id, {"model_version": version})
@@ -118,6 +118,7 @@ class LabelStudioPublisher:
             image_ids=image_ids,
             seconds=dict(seconds),
             published_at=datetime.now(UTC),
+            imported_at=imported_at,
         )
         # At once, and again with the time of the deletion, which can take minutes.
         self._store.set_published(published)
@@ -129,7 +130,7 @@ class LabelStudioPublisher:
         self._store.set_published(published)
         return published
 
-    def _import(self, ranking: Ranking, version: str) -> tuple[str, ...]:
+    def _import(self, ranking: Ranking, version: str) -> tuple[tuple[str, ...], datetime | None]:
         image_ids = self._choose(ranking)
         # Before the import: no version of ours may ever lie in Label Studio without being on record.
         self._store.set_imported_versions((*self._store.imported_versions(), ImportedVersion(version=version)))
@@ -147,13 +148,14 @@ class LabelStudioPublisher:
                 self._send(image_ids, ranking, version)
         except LabelStudioError as error:
             self._await_arrival(version, len(image_ids), error)
-        if (held := self._held(version)) != len(image_ids):
+        held = self._held(version)
+        if held.number != len(image_ids):
             self._delete(version)
             raise LabelStudioError(
-                f"Label Studio took {held} of {len(image_ids)} predictions of version {version}, which was "
+                f"Label Studio took {held.number} of {len(image_ids)} predictions of version {version}, which was "
                 "deleted again: its log names those that it dropped"
             )
-        return image_ids
+        return image_ids, held.newest
 
     def _await_arrival(self, version: str, wanted: int, error: LabelStudioError) -> None:
         """An import without an answer may have been done, or be done in a while.
@@ -162,14 +164,14 @@ class LabelStudioPublisher:
             LabelStudioError: the error given, where nothing has arrived in time.
         """
         deadline = time.monotonic() + self._arrival_s
-        while self._held(version) < wanted:
+        while self._held(version).number < wanted:
             if time.monotonic() > deadline:
                 raise error
             time.sleep(POLL_S)
         log.warning("an import had no answer, but arrived", version=version, error=str(error))
 
-    def _held(self, version: str) -> int:
-        return self._client.model_versions(self._project_id).get(version, 0)
+    def _held(self, version: str) -> HeldPredictions:
+        return self._client.held_predictions(self._project_id).get(version, HeldPredictions(0, None))
 
     def _choose(self, ranking: Ranking) -> tuple[str, ...]:
         """The batch and the reserve: the first of the ranking that still wait for a label."""

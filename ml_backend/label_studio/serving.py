@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
-from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.client import HeldPredictions, LabelStudioClient
 from ml_backend.records import ImportedVersion, Published, Record
 from ml_backend.settings import ProjectOptions
 
@@ -27,7 +27,8 @@ __all__ = [
 
 SAMPLING = "Uncertainty sampling"
 ONE_INSTALLATION = (
-    "stop the other installation, or remove one of the two from the project; then press Train now on the project's page"
+    "stop the other installation, or remove one of the two from the project; then press Train now on the project's "
+    "page. Where there is no other, the data folder is older than the ranking, as a restored backup is: press Train now"
 )
 # Versions as ``LabelStudioPublisher`` names them.
 RANKING = re.compile(r"al-r\d{6,}-\w+-[0-9a-f]{6}")
@@ -46,6 +47,7 @@ class Serving(Record):
         connected: whether the project has this ML backend; asked only where the ranking is not there as published,
             since Label Studio calls every backend before it answers.
         foreign: whether ``model_version`` is the ranking of another installation of this backend.
+        imported_again: whether predictions of that version were made after it was published.
     """
 
     version: str | None
@@ -57,6 +59,7 @@ class Serving(Record):
     show_collab_predictions: bool
     connected: bool = True
     foreign: bool = False
+    imported_again: bool = False
 
 
 class ServingProblem(Record):
@@ -111,19 +114,23 @@ def read_serving(
         LabelStudioError: no answer, or a refusal.
         StorageError: from ``imported``.
     """
-    held = 0 if published is None else client.model_versions(int(project["id"])).get(published.version, 0)
+    none = HeldPredictions(0, None)
+    held = none if published is None else client.held_predictions(int(project["id"])).get(published.version, none)
+    imported_at = None if published is None else published.imported_at
     version = None if published is None else published.version
     model_version = project.get("model_version") or ""
     another = model_version != version and RANKING.fullmatch(model_version) is not None
     serving = Serving(
         version=version,
         there=0 if published is None else sum(int(image_id) in tasks for image_id in published.image_ids),
-        held=held,
+        held=held.number,
         model_version=model_version,
         sampling=project.get("sampling"),
         maximum_annotations=project.get("maximum_annotations"),
         show_collab_predictions=bool(project.get("show_collab_predictions")),
         foreign=another and model_version not in {one.version for one in imported()},
+        # Older it may be: the newest one is gone with its task.
+        imported_again=imported_at is not None and held.newest is not None and held.newest > imported_at,
     )
     if not is_lost(serving):
         return serving
@@ -168,11 +175,13 @@ def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> l
     if serving.model_version != serving.version:
         seen = f"model_version is {serving.model_version!r}{random}; the published ranking is {serving.version}{alone}"
         found.append(ServingProblem(aspect="order served", seen=seen, **cause))
-    if serving.held != serving.there:
-        seen = (
+    if serving.held != serving.there or serving.imported_again:
+        again = f"predictions of {serving.version} were imported again in place of the published ones"
+        numbers = (
             f"Label Studio holds {serving.held} predictions of {serving.version}, and {serving.there} of its "
-            f"images are there{alone}"
+            "images are there"
         )
+        seen = f"{again if serving.held == serving.there else numbers}{alone}"
         found.append(ServingProblem(aspect="predictions", seen=seen, **cause))
     return found
 
@@ -183,5 +192,5 @@ def is_lost(serving: Serving) -> bool:
     Not where the owner has removed the backend from the project, nor where another installation of this backend
     publishes in the same project: the two would replace each other's ranking every minute.
     """
-    changed = serving.model_version != serving.version or serving.held != serving.there
+    changed = serving.model_version != serving.version or serving.held != serving.there or serving.imported_again
     return serving.version is not None and serving.connected and not serving.foreign and changed

@@ -110,7 +110,8 @@ class TestWorker:
         assert about(lines, "waiting for rounds") == [(None, None)]
         assert about(lines, "round begins") == [(str(PROJECT), None)] * 3
         assert about(lines, "round published") == [(str(PROJECT), "r000001")]
-        assert about(lines, "round failed") == [(str(PROJECT), "r000002"), (str(PROJECT), "r000003")]
+        assert about(lines, "nothing to rank") == [(str(PROJECT), "r000002")]
+        assert about(lines, "round failed") == [(str(PROJECT), "r000003")]
         told = [(line["project"], line["round"]) for line in lines if line["logger"] == "rq.worker"]
         assert set(told) == {(str(PROJECT), "r000003")}
         [bug] = [line for line in lines if "exception" in line]

@@ -168,6 +168,13 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: World, record
     def import_again() -> None:
         client.import_predictions(number, [one_prediction(served.version)])
 
+    def import_over() -> None:
+        query = {"id": "delete_tasks_predictions", "project": str(number)}
+        client.transport.send(
+            "POST", "/api/dm/actions", query=query, body={"selectedItems": {"all": True, "excluded": []}}
+        )
+        client.import_predictions(number, [one_prediction(served.version)] * len(served.image_ids))
+
     def choose_another_version() -> None:
         client.import_predictions(number, [one_prediction("my-resnet")])
         client.patch_project(number, {"model_version": "my-resnet"})
@@ -176,7 +183,7 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: World, record
         client.patch_project(number, {"model_version": ""})
 
     served = published
-    for deed in (delete_predictions, import_again, choose_another_version, choose_none):
+    for deed in (delete_predictions, import_again, import_over, choose_another_version, choose_none):
         deed()
         world.reconciler.look()
         assert world.queue.status(world.key).waiting == "topup", deed.__name__

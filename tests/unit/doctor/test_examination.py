@@ -274,6 +274,17 @@ class TestOrder:
         assert failures(found) == set()
         assert found["order served"].verdict == found["predictions"].verdict == "skip"
 
+    @pytest.mark.parametrize("name", ["published.json", "versions.json"])
+    def test_a_damaged_record_of_what_is_served(self, installation, tmp_path, name):
+        """Without it nobody knows what Label Studio should hold: not the moment to say that all is well."""
+        (RoundStore(tmp_path).project(KEY).folder / name).write_text('{"ver')
+
+        found = installation.examine()
+
+        assert "rounds on disk" in failures(found)
+        assert name in found["rounds on disk"].seen
+        assert found["predictions"].verdict == "skip"
+
     def test_the_title_before_the_first_ranking(self, installation, tmp_path):
         (RoundStore(tmp_path).project(KEY).folder / "published.json").unlink()
         installation.project["model_version"] = "Active learning"

@@ -350,3 +350,36 @@ class TestOrderOfEvents:
             run_round(make_request(), world.parts)
 
         assert world.journal == ["save"]
+
+
+class CopiesFound(FakeLabels):
+    """Every image stands in two tasks, which only reading the files shows."""
+
+    found = False
+
+    def annotations(self) -> Sequence[Annotation]:
+        return FOUR_A_CLASS if self.found else [*FOUR_A_CLASS, *map(make_annotation, range(20, 32), CLASSES * 4)]
+
+    def find(self, images: Sequence[ImageRef]) -> bool:
+        self.found = len(images) == 24
+        return self.found
+
+
+def test_copies_of_labelled_images_are_known_before_the_labels_are_split():
+    labels = CopiesFound(pool=POOL)
+    world = World(labels)
+
+    report, _ = run_round(make_request(), replace(world.parts, find_copies=labels.find))
+
+    assert sum(report.labels_per_class.values()) == 12
+    assert report.fit is not None
+    assert report.fit.train_images + report.fit.validation_images == 12
+
+
+def test_before_the_first_training_no_image_is_read_for_its_copies():
+    """Readers wait for their order."""
+    labels = CopiesFound(pool=POOL)
+
+    run_round(make_request(min_labels_per_class=9), replace(World(labels).parts, find_copies=labels.find))
+
+    assert not labels.found

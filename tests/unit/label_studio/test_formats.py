@@ -330,10 +330,17 @@ class TestReadAnnotation:
 
         assert read_annotation(item, IMAGE, CONFIG, ProjectOptions()).value == "normal"
 
-    @pytest.mark.parametrize("result", [[], [answer("normal")["result"][0] | {"score": 0.9}]])
-    def test_a_copied_prediction_is_nobodys_answer(self, result: list[object]) -> None:
+    @pytest.mark.parametrize(
+        ("result", "parent"),
+        [
+            ([], None),
+            ([answer("normal")["result"][0] | {"score": 0.9}], None),
+            (answer("normal")["result"], 209),  # of a model of the owner's: predictions need no score
+        ],
+    )
+    def test_a_copied_prediction_is_nobodys_answer(self, result: list[object], parent: int | None) -> None:
         """As Label Studio 1.23.2 makes annotations of predictions: without a time, which its page always measures."""
-        item = answer() | {"result": result, "lead_time": None}
+        item = answer() | {"result": result, "lead_time": None, "parent_prediction": parent}
 
         with pytest.raises(PayloadError, match=r"annotation 3 of task 7 .* no reader gave it"):
             read_annotation(item, IMAGE, CONFIG, ProjectOptions())
@@ -377,6 +384,12 @@ class TestReadAnnotation:
         read = parse_label_config(LEARNED[label_config].xml)
 
         assert read_annotation(answer(*choices, from_name="label"), IMAGE, read, DEFAULTS).value == value
+
+    def test_two_answers_are_not_the_class_of_their_names(self) -> None:
+        both = replace(CONFIG, classes=("normal", "severe", "normal + severe"))
+
+        assert read_annotation(answer("normal + severe"), IMAGE, both, DEFAULTS).value == "normal + severe"
+        assert read_annotation(answer("normal", "severe"), IMAGE, both, DEFAULTS).value not in both.classes
 
     def test_two_answers_are_no_class(self) -> None:
         assert read_annotation(answer("normal", "severe"), IMAGE, CONFIG, ProjectOptions()).value == "normal + severe"

@@ -33,6 +33,7 @@ WHOLE = Serving(
         ({"held": 0}, "predictions", "holds 0 predictions of al-1, and 3 of its images are there", True),
         ({"held": 6}, "predictions", "holds 6 predictions", True),
         ({"there": 2}, "predictions", "2 of its images", True),
+        ({"imported_again": True}, "predictions", "predictions of al-1 were imported again", True),
     ],
 )
 def test_each_problem_alone(change, aspect, words, mended):
@@ -164,3 +165,29 @@ def test_is_read_from_the_project_and_its_versions():
 
     assert (serving.version, serving.there, serving.held) == ("al-1", 2, 2)
     assert (serving.model_version, serving.show_collab_predictions) == ("al-1", False)
+
+
+@pytest.mark.parametrize(
+    ("imported_at", "newest", "again"),
+    [
+        (NOON, "2026-01-01T12:00:00.000001Z", True),  # deleted and imported over: as many as before
+        (NOON, "2026-01-01T12:00:00Z", False),
+        (NOON, "2026-01-01T11:59:59.9Z", False),  # the newest one is gone with its task
+        (NOON, None, False),
+        (None, "2026-01-01T12:00:01Z", False),  # published by an older version of this backend
+    ],
+)
+def test_as_many_predictions_need_not_be_the_published_ones(imported_at, newest, again):
+    answer = {"static": [{"model_version": "al-1", "count": 1, "latest": newest}]}
+    backends = [{"id": 1}]
+    transport = httpx.MockTransport(
+        lambda request: httpx.Response(200, json=backends if request.url.path == "/api/ml" else answer)
+    )
+    published = Published(
+        version="al-1", round_id="r1", image_ids=("1",), seconds={}, published_at=NOON, imported_at=imported_at
+    )
+    client = LabelStudioClient("http://ls", "k", transport=transport)
+
+    serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1}, published, list)
+
+    assert serving.imported_again == again
