@@ -2,7 +2,7 @@
 
 from ml_backend.doctor.case import Case
 from ml_backend.doctor.check import Check, Outcome, failed, fine, skipped
-from ml_backend.label_studio.serving import ONE_INSTALLATION, Aspect
+from ml_backend.label_studio.serving import ONE_INSTALLATION, Aspect, is_lost
 
 __all__ = ["CHECKS"]
 
@@ -65,6 +65,8 @@ def _order(case: Case) -> Outcome:
     if (problem := _as_wanted(case, "order served")) is not None:
         return problem
     version = case.serving.version
+    if version and is_lost(case.serving):
+        return fine("no image waits for a label")
     return fine(f"{version}, the live ranking") if version else skipped("no ranking is published yet")
 
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from ml_backend.errors import PayloadError, StorageError, UnknownProject
+from ml_backend.errors import BackendError, PayloadError, StorageError, UnknownProject
 from ml_backend.insight.network import known_network
 from ml_backend.insight.standing import Standing, project_standing
 from ml_backend.label_studio.client import LabelStudioClient
@@ -208,7 +208,11 @@ class Case:
 
     @cached_property
     def serving_problems(self) -> list[ServingProblem]:
-        return serving_problems(self.serving, self.options, str((self.backend or {}).get("title")))
+        try:
+            waits = self.standing is None or self.standing.waits
+        except BackendError:  # a check of its own tells it
+            waits = True
+        return serving_problems(self.serving, self.options, str((self.backend or {}).get("title")), waits=waits)
 
     @cached_property
     def mirror(self) -> Mirror | None:

@@ -93,6 +93,11 @@ class Standing(Record):
     start: StartEstimate | None = None
 
     @property
+    def waits(self) -> bool:
+        """Whether an image waits for a reader."""
+        return self.verdict == "waiting" or self.skipped > 0
+
+    @property
     def mendable(self) -> tuple[LeftOut, ...]:
         """What nobody left out on purpose, and somebody can mend."""
         return tuple(one for one in self.left_out if one.kind in MENDABLE)

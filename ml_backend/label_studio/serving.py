@@ -138,33 +138,25 @@ def read_serving(
     return serving.model_copy(update={"connected": connected})
 
 
-def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> list[ServingProblem]:
+def serving_problems(
+    serving: Serving, options: ProjectOptions, title: str, *, waits: bool = True
+) -> list[ServingProblem]:
     """Why readers are not served the published ranking; empty where they are.
 
     Args:
         serving: what Label Studio holds.
         options: of the project.
         title: of the backend in Label Studio: under it as model version Label Studio serves in random order.
+        waits: whether an image waits for a label; where none does, nobody misses a ranking that is lost.
     """
-    found = []
-    wanted = wanted_project(options)
-    if serving.sampling != wanted["sampling"]:
-        seen = f"Label Studio serves by {serving.sampling!r}, and the ranking only by {SAMPLING!r}"
-        found.append(ServingProblem(aspect="sampling", seen=seen))
-    if serving.maximum_annotations != wanted["maximum_annotations"]:
-        seen = (
-            f"an image is shown to {serving.maximum_annotations} readers, and annotations_per_task is "
-            f"{options.annotations_per_task}"
-        )
-        found.append(ServingProblem(aspect="readers per image", seen=seen))
-    if not serving.show_collab_predictions:
-        seen = "predictions are switched off: the next Save of the project's settings drops the order"
-        found.append(ServingProblem(aspect="predictions on", seen=seen))
+    found = _of_settings(serving, options)
     random = ", the backend's title, which serves in random order" if serving.model_version == title else ""
     if serving.version is None:
         if random:
             seen = f"model_version is {serving.model_version!r}{random}; no ranking is published yet"
             found.append(ServingProblem(aspect="order served", seen=seen))
+        return found
+    if not waits:
         return found
     alone = ""
     if not serving.connected:
@@ -183,6 +175,24 @@ def serving_problems(serving: Serving, options: ProjectOptions, title: str) -> l
         )
         seen = f"{again if serving.held == serving.there else numbers}{alone}"
         found.append(ServingProblem(aspect="predictions", seen=seen, **cause))
+    return found
+
+
+def _of_settings(serving: Serving, options: ProjectOptions) -> list[ServingProblem]:
+    found = []
+    wanted = wanted_project(options)
+    if serving.sampling != wanted["sampling"]:
+        seen = f"Label Studio serves by {serving.sampling!r}, and the ranking only by {SAMPLING!r}"
+        found.append(ServingProblem(aspect="sampling", seen=seen))
+    if serving.maximum_annotations != wanted["maximum_annotations"]:
+        seen = (
+            f"an image is shown to {serving.maximum_annotations} readers, and annotations_per_task is "
+            f"{options.annotations_per_task}"
+        )
+        found.append(ServingProblem(aspect="readers per image", seen=seen))
+    if not serving.show_collab_predictions:
+        seen = "predictions are switched off: the next Save of the project's settings drops the order"
+        found.append(ServingProblem(aspect="predictions on", seen=seen))
     return found
 
 

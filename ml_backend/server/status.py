@@ -193,18 +193,17 @@ def status_of(
         state, published, report = queue.status(connection.project), project.published(), project.latest()
     except BackendError as error:
         return replace(common, problem=str(error))
-    serving = _serving(readings, published, common.options)
+    serving = _serving(readings, published, common)
     return replace(common, queue=state, published=published, report=report, serving=serving)
 
 
-def _serving(
-    readings: ReadingStore, published: Published | None, options: ProjectOptions | None
-) -> tuple[ServingProblem, ...]:
+def _serving(readings: ReadingStore, published: Published | None, project: ProjectStatus) -> tuple[ServingProblem, ...]:
     seen = readings.serving(Serving)
     # Of another version it is out of date: the reconciler asks again within a minute.
+    options, standing = project.options, project.standing
     if options is None or seen is None or seen.version != (published.version if published else None):
         return ()
-    return tuple(serving_problems(seen, options, TITLE))
+    return tuple(serving_problems(seen, options, TITLE, waits=standing is None or standing.waits))
 
 
 def question_of(connection: Connection) -> tuple[Question | None, str | None]:

@@ -561,6 +561,17 @@ class TestLabelling:
         assert failures(found) == set()
         assert found["labelling"].seen.startswith("Every image is labelled: 3 images.")
 
+    def test_everything_is_labelled_and_the_predictions_were_deleted(self, installation):
+        """Nothing waits for a label, so that nothing is published again."""
+        installation.answer("normal", "severe", None)
+        installation.project["skip_queue"] = "IGNORE_SKIPPED"
+        installation.held.clear()
+
+        found = installation.examine()
+
+        assert failures(found) == set()
+        assert found["order served"].seen == "no image waits for a label"
+
     def test_everything_is_labelled_and_a_class_never_came(self, installation):
         installation.answer("normal", "normal", "normal")
         installation.queue.state = QueueStatus(last_error=LastError(kind="EmptyPool", message="none", at=0))

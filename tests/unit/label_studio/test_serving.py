@@ -50,6 +50,15 @@ def test_the_whole_ranking_has_none():
     assert not is_lost(WHOLE)
 
 
+@pytest.mark.parametrize("change", [{"model_version": ""}, {"held": 0}, {"model_version": "Active learning"}])
+def test_where_no_image_waits_nobody_misses_a_lost_ranking(change):
+    serving = WHOLE.model_copy(update=change | {"sampling": None})
+
+    [problem] = serving_problems(serving, ProjectOptions(), "Active learning", waits=False)
+
+    assert problem.aspect == "sampling"
+
+
 def test_readers_per_image_are_as_many_as_the_owner_chose():
     options = ProjectOptions(annotations_per_task=3)
 
