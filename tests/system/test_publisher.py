@@ -133,7 +133,7 @@ def test_the_served_order_is_the_ranking(project: LiveProject) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["still_unlabelled", "import_predictions", "model_versions", "patch_project", "delete_model_version"]
+    "step", ["still_unlabelled", "import_predictions", "held_predictions", "patch_project", "delete_model_version"]
 )
 def test_a_crash_before_any_step_leaves_one_whole_order(
     project: LiveProject, step: str, monkeypatch: pytest.MonkeyPatch
