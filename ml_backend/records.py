@@ -8,12 +8,14 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "AFTER_A_ROUND",
     "PATIENT_KEY",
+    "STAGES",
     "Annotation",
     "Connection",
     "Exclusion",
@@ -29,6 +31,7 @@ __all__ = [
     "Record",
     "RoundReport",
     "RoundRequest",
+    "Stage",
     "is_patient_key",
     "natural_order",
     "patient_of",
@@ -55,6 +58,21 @@ ExclusionKind = Literal[
 config's key; ``label without image``: the same of a task with one; ``no answer``: readers skipped the image or called
 it unreadable; ``ignored truth``: all answers are ground truths that ``ground_truth=ignore`` leaves out; ``same image``:
 another task stands for it; empty: anything else."""
+
+Stage = Literal["labels", "train", "score", "rank", "save", "publish", "features", "noise"]
+STAGES: Final[dict[str, str]] = {
+    "labels": "reads the labels",
+    "train": "trains the network",
+    "score": "looks at the images that have no label",
+    "rank": "chooses the next images",
+    "save": "saves the round",
+    "publish": "hands the new order to Label Studio",
+    "features": "prepares the images for the first training; the order is served already",
+    "noise": "trains a second network to measure how much chance decides; the order is served already",
+}
+"""Every stage of a round in its order, as what the round does."""
+AFTER_A_ROUND: Final = ("features", "noise")
+"""Stages that come when readers are served the new order."""
 
 
 class Record(BaseModel):

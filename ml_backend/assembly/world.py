@@ -91,8 +91,7 @@ def world_of(settings: Settings, key: ProjectKey, *, patience_s: float = PATIENC
     connection = project.connection()
     if connection is None:
         raise UnknownProject(f"project {key} is not connected: run `ml-backend connect --project {key.id}`")
-    # Where no password is asked for, anybody may call /setup, and name a host that the API key would then be sent to.
-    hostname = connection.hostname if settings.basic_auth_user else None
+    hostname = settings.trusted_hostname(connection.hostname)
     with (
         LabelStudioClient.from_settings(settings, hostname, patience_s=patience_s) as client,
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as images,

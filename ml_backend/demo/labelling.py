@@ -9,20 +9,11 @@ from ml_backend.demo.view import View
 from ml_backend.errors import RoundError
 from ml_backend.processes.process import Service
 from ml_backend.queueing import Progress, QueueStatus
-from ml_backend.records import Published, RoundReport
+from ml_backend.records import AFTER_A_ROUND, STAGES, Published, RoundReport
 
 __all__ = ["Room", "RoundBars", "Rounds", "label_until", "show_labels"]
 
 PAUSE_S = 0.2
-STAGES = {
-    "labels": "reading the labels",
-    "features": "computing features",
-    "train": "training the network",
-    "score": "asking the network about the pool",
-    "rank": "ranking",
-    "save": "saving",
-    "publish": "publishing the ranking",
-}
 
 
 class Room(Protocol):
@@ -80,7 +71,7 @@ class RoundBars:
 
     def _draw(self, follower: Rounds, progress: Progress | None) -> None:
         # A round whose ranking is out already only tidies up, or fills the caches of the first training.
-        if progress is None or not (follower.is_newer(progress) or progress.stage == "features"):
+        if progress is None or not (follower.is_newer(progress) or progress.stage in AFTER_A_ROUND):
             self._end_stage()
             return
         name = STAGES.get(progress.stage, progress.stage)

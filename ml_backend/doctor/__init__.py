@@ -1,6 +1,8 @@
 """`ml-backend doctor`: everything between Label Studio and the worker, one line a check, each failure with its remedy.
 
-It changes nothing, starts no training, downloads no weights, and prints no secret.
+It starts no training, downloads no weights, and prints no secret. Two checks write to Label Studio and leave it as it
+was: one sets the project's title to what it is, so that an event is sent, and one sends two requests that Label Studio
+must refuse, whose answers say which addresses it may call.
 
 ::
 

@@ -91,9 +91,8 @@ class Case:
 
     @property
     def _hostname(self) -> str | None:
-        # Where no password is asked for, anybody may have named a host that the API key would then be sent to.
-        known = self.stored_connection if self.settings.basic_auth_user else None
-        return known.hostname if known else None
+        known = self.stored_connection
+        return self.settings.trusted_hostname(known.hostname if known else None)
 
     @cached_property
     def client(self) -> LabelStudioClient:

@@ -2,12 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from ml_backend.consensus.outcome import Consensus
 from ml_backend.engine.split import stable_split
 from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
-from ml_backend.records import Annotation, Exclusion, FitReport, ImageRef, Label, Published, Ranking, RoundReport
+from ml_backend.records import (
+    Annotation,
+    Exclusion,
+    FitReport,
+    ImageRef,
+    Label,
+    Published,
+    Ranking,
+    RoundReport,
+    Stage,
+)
 from ml_backend.strategies import Need
 
 __all__ = [
@@ -28,8 +38,6 @@ __all__ = [
     "nothing_served",
     "nothing_unpublished",
 ]
-
-Stage = Literal["labels", "features", "train", "score", "rank", "save", "publish", "noise"]
 
 Progress = Callable[[Stage, int, int], None]
 """Called with a stage, what of it is done and what there is in all. Cheap to call often; never raises."""

@@ -8,20 +8,9 @@ from typing import Final
 
 from ml_backend.insight.lines import RoundLine
 from ml_backend.queueing import Progress
-from ml_backend.records import Reason
+from ml_backend.records import AFTER_A_ROUND, STAGES, Reason
 
-__all__ = ["REASONS", "STAGES", "Running", "duration", "running", "usual_seconds"]
-
-STAGES: Final[dict[str, str]] = {
-    "labels": "reads the labels",
-    "train": "trains the network",
-    "score": "looks at the images that have no label",
-    "rank": "chooses the next images",
-    "save": "saves the round",
-    "publish": "hands the new order to Label Studio",
-    "features": "prepares the images for the first training; the order is served already",
-}
-"""Every stage of a round in its order, as what the round does."""
+__all__ = ["REASONS", "Running", "duration", "running", "usual_seconds"]
 
 REASONS: Final[dict[Reason, str]] = {
     "connected": "the project was connected, or its set-up mended",
@@ -32,7 +21,6 @@ REASONS: Final[dict[Reason, str]] = {
     "rerank": "another strategy was chosen; nothing is trained, unless the last network cannot be used",
 }
 USUAL_ROUNDS: Final = 5
-AFTER_A_ROUND: Final = ("features",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,8 +240,7 @@ class Reconciler:
         (self._store.project(connection.project).folder / "connection.json").unlink(missing_ok=True)
 
     def _client(self, connection: Connection) -> LabelStudioClient:
-        # Where no password is asked for, anybody may call /setup, and name a host that the key would then be sent to.
-        hostname = connection.hostname if self._settings.basic_auth_user else None
+        hostname = self._settings.trusted_hostname(connection.hostname)
         if hostname not in self._clients:
             self._clients[hostname] = self._connect(self._settings, hostname)
         return self._clients[hostname]

@@ -122,6 +122,13 @@ class Settings(BaseSettings):
             raise SettingsError(mistakes)
         return settings
 
+    def trusted_hostname(self, hostname: str | None) -> str | None:
+        """The address that ``/setup`` gives for Label Studio, if it may be sent the API key; else None.
+
+        Without a password anybody may call ``/setup``, and name a host of their own.
+        """
+        return hostname if self.basic_auth_user else None
+
     @property
     def allowed_image_hosts(self) -> ImageHosts:
         """``image_hosts``, read."""

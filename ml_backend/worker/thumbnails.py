@@ -44,8 +44,7 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
         return 0
     config = parse_label_config(connection.label_config)
     options = ProjectOptions.resolve(connection.extra_params, config.attributes)
-    # As for a round: where no password is asked for, anybody may name a host that the key would be sent to.
-    hostname = connection.hostname if settings.basic_auth_user else None
+    hostname = settings.trusted_hostname(connection.hostname)
     thumbnails = Thumbnails(project.folder)
     with (
         LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client,

@@ -318,3 +318,12 @@ class TestShownAddress:
     @given(st.text())
     def test_any_text_is_shown_short(self, uri):
         assert len(shown_address(uri)) <= 250
+
+
+@pytest.mark.parametrize(("user", "trusted"), [("al", "http://told"), (None, None)])
+def test_an_address_from_setup_gets_the_key_only_where_a_password_is_asked_for(user, trusted):
+    """Without one, anybody may call ``/setup``."""
+    settings = Settings(basic_auth_user=user, basic_auth_pass=user and "secret")
+
+    assert settings.trusted_hostname("http://told") == trusted
+    assert settings.trusted_hostname(None) is None

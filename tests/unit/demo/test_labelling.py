@@ -146,12 +146,18 @@ class TestRoundBars:
 
         lines = out.getvalue().splitlines()
         assert [line.partition(" (")[0] for line in lines] == [
-            "training the network ...",
-            "training the network: done",
-            "asking the network about the pool ...",
+            "trains the network ...",
+            "trains the network: done",
+            "looks at the images that have no label ...",
         ]
 
-    @pytest.mark.parametrize(("stage", "shown"), [("features", ["computing features ..."]), ("publish", [])])
+    @pytest.mark.parametrize(
+        ("stage", "shown"),
+        [
+            ("features", ["prepares the images for the first training; the order is served already ..."]),
+            ("publish", []),
+        ],
+    )
     def test_of_a_published_round_only_the_caches_are_shown(self, view, out, monkeypatch, stage, shown):
         """The readers have their order already; features are what the first training would wait for."""
         follower = ScriptedFollower(CountingRoom(1), 10)
@@ -172,10 +178,10 @@ class TestRoundBars:
 
         lines = [line.partition(" (")[0].partition(":")[0] for line in out.getvalue().splitlines()]
         assert lines == [
-            "publishing the ranking ...",
-            "publishing the ranking",
+            "hands the new order to Label Studio ...",
+            "hands the new order to Label Studio",
             "round 1 published",
-            "computing features ...",
+            "prepares the images for the first training; the order is served already ...",
         ]
 
     def test_tells_every_ranking_once(self, view, out):

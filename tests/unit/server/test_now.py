@@ -1,9 +1,12 @@
 """What a round is doing, and how long it may still take."""
 
+from typing import get_args
+
 import pytest
 
 from ml_backend.insight.lines import RoundLine
 from ml_backend.queueing import Progress
+from ml_backend.records import AFTER_A_ROUND, STAGES, Stage
 from ml_backend.server.now import duration, running, usual_seconds
 from tests.fakes import make_report
 
@@ -14,6 +17,11 @@ def progress(stage, done, total, began=0.0):
     return Progress(
         generation=1, stage=stage, done=done, total=total, started=0, stage_started=began, updated=began + 10
     )
+
+
+def test_every_stage_has_words():
+    assert set(STAGES) == set(get_args(Stage))
+    assert set(AFTER_A_ROUND) < set(STAGES)
 
 
 class TestRunning:
