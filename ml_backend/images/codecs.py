@@ -71,8 +71,7 @@ def png_levels(content: bytes, size: tuple[int, int]) -> Levels:
         ValueError: of another size than was seen.
         pyvips.Error: damaged or cut off.
     """
-    film = _vips().Image.pngload_buffer(content, access="sequential", fail_on="error")
-    return _gray_levels(film, size)
+    return _gray_levels(_vips().Image.pngload_buffer(content, access="sequential", fail_on="error"), size)
 
 
 def avif_size(content: bytes) -> tuple[int, int]:

@@ -162,6 +162,14 @@ class TestTheEnd:
         assert "the option ignore_classes=severe leaves the labels out until it is taken back" in shown.page
         assert "complete: every image is labelled, and no network could be trained" in shown.index
 
+    def test_labels_that_cannot_be_used_wait_for_their_owner(self, show):
+        """More images are no help: the labels are there."""
+        shown = show(*PLENTY[:7], task(said("grave")), rounds=[make_report()], error="EmptyPool")
+
+        assert shown.states == {"blocked"}
+        assert "Waits for you" in shown.page
+        assert "1 image is labelled as no class" in shown.page
+
     @pytest.mark.parametrize("way_out", [{"ignore_classes": "severe"}, {"min_labels_per_class": 2}])
     def test_each_way_out_leads_on(self, show, way_out):
         assert show(*PLENTY[:8], rounds=[make_report()], **way_out).states == {"done"}
