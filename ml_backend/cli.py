@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ml_backend import cli_evidence
+from ml_backend.cli_evidence import bench, proof, replay
 from ml_backend.errors import BackendError, SettingsError
 from ml_backend.strategies import STRATEGIES
 
@@ -274,9 +274,9 @@ def experiment(
     )
 
 
-app.command()(cli_evidence.bench)
-app.command()(cli_evidence.proof)
-app.command()(cli_evidence.replay)
+app.command()(bench)
+app.command()(proof)
+app.command()(replay)
 
 
 def main() -> None:

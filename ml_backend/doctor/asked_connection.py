@@ -19,7 +19,7 @@ from ml_backend.label_studio.connect import (
     wanted_webhook,
 )
 
-__all__ = ["CHECKS"]
+__all__ = ["CONNECTION_CHECKS"]
 
 ARRIVES_WITHIN_S = 5.0
 POLL_S = 0.1
@@ -137,7 +137,7 @@ def _connect(case: Case) -> str:
     return f"run `ml-backend connect --project {case.project_id} --url {case.url}`"
 
 
-CHECKS = (
+CONNECTION_CHECKS = (
     Check("private addresses", _private_addresses, needs=("project",), remedy="try again when Label Studio answers"),
     Check("backend", _backend_answers, needs=("settings",)),
     Check("connection", _backend_connected, needs=("project",), remedy="try again when Label Studio answers"),

@@ -23,7 +23,7 @@ from ml_backend.label_studio.reading import read_project
 from ml_backend.records import ImageRef
 from ml_backend.storage.quarantine import Quarantine
 
-__all__ = ["CHECKS", "ground_truth_note"]
+__all__ = ["IMAGES_CHECKS", "ground_truth_note"]
 
 WANTED = 3
 LOOKED_THROUGH = 300  # tasks from which the images are chosen
@@ -148,7 +148,7 @@ def _read(source: LabelStudioImages, image: ImageRef, side: int) -> int:
     return len(content)
 
 
-CHECKS = (
+IMAGES_CHECKS = (
     Check("images", _images, needs=("options",), remedy="try again when Label Studio answers"),
     Check("quarantine", _quarantine, needs=("rounds on disk",)),
     Check("same image twice", _same_image_twice, needs=("options", "rounds on disk")),

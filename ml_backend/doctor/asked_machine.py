@@ -11,7 +11,7 @@ from ml_backend.doctor.check import Check, Outcome, failed, fine
 from ml_backend.errors import WeightsError
 from ml_backend.storage import write_atomically
 
-__all__ = ["CHECKS", "fits"]
+__all__ = ["MACHINE_CHECKS", "fits"]
 
 GB = 10**9
 NETWORK = 110_000_000  # bytes of a ResNet50 with its head; what is larger is rare
@@ -132,7 +132,7 @@ def fits(there: str, total: int, whole: int, least: int, batch: int) -> Outcome:
     return fine(told if whole <= total else f"{told}: it will be halved until it fits")
 
 
-CHECKS = (
+MACHINE_CHECKS = (
     Check("data folder", _data_folder, needs=("settings",)),
     Check("space", _space, needs=("data folder", "classes")),
     Check(

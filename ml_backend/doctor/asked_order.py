@@ -4,7 +4,7 @@ from ml_backend.doctor.case import Case
 from ml_backend.doctor.check import Check, Outcome, failed, fine, skipped
 from ml_backend.label_studio.serving import ONE_INSTALLATION, Aspect, is_lost
 
-__all__ = ["CHECKS"]
+__all__ = ["ORDER_CHECKS"]
 
 PUBLISHED_AGAIN = (
     "wait two minutes: the backend publishes the ranking again by itself while a worker runs; press Top up on its page "
@@ -30,11 +30,11 @@ def _as_wanted(case: Case, aspect: Aspect) -> Outcome | None:
         if problem.aspect == aspect:
             if problem.foreign:
                 return failed(problem.seen, ONE_INSTALLATION)
-            return failed(problem.seen, PUBLISHED_AGAIN if problem.mended else _connect(case))
+            return failed(problem.seen, PUBLISHED_AGAIN if problem.mended else _connect_order(case))
     return None
 
 
-def _connect(case: Case) -> str:
+def _connect_order(case: Case) -> str:
     return f"run `ml-backend connect --project {case.project_id} --url {case.url}`"
 
 
@@ -81,7 +81,7 @@ def _predictions(case: Case) -> Outcome:
     return fine(f"{case.serving.held} of {published.version}{f'; {gone} images were deleted since' if gone else ''}")
 
 
-CHECKS = (
+ORDER_CHECKS = (
     Check("sampling", _sampling, needs=("options",)),
     Check("readers per image", _readers, needs=("options",)),
     Check("predictions on", _predictions_on, needs=("options",)),

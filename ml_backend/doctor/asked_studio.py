@@ -7,7 +7,7 @@ from ml_backend.label_studio.formats import shown
 from ml_backend.label_studio.version import TESTED, label_studio_version
 from ml_backend.settings import ProjectOptions
 
-__all__ = ["CHECKS"]
+__all__ = ["STUDIO_CHECKS"]
 
 # What publishing and reading need, as Label Studio names its rights.
 RIGHTS = ("projects.view", "projects.change", "tasks.view", "predictions.any")
@@ -84,7 +84,7 @@ def _classes(case: Case) -> Outcome:
     return fine(f"least to most severe: {' < '.join(shown(choice, case.config) for choice in learned)}{beside}")
 
 
-CHECKS = (
+STUDIO_CHECKS = (
     Check("settings", _settings, remedy="mend the variables that are named, and run this again"),
     Check(
         "Label Studio",

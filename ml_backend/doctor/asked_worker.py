@@ -7,7 +7,7 @@ from ml_backend.doctor.check import Check, Outcome, failed, fine
 from ml_backend.errors import BackendError
 from ml_backend.queueing import QueueStatus
 
-__all__ = ["CHECKS"]
+__all__ = ["WORKER_CHECKS"]
 
 
 def _redis(case: Case) -> Outcome:
@@ -54,7 +54,7 @@ def _nothing_to_mend(case: Case, status: QueueStatus) -> bool:
     return not status.failing if standing is None else standing.verdict != "unusable"
 
 
-CHECKS = (
+WORKER_CHECKS = (
     Check(
         "Redis",
         _redis,

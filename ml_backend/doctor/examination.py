@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from ml_backend.doctor import asked_connection, asked_images, asked_machine, asked_order, asked_studio, asked_worker
+from ml_backend.doctor.asked_connection import CONNECTION_CHECKS
+from ml_backend.doctor.asked_images import IMAGES_CHECKS
+from ml_backend.doctor.asked_machine import MACHINE_CHECKS
+from ml_backend.doctor.asked_order import ORDER_CHECKS
+from ml_backend.doctor.asked_studio import STUDIO_CHECKS
+from ml_backend.doctor.asked_worker import WORKER_CHECKS
 from ml_backend.doctor.case import Case
 from ml_backend.doctor.check import Check, Finding, Outcome, failed, skipped
 from ml_backend.errors import BackendError, Unreachable
@@ -10,12 +15,12 @@ from ml_backend.errors import BackendError, Unreachable
 __all__ = ["CHECKS", "examine"]
 
 CHECKS: tuple[Check, ...] = (
-    *asked_studio.CHECKS,
-    *asked_connection.CHECKS,
-    *asked_order.CHECKS,
-    *asked_images.CHECKS,
-    *asked_worker.CHECKS,
-    *asked_machine.CHECKS,
+    *STUDIO_CHECKS,
+    *CONNECTION_CHECKS,
+    *ORDER_CHECKS,
+    *IMAGES_CHECKS,
+    *WORKER_CHECKS,
+    *MACHINE_CHECKS,
 )
 HIDDEN = "(hidden)"
 SHORTEST_SECRET = 4  # characters: what is shorter would hide half of every message

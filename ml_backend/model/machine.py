@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from ml_backend.model import scoring
+from ml_backend.model.scoring import SHARD_IMAGES
 
 __all__ = ["machine"]
 
@@ -16,7 +16,7 @@ def machine(device: Literal["auto", "cpu", "cuda"]) -> str:
     Args:
         device: that the installation asks for.
     """
-    facts = [f"torch {torch.__version__}", f"shards of {scoring.SHARD_IMAGES}"]
+    facts = [f"torch {torch.__version__}", f"shards of {SHARD_IMAGES}"]
     if device != "cpu" and torch.cuda.is_available():
         facts += [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"]
     else:

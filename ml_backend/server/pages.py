@@ -78,7 +78,7 @@ def rounds_table(key: str) -> Response:
     connection, rounds = _project(key)
     memory, (question, _) = parts().memory, question_of(connection)
     control = None if question is None else control_so_far(rounds, memory, question)
-    return _csv(connection, "rounds", rounds_csv(memory.lines.of(rounds)[0], control))
+    return _csv_response(connection, "rounds", rounds_csv(memory.lines.of(rounds)[0], control))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>")
@@ -99,7 +99,7 @@ def one_round(key: str, round_id: str) -> RoundAnswer | Response:
 def ranking_table(key: str, round_id: str) -> Response:
     """The whole order of a round, one image a row."""
     connection, rounds, report = _round(key, round_id)
-    return _csv(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
+    return _csv_response(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>/thumbs/<image_id>.jpg")
@@ -168,7 +168,7 @@ def _page(template: str, view: dict[str, object]) -> Response:
     return Response(render_template(template, **view), content_type=HTML)
 
 
-def _csv(connection: Connection, name: str, text: str) -> Response:
+def _csv_response(connection: Connection, name: str, text: str) -> Response:
     # With a byte order mark: without it a spreadsheet reads umlauts wrong.
     response = Response(f"\ufeff{text}", content_type=CSV)
     response.headers["Content-Disposition"] = f'attachment; filename="project-{connection.project.id}-{name}.csv"'

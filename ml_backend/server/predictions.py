@@ -28,10 +28,10 @@ def predict(image_ids: Sequence[str], connection: Connection, store: RoundStore)
     config, options = configuration(connection)
     live = version(connection.project, store) + LIVE
     report = store.project(connection.project).latest() if options.prelabel else None
-    return [_answer(image_id, None if report is None else report.ranking, live, config) for image_id in image_ids]
+    return [_prediction(image_id, None if report is None else report.ranking, live, config) for image_id in image_ids]
 
 
-def _answer(image_id: str, ranking: Ranking | None, model_version: str, config: LabelConfig) -> Answer:
+def _prediction(image_id: str, ranking: Ranking | None, model_version: str, config: LabelConfig) -> Answer:
     suggestion = None if ranking is None else ranking.suggestions.get(image_id)
     # A class that has left the label config since would be refused.
     known = suggestion if suggestion in config.classes else None

@@ -81,7 +81,7 @@ def _imbalance(ground: Ground) -> Iterator[Arm]:
         )
 
 
-def _uncertainty(ground: Ground) -> Sequence[Arm]:
+def _uncertainty_study(ground: Ground) -> Sequence[Arm]:
     if ground.tables.ratings is None:
         raise SettingsError("uncertainty-quality holds a network against readers: give --ratings with path,rater,label")
     return [ground.arm(strategies="entropy", one_round=True)]
@@ -161,7 +161,7 @@ EXPERIMENTS: Final = _by_name(
         ),
         Experiment(
             OUTLINES["uncertainty-quality"],
-            arms=_uncertainty,
+            arms=_uncertainty_study,
             read=read_uncertainty,
             centres=1,
         ),

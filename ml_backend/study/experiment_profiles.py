@@ -28,13 +28,13 @@ def read_profiles(finished: Sequence[Finished]) -> Reading:
     studies = {one.arm.options.profile: one.results for one in finished}
     paper, best = studies[PAPER], studies[BEST]
     found, surprises = [], []
-    for name, metric in (("AU ROC", _auroc), ("Accuracy", _accuracy)):
+    for name, metric in (("AU ROC", _auroc_of_rows), ("Accuracy", _accuracy)):
         ours, theirs = (_by_strategy(study, metric) for study in (best, paper))
         for strategy in paper.summary.strategies:
             gain = paired_difference(ours[strategy], theirs[strategy])
             told = f"{difference_words(gain)}, {p_words(gain)}"
             found.append(f"{name} over the curve, {strategy}, best minus paper: {told}.")
-            if metric is _auroc and not is_no_luck(gain):
+            if metric is _auroc_of_rows and not is_no_luck(gain):
                 surprises.append(f"with {strategy}, best is not ahead of paper in AU ROC by more than luck")
     found.append(
         "All labels: AU ROC "
@@ -50,7 +50,7 @@ def read_profiles(finished: Sequence[Finished]) -> Reading:
     )
     accuracy, area = (
         {name: needed_words(study, metric, target, judge=paper) for name, study in studies.items()}
-        for metric, target in ((_accuracy, "95 % of the baseline"), (_auroc, "baseline - 1 point"))
+        for metric, target in ((_accuracy, "95 % of the baseline"), (_auroc_of_rows, "baseline - 1 point"))
     )
     rows = tuple(
         (profile, strategy, accuracy[profile][strategy], area[profile][strategy])
@@ -70,7 +70,7 @@ def _accuracy(metrics: RoundMetrics) -> float:
     return metrics.accuracy
 
 
-def _auroc(metrics: RoundMetrics) -> float | None:
+def _auroc_of_rows(metrics: RoundMetrics) -> float | None:
     return metrics.auroc
 
 

@@ -80,7 +80,7 @@ def report_page(results: StudyResults) -> str:
             "balance": _balance(kept, styles),
             "uncertainty": _uncertainty(kept, styles),
             "times": times(kept.rounds),
-            "seconds": _seconds(kept, styles),
+            "seconds": _seconds_by_strategy(kept, styles),
             "cautions": cautions(kept, primary, torn),
             "run": run_facts(results.summary),
             "listings": listings(results.summary),
@@ -149,7 +149,7 @@ def _uncertainty(results: StudyResults, styles: Styles) -> list[Group]:
     ]
 
 
-def _seconds(results: StudyResults, styles: Styles) -> list[Group]:
+def _seconds_by_strategy(results: StudyResults, styles: Styles) -> list[Group]:
     training = curves_of(results, lambda row: row.train_seconds)
     acquisition = curves_of(results, lambda row: row.acquisition_seconds)
     return [

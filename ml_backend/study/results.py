@@ -73,7 +73,7 @@ def _columns(kind: type[Record], classes: Sequence[str], prefix: str = "") -> li
         if info.annotation is RoundMetrics:
             columns += _columns(RoundMetrics, classes)
         elif _is_by_class(kind, name):
-            columns += [f"{_by_class(prefix + name)}_{one}" for one in classes]
+            columns += [f"{_rows_by_class(prefix + name)}_{one}" for one in classes]
         else:
             columns.append(name)
     return columns
@@ -83,7 +83,7 @@ def _is_by_class(kind: type[Record], field: str) -> bool:
     return getattr(kind.model_fields[field].annotation, "__origin__", None) is dict
 
 
-def _by_class(field: str) -> str:
+def _rows_by_class(field: str) -> str:
     return "labels" if field == "labels_per_class" else field
 
 
@@ -102,7 +102,7 @@ def _cells(record: Record) -> Cells:
         if isinstance(value, RoundMetrics):
             cells |= _cells(value)
         elif isinstance(value, dict):
-            cells |= {f"{_by_class(name)}_{one}": number for one, number in value.items()}
+            cells |= {f"{_rows_by_class(name)}_{one}": number for one, number in value.items()}
         else:
             cells[name] = value
     return cells
@@ -129,7 +129,7 @@ def _fields(cells: Mapping[str, str], kind: type[Record], classes: Sequence[str]
         if info.annotation is RoundMetrics:
             fields[name] = _fields(cells, RoundMetrics, classes)
         elif _is_by_class(kind, name):
-            fields[name] = {one: cells[f"{_by_class(name)}_{one}"] or None for one in classes}
+            fields[name] = {one: cells[f"{_rows_by_class(name)}_{one}"] or None for one in classes}
         else:
             # Only texts may be empty: the variant.
             fields[name] = cells[name] if info.annotation is str else cells[name] or None
