@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ml_backend.errors import RoundError
-from ml_backend.queueing import Progress, QueueStatus
+from ml_backend.queueing import Progress as RoundProgress
+from ml_backend.queueing import QueueStatus
 from ml_backend.records import ProjectKey, Published, RoundReport
 from ml_backend.storage import RoundStore
 
@@ -69,7 +70,7 @@ class RoundFollower:
         """Published rounds that had a network."""
         return sum(report.trained for report, _ in self.rounds)
 
-    def is_newer(self, progress: Progress) -> bool:
+    def is_newer(self, progress: RoundProgress) -> bool:
         """Whether it is of a round after the newest published one."""
         return not self.rounds or progress.started > self.rounds[-1][0].started_at.timestamp()
 

@@ -9,7 +9,7 @@ import structlog
 from redis import ConnectionError as NotConnected
 from redis import Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.retry import Retry
+from redis.retry import Retry as RedisRetry
 
 from ml_backend.errors import SettingsError
 from ml_backend.settings.network import trusted_certificates
@@ -50,7 +50,7 @@ def connect_redis(url: str, *, patient: bool = False, answer_within_s: float | N
     """
     shown = _without_password(url)
     # A connection that idled through a restart of Redis is found lost by its next use: one more attempt mends that.
-    retry = Retry(_ToldBackoff(shown), ATTEMPTS) if patient else Retry(NoBackoff(), 1, (NotConnected,))
+    retry = RedisRetry(_ToldBackoff(shown), ATTEMPTS) if patient else RedisRetry(NoBackoff(), 1, (NotConnected,))
     tls = {
         "ssl_ca_certs" if Path(where).is_file() else "ssl_ca_path": where
         for where in reversed(trusted_certificates().values() if url.startswith("rediss://") else ())

@@ -6,7 +6,6 @@ from pydantic import ValidationError
 
 __all__ = ["explain"]
 
-SHOWN = 200  # characters of a wrong key or value that an error repeats
 
 
 def explain(
