@@ -2,7 +2,5 @@
 
 from ml_backend.cli import main
 
-__all__ = ["main"]
-
 if __name__ == "__main__":
     main()

@@ -15,14 +15,12 @@ if __name__ == "__main__":
     # Run as a script, this folder leads sys.path: `settings`, `images` and others would hide modules of that name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from ml_backend.config import Settings
 from ml_backend.errors import BackendError
 from ml_backend.logs import set_up_logs
-from ml_backend.queueing import RoundQueue
+from ml_backend.scheduling import RoundQueue
 from ml_backend.server.app import create_app
 from ml_backend.server.serve import serve
-from ml_backend.settings import Settings
-
-__all__ = ["main"]
 
 
 def __getattr__(name: str) -> Any:

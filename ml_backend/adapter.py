@@ -15,15 +15,13 @@ from typing import Any
 from flask import has_request_context, request
 from label_studio_ml.model import LabelStudioMLBase
 
-from ml_backend.queueing import RoundQueue
-from ml_backend.server.connections import connect
-from ml_backend.server.events import receive
-from ml_backend.server.payloads import Event, SetupRequest, parse_body
-from ml_backend.server.predictions import predict
-from ml_backend.settings import Settings
+from ml_backend.config import Settings
+from ml_backend.label_studio.payloads import Event, SetupRequest, parse_body
+from ml_backend.scheduling import RoundQueue
+from ml_backend.scheduling.reconciler import connect
+from ml_backend.server.app import predict
+from ml_backend.server.webhook import receive
 from ml_backend.storage import RoundStore
-
-__all__ = ["ActiveLearningBackend"]
 
 NAMES_PROJECT = "project_id" in inspect.signature(LabelStudioMLBase.__init__).parameters  # 2.x
 

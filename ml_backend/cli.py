@@ -1,20 +1,125 @@
-"""The ``ml-backend`` command: parse, call, exit status.
+"""The ``ml-backend`` command: parse, call, exit status. Sub-commands import what they need when they run."""
 
-Sub-commands are imported when they run, so that ``--help`` opens at once.
-"""
-
+import json as json_text
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ml_backend.cli_evidence import bench, proof, replay
-from ml_backend.errors import BackendError, SettingsError
-from ml_backend.strategies import STRATEGIES
+from ml_backend.errors import BackendError, SettingsError, UnknownProject, UnknownRound
+from ml_backend.registry import STRATEGIES
+from ml_backend.seeding import enable_deterministic_blas
 
-__all__ = ["app", "main"]
+if TYPE_CHECKING:
+    from ml_backend.config import Settings
+    from ml_backend.schemas import ProjectKey
+
+Project = Annotated[int, typer.Option(help="id of the Label Studio project", min=1)]
+
+
+def bench(
+    *,
+    only: Annotated[list[str] | None, typer.Option(help="a case to measure; may be repeated; default: all")] = None,
+    repeats: Annotated[int | None, typer.Option(help="of every task; default 5, with --quick 1", min=1)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="everything tiny: a trial of the benchmark itself")] = False,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="measure the other libraries beside ours")] = True,
+    images: Annotated[Path | None, typer.Option(help="folder of JPEG and PNG to decode instead of drawn films")] = None,
+    folder: Annotated[Path, typer.Option(help="where the peers' environment is built, once")] = Path(".bench"),
+    json: Annotated[Path | None, typer.Option(help="write every single repeat there as JSON")] = None,
+    record: Annotated[Path | None, typer.Option(help="write the picks of batchbald-redux there as JSON")] = None,
+) -> None:
+    """Measure speed, side by side with other libraries (figures, not a test: a missed floor is no failure)."""
+    from ml_backend.bench.run import BenchOptions, run_bench
+
+    run_bench(
+        BenchOptions(
+            only=tuple(only or ()),
+            repeats=repeats,
+            quick=quick,
+            peers=peers,
+            images=images,
+            folder=folder,
+            json=json,
+            record=record,
+        )
+    )
+
+
+def proof(project: Project) -> None:
+    """Compare what the strategy chose with what came by chance, at equal label counts (trains ten networks).
+
+    Exit status 1 where there are too few labels to compare; it says how many are missing.
+    """
+    from ml_backend.config import Settings
+
+    settings = Settings.load()
+    key = _connected(settings, project)
+    # After the look-up: loading PyTorch takes seconds.
+    from ml_backend.rounds.evaluation import prove, table
+
+    def tell(stage: str, done: int, total: int) -> None:
+        said = f"{done} of {total} networks trained" if stage == "train" else f"reading the labels of project {project}"
+        typer.echo(said, err=True)
+
+    found = prove(settings, key, tell)
+    typer.echo(table(found))
+    typer.echo(found.sentence)
+
+
+def replay(
+    project: Project,
+    *,
+    only: Annotated[str | None, typer.Option("--round", help="one round, e.g. r000012; default: all")] = None,
+    json: Annotated[bool, typer.Option("--json", help="one line of JSON a round")] = False,
+) -> None:
+    """Make every selection again from what its round has kept, and check its hashes; exit status 1 if any differs."""
+    from ml_backend.config import Settings
+    from ml_backend.storage import RoundStore
+
+    settings = Settings.load()
+    store = RoundStore(settings.data_dir)
+    kept = store.project(_connected(settings, project))
+    if not kept.round_ids():
+        raise UnknownRound(
+            f"project {project} has no round yet that could be made again: a worker makes the first one "
+            "(`ml-backend work`; `ml-backend doctor` says what keeps it from that)"
+        )
+    # After the look-up: loading PyTorch takes seconds.
+    from ml_backend.rounds.replay import replays
+
+    sound = True
+    for one in replays(kept, store.cache, only, settings.device):
+        sound &= one.sound
+        if json:
+            typer.echo(json_text.dumps({**one.model_dump(mode="json"), "sound": one.sound}))
+            continue
+        typer.echo(one.sentence)
+        for fault in one.faults:
+            typer.echo(f"    FAULT {fault}")
+        for note in one.notes:
+            typer.echo(f"    note: {note}")
+    raise typer.Exit(0 if sound else 1)
+
+
+def _connected(settings: "Settings", project_id: int) -> "ProjectKey":
+    """The project of this id in the data folder.
+
+    Raises:
+        UnknownProject: there is none; says in which folder, and which there are.
+        StorageError: what is known of it is damaged.
+    """
+    from ml_backend.storage import RoundStore
+
+    store = RoundStore(settings.data_dir)
+    try:
+        return store.connection(project_id).project
+    except UnknownProject as error:
+        known = sorted({connection.project.id for connection in store.connections()})
+        there = f"knows {', '.join(map(str, known))}" if known else "knows no project: is it the backend's?"
+        raise UnknownProject(f"{error}; the data folder {settings.data_dir} (AL_DATA_DIR) {there}") from error
+
 
 app = typer.Typer(
     name="ml-backend",
@@ -32,9 +137,9 @@ def serve(
     threads: Annotated[int, typer.Option(help="requests answered at the same time", min=1, max=256)] = 8,
 ) -> None:
     """Serve the ML backend that Label Studio connects to (never trains; needs Redis)."""
-    from ml_backend.queueing import connect_redis
+    from ml_backend.config import Settings
+    from ml_backend.scheduling import connect_redis
     from ml_backend.server.serve import serve as run
-    from ml_backend.settings import Settings
 
     settings = Settings.load()
     # Connects to nothing yet. In gunicorn's worker a wrong address would be a traceback.
@@ -49,14 +154,14 @@ def work(
     study: Annotated[bool, typer.Option("--study", help="run studies of `simulate --redis` instead")] = False,
 ) -> None:
     """Run rounds from the queue: train, rank, publish (the process that wants the GPU)."""
-    from ml_backend.settings import Settings
+    from ml_backend.config import Settings
 
     if study:
-        from ml_backend.study.worker import work_on_studies
+        from ml_backend.simulation.parallel import work_on_studies
 
         work_on_studies(Settings.load(), burst=burst)
         return
-    from ml_backend.worker.start import work as run
+    from ml_backend.scheduling.worker import work as run
 
     run(Settings.load(), burst=burst)
 
@@ -76,10 +181,9 @@ def connect(
     ] = None,
 ) -> None:
     """Prepare a project in one go, and say what was changed; a second run changes nothing."""
-    from ml_backend.doctor.asked_images import ground_truth_note
-    from ml_backend.doctor.case import Case
+    from ml_backend.config import Settings, checked_address
+    from ml_backend.doctor.checks import Case, ground_truth_note
     from ml_backend.label_studio.connect import connect_project
-    from ml_backend.settings import Settings, checked_address
 
     # Of an address that is none, Label Studio says that it is private.
     url = checked_address(url, "--url")
@@ -99,7 +203,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="all findings as JSON, when the last is known")] = False,
 ) -> None:
     """Check everything between Label Studio and the worker, a line a check; exit status 1 where one fails."""
-    from ml_backend.doctor.run import run_doctor
+    from ml_backend.doctor.runner import run_doctor
 
     raise typer.Exit(run_doctor(project, url, json=json))
 
@@ -110,7 +214,7 @@ def strategies(
     markdown: Annotated[bool, typer.Option("--markdown", help="as the table that README shows")] = False,
 ) -> None:
     """List the acquisition functions: what each labels first, its score and unit, what it needs, its source."""
-    from ml_backend.strategies import markdown_table
+    from ml_backend.registry import markdown_table
 
     if markdown:
         typer.echo(markdown_table())
@@ -139,7 +243,8 @@ def demo(
     ] = None,
 ) -> None:
     """Start everything, label through Label Studio with simulated readers, and show what each round did."""
-    from ml_backend.demo.run import DemoOptions, run_demo
+    from ml_backend.demo.options import DemoOptions
+    from ml_backend.demo.run import run_demo
 
     raise typer.Exit(
         run_demo(
@@ -193,8 +298,8 @@ def simulate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Simulate active learning on labelled images: which strategy, how many labels; one command, one report."""
-    from ml_backend.study.options import SimulateOptions
-    from ml_backend.study.simulate import run_study
+    from ml_backend.simulation.options import SimulateOptions
+    from ml_backend.simulation.study import run_study
 
     raise typer.Exit(
         run_study(
@@ -245,13 +350,13 @@ def experiment(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Run an experiment that ships: what it expects, what it found, and whether that is what was expected."""
-    from ml_backend.study.experiment_outlines import markdown
+    from ml_backend.simulation.outlines import markdown
 
     if list_all or name is None:
         typer.echo(markdown())
         return
     # Not for the list: loading PyTorch takes seconds.
-    from ml_backend.study.experiments import ExperimentOptions, run_experiment
+    from ml_backend.simulation.experiments import ExperimentOptions, run_experiment
 
     raise typer.Exit(
         run_experiment(
@@ -281,6 +386,7 @@ app.command()(replay)
 
 def main() -> None:
     """Run the command; an error that we raise on purpose is one line and exit status 1."""
+    enable_deterministic_blas()
     try:
         app()
     except BackendError as error:

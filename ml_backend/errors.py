@@ -25,28 +25,6 @@
 A message gives the value seen, the value wanted and the way out.
 """
 
-__all__ = [
-    "BackendError",
-    "EmptyPool",
-    "ImageError",
-    "LabelStudioError",
-    "OtherFormat",
-    "PayloadError",
-    "QueueError",
-    "RequestRefused",
-    "RoundError",
-    "ServiceError",
-    "SettingsError",
-    "StaleRound",
-    "StorageError",
-    "TooFewLabels",
-    "UnknownProject",
-    "UnknownRound",
-    "Unreachable",
-    "UnusablePool",
-    "WeightsError",
-]
-
 
 class BackendError(Exception):
     """The root of every error that this backend raises on purpose."""

@@ -3,9 +3,7 @@
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
-from ml_backend.records import ImageRef, natural_order
-
-__all__ = ["groups_of", "linked"]
+from ml_backend.schemas import ImageRef, natural_order
 
 T = TypeVar("T", bound=Hashable)
 

@@ -15,9 +15,7 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-from ml_backend.settings import Settings
-
-__all__ = ["set_up_logs"]
+from ml_backend.config import Settings
 
 HIDDEN: Final = "***"
 

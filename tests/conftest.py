@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from structlog.contextvars import clear_contextvars
 
+from ml_backend.seeding import enable_deterministic_blas
+
+# Before torch is loaded: results must not depend on the thread count.
+enable_deterministic_blas()
+
 SAID = "said"
 
 

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 import numpy as np
 
 from ml_backend.consensus import Consensus
-from ml_backend.engine.ports import Learner
-from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
-from ml_backend.records import (
+from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.registry import Need
+from ml_backend.rounds.interfaces import Learner
+from ml_backend.schemas import (
     Annotation,
     Exclusion,
     FitReport,
@@ -21,7 +22,6 @@ from ml_backend.records import (
     RoundReport,
     RoundRequest,
 )
-from ml_backend.strategies import Need
 
 __all__ = [
     "CLASSES",

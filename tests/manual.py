@@ -74,7 +74,7 @@ class Command:
 
 _TABLES = "tests/integration/test_manual_tables.py"
 _BENCH = "tests/benchmarks/test_bench.py"
-_EXPERIMENTS = "tests/integration/study/test_experiments.py"
+_EXPERIMENTS = "tests/integration/simulation/test_experiments.py"
 _PROJECT = "tests/system/test_manual_project.py"
 _HERE = "tests/test_manual.py"
 _DOCKER = "tests/test_docker.py"
@@ -95,7 +95,9 @@ ACCOUNTS: tuple[Account, ...] = (
     Account("ml-backend simulate --images films", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
     Account("ml-backend experiment loss-ablation --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
     Account("ml-backend experiment profiles --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
-    Account("ml-backend experiment --list", "tests/unit/study/test_experiments.py", why="in the process of the test"),
+    Account(
+        "ml-backend experiment --list", "tests/unit/simulation/test_experiments.py", why="in the process of the test"
+    ),
     Account("ml-backend strategies", _TABLES),
     Account("ml-backend demo --help", _TABLES),
     Account("ml-backend work --study", _TABLES, "--burst", "it ends when the study is done"),

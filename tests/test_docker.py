@@ -21,8 +21,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ml_backend.cli import app
-from ml_backend.processes.valkey import Valkey
-from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.config import ProjectOptions, Settings
+from ml_backend.processes import Valkey
 from tests.manual import told_to
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from ml_backend.cli import app
-from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.config import ProjectOptions, Settings
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -11,7 +11,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from prometheus_client import generate_latest
 
-from ml_backend.insight.lines import RoundLines
+from ml_backend.analytics.history import RoundLines
 from ml_backend.server.metrics import Metrics
 from ml_backend.storage import RoundStore
 from tests.test_docker import BIN, DOCKER, DOCKER_COMPOSE, ROOT, SECRETS, check, compose_config

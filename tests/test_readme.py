@@ -14,9 +14,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ml_backend.cli import app
+from ml_backend.config import OPTION_PREFIX, ProjectOptions, Settings
 from ml_backend.label_studio.formats import parse_label_config, training_classes
-from ml_backend.settings import OPTION_PREFIX, ProjectOptions, Settings
-from ml_backend.strategies import markdown_table
+from ml_backend.registry import markdown_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

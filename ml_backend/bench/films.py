@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ml_backend.bench.process import BenchError
-from ml_backend.images.phantoms import draw_phantom
+from ml_backend.images.synthetic import draw_phantom
 
 __all__ = ["draw_film", "films_in", "write_films", "write_small_films"]
 

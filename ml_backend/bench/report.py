@@ -9,7 +9,7 @@ from pydantic import Field, computed_field
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ml_backend.records import Record
+from ml_backend.schemas import Record
 
 __all__ = ["BenchReport", "CaseReport", "Figure", "Floor", "Machine", "Run", "Timing", "bench_table"]
 

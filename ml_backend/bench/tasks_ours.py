@@ -14,11 +14,11 @@ from torch import Tensor
 from ml_backend import acquisition
 from ml_backend.acquisition import CatalogStrategy, rank
 from ml_backend.bench.pools import plain_pool
+from ml_backend.config import ProjectOptions
 from ml_backend.images import FolderSource, decode
 from ml_backend.model import McDropoutClassifier, McDropoutLearner
-from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
-from ml_backend.records import ImageRef, Label
-from ml_backend.settings import ProjectOptions
+from ml_backend.predictions import LastLayerGradients, PoolOutputs
+from ml_backend.schemas import ImageRef, Label
 
 __all__ = [
     "TASKS",

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ml_backend.demo.films import Film
+from ml_backend.config import ProjectOptions
+from ml_backend.demo.images import Film
 from ml_backend.demo.services import Login
 from ml_backend.errors import SettingsError
-from ml_backend.settings import ProjectOptions
-
-__all__ = ["DemoOptions", "LabelStudioAddress", "check_enough", "project_options"]
 
 # Small enough to be through in six minutes on two cores, large enough that the network learns something.
 DEFAULTS: dict[str, object] = {

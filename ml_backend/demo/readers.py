@@ -19,22 +19,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ml_backend.demo.fidelity import Served
+from ml_backend.demo.order_check import Served
 from ml_backend.errors import LabelStudioError, RequestRefused
+from ml_backend.label_studio.client import LABEL_STUDIO, Route
 from ml_backend.label_studio.formats import LabelConfig, read_image
-from ml_backend.label_studio.route import LABEL_STUDIO, Route
-
-__all__ = [
-    "Answers",
-    "Reader",
-    "ReadingRoom",
-    "ServedImage",
-    "Submission",
-    "chosen",
-    "file_name",
-    "opened",
-    "page_body",
-]
 
 TIMEOUT_S = 60.0
 EXCERPT = 200

@@ -18,10 +18,8 @@ import redis
 from rq.worker_registration import get_keys
 
 from ml_backend.errors import ServiceError
-from ml_backend.processes.process import Service, free_port, private_folder
+from ml_backend.processes import Service, free_port, private_folder
 from ml_backend.storage import write_atomically
-
-__all__ = ["Backend", "LabelStudio", "Login", "Worker"]
 
 ADMIN = "admin@example.com"
 DEFAULT_BINARY = Path(".tools/label-studio/bin/label-studio")

@@ -6,11 +6,9 @@ from datetime import datetime
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ml_backend.demo.fidelity import Fidelity
+from ml_backend.demo.order_check import Fidelity
 from ml_backend.demo.readers import Submission
-from ml_backend.records import Published, Record, RoundReport
-
-__all__ = ["Delay", "RoundRow", "Summary", "delay", "round_row", "summary_table"]
+from ml_backend.schemas import Published, Record, RoundReport
 
 
 class Delay(Record):

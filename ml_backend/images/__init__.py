@@ -3,10 +3,9 @@
 Torch-free, except ``dataset`` and ``transforms``, which are imported by name.
 """
 
-from ml_backend.images.cached import DecodedImage, ImageCache
+from ml_backend.images.cache import DecodedImage, ImageCache
 from ml_backend.images.decode import decode
-from ml_backend.images.folder import FolderSource
-from ml_backend.images.quarantined import QuarantinedSource
-from ml_backend.images.source import ImageSource
+from ml_backend.images.quarantine import QuarantinedSource
+from ml_backend.images.source import FolderSource, ImageSource
 
 __all__ = ["DecodedImage", "FolderSource", "ImageCache", "ImageSource", "QuarantinedSource", "decode"]

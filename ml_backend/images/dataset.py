@@ -16,10 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ml_backend.errors import ImageError
-from ml_backend.images.cached import DecodedImage
-from ml_backend.records import Exclusion, ImageRef, Label
-
-__all__ = ["LabelledImages", "load_labelled", "read_ahead"]
+from ml_backend.images.cache import DecodedImage
+from ml_backend.schemas import Exclusion, ImageRef, Label
 
 T = TypeVar("T")
 

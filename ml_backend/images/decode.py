@@ -1,33 +1,505 @@
-"""Image bytes -> the grayscale square that the network sees."""
+"""Why an image cannot be read, in a few stable words: what the owner filters by, and what is tried again soon.
 
+What a JPEG or PNG says about itself before its pixels, read by hand: no library is let near a hostile header.
+The two decoders of nearly every image: JPEG without CMYK, and PNG and AVIF of any kind.
+What a file is that is no image which can be decoded, told by its first bytes; with a way out for its owner.
+Image bytes -> the grayscale square that the network sees.
+"""
+
+import functools
 import io
+import re
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from ml_backend.errors import ImageError
-from ml_backend.images.codecs import avif_levels, avif_size, jpeg_levels, png_levels
-from ml_backend.images.headers import PNG_SIGNATURE, bare_jpeg, iso_brands, orientation, png_exif, png_size
-from ml_backend.images.kinds import kind_of
-from ml_backend.images.troubles import Trouble, UndecodableImage
 
-__all__ = [
-    "FORMATS",
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "MAX_SCANS",
-    "PREPROCESSING",
-    "DecodedFilm",
-    "Pixels",
-    "decode",
-    "decode_film",
+Trouble: TypeAlias = Literal[
+    "missing",  # there is no such file
+    "forbidden",  # the source does not hand it to us
+    "refused",  # the source gave another answer than the file, or the address cannot be one
+    "unreachable",  # the source did not answer, or is overloaded
+    "timed-out",
+    "too-large",  # in bytes or in pixels
+    "empty",
+    "not-an-image",  # an HTML page, a ZIP archive, noise
+    "unsupported",  # an image, but not of a format that browsers show
+    "damaged",
 ]
+
+_TROUBLES = frozenset(get_args(Trouble))
+
+PASSING: frozenset[Trouble] = frozenset({"unreachable", "timed-out"})
+"""What may be the fault of the way, and says little about the image itself."""
+
+OF_THE_FILE: frozenset[Trouble] = frozenset({"too-large", "empty", "not-an-image", "unsupported", "damaged"})
+"""What stays until the file is another. Of all else the cause may be mended elsewhere: a setting, a right, a disk."""
+
+_BY_STATUS: dict[int, Trouble] = {
+    401: "forbidden",
+    403: "forbidden",
+    404: "missing",
+    408: "timed-out",
+    410: "missing",
+    413: "too-large",
+    429: "unreachable",
+    502: "unreachable",
+    503: "unreachable",
+    504: "unreachable",
+}
+
+# The first of an error's classes that stands here decides.
+_BY_NAME: dict[str, Trouble] = {
+    "FileNotFoundError": "missing",
+    "NotADirectoryError": "missing",
+    "IsADirectoryError": "missing",
+    "PermissionError": "forbidden",
+    "TimeoutError": "timed-out",
+    "TimeoutException": "timed-out",  # httpx's
+    "TransportError": "unreachable",  # httpx's: no connection, or one that broke
+    "OSError": "unreachable",
+}
+
+
+class UndecodableImage(ImageError):
+    """The bytes of an image are there, but no picture can be made of them."""
+
+    def __init__(self, message: str, trouble: Trouble) -> None:
+        super().__init__(message)
+        self.trouble = trouble
+
+
+def trouble_of(error: ImageError) -> Trouble:
+    """What kind of trouble an error is: as it says itself, else as what caused it says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (trouble := _of(cause)) is not None:
+            return trouble
+        cause = cause.__cause__
+    return "refused"
+
+
+def _of(cause: BaseException) -> Trouble | None:
+    if (stated := getattr(cause, "trouble", None)) in _TROUBLES:
+        return cast("Trouble", stated)
+    # Of HTTP: RequestRefused has one, and what a source raises itself may.
+    if isinstance(status := getattr(cause, "status", None), int):
+        return _BY_STATUS.get(status, "refused")
+    # By name: httpx's errors are no OSErrors, and only the edges of the package may know httpx.
+    return next((_BY_NAME[name] for kind in type(cause).__mro__ if (name := kind.__name__) in _BY_NAME), None)
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_SEGMENTS = 10_000  # before the picture; colour profiles and EXIF take some hundred at most
+
+_EXIF = b"Exif\0\0"
+_ORIENTATION_TAG, _SHORT = 0x0112, 3
+_MARKER = re.compile(rb"\xff+[^\xff]", re.DOTALL)
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_SEQUENTIAL = {0xC0, 0xC1}  # frames that are not progressive
+_FRAMES = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # 0xF7 is that of JPEG-LS
+# No length follows these: padding, the restarts, and a second start.
+_ALONE = {0x01, *range(0xD0, 0xD9)}
+# Of the application segments a decoder needs JFIF's and Adobe's, which say what the colours mean.
+_NOT_NEEDED = {*range(0xE1, 0xEE), 0xEF, 0xFE}
+
+
+@dataclass(frozen=True, slots=True)
+class BareJpeg:
+    """A JPEG without what its decoding does not need: EXIF, profiles, thumbnails, comments, bytes gone astray.
+
+    Attributes:
+        content: the file.
+        exif: what stood in its first EXIF segment; empty where there is none.
+        scans: walks over the picture.
+    """
+
+    content: bytes
+    exif: bytes
+    scans: int
+
+
+def bare_jpeg(content: bytes) -> BareJpeg:
+    """Walk over the segments of a JPEG up to its picture.
+
+    Raises:
+        ValueError: there is no picture, or too much before it.
+    """
+    kept, exif, components, place = [content[:2]], b"", b"none", 2
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(content, place)
+        if found is None:
+            break
+        marker, start = content[found.end() - 1], found.end()
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            # Most files hold nothing else, and are not copied.
+            as_it_is = sum(map(len, kept)) == start - 2
+            bare = content if as_it_is else b"".join([*kept, content[start - 2 :]])
+            # A scan of all components in a frame that is not progressive is the only one: the decoder takes no other.
+            alone = content[start + 2 : start + 3] == components
+            return BareJpeg(bare, exif, 1 if alone else _scans(bare))
+        place = start
+        # A zero is no marker, but what an FF in the data is followed by.
+        if marker == 0 or marker in _ALONE:
+            continue
+        place += max(2, int.from_bytes(content[start : start + 2]))
+        body = content[start + 2 : place]
+        if marker == _APP1 and not exif and body.startswith(_EXIF):
+            exif = body
+        elif marker not in _NOT_NEEDED:
+            kept.append(content[start - 2 : place])
+        if marker in _SEQUENTIAL:
+            components = body[5:6]
+    else:
+        raise ValueError(f"more than {MAX_SEGMENTS:,} segments before its picture")
+    raise ValueError("it ends before its picture")
+
+
+def jpeg_frame(content: bytes) -> tuple[int, int] | None:
+    """The marker of a JPEG's first frame, which says how it is coded, and its bits a channel; None without a frame."""
+    place = 2
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(content, place)
+        if found is None:
+            return None
+        marker, start = content[found.end() - 1], found.end()
+        if marker in _FRAMES:
+            return (marker, content[start + 2]) if len(content) > start + 2 else None
+        place = start
+        if marker != 0 and marker not in _ALONE:
+            place += max(2, int.from_bytes(content[start : start + 2]))
+    return None
+
+
+def iso_brands(content: bytes) -> tuple[bytes, ...] | None:
+    """The brands of a file in the ISO base media container, its own first; None for any other file.
+
+    AVIF, HEIC, JPEG 2000's parts and MP4 share the container.
+    """
+    if content[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(content[:4]), 512)
+    return content[8:12], *(content[place : place + 4] for place in range(16, end - 3, 4))
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    """Width and height of a PNG in pixels.
+
+    Raises:
+        ValueError: its first chunk is cut off, or another one.
+    """
+    if content[12:16] != b"IHDR" or len(content) < 24:
+        raise ValueError("it does not begin with its size")
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+def png_exif(content: bytes) -> bytes:
+    """The EXIF block before the pixels of a PNG, where browsers look for it; empty where there is none."""
+    place = content.find(b"eXIf", len(PNG_SIGNATURE), max(0, content.find(b"IDAT")))
+    if place < 0:
+        return b""
+    length = int.from_bytes(content[place - 4 : place])
+    return content[place + 4 : place + 4 + length]
+
+
+def orientation(exif: bytes) -> int:
+    """How a film lies in its file: EXIF's number from 1, upright, to 8; 1 where the block says nothing or nonsense.
+
+    Args:
+        exif: a TIFF header and its directory, with or without ``Exif`` before it.
+    """
+    block = exif.removeprefix(_EXIF)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None or len(block) < 8:
+        return 1
+    (directory,) = struct.unpack_from(f"{order}I", block, 4)
+    entries = block[directory : directory + 2]
+    count = struct.unpack(f"{order}H", entries)[0] if len(entries) == 2 else 0
+    for start in range(directory + 2, min(directory + 2 + 12 * count, len(block) - 11), 12):
+        tag, kind, values, value = struct.unpack_from(f"{order}HHIH", block, start)
+        if (tag, kind, values) == (_ORIENTATION_TAG, _SHORT, 1):
+            return int(value) if 1 <= value <= 8 else 1
+    return 1
+
+
+def _scans(content: bytes) -> int:
+    # Both bytes at once, at even and at odd places: searching for them takes ten times as long.
+    wanted = int.from_bytes(bytes((0xFF, _START_OF_SCAN)), "little")
+    ways = (np.frombuffer(content, "<u2", (len(content) - shift) // 2, shift) for shift in (0, 1))
+    return sum(int(np.count_nonzero(places == wanted)) for places in ways)
+
+
+Levels8: TypeAlias = npt.NDArray[np.uint8]
+Levels16: TypeAlias = npt.NDArray[np.uint16]
+Levels: TypeAlias = UInt8[Levels8, "height width"] | UInt16[Levels16, "height width"]
+
+# ITU-R 601, which is what Pillow and JPEG mean by grey.
+_LUMA = [[0.299, 0.587, 0.114]]
+
+
+def jpeg_levels(
+    content: bytes, size: tuple[int, int], at_least: tuple[int, int]
+) -> UInt8[Levels8, "height width"] | None:
+    """Decode a grey or colour JPEG to grey, at a fraction of its size.
+
+    Reduced in the frequency domain: 1/8, the common case for a film, is the mean of each block of 8 x 8 pixels.
+
+    Args:
+        content: the file; not CMYK.
+        size: width and height that its header was seen to give.
+        at_least: width and height that are enough: ``size`` divided by 1, 2, 4 or 8, rounded up.
+
+    Returns:
+        Grey levels, or None for a file with stray bytes between its segments: shown by every browser, and a matter
+        for a decoder that forgives.
+
+    Raises:
+        ValueError: damaged, cut off, or of another size than was seen.
+    """
+    import simplejpeg  # noqa: PLC0415 - see the module
+
+    width, height = at_least
+    try:
+        found_height, found_width, _, _ = simplejpeg.decode_jpeg_header(content)
+        _require_size((found_width, found_height), size)
+        levels: Levels8 = simplejpeg.decode_jpeg(content, "GRAY", min_height=height, min_width=width)
+    except ValueError as error:
+        if "extraneous bytes" in str(error):
+            return None
+        raise
+    return levels[..., 0]
+
+
+def png_levels(content: bytes, size: tuple[int, int]) -> Levels:
+    """Decode a PNG of any colour mode to grey at its own depth; what is transparent becomes black.
+
+    Args:
+        content: the file.
+        size: width and height that its header was seen to give.
+
+    Returns:
+        Grey levels: 8 bits for 1 to 8 bits a channel, 16 for 16.
+
+    Raises:
+        ValueError: of another size than was seen.
+        pyvips.Error: damaged or cut off.
+    """
+    return _gray_levels(_vips().Image.pngload_buffer(content, access="sequential", fail_on="error"), size)
+
+
+def avif_size(content: bytes) -> tuple[int, int]:
+    """Width and height of an AVIF, as it is shown: turned and cropped as it says. No picture is decoded.
+
+    Raises:
+        pyvips.Error: its header is damaged.
+    """
+    image = _vips().Image.heifload_buffer(content, fail_on="error")
+    return image.width, image.height
+
+
+def avif_levels(content: bytes, size: tuple[int, int]) -> Levels:
+    """Decode an AVIF (the still picture of an animated one) to grey at its own depth; see ``png_levels``.
+
+    Raises:
+        ValueError: of another size than was seen.
+        pyvips.Error: damaged or cut off.
+    """
+    return _gray_levels(_vips().Image.heifload_buffer(content, fail_on="error"), size)
+
+
+def _gray_levels(image: Any, size: tuple[int, int]) -> Levels:
+    _require_size((image.width, image.height), size)
+    if image.hasalpha():
+        image = image.flatten()
+    if image.bands == 3:
+        image = image.recomb(_LUMA).rint().cast(image.format)
+    levels: Levels8 | Levels16 = image.numpy()
+    # pyvips makes a bare number of an image of one pixel.
+    return levels.reshape(image.height, image.width)
+
+
+@functools.cache
+def _vips() -> Any:
+    import pyvips  # noqa: PLC0415 - see the module
+
+    # Images are decoded side by side already; and no image is asked for twice.
+    pyvips.concurrency_set(1)
+    pyvips.cache_set_max(0)
+    return pyvips
+
+
+def _require_size(found: tuple[int, int], seen: tuple[int, int]) -> None:
+    # Else a file could pass the guard against bombs under one size, and be decoded at another.
+    if found != seen:
+        raise ValueError(f"its header says {seen[0]} x {seen[1]} pixels and its data {found[0]} x {found[1]}")
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        trouble: that it makes.
+        words: what it is, and what to do, such as "a PDF: export its page as PNG or JPEG".
+    """
+
+    trouble: Trouble
+    words: str
+
+
+_LOOKED_AT: Final = 4096
+_CONVERT: Final = "convert it to PNG or JPEG"
+_DEEP: Final = "export it as PNG of 8 or 16 bits"
+_FRAME: Final = "export one of its frames as PNG or JPEG"
+_ADDRESS: Final = "open the image's address in a browser; it must lead to the image itself"
+
+_DICOM: Final = Kind("unsupported", f"a DICOM file, which browsers cannot show: {_DEEP}, its window applied")
+_HTML: Final = Kind(
+    "not-an-image",
+    "an HTML page: was it a login page? Give an address that leads to the image itself without a login, or connect its "
+    "storage in Label Studio",
+)
+_SVG: Final = Kind("unsupported", "an SVG drawing: export it as PNG or JPEG")
+_VIDEO: Final = Kind("not-an-image", f"a video: {_FRAME}")
+_AUDIO: Final = Kind("not-an-image", "a sound recording: delete its task, or give the image")
+_HEIC: Final = Kind("unsupported", f"a HEIC photograph (HEIF), which browsers cannot show: {_CONVERT}")
+_JPEG_2000: Final = Kind("unsupported", f"a JPEG 2000, which browsers cannot show: {_CONVERT}")
+_TIFF: Final = Kind("unsupported", f"a TIFF, which browsers cannot show: {_CONVERT}")
+
+
+def _archive(name: str) -> Kind:
+    return Kind("not-an-image", f"{name} archive: unpack it first, and import its images")
+
+
+def _picture(name: str) -> Kind:
+    return Kind("unsupported", f"{name}, which browsers cannot show: {_CONVERT}")
+
+
+def _volume(name: str) -> Kind:
+    return Kind("unsupported", f"{name}, which browsers cannot show: {_DEEP}")
+
+
+# A regular expression of the first bytes -> what it is. The first that matches decides.
+_STARTS: Final[tuple[tuple[bytes, Kind], ...]] = (
+    (rb"\x00\x00[\x01\x02]\x00[^\x00]\x00", Kind("unsupported", f"an icon (ICO): {_CONVERT}")),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", _JPEG_2000),
+    (rb"\x00\x00\x00\x0cJXL |\xff\x0a", _picture("a JPEG XL")),
+    (rb"II[*+]\x00|MM\x00[*+]", _TIFF),
+    (rb"P[1-7][ \t\r\n#]", _picture("a PGM or PPM")),
+    (rb"8BPS", _picture("a Photoshop file")),
+    (rb"gimp xcf", _picture("a GIMP file")),
+    (rb"DDS |qoif|icns|\x01\xda[\x00\x01][\x01\x02]|#define \w+_width|\n\x05\x01[\x01-\x08]", _picture("an image")),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", _picture("a PostScript drawing")),
+    (rb"%PDF", Kind("unsupported", "a PDF: export its page as PNG or JPEG")),
+    (rb"\x93NUMPY", _volume("a NumPy array")),
+    (rb"\x89HDF\r\n", _volume("an HDF5 file")),
+    (rb"MATLAB 5", _volume("a MATLAB file")),
+    (rb"NRRD000|ObjectType *=|NDims *=", _volume("an NRRD or MetaImage volume")),
+    (rb"SIMPLE  =", _volume("a FITS file")),
+    (rb"(?:\x5c\x01\x00\x00|\x00\x00\x01\x5c).{340}n[i+]1", _volume("a NIfTI volume")),
+    (rb"\x1a\x45\xdf\xa3|FLV\x01|\x00\x00\x01[\xb3\xba]|\x30\x26\xb2\x75|RIFF.{4}AVI ", _VIDEO),
+    (rb"RIFF.{4}WAVE|OggS|ID3|fLaC|\xff[\xf2\xf3\xfa\xfb][^\x00\xff]|#!AMR|\.snd", _AUDIO),
+    (rb"PK\x03\x04|PK\x05\x06", _archive("a ZIP")),
+    (rb"\x1f\x8b", _archive("a gzip")),
+    (rb"7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar", _archive("an")),
+    (
+        rb"\xd0\xcf\x11\xe0|\x00\x05\x16\x07|\x00\x00\x00\x01Bud1",
+        Kind("not-an-image", "a file that Office, Windows or macOS made beside the images: delete its task"),
+    ),
+    (
+        rb"version https://git-lfs",
+        Kind("not-an-image", "a Git LFS pointer, which stands for the image: fetch it by `git lfs pull`"),
+    ),
+    (
+        rb"iVBORw0KGgo|/9j/|R0lGOD|data:image/",
+        Kind("not-an-image", "an image as base64 text: save the image itself, or put data:image/png;base64, first"),
+    ),
+)  # fmt: skip
+_COMPILED: Final = tuple((re.compile(start, re.DOTALL), kind) for start, kind in _STARTS)
+
+# A data set of DICOM without the preamble of 128 bytes: a first element of group 2 or 8, with its type or its length.
+_BARE_DICOM: Final = re.compile(
+    rb"(?:\x02\x00[\x00\x01\x02\x10\x12]\x00|\x08\x00[\x00\x01\x05\x08\x12\x14\x16\x18\x20]\x00)(?:[A-Z]{2}|..\x00\x00)",
+    re.DOTALL,
+)
+_PLAYED: Final = (b"qt  ", b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"dash", b"3gp")
+
+_PROCESSES: Final = {
+    0xC3: "a lossless JPEG, as DICOM files hold it",
+    0xC7: "a lossless JPEG, as DICOM files hold it",
+    0xCB: "a lossless JPEG, as DICOM files hold it",
+    0xF7: "a JPEG-LS, as DICOM files hold it",
+    0xC5: "a hierarchical JPEG",
+    0xC6: "a hierarchical JPEG",
+    0xC9: "a JPEG in arithmetic coding",
+    0xCA: "a JPEG in arithmetic coding",
+}
+
+
+def kind_of(content: bytes) -> Kind | None:
+    """What a file is that could not be decoded; None for damage to a format that is, and for what nobody knows."""
+    if content[128:132] == b"DICM" or _BARE_DICOM.match(content):
+        return _DICOM
+    if (brands := iso_brands(content)) is not None:
+        return _of_brands(brands)
+    if content.startswith(b"\xff\xd8"):
+        return _of_jpeg(content)
+    for start, kind in _COMPILED:
+        if start.match(content):
+            return kind
+    return _of_text(content[:_LOOKED_AT].lstrip(b"\xef\xbb\xbf \t\r\n").lower())
+
+
+def _of_brands(brands: tuple[bytes, ...]) -> Kind | None:
+    """Of a file in the container that video and photographs share; None for AVIF, which is decoded."""
+    if {b"avif", b"avis"} & set(brands):
+        return None
+    first = brands[0]
+    if first.startswith((b"M4A", b"M4B")):
+        return _AUDIO
+    if first in (b"jp2 ", b"jpx "):
+        return _JPEG_2000
+    if first == b"crx ":
+        return _picture("a camera's raw file")
+    photograph = any(brand[:3] in (b"hei", b"hev") or brand in (b"mif1", b"msf1") for brand in brands)
+    return _HEIC if photograph and first not in _PLAYED else _VIDEO
+
+
+def _of_jpeg(content: bytes) -> Kind | None:
+    frame = jpeg_frame(content)
+    if frame is None:
+        return None
+    process, bits = frame
+    if process in _PROCESSES:
+        return _picture(_PROCESSES[process])
+    return _picture(f"a JPEG of {bits} bits") if bits != 8 else None
+
+
+def _of_text(start: bytes) -> Kind | None:
+    if start.startswith(b"<"):
+        if b"<svg" in start and b"<html" not in start:
+            return _SVG
+        if start.startswith((b"<?xml", b"<error")):
+            return Kind("not-an-image", f"an XML document: an error message of the storage? {_sentence(_ADDRESS)}")
+        if re.match(rb"<(?:!doctype html|html|head|body|script|title|meta|!--)", start):
+            return _HTML
+    if start.startswith((b"{", b"[")):
+        return Kind("not-an-image", f"a JSON document: an error message of the server? {_sentence(_ADDRESS)}")
+    return None
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
+
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 

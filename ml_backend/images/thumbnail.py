@@ -8,8 +8,6 @@ from PIL import Image
 
 from ml_backend.images.decode import Pixels
 
-__all__ = ["SIDE", "thumbnail"]
-
 SIDE: Final = 192  # pixels
 QUALITY: Final = 82
 

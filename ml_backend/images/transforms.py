@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-__all__ = ["CONTRAST", "IMAGENET_MEAN", "IMAGENET_STD", "ROTATION_DEGREES", "TRANSLATION", "augment", "to_input"]
-
 # Of the three colour channels, on the 0 to 1 scale: what torchvision's weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -5,25 +5,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, question
-from ml_backend.label_studio.serving import wanted_project
-from ml_backend.settings import ProjectOptions, Settings
-
-__all__ = [
-    "CONNECTED",
-    "NOTHING_TO_CHANGE",
-    "ONE_CONNECTION",
-    "TITLE",
-    "authorization",
-    "connect_project",
-    "find_backend",
-    "find_webhook",
-    "hint",
-    "other_connections",
-    "wanted_webhook",
-]
+from ml_backend.label_studio.publisher import wanted_project
 
 NOTHING_TO_CHANGE = "nothing to change"
 TITLE = "Active learning"

@@ -10,20 +10,9 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 from defusedxml.ElementTree import XMLParser  # type: ignore[import-untyped]
 
+from ml_backend.config import OPTION_PREFIX, ProjectOptions
 from ml_backend.errors import PayloadError, SettingsError
-from ml_backend.records import PATIENT_KEY, Annotation, ImageRef, is_patient_key, patient_of
-from ml_backend.settings import OPTION_PREFIX, ProjectOptions
-
-__all__ = [
-    "LabelConfig",
-    "parse_label_config",
-    "prediction",
-    "question",
-    "read_annotation",
-    "read_image",
-    "shown",
-    "training_classes",
-]
+from ml_backend.schemas import PATIENT_KEY, Annotation, ImageRef, is_patient_key, patient_of
 
 Json = Mapping[str, Any]
 Path = tuple[str, ...]

@@ -11,11 +11,13 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from ml_backend.config import ImageHosts, is_data_uri, shown_address
 from ml_backend.errors import ImageError, LabelStudioError, RequestRefused
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.elsewhere import Elsewhere, Refused
-from ml_backend.label_studio.image_addresses import (
+from ml_backend.label_studio.client import LabelStudioClient, Redirected
+from ml_backend.label_studio.external_images import (
     STORAGES,
+    Elsewhere,
+    Refused,
     former_home,
     is_file,
     plain_address,
@@ -23,11 +25,7 @@ from ml_backend.label_studio.image_addresses import (
     same_home,
     way_out,
 )
-from ml_backend.label_studio.transport import Redirected
-from ml_backend.records import ImageRef
-from ml_backend.settings import ImageHosts, is_data_uri, shown_address
-
-__all__ = ["LabelStudioImages"]
+from ml_backend.schemas import ImageRef
 
 MAX_BYTES = 256 * 2**20  # a chest film has 10 to 40 MB
 MAX_REDIRECTS = 5

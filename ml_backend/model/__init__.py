@@ -3,10 +3,10 @@
 Imports torch; ``weights_at_hand`` asks no network.
 """
 
+from ml_backend.model.backbones import weights_at_hand
 from ml_backend.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.model.weights import weights_at_hand
 
 __all__ = [
     "Checkpoint",

@@ -1,16 +1,28 @@
-"""torchvision's networks without their last layer."""
+"""torchvision's networks without their last layer.
 
+The backbone's weights: ImageNet's, none, or a file; checked before they are used.
+"""
+
+import contextlib
 import hashlib
+import http.client
+import pickle
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
+from urllib.parse import urlparse
 
 import torch
 from jaxtyping import Float32
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ml_backend.errors import SettingsError
-from ml_backend.model.randomness import seeded
-
-__all__ = ["LAST_LAYER", "Backbone", "last_layer"]
+from ml_backend.config.network import Server, environment_context, explain_failure, proxy_for
+from ml_backend.errors import SettingsError, WeightsError
+from ml_backend.model.generators import seeded
 
 # Family -> the layer that follows global average pooling (and flattening), replaced by the identity. Families that
 # do not pool (vgg, alexnet), that return several outputs (inception, googlenet) or have no convolutions are left out.
@@ -93,3 +105,181 @@ def _dims(network: nn.Module) -> int:
         dims = int(network(torch.zeros(1, 3, 64, 64)).shape[1])
     network.train()
     return dims
+
+
+_CONNECT_TIMEOUT_S = 5.0  # also the longest silence while downloading
+_DOWNLOAD_TIMEOUT_S = 600.0
+_TORCH_FILE = (b"PK", b"\x80")  # a ZIP archive, before torch 1.6 a bare pickle
+_HUB = Server("", "its address")
+_WAY_OUT = (
+    "put the file into {folder}, or name a file of your own "
+    '(`weights: /path/file` in extra_params, model_weights="..." on the Choices tag, or AL_WEIGHTS), '
+    "or set `weights: none` to go on with an untrained backbone"
+)
+
+
+def load_backbone(name: str, weights: str) -> Backbone:
+    """Build a backbone and fill it.
+
+    Args:
+        name: torchvision's name of the network.
+        weights: ``imagenet`` (torchvision's first version for that network, as in the paper's time, downloaded once
+            into torch.hub's folder), ``none`` (untrained, the same every time), or the path of a file: safetensors,
+            or a torch file that holds tensors alone. A last layer in it is passed over.
+
+    Raises:
+        SettingsError: no such backbone.
+        WeightsError: the file cannot be had or read, or belongs to another network.
+    """
+    backbone = Backbone(name)
+    if weights != "none":
+        path = _imagenet_file(name) if weights == "imagenet" else Path(weights).expanduser()
+        _fill(backbone, _strip(_read(path), last_layer(name)), path)
+        backbone.weights = weights
+    return backbone
+
+
+def weights_at_hand(backbone: str) -> bool:
+    """Whether ImageNet's weights of a backbone lie on this machine. Asks no network.
+
+    Raises:
+        SettingsError: no such backbone.
+    """
+    url = _imagenet_url(backbone)
+    return url is not None and _hub_path(url).is_file()
+
+
+def weights_file(backbone: str, weights: str) -> Path | None:
+    """The file that ``load_backbone`` fills a backbone from; None where there is none, or not here. Asks no network.
+
+    Raises:
+        SettingsError: no such backbone.
+    """
+    if weights == "none":
+        return None
+    url = _imagenet_url(backbone) if weights == "imagenet" else None
+    path = Path(weights).expanduser() if weights != "imagenet" else None if url is None else _hub_path(url)
+    return path if path is not None and path.is_file() else None
+
+
+def _imagenet_url(backbone: str) -> str | None:
+    from torchvision import models  # noqa: PLC0415
+
+    last_layer(backbone)
+    versions = {str(entry.name): str(entry.url) for entry in models.get_model_weights(backbone)}
+    return versions.get("IMAGENET1K_V1") or next(iter(versions.values()), None)
+
+
+def _hub_path(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def _imagenet_file(backbone: str) -> Path:
+    url = _imagenet_url(backbone)
+    if url is None:
+        raise WeightsError(f"torchvision has no ImageNet weights of {backbone}: name a file, or set `weights: none`")
+    path = _hub_path(url)
+    if downloaded := not path.is_file():
+        _download(url, path)
+    # torchvision's file names end in the first digits of their sha256.
+    wanted = path.stem.rpartition("-")[2]
+    with path.open("rb") as file:
+        seen = hashlib.file_digest(file, "sha256").hexdigest()
+    if not seen.startswith(wanted):
+        if downloaded:
+            path.unlink(missing_ok=True)
+            raise WeightsError(
+                f"what came from {url} is damaged: its sha256 begins with {seen[:8]}, not {wanted}: try again, or "
+                + _WAY_OUT.format(folder=path.parent)
+            )
+        raise WeightsError(f"{path} is damaged: its sha256 begins with {seen[:8]}, not {wanted}: delete it")
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    """One attempt, with a bounded wait: a worker without a network must say so within seconds."""
+    deadline = time.monotonic() + _DOWNLOAD_TIMEOUT_S
+    beside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(  # noqa: S310 - torchvision's own https
+                url, timeout=_CONNECT_TIMEOUT_S, context=environment_context()
+            ) as answer,
+            tempfile.NamedTemporaryFile(dir=path.parent, suffix=".beside", delete=False) as file,
+        ):
+            beside = Path(file.name)
+            while block := answer.read(1 << 20):
+                file.write(block)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not complete after {_DOWNLOAD_TIMEOUT_S:.0f} s")
+        beside.replace(path)
+    except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError, time-outs and a full disk alike
+        if beside is not None:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+        why = explain_failure(error, url, _HUB, proxy_for(url)).what
+        raise WeightsError(
+            f"the ImageNet weights could not be downloaded from {url} ({why}): " + _WAY_OUT.format(folder=path.parent)
+        ) from error
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        loaded = _load(path)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"the weights {path} hold more than tensors, which could run code: save the state_dict alone"
+        ) from error
+    except Exception as error:  # on a damaged file torch raises anything: RuntimeError, KeyError, EOFError, ...
+        raise WeightsError(f"the weights {path} cannot be read: {error}: name a safetensors or torch file") from error
+    if isinstance(loaded, Mapping):
+        for wrapper in ("state_dict", "model"):  # as training scripts wrap it
+            loaded = loaded[wrapper] if isinstance(loaded.get(wrapper), Mapping) else loaded
+    if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise WeightsError(f"the weights {path} are a {type(loaded).__name__}, not named tensors: save the state_dict")
+    return loaded
+
+
+def _load(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with path.open("rb") as file:
+        start = file.read(12)
+    # An HTML page or a Git LFS pointer, say: torch would read it as a pickle and name whatever that stumbles over.
+    if not start.startswith(_TORCH_FILE):
+        raise ValueError("it does not begin as a torch file does")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _strip(tensors: Mapping[str, Tensor], last: str) -> dict[str, Tensor]:
+    """Without the prefixes of DataParallel and of our own checkpoints, and without last layer and head."""
+    plain = {}
+    for name, tensor in tensors.items():
+        bare = name.removeprefix("module.").removeprefix("backbone.").removeprefix("network.")
+        if not bare.startswith((f"{last}.", "head.")):
+            plain[bare] = tensor
+    return plain
+
+
+def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
+    complaints = _mismatches(backbone.network.state_dict(), tensors)
+    if complaints:
+        raise WeightsError(
+            f"the weights {path} do not fit backbone={backbone.name}: {'; '.join(complaints[:3])} "
+            f"({len(complaints)} mismatches in all): name the backbone that they were trained with"
+        )
+    if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+        raise WeightsError(f"the weights {path} hold NaN or infinity in {broken[0]}: take another file")
+    backbone.network.load_state_dict(dict(tensors), strict=False)
+
+
+def _mismatches(wanted: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> list[str]:
+    differing = [
+        f"{name} is {list(seen[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in seen and seen[name].shape != tensor.shape
+    ]
+    # A counter that scoring does not use; old files lack it.
+    missing = [f"{n} is missing" for n in wanted if n not in seen and not n.endswith("num_batches_tracked")]
+    return differing + missing + [f"{name} is surplus" for name in seen if name not in wanted]

@@ -16,13 +16,10 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
-from ml_backend.model.averaging import EpochMean
-from ml_backend.model.examples import FeatureExamples
+from ml_backend.model.data import FeatureExamples
 from ml_backend.model.network import DropoutHead
-from ml_backend.model.randomness import derive
-from ml_backend.model.steps import Loss, Pace
-
-__all__ = ["HeadSteps", "KeptFeatures"]
+from ml_backend.model.steps import EpochMean, Loss, Pace
+from ml_backend.seeding import derive
 
 # Batches that are prepared together.
 _AHEAD = 16

@@ -13,10 +13,8 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
-from ml_backend.model.randomness import generator
-from ml_backend.model.threads import one_thread
-
-__all__ = ["draw_masks", "fold_norm", "head_passes", "regroup"]
+from ml_backend.model.generators import generator
+from ml_backend.model.hardware import one_thread
 
 # Passes that share their products: 4 take 0.6 to 0.8 of the time of one by one, 3 and 5 a little more.
 _TOGETHER = 4

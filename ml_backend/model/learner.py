@@ -10,33 +10,33 @@ from typing import Final, Literal
 import structlog
 import torch
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError
-from ml_backend.images.cached import ImageCache
+from ml_backend.images.cache import ImageCache
 from ml_backend.images.dataset import read_ahead
 from ml_backend.images.source import ImageSource
 from ml_backend.model import training
-from ml_backend.model.backbones import Backbone
-from ml_backend.model.checkpoint import FILE_NAME, save_checkpoint
-from ml_backend.model.device import choose_device
-from ml_backend.model.examples import FeatureExamples
-from ml_backend.model.feature_table import FeatureTable, TableBackbone, TableFeatures
-from ml_backend.model.features import FOLDER, FeatureExtractor, FeatureSource
-from ml_backend.model.labelled import LabelledSet, require_enough
+from ml_backend.model.backbones import Backbone, load_backbone
+from ml_backend.model.checkpoint import FILE_NAME, earlier_network, save_checkpoint, take_up
+from ml_backend.model.data import FeatureExamples, LabelledSet, require_enough
+from ml_backend.model.features import (
+    FOLDER,
+    FeatureExtractor,
+    FeatureSource,
+    FeatureTable,
+    TableBackbone,
+    TableFeatures,
+)
+from ml_backend.model.generators import seeded
+from ml_backend.model.hardware import Arithmetic, choose_device, one_thread
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.model.precision import Arithmetic
-from ml_backend.model.randomness import derive, seeded
-from ml_backend.model.resume import earlier_network, take_up
 from ml_backend.model.scoring import FittedNetwork
-from ml_backend.model.threads import one_thread
 from ml_backend.model.training import Fitted, Schedule
 from ml_backend.model.validation import accuracy, auroc, recalls
-from ml_backend.model.weights import load_backbone
-from ml_backend.pool_outputs import ImageFeatures, PoolOutputs
-from ml_backend.records import FitReport, ImageRef, Label
-from ml_backend.settings import ProjectOptions
-from ml_backend.strategies import Need
-
-__all__ = ["IMAGES", "LearnerStage", "McDropoutLearner"]
+from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.registry import Need
+from ml_backend.schemas import FitReport, ImageRef, Label
+from ml_backend.seeding import derive
 
 IMAGES: Final = "images"
 """Where the pixels are kept, below the cache that a learner is given."""

@@ -8,11 +8,8 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
-from ml_backend.model.backbones import Backbone
+from ml_backend.model.backbones import Backbone, load_backbone
 from ml_backend.model.inference import draw_masks, fold_norm, head_passes, regroup
-from ml_backend.model.weights import load_backbone
-
-__all__ = ["DropoutHead", "McDropoutClassifier", "evaluating"]
 
 HIDDEN = 512
 # Images that go through the backbone together when scoring: 1.3 GB of activations for ResNet50 at 224 pixels.

@@ -1,12 +1,12 @@
 """A fitted network goes through the pool: the posterior, and whatever else a strategy asks for.
 
-In shards of a fixed size, each computed for itself: however the shards are spread over processes that read the same
-cache on the same kind of device, the numbers are the same to the bit.
+Which machine this is, as far as that decides the bits of a result.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Bool, Float32
@@ -14,11 +14,9 @@ from torch import Tensor
 
 from ml_backend.model.features import FeatureBatch, FeatureSource
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs, join
-from ml_backend.records import ImageRef
-from ml_backend.strategies import Need
-
-__all__ = ["SHARD_IMAGES", "FittedNetwork"]
+from ml_backend.predictions import LastLayerGradients, PoolOutputs, join
+from ml_backend.registry import Need
+from ml_backend.schemas import ImageRef
 
 SHARD_IMAGES: Final = 2048
 """Images of a shard, the unreadable ones counted; a multiple of every ``features.BATCH``, so that no batch of the
@@ -103,3 +101,26 @@ def _in_shards(batches: Iterable[FeatureBatch]) -> Iterator[FeatureBatch]:
             held, count = [], 0
     if held:
         yield FeatureBatch.join(held)
+
+
+def machine(device: Literal["auto", "cpu", "cuda"]) -> str:
+    """What decides the bits of a result, besides the network and the image: two equal answers, equal bits.
+
+    Args:
+        device: that the installation asks for.
+    """
+    facts = [f"torch {torch.__version__}", f"shards of {SHARD_IMAGES}"]
+    if device != "cpu" and torch.cuda.is_available():
+        facts += [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"]
+    else:
+        # Libraries choose their kernels, and in which order these add up, by all three.
+        facts += [_cpu(), torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+    return ", ".join(facts)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return "CPU"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

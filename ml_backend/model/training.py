@@ -10,17 +10,14 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError, TooFewLabels
-from ml_backend.model.examples import Examples, FeatureExamples
+from ml_backend.model.data import Examples, FeatureExamples
+from ml_backend.model.generators import generator, seeded
+from ml_backend.model.hardware import Arithmetic, halving
 from ml_backend.model.head_steps import HeadSteps
-from ml_backend.model.memory import halving
 from ml_backend.model.network import DropoutHead
-from ml_backend.model.precision import Arithmetic
-from ml_backend.model.randomness import generator, seeded
 from ml_backend.model.steps import AutogradSteps, Loss, Pace, Steps
-from ml_backend.settings import ProjectOptions
-
-__all__ = ["Fitted", "Schedule", "class_weights", "train"]
 
 _LOG = logging.getLogger(__name__)
 

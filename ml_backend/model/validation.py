@@ -7,8 +7,6 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 from sklearn.metrics import roc_auc_score
 
-__all__ = ["accuracy", "auroc", "recalls"]
-
 
 def accuracy(
     probs: Float[npt.NDArray[np.float32], "images classes"], targets: Int[npt.NDArray[np.int64], " images"]

@@ -1,27 +1,198 @@
-"""The Flask app: who may call, and errors turned into words. Torch-free."""
+"""What ``/health`` tells besides UP, which it says as long as this process answers.
+
+``/predict``: answers from the store, without a network.
+One function a URL: its body in, its answer out. The types of a function are what ``openapi`` publishes of it.
+The Flask app: who may call, and errors turned into words. Torch-free.
+"""
 
 import re
 from base64 import b64decode
+from collections.abc import Callable, Sequence
+from functools import wraps
 from hmac import compare_digest
 from http import HTTPStatus
+from typing import Any
 
 import structlog
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Blueprint, Flask, Response, current_app, jsonify, render_template, request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 
+from ml_backend.analytics.overview import Memory
+from ml_backend.config import Settings
 from ml_backend.errors import BackendError
-from ml_backend.insight.overview import Memory
-from ml_backend.queueing import RoundQueue
-from ml_backend.server.forms import is_same_origin
+from ml_backend.label_studio.formats import LabelConfig, prediction
+from ml_backend.label_studio.payloads import (
+    Event,
+    HealthAnswer,
+    PredictAnswer,
+    PredictRequest,
+    ProjectRow,
+    SetupAnswer,
+    SetupRequest,
+    StatusAnswer,
+    VersionsAnswer,
+    VersionsRequest,
+    WebhookAnswer,
+    parse_body,
+)
+from ml_backend.scheduling import RoundQueue
+from ml_backend.scheduling.reconciler import configuration, connect, connection_of, version
+from ml_backend.schemas import Connection, ProjectKey, Ranking
+from ml_backend.server.actions import is_same_origin
+from ml_backend.server.context import Parts, parts, refreshing, relative_url, wants_page
 from ml_backend.server.metrics import Metrics
-from ml_backend.server.openapi import OPEN
-from ml_backend.server.pages import FORMS, pages
-from ml_backend.server.parts import Parts, relative_url, wants_page
-from ml_backend.server.routes import LARGEST_BODIES, routes
-from ml_backend.settings import Settings
+from ml_backend.server.openapi import OPEN, describe, types_of
+from ml_backend.server.status import as_json, statuses
+from ml_backend.server.views import FORMS, pages
+from ml_backend.server.webhook import receive
 from ml_backend.storage import RoundStore
 
-__all__ = ["create_app"]
+
+def degraded(store: RoundStore, queue: RoundQueue) -> list[str]:
+    """What does not work just now, in words; nothing where all does. Never raises, and answers within a second."""
+    try:
+        states = [queue.status(connection.project) for connection in store.connections()]
+        workers = queue.workers()
+    except BackendError:
+        return ["Redis does not answer"]
+    except OSError:
+        return ["the data folder cannot be read"]
+    found: list[str] = []
+    if states and not workers:
+        found.append("no worker runs")
+    if failing := sum(state.failing for state in states):
+        found.append(f"the last round of {failing} of {len(states)} projects failed")
+    return found
+
+
+Answer = dict[str, object]
+
+LIVE = "-live"  # appended to the version of the ranking; no ranking's version ends so
+
+
+def predict(image_ids: Sequence[str], connection: Connection, store: RoundStore) -> list[Answer]:
+    """One answer an image, in their order: the last round's suggestion where the owner wants pre-labels, else empty.
+
+    Raises:
+        PayloadError: the label config cannot be read.
+        SettingsError: an option has a wrong name or value.
+    """
+    config, options = configuration(connection)
+    live = version(connection.project, store) + LIVE
+    report = store.project(connection.project).latest() if options.prelabel else None
+    return [_prediction(image_id, None if report is None else report.ranking, live, config) for image_id in image_ids]
+
+
+def _prediction(image_id: str, ranking: Ranking | None, model_version: str, config: LabelConfig) -> Answer:
+    suggestion = None if ranking is None else ranking.suggestions.get(image_id)
+    # A class that has left the label config since would be refused.
+    known = suggestion if suggestion in config.classes else None
+    confidence = None if ranking is None else ranking.confidences.get(image_id)
+    answer = prediction(image_id, 0.0, model_version, config, known, confidence=confidence)
+    return {"result": answer["result"], "model_version": model_version}
+
+
+LARGEST_BODIES = {"routes.webhook": 256 * 2**20, "routes.predictions": 32 * 2**20, "routes.setup": 4 * 2**20}
+"""Bytes, by route; other bodies are small. An import of many tasks comes in one event, and Label Studio's own limit
+for it is 250 MB."""
+
+log = structlog.get_logger()
+routes = Blueprint("routes", __name__)
+
+
+def _in_json(view: Callable[..., Any]) -> Callable[[], Response]:
+    """Reads the body that the view's parameter asks for, and writes the model that it returns."""
+    body, _ = types_of(view)
+
+    @wraps(view)
+    def answer() -> Response:
+        given = () if body is None else (parse_body(body, request.get_data()),)
+        for read in given:
+            _name_project(getattr(read, "project", None))
+        answered = view(*given)
+        return answered if isinstance(answered, Response) else jsonify(answered.model_dump(mode="json"))
+
+    return answer
+
+
+def _name_project(project: ProjectKey | ProjectRow | None) -> None:
+    """In every line that is logged for this request from now on."""
+    known = (project.key or project.id) if isinstance(project, ProjectRow) else project
+    if known is not None:
+        structlog.contextvars.bind_contextvars(project=str(known))
+
+
+@routes.get("/health")
+@_in_json
+def health() -> HealthAnswer:
+    """Whether the server is up; the only route without credentials."""
+    return HealthAnswer(degraded=degraded(parts().store, parts().queue))
+
+
+@routes.get("/")
+@_in_json
+def index() -> StatusAnswer | Response:
+    """What every project is doing; a page for a browser, JSON for anybody else."""
+    found = statuses(parts().store, parts().queue, parts().memory)
+    if wants_page():
+        busy = any(status.busy for status in found)
+        page = render_template("status.html", statuses=found, **refreshing(busy=busy))
+        return Response(page, content_type="text/html; charset=utf-8")
+    return StatusAnswer(projects=[as_json(status) for status in found])
+
+
+@routes.post("/setup")
+@_in_json
+def setup(body: SetupRequest) -> SetupAnswer:
+    """Connect a project, or connect it again: it costs nothing."""
+    return SetupAnswer(model_version=connect(body, parts().store, parts().queue))
+
+
+@routes.post("/predict")
+@_in_json
+def predictions(body: PredictRequest) -> PredictAnswer:
+    """What the last round said about some tasks; never a ranking."""
+    connection = connection_of(body.project, parts().store)
+    return PredictAnswer(results=predict([str(task.id) for task in body.tasks], connection, parts().store))
+
+
+@routes.post("/webhook")
+@_in_json
+def webhook(event: Event) -> WebhookAnswer:
+    """Take note of an event; a round starts when enough labels have changed."""
+    parts().metrics.count_webhook(event.action)
+    answer = receive(event, parts().store, parts().queue, request.host)
+    log.info("webhook", action=event.action, **answer)
+    return WebhookAnswer.model_validate({"action": event.action, **answer})
+
+
+@routes.get("/versions")
+@_in_json
+def all_versions() -> VersionsAnswer:
+    """The version that each project is served; Label Studio asks without naming a project."""
+    store = parts().store
+    return VersionsAnswer(versions=[version(connection.project, store) for connection in store.connections()])
+
+
+@routes.post("/versions")
+@_in_json
+def versions(body: VersionsRequest) -> VersionsAnswer:
+    """The version that a project is served, as label-studio-ml asks for it."""
+    return VersionsAnswer(versions=[version(body.project, parts().store)])
+
+
+@routes.get("/metrics")
+def metrics() -> Response:
+    """Counters and gauges for Prometheus."""
+    return Response(generate_latest(parts().metrics.registry), content_type=CONTENT_TYPE_LATEST)
+
+
+@routes.get("/openapi.json")
+def openapi() -> Response:
+    """The description of this server that you are reading."""
+    return jsonify(describe(current_app))
+
 
 MAX_BODY_BYTES = 64 * 2**10  # where a route does not say more
 MAX_REASON = 2000  # characters
@@ -35,8 +206,6 @@ HEADERS = {
     "frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
     "Cache-Control": "no-store",
 }
-
-log = structlog.get_logger()
 
 
 def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:

@@ -10,12 +10,10 @@ from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
-from ml_backend.insight.lines import RoundLine
-from ml_backend.insight.proof import WINDOW as CONTROL_WINDOW
-from ml_backend.insight.proof import ControlEstimate
-from ml_backend.plot_parts import Axes, add, axis_x, axis_y, figure, path, spread_out, to_text
-
-__all__ = ["Series", "balance_figure", "learning_series", "legend", "line_figure", "recall_series"]
+from ml_backend.analytics.evaluation import WINDOW as CONTROL_WINDOW
+from ml_backend.analytics.evaluation import ControlEstimate
+from ml_backend.analytics.history import RoundLine
+from ml_backend.charts import Axes, add, axis_x, axis_y, figure, path, spread_out, to_text
 
 COLOURS: Final = 8
 DASHES: Final = ("", "7 3", "2 3", "9 3 2 3")

@@ -16,9 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from werkzeug.routing import Rule
 
-from ml_backend.server.payloads import PROJECT_KEY, ErrorAnswer, Form
-
-__all__ = ["OPEN", "describe", "path_of", "types_of"]
+from ml_backend.label_studio.payloads import PROJECT_KEY, ErrorAnswer, Form
 
 OPEN = "routes.health"
 """The one endpoint that asks for no credentials."""

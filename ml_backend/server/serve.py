@@ -9,15 +9,13 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
+from ml_backend.config import Settings
 from ml_backend.errors import QueueError
 from ml_backend.logs import set_up_logs
-from ml_backend.queueing import RoundQueue
+from ml_backend.scheduling import RoundQueue
+from ml_backend.scheduling.reconciler import Reconciler
 from ml_backend.server.app import create_app
-from ml_backend.server.reconcile import Reconciler
-from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
-
-__all__ = ["serve"]
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes a file of its own there and unlinks it
 

@@ -5,23 +5,21 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from ml_backend.analytics.history import KnownNetwork
+from ml_backend.analytics.overview import KeptReading, Memory, Question, network_of, standing_of
+from ml_backend.analytics.standing import Standing
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError
-from ml_backend.insight.network import KnownNetwork
-from ml_backend.insight.overview import KeptReading, Memory, Question, network_of, standing_of
-from ml_backend.insight.standing import Standing
 from ml_backend.label_studio.connect import TITLE
 from ml_backend.label_studio.formats import question, training_classes
-from ml_backend.label_studio.serving import Serving, ServingProblem, serving_problems
-from ml_backend.queueing import QueueStatus, RoundQueue
-from ml_backend.records import Connection, FitReport, Published, RoundReport
-from ml_backend.server.connections import configuration
-from ml_backend.settings import ProjectOptions
+from ml_backend.label_studio.publisher import Serving, ServingProblem, serving_problems
+from ml_backend.scheduling import QueueStatus, RoundQueue
+from ml_backend.scheduling.reconciler import configuration
+from ml_backend.schemas import Connection, FitReport, Published, RoundReport
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.pause import Pause, Paused
+from ml_backend.storage.project_state import Pause, Paused
 from ml_backend.storage.quarantine import Quarantine, QuarantinedImage
-
-__all__ = ["LISTED_IMAGES", "ProjectStatus", "as_json", "question_of", "status_of", "statuses"]
 
 TOLD_TWICE_SHOWN_S = 24 * 3600
 LISTED_IMAGES = 100

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import count, islice
 
-from ml_backend.engine.ports import (
+from ml_backend.errors import EmptyPool
+from ml_backend.rounds.interfaces import (
     ConsensusRule,
     Learner,
     Progress,
@@ -14,13 +15,10 @@ from ml_backend.engine.ports import (
     Strategy,
     no_progress,
 )
-from ml_backend.engine.round import run_round
-from ml_backend.engine.split import stable_split
-from ml_backend.errors import EmptyPool
-from ml_backend.records import Published, RoundReport, RoundRequest
+from ml_backend.rounds.run import run_round
+from ml_backend.rounds.split import stable_split
+from ml_backend.schemas import Published, RoundReport, RoundRequest
 from ml_backend.simulation.oracle import Oracle
-
-__all__ = ["OracleReader", "reveal_start", "simulate", "simulated_rounds"]
 
 
 class OracleReader:

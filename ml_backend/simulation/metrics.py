@@ -12,10 +12,8 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from pydantic import Field
 from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
 
-from ml_backend.pool_outputs import float_array
-from ml_backend.records import Record
-
-__all__ = ["ECE_BINS", "RoundMetrics", "round_metrics"]
+from ml_backend.predictions import float_array
+from ml_backend.schemas import Record
 
 ECE_BINS = 15
 

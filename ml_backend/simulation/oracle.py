@@ -5,10 +5,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from ml_backend.acquisition import seeded_order
-from ml_backend.records import Annotation, Exclusion, ImageRef, Label, natural_order
+from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_order
 from ml_backend.simulation.dataset import DataSet
-
-__all__ = ["Oracle"]
 
 RATER = "oracle"
 FIRST_ANSWER = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock, so that two runs write the same annotations

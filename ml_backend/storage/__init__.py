@@ -38,7 +38,7 @@
     scoring.py   what the workers that score one pool together hand to each other
 """
 
-from ml_backend.storage.files import write_atomically
+from ml_backend.storage.atomic import write_atomically
 from ml_backend.storage.rounds import ProjectStore, RoundStore
 from ml_backend.storage.scoring import ScoringFolder, ScoringTask
 

@@ -7,10 +7,8 @@ from typing import TypeVar
 import structlog
 
 from ml_backend.errors import StorageError
-from ml_backend.records import Record
-from ml_backend.storage.files import read_record, write_record
-
-__all__ = ["ReadingStore"]
+from ml_backend.schemas import Record
+from ml_backend.storage.atomic import read_record, write_record
 
 KEPT_ROUNDS = 20  # the round that is served is among them, even if some after it could not be published
 

@@ -12,11 +12,9 @@ from typing import Any, Final
 import numpy as np
 
 from ml_backend.errors import OtherFormat, StorageError
-from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
-from ml_backend.records import Exclusion
-from ml_backend.storage.files import replace_file
-
-__all__ = ["EVIDENCE", "OUTPUTS", "keep_outputs", "kept_evidence", "read_outputs", "write_outputs"]
+from ml_backend.predictions import LastLayerGradients, PoolOutputs
+from ml_backend.schemas import Exclusion
+from ml_backend.storage.atomic import replace_file
 
 FORMAT: Final = 1
 """Of both files, and of a shard's. What holds none is of the first format, which was written without."""

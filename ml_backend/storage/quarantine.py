@@ -16,10 +16,8 @@ import structlog
 from pydantic import Field
 
 from ml_backend.errors import StorageError
-from ml_backend.records import Record, natural_order
-from ml_backend.storage.files import read_record, write_record
-
-__all__ = ["Quarantine", "QuarantinedImage"]
+from ml_backend.schemas import Record, natural_order
+from ml_backend.storage.atomic import read_record, write_record
 
 FIRST_PAUSE_S = 60.0  # doubled with every further try
 LONGEST_PAUSE_S = 24 * 3600.0

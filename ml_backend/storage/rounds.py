@@ -1,31 +1,269 @@
-"""One folder a round, written beside and renamed into place: a reader sees a whole round or none.
+"""Numbers of rounds: the folder that a round is written in is the reservation of its number.
 
-What a killed run leaves behind is removed by the next one: half-written rounds and networks that are too old when it
-takes its number, the rest when it begins.
+What a round was asked and whose network ranked, without its ranking: for whoever must answer in milliseconds.
+The orders that readers were served, one after the other: what served images are held against.
+What a round was made from, in hashes; each manifest names the one before it, so that none is replaced unseen.
+One folder a round, written beside and renamed into place: a reader sees a whole round or none.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import structlog
+from pydantic import Field
 
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, ImageRef, ImportedVersion, ProjectKey, Published, Record, RoundReport
-from ml_backend.storage.briefs import BRIEF, RoundBrief
-from ml_backend.storage.files import publish_folder, read_record, remove_half_written, write_record
-from ml_backend.storage.manifests import MANIFEST
-from ml_backend.storage.numbers import make_room, reserve, sweep
-from ml_backend.storage.orders import keep_order, kept_orders
+from ml_backend.predictions import PoolOutputs
+from ml_backend.schemas import (
+    Connection,
+    ImageRef,
+    ImportedVersion,
+    Label,
+    ProjectKey,
+    Published,
+    Record,
+    RoundReport,
+    RoundRequest,
+)
+from ml_backend.storage.atomic import publish_folder, read_record, remove_half_written, write_record
 from ml_backend.storage.outputs import EVIDENCE, OUTPUTS, keep_outputs, kept_evidence, read_outputs
 from ml_backend.storage.scoring import ScoringFolder, ScoringTask
 
-__all__ = ["ProjectStore", "RoundStore"]
+
+def reserve(rounds: Path) -> str:
+    """Take the next number: of two runs that try at once, each gets one of its own.
+
+    Args:
+        rounds: the folder of a project's rounds, which is there.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    while True:
+        round_id = f"r{_newest(rounds) + 1:06d}"
+        try:
+            # The folder that the round is written in, and the number's reservation: of two runs one makes it.
+            (rounds / f".{round_id}").mkdir()
+        except FileExistsError:
+            continue
+        if _newest(rounds) == int(round_id[1:]):
+            return round_id
+        # Looked up before a newer run came and swept the number away from under another one.
+        with suppress(OSError):
+            (rounds / f".{round_id}").rmdir()
+
+
+def make_room(folder: Path, target: Path) -> None:
+    """An empty folder for a round that nobody has saved, and no newer one has overtaken.
+
+    Raises:
+        StaleRound: a newer one has.
+        OSError: it is saved already, or the disk refuses.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if _newest(target.parent) > _number(target):
+        raise StaleRound(f"a newer round than {target.name} has begun: it is not saved")
+    if target.exists():
+        raise FileExistsError(f"{target.name} is there already")
+    # What was left half written under a number that nobody had taken.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def _newest(rounds: Path) -> int:
+    """Number of the newest round that was begun, saved or not; 0 where there is none."""
+    return max(map(_number, rounds.iterdir()), default=0)
+
+
+def _number(folder: Path) -> int:
+    name = folder.name.removeprefix(".")
+    return int(name[1:]) if name[:1] == "r" and name[1:].isdecimal() else 0
+
+
+def sweep(rounds: Path, round_id: str, large: Sequence[str], kept: int) -> None:
+    """Remove what killed rounds left half-written, and large files but of the last rounds that have any.
+
+    Args:
+        rounds: folder of a project's rounds.
+        round_id: of the round that begins.
+        large: patterns of files, each counted by itself.
+        kept: rounds that keep them.
+    """
+    for left in rounds.glob(".r*"):
+        if left.name < f".{round_id}":
+            shutil.rmtree(left, ignore_errors=True)
+    saved = sorted(path.parent for path in rounds.glob("r*/report.json"))
+    for pattern in large:
+        having = [files for folder in saved if (files := list(folder.rglob(pattern)))]
+        for path in (path for files in having[:-kept] for path in files):
+            path.unlink(missing_ok=True)
+
+
+BRIEF: Final = "brief"
+"""The name under which it stands in a round's folder."""
+
+
+class RoundBrief(Record):
+    """A round's report without what grows with the pool.
+
+    Attributes:
+        trained: whether it trained a network.
+        base: the earlier round whose network ranked, where this one only ranked anew.
+    """
+
+    request: RoundRequest
+    trained: bool
+    base: str | None
+
+    @property
+    def by_network(self) -> bool:
+        """Whether a network made the order; see ``RoundReport.by_network``."""
+        return self.trained or self.base is not None
+
+    @classmethod
+    def of(cls, report: RoundReport) -> "RoundBrief":
+        """The brief of a report."""
+        return cls(request=report.request, trained=report.trained, base=report.base)
+
+
+KEPT = 500  # a batch and a reserve each
+
+log = structlog.get_logger()
+
+
+def keep_order(folder: Path, published: Published) -> None:
+    """Add an order, or complete the figures of one that is there. Never raises: it is served all the same."""
+    try:
+        # Of one version the moment stays the same, however often its other figures are completed.
+        write_record(folder / f"{published.published_at:%Y%m%dT%H%M%S%f}.json", published)
+        for old in sorted(folder.glob("2*.json"))[:-KEPT]:
+            old.unlink(missing_ok=True)
+    except (StorageError, OSError) as error:
+        log.warning("the order is served, and will be missing where earlier orders are told", error=str(error))
+
+
+def kept_orders(folder: Path) -> list[Published]:
+    """All that are kept, oldest first. One that is damaged is left out, and logged."""
+    found: list[Published] = []
+    for path in sorted(folder.glob("2*.json")):
+        try:
+            order = read_record(path, Published)
+        except StorageError as error:
+            log.warning("an earlier order is left out", error=str(error))
+            continue
+        if order is not None:
+            found.append(order)
+    return found
+
+
+MANIFEST: Final = "manifest"
+INPUTS: Final = "inputs"
+"""The names under which these records stand in a round's folder."""
+_SWEPT = ("model", "evidence")  # how files begin that are kept of the last rounds only
+
+
+class RoundInputs(Record):
+    """What a round learned from and ranked.
+
+    Attributes:
+        labels: in the order of the image ids.
+        pool: likewise.
+    """
+
+    labels: tuple[Label, ...]
+    pool: tuple[ImageRef, ...]
+
+
+class Manifest(Record):
+    """A round in hashes; all of them sha256, in hex.
+
+    Attributes:
+        files: of every file of the round's folder when it was saved, by its path there.
+        labels: of the listing of labels, one line of JSON each; the pool likewise.
+        code: of the package's .py files, and its version.
+        versions: of what computes.
+        machine: what decides a last bit, in words.
+        weights: of the backbone's weights file; empty where there is none.
+        weights_from: the network's name, and whence its weights.
+        previous: hash of the manifest of the round ``previous_round``; None in a chain's first.
+    """
+
+    format: Literal[1] = 1
+    round_id: str
+    files: dict[str, str]
+    labels: str
+    pool: str
+    code: str
+    version: str
+    versions: dict[str, str]
+    machine: str
+    weights: str
+    weights_from: str
+    seed: int
+    options: dict[str, object] = Field(default={})
+    previous: str | None = None
+    previous_round: str | None = None
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_files(folder: Path) -> dict[str, str]:
+    """Of every file in a folder and below, by its path there; a manifest is left out.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths if path.name != f"{MANIFEST}.json"}
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str] | None:
+    """A round's manifest, and the hash of its file; None where the round has none.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    path = folder / f"{MANIFEST}.json"
+    manifest = read_record(path, Manifest)
+    if manifest is None:
+        return None
+    try:
+        return manifest, sha256_of(path)
+    except OSError as error:
+        raise StorageError(f"{path} could not be read: {error}") from error
+
+
+def file_faults(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Each file of a round that is not what its manifest says, in words. Networks and evidence may be gone by now."""
+    faults = []
+    for name, wanted in files.items():
+        try:
+            seen = sha256_of(folder / name)
+        except FileNotFoundError:
+            if not Path(name).name.startswith(_SWEPT):
+                faults.append(f"{name} is gone")
+            continue
+        except OSError as error:
+            faults.append(f"{name} cannot be read: {error}")
+            continue
+        if seen != wanted:
+            faults.append(f"{name} is not what was saved: its sha256 begins with {seen[:12]}, not {wanted[:12]}")
+    return faults
+
 
 KEPT_NETWORKS = 3  # of the last rounds that trained one; a warm start goes on from the newest
 NETWORK = "model.*"  # what a learner saves; the report and the outputs of every round stay
@@ -33,7 +271,6 @@ NETWORK = "model.*"  # what a learner saves; the report and the outputs of every
 NOTHING: Final[Mapping[str, Record]] = MappingProxyType({})
 
 R = TypeVar("R", bound=Record)
-log = structlog.get_logger()
 
 
 class _Run(Record):

@@ -17,15 +17,13 @@ from typing import Annotated, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import StorageError
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import ImageRef, Record
-from ml_backend.settings import ProjectOptions
-from ml_backend.storage.files import folder_beside, read_record, write_record
+from ml_backend.predictions import PoolOutputs
+from ml_backend.registry import Need
+from ml_backend.schemas import ImageRef, Record
+from ml_backend.storage.atomic import folder_beside, read_record, write_record
 from ml_backend.storage.outputs import read_outputs, write_outputs
-from ml_backend.strategies import Need
-
-__all__ = ["ScoringFolder", "ScoringTask"]
 
 OTHERS_LEFTOVERS_AFTER_S = 24 * 3600.0
 

@@ -23,26 +23,23 @@ from sklearn.isotonic import IsotonicRegression
 from threadpoolctl import threadpool_limits
 
 from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.analytics.agreement import FIXED_SET, Agreement, RoundMarks, noise_of, round_marks
+from ml_backend.analytics.stopping import Verdict, stop_advice
+from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median as median_rule
-from ml_backend.engine.noise import Witness, ask_twin
-from ml_backend.engine.ports import Learner, RoundParts, no_guard, no_progress
-from ml_backend.images.folder import FolderSource
-from ml_backend.insight.agreement import FIXED_SET, Agreement, RoundMarks, noise_of, round_marks
-from ml_backend.insight.stopping import stop_advice
-from ml_backend.insight.stopping_words import Verdict
-from ml_backend.model.feature_table import FeatureTable
+from ml_backend.images.source import FolderSource
+from ml_backend.model.features import FeatureTable
+from ml_backend.model.hardware import one_thread
 from ml_backend.model.learner import McDropoutLearner
-from ml_backend.model.randomness import derive
-from ml_backend.model.threads import one_thread
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import ProjectKey, Record, RoundReport, RoundRequest
-from ml_backend.settings import ProjectOptions
-from ml_backend.simulation.dataset import DataSet, load_dataset
+from ml_backend.predictions import PoolOutputs
+from ml_backend.rounds.interfaces import Learner, RoundParts, no_guard, no_progress
+from ml_backend.rounds.seed_noise import Witness, ask_twin
+from ml_backend.schemas import ProjectKey, Record, RoundReport, RoundRequest
+from ml_backend.seeding import derive
+from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, split_by_patient
+from ml_backend.simulation.experiments import drawn_tables
 from ml_backend.simulation.loop import OracleReader, reveal_start, simulated_rounds
 from ml_backend.simulation.oracle import Oracle
-from ml_backend.simulation.partition import split_by_patient
-from ml_backend.simulation.task import parse_task
-from ml_backend.study.experiment_ground import drawn_tables
 
 __all__ = ["Judged", "Step", "judge", "learning_run", "main", "report", "two_sides"]
 

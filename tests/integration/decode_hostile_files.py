@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterator
 
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import decode
-from ml_backend.images.troubles import trouble_of
+from ml_backend.images.decode import decode, trouble_of
 from tests.unit.images.hostile import Case, corpus
 
 ADDRESS_SPACE = 4 * 2**30  # bytes; libvips' threads reserve stacks that they never touch

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_backend.records import ProjectKey
+from ml_backend.schemas import ProjectKey
 
 __all__ = ["FAKE_WORKER", "PAYLOADS", "PROJECT", "free_port", "wait_until"]
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ml_backend.settings import ProjectOptions
-from ml_backend.simulation.dataset import load_dataset
-from ml_backend.simulation.task import parse_task
-from ml_backend.storage.files import write_record
-from ml_backend.study.plan import StudyPlan
+from ml_backend.config import ProjectOptions
+from ml_backend.simulation.dataset import load_dataset, parse_task
+from ml_backend.simulation.plan import StudyPlan
+from ml_backend.storage.atomic import write_record
 
 __all__ = ["CLASSES", "OPTIONS", "begin_study", "draw_table"]
 

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
+from ml_backend.config import ImageHosts
 from ml_backend.errors import ImageError, StorageError, WeightsError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.images import LabelStudioImages
+from ml_backend.model.backbones import load_backbone
 from ml_backend.model.checkpoint import load_checkpoint
-from ml_backend.model.weights import load_backbone
-from ml_backend.queueing import RoundQueue
-from ml_backend.records import ImageRef
-from ml_backend.settings import ImageHosts
+from ml_backend.scheduling import RoundQueue
+from ml_backend.schemas import ImageRef
 from ml_backend.storage.outputs import read_outputs
 from tests.integration.processes import PAYLOADS, PROJECT, free_port, wait_until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.records import Connection
+from ml_backend.schemas import Connection
 from ml_backend.storage import RoundStore
 from tests.fakes import make_report
 from tests.integration.processes import PROJECT

@@ -15,7 +15,7 @@ import torch
 from redis import Redis
 from torchvision.models import mobilenet_v2
 
-from ml_backend.simulation.drawn import write_phantoms
+from ml_backend.simulation.synthetic import write_phantoms
 from ml_backend.simulation.tables import read_labels
 from tests.integration.processes import wait_until
 from tests.manual import Command, pages, told_to

@@ -22,10 +22,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from ml_backend.queueing import RoundQueue
+from ml_backend.config import Settings
+from ml_backend.scheduling import RoundQueue
+from ml_backend.server.actions import ACTIONS
 from ml_backend.server.app import create_app
-from ml_backend.server.forms import ACTIONS
-from ml_backend.settings import Settings
 from tests.integration.processes import PAYLOADS
 
 CHECKS = [

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from ml_backend.queueing import RoundQueue
+from ml_backend.config import Settings
+from ml_backend.scheduling import RoundQueue
 from ml_backend.server.app import create_app
-from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
 from tests.system.owner_data import KEY, prepare
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.errors import ServiceError
-from ml_backend.processes.process import Child, free_port
+from ml_backend.processes import Child, free_port
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ class TestChild:
     def test_dies_with_a_parent_that_is_killed(self, tmp_path):
         script = (
             "import os, pathlib, time\n"
-            "from ml_backend.processes.process import Child\n"
+            "from ml_backend.processes import Child\n"
             f"folder = pathlib.Path({str(tmp_path)!r})\n"
             "child = Child('sleeper', ['/bin/sleep', '60'], os.environ, folder / 'log')\n"
             "child.start()\n"

@@ -8,8 +8,7 @@ import redis
 from rq import Queue, Worker
 
 from ml_backend.errors import ServiceError
-from ml_backend.processes.process import free_port
-from ml_backend.processes.valkey import Valkey
+from ml_backend.processes import Valkey, free_port
 
 
 class TestValkey:

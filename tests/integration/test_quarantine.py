@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.cached import DecodedImage, ImageCache
+from ml_backend.images.cache import DecodedImage, ImageCache
 from ml_backend.images.dataset import read_ahead
-from ml_backend.images.folder import FolderSource
-from ml_backend.images.quarantined import STREAK, QuarantinedSource
-from ml_backend.records import Exclusion, ImageRef
+from ml_backend.images.quarantine import STREAK, QuarantinedSource
+from ml_backend.images.source import FolderSource
+from ml_backend.schemas import Exclusion, ImageRef
 from ml_backend.storage.quarantine import Quarantine
 
 BAD = {"3": b"", "14": b"<html>log in", "15": b"\x89PNG\r\n\x1a\n half a film", "26": None}

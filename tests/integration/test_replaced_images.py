@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ml_backend.config import ImageHosts
 from ml_backend.errors import ImageError
-from ml_backend.images.cached import ImageCache
-from ml_backend.images.quarantined import QuarantinedSource
+from ml_backend.images.cache import ImageCache
+from ml_backend.images.quarantine import QuarantinedSource
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.images import LabelStudioImages
-from ml_backend.records import ImageRef
-from ml_backend.settings import ImageHosts
+from ml_backend.schemas import ImageRef
 from ml_backend.storage.quarantine import Quarantine
 
 HALF_A_FILM = b"\x89PNG\r\n\x1a\n half a film"

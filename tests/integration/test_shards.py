@@ -16,17 +16,17 @@ from PIL import Image
 from redis import Redis
 from rq import Worker
 
-from ml_backend.assembly import world as assembly_world
-from ml_backend.engine.sharing import ShardedLearner
+from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import QueueError
-from ml_backend.images.phantoms import draw_pool
+from ml_backend.images.synthetic import draw_pool
 from ml_backend.model import scoring
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.queueing import JOB, QUEUE_SHARDS, SHARD_JOB, ShardQueue, connect_redis
-from ml_backend.records import Connection, ImageRef, Label
-from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.predictions import PoolOutputs
+from ml_backend.registry import Need
+from ml_backend.rounds import live as assembly_world
+from ml_backend.rounds.sharding import ShardedLearner
+from ml_backend.scheduling import JOB, QUEUE_SHARDS, SHARD_JOB, ShardQueue, connect_redis
+from ml_backend.schemas import Connection, ImageRef, Label
 from ml_backend.storage import RoundStore
-from ml_backend.strategies import Need
 from tests.integration.processes import PROJECT, free_port, wait_until
 
 HELPER = Path(__file__).parent / "worker_that_helps.py"
@@ -126,7 +126,7 @@ class TestBoard:
         class OwnJob:
             worker_name = worker.name
 
-        monkeypatch.setattr("ml_backend.queueing.shards.get_current_job", OwnJob)
+        monkeypatch.setattr("ml_backend.scheduling.shard_queue.get_current_job", OwnJob)
 
         assert ShardQueue(redis, PROJECT).helpers() == 0
 

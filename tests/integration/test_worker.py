@@ -13,11 +13,11 @@ import pytest
 from redis import Redis
 from rq import Worker
 
-from ml_backend.processes.valkey import _valkey_program
-from ml_backend.queueing import RoundQueue, connect_redis
-from ml_backend.records import ProjectKey
+from ml_backend.processes import _valkey_program
+from ml_backend.scheduling import RoundQueue, connect_redis
+from ml_backend.schemas import ProjectKey
 from ml_backend.storage import RoundStore
-from ml_backend.storage.pause import Pause
+from ml_backend.storage.project_state import Pause
 from tests.integration.processes import FAKE_WORKER, PROJECT, free_port, wait_until
 
 OTHER = ProjectKey(id=3, created=1795384774)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from ml_backend.config import Settings
 from ml_backend.model import scoring
 from ml_backend.model.learner import McDropoutLearner
-from ml_backend.settings import Settings
-from ml_backend.worker.start import work
+from ml_backend.scheduling.worker import work
 
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).parent))

@@ -18,12 +18,12 @@ from typing import Any
 
 import structlog
 
+from ml_backend.config import Settings
 from ml_backend.errors import EmptyPool, LabelStudioError
-from ml_backend.queueing import connect_redis
-from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
-from ml_backend.settings import Settings
+from ml_backend.scheduling import connect_redis
+from ml_backend.scheduling.worker import work
+from ml_backend.schemas import ProjectKey, Published, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
-from ml_backend.worker.start import work
 
 
 def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: Any, guard: Any, **_more: Any) -> Any:
@@ -93,8 +93,8 @@ def _publish(store: RoundStore, key: ProjectKey, round_id: str, reason: Any) -> 
 
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).parent))
-    rounds: Any = ModuleType("ml_backend.assembly")
+    rounds: Any = ModuleType("ml_backend.rounds.live")
     rounds.run_live_round = run_live_round
-    sys.modules["ml_backend.assembly"] = rounds
+    sys.modules["ml_backend.rounds.live"] = rounds
     work(Settings.load())
     assert "torch" not in sys.modules

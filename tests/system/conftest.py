@@ -21,18 +21,17 @@ from typing import NoReturn
 import pytest
 from selenium import webdriver
 
-from ml_backend.demo.films import Film
+from ml_backend.config import Settings
+from ml_backend.demo.images import Film
 from ml_backend.demo.project import create_project, shipped_config, upload
 from ml_backend.demo.readers import Reader, chosen, opened, page_body
 from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
-from ml_backend.demo.watch import RoundFollower
+from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.processes.process import Service
-from ml_backend.processes.valkey import Valkey
-from ml_backend.queueing import RoundQueue, connect_redis
-from ml_backend.settings import Settings
+from ml_backend.processes import Service, Valkey
+from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
 from tests.system.recording import RecordingBackend
 

@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.films import DRAWN_CLASSES, Film
+from ml_backend.config import Settings
+from ml_backend.demo.images import DRAWN_CLASSES, Film
 from ml_backend.demo.readers import file_name
 from ml_backend.demo.services import Backend
-from ml_backend.demo.watch import RoundFollower
+from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.queueing import QueueStatus
-from ml_backend.records import Published, RoundReport
-from ml_backend.settings import Settings
+from ml_backend.scheduling import QueueStatus
+from ml_backend.schemas import Published, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 
 __all__ = ["Owned", "page_of"]

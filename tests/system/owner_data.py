@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ml_backend.demo.films import draw_films
-from ml_backend.engine.control import control_places
+from ml_backend.analytics import INSIGHT, round_insight
+from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, RoundMarks
+from ml_backend.analytics.history import uncertainties
+from ml_backend.demo.images import draw_films
 from ml_backend.images.decode import decode_film
 from ml_backend.images.thumbnail import thumbnail
-from ml_backend.insight import INSIGHT, round_insight
-from ml_backend.insight.agreement import AGREEMENT, NOISE, Agreement, RoundMarks
-from ml_backend.insight.rounds import uncertainties
-from ml_backend.label_studio.mirror import KeptTask, Mirror
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, FitReport, ProjectKey, Published, Ranking, Record, RoundReport
+from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.predictions import PoolOutputs
+from ml_backend.rounds.holdout import control_places
+from ml_backend.schemas import Connection, FitReport, ProjectKey, Published, Ranking, Record, RoundReport
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.project_state import Thumbnails
 from ml_backend.storage.quarantine import Quarantine
-from ml_backend.storage.thumbnails import Thumbnails
 from tests.fakes import make_request
 
 __all__ = ["CLASSES", "KEY", "prepare"]

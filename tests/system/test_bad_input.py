@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.films import draw_films
+from ml_backend.demo.images import draw_films
 from ml_backend.demo.readers import file_name
 from ml_backend.errors import RequestRefused
-from ml_backend.records import RoundReport
+from ml_backend.schemas import RoundReport
 
 pytestmark = pytest.mark.system
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ml_backend.demo.films import draw_films
+from ml_backend.demo.images import draw_films
 from ml_backend.demo.project import create_project, shipped_config, upload
 from ml_backend.demo.readers import Reader
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import prediction
-from ml_backend.label_studio.serving import SAMPLING
+from ml_backend.label_studio.publisher import SAMPLING
 from tests.page_requests import RECORDED, page_request
 from tests.system.exported import exported_tasks
 from tests.system.hands import Hands

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pytest
 
-from ml_backend.records import Published, RoundReport
+from ml_backend.schemas import Published, RoundReport
 from tests.system.chaos.installation import RETRAIN_AFTER, Installation, Ward
 from tests.system.chaos.plan import DEEDS, PHASES, Step, plan
 from tests.system.chaos.strike import Strike

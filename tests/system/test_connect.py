@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import pytest
 
+from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import LabelStudioError, PayloadError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import NOTHING_TO_CHANGE, connect_project
 from ml_backend.label_studio.formats import parse_label_config, prediction, question, training_classes
-from ml_backend.label_studio.labels import LabelStudioLabels
-from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.label_studio.sync import LabelStudioLabels
 from tests.label_configs import LEARNED, REFUSED
 from tests.system.recording import RecordingBackend
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.demo.films import draw_films
+from ml_backend.demo.images import draw_films
 from ml_backend.demo.summary import Summary
 from tests.manual import ROOT, Command, told_to
 

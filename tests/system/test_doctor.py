@@ -15,15 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from ml_backend.cli import app
-from ml_backend.demo.films import Film, draw_films
+from ml_backend.config import Settings
+from ml_backend.demo.images import Film, draw_films
 from ml_backend.demo.services import Backend, Worker
-from ml_backend.doctor.case import Case
-from ml_backend.doctor.check import Finding
-from ml_backend.doctor.examination import CHECKS, examine
+from ml_backend.doctor.checks import Case, Finding
+from ml_backend.doctor.runner import CHECKS, examine
 from ml_backend.label_studio.connect import connect_project, find_backend, find_webhook
-from ml_backend.processes.valkey import Valkey
-from ml_backend.queueing import RoundQueue, connect_redis
-from ml_backend.settings import Settings
+from ml_backend.processes import Valkey
+from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
 from tests.system.conftest import LiveProject
 from tests.system.owned import page_of

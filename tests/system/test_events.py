@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.films import DRAWN_CLASSES, draw_films
+from ml_backend.demo.images import DRAWN_CLASSES, draw_films
 from ml_backend.demo.readers import file_name
 from ml_backend.storage import RoundStore
 from tests.system.exported import exported_tasks

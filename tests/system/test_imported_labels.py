@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.films import Film, draw_films
+from ml_backend.config import Settings
+from ml_backend.demo.images import Film, draw_films
 from ml_backend.demo.project import upload
 from ml_backend.demo.readers import ServedImage, file_name
-from ml_backend.doctor.case import Case
-from ml_backend.doctor.examination import CHECKS, examine
-from ml_backend.settings import Settings
+from ml_backend.doctor.checks import Case
+from ml_backend.doctor.runner import CHECKS, examine
 from tests.system.owned import Owned
 
 pytestmark = pytest.mark.system

@@ -5,10 +5,10 @@ from typing import Protocol
 
 import pytest
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, training_classes
-from ml_backend.settings import ProjectOptions
 
 pytestmark = pytest.mark.system
 CONFIGS = sorted((Path(__file__).parents[2] / "label_studio_config").glob("*.xml"))

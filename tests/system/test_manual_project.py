@@ -19,15 +19,14 @@ import pytest
 from redis import Redis, RedisError
 from rq.worker_registration import get_keys
 
-from ml_backend.demo.films import DRAWN_CLASSES, draw_films
+from ml_backend.demo.images import DRAWN_CLASSES, draw_films
 from ml_backend.demo.project import create_project, shipped_config, upload
 from ml_backend.demo.readers import file_name
-from ml_backend.demo.watch import RoundFollower
+from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import NOTHING_TO_CHANGE
-from ml_backend.processes.process import Child, free_port
-from ml_backend.processes.valkey import _valkey_program
-from ml_backend.queueing import RoundQueue, connect_redis
+from ml_backend.processes import Child, _valkey_program, free_port
+from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
 from tests.manual import Command, commands, pages, told_to
 from tests.system.conftest import LiveProject

@@ -8,11 +8,11 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from ml_backend.demo.films import draw_films
-from ml_backend.demo.watch import RoundFollower
+from ml_backend.config import Settings
+from ml_backend.demo.images import draw_films
+from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.records import Published, RoundReport
-from ml_backend.settings import Settings
+from ml_backend.schemas import Published, RoundReport
 from tests.system.hands import Hands
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ml_backend.demo.films import draw_films
-from ml_backend.insight.agreement import NOISE, Agreement, rounds_with
+from ml_backend.analytics.agreement import NOISE, Agreement, rounds_with
+from ml_backend.demo.images import draw_films
 from tests.system.owned import Owned
 
 pytestmark = pytest.mark.system

@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ml_backend.demo.fidelity import compare
-from ml_backend.demo.films import DRAWN_CLASSES, draw_films
-from ml_backend.demo.labelling import label_until
+from ml_backend.analytics.history import Answer, answers_of
+from ml_backend.analytics.order_audit import order_fidelity
+from ml_backend.config import ProjectOptions
+from ml_backend.demo.images import DRAWN_CLASSES, draw_films
+from ml_backend.demo.order_check import compare
+from ml_backend.demo.project import label_until
 from ml_backend.demo.readers import Answers, ReadingRoom
-from ml_backend.demo.view import PlainView
-from ml_backend.demo.watch import RoundFollower
-from ml_backend.engine.replay import replays
-from ml_backend.insight.answers import Answer, answers_of
-from ml_backend.insight.fidelity import order_fidelity
-from ml_backend.label_studio.reading import read_project
-from ml_backend.settings import ProjectOptions
+from ml_backend.demo.view import PlainView, RoundFollower
+from ml_backend.label_studio.sync import read_project
+from ml_backend.rounds.replay import replays
 from ml_backend.storage import ProjectStore, RoundStore
 from tests.system.exported import exported_tasks
 

@@ -18,10 +18,10 @@ from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 from werkzeug.serving import make_server
 
-from ml_backend.processes.valkey import Valkey
-from ml_backend.queueing import Progress, RoundQueue, connect_redis
+from ml_backend.config import Settings
+from ml_backend.processes import Valkey
+from ml_backend.scheduling import Progress, RoundQueue, connect_redis
 from ml_backend.server.app import create_app
-from ml_backend.settings import Settings
 from tests.system.owner_data import KEY, prepare
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]

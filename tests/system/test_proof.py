@@ -5,12 +5,12 @@ from datetime import datetime
 import httpx
 import pytest
 
-from ml_backend.demo.films import draw_films
+from ml_backend.analytics.evaluation import PROOF_FILE, ActiveAgainstRandom
+from ml_backend.demo.images import draw_films
 from ml_backend.demo.project import create_project, shipped_config
-from ml_backend.insight.proof import PROOF_FILE, ActiveAgainstRandom
-from ml_backend.records import Connection, ProjectKey, Published, RoundReport
+from ml_backend.schemas import Connection, ProjectKey, Published, RoundReport
 from ml_backend.storage import RoundStore
-from ml_backend.storage.files import read_record
+from ml_backend.storage.atomic import read_record
 from ml_backend.storage.quarantine import Quarantine
 from tests.system.owned import Owned
 

@@ -8,13 +8,12 @@ from typing import Any, Protocol
 
 import pytest
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import LabelStudioError, StaleRound
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config
-from ml_backend.label_studio.publisher import LabelStudioPublisher
-from ml_backend.label_studio.serving import SAMPLING
-from ml_backend.records import ProjectKey, Ranking, RoundReport, RoundRequest
-from ml_backend.settings import ProjectOptions
+from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
+from ml_backend.schemas import ProjectKey, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
 
 pytestmark = pytest.mark.system

@@ -12,17 +12,15 @@ import httpx
 import pytest
 from PIL import Image
 
+from ml_backend.config import ProjectOptions
 from ml_backend.consensus import Consensus, median
 from ml_backend.errors import ImageError, RequestRefused
 from ml_backend.images.decode import decode
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, prediction, read_image, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
-from ml_backend.label_studio.labels import LabelStudioLabels
-from ml_backend.label_studio.mirror import Mirror
-from ml_backend.label_studio.reading import read_project
-from ml_backend.records import ImageRef
-from ml_backend.settings import ProjectOptions
+from ml_backend.label_studio.sync import LabelStudioLabels, Mirror, read_project
+from ml_backend.schemas import ImageRef
 from tests.unit.label_studio.data_uris import SPELLINGS
 
 pytestmark = pytest.mark.system

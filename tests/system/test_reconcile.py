@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from ml_backend.assembly import run_live_round
-from ml_backend.demo.films import Film
+from ml_backend.config import Settings
+from ml_backend.demo.images import Film
 from ml_backend.demo.project import create_project, shipped_config, upload
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.processes.valkey import Valkey
-from ml_backend.queueing import RoundQueue, connect_redis
-from ml_backend.records import Connection, ProjectKey
-from ml_backend.server.reconcile import Reconciler
-from ml_backend.settings import Settings
+from ml_backend.processes import Valkey
+from ml_backend.rounds.live import run_live_round
+from ml_backend.scheduling import RoundQueue, connect_redis
+from ml_backend.scheduling.reconciler import Reconciler
+from ml_backend.schemas import Connection, ProjectKey
 from ml_backend.storage import RoundStore
 from tests.system.recording import RecordingBackend
 

@@ -6,8 +6,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from ml_backend.study.report import write_report
-from tests.unit.study.drawn_results import drawn_results
+from ml_backend.simulation.report import write_report
+from tests.unit.simulation.drawn_results import drawn_results
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 

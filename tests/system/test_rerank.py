@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from ml_backend.acquisition import CatalogStrategy
-from ml_backend.demo.films import DRAWN_CLASSES, draw_films
+from ml_backend.analytics.history import strategy_history
+from ml_backend.config import Settings
+from ml_backend.demo.images import DRAWN_CLASSES, draw_films
 from ml_backend.demo.readers import file_name
-from ml_backend.insight.history import strategy_history
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Published, RoundReport
-from ml_backend.settings import Settings
+from ml_backend.predictions import PoolOutputs
+from ml_backend.schemas import Published, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 from tests.system.owned import page_of
 

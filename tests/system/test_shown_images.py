@@ -7,8 +7,7 @@ from threading import Thread
 import pytest
 from selenium import webdriver
 
-from ml_backend.images.decode import decode
-from ml_backend.images.troubles import UndecodableImage
+from ml_backend.images.decode import UndecodableImage, decode
 from tests.unit.images.kinds import KINDS, READ
 from tests.unit.label_studio.data_uris import DRAWINGS, SPELLINGS
 

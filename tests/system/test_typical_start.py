@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from ml_backend.demo.films import draw_films
-from ml_backend.engine.start import random_order
-from ml_backend.records import ImageRef
+from ml_backend.demo.images import draw_films
+from ml_backend.rounds.cold_start import random_order
+from ml_backend.schemas import ImageRef
 from tests.system.owned import Owned
 
 pytestmark = pytest.mark.system

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ml_backend.demo.films import draw_films
+from ml_backend.demo.images import draw_films
 from ml_backend.model.checkpoint import FILE_NAME
 from tests.system.owned import Owned
 

@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from ml_backend.demo.films import DRAWN_CLASSES, draw_films
+from ml_backend.demo.images import DRAWN_CLASSES, draw_films
 from ml_backend.demo.readers import file_name
 
 pytestmark = pytest.mark.system

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ml_backend import cli
 from ml_backend.errors import SettingsError
-from ml_backend.study.options import SimulateOptions
+from ml_backend.simulation.options import SimulateOptions
 
 RUNNER = CliRunner()
 COMMANDS = (
@@ -56,7 +56,7 @@ def seen_studies(monkeypatch: pytest.MonkeyPatch, status: int) -> list[SimulateO
         seen.append(options)
         return status
 
-    monkeypatch.setattr("ml_backend.study.simulate.run_study", run_study)
+    monkeypatch.setattr("ml_backend.simulation.study.run_study", run_study)
     return seen
 
 

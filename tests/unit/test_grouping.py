@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.grouping import groups_of, linked
-from ml_backend.records import ImageRef
+from ml_backend.schemas import ImageRef
 
 IMAGES = st.lists(
     st.tuples(st.sampled_from("abcdefgh"), st.sampled_from([None, None, "p", "q", "r"])), max_size=10

@@ -11,8 +11,8 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
+from ml_backend.config import Settings
 from ml_backend.logs import set_up_logs
-from ml_backend.settings import Settings
 
 Lines = Callable[[], list[dict[str, Any]]]
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_backend.config import ImageHosts, ProjectOptions, Settings, shown_address
 from ml_backend.errors import SettingsError
-from ml_backend.settings import ImageHosts, ProjectOptions, Settings, shown_address
 
 
 @pytest.fixture(autouse=True)

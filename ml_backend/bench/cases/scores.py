@@ -9,7 +9,7 @@ from ml_backend.bench.cases.bench import Bench, median_cpu_s, timings, versus
 from ml_backend.bench.pools import plain_pool
 from ml_backend.bench.process import Measured, Prepared
 from ml_backend.bench.report import CaseReport, Figure, Floor
-from ml_backend.strategies import STRATEGIES
+from ml_backend.registry import STRATEGIES
 
 __all__ = ["others", "pointwise"]
 

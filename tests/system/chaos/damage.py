@@ -14,8 +14,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from ml_backend.demo.services import Backend
-from ml_backend.processes.process import Service
-from ml_backend.processes.valkey import Valkey, _valkey_program
+from ml_backend.processes import Service, Valkey, _valkey_program
 
 __all__ = ["SmallDisk", "SteadyBackend", "SteadyValkey", "children", "kill", "stopped"]
 

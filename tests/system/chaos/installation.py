@@ -9,16 +9,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ml_backend.demo.films import DRAWN_CLASSES, draw_films
+from ml_backend.config import Settings
+from ml_backend.demo.images import DRAWN_CLASSES, draw_films
 from ml_backend.demo.project import create_project, shipped_config, upload
 from ml_backend.demo.readers import Answers, Reader, ReadingRoom, file_name
 from ml_backend.demo.services import Worker
 from ml_backend.errors import QueueError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.queueing import RoundQueue, connect_redis
-from ml_backend.records import ImportedVersion, ProjectKey, Published, RoundReport
-from ml_backend.settings import Settings
+from ml_backend.scheduling import RoundQueue, connect_redis
+from ml_backend.schemas import ImportedVersion, ProjectKey, Published, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 from tests.system.chaos.damage import SmallDisk, SteadyBackend, SteadyValkey, children
 from tests.system.chaos.readers import SteadyReaders

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 from ml_backend.demo.services import Worker
-from ml_backend.records import RoundReport
+from ml_backend.schemas import RoundReport
 from tests.system.chaos.damage import kill, stopped
 from tests.system.chaos.installation import RETRAIN_AFTER, START_S, Ward
 from tests.system.chaos.plan import Phase, Step

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.acquisition.badge import badge
-from ml_backend.acquisition.evidence import Gradients
-from ml_backend.chance import gumbel, redrawn, seeded_draws
+from ml_backend.acquisition.diversity import badge
+from ml_backend.acquisition.inputs import Gradients
+from ml_backend.seeding import gumbel, redrawn, seeded_draws
 
 
 def gradients(images: int, classes: int = 3, dims: int = 5, seed: int = 0) -> Gradients:

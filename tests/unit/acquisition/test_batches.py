@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ml_backend.acquisition import batches as module
+from ml_backend.acquisition import batch as module
 from ml_backend.acquisition import rank
-from ml_backend.acquisition.batches import batch_bald
-from ml_backend.acquisition.scores import bald
-from ml_backend.chance import seeded_order
+from ml_backend.acquisition.batch import batch_bald
+from ml_backend.acquisition.pointwise import bald
+from ml_backend.seeding import seeded_order
 
 LOG2 = math.log(2)
 

@@ -27,8 +27,8 @@ from ml_backend.acquisition import (
     typiclust,
     variation_ratios,
 )
-from ml_backend.acquisition.catalog import RANKERS
-from ml_backend.acquisition.evidence import Gradients
+from ml_backend.acquisition.inputs import Gradients
+from ml_backend.acquisition.strategy import RANKERS
 
 
 def everything(images: int, seed: int = 0) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ml_backend.acquisition.core_set import core_set
+from ml_backend.acquisition.diversity import core_set
 
 
 def features(images: int, dims: int = 3, seed: int = 0) -> Tensor:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ml_backend.acquisition import distances as module
-from ml_backend.acquisition.distances import computable, nearest, squared_distances, squared_lengths
+from ml_backend.acquisition import diversity as module
+from ml_backend.acquisition.diversity import computable, nearest, squared_distances, squared_lengths
 
 
 class TestSquaredDistances:

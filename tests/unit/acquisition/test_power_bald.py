@@ -5,9 +5,9 @@ import math
 import numpy as np
 import torch
 
-from ml_backend.acquisition.power_bald import power_bald
-from ml_backend.acquisition.scores import bald
-from ml_backend.chance import seeded_draws
+from ml_backend.acquisition.batch import power_bald
+from ml_backend.acquisition.pointwise import bald
+from ml_backend.seeding import seeded_draws
 
 
 class TestPowerBald:

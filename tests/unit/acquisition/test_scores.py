@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from ml_backend.acquisition import scores as module
-from ml_backend.acquisition.scores import (
+from ml_backend.acquisition import pointwise as module
+from ml_backend.acquisition.pointwise import (
     Score,
     bald,
     entropy,

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.acquisition import STRATEGIES, CatalogStrategy
-from ml_backend.engine.ports import Strategy
-from ml_backend.engine.start import random_order
-from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
-from ml_backend.records import Exclusion, ImageRef
+from ml_backend.predictions import LastLayerGradients, PoolOutputs
+from ml_backend.rounds.cold_start import random_order
+from ml_backend.rounds.interfaces import Strategy
+from ml_backend.schemas import Exclusion, ImageRef
 
 CLASSES = ("normal", "moderate", "severe")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ml_backend.acquisition.typiclust import typiclust
+from ml_backend.acquisition.diversity import typiclust
 
 
 def groups(sizes: list[int], spread: float = 0.05, seed: int = 0) -> tuple[Tensor, list[int]]:

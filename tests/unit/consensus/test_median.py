@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_backend.config import ProjectOptions
 from ml_backend.consensus import RULES, Consensus, median, rule
-from ml_backend.engine.ports import ConsensusRule
-from ml_backend.records import Annotation, ImageRef, Label
-from ml_backend.settings import ProjectOptions
+from ml_backend.rounds.interfaces import ConsensusRule
+from ml_backend.schemas import Annotation, ImageRef, Label
 
 CLASSES = ("normal", "moderate", "severe")
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.demo.fidelity import Served, compare
+from ml_backend.demo.order_check import Served, compare
 
 
 def serve(order: str, version: str = "v1", readers: str = "ab") -> list[Served]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ml_backend.demo.films import DRAWN_CLASSES, Film, draw_films, labels_in, read_films
+from ml_backend.demo.images import DRAWN_CLASSES, Film, draw_films, labels_in, read_films
 from ml_backend.errors import SettingsError
 
 

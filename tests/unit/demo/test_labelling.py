@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from ml_backend.demo import labelling
-from ml_backend.demo.fidelity import Served
-from ml_backend.demo.labelling import RoundBars, label_until
+from ml_backend.demo import project as labelling
+from ml_backend.demo.order_check import Served
+from ml_backend.demo.project import RoundBars, label_until
 from ml_backend.demo.view import PlainView
 from ml_backend.errors import RoundError
-from ml_backend.queueing import Progress, QueueStatus
-from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.scheduling import Progress, QueueStatus
+from ml_backend.schemas import ProjectKey, Published, Ranking, RoundReport, RoundRequest
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 PUBLISHED = (

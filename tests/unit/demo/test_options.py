@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import pytest
 
-from ml_backend.demo.films import DRAWN_CLASSES, Film
+from ml_backend.config import ProjectOptions
+from ml_backend.demo.images import DRAWN_CLASSES, Film
 from ml_backend.demo.options import DemoOptions, LabelStudioAddress, check_enough, project_options
 from ml_backend.errors import SettingsError
-from ml_backend.settings import ProjectOptions
 
 
 def films(normal: int, moderate: int, severe: int) -> list[Film]:

@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from ml_backend.demo.options import DemoOptions
-from ml_backend.demo.plan import choose_question, make_plan, visitors_films
+from ml_backend.demo.project import choose_question, make_plan, visitors_films
 from ml_backend.demo.view import PlainView
 from ml_backend.errors import SettingsError
 

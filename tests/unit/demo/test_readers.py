@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.fidelity import Served
+from ml_backend.demo.order_check import Served
 from ml_backend.demo.readers import Answers, Reader, ReadingRoom, ServedImage, Submission, file_name, page_body
 from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.formats import LabelConfig

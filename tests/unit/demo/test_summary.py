@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from ml_backend.demo.fidelity import Deviation, Fidelity, Served
+from ml_backend.demo.order_check import Deviation, Fidelity, Served
 from ml_backend.demo.readers import Submission
 from ml_backend.demo.summary import RoundRow, Summary, delay, round_row, summary_table
-from ml_backend.records import FitReport, ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import FitReport, ProjectKey, Published, Ranking, RoundReport, RoundRequest
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CLASSES = ("normal", "moderate", "severe")

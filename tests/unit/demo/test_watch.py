@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ml_backend.demo.watch import STALL_S, RoundFollower
+from ml_backend.demo.view import STALL_S, RoundFollower
 from ml_backend.errors import RoundError
-from ml_backend.queueing import LastError, Progress, QueueStatus
-from ml_backend.records import ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.scheduling import LastError, Progress, QueueStatus
+from ml_backend.schemas import ProjectKey, Published, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
 
 KEY = ProjectKey(id=3, created=1_700_000_000)

@@ -9,12 +9,11 @@ from typing import Any
 
 import httpx
 
-from ml_backend.demo.films import draw_films
-from ml_backend.doctor.case import Case
-from ml_backend.doctor.check import Check, Finding
-from ml_backend.doctor.examination import CHECKS, examine
-from ml_backend.records import Connection, ProjectKey, Published
-from ml_backend.settings import Settings
+from ml_backend.config import Settings
+from ml_backend.demo.images import draw_films
+from ml_backend.doctor.checks import Case, Check, Finding
+from ml_backend.doctor.runner import CHECKS, examine
+from ml_backend.schemas import Connection, ProjectKey, Published
 from ml_backend.storage import RoundStore
 from tests.unit.label_studio.studio import LABEL_CONFIG
 from tests.unit.server.memory import MemoryQueue

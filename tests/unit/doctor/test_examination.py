@@ -8,13 +8,11 @@ import httpx
 import pytest
 import torch
 
-from ml_backend.doctor import asked_connection
-from ml_backend.doctor.asked_images import ground_truth_note
-from ml_backend.doctor.case import Case
-from ml_backend.doctor.check import Check, Outcome, fine, skipped
-from ml_backend.doctor.examination import CHECKS
-from ml_backend.queueing import LastError, QueueStatus
-from ml_backend.settings import ProjectOptions, Settings
+from ml_backend.config import ProjectOptions, Settings
+from ml_backend.doctor import checks as asked_connection
+from ml_backend.doctor.checks import Case, Check, Outcome, fine, ground_truth_note, skipped
+from ml_backend.doctor.runner import CHECKS
+from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.storage import RoundStore
 from tests.fakes import make_fit, make_report
 from tests.label_configs import LEARNED, REFUSED
@@ -374,7 +372,7 @@ class TestMachine:
         def refuse(*_: object) -> None:
             raise OSError(30, "Read-only file system")
 
-        monkeypatch.setattr("ml_backend.doctor.asked_machine.write_atomically", refuse)
+        monkeypatch.setattr("ml_backend.doctor.checks.write_atomically", refuse)
 
         found = installation.examine()
 

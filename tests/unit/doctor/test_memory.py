@@ -3,8 +3,7 @@
 import pytest
 from torchvision import models
 
-from ml_backend.doctor.asked_machine import fits
-from ml_backend.doctor.memory import BESIDE, PER_WEIGHT, step_memory
+from ml_backend.doctor.checks import BESIDE, PER_WEIGHT, fits, step_memory
 from ml_backend.errors import SettingsError
 
 GB = 10**9

@@ -2,9 +2,8 @@
 
 import json
 
-from ml_backend.doctor.check import Finding
-from ml_backend.doctor.examination import CHECKS
-from ml_backend.doctor.page import NAME, as_json, lines_of, summary
+from ml_backend.doctor.checks import Finding
+from ml_backend.doctor.runner import CHECKS, NAME, as_json, lines_of, summary
 
 
 def finding(verdict: str, seen: str = "as it must be", remedy: str = "", name: str = "webhook") -> Finding:

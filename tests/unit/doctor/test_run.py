@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ml_backend.doctor import run
-from ml_backend.doctor.run import run_doctor
+from ml_backend.doctor import runner as run
+from ml_backend.doctor.runner import run_doctor
 from ml_backend.errors import SettingsError
 from tests.unit.doctor.test_page import finding
 

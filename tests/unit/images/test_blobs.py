@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.images.blobs import BlobFolder
+from ml_backend.images.cache import BlobFolder
 
 ENTRY_BYTES = 8192  # with its checksum: two blocks, on a disk whose blocks are no larger
 ENTRY = b"x" * (ENTRY_BYTES - 32)

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.blobs import BlobFolder
-from ml_backend.images.cached import ImageCache, content_digests
-from ml_backend.images.folder import FolderSource
-from ml_backend.records import ImageRef
+from ml_backend.images.cache import BlobFolder, ImageCache, content_digests
+from ml_backend.images.source import FolderSource
+from ml_backend.schemas import ImageRef
 
 
 class CountingSource:

@@ -8,7 +8,7 @@ import pytest
 import pyvips
 from PIL import Image
 
-from ml_backend.images.codecs import jpeg_levels, png_levels
+from ml_backend.images.decode import jpeg_levels, png_levels
 from tests.unit.images.files import chunk
 
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ml_backend.images.confounders import Scanner, add_confounders
+from ml_backend.images.synthetic import Scanner, add_confounders
 
 AXIS = np.linspace(-1.0, 1.0, 48, dtype=np.float32)
 X, Y = np.meshgrid(AXIS, AXIS)

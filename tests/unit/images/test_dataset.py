@@ -6,9 +6,9 @@ import pytest
 from structlog.contextvars import bound_contextvars, get_contextvars
 
 from ml_backend.errors import ImageError
-from ml_backend.images.cached import DecodedImage
+from ml_backend.images.cache import DecodedImage
 from ml_backend.images.dataset import load_labelled, read_ahead
-from ml_backend.records import Exclusion, ImageRef, Label
+from ml_backend.schemas import Exclusion, ImageRef, Label
 
 
 def refs(count: int) -> list[ImageRef]:

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import MAX_PIXELS, MAX_SCANS, decode
-from ml_backend.images.troubles import UndecodableImage
+from ml_backend.images.decode import MAX_PIXELS, MAX_SCANS, UndecodableImage, decode
 from tests.unit.images.files import encode, film, png_header, ramp
 
 STARTS = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\xff\0\0\0WEBP", b"II*\0", b"<?xml"]

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from ml_backend.errors import ImageError
-from ml_backend.images.folder import FolderSource
-from ml_backend.records import ImageRef
+from ml_backend.images.source import FolderSource
+from ml_backend.schemas import ImageRef
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import decode
-from ml_backend.images.headers import bare_jpeg, orientation, png_exif, png_size
+from ml_backend.images.decode import bare_jpeg, decode, orientation, png_exif, png_size
 from tests.unit.images.files import chunk, encode, film, png_header
 
 EXIF = b"Exif\0\0"

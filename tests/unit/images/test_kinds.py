@@ -2,8 +2,7 @@
 
 import pytest
 
-from ml_backend.images.decode import decode
-from ml_backend.images.troubles import UndecodableImage
+from ml_backend.images.decode import UndecodableImage, decode
 from tests.unit.images.kinds import KINDS, READ
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.images.phantoms import FilmPlan, draw_phantom, draw_pool, plan_pool
+from ml_backend.images.synthetic import FilmPlan, draw_phantom, draw_pool, plan_pool
 
 
 class TestDrawPhantom:

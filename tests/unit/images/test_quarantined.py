@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from ml_backend.errors import ImageError, LabelStudioError
-from ml_backend.images.cached import ImageCache
-from ml_backend.images.folder import FolderSource
-from ml_backend.images.quarantined import SPARED_S, STREAK, QuarantinedSource
-from ml_backend.records import ImageRef
+from ml_backend.images.cache import ImageCache
+from ml_backend.images.quarantine import SPARED_S, STREAK, QuarantinedSource
+from ml_backend.images.source import FolderSource
+from ml_backend.schemas import ImageRef
 
 
 @dataclass

@@ -2,7 +2,7 @@ import httpx
 import pytest
 
 from ml_backend.errors import ImageError, LabelStudioError, RequestRefused
-from ml_backend.images.troubles import UndecodableImage, trouble_of
+from ml_backend.images.decode import UndecodableImage, trouble_of
 
 
 def caused_by(*causes: Exception) -> ImageError:

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from ml_backend.errors import SettingsError
-from ml_backend.label_studio.access import ApiKey
+from ml_backend.label_studio.client import ApiKey
 
 
 def jwt(**claims: object) -> str:
@@ -48,7 +48,7 @@ class TestApiKey:
     def test_a_personal_token_is_exchanged_and_renewed_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """300 s long: kept at 209 s, renewed at 210 s."""
         clock, refreshes = Clock(), Refreshes()
-        monkeypatch.setattr("ml_backend.label_studio.access.time.monotonic", clock)
+        monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", clock)
         key = ApiKey(PERSONAL, refreshes)
 
         first = key.header()

@@ -7,10 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
-from ml_backend.label_studio.client import PAGE, LabelStudioClient
-from ml_backend.label_studio.transport import Redirected
-from ml_backend.settings import Settings
+from ml_backend.label_studio.client import PAGE, LabelStudioClient, Redirected
 
 URL = "http://label-studio.example:8080/annotate"
 PERSONAL = "head.eyJ0b2tlbl90eXBlIjoicmVmcmVzaCJ9.signature"

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
+from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import _Connecting, authorization, connect_project, hint, other_connections
-from ml_backend.settings import Settings
 from tests.unit.label_studio.studio import FakeStudio
 
 XML = (Path(__file__).parents[3] / "label_studio_config" / "severity.xml").read_text()

@@ -7,13 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median
-from ml_backend.label_studio.duplicates import NO_DIGESTS, TaskImages, shared_digests
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.label_studio.labels import annotations_in
-from ml_backend.label_studio.mirror import KeptTask, Mirror
-from ml_backend.records import Label
-from ml_backend.settings import ProjectOptions
+from ml_backend.label_studio.sync import NO_DIGESTS, KeptTask, Mirror, TaskImages, annotations_in, shared_digests
+from ml_backend.schemas import Label
 from tests.fakes import CLASSES, NOON
 
 CONFIG = LabelConfig((*CLASSES, "unreadable"), "severity", "image", "image", {})

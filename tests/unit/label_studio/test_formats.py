@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import PayloadError, SettingsError
 from ml_backend.label_studio.formats import (
     LabelConfig,
@@ -19,8 +20,7 @@ from ml_backend.label_studio.formats import (
     read_image,
     training_classes,
 )
-from ml_backend.records import ImageRef
-from ml_backend.settings import ProjectOptions
+from ml_backend.schemas import ImageRef
 from tests.label_configs import LEARNED, REFUSED, Learned, Refused, config
 
 ROOT = Path(__file__).parents[3]

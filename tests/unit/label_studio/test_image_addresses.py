@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ml_backend.config import is_data_uri, shown_address
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import decode
-from ml_backend.images.troubles import UndecodableImage
+from ml_backend.images.decode import UndecodableImage, decode
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.image_addresses import plain_address, read_data_uri, same_home
+from ml_backend.label_studio.external_images import plain_address, read_data_uri, same_home
 from ml_backend.label_studio.images import LabelStudioImages
-from ml_backend.records import ImageRef
-from ml_backend.settings import is_data_uri, shown_address
+from ml_backend.schemas import ImageRef
 from tests.unit.label_studio.data_uris import DRAWINGS, PNG, SPELLINGS
 
 URL = "https://studio.example"

@@ -7,13 +7,13 @@ import httpcore
 import httpx
 import pytest
 
+from ml_backend.config import ImageHosts
 from ml_backend.errors import ImageError, LabelStudioError
 from ml_backend.images.source import ImageSource
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.elsewhere import Elsewhere
+from ml_backend.label_studio.external_images import Elsewhere
 from ml_backend.label_studio.images import LabelStudioImages
-from ml_backend.records import ImageRef
-from ml_backend.settings import ImageHosts
+from ml_backend.schemas import ImageRef
 
 URL = "http://label-studio:8080"  # how the backend reaches it
 HOSTNAME = "http://localhost:8080"  # how it calls itself

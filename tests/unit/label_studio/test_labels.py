@@ -2,12 +2,12 @@ from typing import Any
 
 import httpx
 
+from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median
-from ml_backend.engine.ports import LabelSource
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.label_studio.labels import LabelStudioLabels
-from ml_backend.settings import ProjectOptions
+from ml_backend.label_studio.sync import LabelStudioLabels
+from ml_backend.rounds.interfaces import LabelSource
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
 

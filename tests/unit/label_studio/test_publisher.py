@@ -11,13 +11,13 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.engine.ports import Publisher, no_guard
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused, StaleRound
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.publisher import KEEP_AT_LEAST, LabelStudioPublisher, expired
-from ml_backend.records import ImportedVersion, ProjectKey, Published, Ranking, RoundReport, RoundRequest
-from ml_backend.settings import ProjectOptions
+from ml_backend.rounds.interfaces import Publisher, no_guard
+from ml_backend.schemas import ImportedVersion, ProjectKey, Published, Ranking, RoundReport, RoundRequest
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
 

@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.label_studio.labels import LabelStudioLabels
-from ml_backend.label_studio.mirror import Counts, Mirror
-from ml_backend.label_studio.reading import Reading, read_project
-from ml_backend.settings import ProjectOptions
+from ml_backend.label_studio.sync import Counts, LabelStudioLabels, Mirror, Reading, read_project
 from tests.unit.label_studio.studio import FakeStudio
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})

@@ -17,16 +17,14 @@ import pytest
 from typer.testing import CliRunner
 
 from ml_backend.cli import app
-from ml_backend.doctor.case import Case
-from ml_backend.doctor.examination import examine
+from ml_backend.config import ImageHosts, Settings
+from ml_backend.config.network import CA_VARIABLES, Proxy, explain_failure, proxy_for
+from ml_backend.doctor.checks import Case
+from ml_backend.doctor.runner import examine
 from ml_backend.errors import LabelStudioError, QueueError, RequestRefused, SettingsError, Unreachable
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.elsewhere import Elsewhere
-from ml_backend.label_studio.route import LABEL_STUDIO, Route
-from ml_backend.label_studio.version import label_studio_version
-from ml_backend.queueing import RoundQueue, connect_redis
-from ml_backend.settings import ImageHosts, Settings
-from ml_backend.settings.network import CA_VARIABLES, Proxy, explain_failure, proxy_for
+from ml_backend.label_studio.client import LABEL_STUDIO, LabelStudioClient, Route, label_studio_version
+from ml_backend.label_studio.external_images import Elsewhere
+from ml_backend.scheduling import RoundQueue, connect_redis
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 CA = """

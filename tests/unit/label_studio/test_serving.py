@@ -3,10 +3,10 @@
 import httpx
 import pytest
 
+from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.serving import Serving, is_lost, read_serving, serving_problems
-from ml_backend.records import ImportedVersion, Published
-from ml_backend.settings import ProjectOptions
+from ml_backend.label_studio.publisher import Serving, is_lost, read_serving, serving_problems
+from ml_backend.schemas import ImportedVersion, Published
 from tests.fakes import NOON
 
 WHOLE = Serving(

@@ -1,8 +1,8 @@
 import pytest
 
-from ml_backend.label_studio.supply import left_at_least, low_water, wanted
-from ml_backend.records import Published
-from ml_backend.settings import ProjectOptions
+from ml_backend.config import ProjectOptions
+from ml_backend.label_studio.publisher import left_at_least, low_water, wanted
+from ml_backend.schemas import Published
 from tests.fakes import NOON
 
 SERVED = Published(

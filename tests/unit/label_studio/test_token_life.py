@@ -9,7 +9,7 @@ import pytest
 from ml_backend.errors import RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.images import LabelStudioImages
-from ml_backend.records import ImageRef
+from ml_backend.schemas import ImageRef
 
 URL = "http://label-studio:8080"
 LIFE_S = 300
@@ -80,7 +80,7 @@ def round_of(studio: Studio, key: str) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[Studio]:
     """Our clock and Label Studio's run alike, 49,000 s apart; the test puts its Label Studio into the list."""
     studios: list[Studio] = []
-    monkeypatch.setattr("ml_backend.label_studio.access.time.monotonic", lambda: studios[0].now - 49_000)
+    monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: studios[0].now - 49_000)
     return studios
 
 
@@ -109,7 +109,7 @@ class TestLongRounds:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Our clock stands still, as that of a machine that was put to sleep: Label Studio says that it is over."""
-        monkeypatch.setattr("ml_backend.label_studio.access.time.monotonic", lambda: 0.0)
+        monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: 0.0)
         studio = Studio(40)
 
         round_of(studio, PERSONAL)

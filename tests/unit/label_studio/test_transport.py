@@ -4,8 +4,7 @@ import httpx
 import pytest
 
 from ml_backend.errors import LabelStudioError, SettingsError
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.transport import Redirected
+from ml_backend.label_studio.client import LabelStudioClient, Redirected
 
 URL = "http://label-studio.example:8080/annotate"
 PERSONAL = "head.eyJ0b2tlbl90eXBlIjoicmVmcmVzaCJ9.signature"

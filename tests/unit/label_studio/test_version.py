@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from ml_backend.errors import LabelStudioError, PayloadError
-from ml_backend.label_studio.version import label_studio_version
+from ml_backend.label_studio.client import label_studio_version
 
 
 def asked(answer: httpx.Response) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ml_backend.images.phantoms import draw_pool
-from ml_backend.model.threads import one_thread
+from ml_backend.images.synthetic import draw_pool
+from ml_backend.model.hardware import one_thread
 from tests.unit.model.phantom_films import CLASSES, SIDE
 
 

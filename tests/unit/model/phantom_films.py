@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ml_backend.images.folder import FolderSource
+from ml_backend.config import ProjectOptions
+from ml_backend.images.source import FolderSource
 from ml_backend.model.learner import McDropoutLearner
-from ml_backend.records import ImageRef, Label
-from ml_backend.settings import ProjectOptions
-from ml_backend.strategies import Need
+from ml_backend.registry import Need
+from ml_backend.schemas import ImageRef, Label
 
 __all__ = ["BOTH", "CLASSES", "OPTIONS", "PROBS", "SIDE", "labelled", "learner", "pool"]
 

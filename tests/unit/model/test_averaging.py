@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_backend.model.averaging import EpochMean
+from ml_backend.model.steps import EpochMean
 
 PATHS = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20)
 

@@ -5,10 +5,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import WeightsError
 from ml_backend.model.checkpoint import load_checkpoint, save_checkpoint
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.settings import ProjectOptions
 
 CLASSES = ("normal", "moderate", "severe")
 OPTIONS = ProjectOptions(backbone="shufflenet_v2_x0_5", weights="none", dropout=0.3, image_side=32)

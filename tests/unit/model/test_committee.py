@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.engine.ports import Learner
-from ml_backend.engine.split import fold_split
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, WeightsError
-from ml_backend.images.folder import FolderSource
-from ml_backend.model.committee import CommitteeLearner, Folds, Tell, make_learner
+from ml_backend.images.source import FolderSource
+from ml_backend.model.ensemble import CommitteeLearner, Folds, Tell, make_learner
 from ml_backend.model.learner import LearnerStage, McDropoutLearner
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import FitReport, ImageRef, Label
-from ml_backend.settings import ProjectOptions
-from ml_backend.strategies import Need
+from ml_backend.predictions import PoolOutputs
+from ml_backend.registry import Need
+from ml_backend.rounds.interfaces import Learner
+from ml_backend.rounds.split import fold_split
+from ml_backend.schemas import FitReport, ImageRef, Label
 from tests.unit.model.phantom_films import BOTH, CLASSES, OPTIONS, PROBS, labelled, learner, pool
 
 FOLDS: Folds = partial(fold_split, seed=0)

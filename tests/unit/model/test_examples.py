@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ml_backend.images.transforms import to_input
-from ml_backend.model.examples import PixelExamples
+from ml_backend.model.data import PixelExamples
 
 
 class TestPixelExamples:

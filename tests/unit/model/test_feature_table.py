@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from ml_backend.engine.ports import Learner
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError, WeightsError
-from ml_backend.images.folder import FolderSource
+from ml_backend.images.source import FolderSource
 from ml_backend.model.checkpoint import load_checkpoint
-from ml_backend.model.feature_table import _BATCH, FeatureTable, TableBackbone, TableFeatures
+from ml_backend.model.features import _BATCH, FeatureTable, TableBackbone, TableFeatures
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.scoring import SHARD_IMAGES
-from ml_backend.records import ImageRef, Label
-from ml_backend.settings import ProjectOptions
-from ml_backend.strategies import Need
+from ml_backend.registry import Need
+from ml_backend.rounds.interfaces import Learner
+from ml_backend.schemas import ImageRef, Label
 
 CLASSES = ("normal", "moderate", "severe")
 OPTIONS = ProjectOptions(passes=6, epochs=10, learning_rate=1e-3)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.cached import ImageCache
+from ml_backend.images.cache import ImageCache
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.features import FeatureExtractor
-from ml_backend.model.precision import Arithmetic
-from ml_backend.records import ImageRef
+from ml_backend.model.hardware import Arithmetic
+from ml_backend.schemas import ImageRef
 
 CPU = Arithmetic(torch.device("cpu"))
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ml_backend.model.examples import FeatureExamples
+from ml_backend.model.data import FeatureExamples
+from ml_backend.model.hardware import Arithmetic
 from ml_backend.model.head_steps import HeadSteps, KeptFeatures
 from ml_backend.model.network import DropoutHead
-from ml_backend.model.precision import Arithmetic
 from ml_backend.model.steps import AutogradSteps, Loss, Pace
 
 CPU = Arithmetic(torch.device("cpu"))

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from ml_backend.errors import TooFewLabels
-from ml_backend.model.examples import FeatureExamples, PixelExamples
-from ml_backend.model.feature_table import FeatureTable, TableFeatures
-from ml_backend.model.labelled import LabelledSet, require_enough
-from ml_backend.records import Exclusion, ImageRef, Label
+from ml_backend.model.data import FeatureExamples, LabelledSet, PixelExamples, require_enough
+from ml_backend.model.features import FeatureTable, TableFeatures
+from ml_backend.schemas import Exclusion, ImageRef, Label
 
 CLASSES = ("normal", "moderate", "severe")
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ml_backend.engine.ports import Learner
 from ml_backend.errors import ImageError, RoundError, SettingsError, TooFewLabels, WeightsError
-from ml_backend.images.folder import FolderSource
+from ml_backend.images.source import FolderSource
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import load_checkpoint
 from ml_backend.model.learner import McDropoutLearner
-from ml_backend.records import ImageRef
+from ml_backend.rounds.interfaces import Learner
+from ml_backend.schemas import ImageRef
 from tests.unit.model.phantom_films import BOTH, CLASSES, OPTIONS, PROBS, labelled, learner, pool
 
 

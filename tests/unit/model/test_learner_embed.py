@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from ml_backend.images.blobs import BlobFolder
-from ml_backend.model.committee import CommitteeLearner
+from ml_backend.images.cache import BlobFolder
+from ml_backend.model.ensemble import CommitteeLearner
 from ml_backend.model.features import FOLDER, kept_row
 from tests.unit.model.phantom_films import BOTH, CLASSES, labelled, learner, pool
 

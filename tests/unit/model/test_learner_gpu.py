@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ml_backend.images.folder import FolderSource
+from ml_backend.images.source import FolderSource
 from ml_backend.model.learner import McDropoutLearner
 from tests.unit.model.phantom_films import CLASSES, OPTIONS, PROBS, labelled, pool
 

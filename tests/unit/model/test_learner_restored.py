@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import WeightsError
-from ml_backend.strategies import Need
+from ml_backend.registry import Need
 from tests.unit.model.phantom_films import CLASSES, PROBS, labelled, learner, pool
 
 

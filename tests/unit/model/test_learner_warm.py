@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import TooFewLabels
-from ml_backend.images.folder import FolderSource
+from ml_backend.images.source import FolderSource
 from ml_backend.model.checkpoint import load_checkpoint
 from ml_backend.model.learner import McDropoutLearner
-from ml_backend.settings import ProjectOptions
 from tests.unit.model.phantom_films import CLASSES, OPTIONS, PROBS, labelled, learner, pool
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ml_backend.model.machine import machine
+from ml_backend.model.scoring import machine
 
 
 class TestMachine:

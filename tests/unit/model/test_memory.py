@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ml_backend.errors import RoundError
-from ml_backend.model.memory import halving
+from ml_backend.model.hardware import halving
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ml_backend.errors import SettingsError
-from ml_backend.model.precision import Arithmetic
+from ml_backend.model.hardware import Arithmetic
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -4,11 +4,10 @@ from typing import Any
 import pytest
 import torch
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import WeightsError
-from ml_backend.model.checkpoint import FILE_NAME, save_checkpoint
+from ml_backend.model.checkpoint import FILE_NAME, earlier_network, save_checkpoint, take_up
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.model.resume import earlier_network, take_up
-from ml_backend.settings import ProjectOptions
 
 CLASSES = ("normal", "moderate", "severe")
 OPTIONS = ProjectOptions(backbone="shufflenet_v2_x0_5", weights="none", dropout=0.3, image_side=32)

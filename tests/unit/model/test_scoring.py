@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.cached import ImageCache
+from ml_backend.images.cache import ImageCache
 from ml_backend.model import scoring
 from ml_backend.model.features import BATCH, FeatureExtractor
+from ml_backend.model.hardware import Arithmetic
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.model.precision import Arithmetic
 from ml_backend.model.scoring import SHARD_IMAGES, FittedNetwork
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import ImageRef
-from ml_backend.strategies import Need
+from ml_backend.predictions import PoolOutputs
+from ml_backend.registry import Need
+from ml_backend.schemas import ImageRef
 
 CLASSES = ("normal", "moderate", "severe")
 ALL: frozenset[Need] = frozenset({"probs", "features", "gradients"})

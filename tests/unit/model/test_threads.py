@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ml_backend.model.threads import one_thread
+from ml_backend.model.hardware import one_thread
 
 
 def test_puts_the_number_back_also_after_an_error() -> None:

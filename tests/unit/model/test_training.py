@@ -9,12 +9,12 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError, TooFewLabels
-from ml_backend.model.examples import FeatureExamples
+from ml_backend.model.data import FeatureExamples
+from ml_backend.model.hardware import Arithmetic
 from ml_backend.model.network import DropoutHead
-from ml_backend.model.precision import Arithmetic
 from ml_backend.model.training import Fitted, Schedule, class_weights, train
-from ml_backend.settings import ProjectOptions
 
 CLASSES = ("normal", "moderate", "severe")
 CPU = Arithmetic(torch.device("cpu"))

@@ -10,9 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ml_backend.errors import SettingsError, WeightsError
-from ml_backend.model import weights
-from ml_backend.model.backbones import Backbone
-from ml_backend.model.weights import load_backbone, weights_at_hand
+from ml_backend.model import backbones as weights
+from ml_backend.model.backbones import Backbone, load_backbone, weights_at_hand
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from ml_backend.config import ProjectOptions, Settings
 from ml_backend.server.app import create_app
-from ml_backend.settings import ProjectOptions, Settings
 from ml_backend.storage import RoundStore
 from tests.unit.server.memory import MemoryQueue, payload
 

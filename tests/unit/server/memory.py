@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ml_backend.queueing import Counted, QueueStatus, RoundQueue
-from ml_backend.records import ProjectKey, Reason
+from ml_backend.scheduling import Counted, QueueStatus, RoundQueue
+from ml_backend.schemas import ProjectKey, Reason
 
 __all__ = ["PAYLOADS", "PROJECT", "MemoryQueue", "payload"]
 

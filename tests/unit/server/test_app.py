@@ -7,10 +7,10 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from ml_backend.config import Settings
 from ml_backend.errors import QueueError, StorageError
 from ml_backend.server.app import create_app
 from ml_backend.server.openapi import OPEN
-from ml_backend.settings import Settings
 from tests.unit.server.memory import PROJECT, payload
 
 

@@ -14,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 from werkzeug.serving import make_server
 
+from ml_backend.config import Settings
 from ml_backend.server.app import create_app
-from ml_backend.settings import Settings
 from ml_backend.storage import RoundStore
 from tests.system.owner_data import KEY, prepare
 from tests.unit.server.memory import MemoryQueue

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ml_backend.queueing import LastError
-from ml_backend.storage.pause import Pause
+from ml_backend.scheduling import LastError
+from ml_backend.storage.project_state import Pause
 from tests.fakes import make_fit, make_report
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_events import published, save_ranked

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.queueing import LastError, QueueStatus
-from ml_backend.records import Published
-from ml_backend.server.events import ACTIONS
+from ml_backend.predictions import PoolOutputs
+from ml_backend.scheduling import LastError, QueueStatus
+from ml_backend.schemas import Published
+from ml_backend.server.webhook import ACTIONS
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
 from tests.unit.server.memory import PAYLOADS, PROJECT, payload
 

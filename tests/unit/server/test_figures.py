@@ -5,13 +5,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ml_backend.insight.intervals import wilson
-from ml_backend.insight.lines import RoundLine
-from ml_backend.insight.proof import ControlEstimate, control_estimate
+from ml_backend.analytics.evaluation import ControlEstimate, control_estimate, wilson
+from ml_backend.analytics.history import RoundLine
 from ml_backend.server.figures import Series, learning_series, legend, line_figure
-from ml_backend.server.tables import rounds_csv
+from ml_backend.server.views import rounds_csv
 from tests.fakes import make_fit, make_report
-from tests.unit.insight.test_course import answered
+from tests.unit.analytics.test_course import answered
 
 SVG_TEXTS = ("title", "desc", "text")
 

@@ -4,11 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from ml_backend.insight import INSIGHT, RoundInsight
-from ml_backend.queueing import LastError, Progress, QueueStatus
-from ml_backend.records import Connection, FitReport, Published
+from ml_backend.analytics import INSIGHT, RoundInsight
+from ml_backend.scheduling import LastError, Progress, QueueStatus
+from ml_backend.schemas import Connection, FitReport, Published
 from ml_backend.storage import RoundStore
-from ml_backend.storage.pause import Pause
+from ml_backend.storage.project_state import Pause
 from tests.fakes import NOON, make_report
 from tests.unit.server.memory import PROJECT, payload
 

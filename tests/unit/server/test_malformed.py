@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml_backend.server.routes import LARGEST_BODIES
+from ml_backend.server.app import LARGEST_BODIES
 from tests.unit.server.memory import PAYLOADS, payload
 
 GOOD = {"/setup": "setup", "/predict": "predict", "/webhook": "ANNOTATION_CREATED", "/versions": "setup"}

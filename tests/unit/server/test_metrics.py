@@ -3,9 +3,9 @@
 import pytest
 
 from ml_backend.errors import QueueError
-from ml_backend.queueing import LastError
-from ml_backend.records import Published
-from ml_backend.server.health import degraded
+from ml_backend.scheduling import LastError
+from ml_backend.schemas import Published
+from ml_backend.server.app import degraded
 from tests.fakes import NOON
 from tests.unit.server.memory import PROJECT
 

@@ -3,8 +3,8 @@
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import BaseModel
 
+from ml_backend.label_studio.payloads import Event, PredictRequest, SetupRequest, VersionsRequest
 from ml_backend.server.openapi import OPEN, describe, path_of
-from ml_backend.server.payloads import Event, PredictRequest, SetupRequest, VersionsRequest
 from tests.unit.server.memory import PAYLOADS, payload
 
 

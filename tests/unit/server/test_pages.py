@@ -7,13 +7,12 @@ import pytest
 from markupsafe import escape
 from pydantic import SecretStr
 
-from ml_backend.queueing import LastError, QueueStatus
-from ml_backend.records import Ranking
+from ml_backend.config import Settings
+from ml_backend.scheduling import LastError, QueueStatus
+from ml_backend.schemas import Ranking
+from ml_backend.server.actions import SAID, Tokens, is_same_origin
 from ml_backend.server.app import create_app
-from ml_backend.server.forms import SAID, Tokens, is_same_origin
-from ml_backend.settings import Settings
-from ml_backend.storage.pause import Pause
-from ml_backend.storage.thumbnails import Thumbnails
+from ml_backend.storage.project_state import Pause, Thumbnails
 from tests.fakes import make_report
 from tests.label_configs import LEARNED
 from tests.unit.server.memory import PROJECT, payload

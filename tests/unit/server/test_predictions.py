@@ -2,7 +2,7 @@
 
 import pytest
 
-from ml_backend.records import Ranking
+from ml_backend.schemas import Ranking
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_events import published

@@ -5,17 +5,17 @@ from collections.abc import Iterable
 
 import pytest
 
+from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.reading import read_project
-from ml_backend.label_studio.serving import Serving
-from ml_backend.queueing import LastError, QueueStatus
-from ml_backend.records import Connection, ImportedVersion, ProjectKey, Published
-from ml_backend.server.reconcile import Reconciler
-from ml_backend.settings import Settings
+from ml_backend.label_studio.publisher import Serving
+from ml_backend.label_studio.sync import read_project
+from ml_backend.scheduling import LastError, QueueStatus
+from ml_backend.scheduling.reconciler import Reconciler
+from ml_backend.schemas import Connection, ImportedVersion, ProjectKey, Published
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.pause import Pause
+from ml_backend.storage.project_state import Pause
 from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import NOON, make_report
 from tests.unit.label_studio.studio import LABEL_CONFIG, FakeStudio

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ml_backend.queueing import LastError, QueueStatus
+from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.storage.annotations import ReadingStore
 from tests.fakes import make_fit, make_report
-from tests.unit.insight.test_standing import mirror_of, said, task
+from tests.unit.analytics.test_standing import mirror_of, said, task
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_events import published
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import pytest
 
 from ml_backend.errors import QueueError
-from ml_backend.label_studio.serving import Serving
-from ml_backend.queueing import LastError, Progress, QueueStatus
-from ml_backend.records import FitReport
+from ml_backend.label_studio.publisher import Serving
+from ml_backend.scheduling import LastError, Progress, QueueStatus
+from ml_backend.schemas import FitReport
 from ml_backend.server.status import LISTED_IMAGES
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.quarantine import Quarantine
@@ -235,8 +235,8 @@ class TestMetrics:
 
     def test_two_apps_do_not_share_figures(self, app, client, store, queue):
         client.post("/webhook", json={"action": "SOMETHING_NEW"})
+        from ml_backend.config import Settings
         from ml_backend.server.app import create_app
-        from ml_backend.settings import Settings
 
         other = create_app(Settings(data_dir=store.root), queue).test_client()
 

@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ml_backend.simulation.compare import (
+from ml_backend.simulation.analysis import (
     TARGETS,
     LabelsNeeded,
+    LearningCurve,
     PairedDifference,
     Spread,
     labels_needed_table,
     paired_difference,
     win_matrix,
 )
-from ml_backend.simulation.curves import LearningCurve
 
 HEIGHTS = st.lists(st.integers(0, 8), min_size=2, max_size=8)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.simulation.curves import (
+from ml_backend.simulation.analysis import (
     LearningCurve,
     area_under,
     band,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import SettingsError
-from ml_backend.simulation.dataset import DataSet, load_dataset
-from ml_backend.simulation.task import parse_task
+from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 
 LINES = [
     "c.png,bacterial,p1,train,X",

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from ml_backend.errors import SettingsError
-from ml_backend.simulation.dataset import load_dataset
-from ml_backend.simulation.drawn import simulated_ratings, write_phantoms
-from ml_backend.simulation.task import parse_task
+from ml_backend.simulation.dataset import load_dataset, parse_task
+from ml_backend.simulation.synthetic import simulated_ratings, write_phantoms
 
 CLASSES = ("normal", "moderate", "severe")
 SHARES = {"normal": 0.3, "moderate": 0.3, "severe": 0.4}

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.simulation.compare import LabelsNeeded, Spread
-from ml_backend.simulation.curves import LearningCurve
-from ml_backend.simulation.findings import Finding, few_passes, few_seeds, missed_classes, random_level, wide_spread
+from ml_backend.simulation.analysis import (
+    Finding,
+    LabelsNeeded,
+    LearningCurve,
+    Spread,
+    few_passes,
+    few_seeds,
+    missed_classes,
+    random_level,
+    wide_spread,
+)
 from ml_backend.simulation.metrics import RoundMetrics, round_metrics
 
 CLASSES = ("normal", "diseased")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.engine.start import random_order
-from ml_backend.records import Annotation, ImageRef, Label
+from ml_backend.rounds.cold_start import random_order
+from ml_backend.schemas import Annotation, ImageRef, Label
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.oracle import Oracle
 from tests.fakes import CLASSES, NOON

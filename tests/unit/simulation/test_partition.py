@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ml_backend.acquisition import seeded_order
 from ml_backend.errors import SettingsError
-from ml_backend.records import ImageRef
-from ml_backend.simulation.partition import check_sides, shares_reached, split_by_patient
+from ml_backend.schemas import ImageRef
+from ml_backend.simulation.dataset import check_sides, shares_reached, split_by_patient
 from ml_backend.simulation.tables import SIDES, Side
 
 SHARES = (0.6, 0.15, 0.25)

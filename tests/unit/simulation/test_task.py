@@ -3,7 +3,7 @@
 import pytest
 
 from ml_backend.errors import SettingsError
-from ml_backend.simulation.task import TaskMapping, parse_task
+from ml_backend.simulation.dataset import TaskMapping, parse_task
 
 
 class TestParseTask:

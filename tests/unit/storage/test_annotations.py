@@ -1,7 +1,7 @@
 import pytest
 
 from ml_backend.errors import StorageError
-from ml_backend.records import ImageRef
+from ml_backend.schemas import ImageRef
 from ml_backend.storage.annotations import KEPT_ROUNDS, ReadingStore
 
 MIRROR = ImageRef(id="1", uri="a.png")  # any record

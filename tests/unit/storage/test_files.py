@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-from ml_backend.storage.files import (
+from ml_backend.storage.atomic import (
     ABANDONED_AFTER_S,
     folder_beside,
     remove_half_written,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ml_backend.errors import OtherFormat, StorageError
-from ml_backend.pool_outputs import LastLayerGradients, PoolOutputs
-from ml_backend.records import Exclusion
+from ml_backend.predictions import LastLayerGradients, PoolOutputs
+from ml_backend.schemas import Exclusion
 from ml_backend.storage.outputs import read_outputs, write_outputs
 
 # NumPy's text drops NULs at its end; no id of a task and no path can hold one.

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Connection, Exclusion, ImportedVersion, ProjectKey, Published
-from ml_backend.storage import ProjectStore, RoundStore, orders
+from ml_backend.predictions import PoolOutputs
+from ml_backend.schemas import Connection, Exclusion, ImportedVersion, ProjectKey, Published
+from ml_backend.storage import ProjectStore, RoundStore
+from ml_backend.storage import rounds as orders
 from tests.fakes import CLASSES, NOON, FakeLearner, make_report
 
 KEY = ProjectKey(id=7, created=1_700_000_000)

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import StorageError
-from ml_backend.pool_outputs import PoolOutputs
-from ml_backend.records import Exclusion, ProjectKey
-from ml_backend.settings import ProjectOptions
+from ml_backend.predictions import PoolOutputs
+from ml_backend.schemas import Exclusion, ProjectKey
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
 from tests.fakes import CLASSES, FakeLearner, make_image
 

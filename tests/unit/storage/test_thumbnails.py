@@ -3,7 +3,7 @@
 import pytest
 
 from ml_backend.storage import RoundStore
-from ml_backend.storage.thumbnails import KEPT_ROUNDS, SQUASHED, Thumbnails
+from ml_backend.storage.project_state import KEPT_ROUNDS, SQUASHED, Thumbnails
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT
 

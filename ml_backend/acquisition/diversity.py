@@ -1,0 +1,374 @@
+"""Distances between rows of features: memory bounded, and the same to the last bit wherever a row stands.
+
+Core-set: images that leave no part of the pool far from a labelled one.
+BADGE: images that would each move the last layer far, and in different directions.
+TypiClust: the most typical image of every large group that has no label yet. Needs no labels: the cold start.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int64, UInt64
+from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from ml_backend.acquisition.arrays import Selection, float_tensor, largest
+from ml_backend.acquisition.inputs import Gradients
+from ml_backend.seeding import gumbel, redrawn
+
+_CHUNK_ELEMENTS = 1 << 18
+"""Of the features at once: 1 MiB of float32 stays in the cache."""
+
+_CENTRES = 1024
+"""Centres in one matrix product."""
+
+
+def computable(rows: Float[Tensor, "rows dims"], name: str = "rows") -> Float[Tensor, "rows dims"]:
+    """The rows without a gradient, in float32 or better: squares of half precision overflow at 256."""
+    rows = float_tensor(name, rows)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def squared_lengths(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, " rows"]:
+    """|x|² of each row, in float64."""
+    return squared_distances(rows, rows.new_zeros(rows.shape[1]))
+
+
+def squared_distances(rows: Float[Tensor, "rows dims"], centre: Float[Tensor, "*rows dims"]) -> Float[Tensor, " rows"]:
+    """|x - c|² of each row to one centre, or to a centre of its own; in float64.
+
+    By differences and row by row, not by the product ``|x|² - 2 x·c + |c|²``: copies lie at 0 exactly, and no thread
+    count or place in the pool changes a bit.
+
+    Args:
+        rows: in float32 or float64.
+        centre: one row, or as many as ``rows``.
+    """
+    size = max(1, _CHUNK_ELEMENTS // rows.shape[1])
+    centres = centre.expand_as(rows)
+    parts = [
+        (part - to).square_().sum(dim=1)
+        for part, to in zip(torch.split(rows, size), torch.split(centres, size), strict=True)
+    ]
+    return torch.cat(parts).double()
+
+
+def nearest(rows: Float[Tensor, "rows dims"], centres: Float[Tensor, "centres dims"]) -> Float[Tensor, " rows"]:
+    """Squared distance of each row to its nearest centre, in float64.
+
+    Which centre is nearest comes from matrix products, how far it is from the difference: the product's last bit,
+    which depends on the machine, decides only between centres that lie level.
+
+    Args:
+        rows: in float32 or float64.
+        centres: 1 or more, of the same type.
+    """
+    # About the centres' mean the products are small, and cancel less.
+    middle = centres.mean(dim=0)
+    about = [(block - middle, start) for start, block in _blocks(centres)]
+    size = max(1, _CHUNK_ELEMENTS // rows.shape[1])
+    winners = []
+    for part in torch.split(rows, size):
+        least = part.new_full((len(part),), torch.inf)
+        winner = torch.zeros(len(part), dtype=torch.int64, device=part.device)
+        for block, start in about:
+            values, places = torch.addmm(block.square().sum(dim=1), part - middle, block.T, alpha=-2.0).min(dim=1)
+            winner = torch.where(values < least, places + start, winner)
+            least = torch.minimum(values, least)
+        winners.append(winner)
+    chosen = torch.cat(winners)
+    return torch.cat(
+        [
+            squared_distances(part, centres[winner])
+            for part, winner in zip(torch.split(rows, size), torch.split(chosen, size), strict=True)
+        ]
+    )
+
+
+def _blocks(centres: Tensor) -> list[tuple[int, Tensor]]:
+    return [(start, centres[start : start + _CENTRES]) for start in range(0, len(centres), _CENTRES)]
+
+
+def core_set(
+    features: Float[Tensor, "images dims"],
+    batch_size: int,
+    *,
+    ties: Int64[npt.NDArray[np.int64], " images"],
+    labelled_features: Float[Tensor, "labelled dims"] | None = None,
+) -> Selection:
+    """Pick, again and again, the image farthest from every labelled image and from every pick before it.
+
+    With no labelled image, the first pick is the image nearest the pool's mean. Memory is a few numbers an image.
+
+    Args:
+        features: of the pool; distances are Euclidean.
+        batch_size: images to pick; a smaller pool is picked whole.
+        ties: place of each image in the order that settles ties; the lower wins.
+        labelled_features: of the images that have a label; None or empty where there are none.
+
+    Returns:
+        Picks in order. Scores in units of the features: a pick's distance to its nearest centre at the time (falling
+        from pick to pick; for a first pick without labels, the distance of the image farthest from it), and the
+        distance of every other image to its nearest centre after the last pick.
+
+    Source:
+        Sener & Savarese 2018, arXiv:1708.00489, algorithm 1 (k-center greedy): the largest distance is at most twice
+        that of the best possible batch.
+    """
+    rows = computable(features, "features")
+    images = len(rows)
+    if labelled_features is None or not len(labelled_features):
+        least: npt.NDArray[np.float64] = np.full(images, np.inf)
+    else:
+        least = nearest(rows, float_tensor("labelled_features", labelled_features).to(rows)).cpu().numpy()
+    picks: list[int] = []
+    gains: list[float] = []
+    while len(picks) < min(batch_size, images):
+        alone = not picks and np.isinf(least).all()
+        pick = largest(-_from_mean(rows) if alone else least, ties)
+        distances = squared_distances(rows, rows[pick]).cpu().numpy()
+        gains.append(float(distances.max() if alone else least[pick]))
+        least = np.minimum(least, distances)
+        picks.append(pick)
+        least[picks] = -1.0  # below an image that a centre covers exactly
+    squared = least.clip(min=0.0)
+    squared[picks] = gains
+    return Selection(torch.tensor(picks, dtype=torch.int64), torch.from_numpy(np.sqrt(squared)))
+
+
+def _from_mean(rows: Float[Tensor, "images dims"]) -> Float[npt.NDArray[np.float64], " images"]:
+    # In float64: the mean must not depend on the order in which the images arrive.
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for part in torch.split(rows, 1024):
+        total += part.double().sum(dim=0)
+    return squared_distances(rows, (total / len(rows)).to(rows.dtype)).cpu().numpy()
+
+
+def badge(
+    gradients: Gradients,
+    batch_size: int,
+    *,
+    draws: UInt64[npt.NDArray[np.uint64], " images"],
+    ties: Int64[npt.NDArray[np.int64], " images"],
+) -> Selection:
+    """Seed k-means++ on the last layer's gradients: long ones are likely, and none is near another.
+
+    The first pick is the longest gradient; each pick after it is drawn with a probability proportional to the squared
+    distance D² to the nearest pick before it. Drawn as the largest ``log D² + Gumbel noise``, each image with noise
+    of its own: a running sum's last bit, which depends on the thread count, would move every draw behind it.
+
+    The gradients are never written out, since ``<g_i, g_j> = <residuals_i, residuals_j> <hidden_i, hidden_j>``: memory
+    is a few numbers an image.
+
+    Args:
+        gradients: of the pool, in factors.
+        batch_size: images to pick; a smaller pool is picked whole.
+        draws: one uniform draw an image, from which the noise of every pick is made.
+        ties: place of each image in the order that settles ties; the lower wins. Once every gradient left is that of a
+            pick, it alone decides.
+
+    Returns:
+        Picks in order. Scores are squared gradient lengths: of the first pick its own, of the others D² when picked,
+        of the rest D² after the last pick.
+
+    Source:
+        Ash, Zhang, Krishnamurthy, Langford & Agarwal 2020, arXiv:1906.03671, algorithm 1; the longest first as in the
+        authors' code.
+    """
+    residuals, hidden = computable(gradients.residuals, "residuals"), computable(gradients.hidden, "hidden")
+    sizes = squared_lengths(residuals), squared_lengths(hidden)
+    lengths = sizes[0] * sizes[1]
+    values = lengths.cpu().numpy()
+    least: npt.NDArray[np.float64] = np.full(len(values), np.inf)
+    picks: list[int] = []
+    gains: list[float] = []
+    for step in range(min(batch_size, len(hidden))):
+        pick = largest(values, ties)
+        gains.append(float(least[pick] if picks else values[pick]))
+        picks.append(pick)
+        inner = torch.ones_like(lengths)
+        for rows, size in ((residuals, sizes[0]), (hidden, sizes[1])):
+            # From the distance, so that the gradient of a copy lies at 0 exactly.
+            inner *= (size + size[pick] - squared_distances(rows, rows[pick])) / 2
+        apart = (lengths + lengths[pick] - 2 * inner).clamp(min=0.0).cpu().numpy()
+        least = np.minimum(least, apart)
+        least[picks] = -1.0
+        values = _log(least) + gumbel(redrawn(draws, step))
+    scores = least.clip(min=0.0)
+    scores[picks] = gains
+    return Selection(torch.tensor(picks, dtype=torch.int64), torch.from_numpy(scores))
+
+
+def _log(squared: Float[npt.NDArray[np.float64], " images"]) -> Float[npt.NDArray[np.float64], " images"]:
+    """A copy of a pick is drawn only when nothing else is left, a pick never again."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs: npt.NDArray[np.float64] = np.where(squared > 0, np.log(squared), np.where(squared < 0, -np.inf, -1e300))
+    return logs
+
+
+_MOST_CLUSTERS = 500
+_FULL_KMEANS = 50
+"""Clusters up to which k-means sees every image in every step; beyond, it takes them in small batches."""
+_SEEDING_ROWS = 64
+"""Images a cluster that k-means++ draws its first centres from."""
+_NEIGHBOURS = 20
+_SMALL_CLUSTER = 5
+"""Below it a cluster counts as a handful of outliers."""
+_NO_DISTANCE = 1e-5
+"""Added to distances, so that the typicality of copies stays a number."""
+_FARTHEST = 2.0
+"""Between features of length 1: what an image without any neighbour is given."""
+_BLOCK_ELEMENTS = 1 << 22
+"""Of a cluster's distances at once: 16 MiB of float32."""
+
+
+def typiclust(
+    features: Float[Tensor, "images dims"],
+    batch_size: int,
+    *,
+    ties: Int64[npt.NDArray[np.int64], " images"],
+    seed: int = 0,
+    labelled_features: Float[Tensor, "labelled dims"] | None = None,
+) -> Selection:
+    """Cluster pool and labelled images together, and pick the most typical image of each cluster without a label.
+
+    Features are brought to length 1 and clustered by k-means into as many clusters as there are labelled images and
+    picks (500 at most). Clusters are visited by how few of their images are labelled or picked, then by size, those
+    below 5 images last; from each, the image of highest typicality is taken: 1 over its mean distance to its 20
+    nearest neighbours (or all, in a smaller cluster).
+
+    Args:
+        features: of the pool.
+        batch_size: images to pick; a smaller pool is picked whole.
+        ties: place of each image in the order that settles ties; the lower wins. Images are clustered in that order,
+            so that their order of arrival decides nothing.
+        seed: of k-means.
+        labelled_features: of the images that have a label; None or empty where there are none.
+
+    Returns:
+        Picks in order. Scores are the typicality of every image within its cluster, in 1 / distance: above 0, at most
+        100,000, which is that of copies.
+
+    Source:
+        Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794.
+    """
+    rows = _of_length_1(computable(features, "features"))
+    images = len(rows)
+    if not images:
+        return Selection(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
+    order = np.argsort(ties)
+    rows = rows[torch.from_numpy(order).to(rows.device)]
+    labelled = rows[:0]
+    if labelled_features is not None:
+        labelled = _of_length_1(_in_one_order(float_tensor("labelled_features", labelled_features).to(rows)))
+    with _one_thread():
+        clusters = _clusters(torch.cat([rows, labelled]), min(batch_size, images) + len(labelled), seed)
+        typicality = _typicality(rows, labelled, clusters)
+    covered = np.bincount(clusters[images:], minlength=int(clusters.max()) + 1)
+    picks = _visit(clusters[:images], typicality, covered, batch_size)
+    scores = torch.empty(images, dtype=torch.float64)
+    scores[torch.from_numpy(order)] = torch.from_numpy(typicality)
+    return Selection(torch.from_numpy(order[picks]), scores)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """K-means adds up its centres thread by thread: with more than one, their number would change the result."""
+    before = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _of_length_1(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _in_one_order(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+    """Labelled images bear no ids here: ordered by their values."""
+    values = rows.cpu().numpy()
+    return rows[sorted(range(len(rows)), key=lambda i: values[i].tobytes())]
+
+
+def _clusters(rows: Float[Tensor, "rows dims"], wanted: int, seed: int) -> Int64[npt.NDArray[np.int64], " rows"]:
+    count = min(wanted, _MOST_CLUSTERS, len(rows))
+    with warnings.catch_warnings():
+        # Fewer distinct images than clusters: some clusters stay empty, and are never visited.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = _kmeans(rows.cpu().numpy(), count, seed % 2**32)
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _kmeans(rows: Float[npt.NDArray[np.floating], "rows dims"], count: int, seed: int) -> npt.NDArray[np.integer]:
+    labels: npt.NDArray[np.integer]
+    if count > _FULL_KMEANS:
+        labels = MiniBatchKMeans(count, n_init=1, random_state=seed).fit_predict(rows)
+    else:
+        # The first rows are images in seeded order, hence a random part of the pool. Seeding costs several times what
+        # all of Lloyd's steps do, and needs no more than this.
+        seeds, _ = kmeans_plusplus(rows[: _SEEDING_ROWS * count], count, random_state=seed)
+        labels = KMeans(count, init=seeds, n_init=1).fit_predict(rows)
+    return labels
+
+
+def _typicality(
+    rows: Float[Tensor, "images dims"],
+    labelled: Float[Tensor, "labelled dims"],
+    clusters: Int64[npt.NDArray[np.int64], " all"],
+) -> Float[npt.NDArray[np.float64], " images"]:
+    both = torch.cat([rows, labelled])
+    mean_distance = np.full(len(both), _FARTHEST)
+    for cluster in np.unique(clusters[: len(rows)]):
+        members = np.flatnonzero(clusters == cluster)
+        if len(members) > 1:
+            mean_distance[members] = _to_neighbours(both[torch.from_numpy(members).to(both.device)]).cpu().numpy()
+    typicality: npt.NDArray[np.float64] = 1.0 / (mean_distance[: len(rows)] + _NO_DISTANCE)
+    return typicality
+
+
+def _to_neighbours(members: Float[Tensor, "members dims"]) -> Float[Tensor, " members"]:
+    """Mean distance to the nearest neighbours within one cluster."""
+    neighbours = min(_NEIGHBOURS, len(members) - 1)
+    # About their mean the products are small, and cancel less.
+    about = members - members.mean(dim=0)
+    lengths = about.square().sum(dim=1)
+    parts = []
+    size = max(1, _BLOCK_ELEMENTS // len(about))
+    for start in range(0, len(about), size):
+        part = about[start : start + size]
+        squared = torch.addmm(lengths, part, about.T, alpha=-2.0) + lengths[start : start + size, None]
+        squared.diagonal(start).fill_(torch.inf)  # no image is its own neighbour
+        parts.append(squared.topk(neighbours, largest=False).values.clamp_(min=0.0).sqrt_().double().mean(dim=1))
+    return torch.cat(parts)
+
+
+def _visit(
+    clusters: Int64[npt.NDArray[np.int64], " images"],
+    typicality: Float[npt.NDArray[np.float64], " images"],
+    covered: Int64[npt.NDArray[np.int64], " clusters"],
+    batch_size: int,
+) -> list[int]:
+    """Picks in order; ``covered`` counts the labelled images of each cluster."""
+    sizes = np.bincount(clusters, minlength=len(covered)) + covered
+    # Stable: among equals, the image first in the order of ties.
+    waiting: dict[int, list[int]] = {int(cluster): [] for cluster in np.unique(clusters)}
+    for image in np.argsort(-typicality, kind="stable")[::-1].tolist():
+        waiting[int(clusters[image])].append(image)
+    taken = covered.copy()
+    picks: list[int] = []
+    while waiting and len(picks) < batch_size:
+        cluster = min(waiting, key=lambda c: (sizes[c] < _SMALL_CLUSTER, taken[c], -sizes[c], c))
+        picks.append(waiting[cluster].pop())
+        taken[cluster] += 1
+        if not waiting[cluster]:
+            del waiting[cluster]
+    return picks

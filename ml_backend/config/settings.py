@@ -1,0 +1,330 @@
+"""Validation errors in words: every wrong key and value, where each came from, and what is allowed.
+
+Where images may come from, and what of an image's address may be shown.
+The settings of an installation, from its environment.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml_backend.config.network import check_network
+from ml_backend.errors import SettingsError
+
+
+def explain(
+    error: ValidationError,
+    known: Iterable[str],
+    spell: Callable[[str], str],
+    origin: Mapping[str, str] | None = None,
+    secret: Set[str] = frozenset(),
+) -> str:
+    """One line a mistake: the key, the value seen, what is allowed.
+
+    Args:
+        error: of a model without models in it.
+        known: the model's keys.
+        spell: turns a key of the model into its name outside.
+        origin: where the value of a key came from, where there are several sources.
+        secret: keys whose values are not repeated.
+    """
+    lines: dict[str, str] = {}
+    for mistake in error.errors():
+        if mistake["type"] == "default_factory_not_called":  # a consequence of the others
+            continue
+        key = str(mistake["loc"][0])
+        name = _shortened(spell(key))
+        source = f" (from {origin[key]})" if origin and key in origin else ""
+        if mistake["type"] == "extra_forbidden":
+            lines[key] = f"{name}{source}: no such option; known are {', '.join(known)}"
+            continue
+        # A union reports one mistake per member: gather them in one line.
+        wanted = mistake["msg"].removeprefix("Value error, ")
+        if key in lines:
+            lines[key] += f", or {wanted[0].lower()}{wanted[1:]}"
+        else:
+            seen = "(not shown)" if key in secret else _shortened(repr(mistake["input"]))
+            lines[key] = f"{name}={seen}{source}: {wanted[0].lower()}{wanted[1:]}"
+    return "; ".join(lines.values())
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+SHOWN = 200  # characters of an address
+_DATA = re.compile(r"[\x00-\x20]*" + r"[\t\r\n]*".join("data:"), re.IGNORECASE)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHosts:
+    """Where images may come from, besides Label Studio.
+
+    Attributes:
+        hosts: names or addresses, each with its port, or None for the usual one of http and https.
+        networks: private ones that these hosts may lie in; public addresses need no entry.
+    """
+
+    hosts: frozenset[tuple[str, int | None]] = frozenset()
+    networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``host``, ``host:port``, ``[address]:port`` and ``network/length``, separated by commas.
+
+        Raises:
+            ValueError: names the first entry that is none of these.
+        """
+        hosts: set[tuple[str, int | None]] = set()
+        networks: list[Network] = []
+        for entry in filter(None, map(str.strip, text.split(","))):
+            if "/" in entry:
+                networks.append(_network(entry))
+                continue
+            found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d{1,5}))?", entry)
+            if found is None:
+                raise ValueError(f"{entry!r} is no host; wanted are host, host:port or 10.0.0.0/8, separated by commas")
+            host = (found[1] or found[2]).lower()
+            hosts.add((host, int(found[3]) if found[3] else None))
+            # An address that is written out is meant, however private it is.
+            if re.fullmatch(r"[\d.]+", host) or found[1]:
+                networks.append(_network(host))
+        return cls(frozenset(hosts), tuple(networks))
+
+    def allows(self, host: str, port: int, *, usual: bool) -> bool:
+        """Whether images may come from a host; ``usual``: the port is the one that its scheme has by itself."""
+        return (host.lower(), port) in self.hosts or (usual and (host.lower(), None) in self.hosts)
+
+    def reaches(self, address: str) -> bool:
+        """Whether an address may be connected to: a public one, or one in an allowed network."""
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        public = ip.is_global and not ip.is_multicast
+        return public or any(ip in network for network in self.networks)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; wanted is a network such as 10.0.0.0/8") from None
+
+
+def is_data_uri(uri: str) -> bool:
+    """Whether an image stands in its own address, as browsers see it: in any case, with blanks before it."""
+    return _DATA.match(uri) is not None
+
+
+def checked_address(url: str, setting: str = "AL_LABEL_STUDIO_URL") -> str:
+    """The address of a server, without a slash at the end.
+
+    Raises:
+        SettingsError: it cannot be one; names the setting, and repeats no user or password.
+    """
+    url = url.strip()
+    # Its user and password before anything that repeats the address.
+    if "@" in url:
+        where = "AL_LABEL_STUDIO_API_KEY" if setting == "AL_LABEL_STUDIO_URL" else "AL_BASIC_AUTH_USER and _PASS"
+        raise SettingsError(
+            f"{setting} holds a user or a password; expected http://host:port, with the secret in {where}"
+        )
+    try:
+        parts = urlsplit(url)
+        # A port that is none shows when it is asked for.
+        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or parts.query or parts.fragment or re.search(r"\s", url):
+        raise SettingsError(f"{setting} is {url!r}; expected http://host:port or https://host")
+    return url.rstrip("/")
+
+
+def shown_address(uri: str) -> str:
+    """An image's address for a report, a log or an error: without what lets its reader in.
+
+    A presigned URL carries its signature in the query, and user and password may stand before the host. Of the query
+    only ``d`` is kept: in the addresses of Label Studio's local files it is the file's name.
+    """
+    if is_data_uri(uri):
+        return f"{uri.partition(',')[0][:SHOWN]},..."
+    if re.match(r"[A-Za-z]:[\\/]", uri):  # a path of Windows, whose drive is no scheme
+        return uri if len(uri) <= SHOWN else f"{uri[:SHOWN]}..."
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # an IPv6 address without its end
+        return f"{uri.partition('?')[0].rpartition('@')[2][:SHOWN]}"
+    file = parse_qs(parts.query).get("d")
+    query = urlencode({"d": file[0]}, safe="/") if file else "..." if parts.query else ""
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment="").geturl()
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+
+
+SECRET = frozenset({"redis_url", "label_studio_url", "label_studio_api_key", "basic_auth_pass"})
+
+
+def _known_hosts(text: str | None) -> str | None:
+    ImageHosts.parse(text or "")
+    return text
+
+
+def _stripped(key: SecretStr) -> SecretStr:
+    """A key that was copied with blanks or a line break around it."""
+    text = key.get_secret_value().strip()
+    if text[:1] in {"'", '"'}:
+        raise ValueError("is in quotes: leave them away")
+    if not re.fullmatch(r"[!-~]*", text):
+        raise ValueError("holds a blank or a character that is not ASCII: copy the key once more from Label Studio")
+    return SecretStr(text)
+
+
+def _sendable(text: str) -> str:
+    """A user or password that Label Studio, browsers and webhooks send as it was given."""
+    if not text:
+        raise ValueError("is empty: give one, or unset AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS both")
+    if text != text.strip():
+        raise ValueError("begins or ends with a blank or a line break, which Label Studio cuts off: remove it")
+    if control := re.search(r"[\x00-\x1f\x7f-\x9f]", text):
+        raise ValueError(f"holds a control character ({control[0]!r}), which Basic authentication does not allow")
+    if foreign := [character for character in text if ord(character) > 255]:
+        raise ValueError(
+            f"holds {'a character' if len(foreign) == 1 else 'characters'} that Label Studio cannot send (it sends "
+            "Latin-1): use letters of ASCII or Latin-1, digits and punctuation"
+        )
+    return text
+
+
+def _user(text: str) -> str:
+    if ":" in text:
+        raise ValueError("holds a colon, which ends the user in Basic authentication: choose another user")
+    return _sendable(text)
+
+
+def _password(secret: SecretStr) -> SecretStr:
+    _sendable(secret.get_secret_value())
+    return secret
+
+
+class Settings(BaseSettings):
+    """The installation's settings, from ``AL_*`` environment variables (or the keyword arguments of a test)."""
+
+    model_config = SettingsConfigDict(env_prefix="AL_", frozen=True, extra="ignore")
+
+    redis_url: Annotated[str, AfterValidator(str.strip)] = Field(
+        "redis://127.0.0.1:6379/0", repr=False, description="Redis or Valkey that carries the queue"
+    )
+    data_dir: Path = Field(
+        Path("data"), description="folder of rounds, checkpoints and caches; shared by server and worker"
+    )
+    label_studio_url: Annotated[str, AfterValidator(str.strip)] | None = Field(
+        None,
+        description="where this backend reaches Label Studio; "
+        "default: the hostname that Label Studio sends, trusted only where callers need a password",
+    )
+    label_studio_api_key: Annotated[SecretStr, AfterValidator(_stripped)] | None = Field(
+        None, description="personal access token (or legacy token) of a Label Studio user of the project"
+    )
+    basic_auth_user: Annotated[str, AfterValidator(_user)] | None = Field(
+        None, description="user name that callers must give; unset: no authentication"
+    )
+    basic_auth_pass: Annotated[SecretStr, AfterValidator(_password)] | None = Field(
+        None, description="password that callers must give"
+    )
+    image_hosts: Annotated[str | None, AfterValidator(_known_hosts)] = Field(
+        None,
+        description="hosts besides Label Studio that images may come from (host or host:port), and private networks "
+        "(such as 10.0.0.0/8) that these may lie in, separated by commas",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the network runs; `cpu` also spares each round the loading of PyTorch"
+    )
+    cache_gb: float = Field(
+        20.0, gt=0.0, description="size in GB that the decoded images may take, and again the features"
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="time-out of a request to Label Studio")
+    round_timeout_s: Annotated[int, Field(gt=0)] = Field(24 * 3600, description="longest time that a round may take")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe message logged")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="lines for people or for machines; `auto`: JSON, except on a terminal"
+    )
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsError: names every wrong variable, its value and what is allowed. The variables of certificates and
+                proxies (``network``) are among them.
+        """
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            raise SettingsError(
+                explain(error, cls.model_fields, lambda key: f"AL_{key.upper()}", secret=SECRET)
+            ) from None
+        if mistakes := "; ".join(_mistakes(settings)):
+            raise SettingsError(mistakes)
+        return settings
+
+    def trusted_hostname(self, hostname: str | None) -> str | None:
+        """The address that ``/setup`` gives for Label Studio, if it may be sent the API key; else None.
+
+        Without a password anybody may call ``/setup``, and name a host of their own.
+        """
+        return hostname if self.basic_auth_user else None
+
+    @property
+    def allowed_image_hosts(self) -> ImageHosts:
+        """``image_hosts``, read."""
+        return ImageHosts.parse(self.image_hosts or "")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must never be told, word for word; passwords also as they are spelt inside an address."""
+        found = [key.get_secret_value() for key in (self.label_studio_api_key, self.basic_auth_pass) if key]
+        for address in filter(None, (self.redis_url, self.label_studio_url)):
+            try:
+                spelt = urlsplit(address).password
+            except ValueError:  # no address at all: who connects says so
+                continue
+            found += [spelt, unquote(spelt)] if spelt else []
+        return tuple(dict.fromkeys(found))
+
+
+def _mistakes(settings: Settings) -> Iterator[str]:
+    """What is wrong although every field alone is sound."""
+    if (settings.basic_auth_user is None) != (settings.basic_auth_pass is None):
+        yield "AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS go together: set both or neither"
+    if _is_cut_short(settings.redis_url):
+        yield (
+            "AL_REDIS_URL=(not shown) is no address: a special character of its password must be written as %XX "
+            "(%23 for #, %2F for /, %3F for ?, %5B for [)"
+        )
+    url = settings.label_studio_url
+    checks: list[Callable[[], object]] = [lambda: url and checked_address(url), lambda: check_network(url)]
+    for check in checks:
+        try:
+            check()
+        except SettingsError as error:
+            yield str(error)
+            return
+
+
+def _is_cut_short(url: str) -> bool:
+    """Whether an address ends for its reader before its password does."""
+    if "@" not in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return True
+    return parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment

@@ -1,0 +1,175 @@
+"""What a consensus rule hands back.
+
+Which annotations count: what every consensus rule agrees on before it weighs a single vote.
+The paper's rule: the label is the median of the readers' answers.
+Every consensus rule. A new one is its own file and one entry here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_order
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """At most one label an image, and the images that got none; both in the order of their image ids."""
+
+    labels: tuple[Label, ...]
+    exclusions: tuple[Exclusion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The votes about one image: never empty, every one a class.
+
+    Attributes:
+        image: as the latest of its annotations has it.
+        votes: index of the class in the ordinal list, least severe first; one a reader, in ascending order. Where
+            annotations are marked as ground truth, one for each of these instead.
+        ground_truth: the votes are ground truths, which override the readers.
+        overridden: what readers answered beside a ground truth, without skips; a value need not be a class.
+        unsure: one ground truth gives a class, and another says that none can be given.
+    """
+
+    image: ImageRef
+    votes: tuple[int, ...]
+    ground_truth: bool = False
+    overridden: tuple[str, ...] = ()
+    unsure: bool = False
+
+    def disputes(self, value: str) -> int:
+        """How many readers' answers a ground truth overrides with this label."""
+        return sum(answer != value for answer in self.overridden)
+
+
+def gather(annotations: Sequence[Annotation], classes: Sequence[str]) -> tuple[list[Answers], list[Exclusion]]:
+    """Sort the annotations by image and keep those that count.
+
+    Of one reader's annotations of an image the latest counts. If annotations of the image are marked as ground truth,
+    those alone count, each of them: Label Studio marks every imported annotation so, and gives those without an author
+    to the user who imports, so that neither time nor author says which of them is right. A reader who skipped the image
+    or called it unreadable casts no vote. An image to which a counted annotation gives an ignored class has no label:
+    without that answer the consensus would be another.
+
+    Args:
+        annotations: in any order.
+        classes: ordinal, least severe first.
+
+    Returns:
+        Images with at least one vote, and the images that can have no label, each with the reason; both in the order
+        of their ids, however the annotations came.
+    """
+    by_image: dict[str, list[Annotation]] = {}
+    for annotation in annotations:
+        by_image.setdefault(annotation.image.id, []).append(annotation)
+    answers: list[Answers] = []
+    exclusions: list[Exclusion] = []
+    for image_id in sorted(by_image, key=natural_order):
+        found = _of_one_image(by_image[image_id], classes)
+        if isinstance(found, Answers):
+            answers.append(found)
+        else:
+            exclusions.append(found)
+    return answers, exclusions
+
+
+def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> Answers | Exclusion:
+    # Equal times must not leave the choice to the order of arrival: then the more severe answer counts.
+    severity = {name: index for index, name in enumerate(classes)}
+    in_time = sorted(
+        annotations,
+        key=lambda a: (a.updated_at, severity.get(a.value or "", -1), a.value or "", a.rater, a.ground_truth),
+    )
+    image = in_time[-1].image
+    truths = [annotation for annotation in in_time if annotation.ground_truth]
+    latest = list({annotation.rater: annotation for annotation in in_time}.values())
+    counted = truths or latest
+    values = [annotation.value for annotation in counted if annotation.value is not None]
+    ignored = sorted({annotation.value or "" for annotation in counted if annotation.ignored})
+    if unknown := sorted(set(values) - severity.keys() - set(ignored)):
+        return Exclusion(
+            image_id=image.id,
+            kind="no class",
+            reason=f"image {image.id} is labelled {', '.join(map(repr, unknown))}, which is no class of this project: "
+            f"known are {', '.join(classes)}; correct the annotation, or, if a class was renamed in Label Studio, add "
+            f"alias={unknown[0]!r} to its Choice, which keeps these labels",
+        )
+    if ignored:
+        return Exclusion(
+            image_id=image.id,
+            kind="ignored class",
+            reason=f"image {image.id} is labelled {', '.join(map(repr, ignored))}, which ignore_classes leaves out",
+        )
+    if not values:
+        who = "its ground truth" if truths else f"every one of its {len(counted)} readers"
+        if all(annotation.unanswered for annotation in counted):
+            return Exclusion(
+                image_id=image.id,
+                kind="no answer",
+                reason=f"unanswered: {who} gave image {image.id} no answer to the question: it is optional, or its "
+                "condition was not met",
+            )
+        return Exclusion(
+            image_id=image.id,
+            kind="no answer",
+            reason=f"unreadable: {who} skipped image {image.id} or gave it no class",
+        )
+    votes = tuple(sorted(severity[value] for value in values))
+    if not truths:
+        return Answers(image, votes)
+    # A reader whose latest annotation is the ground truth has no other answer: it was given up for that.
+    overridden = tuple(one.value for one in latest if not one.ground_truth and one.value is not None)
+    unsure = any(one.value is None and not one.unanswered for one in truths)
+    return Answers(image, votes, ground_truth=True, overridden=overridden, unsure=unsure)
+
+
+def median(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
+    """The ordinal median of each image's answers.
+
+    With an odd number of readers it is the middle answer. With an even number the two middle answers can differ; then
+    the more severe one is taken, since a disease overlooked costs more than one suspected, and the label is marked as
+    disputed. That holds for ``normal`` against ``severe`` too: an ordinal scale has no midpoint, and ``moderate``
+    would be an answer that nobody gave. Ground truths are weighed in the same way; the label is marked as disputed
+    where any two of them differ, or where they override a reader's answer that differs.
+
+    Args:
+        annotations: in any order; which of them count, see ``answers.gather``.
+        classes: ordinal, least severe first.
+
+    Returns:
+        Labels and exclusions in the order of the image ids. ``raters`` of a label counts the readers whose answer was
+        weighed; where ground truths decided, these.
+
+    Source:
+        Gabriel et al. 2025, arXiv:2508.21263, for the median; the even case is ours.
+    """
+    answers, exclusions = gather(annotations, classes)
+    labels = []
+    for answer in answers:
+        lower, upper = answer.votes[(len(answer.votes) - 1) // 2], answer.votes[len(answer.votes) // 2]
+        value, disputed = classes[upper], lower != upper
+        if answer.ground_truth:
+            disputed = len(set(answer.votes)) > 1 or answer.unsure or answer.disputes(value) > 0
+        labels.append(Label(image=answer.image, value=value, raters=len(answer.votes), disputed=disputed))
+    return Consensus(tuple(labels), tuple(exclusions))
+
+
+Rule = Callable[[Sequence[Annotation], Sequence[str]], Consensus]
+"""Called with all annotations of a project and its classes, least severe first."""
+
+RULES: Final[dict[str, Rule]] = {
+    "median": median,
+}
+
+
+def rule(name: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        ValueError: there is none; the known ones are listed.
+    """
+    if name not in RULES:
+        raise ValueError(f"unknown consensus rule {name!r}: known are {', '.join(RULES)}")
+    return RULES[name]

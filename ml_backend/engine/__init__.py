@@ -1,6 +1,0 @@
-"""One round, independent of where labels come from and where rankings go."""
-
-from ml_backend.engine.ports import ConsensusRule, LabelSource, Learner, Publisher, RoundParts, Strategy
-from ml_backend.engine.round import run_round
-
-__all__ = ["ConsensusRule", "LabelSource", "Learner", "Publisher", "RoundParts", "Strategy", "run_round"]

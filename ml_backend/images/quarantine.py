@@ -1,0 +1,170 @@
+"""An image source that remembers what could not be read, and tells a bad image from a source that is down.
+
+A bad image is listed with its reason and left in peace until its file changes or a growing pause is over. Where one
+host fails to answer for many images in a row, the host is to blame: none of them is listed, and it is spared for half
+a minute, so that a dead host costs a round seconds and not hours.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from ml_backend.config import is_data_uri
+from ml_backend.errors import ImageError
+from ml_backend.images.decode import FORMATS, OF_THE_FILE, PASSING, PREPROCESSING, trouble_of
+from ml_backend.images.source import ImageSource
+from ml_backend.schemas import ImageRef
+
+STREAK = 20  # images in a row that a host gave no answer for: more than are asked for at once
+SPARED_S = 30.0
+
+
+class QuarantineList(Protocol):
+    """Where bad images are kept. Called from several threads at once."""
+
+    def bars(self, image_id: str, file: str, version: Callable[[], str]) -> str | None:
+        """Why the image is not to be tried now; None where it is. Another ``file`` or ``version`` is another file."""
+        ...
+
+    def enter(self, image_id: str, file: str, trouble: str, reason: str, *, passing: bool, version: str = "") -> None:
+        """An image was tried, in vain."""
+        ...
+
+    def withdraw(self, image_ids: Iterable[str]) -> None:
+        """These were entered, and it was not their fault."""
+        ...
+
+
+class QuarantinedSource:
+    """A source whose bad images are not asked for at every round. Satisfies ``ImageSource``.
+
+    Args:
+        source: where the images are.
+        quarantine: of the project.
+        now: seconds that only ever grow; for tests.
+        version: what is said of the file behind an image whose key stays the same when the file is replaced; empty
+            where nothing is, None where nobody answered.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        quarantine: QuarantineList,
+        now: Callable[[], float] = time.monotonic,
+        version: Callable[[ImageRef], str | None] = lambda _image: "",
+    ) -> None:
+        self._source = source
+        self._quarantine = quarantine
+        self._hosts = _Hosts(now)
+        self._ask_version = version
+        self._silent: set[str] = set()  # hosts that gave no answer about a file: they are not asked about another
+
+    def fetch(self, image: ImageRef) -> bytes:
+        """See ``ImageSource``.
+
+        Raises:
+            ImageError: it cannot be had, is known to be bad, or its host is down.
+            LabelStudioError: as the source does where no image can be had at all.
+        """
+        key = self.cache_key(image)
+        host = _host(image.uri)
+        if self._hosts.is_spared(host):
+            raise ImageError(
+                f"image {image.id} was not asked for: {host or 'its source'} gave no answer for {STREAK} images in a "
+                "row; the next round asks again"
+            )
+        try:
+            content = self._source.fetch(image)
+        except ImageError as error:
+            self._failed(image, key, host, error)
+            raise
+        self._hosts.answered(host)
+        return content
+
+    def cache_key(self, image: ImageRef) -> str:
+        """See ``ImageSource``.
+
+        Raises:
+            ImageError: there is no such image, or it is known to be bad.
+        """
+        try:
+            key = self._source.cache_key(image)
+        except ImageError as error:
+            # No pause: that it is not there was told at once. When it comes back it has a key.
+            self._enter(image, "", error)
+            raise
+        if (reason := self._quarantine.bars(image.id, _file(key), lambda: self._version(image))) is not None:
+            raise ImageError(reason)
+        return key
+
+    def undecodable(self, image: ImageRef, error: ImageError) -> None:
+        """What was fetched is no picture."""
+        self._enter(image, self._source.cache_key(image), error)
+
+    def _failed(self, image: ImageRef, key: str, host: str, error: ImageError) -> None:
+        self._enter(image, key, error)
+        if trouble_of(error) not in PASSING:
+            # It answered, though not with the image.
+            self._hosts.answered(host)
+        else:
+            self._quarantine.withdraw(self._hosts.gave_no_answer(host, image.id))
+
+    def _enter(self, image: ImageRef, key: str, error: ImageError) -> None:
+        trouble = trouble_of(error)
+        of_the_file = trouble in OF_THE_FILE
+        # All else is tried again within the hour, whether or not the file is another.
+        version = self._version(image) if of_the_file else ""
+        self._quarantine.enter(image.id, _file(key), trouble, str(error), passing=not of_the_file, version=version)
+
+    def _version(self, image: ImageRef) -> str:
+        host = _host(image.uri)
+        if not host or host in self._silent or self._hosts.is_spared(host):
+            return ""
+        version = self._ask_version(image)
+        if version is None:
+            self._silent.add(host)
+        return version or ""
+
+
+class _Hosts:
+    """Who gave no answer, and for how many images in a row."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._unanswered: dict[str, list[str]] = {}
+        self._spared_until: dict[str, float] = {}
+
+    def is_spared(self, host: str) -> bool:
+        return self._now() < self._spared_until.get(host, float("-inf"))
+
+    def answered(self, host: str) -> None:
+        with self._lock:
+            self._unanswered.pop(host, None)
+
+    def gave_no_answer(self, host: str, image_id: str) -> list[str]:
+        """The images that this shows to be free of blame: all of the row, once it is long enough."""
+        with self._lock:
+            row = self._unanswered.setdefault(host, [])
+            row.append(image_id)
+            if len(row) < STREAK:
+                return []
+            self._spared_until[host] = self._now() + SPARED_S
+            return list(row)
+
+
+def _file(key: str) -> str:
+    # A file is tried again when our reading of files has changed as well.
+    return f"{PREPROCESSING}|{','.join(FORMATS)}|{key}"
+
+
+def _host(uri: str) -> str:
+    """Of the address without its password; empty for what Label Studio itself, a folder or the task holds."""
+    if "://" not in uri[:32] or is_data_uri(uri):
+        return ""
+    try:
+        return urlsplit(uri).netloc.rpartition("@")[2]
+    except ValueError:  # no address at all
+        return ""

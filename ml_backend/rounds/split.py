@@ -1,0 +1,200 @@
+"""Training and validation labels: apart by patient, and the same from round to round."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
+
+from sklearn.model_selection import StratifiedGroupKFold
+
+from ml_backend.acquisition import seeded_draws
+from ml_backend.errors import TooFewLabels
+from ml_backend.grouping import groups_of
+from ml_backend.schemas import Label, natural_order
+
+Sides: TypeAlias = tuple[tuple[Label, ...], tuple[Label, ...]]
+
+
+def stable_split(
+    labels: Sequence[Label], validation_share: float, seed: int
+) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
+    """Split by patient (by image where the patient is unknown), without remembering earlier splits.
+
+    Images with the same address are never divided either; see ``grouping.groups_of``.
+
+    Each patient draws a number in [0, 1) from the seed and the patient's name alone and goes to validation below
+    ``validation_share``. New labels cannot change that, so who was in validation stays there, and no network is judged
+    on a patient that an earlier one trained on. A quota per class would hold the share more exactly, but every new
+    patient would push others over the border.
+
+    Only where the draws leave a class out of training, or out of validation although it has two patients, are
+    patients moved: those nearest the border first. A moved patient may move back once the class has more patients; with
+    25 patients a class and a share of 0.2, fewer than 1 class in 250 needs a move. Where patients with images of
+    several classes make it impossible to serve every class, training comes first.
+
+    Args:
+        labels: in any order.
+        validation_share: expected share of the patients, above 0 and below 1.
+        seed: the same for all rounds of a project.
+
+    Returns:
+        Training and validation labels, each in the order of the image ids; neither is empty.
+
+    Raises:
+        TooFewLabels: no class has labels of two patients; says how many there are.
+        ValueError: the share is not between 0 and 1.
+    """
+    if not 0.0 < validation_share < 1.0:
+        raise ValueError(f"validation_share must lie above 0 and below 1, got {validation_share}")
+    group_of = groups_of(label.image for label in labels)
+    classes_of: dict[str, set[str]] = {}
+    for label in labels:
+        classes_of.setdefault(group_of[label.image.id], set()).add(label.value)
+    groups = Counter(name for classes in classes_of.values() for name in classes)
+    if max(groups.values(), default=0) < 2:
+        found = ", ".join(f"{name}: {count}" for name, count in sorted(groups.items())) or "no label at all"
+        raise TooFewLabels(
+            f"{len(labels)} labels cannot be split into training and validation: some class needs labels of 2 patients "
+            f"(or of 2 images without a patient id), got {found}; label more images"
+        )
+    draws = dict(zip(classes_of, (seeded_draws(list(classes_of), seed) / 2.0**64).tolist(), strict=True))
+    sides = _Sides(classes_of, groups, {group for group, draw in draws.items() if draw < validation_share})
+    # Nearest the border first; the name settles equal draws, not the order of arrival.
+    sides.serve_every_class(sorted(draws, key=lambda group: (abs(draws[group] - validation_share), group)))
+    in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
+    return (
+        tuple(label for label in in_order if group_of[label.image.id] not in sides.validation),
+        tuple(label for label in in_order if group_of[label.image.id] in sides.validation),
+    )
+
+
+def fixed_split(validation_ids: Collection[str]) -> Callable[[Sequence[Label], float, int], Sides]:
+    """A split that somebody else has made: the same images are validation whatever else is labelled.
+
+    Args:
+        validation_ids: of the images that are validation wherever they have a label; all others are trained on.
+
+    Returns:
+        What satisfies ``engine.ports.Splitter``; the share and the seed that it is given change nothing.
+    """
+    validation = frozenset(validation_ids)
+
+    def split(labels: Sequence[Label], validation_share: float, seed: int) -> Sides:
+        del validation_share, seed
+        in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
+        train = tuple(label for label in in_order if label.image.id not in validation)
+        held_out = tuple(label for label in in_order if label.image.id in validation)
+        if not train or not held_out:
+            raise TooFewLabels(
+                f"{len(train)} labels to train on and {len(held_out)} of the {len(validation)} validation images: "
+                "both need at least 1"
+            )
+        return train, held_out
+
+    return split
+
+
+def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, ...]:
+    """Tear labels into folds by patient, each class spread over them as evenly as the patients allow.
+
+    Args:
+        labels: in any order.
+        folds: how many, 2 or more.
+        seed: which patients come together.
+
+    Returns:
+        For every fold the labels of the others to train on, and its own to validate on, each in the order of the image
+        ids.
+
+    Raises:
+        TooFewLabels: fewer patients than folds, or no class with as many labels; says how many there are.
+
+    Source:
+        scikit-learn's ``StratifiedGroupKFold``.
+    """
+    in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
+    group_of = groups_of(label.image for label in labels)
+    groups, values = [group_of[label.image.id] for label in in_order], [label.value for label in in_order]
+    most = max(Counter(values).values(), default=0)
+    if (enough := min(len(set(groups)), most)) < folds:
+        raise TooFewLabels(
+            f"{len(labels)} labels of {len(set(groups))} patients, at most {most} of a class, cannot be split for "
+            f"{folds} networks: label images of more patients, or set committee to {max(enough, 1)} or less"
+        )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        # A class with fewer labels than folds: some networks are not validated on it, all but one are trained on it.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        sides = list(splitter.split(values, values, groups))
+    if empty := sum(not len(held_out) for _, held_out in sides):
+        raise TooFewLabels(
+            f"{empty} of {folds} networks would have no label to be validated on: label more images, or set a smaller "
+            "committee"
+        )
+    return tuple((tuple(in_order[i] for i in train), tuple(in_order[i] for i in held_out)) for train, held_out in sides)
+
+
+class _Sides:
+    """Who is in validation, and which classes that leaves without a side.
+
+    Args:
+        classes_of: classes among the labels of each group (patient, or image).
+        groups: number of groups with labels of each class.
+        validation: groups in validation by their own draw.
+    """
+
+    def __init__(self, classes_of: Mapping[str, set[str]], groups: Mapping[str, int], validation: set[str]) -> None:
+        self.validation = frozenset(validation)
+        self._classes_of = classes_of
+        self._groups = groups
+        self._inside = Counter(name for group in validation for name in classes_of[group])
+
+    def serve_every_class(self, nearest_first: Sequence[str]) -> None:
+        """Move as few groups as leave no class without a side that it could have.
+
+        A move may take a side from another class, which is then served in its turn. Each group moves at most once, so
+        this ends; the best state on the way is kept.
+        """
+        best, fewest = self.validation, self._unserved()
+        waiting = list(nearest_first)
+        while group := self._next_move(waiting):
+            self._move(group)
+            waiting.remove(group)
+            if (unserved := self._unserved()) < fewest:
+                best, fewest = self.validation, unserved
+        self.validation = best
+
+    def _next_move(self, waiting: Sequence[str]) -> str | None:
+        # Training first: a class that is never trained on is lost, one that is never validated on only unmeasured.
+        for short, in_validation in ((self._untrained(), True), (self._unvalidated(), False)):
+            for name in short:
+                movable = [
+                    group
+                    for group in waiting
+                    if name in self._classes_of[group] and (group in self.validation) == in_validation
+                ]
+                if movable:
+                    return min(movable, key=self._harm)  # of equals the first, hence the nearest
+        return None
+
+    def _move(self, group: str) -> None:
+        step = -1 if group in self.validation else 1
+        self._inside.update(dict.fromkeys(self._classes_of[group], step))
+        self.validation ^= {group}
+
+    def _harm(self, group: str) -> int:
+        """What moving this group would leave without a side."""
+        classes = self._classes_of[group]
+        if group in self.validation:
+            return sum(self._inside[name] == 1 and self._groups[name] > 1 for name in classes)
+        return sum(2 * (self._inside[name] == self._groups[name] - 1) for name in classes)
+
+    def _untrained(self) -> list[str]:
+        return sorted(name for name, count in self._groups.items() if self._inside[name] == count)
+
+    def _unvalidated(self) -> list[str]:
+        return sorted(name for name, count in self._groups.items() if count > 1 and not self._inside[name])
+
+    def _unserved(self) -> tuple[bool, int]:
+        one_side_empty = not 0 < len(self.validation) < len(self._classes_of)
+        return one_side_empty, 2 * len(self._untrained()) + len(self._unvalidated())

@@ -1,0 +1,279 @@
+"""What travels between the rooms: frozen, validated, and JSON both ways.
+
+``image`` is an element of the pool, ``annotation`` one reader's answer, ``label`` what consensus made of the
+annotations, ``ranking`` the order in which the pool should be labelled, ``round`` one turn of the loop.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(ge=0.0)]
+Reason = Literal["connected", "images", "labels", "forced", "topup", "rerank"]
+"""What calls for a round. Two of them learn nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks
+anew by what the last network said, since the owner chose another strategy."""
+ExclusionKind = Literal[
+    "no image",
+    "label without image",
+    "unreadable answer",
+    "no class",
+    "ignored class",
+    "ignored truth",
+    "no answer",
+    "same image",
+    "unreadable image",
+    "",
+]
+"""What is wrong with an image or its label. ``no image``: a task without a label that holds no image under the label
+config's key; ``label without image``: the same of a task with one; ``no answer``: readers skipped the image or called
+it unreadable; ``ignored truth``: all answers are ground truths that ``ground_truth=ignore`` leaves out; ``same image``:
+another task stands for it; empty: anything else."""
+
+Stage = Literal["labels", "train", "score", "rank", "save", "publish", "features", "noise"]
+STAGES: Final[dict[str, str]] = {
+    "labels": "reads the labels",
+    "train": "trains the network",
+    "score": "looks at the images that have no label",
+    "rank": "chooses the next images",
+    "save": "saves the round",
+    "publish": "hands the new order to Label Studio",
+    "features": "prepares the images for the first training; the order is served already",
+    "noise": "trains a second network to measure how much chance decides; the order is served already",
+}
+"""Every stage of a round in its order, as what the round does."""
+AFTER_A_ROUND: Final = ("features", "noise")
+"""Stages that come when readers are served the new order."""
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProjectKey(Record):
+    """A project, told apart from an earlier one under the same id.
+
+    Label Studio on sqlite hands ids out again, so that the id alone would mix up two projects' rounds.
+    """
+
+    id: Annotated[int, Field(ge=1)]
+    created: Annotated[int, Field(ge=0)]  # unix seconds
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``"<id>.<unix seconds>"``, the form in which Label Studio names a project to a backend.
+
+        Raises:
+            ValueError: the text has another form.
+        """
+        project_id, dot, created = text.partition(".")
+        if not (dot and project_id.isdecimal() and created.isdecimal()):
+            raise ValueError(f"a project is named '<id>.<unix seconds>', got {text!r}")
+        return cls(id=int(project_id), created=int(created))
+
+    def __str__(self) -> str:
+        return f"{self.id}.{self.created}"
+
+
+class Connection(Record):
+    """What ``/setup`` told us about a project: enough to run its rounds."""
+
+    project: ProjectKey
+    hostname: str  # where Label Studio says it can be reached; settings may override it
+    label_config: str
+    extra_params: dict[str, object] = {}
+
+
+class ImageRef(Record):
+    """An image of the pool. ``id`` is Label Studio's task id as text, or a path in a headless run."""
+
+    id: Annotated[str, Field(min_length=1)]
+    uri: Annotated[str, Field(min_length=1)]
+    patient_id: str | None = None
+
+    @property
+    def group(self) -> str:
+        """The patient, or the image itself where the patient is unknown; see also ``grouping``."""
+        return f"image {self.id}" if self.patient_id is None else f"patient {self.patient_id}"
+
+
+# What pandas writes for an empty cell, and what people write who do not know.
+PATIENT_KEY = "patient_id"
+NO_PATIENT = frozenset({"", "nan", "<na>", "nat", "na", "n/a", "#n/a", "none", "null", "unknown", "-", "?"})
+
+
+def is_patient_key(name: str) -> bool:
+    """Whether a column or a key names patients, as public data sets spell it: Patient ID, PatientID, patientId."""
+    return re.sub(r"[^a-z]", "", name.casefold()) == PATIENT_KEY.replace("_", "")
+
+
+def patient_of(value: object) -> str | None:
+    """The patient that a table or a task names; None where it names none.
+
+    One patient is one text, however it was imported: Label Studio reads the column of a CSV file as numbers, and as
+    ``12.0`` where one cell of it is empty.
+    """
+    text = "" if value is None else str(value).strip()
+    if text.casefold() in NO_PATIENT:
+        return None
+    whole, dot, rest = text.partition(".")
+    return whole if dot and whole.isdecimal() and rest.strip("0") == "" else text
+
+
+def natural_order(image_id: str) -> tuple[int, str]:
+    """Sort key of image ids that depends on nothing but the ids: decimal ones come in the order of their numbers."""
+    return len(image_id), image_id
+
+
+class Annotation(Record):
+    """One reader's answer about one image.
+
+    ``value`` is None where the reader skipped it, called it unreadable, or left the question unanswered.
+    """
+
+    image: ImageRef
+    rater: str
+    value: str | None
+    unanswered: bool = False  # neither skipped nor answered: the question is optional, or was asked on a condition
+    ignored: bool = False  # ``value`` is a class that the option ``ignore_classes`` leaves out
+    ground_truth: bool = False
+    updated_at: datetime
+
+
+class Label(Record):
+    """What consensus made of the annotations of one image."""
+
+    image: ImageRef
+    value: str
+    raters: Annotated[int, Field(ge=1)]
+    disputed: bool = False  # the rule had to choose between classes: worth an adjudication
+
+
+class Exclusion(Record):
+    """An image that a round could not use, and why; named in the report, never dropped in silence."""
+
+    image_id: str
+    reason: str
+    kind: ExclusionKind = ""
+
+
+class FitReport(Record):
+    """How one training went."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    best_epoch: Annotated[int, Field(ge=1)]  # counted from 1; the epoch whose weights were restored
+    class_weights: dict[str, float]
+    train_images: Annotated[int, Field(ge=1)]
+    validation_images: Annotated[int, Field(ge=1)]
+    validation_loss: float
+    validation_accuracy: Share
+    validation_auroc: Share | None  # None where validation holds fewer than two classes
+    validation_recall: dict[str, Share | None] = {}  # None where validation holds no image of the class
+    began: Literal["scratch", "warm"] = "scratch"  # warm: from the last round's network
+    exclusions: tuple[Exclusion, ...] = ()
+
+
+class Ranking(Record):
+    """The whole pool in the order in which it should be labelled, label first at the front.
+
+    Scores are acquisition values aligned with ``image_ids`` (higher = label first, except that a batch-aware
+    strategy orders its batch by its picks, and that a control image stands where chance has put it), in the unit that
+    the strategy's catalogue entry states.
+    """
+
+    strategy: str
+    image_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    batch_size: Annotated[int, Field(ge=1)]
+    suggestions: dict[str, str] = {}  # image id -> the network's most probable class, where there is a network
+    confidences: dict[str, Share] = {}  # image id -> the probability of that class, averaged over the passes
+    control: tuple[
+        str, ...
+    ] = ()  # images that stand in the order by chance, and not by their score; see ``engine.control``
+    exclusions: tuple[Exclusion, ...] = ()
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.image_ids) != len(self.scores):
+            raise ValueError(f"{len(self.image_ids)} image ids but {len(self.scores)} scores")
+        if len(set(self.image_ids)) != len(self.image_ids):
+            raise ValueError("an image stands in the ranking twice")
+        if not all(math.isfinite(score) for score in self.scores):
+            raise ValueError("a score is NaN or infinite")
+        return self
+
+
+class RoundRequest(Record):
+    """What one round is asked to do; everything that decides its result, apart from the labels and the images."""
+
+    project: ProjectKey
+    round_id: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    reason: Reason
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]  # ordinal: least severe first
+    strategy: str
+    batch_size: Annotated[int, Field(ge=1)]
+    min_labels_per_class: Annotated[int, Field(ge=2)]
+    control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``engine.control``
+    validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    cold_start: Literal["random", "typiclust"] = "random"
+    seed: int
+    options: dict[str, object] = {}  # all of the project's, those of the learner among them
+
+
+class RoundReport(Record):
+    """One round, as it is saved before it is published. ``fit`` is None while the start set is still growing."""
+
+    request: RoundRequest
+    labels_per_class: dict[str, int]
+    disputed: tuple[str, ...] = ()
+    fit: FitReport | None
+    ranking: Ranking
+    exclusions: tuple[Exclusion, ...] = ()
+    seconds: Mapping[str, Seconds]  # stage -> wall time of its work: labels, train, score, rank
+    started_at: datetime
+    inputs: str = ""  # digest of what decided the result, see ``engine.resume``
+    base: str | None = None  # the earlier round whose network ranked, where this one only ranked anew
+
+    @property
+    def trained(self) -> bool:
+        """Whether the round trained a network of its own."""
+        return self.fit is not None and self.base is None
+
+    @property
+    def by_network(self) -> bool:
+        """Whether a network made the order: the round's own, or that of ``base``. Not so before the first training."""
+        return self.fit is not None or self.base is not None
+
+
+class Published(Record):
+    """What Label Studio now serves."""
+
+    version: Annotated[str, Field(min_length=1)]
+    round_id: str
+    image_ids: tuple[str, ...]  # in the order in which they will be served
+    annotations: int | None = None  # with skips, as Label Studio counted them just before; None: not noted
+    seconds: Mapping[str, Seconds]  # import, switch, delete
+    published_at: datetime
+    imported_at: AwareDatetime | None = None  # by Label Studio's clock, its newest prediction; None: not noted
+
+    def completes(self, round_id: str) -> bool:
+        """Whether that round is served and, the last step, what no reader can hold any more is deleted."""
+        return self.round_id == round_id and "delete" in self.seconds
+
+
+class ImportedVersion(Record):
+    """A model version that this installation has imported into Label Studio, and may delete there.
+
+    Attributes:
+        version: name of the model version.
+        replaced_at: when another version took its place; None while it is served, and for an import under way.
+    """
+
+    version: Annotated[str, Field(min_length=1)]
+    replaced_at: AwareDatetime | None = None

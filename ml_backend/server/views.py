@@ -1,0 +1,525 @@
+"""What a project is doing, in words, and how long it may still take. Pure: it is told the time.
+
+Rounds as CSV, for a spreadsheet.
+What the owner's pages show, in the words and figures that their templates put into place.
+The owner's pages: one project, one round, its pictures and tables; and the buttons.
+"""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import wraps
+from statistics import median
+from typing import Any, Final
+
+import structlog
+from flask import Blueprint, Response, jsonify, render_template, request
+from markupsafe import Markup
+
+from ml_backend.analytics.evaluation import ENOUGH, ControlEstimate
+from ml_backend.analytics.history import RoundLine
+from ml_backend.analytics.overview import (
+    BatchImage,
+    Chosen,
+    KeptReading,
+    Overview,
+    chosen,
+    control_so_far,
+    overview,
+    reason,
+    reason_unseen,
+)
+from ml_backend.errors import UnknownProject, UnknownRound
+from ml_backend.label_studio.connect import ONE_CONNECTION
+from ml_backend.label_studio.payloads import Form, ProjectAnswer, RoundAnswer, parse_key
+from ml_backend.label_studio.publisher import ONE_INSTALLATION
+from ml_backend.predictions import PoolOutputs
+from ml_backend.registry import STRATEGIES
+from ml_backend.scheduling import Progress
+from ml_backend.scheduling.reconciler import connection_of
+from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, Reason, RoundReport
+from ml_backend.server.actions import ACTIONS, SAID, act
+from ml_backend.server.context import parts, refreshing, relative_url, wants_page
+from ml_backend.server.figures import balance_figure, learning_series, legend, line_figure, recall_series
+from ml_backend.server.status import ProjectStatus, as_json, question_of, status_of
+from ml_backend.storage import ProjectStore
+from ml_backend.storage.project_state import Thumbnails
+
+REASONS: Final[dict[Reason, str]] = {
+    "connected": "the project was connected, or its set-up mended",
+    "images": "new images came",
+    "labels": "enough labels changed",
+    "forced": "somebody asked for it",
+    "topup": "readers need more images; nothing is trained",
+    "rerank": "another strategy was chosen; nothing is trained, unless the last network cannot be used",
+}
+USUAL_ROUNDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Where a round is.
+
+    Attributes:
+        does: the stage as what the round does.
+        done: share of the stage, 0 to 1.
+        left_s: seconds that the round may still take; None where that cannot be told.
+        silent_s: seconds since the last sign of progress.
+    """
+
+    does: str
+    done: float
+    left_s: float | None
+    silent_s: float
+
+    @property
+    def left(self) -> str:
+        """The time left in words."""
+        return "time left not known yet: no round like this has ended" if self.left_s is None else duration(self.left_s)
+
+
+def usual_seconds(lines: Sequence[RoundLine]) -> dict[str, float]:
+    """Seconds that each stage took, the median of the last rounds that trained."""
+    trained = [line.seconds for line in lines if line.trained][-USUAL_ROUNDS:]
+    stages = {stage for seconds in trained for stage in seconds}
+    return {stage: median(seconds[stage] for seconds in trained if stage in seconds) for stage in stages}
+
+
+def running(progress: Progress, usual: Mapping[str, float], now: float) -> Running:
+    """Read the progress of a round.
+
+    The stage that runs goes on at its rate so far; what comes after it takes as long as it usually did.
+
+    Args:
+        progress: as the round last told it.
+        usual: seconds by stage.
+        now: unix seconds.
+    """
+    elapsed = max(now - progress.stage_started, 0.0)
+    done = min(max(progress.done / progress.total, 0.0), 1.0) if progress.total > 0 else 0.0
+    return Running(
+        does=STAGES.get(progress.stage, progress.stage),
+        done=done,
+        left_s=_left(progress.stage, done, elapsed, usual),
+        silent_s=max(now - progress.updated, 0.0),
+    )
+
+
+def _left(stage: str, done: float, elapsed: float, usual: Mapping[str, float]) -> float | None:
+    by_rate = elapsed * (1 - done) / done if done > 0 else math.inf
+    by_habit = max(usual[stage] - elapsed, 0.0) if stage in usual else math.inf
+    here = by_rate if done > 0 else by_habit
+    if stage == "train" and by_habit > 0:
+        # Training stops when the network no longer gets better, mostly long before its last epoch.
+        here = min(by_rate, by_habit)
+    order = [name for name in STAGES if name not in AFTER_A_ROUND]
+    later = order[order.index(stage) + 1 :] if stage in order else []
+    if math.isinf(here) or (stage in {"labels", "train"} and "score" not in usual):
+        return None
+    return here + sum(usual.get(name, 0.0) for name in later)
+
+
+def duration(seconds: float) -> str:
+    """A duration in the unit that a person would say it in."""
+    if seconds < 1:
+        return "less than a second"
+    for size, name in ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute")):
+        if seconds >= 1.5 * size:
+            return f"about {round(seconds / size)} {name}s"
+    whole = max(round(seconds), 1)
+    return f"about {whole} second{'' if whole == 1 else 's'}"
+
+
+# A spreadsheet runs a cell that begins with one of these as a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def ranking_csv(report: RoundReport, outputs: PoolOutputs | None) -> str:
+    """The whole order of a round: place, image, score, by chance or not, predicted class, and what was thought of each.
+
+    Args:
+        report: of the round.
+        outputs: what its network said; its columns stay empty where there is none.
+    """
+    ranking = report.ranking
+    classes = report.request.classes if outputs is None else outputs.classes
+    row_of = {} if outputs is None else {name: row for row, name in enumerate(outputs.image_ids)}
+    means = None if outputs is None else outputs.probs.mean(axis=1)
+    control = set(ranking.control)
+
+    def rows() -> Iterable[Sequence[object]]:
+        for place, (name, score) in enumerate(zip(ranking.image_ids, ranking.scores, strict=True), start=1):
+            row = row_of.get(name)
+            known = means is not None and row is not None
+            probs = [f"{p:.4f}" for p in means[row]] if means is not None and row is not None else [""] * len(classes)
+            predicted = classes[int(means[row].argmax())] if known and means is not None else ""
+            yield (
+                place,
+                name,
+                f"{score:.6g}",
+                "yes" if name in control else "no",
+                ranking.suggestions.get(name, predicted),
+                *probs,
+            )
+
+    head = ["place", "image", f"score_{ranking.strategy}", "by_chance", "predicted", *(f"p_{name}" for name in classes)]
+    return _csv(head, rows())
+
+
+def rounds_csv(lines: Sequence[RoundLine], control: ControlEstimate | None = None) -> str:
+    """One row a round, oldest first.
+
+    Args:
+        lines: the rounds.
+        control: what the images that came by chance say; its columns stay empty at rounds where they were too few.
+    """
+    by_chance = {} if control is None else {one.round_id: one for one in control.running}
+    classes = list(dict.fromkeys(name for line in lines for name in line.classes))
+    stages = list(dict.fromkeys(stage for line in lines for stage in line.seconds))
+    head = [
+        *("round", "started_at", "reason", "strategy", "labels", "images", "batch", "by_chance", "excluded"),
+        *("trained_on", "validated_on", "epochs", "accuracy", "auroc", "validation_loss"),
+        *("control_images", "control_accuracy", "control_low", "control_high"),
+        *(f"labels_{name}" for name in classes),
+        *(f"recall_{name}" for name in classes),
+        *(f"seconds_{stage}" for stage in stages),
+    ]
+
+    def row(line: RoundLine) -> list[object]:
+        fit, told = line.fit, by_chance.get(line.round_id)
+        return [
+            *(line.round_id, line.started_at, line.reason, line.strategy, line.labels, line.images),
+            *(line.batch_size, line.control, line.excluded),
+            *(
+                ("", "", "", "", "", "")
+                if fit is None
+                else (
+                    *(fit.train_images, fit.validation_images, fit.epochs, fit.validation_accuracy),
+                    *(fit.validation_auroc, fit.validation_loss),
+                )
+            ),
+            *(("", "", "", "") if told is None else (told.n, told.accuracy, told.low, told.high)),
+            *(line.labels_per_class.get(name, "") for name in classes),
+            *("" if fit is None else fit.validation_recall.get(name) for name in classes),
+            *(line.seconds.get(stage, "") for stage in stages),
+        ]
+
+    return _csv(head, (row(line) for line in lines))
+
+
+def _csv(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow([_harmless(cell) for cell in head])
+    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    return file.getvalue()
+
+
+def _harmless(cell: object) -> object:
+    """Text that no spreadsheet takes for a formula; numbers of ours stay numbers."""
+    text = "" if cell is None else str(cell)
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+NEWEST_ROUNDS = 12  # that stand open in the table
+LISTED_EXCLUSIONS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One image of a batch, as it is shown."""
+
+    image_id: str
+    place: int
+    why: str
+    control: bool
+    predicted: str | None
+    confidence: str | None
+    picture: bool
+
+
+def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails, now: float) -> dict[str, object]:
+    """By the names that ``project.html`` uses.
+
+    Args:
+        status: what runs and what is served.
+        found: what the rounds say.
+        thumbnails: of the project.
+        now: unix seconds.
+    """
+    queue, rounds = status.queue, found.rounds
+    last = rounds[-1] if rounds else None
+    progress = queue.progress
+    learning, recall = learning_series(rounds, found.control), recall_series(rounds)
+    insight = found.chosen.insight if found.chosen else None
+    return {
+        "status": status,
+        "found": found,
+        "state": status.state,
+        "running": running(progress, usual_seconds(rounds), now) if queue.running and progress else None,
+        "reasons": REASONS,
+        "one_connection": ONE_CONNECTION,
+        "one_installation": ONE_INSTALLATION,
+        "threshold": _threshold(status),
+        "last": last,
+        "unlike": _knows_other_classes(status),
+        "cold": _cold_start(status, last),
+        "learning": line_figure("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
+        "legend": legend(learning),
+        "enough": ENOUGH,
+        "recall": line_figure("recall", "Recall of each class over the labels", recall) if recall else None,
+        "balance": _balance(last, insight.expected if insight else None),
+        "insight": insight,
+        "tiles": _tiles(found.chosen, thumbnails) if found.chosen else [],
+        "control_tiles": _tiles(found.chosen, thumbnails, behind=True) if found.chosen else [],
+        "strategies": STRATEGIES,
+        "by_chance": {one.round_id: one for one in found.control.running} if found.control else {},
+        "newest": list(reversed(rounds))[:NEWEST_ROUNDS],
+        "older": list(reversed(rounds))[NEWEST_ROUNDS:],
+        "moment": _moment,
+    }
+
+
+def round_view(
+    connection: Connection, report: RoundReport, picked: Chosen, thumbnails: Thumbnails
+) -> dict[str, object]:
+    """By the names that ``round.html`` uses."""
+    fit = report.fit
+    return {
+        "connection": connection,
+        "report": report,
+        "line": RoundLine.of(report),
+        "fit": fit,
+        "reasons": REASONS,
+        "strategies": STRATEGIES,
+        "tiles": _tiles(picked, thumbnails),
+        "control_tiles": _tiles(picked, thumbnails, behind=True),
+        "insight": picked.insight,
+        "balance": _balance(RoundLine.of(report), picked.insight.expected if picked.insight else None),
+        "exclusions": report.exclusions[:LISTED_EXCLUSIONS],
+        "more_exclusions": max(len(report.exclusions) - LISTED_EXCLUSIONS, 0),
+        "moment": _moment,
+    }
+
+
+def _threshold(status: ProjectStatus) -> int:
+    """Changes that start the next round; 0 where none starts by itself."""
+    if status.paused:
+        return status.options.retrain_after if status.options and status.paused.threshold else status.paused.threshold
+    if not status.queue.threshold:
+        return 0
+    # Redis learns of another number with the next event only.
+    return status.options.retrain_after if status.options else status.queue.threshold
+
+
+def _cold_start(status: ProjectStatus, last: RoundLine | None) -> list[tuple[str, int, int]] | None:
+    """Class, labels, and how many are wanted; None where the next training waits for none."""
+    standing, options = status.standing, status.options
+    if standing is not None and options is not None:
+        if standing.start is None:
+            return None
+        return [(name, count, options.min_labels_per_class) for name, count in standing.labels_per_class.items()]
+    # Nothing was read yet, or there is a mistake in the question: as of the last round.
+    if last is None or last.by_network:
+        return None
+    wanted = options.min_labels_per_class if options else last.min_labels_per_class
+    return [(name, last.labels_per_class.get(name, 0), wanted) for name in last.classes]
+
+
+def _knows_other_classes(status: ProjectStatus) -> bool:
+    """Whether the question has changed since the newest network was trained."""
+    if status.network is None or status.standing is None:
+        return False
+    return not status.network.knows(tuple(status.standing.labels_per_class))
+
+
+def _balance(line: RoundLine | None, expected: dict[str, float] | None) -> Markup | None:
+    if line is None or expected is None:
+        return None
+    return balance_figure("balance", line.labels_per_class, expected)
+
+
+def _tiles(picked: Chosen, thumbnails: Thumbnails, *, behind: bool = False) -> list[Tile]:
+    drawn = thumbnails.of_round(picked.round_id)
+    return [_tile(one, picked.strategy, drawn) for one in (picked.control if behind else picked.batch)]
+
+
+def _tile(image: BatchImage, strategy: str, drawn: frozenset[str]) -> Tile:
+    said = image.said
+    return Tile(
+        image_id=image.image_id,
+        place=image.place,
+        why=reason_unseen(strategy, control=image.control) if said is None else reason(strategy, said),
+        control=image.control,
+        predicted=None if said is None else said.suggestion,
+        confidence=None if said is None else f"{100 * said.confidence:.0f} %",
+        picture=image.image_id in drawn,
+    )
+
+
+def _moment(value: datetime | str) -> str:
+    """A moment to the minute, in UTC, as it stands in a sentence."""
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+FORMS: Final = frozenset(f"pages.{action}" for action in ACTIONS)
+"""The only routes to which a page in a browser may post."""
+
+HTML: Final = "text/html; charset=utf-8"
+CSV: Final = "text/csv; charset=utf-8"
+
+log = structlog.get_logger()
+pages = Blueprint("pages", __name__)
+
+
+def _answers(view: Callable[..., Any]) -> Callable[..., Response]:
+    """Says to Flask that a view answers itself; to ``openapi`` its own types say what stands in the answer."""
+
+    @wraps(view)
+    def answer(**variables: str) -> Response:
+        answered: Response = view(**variables)
+        return answered
+
+    return answer
+
+
+def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Response]:
+    """Reads the form that a button sends; one without a token has an empty one, which is refused like a wrong one."""
+
+    @wraps(view)
+    def answer(key: str) -> Response:
+        return view(key, Form(token=request.form.get("token", "")))
+
+    return answer
+
+
+@pages.get("/projects/<key>")
+@_answers
+def project(key: str) -> ProjectAnswer | Response:
+    """What one project is doing, and what came of its rounds; a page for a browser, JSON for anybody else."""
+    connection, rounds = _project(key)
+    question, _ = question_of(connection)
+    reading = None if question is None else KeptReading(rounds.folder, question)
+    status = status_of(connection, parts().store, parts().queue, parts().memory, reading)
+    served = None if status.published is None else status.published.round_id
+    found = overview(rounds, parts().memory, question, served, reading)
+    if not wants_page():
+        return jsonify(as_json(status) | found.model_dump(mode="json"))
+    tokens = {action: parts().tokens.of(key, action) for action in ACTIONS}
+    view = project_view(status, found, Thumbnails(rounds.folder), time.time())
+    said = SAID.get(request.args.get("done", ""))
+    return _page("project.html", view | refreshing(busy=status.busy) | {"tokens": tokens, "said": said})
+
+
+@pages.get("/projects/<key>/rounds.csv")
+def rounds_table(key: str) -> Response:
+    """Every round of a project, one a row."""
+    connection, rounds = _project(key)
+    memory, (question, _) = parts().memory, question_of(connection)
+    control = None if question is None else control_so_far(rounds, memory, question)
+    return _csv_response(connection, "rounds", rounds_csv(memory.lines.of(rounds)[0], control))
+
+
+@pages.get("/projects/<key>/rounds/<round_id>")
+@_answers
+def one_round(key: str, round_id: str) -> RoundAnswer | Response:
+    """One round: what was asked, what was learned, and what it chose."""
+    connection, rounds, report = _round(key, round_id)
+    picked = chosen(rounds, report)
+    if not wants_page():
+        told = report.model_dump(
+            mode="json", exclude={"ranking": {"image_ids", "scores", "suggestions", "confidences"}}
+        )
+        return jsonify({"project": key, "round": round_id, "report": told, "chosen": picked.model_dump(mode="json")})
+    return _page("round.html", round_view(connection, report, picked, Thumbnails(rounds.folder)))
+
+
+@pages.get("/projects/<key>/rounds/<round_id>.csv")
+def ranking_table(key: str, round_id: str) -> Response:
+    """The whole order of a round, one image a row."""
+    connection, rounds, report = _round(key, round_id)
+    return _csv_response(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
+
+
+@pages.get("/projects/<key>/rounds/<round_id>/thumbs/<image_id>.jpg")
+def picture(key: str, round_id: str, image_id: str) -> Response:
+    """A small picture of an image that a round chose."""
+    _, rounds = _project(key)
+    content = Thumbnails(rounds.folder).read(round_id, image_id)
+    if content is None:
+        raise UnknownRound("there is no picture of this image; pictures are kept of the last 20 rounds")
+    return Response(content, content_type="image/jpeg")
+
+
+@pages.post("/projects/<key>/train")
+@_with_form
+def train(key: str, form: Form) -> Response:
+    """Ask for a round at once, paused or not."""
+    return _press("train", key, form)
+
+
+@pages.post("/projects/<key>/topup")
+@_with_form
+def topup(key: str, form: Form) -> Response:
+    """Publish more of the last order."""
+    return _press("topup", key, form)
+
+
+@pages.post("/projects/<key>/pause")
+@_with_form
+def pause(key: str, form: Form) -> Response:
+    """Let no round start by itself."""
+    return _press("pause", key, form)
+
+
+@pages.post("/projects/<key>/resume")
+@_with_form
+def resume(key: str, form: Form) -> Response:
+    """Let rounds start by themselves again."""
+    return _press("resume", key, form)
+
+
+def _press(action: str, key: str, form: Form) -> Response:
+    connection, _ = _project(key)
+    parts().tokens.require(key, action, form.token)
+    said = act(action, connection, parts().store, parts().queue)
+    log.info("button pressed", action=action, said=said)
+    # 303: a reload of what comes next must not press the button again.
+    return Response(status=303, headers={"Location": relative_url("pages.project", key=key, done=said)})
+
+
+def _project(key: str) -> tuple[Connection, ProjectStore]:
+    try:
+        known = parse_key(key)
+    except ValueError as error:
+        raise UnknownProject(str(error)) from None
+    return connection_of(known, parts().store), parts().store.project(known)
+
+
+def _round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundReport]:
+    connection, rounds = _project(key)
+    if round_id not in rounds.round_ids():
+        raise UnknownRound(f"the project has no round {round_id[:60]!r}: its page lists them")
+    return connection, rounds, rounds.report(round_id)
+
+
+def _page(template: str, view: dict[str, object]) -> Response:
+    return Response(render_template(template, **view), content_type=HTML)
+
+
+def _csv_response(connection: Connection, name: str, text: str) -> Response:
+    # With a byte order mark: without it a spreadsheet reads umlauts wrong.
+    response = Response(f"\ufeff{text}", content_type=CSV)
+    response.headers["Content-Disposition"] = f'attachment; filename="project-{connection.project.id}-{name}.csv"'
+    return response

@@ -1,0 +1,182 @@
+"""What a study is to do: which runs, on which tables, with which options; kept beside its results."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from ml_backend.config import ProjectOptions
+from ml_backend.errors import SettingsError
+from ml_backend.schemas import ProjectKey, Record, RoundRequest
+
+BASELINE: Final = "baseline"  # no strategy: every label of the training side
+NOBODYS_PROJECT: Final = ProjectKey(id=1, created=0)
+# The start set is drawn by the study; a round trains on whatever of it the readers gave a class.
+LEAST_TO_TRAIN: Final = 2
+UNLIKE: Final = {"command", "started_at"}  # may differ where a study goes on
+
+
+class Profile(Record):
+    """A set of choices under one name.
+
+    Attributes:
+        initial: labelled images of every class before the first round.
+        options: of the project, where they differ from the defaults of ``ProjectOptions``.
+    """
+
+    initial: Annotated[int, Field(ge=2)]
+    options: dict[str, object]
+
+
+PROFILES: Final[dict[str, Profile]] = {
+    # method.md, section 1, as Gabriel et al. 2025 (arXiv:2508.21263) have it.
+    "paper": Profile(initial=25, options={"batch_size": 20, "patience": 3, "min_epochs": 1, "retrain": "scratch"}),
+    # Ours: docs/experiments.md says by how much.
+    "best": Profile(
+        initial=25,
+        options={
+            "batch_size": 20,
+            "patience": 3,
+            "min_epochs": 1,
+            "retrain": "scratch",
+            "committee": 5,
+        },
+    ),
+}
+
+
+class Run(Record):
+    """One run: a strategy (or ``BASELINE``) with a seed and a loss."""
+
+    strategy: str
+    variant: str  # "" where the study compares nothing but strategies
+    seed: int
+    loss: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and in the tables."""
+        return "-".join([self.strategy, *([self.variant] if self.variant else []), f"s{self.seed}"])
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.strategy == BASELINE
+
+
+class StudyPlan(Record):
+    """Everything that decides the numbers of a study; written once, held against every later command.
+
+    Attributes:
+        command: what was typed.
+        started_at: ISO 8601, UTC.
+        images: folder, absolute, so that a worker finds it; likewise the tables.
+        budget: labels that a round trains on at most.
+        options: ``ProjectOptions`` as JSON; strategy, seed and loss are each run's own.
+        device: resolved, since another one gives other bits.
+        digests: of what was read: labels, ratings, features, weights -> SHA-256.
+        versions: package -> version.
+    """
+
+    command: str
+    started_at: str
+    images: str | None
+    labels: str
+    ratings: str | None
+    features: str | None
+    task: str | None
+    imbalance: dict[str, float]
+    strategies: Annotated[tuple[str, ...], Field(min_length=1)]
+    losses: Annotated[tuple[Literal["weighted", "unweighted"], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    profile: str
+    initial: Annotated[int, Field(ge=2)]
+    budget: Annotated[int, Field(ge=1)]
+    options: dict[str, object]
+    device: Literal["cpu", "cuda"]
+    digests: dict[str, str]
+    versions: dict[str, str]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return self.losses if len(self.losses) > 1 else ("",)
+
+    def runs(self) -> Iterator[Run]:
+        """Every run in the order of the tables: by strategy, variant and seed; the baselines last."""
+        for strategy in (*self.strategies, BASELINE):
+            for variant, loss in zip(self.variants, self.losses, strict=True):
+                for seed in self.seeds:
+                    yield Run(strategy=strategy, variant=variant, seed=seed, loss=loss)
+
+    def in_turn(self) -> list[Run]:
+        """Every run in the order in which they are done: seed by seed, so that half a study compares already."""
+        return sorted(self.runs(), key=lambda run: self.seeds.index(run.seed))
+
+    def run(self, name: str) -> Run:
+        """The run of that name.
+
+        Raises:
+            SettingsError: there is none.
+        """
+        for run in self.runs():
+            if run.name == name:
+                return run
+        raise SettingsError(f"the study has no run {name!r}: it was begun by another command, `{self.command}`")
+
+    def options_of(self, run: Run) -> ProjectOptions:
+        """The options of one run."""
+        own: dict[str, object] = {"loss": run.loss, "seed": run.seed}
+        if not run.is_baseline:
+            own["strategy"] = run.strategy
+        return ProjectOptions.resolve({**self.options, **own}, environ={})
+
+    def request(self, run: Run, classes: tuple[str, ...]) -> RoundRequest:
+        """What every round of a run is asked to do; ``round_id`` is that of the first."""
+        options = self.options_of(run)
+        return RoundRequest(
+            project=NOBODYS_PROJECT,
+            round_id="r000001",
+            reason="labels",
+            classes=classes,
+            strategy=run.strategy,
+            batch_size=options.batch_size,
+            min_labels_per_class=LEAST_TO_TRAIN,
+            control_share=options.control_share,
+            validation_share=options.validation_share,
+            seed=run.seed,
+        )
+
+    def rounds(self, classes: int, train_images: int) -> int:
+        """Rounds of a run at most: those that train on no more labels than the budget, with a pool left to rank."""
+        start = classes * self.initial
+        last = min(self.budget, train_images - 1)
+        return max(0, (last - start) // int(str(self.options["batch_size"])) + 1)
+
+    def check_same(self, earlier: "StudyPlan") -> None:
+        """Make sure that this is the command that began the study.
+
+        Raises:
+            SettingsError: names all that has changed.
+        """
+        now, before = self.model_dump(mode="json"), earlier.model_dump(mode="json")
+        changed = list(_changes(before, now))
+        if changed:
+            raise SettingsError(
+                f"--out holds a study begun with another command ({'; '.join(changed)}): "
+                f"give a new --out, or repeat `{earlier.command}`"
+            )
+
+
+def _changes(before: Mapping[str, object], now: Mapping[str, object], of: str = "") -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old == new or (not of and name in UNLIKE):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changes(old, new, f"{name} ")
+        else:
+            yield f"{of}{name}: {_short(old)} then, {_short(new)} now"
+
+
+def _short(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,181 @@
+"""A study of drawn films and simulated readers, for experiments that run anywhere."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float64
+from PIL import Image
+from scipy.special import ndtri
+
+from ml_backend.acquisition import seeded_draws
+from ml_backend.errors import SettingsError
+from ml_backend.images.synthetic import plan_pool
+
+MARKER = "phantoms.json"
+FORMAT = 1  # counted up when the same parameters draw something else
+READERS_A_FILM = (3, 6)
+# In steps between neighbouring classes. With them two readers of a film in the middle of its class agree six times in
+# seven, two readers of a film on the border between two classes every other time.
+BIAS = 0.15
+NOISE = (0.15, 0.35)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnStudy:
+    """Where a drawn study lies, as ``dataset.load_dataset`` takes it."""
+
+    images: Path
+    labels: Path
+    ratings: Path
+
+
+def simulated_ratings(
+    severity: Mapping[str, float], classes: Sequence[str], raters: int, seed: int
+) -> list[tuple[str, str, str]]:
+    """What a panel of readers answers about films of known severity.
+
+    A reader sees the severity with a bias of his own, the same for all films, and with noise of his own spread, drawn
+    anew for every film, and answers with the nearest class. Readers thus disagree most about films near the border
+    between two classes. Which 3 to 6 of the panel read a film, and what they answer, follows from the seed and the
+    film's path alone.
+
+    Args:
+        severity: path -> where the film stands, in steps between classes: 0 is a typical film of the first class.
+        classes: ordinal, least severe first.
+        raters: readers on the panel, at least 3.
+        seed: of the panel and of its answers.
+
+    Returns:
+        Rows of path, reader, class: film by film in the order given, the readers of a film by name.
+
+    Raises:
+        ValueError: fewer than 3 readers, or fewer than 2 classes.
+    """
+    least, most = READERS_A_FILM
+    if raters < least or len(classes) < 2:
+        raise ValueError(f"wanted {least} readers and 2 classes or more, got {raters} and {len(classes)}")
+    panel = np.random.default_rng([7, seed])
+    bias, noise = panel.normal(0.0, BIAS, raters), panel.uniform(*NOISE, raters)
+    names = [f"reader-{number + 1:02d}" for number in range(raters)]
+    paths = list(severity)
+    pairs = [f"{name} of {path}" for path in paths for name in names]
+    errors = ndtri(_uniform([f"answer {pair}" for pair in pairs], seed)).reshape(len(paths), raters)
+    turns = _uniform([f"turn {pair}" for pair in pairs], seed).reshape(len(paths), raters)
+    counts = least + np.floor(_uniform([f"readers {path}" for path in paths], seed) * (min(most, raters) - least + 1))
+    seen = np.array(list(severity.values()))[:, None] + bias + noise * errors
+    answers = np.clip(np.floor(seen + 0.5), 0, len(classes) - 1).astype(int)
+    return [
+        (path, names[reader], classes[answers[film, reader]])
+        for film, path in enumerate(paths)
+        for reader in sorted(turns[film].argsort()[: int(counts[film])].tolist())
+    ]
+
+
+def write_phantoms(
+    folder: Path,
+    *,
+    count: int,
+    shares: Mapping[str, float],
+    seed: int,
+    side: int = 224,
+    raters: int = 8,
+    difficulty: float = 0.5,
+    centres: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> DrawnStudy:
+    """Write a drawn study: ``images/``, ``labels.csv`` (with patient and source) and ``ratings.csv``.
+
+    A folder that holds this very study already is left as it is. A half-written one, and one of other parameters, is
+    written anew.
+
+    Args:
+        folder: to write to; made where it is missing. Paths in the tables start from it.
+        count: films.
+        shares: class -> share of the films, least severe first.
+        seed: of films and readers.
+        side: of a film in pixels.
+        raters: readers on the panel, see ``simulated_ratings``.
+        difficulty: 0 to 1, see ``images.phantoms.draw_phantom``.
+        centres: that the patients come from; the ``source`` of a film.
+        progress: told the films written and all films.
+
+    Raises:
+        SettingsError: there is something else in the folder.
+        ValueError: see ``plan_pool`` and ``simulated_ratings``.
+    """
+    study = DrawnStudy(folder, folder / "labels.csv", folder / "ratings.csv")
+    wanted: dict[str, object] = {
+        "format": FORMAT, "count": count, "shares": [[*item] for item in shares.items()], "seed": seed, "side": side,
+        "raters": raters, "difficulty": difficulty, "centres": centres,
+    }  # fmt: skip
+    if _marker(folder) == wanted | {"complete": True}:
+        return study
+    classes = list(shares)
+    plans = plan_pool(count, shares, seed, difficulty=difficulty, centres=centres)
+    paths = [f"images/film-{index:05d}.png" for index in range(count)]
+    ratings = simulated_ratings(
+        {path: plan.latent_severity for path, plan in zip(paths, plans, strict=True)}, classes, raters, seed
+    )
+    _begin(folder, wanted)
+    for index, (path, plan) in enumerate(zip(paths, plans, strict=True)):
+        content = io.BytesIO()
+        Image.fromarray(plan.draw(side)).save(content, "PNG")
+        _write(folder / path, content.getvalue())
+        if progress is not None:
+            progress(index + 1, count)
+    rows = [
+        (path, classes[plan.severity], plan.patient, f"centre-{plan.centre + 1}")
+        for path, plan in zip(paths, plans, strict=True)
+    ]
+    _write(study.labels, _table(("path", "label", "patient_id", "source"), rows))
+    _write(study.ratings, _table(("path", "rater", "label"), ratings))
+    _write(folder / MARKER, json.dumps(wanted | {"complete": True}, indent=1).encode())
+    return study
+
+
+def _uniform(names: Sequence[str], seed: int) -> Float64[npt.NDArray[np.float64], " names"]:
+    """One draw a name, above 0 and below 1."""
+    return ((seeded_draws(names, seed) >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
+def _marker(folder: Path) -> object:
+    try:
+        return json.loads((folder / MARKER).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _begin(folder: Path, wanted: dict[str, object]) -> None:
+    """Make the folder ready to be written, and say so in it."""
+    begun = wanted | {"complete": False}
+    there = _marker(folder)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
+    if there is None and names - {f"{MARKER}.half"}:
+        raise SettingsError(f"{folder} holds something else than drawn films: name an empty folder, or a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / MARKER, json.dumps(begun, indent=1).encode())
+    (folder / "images").mkdir(exist_ok=True)
+    if there not in (None, begun):
+        for old in (folder / "images").glob("film-*.png"):
+            old.unlink(missing_ok=True)
+
+
+def _write(file: Path, content: bytes) -> None:
+    # Renamed into place: whoever reads the folder at the same time sees the whole file or none.
+    half = file.with_name(f"{file.name}.half")
+    half.write_bytes(content)
+    half.replace(file)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,94 @@
+"""A simulation and the live loop choose the same images, round by round, on the same real learner."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.consensus import median
+from ml_backend.images.source import FolderSource
+from ml_backend.model.hardware import one_thread
+from ml_backend.model.learner import McDropoutLearner
+from ml_backend.rounds.interfaces import RoundParts
+from ml_backend.rounds.run import run_round
+from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, Published, RoundReport
+from ml_backend.simulation.options import open_study
+from ml_backend.simulation.oracle import Oracle
+from ml_backend.simulation.run import do_run, journal_of
+from tests.fakes import MemoryStore
+from tests.integration.studies import CLASSES, begin_study, draw_table
+
+
+class FakeLabelStudio:
+    """A project with one reader, who labels what is served first; LabelSource and Publisher in one.
+
+    Tasks have numbers as ids and come newest first, as Label Studio lists them: neither may change the order.
+    """
+
+    def __init__(self, truth: Sequence[Label], start: Sequence[str], batch_size: int) -> None:
+        self._truth = {label.image.id: label for label in truth}
+        self._batch_size = batch_size
+        self._answers: list[Annotation] = []
+        self.served: list[tuple[str, ...]] = []
+        self._label(start)
+
+    def annotations(self) -> Sequence[Annotation]:
+        return list(reversed(self._answers))
+
+    def unlabelled(self) -> tuple[Sequence[ImageRef], Sequence[Exclusion]]:
+        answered = {answer.image.id for answer in self._answers}
+        return [label.image for name, label in reversed(self._truth.items()) if name not in answered], []
+
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+        guard()
+        batch = report.ranking.image_ids[: self._batch_size]
+        self.served.append(batch)
+        self._label(batch)
+        return Published(
+            version=f"live-{report.request.round_id}",
+            round_id=report.request.round_id,
+            image_ids=report.ranking.image_ids,
+            seconds={},
+            published_at=datetime.now(UTC),
+        )
+
+    def _label(self, image_ids: Sequence[str]) -> None:
+        for image_id in image_ids:
+            label = self._truth[image_id]
+            at = datetime(2026, 1, 1, tzinfo=UTC)
+            self._answers.append(Annotation(image=label.image, rater="ann", value=label.value, updated_at=at))
+
+
+@pytest.mark.parametrize("strategy", ["entropy", "batch_bald", "core_set", "badge", "random"])
+def test_the_batches_are_the_same(tmp_path: Path, strategy: str) -> None:
+    """The study has no validation side, so that both draw validation from the labels."""
+    draw_table(tmp_path / "data", validation=False)
+    plan = begin_study(tmp_path / "data", tmp_path / "out", strategies=(strategy,), seeds=(3,), budget=18)
+    [run, _] = plan.runs()
+    study = open_study(plan, tmp_path / "out")
+    do_run(run, study, journal_of(tmp_path / "out", run))
+    rounds, chosen = journal_of(tmp_path / "out", run).read()
+
+    truth = study.data.labels("train")
+    options = plan.options_of(run)
+    site = FakeLabelStudio(truth, Oracle(truth).start_set(plan.initial, seed=3), options.batch_size)
+    source = FolderSource(tmp_path / "data/images")
+    with one_thread():
+        for _ in rounds:
+            parts = RoundParts(
+                labels=site,
+                consensus=median,
+                # Each live round has a learner of its own.
+                learner=McDropoutLearner(options, source, tmp_path / "live", device="cpu", seed=options.seed),
+                strategy=CatalogStrategy(strategy),
+                store=MemoryStore(),
+                publisher=site,
+            )
+            run_round(plan.request(run, CLASSES), parts)
+
+    assert len(rounds) == 4
+    assert site.served == [
+        tuple(row.image_id for row in chosen if row.round == number) for number in range(1, len(rounds) + 1)
+    ]

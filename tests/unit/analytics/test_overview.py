@@ -1,0 +1,229 @@
+"""What is gathered for a project's page; a damaged round is named and hides nothing."""
+
+import gc
+import os
+import weakref
+from datetime import datetime, timedelta
+
+import pytest
+
+from ml_backend.analytics import INSIGHT, ImageInsight, RoundInsight
+from ml_backend.analytics.agreement import AGREEMENT, RoundMarks
+from ml_backend.analytics.evaluation import PROOF_FILE, ActiveAgainstRandom
+from ml_backend.analytics.overview import Memory, Question, control_so_far, overview
+from ml_backend.config import ProjectOptions
+from ml_backend.label_studio.formats import parse_label_config
+from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.schemas import Published
+from ml_backend.storage import RoundStore
+from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.atomic import write_record
+from tests.fakes import CLASSES, NOON, make_fit, make_report
+from tests.unit.server.memory import PROJECT
+
+
+@pytest.fixture
+def project(tmp_path):
+    found = RoundStore(tmp_path).project(PROJECT)
+    for number in (1, 2, 3):
+        found.save(make_report(f"r{number:06d}"), None, None)
+    return found
+
+
+CONFIG = parse_label_config(
+    '<View><Image name="image" value="$image"/><Choices name="severity" toName="image">'
+    '<Choice value="normal"/><Choice value="moderate"/><Choice value="severe"/></Choices></View>'
+)
+
+
+def task(value: str, at: datetime) -> KeptTask:
+    choice = {"from_name": "severity", "type": "choices", "value": {"choices": [value]}}
+    answer = {
+        "id": 1,
+        "completed_by": 1,
+        "was_cancelled": False,
+        "result": [choice],
+        "created_at": at.isoformat(),
+        "updated_at": at.isoformat(),
+        "lead_time": 9.0,
+    }
+    return KeptTask(data={"image": "/data/upload/1.png"}, annotations=(answer,))
+
+
+def answered(images: int) -> Mirror:
+    """So many images that readers called severe, a minute after the order."""
+    tasks = {number: task("severe", NOON + timedelta(minutes=number)) for number in range(1, images + 1)}
+    return Mirror(read_at=NOON, whole_at=NOON, tasks=tasks)
+
+
+class TestControl:
+    @pytest.fixture
+    def project(self, tmp_path):
+        """Image 1 came by chance and was taken for severe; image 2 was chosen. Readers call both severe."""
+        found = RoundStore(tmp_path).project(PROJECT)
+        report = make_report("r000001")
+        request = report.request.model_copy(update={"control_share": 0.5, "strategy": "entropy"})
+        ranking = report.ranking.model_copy(update={"strategy": "entropy"})
+        trained = {"request": request, "ranking": ranking, "fit": make_fit()}
+        said = {"normal": 0.1, "moderate": 0.2, "severe": 0.7}
+        by_chance = ImageInsight(
+            image_id="1", place=2, probs=said, score=0.1, aleatoric=0.5, epistemic=0.1, control=True
+        )
+        insight = RoundInsight(images=2, expected=said, predicted={}, batch=(), control=(by_chance,))
+        found.save(report.model_copy(update=trained), None, None, {INSIGHT: insight})
+        answered = NOON + timedelta(minutes=1)
+        tasks = {1: task("severe", answered), 2: task("severe", answered)}
+        ReadingStore(found.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
+        return found
+
+    def test_only_what_came_by_chance_counts(self, project):
+        found = overview(project, Memory(), Question(CONFIG, ProjectOptions())).control
+
+        assert found is not None
+        assert (found.n, found.correct, found.enough) == (1, 1, False)
+
+    def test_the_rounds_table_gets_the_same_of_it(self, project):
+        question = Question(CONFIG, ProjectOptions())
+
+        assert control_so_far(project, Memory(), question) == overview(project, Memory(), question).control
+
+    def test_what_came_by_chance_is_evidence_of_when_to_stop(self, project):
+        for number in (2, 3):
+            later = {"fit": make_fit(), "started_at": NOON + timedelta(hours=number)}
+            report = make_report(f"r{number:06d}").model_copy(update=later)
+            marks = RoundMarks(
+                round_id=report.request.round_id, labels=9, accuracy=0.5, classes=CLASSES, predicted={"5": 0, "6": 1}
+            )
+            project.save(report, None, None, {AGREEMENT: marks})
+        project.set_record("r000001", AGREEMENT, marks.model_copy(update={"round_id": "r000001"}))
+
+        found = overview(project, Memory(), Question(CONFIG, ProjectOptions())).stopping
+
+        assert found is not None
+        assert "1 of them has a label, 60 are needed" in found.evidence[-1]
+
+    def test_none_where_nothing_ever_came_by_chance(self, tmp_path):
+        without = RoundStore(tmp_path).project(PROJECT)
+        without.save(make_report().model_copy(update={"fit": make_fit()}), None, None)
+        tasks = {1: task("severe", NOON + timedelta(minutes=1))}
+        ReadingStore(without.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
+
+        assert overview(without, Memory(), Question(CONFIG, ProjectOptions())).control is None
+
+    def test_a_comparison_that_was_made(self, project):
+        made = ActiveAgainstRandom(
+            images=40, labels=(50,), chosen=(20,), active_correct=30, random_correct=25, only_active=9, only_random=4,
+            difference=0.125, low=-0.02, high=0.27, p=0.27, seed=0, made_at=NOON, sentence="Not told from luck.",
+        )  # fmt: skip
+        write_record(project.folder / PROOF_FILE, made)
+
+        assert overview(project, Memory()).proof == made
+
+
+class TestReading:
+    """The tasks of a project are one file, of megabytes: three parts of the page are told from it."""
+
+    @pytest.fixture
+    def project(self, tmp_path):
+        """Order, answers, a network and a control share: each of the three has something to tell."""
+        found = RoundStore(tmp_path).project(PROJECT)
+        report = make_report("r000001")
+        request = report.request.model_copy(update={"control_share": 0.5})
+        found.save(report.model_copy(update={"request": request, "fit": make_fit()}), None, None)
+        found.set_published(
+            Published(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+        )
+        ReadingStore(found.folder).keep_mirror(answered(1))
+        return found
+
+    @pytest.fixture
+    def readings(self, monkeypatch):
+        """The mirrors that were read."""
+        found, read = [], ReadingStore.mirror
+
+        def noted(self: ReadingStore, kind: type[Mirror]) -> Mirror | None:
+            mirror = read(self, kind)
+            found.append(weakref.ref(mirror))
+            return mirror
+
+        monkeypatch.setattr(ReadingStore, "mirror", noted)
+        return found
+
+    def test_is_shared_by_all_parts_of_a_page_and_not_kept(self, project, readings):
+        memory, question = Memory(), Question(CONFIG, ProjectOptions())
+
+        found = overview(project, memory, question)
+        gc.collect()
+
+        assert None not in (found.fidelity, found.stopping, found.control)
+        assert [reading() for reading in readings] == [None]
+        assert overview(project, memory, question) == found
+        assert len(readings) == 1
+
+    def test_of_another_request_is_another(self, project, readings):
+        memory, question = Memory(), Question(CONFIG, ProjectOptions())
+        overview(project, memory, question)
+        ReadingStore(project.folder).keep_mirror(answered(2))
+
+        found = overview(project, memory, question).fidelity
+
+        assert found is not None
+        assert (found.answered, len(readings)) == (2, 2)
+
+    def test_what_is_written_while_it_is_read_is_seen_by_the_next_request(self, project, monkeypatch):
+        memory, question, read = Memory(), Question(CONFIG, ProjectOptions()), ReadingStore.mirror
+
+        def overtaken(self: ReadingStore, kind: type[Mirror]) -> Mirror | None:
+            mirror = read(self, kind)
+            self.keep_mirror(answered(2))
+            return mirror
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ReadingStore, "mirror", overtaken)
+            before = overview(project, memory, question)
+        after = overview(project, memory, question)
+
+        assert before.fidelity is not None
+        assert after.fidelity is not None
+        assert (before.fidelity.answered, after.fidelity.answered) == (1, 2)
+
+
+class TestOverview:
+    def test_a_cold_start_round_shows_its_batch_without_a_network(self, project):
+        found = overview(project, Memory())
+
+        assert [line.round_id for line in found.rounds] == ["r000001", "r000002", "r000003"]
+        assert found.chosen is not None
+        assert [(one.image_id, one.place, one.said) for one in found.chosen.batch] == [("2", 1, None)]
+        assert found.fidelity is None
+
+    def test_shows_the_round_that_is_served(self, project):
+        found = overview(project, Memory(), served="r000001")
+
+        assert found.chosen is not None
+        assert found.chosen.round_id == "r000001"
+
+    def test_a_damaged_round_is_named_and_hides_no_other(self, project):
+        (project.folder / "rounds/r000002/report.json").write_text("{")
+        (project.folder / "rounds/r000003/insight.json").write_text("{")
+
+        found = overview(project, Memory(), served="r000002")
+
+        assert [line.round_id for line in found.rounds] == ["r000001", "r000003"]
+        [damaged] = found.damaged
+        assert "r000002" in damaged
+        assert found.chosen is not None
+        assert found.chosen.insight is None
+
+    def test_remembers_a_report_until_its_file_changes(self, project):
+        memory = Memory()
+        before = overview(project, memory).rounds[0]
+        assert overview(project, memory).rounds[0] is before
+
+        path = project.folder / "rounds/r000001/report.json"
+        os.utime(path, ns=(1, 1))
+
+        assert overview(project, memory).rounds[0] is not before
+
+    def test_a_project_without_a_round(self, tmp_path):
+        assert overview(RoundStore(tmp_path).project(PROJECT), Memory()).rounds == ()

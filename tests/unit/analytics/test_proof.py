@@ -1,0 +1,249 @@
+"""What images that came by chance say, hand-worked and against independent means."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from ml_backend.analytics.evaluation import (
+    ControlLabel,
+    _each_by_the_others,
+    control_estimate,
+    expected_calibration_error,
+    fitted_temperature,
+    labels_by_origin,
+    wilson,
+)
+from ml_backend.analytics.history import Answer, ImageInsight, RoundInsight
+from ml_backend.schemas import FitReport, Label, RoundReport
+from tests.fakes import CLASSES, make_image, make_report
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+FIT = FitReport(
+    epochs=1, best_epoch=1, class_weights={}, train_images=1, validation_images=1,
+    validation_loss=1.0, validation_accuracy=0.5, validation_auroc=None,
+)  # fmt: skip
+
+
+def label(number: int, value: str = "severe") -> Label:
+    return Label(image=make_image(number), value=value, raters=1)
+
+
+def control(number: int, *, right: bool = True, round_id: str = "r000002", confidence: float = 0.8) -> ControlLabel:
+    rest = (1 - confidence) / 2
+    probs = {"normal": rest, "moderate": rest, "severe": confidence}
+    return ControlLabel(label(number, "severe" if right else "normal"), round_id, probs, NOON)
+
+
+def answer(number: int, minute: float, value: str | None = "severe") -> Answer:
+    return Answer(
+        image_id=str(number),
+        rater="ann",
+        created_at=NOON + timedelta(minutes=minute),
+        skipped=value is None,
+        value=value,
+    )
+
+
+def trained(round_id: str, minute: float, strategy: str = "entropy") -> RoundReport:
+    report = make_report(round_id)
+    ranking = report.ranking.model_copy(update={"strategy": strategy})
+    return report.model_copy(update={"fit": FIT, "ranking": ranking, "started_at": NOON + timedelta(minutes=minute)})
+
+
+def insight(*control_images: int, severe: float = 0.8) -> RoundInsight:
+    rest = (1 - severe) / 2
+    probs = {"normal": rest, "moderate": rest, "severe": severe}
+    told = tuple(
+        ImageInsight(image_id=str(n), place=p, probs=probs, score=0, aleatoric=0, epistemic=0, control=True)
+        for p, n in enumerate(control_images, 1)
+    )
+    return RoundInsight(images=9, expected=probs, predicted=dict.fromkeys(CLASSES, 3), batch=(), control=told)
+
+
+REPORTS = (trained("r000002", 10), trained("r000003", 20), make_report("r000001"))
+INSIGHTS = {"r000002": insight(1, 2, severe=0.6), "r000003": insight(2, 3, severe=0.9)}
+
+
+class TestLabelsByOrigin:
+    def origin(self, labels: list[Label], answers: list[Answer]):
+        return labels_by_origin(REPORTS, INSIGHTS, labels, answers)
+
+    def test_by_the_newest_order_of_a_network_at_the_first_answer(self):
+        labels = [label(number) for number in range(1, 6)]
+        answers = [answer(5, 5), answer(1, 12), answer(2, 25), answer(3, 26), answer(4, 27)]
+
+        found = self.origin(labels, answers)
+
+        assert [one.image.id for one in found.start] == ["5"]
+        assert [(one.label.image.id, one.round_id, one.probs["severe"]) for one in found.control] == [
+            ("1", "r000002", 0.6),
+            ("2", "r000003", 0.9),
+            ("3", "r000003", 0.9),
+        ]
+        assert [one.image.id for one in found.chosen] == ["4"]
+
+    def test_what_came_by_choice_in_a_later_round_has_been_selected(self):
+        """Image 1 stood by chance in round 2 and is labelled under round 3, where it does not."""
+        found = self.origin([label(1)], [answer(1, 25)])
+
+        assert (found.control, [one.image.id for one in found.chosen]) == ((), ["1"])
+
+    def test_what_came_under_random_was_not_chosen(self):
+        """Its network was not asked about the images either."""
+        reports = (*REPORTS, trained("r000004", 30, "random"))
+
+        found = labels_by_origin(reports, INSIGHTS, [label(1), label(4)], [answer(4, 25), answer(1, 35)])
+
+        assert (found.control, [one.image.id for one in found.chosen]) == ((), ["4"])
+        assert [one.image.id for one in found.random] == ["1"]
+
+    def test_an_edit_or_a_second_opinion_leaves_it_where_it_was(self):
+        found = self.origin([label(1)], [answer(1, 25), answer(1, 12)])
+
+        assert [one.round_id for one in found.control] == ["r000002"]
+
+    def test_a_skip_is_no_label(self):
+        found = self.origin([label(3)], [answer(3, 12, None), answer(3, 25)])
+
+        assert [one.round_id for one in found.control] == ["r000003"]
+
+    def test_a_label_without_an_answer_is_left_out(self):
+        assert self.origin([label(1)], []).chosen == ()
+
+
+class TestTemperature:
+    def drawn(self, temperature: float, n: int = 4000):
+        """Labels drawn from probabilities, and what a network says that is too sure by the temperature."""
+        rng = np.random.default_rng(3)
+        true = rng.dirichlet(np.ones(3), size=n)
+        targets = np.array([rng.choice(3, p=row) for row in true])
+        said = true**temperature
+        return said / said.sum(axis=1, keepdims=True), targets
+
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+    def test_finds_the_one_that_was_planted(self, temperature):
+        assert fitted_temperature(*self.drawn(temperature)) == pytest.approx(temperature, rel=0.1)
+
+    def test_each_fifth_is_calibrated_by_the_others_alone(self):
+        """Another label of the first image changes the others' probabilities, and not those of its own fifth."""
+        probs, targets = self.drawn(2.0, n=40)
+        other = np.concatenate([(targets[:1] + 1) % 3, targets[1:]])
+
+        before, after = _each_by_the_others(probs, targets), _each_by_the_others(probs, other)
+
+        assert np.array_equal(before[::5], after[::5])
+        for place in range(1, 5):
+            assert not np.allclose(before[place::5], after[place::5], rtol=1e-3)
+        assert before.sum(axis=1) == pytest.approx(1.0)
+
+    def test_a_probability_of_zero_is_no_trap(self):
+        probs, targets = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([0, 1, 1])
+
+        assert 0.05 <= fitted_temperature(probs, targets) <= 20.0
+
+
+class TestCalibrationError:
+    def test_hand_worked(self):
+        """Bin 0.9: two images, one right, gap |1.8 - 1|; bin 0.6: one image, right, gap |0.6 - 1|."""
+        probs = np.array([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [0.2, 0.6, 0.2]])
+
+        assert expected_calibration_error(probs, np.array([0, 1, 1])) == pytest.approx((0.8 + 0.4) / 3)
+
+    def test_bins_are_tenths(self):
+        """0.905, right, and 0.99, wrong, stand together: gap |1.895 - 1|. Apart they would be off by 0.095 and 0.99."""
+        probs = np.array([[0.905, 0.095], [0.99, 0.01]])
+
+        assert expected_calibration_error(probs, np.array([0, 1])) == pytest.approx(0.895 / 2)
+
+    def test_the_sure_and_wrong_have_all_there_is(self):
+        """A confidence of 1 is in the last bin, and in none beyond it."""
+        assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1.0
+
+    def test_the_sure_and_right_have_none(self):
+        assert expected_calibration_error(np.eye(3), np.arange(3)) == 0.0
+
+
+class TestEstimate:
+    def test_none_where_it_never_was_on(self):
+        assert control_estimate([], CLASSES, was_on=False) is None
+
+    def test_nothing_yet(self):
+        estimate = control_estimate([], CLASSES, was_on=True)
+
+        assert estimate is not None
+        assert (estimate.n, estimate.accuracy, estimate.enough) == (0, None, False)
+        assert estimate.sentence.startswith("No image that came by chance has a label yet")
+
+    def test_too_few_to_tell(self):
+        estimate = control_estimate([control(n) for n in range(12)], CLASSES, was_on=True)
+
+        assert estimate is not None
+        assert estimate.sentence == "12 control images so far: too few to tell; at 50 the interval is about ±13 points."
+        assert (estimate.enough, estimate.temperature, estimate.ece) == (False, None, None)
+
+    def test_enough(self):
+        """24 of 30 right at confidence 0.95: too sure, so that it must be warmed, which makes the error smaller."""
+        images = [control(n, right=n >= 6, confidence=0.95) for n in range(30)]
+
+        estimate = control_estimate(images, CLASSES, was_on=True)
+
+        assert estimate is not None
+        assert (estimate.n, estimate.correct, estimate.accuracy, estimate.enough) == (30, 24, 0.8, True)
+        assert (estimate.low, estimate.high) == wilson(24, 30)
+        assert estimate.ece == pytest.approx(0.15)
+        assert estimate.temperature is not None
+        assert estimate.ece_calibrated is not None
+        assert estimate.temperature > 1.5
+        assert estimate.ece_calibrated < 0.1
+        assert estimate.recall == {"normal": None, "moderate": None, "severe": 1.0}
+        assert estimate.sentence.startswith(
+            "The network was right about 24 of the last 30 images that came by chance: 80 % (95 % interval 63 to 90 %)"
+        )
+
+    def test_is_about_the_newest_and_keeps_the_rounds(self):
+        images = [control(n, right=False, round_id="r000002") for n in range(20)]
+        images += [control(n, round_id="r000003") for n in range(20, 50)]
+
+        estimate = control_estimate(images, CLASSES, was_on=True, window=30)
+
+        assert estimate is not None
+        assert (estimate.total, estimate.n, estimate.correct) == (50, 30, 30)
+        assert [(one.round_id, one.n, one.correct) for one in estimate.by_round] == [
+            ("r000002", 20, 0),
+            ("r000003", 30, 30),
+        ]
+
+    def test_is_about_the_last_hundred(self):
+        estimate = control_estimate([control(n, right=n > 0) for n in range(101)], CLASSES, was_on=True)
+
+        assert estimate is not None
+        assert (estimate.total, estimate.n, estimate.correct) == (101, 100, 100)
+
+    @pytest.mark.parametrize(("normal", "recall"), [(9, None), (10, 0.0)])
+    def test_recall_of_a_class_takes_ten_images(self, normal, recall):
+        """The network calls every image severe."""
+        images = [control(n, right=n >= normal) for n in range(40)]
+
+        estimate = control_estimate(images, CLASSES, was_on=True)
+
+        assert estimate is not None
+        assert estimate.recall == {"normal": recall, "moderate": None, "severe": 1.0}
+
+    def test_its_course_is_told_from_thirty_images_on_and_its_trend_from_sixty(self):
+        images = [control(n, round_id=f"r{2 + n // 29:06d}") for n in range(60)]
+
+        before, after = (control_estimate(images[:count], CLASSES, was_on=True) for count in (59, 60))
+
+        assert before is not None
+        assert after is not None
+        assert [(one.round_id, one.n) for one in after.running] == [("r000003", 58), ("r000004", 60)]
+        assert before.trend is None
+        assert after.trend is not None
+        assert after.trend.n == 30
+
+    def test_other_classes_than_now_are_left_out(self):
+        estimate = control_estimate([control(1)], ("normal", "severe"), was_on=True)
+
+        assert estimate is not None
+        assert estimate.total == 0

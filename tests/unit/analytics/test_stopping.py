@@ -1,0 +1,234 @@
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_backend.analytics.agreement import Agreement, RoundMarks
+from ml_backend.analytics.evaluation import ControlEstimate, control_estimate
+from ml_backend.analytics.stopping import reading_minutes, stop_advice
+from tests.unit.analytics.test_course import answered
+
+CLASSES = ("normal", "severe")
+
+
+@dataclass
+class Story:
+    """Trained rounds of 1000 images: how many answers each changes, and its accuracy, 20 labels a round."""
+
+    flips: list[int]
+    accuracies: list[float]
+
+    def marks(self) -> list[RoundMarks]:
+        answers, start, found = [n % 2 for n in range(1000)], 0, []
+        for number, (flips, accuracy) in enumerate(zip(self.flips, self.accuracies, strict=True), start=1):
+            for image in range(start, start + flips):
+                answers[image % 1000] ^= 1
+            start += flips
+            found.append(
+                RoundMarks(
+                    round_id=f"r{number:06d}",
+                    labels=50 + 20 * number,
+                    accuracy=accuracy,
+                    classes=CLASSES,
+                    predicted={str(image): answer for image, answer in enumerate(answers)},
+                )
+            )
+        return found
+
+
+def noise(kappa: float, round_id: str = "r000003") -> dict[str, Agreement]:
+    return {round_id: Agreement(images=1000, agreed=0.5 + kappa / 2, kappa=kappa, error=0.01)}
+
+
+RISING = Story([0, 200, 150, 120, 100], [0.5, 0.6, 0.68, 0.74, 0.79])
+STABLE = Story([0, *[20] * 14], [0.8, 0.81, 0.8, 0.81, 0.805] * 3)
+
+
+class TestStopAdvice:
+    @pytest.mark.parametrize("rounds", [0, 1, 2])
+    def test_too_early(self, rounds):
+        advice = stop_advice(RISING.marks()[:rounds], {}, batch_size=20)
+
+        assert advice.verdict == "too early"
+        assert advice.sentence.startswith(f"Too early to say when to stop: {rounds} network")
+
+    def test_go_on_while_networks_change_their_minds(self):
+        """100 of 1000 answers changed: 90 % agree, kappa 0.8, where equal labels give 0.92."""
+        advice = stop_advice(RISING.marks(), noise(0.92), batch_size=20)
+
+        assert advice.verdict == "go on"
+        assert "agree on 90 % of 1000 images nobody has labelled (kappa 0.80), less than" in advice.sentence
+        assert "(0.92)" in advice.sentence
+
+    def test_stable_and_level_is_stop_with_its_evidence(self):
+        """20 answers changed: kappa 0.96, as of two networks of the same labels."""
+        advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, lead_times_s=[27.0] * 9)
+
+        assert advice.verdict == "stop"
+        assert advice.sentence == (
+            "Could stop now: the last two networks agree on 98 % of 1000 images nobody has labelled (kappa 0.96), "
+            "about as much as two networks trained on the same labels (0.96); the next 20 labels (about 9 minutes of "
+            "reading) are expected to gain less than 0.1 points of accuracy."
+        )
+        assert advice.noise_floor == 0.96
+        assert [round(point.agreement.kappa or 0, 2) for point in advice.agreements] == [0.96] * 7
+        assert any("chosen and not drawn" in said for said in advice.evidence)
+        assert advice.minutes_per_point is None
+
+    def test_a_few_level_rounds_are_no_stop(self):
+        """Fourteen of them: soon; the fifteenth makes it a stop."""
+        assert stop_advice(STABLE.marks()[:14], noise(0.96), batch_size=20).verdict == "soon"
+        assert stop_advice(STABLE.marks()[:15], noise(0.96), batch_size=20).verdict == "stop"
+
+    def test_stable_but_still_gaining_a_little_is_soon(self):
+        """A line of accuracy: 0.4 points a batch."""
+        story = Story([0, 20, 20], [0.8, 0.804, 0.808])
+        advice = stop_advice(story.marks(), noise(0.96), batch_size=20, lead_times_s=[60.0])
+
+        assert advice.verdict == "soon"
+        assert advice.sentence.startswith("Could stop soon: ")
+        assert advice.sentence.endswith(
+            "the next 20 labels (about 20 minutes of reading) are expected to gain 0.4 points of accuracy."
+        )
+        assert advice.minutes_per_point == pytest.approx(50)
+
+    def test_stable_but_gaining_much_goes_on(self):
+        story = Story([0, 20, 20], [0.7, 0.75, 0.8])
+
+        assert stop_advice(story.marks(), noise(0.96), batch_size=20).verdict == "go on"
+
+    def test_stability_is_measured_against_its_own_noise(self):
+        """The same agreement is little where equal labels give more, and all there is where they give no more."""
+        assert stop_advice(STABLE.marks(), noise(0.99), batch_size=20).verdict == "go on"
+        assert stop_advice(STABLE.marks(), noise(0.80), batch_size=20).verdict == "stop"
+
+    @pytest.mark.parametrize(("flips", "verdict"), [(26, "go on"), (24, "stop")])
+    def test_networks_that_change_their_minds_are_not_stable_for_all_that_twins_differ_as_much(self, flips, verdict):
+        """Successive networks begin with the same weights, and twins do not: kappa 0.948 and 0.952 beside 0.90."""
+        story = Story([0, *[flips] * 14], STABLE.accuracies)
+        advice = stop_advice(story.marks(), noise(0.90), batch_size=20)
+
+        assert advice.verdict == verdict
+        assert "about as much as two networks trained on the same labels (0.90)" in advice.sentence
+        assert ("; 0.95 is needed before stopping is a question; the next" in advice.sentence) == (verdict == "go on")
+
+    def test_without_a_twin_only_near_identity_counts(self):
+        still = Story([0, *[3] * 14], STABLE.accuracies)
+
+        assert stop_advice(STABLE.marks(), {}, batch_size=20).verdict == "go on"
+        assert "was not measured yet" in stop_advice(STABLE.marks(), {}, batch_size=20).sentence
+        assert stop_advice(still.marks(), {}, batch_size=20).verdict == "stop"
+
+    def test_no_images_in_common(self):
+        marks = [
+            one.model_copy(update={"predicted": {f"{one.round_id} {name}": 0 for name in one.predicted}})
+            for one in STABLE.marks()
+        ]
+        advice = stop_advice(marks, {}, batch_size=20)
+
+        assert advice.verdict == "go on"
+        assert "no unlabelled image in common" in advice.sentence
+
+    def test_a_network_that_calls_everything_the_same_is_not_stable(self):
+        marks = [one.model_copy(update={"predicted": dict.fromkeys(one.predicted, 0)}) for one in STABLE.marks()]
+        advice = stop_advice(marks, noise(0.5), batch_size=20)
+
+        assert advice.verdict == "go on"
+        assert "call them all the same" in advice.sentence
+
+    def test_other_classes_are_not_compared(self):
+        before, *after = STABLE.marks()[:5]
+        advice = stop_advice([before.model_copy(update={"classes": ("a", "b")}), *after], {}, batch_size=20)
+
+        assert [point.round_id for point in advice.agreements] == ["r000003", "r000004", "r000005"]
+
+    @settings(deadline=None, max_examples=30)
+    @given(
+        st.lists(st.tuples(st.integers(0, 1000), st.floats(0, 1)), min_size=3, max_size=6),
+        st.floats(-1, 1),
+        st.lists(st.none() | st.floats(0, 1e6), max_size=4),
+    )
+    def test_always_a_sentence(self, rounds, kappa, lead_times):
+        flips, accuracies = zip(*rounds, strict=True)
+        marks = Story(list(flips), list(accuracies)).marks()
+        advice = stop_advice(marks, noise(kappa), batch_size=20, lead_times_s=lead_times)
+
+        assert advice.verdict in {"go on", "soon", "stop"}
+        assert advice.sentence.endswith(".")
+        assert type(advice).model_validate_json(advice.model_dump_json()) == advice
+
+
+def by_chance(*rounds: str) -> ControlEstimate | None:
+    return control_estimate(answered(*rounds), CLASSES, was_on=True)
+
+
+WORSE_THEN = by_chance("n" * 20 + "y" * 10, "n" * 2 + "y" * 28)
+"""10 of 30 right, then 28 of 30."""
+AS_GOOD_THEN = by_chance("n" * 6 + "y" * 24, "n" * 5 + "y" * 25)
+
+
+def told(story: Story, control: ControlEstimate | None) -> str:
+    """The one sentence of the evidence that is about images that came by chance."""
+    evidence = stop_advice(story.marks(), noise(0.96), batch_size=20, control=control).evidence
+    [said] = [one for one in evidence if "images that came by chance" in one.lower()]
+    return said
+
+
+class TestControl:
+    """Validation labels were chosen: images that came by chance back or contradict what they say."""
+
+    def test_a_plateau_that_they_contradict_is_no_stop(self):
+        """Level on the validation labels, 60 points better by chance."""
+        advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, control=WORSE_THEN)
+
+        assert advice.verdict == "soon"
+        assert advice.sentence.startswith("Could stop soon: ")
+        assert advice.sentence.endswith("but on images that came by chance accuracy still rose.")
+        assert told(STABLE, WORSE_THEN).startswith(
+            "Images that came by chance contradict that it is level: the network was right about 28 of the last 30, "
+            "since r000002, and about 10 of the 30 before (+60 points, 95 % interval "
+        )
+
+    def test_a_plateau_that_they_back_says_how_much_they_could_miss(self):
+        advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, control=AS_GOOD_THEN)
+
+        assert advice.verdict == "stop"
+        assert "by chance" not in advice.sentence
+        said = told(STABLE, AS_GOOD_THEN)
+        assert said.startswith("Images that came by chance show no clear rise either: ")
+        assert said.endswith("; a rise of up to 23 points would not show.")
+
+    def test_too_few_to_tell(self):
+        advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, control=by_chance("y" * 34))
+
+        assert advice.verdict == "stop"
+        assert told(STABLE, by_chance("y" * 34)) == (
+            "Whether images that came by chance back this cannot be told yet: 34 of them have a label, 60 are needed."
+        )
+
+    def test_nothing_is_said_where_none_ever_came(self):
+        evidence = stop_advice(STABLE.marks(), noise(0.92), batch_size=20).evidence
+
+        assert not [one for one in evidence if "came by chance" in one]
+
+    def test_they_never_call_for_a_stop(self):
+        """Validation rises, and nothing by chance does: they are too few to show that nothing rises."""
+        with_them = stop_advice(RISING.marks(), noise(0.5), batch_size=20, control=AS_GOOD_THEN)
+
+        assert with_them.verdict == stop_advice(RISING.marks(), noise(0.5), batch_size=20).verdict == "go on"
+        assert told(RISING, AS_GOOD_THEN).startswith("Images that came by chance show no clear rise: ")
+        assert told(RISING, WORSE_THEN).startswith("Images that came by chance show a rise too: ")
+        assert told(RISING, WORSE_THEN).endswith(
+            "; part of it may be that the hard images are labelled first and the easy ones are left."
+        )
+        assert "still rose" not in stop_advice(RISING.marks(), noise(0.5), batch_size=20, control=WORSE_THEN).sentence
+
+
+class TestReadingMinutes:
+    def test_median_of_what_a_reader_can_have_taken(self):
+        """Of 20, 30 and 40 s the middle; away for an hour, a program's 0 s and the unmeasured do not count."""
+        assert reading_minutes([20.0, 3600.0, 40.0, None, 30.0, 0.0], 20) == pytest.approx(10.0)
+
+    def test_nothing_measured(self):
+        assert reading_minutes([None, 0.0, 7200.0], 20) is None

@@ -1,0 +1,169 @@
+"""Active against random at equal label counts, on learners whose answers follow from what they have learned."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ml_backend.analytics.evaluation import ActiveAgainstRandom, ControlLabel, LabelsByOrigin
+from ml_backend.errors import TooFewLabels
+from ml_backend.predictions import PoolOutputs
+from ml_backend.registry import Need
+from ml_backend.rounds.evaluation import active_against_random, table
+from ml_backend.schemas import FitReport, ImageRef, Label
+from tests.fakes import CLASSES, NOON, FakeLearner, make_image
+
+
+def label(number: int, patient: str | None = None) -> Label:
+    return Label(image=make_image(number, patient), value=CLASSES[number % 3], raters=1)
+
+
+def origin(start: int = 12, control: int = 40, chosen: int = 60, patients: int | None = None) -> LabelsByOrigin:
+    """Start set from image 0 on, control from 1000, chosen from 2000; patients share their images among all three."""
+
+    def labels(first: int, count: int) -> tuple[Label, ...]:
+        return tuple(label(n, None if patients is None else f"p{n % patients}") for n in range(first, first + count))
+
+    probs = dict.fromkeys(CLASSES, 1 / 3)
+    return LabelsByOrigin(
+        start=labels(0, start),
+        control=tuple(ControlLabel(one, "r000002", probs, NOON) for one in labels(1000, control)),
+        chosen=labels(2000, chosen),
+    )
+
+
+class Knowing(FakeLearner):
+    """Answers rightly where the last digit of an image lies below a bound: which one depends on what it has learned."""
+
+    def __init__(self, journal: list[tuple[list[str], list[str]]], chosen_help: int, chance_helps: int) -> None:
+        super().__init__()
+        self._log = journal
+        self._help = chosen_help, chance_helps
+        self._knows = 0
+
+    def fit(self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]) -> FitReport:
+        learned = [one.image.id for one in (*train, *validation)]
+        self._knows = self._help[0] if any(int(i) >= 2000 for i in learned) else self._help[1]
+        self._learned = learned
+        return super().fit(train, validation, classes)
+
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+        self._log.append((self._learned, [image.id for image in pool]))
+        right = [int(image.id) % 10 < self._knows for image in pool]
+        answers = [int(i.id) % 3 if ok else (int(i.id) + 1) % 3 for i, ok in zip(pool, right, strict=True)]
+        probs = np.eye(3, dtype=np.float32)[answers][:, None].repeat(2, axis=1)
+        return PoolOutputs(tuple(image.id for image in pool), self._classes, probs)
+
+
+def compared(labels: LabelsByOrigin, chosen_help: int = 8, chance_helps: int = 5):
+    journal: list[tuple[list[str], list[str]]] = []
+    found: ActiveAgainstRandom = active_against_random(
+        labels,
+        lambda: Knowing(journal, chosen_help, chance_helps),
+        CLASSES,
+        validation_share=0.3,
+        seed=0,
+        control_share=0.1,
+    )
+    return found, journal
+
+
+class TestCounts:
+    def test_equal_on_both_sides_and_every_control_image_is_asked_once(self):
+        found, journal = compared(origin())
+
+        asked = [image for _, images in journal[::2] for image in images]
+        assert sorted(asked) == [str(n) for n in range(1000, 1040)]
+        assert [images for _, images in journal[::2]] == [images for _, images in journal[1::2]]
+        for (active, _), (random, _) in zip(journal[::2], journal[1::2], strict=True):
+            assert len(active) == len(random)
+            assert not any(1000 <= int(i) < 2000 for i in active)
+            assert not any(int(i) >= 2000 for i in random)
+        assert found.labels == tuple(len(learned) for learned, _ in journal[::2])
+        assert [n - e for n, e in zip(found.labels, found.chosen, strict=True)] == [12] * 5
+
+    def test_the_earliest_chosen_are_taken_and_no_more_than_there_are(self):
+        found, journal = compared(origin(chosen=10))
+
+        assert found.chosen == (10,) * 5
+        assert all({str(n) for n in range(2000, 2010)} <= set(learned) for learned, _ in journal[::2])
+
+    def test_nobody_is_learned_from_and_asked_about(self):
+        """Fifteen patients, each with images among start, control and chosen."""
+        _, journal = compared(origin(patients=15))
+
+        for learned, asked in journal:
+            assert not {int(i) % 15 for i in learned} & {int(i) % 15 for i in asked}
+
+
+class TestAnswer:
+    def test_a_clear_gain(self):
+        """Of 40 images 8 of 10 known against 5 of 10: 12 more, none fewer; p = 2 / 2^12."""
+        found, _ = compared(origin())
+
+        assert (found.images, found.active_correct, found.random_correct) == (40, 32, 20)
+        assert (found.only_active, found.only_random) == (12, 0)
+        assert found.difference == pytest.approx(0.3)
+        assert found.p == pytest.approx(2 / 2**12)
+        assert 0 < found.low < 0.3 < found.high < 1
+        assert found.sentence.endswith("choosing pays.")
+
+    def test_a_loss_is_said(self):
+        found, _ = compared(origin(), chosen_help=3, chance_helps=8)
+
+        assert found.difference == pytest.approx(-0.5)
+        assert found.sentence.endswith("choosing has cost accuracy here.")
+
+    def test_no_difference(self):
+        found, _ = compared(origin(), chosen_help=5, chance_helps=5)
+
+        assert (found.difference, found.p, found.low, found.high) == (0.0, 1.0, 0.0, 0.0)
+        assert found.sentence.endswith("no difference can be told from chance yet.")
+
+    def test_as_a_table(self):
+        """40 control images in five folds of 8: 32 are learned from beside 12 of the start."""
+        found, _ = compared(origin())
+
+        assert [" ".join(line.split()) for line in table(found).splitlines()] == [
+            "chosen by chance",
+            "labels learned from 44 44",
+            "beyond the start set 32 32",
+            "right about 40 unseen images 32 20",
+            "right where the other was wrong 12 0",
+        ]
+        assert len({len(line) for line in table(found).splitlines()}) == 1
+
+    def test_the_same_twice(self):
+        assert compared(origin())[0].low == compared(origin())[0].low
+
+
+class TestRefusals:
+    def test_says_how_many_more_are_needed(self):
+        with pytest.raises(TooFewLabels, match=r"12 images .* 30 are needed: 18 more; .* about 180 more labels"):
+            compared(origin(control=12))
+
+    def test_says_where_the_labels_are(self):
+        with pytest.raises(TooFewLabels, match=r"so far 12 labels from before the first network, 60 chosen by it"):
+            compared(origin(control=12))
+
+    def test_says_that_random_chooses_nothing(self):
+        labels = origin(control=0, chosen=0)
+        with pytest.raises(
+            TooFewLabels, match=r"all 7 labels since .* by chance \(strategy=random\): .* set a strategy"
+        ):
+            compared(replace(labels, random=labels.start[:7]))
+
+    def test_what_random_brought_before_is_told_beside_what_was_chosen(self):
+        labels = origin(control=12)
+        with pytest.raises(TooFewLabels, match=r"60 chosen by it, 7 under strategy=random\)"):
+            compared(replace(labels, random=labels.start[:7]))
+
+    def test_says_that_all_came_under_random_only_where_all_did(self):
+        labels = origin(control=40, chosen=0)
+        with pytest.raises(TooFewLabels, match="no image that the strategy chose"):
+            compared(replace(labels, random=labels.start[:7]))
+
+    def test_without_anything_chosen_there_is_nothing_to_compare(self):
+        with pytest.raises(TooFewLabels, match="no image that the strategy chose"):
+            compared(origin(chosen=0))

@@ -1,0 +1,165 @@
+"""A round that has begun, over a queue in memory."""
+
+import pytest
+from structlog.testing import capture_logs
+
+from ml_backend.errors import (
+    EmptyPool,
+    LabelStudioError,
+    QueueError,
+    SettingsError,
+    StaleRound,
+    StorageError,
+    TooFewLabels,
+    UnknownProject,
+)
+from ml_backend.scheduling.queue import Claim, LastError, Progress, QueueStatus
+from ml_backend.schemas import ProjectKey, Reason
+
+PROJECT = ProjectKey(id=2, created=1795384774)
+
+
+class MemoryQueue:
+    """Remembers what a claim tells it."""
+
+    def __init__(self) -> None:
+        self.token: str | None = "token"
+        self.away = False
+        self.waiting: Reason | None = None
+        self.written: list[Progress] = []
+        self.ends: list[tuple[LastError | None, bool]] = []
+        self.learns: list[tuple[str, Reason]] = []
+
+    def newest(self, project: ProjectKey) -> str | None:
+        if self.away:
+            raise QueueError("Redis does not answer")
+        return self.token
+
+    def status(self, project: ProjectKey) -> QueueStatus:
+        if self.away:
+            raise QueueError("Redis does not answer")
+        return QueueStatus(waiting=self.waiting)
+
+    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int:
+        if self.away:
+            raise QueueError("Redis does not answer")
+        self.learns.append((token, reason))
+        return 27
+
+    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
+        self.ends.append((error, again))
+
+    def write_progress(self, project: ProjectKey, progress: Progress) -> None:
+        self.written.append(progress)
+
+
+@pytest.fixture
+def queue() -> MemoryQueue:
+    return MemoryQueue()
+
+
+@pytest.fixture
+def claim(queue: MemoryQueue) -> Claim:
+    return Claim(queue, PROJECT, generation=3, token="token", changes=20, started=100.0)
+
+
+class TestMakeWay:
+    """For what readers can do without: a network that only measures."""
+
+    @pytest.mark.parametrize("reason", ["labels", "topup"])
+    def test_for_whatever_waits(self, claim, queue, reason):
+        claim.make_way()
+        queue.waiting = reason
+        with pytest.raises(StaleRound, match=rf"waits \({reason}\)"):
+            claim.make_way()
+
+    def test_for_a_newer_run(self, claim, queue):
+        queue.token = "another"
+        with pytest.raises(StaleRound, match="run 3 of project"):
+            claim.make_way()
+
+    def test_not_for_a_redis_that_is_away(self, claim, queue):
+        queue.away = True
+        claim.make_way()
+
+
+class TestLearn:
+    def test_takes_the_changes(self, claim, queue):
+        assert claim.learn() == claim.reason == "forced"
+
+        assert claim.changes == 27
+        assert queue.learns == [("token", "forced")]
+
+    def test_goes_on_without_redis(self, claim, queue):
+        queue.away = True
+        with capture_logs() as logs:
+            assert claim.learn() == "forced"
+
+        assert claim.changes == 20
+        assert [line["event"] for line in logs] == ["the round goes on without Redis"]
+
+
+class TestGuard:
+    def test_holds_until_a_newer_run_begins(self, claim, queue):
+        claim.guard()
+        queue.token = "another"
+        with pytest.raises(StaleRound, match="run 3 of project"):
+            claim.guard()
+
+    def test_an_emptied_redis_is_no_reason_to_lose_the_round(self, claim, queue):
+        queue.token = None
+        claim.guard()
+
+    def test_nor_is_one_that_is_away(self, claim, queue):
+        queue.away = True
+        with capture_logs() as logs:
+            claim.guard()
+        assert [log["event"] for log in logs] == ["the round goes on without Redis"]
+
+
+class TestProgress:
+    def test_at_most_five_times_a_second_but_for_a_new_stage_and_its_end(self, claim, queue, monkeypatch):
+        """1024 calls in a second of 'train' make six writes: the first, one after every 0.2 s (205 calls), the last."""
+        now = 1024.0
+        monkeypatch.setattr("ml_backend.scheduling.queue.time.time", lambda: now)
+        for done in range(1, 1025):
+            now = 1024.0 + (done - 1) / 1024
+            claim.progress("train", done, 1024)
+        assert [p.done for p in queue.written] == [1, 206, 411, 616, 821, 1024]
+
+        claim.progress("score", 0, 10)
+
+        first, last = queue.written[0], queue.written[-1]
+        assert (last.stage, last.done, last.total, last.generation) == ("score", 0, 10, 3)
+        assert (first.started, first.stage_started, last.started, last.stage_started) == (100.0, 1024.0, 100.0, now)
+
+
+class TestEnd:
+    def test_finish(self, claim, queue):
+        claim.finish()
+        assert [error for error, _ in queue.ends] == [None]
+
+    def test_fail_keeps_the_error_in_words(self, claim, queue):
+        claim.fail(RuntimeError("out of memory"))
+        claim.fail(MemoryError())
+
+        told = [(error.kind, error.message) for error, _ in queue.ends]
+        assert told == [("RuntimeError", "out of memory"), ("MemoryError", "MemoryError()")]
+
+    @pytest.mark.parametrize(
+        ("error", "again"),
+        [
+            (RuntimeError("a bug, or too little memory"), True),
+            (LabelStudioError("it is away"), True),
+            (StorageError("the disk is full"), True),
+            (SettingsError("no key: a worker started with one mends it"), True),
+            (StaleRound("outdated on disk alone"), True),
+            (EmptyPool("images come with an event"), False),
+            (TooFewLabels("labels come with an event"), False),
+            (UnknownProject("gone"), False),
+        ],
+    )
+    def test_time_alone_starts_again_what_it_can_mend(self, claim, queue, error, again):
+        claim.fail(error)
+
+        assert [tried for _, tried in queue.ends] == [again]

@@ -1,0 +1,125 @@
+"""Pictures of what a round chose: the batch and what stands by chance, and never a reason for a round to fail."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml_backend.config import Settings
+from ml_backend.images import FolderSource, ImageCache
+from ml_backend.images.thumbnail import SIDE, thumbnail
+from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.scheduling.job import chosen_images, draw_thumbnails, pictures
+from ml_backend.schemas import Connection, ImageRef, Ranking
+from ml_backend.storage import RoundStore
+from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.project_state import SQUASHED, Thumbnails
+from tests.fakes import NOON, make_report
+from tests.unit.server.memory import PROJECT, payload
+
+
+def film(path: Path, width: int = 300, height: int = 300) -> bytes:
+    levels = np.linspace(0, 255, width * height).reshape(height, width).astype(np.uint8)
+    Image.fromarray(levels).save(path, "PNG")
+    return path.read_bytes()
+
+
+class TestThumbnail:
+    def test_is_a_small_grey_jpeg(self):
+        picture = Image.open(io.BytesIO(thumbnail(np.full((224, 224), 90, np.uint8), (500, 500))))
+
+        assert (picture.format, picture.mode, picture.size) == ("JPEG", "L", (SIDE, SIDE))
+        assert abs(int(picture.getpixel((5, 5)) or 0) - 90) <= 2  # type: ignore[arg-type] # of one channel
+
+    @pytest.mark.parametrize(
+        ("film", "shown"),
+        [((3000, 1500), (192, 96)), ((1500, 3000), (96, 192)), ((2048, 2500), (157, 192)), ((9000, 10), (192, 1))],
+    )
+    def test_has_the_proportions_of_its_film(self, film, shown):
+        picture = Image.open(io.BytesIO(thumbnail(np.zeros((224, 224), np.uint8), film)))
+
+        assert picture.size == shown
+
+    def test_a_wide_film_is_not_squashed_and_nothing_of_it_is_cut_off(self):
+        """A bright stripe at the right edge of the square is there at the right edge of the picture."""
+        square = np.zeros((224, 224), np.uint8)
+        square[:, 200:] = 250
+
+        picture = np.asarray(Image.open(io.BytesIO(thumbnail(square, (2000, 1000)))))
+
+        assert picture[:, 180:].mean() > 240
+        assert picture[:, :160].mean() < 10
+
+    def test_a_small_square_is_not_blown_up(self):
+        assert Image.open(io.BytesIO(thumbnail(np.zeros((64, 64), np.uint8), (20, 10)))).size == (64, 32)
+
+
+class TestDrawing:
+    def test_the_batch_and_what_stands_by_chance(self):
+        names = ("5", "4", "3", "2", "1")
+        ranking = Ranking(strategy="x", image_ids=names, scores=(5, 4, 3, 2, 1), batch_size=2, control=("4", "2"))
+
+        assert chosen_images(make_report().model_copy(update={"ranking": ranking})) == ["5", "4", "2"]
+
+    def test_what_cannot_be_read_is_left_out(self, tmp_path):
+        film(tmp_path / "1.png")
+        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", 224)
+        images = [ImageRef(id="1", uri="1.png"), ImageRef(id="2", uri="missing.png")]
+
+        assert [name for name, _ in pictures(images, cache)] == ["1"]
+
+    def test_in_the_proportions_of_the_film(self, tmp_path):
+        film(tmp_path / "1.png", 400, 200)
+        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", 224)
+
+        [(_, content)] = pictures([ImageRef(id="1", uri="1.png")], cache)
+
+        assert Image.open(io.BytesIO(content)).size == (SIDE, SIDE // 2)
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        store, setup = RoundStore(tmp_path), payload("setup")
+        store.connect(Connection(project=PROJECT, hostname="http://ls", label_config=setup["schema"]))
+        store.project(PROJECT).save(make_report(), None, None)
+        return store
+
+    def test_of_a_saved_round(self, store, tmp_path):
+        """An image that stands in its task needs no service."""
+        import base64
+
+        data = {"image": f"data:image/png;base64,{base64.b64encode(film(tmp_path / 'x.png')).decode()}"}
+        tasks = {2: KeptTask(data=data), 1: KeptTask(data={})}
+        project = store.project(PROJECT)
+        ReadingStore(project.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
+        settings = Settings(data_dir=tmp_path, label_studio_url="http://127.0.0.1:1", label_studio_api_key="k")
+
+        assert draw_thumbnails(settings, PROJECT, make_report()) == 1
+        assert Thumbnails(project.folder).of_round("r000001") == {"2"}
+
+    def test_squares_of_an_earlier_version_are_drawn_again_a_few_at_a_time(self, store, tmp_path):
+        """The newest first; one whose round is damaged keeps none of the others waiting."""
+        import base64
+
+        data = {"image": f"data:image/png;base64,{base64.b64encode(film(tmp_path / 'x.png', 400, 200)).decode()}"}
+        project = store.project(PROJECT)
+        ReadingStore(project.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks={2: KeptTask(data=data)}))
+        for number in range(1, 6):
+            if number > 1:
+                project.save(make_report(f"r{number:06d}"), None, None)
+            (project.folder / "rounds" / f"r{number:06d}" / SQUASHED).mkdir()
+        (project.folder / "rounds/r000004/report.json").write_text("{")
+        settings = Settings(data_dir=tmp_path, label_studio_url="http://127.0.0.1:1", label_studio_api_key="k")
+
+        draw_thumbnails(settings, PROJECT, make_report("r000005"))
+
+        thumbnails = Thumbnails(project.folder)
+        assert thumbnails.squashed() == ["r000004", "r000001"]
+        for round_id in ("r000005", "r000003", "r000002"):
+            picture = thumbnails.read(round_id, "2")
+            assert picture is not None
+            assert Image.open(io.BytesIO(picture)).size == (SIDE, SIDE // 2)
+
+    def test_nothing_was_read_yet(self, store, tmp_path):
+        assert draw_thumbnails(Settings(data_dir=tmp_path), PROJECT, make_report()) == 0

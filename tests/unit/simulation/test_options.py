@@ -1,0 +1,184 @@
+"""What is typed becomes a plan, or is refused with the value, what is wanted and the way out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml_backend.errors import SettingsError
+from ml_backend.simulation.options import SimulateOptions, load_data, make_plan
+from tests.unit.simulation.tiny import make_data
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> SimulateOptions:
+    """48 images to train on, 9 to validate on, 12 to test on, as features."""
+    data = make_data()
+    rows = [f"{image.id},{data.truth[image.id]},{image.patient_id},{data.split[image.id]}" for image in data.images]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,patient_id,split", *rows]) + "\n")
+    assert data.features is not None
+    np.savez(tmp_path / "features.npz", X=data.features, path=np.array([image.id for image in data.images]))
+    return SimulateOptions(
+        labels=tmp_path / "labels.csv",
+        features=tmp_path / "features.npz",
+        out=tmp_path / "out",
+        initial=2,
+        batch_size=5,
+        device="cpu",
+        task="normal;moderate;severe",
+    )
+
+
+class TestMakePlan:
+    def test_of_few_words_is_the_papers(self, options):
+        plan, data = make_plan(replace(options, batch_size=None))
+
+        assert plan.strategies == ("random", "entropy", "mean_std")
+        assert plan.seeds == tuple(range(10))
+        assert plan.losses == ("weighted",)
+        assert plan.budget == 24
+        assert plan.options["batch_size"] == 20
+        assert plan.options["patience"] == 3
+        assert plan.options["passes"] == 50
+        assert plan.options["finetune"] == "head"
+        assert data.classes == ("normal", "moderate", "severe")
+
+    def test_holds_every_digest_and_version(self, options):
+        plan, _ = make_plan(options)
+
+        assert set(plan.digests) == {"labels", "features"}
+        assert {"python", "torch", "numpy"} <= set(plan.versions)
+
+    def test_paths_do_not_depend_on_where_a_worker_stands(self, options, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+
+        plan, _ = make_plan(replace(options, labels=Path("labels.csv"), features=Path("features.npz")))
+
+        assert (plan.labels, plan.features) == (str(options.labels), str(options.features))
+        assert load_data(plan).truth == make_data().truth
+
+    def test_the_environment_changes_nothing(self, options, monkeypatch):
+        monkeypatch.setenv("AL_EPOCHS", "1")
+
+        plan, _ = make_plan(options)
+
+        assert plan.options["epochs"] == 50
+
+    @pytest.mark.parametrize(
+        ("typed", "seeds"), [("1", (0,)), ("3", (0, 1, 2)), ("3,5,7", (3, 5, 7)), ("0,", (0,)), ("4,", (4,))]
+    )
+    def test_seeds_are_counted_or_named(self, options, typed, seeds):
+        assert make_plan(replace(options, seeds=typed))[0].seeds == seeds
+
+    @pytest.mark.parametrize(
+        ("typed", "labels"), [("0.5", 24), ("1.0", 48), ("20", 20), ("48", 48), ("0.29", 13), ("0.25", 12)]
+    )
+    def test_a_budget_is_labels_or_a_share(self, options, typed, labels):
+        assert make_plan(replace(options, budget=typed))[0].budget == labels
+
+    def test_random_is_always_there_unless_refused(self, options):
+        assert make_plan(replace(options, strategies="bald"))[0].strategies == ("random", "bald")
+        assert make_plan(replace(options, strategies="bald,random"))[0].strategies == ("bald", "random")
+        assert make_plan(replace(options, strategies="bald", no_random=True))[0].strategies == ("bald",)
+
+    def test_both_losses_in_one_order(self, options):
+        assert make_plan(replace(options, loss="unweighted, weighted"))[0].losses == ("weighted", "unweighted")
+
+    def test_batch_bald_gives_all_strategies_its_passes(self, options):
+        """The passes judge the test side too: with T of their own the strategies would not compare."""
+        assert make_plan(replace(options, strategies="entropy,batch_bald"))[0].options["passes"] == 100
+        assert make_plan(replace(options, strategies="entropy,batch_bald", passes=7))[0].options["passes"] == 7
+
+    def test_an_imbalance_is_reached(self, options):
+        plan, data = make_plan(replace(options, imbalance="normal=0.2", budget="20"))
+
+        assert plan.imbalance == {"normal": 0.2}
+        assert data.counts()["train"] == {"normal": 8, "moderate": 16, "severe": 16}
+
+    def test_the_weights_are_hashed(self, options, tmp_path):
+        (tmp_path / "net.pt").write_bytes(b"weights")
+        (tmp_path / "images").mkdir()
+        for image in make_data().images:
+            path = tmp_path / "images" / image.uri
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        options = replace(options, images=tmp_path / "images", features=None, weights=str(tmp_path / "net.pt"))
+
+        assert make_plan(options)[0].digests["weights"].startswith("9a129038")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"strategies": "entropie"}, "--strategies: there is no strategy 'entropie'; known are badge, bald"),
+            ({"strategies": " , "}, "names nothing: wanted, for example, entropy,mean_std"),
+            ({"strategies": "bald,bald"}, "names bald twice"),
+            ({"strategies": "random", "no_random": True}, "--no-random, but --strategies names random"),
+            ({"seeds": "ten"}, "--seeds 'ten': wanted how many (10) or which (3,5,7)"),
+            ({"seeds": "-1"}, "--seeds '-1'"),
+            ({"seeds": "0"}, "--seeds 0: a study needs 1 seed or more; for the seed 0 alone write `0,`"),
+            ({"loss": "focal"}, "--loss 'focal': wanted weighted, unweighted, or both"),
+            ({"profile": "mine"}, "--profile 'mine': there is no such profile; known are paper, best"),
+            ({"budget": "all"}, "--budget 'all' is no number: wanted labels (200) or a share of the 48 training"),
+            ({"budget": "1.5"}, "--budget 1.5: there are 48 training images"),
+            ({"budget": "nan"}, "--budget 'nan' is no number"),
+            ({"budget": "49"}, "--budget 49: there are 48 training images"),
+            ({"budget": "5"}, "--budget 5 are 5 labels, fewer than the 6 of the start set (2 of each of 3 classes)"),
+            ({"initial": 1}, "--initial 1: every class needs 2 labels or more"),
+            ({"initial": 17, "budget": "1.0"}, "fewer than the 51 of the start set"),
+            ({"imbalance": "normal"}, "--imbalance 'normal': 'normal' is no share; wanted class=share"),
+            ({"imbalance": "ill=0.1"}, "ill"),
+            ({"finetune": "full"}, "--finetune full trains the whole network, which --features cannot feed"),
+            ({"finetune": "feet"}, "finetune='feet'"),
+            ({"passes": 0}, "passes=0"),
+            ({"batch_size": 0}, "batch_size=0"),
+            ({"device": "tpu"}, "--device 'tpu': wanted auto, cpu or cuda"),
+            ({"features": None}, "give --images, --features, or both"),
+            ({"task": "normal"}, "2 are the least"),
+        ],
+    )
+    def test_name_the_value_and_the_way_out(self, options, changes, said):
+        with pytest.raises(SettingsError) as refused:
+            make_plan(replace(options, **changes))
+
+        assert said in str(refused.value)
+
+    def test_a_class_with_too_few_images_for_the_start(self, options):
+        """Of 8 normal images on the training side, 9 cannot be the start."""
+        with pytest.raises(SettingsError, match=r"--initial 9: on the training side normal has 8"):
+            make_plan(replace(options, imbalance="normal=0.2", initial=9, budget="1.0"))
+
+    def test_weights_that_are_not_there(self, options, tmp_path):
+        (tmp_path / "images").mkdir()
+        for image in make_data().images:
+            path = tmp_path / "images" / image.uri
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+
+        with pytest.raises(SettingsError, match=r"--weights '.*/no.pt' cannot be read"):
+            make_plan(replace(options, images=tmp_path / "images", features=None, weights=str(tmp_path / "no.pt")))
+
+
+class TestLoadData:
+    def test_a_table_that_has_changed_is_refused(self, options):
+        plan, _ = make_plan(options)
+        options.labels.write_text(options.labels.read_text() + "\n")
+
+        with pytest.raises(SettingsError, match="the labels have changed since the study began"):
+            load_data(plan)
+
+
+class TestCommand:
+    def test_gives_the_same_plan_again(self, options):
+        """Without what only spreads the work, or is a secret."""
+        command = replace(options, workers=4, redis="redis://:secret@h/0", no_random=True, seeds="3,").command()
+
+        assert command.startswith("ml-backend simulate --labels ")
+        assert command.endswith(" --no-random")
+        assert "--seeds 3, " in command
+        assert "--batch-size 5" in command
+        assert "secret" not in command
+        assert "--workers" not in command
+        assert "--loss" not in command
