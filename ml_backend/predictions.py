@@ -108,7 +108,7 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PoolOutputs:
+class PoolPredictions:
     """Outputs for the images of the pool that could be read, in one order.
 
     Arrays of another floating type and torch tensors, with gradients or without, are converted to float32 arrays.
@@ -166,7 +166,7 @@ def _as_float32(record: object, *names: str) -> None:
             object.__setattr__(record, name, float_array(name, value).astype(np.float32, copy=False))
 
 
-def join(parts: Sequence[PoolOutputs]) -> PoolOutputs:
+def join(parts: Sequence[PoolPredictions]) -> PoolPredictions:
     """Put the outputs of consecutive parts of a pool together. Nothing is computed, so that no bit changes.
 
     The features of labelled images come from the first part that knows them.
@@ -180,7 +180,7 @@ def join(parts: Sequence[PoolOutputs]) -> PoolOutputs:
         raise ValueError(f"shards of different networks: classes {parts[0].classes} and {others.pop()}")
     features = _all_or_none([part.features for part in parts], "features")
     gradients = _all_or_none([part.gradients for part in parts], "gradients")
-    return PoolOutputs(
+    return PoolPredictions(
         image_ids=tuple(image for part in parts for image in part.image_ids),
         classes=parts[0].classes,
         probs=np.concatenate([part.probs for part in parts]),

@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
-Reason = Literal["connected", "images", "labels", "forced", "topup", "rerank"]
+RoundTrigger = Literal["connected", "images", "labels", "forced", "topup", "rerank"]
 """What calls for a round. Two of them learn nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks
 anew by what the last network said, since the owner chose another strategy."""
 ExclusionKind = Literal[
@@ -50,13 +50,13 @@ AFTER_A_ROUND: Final = ("features", "noise")
 """Stages that come when readers are served the new order."""
 
 
-class Record(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen record that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ProjectKey(Record):
+class ProjectKey(FrozenModel):
     """A project, told apart from an earlier one under the same id.
 
     Label Studio on sqlite hands ids out again, so that the id alone would mix up two projects' rounds.
@@ -81,7 +81,7 @@ class ProjectKey(Record):
         return f"{self.id}.{self.created}"
 
 
-class Connection(Record):
+class Connection(FrozenModel):
     """What ``/setup`` told us about a project: enough to run its rounds."""
 
     project: ProjectKey
@@ -90,7 +90,7 @@ class Connection(Record):
     extra_params: dict[str, object] = {}
 
 
-class ImageRef(Record):
+class ImageRef(FrozenModel):
     """An image of the pool. ``id`` is Label Studio's task id as text, or a path in a headless run."""
 
     id: Annotated[str, Field(min_length=1)]
@@ -131,7 +131,7 @@ def natural_order(image_id: str) -> tuple[int, str]:
     return len(image_id), image_id
 
 
-class Annotation(Record):
+class Annotation(FrozenModel):
     """One reader's answer about one image.
 
     ``value`` is None where the reader skipped it, called it unreadable, or left the question unanswered.
@@ -146,7 +146,7 @@ class Annotation(Record):
     updated_at: datetime
 
 
-class Label(Record):
+class Label(FrozenModel):
     """What consensus made of the annotations of one image."""
 
     image: ImageRef
@@ -155,7 +155,7 @@ class Label(Record):
     disputed: bool = False  # the rule had to choose between classes: worth an adjudication
 
 
-class Exclusion(Record):
+class Exclusion(FrozenModel):
     """An image that a round could not use, and why; named in the report, never dropped in silence."""
 
     image_id: str
@@ -163,7 +163,7 @@ class Exclusion(Record):
     kind: ExclusionKind = ""
 
 
-class FitReport(Record):
+class FitReport(FrozenModel):
     """How one training went."""
 
     epochs: Annotated[int, Field(ge=1)]
@@ -179,7 +179,7 @@ class FitReport(Record):
     exclusions: tuple[Exclusion, ...] = ()
 
 
-class Ranking(Record):
+class Ranking(FrozenModel):
     """The whole pool in the order in which it should be labelled, label first at the front.
 
     Scores are acquisition values aligned with ``image_ids`` (higher = label first, except that a batch-aware
@@ -209,12 +209,12 @@ class Ranking(Record):
         return self
 
 
-class RoundRequest(Record):
+class RoundRequest(FrozenModel):
     """What one round is asked to do; everything that decides its result, apart from the labels and the images."""
 
     project: ProjectKey
     round_id: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
-    reason: Reason
+    reason: RoundTrigger
     classes: Annotated[tuple[str, ...], Field(min_length=2)]  # ordinal: least severe first
     strategy: str
     batch_size: Annotated[int, Field(ge=1)]
@@ -226,7 +226,7 @@ class RoundRequest(Record):
     options: dict[str, object] = {}  # all of the project's, those of the learner among them
 
 
-class RoundReport(Record):
+class RoundReport(FrozenModel):
     """One round, as it is saved before it is published. ``fit`` is None while the start set is still growing."""
 
     request: RoundRequest
@@ -251,7 +251,7 @@ class RoundReport(Record):
         return self.fit is not None or self.base is not None
 
 
-class Published(Record):
+class PublishedRanking(FrozenModel):
     """What Label Studio now serves."""
 
     version: Annotated[str, Field(min_length=1)]
@@ -267,7 +267,7 @@ class Published(Record):
         return self.round_id == round_id and "delete" in self.seconds
 
 
-class ImportedVersion(Record):
+class ImportedVersion(FrozenModel):
     """A model version that this installation has imported into Label Studio, and may delete there.
 
     Attributes:

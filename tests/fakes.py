@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from ml_backend.consensus import Consensus
-from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner
 from ml_backend.schemas import (
@@ -17,7 +17,7 @@ from ml_backend.schemas import (
     ImageRef,
     Label,
     ProjectKey,
-    Published,
+    PublishedRanking,
     Ranking,
     RoundReport,
     RoundRequest,
@@ -161,10 +161,10 @@ class FakeLearner:
             ),
         )
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         self.needs.append(needs)
         readable = [image for image in pool if image.id not in self.unreadable]
-        return PoolOutputs(
+        return PoolPredictions(
             image_ids=tuple(image.id for image in readable),
             classes=self._classes,
             probs=np.array([self._probs(image.id) for image in readable], dtype=np.float32).reshape(
@@ -211,7 +211,7 @@ class FakeStrategy:
     name = "fake"
     needs: frozenset[Need] = frozenset({"probs"})
 
-    def rank(self, outputs: PoolOutputs, batch_size: int, seed: int) -> Ranking:
+    def rank(self, outputs: PoolPredictions, batch_size: int, seed: int) -> Ranking:
         scores = 1.0 - outputs.probs.mean(axis=1).max(axis=-1)
         order = sorted(range(len(scores)), key=lambda index: (-scores[index], outputs.image_ids[index]))
         return Ranking(
@@ -229,9 +229,9 @@ class MemoryStore:
 
     def __init__(self, journal: list[str] | None = None) -> None:
         self.journal = [] if journal is None else journal
-        self.saved: list[tuple[RoundReport, PoolOutputs | None, Learner | None]] = []
+        self.saved: list[tuple[RoundReport, PoolPredictions | None, Learner | None]] = []
 
-    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
         self.journal.append("save")
         self.saved.append((report, outputs, learner))
 
@@ -243,11 +243,11 @@ class FakePublisher:
         self.journal = [] if journal is None else journal
         self.published: list[RoundReport] = []
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         guard()
         self.journal.append("publish")
         self.published.append(report)
-        return Published(
+        return PublishedRanking(
             version=f"fake-{report.request.round_id}",
             round_id=report.request.round_id,
             image_ids=report.ranking.image_ids,

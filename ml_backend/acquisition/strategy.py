@@ -20,7 +20,7 @@ from ml_backend.acquisition.batch import batch_bald, power_bald
 from ml_backend.acquisition.diversity import badge, core_set, typiclust
 from ml_backend.acquisition.inputs import Evidence, Gradients, evidence_of, given
 from ml_backend.acquisition.pointwise import Score, bald, entropy, least_confidence, margin, mean_std, variation_ratios
-from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need, strategy_spec
 from ml_backend.schemas import Ranking, natural_order
 from ml_backend.seeding import places, seeded_draws, seeded_order
@@ -210,7 +210,7 @@ class CatalogStrategy:
         """What the learner must compute for it."""
         return strategy_spec(self.name).needs
 
-    def rank(self, outputs: PoolOutputs, batch_size: int, seed: int) -> Ranking:
+    def rank(self, outputs: PoolPredictions, batch_size: int, seed: int) -> Ranking:
         """The whole pool, label first at the front; the same however the pool arrives.
 
         Raises:

@@ -14,8 +14,8 @@ from jaxtyping import Int64
 from pydantic import Field
 
 from ml_backend.errors import StorageError
-from ml_backend.predictions import PoolOutputs
-from ml_backend.schemas import Record, RoundReport
+from ml_backend.predictions import PoolPredictions
+from ml_backend.schemas import FrozenModel, RoundReport
 from ml_backend.seeding import fixed_set
 from ml_backend.storage import ProjectStore
 
@@ -29,11 +29,11 @@ FIXED_SET: Final = 1000
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Counts: TypeAlias = Int64[npt.NDArray[np.int64], "classes classes"]
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=FrozenModel)
 log = structlog.get_logger(__name__)
 
 
-class RoundMarks(Record):
+class PredictionSnapshot(FrozenModel):
     """What later rounds are held against.
 
     Attributes:
@@ -53,7 +53,7 @@ class RoundMarks(Record):
     predicted: dict[str, Annotated[int, Field(ge=0)]]
 
 
-class Agreement(Record):
+class Agreement(FrozenModel):
     """How far two networks give the same answers about the same images.
 
     Attributes:
@@ -72,7 +72,7 @@ class Agreement(Record):
     error: Annotated[float, Field(ge=0.0)] | None = None
 
 
-def fixed_predictions(outputs: PoolOutputs, seed: int) -> dict[str, int]:
+def fixed_predictions(outputs: PoolPredictions, seed: int) -> dict[str, int]:
     """The most probable class, by the mean over the passes, of the images of the pool that are compared.
 
     Args:
@@ -85,11 +85,11 @@ def fixed_predictions(outputs: PoolOutputs, seed: int) -> dict[str, int]:
     return dict(zip(chosen, best.tolist(), strict=True))
 
 
-def round_marks(report: RoundReport, outputs: PoolOutputs) -> RoundMarks | None:
+def round_marks(report: RoundReport, outputs: PoolPredictions) -> PredictionSnapshot | None:
     """What is kept of a round; None where it trained nothing, but only ranked."""
     if (fit := report.fit) is None or not report.trained:
         return None
-    return RoundMarks(
+    return PredictionSnapshot(
         round_id=report.request.round_id,
         labels=sum(report.labels_per_class.values()),
         accuracy=fit.validation_accuracy,
@@ -99,7 +99,7 @@ def round_marks(report: RoundReport, outputs: PoolOutputs) -> RoundMarks | None:
     )
 
 
-def noise_of(outputs: PoolOutputs, twin: PoolOutputs) -> Agreement:
+def noise_of(outputs: PoolPredictions, twin: PoolPredictions) -> Agreement:
     """Agreement of a round's network with its twin, on the images that the twin was asked about.
 
     Raises:
@@ -177,9 +177,9 @@ def rounds_with(project: ProjectStore, name: str) -> list[str]:
     return sorted(path.parent.name for path in project.folder.glob(f"rounds/r*/{name}.json"))
 
 
-def stored_marks(project: ProjectStore) -> list[RoundMarks]:
+def stored_marks(project: ProjectStore) -> list[PredictionSnapshot]:
     """Of every trained round that has them, oldest first. Damaged ones are left out, and logged."""
-    read = (_read(project, round_id, AGREEMENT, RoundMarks) for round_id in rounds_with(project, AGREEMENT))
+    read = (_read(project, round_id, AGREEMENT, PredictionSnapshot) for round_id in rounds_with(project, AGREEMENT))
     return [one for one in read if one is not None]
 
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from scipy.optimize import least_squares, minimize_scalar
 
 from ml_backend.analytics.history import Answer, RoundInsight
-from ml_backend.schemas import Label, Record, RoundReport
+from ml_backend.schemas import FrozenModel, Label, RoundReport
 
 _Z = 1.959963984540054  # of a 95 % interval
 
@@ -246,7 +246,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class ControlRound(Record):
+class ControlRound(FrozenModel):
     """Control images as they are told at one round; ``low`` and ``high`` end Wilson's 95 % interval of the share."""
 
     round_id: str
@@ -268,7 +268,7 @@ class ControlRound(Record):
         return self.correct / self.n
 
 
-class ControlTrend(Record):
+class ControlTrend(FrozenModel):
     """The newest control images against as many before them: no image is in both, so that the two are independent.
 
     Attributes:
@@ -355,7 +355,7 @@ def trend(images: Sequence[ControlLabel], *, window: int, enough: int) -> Contro
     )
 
 
-ENOUGH: Final = 30
+MIN_HOLDOUT_IMAGES: Final = 30
 """Control images below which nothing is claimed."""
 WINDOW: Final = 100
 ENOUGH_OF_A_CLASS: Final = 10
@@ -366,7 +366,7 @@ _FOLDS = 5
 _SMALLEST = 1e-12  # of a probability in a logarithm
 
 
-class ControlEstimate(Record):
+class ControlEstimate(FrozenModel):
     """How often the network is right about images that nobody had labelled.
 
     Attributes:
@@ -403,7 +403,7 @@ class ControlEstimate(Record):
     sentence: str
 
 
-class ActiveAgainstRandom(Record):
+class ActiveAgainstRandom(FrozenModel):
     """Networks at equal numbers of labels, chosen by the strategy or by chance, on control images of other patients.
 
     Attributes:
@@ -452,7 +452,7 @@ def control_estimate(
     n, correct = len(newest), sum(one.correct for one in newest)
     low, high = wilson(correct, n)
     temperature = ece = ece_calibrated = None
-    if n >= ENOUGH:
+    if n >= MIN_HOLDOUT_IMAGES:
         probs = np.array([list(one.probs.values()) for one in newest])
         targets = np.array([classes.index(one.label.value) for one in newest])
         temperature = fitted_temperature(probs, targets)
@@ -469,10 +469,10 @@ def control_estimate(
         temperature=temperature,
         ece=ece,
         ece_calibrated=ece_calibrated,
-        enough=n >= ENOUGH,
+        enough=n >= MIN_HOLDOUT_IMAGES,
         by_round=by_round(usable),
-        running=running(usable, window=window, enough=ENOUGH),
-        trend=trend(usable, window=window, enough=ENOUGH),
+        running=running(usable, window=window, enough=MIN_HOLDOUT_IMAGES),
+        trend=trend(usable, window=window, enough=MIN_HOLDOUT_IMAGES),
         sentence=_sentence(n, correct, low, high),
     )
 
@@ -535,7 +535,7 @@ def _recalls(images: Sequence[ControlLabel], classes: Sequence[str]) -> dict[str
 def _sentence(n: int, correct: int, low: float, high: float) -> str:
     if n == 0:
         return "No image that came by chance has a label yet: nothing can be told of the network's accuracy."
-    if n < ENOUGH:
+    if n < MIN_HOLDOUT_IMAGES:
         below, above = wilson(25, 50)
         return (
             f"{n} control image{'s' if n > 1 else ''} so far: too few to tell; at 50 the interval is about "

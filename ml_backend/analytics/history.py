@@ -28,8 +28,8 @@ from ml_backend.consensus.rules import gather
 from ml_backend.errors import PayloadError, StorageError
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image, training_classes
 from ml_backend.label_studio.sync import Mirror, TaskImages, annotations_in
-from ml_backend.predictions import PoolOutputs
-from ml_backend.schemas import Annotation, FitReport, Ranking, Reason, Record, RoundReport
+from ml_backend.predictions import PoolPredictions
+from ml_backend.schemas import Annotation, FitReport, FrozenModel, Ranking, RoundReport, RoundTrigger
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import RoundBrief
 
@@ -39,7 +39,7 @@ INSIGHT: Final = "insight"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class ImageInsight(Record):
+class ImageInsight(FrozenModel):
     """What the network said of one image when the round ranked it, before anybody had labelled it.
 
     Attributes:
@@ -70,7 +70,7 @@ class ImageInsight(Record):
         return self.probs[self.suggestion]
 
 
-class RoundInsight(Record):
+class RoundInsight(FrozenModel):
     """A round's network on its pool.
 
     Attributes:
@@ -93,7 +93,7 @@ KEPT_LINES = 20_000  # over all projects; about a kilobyte each
 T = TypeVar("T")
 
 
-class RoundLine(Record):
+class RoundSummary(FrozenModel):
     """One round without its images.
 
     Attributes:
@@ -109,7 +109,7 @@ class RoundLine(Record):
     """
 
     round_id: str
-    reason: Reason
+    reason: RoundTrigger
     strategy: str
     asked: str
     classes: tuple[str, ...]
@@ -142,7 +142,7 @@ class RoundLine(Record):
         return self.report.by_network
 
     @classmethod
-    def of(cls, report: RoundReport) -> "RoundLine":
+    def of(cls, report: RoundReport) -> "RoundSummary":
         """The line of a report."""
         request, ranking = report.request, report.ranking
         fit = None if report.fit is None else report.fit.model_copy(update={"exclusions": ()})
@@ -201,21 +201,21 @@ class RoundLines:
     """The lines of any project's rounds; one set a process."""
 
     def __init__(self) -> None:
-        self._lines: Remembered[RoundLine | str] = Remembered(KEPT_LINES)
+        self._lines: Remembered[RoundSummary | str] = Remembered(KEPT_LINES)
 
-    def of(self, project: ProjectStore) -> tuple[list[RoundLine], list[str]]:
+    def of(self, project: ProjectStore) -> tuple[list[RoundSummary], list[str]]:
         """Every round that can be read, oldest first; and what is wrong with each of the others."""
-        lines: list[RoundLine] = []
+        lines: list[RoundSummary] = []
         damaged: list[str] = []
         for round_id in project.round_ids():
             found = self._line(project, round_id)
-            if isinstance(found, RoundLine):
+            if isinstance(found, RoundSummary):
                 lines.append(found)
             else:
                 damaged.append(f"Round {round_id} cannot be told: {found}")
         return lines, damaged
 
-    def _line(self, project: ProjectStore, round_id: str) -> RoundLine | str:
+    def _line(self, project: ProjectStore, round_id: str) -> RoundSummary | str:
         path = project.folder / "rounds" / round_id / "report.json"
         try:
             status = path.stat()
@@ -225,7 +225,7 @@ class RoundLines:
         if (known := self._lines.get(path, state)) is not None:
             return known
         try:
-            line: RoundLine | str = RoundLine.of(project.report(round_id))
+            line: RoundSummary | str = RoundSummary.of(project.report(round_id))
         except StorageError as error:
             line = str(error)
         return self._lines.put(path, state, line)
@@ -234,7 +234,7 @@ class RoundLines:
 How = Literal["connected", "at once", "with the next round"]
 
 
-class StrategyChange(Record):
+class StrategyChange(FrozenModel):
     """The owner chose a strategy, and a round ranked by it.
 
     Attributes:
@@ -292,7 +292,7 @@ def _sentence(round_id: str, before: str | None, after: str, how: How) -> str:
 log = structlog.get_logger(__name__)
 
 
-class Answer(Record):
+class Answer(FrozenModel):
     """One reader's answer about one image.
 
     Attributes:
@@ -360,7 +360,7 @@ def _seconds(value: object) -> float | None:
     return float(value) if isfinite(value) and value >= 0 else None
 
 
-class KnownNetwork(Record):
+class KnownNetwork(FrozenModel):
     """The newest network of a project. Its file may be deleted by now: what it has taught the order stays.
 
     Attributes:
@@ -399,7 +399,7 @@ def known_network(briefs: Iterable[RoundBrief]) -> KnownNetwork | None:
 Count = Annotated[int, Field(ge=0)]
 
 
-class GroundTruths(Record):
+class GroundTruths(FrozenModel):
     """Annotations marked as ground truth, and what they do.
 
     Attributes:
@@ -474,7 +474,7 @@ def uncertainties(
     return aleatoric, np.maximum(total - aleatoric, 0.0)
 
 
-def round_insight(report: RoundReport, outputs: PoolOutputs) -> RoundInsight:
+def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight:
     """What is kept of a round beside its report.
 
     Args:

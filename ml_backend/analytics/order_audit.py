@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, Field
 from ml_backend.analytics.history import Answer
 from ml_backend.config import ProjectOptions
 from ml_backend.registry import strategy_spec
-from ml_backend.schemas import Published, Record, RoundRequest
+from ml_backend.schemas import FrozenModel, PublishedRanking, RoundRequest
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.outputs import OUTPUTS
 from ml_backend.storage.rounds import RoundBrief
@@ -41,7 +41,7 @@ _SHORT: Final[dict[ExceptionKind, str]] = {
 Count = Annotated[int, Field(ge=0)]
 
 
-class OrderException(Record):
+class OrderException(FrozenModel):
     """An answer whose image was not the first of the order in force.
 
     Attributes:
@@ -56,7 +56,7 @@ class OrderException(Record):
     why: str
 
 
-class OrderFidelity(Record):
+class OrderFidelity(FrozenModel):
     """How the images that readers answered compare with the orders that were published.
 
     Attributes:
@@ -75,7 +75,7 @@ class OrderFidelity(Record):
 
 
 def order_fidelity(
-    orders: Sequence[Published], answers: Sequence[Answer], tolerance: timedelta = CLOCK_TOLERANCE
+    orders: Sequence[PublishedRanking], answers: Sequence[Answer], tolerance: timedelta = CLOCK_TOLERANCE
 ) -> OrderFidelity:
     """Hold every answer against the order in force when it was served; the module says what is inferred, and how.
 
@@ -121,7 +121,7 @@ class _Order:
         begins, ends: by our clock.
     """
 
-    def __init__(self, published: Published, ends: datetime | None) -> None:
+    def __init__(self, published: PublishedRanking, ends: datetime | None) -> None:
         self.begins, self.ends = published.published_at, ends
         self.ids = published.image_ids
         self.place = {image_id: place for place, image_id in enumerate(self.ids)}
@@ -139,7 +139,7 @@ def _over(taken: _Taken | None, moment: datetime) -> bool:
 
 
 def _judged(
-    orders: Sequence[Published], walked: Sequence[Answer], tolerance: timedelta, by_hand: frozenset[int]
+    orders: Sequence[PublishedRanking], walked: Sequence[Answer], tolerance: timedelta, by_hand: frozenset[int]
 ) -> Iterator[tuple[Answer, OrderException | InOrder]]:
     spans = _spans(walked, by_hand)
     first: dict[str, _Taken] = {}

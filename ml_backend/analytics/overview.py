@@ -27,8 +27,8 @@ from ml_backend.analytics.history import (
     KnownNetwork,
     Remembered,
     RoundInsight,
-    RoundLine,
     RoundLines,
+    RoundSummary,
     StrategyChange,
     answers_of,
     ground_truths,
@@ -44,7 +44,7 @@ from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import Duplicates, Mirror, TaskImages, annotations_in
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import Record, RoundReport
+from ml_backend.schemas import FrozenModel, RoundReport
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.atomic import read_record
@@ -124,7 +124,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class BatchImage(Record):
+class BatchImage(FrozenModel):
     """An image of a batch, or one that stands in the order by chance.
 
     Attributes:
@@ -138,7 +138,7 @@ class BatchImage(Record):
     said: ImageInsight | None = None
 
 
-class Chosen(Record):
+class Chosen(FrozenModel):
     """What one round chose.
 
     Attributes:
@@ -155,7 +155,7 @@ class Chosen(Record):
     insight: RoundInsight | None = None
 
 
-class Overview(Record):
+class Overview(FrozenModel):
     """One project.
 
     Attributes:
@@ -167,7 +167,7 @@ class Overview(Record):
         start: what the next training waits for; see ``Standing``.
     """
 
-    rounds: tuple[RoundLine, ...] = ()
+    rounds: tuple[RoundSummary, ...] = ()
     damaged: tuple[str, ...] = ()
     changes: tuple[StrategyChange, ...] = ()
     chosen: Chosen | None = None
@@ -301,7 +301,7 @@ def _labels(project: ProjectStore, memory: Memory, reading: KeptReading) -> tupl
     return memory.labels.put(project.folder, reading.state, counted)
 
 
-def network_of(lines: Sequence[RoundLine]) -> KnownNetwork | None:
+def network_of(lines: Sequence[RoundSummary]) -> KnownNetwork | None:
     """The newest network of these rounds, oldest first."""
     return known_network(RoundBrief.of(line.report) for line in lines)
 
@@ -337,7 +337,7 @@ def _stopping(
     project: ProjectStore,
     memory: Memory,
     reading: KeptReading,
-    lines: Sequence[RoundLine],
+    lines: Sequence[RoundSummary],
     control: ControlEstimate | None,
 ) -> StopAdvice | None:
     if all(line.fit is None for line in lines):
@@ -358,7 +358,7 @@ def _stopping(
 
 
 def _control(
-    project: ProjectStore, memory: Memory, reading: KeptReading, lines: Sequence[RoundLine]
+    project: ProjectStore, memory: Memory, reading: KeptReading, lines: Sequence[RoundSummary]
 ) -> ControlEstimate | None:
     if not any(line.report.request.control_share for line in lines):
         return None

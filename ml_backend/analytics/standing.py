@@ -19,7 +19,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus import RULES
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import SKIPPED_IS_DONE, Mirror, TaskImages, annotations_in
-from ml_backend.schemas import Exclusion, ExclusionKind, Record
+from ml_backend.schemas import Exclusion, ExclusionKind, FrozenModel
 from ml_backend.storage.quarantine import QuarantinedImage
 
 DRAWS: Final = 4000
@@ -32,7 +32,7 @@ MANY: Final = 10
 """Times as many images as the whole start set needs labels: a class that takes more hardly ever comes."""
 
 
-class StartEstimate(Record):
+class StartEstimate(FrozenModel):
     """What is missing until the first network, and the estimate of the images until then.
 
     Attributes:
@@ -192,7 +192,7 @@ MENDABLE: Final[dict[ExclusionKind, str]] = {
 """What helps against what nobody left out on purpose. Images that cannot be read have a list of their own."""
 
 
-class LeftOut(Record):
+class LeftOut(FrozenModel):
     """Tasks that no round can use, or whose label none can.
 
     Attributes:
@@ -208,7 +208,7 @@ class LeftOut(Record):
     sentence: str
 
 
-class Standing(Record):
+class Standing(FrozenModel):
     """How far the labelling is.
 
     Attributes:

@@ -11,9 +11,9 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field
 
-from ml_backend.analytics.agreement import Agreement, RoundMarks, agreement
-from ml_backend.analytics.evaluation import ENOUGH, ControlEstimate, CurvePoint, Slope, expected_gain, slope
-from ml_backend.schemas import Record
+from ml_backend.analytics.agreement import Agreement, PredictionSnapshot, agreement
+from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, ControlEstimate, CurvePoint, Slope, expected_gain, slope
+from ml_backend.schemas import FrozenModel
 
 Verdict = Literal["too early", "go on", "soon", "stop"]
 
@@ -29,7 +29,7 @@ NEXT_TO_NOTHING: Final = 0.001
 """Not worth the reading."""
 
 
-class AgreementPoint(Record):
+class AgreementPoint(FrozenModel):
     """A round's network against that of the trained round before."""
 
     round_id: str
@@ -143,7 +143,8 @@ _BY_CHANCE: Final = {
 
 def _control_words(found: StopFindings, control: ControlEstimate) -> str:
     if (trend := control.trend) is None:
-        few = f"{control.total} of them {'has' if control.total == 1 else 'have'} a label, {2 * ENOUGH} are needed"
+        verb = "has" if control.total == 1 else "have"
+        few = f"{control.total} of them {verb} a label, {2 * MIN_HOLDOUT_IMAGES} are needed"
         return f"Whether images that came by chance back this cannot be told yet: {few}."
     # Chance draws from what still waits, and a strategy that labels hard images first leaves the easy ones there.
     doubt = (
@@ -183,7 +184,7 @@ LONGEST_ANSWER_S: Final = 30 * 60.0
 """The reader was away."""
 
 
-class StopAdvice(Record):
+class StopAdvice(FrozenModel):
     """Whether more labels are worth their reading.
 
     Attributes:
@@ -216,7 +217,7 @@ class StopAdvice(Record):
 
 
 def stop_advice(
-    marks: Sequence[RoundMarks],
+    marks: Sequence[PredictionSnapshot],
     noise: Mapping[str, Agreement],
     *,
     batch_size: int,
@@ -276,7 +277,7 @@ def reading_minutes(lead_times_s: Sequence[float | None], images: int) -> float 
     return median(timed) * images / 60.0 if timed else None
 
 
-def _points(marks: Sequence[RoundMarks]) -> tuple[AgreementPoint, ...]:
+def _points(marks: Sequence[PredictionSnapshot]) -> tuple[AgreementPoint, ...]:
     """Of rounds with the same classes: after the question has changed there is nothing to compare."""
     return tuple(
         AgreementPoint(

@@ -9,12 +9,12 @@ from pydantic import Field, computed_field
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ml_backend.schemas import Record
+from ml_backend.schemas import FrozenModel
 
 __all__ = ["BenchReport", "CaseReport", "Figure", "Floor", "Machine", "Run", "Timing", "bench_table"]
 
 
-class Run(Record):
+class Run(FrozenModel):
     """One repeat."""
 
     cpu_s: float
@@ -22,7 +22,7 @@ class Run(Record):
     extra_mib: float | None  # peak memory above what was in use before; None where the system does not say
 
 
-class Timing(Record):
+class Timing(FrozenModel):
     """All repeats of one contender in a case."""
 
     name: str
@@ -39,7 +39,7 @@ class Timing(Record):
         return median(run.wall_s for run in self.runs)
 
 
-class Floor(Record):
+class Floor(FrozenModel):
     """What a figure's ratio must reach."""
 
     kind: Literal["at most", "at least", "more than", "less than"]
@@ -58,7 +58,7 @@ class Floor(Record):
         return f"{sign} {self.value:.4g}"
 
 
-class Figure(Record):
+class Figure(FrozenModel):
     """One line of the table. Without an anchor the ratio is the figure itself, in its unit."""
 
     name: str
@@ -76,7 +76,7 @@ class Figure(Record):
         return None if self.floor is None or self.ratio is None else self.floor.met_by(self.ratio)
 
 
-class CaseReport(Record):
+class CaseReport(FrozenModel):
     """One case: its figures, every single repeat behind them, and what must be known to read them."""
 
     name: str
@@ -86,7 +86,7 @@ class CaseReport(Record):
     picks: dict[str, tuple[int, ...]] = Field(default_factory=dict)  # contender -> its picks, positions in the pool
 
 
-class Machine(Record):
+class Machine(FrozenModel):
     """What the figures were measured on."""
 
     cpu: str
@@ -95,7 +95,7 @@ class Machine(Record):
     system: str
 
 
-class BenchReport(Record):
+class BenchReport(FrozenModel):
     """The result of a run."""
 
     date: datetime

@@ -17,7 +17,7 @@ from ml_backend.bench.pools import plain_pool
 from ml_backend.config import ProjectOptions
 from ml_backend.images import FolderSource, decode
 from ml_backend.model import McDropoutClassifier, McDropoutLearner
-from ml_backend.predictions import LastLayerGradients, PoolOutputs
+from ml_backend.predictions import LastLayerGradients, PoolPredictions
 from ml_backend.schemas import ImageRef, Label
 
 __all__ = [
@@ -130,7 +130,7 @@ def rank_pool(
     mean = probs.mean(axis=1)
     own_answer = np.eye(_CLASSES, dtype=np.float32)[mean.argmax(axis=-1)]
     hidden = generator.random((images, _HIDDEN), dtype=np.float32)
-    outputs = PoolOutputs(
+    outputs = PoolPredictions(
         image_ids=tuple(str(number) for number in range(images)),
         classes=tuple(str(number) for number in range(_CLASSES)),
         probs=probs,

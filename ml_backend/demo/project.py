@@ -25,7 +25,7 @@ from ml_backend.label_studio.client import FAILURES, LABEL_STUDIO, LabelStudioCl
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
 from ml_backend.processes import Service
 from ml_backend.scheduling import Progress, QueueStatus
-from ml_backend.schemas import AFTER_A_ROUND, STAGES, Published, RoundReport
+from ml_backend.schemas import AFTER_A_ROUND, STAGES, PublishedRanking, RoundReport
 
 BATCH = 40  # files in an upload: each request stays far below Label Studio's limit of 250 MB
 TIMEOUT_S = 120.0
@@ -136,7 +136,7 @@ class Rounds(Protocol):
     """What is asked about the rounds."""
 
     @property
-    def rounds(self) -> Sequence[tuple[RoundReport, Published]]: ...
+    def rounds(self) -> Sequence[tuple[RoundReport, PublishedRanking]]: ...
 
     @property
     def trained(self) -> int: ...

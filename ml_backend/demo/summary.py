@@ -8,10 +8,10 @@ from rich.table import Table
 
 from ml_backend.demo.order_check import Fidelity
 from ml_backend.demo.readers import Submission
-from ml_backend.schemas import Published, Record, RoundReport
+from ml_backend.schemas import FrozenModel, PublishedRanking, RoundReport
 
 
-class Delay(Record):
+class Delay(FrozenModel):
     """Seconds from the label that started a round until Label Studio served by its ranking."""
 
     total_s: float
@@ -22,7 +22,7 @@ class Delay(Record):
     other_s: float  # what no stage accounts for, the time until the demo looked included
 
 
-class RoundRow(Record):
+class RoundRow(FrozenModel):
     """One published round. ``None`` where nothing was trained: the start set was growing, or it only ranked anew."""
 
     round_id: str
@@ -40,7 +40,7 @@ class RoundRow(Record):
     delay: Delay | None  # None for the round that began with the connection, not with a label
 
 
-class Summary(Record):
+class Summary(FrozenModel):
     """The demo's result."""
 
     address: str
@@ -59,7 +59,7 @@ class Summary(Record):
         return all(row.in_order == row.served for row in self.rounds) and any(row.served for row in self.rounds)
 
 
-def round_row(report: RoundReport, published: Published, fidelity: Fidelity, waited: Delay | None) -> RoundRow:
+def round_row(report: RoundReport, published: PublishedRanking, fidelity: Fidelity, waited: Delay | None) -> RoundRow:
     """One row from what the round saved, what was published and what was served."""
     fit = report.fit
     return RoundRow(
@@ -86,7 +86,7 @@ def delay(
     previous_claim: datetime | None,
     claim: datetime,
     report: RoundReport,
-    published: Published,
+    published: PublishedRanking,
     visible_at: datetime,
 ) -> Delay | None:
     """How long readers waited for a round.

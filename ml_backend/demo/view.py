@@ -26,7 +26,7 @@ from rich.text import Text
 from ml_backend.errors import RoundError
 from ml_backend.scheduling import Progress as RoundProgress
 from ml_backend.scheduling import QueueStatus
-from ml_backend.schemas import ProjectKey, Published, RoundReport
+from ml_backend.schemas import ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import RoundStore
 
 
@@ -202,7 +202,7 @@ class RoundFollower:
         self._clock = clock
         self._moved_at = clock()
         self._last_seen: object = None
-        self.rounds: list[tuple[RoundReport, Published]] = []  # oldest first
+        self.rounds: list[tuple[RoundReport, PublishedRanking]] = []  # oldest first
         self.visible_at: dict[str, datetime] = {}  # version -> when Label Studio was first seen to serve by it
         self.claimed_at: dict[str, datetime] = {}  # version -> when the worker took its round from the queue
         self._claim: datetime | None = None
@@ -249,7 +249,7 @@ class RoundFollower:
             self._check_moving(status, published)
         return status
 
-    def _note(self, published: Published) -> None:
+    def _note(self, published: PublishedRanking) -> None:
         if self.rounds and self.rounds[-1][1].version == published.version:
             # Written a second time with the time that the deletion of the old version took.
             self.rounds[-1] = (self.rounds[-1][0], published)
@@ -259,7 +259,7 @@ class RoundFollower:
         claimed = self._claim is not None and self._claim <= report.started_at
         self.claimed_at[published.version] = self._claim if claimed and self._claim else report.started_at
 
-    def _check_moving(self, status: QueueStatus, published: Published | None) -> None:
+    def _check_moving(self, status: QueueStatus, published: PublishedRanking | None) -> None:
         seen = (status, published)
         if seen != self._last_seen:
             self._last_seen, self._moved_at = seen, self._clock()

@@ -43,7 +43,7 @@ from ml_backend.errors import (
     UnknownProject,
     WeightsError,
 )
-from ml_backend.images.decode import Trouble, decode, trouble_of
+from ml_backend.images.decode import ImageErrorKind, decode, trouble_of
 from ml_backend.label_studio.client import BACKEND, FAILURES, TESTED, LabelStudioClient, Route, label_studio_version
 from ml_backend.label_studio.connect import (
     CONNECTED,
@@ -70,7 +70,7 @@ from ml_backend.label_studio.publisher import (
 from ml_backend.label_studio.sync import Mirror, TaskImages, read_project
 from ml_backend.model.backbones import last_layer
 from ml_backend.scheduling import QueueStatus, RoundQueue
-from ml_backend.schemas import Connection, ImageRef, ProjectKey, Record
+from ml_backend.schemas import Connection, FrozenModel, ImageRef, ProjectKey
 from ml_backend.storage import ProjectStore, RoundStore, write_atomically
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.quarantine import Quarantine
@@ -345,7 +345,7 @@ def step_memory(backbone: str, side: int, *, half: bool) -> StepMemory:
 Verdict: TypeAlias = Literal["ok", "FAIL", "skip"]
 
 
-class Outcome(Record):
+class Outcome(FrozenModel):
     """What a check has seen, and what helps where that is a failure."""
 
     verdict: Verdict
@@ -822,7 +822,7 @@ MARKED = (
 )
 UNREAD = "the backend has not read the project yet; it does so once a minute"
 
-REMEDY: dict[Trouble, str] = {
+REMEDY: dict[ImageErrorKind, str] = {
     "missing": "put the file back, or delete its task",
     "forbidden": "let the user of AL_LABEL_STUDIO_API_KEY, or the storage connected in Label Studio, read the file",
     "refused": "open the address in a browser: it must lead to the image file; mend it, or delete its task",

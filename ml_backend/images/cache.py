@@ -34,7 +34,7 @@ _BLOCK = 4096  # bytes: what even a small entry takes on most disks
 _MARK = "trimmed-to"  # beside the entries: the limit that they are known to fit into
 
 
-class BlobFolder:
+class DiskCache:
     """Entries by key. The folder is made when something is first kept.
 
     Args:
@@ -194,8 +194,8 @@ class ImageCache:
         # At 224 pixels both hold about as many images: 4,096 bytes on the disk against 53,248.
         for_hashes = None if limit_bytes is None else limit_bytes // _HASHES_SHARE
         for_pixels = None if limit_bytes is None else limit_bytes - limit_bytes // _HASHES_SHARE
-        self._hashes = BlobFolder(folder / _HASHES, for_hashes)
-        self._pixels = BlobFolder(folder / "pixels", for_pixels)
+        self._hashes = DiskCache(folder / _HASHES, for_hashes)
+        self._pixels = DiskCache(folder / "pixels", for_pixels)
         self._side = side
 
     def key(self, image: ImageRef) -> str | None:
@@ -266,7 +266,7 @@ def content_digests(source: ImageSource, folder: Path, images: Iterable[ImageRef
         folder: of their ``ImageCache``.
         images: an address that stands there twice is looked up once.
     """
-    hashes = BlobFolder(folder / _HASHES)
+    hashes = DiskCache(folder / _HASHES)
     found: dict[str, str] = {}
     for uri, image in {image.uri: image for image in images}.items():
         try:

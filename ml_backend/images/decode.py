@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ml_backend.errors import ImageError
 
-Trouble: TypeAlias = Literal[
+ImageErrorKind: TypeAlias = Literal[
     "missing",  # there is no such file
     "forbidden",  # the source does not hand it to us
     "refused",  # the source gave another answer than the file, or the address cannot be one
@@ -36,15 +36,15 @@ Trouble: TypeAlias = Literal[
     "damaged",
 ]
 
-_TROUBLES = frozenset(get_args(Trouble))
+_TROUBLES = frozenset(get_args(ImageErrorKind))
 
-PASSING: frozenset[Trouble] = frozenset({"unreachable", "timed-out"})
+PASSING: frozenset[ImageErrorKind] = frozenset({"unreachable", "timed-out"})
 """What may be the fault of the way, and says little about the image itself."""
 
-OF_THE_FILE: frozenset[Trouble] = frozenset({"too-large", "empty", "not-an-image", "unsupported", "damaged"})
+OF_THE_FILE: frozenset[ImageErrorKind] = frozenset({"too-large", "empty", "not-an-image", "unsupported", "damaged"})
 """What stays until the file is another. Of all else the cause may be mended elsewhere: a setting, a right, a disk."""
 
-_BY_STATUS: dict[int, Trouble] = {
+_BY_STATUS: dict[int, ImageErrorKind] = {
     401: "forbidden",
     403: "forbidden",
     404: "missing",
@@ -58,7 +58,7 @@ _BY_STATUS: dict[int, Trouble] = {
 }
 
 # The first of an error's classes that stands here decides.
-_BY_NAME: dict[str, Trouble] = {
+_BY_NAME: dict[str, ImageErrorKind] = {
     "FileNotFoundError": "missing",
     "NotADirectoryError": "missing",
     "IsADirectoryError": "missing",
@@ -73,12 +73,12 @@ _BY_NAME: dict[str, Trouble] = {
 class UndecodableImage(ImageError):
     """The bytes of an image are there, but no picture can be made of them."""
 
-    def __init__(self, message: str, trouble: Trouble) -> None:
+    def __init__(self, message: str, trouble: ImageErrorKind) -> None:
         super().__init__(message)
         self.trouble = trouble
 
 
-def trouble_of(error: ImageError) -> Trouble:
+def trouble_of(error: ImageError) -> ImageErrorKind:
     """What kind of trouble an error is: as it says itself, else as what caused it says."""
     cause: BaseException | None = error
     while cause is not None:
@@ -88,9 +88,9 @@ def trouble_of(error: ImageError) -> Trouble:
     return "refused"
 
 
-def _of(cause: BaseException) -> Trouble | None:
+def _of(cause: BaseException) -> ImageErrorKind | None:
     if (stated := getattr(cause, "trouble", None)) in _TROUBLES:
-        return cast("Trouble", stated)
+        return cast("ImageErrorKind", stated)
     # Of HTTP: RequestRefused has one, and what a source raises itself may.
     if isinstance(status := getattr(cause, "status", None), int):
         return _BY_STATUS.get(status, "refused")
@@ -352,7 +352,7 @@ class Kind(NamedTuple):
         words: what it is, and what to do, such as "a PDF: export its page as PNG or JPEG".
     """
 
-    trouble: Trouble
+    trouble: ImageErrorKind
     words: str
 
 
@@ -697,7 +697,7 @@ def _too_large(name: str, size: str) -> UndecodableImage:
     )
 
 
-def _describe(content: bytes, error: Exception) -> tuple[Trouble, str]:
+def _describe(content: bytes, error: Exception) -> tuple[ImageErrorKind, str]:
     if not content:
         return "empty", "the file is empty: export the image again"
     if (kind := kind_of(content)) is not None:

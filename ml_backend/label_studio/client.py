@@ -571,7 +571,7 @@ class LabelStudioClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def knows_us(self) -> bool:
+    def is_authenticated(self) -> bool:
         """Whether this is a Label Studio that accepts the key: only then "not found" means that a thing is gone."""
         try:
             return "email" in self.transport.ask("GET", "/api/current-user/whoami", dict)

@@ -236,7 +236,7 @@ def look_up(host: str, port: int) -> Sequence[str]:
     return [str(address[0]) for *_, address in found]
 
 
-class Elsewhere:
+class ExternalImageFetcher:
     """Fetches from allowed hosts. Safe to share between threads. No proxy of the environment is used.
 
     Args:

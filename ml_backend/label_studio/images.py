@@ -16,7 +16,7 @@ from ml_backend.errors import ImageError, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient, Redirected
 from ml_backend.label_studio.external_images import (
     STORAGES,
-    Elsewhere,
+    ExternalImageFetcher,
     Refused,
     former_home,
     is_file,
@@ -55,13 +55,13 @@ class LabelStudioImages:
         hosts: ImageHosts | None = None,
         max_bytes: int = MAX_BYTES,
         timeout_s: float = 60.0,
-        elsewhere: Elsewhere | None = None,
+        elsewhere: ExternalImageFetcher | None = None,
     ) -> None:
         self._client = client
         self._homes = tuple(url.rstrip("/") for url in (client.url, hostname) if url)
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._elsewhere = elsewhere or Elsewhere(hosts or ImageHosts(), max_bytes=max_bytes)
+        self._elsewhere = elsewhere or ExternalImageFetcher(hosts or ImageHosts(), max_bytes=max_bytes)
 
     def fetch(self, image: ImageRef) -> bytes:
         """The encoded image.

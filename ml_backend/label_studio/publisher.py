@@ -19,7 +19,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import HeldPredictions, LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, prediction
-from ml_backend.schemas import ImportedVersion, Published, Ranking, Record, RoundReport
+from ml_backend.schemas import FrozenModel, ImportedVersion, PublishedRanking, Ranking, RoundReport
 
 
 def wanted(options: ProjectOptions) -> int | None:
@@ -36,7 +36,7 @@ def low_water(options: ProjectOptions) -> int:
     return 0 if options.reserve == "all" else max(options.reserve // 2, options.batch_size // 2, 1)
 
 
-def left_at_least(published: Published, annotations: int | None) -> int:
+def left_at_least(published: PublishedRanking, annotations: int | None) -> int:
     """Published images that surely nobody has answered or skipped yet.
 
     Args:
@@ -58,7 +58,7 @@ RANKING = re.compile(r"al-r\d{6,}-\w+-[0-9a-f]{6}")
 Aspect = Literal["sampling", "readers per image", "predictions on", "order served", "predictions"]
 
 
-class Serving(Record):
+class Serving(FrozenModel):
     """What decides which image a reader is served next, as Label Studio holds it.
 
     Attributes:
@@ -85,7 +85,7 @@ class Serving(Record):
     imported_again: bool = False
 
 
-class ServingProblem(Record):
+class ServingProblem(FrozenModel):
     """Something that keeps readers from being served the published ranking.
 
     Attributes:
@@ -116,7 +116,7 @@ def read_serving(
     client: LabelStudioClient,
     project: Mapping[str, Any],
     tasks: Collection[int],
-    published: Published | None,
+    published: PublishedRanking | None,
     imported: Callable[[], Collection[ImportedVersion]],
     *,
     user: str | None = None,
@@ -245,7 +245,7 @@ log = structlog.get_logger(__name__)
 class PublishedStore(Protocol):
     """Stores what Label Studio serves, and which versions it holds."""
 
-    def set_published(self, published: Published) -> None: ...
+    def set_published(self, published: PublishedRanking) -> None: ...
 
     def imported_versions(self) -> tuple[ImportedVersion, ...]: ...
 
@@ -282,7 +282,7 @@ class LabelStudioPublisher:
         self._store = store
         self._arrival_s = arrival_s
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         """Import the batch and the reserve, switch to them, delete versions that no reader can hold any more.
 
         Args:
@@ -303,7 +303,7 @@ class LabelStudioPublisher:
         guard()
         with _timed(seconds, "switch"):
             self._client.patch_project(self._project_id, {"model_version": version})
-        published = Published(
+        published = PublishedRanking(
             version=version,
             round_id=report.request.round_id,
             image_ids=image_ids,
@@ -406,7 +406,7 @@ class LabelStudioPublisher:
             guard()
             self._client.patch_project(self._project_id, {"model_version": version})
 
-    def _delete_expired(self, before: Sequence[ImportedVersion], published: Published) -> None:
+    def _delete_expired(self, before: Sequence[ImportedVersion], published: PublishedRanking) -> None:
         """Note what the published version has replaced, and delete what no reader can hold any more.
 
         Args:

@@ -23,7 +23,7 @@ from ml_backend.errors import PayloadError
 from ml_backend.grouping import linked
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image
-from ml_backend.schemas import Annotation, Exclusion, ImageRef, Record, natural_order
+from ml_backend.schemas import Annotation, Exclusion, FrozenModel, ImageRef, natural_order
 
 Json = dict[str, Any]
 SAID = ("id", "completed_by", "was_cancelled", "ground_truth", "result", "updated_at")
@@ -51,7 +51,7 @@ class Counts(NamedTuple):
         return cls(*numbers)
 
 
-class KeptTask(Record):
+class KeptTask(FrozenModel):
     """What matters of a task, whatever its project's label config is."""
 
     data: Any = None
@@ -63,7 +63,7 @@ class KeptTask(Record):
         return cls(data=task.get("data"), annotations=tuple(map(_kept, task.get("annotations") or ())))
 
 
-class Mirror(Record):
+class Mirror(FrozenModel):
     """A project's tasks.
 
     Attributes:
@@ -248,7 +248,7 @@ def _deleted(client: LabelStudioClient, project_id: int, ids: Sequence[int]) -> 
 NO_DIGESTS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-class Duplicates(Record):
+class Duplicates(FrozenModel):
     """Images that stand in two or more tasks.
 
     Attributes:
@@ -387,7 +387,7 @@ def _with_one_patient(images: Mapping[int, ImageRef], several: Collection[list[i
 
 SKIPPED_IS_DONE = "IGNORE_SKIPPED"  # the project's skip queue: a skipped task is never served again
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=FrozenModel)
 
 
 class MirrorStore(Protocol):
@@ -397,7 +397,7 @@ class MirrorStore(Protocol):
         """None where there is none that can be used."""
         ...
 
-    def keep_mirror(self, mirror: Record) -> None:
+    def keep_mirror(self, mirror: FrozenModel) -> None:
         """Never raises."""
         ...
 

@@ -10,7 +10,7 @@ import numpy as np
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError
 from ml_backend.model.learner import LearnerStage, McDropoutLearner
-from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.schemas import FitReport, ImageRef, Label
 from ml_backend.seeding import derive
@@ -67,7 +67,7 @@ class CommitteeLearner:
         ]
         return _together(reports, folded=self._folds is not None)
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """Draw everybody's passes; see ``engine.ports.Learner``. Features and gradients are the first network's.
 
         Raises:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from ml_backend.errors import RoundError
-from ml_backend.images.cache import BlobFolder, ImageCache
+from ml_backend.images.cache import DiskCache, ImageCache
 from ml_backend.images.dataset import read_ahead
 from ml_backend.images.decode import Pixels
 from ml_backend.images.transforms import to_input
@@ -136,7 +136,7 @@ class FeatureExtractor(FeatureSource):
         super().__init__(backbone.dims, arithmetic.device)
         self._images = images
         self._arithmetic = arithmetic
-        self._kept = None if folder is None else BlobFolder(folder, limit_bytes)
+        self._kept = None if folder is None else DiskCache(folder, limit_bytes)
         self._weights = "" if folder is None else f"{backbone.digest()}|{arithmetic.name}"
         self._backbone = backbone
         self._network: nn.Module | None = None
@@ -214,7 +214,7 @@ class FeatureExtractor(FeatureSource):
         return torch.cat(parts)
 
 
-def kept_row(folder: BlobFolder, key: str) -> Float32[npt.NDArray[np.float32], " dims"] | None:
+def kept_row(folder: DiskCache, key: str) -> Float32[npt.NDArray[np.float32], " dims"] | None:
     """Features from the cache, by a key of ``ImageFeatures``; None where they are not, or no longer, in it."""
     payload = folder.get(key)
     return None if payload is None or len(payload) % 4 else np.frombuffer(payload, "<f4").astype(np.float32)

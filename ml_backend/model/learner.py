@@ -33,7 +33,7 @@ from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.scoring import FittedNetwork
 from ml_backend.model.training import Fitted, Schedule
 from ml_backend.model.validation import accuracy, auroc, recalls
-from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.schemas import FitReport, ImageRef, Label
 from ml_backend.seeding import derive
@@ -147,7 +147,7 @@ class McDropoutLearner:
             exclusions=train_set.exclusions + validation_set.exclusions,
         )
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """Draw the stochastic passes over the pool, with one set of masks; see ``engine.ports.Learner``.
 
         The same image gets the same probabilities whatever else is in the pool (to rounding; to the bit whatever

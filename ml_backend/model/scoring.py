@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ml_backend.model.features import FeatureBatch, FeatureSource
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.predictions import LastLayerGradients, PoolOutputs, join
+from ml_backend.predictions import LastLayerGradients, PoolPredictions, join
 from ml_backend.registry import Need
 from ml_backend.schemas import ImageRef
 
@@ -42,7 +42,9 @@ class FittedNetwork:
     masks: Bool[Tensor, "passes dims"]
     labelled_features: Callable[[], Float32[Tensor, "labelled dims"]] | None = None
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need], progress: Callable[[int], None]) -> PoolOutputs:
+    def outputs(
+        self, pool: Sequence[ImageRef], needs: frozenset[Need], progress: Callable[[int], None]
+    ) -> PoolPredictions:
         """What the network says about the images that can be read.
 
         The passes are drawn whatever is needed: suggestions and reports live on them.
@@ -62,13 +64,13 @@ class FittedNetwork:
             return outputs
         return replace(outputs, labelled_features=self.labelled_features().cpu().numpy())
 
-    def _score(self, shard: FeatureBatch, needs: frozenset[Need]) -> PoolOutputs:
+    def _score(self, shard: FeatureBatch, needs: frozenset[Need]) -> PoolPredictions:
         head = self.network.head
         gradients = None
         if "gradients" in needs:
             residuals, hidden = head.gradient_factors(shard.features)
             gradients = LastLayerGradients(residuals.cpu().numpy(), hidden.cpu().numpy())
-        return PoolOutputs(
+        return PoolPredictions(
             image_ids=tuple(image.id for image in shard.images),
             classes=self.classes,
             probs=head.passes(shard.features, self.masks).cpu().numpy(),

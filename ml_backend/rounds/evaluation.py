@@ -14,7 +14,13 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from ml_backend.analytics import INSIGHT, RoundInsight
-from ml_backend.analytics.evaluation import ENOUGH, PROOF_FILE, ActiveAgainstRandom, LabelsByOrigin, labels_by_origin
+from ml_backend.analytics.evaluation import (
+    MIN_HOLDOUT_IMAGES,
+    PROOF_FILE,
+    ActiveAgainstRandom,
+    LabelsByOrigin,
+    labels_by_origin,
+)
 from ml_backend.analytics.history import Answer, answers_of
 from ml_backend.config import Settings
 from ml_backend.consensus.rules import RULES
@@ -24,7 +30,7 @@ from ml_backend.label_studio.formats import training_classes
 from ml_backend.label_studio.sync import Mirror
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner, Progress, no_guard, no_progress
-from ml_backend.rounds.live import live_of, world_of
+from ml_backend.rounds.live import live_of, open_project
 from ml_backend.rounds.split import fold_split, stable_split
 from ml_backend.schemas import Label, ProjectKey, RoundReport
 from ml_backend.storage import ProjectStore
@@ -114,15 +120,16 @@ def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
             f"all {len(labels.random)} labels since the first network came by chance (strategy=random): there is no "
             "choice to hold against it; set a strategy that chooses, strategy=entropy, say, and control_share=0.1"
         )
-    if (there := len(labels.control)) < ENOUGH:
-        missing = ENOUGH - there
+    if (there := len(labels.control)) < MIN_HOLDOUT_IMAGES:
+        missing = MIN_HOLDOUT_IMAGES - there
         wait = (
             f"at control_share={control_share:g} that takes about {round(missing / control_share)} more labels"
             if control_share > 0
             else "set control_share=0.1, say, so that some images come by chance"
         )
         raise TooFewLabels(
-            f"{there} images that came by chance have a label, and {ENOUGH} are needed: {missing} more; {wait} "
+            f"{there} images that came by chance have a label, and {MIN_HOLDOUT_IMAGES} are needed: {missing} more; "
+            f"{wait} "
             f"(so far {len(labels.start)} labels from before the first network, {len(labels.chosen)} chosen by it"
             f"{f', {len(labels.random)} under strategy=random' if labels.random else ''})"
         )
@@ -219,7 +226,7 @@ def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress)
         BackendError: see ``Learner``.
     """
     # Somebody waits for the answer: a Label Studio that is away is told of at once.
-    with world_of(settings, key, patience_s=0.0) as world:
+    with open_project(settings, key, patience_s=0.0) as world:
         progress("labels", 0, 1)
         live = live_of(world, no_guard)
         classes = training_classes(live.config, live.options)

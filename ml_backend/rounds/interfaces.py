@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ml_backend.consensus.rules import Consensus
-from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.split import stable_split
 from ml_backend.schemas import (
@@ -14,7 +14,7 @@ from ml_backend.schemas import (
     FitReport,
     ImageRef,
     Label,
-    Published,
+    PublishedRanking,
     Ranking,
     RoundReport,
     Stage,
@@ -72,7 +72,7 @@ class Learner(Protocol):
         """
         ...
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """Draw the stochastic passes over the pool, with the network of the last ``fit``."""
         ...
 
@@ -107,7 +107,7 @@ class Strategy(Protocol):
     @property
     def needs(self) -> frozenset[Need]: ...
 
-    def rank(self, outputs: PoolOutputs, batch_size: int, seed: int) -> Ranking:
+    def rank(self, outputs: PoolPredictions, batch_size: int, seed: int) -> Ranking:
         """The whole pool, label first at the front; the first ``batch_size`` are the batch."""
         ...
 
@@ -115,13 +115,13 @@ class Strategy(Protocol):
 class ReportStore(Protocol):
     """Where a round is kept before it is published."""
 
-    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None: ...
+    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None: ...
 
 
 class Publisher(Protocol):
     """Makes the reader's next image the first of the ranking."""
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         """``guard`` is called before each step that readers would notice; it raises StaleRound."""
         ...
 
@@ -130,7 +130,7 @@ def nothing_unpublished(inputs: str) -> RoundReport | None:
     """No earlier round is left to be published."""
 
 
-def nothing_served(inputs: str) -> tuple[RoundReport, Published] | None:
+def nothing_served(inputs: str) -> tuple[RoundReport, PublishedRanking] | None:
     """What is served came from something else."""
 
 
@@ -169,7 +169,7 @@ class RoundParts:
     """Whether readers have an order to go on with, so that a better one may take its time."""
     unpublished: Callable[[str], RoundReport | None] = field(default=nothing_unpublished)
     """A saved round that would come to the same as this one, by ``resume.inputs_digest``, and is not published yet."""
-    served: Callable[[str], tuple[RoundReport, Published] | None] = field(default=nothing_served)
+    served: Callable[[str], tuple[RoundReport, PublishedRanking] | None] = field(default=nothing_served)
     """The round that readers are served, where this one would come to the same, by ``resume.inputs_digest``."""
     find_copies: Callable[[Sequence[ImageRef]], bool] = field(default=no_copies)
     """Reads labelled images; whether that has shown copies, by which the labels have to be asked for again."""

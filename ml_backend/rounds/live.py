@@ -46,17 +46,26 @@ from ml_backend.model.checkpoint import FILE_NAME
 from ml_backend.model.ensemble import CommitteeLearner, Tell, make_learner
 from ml_backend.model.learner import IMAGES, McDropoutLearner
 from ml_backend.model.scoring import machine
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner, Progress, RoundParts, no_guard, no_progress
-from ml_backend.rounds.replay import NotedInputs, sealed
-from ml_backend.rounds.reuse import RerankParts, Scorer, StoredPasses, TopUp, TurnsPublisher, beside, rerank
+from ml_backend.rounds.replay import RecordingLabelSource, sealed
+from ml_backend.rounds.reuse import LockedPublisher, RerankParts, Scorer, StoredPasses, TopUp, beside, rerank
 from ml_backend.rounds.run import run_round, served_round, unpublished_round
-from ml_backend.rounds.seed_noise import Witness, ask_twin, twin_is_due
+from ml_backend.rounds.seed_noise import RecordingLearner, measure_seed_noise, seed_noise_is_due
 from ml_backend.rounds.sharding import LayOut, ShardBoard, ShardedLearner
 from ml_backend.rounds.split import fold_split
 from ml_backend.rounds.start_features import START_FEATURES, StartFeatures
-from ml_backend.schemas import Connection, ImageRef, ProjectKey, Published, Reason, Record, RoundReport, RoundRequest
+from ml_backend.schemas import (
+    Connection,
+    FrozenModel,
+    ImageRef,
+    ProjectKey,
+    PublishedRanking,
+    RoundReport,
+    RoundRequest,
+    RoundTrigger,
+)
 from ml_backend.seeding import derive
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
 from ml_backend.storage.annotations import ReadingStore
@@ -69,7 +78,7 @@ CACHE_GB = 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class ProjectContext:
     """A project as a worker meets it."""
 
     settings: Settings
@@ -113,9 +122,9 @@ class World:
 
 
 @contextmanager
-def world_of(
+def open_project(
     settings: Settings, key: ProjectKey, *, board: ShardBoard | None = None, patience_s: float = PATIENCE_S
-) -> Iterator[World]:
+) -> Iterator[ProjectContext]:
     """A project, with connections that end with the block.
 
     Args:
@@ -141,10 +150,10 @@ def world_of(
         quarantine = Quarantine(project.folder)
         source = QuarantinedSource(images, quarantine, version=images.version)
         digests = partial(content_digests, images, store.cache / IMAGES)
-        yield World(settings, key, store, project, connection, client, source, quarantine, digests, board)
+        yield ProjectContext(settings, key, store, project, connection, client, source, quarantine, digests, board)
 
 
-def lay_out(world: World, round_id: str, options: ProjectOptions) -> LayOut:
+def lay_out(world: ProjectContext, round_id: str, options: ProjectOptions) -> LayOut:
     """What writes down, for a round's helpers, the network of these options and the shards."""
 
     def written(learner: Learner, shards: Sequence[Sequence[ImageRef]], needs: frozenset[Need]) -> ScoringFolder:
@@ -164,7 +173,7 @@ def label_config(client: LabelStudioClient, key: ProjectKey) -> str:
     try:
         project = client.project(key.id)
     except RequestRefused as error:
-        if error.status != 404 or not client.knows_us():
+        if error.status != 404 or not client.is_authenticated():
             raise
         raise UnknownProject(
             f"project {key} is gone: the Label Studio at {client.url} has no project {key.id} that the user of "
@@ -181,7 +190,7 @@ def _nothing_seen() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class SealedRounds:
+class ManifestWriter:
     """The rounds of a project.
 
     Attributes:
@@ -192,16 +201,20 @@ class SealedRounds:
     """
 
     project: ProjectStore
-    inputs: NotedInputs
+    inputs: RecordingLabelSource
     device: Literal["auto", "cpu", "cuda"]
     features: Callable[[], StartFeatures | None] = _nothing_seen
 
     def save(
-        self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None, beside: Mapping[str, Record]
+        self,
+        report: RoundReport,
+        outputs: PoolPredictions | None,
+        learner: Learner | None,
+        beside: Mapping[str, FrozenModel],
     ) -> None:
         """See ``ProjectStore.save``."""
         noted, features = self.inputs.noted(), self.features()
-        seen: dict[str, Record] = {} if features is None else {START_FEATURES: features}
+        seen: dict[str, FrozenModel] = {} if features is None else {START_FEATURES: features}
         self.project.save(
             report,
             outputs,
@@ -218,15 +231,15 @@ log = structlog.get_logger(__name__)
 class Live:
     """What a round and a top-up of a project have in common."""
 
-    world: World
+    world: ProjectContext
     config: LabelConfig
     options: ProjectOptions
     readings: ReadingStore
     labels: LabelStudioLabels
-    publisher: TurnsPublisher
+    publisher: LockedPublisher
     guard: Callable[[], None]
 
-    def top_up(self) -> tuple[RoundReport, Published] | None:
+    def top_up(self) -> tuple[RoundReport, PublishedRanking] | None:
         project, options = self.world.project, self.options
         # Its own: the round's labels stay what the round has read.
         labels = LabelStudioLabels(
@@ -238,7 +251,7 @@ class Live:
             low, is_held = low_water(options), partial(self._is_held, labels)
             return TopUp(labels, self.publisher, project, low, self.guard, is_held=is_held).run()
 
-    def drop_copies(self) -> tuple[RoundReport, Published] | None:
+    def drop_copies(self) -> tuple[RoundReport, PublishedRanking] | None:
         """Note which images have equal content, now that a round has read them; take new copies out of the order.
 
         Nothing here makes the round that is published a failure: a later top-up, or round, sees to it as well.
@@ -272,7 +285,7 @@ class Live:
         kept = {image.uri: known[image.uri] for image in images if image.uri in known}
         return self.readings.keep_digests(shared_digests(kept | self.world.read_digests(images)))
 
-    def served(self, inputs: str) -> tuple[RoundReport, Published] | None:
+    def served(self, inputs: str) -> tuple[RoundReport, PublishedRanking] | None:
         """What readers are served, where a new round with these inputs would come to the same."""
         world = self.world
         found = served_round(world.project, inputs)
@@ -283,7 +296,7 @@ class Live:
         self.readings.keep_learned(found[1].round_id, self.labels.states())
         return found
 
-    def _is_held(self, labels: LabelStudioLabels, published: Published) -> bool:
+    def _is_held(self, labels: LabelStudioLabels, published: PublishedRanking) -> bool:
         """Whether Label Studio holds what was published, as it was published."""
         # The row as it is now: the labels may have been read when the round began.
         row = self.world.client.project(self.world.key.id)
@@ -292,7 +305,7 @@ class Live:
         return not is_lost(read_serving(self.world.client, row, tasks, published, imported, user=user))
 
 
-def live_of(world: World, guard: Callable[[], None]) -> Live:
+def live_of(world: ProjectContext, guard: Callable[[], None]) -> Live:
     """Read the project's question and its owner's options, as they stand now.
 
     Raises:
@@ -310,14 +323,14 @@ def live_of(world: World, guard: Callable[[], None]) -> Live:
         options=options,
         readings=readings,
         labels=LabelStudioLabels(client, key.id, config, options, readings, digests=readings.digests),
-        publisher=TurnsPublisher(
+        publisher=LockedPublisher(
             CountingPublisher(LabelStudioPublisher(client, key.id, config, options, project), client, project, key.id)
         ),
         guard=guard,
     )
 
 
-def topped_up_or_served(live: Live) -> tuple[RoundReport, Published]:
+def topped_up_or_served(live: Live) -> tuple[RoundReport, PublishedRanking]:
     """Publish more of the last ranking, if it is time; what is served, and the round that it is of.
 
     Raises:
@@ -337,13 +350,13 @@ def topped_up_or_served(live: Live) -> tuple[RoundReport, Published]:
 class NotesWhatIsLearned:
     """A project's rounds, each with the annotations that it learned from: what differs from them is what changed."""
 
-    rounds: SealedRounds
+    rounds: ManifestWriter
     readings: ReadingStore
     labels: LabelStudioLabels
 
-    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
         self.readings.keep_learned(report.request.round_id, self.labels.states())
-        told: dict[str, Record] = {}
+        told: dict[str, FrozenModel] = {}
         if outputs is not None:
             told[INSIGHT] = round_insight(report, outputs)
             if (marks := round_marks(report, outputs)) is not None:
@@ -360,7 +373,7 @@ class CountingPublisher:
     project: ProjectStore
     project_id: int
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         before = Counts.of(self.client.project(self.project_id))
         published = self.publisher.publish(report, guard)
         noted = published.model_copy(update={"annotations": before.annotations + before.skips})
@@ -373,7 +386,7 @@ class _Unusable(Exception):
     """Nothing that the last network left behind can be used; the message says why."""
 
 
-def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, Published] | None:
+def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, PublishedRanking] | None:
     """Serve what the owner has chosen, if that takes no training; otherwise top up, if it is time.
 
     Returns:
@@ -405,8 +418,8 @@ def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, Published]
         log.warning("the last network cannot rank anew: a round that learns takes its place", why=str(error))
         return None
     structlog.contextvars.bind_contextvars(round=request.round_id)
-    inputs = NotedInputs(live.labels, RULES[live.options.consensus])
-    rounds = SealedRounds(live.world.project, inputs, live.world.settings.device)
+    inputs = RecordingLabelSource(live.labels, RULES[live.options.consensus])
+    rounds = ManifestWriter(live.world.project, inputs, live.world.settings.device)
     parts = RerankParts(
         labels=inputs,
         consensus=inputs.consensus,
@@ -485,12 +498,12 @@ def _network(live: Live, earlier: str, options: ProjectOptions, round_id: str, p
 class _KnowsWhatItsBaseLearned:
     """A project's rounds, where one has learned from nothing but what an earlier one has."""
 
-    def __init__(self, rounds: SealedRounds, readings: ReadingStore, earlier: str) -> None:
+    def __init__(self, rounds: ManifestWriter, readings: ReadingStore, earlier: str) -> None:
         self._rounds = rounds
         self._readings = readings
         self._earlier = earlier
 
-    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
         self._readings.keep_learned_of(self._earlier, report.request.round_id)
         told = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
         self._rounds.save(report, outputs, learner, told)
@@ -499,14 +512,14 @@ class _KnowsWhatItsBaseLearned:
 def run_live_round(
     settings: Settings,
     key: ProjectKey,
-    reason: Reason,
+    reason: RoundTrigger,
     progress: Progress = no_progress,
     guard: Callable[[], None] = no_guard,
     *,
     board: ShardBoard | None = None,
-    make_way: Callable[[], None] = no_guard,
-    learn: Callable[[], Reason] = lambda: "forced",
-) -> tuple[RoundReport, Published]:
+    raise_if_preempted: Callable[[], None] = no_guard,
+    learn: Callable[[], RoundTrigger] = lambda: "forced",
+) -> tuple[RoundReport, PublishedRanking]:
     """Run one round of a project that Label Studio has connected, or what learns nothing: a top-up, a re-ranking.
 
     What is logged from the moment that the round has a number names it, also after this.
@@ -518,7 +531,7 @@ def run_live_round(
         progress: told of every stage.
         guard: raises StaleRound where a newer run has begun.
         board: where other workers are asked to score shards; None where nobody is.
-        make_way: the same, and also where another round waits: what readers do not need is given up then.
+        raise_if_preempted: the same, and also where another round waits: what readers do not need is given up then.
         learn: called where a re-ranking goes on as a round that learns; gives the reason that it has from then on.
 
     Returns:
@@ -531,7 +544,7 @@ def run_live_round(
         EmptyPool: a top-up or a re-ranking of a project without any round.
         BackendError: see ``run_round``, ``rerank`` and ``TopUp``.
     """
-    with world_of(settings, key, board=board) as world:
+    with open_project(settings, key, board=board) as world:
         live = live_of(world, guard)
         if reason == "topup":
             return topped_up_or_served(live)
@@ -541,23 +554,23 @@ def run_live_round(
             reason = learn()
         # Training may take longer than readers need for what is published.
         with beside(live.top_up), world.quarantine.settled():
-            done = _round(live, reason, progress, make_way)
+            done = _round(live, reason, progress, raise_if_preempted)
             typical = live.options.cold_start == "typiclust"
             if typical and not done[0].by_network and done[0].ranking.strategy == "random":
                 # Readers have an order now, and the features are there: a better one follows at once.
-                done = _round(live, reason, progress, make_way)
+                done = _round(live, reason, progress, raise_if_preempted)
             return live.drop_copies() or done
 
 
 def _round(
-    live: Live, reason: Reason, progress: Progress, make_way: Callable[[], None]
-) -> tuple[RoundReport, Published]:
+    live: Live, reason: RoundTrigger, progress: Progress, raise_if_preempted: Callable[[], None]
+) -> tuple[RoundReport, PublishedRanking]:
     world, options = live.world, live.options
     round_id = world.project.next_round_id()
     # Not only in here: who tells how the round has ended names it too.
     bind_contextvars(round=round_id)
     warm_from = world.project.newest_network(FILE_NAME) if options.retrain == "warm" else None
-    learner = Witness(
+    learner = RecordingLearner(
         ShardedLearner(
             lambda tell: world.learner(options, tell, warm_from),
             world.board,
@@ -566,8 +579,8 @@ def _round(
             progress=progress,
         )
     )
-    inputs = NotedInputs(live.labels, RULES[options.consensus])
-    sealed = SealedRounds(world.project, inputs, world.settings.device, learner.start_features)
+    inputs = RecordingLabelSource(live.labels, RULES[options.consensus])
+    sealed = ManifestWriter(world.project, inputs, world.settings.device, learner.start_features)
     parts = RoundParts(
         labels=inputs,
         consensus=inputs.consensus,
@@ -597,30 +610,32 @@ def _round(
         options=options.model_dump(mode="json"),
     )
     done = run_round(request, parts)
-    _measure_noise(live, round_id, learner, warm_from=warm_from, progress=progress, make_way=make_way)
+    _measure_noise(
+        live, round_id, learner, warm_from=warm_from, progress=progress, raise_if_preempted=raise_if_preempted
+    )
     return done
 
 
 def _measure_noise(
     live: Live,
     round_id: str,
-    witness: Witness,
+    witness: RecordingLearner,
     *,
     warm_from: Path | None,
     progress: Progress,
-    make_way: Callable[[], None],
+    raise_if_preempted: Callable[[], None],
 ) -> None:
     """Now and then: how much a twin of the round's network differs from it. Readers have their order already."""
     project, options = live.world.project, live.options
-    if not twin_is_due(rounds_with(project, AGREEMENT), rounds_with(project, NOISE), options.noise_every):
+    if not seed_noise_is_due(rounds_with(project, AGREEMENT), rounds_with(project, NOISE), options.noise_every):
         return
-    found = ask_twin(
+    found = measure_seed_noise(
         witness,
         lambda tell: live.world.learner(options, tell, warm_from, twin=True),
         seed=options.seed,
         most=FIXED_SET,
         progress=progress,
-        make_way=make_way,
+        raise_if_preempted=raise_if_preempted,
     )
     if found is None:
         return
@@ -633,7 +648,7 @@ def _measure_noise(
 @contextmanager
 def shard_scorer(
     settings: Settings, key: ProjectKey, folder: ScoringFolder, progress: Progress = no_progress
-) -> Iterator[Callable[[int], PoolOutputs]]:
+) -> Iterator[Callable[[int], PoolPredictions]]:
     """What scores the shards of another worker's round, by their numbers.
 
     Args:
@@ -656,7 +671,7 @@ def shard_scorer(
             f"this worker would score to other bits ({here}) than the round ({task.machine}): "
             "run the workers of one installation on equal machines, or start one worker only"
         )
-    with world_of(settings, key) as world:
+    with open_project(settings, key) as world:
         learner = world.learner(task.options, progress)
         learner.restore(str(folder.folder))
         yield lambda number: learner.outputs(folder.images(number), task.needs)

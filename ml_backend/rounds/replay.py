@@ -35,7 +35,7 @@ from ml_backend.rounds.interfaces import ConsensusRule, LabelSource
 from ml_backend.rounds.reuse import ranked_anew
 from ml_backend.rounds.run import inputs_digest, reranked_digest
 from ml_backend.rounds.start_features import START_FEATURES, FeaturesLost, StartFeatures, found_again
-from ml_backend.schemas import Annotation, Exclusion, ImageRef, Ranking, Record, RoundReport, natural_order
+from ml_backend.schemas import Annotation, Exclusion, FrozenModel, ImageRef, Ranking, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import (
     INPUTS,
@@ -49,7 +49,7 @@ from ml_backend.storage.rounds import (
 )
 
 
-class NotedInputs:
+class RecordingLabelSource:
     """A label source and a rule that remember what they last said. Satisfies ``engine.ports.LabelSource``.
 
     Args:
@@ -126,7 +126,7 @@ def sealed(
     )
 
 
-def listing_digest(records: Iterable[Record]) -> str:
+def listing_digest(records: Iterable[FrozenModel]) -> str:
     """Of records, one line of JSON each, in the order of these lines."""
     return hashlib.sha256("\n".join(sorted(one.model_dump_json() for one in records)).encode()).hexdigest()
 
@@ -186,7 +186,7 @@ SCORE_TOLERANCE: Final = 1e-9
 Count = Annotated[int, Field(ge=0)]
 
 
-class Replay(Record):
+class Replay(FrozenModel):
     """One selection, made again.
 
     Attributes:

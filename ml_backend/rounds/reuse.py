@@ -16,7 +16,7 @@ import structlog
 
 from ml_backend.acquisition import seeded_order
 from ml_backend.errors import BackendError, UnusablePool
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.holdout import mixed
 from ml_backend.rounds.interfaces import (
@@ -30,7 +30,7 @@ from ml_backend.rounds.interfaces import (
     no_progress,
 )
 from ml_backend.rounds.run import Clock, empty_pool, reranked_digest
-from ml_backend.schemas import Annotation, ImageRef, Label, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ranking, RoundReport, RoundRequest
 
 WATCH_INTERVAL_S = 30.0
 # Kinds of exclusion for an image that was tried: learners give none.
@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 class RoundArchive(Protocol):
     """Where rounds and what is served of them are kept."""
 
-    def published(self) -> Published | None: ...
+    def published(self) -> PublishedRanking | None: ...
 
     def report(self, round_id: str) -> RoundReport: ...
 
@@ -100,7 +100,7 @@ class TopUp:
         low: int,
         guard: Callable[[], None],
         *,
-        is_held: Callable[[Published], bool] = lambda _: True,
+        is_held: Callable[[PublishedRanking], bool] = lambda _: True,
     ) -> None:
         self._labels = labels
         self._publisher = publisher
@@ -109,7 +109,7 @@ class TopUp:
         self._guard = guard
         self._is_held = is_held
 
-    def run(self) -> tuple[RoundReport, Published] | None:
+    def run(self) -> tuple[RoundReport, PublishedRanking] | None:
         """Top up, if it is time; None where it is not, or nothing is left to publish.
 
         Raises:
@@ -138,7 +138,7 @@ class TopUp:
         return report, self._publisher.publish(more, self._guard)
 
 
-class TurnsPublisher:
+class LockedPublisher:
     """A publisher that two threads may call: one publishes at a time. Satisfies ``engine.ports.Publisher``."""
 
     def __init__(self, publisher: Publisher) -> None:
@@ -151,7 +151,7 @@ class TurnsPublisher:
         with self._turn:
             yield
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         with self._turn:
             return self._publisher.publish(report, guard)
 
@@ -183,7 +183,7 @@ def beside(check: Callable[[], object], every_s: float = WATCH_INTERVAL_S) -> It
 class Scorer(Protocol):
     """What still knows the mind of an earlier round's network."""
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """What the network says; images that it cannot tell of are missing, or named among the exclusions."""
         ...
 
@@ -196,12 +196,12 @@ class StoredPasses:
         kept: what it has kept.
     """
 
-    def __init__(self, base: RoundReport, kept: PoolOutputs) -> None:
+    def __init__(self, base: RoundReport, kept: PoolPredictions) -> None:
         self._reasons = {one.image_id: one for one in (*base.exclusions, *base.ranking.exclusions)}
         self._kept = kept
         self._rows = {image_id: row for row, image_id in enumerate(kept.image_ids)}
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """Of the images that the round has scored; those that came later are missing.
 
         Raises:
@@ -211,7 +211,7 @@ class StoredPasses:
             raise ValueError(f"a round keeps the passes, and no {' or '.join(sorted(more))}: ask its network")
         ids = [image.id for image in pool]
         known = [image_id for image_id in ids if image_id in self._rows]
-        return PoolOutputs(
+        return PoolPredictions(
             image_ids=tuple(known),
             classes=self._kept.classes,
             probs=self._kept.probs[np.array([self._rows[image_id] for image_id in known], dtype=np.intp)],
@@ -235,7 +235,7 @@ class RerankParts:
     guard: Callable[[], None] = field(default=no_guard)
 
 
-def rerank(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tuple[RoundReport, Published]:
+def rerank(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tuple[RoundReport, PublishedRanking]:
     """Rank the images that wait by what an earlier round's network says of them, save that as a round, publish it.
 
     Images that the scorer knows nothing of come last, in seeded order, until the next round scores them.
@@ -288,7 +288,7 @@ def rerank(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tupl
     return report, published
 
 
-def _outputs(parts: RerankParts, pool: Sequence[ImageRef], labels: Sequence[Label]) -> PoolOutputs:
+def _outputs(parts: RerankParts, pool: Sequence[ImageRef], labels: Sequence[Label]) -> PoolPredictions:
     needs = parts.strategy.needs
     outputs = parts.scorer.outputs(pool, needs)
     if "features" not in needs or outputs.labelled_features is not None:
@@ -298,7 +298,7 @@ def _outputs(parts: RerankParts, pool: Sequence[ImageRef], labels: Sequence[Labe
     return replace(outputs, labelled_features=labelled.features)
 
 
-def ranked_anew(request: RoundRequest, strategy: Strategy, outputs: PoolOutputs, pool: Sequence[str]) -> Ranking:
+def ranked_anew(request: RoundRequest, strategy: Strategy, outputs: PoolPredictions, pool: Sequence[str]) -> Ranking:
     """The images of a pool, those without outputs last in seeded order.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from ml_backend.errors import EmptyPool, StorageError, UnusablePool
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.cold_start import random_order, typical_order
 from ml_backend.rounds.holdout import mixed
 from ml_backend.rounds.interfaces import Progress, RoundParts
@@ -26,7 +26,7 @@ from ml_backend.schemas import (
     FitReport,
     ImageRef,
     Label,
-    Published,
+    PublishedRanking,
     Ranking,
     RoundReport,
     RoundRequest,
@@ -58,7 +58,7 @@ class RoundArchive(Protocol):
 
     def latest(self) -> RoundReport | None: ...
 
-    def published(self) -> Published | None: ...
+    def published(self) -> PublishedRanking | None: ...
 
 
 def inputs_digest(request: RoundRequest, labels: Sequence[Label], pool: Sequence[ImageRef]) -> str:
@@ -108,7 +108,7 @@ def unpublished_round(rounds: RoundArchive, inputs: str) -> RoundReport | None:
     return report
 
 
-def served_round(rounds: RoundArchive, inputs: str) -> tuple[RoundReport, Published] | None:
+def served_round(rounds: RoundArchive, inputs: str) -> tuple[RoundReport, PublishedRanking] | None:
     """The last round and what is served of it, where it is wholly published and a new one would come to the same.
 
     Args:
@@ -121,7 +121,7 @@ def served_round(rounds: RoundArchive, inputs: str) -> tuple[RoundReport, Publis
     return report, published
 
 
-def _last(rounds: RoundArchive, inputs: str) -> tuple[RoundReport | None, Published | None]:
+def _last(rounds: RoundArchive, inputs: str) -> tuple[RoundReport | None, PublishedRanking | None]:
     """The last round, where it saw the same, and what is served of whichever round."""
     try:
         report, published = rounds.latest(), rounds.published()
@@ -135,7 +135,7 @@ def _told(image: ImageRef) -> tuple[str, str, str | None]:
     return image.id, image.uri, image.patient_id
 
 
-def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Published]:
+def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, PublishedRanking]:
     """Learn from the labels so far, rank the pool, save the round, publish the ranking.
 
     Where a round with the same labels, pool and options was saved and not published, it is published instead. Where it
@@ -171,15 +171,15 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
     if not pool:
         raise empty_pool(request, annotations, unusable)
 
-    still_growing = min(counts.values()) < request.min_labels_per_class
+    is_cold_start = min(counts.values()) < request.min_labels_per_class
     inputs = inputs_digest(request, consensus.labels, pool)
-    if request.reason == "labels" and not still_growing and (served := parts.served(inputs)) is not None:
+    if request.reason == "labels" and not is_cold_start and (served := parts.served(inputs)) is not None:
         log.info("no label has changed since the round that is served: its order stays", served=served[1].round_id)
         return served
     if (report := parts.unpublished(inputs)) is None:
         fit: FitReport | None = None
-        outputs: PoolOutputs | None = None
-        if still_growing:
+        outputs: PoolPredictions | None = None
+        if is_cold_start:
             ranking = _start_order(request, parts, clock, consensus.labels, pool)
         else:
             fit, outputs, ranking = _learn_and_rank(request, parts, clock, consensus.labels, pool)
@@ -202,7 +202,7 @@ def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Pu
             parts.store.save(report, outputs, parts.learner if fit else None)
     with clock.stage("publish"):
         published = parts.publisher.publish(report, parts.guard)
-    if still_growing:
+    if is_cold_start:
         # Readers have their order: the time until the start set is whole goes into the caches of the first training.
         with clock.stage("features"):
             parts.learner.prepare([*(label.image for label in consensus.labels), *pool])
@@ -240,7 +240,7 @@ def _start_order(
 
 def _learn_and_rank(
     request: RoundRequest, parts: RoundParts, clock: Clock, labels: Sequence[Label], pool: Sequence[ImageRef]
-) -> tuple[FitReport, PoolOutputs, Ranking]:
+) -> tuple[FitReport, PoolPredictions, Ranking]:
     train, validation = parts.split(labels, request.validation_share, request.seed)
     with clock.stage("train"):
         fit = parts.learner.fit(train, validation, request.classes)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from ml_backend.errors import BackendError, StaleRound
-from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner, Progress
 from ml_backend.rounds.start_features import Place, StartFeatures, places_of
@@ -22,11 +22,11 @@ PROBS: frozenset[Need] = frozenset({"probs"})
 
 log = structlog.get_logger(__name__)
 
-Twin = tuple[PoolOutputs, PoolOutputs]
+SeedReplicate = tuple[PoolPredictions, PoolPredictions]
 """What a round's network said of its pool, and what its twin says of the fixed set."""
 
 
-class Witness:
+class RecordingLearner:
     """A learner that remembers what it was last trained on, what it said and what it has seen.
 
     Satisfies ``engine.ports.Learner``.
@@ -36,7 +36,7 @@ class Witness:
         self._learner = learner
         self.fitted: tuple[Sequence[Label], Sequence[Label], Sequence[str]] | None = None
         self.pool: Sequence[ImageRef] = ()
-        self.said: PoolOutputs | None = None
+        self.said: PoolPredictions | None = None
         self._seen: dict[str, Place] = {}
 
     def start_features(self) -> StartFeatures | None:
@@ -48,9 +48,9 @@ class Witness:
         self.said = None
         return self._learner.fit(train, validation, classes)
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         said = self._learner.outputs(pool, needs)
-        self.pool, self.said = pool, PoolOutputs(said.image_ids, said.classes, said.probs)
+        self.pool, self.said = pool, PoolPredictions(said.image_ids, said.classes, said.probs)
         return said
 
     def prepare(self, images: Sequence[ImageRef]) -> None:
@@ -65,7 +65,7 @@ class Witness:
         self._learner.save(folder)
 
 
-def twin_is_due(trained: Sequence[str], measured: Sequence[str], every: int) -> bool:
+def seed_noise_is_due(trained: Sequence[str], measured: Sequence[str], every: int) -> bool:
     """Whether the noise is measured after the last of these rounds.
 
     Args:
@@ -77,15 +77,15 @@ def twin_is_due(trained: Sequence[str], measured: Sequence[str], every: int) -> 
     return every > 0 and sum(round_id > last for round_id in trained) >= every
 
 
-def ask_twin(
-    witness: Witness,
+def measure_seed_noise(
+    witness: RecordingLearner,
     build: Callable[[Progress], Learner],
     *,
     seed: int,
     most: int,
     progress: Progress,
-    make_way: Callable[[], None],
-) -> Twin | None:
+    raise_if_preempted: Callable[[], None],
+) -> SeedReplicate | None:
     """Train a network on what the round's was trained on, and ask it about the fixed set of the pool.
 
     Never raises: the round is published, and nothing of it depends on this.
@@ -96,16 +96,16 @@ def ask_twin(
         seed: of the project, which chooses the fixed set.
         most: images of the fixed set.
         progress: told of the stage ``noise``.
-        make_way: raises where another round wants to run; asked once a second at most.
+        raise_if_preempted: raises where another round wants to run; asked once a second at most.
 
     Returns:
         None where the round trained nothing, or the twin was given up or failed, which is logged.
     """
     if witness.fitted is None or witness.said is None:
         return None
-    tell = _Tell(progress, make_way)
+    tell = _Tell(progress, raise_if_preempted)
     try:
-        make_way()
+        raise_if_preempted()
         progress("noise", 0, 1)
         learner = build(tell)
         learner.fit(*witness.fitted)
@@ -127,9 +127,9 @@ def ask_twin(
 class _Tell:
     """The training of a twin as one stage; asks between two steps whether to go on."""
 
-    def __init__(self, progress: Progress, make_way: Callable[[], None]) -> None:
+    def __init__(self, progress: Progress, raise_if_preempted: Callable[[], None]) -> None:
         self._progress = progress
-        self._make_way = make_way
+        self._make_way = raise_if_preempted
         self._asked = time.monotonic()
 
     def __call__(self, stage: Stage, done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from ml_backend.errors import QueueError, StorageError
-from ml_backend.predictions import ImageFeatures, PoolOutputs, join
+from ml_backend.predictions import ImageFeatures, PoolPredictions, join
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner, Progress, no_progress
 from ml_backend.schemas import FitReport, ImageRef, Label, Stage
@@ -31,7 +31,7 @@ def cut(pool: Sequence[T], size: int) -> list[Sequence[T]]:
     return [pool[start : start + size] for start in range(0, len(pool), size)]
 
 
-def misfit(shard: Sequence[ImageRef], outputs: PoolOutputs, other: PoolOutputs) -> str | None:
+def misfit(shard: Sequence[ImageRef], outputs: PoolPredictions, other: PoolPredictions) -> str | None:
     """Why these cannot be the outputs of the shard; None where they can.
 
     Args:
@@ -50,7 +50,7 @@ def misfit(shard: Sequence[ImageRef], outputs: PoolOutputs, other: PoolOutputs) 
     return None
 
 
-def _form(outputs: PoolOutputs) -> dict[str, str]:
+def _form(outputs: PoolPredictions) -> dict[str, str]:
     """Kind of number and lengths of the axes, apart from the images'."""
     arrays = {"probs": outputs.probs}
     if outputs.features is not None:
@@ -103,7 +103,7 @@ class Results(Protocol):
 
     def has(self, number: int) -> bool: ...
 
-    def result(self, number: int) -> PoolOutputs | None:
+    def result(self, number: int) -> PoolPredictions | None:
         """Of one shard; None where it has not come. Raises StorageError where it is damaged."""
         ...
 
@@ -153,7 +153,7 @@ class ShardedLearner:
     def save(self, folder: str) -> None:
         self._learner.save(folder)
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """Those of the wrapped learner, to the bit; see ``engine.ports.Learner``."""
         shards = cut(pool, self._size)
         results = self._ask_for_help(shards, needs) if len(shards) > 1 else None
@@ -229,7 +229,7 @@ class _Scoring:
     results: Results
     shards: Sequence[Sequence[ImageRef]]
     needs: frozenset[Need]
-    found: dict[int, PoolOutputs] = field(default_factory=dict)
+    found: dict[int, PoolPredictions] = field(default_factory=dict)
     # Shards whose results are not looked at. The first is never a helper's: the labelled images' features are known
     # only here, and all others are held against it.
     refused: set[int] = field(default_factory=lambda: {0})
@@ -237,7 +237,7 @@ class _Scoring:
     board_answers: bool = True
     watched: float = field(default_factory=time.monotonic)
 
-    def run(self) -> PoolOutputs:
+    def run(self) -> PoolPredictions:
         self._score(0)
         while missing := self._collect():
             # All are taken: the last was begun last, so that most of it is left to do.
@@ -275,7 +275,7 @@ class _Scoring:
         if number not in self.refused and self.results.has(number):
             raise _CalledOff
 
-    def _fetched(self, number: int) -> PoolOutputs | None:
+    def _fetched(self, number: int) -> PoolPredictions | None:
         """A helper's result, where it has come and can be this pool's."""
         try:
             if (outputs := self.results.result(number)) is None:
@@ -289,7 +289,7 @@ class _Scoring:
         log.warning("a helper's shard is scored again", scoring=self.results.name, shard=number, reason=damage)
         return None
 
-    def _wrong(self, number: int, outputs: PoolOutputs) -> str | None:
+    def _wrong(self, number: int, outputs: PoolPredictions) -> str | None:
         if reason := misfit(self.shards[number], outputs, self.found[0]):
             return reason
         # One that only the helper could not read: it may have lost its way to Label Studio.

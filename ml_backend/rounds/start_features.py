@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float32
 
-from ml_backend.images.cache import BlobFolder
+from ml_backend.images.cache import DiskCache
 from ml_backend.model.features import FOLDER, kept_row
 from ml_backend.predictions import ImageFeatures
-from ml_backend.schemas import Record, natural_order
+from ml_backend.schemas import FrozenModel, natural_order
 
 START_FEATURES: Final = "features"
 """The name under which the note stands in a round's folder."""
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     digest: str
 
 
-class StartFeatures(Record):
+class StartFeatures(FrozenModel):
     """Of every image that a typical order was made from, where its features are kept and what they were.
 
     Attributes:
@@ -91,7 +91,7 @@ def found_again(
         FeaturesLost: some are not in the cache any more, or are others by now; all are looked at, and counted.
         ValueError: an image is not noted.
     """
-    folder = BlobFolder(cache / FOLDER)
+    folder = DiskCache(cache / FOLDER)
     rows: list[npt.NDArray[np.float32]] = []
     gone: list[str] = []
     others: list[str] = []

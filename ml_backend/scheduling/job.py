@@ -18,7 +18,7 @@ from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.sync import Mirror
 from ml_backend.logs import set_up_logs
 from ml_backend.scheduling import Claim, RoundQueue, ShardQueue
-from ml_backend.schemas import ImageRef, ProjectKey, Published, Reason, RoundReport
+from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.project_state import Thumbnails
@@ -95,7 +95,7 @@ def pictures(images: Iterable[ImageRef], cache: ImageCache) -> Iterator[tuple[st
             log.debug("not drawn", image=image.id, error=str(error))
 
 
-def run(project: str, generation: int, reason: Reason) -> dict[str, str]:
+def run(project: str, generation: int, reason: RoundTrigger) -> dict[str, str]:
     """Run a round that was requested, and say how it ended; rq keeps the answer for a day.
 
     Args:
@@ -152,7 +152,7 @@ def _draw(settings: Settings, key: ProjectKey, report: RoundReport) -> None:
         log.warning("the chosen images are not shown", error=str(error))
 
 
-def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published]:
+def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, PublishedRanking]:
     # Imports torch, which where there may be a GPU only the work-horse does: its parent forks.
     from ml_backend.rounds.live import run_live_round  # noqa: PLC0415
 
@@ -164,9 +164,9 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
         # Redis forgets when it is emptied, the store does not.
         project.require_newest(claim.token)
 
-    def make_way() -> None:
+    def raise_if_preempted() -> None:
         guard()
-        claim.make_way()
+        claim.raise_if_preempted()
 
     return run_live_round(
         settings,
@@ -175,6 +175,6 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
         claim.progress,
         guard,
         board=ShardQueue.from_settings(settings, claim.project),
-        make_way=make_way,
+        raise_if_preempted=raise_if_preempted,
         learn=claim.learn,
     )

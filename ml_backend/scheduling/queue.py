@@ -30,7 +30,7 @@ from rq.serializers import JSONSerializer
 from ml_backend.config import Settings
 from ml_backend.config.network import Server, explain_failure, trusted_certificates
 from ml_backend.errors import EmptyPool, QueueError, SettingsError, StaleRound, TooFewLabels, UnknownProject
-from ml_backend.schemas import ProjectKey, Reason, Record
+from ml_backend.schemas import FrozenModel, ProjectKey, RoundTrigger
 
 ATTEMPTS = 10
 # A worker gives a sign of life every 5 s; longer than a restart of Redis keeps it from that.
@@ -106,7 +106,7 @@ class Counted(NamedTuple):
     threshold_before: int  # what the threshold was; 0: rounds did not start by themselves
 
 
-class LastError(Record):
+class LastError(FrozenModel):
     """Why the last round failed."""
 
     kind: str  # name of the error's class
@@ -114,7 +114,7 @@ class LastError(Record):
     at: float  # unix seconds
 
 
-class Progress(Record):
+class Progress(FrozenModel):
     """Where the running round is."""
 
     generation: int
@@ -126,17 +126,17 @@ class Progress(Record):
     updated: float  # unix seconds
 
 
-class QueueStatus(Record):
+class QueueStatus(FrozenModel):
     """Everything that the queue knows about a project."""
 
     changes: int = 0  # since the last round took them
     threshold: int = 0  # changes that start a round; 0: none starts by itself
     annotations: int | None = None  # as Label Studio counted them in its last event
-    waiting: Reason | None = None
-    running: Reason | None = None
+    waiting: RoundTrigger | None = None
+    running: RoundTrigger | None = None
     progress: Progress | None = None
     last_error: LastError | None = None  # of the last round, where it failed
-    error_reason: Reason | None = None  # what that round was for
+    error_reason: RoundTrigger | None = None  # what that round was for
     failures: int = 0  # rounds that failed in a row
     next_attempt: float | None = None  # unix seconds; of a failed round that is tried again by itself
     rounds_finished: int = 0
@@ -169,7 +169,7 @@ class _Queue(Protocol):
 
     def status(self, project: ProjectKey) -> QueueStatus: ...
 
-    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int: ...
+    def learn(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int: ...
 
     def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None: ...
 
@@ -192,7 +192,7 @@ class Claim:
     generation: int
     token: str
     changes: int
-    reason: Reason = "labels"
+    reason: RoundTrigger = "labels"
     started: float = field(default_factory=time.time)
     _last: Progress | None = None
 
@@ -215,7 +215,7 @@ class Claim:
                 f"run {self.generation} of project {self.project} publishes nothing: a newer one has begun"
             )
 
-    def make_way(self) -> None:
+    def raise_if_preempted(self) -> None:
         """Make sure that no other run of the project has begun or waits: for what readers can do without.
 
         Raises:
@@ -229,7 +229,7 @@ class Claim:
         if waiting is not None:
             raise StaleRound(f"a round of project {self.project} waits ({waiting})")
 
-    def learn(self) -> Reason:
+    def learn(self) -> RoundTrigger:
         """Go on as a round that learns: what was asked for can be had in no other way.
 
         A Redis that is away is no reason to lose it; then the changes that it learns from may call for another round.
@@ -385,7 +385,7 @@ class RoundQueue:
             self.redis.hset(_keys(project)[0], "told_twice_at", f"{time.time():.3f}")
         return True
 
-    def request_round(self, project: ProjectKey, reason: Reason, *, only_if_idle: bool = False) -> bool:
+    def request_round(self, project: ProjectKey, reason: RoundTrigger, *, only_if_idle: bool = False) -> bool:
         """Ask for a round.
 
         Args:
@@ -446,9 +446,9 @@ class RoundQueue:
         if not (begun := self._run(project, "claim", generation, token)):
             return None
         changes, reason = begun
-        return Claim(self, project, generation, token, int(changes), cast(Reason, _text(reason)))
+        return Claim(self, project, generation, token, int(changes), cast(RoundTrigger, _text(reason)))
 
-    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int:
+    def learn(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
         """Let the re-ranking of this token go on as a round that learns; gives the changes that the newest run takes.
 
         Raises:

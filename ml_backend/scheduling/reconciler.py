@@ -30,7 +30,7 @@ from ml_backend.label_studio.sync import (
     skips_are_final,
 )
 from ml_backend.scheduling import LastError, QueueStatus, RoundQueue
-from ml_backend.schemas import Connection, ProjectKey, Published
+from ml_backend.schemas import Connection, ProjectKey, PublishedRanking
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.project_state import Pause
@@ -270,7 +270,7 @@ class Reconciler:
         try:
             reading = read_project(client, connection.project.id, kept)
         except RequestRefused as error:
-            if error.status == 404 and client.knows_us():
+            if error.status == 404 and client.is_authenticated():
                 self._forget(connection)
                 return
             raise
@@ -339,7 +339,7 @@ class Reconciler:
         self,
         connection: Connection,
         waiting: "_Waiting",
-        published: Published | None,
+        published: PublishedRanking | None,
         *,
         wanting: bool,
         newest: str,
@@ -441,7 +441,7 @@ def _another_look(
     return another_look(waiting.ids, quarantined, datetime.now(UTC))
 
 
-def _top_up_is_due(published: Published, waiting: _Waiting, options: ProjectOptions) -> bool:
+def _top_up_is_due(published: PublishedRanking, waiting: _Waiting, options: ProjectOptions) -> bool:
     """Whether a top-up would publish something that readers need; one that would not is asked for every minute else."""
     left = len(waiting.ids.intersection(published.image_ids))
     runs_low = left < low_water(options) and not waiting.readable.issubset(published.image_ids)
@@ -451,7 +451,7 @@ def _top_up_is_due(published: Published, waiting: _Waiting, options: ProjectOpti
 
 def _other_labels(
     rounds: ProjectStore,
-    published: Published,
+    published: PublishedRanking,
     reading: Reading,
     config: LabelConfig,
     options: ProjectOptions,

@@ -9,7 +9,7 @@ import structlog
 from ml_backend.config import Settings
 from ml_backend.errors import BackendError, StaleRound
 from ml_backend.logs import set_up_logs
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.scheduling import ShardQueue
 from ml_backend.schemas import ProjectKey
 from ml_backend.storage import RoundStore, ScoringFolder
@@ -51,7 +51,7 @@ def run(project: str, scoring: str) -> dict[str, str | int]:
             helper.let_go()
 
 
-Score = Callable[[int], PoolOutputs]
+Score = Callable[[int], PoolPredictions]
 
 
 class _Helper:

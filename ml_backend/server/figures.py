@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ml_backend.analytics.evaluation import WINDOW as CONTROL_WINDOW
 from ml_backend.analytics.evaluation import ControlEstimate
-from ml_backend.analytics.history import RoundLine
+from ml_backend.analytics.history import RoundSummary
 from ml_backend.charts import Axes, add, axis_x, axis_y, figure, path, spread_out, to_text
 
 COLOURS: Final = 8
@@ -42,7 +42,7 @@ class Series:
     told: str = ""
 
 
-def learning_series(lines: Sequence[RoundLine], control: ControlEstimate | None = None) -> list[Series]:
+def learning_series(lines: Sequence[RoundSummary], control: ControlEstimate | None = None) -> list[Series]:
     """How good the network is, over the labels.
 
     Accuracy and area under the ROC curve on the validation images, and accuracy on those that came by chance as far as
@@ -59,7 +59,7 @@ def learning_series(lines: Sequence[RoundLine], control: ControlEstimate | None 
     return [series for series in found if series.points]
 
 
-def _control_series(lines: Sequence[RoundLine], control: ControlEstimate | None) -> Series:
+def _control_series(lines: Sequence[RoundSummary], control: ControlEstimate | None) -> Series:
     labels = {line.round_id: float(line.labels) for line in lines}
     rounds = [one for one in (control.running if control else ()) if one.round_id in labels]
     return Series(
@@ -71,7 +71,7 @@ def _control_series(lines: Sequence[RoundLine], control: ControlEstimate | None)
     )
 
 
-def recall_series(lines: Sequence[RoundLine]) -> list[Series]:
+def recall_series(lines: Sequence[RoundSummary]) -> list[Series]:
     """Recall of every class on the validation images, over the labels."""
     fits = [(line.labels, line.fit) for line in lines if line.fit is not None and line.trained]
     names = list(dict.fromkeys(name for _, fit in fits for name in fit.validation_recall))

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from ml_backend.analytics import INSIGHT, RoundInsight
-from ml_backend.analytics.history import Remembered, RoundLine, RoundLines
+from ml_backend.analytics.history import Remembered, RoundLines, RoundSummary
 from ml_backend.errors import QueueError, StorageError
 from ml_backend.scheduling import RoundQueue
 from ml_backend.schemas import FitReport
@@ -81,7 +81,7 @@ class LearningMetrics:
         return self._pools.put(project.folder, state, pool)
 
 
-def _round_metrics(rounds: dict[str, list[RoundLine]]) -> Iterator[GaugeMetricFamily]:
+def _round_metrics(rounds: dict[str, list[RoundSummary]]) -> Iterator[GaugeMetricFamily]:
     last = {project: lines[-1] for project, lines in rounds.items() if lines}
     yield _by_project(
         "al_newest_round_timestamp_seconds",

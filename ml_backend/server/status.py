@@ -15,7 +15,7 @@ from ml_backend.label_studio.formats import question, training_classes
 from ml_backend.label_studio.publisher import Serving, ServingProblem, serving_problems
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.scheduling.reconciler import configuration
-from ml_backend.schemas import Connection, FitReport, Published, RoundReport
+from ml_backend.schemas import Connection, FitReport, PublishedRanking, RoundReport
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.project_state import Pause, Paused
@@ -37,7 +37,7 @@ class ProjectStatus:
 
     connection: Connection
     queue: QueueStatus
-    published: Published | None
+    published: PublishedRanking | None
     report: RoundReport | None
     problem: str | None = None  # why the store or Redis could not tell
     options: ProjectOptions | None = None  # of the next round; None where there is a mistake in them
@@ -195,7 +195,9 @@ def status_of(
     return replace(common, queue=state, published=published, report=report, serving=serving)
 
 
-def _serving(readings: ReadingStore, published: Published | None, project: ProjectStatus) -> tuple[ServingProblem, ...]:
+def _serving(
+    readings: ReadingStore, published: PublishedRanking | None, project: ProjectStatus
+) -> tuple[ServingProblem, ...]:
     seen = readings.serving(Serving)
     # Of another version it is out of date: the reconciler asks again within a minute.
     options, standing = project.options, project.standing

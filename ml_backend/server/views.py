@@ -20,8 +20,8 @@ import structlog
 from flask import Blueprint, Response, jsonify, render_template, request
 from markupsafe import Markup
 
-from ml_backend.analytics.evaluation import ENOUGH, ControlEstimate
-from ml_backend.analytics.history import RoundLine
+from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, ControlEstimate
+from ml_backend.analytics.history import RoundSummary
 from ml_backend.analytics.overview import (
     BatchImage,
     Chosen,
@@ -37,11 +37,11 @@ from ml_backend.errors import UnknownProject, UnknownRound
 from ml_backend.label_studio.connect import ONE_CONNECTION
 from ml_backend.label_studio.payloads import Form, ProjectAnswer, RoundAnswer, parse_key
 from ml_backend.label_studio.publisher import ONE_INSTALLATION
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES
 from ml_backend.scheduling import Progress
 from ml_backend.scheduling.reconciler import connection_of
-from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, Reason, RoundReport
+from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger
 from ml_backend.server.actions import ACTIONS, SAID, act
 from ml_backend.server.context import parts, refreshing, relative_url, wants_page
 from ml_backend.server.figures import balance_figure, learning_series, legend, line_figure, recall_series
@@ -49,7 +49,7 @@ from ml_backend.server.status import ProjectStatus, as_json, question_of, status
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.project_state import Thumbnails
 
-REASONS: Final[dict[Reason, str]] = {
+REASONS: Final[dict[RoundTrigger, str]] = {
     "connected": "the project was connected, or its set-up mended",
     "images": "new images came",
     "labels": "enough labels changed",
@@ -82,7 +82,7 @@ class Running:
         return "time left not known yet: no round like this has ended" if self.left_s is None else duration(self.left_s)
 
 
-def usual_seconds(lines: Sequence[RoundLine]) -> dict[str, float]:
+def usual_seconds(lines: Sequence[RoundSummary]) -> dict[str, float]:
     """Seconds that each stage took, the median of the last rounds that trained."""
     trained = [line.seconds for line in lines if line.trained][-USUAL_ROUNDS:]
     stages = {stage for seconds in trained for stage in seconds}
@@ -138,7 +138,7 @@ def duration(seconds: float) -> str:
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def ranking_csv(report: RoundReport, outputs: PoolOutputs | None) -> str:
+def ranking_csv(report: RoundReport, outputs: PoolPredictions | None) -> str:
     """The whole order of a round: place, image, score, by chance or not, predicted class, and what was thought of each.
 
     Args:
@@ -170,7 +170,7 @@ def ranking_csv(report: RoundReport, outputs: PoolOutputs | None) -> str:
     return _csv(head, rows())
 
 
-def rounds_csv(lines: Sequence[RoundLine], control: ControlEstimate | None = None) -> str:
+def rounds_csv(lines: Sequence[RoundSummary], control: ControlEstimate | None = None) -> str:
     """One row a round, oldest first.
 
     Args:
@@ -189,7 +189,7 @@ def rounds_csv(lines: Sequence[RoundLine], control: ControlEstimate | None = Non
         *(f"seconds_{stage}" for stage in stages),
     ]
 
-    def row(line: RoundLine) -> list[object]:
+    def row(line: RoundSummary) -> list[object]:
         fit, told = line.fit, by_chance.get(line.round_id)
         return [
             *(line.round_id, line.started_at, line.reason, line.strategy, line.labels, line.images),
@@ -276,7 +276,7 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "cold": _cold_start(status, last),
         "learning": line_figure("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
         "legend": legend(learning),
-        "enough": ENOUGH,
+        "enough": MIN_HOLDOUT_IMAGES,
         "recall": line_figure("recall", "Recall of each class over the labels", recall) if recall else None,
         "balance": _balance(last, insight.expected if insight else None),
         "insight": insight,
@@ -298,14 +298,14 @@ def round_view(
     return {
         "connection": connection,
         "report": report,
-        "line": RoundLine.of(report),
+        "line": RoundSummary.of(report),
         "fit": fit,
         "reasons": REASONS,
         "strategies": STRATEGIES,
         "tiles": _tiles(picked, thumbnails),
         "control_tiles": _tiles(picked, thumbnails, behind=True),
         "insight": picked.insight,
-        "balance": _balance(RoundLine.of(report), picked.insight.expected if picked.insight else None),
+        "balance": _balance(RoundSummary.of(report), picked.insight.expected if picked.insight else None),
         "exclusions": report.exclusions[:LISTED_EXCLUSIONS],
         "more_exclusions": max(len(report.exclusions) - LISTED_EXCLUSIONS, 0),
         "moment": _moment,
@@ -322,7 +322,7 @@ def _threshold(status: ProjectStatus) -> int:
     return status.options.retrain_after if status.options else status.queue.threshold
 
 
-def _cold_start(status: ProjectStatus, last: RoundLine | None) -> list[tuple[str, int, int]] | None:
+def _cold_start(status: ProjectStatus, last: RoundSummary | None) -> list[tuple[str, int, int]] | None:
     """Class, labels, and how many are wanted; None where the next training waits for none."""
     standing, options = status.standing, status.options
     if standing is not None and options is not None:
@@ -343,7 +343,7 @@ def _knows_other_classes(status: ProjectStatus) -> bool:
     return not status.network.knows(tuple(status.standing.labels_per_class))
 
 
-def _balance(line: RoundLine | None, expected: dict[str, float] | None) -> Markup | None:
+def _balance(line: RoundSummary | None, expected: dict[str, float] | None) -> Markup | None:
     if line is None or expected is None:
         return None
     return balance_figure("balance", line.labels_per_class, expected)

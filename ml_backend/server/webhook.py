@@ -13,7 +13,7 @@ from ml_backend.label_studio.payloads import Event, ProjectRow
 from ml_backend.label_studio.publisher import left_at_least, low_water, wanted
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.scheduling.reconciler import configuration, connection_of, request_rerank, request_training
-from ml_backend.schemas import Connection, Published, Reason
+from ml_backend.schemas import Connection, PublishedRanking, RoundTrigger
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Pause
 
@@ -127,7 +127,7 @@ ACTIONS: dict[str, Callable[[Event, Connection, RoundStore, RoundQueue], Answer]
 COUNTING = frozenset({_changed, _images})
 
 
-def _request(connection: Connection, queue: RoundQueue, reason: Reason) -> Answer:
+def _request(connection: Connection, queue: RoundQueue, reason: RoundTrigger) -> Answer:
     return {"outcome": "requested" if queue.request_round(connection.project, reason) else "waiting"}
 
 
@@ -156,7 +156,7 @@ def _threshold(
     return None if options is None else options.retrain_after
 
 
-def _runs_low(published: Published | None, row: ProjectRow, options: ProjectOptions) -> bool:
+def _runs_low(published: PublishedRanking | None, row: ProjectRow, options: ProjectOptions) -> bool:
     """Whether readers may soon have used up what is published; a top-up looks, and does nothing where they have not.
 
     Fewer images than wanted are published only where there are no more: then every further label would ask in vain.
@@ -179,7 +179,7 @@ def _is_echo(row: ProjectRow, status: QueueStatus) -> bool:
     return annotations > status.annotations and annotations % every == 0
 
 
-def _wants_images(status: QueueStatus, published: Published | None) -> bool:
+def _wants_images(status: QueueStatus, published: PublishedRanking | None) -> bool:
     """Whether new images must be ranked now, and not with the next round that labels start anyway."""
     if published is None:
         return True

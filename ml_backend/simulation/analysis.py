@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int64
 from pydantic import Field
 from scipy.stats import bootstrap, wilcoxon
 
-from ml_backend.schemas import Record
+from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.metrics import RoundMetrics
 
 WINDOW = 3  # rounds
@@ -245,7 +245,7 @@ TARGETS: Final[dict[str, Callable[[float], float]]] = {
 """What a run is to reach, by its baseline; a point is 0.01 of a metric that is a share."""
 
 
-class Spread(Record):
+class Spread(FrozenModel):
     """Median and quartiles over runs; None where it is infinite, because so many runs never got there."""
 
     median: float | None
@@ -253,7 +253,7 @@ class Spread(Record):
     q75: float | None
 
 
-class LabelsNeeded(Record):
+class LabelsNeeded(FrozenModel):
     """How many labels the runs of one name needed for one target.
 
     Attributes:
@@ -273,7 +273,7 @@ class LabelsNeeded(Record):
     never: Count
 
 
-class PairedDifference(Record):
+class PairedDifference(FrozenModel):
     """How far the areas under the curves of two strategies lie apart, first minus second.
 
     Attributes:
@@ -464,7 +464,7 @@ WIDE: Final = 0.5  # of the median
 TOLERANCE: Final = 0.02
 
 
-class Finding(Record):
+class Finding(FrozenModel):
     """A warning about a study.
 
     Attributes:

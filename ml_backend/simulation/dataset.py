@@ -135,7 +135,7 @@ def split_by_patient(
     return split
 
 
-def shares_reached(
+def subsample_to_prevalence(
     truth: Mapping[str, str],
     split: Mapping[str, Side],
     classes: Sequence[str],
@@ -385,7 +385,7 @@ def load_dataset(
         },
     )
     if imbalance:
-        ids = shares_reached(data.truth, data.split, data.classes, imbalance, split_seed)
+        ids = subsample_to_prevalence(data.truth, data.split, data.classes, imbalance, split_seed)
         asked = ", ".join(f"{name}={share:g}" for name, share in imbalance.items())
         notes.append(f"for the shares {asked}, {len(ids)} of {len(kept)} images were kept")
         data = data.keep(ids)

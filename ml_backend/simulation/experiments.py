@@ -41,7 +41,7 @@ from ml_backend.model.backbones import load_backbone
 from ml_backend.model.features import FeatureExtractor
 from ml_backend.model.hardware import Arithmetic, one_thread
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import Annotation, ImageRef, Record
+from ml_backend.schemas import Annotation, FrozenModel, ImageRef
 from ml_backend.simulation.analysis import (
     LearningCurve,
     PairedDifference,
@@ -1212,7 +1212,7 @@ class ExperimentOptions:
         return shlex.join(words)
 
 
-class ExperimentReport(Record):
+class ExperimentReport(FrozenModel):
     """``experiment.json``: what was asked, expected and found."""
 
     name: str

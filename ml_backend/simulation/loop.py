@@ -17,7 +17,7 @@ from ml_backend.rounds.interfaces import (
 )
 from ml_backend.rounds.run import run_round
 from ml_backend.rounds.split import stable_split
-from ml_backend.schemas import Published, RoundReport, RoundRequest
+from ml_backend.schemas import PublishedRanking, RoundReport, RoundRequest
 from ml_backend.simulation.oracle import Oracle
 
 
@@ -31,12 +31,12 @@ class OracleReader:
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         """Label the first ``batch_size`` images of the ranking, in its order."""
         guard()
         batch = report.ranking.image_ids[: report.ranking.batch_size]
         self._oracle.reveal(batch)
-        return Published(
+        return PublishedRanking(
             version=f"simulated-{report.request.round_id}",
             round_id=report.request.round_id,
             image_ids=batch,

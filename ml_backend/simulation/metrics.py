@@ -13,7 +13,7 @@ from pydantic import Field
 from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
 
 from ml_backend.predictions import float_array
-from ml_backend.schemas import Record
+from ml_backend.schemas import FrozenModel
 
 ECE_BINS = 15
 
@@ -23,7 +23,7 @@ Values: TypeAlias = Float64[npt.NDArray[np.float64], " classes"]
 Confusion: TypeAlias = Int64[npt.NDArray[np.int64], "targets predictions"]
 
 
-class RoundMetrics(Record):
+class RoundMetrics(FrozenModel):
     """One network on one set of test images. All are shares from 0 to 1, but kappa; higher is better, but for ``ece``.
 
     The prediction is the most probable class, of equally probable ones the least severe.

@@ -7,16 +7,16 @@ from pydantic import Field
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
-from ml_backend.schemas import ProjectKey, Record, RoundRequest
+from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
 
 BASELINE: Final = "baseline"  # no strategy: every label of the training side
-NOBODYS_PROJECT: Final = ProjectKey(id=1, created=0)
+LOCAL_PROJECT: Final = ProjectKey(id=1, created=0)
 # The start set is drawn by the study; a round trains on whatever of it the readers gave a class.
 LEAST_TO_TRAIN: Final = 2
-UNLIKE: Final = {"command", "started_at"}  # may differ where a study goes on
+MISMATCHED: Final = {"command", "started_at"}  # may differ where a study goes on
 
 
-class Profile(Record):
+class Profile(FrozenModel):
     """A set of choices under one name.
 
     Attributes:
@@ -45,7 +45,7 @@ PROFILES: Final[dict[str, Profile]] = {
 }
 
 
-class Run(Record):
+class Run(FrozenModel):
     """One run: a strategy (or ``BASELINE``) with a seed and a loss."""
 
     strategy: str
@@ -63,7 +63,7 @@ class Run(Record):
         return self.strategy == BASELINE
 
 
-class StudyPlan(Record):
+class StudyPlan(FrozenModel):
     """Everything that decides the numbers of a study; written once, held against every later command.
 
     Attributes:
@@ -133,7 +133,7 @@ class StudyPlan(Record):
         """What every round of a run is asked to do; ``round_id`` is that of the first."""
         options = self.options_of(run)
         return RoundRequest(
-            project=NOBODYS_PROJECT,
+            project=LOCAL_PROJECT,
             round_id="r000001",
             reason="labels",
             classes=classes,
@@ -169,7 +169,7 @@ class StudyPlan(Record):
 def _changes(before: Mapping[str, object], now: Mapping[str, object], of: str = "") -> Iterator[str]:
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        if old == new or (not of and name in UNLIKE):
+        if old == new or (not of and name in MISMATCHED):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _changes(old, new, f"{name} ")

@@ -23,10 +23,10 @@ from ml_backend.acquisition.strategy import CatalogStrategy
 from ml_backend.consensus.rules import RULES
 from ml_backend.errors import RoundError, StorageError
 from ml_backend.model.hardware import one_thread
-from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner, RoundParts, Strategy
-from ml_backend.schemas import FitReport, ImageRef, Label, Ranking, Record, RoundReport
+from ml_backend.schemas import FitReport, FrozenModel, ImageRef, Label, Ranking, RoundReport
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.loop import OracleReader, reveal_start, simulated_rounds
 from ml_backend.simulation.metrics import RoundMetrics, round_metrics
@@ -77,7 +77,7 @@ class GuardedLearner:
         self._fit = self._learner.fit(train, validation, classes)
         return self._fit
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """Of the pool, for the strategy."""
         self._pool = frozenset(image.id for image in pool)
         _require("in the pool", self._pool, self._train)
@@ -90,7 +90,7 @@ class GuardedLearner:
         """Make sure that a ranking holds images of the last pool only."""
         _require("ranked", ranking.image_ids, self._pool)
 
-    def judge(self, images: Sequence[ImageRef]) -> PoolOutputs:
+    def judge(self, images: Sequence[ImageRef]) -> PoolPredictions:
         """Of the test side, for the metrics."""
         _require("tested on", (image.id for image in images), self._test)
         return self._learner.outputs(images, PROBS)
@@ -107,7 +107,7 @@ class GuardedLearner:
         """See ``engine.ports.Learner``."""
         self._learner.save(folder)
 
-    def _without_validation(self, outputs: PoolOutputs) -> PoolOutputs:
+    def _without_validation(self, outputs: PoolPredictions) -> PoolPredictions:
         features, fit = outputs.labelled_features, self._fit
         if features is None or fit is None or not self._validation:
             return outputs
@@ -176,7 +176,7 @@ def read_results(out: Path) -> StudyResults:
     )
 
 
-def _columns(kind: type[Record], classes: Sequence[str], prefix: str = "") -> list[str]:
+def _columns(kind: type[FrozenModel], classes: Sequence[str], prefix: str = "") -> list[str]:
     """The fields of a record; those of the metrics among them, those by class one a class."""
     columns: list[str] = []
     for name, info in kind.model_fields.items():
@@ -189,7 +189,7 @@ def _columns(kind: type[Record], classes: Sequence[str], prefix: str = "") -> li
     return columns
 
 
-def _is_by_class(kind: type[Record], field: str) -> bool:
+def _is_by_class(kind: type[FrozenModel], field: str) -> bool:
     return getattr(kind.model_fields[field].annotation, "__origin__", None) is dict
 
 
@@ -197,7 +197,7 @@ def _rows_by_class(field: str) -> str:
     return "labels" if field == "labels_per_class" else field
 
 
-def _table(columns: Sequence[str], rows: Iterable[Record]) -> bytes:
+def _table(columns: Sequence[str], rows: Iterable[FrozenModel]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -205,7 +205,7 @@ def _table(columns: Sequence[str], rows: Iterable[Record]) -> bytes:
     return text.getvalue().encode()
 
 
-def _cells(record: Record) -> Cells:
+def _cells(record: FrozenModel) -> Cells:
     cells: Cells = {}
     for name in type(record).model_fields:
         value = getattr(record, name)
@@ -233,7 +233,7 @@ def _rows(path: Path, kind: type[R], classes: Sequence[str]) -> list[R]:
     return found
 
 
-def _fields(cells: Mapping[str, str], kind: type[Record], classes: Sequence[str]) -> Cells:
+def _fields(cells: Mapping[str, str], kind: type[FrozenModel], classes: Sequence[str]) -> Cells:
     fields: Cells = {}
     for name, info in kind.model_fields.items():
         if info.annotation is RoundMetrics:
@@ -337,9 +337,9 @@ class _LastRound:
 
     def __init__(self, learner: GuardedLearner) -> None:
         self._learner = learner
-        self.outputs: PoolOutputs | None = None
+        self.outputs: PoolPredictions | None = None
 
-    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
         del learner
         if outputs is not None:
             # Before it is published: what leaks is never labelled.
@@ -411,7 +411,7 @@ def _untrained(run: Run, number: int, report: RoundReport) -> RoundError:
     )
 
 
-def _batch_rows(run: Run, number: int, report: RoundReport, outputs: PoolOutputs, data: DataSet) -> list[BatchRow]:
+def _batch_rows(run: Run, number: int, report: RoundReport, outputs: PoolPredictions, data: DataSet) -> list[BatchRow]:
     ranking = report.ranking
     batch = ranking.image_ids[: ranking.batch_size]
     row_of = {image_id: row for row, image_id in enumerate(outputs.image_ids)}

@@ -13,12 +13,12 @@ from typing import Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from ml_backend.errors import StorageError
-from ml_backend.schemas import Record
+from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.metrics import RoundMetrics
 from ml_backend.storage.atomic import read_record, write_atomically, write_record
 
 
-class RoundRow(Record):
+class RoundRow(FrozenModel):
     """One round of one run: the network that was trained on ``labels`` labels, judged on the test side."""
 
     run: str  # "<strategy>-<variant>-s<seed>"; the variant is left out where the study has only one
@@ -35,7 +35,7 @@ class RoundRow(Record):
     acquisition_seconds: float  # passes and ranking
 
 
-class BatchRow(Record):
+class BatchRow(FrozenModel):
     """One image that a round chose."""
 
     run: str
@@ -51,7 +51,7 @@ class BatchRow(Record):
     aleatoric: float  # nats: what every pass doubts, mean H
 
 
-class BaselineRow(Record):
+class BaselineRow(FrozenModel):
     """A network trained on every label of the training side."""
 
     variant: str
@@ -62,7 +62,7 @@ class BaselineRow(Record):
     train_seconds: float
 
 
-class StudySummary(Record):
+class StudySummary(FrozenModel):
     """Everything that is needed to run a study again."""
 
     command: str
@@ -95,10 +95,10 @@ class StudyResults:
     baselines: tuple[BaselineRow, ...]
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=FrozenModel)
 
 
-class _Batch(Record):
+class _Batch(FrozenModel):
     """What a round chose, in one line: whole or not there."""
 
     round: int
@@ -191,11 +191,11 @@ class Journal:
             return int(self._baseline.exists())
 
 
-def _as_line(row: Record) -> bytes:
+def _as_line(row: FrozenModel) -> bytes:
     return row.model_dump_json().encode() + b"\n"
 
 
-def _append(path: Path, row: Record) -> None:
+def _append(path: Path, row: FrozenModel) -> None:
     try:
         with path.open("ab", buffering=0) as file:  # in one piece
             file.write(_as_line(row))
@@ -205,7 +205,7 @@ def _append(path: Path, row: Record) -> None:
         ) from error
 
 
-def _keep(path: Path, rows: Sequence[Record]) -> None:
+def _keep(path: Path, rows: Sequence[FrozenModel]) -> None:
     content = b"".join(map(_as_line, rows))
     if path.exists() and path.read_bytes() != content:
         write_atomically(path, content)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ml_backend.errors import SettingsError, StorageError
 from ml_backend.scheduling import connect_redis
-from ml_backend.schemas import Record
+from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.options import SimulateOptions, make_plan, open_study
 from ml_backend.simulation.parallel import StudyProgress, StudyQueue, on_own_workers
@@ -24,7 +24,7 @@ from ml_backend.storage.atomic import read_record, write_record
 INTERRUPTED: Final = 130  # what a shell says of a program that Ctrl-C ended
 
 
-class _Spent(Record):
+class _Spent(FrozenModel):
     """Time that earlier calls have spent on a study."""
 
     seconds: float = 0.0

@@ -7,28 +7,28 @@ from typing import TypeVar
 import structlog
 
 from ml_backend.errors import StorageError
-from ml_backend.schemas import Record
+from ml_backend.schemas import FrozenModel
 from ml_backend.storage.atomic import read_record, write_record
 
 KEPT_ROUNDS = 20  # the round that is served is among them, even if some after it could not be published
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=FrozenModel)
 log = structlog.get_logger(__name__)
 
 
-class _Learned(Record):
+class _Learned(FrozenModel):
     """The annotations of a project as a round read them: a digest of each, by its id."""
 
     states: dict[str, str]
 
 
-class _SameContent(Record):
+class _SameContent(FrozenModel):
     """Addresses of images that hold the same bytes as another, with a digest of these."""
 
     digests: dict[str, str]
 
 
-class _Problem(Record):
+class _Problem(FrozenModel):
     problem: str
 
 
@@ -54,7 +54,7 @@ class ReadingStore:
             log.warning("the project is read whole", error=str(error))
             return None
 
-    def keep_mirror(self, mirror: Record) -> None:
+    def keep_mirror(self, mirror: FrozenModel) -> None:
         """Replace the last reading. Never raises: the next one only takes longer."""
         try:
             write_record(self._mirror, mirror)
@@ -110,7 +110,7 @@ class ReadingStore:
             log.warning("what Label Studio serves is not known until the next reading", error=str(error))
             return None
 
-    def keep_serving(self, serving: Record) -> None:
+    def keep_serving(self, serving: FrozenModel) -> None:
         """Replace that record. Never raises: it is only shown."""
         try:
             if serving != self.serving(type(serving)):

@@ -12,11 +12,11 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from ml_backend.errors import StorageError
-from ml_backend.schemas import Record
+from ml_backend.schemas import FrozenModel
 
 ABANDONED_AFTER_S = 3600.0  # nothing is written for so long: whoever began it was killed
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=FrozenModel)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -42,7 +42,7 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: FrozenModel) -> None:
     """Replace a record.
 
     Raises:

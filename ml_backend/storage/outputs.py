@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from ml_backend.errors import OtherFormat, StorageError
-from ml_backend.predictions import LastLayerGradients, PoolOutputs
+from ml_backend.predictions import LastLayerGradients, PoolPredictions
 from ml_backend.schemas import Exclusion
 from ml_backend.storage.atomic import replace_file
 
@@ -24,7 +24,7 @@ EVIDENCE = "evidence.npz"
 _OPTIONAL = ("features", "labelled_features")
 
 
-def write_outputs(path: Path, outputs: PoolOutputs, *, compress: bool) -> None:
+def write_outputs(path: Path, outputs: PoolPredictions, *, compress: bool) -> None:
     """Write all of them, to the bit.
 
     Args:
@@ -53,7 +53,7 @@ def write_outputs(path: Path, outputs: PoolOutputs, *, compress: bool) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def read_outputs(path: Path) -> PoolOutputs | None:
+def read_outputs(path: Path) -> PoolPredictions | None:
     """What ``write_outputs`` wrote; None where there is no such file.
 
     Raises:
@@ -66,7 +66,7 @@ def read_outputs(path: Path) -> PoolOutputs | None:
                 raise OtherFormat(f"{path} is of format {seen}, and this version reads format {FORMAT}")
             gradients = LastLayerGradients(arrays["residuals"], arrays["hidden"]) if "hidden" in arrays else None
             told = json.loads(arrays["exclusions"].tobytes()) if "exclusions" in arrays else []
-            return PoolOutputs(
+            return PoolPredictions(
                 image_ids=tuple(arrays["image_ids"].tolist()),
                 classes=tuple(arrays["classes"].tolist()),
                 probs=arrays["probs"],
@@ -80,19 +80,19 @@ def read_outputs(path: Path) -> PoolOutputs | None:
         raise StorageError(f"{path} is damaged ({error}): move it away to go on") from error
 
 
-def keep_outputs(folder: Path, outputs: PoolOutputs) -> None:
+def keep_outputs(folder: Path, outputs: PoolPredictions) -> None:
     """Write the passes for good, and what else a strategy looked at, features or gradients, into a file of its own.
 
     Raises:
         OSError: the folder is gone, or the disk refuses.
     """
-    write_outputs(folder / OUTPUTS, PoolOutputs(outputs.image_ids, outputs.classes, outputs.probs), compress=True)
+    write_outputs(folder / OUTPUTS, PoolPredictions(outputs.image_ids, outputs.classes, outputs.probs), compress=True)
     if outputs.features is not None or outputs.gradients is not None:
         # Features of a network hardly compress.
         write_outputs(folder / EVIDENCE, replace(outputs, probs=outputs.probs[:, :0]), compress=False)
 
 
-def kept_evidence(folder: Path) -> PoolOutputs | None:
+def kept_evidence(folder: Path) -> PoolPredictions | None:
     """All that ``keep_outputs`` wrote; without what has been swept since. None where there is nothing.
 
     Raises:

@@ -14,13 +14,13 @@ import structlog
 from pydantic import Field
 
 from ml_backend.errors import StorageError
-from ml_backend.schemas import Record
+from ml_backend.schemas import FrozenModel
 from ml_backend.storage.atomic import folder_beside, read_record, write_record
 
 log = structlog.get_logger()
 
 
-class Paused(Record):
+class Paused(FrozenModel):
     """Since when no round starts by itself, and after how many changes one did (0: it did not)."""
 
     since: datetime

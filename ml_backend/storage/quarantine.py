@@ -16,7 +16,7 @@ import structlog
 from pydantic import Field
 
 from ml_backend.errors import StorageError
-from ml_backend.schemas import Record, natural_order
+from ml_backend.schemas import FrozenModel, natural_order
 from ml_backend.storage.atomic import read_record, write_record
 
 FIRST_PAUSE_S = 60.0  # doubled with every further try
@@ -27,7 +27,7 @@ MOST_COMPARED = 100  # images of a round whose host is asked whether the file is
 log = structlog.get_logger()
 
 
-class QuarantinedImage(Record):
+class QuarantinedImage(FrozenModel):
     """An image that could not be read, as its owner is told."""
 
     image_id: str  # Label Studio's task id
@@ -41,7 +41,7 @@ class QuarantinedImage(Record):
     times: Annotated[int, Field(ge=1)]
 
 
-class _List(Record):
+class _List(FrozenModel):
     images: tuple[QuarantinedImage, ...] = ()
 
 

@@ -19,15 +19,15 @@ import structlog
 from pydantic import Field
 
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import (
     Connection,
+    FrozenModel,
     ImageRef,
     ImportedVersion,
     Label,
     ProjectKey,
-    Published,
-    Record,
+    PublishedRanking,
     RoundReport,
     RoundRequest,
 )
@@ -109,7 +109,7 @@ BRIEF: Final = "brief"
 """The name under which it stands in a round's folder."""
 
 
-class RoundBrief(Record):
+class RoundBrief(FrozenModel):
     """A round's report without what grows with the pool.
 
     Attributes:
@@ -137,7 +137,7 @@ KEPT = 500  # a batch and a reserve each
 log = structlog.get_logger()
 
 
-def keep_order(folder: Path, published: Published) -> None:
+def keep_order(folder: Path, published: PublishedRanking) -> None:
     """Add an order, or complete the figures of one that is there. Never raises: it is served all the same."""
     try:
         # Of one version the moment stays the same, however often its other figures are completed.
@@ -148,12 +148,12 @@ def keep_order(folder: Path, published: Published) -> None:
         log.warning("the order is served, and will be missing where earlier orders are told", error=str(error))
 
 
-def kept_orders(folder: Path) -> list[Published]:
+def kept_orders(folder: Path) -> list[PublishedRanking]:
     """All that are kept, oldest first. One that is damaged is left out, and logged."""
-    found: list[Published] = []
+    found: list[PublishedRanking] = []
     for path in sorted(folder.glob("2*.json")):
         try:
-            order = read_record(path, Published)
+            order = read_record(path, PublishedRanking)
         except StorageError as error:
             log.warning("an earlier order is left out", error=str(error))
             continue
@@ -168,7 +168,7 @@ INPUTS: Final = "inputs"
 _SWEPT = ("model", "evidence")  # how files begin that are kept of the last rounds only
 
 
-class RoundInputs(Record):
+class RoundInputs(FrozenModel):
     """What a round learned from and ranked.
 
     Attributes:
@@ -180,7 +180,7 @@ class RoundInputs(Record):
     pool: tuple[ImageRef, ...]
 
 
-class Manifest(Record):
+class Manifest(FrozenModel):
     """A round in hashes; all of them sha256, in hex.
 
     Attributes:
@@ -268,18 +268,18 @@ def file_faults(folder: Path, files: Mapping[str, str]) -> list[str]:
 KEPT_NETWORKS = 3  # of the last rounds that trained one; a warm start goes on from the newest
 NETWORK = "model.*"  # what a learner saves; the report and the outputs of every round stay
 
-NOTHING: Final[Mapping[str, Record]] = MappingProxyType({})
+NOTHING: Final[Mapping[str, FrozenModel]] = MappingProxyType({})
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=FrozenModel)
 
 
-class _Run(Record):
+class _Run(FrozenModel):
     """The newest run of a project: only it may save and publish."""
 
     token: str
 
 
-class _Imported(Record):
+class _Imported(FrozenModel):
     """The model versions of a project that Label Studio may still hold."""
 
     versions: tuple[ImportedVersion, ...]
@@ -404,10 +404,10 @@ class ProjectStore:
     def save(
         self,
         report: RoundReport,
-        outputs: PoolOutputs | None,
+        outputs: PoolPredictions | None,
         learner: _SavesItself | None,
-        beside: Mapping[str, Record] = NOTHING,
-        seal: Callable[[Path], Record] | None = None,
+        beside: Mapping[str, FrozenModel] = NOTHING,
+        seal: Callable[[Path], FrozenModel] | None = None,
     ) -> None:
         """Keep a round: all of it, or nothing.
 
@@ -469,7 +469,7 @@ class ProjectStore:
         """
         return read_record(self.folder / "rounds" / round_id / f"{name}.json", kind)
 
-    def set_record(self, round_id: str, name: str, record: Record) -> None:
+    def set_record(self, round_id: str, name: str, record: FrozenModel) -> None:
         """Write a record beside a saved round.
 
         Raises:
@@ -482,7 +482,7 @@ class ProjectStore:
     def latest(self) -> RoundReport | None:
         return self.report(ids[-1]) if (ids := self.round_ids()) else None
 
-    def outputs(self, round_id: str) -> PoolOutputs | None:
+    def outputs(self, round_id: str) -> PoolPredictions | None:
         """What the network said in that round; None where there was none.
 
         Raises:
@@ -490,7 +490,7 @@ class ProjectStore:
         """
         return read_outputs(self.folder / "rounds" / round_id / OUTPUTS)
 
-    def evidence(self, round_id: str) -> PoolOutputs | None:
+    def evidence(self, round_id: str) -> PoolPredictions | None:
         """The same with the features and gradients that its strategy looked at, as long as these are kept.
 
         Raises:
@@ -525,11 +525,11 @@ class ProjectStore:
         """A pool that is being scored, or was."""
         return ScoringFolder(self.folder / "scoring" / name)
 
-    def published(self) -> Published | None:
+    def published(self) -> PublishedRanking | None:
         """What Label Studio serves now, as far as we know."""
-        return read_record(self.folder / "published.json", Published)
+        return read_record(self.folder / "published.json", PublishedRanking)
 
-    def set_published(self, published: Published) -> None:
+    def set_published(self, published: PublishedRanking) -> None:
         """Note what is served from now on, and keep it among the orders that were.
 
         Raises:
@@ -538,7 +538,7 @@ class ProjectStore:
         write_record(self.folder / "published.json", published)
         keep_order(self.folder / "orders", published)
 
-    def orders(self) -> list[Published]:
+    def orders(self) -> list[PublishedRanking]:
         """What readers were served, oldest first; the last are kept."""
         return kept_orders(self.folder / "orders")
 

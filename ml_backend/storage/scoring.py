@@ -19,9 +19,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import StorageError
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.schemas import ImageRef, Record
+from ml_backend.schemas import FrozenModel, ImageRef
 from ml_backend.storage.atomic import folder_beside, read_record, write_record
 from ml_backend.storage.outputs import read_outputs, write_outputs
 
@@ -34,7 +34,7 @@ class _SavesItself(Protocol):
     def save(self, folder: str) -> None: ...
 
 
-class ScoringTask(Record):
+class ScoringTask(FrozenModel):
     """What a worker must know to get the same bits as the round that asks for its help."""
 
     options: ProjectOptions
@@ -119,7 +119,7 @@ class ScoringFolder:
         except (OSError, ValidationError) as error:
             raise StorageError(f"{path} could not be read: {error}") from error
 
-    def write(self, number: int, outputs: PoolOutputs) -> None:
+    def write(self, number: int, outputs: PoolPredictions) -> None:
         """Hand over the result of one shard.
 
         Raises:
@@ -135,7 +135,7 @@ class ScoringFolder:
         """Whether the result of a shard is there."""
         return self._result(number).is_file()
 
-    def result(self, number: int) -> PoolOutputs | None:
+    def result(self, number: int) -> PoolPredictions | None:
         """The result of one shard; None where there is none yet.
 
         Raises:

@@ -23,7 +23,7 @@ from sklearn.isotonic import IsotonicRegression
 from threadpoolctl import threadpool_limits
 
 from ml_backend.acquisition.strategy import CatalogStrategy
-from ml_backend.analytics.agreement import FIXED_SET, Agreement, RoundMarks, noise_of, round_marks
+from ml_backend.analytics.agreement import FIXED_SET, Agreement, PredictionSnapshot, noise_of, round_marks
 from ml_backend.analytics.stopping import Verdict, stop_advice
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median as median_rule
@@ -31,10 +31,10 @@ from ml_backend.images.source import FolderSource
 from ml_backend.model.features import FeatureTable
 from ml_backend.model.hardware import one_thread
 from ml_backend.model.learner import McDropoutLearner
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.interfaces import Learner, RoundParts, no_guard, no_progress
-from ml_backend.rounds.seed_noise import Witness, ask_twin
-from ml_backend.schemas import ProjectKey, Record, RoundReport, RoundRequest
+from ml_backend.rounds.seed_noise import RecordingLearner, measure_seed_noise
+from ml_backend.schemas import FrozenModel, ProjectKey, RoundReport, RoundRequest
 from ml_backend.seeding import derive
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, split_by_patient
 from ml_backend.simulation.experiments import drawn_tables
@@ -48,7 +48,7 @@ WORTH = 0.01  # accuracy that is worth more reading
 VERDICTS: dict[str, frozenset[Verdict]] = {"soon, or stop": frozenset({"soon", "stop"}), "stop": frozenset({"stop"})}
 
 
-class Step(Record):
+class Step(FrozenModel):
     """A round of a run: what the owner's page has of it, and what nobody knows there.
 
     Attributes:
@@ -56,7 +56,7 @@ class Step(Record):
         truth: accuracy on the images that no round sees.
     """
 
-    marks: RoundMarks
+    marks: PredictionSnapshot
     noise: Agreement | None = None
     truth: float
 
@@ -82,9 +82,9 @@ class _Kept:
     """The outputs of the newest round. Satisfies ``engine.ports.ReportStore``."""
 
     def __init__(self) -> None:
-        self.outputs: PoolOutputs | None = None
+        self.outputs: PoolPredictions | None = None
 
-    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
         del report, learner
         self.outputs = outputs
 
@@ -111,7 +111,7 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
         oracle, kept = Oracle.of(data), _Kept()
         reveal_start(oracle, START, seed)
         learner = network(seed)
-        witness = Witness(learner)
+        witness = RecordingLearner(learner)
         parts = RoundParts(
             labels=oracle,
             consensus=median_rule,
@@ -138,13 +138,13 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
             assert marks is not None
             twin = None
             if number % noise_every == 0:
-                twin = ask_twin(
+                twin = measure_seed_noise(
                     witness,
                     lambda _: network(derive(seed, "twin")),
                     seed=seed,
                     most=FIXED_SET,
                     progress=no_progress,
-                    make_way=no_guard,
+                    raise_if_preempted=no_guard,
                 )
             yield Step(marks=marks, noise=None if twin is None else noise_of(*twin), truth=_accuracy(learner, data))
 

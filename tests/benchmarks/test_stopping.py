@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from ml_backend.analytics.agreement import Agreement, RoundMarks
+from ml_backend.analytics.agreement import Agreement, PredictionSnapshot
 from tests.benchmarks.stopping import VERDICTS, Judged, Step, judge, main, report
 from tests.manual import told_to
 
@@ -16,7 +16,7 @@ def run(*truths: float, first_still: int = 0) -> list[Step]:
     """Rounds of 20 labels whose networks agree from one of them on, and whose validation is level throughout."""
     return [
         Step(
-            marks=RoundMarks(
+            marks=PredictionSnapshot(
                 round_id=f"r{number:06d}",
                 labels=100 + 20 * number,
                 accuracy=0.8,

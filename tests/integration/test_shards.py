@@ -20,7 +20,7 @@ from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import QueueError
 from ml_backend.images.synthetic import draw_pool
 from ml_backend.model import scoring
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds import live as assembly_world
 from ml_backend.rounds.sharding import ShardedLearner
@@ -174,7 +174,7 @@ class Round:
             self.first = False
             self.at_first()
 
-    def outputs(self) -> PoolOutputs:
+    def outputs(self) -> PoolPredictions:
         self.first = True
         return self.learner.outputs(self.pool, NEEDS)
 
@@ -196,7 +196,7 @@ def round_(settings, monkeypatch) -> Iterator[Round]:
     RoundStore(settings.data_dir).connect(Connection(project=PROJECT, hostname="http://ls", label_config="<View/>"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with assembly_world.world_of(settings, PROJECT) as world:
+    with assembly_world.open_project(settings, PROJECT) as world:
         yield Round(world)
     torch.set_num_threads(threads)
 
@@ -237,7 +237,7 @@ def results(settings: Settings) -> list[str]:
     return [path.name for path in settings.data_dir.glob("projects/*/scoring/*/results/*.npz")]
 
 
-def assert_same(found: PoolOutputs, wanted: PoolOutputs) -> None:
+def assert_same(found: PoolPredictions, wanted: PoolPredictions) -> None:
     assert (found.image_ids, found.classes, found.exclusions) == (wanted.image_ids, wanted.classes, wanted.exclusions)
     assert len(found.image_ids) == SHARDS * SHARD_IMAGES - 1
     assert found.probs.tobytes() == wanted.probs.tobytes()

@@ -22,7 +22,7 @@ from ml_backend.config import Settings
 from ml_backend.errors import EmptyPool, LabelStudioError
 from ml_backend.scheduling import connect_redis
 from ml_backend.scheduling.worker import work
-from ml_backend.schemas import ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import ProjectKey, PublishedRanking, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
 
 
@@ -59,7 +59,7 @@ def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: A
     return result
 
 
-def _publish(store: RoundStore, key: ProjectKey, round_id: str, reason: Any) -> tuple[RoundReport, Published]:
+def _publish(store: RoundStore, key: ProjectKey, round_id: str, reason: Any) -> tuple[RoundReport, PublishedRanking]:
     project = store.project(key)
     report = RoundReport(
         request=RoundRequest(
@@ -79,7 +79,7 @@ def _publish(store: RoundStore, key: ProjectKey, round_id: str, reason: Any) -> 
         seconds={"labels": 0.1},
         started_at=datetime.now(UTC),
     )
-    published = Published(
+    published = PublishedRanking(
         version=f"al-{report.request.round_id}",
         round_id=report.request.round_id,
         image_ids=("1", "2"),

@@ -18,7 +18,7 @@ from ml_backend.demo.services import Backend
 from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.scheduling import QueueStatus
-from ml_backend.schemas import Published, RoundReport
+from ml_backend.schemas import PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 
 __all__ = ["Owned", "page_of"]
@@ -80,7 +80,7 @@ class Owned:
         )
         connect_project(settings, self.id, self.backend.url, self.options | options, self.project.client)
 
-    def newest(self) -> tuple[RoundReport, Published] | None:
+    def newest(self) -> tuple[RoundReport, PublishedRanking] | None:
         """The round that is served, and what is served of it."""
         published = self.store.published()
         return None if published is None else (self.store.report(published.round_id), published)
@@ -95,7 +95,7 @@ class Owned:
             time.sleep(0.05)
         return status
 
-    def wait_for(self, wanted: Callable[[RoundReport], bool] = lambda _: True) -> tuple[RoundReport, Published]:
+    def wait_for(self, wanted: Callable[[RoundReport], bool] = lambda _: True) -> tuple[RoundReport, PublishedRanking]:
         """What is served, once it is of such a round and nothing runs any more."""
 
         def there(status: QueueStatus) -> bool:
@@ -107,7 +107,7 @@ class Owned:
         assert found is not None
         return found
 
-    def trained(self) -> tuple[RoundReport, Published]:
+    def trained(self) -> tuple[RoundReport, PublishedRanking]:
         """Press the button, and wait for the network."""
         before = self.store.round_ids()
         self.project.start_training()

@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image
 
 from ml_backend.analytics import INSIGHT, round_insight
-from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, RoundMarks
+from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
 from ml_backend.analytics.history import uncertainties
 from ml_backend.demo.images import draw_films
 from ml_backend.images.decode import decode_film
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.sync import KeptTask, Mirror
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.holdout import control_places
-from ml_backend.schemas import Connection, FitReport, ProjectKey, Published, Ranking, Record, RoundReport
+from ml_backend.schemas import Connection, FitReport, FrozenModel, ProjectKey, PublishedRanking, Ranking, RoundReport
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.project_state import Thumbnails
@@ -55,7 +55,7 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
     tasks: dict[int, KeptTask] = {}
     for number in range(1, rounds + 1):
         report, outputs = _round(number, rng)
-        beside: dict[str, Record] = {}
+        beside: dict[str, FrozenModel] = {}
         if outputs is not None and report.fit is not None:
             beside = {INSIGHT: round_insight(report, outputs), AGREEMENT: _marks(report, report.fit, number)}
         project.save(report, outputs, None, beside)
@@ -63,7 +63,7 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
         pictures = [(name, thumbnail(film.pixels, film.size)) for name, film in decoded]
         # One of them could not be drawn.
         Thumbnails(project.folder).keep(report.request.round_id, pictures[:-1])
-        published = Published(
+        published = PublishedRanking(
             version=f"al-{report.request.round_id}",
             round_id=report.request.round_id,
             image_ids=report.ranking.image_ids[:100],
@@ -87,7 +87,7 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
     return store
 
 
-def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutputs | None]:
+def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolPredictions | None]:
     trained = number > UNTRAINED
     labels = READ * number
     strategy = ("entropy" if number < 9 else "bald") if trained else "random"
@@ -100,7 +100,7 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutp
         probs = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
         told = np.argsort(-uncertainties(probs)[1])
         scores = uncertainties(probs)[1][told]
-        outputs = PoolOutputs(names, CLASSES, probs[told].astype(np.float32))
+        outputs = PoolPredictions(names, CLASSES, probs[told].astype(np.float32))
     return (
         RoundReport(
             request=make_request(
@@ -127,14 +127,14 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolOutp
     )
 
 
-def _marks(report: RoundReport, fit: FitReport, number: int) -> RoundMarks:
+def _marks(report: RoundReport, fit: FitReport, number: int) -> PredictionSnapshot:
     """Networks that change their minds about fewer and fewer of the same images."""
     rng = np.random.default_rng(number)
     minds = np.random.default_rng(0).integers(3, size=300)
     turned = rng.random(300) < 0.3 / number
     minds[turned] = rng.integers(3, size=int(turned.sum()))
     predicted = {f"waiting-{place}": int(mind) for place, mind in enumerate(minds)}
-    return RoundMarks(
+    return PredictionSnapshot(
         round_id=report.request.round_id,
         labels=sum(report.labels_per_class.values()),
         accuracy=fit.validation_accuracy,
@@ -144,7 +144,7 @@ def _marks(report: RoundReport, fit: FitReport, number: int) -> RoundMarks:
     )
 
 
-def _answers(report: RoundReport, outputs: PoolOutputs, number: int, *, by_hand: int | None) -> dict[int, KeptTask]:
+def _answers(report: RoundReport, outputs: PoolPredictions, number: int, *, by_hand: int | None) -> dict[int, KeptTask]:
     """The first images of an order, one after the other, but for one that somebody opened by hand.
 
     The later the round, the more often readers say what the network does.

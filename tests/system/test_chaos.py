@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pytest
 
-from ml_backend.schemas import Published, RoundReport
+from ml_backend.schemas import PublishedRanking, RoundReport
 from tests.system.chaos.installation import RETRAIN_AFTER, Installation, Ward
 from tests.system.chaos.plan import DEEDS, PHASES, Step, plan
 from tests.system.chaos.strike import Strike
@@ -97,7 +97,7 @@ def check_spared(ward: Ward, round_ids: list[str]) -> None:
     assert len(seen) == len(set(seen)), f"trained twice on the same: {round_ids}"
 
 
-def check_order(ward: Ward, report: RoundReport, published: Published) -> None:
+def check_order(ward: Ward, report: RoundReport, published: PublishedRanking) -> None:
     """Label Studio serves the whole of the stored ranking, each image once."""
     ranked = [image for image in report.ranking.image_ids if image in set(published.image_ids)]
     assert list(published.image_ids) == ranked

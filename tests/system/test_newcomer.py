@@ -12,7 +12,7 @@ from ml_backend.config import Settings
 from ml_backend.demo.images import draw_films
 from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.schemas import Published, RoundReport
+from ml_backend.schemas import PublishedRanking, RoundReport
 from tests.system.hands import Hands
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
@@ -52,7 +52,7 @@ class OwnersPage:
         return {one.find_element(By.TAG_NAME, "h2").text: " ".join(one.text.split()) for one in found}
 
 
-def newest(follower: RoundFollower, condition: Callable[[RoundReport], bool]) -> tuple[RoundReport, Published]:
+def newest(follower: RoundFollower, condition: Callable[[RoundReport], bool]) -> tuple[RoundReport, PublishedRanking]:
     """The newest published round, once it is one of this kind."""
     deadline = time.monotonic() + TIMEOUT_S
     while True:

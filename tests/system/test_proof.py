@@ -8,7 +8,7 @@ import pytest
 from ml_backend.analytics.evaluation import PROOF_FILE, ActiveAgainstRandom
 from ml_backend.demo.images import draw_films
 from ml_backend.demo.project import create_project, shipped_config
-from ml_backend.schemas import Connection, ProjectKey, Published, RoundReport
+from ml_backend.schemas import Connection, ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import RoundStore
 from ml_backend.storage.atomic import read_record
 from ml_backend.storage.quarantine import Quarantine
@@ -35,7 +35,7 @@ OPTIONS: dict[str, object] = {
 }
 
 
-def first_of(owned: Owned, round_: tuple[RoundReport, Published]) -> tuple[set[str], set[str]]:
+def first_of(owned: Owned, round_: tuple[RoundReport, PublishedRanking]) -> tuple[set[str], set[str]]:
     """Label the first images of what is served; those that stood there by chance, and the others."""
     report, published = round_
     given = published.image_ids[:EACH_ROUND]

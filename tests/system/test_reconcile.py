@@ -44,7 +44,7 @@ class Running(Protocol):
     def api_key(self) -> str: ...
 
 
-class World:
+class ProjectContext:
     """A project that nobody told the backend's events of."""
 
     def __init__(self, client: LabelStudioClient, redis: Redis, settings: Settings, key: ProjectKey) -> None:
@@ -75,7 +75,7 @@ def image(shade: int) -> bytes:
 
 
 @pytest.fixture
-def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[World]:
+def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[ProjectContext]:
     settings = Settings.load(
         redis_url=valkey.url,
         data_dir=tmp_path,
@@ -96,7 +96,7 @@ def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[Wor
             project_id, {"sampling": "Uncertainty sampling", "min_annotations_to_start_training": 1}
         )
         key = ProjectKey(id=project_id, created=int(datetime.fromisoformat(project["created_at"]).timestamp()))
-        world = World(client, redis, settings, key)
+        world = ProjectContext(client, redis, settings, key)
         world.store.connect(
             Connection(project=key, hostname=label_studio.url, label_config=config, extra_params=OPTIONS)
         )
@@ -107,7 +107,7 @@ def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[Wor
             client.transport.send("DELETE", f"/api/projects/{project_id}/")
 
 
-def test_labels_that_no_event_told_of(world: World) -> None:
+def test_labels_that_no_event_told_of(world: ProjectContext) -> None:
     """A first round, three changes, the round that they earned, and then the project is gone."""
     run_live_round(world.settings, world.key, "connected")
     published = world.store.project(world.key).published()
@@ -134,7 +134,7 @@ def test_labels_that_no_event_told_of(world: World) -> None:
     assert world.store.connections() == []
 
 
-def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: World) -> None:
+def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: ProjectContext) -> None:
     """All twelve images are served in the order of the one round, though it published only six of them."""
     report, published = run_live_round(world.settings, world.key, "connected")
     assert len(published.image_ids) == 6
@@ -149,7 +149,7 @@ def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: World) -> 
     assert world.store.project(world.key).round_ids() == ["r000001"]
 
 
-def test_what_somebody_did_to_the_published_order_is_undone(world: World, recorder: RecordingBackend) -> None:
+def test_what_somebody_did_to_the_published_order_is_undone(world: ProjectContext, recorder: RecordingBackend) -> None:
     """The Data Manager's "Delete predictions", a re-import of exported tasks, and another model version."""
     backend = {"url": recorder.url, "project": world.key.id, "title": "Active learning"}
     credentials = {"auth_method": "BASIC_AUTH", "basic_auth_user": "al", "basic_auth_pass": "pass-word"}

@@ -16,8 +16,8 @@ from ml_backend.config import Settings
 from ml_backend.demo.images import DRAWN_CLASSES, draw_films
 from ml_backend.demo.readers import file_name
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.predictions import PoolOutputs
-from ml_backend.schemas import Published, RoundReport
+from ml_backend.predictions import PoolPredictions
+from ml_backend.schemas import PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 from tests.system.owned import page_of
 
@@ -68,12 +68,12 @@ class Owned:
         assert times == 1
         self.project.client.patch_project(self.project.id, {"label_config": edited})
 
-    def newest(self) -> tuple[RoundReport, Published]:
+    def newest(self) -> tuple[RoundReport, PublishedRanking]:
         published = self.store.published()
         assert published is not None
         return self.store.report(published.round_id), published
 
-    def after(self, act: Callable[[], object]) -> tuple[RoundReport, Published]:
+    def after(self, act: Callable[[], object]) -> tuple[RoundReport, PublishedRanking]:
         """What is served once something else is than before the act, and nothing runs any more."""
         _, before = self.newest()
         act()
@@ -128,7 +128,7 @@ def wait_for_a_network(owned: Owned) -> None:
     pytest.fail("no network was trained")
 
 
-def expected(outputs: PoolOutputs, strategy: str) -> tuple[str, ...]:
+def expected(outputs: PoolPredictions, strategy: str) -> tuple[str, ...]:
     return CatalogStrategy(strategy).rank(outputs, 4, 0).image_ids
 
 

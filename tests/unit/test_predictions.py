@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from ml_backend.predictions import ImageFeatures, LastLayerGradients, PoolOutputs
+from ml_backend.predictions import ImageFeatures, LastLayerGradients, PoolPredictions
 
 
-def outputs_of(rows: list[list[list[float]]], **changes: Any) -> PoolOutputs:
+def outputs_of(rows: list[list[list[float]]], **changes: Any) -> PoolPredictions:
     fields: dict[str, Any] = {
         "image_ids": tuple("abcdef"[: len(rows)]),
         "classes": ("normal", "moderate", "severe"),
         "probs": np.array(rows, dtype=np.float32),
     }
-    return PoolOutputs(**(fields | changes))
+    return PoolPredictions(**(fields | changes))
 
 
 TWO_IMAGES = [[[0.6, 0.3, 0.1], [0.1, 0.3, 0.6], [0.2, 0.1, 0.7], [0.2, 0.1, 0.7]]] * 2
-EMPTY = PoolOutputs(image_ids=(), classes=("normal", "diseased"), probs=np.zeros((0, 4, 2), np.float32))
+EMPTY = PoolPredictions(image_ids=(), classes=("normal", "diseased"), probs=np.zeros((0, 4, 2), np.float32))
 
 
 class TestPoolOutputs:

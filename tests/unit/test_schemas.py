@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from ml_backend.schemas import (
     Connection,
     FitReport,
+    FrozenModel,
     ImageRef,
     Label,
     ProjectKey,
     Ranking,
-    Record,
     RoundReport,
     patient_of,
 )
@@ -124,7 +124,7 @@ class TestRecord:
         ],
         ids=lambda record: type(record).__name__,
     )
-    def test_json_and_back(self, record: Record):
+    def test_json_and_back(self, record: FrozenModel):
         """What is written is what is read, times with their zone and None included."""
         assert type(record).model_validate_json(record.model_dump_json()) == record
 

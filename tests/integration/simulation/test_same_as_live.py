@@ -13,7 +13,7 @@ from ml_backend.model.hardware import one_thread
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.rounds.interfaces import RoundParts
 from ml_backend.rounds.run import run_round
-from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, Published, RoundReport
+from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, PublishedRanking, RoundReport
 from ml_backend.simulation.options import open_study
 from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.run import do_run, journal_of
@@ -41,12 +41,12 @@ class FakeLabelStudio:
         answered = {answer.image.id for answer in self._answers}
         return [label.image for name, label in reversed(self._truth.items()) if name not in answered], []
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         guard()
         batch = report.ranking.image_ids[: self._batch_size]
         self.served.append(batch)
         self._label(batch)
-        return Published(
+        return PublishedRanking(
             version=f"live-{report.request.round_id}",
             round_id=report.request.round_id,
             image_ids=report.ranking.image_ids,

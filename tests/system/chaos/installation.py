@@ -18,7 +18,7 @@ from ml_backend.errors import QueueError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.scheduling import RoundQueue, connect_redis
-from ml_backend.schemas import ImportedVersion, ProjectKey, Published, RoundReport
+from ml_backend.schemas import ImportedVersion, ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 from tests.system.chaos.damage import SmallDisk, SteadyBackend, SteadyValkey, children
 from tests.system.chaos.readers import SteadyReaders
@@ -204,7 +204,7 @@ class Ward:
         """The versions in Label Studio, each with its predictions: all are ours."""
         return self.here.client.model_versions(self.id)
 
-    def served(self) -> tuple[RoundReport, Published] | None:
+    def served(self) -> tuple[RoundReport, PublishedRanking] | None:
         """The round that is wholly published and that Label Studio serves; None while there is none."""
         published = self.folder.published()
         if published is None or "delete" not in published.seconds:
@@ -222,7 +222,7 @@ class Ward:
             return False
         return status.running is None and status.waiting is None and status.next_attempt is None
 
-    def await_order(self, within_s: float) -> tuple[RoundReport, Published]:
+    def await_order(self, within_s: float) -> tuple[RoundReport, PublishedRanking]:
         """Wait until the served order has learned from all labels but fewer than start a round, and nothing runs."""
         deadline = time.monotonic() + within_s
         while True:

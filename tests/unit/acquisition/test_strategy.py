@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.acquisition import STRATEGIES, CatalogStrategy
-from ml_backend.predictions import LastLayerGradients, PoolOutputs
+from ml_backend.predictions import LastLayerGradients, PoolPredictions
 from ml_backend.rounds.cold_start import random_order
 from ml_backend.rounds.interfaces import Strategy
 from ml_backend.schemas import Exclusion, ImageRef
@@ -14,13 +14,13 @@ from ml_backend.schemas import Exclusion, ImageRef
 CLASSES = ("normal", "moderate", "severe")
 
 
-def outputs(image_ids: tuple[str, ...], passes: int = 100) -> PoolOutputs:
+def outputs(image_ids: tuple[str, ...], passes: int = 100) -> PoolPredictions:
     """An image's passes follow from its id alone; every third image is a copy of the one before it."""
     rows = [np.random.default_rng(int(i) - (int(i) % 3 == 2)).dirichlet(np.ones(3), size=passes) for i in image_ids]
     probs = np.array(rows, dtype=np.float32).reshape(len(image_ids), passes, 3)
     mean = probs.mean(axis=1)
     features = probs[:, :4].reshape(len(image_ids), -1)
-    return PoolOutputs(
+    return PoolPredictions(
         image_ids,
         CLASSES,
         probs,
@@ -44,7 +44,9 @@ class TestCatalogStrategy:
         """Image 10 is unsure, 9 less so, 11 sure: highest score first, each beside its id."""
         probs = np.array([[[0.5, 0.5]], [[0.8, 0.2]], [[1.0, 0.0]]], dtype=np.float32)
 
-        ranking = CatalogStrategy("least_confidence").rank(PoolOutputs(("10", "9", "11"), ("no", "yes"), probs), 2, 0)
+        ranking = CatalogStrategy("least_confidence").rank(
+            PoolPredictions(("10", "9", "11"), ("no", "yes"), probs), 2, 0
+        )
 
         assert ranking.image_ids == ("10", "9", "11")
         assert ranking.scores == pytest.approx((0.5, 0.2, 0.0))
@@ -89,7 +91,7 @@ class TestCatalogStrategy:
         probs = np.full((2, 2, 2), 0.5, dtype=np.float32)
 
         with pytest.raises(ValueError, match="badge needs gradients, got none"):
-            CatalogStrategy("badge").rank(PoolOutputs(("1", "2"), ("no", "yes"), probs), 1, 0)
+            CatalogStrategy("badge").rank(PoolPredictions(("1", "2"), ("no", "yes"), probs), 1, 0)
 
     def test_unknown_name(self) -> None:
         with pytest.raises(ValueError, match=r"unknown strategy 'best': known are .*entropy"):

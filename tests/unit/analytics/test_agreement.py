@@ -11,7 +11,7 @@ from ml_backend.analytics.agreement import (
     FIXED_SET,
     NOISE,
     Agreement,
-    RoundMarks,
+    PredictionSnapshot,
     agreement,
     cohen_kappa,
     fixed_predictions,
@@ -20,7 +20,7 @@ from ml_backend.analytics.agreement import (
     stored_marks,
     stored_noise,
 )
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import FitReport
 from ml_backend.storage import ProjectStore
 from tests.fakes import make_report
@@ -39,12 +39,12 @@ FIT = FitReport(
 answers = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
 
 
-def outputs(*classes: int, of: int = 3, ids: str = "abcdefghij") -> PoolOutputs:
+def outputs(*classes: int, of: int = 3, ids: str = "abcdefghij") -> PoolPredictions:
     """One image a class, of which the two passes are sure on the average only."""
     probs = np.full((len(classes), 2, of), 0.1, dtype=np.float32)
     for image, place in enumerate(classes):
         probs[image, :, place] = 0.9, 0.3
-    return PoolOutputs(tuple(ids[: len(classes)]), CLASSES[:of], probs)
+    return PoolPredictions(tuple(ids[: len(classes)]), CLASSES[:of], probs)
 
 
 def counted(pairs):
@@ -116,8 +116,8 @@ class TestFixedPredictions:
         """Of 1500 images 300 are labelled: those of the first 1000 that are left are among the next 1000."""
         ids = [f"{n}" for n in range(1500)]
         probs = np.full((1500, 2, 2), 0.5, dtype=np.float32)
-        before = fixed_predictions(PoolOutputs(tuple(ids), ("a", "b"), probs), 3)
-        after = fixed_predictions(PoolOutputs(tuple(reversed(ids[300:])), ("a", "b"), probs[300:]), 3)
+        before = fixed_predictions(PoolPredictions(tuple(ids), ("a", "b"), probs), 3)
+        after = fixed_predictions(PoolPredictions(tuple(reversed(ids[300:])), ("a", "b"), probs[300:]), 3)
 
         assert len(before) == len(after) == FIXED_SET
         assert {name for name in before if int(name) >= 300} <= set(after)
@@ -130,7 +130,7 @@ class TestFixedPredictions:
 class TestNoise:
     def test_round_against_twin_on_the_images_of_the_twin(self):
         """B is asked of the round alone. Of a, c, d two agree; chance is (2 * 1 + 1 * 2 + 0) / 9."""
-        found = noise_of(outputs(0, 1, 1, 0), PoolOutputs(("a", "c", "d"), CLASSES, outputs(0, 1, 1).probs))
+        found = noise_of(outputs(0, 1, 1, 0), PoolPredictions(("a", "c", "d"), CLASSES, outputs(0, 1, 1).probs))
 
         assert found.images == 3
         assert found.agreed == pytest.approx(2 / 3)
@@ -161,7 +161,7 @@ class TestStored:
             ("r000002", 0, 0.75),
             ("r000004", 0, 0.75),
         ]
-        assert stored_marks(project)[0] == RoundMarks(
+        assert stored_marks(project)[0] == PredictionSnapshot(
             round_id="r000002", labels=0, accuracy=0.75, classes=CLASSES, predicted={"a": 0, "b": 1, "c": 2}
         )
 

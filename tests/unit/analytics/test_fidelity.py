@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ml_backend.analytics.history import Answer
 from ml_backend.analytics.order_audit import OrderFidelity, order_fidelity
-from ml_backend.schemas import Published
+from ml_backend.schemas import PublishedRanking
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -19,8 +19,10 @@ def at(minute: float) -> datetime:
     return NOON + timedelta(minutes=minute)
 
 
-def order(ids: str, minute: float = 0, version: str = "v1") -> Published:
-    return Published(version=version, round_id="r000001", image_ids=tuple(ids), seconds={}, published_at=at(minute))
+def order(ids: str, minute: float = 0, version: str = "v1") -> PublishedRanking:
+    return PublishedRanking(
+        version=version, round_id="r000001", image_ids=tuple(ids), seconds={}, published_at=at(minute)
+    )
 
 
 def answer(
@@ -227,7 +229,7 @@ class Room:
     rng: random.Random
     readers: int
     timed: bool
-    orders: list[Published] = field(default_factory=list)
+    orders: list[PublishedRanking] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
     screens: dict[str, tuple[str, float]] = field(default_factory=dict)

@@ -3,11 +3,11 @@
 from datetime import timedelta
 
 from ml_backend.analytics.history import strategy_history
-from ml_backend.schemas import Reason, RoundReport
+from ml_backend.schemas import RoundReport, RoundTrigger
 from tests.fakes import NOON, make_report, make_request
 
 
-def round_of(number: int, strategy: str, reason: Reason = "labels") -> RoundReport:
+def round_of(number: int, strategy: str, reason: RoundTrigger = "labels") -> RoundReport:
     round_id = f"r{number:06d}"
     request = make_request(round_id=round_id, strategy=strategy, reason=reason)
     return make_report(round_id).model_copy(update={"request": request, "started_at": NOON + timedelta(minutes=number)})

@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 import pytest
 
 from ml_backend.analytics import INSIGHT, ImageInsight, RoundInsight
-from ml_backend.analytics.agreement import AGREEMENT, RoundMarks
+from ml_backend.analytics.agreement import AGREEMENT, PredictionSnapshot
 from ml_backend.analytics.evaluation import PROOF_FILE, ActiveAgainstRandom
 from ml_backend.analytics.overview import Memory, Question, control_so_far, overview
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.sync import KeptTask, Mirror
-from ml_backend.schemas import Published
+from ml_backend.schemas import PublishedRanking
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.atomic import write_record
@@ -91,7 +91,7 @@ class TestControl:
         for number in (2, 3):
             later = {"fit": make_fit(), "started_at": NOON + timedelta(hours=number)}
             report = make_report(f"r{number:06d}").model_copy(update=later)
-            marks = RoundMarks(
+            marks = PredictionSnapshot(
                 round_id=report.request.round_id, labels=9, accuracy=0.5, classes=CLASSES, predicted={"5": 0, "6": 1}
             )
             project.save(report, None, None, {AGREEMENT: marks})
@@ -131,7 +131,7 @@ class TestReading:
         request = report.request.model_copy(update={"control_share": 0.5})
         found.save(report.model_copy(update={"request": request, "fit": make_fit()}), None, None)
         found.set_published(
-            Published(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+            PublishedRanking(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
         )
         ReadingStore(found.folder).keep_mirror(answered(1))
         return found

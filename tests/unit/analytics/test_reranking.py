@@ -7,13 +7,13 @@ import pytest
 
 from ml_backend.analytics.order_audit import order_standing
 from ml_backend.config import ProjectOptions
-from ml_backend.predictions import PoolOutputs
-from ml_backend.schemas import Published, RoundReport
+from ml_backend.predictions import PoolPredictions
+from ml_backend.schemas import PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import RoundBrief
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
 
-OUTPUTS = PoolOutputs(("1", "2"), CLASSES, np.full((2, 2, 3), 1 / 3, dtype=np.float32))
+OUTPUTS = PoolPredictions(("1", "2"), CLASSES, np.full((2, 2, 3), 1 / 3, dtype=np.float32))
 CHOSEN = ProjectOptions(strategy="entropy", batch_size=3)
 
 
@@ -34,7 +34,7 @@ def trained(round_id: str = "r000001", **request: object) -> RoundReport:
 def serve(project: ProjectStore, round_id: str = "r000001", *, wholly: bool = True) -> None:
     seconds = {"import": 1.0, "delete": 1.0} if wholly else {"import": 1.0}
     project.set_published(
-        Published(version="v", round_id=round_id, image_ids=("2",), seconds=seconds, published_at=NOON)
+        PublishedRanking(version="v", round_id=round_id, image_ids=("2",), seconds=seconds, published_at=NOON)
     )
 
 

@@ -5,14 +5,14 @@ import pytest
 
 from ml_backend.analytics import round_insight
 from ml_backend.analytics.history import uncertainties
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import Ranking
 from tests.fakes import make_report
 
 CLASSES = ("normal", "severe")
 # Image a: two passes that agree on a doubt. b: two sure passes that contradict each other. c: two sure ones that agree.
 PROBS = np.array([[[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]], dtype=np.float32)
-OUTPUTS = PoolOutputs(("a", "b", "c"), CLASSES, PROBS)
+OUTPUTS = PoolPredictions(("a", "b", "c"), CLASSES, PROBS)
 
 
 def insight(ranking: Ranking):
@@ -61,7 +61,7 @@ class TestRoundInsight:
         assert [one.image_id for one in found.batch] == ["c"]
 
     def test_empty_pool(self):
-        nothing = PoolOutputs((), CLASSES, PROBS[:0])
+        nothing = PoolPredictions((), CLASSES, PROBS[:0])
         ranking = Ranking(strategy="bald", image_ids=(), scores=(), batch_size=2)
         found = round_insight(make_report().model_copy(update={"ranking": ranking}), nothing)
 

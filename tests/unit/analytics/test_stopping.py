@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.analytics.agreement import Agreement, RoundMarks
+from ml_backend.analytics.agreement import Agreement, PredictionSnapshot
 from ml_backend.analytics.evaluation import ControlEstimate, control_estimate
 from ml_backend.analytics.stopping import reading_minutes, stop_advice
 from tests.unit.analytics.test_course import answered
@@ -19,14 +19,14 @@ class Story:
     flips: list[int]
     accuracies: list[float]
 
-    def marks(self) -> list[RoundMarks]:
+    def marks(self) -> list[PredictionSnapshot]:
         answers, start, found = [n % 2 for n in range(1000)], 0, []
         for number, (flips, accuracy) in enumerate(zip(self.flips, self.accuracies, strict=True), start=1):
             for image in range(start, start + flips):
                 answers[image % 1000] ^= 1
             start += flips
             found.append(
-                RoundMarks(
+                PredictionSnapshot(
                     round_id=f"r{number:06d}",
                     labels=50 + 20 * number,
                     accuracy=accuracy,

@@ -13,7 +13,7 @@ from ml_backend.demo.project import RoundBars, label_until
 from ml_backend.demo.view import PlainView
 from ml_backend.errors import RoundError
 from ml_backend.scheduling import Progress, QueueStatus
-from ml_backend.schemas import ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import ProjectKey, PublishedRanking, Ranking, RoundReport, RoundRequest
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 PUBLISHED = (
@@ -35,7 +35,7 @@ PUBLISHED = (
         seconds={},
         started_at=NOON,
     ),
-    Published(version="v1", round_id="r000001", image_ids=("7", "3"), seconds={}, published_at=NOON),
+    PublishedRanking(version="v1", round_id="r000001", image_ids=("7", "3"), seconds={}, published_at=NOON),
 )
 
 
@@ -66,7 +66,7 @@ class ScriptedFollower:
         self._claimed = 0
         self._polls_left = 3
         self._running = True
-        self.rounds: list[tuple[RoundReport, Published]] = []
+        self.rounds: list[tuple[RoundReport, PublishedRanking]] = []
         self.changes_while_running: list[int] = []
         self.rankings: dict[str, Sequence[str]] = {}
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from ml_backend.demo.order_check import Deviation, Fidelity, Served
 from ml_backend.demo.readers import Submission
 from ml_backend.demo.summary import RoundRow, Summary, delay, round_row, summary_table
-from ml_backend.schemas import FitReport, ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import FitReport, ProjectKey, PublishedRanking, Ranking, RoundReport, RoundRequest
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CLASSES = ("normal", "moderate", "severe")
@@ -56,7 +56,7 @@ def report(started_s: float, *, trained: bool = True) -> RoundReport:
     )
 
 
-PUBLISHED = Published(
+PUBLISHED = PublishedRanking(
     version="v1",
     round_id="r000012",
     image_ids=("1",),

@@ -8,7 +8,7 @@ import pytest
 from ml_backend.demo.view import STALL_S, RoundFollower
 from ml_backend.errors import RoundError
 from ml_backend.scheduling import LastError, Progress, QueueStatus
-from ml_backend.schemas import ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import ProjectKey, PublishedRanking, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
 
 KEY = ProjectKey(id=3, created=1_700_000_000)
@@ -55,7 +55,7 @@ class Scene:
         project = self.store.project(KEY)
         if round_id not in project.round_ids():
             project.save(report(round_id, started_at), None, None)
-        published = Published(
+        published = PublishedRanking(
             version=f"al-{round_id}", round_id=round_id, image_ids=("2", "1"), seconds=seconds, published_at=NOON
         )
         project.set_published(published)

@@ -13,7 +13,7 @@ from ml_backend.config import Settings
 from ml_backend.demo.images import draw_films
 from ml_backend.doctor.checks import Case, Check, Finding
 from ml_backend.doctor.runner import CHECKS, examine
-from ml_backend.schemas import Connection, ProjectKey, Published
+from ml_backend.schemas import Connection, ProjectKey, PublishedRanking
 from ml_backend.storage import RoundStore
 from tests.unit.label_studio.studio import LABEL_CONFIG
 from tests.unit.server.memory import MemoryQueue
@@ -83,7 +83,7 @@ class Installation:
         self.kept = store = RoundStore(folder)
         store.connect(Connection(project=KEY, hostname=STUDIO, label_config=LABEL_CONFIG))
         store.project(KEY).set_published(
-            Published(
+            PublishedRanking(
                 version="al-r000001-x", round_id="r000001", image_ids=("1", "2", "3"), seconds={},
                 published_at=datetime(2026, 1, 1, tzinfo=UTC),
             )

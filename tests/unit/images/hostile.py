@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ml_backend.images.decode import Trouble
+from ml_backend.images.decode import ImageErrorKind
 from tests.unit.images.files import chunk, deep_png, encode, film, png_header, ramp
 
 # As libvips writes 8,900 x 8,900 equal pixels with 12 bits a channel, in its slowest of ways to be decoded.
@@ -30,7 +30,7 @@ LARGE_AVIF = (
     b"&I0$u<WH#9I{TmUig|9_wj3m_&QQ3BTANNf-Q09@6Sr2"
 )
 
-Wanted: TypeAlias = Literal["a film"] | Trouble | None
+Wanted: TypeAlias = Literal["a film"] | ImageErrorKind | None
 
 SEED = 5
 PNG_START = b"\x89PNG\r\n\x1a\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.images.cache import BlobFolder
+from ml_backend.images.cache import DiskCache
 
 ENTRY_BYTES = 8192  # with its checksum: two blocks, on a disk whose blocks are no larger
 ENTRY = b"x" * (ENTRY_BYTES - 32)
@@ -17,18 +17,18 @@ def entries(folder: Path) -> list[Path]:
 
 
 def test_gives_back_what_was_put(tmp_path: Path) -> None:
-    blobs = BlobFolder(tmp_path)
+    blobs = DiskCache(tmp_path)
     blobs.put("a", b"one")
     blobs.put("../b", b"")
 
     assert (blobs.get("a"), blobs.get("../b"), blobs.get("c")) == (b"one", b"", None)
-    assert BlobFolder(tmp_path).get("a") == b"one"
+    assert DiskCache(tmp_path).get("a") == b"one"
     assert len(entries(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"x" * 40])
 def test_damaged_entry_is_not_there_until_it_is_put_again(tmp_path: Path, damage: bytes) -> None:
-    blobs = BlobFolder(tmp_path)
+    blobs = DiskCache(tmp_path)
     blobs.put("a", b"one")
     entries(tmp_path)[0].write_bytes(damage)
 
@@ -40,33 +40,33 @@ def test_damaged_entry_is_not_there_until_it_is_put_again(tmp_path: Path, damage
 def test_disk_that_refuses_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     with caplog.at_level(logging.WARNING):
-        BlobFolder(tmp_path / "file").put("a", b"one")
+        DiskCache(tmp_path / "file").put("a", b"one")
 
     assert "cannot be written" in caplog.text
-    assert BlobFolder(tmp_path / "file").get("a") is None
+    assert DiskCache(tmp_path / "file").get("a") is None
 
 
 def test_trim_drops_what_was_not_used_for_longest(tmp_path: Path) -> None:
-    blobs = BlobFolder(tmp_path)
+    blobs = DiskCache(tmp_path)
     for age, key in enumerate(["new", "middle", "old"]):
         blobs.put(key, ENTRY)
         newest = max(entries(tmp_path), key=lambda path: path.stat().st_mtime_ns)
         os.utime(newest, (1e9 - age, 1e9 - age))
     assert blobs.get("old") is not None  # which makes it the most recently used
 
-    assert BlobFolder(tmp_path, 2 * ENTRY_BYTES).trim() == ENTRY_BYTES
+    assert DiskCache(tmp_path, 2 * ENTRY_BYTES).trim() == ENTRY_BYTES
     assert [blobs.get(key) is None for key in ("new", "middle", "old")] == [False, True, False]
-    assert BlobFolder(tmp_path, 2 * ENTRY_BYTES).trim() == 0
+    assert DiskCache(tmp_path, 2 * ENTRY_BYTES).trim() == 0
 
 
 def test_small_entries_count_as_what_they_take_on_the_disk(tmp_path: Path) -> None:
-    BlobFolder(tmp_path).put("a", b"xyz")
+    DiskCache(tmp_path).put("a", b"xyz")
 
-    assert BlobFolder(tmp_path, 4095).trim() == 4096
+    assert DiskCache(tmp_path, 4095).trim() == 4096
 
 
 def test_limit_holds_while_entries_come_in(tmp_path: Path) -> None:
-    blobs = BlobFolder(tmp_path, 16 * ENTRY_BYTES)
+    blobs = DiskCache(tmp_path, 16 * ENTRY_BYTES)
     for key in range(60):
         blobs.put(str(key), ENTRY)
         assert len(entries(tmp_path)) <= 16 + 2  # an eighth more
@@ -78,31 +78,31 @@ def test_limit_holds_while_entries_come_in(tmp_path: Path) -> None:
 
 def test_walks_only_where_it_may_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     walked: list[int] = []
-    walk = BlobFolder._walk
+    walk = DiskCache._walk
 
-    def counting(self: BlobFolder, limit_bytes: int) -> int:
+    def counting(self: DiskCache, limit_bytes: int) -> int:
         walked.append(limit_bytes)
         return walk(self, limit_bytes)
 
-    monkeypatch.setattr(BlobFolder, "_walk", counting)
-    blobs = BlobFolder(tmp_path, 10**6)
+    monkeypatch.setattr(DiskCache, "_walk", counting)
+    blobs = DiskCache(tmp_path, 10**6)
     blobs.put("a", b"one")
     blobs.trim()
     blobs.trim()
-    BlobFolder(tmp_path, 10**6).trim()  # another process, that put nothing
-    BlobFolder(tmp_path, 2 * 10**6).trim()
+    DiskCache(tmp_path, 10**6).trim()  # another process, that put nothing
+    DiskCache(tmp_path, 2 * 10**6).trim()
     assert walked == [10**6]
 
-    BlobFolder(tmp_path, 10**5).trim()  # the limit was lowered
+    DiskCache(tmp_path, 10**5).trim()  # the limit was lowered
     assert walked == [10**6, 10**5]
 
-    BlobFolder(tmp_path).put("b", b"two")  # by a process that died before it trimmed
-    BlobFolder(tmp_path, 10**6).trim()
+    DiskCache(tmp_path).put("b", b"two")  # by a process that died before it trimmed
+    DiskCache(tmp_path, 10**6).trim()
     assert walked == [10**6, 10**5, 10**6]
 
 
 def test_without_a_limit_nothing_is_dropped(tmp_path: Path) -> None:
-    blobs = BlobFolder(tmp_path)
+    blobs = DiskCache(tmp_path)
     blobs.put("a", ENTRY)
 
     assert blobs.trim() == 0
@@ -110,7 +110,7 @@ def test_without_a_limit_nothing_is_dropped(tmp_path: Path) -> None:
 
 
 def test_nothing_was_ever_put(tmp_path: Path) -> None:
-    assert BlobFolder(tmp_path / "none", 0).trim() == 0
+    assert DiskCache(tmp_path / "none", 0).trim() == 0
 
 
 def test_trim_sweeps_up_after_a_process_that_died(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_trim_sweeps_up_after_a_process_that_died(tmp_path: Path) -> None:
         path.write_bytes(b"half")
     os.utime(dead, (1e9, 1e9))
 
-    BlobFolder(tmp_path, 0).trim()
+    DiskCache(tmp_path, 0).trim()
 
     assert not dead.exists()
     assert running.exists()
@@ -130,7 +130,7 @@ def put_get_and_trim(folder: str, number: int, answers: "Queue[tuple[int, int, l
     """In a process of its own: the same keys as its twin, each with its own content, room for half of them."""
     spoken: list[str] = []
     logging.getLogger("ml_backend").addHandler(_Listener(spoken))
-    blobs = BlobFolder(Path(folder), 10 * ENTRY_BYTES)
+    blobs = DiskCache(Path(folder), 10 * ENTRY_BYTES)
     found = wrong = 0
     for turn in range(300):
         key = str((turn * 7 + number) % 20)
@@ -141,7 +141,7 @@ def put_get_and_trim(folder: str, number: int, answers: "Queue[tuple[int, int, l
             found += payload is not None
             wrong += payload not in (None, other.encode() * 4000)
         if turn % 5 == 0:
-            BlobFolder(Path(folder), 10 * ENTRY_BYTES)._walk(5 * ENTRY_BYTES)
+            DiskCache(Path(folder), 10 * ENTRY_BYTES)._walk(5 * ENTRY_BYTES)
     blobs.trim()
     answers.put((found, wrong, spoken))
 
@@ -170,16 +170,16 @@ def test_two_processes_put_read_and_trim_at_once(tmp_path: Path) -> None:
     assert all(found > 0 for found, _, _ in told)
     assert [(wrong, spoken) for _, wrong, spoken in told] == [(0, []), (0, [])]
     assert not list(tmp_path.glob("*/*.beside"))
-    BlobFolder(tmp_path, 10 * ENTRY_BYTES).trim()
+    DiskCache(tmp_path, 10 * ENTRY_BYTES).trim()
     assert sum(path.stat().st_size for path in entries(tmp_path)) <= 10 * ENTRY_BYTES
 
 
 def test_what_cannot_be_dropped_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    blobs = BlobFolder(tmp_path)
+    blobs = DiskCache(tmp_path)
     (tmp_path / "aa" / "a folder").mkdir(parents=True)
     blobs.put("a", b"xyz")
 
-    BlobFolder(tmp_path, 0).trim()
+    DiskCache(tmp_path, 0).trim()
 
     assert blobs.get("a") is None
     assert "a folder cannot be dropped" in caplog.text

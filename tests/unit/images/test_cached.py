@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.cache import BlobFolder, ImageCache, content_digests
+from ml_backend.images.cache import DiskCache, ImageCache, content_digests
 from ml_backend.images.source import FolderSource
 from ml_backend.schemas import ImageRef
 
@@ -155,7 +155,7 @@ class TestSize:
 
     def forget_size(self, folder: Path) -> None:
         """As an earlier version kept the pixels: without what stands behind them."""
-        pixels = BlobFolder(folder / "pixels")
+        pixels = DiskCache(folder / "pixels")
         [key] = {ImageCache(CountingSource({}), folder, 32).key(ref(uri)) for uri in ("wide", "again")} - {None}
         pixels.put(str(key), (pixels.get(str(key)) or b"")[: 32 * 32])
 

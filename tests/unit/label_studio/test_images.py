@@ -11,7 +11,7 @@ from ml_backend.config import ImageHosts
 from ml_backend.errors import ImageError, LabelStudioError
 from ml_backend.images.source import ImageSource
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.external_images import Elsewhere
+from ml_backend.label_studio.external_images import ExternalImageFetcher
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.schemas import ImageRef
 
@@ -81,7 +81,9 @@ def images(
 ) -> LabelStudioImages:
     client = LabelStudioClient(url, "secret", transport=httpx.MockTransport(web), retries=1)
     internet = internet or Internet()
-    elsewhere = Elsewhere(ImageHosts.parse(hosts), max_bytes=max_bytes, network=internet, resolve=internet.resolve)
+    elsewhere = ExternalImageFetcher(
+        ImageHosts.parse(hosts), max_bytes=max_bytes, network=internet, resolve=internet.resolve
+    )
     return LabelStudioImages(client, HOSTNAME, max_bytes=max_bytes, elsewhere=elsewhere)
 
 

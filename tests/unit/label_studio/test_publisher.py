@@ -17,7 +17,7 @@ from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.publisher import KEEP_AT_LEAST, LabelStudioPublisher, expired
 from ml_backend.rounds.interfaces import Publisher, no_guard
-from ml_backend.schemas import ImportedVersion, ProjectKey, Published, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import ImportedVersion, ProjectKey, PublishedRanking, Ranking, RoundReport, RoundRequest
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
 
@@ -91,14 +91,14 @@ def _chosen(request: httpx.Request) -> set[int]:
     return set(json.loads(request.url.params["query"])["selectedItems"]["included"])
 
 
-class Store(list[Published]):
+class Store(list[PublishedRanking]):
     """Keeps what was published and what was imported, like ProjectStore."""
 
     def __init__(self) -> None:
         super().__init__()
         self.imported: tuple[ImportedVersion, ...] = ()
 
-    def set_published(self, published: Published) -> None:
+    def set_published(self, published: PublishedRanking) -> None:
         self.append(published)
 
     def imported_versions(self) -> tuple[ImportedVersion, ...]:

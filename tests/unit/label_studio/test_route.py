@@ -23,7 +23,7 @@ from ml_backend.doctor.checks import Case
 from ml_backend.doctor.runner import examine
 from ml_backend.errors import LabelStudioError, QueueError, RequestRefused, SettingsError, Unreachable
 from ml_backend.label_studio.client import LABEL_STUDIO, LabelStudioClient, Route, label_studio_version
-from ml_backend.label_studio.external_images import Elsewhere
+from ml_backend.label_studio.external_images import ExternalImageFetcher
 from ml_backend.scheduling import RoundQueue, connect_redis
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -231,9 +231,9 @@ class TestCertificates:
         with studio(certificates["here"]) as (url, _):
             hosts = ImageHosts.parse(url.removeprefix("https://"))
             with pytest.raises(OSError, match=r"is not trusted .*set SSL_CERT_FILE"):
-                Elsewhere(hosts, max_bytes=1000).get(url, time.monotonic() + 30)
+                ExternalImageFetcher(hosts, max_bytes=1000).get(url, time.monotonic() + 30)
             monkeypatch.setenv("CURL_CA_BUNDLE", str(certificates["here"]))
-            assert Elsewhere(hosts, max_bytes=1000).get(url, time.monotonic() + 30).content == SOUND[2]
+            assert ExternalImageFetcher(hosts, max_bytes=1000).get(url, time.monotonic() + 30).content == SOUND[2]
 
     def test_nothing_is_asked_twice(self, certificates, monkeypatch):
         """A worker that waits minutes for a Label Studio that starts must not wait for a certificate."""

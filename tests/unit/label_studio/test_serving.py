@@ -6,7 +6,7 @@ import pytest
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.publisher import Serving, is_lost, read_serving, serving_problems
-from ml_backend.schemas import ImportedVersion, Published
+from ml_backend.schemas import ImportedVersion, PublishedRanking
 from tests.fakes import NOON
 
 WHOLE = Serving(
@@ -128,7 +128,7 @@ def test_the_published_ranking_is_our_own_whatever_is_on_record():
     """A data folder of an earlier version may lack it; what is lost is published again all the same."""
     transport = httpx.MockTransport(lambda request: httpx.Response(200, json=[{}] if "ml" in request.url.path else {}))
     name = "al-r000009-bald-0a1b2c"
-    published = Published(version=name, round_id="r000009", image_ids=("1",), seconds={}, published_at=NOON)
+    published = PublishedRanking(version=name, round_id="r000009", image_ids=("1",), seconds={}, published_at=NOON)
 
     client = LabelStudioClient("http://ls", "k", transport=transport)
     serving = read_serving(client, {"id": 7, "model_version": name}, {1}, published, pytest.fail)
@@ -157,7 +157,7 @@ def test_backends_are_asked_for_only_where_the_ranking_is_lost(held, backends, u
         return httpx.Response(200, json={"static": [{"model_version": "al-1", "count": held}]})
 
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(answer))
-    published = Published(version="al-1", round_id="r1", image_ids=("1", "3"), seconds={}, published_at=NOON)
+    published = PublishedRanking(version="al-1", round_id="r1", image_ids=("1", "3"), seconds={}, published_at=NOON)
     serving = read_serving(client, {"id": 7, "model_version": "al-1"}, {1, 3}, published, list, user=user)
 
     assert serving.connected == connected
@@ -168,7 +168,9 @@ def test_is_read_from_the_project_and_its_versions():
     row = {"id": 7, "model_version": "al-1", "sampling": "Uncertainty sampling", "maximum_annotations": 1}
     answer = {"static": [{"model_version": "al-1", "count": 2}, {"model_version": "al-0", "count": 9}]}
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
-    published = Published(version="al-1", round_id="r1", image_ids=("1", "2", "3"), seconds={}, published_at=NOON)
+    published = PublishedRanking(
+        version="al-1", round_id="r1", image_ids=("1", "2", "3"), seconds={}, published_at=NOON
+    )
 
     serving = read_serving(LabelStudioClient("http://ls", "k", transport=transport), row, {1, 3, 9}, published, list)
 
@@ -192,7 +194,7 @@ def test_as_many_predictions_need_not_be_the_published_ones(imported_at, newest,
     transport = httpx.MockTransport(
         lambda request: httpx.Response(200, json=backends if request.url.path == "/api/ml" else answer)
     )
-    published = Published(
+    published = PublishedRanking(
         version="al-1", round_id="r1", image_ids=("1",), seconds={}, published_at=NOON, imported_at=imported_at
     )
     client = LabelStudioClient("http://ls", "k", transport=transport)

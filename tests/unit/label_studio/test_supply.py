@@ -2,10 +2,10 @@ import pytest
 
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.publisher import left_at_least, low_water, wanted
-from ml_backend.schemas import Published
+from ml_backend.schemas import PublishedRanking
 from tests.fakes import NOON
 
-SERVED = Published(
+SERVED = PublishedRanking(
     version="v", round_id="r000001", image_ids=("1", "2", "3"), annotations=10, seconds={}, published_at=NOON
 )
 

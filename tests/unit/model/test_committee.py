@@ -12,7 +12,7 @@ from ml_backend.errors import RoundError, WeightsError
 from ml_backend.images.source import FolderSource
 from ml_backend.model.ensemble import CommitteeLearner, Folds, Tell, make_learner
 from ml_backend.model.learner import LearnerStage, McDropoutLearner
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner
 from ml_backend.rounds.split import fold_split
@@ -146,7 +146,7 @@ class TestOutputs:
         last = it._members[-1]
         whole = last.outputs
 
-        def without_the_first(images: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+        def without_the_first(images: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
             return whole(images[1:], needs)
 
         last.outputs = without_the_first  # type: ignore[method-assign,assignment]

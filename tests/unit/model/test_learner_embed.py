@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from ml_backend.images.cache import BlobFolder
+from ml_backend.images.cache import DiskCache
 from ml_backend.model.ensemble import CommitteeLearner
 from ml_backend.model.features import FOLDER, kept_row
 from tests.unit.model.phantom_films import BOTH, CLASSES, labelled, learner, pool
@@ -48,7 +48,7 @@ class TestEmbed:
         computed = learner(films, cache).embed(pool(films, 57, 61))
         found = learner(films, cache).embed(pool(films, 57, 61))
 
-        kept = [kept_row(BlobFolder(cache / FOLDER), key) for key in found.keys]
+        kept = [kept_row(DiskCache(cache / FOLDER), key) for key in found.keys]
         assert found.keys == computed.keys
         assert len(set(found.keys)) == len(found.image_ids) == 3
         assert np.array_equal(np.stack([row for row in kept if row is not None]), computed.features)

@@ -14,7 +14,7 @@ from ml_backend.model.features import BATCH, FeatureExtractor
 from ml_backend.model.hardware import Arithmetic
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.scoring import SHARD_IMAGES, FittedNetwork
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.schemas import ImageRef
 
@@ -58,7 +58,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, network: McDropoutClassifie
     return FittedNetwork(network, CLASSES, extractor, network.head.masks(4, seed=0))
 
 
-def outputs(fitted: FittedNetwork, pool: Sequence[ImageRef], needs: frozenset[Need] = PROBS) -> PoolOutputs:
+def outputs(fitted: FittedNetwork, pool: Sequence[ImageRef], needs: frozenset[Need] = PROBS) -> PoolPredictions:
     return fitted.outputs(pool, needs, list[int]().append)
 
 

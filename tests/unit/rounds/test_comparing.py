@@ -8,7 +8,7 @@ import pytest
 
 from ml_backend.analytics.evaluation import ActiveAgainstRandom, ControlLabel, LabelsByOrigin
 from ml_backend.errors import TooFewLabels
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.evaluation import active_against_random, table
 from ml_backend.schemas import FitReport, ImageRef, Label
@@ -48,12 +48,12 @@ class Knowing(FakeLearner):
         self._learned = learned
         return super().fit(train, validation, classes)
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         self._log.append((self._learned, [image.id for image in pool]))
         right = [int(image.id) % 10 < self._knows for image in pool]
         answers = [int(i.id) % 3 if ok else (int(i.id) + 1) % 3 for i, ok in zip(pool, right, strict=True)]
         probs = np.eye(3, dtype=np.float32)[answers][:, None].repeat(2, axis=1)
-        return PoolOutputs(tuple(image.id for image in pool), self._classes, probs)
+        return PoolPredictions(tuple(image.id for image in pool), self._classes, probs)
 
 
 def compared(labels: LabelsByOrigin, chosen_help: int = 8, chance_helps: int = 5):

@@ -1,13 +1,13 @@
 """What a round sees is noted as it is seen."""
 
-from ml_backend.rounds.replay import NotedInputs
+from ml_backend.rounds.replay import RecordingLabelSource
 from tests.fakes import CLASSES, FakeLabels, make_annotation, make_image, one_reader
 
 
 def test_notes_the_labels_and_the_pool_in_the_order_of_their_ids():
     """Numbers in their own order: 9 before 10; a skip is no label."""
     annotations = [make_annotation(10, "severe"), make_annotation(9, "normal"), make_annotation(8, None)]
-    inputs = NotedInputs(FakeLabels(annotations, [make_image(12), make_image(11)]), one_reader)
+    inputs = RecordingLabelSource(FakeLabels(annotations, [make_image(12), make_image(11)]), one_reader)
 
     assert inputs.consensus(inputs.annotations(), CLASSES) == one_reader(annotations, CLASSES)
     assert inputs.unlabelled()[0] == [make_image(12), make_image(11)]
@@ -18,6 +18,6 @@ def test_notes_the_labels_and_the_pool_in_the_order_of_their_ids():
 
 
 def test_before_a_round_has_seen_anything_there_is_nothing():
-    noted = NotedInputs(FakeLabels(), one_reader).noted()
+    noted = RecordingLabelSource(FakeLabels(), one_reader).noted()
 
     assert (noted.labels, noted.pool) == ((), ())

@@ -15,23 +15,32 @@ from ml_backend.analytics import INSIGHT, RoundInsight
 from ml_backend.analytics.agreement import NOISE, rounds_with, stored_marks, stored_noise
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import EmptyPool, RequestRefused, RoundError, SettingsError, StorageError, UnknownProject
-from ml_backend.images.cache import BlobFolder
+from ml_backend.images.cache import DiskCache
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.publisher import LabelStudioPublisher
 from ml_backend.model import checkpoint, scoring
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.scoring import machine
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds import live
 from ml_backend.rounds import live as assembly
 from ml_backend.rounds import live as reranking
 from ml_backend.rounds import live as rounds
 from ml_backend.rounds import live as world
 from ml_backend.rounds.interfaces import RoundParts, no_progress
-from ml_backend.rounds.reuse import RerankParts, StoredPasses, TurnsPublisher
+from ml_backend.rounds.reuse import LockedPublisher, RerankParts, StoredPasses
 from ml_backend.rounds.sharding import ShardedLearner
-from ml_backend.schemas import Connection, Label, ProjectKey, Published, Ranking, Reason, RoundReport, RoundRequest
+from ml_backend.schemas import (
+    Connection,
+    Label,
+    ProjectKey,
+    PublishedRanking,
+    Ranking,
+    RoundReport,
+    RoundRequest,
+    RoundTrigger,
+)
 from ml_backend.seeding import derive
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
 from ml_backend.storage.annotations import ReadingStore
@@ -82,9 +91,9 @@ def run(tmp_path, monkeypatch):
     def begin(
         project: dict[str, Any] = PROJECT,
         key: ProjectKey = KEY,
-        reason: Reason = "labels",
+        reason: RoundTrigger = "labels",
         during: Callable[[RoundParts], object] = lambda _parts: None,
-        learn: Callable[[], Reason] = lambda: "forced",
+        learn: Callable[[], RoundTrigger] = lambda: "forced",
         *,
         tasks: Sequence[dict[str, Any]] = (),
         **settings: Any,
@@ -190,7 +199,7 @@ class TestTopUp:
         """Two images are served, of a pool that holds none but them."""
         project = RoundStore(tmp_path).project(KEY)
         project.save(make_report(), None, None)
-        served = Published(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+        served = PublishedRanking(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
         project.set_published(served)
 
         (report, published), calls = run(reason="topup")
@@ -209,7 +218,7 @@ class TestCopies:
     def read(self, parts: RoundParts, tmp_path: Path) -> list[str]:
         """What the round looks at; two of the images are one."""
         pool = [image.id for image in parts.labels.unlabelled()[0]]
-        hashes = BlobFolder(tmp_path / "cache" / "images" / "hashes")
+        hashes = DiskCache(tmp_path / "cache" / "images" / "hashes")
         for number, digest in ((1, b"x"), (2, b"y"), (3, b"x")):
             hashes.put(f"http://films.example/{number}.png", digest)
         return pool
@@ -220,18 +229,18 @@ class TestCopies:
         ranking = Ranking(strategy="random", image_ids=("3", "2", "1"), scores=(0.9, 0.5, 0.1), batch_size=1)
         project.save(make_report().model_copy(update={"ranking": ranking}), None, None)
         project.set_published(
-            Published(version="v", round_id="r000001", image_ids=("3", "2", "1"), seconds={}, published_at=NOON)
+            PublishedRanking(version="v", round_id="r000001", image_ids=("3", "2", "1"), seconds={}, published_at=NOON)
         )
         return project
 
     def test_leave_the_order_and_the_next_pool(self, run, served, tmp_path, monkeypatch):
         published = []
 
-        def publish(self: object, report: RoundReport, guard: object) -> Published:
+        def publish(self: object, report: RoundReport, guard: object) -> PublishedRanking:
             published.append(report.ranking.image_ids)
             order = served.published()
             assert order is not None
-            changed: Published = order.model_copy(update={"image_ids": report.ranking.image_ids})
+            changed: PublishedRanking = order.model_copy(update={"image_ids": report.ranking.image_ids})
             return changed
 
         monkeypatch.setattr(LabelStudioPublisher, "publish", publish)
@@ -243,7 +252,7 @@ class TestCopies:
         assert len(published) == 1
 
     def test_a_label_studio_that_refuses_makes_no_round_fail(self, run, served, tmp_path, monkeypatch):
-        def publish(*_: object) -> Published:
+        def publish(*_: object) -> PublishedRanking:
             raise RequestRefused("busy", 500)
 
         monkeypatch.setattr(LabelStudioPublisher, "publish", publish)
@@ -265,7 +274,7 @@ class TestServed:
         project.save(make_report().model_copy(update={"inputs": "same"}), None, None)
         ReadingStore(project.folder).keep_learned("r000001", {"1.1": "a"})
         seconds = {"delete": 0.1}
-        served = Published(version="v", round_id="r000001", image_ids=("2",), seconds=seconds, published_at=NOON)
+        served = PublishedRanking(version="v", round_id="r000001", image_ids=("2",), seconds=seconds, published_at=NOON)
         project.set_published(served)
         return served
 
@@ -305,16 +314,16 @@ def ranked(tmp_path, monkeypatch):
         options=options.model_dump(mode="json"),
     )
     report = make_report().model_copy(update={"request": asked, "fit": make_fit()})
-    outputs = PoolOutputs(("2", "1"), ("normal", "severe"), np.full((2, 2, 2), 0.5, dtype=np.float32))
+    outputs = PoolPredictions(("2", "1"), ("normal", "severe"), np.full((2, 2, 2), 0.5, dtype=np.float32))
     ReadingStore(project.folder).keep_learned("r000001", {"1.1": "a"})
     project.save(report, outputs, None)
-    served = Published(
+    served = PublishedRanking(
         version="v", round_id="r000001", image_ids=("2", "1"), seconds={"delete": 0.1}, published_at=NOON
     )
     project.set_published(served)
     found: dict[str, Any] = {}
 
-    def keep(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tuple[RoundReport, Published]:
+    def keep(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tuple[RoundReport, PublishedRanking]:
         found.update(request=request, base=base, parts=parts)
         return report, served
 
@@ -381,11 +390,11 @@ class TestRerank:
         project.save(saved, None, None)
         published: list[RoundReport] = []
 
-        def publish(_self: TurnsPublisher, report: RoundReport, _guard: Callable[[], None]) -> Published:
+        def publish(_self: LockedPublisher, report: RoundReport, _guard: Callable[[], None]) -> PublishedRanking:
             published.append(report)
-            return Published(version="w", round_id="r000002", image_ids=("2",), seconds={}, published_at=NOON)
+            return PublishedRanking(version="w", round_id="r000002", image_ids=("2",), seconds={}, published_at=NOON)
 
-        monkeypatch.setattr(TurnsPublisher, "publish", publish)
+        monkeypatch.setattr(LockedPublisher, "publish", publish)
 
         run(reason="rerank")
 
@@ -427,7 +436,7 @@ class TestRerankAfterAnUpgrade:
 
         learned: list[str] = []
 
-        def learn() -> Reason:
+        def learn() -> RoundTrigger:
             learned.append("changes taken")
             return "connected"
 
@@ -513,10 +522,10 @@ class TestWhatIsNoted:
 
     def test_what_is_published_notes_how_many_annotations_there_were(self, tmp_path):
         project = RoundStore(tmp_path).project(KEY)
-        served = Published(version="v", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
+        served = PublishedRanking(version="v", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
 
         class Publisher:
-            def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+            def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
                 return served
 
         class Client:
@@ -542,7 +551,7 @@ class TestNoise:
             found.append((FakeLearner(), twin))
             return found[-1][0]
 
-        monkeypatch.setattr(world.World, "learner", learner)
+        monkeypatch.setattr(world.ProjectContext, "learner", learner)
         return found
 
     @staticmethod
@@ -587,7 +596,7 @@ class TestNoise:
         monkeypatch.setenv("AL_LABEL_STUDIO_API_KEY", "k")
         settings = Settings(data_dir=tmp_path, label_studio_url="http://ls", label_studio_api_key="k", device="cpu")
         RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
-        with world.world_of(settings, KEY) as it:
+        with world.open_project(settings, KEY) as it:
             for twin in (False, True):
                 it.learner(ProjectOptions(seed=4), no_progress, twin=twin)
 
@@ -601,10 +610,10 @@ class TestTypicalFirst:
     def test_two_rounds_where_the_owner_wants_it(self, tmp_path, run, monkeypatch, cold_start, runs):
         monkeypatch.setenv("AL_COLD_START", cold_start)
         project = RoundStore(tmp_path).project(KEY)
-        served = Published(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+        served = PublishedRanking(version="v", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
         seen = []
 
-        def random_then_typical(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Published]:
+        def random_then_typical(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, PublishedRanking]:
             seen.append((request.round_id, request.cold_start, parts.serving()))
             report = make_report(request.round_id)
             project.set_published(served)

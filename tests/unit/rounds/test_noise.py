@@ -8,7 +8,7 @@ from ml_backend.errors import RoundError, StaleRound
 from ml_backend.registry import Need
 from ml_backend.rounds import seed_noise as noise
 from ml_backend.rounds.interfaces import Learner, Progress, no_guard, no_progress
-from ml_backend.rounds.seed_noise import Witness, ask_twin, twin_is_due
+from ml_backend.rounds.seed_noise import RecordingLearner, measure_seed_noise, seed_noise_is_due
 from ml_backend.schemas import FitReport, Label
 from ml_backend.seeding import fixed_set
 from tests.fakes import CLASSES, FakeLearner, make_image
@@ -21,7 +21,7 @@ LABELS = [Label(image=make_image(number), value=CLASSES[number % 3], raters=1) f
 @pytest.fixture
 def witness():
     """Of a round that trained on 6 labels, validated on 3, and could not read one image of the pool."""
-    seen = Witness(FakeLearner(unreadable=["100"]))
+    seen = RecordingLearner(FakeLearner(unreadable=["100"]))
     seen.fit(LABELS[:6], LABELS[6:], CLASSES)
     seen.outputs(POOL, PROBS)
     return seen
@@ -58,12 +58,14 @@ class TestTwinIsDue:
         trained_ids = [f"r{number:06d}" for number in range(1, trained + 1)]
         measured_ids = [f"r{int(name[1:]):06d}" for name in measured]
 
-        assert twin_is_due(trained_ids, measured_ids, every) is due
+        assert seed_noise_is_due(trained_ids, measured_ids, every) is due
 
 
 class TestAskTwin:
-    def ask(self, witness, build, make_way=no_guard, progress=no_progress, most=10):
-        return ask_twin(witness, build, seed=3, most=most, progress=progress, make_way=make_way)
+    def ask(self, witness, build, raise_if_preempted=no_guard, progress=no_progress, most=10):
+        return measure_seed_noise(
+            witness, build, seed=3, most=most, progress=progress, raise_if_preempted=raise_if_preempted
+        )
 
     def test_same_labels_same_split_and_only_the_fixed_set(self, witness):
         twin = FakeLearner()
@@ -81,7 +83,7 @@ class TestAskTwin:
         def build(tell: Progress) -> Learner:
             raise AssertionError("nobody asked")
 
-        assert self.ask(Witness(FakeLearner()), build) is None
+        assert self.ask(RecordingLearner(FakeLearner()), build) is None
 
     def test_its_stage_is_told_as_one(self, witness):
         told = []
@@ -104,7 +106,7 @@ class TestAskTwin:
         monkeypatch.setattr(noise, "ASK_INTERVAL_S", 0.0)
         asked = []
 
-        def make_way() -> None:
+        def raise_if_preempted() -> None:
             asked.append(1)
             if len(asked) == 4:
                 raise StaleRound("a round waits")
@@ -115,15 +117,15 @@ class TestAskTwin:
             built.append(TellingLearner(tell))
             return built[0]
 
-        assert self.ask(witness, build, make_way) is None
+        assert self.ask(witness, build, raise_if_preempted) is None
         assert built[0].fits == []
         assert len(asked) == 4
 
     def test_is_not_begun_where_a_round_waits(self, witness):
-        def make_way() -> None:
+        def raise_if_preempted() -> None:
             raise StaleRound("a round waits")
 
         def build(tell: Progress) -> Learner:
             raise AssertionError("nobody asked")
 
-        assert self.ask(witness, build, make_way) is None
+        assert self.ask(witness, build, raise_if_preempted) is None

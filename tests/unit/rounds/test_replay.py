@@ -15,16 +15,16 @@ from ml_backend.acquisition import CatalogStrategy
 from ml_backend.cli import app
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import StorageError
-from ml_backend.images.cache import BlobFolder
-from ml_backend.predictions import ImageFeatures, LastLayerGradients, PoolOutputs
+from ml_backend.images.cache import DiskCache
+from ml_backend.predictions import ImageFeatures, LastLayerGradients, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds import replay as replaying
 from ml_backend.rounds.interfaces import Learner, RoundParts
-from ml_backend.rounds.live import SealedRounds
-from ml_backend.rounds.replay import NotedInputs, Replay
+from ml_backend.rounds.live import ManifestWriter
+from ml_backend.rounds.replay import RecordingLabelSource, Replay
 from ml_backend.rounds.reuse import RerankParts, StoredPasses, rerank
 from ml_backend.rounds.run import run_round
-from ml_backend.rounds.seed_noise import Witness
+from ml_backend.rounds.seed_noise import RecordingLearner
 from ml_backend.schemas import Connection, ImageRef, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.rounds import sha256_of
@@ -52,7 +52,7 @@ class SeeingLearner(FakeLearner):
 
     def __init__(self, unreadable: Sequence[str], cache: Path) -> None:
         super().__init__(unreadable)
-        self._kept = BlobFolder(cache / "features")
+        self._kept = DiskCache(cache / "features")
 
     def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
         seen = super().embed(images)
@@ -61,7 +61,7 @@ class SeeingLearner(FakeLearner):
             self._kept.put(key, row.astype("<f4").tobytes())
         return replace(seen, keys=keys)
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         outputs = super().outputs(pool, needs)
         rows = np.stack([np.random.default_rng(int(i)).normal(size=6) for i in outputs.image_ids]).astype(np.float32)
         if "features" in needs:
@@ -79,20 +79,22 @@ def cache_key(image_id: str) -> str:
 class Keeps:
     """A round's store, as the live rounds have it."""
 
-    def __init__(self, project: ProjectStore, inputs: NotedInputs, learner: Witness | None = None) -> None:
+    def __init__(
+        self, project: ProjectStore, inputs: RecordingLabelSource, learner: RecordingLearner | None = None
+    ) -> None:
         seen = {} if learner is None else {"features": learner.start_features}
-        self._rounds = SealedRounds(project, inputs, "cpu", **seen)
+        self._rounds = ManifestWriter(project, inputs, "cpu", **seen)
 
-    def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
         self._rounds.save(report, outputs, learner, {})
 
 
 def a_round(project: ProjectStore, strategy: str = "entropy", *, annotations: Any = LABELLED, **changes: object) -> str:
     """Run a round and keep it; its id."""
-    inputs = NotedInputs(FakeLabels(annotations, POOL), one_reader)
+    inputs = RecordingLabelSource(FakeLabels(annotations, POOL), one_reader)
     round_id = project.next_round_id()
     request = make_request(round_id=round_id, strategy=strategy, options=OPTIONS, **changes)
-    learner = Witness(SeeingLearner(["103"], project.folder / "cache"))
+    learner = RecordingLearner(SeeingLearner(["103"], project.folder / "cache"))
     parts = RoundParts(
         labels=inputs,
         consensus=inputs.consensus,
@@ -115,7 +117,7 @@ def ranked_anew(project: ProjectStore, base_id: str, strategy: str) -> str:
     """Another strategy from the passes of a round, over a pool that has lost an image and won one."""
     base, kept = project.report(base_id), project.outputs(base_id)
     assert kept is not None
-    inputs = NotedInputs(FakeLabels(LABELLED, (*POOL[1:], make_image(900))), one_reader)
+    inputs = RecordingLabelSource(FakeLabels(LABELLED, (*POOL[1:], make_image(900))), one_reader)
     round_id = project.next_round_id()
     changes = {"round_id": round_id, "reason": "rerank", "strategy": strategy}
     request = base.request.model_copy(update=changes)
@@ -232,7 +234,7 @@ class TestStartThatCannotBeMadeAgain:
     def test_an_image_that_was_dropped_and_one_that_was_computed_anew(self, project):
         """On another machine its last bits may be others, under the same key."""
         a_typical_start(project)
-        kept = BlobFolder(project.folder / "cache" / "features")
+        kept = DiskCache(project.folder / "cache" / "features")
         kept.put(cache_key("105"), b"half")
         kept.put(cache_key("107"), np.ones(10, "<f4").tobytes())
         kept._path(cache_key("112")).unlink()
@@ -243,7 +245,7 @@ class TestStartThatCannotBeMadeAgain:
 
     def test_a_labelled_image_that_was_dropped(self, project):
         a_typical_start(project)
-        BlobFolder(project.folder / "cache" / "features")._path(cache_key("1")).unlink()
+        DiskCache(project.folder / "cache" / "features")._path(cache_key("1")).unlink()
 
         assert self.cannot(project) == "1 of 2 are not in the cache any more (image 1 first)"
 

@@ -8,13 +8,13 @@ import pytest
 
 from ml_backend.acquisition import CatalogStrategy, seeded_order
 from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound, UnusablePool
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.holdout import mixed
 from ml_backend.rounds.interfaces import RoundParts
 from ml_backend.rounds.reuse import RerankParts, StoredPasses, rerank
 from ml_backend.rounds.run import inputs_digest, run_round
-from ml_backend.schemas import Annotation, Exclusion, ImageRef, Published, RoundReport
+from ml_backend.schemas import Annotation, Exclusion, ImageRef, PublishedRanking, RoundReport
 from tests.fakes import (
     CLASSES,
     FakeLabels,
@@ -48,13 +48,13 @@ def trained(strategy: str = "entropy", pool: Sequence[ImageRef] = POOL, unreadab
     return report, outputs, learner
 
 
-class World:
+class ProjectContext:
     """What a re-ranking of a trained round is made of, and a journal of what reached store and publisher."""
 
     def __init__(
         self,
         base: RoundReport,
-        kept: PoolOutputs,
+        kept: PoolPredictions,
         *,
         strategy: str = "margin",
         annotations: Sequence[Annotation] = LABELLED,
@@ -77,7 +77,7 @@ class World:
             publisher=self.publisher,
         )
 
-    def run(self) -> tuple[RoundReport, Published]:
+    def run(self) -> tuple[RoundReport, PublishedRanking]:
         return rerank(self.request, self.base, self.parts)
 
 
@@ -87,7 +87,7 @@ class TestFromStoredPasses:
         base, kept, learner = trained("entropy")
         expected, _, _ = trained(strategy)
 
-        report, published = World(base, kept, strategy=strategy).run()
+        report, published = ProjectContext(base, kept, strategy=strategy).run()
 
         assert report.ranking == expected.ranking
         assert report.ranking.image_ids != base.ranking.image_ids
@@ -96,7 +96,7 @@ class TestFromStoredPasses:
 
     def test_is_a_round_of_its_own_that_knows_what_its_base_knew(self):
         base, kept, _ = trained()
-        world = World(base, kept, annotations=[*LABELLED, make_annotation(100, "severe")], pool=POOL[1:])
+        world = ProjectContext(base, kept, annotations=[*LABELLED, make_annotation(100, "severe")], pool=POOL[1:])
 
         report, _ = world.run()
 
@@ -115,9 +115,13 @@ class TestFromStoredPasses:
 
     def test_what_is_labelled_meanwhile_is_left_out(self):
         base, kept, _ = trained()
-        first = World(base, kept).run()[0].ranking.image_ids
+        first = ProjectContext(base, kept).run()[0].ranking.image_ids
 
-        second = World(base, kept, pool=[image for image in POOL if image.id != first[0]]).run()[0].ranking.image_ids
+        second = (
+            ProjectContext(base, kept, pool=[image for image in POOL if image.id != first[0]])
+            .run()[0]
+            .ranking.image_ids
+        )
 
         assert second == first[1:]
 
@@ -125,7 +129,7 @@ class TestFromStoredPasses:
         base, kept, _ = trained()
         new = [make_image(number) for number in (900, 901, 902)]
 
-        ranking = World(base, kept, pool=[*new, *POOL]).run()[0].ranking
+        ranking = ProjectContext(base, kept, pool=[*new, *POOL]).run()[0].ranking
 
         assert ranking.image_ids[-3:] == tuple(new[i].id for i in seeded_order([one.id for one in new], 0))
         assert ranking.scores[-3:] == (min(ranking.scores[:-3]),) * 3
@@ -134,9 +138,9 @@ class TestFromStoredPasses:
         """Else the control images would be a sample of the older images alone."""
         base, kept, _ = trained()
         new = [make_image(number) for number in range(900, 912)]
-        plain = World(base, kept, pool=[*POOL, *new]).run()[0].ranking
+        plain = ProjectContext(base, kept, pool=[*POOL, *new]).run()[0].ranking
 
-        ranking = World(base, kept, pool=[*POOL, *new], control_share=0.5).run()[0].ranking
+        ranking = ProjectContext(base, kept, pool=[*POOL, *new], control_share=0.5).run()[0].ranking
 
         assert ranking == mixed(plain, 0.5, 0, "r000002")
         assert {image.id for image in new} & set(ranking.control)
@@ -145,7 +149,7 @@ class TestFromStoredPasses:
         base, kept, _ = trained()
         new = [make_image(number) for number in (900, 901)]
 
-        report, published = World(base, kept, pool=new).run()
+        report, published = ProjectContext(base, kept, pool=new).run()
 
         assert sorted(published.image_ids) == ["900", "901"]
         assert report.ranking.strategy == "margin"
@@ -153,7 +157,7 @@ class TestFromStoredPasses:
     def test_what_the_round_could_not_read_is_named_and_not_taken_for_new(self):
         base, kept, _ = trained(unreadable=["105"])
 
-        report, _ = World(base, kept).run()
+        report, _ = ProjectContext(base, kept).run()
 
         assert "105" not in report.ranking.image_ids
         assert Exclusion(image_id="105", reason="unreadable while scoring") in report.exclusions
@@ -162,26 +166,26 @@ class TestFromStoredPasses:
         base, kept, _ = trained()
 
         with pytest.raises(EmptyPool, match="no image of project 7 waits for a label"):
-            World(base, kept, pool=()).run()
+            ProjectContext(base, kept, pool=()).run()
 
     def test_nothing_that_waits_can_be_read(self):
         """An order without an image is none that was used up by readers."""
         base, kept, _ = trained(unreadable=["105"])
 
         with pytest.raises(UnusablePool, match="none of the 1 unlabelled images could be read; the first: unreadable"):
-            World(base, kept, pool=[make_image(105)]).run()
+            ProjectContext(base, kept, pool=[make_image(105)]).run()
 
     def test_no_more_than_passes_can_be_had_from_them(self):
         base, kept, _ = trained()
 
         with pytest.raises(ValueError, match="keeps the passes, and no features"):
-            World(base, kept, strategy="core_set").run()
+            ProjectContext(base, kept, strategy="core_set").run()
 
 
 class Seeing(FakeLearner):
     """Sees where an image lies, too: at its number, in one dimension."""
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         outputs = super().outputs(pool, needs)
         if "features" not in needs:
             return outputs
@@ -195,7 +199,7 @@ class TestByTheNetwork:
         learner = Seeing()
         learner._classes = CLASSES
         labels = [make_annotation(number, "severe") for number in (0, 1, 11)]
-        world = World(
+        world = ProjectContext(
             base,
             learner.outputs([], frozenset()),
             strategy="core_set",
@@ -212,7 +216,7 @@ class TestByTheNetwork:
 class TestGuards:
     def test_a_newer_run_leaves_nothing_saved(self):
         base, kept, _ = trained()
-        world = World(base, kept)
+        world = ProjectContext(base, kept)
 
         def stale() -> None:
             raise StaleRound("a newer run holds the token")
@@ -224,7 +228,7 @@ class TestGuards:
 
     def test_saved_before_it_is_published(self):
         base, kept, _ = trained()
-        world = World(base, kept)
+        world = ProjectContext(base, kept)
 
         class Away(FakePublisher):
             def publish(self, report, guard):
@@ -244,7 +248,7 @@ class TestDigest:
 
     def test_is_that_of_a_training_with_the_new_strategy_while_nothing_else_has_changed(self):
         base, kept, _ = trained()
-        world = World(base, kept)
+        world = ProjectContext(base, kept)
 
         report, _ = world.run()
 
@@ -255,7 +259,7 @@ class TestDigest:
         """A round that learns from what changed since is not spared."""
         base, kept, _ = trained()
         annotations = [*LABELLED, make_annotation(100, "severe")] if changed == "labels" else LABELLED
-        world = World(base, kept, annotations=annotations, pool=POOL[1:])
+        world = ProjectContext(base, kept, annotations=annotations, pool=POOL[1:])
 
         report, _ = world.run()
 

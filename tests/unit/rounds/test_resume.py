@@ -8,7 +8,7 @@ import pytest
 from ml_backend.errors import LabelStudioError, StorageError
 from ml_backend.rounds.interfaces import RoundParts
 from ml_backend.rounds.run import inputs_digest, run_round, served_round, unpublished_round
-from ml_backend.schemas import Label, Published, Reason, RoundReport
+from ml_backend.schemas import Label, PublishedRanking, RoundReport, RoundTrigger
 from tests.fakes import (
     CLASSES,
     NOON,
@@ -29,8 +29,8 @@ LABELS = tuple(Label(image=make_image(number), value=CLASSES[number % 3], raters
 ANNOTATIONS = [make_annotation(number, CLASSES[number % 3]) for number in range(12)]
 
 
-def published(round_id: str, **seconds: float) -> Published:
-    return Published(version="al-1", round_id=round_id, image_ids=("2",), seconds=seconds, published_at=NOON)
+def published(round_id: str, **seconds: float) -> PublishedRanking:
+    return PublishedRanking(version="al-1", round_id=round_id, image_ids=("2",), seconds=seconds, published_at=NOON)
 
 
 class TestInputsDigest:
@@ -58,7 +58,9 @@ class TestInputsDigest:
 class Archive:
     """Keeps the last round and what is served; ``damage`` is raised instead."""
 
-    def __init__(self, report: RoundReport | None, served: Published | None, damage: Exception | None = None) -> None:
+    def __init__(
+        self, report: RoundReport | None, served: PublishedRanking | None, damage: Exception | None = None
+    ) -> None:
         self._report, self._served, self._damage = report, served, damage
 
     def latest(self) -> RoundReport | None:
@@ -66,7 +68,7 @@ class Archive:
             raise self._damage
         return self._report
 
-    def published(self) -> Published | None:
+    def published(self) -> PublishedRanking | None:
         return self._served
 
 
@@ -114,7 +116,7 @@ class TestServedRound:
 class Unreachable(FakePublisher):
     """Label Studio is away."""
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> Published:
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         raise LabelStudioError("it is away")
 
 
@@ -151,11 +153,11 @@ class TestRunRound:
         ("reason", "per_class", "trained"),
         [("labels", 4, 1), ("forced", 4, 2), ("images", 4, 2), ("connected", 4, 2), ("labels", 1, 0)],
     )
-    def test_what_is_served_already_is_not_trained_again(self, reason: Reason, per_class: int, trained: int):
+    def test_what_is_served_already_is_not_trained_again(self, reason: RoundTrigger, per_class: int, trained: int):
         """Unless it is more than labels that calls for it; and a start set has no training to save."""
         learner, store, publisher = FakeLearner(), MemoryStore(), FakePublisher()
 
-        def served(inputs: str) -> tuple[RoundReport, Published] | None:
+        def served(inputs: str) -> tuple[RoundReport, PublishedRanking] | None:
             if not store.saved:
                 return None
             last = store.saved[-1][0]

@@ -7,7 +7,7 @@ import pytest
 
 from ml_backend.consensus import Consensus
 from ml_backend.errors import EmptyPool, StaleRound, StorageError, UnusablePool, WeightsError
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.holdout import mixed
 from ml_backend.rounds.interfaces import Learner, RoundParts
 from ml_backend.rounds.run import run_round
@@ -30,7 +30,7 @@ POOL = tuple(make_image(number) for number in range(100, 110))
 FOUR_A_CLASS = [make_annotation(number, CLASSES[number % 3]) for number in range(12)]
 
 
-class World:
+class ProjectContext:
     """The parts of a round, and a journal of what reached the store and the publisher."""
 
     def __init__(self, labels: FakeLabels, learner: FakeLearner | None = None, stale_at_call: int = 0) -> None:
@@ -70,7 +70,7 @@ class TestColdStart:
     def test_no_network_until_every_class_has_its_labels(self, per_class):
         """Two labels a class are wanted: many of one class do not make up for too few of another."""
         values = [name for name, count in zip(CLASSES, per_class, strict=True) for _ in range(count)]
-        world = World(FakeLabels([make_annotation(n, value) for n, value in enumerate(values)], POOL))
+        world = ProjectContext(FakeLabels([make_annotation(n, value) for n, value in enumerate(values)], POOL))
 
         report, published = run_round(make_request(), world.parts)
 
@@ -83,19 +83,21 @@ class TestColdStart:
 
     def test_the_order_stays_while_images_are_labelled(self):
         """The readers work through one random order, not through a new one every round."""
-        first, _ = run_round(make_request(), World(FakeLabels(pool=POOL)).parts)
+        first, _ = run_round(make_request(), ProjectContext(FakeLabels(pool=POOL)).parts)
         done = first.ranking.image_ids[:3]
         left = [image for image in reversed(POOL) if image.id not in done]
 
-        second, _ = run_round(make_request(round_id="r000002"), World(FakeLabels(pool=left)).parts)
+        second, _ = run_round(make_request(round_id="r000002"), ProjectContext(FakeLabels(pool=left)).parts)
 
         assert second.ranking.image_ids == first.ranking.image_ids[3:]
 
     @pytest.mark.parametrize("annotations", [[], FOUR_A_CLASS], ids=["cold", "trained"])
     def test_a_control_share_is_mixed_into_what_a_strategy_ranks(self, annotations):
         """Before the first network all images come by chance, and none is marked."""
-        plain, _ = run_round(make_request(), World(FakeLabels(annotations, POOL)).parts)
-        report, published = run_round(make_request(control_share=0.3), World(FakeLabels(annotations, POOL)).parts)
+        plain, _ = run_round(make_request(), ProjectContext(FakeLabels(annotations, POOL)).parts)
+        report, published = run_round(
+            make_request(control_share=0.3), ProjectContext(FakeLabels(annotations, POOL)).parts
+        )
 
         expected = mixed(plain.ranking, 0.3, seed=0, round_id="r000001")
         assert report.ranking == expected
@@ -104,7 +106,7 @@ class TestColdStart:
 
     def test_another_seed_is_another_order(self):
         orders = {
-            run_round(make_request(seed=seed), World(FakeLabels(pool=POOL)).parts)[0].ranking.image_ids
+            run_round(make_request(seed=seed), ProjectContext(FakeLabels(pool=POOL)).parts)[0].ranking.image_ids
             for seed in range(3)
         }
 
@@ -112,7 +114,7 @@ class TestColdStart:
 
     def test_caches_fill_meanwhile(self):
         """Labelled images and the pool, so that the first training need not wait for features."""
-        world = World(FakeLabels([make_annotation(1, "severe")], POOL[:2]))
+        world = ProjectContext(FakeLabels([make_annotation(1, "severe")], POOL[:2]))
 
         run_round(make_request(), world.parts)
 
@@ -120,7 +122,7 @@ class TestColdStart:
 
     def test_readers_have_their_order_before_the_caches_fill(self):
         """Hours of images to fetch, or weights that cannot be had, are no reason to let anybody wait."""
-        world = World(FakeLabels(pool=POOL), learner=WithoutWeights())
+        world = ProjectContext(FakeLabels(pool=POOL), learner=WithoutWeights())
 
         with pytest.raises(WeightsError, match="name a file"):
             run_round(make_request(), world.parts)
@@ -136,17 +138,17 @@ class TestTypicalFirst:
 
     def test_readers_do_not_wait_for_features(self):
         """As long as nothing is served, chance is."""
-        world = World(FakeLabels(pool=POOL))
+        world = ProjectContext(FakeLabels(pool=POOL))
         parts = replace(world.parts, serving=lambda: False)
 
         report, _ = run_round(self.REQUEST, parts)
 
-        assert report.ranking == run_round(make_request(), World(FakeLabels(pool=POOL)).parts)[0].ranking
+        assert report.ranking == run_round(make_request(), ProjectContext(FakeLabels(pool=POOL)).parts)[0].ranking
         assert world.learner.embedded == []
         assert len(world.learner.prepared) == len(POOL)
 
     def test_once_they_have_an_order_a_better_one_comes(self):
-        world = World(FakeLabels([make_annotation(1, "severe")], POOL))
+        world = ProjectContext(FakeLabels([make_annotation(1, "severe")], POOL))
 
         report, published = run_round(self.REQUEST, world.parts)
 
@@ -158,13 +160,13 @@ class TestTypicalFirst:
         assert world.store.saved == [(report, None, None)]
 
     def test_unreadable_images_are_named_and_not_served(self):
-        report, published = run_round(self.REQUEST, World(FakeLabels(pool=POOL), FakeLearner(["103"])).parts)
+        report, published = run_round(self.REQUEST, ProjectContext(FakeLabels(pool=POOL), FakeLearner(["103"])).parts)
 
         assert "103" not in published.image_ids
         assert [exclusion.image_id for exclusion in report.exclusions] == ["103"]
 
     def test_no_say_once_a_network_is_trained(self):
-        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL))
 
         report, _ = run_round(self.REQUEST, world.parts)
 
@@ -174,7 +176,7 @@ class TestTypicalFirst:
 
 class TestTrainedRound:
     def test_learns_from_every_label_and_ranks_the_pool(self):
-        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL))
 
         report, published = run_round(make_request(), world.parts)
 
@@ -194,7 +196,7 @@ class TestTrainedRound:
         """By default the stable split of the request's own share and seed; a study holds validation fixed."""
         labels = one_reader(FOUR_A_CLASS, CLASSES).labels
         request = make_request(seed=5)
-        live, fixed = (World(FakeLabels(FOUR_A_CLASS, POOL)) for _ in range(2))
+        live, fixed = (ProjectContext(FakeLabels(FOUR_A_CLASS, POOL)) for _ in range(2))
 
         run_round(request, live.parts)
         run_round(request, replace(fixed.parts, split=fixed_split(["2", "7"])))
@@ -206,12 +208,12 @@ class TestTrainedRound:
     def test_exactly_the_minimum_is_enough(self):
         two_a_class = [make_annotation(number, CLASSES[number % 3]) for number in range(6)]
 
-        report, _ = run_round(make_request(), World(FakeLabels(two_a_class, POOL)).parts)
+        report, _ = run_round(make_request(), ProjectContext(FakeLabels(two_a_class, POOL)).parts)
 
         assert report.fit is not None
 
     def test_the_network_and_its_outputs_are_saved_with_the_report(self):
-        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL))
 
         report, _ = run_round(make_request(), world.parts)
 
@@ -222,7 +224,7 @@ class TestTrainedRound:
         assert learner is world.learner
 
     def test_stages_are_told_and_timed(self):
-        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL))
 
         report, _ = run_round(make_request(), world.parts)
 
@@ -234,7 +236,7 @@ class TestTrainedRound:
 class TestExclusions:
     def test_all_are_gathered_with_their_reasons(self):
         """From the readers, from the tasks, from scoring and from training: nothing is dropped in silence."""
-        world = World(
+        world = ProjectContext(
             FakeLabels(
                 [*FOUR_A_CLASS, make_annotation(50, None)],
                 POOL,
@@ -254,7 +256,7 @@ class TestExclusions:
         assert "104" not in published.image_ids
 
     def test_disputed_labels_are_named(self):
-        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL))
 
         def disputing(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
             first, *others = one_reader(annotations, classes).labels
@@ -267,7 +269,7 @@ class TestExclusions:
 
 class TestEmptyPool:
     def test_no_image_left(self):
-        world = World(FakeLabels(FOUR_A_CLASS, ()))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, ()))
 
         with pytest.raises(EmptyPool, match="no image of project 7 waits for a label: all are labelled") as refused:
             run_round(make_request(), world.parts)
@@ -279,14 +281,14 @@ class TestEmptyPool:
 
     def test_no_image_yet(self):
         with pytest.raises(EmptyPool, match="project 7 has no images yet: import images to begin"):
-            run_round(make_request(), World(FakeLabels((), ())).parts)
+            run_round(make_request(), ProjectContext(FakeLabels((), ())).parts)
 
     def test_images_under_another_key(self):
         """They wait, and so the error says how many and why, and not that images are to be imported."""
         why = "task 339 has no image under 'film'; its data holds ['image']"
         unusable = [Exclusion(image_id=str(number), reason=why, kind="no image") for number in range(24)]
         labelled = Exclusion(image_id="1", reason="task 1 has no image", kind="label without image")
-        world = World(FakeLabels((), (), (labelled, *unusable)))
+        world = ProjectContext(FakeLabels((), (), (labelled, *unusable)))
 
         with pytest.raises(UnusablePool, match="no image that can be used: 24 were left out, the first: ") as refused:
             run_round(make_request(), world.parts)
@@ -298,13 +300,13 @@ class TestEmptyPool:
         labelled = Exclusion(image_id="1", reason="task 1 has no image", kind="label without image")
 
         with pytest.raises(EmptyPool) as refused:
-            run_round(make_request(), World(FakeLabels((), (), (labelled,))).parts)
+            run_round(make_request(), ProjectContext(FakeLabels((), (), (labelled,))).parts)
 
         assert refused.type is EmptyPool
 
     def test_no_readable_image_left(self):
         """The message says what the first image's trouble was."""
-        world = World(FakeLabels(FOUR_A_CLASS, POOL[:2]), FakeLearner(unreadable=["100", "101"]))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL[:2]), FakeLearner(unreadable=["100", "101"]))
 
         with pytest.raises(UnusablePool, match=r"none of the 2 unlabelled images .*unreadable while scoring"):
             run_round(make_request(), world.parts)
@@ -315,7 +317,7 @@ class TestEmptyPool:
 class TestOrderOfEvents:
     def test_saved_before_published(self):
         """After a crash between the two, the publish can be repeated; the other way round the round would be lost."""
-        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL))
 
         run_round(make_request(), world.parts)
 
@@ -323,10 +325,10 @@ class TestOrderOfEvents:
 
     def test_what_cannot_be_saved_is_not_published(self):
         class FullDisk(MemoryStore):
-            def save(self, report: RoundReport, outputs: PoolOutputs | None, learner: Learner | None) -> None:
+            def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
                 raise StorageError("no space left")
 
-        world = World(FakeLabels(FOUR_A_CLASS, POOL))
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL))
 
         with pytest.raises(StorageError):
             run_round(make_request(), replace(world.parts, store=FullDisk()))
@@ -335,7 +337,7 @@ class TestOrderOfEvents:
 
     def test_a_stale_run_leaves_nothing(self):
         """A newer run has begun while this one trained: neither a saved round nor a published one."""
-        world = World(FakeLabels(FOUR_A_CLASS, POOL), stale_at_call=1)
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL), stale_at_call=1)
 
         with pytest.raises(StaleRound):
             run_round(make_request(), world.parts)
@@ -344,7 +346,7 @@ class TestOrderOfEvents:
 
     def test_a_run_that_becomes_stale_while_saving_publishes_nothing(self):
         """The publisher is handed the guard and asks it again."""
-        world = World(FakeLabels(FOUR_A_CLASS, POOL), stale_at_call=2)
+        world = ProjectContext(FakeLabels(FOUR_A_CLASS, POOL), stale_at_call=2)
 
         with pytest.raises(StaleRound):
             run_round(make_request(), world.parts)
@@ -367,7 +369,7 @@ class CopiesFound(FakeLabels):
 
 def test_copies_of_labelled_images_are_known_before_the_labels_are_split():
     labels = CopiesFound(pool=POOL)
-    world = World(labels)
+    world = ProjectContext(labels)
 
     report, _ = run_round(make_request(), replace(world.parts, find_copies=labels.find))
 
@@ -380,6 +382,6 @@ def test_before_the_first_training_no_image_is_read_for_its_copies():
     """Readers wait for their order."""
     labels = CopiesFound(pool=POOL)
 
-    run_round(make_request(min_labels_per_class=9), replace(World(labels).parts, find_copies=labels.find))
+    run_round(make_request(min_labels_per_class=9), replace(ProjectContext(labels).parts, find_copies=labels.find))
 
     assert not labels.found

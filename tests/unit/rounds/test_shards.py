@@ -7,17 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.predictions import LastLayerGradients, PoolOutputs, join
+from ml_backend.predictions import LastLayerGradients, PoolPredictions, join
 from ml_backend.rounds.sharding import cut, misfit
 from ml_backend.schemas import Exclusion
 from tests.fakes import make_image
 
 
-def outputs_of(*numbers: int, passes: int = 2, features: bool = True, unreadable: tuple[int, ...] = ()) -> PoolOutputs:
+def outputs_of(
+    *numbers: int, passes: int = 2, features: bool = True, unreadable: tuple[int, ...] = ()
+) -> PoolPredictions:
     """Numbers that tell images, passes and axes apart."""
     n = len(numbers)
     rows = np.array(numbers, np.float32)
-    return PoolOutputs(
+    return PoolPredictions(
         image_ids=tuple(str(number) for number in numbers),
         classes=("a", "b", "c"),
         probs=(rows[:, None, None] * 100 + np.arange(passes * 3, dtype=np.float32).reshape(1, passes, 3)),
@@ -27,7 +29,7 @@ def outputs_of(*numbers: int, passes: int = 2, features: bool = True, unreadable
     )
 
 
-def assert_same(found: PoolOutputs, wanted: PoolOutputs) -> None:
+def assert_same(found: PoolPredictions, wanted: PoolPredictions) -> None:
     """To the bit."""
     assert (found.image_ids, found.classes, found.exclusions) == (
         wanted.image_ids,
@@ -83,7 +85,7 @@ class TestJoin:
         assert_same(join(parts), outputs_of(*numbers))
 
     def test_a_shard_of_unreadable_images_changes_nothing(self):
-        empty = PoolOutputs(
+        empty = PoolPredictions(
             image_ids=(),
             classes=("a", "b", "c"),
             probs=np.empty((0, 2, 3), np.float32),

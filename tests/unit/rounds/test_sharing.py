@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import QueueError, RoundError, StorageError
-from ml_backend.predictions import ImageFeatures, PoolOutputs
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds import sharding as sharing
 from ml_backend.rounds.interfaces import Progress, no_progress
@@ -50,7 +50,7 @@ class SeedLearner:
     def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
         return FakeLearner().embed(images)
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         probs: list[Any] = [np.empty((0, 2, 3))]
         features: list[Any] = [np.empty((0, 4))]
         for done, image in enumerate(pool, start=1):
@@ -60,7 +60,7 @@ class SeedLearner:
                 features.append(draw.normal(size=(1, 4)))
             self.scored.append(image.id)
             self._progress("score", done, len(pool))
-        return PoolOutputs(
+        return PoolPredictions(
             image_ids=tuple(image.id for image in pool if image.id not in self._unreadable),
             classes=CLASSES,
             probs=np.concatenate(probs).astype(np.float32),
@@ -78,13 +78,13 @@ class MemoryResults:
     name = "r000001-abcd"
 
     def __init__(self) -> None:
-        self.files: dict[int, PoolOutputs | StorageError] = {}
+        self.files: dict[int, PoolPredictions | StorageError] = {}
         self.removed = False
 
     def has(self, number: int) -> bool:
         return number in self.files
 
-    def result(self, number: int) -> PoolOutputs | None:
+    def result(self, number: int) -> PoolPredictions | None:
         found = self.files.get(number)
         if isinstance(found, StorageError):
             raise found
@@ -194,7 +194,7 @@ def watch_always(monkeypatch):
     monkeypatch.setattr(sharing, "WATCH_INTERVAL_S", 0.0)
 
 
-def alone(unreadable: Sequence[str] = ()) -> PoolOutputs:
+def alone(unreadable: Sequence[str] = ()) -> PoolPredictions:
     learner = SeedLearner(unreadable=unreadable)
     learner.fit(LABELS, LABELS[:2], CLASSES)
     return learner.outputs(POOL, NEEDS)
@@ -374,7 +374,7 @@ class TestTheRest:
         it = Installation()
         if fails:
 
-            def out_of_memory(*_args: object) -> PoolOutputs:
+            def out_of_memory(*_args: object) -> PoolPredictions:
                 raise RoundError("out of memory")
 
             monkeypatch.setattr(it.learner, "outputs", out_of_memory)

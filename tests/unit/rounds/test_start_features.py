@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.images.cache import BlobFolder
+from ml_backend.images.cache import DiskCache
 from ml_backend.predictions import ImageFeatures
-from ml_backend.rounds.seed_noise import Witness
+from ml_backend.rounds.seed_noise import RecordingLearner
 from ml_backend.rounds.start_features import FeaturesLost, StartFeatures, found_again, places_of
 from ml_backend.schemas import natural_order
 from tests.fakes import FakeLearner, make_image
@@ -19,7 +19,7 @@ SEEN = ImageFeatures(("12", "3", "7"), ROWS, keys=("a1|side|weights", "b1|side|w
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    kept = BlobFolder(tmp_path / "features")
+    kept = DiskCache(tmp_path / "features")
     for key, row in zip(SEEN.keys, ROWS, strict=True):
         kept.put(key, row.astype("<f4").tobytes())
     return tmp_path
@@ -52,7 +52,7 @@ class TestNote:
                 seen = super().embed(images)
                 return replace(seen, keys=tuple(f"{image_id}|weights" for image_id in seen.image_ids))
 
-        learner = Witness(Keeping(unreadable=["11"]))
+        learner = RecordingLearner(Keeping(unreadable=["11"]))
         assert learner.start_features() is None
         learner.embed([make_image(10), make_image(11)])
         learner.embed([make_image(2)])
@@ -71,7 +71,7 @@ class TestFoundAgain:
     def test_whose_keys_end_in_nothing_together(self, tmp_path):
         seen = replace(SEEN, keys=("a|one", "b|two", "c"))
         for key, row in zip(seen.keys, ROWS, strict=True):
-            BlobFolder(tmp_path / "features").put(key, row.tobytes())
+            DiskCache(tmp_path / "features").put(key, row.tobytes())
 
         assert found_again(note(seen), seen.image_ids, tmp_path).tobytes() == ROWS.tobytes()
 
@@ -79,7 +79,7 @@ class TestFoundAgain:
         """One last bit is another."""
         row = ROWS[1].copy()
         row[4] = np.nextafter(row[4], np.float32(9))
-        BlobFolder(cache / "features").put(SEEN.keys[1], row.tobytes())
+        DiskCache(cache / "features").put(SEEN.keys[1], row.tobytes())
 
         with pytest.raises(FeaturesLost, match=r"^1 of 3 are others by now \(image 3 first\)$"):
             found_again(note(), SEEN.image_ids, cache)

@@ -9,8 +9,8 @@ from structlog.contextvars import bound_contextvars, get_contextvars
 from ml_backend.acquisition import seeded_order
 from ml_backend.errors import LabelStudioError, StaleRound
 from ml_backend.rounds.interfaces import Publisher
-from ml_backend.rounds.reuse import TopUp, TurnsPublisher, beside, topped_up
-from ml_backend.schemas import Exclusion, Published, Ranking, RoundReport
+from ml_backend.rounds.reuse import LockedPublisher, TopUp, beside, topped_up
+from ml_backend.schemas import Exclusion, PublishedRanking, Ranking, RoundReport
 from tests.fakes import NOON, FakeLabels, FakePublisher, make_annotation, make_image, make_report
 
 
@@ -36,10 +36,10 @@ class Archive:
         self._report = report
         self._served = tuple(served)
 
-    def published(self) -> Published | None:
+    def published(self) -> PublishedRanking | None:
         if not self._served:
             return None
-        return Published(version="v", round_id="r000001", image_ids=self._served, seconds={}, published_at=NOON)
+        return PublishedRanking(version="v", round_id="r000001", image_ids=self._served, seconds={}, published_at=NOON)
 
     def report(self, round_id: str) -> RoundReport:
         assert round_id == "r000001"
@@ -127,7 +127,7 @@ class TestTopUp:
         labels, archive = FakeLabels(pool=images(3, 4, 5)), Archive(report_of("3", "4", "5"), ["3", "4"])
         publisher, asked = FakePublisher(), []
 
-        def is_held(published: Published) -> bool:
+        def is_held(published: PublishedRanking) -> bool:
             asked.append(published.version)
             return held
 
@@ -218,7 +218,7 @@ class TestBeside:
 
 
 def test_of_two_threads_one_publishes_at_a_time():
-    publisher, entered = TurnsPublisher(FakePublisher()), threading.Event()
+    publisher, entered = LockedPublisher(FakePublisher()), threading.Event()
     done: list[str] = []
 
     def other():

@@ -14,7 +14,7 @@ from ml_backend.errors import (
     UnknownProject,
 )
 from ml_backend.scheduling.queue import Claim, LastError, Progress, QueueStatus
-from ml_backend.schemas import ProjectKey, Reason
+from ml_backend.schemas import ProjectKey, RoundTrigger
 
 PROJECT = ProjectKey(id=2, created=1795384774)
 
@@ -25,10 +25,10 @@ class MemoryQueue:
     def __init__(self) -> None:
         self.token: str | None = "token"
         self.away = False
-        self.waiting: Reason | None = None
+        self.waiting: RoundTrigger | None = None
         self.written: list[Progress] = []
         self.ends: list[tuple[LastError | None, bool]] = []
-        self.learns: list[tuple[str, Reason]] = []
+        self.learns: list[tuple[str, RoundTrigger]] = []
 
     def newest(self, project: ProjectKey) -> str | None:
         if self.away:
@@ -40,7 +40,7 @@ class MemoryQueue:
             raise QueueError("Redis does not answer")
         return QueueStatus(waiting=self.waiting)
 
-    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int:
+    def learn(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
         if self.away:
             raise QueueError("Redis does not answer")
         self.learns.append((token, reason))
@@ -68,19 +68,19 @@ class TestMakeWay:
 
     @pytest.mark.parametrize("reason", ["labels", "topup"])
     def test_for_whatever_waits(self, claim, queue, reason):
-        claim.make_way()
+        claim.raise_if_preempted()
         queue.waiting = reason
         with pytest.raises(StaleRound, match=rf"waits \({reason}\)"):
-            claim.make_way()
+            claim.raise_if_preempted()
 
     def test_for_a_newer_run(self, claim, queue):
         queue.token = "another"
         with pytest.raises(StaleRound, match="run 3 of project"):
-            claim.make_way()
+            claim.raise_if_preempted()
 
     def test_not_for_a_redis_that_is_away(self, claim, queue):
         queue.away = True
-        claim.make_way()
+        claim.raise_if_preempted()
 
 
 class TestLearn:

@@ -8,11 +8,11 @@ import pytest
 
 from ml_backend.errors import EmptyPool, UnusablePool, WeightsError
 from ml_backend.scheduling import Claim, LastError, Progress, QueueStatus, RoundQueue, job
-from ml_backend.schemas import ProjectKey, Published, Reason
+from ml_backend.schemas import ProjectKey, PublishedRanking, RoundTrigger
 from tests.fakes import NOON, make_report
 
 PROJECT = ProjectKey(id=2, created=1795384774)
-PUBLISHED = Published(version="al-r000001", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
+PUBLISHED = PublishedRanking(version="al-r000001", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
 
 
 class MemoryQueue:
@@ -20,7 +20,7 @@ class MemoryQueue:
 
     def __init__(self) -> None:
         self.ends: list[LastError | None] = []
-        self.reason: Reason = "labels"
+        self.reason: RoundTrigger = "labels"
         self.runs = 0
 
     def claim(self, project: ProjectKey, generation: int) -> Claim | None:
@@ -34,7 +34,7 @@ class MemoryQueue:
     def status(self, project: ProjectKey) -> QueueStatus:
         return QueueStatus()
 
-    def learn(self, project: ProjectKey, token: str, reason: Reason) -> int:
+    def learn(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
         self.reason = reason
         return 7
 

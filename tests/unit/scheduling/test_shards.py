@@ -11,7 +11,7 @@ import pytest
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import QueueError, WeightsError
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.scheduling import ShardQueue
 from ml_backend.scheduling import shard_job as shards
 from ml_backend.schemas import ProjectKey
@@ -60,12 +60,14 @@ class Scorer:
         self.refuses: Exception | None = None
 
     @contextmanager
-    def __call__(self, settings: Any, key: Any, folder: Any, progress: Any) -> Iterator[Callable[[int], PoolOutputs]]:
-        def score(number: int) -> PoolOutputs:
+    def __call__(
+        self, settings: Any, key: Any, folder: Any, progress: Any
+    ) -> Iterator[Callable[[int], PoolPredictions]]:
+        def score(number: int) -> PoolPredictions:
             self.at(number)
             progress("score", 1, 1)
             self.scored.append(number)
-            return PoolOutputs((str(number),), CLASSES, np.full((1, 2, 3), number, np.float32))
+            return PoolPredictions((str(number),), CLASSES, np.full((1, 2, 3), number, np.float32))
 
         if self.refuses:
             raise self.refuses
@@ -113,7 +115,7 @@ def test_scores_all_but_the_round_s_own(board, scorer, folder):
 
 def test_leaves_alone_what_others_have_or_did(board, scorer, folder):
     board.holders[1] = "other"
-    folder.write(2, PoolOutputs((), CLASSES, np.empty((0, 2, 3), np.float32)))
+    folder.write(2, PoolPredictions((), CLASSES, np.empty((0, 2, 3), np.float32)))
 
     shards.run(KEY, folder.name)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_backend.scheduling import Counted, QueueStatus, RoundQueue
-from ml_backend.schemas import ProjectKey, Reason
+from ml_backend.schemas import ProjectKey, RoundTrigger
 
 __all__ = ["PAYLOADS", "PROJECT", "MemoryQueue", "payload"]
 
@@ -20,8 +20,8 @@ class MemoryQueue(RoundQueue):
     def __init__(self) -> None:
         self.state = QueueStatus()
         self.told: dict[str, str] = {}  # event -> address that it came to first
-        self.requests: list[Reason] = []
-        self.idle_requests: list[Reason] = []
+        self.requests: list[RoundTrigger] = []
+        self.idle_requests: list[RoundTrigger] = []
         self.refuses = False  # as where a round waits already
         self.refuses_idle = False  # as in the pause after a failure
 
@@ -44,7 +44,7 @@ class MemoryQueue(RoundQueue):
             self.state = self.state.model_copy(update={"told_twice_at": time.time()})
         return again
 
-    def request_round(self, project: ProjectKey, reason: Reason, *, only_if_idle: bool = False) -> bool:
+    def request_round(self, project: ProjectKey, reason: RoundTrigger, *, only_if_idle: bool = False) -> bool:
         (self.idle_requests if only_if_idle else self.requests).append(reason)
         return not (self.refuses_idle if only_if_idle else self.refuses)
 

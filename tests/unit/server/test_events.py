@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.scheduling import LastError, QueueStatus
-from ml_backend.schemas import Published
+from ml_backend.schemas import PublishedRanking
 from ml_backend.server.webhook import ACTIONS
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
 from tests.unit.server.memory import PAYLOADS, PROJECT, payload
@@ -25,8 +25,8 @@ OTHERS = {"TASKS_CREATED", "TASKS_CREATED-annotated", "PROJECT_UPDATED", "START_
 ELSEWHERE = "http://backend.example.org:9090"
 
 
-def published(*image_ids: str) -> Published:
-    return Published(
+def published(*image_ids: str) -> PublishedRanking:
+    return PublishedRanking(
         version="al-r000001-entropy-0a1b2c", round_id="r000001", image_ids=image_ids, seconds={}, published_at=NOON
     )
 
@@ -36,7 +36,7 @@ def save_ranked(store, classes: tuple[str, ...] = CLASSES) -> None:
     asked = make_request(project=PROJECT, strategy="entropy", batch_size=20, classes=classes)
     report = make_report().model_copy(update={"request": asked, "fit": make_fit()})
     passes = np.full((2, 2, len(classes)), 1 / len(classes), dtype=np.float32)
-    store.project(PROJECT).save(report, PoolOutputs(("2", "1"), classes, passes), None)
+    store.project(PROJECT).save(report, PoolPredictions(("2", "1"), classes, passes), None)
     store.project(PROJECT).set_published(published("2", "1").model_copy(update={"seconds": {"delete": 0.1}}))
 
 

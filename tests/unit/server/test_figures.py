@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from ml_backend.analytics.evaluation import ControlEstimate, control_estimate, wilson
-from ml_backend.analytics.history import RoundLine
+from ml_backend.analytics.history import RoundSummary
 from ml_backend.server.figures import Series, learning_series, legend, line_figure
 from ml_backend.server.views import rounds_csv
 from tests.fakes import make_fit, make_report
@@ -19,9 +19,9 @@ def of_class(root: ET.Element, name: str) -> list[ET.Element]:
     return [element for element in root.iter() if element.get("class") == name]
 
 
-def line(number: int, labels: int) -> RoundLine:
+def line(number: int, labels: int) -> RoundSummary:
     report = make_report(f"r{number:06d}")
-    return RoundLine.of(report.model_copy(update={"fit": make_fit(), "labels_per_class": {"normal": labels}}))
+    return RoundSummary.of(report.model_copy(update={"fit": make_fit(), "labels_per_class": {"normal": labels}}))
 
 
 LINES = [line(1, 100), line(2, 200), line(3, 300)]

@@ -6,7 +6,7 @@ import pytest
 
 from ml_backend.analytics import INSIGHT, RoundInsight
 from ml_backend.scheduling import LastError, Progress, QueueStatus
-from ml_backend.schemas import Connection, FitReport, Published
+from ml_backend.schemas import Connection, FitReport, PublishedRanking
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Pause
 from tests.fakes import NOON, make_report
@@ -49,7 +49,9 @@ def learned(store: RoundStore) -> None:
     later = {"labels_per_class": counts, "disputed": ("5", "6"), "started_at": NOON + timedelta(hours=1)}
     project.save(make_report("r000002").model_copy(update=later), None, None)
     project.set_published(
-        Published(version="al-1", round_id="r000001", image_ids=("2", "3"), seconds={"import": 0.5}, published_at=NOON)
+        PublishedRanking(
+            version="al-1", round_id="r000001", image_ids=("2", "3"), seconds={"import": 0.5}, published_at=NOON
+        )
     )
 
 

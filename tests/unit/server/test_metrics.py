@@ -4,7 +4,7 @@ import pytest
 
 from ml_backend.errors import QueueError
 from ml_backend.scheduling import LastError
-from ml_backend.schemas import Published
+from ml_backend.schemas import PublishedRanking
 from ml_backend.server.app import degraded
 from tests.fakes import NOON
 from tests.unit.server.memory import PROJECT
@@ -34,7 +34,9 @@ class TestMetrics:
         assert "al_next_attempt_timestamp_seconds{" not in connected.get("/metrics").text
 
     def test_age_of_the_order(self, connected, store):
-        published = Published(version="al-1", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
+        published = PublishedRanking(
+            version="al-1", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON
+        )
         store.project(PROJECT).set_published(published)
 
         name = f'al_published_timestamp_seconds{{project="{PROJECT}"}} '

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from ml_backend.analytics.history import RoundLine
+from ml_backend.analytics.history import RoundSummary
 from ml_backend.scheduling import Progress
 from ml_backend.schemas import AFTER_A_ROUND, STAGES, Stage
 from ml_backend.server.views import duration, running, usual_seconds
@@ -55,7 +55,7 @@ class TestRunning:
 
 class TestUsual:
     def test_rounds_without_a_training_do_not_count(self):
-        assert usual_seconds([RoundLine.of(make_report())]) == {}
+        assert usual_seconds([RoundSummary.of(make_report())]) == {}
 
 
 @pytest.mark.parametrize(

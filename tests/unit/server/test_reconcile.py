@@ -12,7 +12,7 @@ from ml_backend.label_studio.publisher import Serving
 from ml_backend.label_studio.sync import read_project
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.scheduling.reconciler import Reconciler
-from ml_backend.schemas import Connection, ImportedVersion, ProjectKey, Published
+from ml_backend.schemas import Connection, ImportedVersion, ProjectKey, PublishedRanking
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
 from ml_backend.storage.project_state import Pause
@@ -48,7 +48,9 @@ def publish(store, readings, reconciler, studio):
 
     def served(image_ids=EVERY_OTHER):
         readings.keep_learned("r000001", states_of(studio))
-        published = Published(version="v", round_id="r000001", image_ids=image_ids, seconds={}, published_at=NOON)
+        published = PublishedRanking(
+            version="v", round_id="r000001", image_ids=image_ids, seconds={}, published_at=NOON
+        )
         store.project(PROJECT).set_published(published)
         studio.model_version, studio.predictions["v"] = "v", len(image_ids)
 
@@ -148,7 +150,7 @@ class TestCounting:
         assert (queue.state.changes, queue.requests) == (0, [])
 
     def test_what_a_round_of_an_older_version_learned_from_is_not_known(self, reconciler, store, queue, studio):
-        published = Published(version="v", round_id="r000001", image_ids=("3",), seconds={}, published_at=NOON)
+        published = PublishedRanking(version="v", round_id="r000001", image_ids=("3",), seconds={}, published_at=NOON)
         store.project(PROJECT).set_published(published)
         queue.state = QueueStatus(changes=2)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Splitter
 from ml_backend.rounds.split import stable_split
@@ -26,7 +26,7 @@ PROBS: frozenset[Need] = frozenset({"probs"})
 class PeekingStrategy(FakeStrategy):
     """Knows the test side, and asks for its labels."""
 
-    def rank(self, outputs: PoolOutputs, batch_size: int, seed: int) -> Ranking:
+    def rank(self, outputs: PoolPredictions, batch_size: int, seed: int) -> Ranking:
         ranking = super().rank(outputs, batch_size, seed)
         return ranking.model_copy(update={"image_ids": ("test/000.png", *ranking.image_ids[1:])})
 
@@ -34,7 +34,7 @@ class PeekingStrategy(FakeStrategy):
 class PeekingLearner(FakeLearner):
     """Scores a validation image as if it were of the pool."""
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         return super().outputs([*pool, ImageRef(id="val/000.png", uri="val/000.png")], needs)
 
 
@@ -48,7 +48,7 @@ class LooseStudy(Study):
 class LearnerWithFeatures(FakeLearner):
     """Hands out features of everything that it was fitted on: row i is filled with i."""
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         count = sum(map(len, self.fits[-1]))
         features = np.zeros((len(pool), 2), np.float32)
         labelled = np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1)

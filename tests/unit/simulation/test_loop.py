@@ -10,7 +10,7 @@ from ml_backend.errors import EmptyPool
 from ml_backend.rounds.interfaces import RoundParts
 from ml_backend.rounds.run import run_round
 from ml_backend.rounds.split import fixed_split
-from ml_backend.schemas import ImageRef, Label, Published, RoundReport, RoundRequest
+from ml_backend.schemas import ImageRef, Label, PublishedRanking, RoundReport, RoundRequest
 from ml_backend.simulation import loop
 from ml_backend.simulation.loop import OracleReader, reveal_start, simulate, simulated_rounds
 from ml_backend.simulation.oracle import Oracle
@@ -45,7 +45,7 @@ class TestSimulate:
         """Once a round it calls the very function that the live loop is assembled around."""
         seen = []
 
-        def watched(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, Published]:
+        def watched(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, PublishedRanking]:
             seen.append(request.round_id)
             return run_round(request, parts)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ml_backend.acquisition import seeded_order
 from ml_backend.errors import SettingsError
 from ml_backend.schemas import ImageRef
-from ml_backend.simulation.dataset import check_sides, shares_reached, split_by_patient
+from ml_backend.simulation.dataset import check_sides, split_by_patient, subsample_to_prevalence
 from ml_backend.simulation.tables import SIDES, Side
 
 SHARES = (0.6, 0.15, 0.25)
@@ -113,7 +113,7 @@ class TestSharesReached:
         """14 of 100: 86 of the others keep 14 normals, and 43 keep 7."""
         truth, split = self.study(train={"normal": 60, "mild": 40, "severe": 46}, test={"normal": 50, "severe": 43})
 
-        kept = shares_reached(truth, split, ("normal", "mild", "severe"), {"normal": 0.14}, 0)
+        kept = subsample_to_prevalence(truth, split, ("normal", "mild", "severe"), {"normal": 0.14}, 0)
 
         assert self.counts(kept) == {
             "train-normal": 14, "train-mild": 40, "train-severe": 46, "test-normal": 7, "test-severe": 43,
@@ -123,7 +123,7 @@ class TestSharesReached:
         """10 normals shall be half: 10 others stay, 3 to 2 as before."""
         truth, split = self.study(train={"normal": 10, "mild": 60, "severe": 40})
 
-        kept = shares_reached(truth, split, ("normal", "mild", "severe"), {"normal": 0.5}, 0)
+        kept = subsample_to_prevalence(truth, split, ("normal", "mild", "severe"), {"normal": 0.5}, 0)
 
         assert self.counts(kept) == {"train-normal": 10, "train-mild": 6, "train-severe": 4}
 
@@ -131,14 +131,14 @@ class TestSharesReached:
         """Moderate is the scarcest by its share: 36 of 100."""
         truth, split = self.study(train={"n": 30, "m": 36, "s": 80})
 
-        kept = shares_reached(truth, split, ("n", "m", "s"), {"n": 0.14, "m": 0.36, "s": 0.5}, 0)
+        kept = subsample_to_prevalence(truth, split, ("n", "m", "s"), {"n": 0.14, "m": 0.36, "s": 0.5}, 0)
 
         assert self.counts(kept) == {"train-n": 14, "train-m": 36, "train-s": 50}
 
     def test_a_smaller_share_keeps_some_of_the_same(self):
         truth, split = self.study(train={"n": 50, "s": 100})
 
-        more, less = (set(shares_reached(truth, split, ("n", "s"), {"n": share}, 4)) for share in (0.2, 0.1))
+        more, less = (set(subsample_to_prevalence(truth, split, ("n", "s"), {"n": share}, 4)) for share in (0.2, 0.1))
 
         assert less < more
 
@@ -146,14 +146,14 @@ class TestSharesReached:
         truth, split = self.study(train={"n": 50, "s": 100})
         backwards = dict(reversed(truth.items()))
 
-        assert set(shares_reached(truth, split, ("n", "s"), {"n": 0.1}, 4)) == set(
-            shares_reached(backwards, split, ("n", "s"), {"n": 0.1}, 4)
+        assert set(subsample_to_prevalence(truth, split, ("n", "s"), {"n": 0.1}, 4)) == set(
+            subsample_to_prevalence(backwards, split, ("n", "s"), {"n": 0.1}, 4)
         )
 
     def test_what_stays_is_not_what_the_strategy_random_asks_for_first(self):
         """The same seed orders both; images kept by the bare order would all be asked for at the start."""
         truth, split = self.study(train={"n": 400, "s": 400})
-        kept = shares_reached(truth, split, ("n", "s"), {"n": 0.2}, 7)
+        kept = subsample_to_prevalence(truth, split, ("n", "s"), {"n": 0.2}, 7)
 
         in_order = [kept[place] for place in seeded_order(kept, 7)]
 
@@ -175,12 +175,12 @@ class TestSharesReached:
         truth, split = self.study(train={"n": 5, "s": 20})
 
         with pytest.raises(SettingsError, match=message):
-            shares_reached(truth, split, ("n", "s"), imbalance, 0)
+            subsample_to_prevalence(truth, split, ("n", "s"), imbalance, 0)
 
     def test_a_validation_side_without_a_free_class_is_no_obstacle(self):
         truth, split = self.study(train={"a": 40, "b": 20, "c": 20}, val={"a": 8, "b": 4})
 
-        kept = shares_reached(truth, split, ("a", "b", "c"), {"a": 0.5}, 0)
+        kept = subsample_to_prevalence(truth, split, ("a", "b", "c"), {"a": 0.5}, 0)
 
         assert self.counts(kept) == {"train-a": 40, "train-b": 20, "train-c": 20, "val-a": 4, "val-b": 4}
 
@@ -188,21 +188,21 @@ class TestSharesReached:
         truth, split = self.study(train={"a": 40, "b": 40}, val={"b": 4})
 
         with pytest.raises(SettingsError, match="on the val side, which holds 0 a, 4 b"):
-            shares_reached(truth, split, ("a", "b"), {"a": 0.2}, 0)
+            subsample_to_prevalence(truth, split, ("a", "b"), {"a": 0.2}, 0)
 
     def test_a_side_where_nobody_takes_the_rest_is_refused(self):
         """On validation 60 % are left for c, of which there is none."""
         truth, split = self.study(train={"a": 9, "b": 9, "c": 9}, val={"a": 8, "b": 8})
 
         with pytest.raises(SettingsError, match="on the val side, which holds 8 a, 8 b, 0 c"):
-            shares_reached(truth, split, ("a", "b", "c"), {"a": 0.2, "b": 0.2}, 0)
+            subsample_to_prevalence(truth, split, ("a", "b", "c"), {"a": 0.2, "b": 0.2}, 0)
 
     @settings(deadline=None)
     @given(st.integers(20, 90), st.integers(20, 90), st.integers(20, 90), st.floats(0.1, 0.8))
     def test_within_half_an_image_a_class(self, n, m, s, share):
         truth, split = self.study(train={"n": n, "m": m, "s": s})
 
-        kept = self.counts(shares_reached(truth, split, ("n", "m", "s"), {"n": share}, 0))
+        kept = self.counts(subsample_to_prevalence(truth, split, ("n", "m", "s"), {"n": share}, 0))
 
         assert abs(kept["train-n"] - share * sum(kept.values())) <= 1.5
         # Nothing goes that could have stayed: the class, or the others, are whole.

@@ -10,7 +10,7 @@ from scipy.stats import entropy
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner
 from ml_backend.schemas import Annotation, ImageRef
@@ -32,7 +32,7 @@ class Watched(FakeLearner):
         super().__init__()
         self.pools: list[list[str]] = []
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolOutputs:
+    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         self.pools.append([image.id for image in pool])
         return super().outputs(pool, needs)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ml_backend.errors import OtherFormat, StorageError
-from ml_backend.predictions import LastLayerGradients, PoolOutputs
+from ml_backend.predictions import LastLayerGradients, PoolPredictions
 from ml_backend.schemas import Exclusion
 from ml_backend.storage.outputs import read_outputs, write_outputs
 
@@ -21,7 +21,7 @@ FLOATS = st.floats(width=32)  # NaN, infinities and -0.0 too
 
 
 @st.composite
-def pool_outputs(draw: st.DrawFn) -> PoolOutputs:
+def pool_outputs(draw: st.DrawFn) -> PoolPredictions:
     ids = draw(st.lists(TEXT, max_size=4, unique=True))
     classes = draw(st.lists(TEXT, min_size=2, max_size=3, unique=True))
     images = len(ids)
@@ -29,7 +29,7 @@ def pool_outputs(draw: st.DrawFn) -> PoolOutputs:
     def array(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         return draw(arrays.arrays(np.float32, shape, elements=FLOATS))
 
-    return PoolOutputs(
+    return PoolPredictions(
         image_ids=tuple(ids),
         classes=tuple(classes),
         probs=array(images, 2, len(classes)),
@@ -40,7 +40,7 @@ def pool_outputs(draw: st.DrawFn) -> PoolOutputs:
     )
 
 
-def bits(outputs: PoolOutputs) -> list[object]:
+def bits(outputs: PoolPredictions) -> list[object]:
     found: list[object] = [outputs.image_ids, outputs.classes, outputs.exclusions]
     kept = [outputs.probs, outputs.features, outputs.labelled_features]
     if outputs.gradients is not None:
@@ -85,7 +85,7 @@ class TestFormat:
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
-        outputs = PoolOutputs(("1",), ("a", "b"), np.full((1, 1, 2), 0.5, np.float32))
+        outputs = PoolPredictions(("1",), ("a", "b"), np.full((1, 1, 2), 0.5, np.float32))
         write_outputs(tmp_path / "outputs.npz", outputs, compress=True)
         return tmp_path / "outputs.npz"
 

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
-from ml_backend.predictions import PoolOutputs
-from ml_backend.schemas import Connection, Exclusion, ImportedVersion, ProjectKey, Published
+from ml_backend.predictions import PoolPredictions
+from ml_backend.schemas import Connection, Exclusion, ImportedVersion, ProjectKey, PublishedRanking
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage import rounds as orders
 from tests.fakes import CLASSES, NOON, FakeLearner, make_report
 
 KEY = ProjectKey(id=7, created=1_700_000_000)
-OUTPUTS = PoolOutputs(
+OUTPUTS = PoolPredictions(
     image_ids=("12", "3"),
     classes=CLASSES,
     probs=np.array([[[0.5, 0.25, 0.25]] * 2, [[0.125, 0.125, 0.75]] * 2], np.float32),
     features=np.ones((2, 4), np.float32),
     exclusions=(Exclusion(image_id="5", reason="damaged"),),
 )
-PUBLISHED = Published(version="al-1", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+PUBLISHED = PublishedRanking(version="al-1", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
 
 
 class PowerCut(BaseException):
@@ -210,7 +210,7 @@ class TestRefusedWrites:
     def test_in_the_middle_of_a_round(self, store):
         """Nothing stays, not even what takes up room; the next attempt has the room that there is."""
         probs = np.random.default_rng(0).dirichlet(np.ones(3), (200, 4)).astype(np.float32)
-        outputs = PoolOutputs(tuple(map(str, range(200))), CLASSES, probs)
+        outputs = PoolPredictions(tuple(map(str, range(200))), CLASSES, probs)
 
         with pytest.raises(StorageError, match=r"r000001 could not be saved .*File too large"):
             store.save(make_report(), outputs, FakeLearner())
@@ -308,9 +308,9 @@ class TestRecords:
         store.save(make_report(), None, None, {"said": PUBLISHED})
         store.set_record("r000001", "later", PUBLISHED)
 
-        assert store.record("r000001", "said", Published) == PUBLISHED
-        assert store.record("r000001", "later", Published) == PUBLISHED
-        assert store.record("r000001", "nothing", Published) is None
+        assert store.record("r000001", "said", PublishedRanking) == PUBLISHED
+        assert store.record("r000001", "later", PublishedRanking) == PUBLISHED
+        assert store.record("r000001", "nothing", PublishedRanking) is None
 
     def test_none_beside_a_round_that_is_not_saved(self, store):
         """A reserved folder would be taken for a round's."""
@@ -385,9 +385,9 @@ class TestNewestNetwork:
 class TestImportedVersions:
     """Which model versions may be deleted from Label Studio."""
 
-    def published(self, version: str, second: int) -> Published:
+    def published(self, version: str, second: int) -> PublishedRanking:
         at = NOON + timedelta(seconds=second)
-        return Published(version=version, round_id="r000001", image_ids=("1",), seconds={}, published_at=at)
+        return PublishedRanking(version=version, round_id="r000001", image_ids=("1",), seconds={}, published_at=at)
 
     def test_of_a_data_folder_that_notes_only_what_was_served(self, store: ProjectStore) -> None:
         """As version 0.1 has left it."""

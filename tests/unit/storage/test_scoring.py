@@ -8,7 +8,7 @@ import pytest
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import StorageError
-from ml_backend.predictions import PoolOutputs
+from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import Exclusion, ProjectKey
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
 from tests.fakes import CLASSES, FakeLearner, make_image
@@ -18,7 +18,7 @@ SHARDS = [[make_image(1, "p1"), make_image(2)], [make_image(3)]]
 TASK = ScoringTask(
     options=ProjectOptions(strategy="batch_bald", seed=5), needs=frozenset({"probs"}), machine="m", shards=2
 )
-OUTPUTS = PoolOutputs(
+OUTPUTS = PoolPredictions(
     image_ids=("3",),
     classes=CLASSES,
     probs=np.full((1, 2, 3), 1 / 3, np.float32),
