@@ -1,160 +1,166 @@
-"""Every strategy that can rank a pool, in words: what README, ``--help`` and the settings know of them.
+"""Extension points: acquisition functions, backbones, consensus rules and image sources, by name.
 
-Torch-free, because the web process and ``--help`` read it; ``acquisition.catalog`` says how each ranks.
+An installed package adds one through an entry point of the group ``ml_backend.acquisition``, ``ml_backend.backbones``,
+``ml_backend.consensus`` or ``ml_backend.image_sources``. Names and descriptions are read without importing the code
+behind them, so the web process lists every acquisition function and never loads torch.
 """
 
-from dataclasses import dataclass
-from typing import Final, Literal
+import ast
+import logging
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, cast, get_args
+
+_log = logging.getLogger(__name__)
+
+Group = Literal["acquisition", "backbones", "consensus", "image_sources"]
+"""What an installed package can add; the entry-point group is ``ml_backend.<group>``."""
 
 Need = Literal["probs", "features", "gradients"]
-"""What a learner computes for a strategy: softmax outputs of the passes, backbone features (of the labelled images
-too), or the factors of the last layer's gradients."""
+"""What a learner computes for an acquisition function: softmax outputs of the passes, backbone features (of the
+labelled images too), or the factors of the last layer's gradients."""
 
 _NEEDED: Final[dict[Need, str]] = {
     "features": "backbone features",
     "gradients": "last layer's gradients",
     "probs": "probabilities of the passes",
 }
-_PROBS: Final[frozenset[Need]] = frozenset({"probs"})
-_GAL: Final = "Gal, Islam & Ghahramani 2017, arXiv:1703.02910"
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
 class StrategySpec:
-    """What a user must know about a strategy."""
+    """Specification of an acquisition function.
+
+    Attributes:
+        name: the value of the option ``strategy``.
+        summary: which images it labels first.
+        unit: of a score.
+        range: of a score, for C classes and T passes.
+        source: publication.
+        requires: what the learner computes for it.
+        min_passes: stochastic passes without which every score would be the same.
+        batch: whether it is called with the whole pool, the batch size and the seed, see ``acquisition_function``.
+        target: ``module:function`` that holds it.
+
+    Raises:
+        ValueError: a text is empty, a requirement is unknown, or fewer than 1 pass is required.
+    """
 
     name: str
     summary: str
     unit: str
-    range: str  # of a score; C classes, T passes
-    needs: frozenset[Need]
-    min_passes: int
+    range: str
     source: str
+    requires: Set[Need] = frozenset({"probs"})
+    min_passes: int = 1
+    batch: bool = False
+    target: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "summary", "unit", "range", "source"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or not text or "|" in text or "\n" in text:
+                raise ValueError(
+                    f"{name} of acquisition function {self.name!r} must be one line without |, got {text!r}"
+                )
+        if unknown := set(self.requires) - set(get_args(Need)):
+            raise ValueError(
+                f"{self.name}: unknown requirement {min(unknown)!r}: known are {', '.join(get_args(Need))}"
+            )
+        if self.min_passes < 1:
+            raise ValueError(f"{self.name}: min_passes must be at least 1, got {self.min_passes}")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the learner computes for it."""
+        return frozenset(self.requires)
 
     @property
     def needed(self) -> str:
-        """What the learner must compute for it, in words."""
-        return " and ".join(_NEEDED[need] for need in sorted(self.needs)) or "nothing"
+        """The same in words."""
+        return " and ".join(_NEEDED[need] for need in sorted(self.requires)) or "nothing"
 
 
-STRATEGIES: Final[dict[str, StrategySpec]] = {
-    spec.name: spec
-    for spec in (
-        StrategySpec(
-            name="badge",
-            summary="a spread of images that would each move the last layer far, and in different directions",
-            unit="squared gradient length",
-            range="0 or more: squared distance to the nearest pick before it, of the first its own squared length; "
-            "for the rest, to the nearest pick",
-            needs=frozenset({"gradients"}),
-            min_passes=1,
-            source="Ash, Zhang, Krishnamurthy, Langford & Agarwal 2020, arXiv:1906.03671",
-        ),
-        StrategySpec(
-            name="bald",
-            summary="what the label would tell about the network: passes that are sure but contradict each other",
-            unit="nats",
-            range="0 .. log C",
-            needs=_PROBS,
-            min_passes=2,
-            source="Houlsby, Huszár, Ghahramani & Lengyel 2011, arXiv:1112.5745",
-        ),
-        StrategySpec(
-            name="batch_bald",
-            summary="the batch whose labels together tell most about the network; sees that two images are alike",
-            unit="nats",
-            range="0 .. log C: what a pick adds to the picks before it; for the rest, its BALD score",
-            needs=_PROBS,
-            min_passes=2,
-            source="Kirsch, van Amersfoort & Gal 2019, arXiv:1906.08158",
-        ),
-        StrategySpec(
-            name="core_set",
-            summary="images that leave no part of the pool far from a labelled one; looks at no prediction",
-            unit="feature distance",
-            range="0 or more: distance to the nearest labelled image or earlier pick; for the rest, after all picks",
-            needs=frozenset({"features"}),
-            min_passes=1,
-            source="Sener & Savarese 2018, arXiv:1708.00489",
-        ),
-        StrategySpec(
-            name="entropy",
-            summary="uncertainty of the mean prediction, whether the network or the image is to blame",
-            unit="nats",
-            range="0 .. log C",
-            needs=_PROBS,
-            min_passes=1,
-            source=_GAL,
-        ),
-        StrategySpec(
-            name="least_confidence",
-            summary="probability that the network's own answer is wrong",
-            unit="probability",
-            range="0 .. 1 - 1/C",
-            needs=_PROBS,
-            min_passes=1,
-            source="Lewis & Gale 1994, arXiv:cmp-lg/9407020",
-        ),
-        StrategySpec(
-            name="margin",
-            summary="how close the two most probable classes lie",
-            unit="probability",
-            range="0 .. 1",
-            needs=_PROBS,
-            min_passes=1,
-            source="Scheffer, Decomain & Wrobel 2001, doi:10.1007/3-540-44816-0_31",
-        ),
-        StrategySpec(
-            name="mean_std",
-            summary="disagreement of the passes: standard deviation of a class's probability, averaged over classes",
-            unit="probability",
-            range="0 .. sqrt(C - 1) / C",
-            needs=_PROBS,
-            min_passes=2,
-            source=_GAL,
-        ),
-        StrategySpec(
-            name="power_bald",
-            summary="BALD with seeded noise, so that a batch is spread over the pool at almost no cost",
-            unit="log nats, with Gumbel noise",
-            range="any number",
-            needs=_PROBS,
-            min_passes=2,
-            source="Kirsch, Farquhar, Atighehchian, Jesson, Branchaud-Charron & Gal 2023, arXiv:2106.12059",
-        ),
-        StrategySpec(
-            name="random",
-            summary="a seeded random order that images joining or leaving the pool do not disturb; the baseline",
-            unit="place",
-            range="above 0 .. 1",
-            needs=frozenset(),
-            min_passes=1,
-            source="none; chance",
-        ),
-        StrategySpec(
-            name="typiclust",
-            summary="the most typical image of every large group that has no label yet; needs no labels at all",
-            unit="1 / feature distance",
-            range="above 0 .. 100,000: how close its nearest neighbours in its group lie",
-            needs=frozenset({"features"}),
-            min_passes=1,
-            source="Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794",
-        ),
-        StrategySpec(
-            name="variation_ratios",
-            summary="share of the passes that vote against the most voted class",
-            unit="share of the passes",
-            range="0 .. 1 - 1/C",
-            needs=_PROBS,
-            min_passes=2,
-            source=f"Freeman 1965; {_GAL}",
-        ),
-    )
-}
+def acquisition_function(
+    name: str,
+    *,
+    summary: str,
+    unit: str,
+    range: str,  # noqa: A002 - the word of the specification
+    source: str,
+    requires: Set[Need] = frozenset({"probs"}),
+    min_passes: int = 1,
+    batch: bool = False,
+) -> Callable[[F], F]:
+    """Describe an acquisition function beside its code.
+
+    The decorated function takes what it requires as keywords (``probs`` [images, passes, classes], ``features``
+    [images, dims], ``gradients``) and returns one score an image, higher = label first. With ``batch=True`` it is
+    called as ``function(inputs, batch_size, seed)`` with ``AcquisitionInputs``, and returns such scores, or a
+    ``Selection`` whose picks come first.
+
+    Args:
+        name: the value of the option ``strategy``; of a plug-in, the name of its entry point.
+        summary: which images it labels first, in one line.
+        unit: of a score.
+        range: of a score, for C classes and T passes.
+        source: publication.
+        requires: what the learner computes for it.
+        min_passes: stochastic passes without which every score would be the same.
+        batch: see above.
+
+    The arguments must be literals: they are read from the source file, without importing it.
+    """
+    StrategySpec(name, summary, unit, range, source, requires, min_passes, batch)
+
+    def unchanged(function: F) -> F:
+        return function
+
+    return unchanged
+
+
+def plugins(group: Group) -> dict[str, EntryPoint]:
+    """Entry points that installed packages declare for a group, by name, in the order of the names."""
+    found = {point.name: point for point in entry_points(group=f"ml_backend.{group}")}
+    return dict(sorted(found.items()))
+
+
+def load_plugin(group: Group, name: str) -> Any:
+    """Import what a package has added.
+
+    Raises:
+        ValueError: no installed package has an entry point of that name, or importing it fails.
+    """
+    if (point := plugins(group).get(name)) is None:
+        raise ValueError(f"no installed package has an entry point {name!r} in the group ml_backend.{group}")
+    try:
+        return point.load()
+    except Exception as error:
+        raise ValueError(f"entry point {name} = {point.value} cannot be loaded: {error}") from error
+
+
+def load_acquisition_function(name: str) -> Callable[..., Any]:
+    """Import the function of a strategy.
+
+    Raises:
+        ValueError: there is no strategy of that name, or importing it fails.
+    """
+    module, _, function = strategy_spec(name).target.partition(":")
+    try:
+        return cast("Callable[..., Any]", getattr(import_module(module), function))
+    except Exception as error:
+        raise ValueError(f"acquisition function {name} ({module}:{function}) cannot be loaded: {error}") from error
 
 
 def strategy_spec(name: str) -> StrategySpec:
-    """The entry of a strategy.
+    """Specification of an acquisition function.
 
     Raises:
         ValueError: there is none of that name; the known ones are listed.
@@ -165,9 +171,78 @@ def strategy_spec(name: str) -> StrategySpec:
 
 
 def markdown_table() -> str:
-    """The catalogue as the table that README shows."""
+    """The acquisition functions of this package as the table that README shows."""
     rows = [
         f"| `{spec.name}` | {spec.summary} | {spec.range} ({spec.unit}) | {spec.needed} | {spec.source} |"
-        for spec in STRATEGIES.values()
+        for spec in _built_in().values()
     ]
     return "\n".join(["| strategy | labels first | score | needs | source |", "|---|---|---|---|---|", *rows])
+
+
+@cache
+def _built_in() -> dict[str, StrategySpec]:
+    folder = Path(__file__).parent / "acquisition"
+    found = [spec for path in folder.glob("*.py") for spec in _declared(path, f"ml_backend.acquisition.{path.stem}")]
+    return {spec.name: spec for spec in sorted(found, key=lambda spec: spec.name)}
+
+
+def _added() -> dict[str, StrategySpec]:
+    """Of installed packages. One that cannot be read is left out with a warning: the others still rank."""
+    found = {}
+    for name, point in plugins("acquisition").items():
+        try:
+            found[name] = _of_entry_point(point)
+        except (ValueError, TypeError, OSError, SyntaxError) as error:
+            _log.warning("acquisition function %s = %s is left out: %s", name, point.value, error)
+    return found
+
+
+def _of_entry_point(point: EntryPoint) -> StrategySpec:
+    if point.name in _built_in():
+        raise ValueError("ml_backend has an acquisition function of that name")
+    # find_spec of a sub-module imports its parents, which may import torch: only the top-level package is looked up.
+    top, *rest = point.module.split(".")
+    if (package := find_spec(top)) is None or package.origin is None:
+        raise ValueError(f"there is no module {top}")
+    path = Path(package.origin)
+    if rest:
+        path = path.parent.joinpath(*rest)
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    target = f"{point.module}:{point.attr}"
+    for spec in _declared(path, point.module):
+        if spec.target == target:
+            if spec.name != point.name:
+                raise ValueError(f"its decorator names it {spec.name!r}")
+            return spec
+    raise ValueError(f"{path} has no function {point.attr} decorated with @acquisition_function")
+
+
+def _declared(path: Path, module: str) -> Iterator[StrategySpec]:
+    """Specifications of the decorated functions in a source file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for call in node.decorator_list:
+            if (
+                isinstance(call, ast.Call)
+                and ast.unparse(call.func).rpartition(".")[2] == acquisition_function.__name__
+            ):
+                texts = [ast.literal_eval(value) for value in call.args]
+                named = {word.arg: _literal(word) for word in call.keywords if word.arg is not None}
+                yield StrategySpec(**dict(zip(_FIELDS, texts, strict=False)), **named, target=f"{module}:{node.name}")
+
+
+def _literal(word: ast.keyword) -> Any:
+    value = word.value
+    if isinstance(value, ast.Call) and ast.unparse(value.func) in {"set", "frozenset"} and not value.keywords:
+        return frozenset(ast.literal_eval(value.args[0])) if value.args else frozenset()
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        raise ValueError(f"argument {word.arg} of @acquisition_function must be a literal") from None
+
+
+_FIELDS: Final = tuple(field.name for field in fields(StrategySpec))
+
+STRATEGIES: Final[dict[str, StrategySpec]] = dict(sorted((_built_in() | _added()).items()))
+"""Every acquisition function, of this package and of installed ones, by name."""

@@ -1,23 +1,59 @@
-"""PowerBALD: a batch drawn at random by its BALD scores, so that it is spread over the pool at almost no cost.
-
-Batches whose images teach different things: BatchBALD, greedy on the joint mutual information.
-"""
+"""Batches whose images teach different things: BatchBALD, and PowerBALD at almost no cost."""
 
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from jaxtyping import Bool, Float, Int64, UInt64
 from torch import Tensor
 
-from ml_backend.acquisition.arrays import float_tensor
+from ml_backend.acquisition.inputs import AcquisitionInputs, Selection, float_tensor, given
 from ml_backend.acquisition.pointwise import bald, entropy
-from ml_backend.seeding import gumbel, seeded_order
+from ml_backend.registry import acquisition_function
+from ml_backend.seeding import gumbel, seeded_draws, seeded_order
 
+_log = structlog.get_logger(__name__)
+
+Values = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
+_TIE_NATS = 1e-6
+"""Gains closer than float32 products can tell apart are level, so that no thread count decides between them."""
+
+# Constants and not settings: which candidates are scored must not depend on the machine. On pools of 1,000 to 100,000
+# with near-duplicates and 2 or 3 classes, the joint information stays within 0.3 % either way, and within 0.1 % on the
+# mean of six pools, of that of scoring in full every candidate that may win.
+_SLACK_NATS = 0.01
+"""How far a sampled gain may lie under the truth: a candidate is passed over only if its bound falls short by more."""
+_LEADERS = 32
+"""Candidates with the highest bounds, scored first: who cannot reach them is not scored at all."""
+_FEW = 100
+"""Labellings over which the others are scored, to see who comes near."""
+_FINALISTS = 32
+"""The best of these, scored over all."""
+_BLOCK = 1024
+"""Candidates scored at once, so that memory does not grow with the pool."""
 _TINY = 1e-300
-"""Nats that stand in for 0 under the logarithm: such an image comes last, and its score stays a number."""
+"""Nats that stand in for 0 under a logarithm: such an image comes last, and its score stays a number."""
+_PASSES_PER_PICK = 5
+"""A batch of 20 needs T = 100: T passes hold at most log T nats, so with fewer the last picks add nothing."""
+
+
+@acquisition_function(
+    "power_bald",
+    summary="BALD with seeded noise, so that a batch is spread over the pool at almost no cost",
+    unit="log nats, with Gumbel noise",
+    range="any number",
+    min_passes=2,
+    source="Kirsch, Farquhar, Atighehchian, Jesson, Branchaud-Charron & Gal 2023, arXiv:2106.12059",
+    batch=True,
+)
+def rank_power_bald(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Float[Tensor, " images"]:
+    """Noisy scores: the noise alone spreads the batch."""
+    del batch_size
+    return power_bald(given(inputs.probs, "probs", "power_bald"), seeded_draws(inputs.ids, seed, "power_bald "))
 
 
 def power_bald(
@@ -45,26 +81,32 @@ def power_bald(
     return bald(probs).cpu().clamp_(min=_TINY).log_() + torch.from_numpy(gumbel(draws))
 
 
-Values = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
-"""Stands in for 0 under a logarithm: a label that no mask thinks possible weighs nothing, and is never NaN."""
-
-_TIE_NATS = 1e-6
-"""Gains closer than float32 products can tell apart are level, so that no thread count decides between them."""
-
-# Constants and not settings: which candidates are scored must not depend on the machine. On pools of 1,000 to 100,000
-# with near-duplicates and 2 or 3 classes, the joint information stays within 0.3 % either way, and within 0.1 % on the
-# mean of six pools, of that of scoring in full every candidate that may win.
-_SLACK_NATS = 0.01
-"""How far a sampled gain may lie under the truth: a candidate is passed over only if its bound falls short by more."""
-_LEADERS = 32
-"""Candidates with the highest bounds, scored first: who cannot reach them is not scored at all."""
-_FEW = 100
-"""Labellings over which the others are scored, to see who comes near."""
-_FINALISTS = 32
-"""The best of these, scored over all."""
-_BLOCK = 1024
-"""Candidates scored at once, so that memory does not grow with the pool."""
+@acquisition_function(
+    "batch_bald",
+    summary="the batch whose labels together tell most about the network; sees that two images are alike",
+    unit="nats",
+    range="0 .. log C: what a pick adds to the picks before it; for the rest, its BALD score",
+    min_passes=2,
+    source="Kirsch, van Amersfoort & Gal 2019, arXiv:1906.08158",
+    batch=True,
+)
+def rank_batch_bald(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Selection:
+    """The batch by ``batch_bald``, each image scored by what it adds; then the rest by BALD alone."""
+    probs = given(inputs.probs, "probs", "batch_bald")
+    images, passes, _ = probs.shape
+    wanted = _PASSES_PER_PICK * min(batch_size, images)
+    if passes < wanted:
+        _log.warning(
+            "few_passes_for_batch_bald",
+            passes=passes,
+            batch_size=batch_size,
+            wanted=wanted,
+            hint="the last picks of the batch add little that can be told from noise: raise passes or lower batch_size",
+        )
+    picks = batch_bald(probs, batch_size, seed=seed, ties=inputs.ties(seed))
+    scores = bald(probs).cpu()
+    scores[picks.images] = picks.gains
+    return Selection(picks.images, scores)
 
 
 class Picks(NamedTuple):

@@ -1,8 +1,6 @@
-"""Distances between rows of features: memory bounded, and the same to the last bit wherever a row stands.
+"""Batches spread over the pool's features or gradients: core-set, BADGE and TypiClust.
 
-Core-set: images that leave no part of the pool far from a labelled one.
-BADGE: images that would each move the last layer far, and in different directions.
-TypiClust: the most typical image of every large group that has no label yet. Needs no labels: the cold start.
+Distances are bounded in memory, and equal to the last bit wherever a row stands in the pool.
 """
 
 import warnings
@@ -18,9 +16,9 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ml_backend.acquisition.arrays import Selection, float_tensor, largest
-from ml_backend.acquisition.inputs import Gradients
-from ml_backend.seeding import gumbel, redrawn
+from ml_backend.acquisition.inputs import AcquisitionInputs, Gradients, Selection, float_tensor, given, largest
+from ml_backend.registry import acquisition_function
+from ml_backend.seeding import gumbel, redrawn, seeded_draws
 
 _CHUNK_ELEMENTS = 1 << 18
 """Of the features at once: 1 MiB of float32 stays in the cache."""
@@ -150,6 +148,21 @@ def _from_mean(rows: Float[Tensor, "images dims"]) -> Float[npt.NDArray[np.float
     return squared_distances(rows, (total / len(rows)).to(rows.dtype)).cpu().numpy()
 
 
+@acquisition_function(
+    "core_set",
+    summary="images that leave no part of the pool far from a labelled one; looks at no prediction",
+    unit="feature distance",
+    range="0 or more: distance to the nearest labelled image or earlier pick; for the rest, after all picks",
+    requires=frozenset({"features"}),
+    source="Sener & Savarese 2018, arXiv:1708.00489",
+    batch=True,
+)
+def rank_core_set(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Selection:
+    """The batch by ``core_set``; then the rest, farthest from any centre first."""
+    features = given(inputs.features, "features", "core_set")
+    return core_set(features, batch_size, ties=inputs.ties(seed), labelled_features=inputs.labelled_features)
+
+
 def badge(
     gradients: Gradients,
     batch_size: int,
@@ -210,6 +223,22 @@ def _log(squared: Float[npt.NDArray[np.float64], " images"]) -> Float[npt.NDArra
     with np.errstate(divide="ignore", invalid="ignore"):
         logs: npt.NDArray[np.float64] = np.where(squared > 0, np.log(squared), np.where(squared < 0, -np.inf, -1e300))
     return logs
+
+
+@acquisition_function(
+    "badge",
+    summary="a spread of images that would each move the last layer far, and in different directions",
+    unit="squared gradient length",
+    range="0 or more: squared distance to the nearest pick before it, of the first its own squared length; "
+    "for the rest, to the nearest pick",
+    requires=frozenset({"gradients"}),
+    source="Ash, Zhang, Krishnamurthy, Langford & Agarwal 2020, arXiv:1906.03671",
+    batch=True,
+)
+def rank_badge(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Selection:
+    """The batch by ``badge``; then the rest, by its distance to the nearest pick."""
+    gradients = given(inputs.gradients, "gradients", "badge")
+    return badge(gradients, batch_size, draws=seeded_draws(inputs.ids, seed, "badge "), ties=inputs.ties(seed))
 
 
 _MOST_CLUSTERS = 500
@@ -372,3 +401,19 @@ def _visit(
         if not waiting[cluster]:
             del waiting[cluster]
     return picks
+
+
+@acquisition_function(
+    "typiclust",
+    summary="the most typical image of every large group that has no label yet; needs no labels at all",
+    unit="1 / feature distance",
+    range="above 0 .. 100,000: how close its nearest neighbours in its group lie",
+    requires=frozenset({"features"}),
+    source="Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794",
+    batch=True,
+)
+def rank_typiclust(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Selection:
+    """The batch by ``typiclust``; then the rest, most typical first."""
+    features = given(inputs.features, "features", "typiclust")
+    ties = inputs.ties(seed)
+    return typiclust(features, batch_size, ties=ties, seed=seed, labelled_features=inputs.labelled_features)

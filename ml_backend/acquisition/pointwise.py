@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ml_backend.acquisition.arrays import float_tensor
-
-Score = Callable[[Float[Tensor, "images passes classes"]], Float[Tensor, " images"]]
+from ml_backend.acquisition.inputs import AcquisitionInputs, float_tensor
+from ml_backend.registry import acquisition_function
+from ml_backend.seeding import places, seeded_order
 
 _CHUNK_ELEMENTS = 1 << 19
 """Of the passes at once: 2 MiB of float32 stay in the cache, and the memory needed does not grow with the pool."""
@@ -32,6 +32,13 @@ _TINY = 1e-300
 """Stands in for 0 under a logarithm: finite, so that times 0 it is 0."""
 
 
+@acquisition_function(
+    "entropy",
+    summary="uncertainty of the mean prediction, whether the network or the image is to blame",
+    unit="nats",
+    range="0 .. log C",
+    source="Gal, Islam & Ghahramani 2017, arXiv:1703.02910",
+)
 def entropy(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
     """Uncertainty of the mean prediction, of whatever kind: the readers' doubt as well as the network's.
 
@@ -54,6 +61,13 @@ def entropy(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " im
     return _of_mean_prediction(probs, of_mean)
 
 
+@acquisition_function(
+    "least_confidence",
+    summary="probability that the network's own answer is wrong",
+    unit="probability",
+    range="0 .. 1 - 1/C",
+    source="Lewis & Gale 1994, arXiv:cmp-lg/9407020",
+)
 def least_confidence(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
     """Probability that the network's own answer is wrong, as the mean prediction has it.
 
@@ -71,6 +85,13 @@ def least_confidence(probs: Float[Tensor, "images passes classes"]) -> Float[Ten
     return _of_mean_prediction(probs, lambda mean: 1.0 - _max_over_classes(mean))
 
 
+@acquisition_function(
+    "margin",
+    summary="how close the two most probable classes lie",
+    unit="probability",
+    range="0 .. 1",
+    source="Scheffer, Decomain & Wrobel 2001, doi:10.1007/3-540-44816-0_31",
+)
 def margin(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
     """How close the two most probable classes lie.
 
@@ -97,6 +118,14 @@ def margin(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " ima
     return _of_mean_prediction(probs, of_mean)
 
 
+@acquisition_function(
+    "mean_std",
+    summary="disagreement of the passes: standard deviation of a class's probability, averaged over classes",
+    unit="probability",
+    range="0 .. sqrt(C - 1) / C",
+    min_passes=2,
+    source="Gal, Islam & Ghahramani 2017, arXiv:1703.02910",
+)
 def mean_std(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
     """Disagreement of the dropout passes, averaged over the classes.
 
@@ -135,6 +164,14 @@ def _small_mean_std(chunk: Float[Tensor, "images passes classes"]) -> Float[Tens
     return _sum_over_classes(deviations.square_().mean(dim=1).T.sqrt()) / chunk.shape[2]
 
 
+@acquisition_function(
+    "bald",
+    summary="what the label would tell about the network: passes that are sure but contradict each other",
+    unit="nats",
+    range="0 .. log C",
+    min_passes=2,
+    source="Houlsby, Huszár, Ghahramani & Lengyel 2011, arXiv:1112.5745",
+)
 def bald(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
     """What the label would tell about the network's weights: large where single passes are sure but contradict.
 
@@ -164,6 +201,14 @@ def bald(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " image
     return torch.cat(scores)
 
 
+@acquisition_function(
+    "variation_ratios",
+    summary="share of the passes that vote against the most voted class",
+    unit="share of the passes",
+    range="0 .. 1 - 1/C",
+    min_passes=2,
+    source="Freeman 1965; Gal, Islam & Ghahramani 2017, arXiv:1703.02910",
+)
 def variation_ratios(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
     """Share of the passes that vote against the most voted class.
 
@@ -197,6 +242,24 @@ def variation_ratios(probs: Float[Tensor, "images passes classes"]) -> Float[Ten
             most[shared] = (level / level.sum(dim=-1, keepdim=True)).sum(dim=1).amax(dim=-1)
         scores.append(1.0 - most / chunk.shape[1])
     return torch.cat(scores)
+
+
+@acquisition_function(
+    "random",
+    summary="a seeded random order that images joining or leaving the pool do not disturb; the baseline",
+    unit="place",
+    range="above 0 .. 1",
+    requires=frozenset(),
+    source="none; chance",
+    batch=True,
+)
+def random(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Float[Tensor, " images"]:
+    """Scores of the seeded order of the ids; no prediction is looked at."""
+    del batch_size
+    order = torch.from_numpy(seeded_order(inputs.ids, seed))
+    scores = torch.empty(len(order), dtype=torch.float64)
+    scores[order] = torch.from_numpy(places(len(order)))
+    return scores
 
 
 def _of_mean_prediction(

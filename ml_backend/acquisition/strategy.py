@@ -1,34 +1,21 @@
-"""From scores to an order of the whole pool: written once, for every strategy.
+"""From acquisition functions to an order of the whole pool."""
 
-How every strategy ranks the pool. A new one is its function, one entry here and one in ``ml_backend.strategies``.
-The catalogue as the engine wants it: ids and records on the outside, tensors within.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from ml_backend.acquisition.arrays import Selection
-from ml_backend.acquisition.batch import batch_bald, power_bald
-from ml_backend.acquisition.diversity import badge, core_set, typiclust
-from ml_backend.acquisition.inputs import Evidence, Gradients, evidence_of, given
-from ml_backend.acquisition.pointwise import Score, bald, entropy, least_confidence, margin, mean_std, variation_ratios
+from ml_backend.acquisition.inputs import Gradients, Selection, acquisition_inputs, given
 from ml_backend.predictions import ImageFeatures, PoolPredictions
-from ml_backend.registry import Need, strategy_spec
+from ml_backend.registry import Need, load_acquisition_function, strategy_spec
 from ml_backend.schemas import Ranking, natural_order
-from ml_backend.seeding import places, seeded_draws, seeded_order
 
-_log = structlog.get_logger(__name__)
-
-_PASSES_PER_PICK = 5
-"""A batch of 20 needs T = 100: T passes hold at most log T nats, so with fewer the last picks add nothing."""
+Array: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
 
 
 class AcquisitionRanking(NamedTuple):
@@ -38,108 +25,6 @@ class AcquisitionRanking(NamedTuple):
     """Positions in the pool, label first at the front; the first ``batch_size`` are the batch."""
     scores: Float[Tensor, " images"]
     """Acquisition values in the pool's own order (float64), in the unit that the strategy's entry states."""
-
-
-Ranker = Callable[[Evidence, int, int], AcquisitionRanking]
-"""Called with the evidence, the batch size and the seed."""
-
-
-def by_score(score: Score) -> Ranker:
-    """The best score first; equal scores in the seeded order of their ids."""
-
-    def ranker(evidence: Evidence, batch_size: int, seed: int) -> AcquisitionRanking:  # noqa: ARG001 - judged alone, the order is the same for every batch size
-        scores = score(given(evidence.probs, "probs", score.__name__)).cpu()
-        return _best_first(scores, _ties(evidence.ids, seed))
-
-    return ranker
-
-
-def by_batch_bald(evidence: Evidence, batch_size: int, seed: int) -> AcquisitionRanking:
-    """The batch in the order of its picks, each scored by what it adds; then the rest by BALD alone."""
-    probs = given(evidence.probs, "probs", "batch_bald")
-    images, passes, _ = probs.shape
-    wanted = _PASSES_PER_PICK * min(batch_size, images)
-    if passes < wanted:
-        _log.warning(
-            "few_passes_for_batch_bald",
-            passes=passes,
-            batch_size=batch_size,
-            wanted=wanted,
-            hint="the last picks of the batch add little that can be told from noise: raise passes or lower batch_size",
-        )
-    ties = _ties(evidence.ids, seed)
-    picks = batch_bald(probs, batch_size, seed=seed, ties=ties)
-    scores = bald(probs).cpu()
-    scores[picks.images] = picks.gains
-    return _picks_first(Selection(picks.images, scores), ties)
-
-
-def by_power_bald(evidence: Evidence, batch_size: int, seed: int) -> AcquisitionRanking:  # noqa: ARG001 - the noise alone spreads the batch
-    """The best noisy score first."""
-    draws = seeded_draws(evidence.ids, seed, "power_bald ")
-    return _best_first(power_bald(given(evidence.probs, "probs", "power_bald"), draws), _ties(evidence.ids, seed))
-
-
-def by_core_set(evidence: Evidence, batch_size: int, seed: int) -> AcquisitionRanking:
-    """The batch in the order of its picks; then the rest, farthest from any centre first."""
-    features, ties = given(evidence.features, "features", "core_set"), _ties(evidence.ids, seed)
-    chosen = core_set(features, batch_size, ties=ties, labelled_features=evidence.labelled_features)
-    return _picks_first(chosen, ties)
-
-
-def by_badge(evidence: Evidence, batch_size: int, seed: int) -> AcquisitionRanking:
-    """The batch in the order of its picks; then the rest, by its distance to the nearest pick."""
-    gradients, ties = given(evidence.gradients, "gradients", "badge"), _ties(evidence.ids, seed)
-    draws = seeded_draws(evidence.ids, seed, "badge ")
-    return _picks_first(badge(gradients, batch_size, draws=draws, ties=ties), ties)
-
-
-def by_typiclust(evidence: Evidence, batch_size: int, seed: int) -> AcquisitionRanking:
-    """The batch in the order of its picks; then the rest, most typical first."""
-    features, ties = given(evidence.features, "features", "typiclust"), _ties(evidence.ids, seed)
-    chosen = typiclust(features, batch_size, ties=ties, seed=seed, labelled_features=evidence.labelled_features)
-    return _picks_first(chosen, ties)
-
-
-def by_chance(evidence: Evidence, batch_size: int, seed: int) -> AcquisitionRanking:  # noqa: ARG001 - chance looks at nothing
-    """The seeded order of the ids; an image's score is its place in it."""
-    order = torch.from_numpy(seeded_order(evidence.ids, seed))
-    scores = torch.empty(len(order), dtype=torch.float64)
-    scores[order] = torch.from_numpy(places(len(order)))
-    return AcquisitionRanking(order, scores)
-
-
-def _ties(ids: Sequence[str], seed: int) -> npt.NDArray[np.int64]:
-    """The place of each image in the seeded order; the lower wins a tie."""
-    return np.argsort(seeded_order(ids, seed))
-
-
-def _best_first(scores: Float[Tensor, " images"], ties: npt.NDArray[np.int64]) -> AcquisitionRanking:
-    return AcquisitionRanking(torch.from_numpy(np.lexsort((ties, -scores.numpy()))), scores)
-
-
-def _picks_first(chosen: Selection, ties: npt.NDArray[np.int64]) -> AcquisitionRanking:
-    best_first = _best_first(chosen.scores, ties).order
-    rest = best_first[~torch.isin(best_first, chosen.picks)]
-    return AcquisitionRanking(torch.cat([chosen.picks, rest]), chosen.scores)
-
-
-Array: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
-
-RANKERS: Final[dict[str, Ranker]] = {
-    "badge": by_badge,
-    "bald": by_score(bald),
-    "batch_bald": by_batch_bald,
-    "core_set": by_core_set,
-    "entropy": by_score(entropy),
-    "least_confidence": by_score(least_confidence),
-    "margin": by_score(margin),
-    "mean_std": by_score(mean_std),
-    "power_bald": by_power_bald,
-    "random": by_chance,
-    "typiclust": by_typiclust,
-    "variation_ratios": by_score(variation_ratios),
-}
 
 
 def rank(
@@ -153,7 +38,7 @@ def rank(
     labelled_features: Float[Array, "labelled dims"] | None = None,
     gradients: Gradients | None = None,
 ) -> AcquisitionRanking:
-    """Rank the whole pool by one strategy.
+    """Rank the whole pool by one acquisition function.
 
     Ties are broken by a seeded draw from each image's id: the same on every device, whatever the thread count.
 
@@ -161,7 +46,7 @@ def rank(
     device and of any strides, or a NumPy array of a floating type. It is detached and never changed.
 
     Args:
-        name: of an entry of ``STRATEGIES``, which says what the strategy needs of the following.
+        name: of an acquisition function; its specification says which of the following it requires.
         probs: softmax outputs of the stochastic passes; each row sums to 1.
         batch_size: images that will be labelled together; only a batch-aware strategy looks at it.
         seed: of ties, of chance, of noise, of drawn labellings and of k-means.
@@ -184,20 +69,41 @@ def rank(
     values = {"probs": probs, "features": features, "gradients": gradients}
     for need in sorted(spec.needs):
         given(values[need], need, name)
-    evidence = evidence_of(
+    inputs = acquisition_inputs(
         ids, probs=probs, features=features, labelled_features=labelled_features, gradients=gradients
     )
-    if "probs" in spec.needs and (passes := given(evidence.probs, "probs", name).shape[1]) < spec.min_passes:
+    if "probs" in spec.needs and (passes := given(inputs.probs, "probs", name).shape[1]) < spec.min_passes:
         raise ValueError(f"{name} needs at least {spec.min_passes} passes, got {passes}: draw more")
-    return RANKERS[name](evidence, batch_size, seed)
+    function = load_acquisition_function(name)
+    if spec.batch:
+        found = function(inputs, batch_size, seed)
+    else:
+        found = function(**{need: getattr(inputs, need) for need in spec.needs})
+    picks, scores = found if isinstance(found, Selection) else (torch.empty(0, dtype=torch.int64), found)
+    scores = _checked(scores, len(inputs.ids), name)
+    best_first = torch.from_numpy(np.lexsort((inputs.ties(seed), -scores.numpy())))
+    if len(picks):
+        best_first = torch.cat([picks, best_first[~torch.isin(best_first, picks)]])
+    return AcquisitionRanking(best_first, scores)
+
+
+def _checked(scores: object, images: int, name: str) -> Float[Tensor, " images"]:
+    """A NaN would sort to one end of the ranking without a word; functions of plug-ins are checked like ours."""
+    if not isinstance(scores, Tensor) or scores.shape != (images,):
+        shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{name} must return one score an image, a tensor [{images}], got {shape}")
+    scores = scores.detach().double().cpu()
+    if scores.isnan().any():
+        raise ValueError(f"{name} scored image {int(scores.isnan().nonzero()[0])} of the pool as NaN")
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogStrategy:
-    """A strategy of the catalogue. Satisfies ``engine.ports.Strategy``.
+    """An acquisition function by name, over the records of a round.
 
     Raises:
-        ValueError: the catalogue has no such name.
+        ValueError: there is none of that name.
     """
 
     name: str
@@ -214,7 +120,7 @@ class CatalogStrategy:
         """The whole pool, label first at the front; the same however the pool arrives.
 
         Raises:
-            ValueError: see ``catalog.rank``.
+            ValueError: see ``rank``.
         """
         arrival = sorted(range(len(outputs.image_ids)), key=lambda i: natural_order(outputs.image_ids[i]))
         ids = [outputs.image_ids[i] for i in arrival]
@@ -259,7 +165,7 @@ def rank_by_features(
         seed: of ties and of k-means.
 
     Raises:
-        ValueError: the strategy needs more than features; or see ``catalog.rank``.
+        ValueError: the strategy needs more than features; or see ``rank``.
     """
     arrival = sorted(range(len(images.image_ids)), key=lambda i: natural_order(images.image_ids[i]))
     ids = [images.image_ids[i] for i in arrival]

@@ -1,6 +1,7 @@
 """The pointwise functions: values worked by hand, laws over any input, and a second implementation."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from ml_backend.acquisition import pointwise as module
 from ml_backend.acquisition.pointwise import (
-    Score,
     bald,
     entropy,
     least_confidence,
@@ -21,6 +21,8 @@ from ml_backend.acquisition.pointwise import (
     mean_std,
     variation_ratios,
 )
+
+Score = Callable[[Tensor], Tensor]
 
 ALL: list[Score] = [entropy, mean_std, bald, least_confidence, margin, variation_ratios]
 OF_PASSES: list[Score] = [mean_std, bald, variation_ratios]
