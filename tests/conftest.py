@@ -1,8 +1,11 @@
 """What every kind of test may use."""
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from structlog.contextvars import clear_contextvars
@@ -12,6 +15,7 @@ from ml_backend.seeding import enable_deterministic_blas
 # Before torch is loaded: results must not depend on the thread count.
 enable_deterministic_blas()
 
+ROOT = Path(__file__).parent.parent
 SAID = "said"
 
 
@@ -36,6 +40,16 @@ def say(capsys: pytest.CaptureFixture[str], record_property: Callable[[str, obje
                 sys.stdout.flush()
 
     return tell
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the example of tests/plugin is installed; it goes on PYTHONPATH."""
+    uv = shutil.which("uv") or str(ROOT / ".tools" / "uv" / "bin" / "uv")
+    folder = tmp_path_factory.mktemp("plugin")
+    command = [uv, "pip", "install", "-q", "--no-deps", "--target", str(folder), str(ROOT / "tests" / "plugin")]
+    subprocess.run(command, check=True, timeout=300)
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

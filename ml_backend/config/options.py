@@ -18,7 +18,7 @@ from pydantic import (
 
 from ml_backend.config.settings import explain
 from ml_backend.errors import SettingsError
-from ml_backend.registry import STRATEGIES, strategy_spec
+from ml_backend.registry import STRATEGIES, plugins, strategy_spec
 
 OPTION_PREFIX = "model_"  # of an option that stands as an attribute on the Choices tag
 
@@ -29,6 +29,21 @@ def _known_strategy(name: str) -> str:
 
 StrategyName = Annotated[
     str, AfterValidator(_known_strategy), WithJsonSchema({"type": "string", "enum": list(STRATEGIES)})
+]
+
+
+CONSENSUS_RULES = tuple(sorted({"median", *plugins("consensus")}))
+"""Names of the consensus rules, of this package and of installed ones; not imported here."""
+
+
+def _known_rule(name: str) -> str:
+    if name not in CONSENSUS_RULES:
+        raise ValueError(f"unknown consensus rule {name!r}: known are {', '.join(CONSENSUS_RULES)}")
+    return name
+
+
+ConsensusName = Annotated[
+    str, AfterValidator(_known_rule), WithJsonSchema({"type": "string", "enum": list(CONSENSUS_RULES)})
 ]
 
 
@@ -71,7 +86,7 @@ class ProjectOptions(BaseModel):
         description="classes that are not learned, by value or alias, with commas between them: their labels are left "
         "out until the option is taken back",
     )
-    consensus: Literal["median"] = Field("median", description="rule that turns several readers' answers into a label")
+    consensus: ConsensusName = Field("median", description="rule that turns several readers' answers into a label")
     ground_truth: Literal["override", "reader", "ignore"] = Field(
         "override",
         description="what an annotation marked as ground truth, as Label Studio marks every imported one, does: "

@@ -1,4 +1,4 @@
-"""Several readers' answers about an image in, at most one label out: one file a rule, ``catalog`` names them."""
+"""Annotations of several readers in, at most one label an image out."""
 
 from ml_backend.consensus.rules import RULES, Consensus, Rule, median, rule
 

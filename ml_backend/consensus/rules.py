@@ -1,14 +1,11 @@
-"""What a consensus rule hands back.
-
-Which annotations count: what every consensus rule agrees on before it weighs a single vote.
-The paper's rule: the label is the median of the readers' answers.
-Every consensus rule. A new one is its own file and one entry here.
-"""
+"""Consensus rules: the annotations of several readers in, at most one label an image out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
+from ml_backend.config.options import CONSENSUS_RULES
+from ml_backend.registry import load_plugin
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_order
 
 
@@ -135,7 +132,7 @@ def median(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consens
     where any two of them differ, or where they override a reader's answer that differs.
 
     Args:
-        annotations: in any order; which of them count, see ``answers.gather``.
+        annotations: in any order; which of them count, see ``gather``.
         classes: ordinal, least severe first.
 
     Returns:
@@ -159,17 +156,18 @@ def median(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consens
 Rule = Callable[[Sequence[Annotation], Sequence[str]], Consensus]
 """Called with all annotations of a project and its classes, least severe first."""
 
-RULES: Final[dict[str, Rule]] = {
-    "median": median,
-}
+RULES: Final[dict[str, Rule]] = {"median": median}
+"""The rules of this package, by name; installed packages add more."""
 
 
 def rule(name: str) -> Rule:
-    """The rule of that name.
+    """The consensus rule of that name, of this package or of an installed one.
 
     Raises:
-        ValueError: there is none; the known ones are listed.
+        ValueError: there is none, or it cannot be imported; the known ones are listed.
     """
-    if name not in RULES:
-        raise ValueError(f"unknown consensus rule {name!r}: known are {', '.join(RULES)}")
-    return RULES[name]
+    if name in RULES:
+        return RULES[name]
+    if name not in CONSENSUS_RULES:
+        raise ValueError(f"unknown consensus rule {name!r}: known are {', '.join(CONSENSUS_RULES)}")
+    return cast("Rule", load_plugin("consensus", name))

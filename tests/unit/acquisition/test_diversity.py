@@ -1,4 +1,4 @@
-"""Core-set, BADGE and TypiClust by hand-worked values, laws and references; distances the same wherever a row stands."""
+"""Core-set, BADGE and TypiClust by hand-worked values, laws and references."""
 
 import itertools
 import math
