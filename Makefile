@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 # as loading it takes.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types imports unit system audit lock clean chaos
+.PHONY: help setup demo test lint types imports unit system audit bench lock clean chaos
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -80,10 +80,19 @@ audit: $(UV) ## Look the locked packages up among the known vulnerabilities (nee
 chaos: setup ## Kill everything in every phase on a real Label Studio (KILLS=24, SEED=7)
 	@AL_CHAOS_KILLS=$(or $(KILLS),24) AL_CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest tests/system/test_chaos.py $(ARGS)
 
+bench: setup $(if $(findstring --no-peers,$(ARGS)),,.bench/peers/.ready) ## Time the engine side by side with other libraries (ARGS="--no-peers pages")
+	@$(BIN)/python -m tests.benchmarks.cases $(ARGS)
+
+.bench/peers/.ready: tests/benchmarks/peers.lock | $(UV)
+	@echo "bench: building the peers' environment in .bench (several GB of torch, unless a cache has it)"
+	@$(UV) venv -q --allow-existing --python $(PYTHON) .bench/peers
+	@$(UV) pip sync -q --python .bench/peers/bin/python --require-hashes tests/benchmarks/peers.lock
+	@touch $@
+
 lock: $(UV) ## Recompile the lock files: ours, the bench's peers', Label Studio's
 	@$(UV) pip compile -q $(COMPILE) --group pyproject.toml:dev pyproject.toml -o requirements.lock >/dev/null
 	@grep -E '^(torch|torchvision|numpy|pillow|scipy)==' requirements.lock | tr -d '\\' > .tools/shared.txt
-	@$(UV) pip compile -q $(COMPILE) --overrides ml_backend/bench/peers-left-out.txt -c .tools/shared.txt ml_backend/bench/peers.in -o ml_backend/bench/peers.lock >/dev/null
+	@$(UV) pip compile -q $(COMPILE) --overrides tests/benchmarks/peers-left-out.txt -c .tools/shared.txt tests/benchmarks/peers.in -o tests/benchmarks/peers.lock >/dev/null
 	@echo "label-studio==1.23.2" | $(UV) pip compile -q $(COMPILE) - -o requirements-label-studio.lock >/dev/null
 
 clean: ## Remove what the commands above built

@@ -16,7 +16,6 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     cli            the `ml-backend` command: parse, call, exit status
     adapter        label-studio-ml's own model class over the same server code
     demo           `make demo`: services, simulated readers, live view, table
-    bench          `ml-backend bench`: figures, side by side with the peers
     doctor         `ml-backend doctor`: checks every connection between Label Studio and the worker
     server         HTTP endpoints for Label Studio and the owner's pages; torch-free
     simulation     `ml-backend simulate`, `experiment`: the same rounds with an oracle instead of Label Studio

@@ -19,34 +19,6 @@ if TYPE_CHECKING:
 Project = Annotated[int, typer.Option(help="id of the Label Studio project", min=1)]
 
 
-def bench(
-    *,
-    only: Annotated[list[str] | None, typer.Option(help="a case to measure; may be repeated; default: all")] = None,
-    repeats: Annotated[int | None, typer.Option(help="of every task; default 5, with --quick 1", min=1)] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="everything tiny: a trial of the benchmark itself")] = False,
-    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="measure the other libraries beside ours")] = True,
-    images: Annotated[Path | None, typer.Option(help="folder of JPEG and PNG to decode instead of drawn films")] = None,
-    folder: Annotated[Path, typer.Option(help="where the peers' environment is built, once")] = Path(".bench"),
-    json: Annotated[Path | None, typer.Option(help="write every single repeat there as JSON")] = None,
-    record: Annotated[Path | None, typer.Option(help="write the picks of batchbald-redux there as JSON")] = None,
-) -> None:
-    """Measure speed, side by side with other libraries (figures, not a test: a missed floor is no failure)."""
-    from ml_backend.bench.run import BenchOptions, run_bench
-
-    run_bench(
-        BenchOptions(
-            only=tuple(only or ()),
-            repeats=repeats,
-            quick=quick,
-            peers=peers,
-            images=images,
-            folder=folder,
-            json=json,
-            record=record,
-        )
-    )
-
-
 def proof(project: Project) -> None:
     """Compare what the strategy chose with what came by chance, at equal label counts (trains ten networks).
 
@@ -379,7 +351,6 @@ def experiment(
     )
 
 
-app.command()(bench)
 app.command()(proof)
 app.command()(replay)
 

@@ -101,8 +101,7 @@ ACCOUNTS: tuple[Account, ...] = (
     Account("ml-backend strategies", _TABLES),
     Account("ml-backend demo --help", _TABLES),
     Account("ml-backend work --study", _TABLES, "--burst", "it ends when the study is done"),
-    Account("ml-backend bench --json", _BENCH, "--quick", "else it takes a quarter of an hour"),
-    Account("ml-backend bench --only", _BENCH, "--quick --no-peers --json bench.json", "likewise; and the other cases"),
+    Account("make bench", _BENCH, why="with --quick among the ARGS; else it takes a quarter of an hour"),
     Account(
         "python -m tests.benchmarks.stopping",
         "tests/benchmarks/test_stopping.py",

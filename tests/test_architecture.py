@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ml_backend"
 BIN = Path(sys.executable).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKS = ("requirements.lock", "requirements-label-studio.lock", "ml_backend/bench/peers.lock")
+LOCKS = ("requirements.lock", "requirements-label-studio.lock", "tests/benchmarks/peers.lock")
 
 
 def rooms() -> list[str]:

@@ -1,131 +1,81 @@
-"""`ml-backend bench` runs through; what its figures are is nobody's business here."""
+"""Every case runs at a tiny size, by the commands of docs/benchmarks.md; the figures mean nothing then."""
 
 import json
 import math
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.benchmarks.cases import CASES
 from tests.manual import ROOT, told_to
 
-COMMAND = Path(sys.executable).parent / "ml-backend"
-# With the uv of `make setup`, which has the wheels of the peers' environment already: pip takes minutes.
-PLACES = (str(COMMAND.parent), str(ROOT / ".tools" / "uv" / "bin"))
-CASES = {
-    "mc_scoring",
-    "batch_bald_1000_k2",
-    "batch_bald_1000_k3",
-    "batch_bald_100000",
-    "batch_bald_share",
-    "pointwise",
-    "decode_jpeg",
-    "decode_png",
-    "others",
-    "training",
-}
+REPORT = ROOT / ".bench" / "report.json"
+WITH_PEERS, SOME = [command for command in told_to(__file__) if "ARGS" in command.text]
 
 
-def bench(folder: Path, line: str) -> tuple[dict[str, Any], str]:
-    """The report that a line typed in that folder writes, and what it printed."""
+def bench(line: str) -> str:
+    """Run a command in the repository; returns what it printed."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
     done = subprocess.run(
-        ["bash", "-euc", line], cwd=folder, capture_output=True, text=True, timeout=540, check=False,
-        env={**os.environ, "COLUMNS": "160", "PATH": os.pathsep.join([*PLACES, os.environ["PATH"]])},
-    )  # fmt: skip
+        ["bash", "-euc", line], cwd=ROOT, capture_output=True, text=True, timeout=540, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr
-    return {**json.loads((folder / "bench.json").read_text()), "folder": folder}, done.stdout
-
-
-def require_finite(report: dict[str, Any]) -> None:
-    for case in report["cases"]:
-        for figure in case["figures"]:
-            values = [figure[field] for field in ("ours", "anchor", "ratio") if figure[field] is not None]
-            assert values, (case["name"], figure)
-            assert all(math.isfinite(value) for value in values), (case["name"], figure)
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """By the manual's command for some cases, and so all of them: tiny, and without the peers."""
-    some = next(command for command in told_to(__file__) if "--only" in command.words)
-    rest = CASES - set(some.words)
-    assert {"--only", *CASES - rest} < set(some.words)
-    return bench(
-        tmp_path_factory.mktemp("alone"), " ".join([some.run_as, *(f"--only {case}" for case in sorted(rest))])
-    )
+def report() -> Any:
+    """Of all cases, side by side with the peers, in their environment that is built if need be."""
+    bench(WITH_PEERS.text.replace('ARGS="', 'ARGS="--quick '))
+    return json.loads(REPORT.read_text())
 
 
-class TestAlone:
-    def test_every_case_has_finite_figures(self, alone):
-        report, _ = alone
+class TestSideBySide:
+    def test_every_case_has_finite_figures(self, report):
+        assert report["cases"].keys() == CASES.keys()
+        for name, case in report["cases"].items():
+            values = [value for figure in case["figures"] for value in (figure["ours"], figure["ratio"])]
+            assert all(value is None or math.isfinite(value) for value in values), (name, values)
 
-        assert {case["name"] for case in report["cases"]} == CASES
-        require_finite(report)
+    def test_both_sides_run_on_one_thread(self, report):
+        measured = [run for case in report["cases"].values() for runs in case["runs"].values() for run in runs]
 
-    def test_every_repeat_is_kept(self, alone):
-        report, _ = alone
+        assert all(run["cpu_s"] < 1.2 * run["wall_s"] + 0.02 for run in measured)
 
-        assert report["repeats"] == 1
-        runs = [run for case in report["cases"] for timing in case["timings"] for run in timing["runs"]]
-        assert all(run["cpu_s"] >= 0 and run["wall_s"] > 0 for run in runs)
+    def test_every_target_is_compared(self, report):
+        figures = [figure for case in report["cases"].values() for figure in case["figures"]]
 
-    def test_says_what_it_was_measured_on(self, alone):
-        report, _ = alone
+        assert [figure["name"] for figure in figures if figure["target"] and figure["met"] is None] == []
 
-        assert report["machine"]["cpu"]
-        assert "torch" in report["versions"]["ours"]
-        assert "peers" not in report["versions"]
+    def test_both_sides_compute_the_same(self, report):
+        """Scores to rounding; pixels to a few grey levels, as the libraries average differently."""
+        cases = report["cases"]
 
-    def test_says_that_quick_figures_mean_nothing(self, alone):
-        report, printed = alone
+        assert len(cases["pointwise"]["differences"]) == 9
+        assert max(cases["pointwise"]["differences"].values()) < 1e-5
+        assert len(cases["decode_jpeg"]["differences"]) == 7
+        assert len(cases["decode_png"]["differences"]) == 4
+        assert max((cases["decode_jpeg"]["differences"] | cases["decode_png"]["differences"]).values()) < 10
+        information = {one["baseline"][0]: one["ratio"] for one in cases["batch_bald_1000_k2"]["figures"][1::2]}
+        assert information.keys() == {"batchbald-redux", "Baal", "scikit-activeml"}
+        assert all(0.9 < ratio < 1.1 for ratio in information.values())
 
-        assert report["quick"] is True
+    def test_arithmetic_is_the_same_on_both_sides(self, report):
+        assert report["versions"]["peers"]["torch"] == report["versions"]["ours"]["torch"]
+
+
+class TestChosenCases:
+    def test_without_peers(self):
+        printed = bench(SOME.text.replace('ARGS="', 'ARGS="--quick --no-peers '))
+
+        assert [line for line in printed.splitlines() if line in CASES] == SOME.text.split('"')[1].split()
+        assert "open" in printed
         assert "quick: figures mean nothing" in printed
 
-    def test_leaves_nothing_but_its_logs(self, alone):
-        """No environment of the peers either."""
-        report, _ = alone
-
-        assert sorted(path.name for path in (report["folder"] / ".bench").iterdir()) == ["logs"]
-
-
-class TestBesidePeers:
-    def test_every_floor_is_compared(self, tmp_path):
-        """In an environment of their own, built on the way; the project's stays as it is."""
-        whole = next(command for command in told_to(__file__) if "--only" not in command.words)
-        before = sorted(path.name for path in Path(sys.prefix, "lib").rglob("*.dist-info"))
-        try:
-            report, _ = bench(tmp_path, whole.run_as)
-
-            require_finite(report)
-            figures = {case["name"]: case["figures"] for case in report["cases"]}
-            floors = [figure for case in figures.values() for figure in case if figure["floor"]]
-            assert [figure["name"] for figure in floors if figure["met"] is None] == []
-            assert {figure["anchor_name"] for figure in figures["batch_bald_1000_k2"]} == {
-                "batchbald-redux", "Baal", "scikit-activeml"
-            }  # fmt: skip
-            assert report["versions"]["peers"]["baal"] == "2.1.0"
-            assert report["versions"]["peers"]["torch"] == report["versions"]["ours"]["torch"]
-        finally:
-            shutil.rmtree(tmp_path / ".bench", ignore_errors=True)  # gigabytes, which pytest would keep
-        assert sorted(path.name for path in Path(sys.prefix, "lib").rglob("*.dist-info")) == before
-
-
-class TestRefusals:
-    def test_an_unknown_case_is_one_line_and_status_1(self, tmp_path):
-        done = subprocess.run(
-            [COMMAND, "bench", "--only", "speed"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-        assert done.returncode == 1
-        assert done.stderr.startswith("ml-backend: --only 'speed': known are mc_scoring")
-        assert done.stderr.count("\n") == 1
+    def test_an_unknown_one_is_refused(self):
+        with pytest.raises(AssertionError, match="unknown case speed; known are mc_scoring"):
+            bench('make bench ARGS="--no-peers speed"')

@@ -12,7 +12,7 @@ from ml_backend.simulation.options import SimulateOptions
 
 RUNNER = CliRunner()
 COMMANDS = (
-    "serve", "work", "connect", "doctor", "demo", "strategies", "bench", "proof", "replay", "simulate", "experiment"
+    "serve", "work", "connect", "doctor", "demo", "strategies", "proof", "replay", "simulate", "experiment"
 )  # fmt: skip
 
 
