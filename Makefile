@@ -81,6 +81,7 @@ chaos: setup ## Kill everything in every phase on a real Label Studio (KILLS=24,
 	@AL_CHAOS_KILLS=$(or $(KILLS),24) AL_CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest tests/system/test_chaos.py $(ARGS)
 
 bench: setup $(if $(findstring --no-peers,$(ARGS)),,.bench/peers/.ready) ## Time the engine side by side with other libraries (ARGS="--no-peers pages")
+	@mkdir -p .bench
 	@$(BIN)/python -m tests.benchmarks.cases $(ARGS)
 
 .bench/peers/.ready: tests/benchmarks/peers.lock | $(UV)

@@ -1,13 +1,12 @@
-"""Is the verdict on when to stop right? Whole learning runs, of which ``stop_advice`` is told no more than live.
+"""Measures the verdict on when to stop: whole learning runs, of which ``stop_advice`` sees only what it sees live.
 
     python -m tests.benchmarks.stopping --seeds 10
     python -m tests.benchmarks.stopping --labels labels.csv --features features.npz --task 'normal;viral;bacterial'
 
-Each run goes on long after anybody would stop, so that it is known what the labels after each round still gave: the
-accuracy on images that no round sees, smoothed. A verdict was false where more than a point came after it. Figures, and
-no test: tests/benchmarks/test_stopping.py checks how they are reckoned, and that this runs.
+Each run continues long after anybody would stop, so that the gain of the labels after each round is known: the smoothed
+accuracy on images that no round sees. A verdict was false where more than a point came after it.
 
-Networks are trained once: with ``--out`` the runs are kept, and the verdicts can be reckoned again in seconds.
+With ``--out`` the runs are kept, and the verdicts are evaluated again in seconds.
 """
 
 import argparse
@@ -41,18 +40,16 @@ from ml_backend.simulation.experiments import drawn_tables
 from ml_backend.simulation.loop import OracleReader, reveal_start, simulated_rounds
 from ml_backend.simulation.oracle import Oracle
 
-__all__ = ["Judged", "Step", "judge", "learning_run", "main", "report", "two_sides"]
-
 START = 25  # labels of every class before the first network, as in a live project
 WORTH = 0.01  # accuracy that is worth more reading
 VERDICTS: dict[str, frozenset[Verdict]] = {"soon, or stop": frozenset({"soon", "stop"}), "stop": frozenset({"stop"})}
 
 
 class Step(FrozenModel):
-    """A round of a run: what the owner's page has of it, and what nobody knows there.
+    """A round of a run, as the owner's page has it, with its true accuracy.
 
     Attributes:
-        noise: agreement with a twin, where one was asked.
+        noise: agreement with a network of another seed, where one was trained.
         truth: accuracy on the images that no round sees.
     """
 
@@ -62,14 +59,14 @@ class Step(FrozenModel):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """When a verdict was first given in a run, held against what came after.
+class VerdictOutcome:
+    """When a verdict was first given in a run, and what came after it.
 
     Attributes:
-        labels: that there were; None where it was never given.
-        missed: accuracy that the labels after it still brought.
-        late: labels more than at the plateau; negative where it came before.
-        plateau: labels after which no more than a point came.
+        labels: number of labels at the verdict; None where it was never given.
+        missed: accuracy that the labels after it added.
+        late: labels since the plateau; negative where the verdict came before it.
+        plateau: number of labels after which at most a point of accuracy came.
     """
 
     labels: int | None
@@ -78,46 +75,46 @@ class Judged:
     plateau: int
 
 
-class _Kept:
-    """The outputs of the newest round. Satisfies ``engine.ports.ReportStore``."""
+class _LastPredictions:
+    """The predictions of the newest round; a ``ReportStore``."""
 
     def __init__(self) -> None:
-        self.outputs: PoolPredictions | None = None
+        self.predictions: PoolPredictions | None = None
 
     def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
         del report, learner
-        self.outputs = outputs
+        self.predictions = outputs
 
 
 def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_every: int = 5) -> Iterator[Step]:
-    """A run of the engine's own rounds, 20 labels each; validation is drawn from the labels, as live.
+    """Runs rounds of 20 labels each; validation is drawn from the labels, as live.
 
     Args:
-        data: with a table of features; of its sides the test side is what no round sees.
-        strategy: that chooses.
+        data: with a table of features; no round sees its test side.
+        strategy: name of the acquisition function.
         seed: of the start set, the splits and the networks.
         rounds: at most.
-        noise_every: rounds from one twin to the next.
+        noise_every: rounds between two measurements of the seed noise.
     """
     options = ProjectOptions.resolve({"strategy": strategy, "finetune": "head", "seed": seed}, environ={})
     assert data.features is not None
     table = FeatureTable([image.id for image in data.images], data.features)
-    with TemporaryDirectory() as nowhere, one_thread(), threadpool_limits(1):
+    with TemporaryDirectory() as folder, one_thread(), threadpool_limits(1):
 
         def network(own_seed: int) -> McDropoutLearner:
-            place = Path(nowhere)
-            return McDropoutLearner(options, FolderSource(place), place / "c", device="cpu", seed=own_seed, table=table)
+            source, cache = FolderSource(Path(folder)), Path(folder) / "cache"
+            return McDropoutLearner(options, source, cache, device="cpu", seed=own_seed, table=table)
 
-        oracle, kept = Oracle.of(data), _Kept()
+        oracle, last = Oracle.of(data), _LastPredictions()
         reveal_start(oracle, START, seed)
         learner = network(seed)
-        witness = RecordingLearner(learner)
+        recording = RecordingLearner(learner)
         parts = RoundParts(
             labels=oracle,
             consensus=median_rule,
-            learner=witness,
+            learner=recording,
             strategy=CatalogStrategy(strategy),
-            store=kept,
+            store=last,
             publisher=OracleReader(oracle),
         )
         request = RoundRequest(
@@ -133,20 +130,21 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
             seed=seed,
         )
         for number, report in zip(range(1, rounds + 1), simulated_rounds(request, parts), strict=False):
-            assert kept.outputs is not None
-            marks = round_marks(report, kept.outputs)
+            assert last.predictions is not None
+            marks = round_marks(report, last.predictions)
             assert marks is not None
-            twin = None
+            noise = None
             if number % noise_every == 0:
-                twin = measure_seed_noise(
-                    witness,
+                replicates = measure_seed_noise(
+                    recording,
                     lambda _: network(derive(seed, "twin")),
                     seed=seed,
                     most=FIXED_SET,
                     progress=no_progress,
                     raise_if_preempted=no_guard,
                 )
-            yield Step(marks=marks, noise=None if twin is None else noise_of(*twin), truth=_accuracy(learner, data))
+                noise = None if replicates is None else noise_of(*replicates)
+            yield Step(marks=marks, noise=noise, truth=_accuracy(learner, data))
 
 
 def _accuracy(learner: Learner, data: DataSet) -> float:
@@ -155,11 +153,10 @@ def _accuracy(learner: Learner, data: DataSet) -> float:
     return sum(answers[label.image.id] == label.value for label in asked) / len(asked)
 
 
-def judge(steps: Sequence[Step], verdicts: frozenset[Verdict], batch_size: int = 20) -> Judged:
+def evaluate_verdict(steps: Sequence[Step], verdicts: frozenset[Verdict], batch_size: int = 20) -> VerdictOutcome:
     """When one of these verdicts was first given in a run, and whether it was right.
 
-    The accuracy of a run is smoothed by the rising curve that lies nearest to it, so that the noise of a round is no
-    gain.
+    Isotonic regression smooths the accuracy, so that the noise of a round does not count as a gain.
     """
     curve = IsotonicRegression().fit_transform(np.arange(len(steps)), [step.truth for step in steps])
     labels = [step.marks.labels for step in steps]
@@ -170,20 +167,20 @@ def judge(steps: Sequence[Step], verdicts: frozenset[Verdict], batch_size: int =
         noise = {step.marks.round_id: step.noise for step in steps[:number] if step.noise is not None}
         if stop_advice(marks, noise, batch_size=batch_size).verdict in verdicts:
             at = labels[number - 1]
-            return Judged(at, float(left[number - 1]), at - plateau, plateau)
-    return Judged(None, 0.0, labels[-1] - plateau, plateau)
+            return VerdictOutcome(at, float(left[number - 1]), at - plateau, plateau)
+    return VerdictOutcome(None, 0.0, labels[-1] - plateau, plateau)
 
 
-def report(judged: Sequence[Judged]) -> str:
+def report(outcomes: Sequence[VerdictOutcome]) -> str:
     """One line: how often, how often falsely, and how late."""
-    said = [one for one in judged if one.labels is not None]
-    if not said:
-        return f"never in {len(judged)} runs"
-    false = [one for one in said if one.missed > WORTH]
+    given = [outcome for outcome in outcomes if outcome.labels is not None]
+    if not given:
+        return f"never in {len(outcomes)} runs"
+    false = [outcome for outcome in given if outcome.missed > WORTH]
     return (
-        f"in {len(said)} of {len(judged)} runs, at {_spread([one.labels or 0 for one in said])} labels, "
-        f"{_spread([one.late for one in said])} after the plateau; false in {len(false)}, where up to "
-        f"{100 * max((one.missed for one in false), default=0.0):.1f} points came after"
+        f"in {len(given)} of {len(outcomes)} runs, at {_spread([outcome.labels or 0 for outcome in given])} labels, "
+        f"{_spread([outcome.late for outcome in given])} after the plateau; false in {len(false)}, where up to "
+        f"{100 * max((outcome.missed for outcome in false), default=0.0):.1f} points came after"
     )
 
 
@@ -195,11 +192,11 @@ def _spread(values: Sequence[int]) -> str:
 
 
 def two_sides(data: DataSet, within: str | None) -> DataSet:
-    """Seven tenths to label and three to judge by, apart by patient.
+    """Splits by patient into 70 % to label and 30 % to measure by.
 
     Args:
         data: any.
-        within: the one side of the data that is looked at; None for all.
+        within: the side of the data that is used; None for all.
     """
     rows = [row for row, image in enumerate(data.images) if within in {None, data.split[image.id]}]
     images = tuple(data.images[row] for row in rows)
@@ -210,35 +207,35 @@ def two_sides(data: DataSet, within: str | None) -> DataSet:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Let the runs learn, unless they have, and print what the verdicts were worth."""
+    """Train the runs that are not kept yet, and print how good the verdicts were."""
     args = _parsed(arguments)
     _say(f"python -m tests.benchmarks.stopping {' '.join(sys.argv[1:] if arguments is None else arguments)}")
     data = _data(args)
     counts = data.counts()
-    _say(f"{sum(counts['train'].values())} images to label, {sum(counts['test'].values())} to judge by")
+    _say(f"{sum(counts['train'].values())} images to label, {sum(counts['test'].values())} to measure by")
     for strategy in args.strategies.split(","):
         runs = [_run(args, data, strategy, seed) for seed in range(args.seeds)]
         rises = [run[-1].truth - run[0].truth for run in runs]
         _say(f"{strategy}: {len(runs)} runs to {runs[0][-1].marks.labels} labels; accuracy {100 * fmean(rises):+.1f}")
         for name, verdicts in VERDICTS.items():
-            _say(f"  {name}: {report([judge(run, verdicts) for run in runs])}")
+            _say(f"  {name}: {report([evaluate_verdict(run, verdicts) for run in runs])}")
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--labels", type=Path, help="table as of `ml-backend simulate`; default: films are drawn")
+    parser.add_argument("--labels", type=Path, help="table as for `ml-backend simulate`; default: drawn images")
     parser.add_argument("--features", type=Path)
     parser.add_argument("--task", help="classes of your table, least severe first")
-    parser.add_argument("--films", type=int, default=1_000, help="that are drawn")
+    parser.add_argument("--films", type=int, default=1_000, help="number of drawn images")
     parser.add_argument("--strategies", default="entropy")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--out", type=Path, default=Path("experiments/stopping"), help="where runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("experiments/stopping"), help="folder of the kept runs")
     return parser.parse_args(arguments)
 
 
 def _data(args: argparse.Namespace) -> DataSet:
-    """Of the user's tables the training side alone, so that the test side is still unseen; else drawn films."""
+    """The training side of the user's tables, so that their test side stays unseen; else drawn images."""
     if args.labels is not None:
         read = load_dataset(None, args.labels, features=args.features, task=parse_task(args.task))
         return two_sides(read, "train")
@@ -247,7 +244,7 @@ def _data(args: argparse.Namespace) -> DataSet:
 
 
 def _run(args: argparse.Namespace, data: DataSet, strategy: str, seed: int) -> list[Step]:
-    """Read again where it is kept, of as many rounds."""
+    """The kept run of as many rounds, or a new one."""
     whose = "drawn" if args.labels is None else "own"
     kept = args.out / f"{whose}-{strategy}-{seed}-{args.rounds}.jsonl"
     if not kept.exists():

@@ -1,19 +1,19 @@
-"""How the verdict on when to stop is judged; what the figures are is nobody's business here."""
+"""How the verdict on when to stop is evaluated."""
 
 import shlex
 
 import pytest
 
 from ml_backend.analytics.agreement import Agreement, PredictionSnapshot
-from tests.benchmarks.stopping import VERDICTS, Judged, Step, judge, main, report
+from tests.benchmarks.stopping import VERDICTS, Step, VerdictOutcome, evaluate_verdict, main, report
 from tests.manual import told_to
 
-STILL = {str(image): image % 2 for image in range(100)}
-FLOOR = Agreement(images=100, agreed=0.9, kappa=0.8, error=0.05)
+AGREED = {str(image): image % 2 for image in range(100)}
+NOISE = Agreement(images=100, agreed=0.9, kappa=0.8, error=0.05)
 
 
-def run(*truths: float, first_still: int = 0) -> list[Step]:
-    """Rounds of 20 labels whose networks agree from one of them on, and whose validation is level throughout."""
+def run(*truths: float, first_agreed: int = 0) -> list[Step]:
+    """Rounds of 20 labels whose networks agree from ``first_agreed`` on, with a constant validation accuracy."""
     return [
         Step(
             marks=PredictionSnapshot(
@@ -21,9 +21,9 @@ def run(*truths: float, first_still: int = 0) -> list[Step]:
                 labels=100 + 20 * number,
                 accuracy=0.8,
                 classes=("normal", "severe"),
-                predicted=STILL if number >= first_still else {name: (number * ord(name[-1])) % 2 for name in STILL},
+                predicted=AGREED if number >= first_agreed else {name: (number * ord(name[-1])) % 2 for name in AGREED},
             ),
-            noise=FLOOR,
+            noise=NOISE,
             truth=truth,
         )
         for number, truth in enumerate(truths)
@@ -33,54 +33,54 @@ def run(*truths: float, first_still: int = 0) -> list[Step]:
 LONG = [0.8] * 14  # one round fewer than "stop" wants
 
 
-class TestJudge:
+class TestEvaluateVerdict:
     def test_right_and_late(self):
-        """Nothing comes after 120 labels; at fifteen rounds, 380 labels, it is said."""
-        judged = judge(run(0.7, *LONG, 0.8), VERDICTS["stop"])
+        """Nothing is gained after 120 labels; the verdict comes at fifteen rounds, 380 labels."""
+        outcome = evaluate_verdict(run(0.7, *LONG, 0.8), VERDICTS["stop"])
 
-        assert judged == Judged(labels=380, missed=0.0, late=260, plateau=120)
+        assert outcome == VerdictOutcome(labels=380, missed=0.0, late=260, plateau=120)
 
     def test_false(self):
-        """Said at 380 labels; 5 points came after, the last of them with 420."""
-        judged = judge(run(0.7, *LONG, 0.82, 0.85), VERDICTS["stop"])
+        """Given at 380 labels; 5 points came after, the last of them with 420."""
+        outcome = evaluate_verdict(run(0.7, *LONG, 0.82, 0.85), VERDICTS["stop"])
 
-        assert judged.labels == 380
-        assert judged.missed == pytest.approx(0.05)
-        assert judged.late == -40
+        assert outcome.labels == 380
+        assert outcome.missed == pytest.approx(0.05)
+        assert outcome.late == -40
 
     def test_noise_of_a_round_is_no_gain(self):
-        """A single round of 0.84 among rounds of 0.8 is levelled with what follows."""
-        judged = judge(run(0.7, *LONG[:5], 0.84, *LONG), VERDICTS["stop"])
+        """A single round of 0.84 among rounds of 0.8 is smoothed out."""
+        outcome = evaluate_verdict(run(0.7, *LONG[:5], 0.84, *LONG), VERDICTS["stop"])
 
-        assert judged.missed < 0.01
-        assert judged.plateau == 120
+        assert outcome.missed < 0.01
+        assert outcome.plateau == 120
 
     def test_never(self):
-        judged = judge(run(0.7, *LONG, first_still=99), VERDICTS["stop"])
+        outcome = evaluate_verdict(run(0.7, *LONG, first_agreed=99), VERDICTS["stop"])
 
-        assert judged == Judged(labels=None, missed=0.0, late=260, plateau=120)
+        assert outcome == VerdictOutcome(labels=None, missed=0.0, late=260, plateau=120)
 
 
 class TestReport:
-    def test_counts_what_was_said_and_what_was_false(self):
-        judged = [
-            Judged(200, 0.0, 60, 140),
-            Judged(240, 0.02, -20, 260),
-            Judged(220, 0.01, 20, 200),
-            Judged(None, 0.0, 0, 300),
+    def test_counts_verdicts_and_false_ones(self):
+        outcomes = [
+            VerdictOutcome(200, 0.0, 60, 140),
+            VerdictOutcome(240, 0.02, -20, 260),
+            VerdictOutcome(220, 0.01, 20, 200),
+            VerdictOutcome(None, 0.0, 0, 300),
         ]
 
-        assert report(judged) == (
+        assert report(outcomes) == (
             "in 3 of 4 runs, at 220 [210 to 230] labels, 20 [0 to 40] after the plateau; "
             "false in 1, where up to 2.0 points came after"
         )
 
     def test_never(self):
-        assert report([Judged(None, 0.0, 0, 300)]) == "never in 1 runs"
+        assert report([VerdictOutcome(None, 0.0, 0, 300)]) == "never in 1 runs"
 
 
-def test_it_runs_and_a_second_time_reads_what_it_kept(tmp_path, capsys):
-    """The manual's command, with few films and one short run."""
+def test_a_second_run_reads_what_the_first_kept(tmp_path, capsys):
+    """The manual's command, with few images and one short run."""
     [command] = told_to(__file__)
     assert command.words[:3] == ["python", "-m", "tests.benchmarks.stopping"]
     arguments = [*shlex.split(command.run_as)[3:], "--out", str(tmp_path)]
