@@ -25,6 +25,21 @@
 A message gives the value seen, the value wanted and the way out.
 """
 
+from typing import Literal, TypeAlias
+
+ImageErrorKind: TypeAlias = Literal[
+    "missing",  # there is no such file
+    "forbidden",  # the source does not hand it out to this backend
+    "refused",  # the source gave another answer than the file, or the address cannot be one
+    "unreachable",  # the source did not answer, or is overloaded
+    "timed-out",
+    "too-large",  # in bytes or in pixels
+    "empty",
+    "not-an-image",  # an HTML page, a ZIP archive, noise
+    "unsupported",  # an image, but not of a format that browsers show
+    "damaged",
+]
+
 
 class BackendError(Exception):
     """The root of every error that this backend raises on purpose."""
@@ -98,7 +113,24 @@ class StaleRound(RoundError):
 
 
 class ImageError(BackendError):
-    """An image cannot be fetched or decoded; the message names it."""
+    """An image cannot be fetched or decoded; the message names it.
+
+    Attributes:
+        kind: the owner filters by it, and it decides when the image is tried again.
+    """
+
+    def __init__(self, message: str, kind: ImageErrorKind = "refused") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    @staticmethod
+    def kind_of(error: OSError) -> ImageErrorKind:
+        """The kind that an error of the operating system or of a connection is."""
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            return "missing"
+        if isinstance(error, PermissionError):
+            return "forbidden"
+        return "timed-out" if isinstance(error, TimeoutError) else "unreachable"
 
 
 class StorageError(BackendError):

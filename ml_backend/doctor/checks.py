@@ -36,6 +36,7 @@ from ml_backend.config import ProjectOptions, Settings, checked_address
 from ml_backend.errors import (
     BackendError,
     ImageError,
+    ImageErrorKind,
     PayloadError,
     RequestRefused,
     SettingsError,
@@ -43,7 +44,7 @@ from ml_backend.errors import (
     UnknownProject,
     WeightsError,
 )
-from ml_backend.images.decode import ImageErrorKind, decode, trouble_of
+from ml_backend.images.decode import decode
 from ml_backend.label_studio.client import BACKEND, FAILURES, TESTED, LabelStudioClient, Route, label_studio_version
 from ml_backend.label_studio.connect import (
     CONNECTED,
@@ -917,7 +918,7 @@ def ground_truth_note(case: Case) -> str:
 def _remedy(error: ImageError) -> str:
     if NOT_ALLOWED in str(error):
         return "name that host in AL_IMAGE_HOSTS, if it is to be asked; else mend the task's address"
-    return REMEDY[trouble_of(error)]
+    return REMEDY[error.kind]
 
 
 def _tasks(case: Case) -> Iterator[dict[str, object]]:

@@ -1,9 +1,7 @@
-"""Why an image cannot be read, in a few stable words: what the owner filters by, and what is tried again soon.
+"""Image bytes to the grayscale square that the network sees.
 
-What a JPEG or PNG says about itself before its pixels, read by hand: no library is let near a hostile header.
-The two decoders of nearly every image: JPEG without CMYK, and PNG and AVIF of any kind.
-What a file is that is no image which can be decoded, told by its first bytes; with a way out for its owner.
-Image bytes -> the grayscale square that the network sees.
+A JPEG's or PNG's header is read here before any library sees the file; libjpeg-turbo and libvips decode nearly every
+image, Pillow the rest. A file that is not a decodable image is recognised by its first bytes, with a remedy.
 """
 
 import functools
@@ -14,88 +12,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
-from ml_backend.errors import ImageError
-
-ImageErrorKind: TypeAlias = Literal[
-    "missing",  # there is no such file
-    "forbidden",  # the source does not hand it to us
-    "refused",  # the source gave another answer than the file, or the address cannot be one
-    "unreachable",  # the source did not answer, or is overloaded
-    "timed-out",
-    "too-large",  # in bytes or in pixels
-    "empty",
-    "not-an-image",  # an HTML page, a ZIP archive, noise
-    "unsupported",  # an image, but not of a format that browsers show
-    "damaged",
-]
-
-_TROUBLES = frozenset(get_args(ImageErrorKind))
-
-PASSING: frozenset[ImageErrorKind] = frozenset({"unreachable", "timed-out"})
-"""What may be the fault of the way, and says little about the image itself."""
-
-OF_THE_FILE: frozenset[ImageErrorKind] = frozenset({"too-large", "empty", "not-an-image", "unsupported", "damaged"})
-"""What stays until the file is another. Of all else the cause may be mended elsewhere: a setting, a right, a disk."""
-
-_BY_STATUS: dict[int, ImageErrorKind] = {
-    401: "forbidden",
-    403: "forbidden",
-    404: "missing",
-    408: "timed-out",
-    410: "missing",
-    413: "too-large",
-    429: "unreachable",
-    502: "unreachable",
-    503: "unreachable",
-    504: "unreachable",
-}
-
-# The first of an error's classes that stands here decides.
-_BY_NAME: dict[str, ImageErrorKind] = {
-    "FileNotFoundError": "missing",
-    "NotADirectoryError": "missing",
-    "IsADirectoryError": "missing",
-    "PermissionError": "forbidden",
-    "TimeoutError": "timed-out",
-    "TimeoutException": "timed-out",  # httpx's
-    "TransportError": "unreachable",  # httpx's: no connection, or one that broke
-    "OSError": "unreachable",
-}
+from ml_backend.errors import ImageError, ImageErrorKind
 
 
 class UndecodableImage(ImageError):
-    """The bytes of an image are there, but no picture can be made of them."""
-
-    def __init__(self, message: str, trouble: ImageErrorKind) -> None:
-        super().__init__(message)
-        self.trouble = trouble
-
-
-def trouble_of(error: ImageError) -> ImageErrorKind:
-    """What kind of trouble an error is: as it says itself, else as what caused it says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if (trouble := _of(cause)) is not None:
-            return trouble
-        cause = cause.__cause__
-    return "refused"
-
-
-def _of(cause: BaseException) -> ImageErrorKind | None:
-    if (stated := getattr(cause, "trouble", None)) in _TROUBLES:
-        return cast("ImageErrorKind", stated)
-    # Of HTTP: RequestRefused has one, and what a source raises itself may.
-    if isinstance(status := getattr(cause, "status", None), int):
-        return _BY_STATUS.get(status, "refused")
-    # By name: httpx's errors are no OSErrors, and only the edges of the package may know httpx.
-    return next((_BY_NAME[name] for kind in type(cause).__mro__ if (name := kind.__name__) in _BY_NAME), None)
+    """The bytes of an image were fetched, and cannot be decoded."""
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -348,11 +276,11 @@ class Kind(NamedTuple):
     """A kind of file.
 
     Attributes:
-        trouble: that it makes.
+        error: the kind of error that it is.
         words: what it is, and what to do, such as "a PDF: export its page as PNG or JPEG".
     """
 
-    trouble: ImageErrorKind
+    error: ImageErrorKind
     words: str
 
 
@@ -584,8 +512,8 @@ def decode_film(content: bytes, side: int, name: str) -> DecodedFilm:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
     except Exception as error:  # decoders raise anything: struct.error, SyntaxError, MemoryError, ...
-        trouble, reason = _describe(content, error)
-        raise UndecodableImage(f"image {name} cannot be decoded: {reason}", trouble) from error
+        kind, reason = _describe(content, error)
+        raise UndecodableImage(f"image {name} cannot be decoded: {reason}", kind) from error
     # After the resize: turning the square is cheaper than turning the film, and gives the same.
     turn = orientation(exif)
     upright = _UPRIGHT.get(turn)
@@ -599,12 +527,12 @@ def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, byt
     if content.startswith(PNG_SIGNATURE):
         size = png_size(content)
         _require_decodable_size(size, name)
-        with _room.hold(size[0] * size[1]):
+        with _budget.hold(size[0] * size[1]):
             return _square(Image.fromarray(png_levels(content, size)), side, None), png_exif(content), size
     if {b"avif", b"avis"} & set(iso_brands(content) or ()):
         size = avif_size(content)
         _require_decodable_size(size, name)
-        with _room.hold(2 * size[0] * size[1]):  # of 12 bits, it takes 24 bytes a pixel
+        with _budget.hold(2 * size[0] * size[1]):  # of 12 bits, it takes 24 bytes a pixel
             # Already upright: an AVIF is turned by a property of its own, and EXIF's is to be ignored.
             return _square(Image.fromarray(avif_levels(content, size)), side, None), b"", size
     exif = b""
@@ -619,12 +547,12 @@ def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, byt
         _require_decodable_size(size, name)
         # JPEG only: decodes at the smallest of 1, 1/2, 1/4, 1/8 that is still at least as large as the square.
         drafted = image.draft("L", (side, side))
-        with _room.hold(_pixels_in_memory(image, size)):
+        with _budget.hold(_pixels_in_memory(image, size)):
             square = _square(_gray(image, content, size), side, None if drafted is None else drafted[1])
         return square, exif or image.info.get("exif", b""), size
 
 
-class _Room:
+class _PixelBudget:
     """Lets images into memory as long as all of them together have no more than so many pixels."""
 
     def __init__(self, pixels: int) -> None:
@@ -647,7 +575,7 @@ class _Room:
 
 # Decoding takes up to 16 bytes a pixel (an AVIF up to 24, and counts twice), 1.3 GB for the largest image: sixteen
 # threads at once would fill any memory.
-_room = _Room(2 * MAX_PIXELS)
+_budget = _PixelBudget(2 * MAX_PIXELS)
 
 
 def _pixels_in_memory(image: Image.Image, size: tuple[int, int]) -> int:
@@ -701,7 +629,7 @@ def _describe(content: bytes, error: Exception) -> tuple[ImageErrorKind, str]:
     if not content:
         return "empty", "the file is empty: export the image again"
     if (kind := kind_of(content)) is not None:
-        return kind.trouble, f"it is {kind.words}"
+        return kind.error, f"it is {kind.words}"
     if isinstance(error, UnidentifiedImageError):
         meant = content[:8].lower().startswith(_SIGNATURES)
         reason = (

@@ -12,10 +12,16 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from ml_backend.config import is_data_uri
-from ml_backend.errors import ImageError
-from ml_backend.images.decode import FORMATS, OF_THE_FILE, PASSING, PREPROCESSING, trouble_of
+from ml_backend.errors import ImageError, ImageErrorKind
+from ml_backend.images.decode import FORMATS, PREPROCESSING
 from ml_backend.images.source import ImageSource
 from ml_backend.schemas import ImageRef
+
+PASSING: frozenset[ImageErrorKind] = frozenset({"unreachable", "timed-out"})
+"""Errors of the connection, which say little about the image itself."""
+
+OF_THE_FILE: frozenset[ImageErrorKind] = frozenset({"too-large", "empty", "not-an-image", "unsupported", "damaged"})
+"""Errors that stay until the file changes; the cause of the others is elsewhere: a setting, a right, a disk."""
 
 STREAK = 20  # images in a row that a host gave no answer for: more than are asked for at once
 SPARED_S = 30.0
@@ -105,18 +111,17 @@ class QuarantinedSource:
 
     def _failed(self, image: ImageRef, key: str, host: str, error: ImageError) -> None:
         self._enter(image, key, error)
-        if trouble_of(error) not in PASSING:
+        if error.kind not in PASSING:
             # It answered, though not with the image.
             self._hosts.answered(host)
         else:
             self._quarantine.withdraw(self._hosts.gave_no_answer(host, image.id))
 
     def _enter(self, image: ImageRef, key: str, error: ImageError) -> None:
-        trouble = trouble_of(error)
-        of_the_file = trouble in OF_THE_FILE
+        of_the_file = error.kind in OF_THE_FILE
         # All else is tried again within the hour, whether or not the file is another.
         version = self._version(image) if of_the_file else ""
-        self._quarantine.enter(image.id, _file(key), trouble, str(error), passing=not of_the_file, version=version)
+        self._quarantine.enter(image.id, _file(key), error.kind, str(error), passing=not of_the_file, version=version)
 
     def _version(self, image: ImageRef) -> str:
         host = _host(image.uri)

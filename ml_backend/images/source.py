@@ -1,7 +1,4 @@
-"""Where the bytes of an image come from.
-
-Images that lie in a folder: headless runs, the simulation, the demo's own copy.
-"""
+"""Sources of image files: the interface, and a folder on disk."""
 
 import hashlib
 import os
@@ -82,4 +79,6 @@ class FolderSource:
 
     @staticmethod
     def _unreadable(image: ImageRef, path: Path, error: OSError) -> ImageError:
-        return ImageError(f"image {image.id}: {path} cannot be read: {error.strerror or error}")
+        return ImageError(
+            f"image {image.id}: {path} cannot be read: {error.strerror or error}", ImageError.kind_of(error)
+        )

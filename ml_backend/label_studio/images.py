@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from ml_backend.config import ImageHosts, is_data_uri, shown_address
-from ml_backend.errors import ImageError, LabelStudioError, RequestRefused
+from ml_backend.errors import ImageError, ImageErrorKind, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient, Redirected
 from ml_backend.label_studio.external_images import (
     STORAGES,
@@ -32,6 +32,19 @@ MAX_REDIRECTS = 5
 LOGIN_STATUS, FORBIDDEN = 401, 403
 VERSION_S = 3.0  # a host that takes longer to say whether a file is another is asked for the file in the end
 WEB = ("http://", "https://")
+
+_BY_STATUS: dict[int, ImageErrorKind] = {
+    401: "forbidden",
+    403: "forbidden",
+    404: "missing",
+    408: "timed-out",
+    410: "missing",
+    413: "too-large",
+    429: "unreachable",
+    502: "unreachable",
+    503: "unreachable",
+    504: "unreachable",
+}
 
 
 class LabelStudioImages:
@@ -132,7 +145,8 @@ class LabelStudioImages:
         try:
             found = self._elsewhere.get(address, end)
         except (Refused, OSError) as error:
-            raise _refusal(image, f"{_on_the_way(image, address)}{error}{former_home(address)}") from error
+            why = f"{_on_the_way(image, address)}{error}{former_home(address)}"
+            raise _refusal(image, why, _kind(error)) from error
         return (found.content, found.kind) if found.location is None else found.location
 
     def _path(self, uri: str) -> str | None:
@@ -156,11 +170,11 @@ class LabelStudioImages:
         except RequestRefused as error:
             if error.status == LOGIN_STATUS:
                 raise
-            raise _refusal(image, f"{error}{_mend(image, path, error.status)}") from error
+            raise _refusal(image, f"{error}{_mend(image, path, error.status)}", _kind(error)) from error
         except LabelStudioError as error:
             if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
                 raise
-            raise _refusal(image, str(error)) from error
+            raise _refusal(image, str(error), _kind(error)) from error
         except httpx.InvalidURL as error:
             raise _refusal(image, f"is no address: {error}") from error
 
@@ -199,8 +213,23 @@ def _mend(image: ImageRef, path: str, status: int) -> str:
     return ""
 
 
-def _refusal(image: ImageRef, why: str) -> ImageError:
-    return ImageError(f"image {image.id} ({shown_address(image.uri)!r}): {why}")
+def _refusal(image: ImageRef, why: str, kind: ImageErrorKind = "refused") -> ImageError:
+    return ImageError(f"image {image.id} ({shown_address(image.uri)!r}): {why}", kind)
+
+
+def _kind(error: BaseException | None) -> ImageErrorKind:
+    match error:
+        case RequestRefused() | Refused() if error.status is not None:
+            return _BY_STATUS.get(error.status, "refused")
+        case httpx.TimeoutException():
+            return "timed-out"
+        case httpx.TransportError():
+            return "unreachable"
+        case OSError():
+            return ImageError.kind_of(error)
+        case None:
+            return "refused"
+    return _kind(error.__cause__)
 
 
 def _on_the_way(image: ImageRef, address: str) -> str:

@@ -30,7 +30,7 @@ class CountingFolder(FolderSource):
     def fetch(self, image: ImageRef) -> bytes:
         self.fetched.append(image.id)
         if self.unplugged:
-            raise ImageError(f"image {image.id}: no answer") from ConnectionResetError()
+            raise ImageError(f"image {image.id}: no answer", "unreachable")
         return super().fetch(image)
 
 

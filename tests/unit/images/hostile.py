@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ml_backend.images.decode import ImageErrorKind
+from ml_backend.errors import ImageErrorKind
 from tests.unit.images.files import chunk, deep_png, encode, film, png_header, ramp
 
 # As libvips writes 8,900 x 8,900 equal pixels with 12 bits a channel, in its slowest of ways to be decoded.

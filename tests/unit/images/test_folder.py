@@ -41,6 +41,30 @@ def test_names_what_cannot_be_read(root: Path, uri: str) -> None:
         FolderSource(root).fetch(ref(uri))
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError(), "missing"),
+        (NotADirectoryError(), "missing"),
+        (PermissionError(), "forbidden"),
+        (TimeoutError(), "timed-out"),
+        (OSError(5, "Input/output error"), "unreachable"),
+    ],
+)
+def test_an_error_of_the_disk_has_its_kind(
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, kind: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "open", fail)
+
+    with pytest.raises(ImageError) as found:
+        FolderSource(root).fetch(ref("a.png"))
+
+    assert found.value.kind == kind
+
+
 def test_no_link_is_followed_that_takes_the_place_of_a_checked_path(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,6 @@ def test_is_named_with_a_way_out(kind: str) -> None:
     with pytest.raises(UndecodableImage) as error:
         decode(content, 32, "x")
 
-    assert error.value.trouble == trouble
+    assert error.value.kind == trouble
     assert words in str(error.value)
     assert "\n" not in str(error.value)

@@ -47,7 +47,8 @@ class Web:
             if image.uri.startswith(beginning):
                 if isinstance(cause, LabelStudioError):
                     raise cause
-                raise ImageError(f"image {image.id}: {cause}") from cause
+                kind = ImageError.kind_of(cause) if isinstance(cause, OSError) else "refused"
+                raise ImageError(f"image {image.id}: {cause}", kind) from cause
         return b"bytes"
 
     def cache_key(self, image):

@@ -212,6 +212,56 @@ class TestFetch:
                 images(Web(answer)).fetch(ref("/data/upload/1/a.png"))
 
 
+class TestErrorKind:
+    """The kind decides when an image is tried again, and is what the owner filters by."""
+
+    @pytest.mark.parametrize(
+        ("status", "kind"),
+        [
+            (403, "forbidden"),
+            (404, "missing"),
+            (410, "missing"),
+            (413, "too-large"),
+            (500, "refused"),  # what Label Studio answers where an upload is gone
+            (503, "unreachable"),
+        ],
+    )
+    @pytest.mark.parametrize("uri", ["/data/upload/1/a.png", "http://films.example/a.png"])
+    def test_by_the_status_of_the_answer(self, uri: str, status: int, kind: str) -> None:
+        source = images(Web(lambda _: httpx.Response(status)), internet=Internet(*[said(status)] * 3))
+
+        with pytest.raises(ImageError) as error:
+            source.fetch(ref(uri))
+
+        assert error.value.kind == kind
+
+    @pytest.mark.parametrize(
+        ("cause", "kind"),
+        [
+            (httpx.ReadTimeout("slow"), "timed-out"),
+            (httpx.ReadError("no"), "unreachable"),
+            (httpx.RemoteProtocolError("hung up"), "unreachable"),
+        ],
+    )
+    def test_by_what_went_wrong_on_the_way(self, cause: httpx.HTTPError, kind: str) -> None:
+        with pytest.raises(ImageError) as error:
+            images(Web(cause)).fetch(ref("/data/upload/1/a.png"))
+
+        assert error.value.kind == kind
+
+    def test_a_host_that_hangs_up(self) -> None:
+        with pytest.raises(ImageError) as error:
+            images(Web(), internet=Internet(b"")).fetch(ref("http://films.example/a.png"))
+
+        assert error.value.kind == "unreachable"
+
+    def test_an_address_that_cannot_be_one(self) -> None:
+        with pytest.raises(ImageError) as error:
+            images(Web()).fetch(ref("blob:http://x/1"))
+
+        assert error.value.kind == "refused"
+
+
 class TestElsewhere:
     def test_from_an_allowed_host_without_the_key(self) -> None:
         """Connected to at the address that was checked; the host stands in the request."""
