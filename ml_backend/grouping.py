@@ -1,4 +1,4 @@
-"""Which images belong together: copies of one image, and the images of one patient."""
+"""Groups of images that must not be divided: copies of one image, and the images of one patient."""
 
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
@@ -12,7 +12,7 @@ def linked(marks_of: Mapping[T, Iterable[Hashable]]) -> dict[T, T]:
     """Connected components: items are connected where they share a mark, also by way of others.
 
     Args:
-        marks_of: item -> what it may share with others. The order of the items decides which one stands for the rest.
+        marks_of: item -> what it may share with others. The order of the items decides which one represents the rest.
 
     Returns:
         Item -> the first item of its component.
@@ -37,7 +37,7 @@ def linked(marks_of: Mapping[T, Iterable[Hashable]]) -> dict[T, T]:
 def groups_of(images: Iterable[ImageRef]) -> dict[str, str]:
     """Image id -> name of the group that a split must not divide.
 
-    Images of one patient are a group, and so are images with one address. Where an address stands under two patients,
+    Images of one patient are a group, and so are images with one address. Where an address occurs under two patients,
     one of the two names is wrong or both are the same person: all their images are one group.
 
     Returns:

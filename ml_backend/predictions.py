@@ -1,6 +1,6 @@
-"""What the network says about the pool: the one thing that a learner hands to a strategy.
+"""Arrays that a learner hands to an acquisition function.
 
-NumPy and not torch, so that the store and the web process can read it without torch.
+NumPy and not torch, so that storage and the web process read them without torch.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def float_array(name: str, value: Any) -> npt.NDArray[np.floating[Any]]:
     Raises:
         ValueError: the value is no array, is of integers, booleans or objects, or has masked entries.
     """
-    if callable(getattr(value, "detach", None)):  # a torch tensor, told without torch
+    if callable(getattr(value, "detach", None)):  # a torch tensor, recognised without importing torch
         value = value.detach()
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).cpu().numpy()
     if not hasattr(value, "__array__"):
@@ -82,10 +82,10 @@ class LastLayerGradients:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageFeatures:
-    """What a backbone sees in images, before anything was learned from labels.
+    """Features of the untrained backbone.
 
     Attributes:
-        image_ids: of the images that could be read, in the order that was asked for.
+        image_ids: of the images that could be read, in the requested order.
         features: pooled, of the backbone as it was loaded.
         exclusions: the images that could not be read, with the reason.
         keys: under which each row is kept in the cache of features; empty where there is none.

@@ -1,4 +1,4 @@
-"""What travels between the rooms: frozen, validated, and JSON both ways.
+"""Records that the rooms exchange: frozen, validated, and JSON both ways.
 
 ``image`` is an element of the pool, ``annotation`` one reader's answer, ``label`` what consensus made of the
 annotations, ``ranking`` the order in which the pool should be labelled, ``round`` one turn of the loop.
@@ -15,8 +15,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
 RoundTrigger = Literal["connected", "images", "labels", "forced", "topup", "rerank"]
-"""What calls for a round. Two of them learn nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks
-anew by what the last network said, since the owner chose another strategy."""
+"""Cause of a round. Two train nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks the predictions of
+the last network again, since the owner chose another strategy."""
 ExclusionKind = Literal[
     "no image",
     "label without image",
@@ -29,25 +29,25 @@ ExclusionKind = Literal[
     "unreadable image",
     "",
 ]
-"""What is wrong with an image or its label. ``no image``: a task without a label that holds no image under the label
+"""Kind of problem with an image or its label. ``no image``: a task without a label that holds no image under the label
 config's key; ``label without image``: the same of a task with one; ``no answer``: readers skipped the image or called
 it unreadable; ``ignored truth``: all answers are ground truths that ``ground_truth=ignore`` leaves out; ``same image``:
-another task stands for it; empty: anything else."""
+another task represents it; empty: anything else."""
 
 Stage = Literal["labels", "train", "score", "rank", "save", "publish", "features", "noise"]
 STAGES: Final[dict[str, str]] = {
     "labels": "reads the labels",
     "train": "trains the network",
-    "score": "looks at the images that have no label",
+    "score": "scores the images without a label",
     "rank": "chooses the next images",
     "save": "saves the round",
-    "publish": "hands the new order to Label Studio",
+    "publish": "publishes the new order to Label Studio",
     "features": "prepares the images for the first training; the order is served already",
-    "noise": "trains a second network to measure how much chance decides; the order is served already",
+    "noise": "trains a second network to measure the variation between seeds; the order is served already",
 }
-"""Every stage of a round in its order, as what the round does."""
+"""Stages of a round in their order, each as the predicate of a sentence about the round."""
 AFTER_A_ROUND: Final = ("features", "noise")
-"""Stages that come when readers are served the new order."""
+"""Stages after the new order is published."""
 
 
 class FrozenModel(BaseModel):
@@ -57,9 +57,9 @@ class FrozenModel(BaseModel):
 
 
 class ProjectKey(FrozenModel):
-    """A project, told apart from an earlier one under the same id.
+    """A project, by its id and the time of its creation.
 
-    Label Studio on sqlite hands ids out again, so that the id alone would mix up two projects' rounds.
+    Label Studio on sqlite reuses ids, so the id alone would mix up the rounds of two projects.
     """
 
     id: Annotated[int, Field(ge=1)]
@@ -82,7 +82,7 @@ class ProjectKey(FrozenModel):
 
 
 class Connection(FrozenModel):
-    """What ``/setup`` told us about a project: enough to run its rounds."""
+    """A connected project, as ``/setup`` described it."""
 
     project: ProjectKey
     hostname: str  # where Label Studio says it can be reached; settings may override it
@@ -103,7 +103,7 @@ class ImageRef(FrozenModel):
         return f"image {self.id}" if self.patient_id is None else f"patient {self.patient_id}"
 
 
-# What pandas writes for an empty cell, and what people write who do not know.
+# Values that pandas writes for an empty cell, and that people write for an unknown patient.
 PATIENT_KEY = "patient_id"
 NO_PATIENT = frozenset({"", "nan", "<na>", "nat", "na", "n/a", "#n/a", "none", "null", "unknown", "-", "?"})
 
@@ -114,7 +114,7 @@ def is_patient_key(name: str) -> bool:
 
 
 def patient_of(value: object) -> str | None:
-    """The patient that a table or a task names; None where it names none.
+    """Patient id of a table cell or a task, as text; None where there is none.
 
     One patient is one text, however it was imported: Label Studio reads the column of a CSV file as numbers, and as
     ``12.0`` where one cell of it is empty.
@@ -147,7 +147,7 @@ class Annotation(FrozenModel):
 
 
 class Label(FrozenModel):
-    """What consensus made of the annotations of one image."""
+    """Consensus of the annotations of one image."""
 
     image: ImageRef
     value: str
@@ -156,7 +156,7 @@ class Label(FrozenModel):
 
 
 class Exclusion(FrozenModel):
-    """An image that a round could not use, and why; named in the report, never dropped in silence."""
+    """An image that a round could not use, with the reason."""
 
     image_id: str
     reason: str
@@ -164,7 +164,7 @@ class Exclusion(FrozenModel):
 
 
 class FitReport(FrozenModel):
-    """How one training went."""
+    """Result of a training."""
 
     epochs: Annotated[int, Field(ge=1)]
     best_epoch: Annotated[int, Field(ge=1)]  # counted from 1; the epoch whose weights were restored
@@ -183,8 +183,8 @@ class Ranking(FrozenModel):
     """The whole pool in the order in which it should be labelled, label first at the front.
 
     Scores are acquisition values aligned with ``image_ids`` (higher = label first, except that a batch-aware
-    strategy orders its batch by its picks, and that a control image stands where chance has put it), in the unit that
-    the strategy's catalogue entry states.
+    acquisition function orders its batch by its picks, and that a holdout image has a random place), in the unit of
+    the function's specification.
     """
 
     strategy: str
@@ -193,9 +193,7 @@ class Ranking(FrozenModel):
     batch_size: Annotated[int, Field(ge=1)]
     suggestions: dict[str, str] = {}  # image id -> the network's most probable class, where there is a network
     confidences: dict[str, Share] = {}  # image id -> the probability of that class, averaged over the passes
-    control: tuple[
-        str, ...
-    ] = ()  # images that stand in the order by chance, and not by their score; see ``engine.control``
+    control: tuple[str, ...] = ()  # the random holdout: images with a random place; see ``rounds.holdout``
     exclusions: tuple[Exclusion, ...] = ()
 
     @model_validator(mode="after")
@@ -203,14 +201,14 @@ class Ranking(FrozenModel):
         if len(self.image_ids) != len(self.scores):
             raise ValueError(f"{len(self.image_ids)} image ids but {len(self.scores)} scores")
         if len(set(self.image_ids)) != len(self.image_ids):
-            raise ValueError("an image stands in the ranking twice")
+            raise ValueError("an image occurs in the ranking twice")
         if not all(math.isfinite(score) for score in self.scores):
             raise ValueError("a score is NaN or infinite")
         return self
 
 
 class RoundRequest(FrozenModel):
-    """What one round is asked to do; everything that decides its result, apart from the labels and the images."""
+    """Request of a round: everything that decides its result, apart from labels and images."""
 
     project: ProjectKey
     round_id: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
@@ -219,7 +217,7 @@ class RoundRequest(FrozenModel):
     strategy: str
     batch_size: Annotated[int, Field(ge=1)]
     min_labels_per_class: Annotated[int, Field(ge=2)]
-    control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``engine.control``
+    control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``rounds.holdout``
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
     cold_start: Literal["random", "typiclust"] = "random"
     seed: int
@@ -237,7 +235,7 @@ class RoundReport(FrozenModel):
     exclusions: tuple[Exclusion, ...] = ()
     seconds: Mapping[str, Seconds]  # stage -> wall time of its work: labels, train, score, rank
     started_at: datetime
-    inputs: str = ""  # digest of what decided the result, see ``engine.resume``
+    inputs: str = ""  # digest of what decided the result, see ``rounds.run``
     base: str | None = None  # the earlier round whose network ranked, where this one only ranked anew
 
     @property
@@ -252,7 +250,7 @@ class RoundReport(FrozenModel):
 
 
 class PublishedRanking(FrozenModel):
-    """What Label Studio now serves."""
+    """The order that Label Studio serves."""
 
     version: Annotated[str, Field(min_length=1)]
     round_id: str

@@ -15,13 +15,14 @@ CPUS = Path("/proc/cpuinfo")
 
 
 def enable_deterministic_blas(environ: MutableMapping[str, str] = os.environ, cpus: Path = CPUS) -> None:
-    """Ask MKL, where it runs on a CPU of Intel's; on others its usual path is kept, since the strict one may be slow.
+    """Make matrix products independent of the thread count and of memory alignment, where MKL runs on an Intel CPU.
 
-    Works before MKL's first product in this process. A choice of the operator's own stands.
+    On other CPUs MKL's usual path is kept, since the strict one may be slow. Call it before the first product of the
+    process. A value that the operator has set is kept.
 
     Args:
         environ: of the process.
-        cpus: what Linux says of them; elsewhere nothing is asked.
+        cpus: Linux's description of the CPUs; on other systems nothing is set.
     """
     try:
         intel = "GenuineIntel" in cpus.read_text(errors="replace")

@@ -101,7 +101,7 @@ def rank_batch_bald(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Se
             passes=passes,
             batch_size=batch_size,
             wanted=wanted,
-            hint="the last picks of the batch add little that can be told from noise: raise passes or lower batch_size",
+            hint="the gains of the last picks are lost in noise: raise passes or lower batch_size",
         )
     picks = batch_bald(probs, batch_size, seed=seed, ties=inputs.ties(seed))
     scores = bald(probs).cpu()
@@ -319,7 +319,7 @@ def _next_pick(
 
     Who may still win is scored over few labellings, and only the best of them over all.
     """
-    left = int(np.isfinite(bounds).sum())  # a picked image stands at minus infinity
+    left = int(np.isfinite(bounds).sum())  # a picked image has minus infinity
     leaders = _highest(bounds, min(_LEADERS, left), ties)
     bounds[leaders] = candidates.gains(leaders, given)
     near = bounds + _SLACK_NATS >= bounds[leaders].max()

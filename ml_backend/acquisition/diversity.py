@@ -1,6 +1,6 @@
 """Batches spread over the pool's features or gradients: core-set, BADGE and TypiClust.
 
-Distances are bounded in memory, and equal to the last bit wherever a row stands in the pool.
+Distances are bounded in memory, and equal to the last bit at any position in the pool.
 """
 
 import warnings

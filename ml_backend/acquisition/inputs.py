@@ -160,7 +160,7 @@ class AcquisitionInputs:
             self._require_same_dims(self.labelled_features)
         if len(set(self.ids)) != len(self.ids):
             raise ValueError(
-                f"{len(self.ids)} ids, but only {len(set(self.ids))} distinct: an image stands in a pool once"
+                f"{len(self.ids)} ids, but only {len(set(self.ids))} distinct: an image occurs in a pool once"
             )
 
     def ties(self, seed: int) -> Int64[npt.NDArray[np.int64], " images"]:

@@ -1,7 +1,6 @@
-"""The environment's certificates and proxies, and why a connection failed.
+"""Certificates and proxies of the environment, and explanations of failed connections.
 
-Nothing here opens a connection. Errors of httpx, httpcore and redis are distinguished by what caused them and by their
-names, so that those who speak HTTP and those who speak to Redis share one explanation.
+Nothing here opens a connection. Errors of httpx, httpcore and redis share one explanation.
 """
 
 import errno
@@ -110,7 +109,7 @@ def environment_context() -> ssl.SSLContext | None:
     return context
 
 
-@cache  # a bundle takes 30 ms to read, and often stands in all four variables
+@cache  # a bundle takes 30 ms to read, and is often named by all four variables
 def _certificate_problem(value: str, _stamps: tuple[int, ...]) -> str | None:
     # OpenSSL takes several directories in SSL_CERT_DIR.
     folders = [Path(part) for part in value.split(os.pathsep) if part]
@@ -130,7 +129,7 @@ def _certificate_problem(value: str, _stamps: tuple[int, ...]) -> str | None:
 
 
 def _changed(path: str) -> int:
-    """When a file was changed last; 0 where that cannot be told."""
+    """Time of a file's last change in ns; 0 where it is unknown."""
     try:
         return Path(path).stat().st_mtime_ns
     except OSError:

@@ -1,4 +1,4 @@
-"""What the owner of a project may choose."""
+"""Options of a project: its owner's choice."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from ml_backend.config.settings import explain
 from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES, plugins, strategy_spec
 
-OPTION_PREFIX = "model_"  # of an option that stands as an attribute on the Choices tag
+OPTION_PREFIX = "model_"  # of an option that is an attribute of the Choices tag
 
 
 def _known_strategy(name: str) -> str:
@@ -48,7 +48,7 @@ ConsensusName = Annotated[
 
 
 class ProjectOptions(BaseModel):
-    """What the owner of a project may choose.
+    """Options of a project.
 
     Set as ``extra_params`` of the connection, else as ``model_<name>`` attributes of the Choices tag, else as
     ``AL_<NAME>`` in the backend's environment, else as the default below.
@@ -66,16 +66,16 @@ class ProjectOptions(BaseModel):
         25, ge=2, description="labels that every class needs before the first training; random order until then"
     )
     cold_start: Literal["random", "typiclust"] = Field(
-        "random", description="order until then: by chance, or the most typical image of every cluster first"
+        "random", description="order until then: random, or the most typical image of every cluster first"
     )
     control_share: float = Field(
         0.0,
         ge=0.0,
         le=0.5,
-        description="share of the published images that come by chance: they show what the rest gains",
+        description="fraction of the published images drawn at random, as a holdout that measures the gain",
     )
     noise_every: int = Field(
-        5, ge=0, description="trained rounds until a second network of another seed measures the noise again; 0: never"
+        5, ge=0, description="measure the variation between seeds again every so many trained rounds; 0: never"
     )
     unreadable: str = Field(
         "unreadable",

@@ -67,7 +67,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class ImageHosts:
-    """Where images may come from, besides Label Studio.
+    """Hosts that images may come from, in addition to Label Studio.
 
     Attributes:
         hosts: names or addresses, each with its port, or None for the usual one of http and https.
@@ -120,7 +120,7 @@ def _network(text: str) -> Network:
 
 
 def is_data_uri(uri: str) -> bool:
-    """Whether an image stands in its own address, as browsers see it: in any case, with blanks before it."""
+    """Whether an address is a data URI, as browsers read it: in any case, with blanks before it."""
     return _DATA.match(uri) is not None
 
 
@@ -288,7 +288,7 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must never be told, word for word; passwords also as they are spelt inside an address."""
+        """Secrets that must never be logged or shown; passwords also as they are spelt inside an address."""
         found = [key.get_secret_value() for key in (self.label_studio_api_key, self.basic_auth_pass) if key]
         for address in filter(None, (self.redis_url, self.label_studio_url)):
             try:

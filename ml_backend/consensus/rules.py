@@ -26,7 +26,7 @@ class Answers:
         votes: index of the class in the ordinal list, least severe first; one a reader, in ascending order. Where
             annotations are marked as ground truth, one for each of these instead.
         ground_truth: the votes are ground truths, which override the readers.
-        overridden: what readers answered beside a ground truth, without skips; a value need not be a class.
+        overridden: answers of readers that a ground truth overrides, without skips; a value need not be a class.
         unsure: one ground truth gives a class, and another says that none can be given.
     """
 

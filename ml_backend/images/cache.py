@@ -1,7 +1,4 @@
-"""A folder of small binary entries that can be lost at any time: the ground that both caches stand on.
-
-Decoded images, kept by content: no image is fetched or decoded twice, whatever task or project it hangs in.
-"""
+"""Cache of decoded images, by content: no image is fetched or decoded twice, whatever task or project has it."""
 
 import contextlib
 import hashlib
@@ -20,7 +17,7 @@ from jaxtyping import UInt8
 
 from ml_backend.config import is_data_uri
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import PREPROCESSING, DecodedFilm, Pixels, UndecodableImage, decode_film
+from ml_backend.images.decode import PREPROCESSING, DecodedPixels, Pixels, UndecodableImage, decode_image
 from ml_backend.images.quarantine import QuarantinedSource
 from ml_backend.images.source import ImageSource
 from ml_backend.schemas import ImageRef
@@ -28,10 +25,10 @@ from ml_backend.schemas import ImageRef
 _LOG = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 32
-_LEFTOVER_AGE_S = 3600.0  # a file beside, this old, belongs to a process that died
+_LEFTOVER_AGE_S = 3600.0  # a temporary file this old belongs to a process that died
 _OVERSHOOT = 8  # an eighth of the limit may be put before the folder is walked again
 _BLOCK = 4096  # bytes: what even a small entry takes on most disks
-_MARK = "trimmed-to"  # beside the entries: the limit that they are known to fit into
+_MARK = "trimmed-to"  # a file among the entries: the limit that they are known to fit into
 
 
 class DiskCache:
@@ -67,21 +64,21 @@ class DiskCache:
     def put(self, key: str, payload: bytes) -> None:
         """Keep an entry. A disk that refuses is logged and no error: what is cached can be computed again."""
         path = self._path(key)
-        beside: str | None = None
+        temporary: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".beside")
+            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".beside")
             with os.fdopen(handle, "wb") as file:
                 file.write(hashlib.sha256(payload).digest())
                 file.write(payload)
             if not self._put_bytes:
                 # Before the entry is there: if this process dies, the next one walks.
                 self._mark.unlink(missing_ok=True)
-            Path(beside).replace(path)
+            Path(temporary).replace(path)
         except OSError as error:
             _LOG.warning("the cache in %s cannot be written, going on without it: %s", self._folder, error)
-            if beside is not None:
-                Path(beside).unlink(missing_ok=True)
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
             return
         self._put_bytes += -(-(_DIGEST_BYTES + len(payload)) // _BLOCK) * _BLOCK
         if self._limit_bytes is not None and self._put_bytes * _OVERSHOOT > self._limit_bytes:
@@ -148,7 +145,7 @@ class DiskCache:
 
 
 def _drop(path: Path) -> bool:
-    """Whether it is gone. A disk that refuses is no error: a cache that is too large is better than no round."""
+    """Delete a file and return whether it is gone; a failure is only logged."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -168,10 +165,10 @@ class DecodedImage:
     """An image as the network sees it.
 
     Attributes:
-        key: names the pixels by what they were made from; the same film under two uris has one key.
+        key: names the pixels by what they were made from; the same image under two uris has one key.
         pixels: grey levels, 0 black to 255 white.
-        size: width and height of the film, upright, before it was squashed to the square; None where a version kept the
-            pixels that did not keep it.
+        size: width and height of the upright image before it was squashed; None for pixels that an earlier version
+            kept without it.
     """
 
     key: str
@@ -226,9 +223,9 @@ class ImageCache:
         key = self._key(content_hash)
         decoded = self._find(key)
         if decoded is None or (sized and decoded.size is None):
-            film = self._decode(image, content)
-            decoded = DecodedImage(key, film.pixels, film.size)
-            self._pixels.put(key, film.pixels.tobytes() + _SIZE.pack(*film.size))
+            fresh = self._decode(image, content)
+            decoded = DecodedImage(key, fresh.pixels, fresh.size)
+            self._pixels.put(key, fresh.pixels.tobytes() + _SIZE.pack(*fresh.size))
         # Last, so that a hash is only known of an image that can be decoded.
         self._hashes.put(self._source.cache_key(image), content_hash.encode())
         return decoded
@@ -238,9 +235,9 @@ class ImageCache:
         self._pixels.trim()
         self._hashes.trim()
 
-    def _decode(self, image: ImageRef, content: bytes) -> DecodedFilm:
+    def _decode(self, image: ImageRef, content: bytes) -> DecodedPixels:
         try:
-            return decode_film(content, self._side, _name(image))
+            return decode_image(content, self._side, _name(image))
         except UndecodableImage as error:
             # Only here is it known that what was fetched is no picture.
             if isinstance(self._source, QuarantinedSource):
@@ -264,7 +261,7 @@ def content_digests(source: ImageSource, folder: Path, images: Iterable[ImageRef
     Args:
         source: of the images.
         folder: of their ``ImageCache``.
-        images: an address that stands there twice is looked up once.
+        images: an address that occurs twice is looked up once.
     """
     hashes = DiskCache(folder / _HASHES)
     found: dict[str, str] = {}

@@ -51,7 +51,7 @@ class LabelledImages(Dataset[tuple[UInt8[Tensor, "side side"], int]]):
 def read_ahead(
     images: Sequence[ImageRef], read: Callable[[ImageRef], T], threads: int = THREADS
 ) -> Iterator[tuple[ImageRef, T | Exclusion]]:
-    """Read images in threads, a little ahead of whoever takes them, in their own order.
+    """Read images in threads, slightly ahead of the consumer, in their own order.
 
     Args:
         images: what to read; any number, at most ``4 * threads`` results are held.

@@ -141,7 +141,7 @@ def png_exif(content: bytes) -> bytes:
 
 
 def orientation(exif: bytes) -> int:
-    """How a film lies in its file: EXIF's number from 1, upright, to 8; 1 where the block says nothing or nonsense.
+    """How a image lies in its file: EXIF's number from 1, upright, to 8; 1 where the block says nothing or nonsense.
 
     Args:
         exif: a TIFF header and its directory, with or without ``Exif`` before it.
@@ -180,7 +180,7 @@ def jpeg_levels(
 ) -> UInt8[Levels8, "height width"] | None:
     """Decode a grey or colour JPEG to grey, at a fraction of its size.
 
-    Reduced in the frequency domain: 1/8, the common case for a film, is the mean of each block of 8 x 8 pixels.
+    Reduced in the frequency domain: 1/8, the common case for a image, is the mean of each block of 8 x 8 pixels.
 
     Args:
         content: the file; not CMYK.
@@ -438,7 +438,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF")
 """What is decoded: what browsers show, but drawings and icons."""
 
 MAX_PIXELS = 80_000_000
-"""The largest film is about 30 million pixels (mammography). Stays below Pillow's own limit of 89 million."""
+"""The largest image is about 30 million pixels (mammography). Stays below Pillow's own limit of 89 million."""
 
 MAX_BYTES = 256 * 2**20
 """Of a file. 80 million pixels of noise in 16 bits take 160 MB."""
@@ -461,19 +461,19 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _LYING = frozenset({5, 6, 7, 8})
-"""Orientations of a film that lies on its side: its width is its file's height."""
+"""Orientations of a image that lies on its side: its width is its file's height."""
 _JPEG_START = b"\xff\xd8"
 
 # How the formats begin: such a file was meant to be an image.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89png\r\n", b"bm", b"gif8", b"riff")
 
 
-class DecodedFilm(NamedTuple):
-    """A film as the network sees it, and the shape that it had.
+class DecodedPixels(NamedTuple):
+    """A image as the network sees it, and the shape that it had.
 
     Attributes:
         pixels: grey levels, 0 black to 255 white, rows from the top.
-        size: width and height of the upright film in pixels.
+        size: width and height of the upright image in pixels.
     """
 
     pixels: UInt8[Pixels, "side side"]
@@ -481,15 +481,15 @@ class DecodedFilm(NamedTuple):
 
 
 def decode(content: bytes, side: int, name: str) -> UInt8[Pixels, "side side"]:
-    """The pixels of ``decode_film``."""
-    return decode_film(content, side, name).pixels
+    """The pixels of ``decode_image``."""
+    return decode_image(content, side, name).pixels
 
 
-def decode_film(content: bytes, side: int, name: str) -> DecodedFilm:
+def decode_image(content: bytes, side: int, name: str) -> DecodedPixels:
     """Decode an image file to a grayscale square.
 
-    The whole film is squashed to the square (ours): a crop could cut off a costophrenic angle. Transparency becomes
-    black, which is what lies around a film. More than 8 bits are scaled by the smallest bit depth that holds the
+    The whole image is squashed to the square (ours): a crop could cut off a costophrenic angle. Transparency becomes
+    black, which is what lies around a image. More than 8 bits are scaled by the smallest bit depth that holds the
     brightest pixel, because a 16-bit file with 10 or 12 bits in it does not say so.
 
     Args:
@@ -514,16 +514,16 @@ def decode_film(content: bytes, side: int, name: str) -> DecodedFilm:
     except Exception as error:  # decoders raise anything: struct.error, SyntaxError, MemoryError, ...
         kind, reason = _describe(content, error)
         raise UndecodableImage(f"image {name} cannot be decoded: {reason}", kind) from error
-    # After the resize: turning the square is cheaper than turning the film, and gives the same.
+    # After the resize: turning the square is cheaper than turning the image, and gives the same.
     turn = orientation(exif)
     upright = _UPRIGHT.get(turn)
-    return DecodedFilm(
+    return DecodedPixels(
         np.asarray(square if upright is None else square.transpose(upright)), size[::-1] if turn in _LYING else size
     )
 
 
 def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, bytes, tuple[int, int]]:
-    """The film as it lies in the file, squashed to the square; what its EXIF block says; and its size in the file."""
+    """The image as it lies in the file, squashed to the square; what its EXIF block says; and its size in the file."""
     if content.startswith(PNG_SIGNATURE):
         size = png_size(content)
         _require_decodable_size(size, name)
@@ -611,7 +611,7 @@ def _gray_by_pillow(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, side: int, box: tuple[float, float, float, float] | None) -> Image.Image:
-    # The box ends where the film does: an eighth of 2,500 rows is 312.5, and the last of the 313 is half padding.
+    # The box ends where the image does: an eighth of 2,500 rows is 312.5, and the last of the 313 is half padding.
     if image.mode == "L":
         return image.resize((side, side), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
     bits = max(8, int(np.asarray(image).max()).bit_length())

@@ -1,8 +1,8 @@
-"""An image source that remembers what could not be read, and tells a bad image from a source that is down.
+"""Image source that skips images known to be unreadable, and distinguishes a bad image from a host that is down.
 
-A bad image is listed with its reason and left in peace until its file changes or a growing pause is over. Where one
-host fails to answer for many images in a row, the host is to blame: none of them is listed, and it is spared for half
-a minute, so that a dead host costs a round seconds and not hours.
+An unreadable image is listed with its reason, and not tried again until its file changes or a growing pause is over.
+Where one host does not answer for many images in a row, none of them is listed and the host is skipped for half a
+minute, so that a dead host costs a round seconds and not hours.
 """
 
 import threading
@@ -28,30 +28,30 @@ SPARED_S = 30.0
 
 
 class QuarantineList(Protocol):
-    """Where bad images are kept. Called from several threads at once."""
+    """Store of unreadable images. Called from several threads at once."""
 
     def bars(self, image_id: str, file: str, version: Callable[[], str]) -> str | None:
-        """Why the image is not to be tried now; None where it is. Another ``file`` or ``version`` is another file."""
+        """The reason not to try the image now, or None. Another ``file`` or ``version`` is another file."""
         ...
 
     def enter(self, image_id: str, file: str, trouble: str, reason: str, *, passing: bool, version: str = "") -> None:
-        """An image was tried, in vain."""
+        """Record a failed attempt to read an image."""
         ...
 
     def withdraw(self, image_ids: Iterable[str]) -> None:
-        """These were entered, and it was not their fault."""
+        """Remove images that were recorded by mistake."""
         ...
 
 
 class QuarantinedSource:
-    """A source whose bad images are not asked for at every round. Satisfies ``ImageSource``.
+    """Source that does not fetch unreadable images again at every round. Implements ``ImageSource``.
 
     Args:
         source: where the images are.
         quarantine: of the project.
         now: seconds that only ever grow; for tests.
-        version: what is said of the file behind an image whose key stays the same when the file is replaced; empty
-            where nothing is, None where nobody answered.
+        version: identifies the file of an image whose cache key stays the same when the file is replaced; empty
+            where its host sends nothing of the kind, None where the host did not answer.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class QuarantinedSource:
         try:
             key = self._source.cache_key(image)
         except ImageError as error:
-            # No pause: that it is not there was told at once. When it comes back it has a key.
+            # No pause: finding out costs nothing. When the image comes back it has a key.
             self._enter(image, "", error)
             raise
         if (reason := self._quarantine.bars(image.id, _file(key), lambda: self._version(image))) is not None:
@@ -106,7 +106,7 @@ class QuarantinedSource:
         return key
 
     def undecodable(self, image: ImageRef, error: ImageError) -> None:
-        """What was fetched is no picture."""
+        """Record that the fetched bytes cannot be decoded."""
         self._enter(image, self._source.cache_key(image), error)
 
     def _failed(self, image: ImageRef, key: str, host: str, error: ImageError) -> None:
@@ -134,7 +134,7 @@ class QuarantinedSource:
 
 
 class _Hosts:
-    """Who gave no answer, and for how many images in a row."""
+    """Hosts that did not answer, with the images in a row that they failed for."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -150,7 +150,7 @@ class _Hosts:
             self._unanswered.pop(host, None)
 
     def gave_no_answer(self, host: str, image_id: str) -> list[str]:
-        """The images that this shows to be free of blame: all of the row, once it is long enough."""
+        """Images that failed because of their host: the whole row, once it is long enough."""
         with self._lock:
             row = self._unanswered.setdefault(host, [])
             row.append(image_id)

@@ -14,23 +14,23 @@ class ImageSource(Protocol):
     """Fetches images. Called from several threads at once."""
 
     def fetch(self, image: ImageRef) -> bytes:
-        """The image file, as it is stored.
+        """Bytes of the image file.
 
         Raises:
-            ImageError: it cannot be had; the message names it.
+            ImageError: it cannot be fetched; the message names it.
         """
         ...
 
     def cache_key(self, image: ImageRef) -> str:
-        """What stands for the file in a cache: equal keys promise equal bytes, for any project and any task id.
+        """Key of the file in a cache: equal keys promise equal bytes, for any project and any task id.
 
         Raises:
-            ImageError: there is no such image, where that can be told without fetching it.
+            ImageError: there is no such image, where that is known without fetching it.
         """
         ...
 
 
-MAX_BYTES = 256 * 2**20  # a chest film has 10 to 40 MB
+MAX_BYTES = 256 * 2**20  # a chest X-ray has 10 to 40 MB
 
 
 class FolderSource:

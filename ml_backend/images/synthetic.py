@@ -1,7 +1,4 @@
-"""What else is on a film and says nothing about severity: devices, a nuisance opacity, another hospital's machine.
-
-Drawn chest films: images that may be shown to anyone, of a disease whose severity is known.
-"""
+"""Synthetic chest X-rays of known severity, with confounders: devices, a nuisance opacity, another scanner."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +13,11 @@ from scipy import ndimage
 Plane: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
-def add_confounders(film: np.random.Generator, x: Plane, y: Plane, lungs: Plane, difficulty: float) -> Plane:
-    """Attenuation that confounders add to a film: how likely each is, and how dense, grows with the difficulty.
+def add_confounders(rng: np.random.Generator, x: Plane, y: Plane, lungs: Plane, difficulty: float) -> Plane:
+    """Attenuation that confounders add to a image: how likely each is, and how dense, grows with the difficulty.
 
     Args:
-        film: decides which there are, and where.
+        rng: decides which there are, and where.
         x: positions from -1 to 1, to the right.
         y: positions from -1 to 1, downwards.
         lungs: where there is lung, 0 to 1.
@@ -30,8 +27,8 @@ def add_confounders(film: np.random.Generator, x: Plane, y: Plane, lungs: Plane,
         Of the shape of ``x``; 0 where there is none.
     """
     # All are drawn whether or not they are there: what one adds must not move the others.
-    chances = film.uniform(size=4)
-    parts = (_pacemaker(film, x, y), _leads(film, x, y), _nodule(film, x, y) * lungs, _haze(film, x, y) * lungs)
+    chances = rng.uniform(size=4)
+    parts = (_pacemaker(rng, x, y), _leads(rng, x, y), _nodule(rng, x, y) * lungs, _haze(rng, x, y) * lungs)
     plane = np.zeros_like(x)
     for chance, likely, part in zip(chances, (0.25, 0.5, 0.5, 0.6), parts, strict=True):
         if chance < likely * difficulty:
@@ -61,7 +58,7 @@ class Scanner:
         return cls(gamma, float(own.uniform(0.002, 0.008)), (float(own.choice((-0.88, 0.88))), -0.85))
 
     def look(self, plane: Plane, x: Plane, y: Plane) -> Plane:
-        """The film as this machine takes it: 0 to 1, its marker in a corner."""
+        """The image as this machine takes it: 0 to 1, its marker in a corner."""
         toned = plane.clip(0.0, 1.0) ** np.float32(self.gamma)
         blurred: Plane = ndimage.gaussian_filter(toned, self.blur * len(x))
         marker = (np.abs(x - self.mark[0]) < 0.04) & (np.abs(y - self.mark[1]) < 0.06)
@@ -76,39 +73,39 @@ def _disc(x: Plane, y: Plane, centre: tuple[float, float], radii: tuple[float, f
     return disc
 
 
-def _pacemaker(film: np.random.Generator, x: Plane, y: Plane) -> Plane:
+def _pacemaker(rng: np.random.Generator, x: Plane, y: Plane) -> Plane:
     """A metal box below one collar bone, and its lead down to the heart."""
-    where = (float(film.choice((-1.0, 1.0)) * film.uniform(0.45, 0.55)), float(film.uniform(-0.5, -0.4)))
+    where = (float(rng.choice((-1.0, 1.0)) * rng.uniform(0.45, 0.55)), float(rng.uniform(-0.5, -0.4)))
     box = _disc(x, y, where, (0.13, 0.11), 0.08)
     down = np.clip((y - where[1]) / (0.35 - where[1]), 0.0, 1.0)
     lead = _line(np.abs(x - (where[0] + (0.15 - where[0]) * down**0.7))) * ((y > where[1]) & (y < 0.35))
     return np.float32(0.4) * np.maximum(box, lead)
 
 
-def _leads(film: np.random.Generator, x: Plane, y: Plane) -> Plane:
+def _leads(rng: np.random.Generator, x: Plane, y: Plane) -> Plane:
     """Three electrodes and their wires across the chest."""
     plane = np.zeros_like(x)
     for _ in range(3):
-        end = (float(film.uniform(-0.6, 0.6)), float(film.uniform(-0.3, 0.4)))
-        slope, bend = film.normal(0.0, 0.5), film.normal(0.0, 0.3)
+        end = (float(rng.uniform(-0.6, 0.6)), float(rng.uniform(-0.3, 0.4)))
+        slope, bend = rng.normal(0.0, 0.5), rng.normal(0.0, 0.3)
         up = end[1] - y
         wire = _line(np.abs(x - end[0] - slope * up - bend * up**2)) * (up > 0)
         plane = np.maximum(plane, np.maximum(wire, _disc(x, y, end, (0.045, 0.045), 0.2)))
     return np.float32(0.22) * plane
 
 
-def _nodule(film: np.random.Generator, x: Plane, y: Plane) -> Plane:
+def _nodule(rng: np.random.Generator, x: Plane, y: Plane) -> Plane:
     """A round mass anywhere in the lungs, denser than the disease."""
-    where = (float(film.choice((-1.0, 1.0)) * film.uniform(0.25, 0.6)), float(film.uniform(-0.55, 0.35)))
-    radius = float(film.uniform(0.08, 0.18))
-    return np.float32(film.uniform(0.2, 0.35)) * _disc(x, y, where, (radius, radius * 1.1), 0.3)
+    where = (float(rng.choice((-1.0, 1.0)) * rng.uniform(0.25, 0.6)), float(rng.uniform(-0.55, 0.35)))
+    radius = float(rng.uniform(0.08, 0.18))
+    return np.float32(rng.uniform(0.2, 0.35)) * _disc(x, y, where, (radius, radius * 1.1), 0.3)
 
 
-def _haze(film: np.random.Generator, x: Plane, y: Plane) -> Plane:
+def _haze(rng: np.random.Generator, x: Plane, y: Plane) -> Plane:
     """A veil over the lower part of one lung, as fluid behind it gives: grey and even where the disease is patchy."""
-    lung = 0.5 + 0.5 * np.tanh(film.choice((-1.0, 1.0)) * x / np.float32(0.05))
-    level = film.uniform(-0.3, 0.4)
-    veil: Plane = np.float32(film.uniform(0.10, 0.22)) * lung * (0.5 + 0.5 * np.tanh((y - level) / np.float32(0.15)))
+    lung = 0.5 + 0.5 * np.tanh(rng.choice((-1.0, 1.0)) * x / np.float32(0.05))
+    level = rng.uniform(-0.3, 0.4)
+    veil: Plane = np.float32(rng.uniform(0.10, 0.22)) * lung * (0.5 + 0.5 * np.tanh((y - level) / np.float32(0.15)))
     return veil
 
 
@@ -122,12 +119,12 @@ Shares: TypeAlias = Sequence[float] | Mapping[str, float]
 
 # Share of the lungs that the most severe class covers on average; the least severe covers none.
 _FULL_EXTENT = 0.7
-# Spread of the covered share, in steps between neighbouring classes: about one film in twenty looks like its neighbour.
+# Spread of the covered share, in steps between classes: about one image in twenty looks like its neighbour.
 _SPREAD = 0.3
-# The same at difficulty 1: one film in four of a middle class looks like a neighbour. And what their density loses.
+# The same at difficulty 1: one image in four of a middle class looks like a neighbour. And what their density loses.
 _HARDEST_SPREAD = 0.45
 _FADING = 0.5
-_FILMS_PER_PATIENT = (1, 2, 2, 3, 4)
+_IMAGES_PER_PATIENT = (1, 2, 2, 3, 4)
 
 
 def draw_phantom(
@@ -140,13 +137,13 @@ def draw_phantom(
     difficulty: float = 0.0,
     centre: int = 0,
 ) -> UInt8[npt.NDArray[np.uint8], "side side"]:
-    """Draw one frontal chest film.
+    """Draw one frontal chest X-ray.
 
     Args:
         severity: index of the class, 0 least severe.
         classes: number of classes, at least 2.
-        seed: decides everything but the anatomy; the same seed draws the same film.
-        side: side of the square film in pixels.
+        seed: decides everything but the anatomy; the same seed draws the same image.
+        side: side of the square image in pixels.
         patient_seed: decides the anatomy; by default ``seed``.
         difficulty: 0 to 1; from 0 upwards the classes overlap more, the opacities fade, and there are confounders.
         centre: whose X-ray machine took it; every centre has its own look, and 0 the plain one.
@@ -157,16 +154,16 @@ def draw_phantom(
     Raises:
         ValueError: no such class, a side under 32, or a difficulty that is not 0 to 1.
     """
-    plan = FilmPlan(severity, classes, seed, seed if patient_seed is None else patient_seed, difficulty, centre)
+    plan = ImagePlan(severity, classes, seed, seed if patient_seed is None else patient_seed, difficulty, centre)
     return plan.draw(side)
 
 
 @dataclass(frozen=True, slots=True)
-class FilmPlan:
-    """A film before it is drawn; the arguments of ``draw_phantom``.
+class ImagePlan:
+    """A image before it is drawn; the arguments of ``draw_phantom``.
 
     Attributes:
-        patient: id of the patient, where the film is one of a pool.
+        patient: id of the patient, where the image is one of a pool.
     """
 
     severity: int
@@ -189,13 +186,13 @@ class FilmPlan:
 
     @property
     def latent_severity(self) -> float:
-        """Where on the ordinal scale the film really stands, in steps between classes.
+        """Severity on the continuous scale, in steps between classes.
 
-        ``severity`` is its class by name; a film at 1.4 of class 1 looks nearly like one of class 2.
+        ``severity`` is its class by name; a image at 1.4 of class 1 looks nearly like one of class 2.
         """
-        film = self._film()
-        _pose(film)
-        return self._extent(film) / self._step
+        rng = self._rng()
+        _pose(rng)
+        return self._extent(rng) / self._step
 
     def draw(self, side: int) -> UInt8[npt.NDArray[np.uint8], "side side"]:
         """Draw it, ``side`` pixels square.
@@ -204,16 +201,16 @@ class FilmPlan:
             ValueError: a side under 32.
         """
         if side < 32:
-            raise ValueError(f"a film needs a side of at least 32 pixels, got {side}")
-        patient, film = np.random.default_rng([1, self.patient_seed]), self._film()
-        x, y = _coordinates(_pose(film), side)
+            raise ValueError(f"a image needs a side of at least 32 pixels, got {side}")
+        patient, rng = np.random.default_rng([1, self.patient_seed]), self._rng()
+        x, y = _coordinates(_pose(rng), side)
         lungs = _lungs(patient, x, y)
         plane = _anatomy(patient, x, y, lungs)
-        opacities = _opacities(film, x, y, lungs, self._extent(film))
-        gain, offset = film.uniform(0.94, 1.06), film.uniform(-0.02, 0.02)
+        opacities = _opacities(rng, x, y, lungs, self._extent(rng))
+        gain, offset = rng.uniform(0.94, 1.06), rng.uniform(-0.02, 0.02)
         if self.difficulty > 0.0:
             opacities *= np.float32(1.0 - _FADING * self.difficulty)
-            # A generator of their own: the film below them is the one of difficulty 0.
+            # A generator of their own: the image below them is the one of difficulty 0.
             opacities += add_confounders(np.random.default_rng([4, self.seed]), x, y, lungs, self.difficulty)
         plane += opacities
         plane = plane * gain + offset
@@ -222,44 +219,46 @@ class FilmPlan:
             plane = plane.clip(0.0, 1.0) ** np.float32(np.exp(exposure))
         if self.centre:
             plane = Scanner.of(self.centre).look(plane, x, y)
-        plane += np.float32(0.018) * film.standard_normal(plane.shape, dtype=np.float32)
+        plane += np.float32(0.018) * rng.standard_normal(plane.shape, dtype=np.float32)
         return (plane.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
 
-    def _film(self) -> np.random.Generator:
+    def _rng(self) -> np.random.Generator:
         return np.random.default_rng([2, self.seed])
 
     @property
     def _step(self) -> float:
         return _FULL_EXTENT / (self.classes - 1)
 
-    def _extent(self, film: np.random.Generator) -> float:
+    def _extent(self, rng: np.random.Generator) -> float:
         """Share of the lungs that the opacities cover."""
         spread = _SPREAD + (_HARDEST_SPREAD - _SPREAD) * self.difficulty
-        return float(np.clip(self.severity * self._step + film.normal(0.0, spread * self._step), 0.0, 0.95))
+        return float(np.clip(self.severity * self._step + rng.normal(0.0, spread * self._step), 0.0, 0.95))
 
 
-def plan_pool(count: int, shares: Shares, seed: int, *, difficulty: float = 0.0, centres: int = 1) -> list[FilmPlan]:
-    """Decide on a pool of films of several patients (1 to 4 films each), in random order, and draw none yet.
+def plan_pool(count: int, shares: Shares, seed: int, *, difficulty: float = 0.0, centres: int = 1) -> list[ImagePlan]:
+    """Decide on a pool of images of several patients (1 to 4 images each), in random order, and draw none yet.
 
     Args:
-        count: number of films.
-        shares: of the classes, least severe first; need not sum to 1. Every class gets its share to the film.
+        count: number of images.
+        shares: of the classes, least severe first; need not sum to 1. Every class gets its share to the image.
         seed: the same seed plans the same pool.
-        difficulty: of every film, see ``draw_phantom``.
+        difficulty: of every image, see ``draw_phantom``.
         centres: the patients are spread evenly over so many centres.
 
     Raises:
-        ValueError: fewer than 2 classes, a share that is not positive, fewer films than classes, or no centre.
+        ValueError: fewer than 2 classes, a share that is not positive, fewer images than classes, or no centre.
     """
     weights = np.array(list(shares.values() if isinstance(shares, Mapping) else shares), dtype=np.float64)
     if len(weights) < 2 or not (weights > 0).all() or count < len(weights):
-        raise ValueError(f"a pool needs 2 or more positive shares and a film for each, got {shares!r} of {count} films")
+        raise ValueError(
+            f"a pool needs 2 or more positive shares and a image for each, got {shares!r} of {count} images"
+        )
     if centres < 1:
         raise ValueError(f"a pool comes from at least 1 centre, got {centres}")
     generator = np.random.default_rng([3, seed])
     labels = generator.permutation(np.repeat(np.arange(len(weights)), _quotas(count, weights / weights.sum())))
     return [
-        FilmPlan(
+        ImagePlan(
             severity=int(label),
             classes=len(weights),
             seed=seed * 1_000_003 + index,
@@ -275,10 +274,10 @@ def plan_pool(count: int, shares: Shares, seed: int, *, difficulty: float = 0.0,
 def draw_pool(
     count: int, shares: Shares, seed: int, side: int = 512, *, difficulty: float = 0.0, centres: int = 1
 ) -> tuple[list[UInt8[npt.NDArray[np.uint8], "side side"]], Int64[npt.NDArray[np.int64], " images"], list[str]]:
-    """Draw a pool of films, see ``plan_pool``; ``side`` is that of a film in pixels.
+    """Draw a pool of images, see ``plan_pool``; ``side`` is that of a image in pixels.
 
     Returns:
-        The films, the index of the class of each, and the id of the patient of each.
+        The images, the index of the class of each, and the id of the patient of each.
     """
     plans = plan_pool(count, shares, seed, difficulty=difficulty, centres=centres)
     labels = np.array([plan.severity for plan in plans], dtype=np.int64)
@@ -286,7 +285,7 @@ def draw_pool(
 
 
 def _quotas(count: int, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Whole films a class that sum to ``count``: largest remainders, at least one a class."""
+    """Whole images a class that sum to ``count``: largest remainders, at least one a class."""
     exact = shares * (count - len(shares)) + 1
     quotas = np.floor(exact).astype(np.int64)
     most_short = np.argsort(quotas - exact, kind="stable")
@@ -298,13 +297,13 @@ def _patients(generator: np.random.Generator, count: int) -> list[int]:
     patients: list[int] = []
     while len(patients) < count:
         number = patients[-1] + 1 if patients else 0
-        patients += [number] * int(generator.choice(_FILMS_PER_PATIENT))
+        patients += [number] * int(generator.choice(_IMAGES_PER_PATIENT))
     return patients[:count]
 
 
-def _pose(film: np.random.Generator) -> tuple[float, float, npt.NDArray[np.float32]]:
-    """Angle, scale and shift of a patient who stands a little askew."""
-    return film.normal(0.0, 0.025), film.uniform(0.96, 1.04), film.normal(0.0, 0.02, 2).astype(np.float32)
+def _pose(rng: np.random.Generator) -> tuple[float, float, npt.NDArray[np.float32]]:
+    """Angle, scale and shift of a patient who is not quite centred."""
+    return rng.normal(0.0, 0.025), rng.uniform(0.96, 1.04), rng.normal(0.0, 0.02, 2).astype(np.float32)
 
 
 def _coordinates(pose: tuple[float, float, npt.NDArray[np.float32]], side: int) -> tuple[Plane, Plane]:
@@ -370,12 +369,12 @@ def _bones(patient: np.random.Generator, x: Plane, y: Plane, body: Plane) -> Pla
     return (np.float32(0.075) * ribs * cage + np.float32(0.11) * collar * _inside(0.08 - outward, 0.03)) * body
 
 
-def _opacities(film: np.random.Generator, x: Plane, y: Plane, lungs: Plane, extent: float) -> Plane:
+def _opacities(rng: np.random.Generator, x: Plane, y: Plane, lungs: Plane, extent: float) -> Plane:
     """Patchy consolidation over about ``extent`` of the lungs, heavier towards their bases."""
-    # Both are drawn whatever the extent, so that a film differs from its milder twin by its opacities alone.
-    field = _smooth_field(film, len(x), blur=0.07) + np.float32(0.5) * y
-    texture = 1 + np.float32(0.16) * _smooth_field(film, len(x), blur=0.016)
-    density = np.float32(film.uniform(0.24, 0.32))
+    # Both are drawn whatever the extent, so that a image differs from the milder version by its opacities alone.
+    field = _smooth_field(rng, len(x), blur=0.07) + np.float32(0.5) * y
+    texture = 1 + np.float32(0.16) * _smooth_field(rng, len(x), blur=0.016)
+    density = np.float32(rng.uniform(0.24, 0.32))
     if extent <= 0.0:
         return np.zeros_like(x)
     # Cut where the field covers the wanted share of the lungs.
@@ -383,9 +382,9 @@ def _opacities(film: np.random.Generator, x: Plane, y: Plane, lungs: Plane, exte
     return _inside(threshold - field, 0.35) * lungs * texture * density
 
 
-def _smooth_field(film: np.random.Generator, side: int, blur: float) -> Plane:
+def _smooth_field(rng: np.random.Generator, side: int, blur: float) -> Plane:
     """Random hills of mean 0 and spread 1; ``blur`` is their radius as a share of the side."""
-    small = 96  # drawn small and enlarged: a wide blur of the whole film is slow
-    hills = ndimage.gaussian_filter(film.normal(0.0, 1.0, (small, small)).astype(np.float32), blur * small)
+    small = 96  # drawn small and enlarged: a wide blur of the whole image is slow
+    hills = ndimage.gaussian_filter(rng.normal(0.0, 1.0, (small, small)).astype(np.float32), blur * small)
     hills = Image.fromarray((hills - hills.mean()) / hills.std())
     return np.asarray(hills.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)

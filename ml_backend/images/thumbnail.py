@@ -13,11 +13,11 @@ QUALITY: Final = 82
 
 
 def thumbnail(pixels: UInt8[Pixels, "side side"], size: tuple[int, int]) -> bytes:
-    """A grayscale JPEG of at most 192 pixels a side, in the proportions of the film and not of the network's square.
+    """A grayscale JPEG of at most 192 pixels a side, in the proportions of the image and not of the network's square.
 
     Args:
-        pixels: grey levels, 0 black to 255 white; the film squashed to a square.
-        size: width and height of the film.
+        pixels: grey levels, 0 black to 255 white; the image squashed to a square.
+        size: width and height of the image.
     """
     longest = min(SIDE, len(pixels))  # larger than the square there is nothing more to see
     width, height = (max(round(longest * length / max(size)), 1) for length in size)

@@ -12,7 +12,7 @@ from ml_backend.analytics import INSIGHT, round_insight
 from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
 from ml_backend.analytics.history import uncertainties
 from ml_backend.demo.images import draw_films
-from ml_backend.images.decode import decode_film
+from ml_backend.images.decode import decode_image
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.sync import KeptTask, Mirror
 from ml_backend.predictions import PoolPredictions
@@ -59,7 +59,7 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
         if outputs is not None and report.fit is not None:
             beside = {INSIGHT: round_insight(report, outputs), AGREEMENT: _marks(report, report.fit, number)}
         project.save(report, outputs, None, beside)
-        decoded = zip(report.ranking.image_ids[:BATCH], (decode_film(film, 224, "x") for film in films), strict=True)
+        decoded = zip(report.ranking.image_ids[:BATCH], (decode_image(film, 224, "x") for film in films), strict=True)
         pictures = [(name, thumbnail(film.pixels, film.size)) for name, film in decoded]
         # One of them could not be drawn.
         Thumbnails(project.folder).keep(report.request.round_id, pictures[:-1])

@@ -73,7 +73,7 @@ class TestRanking:
             Ranking(strategy="entropy", image_ids=("1", "2"), scores=(0.5,), batch_size=1)
 
     def test_an_image_stands_once(self):
-        with pytest.raises(ValidationError, match="stands in the ranking twice"):
+        with pytest.raises(ValidationError, match="occurs in the ranking twice"):
             Ranking(strategy="entropy", image_ids=("1", "1"), scores=(0.5, 0.4), batch_size=1)
 
     @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])

@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from ml_backend.images.decode import MAX_PIXELS, _budget, _PixelBudget, decode, decode_film
+from ml_backend.images.decode import MAX_PIXELS, _budget, _PixelBudget, decode, decode_image
 from tests.unit.images.files import deep_png, encode, film, ramp, triangle
 
 
@@ -48,7 +48,7 @@ class TestDecode:
             exif = Image.Exif()  # anew: Pillow takes the number out of the one that it is given
             exif[0x0112] = turn
             content = encode(Image.fromarray(film(64, 48)), kind, exif=exif, quality=100)
-            upright[kind] = decode_film(content, 32, "x")
+            upright[kind] = decode_image(content, 32, "x")
 
         assert upright["AVIF"].size == upright["JPEG"].size == ((48, 64) if turn < 5 else (64, 48))
         assert abs(upright["AVIF"].pixels.astype(int) - upright["JPEG"].pixels).max() <= 8
@@ -58,7 +58,7 @@ class TestDecode:
         content = bytearray(encode(Image.fromarray(ramp()), "AVIF"))
         content[8:12] = b"mif1"
 
-        assert decode_film(bytes(content), 32, "x").size == (64, 96)
+        assert decode_image(bytes(content), 32, "x").size == (64, 96)
 
     def test_an_animated_avif_is_its_first_picture(self) -> None:
         pictures = [Image.fromarray(levels) for levels in (ramp(), 255 - ramp())]
@@ -117,7 +117,7 @@ class TestDecode:
         """Not that of the square, nor that at which a large JPEG is decoded."""
         content = encode(Image.new("L", (600, 240), 90), kind)
 
-        film = decode_film(content, 32, "x")
+        film = decode_image(content, 32, "x")
 
         assert (film.size, film.pixels.shape) == ((600, 240), (32, 32))
         assert np.array_equal(film.pixels, decode(content, 32, "x"))
@@ -128,7 +128,7 @@ class TestDecode:
         exif[0x0112] = orientation
         content = encode(Image.new("L", (60, 24), 90), exif=exif)
 
-        assert decode_film(content, 32, "x").size == ((60, 24) if orientation < 5 else (24, 60))
+        assert decode_image(content, 32, "x").size == ((60, 24) if orientation < 5 else (24, 60))
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
     def test_a_broken_orientation_costs_no_film(self, kind: str) -> None:

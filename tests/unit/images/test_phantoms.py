@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.images.synthetic import FilmPlan, draw_phantom, draw_pool, plan_pool
+from ml_backend.images.synthetic import ImagePlan, draw_phantom, draw_pool, plan_pool
 
 
 class TestDrawPhantom:
@@ -104,15 +104,15 @@ class TestFilmPlan:
     def test_latent_severity_scatters_around_the_class(self) -> None:
         """Spread 0.3 steps, and 0.45 where it is hardest; not below 0."""
         for difficulty, spread in ((0.0, 0.3), (1.0, 0.45)):
-            found = [FilmPlan(1, 3, seed, seed, difficulty).latent_severity for seed in range(400)]
+            found = [ImagePlan(1, 3, seed, seed, difficulty).latent_severity for seed in range(400)]
 
             assert np.mean(found) == pytest.approx(1.0, abs=0.07)
             assert np.std(found) == pytest.approx(spread, rel=0.15)
-        assert min(FilmPlan(0, 3, seed, seed).latent_severity for seed in range(20)) == 0.0
+        assert min(ImagePlan(0, 3, seed, seed).latent_severity for seed in range(20)) == 0.0
 
     def test_latent_severity_is_what_is_drawn(self) -> None:
         """Of films of one class, those that stand higher on the scale have whiter lungs."""
-        plans = [FilmPlan(1, 3, seed, 0) for seed in range(60)]
+        plans = [ImagePlan(1, 3, seed, 0) for seed in range(60)]
 
         whiteness = [plan.draw(48)[15:30, 9:39].mean() for plan in plans]
 
