@@ -15,8 +15,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
 RoundTrigger = Literal["connected", "images", "labels", "forced", "topup", "rerank"]
-"""Cause of a round. Two train nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks the predictions of
-the last network again, since the owner chose another strategy."""
+"""Cause of a round. Two train nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks the last
+predictions again, since the owner chose another strategy."""
 ExclusionKind = Literal[
     "no image",
     "label without image",
