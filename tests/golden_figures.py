@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["check", "digest", "figures", "lines", "numbers", "read_table", "tables"]
+__all__ = ["check", "digest", "figures", "lines", "numbers", "plain", "read_table", "tables"]
 
 GOLDEN = Path(__file__).parent / "golden"
 NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -84,6 +84,15 @@ def _value(text: str) -> Any:
 def numbers(text: str) -> list[str]:
     """Of a sentence, in their order and as they are written; without the 95 % that only name an interval."""
     return NUMBER.findall(re.sub(r"95\s*%", "", text))
+
+
+def plain(value: Any) -> Any:
+    """JSON with the figures of a sentence in place of the sentence."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return f"... {' '.join(numbers(value))}" if isinstance(value, str) and value.count(" ") > 2 else value
 
 
 def tables(html: str) -> list[list[list[Any]]]:

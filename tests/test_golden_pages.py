@@ -14,7 +14,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from tests.golden_entry import Settings, create_app
-from tests.golden_figures import check, digest, figures, numbers
+from tests.golden_figures import check, digest, figures, plain
 from tests.golden_services import unpack, valkey
 
 LEARNED, COLD = "/projects/7.1795000000", "/projects/8.1795000100"
@@ -73,15 +73,6 @@ def get(client: FlaskClient, path: str, **headers: str) -> str:
     response = client.get(path, headers=headers)
     assert response.status_code == 200, response.text
     return response.text
-
-
-def plain(value: Any) -> Any:
-    """JSON with the figures of a sentence in place of the sentence."""
-    if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [plain(one) for one in value]
-    return f"... {' '.join(numbers(value))}" if isinstance(value, str) and value.count(" ") > 2 else value
 
 
 def test_json(client):
