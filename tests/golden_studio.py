@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 from PIL import Image
 
-__all__ = ["CLASSES", "LABEL_CONFIG", "OPTIONS", "Studio", "worker"]
+__all__ = ["Studio", "key", "wait_until", "worker"]
 
 CLASSES = ("normal", "moderate", "severe")
 LABEL_CONFIG = (
@@ -52,10 +52,6 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "greater_or_equal": lambda a, b: a >= b,
     "less_or_equal": lambda a, b: a <= b,
 }
-
-
-def true_class(task: int) -> str:
-    return CLASSES[task % 3]
 
 
 def picture(task: int) -> bytes:
@@ -105,10 +101,21 @@ class Studio:
         }
         self.predictions[project] = {}
 
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Take over what ``tests/data/golden`` has kept of another one."""
+        self.now = datetime.fromisoformat(kept["now"])
+        self.tasks = {int(p): {int(task): row for task, row in tasks.items()} for p, tasks in kept["tasks"].items()}
+        self.rows = {int(project): row for project, row in kept["rows"].items()}
+        self.predictions = {int(project): held for project, held in kept["predictions"].items()}
+
     def served(self, project: int) -> list[int]:
         """Tasks without a label in the order in which readers get them."""
         version = self.predictions[project].get(self.rows[project]["model_version"], [])
-        return [p["task"] for p in sorted(version, key=lambda p: p["score"]) if not self._answers(project, p["task"])]
+        return [
+            p["task"]
+            for p in sorted(version, key=lambda p: p["score"])
+            if not self.tasks[project][p["task"]]["annotations"]
+        ]
 
     def label(self, project: int, count: int) -> list[dict[str, Any]]:
         """One reader answers the next images, a minute each; the annotations, as an event tells them."""
@@ -125,7 +132,7 @@ class Studio:
                     "created_at": self._stamp(),
                     "updated_at": self._stamp(),
                     "lead_time": 20.0,
-                    "result": [result | {"value": {"choices": [true_class(task)]}}],
+                    "result": [result | {"value": {"choices": [CLASSES[task % 3]]}}],
                     "task": task,
                 }
             )
@@ -148,15 +155,11 @@ class Studio:
         """What Label Studio sends when these were made."""
         return {"action": "ANNOTATIONS_CREATED", "annotation": annotations, "project": self._row(project)}
 
-    def _answers(self, project: int, task: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.tasks[project][task]["annotations"]
-        return found
-
     def _stamp(self) -> str:
         return self.now.isoformat().replace("+00:00", "Z")
 
     def _row(self, project: int) -> dict[str, Any]:
-        total = sum(len(self._answers(project, task)) for task in self.tasks[project])
+        total = sum(len(task["annotations"]) for task in self.tasks[project].values())
         counts = {"task_number": IMAGES, "total_annotations_number": total, "skipped_annotations_number": 0}
         return self.rows[project] | counts
 
@@ -249,12 +252,12 @@ def key(project: int) -> str:
 
 
 @contextmanager
-def worker(environ: dict[str, str], log: Path, python: str = sys.executable) -> Iterator[None]:
+def worker(environ: dict[str, str], log: Path) -> Iterator[None]:
     """``ml-backend work`` on the CPU, until the block ends."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AL_")}
     with log.open("wb") as file:
         child = subprocess.Popen(
-            [python, "-m", "ml_backend", "work"],
+            [sys.executable, "-m", "ml_backend", "work"],
             env=kept | {"OMP_NUM_THREADS": "1", "AL_DEVICE": "cpu", "AL_LABEL_STUDIO_API_KEY": "k"} | environ,
             stdout=file,
             stderr=file,
@@ -266,8 +269,8 @@ def worker(environ: dict[str, str], log: Path, python: str = sys.executable) -> 
         child.wait(timeout=60)
 
 
-def wait_until(condition: Callable[[], Any], log: Path, timeout_s: float = 120.0) -> None:
+def wait_until(condition: Callable[[], Any], log: Path, timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, log.read_text()[-4000:]
-        time.sleep(0.3)
+        time.sleep(0.5)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.golden_entry import cli, draw_study
-from tests.golden_figures import check, digest, lines, read_table, tables
+from tests.golden_figures import check, digest, figures, read_table, tables
 
 CLASSES = ("normal", "moderate", "severe")
 INFORMED = (
@@ -22,7 +22,7 @@ SUMMARY = ("images", "labels_per_class", "rounds", "passes", "batch_size", "init
 
 def drawn(folder: Path) -> list[str]:
     """Drawn images, with the answers of a panel of simulated readers: a network looks at them."""
-    draw_study(folder, count=90, shares={"normal": 0.2, "moderate": 0.35, "severe": 0.45}, seed=3, side=64)
+    draw_study(folder, count=66, shares={"normal": 0.2, "moderate": 0.35, "severe": 0.45}, seed=3, side=64)
     return [
         *("--labels", f"{folder}/labels.csv", "--ratings", f"{folder}/ratings.csv", "--images", str(folder)),
         *("--strategies", "entropy,mean_std", "--seeds", "2", "--finetune", "head", "--passes", "5"),
@@ -58,7 +58,7 @@ def test_keeps_its_figures(name, data, tmp_path):
     assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
 
     # A processor with other vector instructions rounds otherwise: the picks stay, and these digits of what they scored.
-    check(name, figures(tmp_path), rel=5e-4)
+    check(name, found(tmp_path), rel=5e-4)
 
 
 def forget_times(out: Path) -> None:
@@ -71,7 +71,7 @@ def forget_times(out: Path) -> None:
     (out / "spent.json").write_text('{"seconds": 36000.0}')
 
 
-def figures(folder: Path) -> dict[str, Any]:
+def found(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "out/summary.json").read_text())
     page = (folder / "out/report.html").read_text()
     drawn_files = [path for path in sorted(folder.glob("data/**/*")) if path.suffix in {".csv", ".png"}]
@@ -87,6 +87,6 @@ def figures(folder: Path) -> dict[str, Any]:
         },
         "picks": {name: picks[name][:: len(picks["rank"]) // 24] for name in ("score", "epistemic", "aleatoric")},
         "report's tables": tables(page),
-        "report's headline": lines(page[: page.index("<nav")]),
-        "report's warnings": lines(page[page.index('id="warnings"') : page.index('id="run"')]),
+        "report's headline": figures(page[: page.index("<nav")]),
+        "report's warnings": figures(page[page.index('id="warnings"') : page.index('id="run"')]),
     }
