@@ -315,10 +315,10 @@ def make_plan(options: DemoOptions, question: Question, films: Sequence[Film] | 
         SettingsError: an option is wrong, or the images do not suffice for the rounds.
     """
     # Imports torch, which takes seconds.
-    from ml_backend.model.backbones import weights_at_hand  # noqa: PLC0415
+    from ml_backend.model.backbones import weights_file  # noqa: PLC0415
 
     backbone = os.environ.get("AL_BACKBONE") or "resnet50"
-    extra_params = project_options(options, weights_at_hand(backbone), os.environ)
+    extra_params = project_options(options, weights_file(backbone, "imagenet") is not None, os.environ)
     if extra_params["weights"] == "none" and "AL_WEIGHTS" not in os.environ:
         view.say(f"ImageNet weights of {backbone} are not on this machine: the demo goes on with untrained features")
     if films is None:

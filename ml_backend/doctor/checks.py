@@ -476,7 +476,7 @@ def _gpu(case: Case) -> Outcome:
     import torch  # noqa: PLC0415 - it takes seconds
 
     from ml_backend.doctor.checks import step_memory  # noqa: PLC0415
-    from ml_backend.model.hardware import Arithmetic  # noqa: PLC0415
+    from ml_backend.model.hardware import Precision  # noqa: PLC0415
 
     options = case.options
     if not torch.cuda.is_available():
@@ -490,8 +490,8 @@ def _gpu(case: Case) -> Outcome:
     there = f"{torch.cuda.get_device_name(device)}, {total / GB:.1f} GB, {free / GB:.1f} of them free now"
     if options.finetune == "head":
         return fine(f"{there}; only heads are trained, which takes little")
-    arithmetic = Arithmetic.of(device, options.precision, channels_last=options.channels_last)
-    step = step_memory(options.backbone, options.image_side, half=arithmetic.dtype == torch.bfloat16)
+    precision = Precision.from_options(device, options.precision, channels_last=options.channels_last)
+    step = step_memory(options.backbone, options.image_side, half=precision.dtype == torch.bfloat16)
     return fits(there, total, step.of(options.train_batch), step.of(2), options.train_batch)
 
 

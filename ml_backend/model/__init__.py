@@ -1,9 +1,5 @@
-"""Labels -> network -> pool outputs: the paper's MC-Dropout classifier, trained and asked cheaply.
+"""The paper's MC-dropout classifier: labels -> network -> pool predictions. Imports torch."""
 
-Imports torch; ``weights_at_hand`` asks no network.
-"""
-
-from ml_backend.model.backbones import weights_at_hand
 from ml_backend.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.network import McDropoutClassifier
@@ -14,5 +10,4 @@ __all__ = [
     "McDropoutLearner",
     "load_checkpoint",
     "save_checkpoint",
-    "weights_at_hand",
 ]

@@ -1,7 +1,4 @@
-"""torchvision's networks without their last layer.
-
-The backbone's weights: ImageNet's, none, or a file; checked before they are used.
-"""
+"""torchvision networks without their last layer, and their weights: ImageNet's, none, or a file."""
 
 import contextlib
 import hashlib
@@ -22,10 +19,10 @@ from torch import Tensor, nn
 
 from ml_backend.config.network import Server, environment_context, explain_failure, proxy_for
 from ml_backend.errors import SettingsError, WeightsError
-from ml_backend.model.generators import seeded
+from ml_backend.model.hardware import seeded
 
-# Family -> the layer that follows global average pooling (and flattening), replaced by the identity. Families that
-# do not pool (vgg, alexnet), that return several outputs (inception, googlenet) or have no convolutions are left out.
+# Family -> the layer after global average pooling (and flattening), replaced by the identity. Families without such
+# pooling (vgg, alexnet), with several outputs (inception, googlenet) or without convolutions are left out.
 LAST_LAYER = {
     "convnext": "classifier.2",
     "densenet": "classifier",
@@ -42,9 +39,19 @@ LAST_LAYER = {
 # An untrained backbone must be the same in every round and process, or cached features would be worthless.
 _UNTRAINED_SEED = 0
 
+_CONNECT_TIMEOUT_S = 5.0  # also the longest pause of a download
+_DOWNLOAD_TIMEOUT_S = 600.0
+_TORCH_FILE = (b"PK", b"\x80")  # a ZIP archive, before torch 1.6 a bare pickle
+_HUB = Server("", "its address")
+_ADVICE = (
+    "put the file into {folder}, or name a file of your own "
+    '(`weights: /path/file` in extra_params, model_weights="..." on the Choices tag, or AL_WEIGHTS), '
+    "or set `weights: none` to continue with an untrained backbone"
+)
+
 
 class Backbone(nn.Module):
-    """Images -> pooled features. Untrained when built, and then the same weights every time.
+    """Images -> pooled features. Untrained when built, always with the same weights.
 
     Args:
         name: as torchvision spells it: ``resnet50``, ``mobilenet_v2``, ...
@@ -59,24 +66,26 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        # Here and not at the top: importing torchvision's models takes a second.
-        from torchvision import models  # noqa: PLC0415
+        from torchvision import models  # noqa: PLC0415 - takes a second
 
         self.name = name
         self.weights = "none"
-        path = last_layer(name)
+        parent_path, _, attribute = last_layer(name).rpartition(".")
         with seeded(_UNTRAINED_SEED, "backbone"):
             network = cast("nn.Module", models.get_model(name, weights=None))
-        parent_path, _, attribute = path.rpartition(".")
         setattr(network.get_submodule(parent_path), attribute, nn.Identity())
         self.network = network
-        self.dims = _dims(network)
+        # Measured, because every family keeps the number in another attribute.
+        network.eval()
+        with torch.inference_mode():
+            self.dims = int(network(torch.zeros(1, 3, 64, 64)).shape[1])
+        network.train()
 
     def forward(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images dims"]:
         return cast("Tensor", self.network(images))
 
     def digest(self) -> str:
-        """A name for exactly these weights, for cache keys and checkpoints."""
+        """Identifies these weights, in cache keys and checkpoints."""
         digest = hashlib.sha256(self.name.encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(f"|{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
@@ -85,7 +94,7 @@ class Backbone(nn.Module):
 
 
 def last_layer(name: str) -> str:
-    """Where the layer stands that is left out, as a path in torchvision's network.
+    """Path of the omitted layer in torchvision's network.
 
     Raises:
         SettingsError: see ``Backbone``.
@@ -98,26 +107,6 @@ def last_layer(name: str) -> str:
     return LAST_LAYER[next(family for family in LAST_LAYER if name.startswith(family))]
 
 
-def _dims(network: nn.Module) -> int:
-    # Measured and not looked up: every family keeps the number in another place.
-    network.eval()
-    with torch.inference_mode():
-        dims = int(network(torch.zeros(1, 3, 64, 64)).shape[1])
-    network.train()
-    return dims
-
-
-_CONNECT_TIMEOUT_S = 5.0  # also the longest silence while downloading
-_DOWNLOAD_TIMEOUT_S = 600.0
-_TORCH_FILE = (b"PK", b"\x80")  # a ZIP archive, before torch 1.6 a bare pickle
-_HUB = Server("", "its address")
-_WAY_OUT = (
-    "put the file into {folder}, or name a file of your own "
-    '(`weights: /path/file` in extra_params, model_weights="..." on the Choices tag, or AL_WEIGHTS), '
-    "or set `weights: none` to go on with an untrained backbone"
-)
-
-
 def load_backbone(name: str, weights: str) -> Backbone:
     """Build a backbone and fill it.
 
@@ -125,40 +114,33 @@ def load_backbone(name: str, weights: str) -> Backbone:
         name: torchvision's name of the network.
         weights: ``imagenet`` (torchvision's first version for that network, as in the paper's time, downloaded once
             into torch.hub's folder), ``none`` (untrained, the same every time), or the path of a file: safetensors,
-            or a torch file that holds tensors alone. A last layer in it is passed over.
+            or a torch file that holds tensors alone. A last layer in it is ignored.
 
     Raises:
         SettingsError: no such backbone.
-        WeightsError: the file cannot be had or read, or belongs to another network.
+        WeightsError: the file is unavailable, unreadable, or belongs to another network.
     """
     backbone = Backbone(name)
     if weights != "none":
         path = _imagenet_file(name) if weights == "imagenet" else Path(weights).expanduser()
-        _fill(backbone, _strip(_read(path), last_layer(name)), path)
+        _fill(backbone, _strip_names(_read(path), last_layer(name)), path)
         backbone.weights = weights
     return backbone
 
 
-def weights_at_hand(backbone: str) -> bool:
-    """Whether ImageNet's weights of a backbone lie on this machine. Asks no network.
-
-    Raises:
-        SettingsError: no such backbone.
-    """
-    url = _imagenet_url(backbone)
-    return url is not None and _hub_path(url).is_file()
-
-
 def weights_file(backbone: str, weights: str) -> Path | None:
-    """The file that ``load_backbone`` fills a backbone from; None where there is none, or not here. Asks no network.
+    """The file that ``load_backbone`` reads; None if it reads none or would download it first. Sends no request.
 
     Raises:
         SettingsError: no such backbone.
     """
     if weights == "none":
         return None
-    url = _imagenet_url(backbone) if weights == "imagenet" else None
-    path = Path(weights).expanduser() if weights != "imagenet" else None if url is None else _hub_path(url)
+    if weights == "imagenet":
+        url = _imagenet_url(backbone)
+        path = None if url is None else _hub_path(url)
+    else:
+        path = Path(weights).expanduser()
     return path if path is not None and path.is_file() else None
 
 
@@ -181,46 +163,46 @@ def _imagenet_file(backbone: str) -> Path:
     path = _hub_path(url)
     if downloaded := not path.is_file():
         _download(url, path)
-    # torchvision's file names end in the first digits of their sha256.
-    wanted = path.stem.rpartition("-")[2]
+    # torchvision's file names end in the first digits of their SHA-256.
+    expected = path.stem.rpartition("-")[2]
     with path.open("rb") as file:
-        seen = hashlib.file_digest(file, "sha256").hexdigest()
-    if not seen.startswith(wanted):
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(expected):
         if downloaded:
             path.unlink(missing_ok=True)
             raise WeightsError(
-                f"what came from {url} is damaged: its sha256 begins with {seen[:8]}, not {wanted}: try again, or "
-                + _WAY_OUT.format(folder=path.parent)
+                f"the download from {url} is damaged: its sha256 begins with {found[:8]}, not {expected}: try again, "
+                "or " + _ADVICE.format(folder=path.parent)
             )
-        raise WeightsError(f"{path} is damaged: its sha256 begins with {seen[:8]}, not {wanted}: delete it")
+        raise WeightsError(f"{path} is damaged: its sha256 begins with {found[:8]}, not {expected}: delete it")
     return path
 
 
 def _download(url: str, path: Path) -> None:
-    """One attempt, with a bounded wait: a worker without a network must say so within seconds."""
+    """Download in one attempt of bounded length: without a network, a worker must report so within seconds."""
     deadline = time.monotonic() + _DOWNLOAD_TIMEOUT_S
-    beside: Path | None = None
+    partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
             urllib.request.urlopen(  # noqa: S310 - torchvision's own https
                 url, timeout=_CONNECT_TIMEOUT_S, context=environment_context()
-            ) as answer,
-            tempfile.NamedTemporaryFile(dir=path.parent, suffix=".beside", delete=False) as file,
+            ) as response,
+            tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file,
         ):
-            beside = Path(file.name)
-            while block := answer.read(1 << 20):
+            partial = Path(file.name)
+            while block := response.read(1 << 20):
                 file.write(block)
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"not complete after {_DOWNLOAD_TIMEOUT_S:.0f} s")
-        beside.replace(path)
+        partial.replace(path)
     except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError, time-outs and a full disk alike
-        if beside is not None:
+        if partial is not None:
             with contextlib.suppress(OSError):
-                beside.unlink()
+                partial.unlink()
         why = explain_failure(error, url, _HUB, proxy_for(url)).what
         raise WeightsError(
-            f"the ImageNet weights could not be downloaded from {url} ({why}): " + _WAY_OUT.format(folder=path.parent)
+            f"the ImageNet weights could not be downloaded from {url} ({why}): " + _ADVICE.format(folder=path.parent)
         ) from error
 
 
@@ -246,14 +228,14 @@ def _load(path: Path) -> object:
         return load_file(path)
     with path.open("rb") as file:
         start = file.read(12)
-    # An HTML page or a Git LFS pointer, say: torch would read it as a pickle and name whatever that stumbles over.
+    # torch would read an HTML page or a Git LFS pointer as a pickle, and complain about something else.
     if not start.startswith(_TORCH_FILE):
         raise ValueError("it does not begin as a torch file does")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _strip(tensors: Mapping[str, Tensor], last: str) -> dict[str, Tensor]:
-    """Without the prefixes of DataParallel and of our own checkpoints, and without last layer and head."""
+def _strip_names(tensors: Mapping[str, Tensor], last: str) -> dict[str, Tensor]:
+    """Remove the prefixes of DataParallel and of our own checkpoints, and leave out last layer and head."""
     plain = {}
     for name, tensor in tensors.items():
         bare = name.removeprefix("module.").removeprefix("backbone.").removeprefix("network.")
@@ -263,23 +245,22 @@ def _strip(tensors: Mapping[str, Tensor], last: str) -> dict[str, Tensor]:
 
 
 def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
-    complaints = _mismatches(backbone.network.state_dict(), tensors)
-    if complaints:
+    expected = backbone.network.state_dict()
+    mismatches = [
+        f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    # Inference ignores num_batches_tracked, and old files lack it.
+    mismatches += [
+        f"{name} is missing" for name in expected if name not in tensors and not name.endswith("num_batches_tracked")
+    ]
+    mismatches += [f"{name} is surplus" for name in tensors if name not in expected]
+    if mismatches:
         raise WeightsError(
-            f"the weights {path} do not fit backbone={backbone.name}: {'; '.join(complaints[:3])} "
-            f"({len(complaints)} mismatches in all): name the backbone that they were trained with"
+            f"the weights {path} do not fit backbone={backbone.name}: {'; '.join(mismatches[:3])} "
+            f"({len(mismatches)} mismatches in all): name the backbone that they were trained with"
         )
     if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
-        raise WeightsError(f"the weights {path} hold NaN or infinity in {broken[0]}: take another file")
+        raise WeightsError(f"the weights {path} hold NaN or infinity in {broken[0]}: choose another file")
     backbone.network.load_state_dict(dict(tensors), strict=False)
-
-
-def _mismatches(wanted: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> list[str]:
-    differing = [
-        f"{name} is {list(seen[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in seen and seen[name].shape != tensor.shape
-    ]
-    # A counter that scoring does not use; old files lack it.
-    missing = [f"{n} is missing" for n in wanted if n not in seen and not n.endswith("num_batches_tracked")]
-    return differing + missing + [f"{name} is surplus" for name in seen if name not in wanted]

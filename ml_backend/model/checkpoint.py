@@ -1,6 +1,7 @@
-"""A fitted network in one safetensors file, with everything that is needed to use it again. Never a pickle.
+"""A trained network in one safetensors file, with everything needed to use it again. Never a pickle.
 
-A saved network is taken up again: to score a pool with it, or to go on training from it.
+A head on a frozen backbone is saved without the backbone (4 MB instead of 100): the backbone's weights are identified
+by setting and digest, loaded again and compared.
 """
 
 import logging
@@ -24,6 +25,8 @@ FILE_NAME = "model.safetensors"
 
 _VERSION = 1
 
+_LOG = logging.getLogger(__name__)
+
 
 class _Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -32,7 +35,7 @@ class _Metadata(BaseModel):
     classes: tuple[str, ...]
     backbone: str
     backbone_weights: str
-    backbone_digest: str | None  # None where the file holds the backbone itself
+    backbone_digest: str | None  # None if the file holds the backbone itself
     dropout: float
     preprocessing: str
     side: int
@@ -44,7 +47,7 @@ class _Metadata(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """What a file held. ``network`` is in eval mode on the CPU; with ``frozen_backbone`` only its head was trained."""
+    """Content of a file. ``network`` is in eval mode on the CPU; with ``frozen_backbone`` only the head was trained."""
 
     network: McDropoutClassifier
     classes: tuple[str, ...]
@@ -62,18 +65,18 @@ def save_checkpoint(
     *,
     frozen_backbone: bool,
 ) -> None:
-    """Write a network; over an older file at that path.
+    """Write a network, replacing an older file.
 
     Args:
-        path: of the file to write.
-        network: fitted for these classes.
+        path: of the file.
+        network: trained for these classes.
         classes: in the order of the network's outputs.
-        options: that it was trained with.
-        seed: that it was trained with.
-        frozen_backbone: the backbone still has the weights that it was loaded with, and is left out.
+        options: of the training.
+        seed: of the training.
+        frozen_backbone: the backbone has the weights that it was loaded with, and is left out.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the file cannot be written.
     """
     metadata = _Metadata(
         version=_VERSION,
@@ -96,7 +99,7 @@ def save_checkpoint(
     }
     try:
         save_file(tensors, path, metadata={"ml_backend": metadata.model_dump_json()})
-    except SafetensorError as error:  # of a full disk, say, which is told as such
+    except SafetensorError as error:  # for example a full disk
         raise OSError(str(error)) from error
 
 
@@ -107,12 +110,12 @@ def load_checkpoint(
 
     Args:
         path: of the file.
-        classes: that the caller has, in order; None takes whatever the file was made for.
-        backbone: likewise, by name; or one that is loaded already, which a head for it then gets.
+        classes: expected classes, in order; None accepts any.
+        backbone: expected backbone, by name; or a loaded one, to which a saved head is attached; None accepts any.
 
     Raises:
-        WeightsError: the file cannot be read, was made for other classes, another backbone or another
-            preprocessing, or the frozen backbone that it names cannot be had or is no longer the same.
+        WeightsError: the file cannot be read, or was made for other classes, another backbone or another
+            preprocessing; or the frozen backbone that it names is unavailable or has changed.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -122,9 +125,13 @@ def load_checkpoint(
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"the checkpoint {path} cannot be read: {error}: train again") from error
     except ValidationError as error:
-        raise WeightsError(f"{path} is no checkpoint of this backend ({error.error_count()} mistakes)") from error
+        raise WeightsError(f"{path} is not a checkpoint of this backend ({error.error_count()} errors)") from error
     loaded = backbone if isinstance(backbone, Backbone) else None
-    _check(path, metadata, classes, backbone.name if isinstance(backbone, Backbone) else backbone)
+    name = metadata.backbone if backbone is None else backbone if isinstance(backbone, str) else backbone.name
+    _require(path, "version", metadata.version, _VERSION)
+    _require(path, "classes", metadata.classes, metadata.classes if classes is None else tuple(classes))
+    _require(path, "backbone", metadata.backbone, name)
+    _require(path, "preprocessing", metadata.preprocessing, PREPROCESSING)
     network = McDropoutClassifier(len(metadata.classes), _backbone(path, metadata, loaded), dropout=metadata.dropout)
     if metadata.backbone_digest is not None:
         tensors |= {name: t for name, t in network.state_dict().items() if name.startswith("backbone.")}
@@ -139,21 +146,80 @@ def load_checkpoint(
     return Checkpoint(network, metadata.classes, metadata.options, metadata.seed, frozen_backbone)
 
 
-def _check(path: Path, metadata: _Metadata, classes: Sequence[str] | None, backbone: str | None) -> None:
-    wanted = {
-        "version": _VERSION,
-        "classes": metadata.classes if classes is None else tuple(classes),
-        "backbone": metadata.backbone if backbone is None else backbone,
-        "preprocessing": PREPROCESSING,
-    }
-    for name, value in wanted.items():
-        if (seen := getattr(metadata, name)) != value:
-            raise WeightsError(f"the checkpoint {path} was made for {name} {seen!r}, not {value!r}: train again")
+def load_compatible(
+    folder: Path,
+    options: ProjectOptions,
+    *,
+    head_only: bool,
+    classes: Sequence[str] | None = None,
+    table: TableBackbone | None = None,
+) -> Checkpoint:
+    """Read the network that ``McDropoutLearner.save`` wrote, if it fits a learner's options.
+
+    Args:
+        folder: that it was saved into.
+        options: of the learner.
+        head_only: whether the learner leaves the backbone frozen.
+        classes: expected classes, in order; None accepts any.
+        table: whose features the head was trained on; None for images.
+
+    Raises:
+        WeightsError: see ``load_checkpoint``; or it was made for another image side, from other weights, or with
+            another part of it trained.
+    """
+    path = folder / FILE_NAME
+    checkpoint = load_checkpoint(path, classes, options.backbone if table is None else table)
+    trained_part = {True: "head", False: "full"}
+    _require(path, "weights", checkpoint.options.weights, options.weights)
+    _require(path, "image_side", checkpoint.options.image_side, options.image_side)
+    _require(path, "finetune", trained_part[checkpoint.frozen_backbone], trained_part[head_only])
+    return checkpoint
+
+
+def warm_start_network(
+    last: tuple[McDropoutClassifier, Sequence[str]] | None,
+    folder: Path | None,
+    options: ProjectOptions,
+    classes: Sequence[str],
+    *,
+    head_only: bool,
+    table: TableBackbone | None = None,
+) -> McDropoutClassifier | None:
+    """The network that a warm start continues from; None, with a warning that gives the reason, if none fits.
+
+    Its dropout rate may differ: the rate is not a weight.
+
+    Args:
+        last: network and classes of this learner's last fit; preferred to the folder's.
+        folder: that an earlier learner saved a network into.
+        options: of this learner.
+        classes: of the new fit.
+        head_only: whether the backbone is frozen.
+        table: see ``load_compatible``.
+    """
+    if last is not None:
+        network, last_classes = last
+        if tuple(last_classes) == tuple(classes):
+            return network
+        _LOG.warning(
+            "training starts from scratch: the last network was for %s, not %s", list(last_classes), list(classes)
+        )
+    elif folder is not None:
+        try:
+            return load_compatible(folder, options, head_only=head_only, classes=classes, table=table).network
+        except WeightsError as error:
+            _LOG.warning("training starts from scratch: %s", error)
+    return None
+
+
+def _require(path: Path, name: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise WeightsError(f"the checkpoint {path} was made for {name} {found!r}, not {expected!r}: train again")
 
 
 def _backbone(path: Path, metadata: _Metadata, loaded: Backbone | None) -> Backbone:
     if metadata.backbone_digest is None:
-        # Its weights are in the file and follow.
+        # The file's weights are loaded into it.
         backbone = Backbone(metadata.backbone)
         backbone.weights = metadata.backbone_weights
         return backbone
@@ -165,80 +231,6 @@ def _backbone(path: Path, metadata: _Metadata, loaded: Backbone | None) -> Backb
             raise WeightsError(f"the checkpoint {path} is a head for another table of features: train again")
         raise WeightsError(
             f"the checkpoint {path} is a head for other weights of {metadata.backbone} than "
-            f"weights={metadata.backbone_weights!r} holds now: bring those back, or train again"
+            f"weights={metadata.backbone_weights!r} holds now: restore those, or train again"
         )
     return backbone
-
-
-_LOG = logging.getLogger(__name__)
-
-
-def take_up(
-    folder: Path,
-    options: ProjectOptions,
-    *,
-    head_only: bool,
-    classes: Sequence[str] | None = None,
-    table: TableBackbone | None = None,
-) -> Checkpoint:
-    """Read what ``McDropoutLearner.save`` wrote, if it fits these options.
-
-    Args:
-        folder: that it was saved into.
-        options: of the learner that takes it up.
-        head_only: whether that learner leaves the backbone as it was loaded.
-        classes: that the network must be for, in order; None takes whatever it was made for.
-        table: that it must be a head for, instead of a network; None where there are images.
-
-    Raises:
-        WeightsError: see ``load_checkpoint``; or it was made for another image side, from other weights, or with
-            another part of it trained.
-    """
-    path = folder / FILE_NAME
-    checkpoint = load_checkpoint(path, classes, options.backbone if table is None else table)
-    for name, seen, wanted in (
-        ("weights", checkpoint.options.weights, options.weights),
-        ("image_side", checkpoint.options.image_side, options.image_side),
-        ("finetune", _finetune(checkpoint.frozen_backbone), _finetune(head_only)),
-    ):
-        if seen != wanted:
-            raise WeightsError(f"the checkpoint {path} was made for {name} {seen!r}, not {wanted!r}: train again")
-    return checkpoint
-
-
-def earlier_network(
-    last: tuple[McDropoutClassifier, Sequence[str]] | None,
-    folder: Path | None,
-    options: ProjectOptions,
-    classes: Sequence[str],
-    *,
-    head_only: bool,
-    table: TableBackbone | None = None,
-) -> McDropoutClassifier | None:
-    """The network that a warm start goes on from; None, with a warning that says why, where there is none that fits.
-
-    Its dropout may have been another: the rate is no weight.
-
-    Args:
-        last: the network of this learner's last fit and its classes; it comes before the folder's.
-        folder: where an earlier learner saved one.
-        options: of this learner.
-        classes: of the fit that begins.
-        head_only: whether the backbone is left as it was loaded.
-        table: of ``take_up``.
-    """
-    if last is not None:
-        network, seen = last
-        if tuple(seen) == tuple(classes):
-            return network
-        _LOG.warning("training begins from scratch: the last network was for %s, not %s", list(seen), list(classes))
-    elif folder is not None:
-        try:
-            return take_up(folder, options, head_only=head_only, classes=classes, table=table).network
-        except WeightsError as error:
-            _LOG.warning("training begins from scratch: %s", error)
-    return None
-
-
-def _finetune(head_only: bool) -> str:
-    return "head" if head_only else "full"

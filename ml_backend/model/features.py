@@ -1,6 +1,6 @@
-"""Images -> backbone features, a batch at a time; those of a frozen backbone are kept on disk.
+"""Backbone features of images, a batch at a time; those of a frozen backbone are cached on disk.
 
-Features that were computed elsewhere take the place of images and of a backbone: for a study of a table.
+A table of precomputed features can replace images and backbone, for simulations.
 """
 
 import copy
@@ -26,21 +26,27 @@ from ml_backend.images.dataset import read_ahead
 from ml_backend.images.decode import Pixels
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
-from ml_backend.model.hardware import Arithmetic, halving
+from ml_backend.model.hardware import Precision, find_executable_batch_size
 from ml_backend.schemas import Exclusion, ImageRef
 
 FOLDER: Final = "features"
-"""Where they are kept, below the cache that a learner is given."""
+"""Folder of the cached features, below a learner's cache."""
 
 BATCH = {"cpu": 16, "cuda": 256}
 """Images that go through the backbone together."""
 
-_WAY_OUT = "halve image_side, which takes a quarter of the memory, or set a smaller backbone"
+TABLE: Final = "table"
+"""Name of backbone and weights in a checkpoint whose features came from a table."""
+
+# Rows of a table that are looked up together; ``inference.SHARD_IMAGES`` is a multiple of it.
+_TABLE_BATCH = 256
+
+_NO_IMAGES = "a table of features has no images to run a backbone over: give the images themselves"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureBatch:
-    """Features of the images that could be read, on the extractor's device, and the others with the reason.
+    """Features of the readable images, on the extractor's device, and the unreadable images with the reason.
 
     ``keys`` are those of ``ImageFeatures``.
     """
@@ -52,7 +58,7 @@ class FeatureBatch:
 
     @classmethod
     def join(cls, batches: Sequence[Self]) -> Self:
-        """One batch of several, at least one."""
+        """Concatenate one or more batches."""
         return cls(
             tuple(image for batch in batches for image in batch.images),
             torch.cat([batch.features for batch in batches]),
@@ -60,22 +66,18 @@ class FeatureBatch:
             tuple(key for batch in batches for key in batch.keys),
         )
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Found:
-    """An image that was read: its features where they are known, else its pixels."""
-
-    key: str
-    features: Float32[Tensor, " dims"] | None
-    pixels: UInt8[Pixels, "side side"] | None
+    @property
+    def total(self) -> int:
+        """Number of images, readable or not."""
+        return len(self.images) + len(self.exclusions)
 
 
 class FeatureSource(ABC):
-    """Images -> features, from wherever they are had.
+    """Provides the features of images.
 
     Args:
         dims: length of a feature vector.
-        device: where the features are handed out.
+        device: of the returned features.
     """
 
     def __init__(self, dims: int, device: torch.device) -> None:
@@ -84,33 +86,38 @@ class FeatureSource(ABC):
 
     @abstractmethod
     def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
-        """Features of all images, in their order, some of them at a time, the unreadable ones counted.
-
-        A shard of ``scoring`` is whole batches.
-        """
+        """Yield the features of all images in order, in batches of a fixed size that counts unreadable images."""
 
     @abstractmethod
     def run(self, pixels: UInt8[Tensor, "images side side"]) -> Float32[Tensor, "images dims"]:
-        """Features of grey levels; nothing is looked up or kept.
+        """Compute the features of grey levels; nothing is looked up or cached.
 
         Raises:
-            RoundError: the GPU's memory is too small, or there is nothing that reads images.
+            RoundError: the GPU's memory is too small, or there is no backbone.
         """
 
     @abstractmethod
     def trim(self) -> None:
-        """Drop the kept features that were not used for longest, until the rest fits into the limit."""
+        """Delete the least recently used cached features until the rest fits into the limit."""
 
     def all(self, images: Sequence[ImageRef], progress: Callable[[int], None]) -> FeatureBatch:
-        """The same as ``batches``, as one. ``progress`` is called with the images done."""
-        batches: list[FeatureBatch] = []
+        """The features of all images as one batch. ``progress`` is called with the number of images done."""
+        batches = [FeatureBatch((), torch.empty(0, self._dims, device=self._device), ())]
         done = 0
         for batch in self.batches(images):
             batches.append(batch)
-            done += len(batch.images) + len(batch.exclusions)
+            done += batch.total
             progress(done)
-        none = FeatureBatch((), torch.empty(0, self._dims, device=self._device), ())
-        return FeatureBatch.join([none, *batches])
+        return FeatureBatch.join(batches)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _CachedOrPixels:
+    """A readable image: its features if they are cached, else its pixels."""
+
+    key: str
+    features: Float32[Tensor, " dims"] | None
+    pixels: UInt8[Pixels, "side side"] | None
 
 
 class FeatureExtractor(FeatureSource):
@@ -118,134 +125,116 @@ class FeatureExtractor(FeatureSource):
 
     Args:
         backbone: must not be trained any further.
-        images: where pixels come from.
-        arithmetic: where and how the backbone runs.
-        folder: where features are kept, by the content of the image and of the weights; None for a backbone that
+        images: source of the pixels.
+        precision: device and precision of the backbone.
+        folder: of cached features, keyed by the content of the image and of the weights; None for a backbone that
             changes from round to round.
-        limit_bytes: that the kept features may take on the disk; None for no limit.
+        limit_bytes: disk space of the cached features; None for no limit.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         images: ImageCache,
-        arithmetic: Arithmetic,
+        precision: Precision,
         folder: Path | None,
         limit_bytes: int | None = None,
     ) -> None:
-        super().__init__(backbone.dims, arithmetic.device)
+        super().__init__(backbone.dims, precision.device)
         self._images = images
-        self._arithmetic = arithmetic
-        self._kept = None if folder is None else DiskCache(folder, limit_bytes)
-        self._weights = "" if folder is None else f"{backbone.digest()}|{arithmetic.name}"
+        self._precision = precision
+        self._cache = None if folder is None else DiskCache(folder, limit_bytes)
+        self._weights = "" if folder is None else f"{backbone.digest()}|{precision.name}"
         self._backbone = backbone
-        self._network: nn.Module | None = None
 
     def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
-        """Features of all images, in their order, ``BATCH`` of them at a time, the unreadable ones counted.
-
-        Images are read ahead in threads while the backbone runs.
-        """
+        """Yield ``BATCH`` images at a time; threads read ahead while the backbone runs."""
         results = read_ahead(images, self._read)
         while window := list(islice(results, BATCH[self._device.type])):
-            found = [(image, result) for image, result in window if isinstance(result, _Found)]
+            found = [(image, result) for image, result in window if isinstance(result, _CachedOrPixels)]
             yield FeatureBatch(
                 tuple(image for image, _ in found),
                 self._features([result for _, result in found]),
                 tuple(result for _, result in window if isinstance(result, Exclusion)),
-                () if self._kept is None else tuple(self._key(result) for _, result in found),
+                () if self._cache is None else tuple(self._key(result.key) for _, result in found),
             )
 
     def trim(self) -> None:
         """See ``FeatureSource``."""
-        if self._kept is not None:
-            self._kept.trim()
-
-    def _read(self, image: ImageRef) -> _Found:
-        """In a thread: the features where they are kept, else the pixels."""
-        key = self._images.key(image)
-        if key is not None and (features := self._find(key)) is not None:
-            return _Found(key, features, None)
-        decoded = self._images.read(image)
-        if decoded.key != key and (features := self._find(decoded.key)) is not None:
-            return _Found(decoded.key, features, None)
-        return _Found(decoded.key, None, decoded.pixels)
-
-    def _find(self, key: str) -> Float32[Tensor, " dims"] | None:
-        row = None if self._kept is None else kept_row(self._kept, f"{key}|{self._weights}")
-        return None if row is None or len(row) != self._dims else torch.from_numpy(row)
-
-    def _key(self, found: _Found) -> str:
-        return f"{found.key}|{self._weights}"
-
-    def _features(self, found: Sequence[_Found]) -> Float32[Tensor, "images dims"]:
-        missing = [index for index, result in enumerate(found) if result.pixels is not None]
-        rows = [result.features for result in found]
-        if missing:
-            pixels = torch.from_numpy(np.stack([cast("Pixels", found[index].pixels) for index in missing]))
-            computed = self.run(pixels).cpu()
-            for index, row in zip(missing, computed, strict=True):
-                rows[index] = row
-                if self._kept is not None:
-                    self._kept.put(self._key(found[index]), row.numpy().astype("<f4").tobytes())
-        if not rows:
-            return torch.empty(0, self._dims, device=self._device)
-        return torch.stack([row for row in rows if row is not None]).to(self._device)
+        if self._cache is not None:
+            self._cache.trim()
 
     def run(self, pixels: UInt8[Tensor, "images side side"]) -> Float32[Tensor, "images dims"]:
-        """Features of grey levels, on the extractor's device; nothing is looked up or kept.
+        """Compute the features of grey levels, on the extractor's device; nothing is looked up or cached.
 
         Raises:
             RoundError: the GPU's memory holds not even 2 images.
         """
-        return halving(BATCH[self._device.type], lambda batch: self._run(pixels, batch), _WAY_OUT)
+        advice = "halve image_side, which takes a quarter of the memory, or set a smaller backbone"
+        return find_executable_batch_size(lambda batch: self._run(pixels, batch), BATCH[self._device.type], advice)
+
+    def _read(self, image: ImageRef) -> _CachedOrPixels:
+        """Called in a thread."""
+        key = self._images.key(image)
+        if key is not None and (features := self._find(key)) is not None:
+            return _CachedOrPixels(key, features, None)
+        decoded = self._images.read(image)
+        if decoded.key != key and (features := self._find(decoded.key)) is not None:
+            return _CachedOrPixels(decoded.key, features, None)
+        return _CachedOrPixels(decoded.key, None, decoded.pixels)
+
+    def _find(self, key: str) -> Float32[Tensor, " dims"] | None:
+        row = None if self._cache is None else cached_features(self._cache, self._key(key))
+        return None if row is None or len(row) != self._dims else torch.from_numpy(row)
+
+    def _key(self, image_key: str) -> str:
+        return f"{image_key}|{self._weights}"
+
+    def _features(self, found: Sequence[_CachedOrPixels]) -> Float32[Tensor, "images dims"]:
+        rows = [result.features for result in found]
+        missing = [index for index, result in enumerate(found) if result.pixels is not None]
+        if missing:
+            pixels = torch.from_numpy(np.stack([cast("Pixels", found[index].pixels) for index in missing]))
+            for index, row in zip(missing, self.run(pixels).cpu(), strict=True):
+                rows[index] = row
+                if self._cache is not None:
+                    self._cache.put(self._key(found[index].key), row.numpy().astype("<f4").tobytes())
+        if not rows:
+            return torch.empty(0, self._dims, device=self._device)
+        return torch.stack([row for row in rows if row is not None]).to(self._device)
 
     @torch.inference_mode()
     def _run(self, pixels: UInt8[Tensor, "images side side"], batch: int) -> Float32[Tensor, "images dims"]:
-        if self._network is None:
-            # Not before it is needed: in most rounds every feature is kept already.
-            self._network = _for_scoring(self._backbone, self._arithmetic)
         parts = [torch.empty(0, self._dims, device=self._device)]
         for part in torch.split(pixels, batch):
-            # Sent as bytes: a twelfth of the network's input.
-            inputs = self._arithmetic.lay_out(to_input(part.to(self._device)))
-            with self._arithmetic.autocast():
+            # Moved as bytes: a twelfth of the size of the network's input.
+            inputs = self._precision.format_images(to_input(part.to(self._device)))
+            with self._precision.autocast():
                 parts.append(self._network(inputs).float())
         return torch.cat(parts)
 
+    @cached_property
+    def _network(self) -> nn.Module:
+        """A copy for inference, made on first use; on a CPU with folded normalisations, which is a third faster."""
+        network = copy.deepcopy(self._backbone.network).eval().to(self._device)
+        return self._precision.place(fuse(network) if self._device.type == "cpu" else network)
 
-def kept_row(folder: DiskCache, key: str) -> Float32[npt.NDArray[np.float32], " dims"] | None:
-    """Features from the cache, by a key of ``ImageFeatures``; None where they are not, or no longer, in it."""
-    payload = folder.get(key)
+
+def cached_features(cache: DiskCache, key: str) -> Float32[npt.NDArray[np.float32], " dims"] | None:
+    """Features from the cache, by a key of ``ImageFeatures``; None if they are not, or no longer, in it."""
+    payload = cache.get(key)
     return None if payload is None or len(payload) % 4 else np.frombuffer(payload, "<f4").astype(np.float32)
 
 
-def _for_scoring(backbone: Backbone, arithmetic: Arithmetic) -> nn.Module:
-    """A copy for scoring alone; on a CPU with the normalisations folded into the convolutions: a third faster."""
-    network = copy.deepcopy(backbone.network).eval().to(arithmetic.device)
-    if arithmetic.device.type == "cpu":
-        network = fuse(network)
-    return arithmetic.place(network)
-
-
-TABLE: Final = "table"
-"""What a checkpoint calls the backbone, and its weights, where features came from a table."""
-
-_NO_PIXELS = "a table of features has no images to run a backbone over: give the images themselves"
-
-# Images looked up together; ``scoring.SHARD_IMAGES`` is a multiple of it.
-_BATCH = 256
-
-
 class FeatureTable:
-    """One row of features an image. Built once and shared by learners.
+    """Precomputed features, one row an image. Built once and shared by learners.
 
     Args:
         image_ids: of the rows.
         features: finite; copied.
 
     Raises:
-        ValueError: no row or no column, not as many rows as ids, an id twice, or a value that is not finite.
+        ValueError: no row or no column, not one id a row, a duplicate id, or a value that is not finite.
     """
 
     def __init__(self, image_ids: Sequence[str], features: Float32[npt.NDArray[np.float32], "images dims"]) -> None:
@@ -255,8 +244,8 @@ class FeatureTable:
             raise ValueError(f"{len(image_ids)} image ids, but features of {len(features)} images: give one row an id")
         self._rows = {image_id: row for row, image_id in enumerate(image_ids)}
         if len(self._rows) < len(image_ids):
-            twice = next(image_id for row, image_id in enumerate(image_ids) if self._rows[image_id] != row)
-            raise ValueError(f"image {twice!r} has two rows of features: leave one out")
+            duplicate = next(image_id for row, image_id in enumerate(image_ids) if self._rows[image_id] != row)
+            raise ValueError(f"image {duplicate!r} has two rows of features: leave one out")
         if not (finite := np.isfinite(features).all(axis=1)).all():
             raise ValueError(f"the features of image {image_ids[int(finite.argmin())]!r} are not all finite numbers")
         self._features: Float32[Tensor, "images dims"] = torch.tensor(features, dtype=torch.float32)
@@ -268,14 +257,14 @@ class FeatureTable:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the ids and the features, in their order."""
+        """SHA-256 of the ids and the features, in order."""
         digest = hashlib.sha256("\n".join(self._rows).encode())
         digest.update(f"|{tuple(self._features.shape)}|".encode())
         digest.update(self._features.numpy().data)
         return digest.hexdigest()
 
     def find(self, images: Sequence[ImageRef]) -> FeatureBatch:
-        """The rows of some images, in their order; an image that has none is an exclusion."""
+        """The rows of these images, in order; an image without a row is an exclusion."""
         found = tuple(image for image in images if image.id in self._rows)
         return FeatureBatch(
             found,
@@ -289,12 +278,7 @@ class FeatureTable:
 
 
 class TableFeatures(FeatureSource):
-    """Looks images up in a table, by their ids.
-
-    Args:
-        table: where.
-        device: where the features go.
-    """
+    """Looks up images in a table, by their ids."""
 
     def __init__(self, table: FeatureTable, device: torch.device) -> None:
         super().__init__(table.dims, device)
@@ -302,32 +286,24 @@ class TableFeatures(FeatureSource):
 
     def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
         """See ``FeatureSource``."""
-        for start in range(0, len(images), _BATCH):
-            batch = self._table.find(images[start : start + _BATCH])
+        for start in range(0, len(images), _TABLE_BATCH):
+            batch = self._table.find(images[start : start + _TABLE_BATCH])
             yield FeatureBatch(batch.images, batch.features.to(self._device), batch.exclusions)
 
     def run(self, pixels: UInt8[Tensor, "images side side"]) -> Float32[Tensor, "images dims"]:
-        """There is no backbone.
-
-        Raises:
-            RoundError: always.
-        """
+        """Always raises RoundError: there is no backbone."""
         del pixels
-        raise RoundError(_NO_PIXELS)
+        raise RoundError(_NO_IMAGES)
 
     def trim(self) -> None:
-        """Nothing is kept."""
+        """Nothing is cached."""
 
 
 class TableBackbone(Backbone):
-    """Stands where a network keeps its backbone, and knows no more than the length of a feature vector.
-
-    Args:
-        table: that the features come from; its digest is that of the backbone.
-    """
+    """Placeholder for the backbone of a network whose features come from a table; its digest is the table's."""
 
     def __init__(self, table: FeatureTable) -> None:
-        # Not the backbone's own: there is no network to build.
+        # Not Backbone.__init__: there is no network to build.
         nn.Module.__init__(self)
         self.name = TABLE
         self.weights = TABLE
@@ -335,14 +311,10 @@ class TableBackbone(Backbone):
         self._table = table
 
     def forward(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images dims"]:
-        """There are no images.
-
-        Raises:
-            RoundError: always.
-        """
+        """Always raises RoundError: there are no images."""
         del images
-        raise RoundError(_NO_PIXELS)
+        raise RoundError(_NO_IMAGES)
 
     def digest(self) -> str:
-        """Of the table."""
+        """Digest of the table."""
         return self._table.digest

@@ -1,59 +1,57 @@
-"""Labels -> a fitted network: weighted loss, early stopping, the best epoch restored."""
+"""Training and validation of a network: weighted loss, early stopping, the best epoch's weights restored."""
 
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError, TooFewLabels
 from ml_backend.model.data import Examples, FeatureExamples
-from ml_backend.model.generators import generator, seeded
-from ml_backend.model.hardware import Arithmetic, halving
-from ml_backend.model.head_steps import HeadSteps
+from ml_backend.model.hardware import Precision, find_executable_batch_size, generator, seeded
 from ml_backend.model.network import DropoutHead
-from ml_backend.model.steps import AutogradSteps, Loss, Pace, Steps
 
 _LOG = logging.getLogger(__name__)
 
-# An epoch on cached features costs a thousandth of one on images, so that three count as one (ours).
+# An epoch on cached features costs a thousandth of one on images: three count as one (not in the paper).
 _HEAD_EPOCHS_PER_EPOCH = 3
-# A head alone learns faster, and is judged as its mean over the last ten epochs or so (ours). Against a third of the
-# rate, threefold patience and no mean, on 23 folds of the training side of 2,232 chest films, 75 to 415 labels: 0.56 of
-# the epochs, accuracy +0.001 and AU ROC +0.001 (standard errors 0.003 and 0.001); the rate alone -0.005 and 0.000.
 _LEARNING_RATE = 1e-4
+# A head alone learns faster, and is validated as its mean over about the last ten epochs (not in the paper):
+# 0.56 of the epochs at the same accuracy; see docs/researchers.md.
 _HEAD_LEARNING_RATE = 3e-4
-_HEAD_MEMORY = 0.9
-# Before, the mean has not settled: 2 of 20 trainings on all labels of two classes stopped after 4 epochs for good.
-_HEAD_LEAST_EPOCHS = 10
-# Share of the loss of guessing below which that of training has to fall before patience counts (ours). With few
-# batches an epoch, some networks guess for ten epochs and more before they learn, while their validation loss wavers.
-# On 24 trainings of 50 to 140 drawn films, features of random weights: AU ROC 0.883 instead of 0.772; 0.822 at 0.75,
-# 0.864 at 0.67, and 0.891 at 0.5, for a third more epochs. 24 trainings on real films: the same at 0.5 as without.
-# Nor is an epoch before that the best while there is one after it. Of 17 trainings on 50 to 230 drawn films that bald,
-# entropy and random had picked, 10 restored such a one, mostly a network that takes nearly all for the frequent class;
-# without, AU ROC 0.858 instead of 0.783, balanced accuracy 0.769 instead of 0.663. Ten on real films: the same.
-_BEGUN = 0.6
+_HEAD_AVERAGING_DECAY = 0.9
+# Before, the mean has not settled, and training may stop for good.
+_HEAD_MIN_EPOCHS = 10
+# Early stopping ignores epochs before the training loss falls below 60 % of chance level (not in the paper): with few
+# batches an epoch, some networks guess for ten epochs while their validation loss wavers; see docs/researchers.md.
+_LEARNED_FRACTION = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long and how fast to train.
+class OptimizerConfig:
+    """Length and speed of a training with Adam.
 
     Attributes:
         epochs: at most.
-        patience: epochs without a better validation loss, after which training stops.
-        batch: images in a step.
-        min_epochs: before which training does not stop.
-        memory: of the mean over the epochs that is judged and kept; see ``averaging.EpochMean``.
+        patience: epochs without a lower validation loss after which training stops.
+        batch: images of a step.
+        learning_rate: of Adam.
+        weight_decay: added to the gradient.
+        weighted: weight the loss by inverse class frequency.
+        min_epochs: epochs before which training does not stop.
+        averaging_decay: weight of the past in the mean over the epochs that is validated and kept, 0 to below 1; at 0
+            the weights themselves are.
 
     Raises:
-        SettingsError: more epochs at least than at most.
+        SettingsError: ``min_epochs`` above ``epochs``.
     """
 
     epochs: int
@@ -63,7 +61,7 @@ class Schedule:
     weight_decay: float
     weighted: bool = True
     min_epochs: int = 1
-    memory: float = 0.0
+    averaging_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.min_epochs > self.epochs:
@@ -72,58 +70,36 @@ class Schedule:
             )
 
     @classmethod
-    def of(cls, options: ProjectOptions, *, head_only: bool) -> Self:
-        """From a project's options.
+    def from_options(cls, options: ProjectOptions, *, head_only: bool) -> Self:
+        """Read a project's options.
 
-        On a head alone, epochs and least epochs count threefold, the latter are ten or more, and the mean is kept.
+        For a head alone, both numbers of epochs count threefold, at least ten are trained, and the mean is kept.
 
         Raises:
-            SettingsError: see ``Schedule``.
+            SettingsError: see ``OptimizerConfig``.
         """
         factor = _HEAD_EPOCHS_PER_EPOCH if head_only else 1
-        epochs, least = options.epochs * factor, options.min_epochs * factor
+        epochs, min_epochs = options.epochs * factor, options.min_epochs * factor
         return cls(
             epochs=epochs,
             patience=options.patience,
-            min_epochs=max(least, min(_HEAD_LEAST_EPOCHS, epochs)) if head_only else least,
+            min_epochs=max(min_epochs, min(_HEAD_MIN_EPOCHS, epochs)) if head_only else min_epochs,
             batch=options.train_batch,
             learning_rate=options.learning_rate or (_HEAD_LEARNING_RATE if head_only else _LEARNING_RATE),
             weight_decay=options.weight_decay,
             weighted=options.loss == "weighted",
-            memory=_HEAD_MEMORY if head_only else 0.0,
+            averaging_decay=_HEAD_AVERAGING_DECAY if head_only else 0.0,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """How a training went. ``best_epoch``, counted from 1, is the one whose weights were restored."""
+class TrainingResult:
+    """Outcome of a training; the weights of ``best_epoch``, counted from 1, were restored."""
 
     epochs: int
     best_epoch: int
     validation_loss: float
     class_weights: tuple[float, ...]
-
-
-def class_weights(targets: Int64[Tensor, " images"], classes: Sequence[str]) -> Float32[Tensor, " classes"]:
-    """Inverse class frequency, ``w_c = n / (C n_c)``: every class weighs the same in all.
-
-    Args:
-        targets: index of the class of every training image.
-        classes: all classes of the project, labelled yet or not.
-
-    Returns:
-        Weights whose mean over the images is 1 when every class has a label; 0, and a warning in the log, for a
-        class that has none.
-
-    Source:
-        scikit-learn's "balanced"; King & Zeng 2001.
-    """
-    counts = torch.bincount(targets.cpu(), minlength=len(classes))
-    absent = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
-    if absent:
-        _LOG.warning("no training label yet of %s: the network cannot learn it this round", ", ".join(absent))
-    weights = len(targets) / (len(classes) * counts.clamp_min(1).to(torch.float32))
-    return torch.where(counts > 0, weights, 0.0)
 
 
 def train(
@@ -132,26 +108,23 @@ def train(
     validation: Examples,
     classes: Sequence[str],
     *,
-    schedule: Schedule,
-    arithmetic: Arithmetic,
+    config: OptimizerConfig,
+    precision: Precision,
     seed: int,
     progress: Callable[[int, int], None],
-) -> Fitted:
-    """Train in place, until the validation loss no longer falls; the best epoch's weights are restored.
+) -> TrainingResult:
+    """Train in place until the validation loss no longer falls, and restore the best epoch's weights.
 
-    A network that still guesses is not stopped, whatever its validation loss does: nothing can be overfitted yet.
-
-    The same seed, data and thread count give the same weights to the bit on a CPU. The weights that training begins
-    with are never the best, not even those of a warm start: they know nothing of the labels that are new, and were
-    chosen on a validation set that was another.
+    The same seed, data and thread count give the same weights to the bit on a CPU. The initial weights are never the
+    best, not even those of a warm start: they were chosen on another validation set.
 
     Args:
         network: input -> logits [images, classes]; left in eval mode.
-        training: augmented where that is possible.
-        validation: never augmented; decides when to stop.
+        training: augmented.
+        validation: not augmented.
         classes: in the order of the targets.
-        schedule: see ``Schedule``; its batch is halved when the GPU's memory is full.
-        arithmetic: of the forward passes; the network is already there.
+        config: its batch is halved if the GPU's memory is full.
+        precision: of the forward passes; the network is already on its device.
         seed: of order, dropout and augmentation.
         progress: called with the epochs done and their highest number.
 
@@ -164,78 +137,293 @@ def train(
             f"{len(training.targets)} readable images to train on and {len(validation.targets)} to validate on: "
             "at least 2 and 1 are needed: label more images"
         )
-    device = training.targets.device
-    weights = class_weights(training.targets, classes) if schedule.weighted else torch.ones(len(classes))
-    run = _Run(network, training, validation, Loss(weights.to(device)), schedule, arithmetic, seed, progress)
-    start = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    weights = class_weights(training.targets, classes) if config.weighted else torch.ones(len(classes))
+    loss = WeightedCrossEntropy(weights.to(training.targets.device))
+    start = _copy_state(network)
 
-    def attempt(batch: int) -> Fitted:
+    def attempt(batch: int) -> TrainingResult:
         network.load_state_dict(start)
         with seeded(seed, "training"):
-            return run.to_the_end(batch)
-
-    way_out = "halve image_side, which takes a quarter of the memory, set a smaller backbone, or set finetune=head"
-    return halving(schedule.batch, attempt, way_out, setting="train_batch")
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    network: nn.Module
-    training: Examples
-    validation: Examples
-    loss: Loss
-    schedule: Schedule
-    arithmetic: Arithmetic
-    seed: int
-    progress: Callable[[int, int], None]
-
-    def to_the_end(self, batch: int) -> Fitted:
-        schedule, steps = self.schedule, self._steps(batch)
-        order = generator(self.seed, "order")
-        best_loss, best_epoch, epoch = math.inf, 0, 0
-        # While it knows little more than how frequent the classes are, it cannot have learnt too much.
-        begun, ignorant = 0, _BEGUN * self.loss.of_guessing(self.training.targets) or math.inf
-        while epoch < schedule.epochs and (
-            epoch < schedule.min_epochs or not begun or epoch - max(best_epoch, begun) < schedule.patience
-        ):
-            epoch += 1
-            told = steps.epoch(_batches(torch.randperm(len(self.training.targets), generator=order), batch))
-            begun = begun or (epoch if not told > ignorant else 0)
-            loss = steps.validation_loss()
-            # The first that has learnt takes the place of all that guessed: sure of nothing, these may lose less.
-            if loss < best_loss or (epoch == begun and math.isfinite(loss)):
-                best_loss, best_epoch = loss, epoch
-                steps.keep()
-            self.progress(epoch, schedule.epochs)
-        if not best_epoch:
-            raise RoundError(
-                f"training diverged: the validation loss was never a finite number with "
-                f"learning_rate={schedule.learning_rate}: set a smaller one"
+            trainer = _Trainer(
+                network, training, validation, loss, config=config, precision=precision, batch=batch, seed=seed
             )
-        steps.restore()
-        self.progress(schedule.epochs, schedule.epochs)
-        return Fitted(epoch, best_epoch, best_loss, tuple(self.loss.weights.tolist()))
+            return _train_until_stopped(trainer, batch, seed, progress)
 
-    def _steps(self, batch: int) -> Steps:
-        network, training, validation = self.network, self.training, self.validation
-        pace = Pace(self.schedule.learning_rate, self.schedule.weight_decay, self.schedule.memory)
-        on_cpu = self.arithmetic.device.type == "cpu" and self.arithmetic.dtype == torch.float32
-        if (
-            on_cpu
-            # Not of a class that was derived from it, which may have changed anything.
-            and type(network) is DropoutHead
-            and isinstance(training, FeatureExamples)
-            and isinstance(validation, FeatureExamples)
-        ):
-            return HeadSteps(network, training, validation, self.loss, pace, seed=self.seed)
-        return AutogradSteps(
-            network, training, validation, self.loss, pace, batch=batch, arithmetic=self.arithmetic, seed=self.seed
+    advice = "halve image_side, which takes a quarter of the memory, set a smaller backbone, or set finetune=head"
+    return find_executable_batch_size(attempt, config.batch, advice, setting="train_batch")
+
+
+def head_problem(
+    head: DropoutHead, training: FeatureExamples, validation: FeatureExamples
+) -> tuple[nn.Sequential, FeatureExamples, FeatureExamples]:
+    """The head's layers after dropout, and their inputs, for ``train``.
+
+    Standardisation and the scaling of dropout are applied once instead of at every step; dropout itself becomes the
+    augmentation of the training features. The layers share their weights with the head.
+    """
+    layers = nn.Sequential(head.hidden, head.norm, nn.ReLU(), head.output)
+    scaled = head.standardise(training.features).div_(1.0 - head.dropout.p)
+    return (
+        layers,
+        FeatureExamples(scaled, training.targets, head.dropout.p),
+        FeatureExamples(head.standardise(validation.features), validation.targets),
+    )
+
+
+def class_weights(targets: Int64[Tensor, " images"], classes: Sequence[str]) -> Float32[Tensor, " classes"]:
+    """Inverse class frequency, ``w_c = n / (C n_c)``: the classes have equal total weight.
+
+    Args:
+        targets: class index of every training image.
+        classes: all classes of the project, with or without a label.
+
+    Returns:
+        Weights whose mean over the images is 1 if every class has a label; 0, with a warning in the log, for a class
+        without one.
+
+    Source:
+        scikit-learn's "balanced"; King & Zeng 2001.
+    """
+    counts = torch.bincount(targets.cpu(), minlength=len(classes))
+    absent = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
+    if absent:
+        _LOG.warning("no training label yet of %s: the network cannot learn it this round", ", ".join(absent))
+    weights = len(targets) / (len(classes) * counts.clamp_min(1).to(torch.float32))
+    return torch.where(counts > 0, weights, 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightedCrossEntropy:
+    """Cross-entropy in nats, averaged over the images with the weights of their classes."""
+
+    weights: Float32[Tensor, " classes"]
+
+    def training(self, logits: Float32[Tensor, "images classes"], targets: Int64[Tensor, " images"]) -> Tensor:
+        return nn.functional.cross_entropy(logits, targets, weight=self.weights)
+
+    def validation(self, logits: Float32[Tensor, "images classes"], targets: Int64[Tensor, " images"]) -> float:
+        # All weights are 0 if no class of validation has a training label.
+        weights = self.weights if bool(self.weights[targets].any()) else None
+        return float(nn.functional.cross_entropy(logits, targets, weight=weights))
+
+    def chance_level(self, targets: Int64[Tensor, " images"]) -> float:
+        """Lowest loss of a constant prediction for these images."""
+        shares = torch.bincount(targets, minlength=len(self.weights)) * self.weights
+        return float(torch.special.entr(shares / shares.sum()).sum())
+
+
+class EarlyStopping:
+    """Finds the best epoch and the end of a training from its losses.
+
+    Patience counts from the first epoch in which the network has learned: its training loss fell below 60 % of chance
+    level. From then on only epochs since that one are candidates: a network that still guesses can have a lower
+    validation loss than one that is confident and sometimes wrong.
+
+    Args:
+        config: epochs, min_epochs and patience.
+        chance_level: training loss of a constant prediction; 0 counts every epoch as learned.
+    """
+
+    def __init__(self, config: OptimizerConfig, chance_level: float) -> None:
+        self._config = config
+        self._threshold = _LEARNED_FRACTION * chance_level or math.inf
+        self._learned_epoch = 0
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_loss = math.inf
+
+    @property
+    def stopped(self) -> bool:
+        waited = self.epoch - max(self.best_epoch, self._learned_epoch)
+        may_stop = self.epoch >= self._config.min_epochs and self._learned_epoch > 0
+        return self.epoch >= self._config.epochs or (may_stop and waited >= self._config.patience)
+
+    def update(self, training_loss: float, validation_loss: float) -> bool:
+        """Record the losses of an epoch, which may be NaN.
+
+        Returns:
+            Whether its weights are the best so far.
+        """
+        self.epoch += 1
+        if not self._learned_epoch and not training_loss > self._threshold:
+            self._learned_epoch = self.epoch
+        first_learned = self.epoch == self._learned_epoch and math.isfinite(validation_loss)
+        if not (validation_loss < self.best_loss or first_learned):
+            return False
+        self.best_loss, self.best_epoch = validation_loss, self.epoch
+        return True
+
+
+def _train_until_stopped(
+    trainer: "_Trainer", batch: int, seed: int, progress: Callable[[int, int], None]
+) -> TrainingResult:
+    config, targets = trainer.config, trainer.training.targets
+    stopping = EarlyStopping(config, trainer.loss.chance_level(targets))
+    order = generator(seed, "order")
+    while not stopping.stopped:
+        batches = _split_into_batches(torch.randperm(len(targets), generator=order), batch)
+        training_loss = trainer.train_epoch(batches)
+        if stopping.update(training_loss, trainer.validation_loss()):
+            trainer.keep()
+        progress(stopping.epoch, config.epochs)
+    if not stopping.best_epoch:
+        raise RoundError(
+            f"training diverged: the validation loss was never a finite number with "
+            f"learning_rate={config.learning_rate}: set a smaller one"
         )
+    trainer.restore()
+    progress(config.epochs, config.epochs)
+    weights = tuple(trainer.loss.weights.tolist())
+    return TrainingResult(stopping.epoch, stopping.best_epoch, stopping.best_loss, weights)
 
 
-def _batches(rows: Int64[Tensor, " images"], batch: int) -> list[Int64[Tensor, " batch"]]:
+class _Trainer:
+    """One training: optimizer, mean over the epochs, and the kept weights."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        training: Examples,
+        validation: Examples,
+        loss: WeightedCrossEntropy,
+        *,
+        config: OptimizerConfig,
+        precision: Precision,
+        batch: int,
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.loss = loss
+        self.training = training
+        self._network = network
+        self._validation = validation
+        self._precision = precision
+        self._batch = batch
+        self._augmentation = training.augmentation(seed)
+        self._optimizer = torch.optim.Adam(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._mean = average_over_epochs(network, config.averaging_decay) if config.averaging_decay else None
+        self._kept: dict[str, Tensor] = {}
+
+    def train_epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> float:
+        """Take one step a batch (row indices on the CPU, at least 2).
+
+        Returns:
+            Mean over the batches of the training loss, with dropout; may be NaN.
+        """
+        self._network.train()
+        total = torch.zeros((), device=self.training.targets.device)
+        for rows in batches:
+            self._optimizer.zero_grad()
+            logits = self._logits(self._network, self.training.inputs(rows, self._augmentation))
+            loss = self.loss.training(logits, self.training.targets[rows])
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            total += loss.detach()
+        if self._mean is not None:
+            self._mean.update_parameters(self._network)
+        return total.item() / len(batches)
+
+    def validation_loss(self) -> float:
+        """Loss without dropout and with fixed normalisations; may be NaN."""
+        network = self._evaluated.eval()
+        targets = self._validation.targets
+        with torch.inference_mode():
+            rows = torch.split(torch.arange(len(targets)), self._batch)
+            logits = torch.cat([self._logits(network, self._validation.inputs(part, None)) for part in rows])
+            return self.loss.validation(logits, targets)
+
+    def keep(self) -> None:
+        """Replace the kept weights by the current ones."""
+        self._kept = _copy_state(self._evaluated)
+
+    def restore(self) -> None:
+        """Load the kept weights into the network and leave it in eval mode."""
+        self._network.load_state_dict(self._kept)
+        self._network.eval()
+
+    @property
+    def _evaluated(self) -> nn.Module:
+        return self._network if self._mean is None else self._mean.module
+
+    def _logits(self, network: nn.Module, inputs: Tensor) -> Float32[Tensor, "images classes"]:
+        images = self._precision.format_images(inputs) if inputs.ndim == 4 else inputs
+        with self._precision.autocast():
+            return cast("Tensor", network(images)).float()
+
+
+def average_over_epochs(network: nn.Module, decay: float) -> AveragedModel:
+    """A copy of a network that holds the mean of its weights and running statistics over the epochs.
+
+    Epoch n has weight 1 / n, at least ``1 - decay``, in the mean of the epochs so far. Averaging reduces the noise of a
+    high learning rate, so that fewer epochs suffice.
+
+    Source:
+        Polyak & Juditsky 1992, doi:10.1137/0330046; epoch by epoch Izmailov et al. 2018, arXiv:1803.05407.
+    """
+
+    def update(means: list[Tensor], current: list[Tensor], epochs: Tensor | int) -> None:
+        if means[0].is_floating_point():
+            torch._foreach_lerp_(means, current, max(1.0 - decay, 1.0 / (int(epochs) + 1)))
+        else:
+            torch._foreach_copy_(means, current)
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)  # type: ignore[arg-type]
+
+
+def _copy_state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _split_into_batches(rows: Int64[Tensor, " images"], batch: int) -> list[Int64[Tensor, " batch"]]:
     """Split into batches; a last one of a single image joins the one before it, because BatchNorm needs 2."""
     parts = list(torch.split(rows, batch))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
+
+
+def accuracy(
+    probs: Float[npt.NDArray[np.float32], "images classes"], targets: Int[npt.NDArray[np.int64], " images"]
+) -> float:
+    """Fraction of the images whose most probable class is correct, 0 to 1.
+
+    Raises:
+        ValueError: no image.
+    """
+    if not len(targets):
+        raise ValueError("the accuracy of no image is not defined")
+    return float((probs.argmax(axis=1) == targets).mean())
+
+
+def auroc(
+    probs: Float[npt.NDArray[np.float32], "images classes"], targets: Int[npt.NDArray[np.int64], " images"]
+) -> float | None:
+    """Area under the ROC curve, one class against the rest, averaged over the classes that occur.
+
+    Returns:
+        0 to 1, 0.5 for chance; None if fewer than two classes occur.
+
+    Source:
+        Hand & Till 2001 discuss the alternatives; this is scikit-learn's ``ovr`` with ``macro``.
+    """
+    from sklearn.metrics import roc_auc_score  # noqa: PLC0415 - slow to import
+
+    present = np.unique(targets)
+    if len(present) < 2:
+        return None
+    return float(np.mean([roc_auc_score(targets == index, probs[:, index]) for index in present]))
+
+
+def recalls(
+    probs: Float[npt.NDArray[np.float32], "images classes"],
+    targets: Int[npt.NDArray[np.int64], " images"],
+    classes: Sequence[str],
+) -> dict[str, float | None]:
+    """Recall of every class, 0 to 1; None for a class without images."""
+    predicted = probs.argmax(axis=1)
+    return {
+        name: float((predicted[targets == index] == index).mean()) if (targets == index).any() else None
+        for index, name in enumerate(classes)
+    }

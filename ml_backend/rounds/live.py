@@ -41,11 +41,11 @@ from ml_backend.label_studio.formats import LabelConfig, parse_label_config, tra
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.publisher import LabelStudioPublisher, is_lost, low_water, read_serving
 from ml_backend.label_studio.sync import Counts, LabelStudioLabels, shared_digests
-from ml_backend.model import scoring
+from ml_backend.model import inference
 from ml_backend.model.checkpoint import FILE_NAME
-from ml_backend.model.ensemble import CommitteeLearner, Tell, make_learner
-from ml_backend.model.learner import IMAGES, McDropoutLearner
-from ml_backend.model.scoring import machine
+from ml_backend.model.ensemble import EnsembleLearner, make_learner
+from ml_backend.model.inference import hardware_fingerprint
+from ml_backend.model.learner import IMAGES, LearnerProgress, McDropoutLearner
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner, Progress, RoundParts, no_guard, no_progress
@@ -100,10 +100,10 @@ class ProjectContext:
 
     def learner(
         self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None, *, twin: bool = False
-    ) -> McDropoutLearner | CommitteeLearner:
+    ) -> McDropoutLearner | EnsembleLearner:
         """What learns by these options; a twin differs by its seed alone, and tears labels apart as the other does."""
 
-        def make(options: ProjectOptions, seed: int, tell: Tell) -> McDropoutLearner:
+        def make(options: ProjectOptions, seed: int, tell: LearnerProgress) -> McDropoutLearner:
             return McDropoutLearner(
                 options=options,
                 source=self.images,
@@ -157,7 +157,9 @@ def lay_out(world: ProjectContext, round_id: str, options: ProjectOptions) -> La
     """What writes down, for a round's helpers, the network of these options and the shards."""
 
     def written(learner: Learner, shards: Sequence[Sequence[ImageRef]], needs: frozenset[Need]) -> ScoringFolder:
-        task = ScoringTask(options=options, needs=needs, machine=machine(world.settings.device), shards=len(shards))
+        task = ScoringTask(
+            options=options, needs=needs, machine=hardware_fingerprint(world.settings.device), shards=len(shards)
+        )
         return world.project.begin_scoring(round_id, task, shards, learner)
 
     return written
@@ -490,7 +492,7 @@ def _network(live: Live, earlier: str, options: ProjectOptions, round_id: str, p
         restored,
         world.board,
         lay_out(world, round_id, options),
-        size=scoring.SHARD_IMAGES,
+        size=inference.SHARD_IMAGES,
         progress=progress,
     )
 
@@ -575,7 +577,7 @@ def _round(
             lambda tell: world.learner(options, tell, warm_from),
             world.board,
             lay_out(world, round_id, options),
-            size=scoring.SHARD_IMAGES,
+            size=inference.SHARD_IMAGES,
             progress=progress,
         )
     )
@@ -666,7 +668,7 @@ def shard_scorer(
     task = folder.task()
     if task is None:
         raise RoundError(f"scoring {folder.name} is over")
-    if (here := machine(settings.device)) != task.machine:
+    if (here := hardware_fingerprint(settings.device)) != task.machine:
         raise RoundError(
             f"this worker would score to other bits ({here}) than the round ({task.machine}): "
             "run the workers of one installation on equal machines, or start one worker only"

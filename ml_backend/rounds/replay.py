@@ -26,7 +26,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus.rules import Consensus
 from ml_backend.errors import OtherFormat, StorageError
 from ml_backend.model.backbones import weights_file
-from ml_backend.model.scoring import machine
+from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.predictions import ImageFeatures
 from ml_backend.registry import strategy_spec
 from ml_backend.rounds.cold_start import random_order
@@ -116,7 +116,7 @@ def sealed(
         code=code_digest(),
         version=package_version(),
         versions=versions(),
-        machine=machine(device),
+        machine=hardware_fingerprint(device),
         weights="" if weights is None else sha256_of(weights),
         weights_from=f"{options.backbone} {options.weights}" if by_network else "no network",
         seed=report.request.seed,
@@ -246,7 +246,7 @@ def replays(
     ids = project.round_ids()
     if only is not None and only not in ids:
         project.report(only)  # says which there are
-    now = _Surroundings(code_digest(), package_version(), dict(versions()), machine(device))
+    now = _Surroundings(code_digest(), package_version(), dict(versions()), hardware_fingerprint(device))
     for round_id in ids if only is None else [only]:
         faults, notes, elsewhere = _held_against_the_manifest(project, round_id, now)
         try:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jaxtyping import Float32
 
 from ml_backend.images.cache import DiskCache
-from ml_backend.model.features import FOLDER, kept_row
+from ml_backend.model.features import FOLDER, cached_features
 from ml_backend.predictions import ImageFeatures
 from ml_backend.schemas import FrozenModel, natural_order
 
@@ -97,7 +97,7 @@ def found_again(
     others: list[str] = []
     for image_id in image_ids:
         place = note.place(image_id)
-        row = kept_row(folder, place.key)
+        row = cached_features(folder, place.key)
         if row is None:
             gone.append(image_id)
         elif _digest(row) != place.digest:

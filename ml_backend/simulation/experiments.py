@@ -39,7 +39,7 @@ from ml_backend.images.cache import ImageCache
 from ml_backend.images.source import FolderSource
 from ml_backend.model.backbones import load_backbone
 from ml_backend.model.features import FeatureExtractor
-from ml_backend.model.hardware import Arithmetic, one_thread
+from ml_backend.model.hardware import Precision, one_thread
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import Annotation, FrozenModel, ImageRef
 from ml_backend.simulation.analysis import (
@@ -286,9 +286,9 @@ def drawn_tables(
 def _untrained_features(folder: Path, paths: Sequence[str], side: int) -> bytes:
     """A table of features, see ``simulation.tables.read_features``."""
     images = ImageCache(FolderSource(folder), folder / "cache", side)
-    arithmetic = Arithmetic(torch.device("cpu"))
+    precision = Precision(torch.device("cpu"))
     with one_thread():  # the same bits on any number of cores
-        extractor = FeatureExtractor(load_backbone(BACKBONE, "none"), images, arithmetic, None)
+        extractor = FeatureExtractor(load_backbone(BACKBONE, "none"), images, precision, None)
         batch = extractor.all([ImageRef(id=path, uri=path) for path in paths], lambda _done: None)
     content = io.BytesIO()
     np.savez(content, X=batch.features.numpy(), path=np.array([image.id for image in batch.images]))

@@ -17,9 +17,9 @@ from typing import Literal, TypeAlias, get_args
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.images.source import FolderSource
-from ml_backend.model.ensemble import Tell, make_learner
+from ml_backend.model.ensemble import make_learner
 from ml_backend.model.features import FeatureTable
-from ml_backend.model.learner import McDropoutLearner
+from ml_backend.model.learner import LearnerProgress, McDropoutLearner
 from ml_backend.registry import STRATEGIES
 from ml_backend.rounds.interfaces import Learner, Splitter, no_progress
 from ml_backend.rounds.split import fixed_split, fold_split, stable_split
@@ -323,7 +323,7 @@ def learner_maker(plan: StudyPlan, data: DataSet, out: Path) -> MakeLearner:
     table = None if data.features is None else FeatureTable(ids, data.features)
     source = FolderSource(out if data.folder is None else data.folder)
 
-    def make(options: ProjectOptions, seed: int, tell: Tell) -> McDropoutLearner:
+    def make(options: ProjectOptions, seed: int, tell: LearnerProgress) -> McDropoutLearner:
         return McDropoutLearner(
             options, source, out / "cache", device=plan.device, seed=seed, progress=tell, table=table
         )

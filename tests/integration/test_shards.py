@@ -19,7 +19,7 @@ from rq import Worker
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import QueueError
 from ml_backend.images.synthetic import draw_pool
-from ml_backend.model import scoring
+from ml_backend.model import inference
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds import live as assembly_world
@@ -192,7 +192,7 @@ def settings(valkey_url, redis, tmp_path) -> Settings:
 
 @pytest.fixture
 def round_(settings, monkeypatch) -> Iterator[Round]:
-    monkeypatch.setattr(scoring, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
     RoundStore(settings.data_dir).connect(Connection(project=PROJECT, hostname="http://ls", label_config="<View/>"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

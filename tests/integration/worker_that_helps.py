@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from ml_backend.config import Settings
-from ml_backend.model import scoring
+from ml_backend.model import inference
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.scheduling.worker import work
 
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).parent))
     torch.set_num_threads(1)
-    scoring.SHARD_IMAGES = int(os.environ["TEST_SHARD_IMAGES"])  # type: ignore[misc]
+    inference.SHARD_IMAGES = int(os.environ["TEST_SHARD_IMAGES"])  # type: ignore[misc]
     outputs = McDropoutLearner.outputs
 
     def slow(self: McDropoutLearner, *args: Any) -> Any:

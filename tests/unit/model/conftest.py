@@ -6,20 +6,20 @@ from PIL import Image
 
 from ml_backend.images.synthetic import draw_pool
 from ml_backend.model.hardware import one_thread
-from tests.unit.model.phantom_films import CLASSES, SIDE
+from tests.unit.model.synthetic_images import CLASSES, SIDE
 
 
 @pytest.fixture(autouse=True)
-def quick() -> Iterator[None]:
-    """Networks as small as these are faster in one thread, and many times so where other tests run too."""
+def single_thread() -> Iterator[None]:
+    """Networks as small as these are faster in one thread."""
     with one_thread():
         yield
 
 
 @pytest.fixture(scope="session")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 phantoms, the class in the name, and a page that is no image."""
-    folder = tmp_path_factory.mktemp("films")
+def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 synthetic images with the class in the name, and an HTML page."""
+    folder = tmp_path_factory.mktemp("images")
     arrays, labels, _ = draw_pool(60, (1, 1, 1), seed=0, side=SIDE)
     for index, (array, label) in enumerate(zip(arrays, labels, strict=True)):
         Image.fromarray(array).save(folder / f"{index:02d}-{CLASSES[label]}.png")

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import WeightsError
-from ml_backend.model.checkpoint import load_checkpoint, save_checkpoint
+from ml_backend.model.checkpoint import FILE_NAME, load_checkpoint, load_compatible, save_checkpoint, warm_start_network
 from ml_backend.model.network import McDropoutClassifier
 
 CLASSES = ("normal", "moderate", "severe")
@@ -18,7 +19,7 @@ OPTIONS = ProjectOptions(backbone="shufflenet_v2_x0_5", weights="none", dropout=
 def network() -> McDropoutClassifier:
     torch.manual_seed(0)
     network = McDropoutClassifier(3, "shufflenet_v2_x0_5", "none", 0.3)
-    network.head.standardise(torch.randn(9, 1024))
+    network.head.fit_standardisation(torch.randn(9, 1024))
     return network.eval()
 
 
@@ -60,19 +61,19 @@ def test_frozen_backbone_is_left_out(tmp_path: Path, network: McDropoutClassifie
     assert any(name.startswith("backbone.") for name in load_file(whole))
 
 
-def test_says_what_it_was_made_for(tmp_path: Path, network: McDropoutClassifier) -> None:
+def test_wrong_expectations(tmp_path: Path, network: McDropoutClassifier) -> None:
     path = write(tmp_path / "m.safetensors", network, frozen_backbone=True)
 
     with pytest.raises(WeightsError, match=r"made for classes \('normal', 'moderate', 'severe'\), not \('a', 'b'\)"):
         load_checkpoint(path, classes=("a", "b"))
-    # The order is part of it: another one would swap the answers.
+    # The order counts: another order would swap the predictions.
     with pytest.raises(WeightsError, match="made for classes"):
         load_checkpoint(path, classes=CLASSES[::-1])
     with pytest.raises(WeightsError, match="made for backbone 'shufflenet_v2_x0_5', not 'resnet50'"):
         load_checkpoint(path, backbone="resnet50")
 
 
-def test_metadata_tells_the_preprocessing(tmp_path: Path, network: McDropoutClassifier) -> None:
+def test_metadata_holds_the_preprocessing(tmp_path: Path, network: McDropoutClassifier) -> None:
     with safe_open(write(tmp_path / "m.safetensors", network, frozen_backbone=True), framework="pt") as file:
         text = file.metadata()["ml_backend"]
 
@@ -89,7 +90,7 @@ def test_head_of_other_backbone_weights(tmp_path: Path) -> None:
         load_checkpoint(write(tmp_path / "m.safetensors", other, frozen_backbone=True))
 
 
-def test_what_is_no_checkpoint(tmp_path: Path, network: McDropoutClassifier) -> None:
+def test_invalid_files(tmp_path: Path, network: McDropoutClassifier) -> None:
     (tmp_path / "text").write_text("hello")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     path = write(tmp_path / "m.safetensors", network, frozen_backbone=True)
@@ -99,12 +100,65 @@ def test_what_is_no_checkpoint(tmp_path: Path, network: McDropoutClassifier) -> 
     broken = load_file(path) | {"head.output.bias": torch.tensor([0.0, float("nan"), 0.0])}
     save_file(broken, tmp_path / "broken.safetensors", metadata=metadata)
 
-    for name, says in [
+    for name, message in [
         ("missing", "cannot be read"),
         ("text", "cannot be read"),
-        ("foreign.safetensors", "is no checkpoint of this backend"),
+        ("foreign.safetensors", "is not a checkpoint of this backend"),
         ("damaged.safetensors", "does not hold what it says"),
         ("broken.safetensors", "holds NaN or infinity in head.output.bias"),
     ]:
-        with pytest.raises(WeightsError, match=says):
+        with pytest.raises(WeightsError, match=message):
             load_checkpoint(tmp_path / name)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, network: McDropoutClassifier) -> Path:
+    save_checkpoint(tmp_path / FILE_NAME, network, CLASSES, OPTIONS, 7, frozen_backbone=True)
+    return tmp_path
+
+
+class TestLoadCompatible:
+    def test_other_options_that_fit(self, saved: Path, network: McDropoutClassifier) -> None:
+        options = OPTIONS.model_copy(update={"dropout": 0.5, "epochs": 3, "strategy": "bald"})
+
+        checkpoint = load_compatible(saved, options, head_only=True, classes=CLASSES)
+
+        assert torch.equal(checkpoint.network.head.hidden.weight, network.head.hidden.weight)
+        assert checkpoint.seed == 7
+
+    @pytest.mark.parametrize(
+        ("changes", "head_only", "message"),
+        [
+            ({"weights": "imagenet"}, True, "made for weights 'none', not 'imagenet'"),
+            ({"image_side": 64}, True, "made for image_side 32, not 64"),
+            ({}, False, "made for finetune 'head', not 'full'"),
+            ({"backbone": "resnet18"}, True, "made for backbone 'shufflenet_v2_x0_5', not 'resnet18'"),
+        ],
+    )
+    def test_options_that_do_not_fit(
+        self, saved: Path, changes: dict[str, Any], message: str, *, head_only: bool
+    ) -> None:
+        with pytest.raises(WeightsError, match=message):
+            load_compatible(saved, OPTIONS.model_copy(update=changes), head_only=head_only)
+
+
+class TestWarmStartNetwork:
+    def test_the_last_network_is_preferred_to_the_folder(self, saved: Path, network: McDropoutClassifier) -> None:
+        assert warm_start_network((network, CLASSES), saved, OPTIONS, CLASSES, head_only=True) is network
+        found = warm_start_network(None, saved, OPTIONS, CLASSES, head_only=True)
+        assert found is not None
+        assert found is not network
+
+    def test_first_fit_without_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        assert warm_start_network(None, None, OPTIONS, CLASSES, head_only=True) is None
+        assert caplog.text == ""
+
+    def test_other_classes(self, network: McDropoutClassifier, caplog: pytest.LogCaptureFixture) -> None:
+        """In another order they are other classes."""
+        assert warm_start_network((network, CLASSES), None, OPTIONS, CLASSES[::-1], head_only=True) is None
+        assert "training starts from scratch: the last network was for ['normal', 'moderate', 'severe']" in caplog.text
+
+    def test_unusable_checkpoint_is_a_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert warm_start_network(None, tmp_path / "gone", OPTIONS, CLASSES, head_only=True) is None
+        assert "training starts from scratch: the checkpoint" in caplog.text
+        assert "cannot be read" in caplog.text

@@ -1,46 +1,30 @@
-import io
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from ml_backend.errors import ImageError
+from ml_backend.config import ProjectOptions
+from ml_backend.errors import RoundError, SettingsError, WeightsError
 from ml_backend.images.cache import ImageCache
+from ml_backend.images.source import FolderSource
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
-from ml_backend.model.features import FeatureExtractor
-from ml_backend.model.hardware import Arithmetic
-from ml_backend.schemas import ImageRef
+from ml_backend.model.checkpoint import load_checkpoint
+from ml_backend.model.features import _TABLE_BATCH, FeatureExtractor, FeatureTable, TableBackbone, TableFeatures
+from ml_backend.model.hardware import Precision
+from ml_backend.model.inference import SHARD_IMAGES
+from ml_backend.model.learner import McDropoutLearner
+from ml_backend.registry import Need
+from ml_backend.rounds.interfaces import Learner
+from ml_backend.schemas import ImageRef, Label
+from tests.unit.model.synthetic_images import CLASSES, RandomImages, random_refs
 
-CPU = Arithmetic(torch.device("cpu"))
-
-
-class Films:
-    """Random films, drawn when they are asked for; number 3 cannot be read."""
-
-    def __init__(self) -> None:
-        self.fetched: list[str] = []
-
-    def fetch(self, image: ImageRef) -> bytes:
-        self.fetched.append(image.uri)
-        if image.uri == "3":
-            raise ImageError("image 3 is gone")
-        levels = np.random.default_rng(int(image.uri)).integers(0, 256, (32, 32), dtype=np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(levels).save(file, "PNG")
-        return file.getvalue()
-
-    def cache_key(self, image: ImageRef) -> str:
-        return image.uri
-
-
-def refs(count: int) -> Sequence[ImageRef]:
-    return [ImageRef(id=f"task {index}", uri=str(index)) for index in range(count)]
+CPU = Precision(torch.device("cpu"))
+ALL: frozenset[Need] = frozenset({"probs", "features", "gradients"})
 
 
 @pytest.fixture(scope="module")
@@ -56,106 +40,243 @@ def backbone() -> Backbone:
     return backbone.eval()
 
 
-def test_features_of_the_readable_images_in_order(tmp_path: Path, backbone: Backbone) -> None:
-    cache = ImageCache(Films(), tmp_path / "images", 32)
-    seen: list[int] = []
+class TestFeatureExtractor:
+    @pytest.fixture
+    def images(self, tmp_path: Path) -> ImageCache:
+        return ImageCache(RandomImages(), tmp_path / "images", 32)
 
-    batch = FeatureExtractor(backbone, cache, CPU, tmp_path / "features").all(refs(20), seen.append)
+    @staticmethod
+    def features(
+        folder: Path, backbone: Backbone, images: ImageCache, count: int = 3, precision: Precision = CPU
+    ) -> torch.Tensor:
+        """Of the first images, cached in a folder."""
+        extractor = FeatureExtractor(backbone, images, precision, folder / "features")
+        return extractor.all(random_refs(count), list[int]().append).features
 
-    assert [image.uri for image in batch.images] == [str(index) for index in range(20) if index != 3]
-    assert [exclusion.image_id for exclusion in batch.exclusions] == ["task 3"]
-    assert batch.exclusions[0].reason == "image 3 is gone"
-    assert seen[-1] == 20
-    pixels = torch.stack([torch.from_numpy(cache.read(image).pixels.copy()) for image in batch.images])
-    with torch.inference_mode():
-        expected = backbone(to_input(pixels))
-    # Folded and channels_last: the same to rounding.
-    assert torch.allclose(batch.features, expected, rtol=1e-3, atol=1e-5)
+    def test_readable_images_in_order(self, tmp_path: Path, backbone: Backbone, images: ImageCache) -> None:
+        seen: list[int] = []
 
+        batch = FeatureExtractor(backbone, images, CPU, tmp_path / "features").all(random_refs(20), seen.append)
 
-def test_computed_once_an_image(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    films = Films()
-    cache = ImageCache(films, tmp_path / "images", 32)
-    first = FeatureExtractor(backbone, cache, CPU, tmp_path / "features").all(refs(3), list[int]().append)
-    again = FeatureExtractor(backbone, cache, CPU, tmp_path / "features")
+        assert [image.uri for image in batch.images] == [str(index) for index in range(20) if index % 7 != 3]
+        assert [exclusion.image_id for exclusion in batch.exclusions] == ["task 3", "task 10", "task 17"]
+        assert batch.exclusions[0].reason == "image 3 is gone"
+        assert seen[-1] == 20
+        pixels = torch.stack([torch.from_numpy(images.read(image).pixels.copy()) for image in batch.images])
+        with torch.inference_mode():
+            expected = backbone(to_input(pixels))
+        # Folded and channels_last: the same to rounding.
+        assert torch.allclose(batch.features, expected, rtol=1e-3, atol=1e-5)
 
-    def refuse(pixels: object) -> None:
-        raise AssertionError("the backbone ran again")
+    def test_computed_once_an_image(self, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Under any id of the image, and without its pixels."""
+        source = RandomImages()
+        images = ImageCache(source, tmp_path / "images", 32)
+        first = self.features(tmp_path, backbone, images)
+        again = FeatureExtractor(backbone, images, CPU, tmp_path / "features")
 
-    monkeypatch.setattr(again, "run", refuse)
-    # Whatever the task is called, and without its pixels.
-    shutil.rmtree(tmp_path / "images" / "pixels")
-    renamed = [ImageRef(id=f"new {image.id}", uri=image.uri) for image in refs(3)]
+        def refuse(pixels: object) -> None:
+            raise AssertionError("the backbone ran again")
 
-    assert torch.equal(again.all(renamed, list[int]().append).features, first.features)
-    assert sorted(films.fetched) == ["0", "1", "2"]
+        monkeypatch.setattr(again, "run", refuse)
+        shutil.rmtree(tmp_path / "images" / "pixels")
+        renamed = [ImageRef(id=f"new {image.id}", uri=image.uri) for image in random_refs(3)]
 
+        assert torch.equal(again.all(renamed, list[int]().append).features, first)
+        assert sorted(source.fetched) == ["0", "1", "2"]
 
-def test_other_weights_have_other_features(tmp_path: Path, backbone: Backbone) -> None:
-    cache = ImageCache(Films(), tmp_path / "images", 32)
-    first = FeatureExtractor(backbone, cache, CPU, tmp_path / "features").all(refs(2), list[int]().append)
-    untrained = FeatureExtractor(Backbone("shufflenet_v2_x0_5"), cache, CPU, tmp_path / "features")
+    def test_other_weights_have_other_features(self, tmp_path: Path, backbone: Backbone, images: ImageCache) -> None:
+        first = self.features(tmp_path, backbone, images)
 
-    assert not torch.allclose(untrained.all(refs(2), list[int]().append).features, first.features)
+        assert not torch.allclose(self.features(tmp_path, Backbone("shufflenet_v2_x0_5"), images), first)
 
+    @pytest.mark.parametrize("precision", [replace(CPU, channels_last=False), replace(CPU, dtype=torch.bfloat16)])
+    def test_each_precision_is_cached_under_its_own_name(
+        self, tmp_path: Path, backbone: Backbone, images: ImageCache, precision: Precision
+    ) -> None:
+        found = [self.features(tmp_path, backbone, images, 2, each) for each in (CPU, precision, CPU)]
 
-@pytest.mark.parametrize("arithmetic", [replace(CPU, channels_last=False), replace(CPU, dtype=torch.bfloat16)])
-def test_other_arithmetic_has_features_of_its_own(tmp_path: Path, backbone: Backbone, arithmetic: Arithmetic) -> None:
-    """Almost the same ones, and each is kept under its own name."""
-    cache = ImageCache(Films(), tmp_path / "images", 32)
-    found = [
-        FeatureExtractor(backbone, cache, each, tmp_path / "features").all(refs(2), list[int]().append).features
-        for each in (CPU, arithmetic, CPU)
-    ]
+        assert torch.equal(found[0], found[2])
+        assert found[1].dtype == torch.float32
+        assert torch.allclose(found[0], found[1], atol=0.1 * float(found[0].abs().max()))
+        assert len(list((tmp_path / "features").glob("*/*"))) == 4
 
-    assert torch.equal(found[0], found[2])
-    assert found[1].dtype == torch.float32
-    assert torch.allclose(found[0], found[1], atol=0.1 * float(found[0].abs().max()))
-    assert len(list((tmp_path / "features").glob("*/*"))) == 4
+    def test_cached_features_are_bounded(self, tmp_path: Path, backbone: Backbone, images: ImageCache) -> None:
+        """4,128 bytes each, two blocks on the disk."""
+        extractor = FeatureExtractor(backbone, images, CPU, tmp_path / "features", limit_bytes=20_000)
 
+        extractor.all(random_refs(3), list[int]().append)
+        extractor.trim()
 
-def test_kept_features_are_bounded(tmp_path: Path, backbone: Backbone) -> None:
-    """4,128 bytes each, two blocks on the disk."""
-    cache = ImageCache(Films(), tmp_path / "images", 32)
-    extractor = FeatureExtractor(backbone, cache, CPU, tmp_path / "features", limit_bytes=20_000)
+        assert len(list((tmp_path / "features").glob("*/*"))) == 2
 
-    extractor.all(refs(3), list[int]().append)
-    extractor.trim()
+    def test_damaged_entries_are_computed_again(self, tmp_path: Path, backbone: Backbone, images: ImageCache) -> None:
+        first = self.features(tmp_path, backbone, images)
+        damaged = list((tmp_path / "features").glob("*/*"))
+        for path in damaged:
+            path.write_bytes(path.read_bytes()[:-4])
 
-    assert len(list((tmp_path / "features").glob("*/*"))) == 2
+        assert len(damaged) == 3
+        assert torch.allclose(self.features(tmp_path, backbone, images), first)
 
+    def test_without_a_folder_nothing_is_cached_and_the_backbone_is_left_alone(
+        self, tmp_path: Path, images: ImageCache
+    ) -> None:
+        backbone = Backbone("shufflenet_v2_x0_5").train()
+        before = backbone.digest()
+        FeatureExtractor(backbone, images, CPU, None).all(random_refs(2), list[int]().append)
 
-def test_damaged_entries_are_computed_again(tmp_path: Path, backbone: Backbone) -> None:
-    cache = ImageCache(Films(), tmp_path / "images", 32)
-    first = FeatureExtractor(backbone, cache, CPU, tmp_path / "features").all(refs(3), list[int]().append)
-    damaged = list((tmp_path / "features").glob("*/*"))
-    for path in damaged:
-        path.write_bytes(path.read_bytes()[:-4])
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
+        assert backbone.training
+        assert backbone.digest() == before
 
-    again = FeatureExtractor(backbone, cache, CPU, tmp_path / "features").all(refs(3), list[int]().append)
+    def test_no_image(self, backbone: Backbone, images: ImageCache) -> None:
+        extractor = FeatureExtractor(backbone, images, CPU, None)
 
-    assert len(damaged) == 3
-    assert torch.allclose(again.features, first.features)
-
-
-def test_without_a_folder_nothing_is_kept(tmp_path: Path, backbone: Backbone) -> None:
-    cache = ImageCache(Films(), tmp_path / "images", 32)
-    FeatureExtractor(backbone, cache, CPU, None).all(refs(2), list[int]().append)
-
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
-
-
-def test_backbone_itself_is_left_alone(tmp_path: Path) -> None:
-    backbone = Backbone("shufflenet_v2_x0_5").train()
-    before = backbone.digest()
-    FeatureExtractor(backbone, ImageCache(Films(), tmp_path, 32), CPU, None).all(refs(2), list[int]().append)
-
-    assert backbone.training
-    assert backbone.digest() == before
+        assert extractor.all([], list[int]().append).features.shape == (0, 1024)
+        assert extractor.all(random_refs(4)[3:], list[int]().append).features.shape == (0, 1024)
 
 
-def test_no_image(tmp_path: Path, backbone: Backbone) -> None:
-    extractor = FeatureExtractor(backbone, ImageCache(Films(), tmp_path, 32), CPU, None)
+def refs(*numbers: int) -> list[ImageRef]:
+    return [ImageRef(id=f"{number}.png", uri=f"{number}.png") for number in numbers]
 
-    assert extractor.all([], list[int]().append).features.shape == (0, 1024)
-    assert extractor.all(refs(4)[3:], list[int]().append).features.shape == (0, 1024)
+
+def clouds(count: int, seed: int = 0) -> tuple[FeatureTable, list[Label]]:
+    """A row an image, in overlapping clouds, one a class; image n.png is of class n % 3."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(3, 20))
+    rows = (centres[np.arange(count) % 3] + rng.normal(size=(count, 20))).astype(np.float32)
+    labels = [Label(image=image, value=CLASSES[n % 3], raters=1) for n, image in enumerate(refs(*range(count)))]
+    return FeatureTable([label.image.id for label in labels], rows), labels
+
+
+class TestFeatureTable:
+    def test_finds_rows_by_id(self) -> None:
+        rows = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=np.float32)
+        table = FeatureTable(["0.png", "1.png", "2.png"], rows)
+        rows[:] = 0.0  # the table has a copy
+
+        batch = table.find(refs(2, 7, 0))
+
+        assert batch.images == tuple(refs(2, 0))
+        assert batch.features.tolist() == [[5.0, 6.0], [1.0, 2.0]]
+        assert [each.image_id for each in batch.exclusions] == ["7.png"]
+        assert batch.exclusions[0].reason == "image 7.png has no row in the table of features"
+        assert table.find(refs(8)).features.shape == (0, 2)
+        assert table.dims == 2
+
+    def test_digest_covers_ids_and_values(self) -> None:
+        rows = np.ones((2, 3), dtype=np.float32)
+        digest = FeatureTable(["a", "b"], rows).digest
+
+        assert FeatureTable(["a", "b"], rows.copy()).digest == digest
+        assert FeatureTable(["b", "a"], rows).digest != digest
+        rows[1, 2] = 2.0
+        assert FeatureTable(["a", "b"], rows).digest != digest
+
+    @pytest.mark.parametrize(
+        ("ids", "rows", "message"),
+        [
+            ([], np.empty((0, 3)), r"not empty, got shape \(0, 3\)"),
+            (["a"], np.ones(3), r"a table \[images, dims\].*got shape \(3,\)"),
+            (["a"], np.ones((2, 3)), "1 image ids, but features of 2 images"),
+            (["a", "b", "a"], np.ones((3, 1)), "image 'a' has two rows"),
+            (["a", "b"], np.array([[1.0, 2.0], [1.0, np.nan]]), "features of image 'b' are not all finite"),
+        ],
+    )
+    def test_invalid(self, ids: list[str], rows: np.ndarray[Any, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            FeatureTable(ids, rows.astype(np.float32))
+
+
+class TestTableFeatures:
+    def test_batches(self) -> None:
+        table, _ = clouds(600)
+        features, seen = TableFeatures(table, CPU.device), list[int]()
+        images = refs(*range(700))
+
+        batch = features.all(images, seen.append)
+
+        assert torch.equal(batch.features, table.find(images).features)
+        assert len(batch.exclusions) == 100
+        assert seen == [256, 512, 700]
+        assert features.all([], seen.append).features.shape == (0, 20)
+        assert SHARD_IMAGES % _TABLE_BATCH == 0
+
+    def test_there_is_no_backbone(self) -> None:
+        table, _ = clouds(3)
+
+        with pytest.raises(RoundError, match="no images to run a backbone over"):
+            TableFeatures(table, CPU.device).run(torch.zeros(1, 8, 8, dtype=torch.uint8))
+        with pytest.raises(RoundError, match="no images to run a backbone over"):
+            TableBackbone(table)(torch.zeros(1, 3, 8, 8))
+
+
+class TestLearnerOnATable:
+    OPTIONS = ProjectOptions(passes=6, epochs=10, learning_rate=1e-3)
+
+    def learner(
+        self, table: FeatureTable | None, folder: Path, warm_from: Path | None = None, **changes: Any
+    ) -> McDropoutLearner:
+        options = self.OPTIONS.model_copy(update=changes)
+        cache = folder / "cache"
+        return McDropoutLearner(options, FolderSource(folder), cache, device="cpu", warm_from=warm_from, table=table)
+
+    def test_a_whole_round(self, tmp_path: Path) -> None:
+        table, labels = clouds(120)
+        learner: Learner = self.learner(table, tmp_path)
+        learner.prepare([label.image for label in labels])
+
+        report = learner.fit(labels[:60], labels[60:90], CLASSES)
+        outputs = learner.outputs([*(label.image for label in labels[90:]), *refs(500)], ALL)
+
+        assert report.validation_accuracy > 0.8
+        assert (report.train_images, report.validation_images) == (60, 30)
+        assert outputs.probs.shape == (30, 6, 3)
+        truth = [CLASSES.index(label.value) for label in labels[90:]]
+        assert (outputs.probs.mean(axis=1).argmax(axis=1) == truth).mean() > 0.8
+        assert [each.image_id for each in outputs.exclusions] == ["500.png"]
+        assert outputs.features is not None
+        assert np.array_equal(outputs.features, table.find([label.image for label in labels[90:]]).features.numpy())
+        assert outputs.labelled_features is not None
+        assert outputs.labelled_features.shape == (90, 20)
+        assert outputs.gradients is not None
+        assert list(tmp_path.iterdir()) == []  # no image is read, nothing is cached
+
+    def test_a_label_without_a_row_is_named(self, tmp_path: Path) -> None:
+        table, labels = clouds(40)
+        unknown = Label(image=refs(900)[0], value="normal", raters=1)
+
+        report = self.learner(table, tmp_path, epochs=1).fit([*labels[:20], unknown], labels[20:], CLASSES)
+
+        assert [each.image_id for each in report.exclusions] == ["900.png"]
+
+    def test_saved_network(self, tmp_path: Path) -> None:
+        """Restored with the same bits, starting point of a warm start, and useless without its table."""
+        table, labels = clouds(60)
+        images = [label.image for label in labels[40:]]
+        first, restored = self.learner(table, tmp_path), self.learner(table, tmp_path)
+        first.fit(labels[:30], labels[30:40], CLASSES)
+        first.save(str(tmp_path))
+        path = tmp_path / "model.safetensors"
+
+        restored.restore(str(tmp_path))
+        warm = self.learner(table, tmp_path, warm_from=tmp_path, retrain="warm")
+
+        assert np.array_equal(restored.outputs(images, ALL).probs, first.outputs(images, ALL).probs)
+        assert warm.fit(labels[:35], labels[35:45], CLASSES).began == "warm"
+        with pytest.raises(WeightsError, match="a head for another table of features"):
+            self.learner(clouds(60, seed=1)[0], tmp_path).restore(str(tmp_path))
+        with pytest.raises(WeightsError, match="made for backbone 'table', not 'resnet50'"):
+            self.learner(None, tmp_path, finetune="head").restore(str(tmp_path))
+        with pytest.raises(WeightsError, match="head for a table of features: give that table"):
+            load_checkpoint(path)
+        assert load_checkpoint(path, CLASSES, TableBackbone(table)).frozen_backbone
+
+    @pytest.mark.parametrize("device", ["auto", "cpu"])
+    def test_whole_network_is_refused(self, tmp_path: Path, device: Literal["auto", "cpu"]) -> None:
+        table, _ = clouds(9)
+        options = self.OPTIONS.model_copy(update={"finetune": "full"})
+
+        with pytest.raises(SettingsError, match="finetune='full', but a table of features has no images"):
+            McDropoutLearner(options, FolderSource(tmp_path), tmp_path, device=device, table=table)

@@ -1,144 +1,163 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
-from ml_backend.model.inference import draw_masks, fold_norm, head_passes, regroup
+from ml_backend.images.cache import ImageCache
+from ml_backend.model import inference
+from ml_backend.model.features import BATCH, FeatureExtractor
+from ml_backend.model.hardware import Precision
+from ml_backend.model.inference import SHARD_IMAGES, FittedNetwork, hardware_fingerprint
+from ml_backend.model.network import McDropoutClassifier
+from ml_backend.predictions import PoolPredictions
+from ml_backend.registry import Need
+from ml_backend.schemas import ImageRef
+from tests.unit.model.synthetic_images import CLASSES, PROBS, RandomImages, random_refs
 
-
-class TestDrawMasks:
-    def test_share_and_seed(self) -> None:
-        masks = draw_masks(50, 2000, 0.3, seed=1)
-
-        assert masks.shape == (50, 2000)
-        assert float(masks.float().mean()) == pytest.approx(0.7, abs=0.01)
-        assert torch.equal(masks, draw_masks(50, 2000, 0.3, seed=1))
-        assert not torch.equal(masks, draw_masks(50, 2000, 0.3, seed=2))
-        # Passes differ from each other.
-        assert len({tuple(row.tolist()) for row in masks}) == 50
-
-    def test_more_passes_prolong_fewer(self) -> None:
-        assert torch.equal(draw_masks(9, 33, 0.5, 0)[:4], draw_masks(4, 33, 0.5, 0))
-
-    def test_without_dropout_all_is_kept(self) -> None:
-        assert bool(draw_masks(3, 100, 0.0, 0).all())
-
-    @pytest.mark.parametrize(("passes", "dropout"), [(0, 0.5), (1, 1.0), (1, -0.1)])
-    def test_refuses(self, passes: int, dropout: float) -> None:
-        with pytest.raises(ValueError, match="got"):
-            draw_masks(passes, 4, dropout, 0)
+ALL: frozenset[Need] = frozenset({"probs", "features", "gradients"})
 
 
-class TestFoldNorm:
-    def test_is_the_two_layers_in_eval_mode(self) -> None:
-        torch.manual_seed(0)
-        hidden, norm = nn.Linear(7, 5), nn.BatchNorm1d(5)
-        with torch.no_grad():
-            for parameter in norm.parameters():
-                parameter.normal_()
-        norm.train()(hidden(torch.randn(50, 7) * 3 + 1))
-        norm.eval()
-        inputs = torch.randn(4, 7)
-
-        weight, bias = fold_norm(hidden, norm)
-
-        assert torch.allclose(inputs @ weight.T + bias, norm(hidden(inputs)), atol=1e-5)
-
-    def test_refuses_what_has_no_statistics(self) -> None:
-        with pytest.raises(ValueError, match="running statistics"):
-            fold_norm(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False))
+@pytest.fixture(scope="module")
+def network() -> McDropoutClassifier:
+    torch.manual_seed(0)
+    network = McDropoutClassifier(3, "shufflenet_v2_x0_5", "none", 0.5)
+    with torch.no_grad():
+        network.head.output.weight.mul_(20)
+    return network.eval()
 
 
-class TestHeadPasses:
-    def test_hand_computed(self) -> None:
-        """Two features, three passes: keep both, the first, none; what is kept is doubled at p = 0.5.
-
-        Hidden = relu(x1 - x2), logits = (hidden, 0): sigmoid(2 * (3 - 1)), sigmoid(2 * 3), sigmoid(0).
-        """
-        output = nn.Linear(1, 2)
-        with torch.no_grad():
-            output.weight.copy_(torch.tensor([[1.0], [0.0]]))
-            output.bias.zero_()
-        masks = torch.tensor([[True, True], [True, False], [False, False]])
-        hidden = (torch.tensor([[1.0, -1.0]]), torch.zeros(1))
-
-        with torch.no_grad():
-            probs = head_passes(torch.tensor([[3.0, 1.0]]), masks, hidden, output, 0.5)
-
-        expected = torch.sigmoid(torch.tensor([4.0, 6.0, 0.0])).tolist()
-        assert probs.shape == (1, 3, 2)
-        assert probs[0, :, 0].tolist() == pytest.approx(expected)
-        assert probs.sum(dim=-1).flatten().tolist() == pytest.approx([1.0] * 3)
-
-    @given(
-        images=st.integers(0, 4),
-        passes=st.integers(1, 11),
-        dropout=st.sampled_from([0.0, 0.2, 0.5, 0.9]),
-        seed=st.integers(0, 99),
-    )
-    @settings(deadline=None, max_examples=40)
-    def test_is_pass_by_pass(self, images: int, passes: int, dropout: float, seed: int) -> None:
-        """What several passes keep is multiplied once; the reference masks and multiplies for each pass anew."""
-        torch.manual_seed(seed)
-        output, masks = nn.Linear(6, 3), draw_masks(passes, 9, dropout, seed)
-        weight, bias = torch.randn(6, 9), torch.randn(6)
-        features = torch.randn(images, 9)
-
-        with torch.no_grad():
-            probs = head_passes(features, masks, (weight, bias), output, dropout)
-            dropped = features[:, None].double() * masks / (1.0 - dropout)
-            hidden = (dropped @ weight.double().T + bias.double()).relu()
-            expected = output.double()(hidden).softmax(dim=-1)
-
-        assert probs.shape == (images, passes, 3)
-        assert probs.is_contiguous()
-        assert torch.allclose(probs.double(), expected, atol=1e-5)
-
-    def test_more_images_than_go_through_together(self) -> None:
-        """The seams between them do not show: 256 at a time."""
-        torch.manual_seed(0)
-        output, masks = nn.Linear(6, 3), draw_masks(6, 8, 0.5, 0)
-        hidden = (torch.randn(6, 8), torch.randn(6))
-        features = torch.randn(600, 8)
-
-        with torch.no_grad():
-            together = head_passes(features, masks, hidden, output, 0.5)
-            parts = [head_passes(part, masks, hidden, output, 0.5) for part in torch.split(features, 100)]
-
-        assert torch.allclose(together, torch.cat(parts), atol=1e-6)
-
-    @given(images=st.integers(0, 5), passes=st.integers(1, 4), seed=st.integers(0, 99))
-    @settings(deadline=None, max_examples=20)
-    def test_image_by_image_is_all_at_once(self, images: int, passes: int, seed: int) -> None:
-        torch.manual_seed(seed)
-        output, masks = nn.Linear(6, 3), draw_masks(passes, 8, 0.4, seed)
-        hidden = (torch.randn(6, 8), torch.randn(6))
-        features = torch.randn(images, 8)
-
-        with torch.no_grad():
-            together = head_passes(features, masks, hidden, output, 0.4)
-            alone = [head_passes(row[None], masks, hidden, output, 0.4)[0] for row in features]
-
-        assert together.shape == (images, passes, 3)
-        for row, other in zip(together, alone, strict=True):
-            assert torch.allclose(row, other, atol=1e-6)
-
-    def test_leaves_the_threads_as_they_were(self) -> None:
-        before = torch.get_num_threads()
-        head_passes(torch.ones(1, 2), draw_masks(1, 2, 0.5, 0), (torch.ones(1, 2), torch.ones(1)), nn.Linear(1, 2), 0.5)
-
-        assert torch.get_num_threads() == before
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, network: McDropoutClassifier) -> FittedNetwork:
+    images = ImageCache(RandomImages(), tmp_path_factory.mktemp("images"), 32)
+    extractor = FeatureExtractor(network.backbone, images, Precision(torch.device("cpu")), None)
+    return FittedNetwork(network, CLASSES, extractor, network.head.masks(4, seed=0))
 
 
-class TestRegroup:
-    @given(sizes=st.lists(st.integers(0, 9), max_size=8), rows=st.integers(1, 12))
-    @settings(deadline=None, max_examples=30)
-    def test_same_rows_in_larger_chunks(self, sizes: list[int], rows: int) -> None:
-        everything = torch.arange(float(sum(sizes)))[:, None]
+def outputs(fitted: FittedNetwork, pool: Sequence[ImageRef], needs: frozenset[Need] = PROBS) -> PoolPredictions:
+    return fitted.outputs(pool, needs, list[int]().append)
 
-        chunks = list(regroup(torch.split(everything, sizes), rows))
 
-        assert torch.equal(torch.cat([*chunks, torch.empty(0, 1)]), everything)
-        assert all(len(chunk) >= rows for chunk in chunks[:-1])
-        assert all(len(chunk) for chunk in chunks)
+def test_a_shard_is_whole_batches() -> None:
+    """Otherwise the bits of a batch of the backbone would depend on the process that computes it."""
+    assert all(SHARD_IMAGES % batch == 0 for batch in BATCH.values())
+
+
+@pytest.mark.parametrize("count", [0, 5, 32, 33, 70, 96])
+def test_single_shards_give_the_same_bits(fitted: FittedNetwork, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "SHARD_IMAGES", 32)
+    pool = random_refs(count)
+
+    whole = outputs(fitted, pool, ALL)
+    parts = [outputs(fitted, pool[start : start + 32], ALL) for start in reversed(range(0, count, 32))][::-1]
+
+    readable = [image.id for image in pool if int(image.uri) % 7 != 3]
+    assert list(whole.image_ids) == readable
+    assert [exclusion.image_id for exclusion in whole.exclusions] == [i.id for i in pool if i.id not in readable]
+    assert whole.probs.shape == (len(readable), 4, 3)
+    assert whole.gradients is not None
+    assert whole.gradients.hidden.shape == (len(readable), 512)
+    assert whole.features is not None
+    assert whole.features.shape == (len(readable), 1024)
+    assert tuple(image_id for part in parts for image_id in part.image_ids) == whole.image_ids
+    for of in (
+        lambda out: out.probs,
+        lambda out: out.features,
+        lambda out: out.gradients.hidden,
+        lambda out: out.gradients.residuals,
+    ):
+        if parts:
+            assert np.array_equal(np.concatenate([of(part) for part in parts]), of(whole))
+
+
+def test_head_runs_once_a_shard(fitted: FittedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 images and a shard of 16, the head sees 16, 16 and 8, less the unreadable: 3, 10; 17, 24, 31; 38."""
+    seen: list[int] = []
+    passes = type(fitted.network.head).passes
+
+    def counting(head: object, features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        seen.append(len(features))
+        return passes(head, features, masks)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(inference, "SHARD_IMAGES", 16)
+    monkeypatch.setattr(type(fitted.network.head), "passes", counting)
+
+    outputs(fitted, random_refs(40))
+
+    assert seen == [14, 13, 7]
+
+
+def test_only_what_is_needed(fitted: FittedNetwork) -> None:
+    plain = outputs(fitted, random_refs(3))
+    assert (plain.features, plain.labelled_features, plain.gradients) == (None, None, None)
+    # The passes are drawn in any case, for pre-labels.
+    assert outputs(fitted, random_refs(3), frozenset()).probs.shape == (3, 4, 3)
+
+
+def test_gradients_are_of_the_network_without_dropout(fitted: FittedNetwork) -> None:
+    out = outputs(fitted, random_refs(3), ALL)
+
+    assert out.features is not None
+    assert out.gradients is not None
+    with torch.inference_mode():
+        probs = fitted.network.head(torch.from_numpy(out.features)).softmax(dim=-1).numpy()
+    onehot = np.eye(3, dtype=np.float32)[probs.argmax(axis=1)]
+    assert out.gradients.residuals == pytest.approx(probs - onehot, abs=1e-6)
+    assert out.gradients.residuals.dtype == out.gradients.hidden.dtype == np.float32
+
+
+def test_labelled_features_are_computed_on_demand(fitted: FittedNetwork) -> None:
+    calls: list[int] = []
+
+    def labelled() -> torch.Tensor:
+        calls.append(1)
+        return torch.ones(2, 1024)
+
+    known = FittedNetwork(fitted.network, CLASSES, fitted.extractor, fitted.masks, labelled)
+    assert outputs(known, random_refs(1)).labelled_features is None
+    assert calls == []
+
+    found = outputs(known, random_refs(1), frozenset({"features"})).labelled_features
+
+    assert found is not None
+    assert found.tolist() == np.ones((2, 1024)).tolist()
+    # Unknown to a restored network.
+    assert outputs(fitted, random_refs(1), frozenset({"features"})).labelled_features is None
+
+
+def test_progress(fitted: FittedNetwork) -> None:
+    seen: list[int] = []
+    fitted.outputs(random_refs(40), PROBS, seen.append)
+
+    assert seen == [16, 32, 40]
+
+
+def test_same_bits_in_another_order_of_shards_and_with_cached_features(
+    tmp_path: Path, network: McDropoutClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes with one cache score alternate shards; then one process finds all features cached."""
+    monkeypatch.setattr(inference, "SHARD_IMAGES", 16)
+    found = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        images = ImageCache(RandomImages(), folder / "images", 32)
+        extractor = FeatureExtractor(network.backbone, images, Precision(torch.device("cpu")), folder / "features")
+        one = FittedNetwork(network, CLASSES, extractor, network.head.masks(4, seed=0))
+        if number:
+            parts = {start: outputs(one, random_refs(40)[start : start + 16]) for start in (32, 0, 16)}
+            found.append(np.concatenate([parts[start].probs for start in (0, 16, 32)]))
+        found.append(outputs(one, random_refs(40)).probs)
+
+    assert all(np.array_equal(answer, found[0]) for answer in found)
+
+
+def test_another_number_of_threads_is_other_hardware() -> None:
+    """Sums are added in another order."""
+    threads = torch.get_num_threads()
+    before = hardware_fingerprint("cpu")
+    try:
+        torch.set_num_threads(threads + 1)
+        assert hardware_fingerprint("cpu") != before
+    finally:
+        torch.set_num_threads(threads)

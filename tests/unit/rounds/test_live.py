@@ -18,10 +18,10 @@ from ml_backend.errors import EmptyPool, RequestRefused, RoundError, SettingsErr
 from ml_backend.images.cache import DiskCache
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.publisher import LabelStudioPublisher
-from ml_backend.model import checkpoint, scoring
+from ml_backend.model import checkpoint, inference
 from ml_backend.model.backbones import Backbone
+from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.model.network import McDropoutClassifier
-from ml_backend.model.scoring import machine
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds import live
 from ml_backend.rounds import live as assembly
@@ -187,7 +187,7 @@ class TestTheLearner:
 
         learner = calls["parts"].learner._learner
         assert isinstance(learner, ShardedLearner)
-        assert learner._size == scoring.SHARD_IMAGES
+        assert learner._size == inference.SHARD_IMAGES
 
 
 class TestTopUp:
@@ -653,7 +653,7 @@ class TestShardScorer:
 
     def test_a_helper_without_a_key_says_so(self, tmp_path):
         RoundStore(tmp_path).connect(Connection(project=KEY, hostname="http://told", label_config=TOLD))
-        folder = self.lay_out(tmp_path, machine("cpu"))
+        folder = self.lay_out(tmp_path, hardware_fingerprint("cpu"))
 
         with (
             pytest.raises(SettingsError, match="AL_LABEL_STUDIO_API_KEY"),
