@@ -24,14 +24,14 @@ _LOG = logging.getLogger(__name__)
 # An epoch on cached features costs a thousandth of one on images: three count as one (not in the paper).
 _HEAD_EPOCHS_PER_EPOCH = 3
 _LEARNING_RATE = 1e-4
-# A head alone learns faster, and is validated as its mean over about the last ten epochs (not in the paper):
-# 0.56 of the epochs at the same accuracy; see docs/researchers.md.
+# A head alone learns faster, and is validated as its mean over about the last ten epochs (not in the paper);
+# docs/researchers.md#training gives the measurements.
 _HEAD_LEARNING_RATE = 3e-4
 _HEAD_AVERAGING_DECAY = 0.9
 # Before, the mean has not settled, and training may stop for good.
 _HEAD_MIN_EPOCHS = 10
-# Early stopping ignores epochs before the training loss falls below 60 % of chance level (not in the paper): with few
-# batches an epoch, some networks guess for ten epochs while their validation loss wavers; see docs/researchers.md.
+# Early stopping ignores epochs before the training loss falls below 60 % of chance level (not in the paper);
+# see docs/researchers.md#early-stopping.
 _LEARNED_FRACTION = 0.6
 
 
