@@ -4,7 +4,6 @@ A head on a frozen backbone is saved without the backbone (4 MB instead of 100):
 by setting and digest, loaded again and compared.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from ml_backend.model.network import McDropoutClassifier
 FILE_NAME = "model.safetensors"
 
 _VERSION = 1
-
-_LOG = logging.getLogger(__name__)
 
 
 class _Metadata(BaseModel):
@@ -174,42 +171,6 @@ def load_compatible(
     _require(path, "image_side", checkpoint.options.image_side, options.image_side)
     _require(path, "finetune", trained_part[checkpoint.frozen_backbone], trained_part[head_only])
     return checkpoint
-
-
-def warm_start_network(
-    last: tuple[McDropoutClassifier, Sequence[str]] | None,
-    folder: Path | None,
-    options: ProjectOptions,
-    classes: Sequence[str],
-    *,
-    head_only: bool,
-    table: TableBackbone | None = None,
-) -> McDropoutClassifier | None:
-    """The network that a warm start continues from; None, with a warning that gives the reason, if none fits.
-
-    Its dropout rate may differ: the rate is not a weight.
-
-    Args:
-        last: network and classes of this learner's last fit; preferred to the folder's.
-        folder: that an earlier learner saved a network into.
-        options: of this learner.
-        classes: of the new fit.
-        head_only: whether the backbone is frozen.
-        table: see ``load_compatible``.
-    """
-    if last is not None:
-        network, last_classes = last
-        if tuple(last_classes) == tuple(classes):
-            return network
-        _LOG.warning(
-            "training starts from scratch: the last network was for %s, not %s", list(last_classes), list(classes)
-        )
-    elif folder is not None:
-        try:
-            return load_compatible(folder, options, head_only=head_only, classes=classes, table=table).network
-        except WeightsError as error:
-            _LOG.warning("training starts from scratch: %s", error)
-    return None
 
 
 def _require(path: Path, name: str, found: object, expected: object) -> None:

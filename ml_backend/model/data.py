@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +23,6 @@ Augmentation = Callable[[Tensor], Tensor]
 """Changes a batch at random; draws from a stream of its own."""
 
 
-class Examples(Protocol):
-    """Inputs and targets of a network."""
-
-    @property
-    def targets(self) -> Int64[Tensor, " images"]: ...
-
-    def augmentation(self, seed: int) -> Augmentation:
-        """The augmentation of one training; the same seed repeats it."""
-        ...
-
-    def inputs(self, rows: Int64[Tensor, " batch"], augmentation: Augmentation | None) -> Tensor:
-        """The network's input for these rows (indices on the CPU)."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureExamples:
     """Features of a frozen backbone. The only augmentation is dropout.
@@ -53,12 +38,14 @@ class FeatureExamples:
     dropout: float = 0.0
 
     def augmentation(self, seed: int) -> Augmentation:
+        """The dropout of one training; the same seed repeats it."""
         if not self.dropout:
             return lambda features: features
         masks = DropoutMasks(self.features.shape[1], self.dropout, seed)
         return lambda features: features.mul_(torch.from_numpy(masks.draw(len(features))).to(features.device))
 
     def inputs(self, rows: Int64[Tensor, " batch"], augmentation: Augmentation | None) -> Tensor:
+        """The network's input for these rows (indices on the CPU)."""
         features = self.features[rows]
         return features if augmentation is None else augmentation(features)
 
@@ -75,12 +62,18 @@ class PixelExamples:
     targets: Int64[Tensor, " images"]
 
     def augmentation(self, seed: int) -> Augmentation:
+        """The augmentation of one training; the same seed repeats it."""
         stream = generator(seed, "augmentation")
         return lambda pixels: augment(pixels, stream)
 
     def inputs(self, rows: Int64[Tensor, " batch"], augmentation: Augmentation | None) -> Tensor:
+        """The network's input for these rows (indices on the CPU)."""
         pixels: Tensor = self.pixels[rows].to(self.targets.device)
         return to_input(pixels if augmentation is None else augmentation(pixels))
+
+
+Examples: TypeAlias = FeatureExamples | PixelExamples
+"""Inputs and targets of a network."""
 
 
 class DropoutMasks:
@@ -112,7 +105,7 @@ class LabelledDataset:
     """The readable labelled images of training or of validation, and the unreadable ones with the reason."""
 
     images: tuple[ImageRef, ...]
-    examples: FeatureExamples | PixelExamples
+    examples: Examples
     exclusions: tuple[Exclusion, ...]
 
     @classmethod

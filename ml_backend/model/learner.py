@@ -1,22 +1,22 @@
 """The learner of a round: trains a network on labelled images and scores a pool with it."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-import structlog
 import torch
 
 from ml_backend.config import ProjectOptions
-from ml_backend.errors import RoundError, SettingsError
+from ml_backend.errors import RoundError, SettingsError, WeightsError
 from ml_backend.images.cache import ImageCache
 from ml_backend.images.dataset import read_ahead
 from ml_backend.images.source import ImageSource
 from ml_backend.model import training
 from ml_backend.model.backbones import Backbone, load_backbone
-from ml_backend.model.checkpoint import FILE_NAME, load_compatible, save_checkpoint, warm_start_network
+from ml_backend.model.checkpoint import FILE_NAME, load_compatible, save_checkpoint
 from ml_backend.model.data import FeatureExamples, LabelledDataset, require_enough
 from ml_backend.model.features import (
     FOLDER,
@@ -43,7 +43,7 @@ LearnerStage = Literal["features", "train", "score"]
 LearnerProgress: TypeAlias = Callable[[LearnerStage, int, int], None]
 """Called with a stage, how much of it is done, and its total."""
 
-_LOG = structlog.get_logger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def _no_progress(stage: LearnerStage, done: int, total: int) -> None:
@@ -183,7 +183,7 @@ class McDropoutLearner:
     def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
         """Features of the backbone as loaded, even if it is trained; see ``rounds.interfaces.Learner``."""
         if self._options.weights == "none" and self._table is None:
-            _LOG.warning("an untrained backbone hardly distinguishes images: set weights", weights="none")
+            _LOG.warning("an untrained backbone hardly distinguishes images: set weights")
         extractor = self._frozen_extractor()
         batch = extractor.all(images, lambda done: self._progress("features", done, len(images)))
         self._trim(extractor)
@@ -213,12 +213,27 @@ class McDropoutLearner:
         self._fit = self._fitted(checkpoint.network, checkpoint.classes, None)
 
     def _warm_start_network(self, classes: Sequence[str]) -> McDropoutClassifier | None:
+        """The network that a warm start continues from; None, with a warning that gives the reason, if none fits.
+
+        Its dropout rate may differ: the rate is not a weight.
+        """
         if self._options.retrain != "warm":
             return None
-        last = None if self._last is None else (self._last.network, self._last.classes)
-        return warm_start_network(
-            last, self._warm_from, self._options, classes, head_only=self._head_only, table=self._table
-        )
+        if self._last is not None:
+            if self._last.classes == tuple(classes):
+                return self._last.network
+            reason = f"the last network was for {list(self._last.classes)}, not {list(classes)}"
+        elif self._warm_from is not None:
+            try:
+                return load_compatible(
+                    self._warm_from, self._options, head_only=self._head_only, classes=classes, table=self._table
+                ).network
+            except WeightsError as error:
+                reason = str(error)
+        else:
+            return None
+        _LOG.warning("training starts from scratch: %s", reason)
+        return None
 
     def _train(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ml_backend.config import ProjectOptions
-from ml_backend.errors import RoundError, SettingsError, TooFewLabels
+from ml_backend.errors import RoundError, SettingsError
 from ml_backend.model.data import Examples, FeatureExamples
 from ml_backend.model.hardware import Precision, find_executable_batch_size, generator, seeded
 from ml_backend.model.network import DropoutHead
@@ -120,8 +120,8 @@ def train(
 
     Args:
         network: input -> logits [images, classes]; left in eval mode.
-        training: augmented.
-        validation: not augmented.
+        training: augmented; at least 2 images, which BatchNorm needs.
+        validation: not augmented; at least 1 image.
         classes: in the order of the targets.
         config: its batch is halved if the GPU's memory is full.
         precision: of the forward passes; the network is already on its device.
@@ -129,14 +129,8 @@ def train(
         progress: called with the epochs done and their highest number.
 
     Raises:
-        TooFewLabels: fewer than 2 training images (BatchNorm needs 2), or no validation image.
         RoundError: the loss is never a number, or the GPU's memory holds not even 2 images.
     """
-    if len(training.targets) < 2 or len(validation.targets) < 1:
-        raise TooFewLabels(
-            f"{len(training.targets)} readable images to train on and {len(validation.targets)} to validate on: "
-            "at least 2 and 1 are needed: label more images"
-        )
     weights = class_weights(training.targets, classes) if config.weighted else torch.ones(len(classes))
     loss = WeightedCrossEntropy(weights.to(training.targets.device))
     start = _copy_state(network)
@@ -147,7 +141,7 @@ def train(
             trainer = _Trainer(
                 network, training, validation, loss, config=config, precision=precision, batch=batch, seed=seed
             )
-            return _train_until_stopped(trainer, batch, seed, progress)
+            return trainer.run(progress)
 
     advice = "halve image_side, which takes a quarter of the memory, set a smaller backbone, or set finetune=head"
     return find_executable_batch_size(attempt, config.batch, advice, setting="train_batch")
@@ -254,31 +248,8 @@ class EarlyStopping:
         return True
 
 
-def _train_until_stopped(
-    trainer: "_Trainer", batch: int, seed: int, progress: Callable[[int, int], None]
-) -> TrainingResult:
-    config, targets = trainer.config, trainer.training.targets
-    stopping = EarlyStopping(config, trainer.loss.chance_level(targets))
-    order = generator(seed, "order")
-    while not stopping.stopped:
-        batches = _split_into_batches(torch.randperm(len(targets), generator=order), batch)
-        training_loss = trainer.train_epoch(batches)
-        if stopping.update(training_loss, trainer.validation_loss()):
-            trainer.keep()
-        progress(stopping.epoch, config.epochs)
-    if not stopping.best_epoch:
-        raise RoundError(
-            f"training diverged: the validation loss was never a finite number with "
-            f"learning_rate={config.learning_rate}: set a smaller one"
-        )
-    trainer.restore()
-    progress(config.epochs, config.epochs)
-    weights = tuple(trainer.loss.weights.tolist())
-    return TrainingResult(stopping.epoch, stopping.best_epoch, stopping.best_loss, weights)
-
-
 class _Trainer:
-    """One training: optimizer, mean over the epochs, and the kept weights."""
+    """One training."""
 
     def __init__(
         self,
@@ -292,32 +263,51 @@ class _Trainer:
         batch: int,
         seed: int,
     ) -> None:
-        self.config = config
-        self.loss = loss
-        self.training = training
         self._network = network
+        self._training = training
         self._validation = validation
+        self._loss = loss
+        self._config = config
         self._precision = precision
         self._batch = batch
+        self._order = generator(seed, "order")
         self._augmentation = training.augmentation(seed)
         self._optimizer = torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._mean = average_over_epochs(network, config.averaging_decay) if config.averaging_decay else None
-        self._kept: dict[str, Tensor] = {}
 
-    def train_epoch(self, batches: Sequence[Int64[Tensor, " batch"]]) -> float:
-        """Take one step a batch (row indices on the CPU, at least 2).
+    def run(self, progress: Callable[[int, int], None]) -> TrainingResult:
+        """Train until early stopping, and load the best weights; see ``train``."""
+        config = self._config
+        stopping = EarlyStopping(config, self._loss.chance_level(self._training.targets))
+        best: dict[str, Tensor] = {}
+        while not stopping.stopped:
+            training_loss = self._train_epoch()
+            if stopping.update(training_loss, self._validation_loss()):
+                best = _copy_state(self._evaluated)
+            progress(stopping.epoch, config.epochs)
+        if not best:
+            raise RoundError(
+                f"training diverged: the validation loss was never a finite number with "
+                f"learning_rate={config.learning_rate}: set a smaller one"
+            )
+        self._network.load_state_dict(best)
+        self._network.eval()
+        progress(config.epochs, config.epochs)
+        weights = tuple(self._loss.weights.tolist())
+        return TrainingResult(stopping.epoch, stopping.best_epoch, stopping.best_loss, weights)
 
-        Returns:
-            Mean over the batches of the training loss, with dropout; may be NaN.
-        """
+    def _train_epoch(self) -> float:
+        """Take one step a batch; returns the mean of their losses, with dropout, which may be NaN."""
         self._network.train()
-        total = torch.zeros((), device=self.training.targets.device)
+        targets = self._training.targets
+        batches = _split_into_batches(torch.randperm(len(targets), generator=self._order), self._batch)
+        total = torch.zeros((), device=targets.device)
         for rows in batches:
             self._optimizer.zero_grad()
-            logits = self._logits(self._network, self.training.inputs(rows, self._augmentation))
-            loss = self.loss.training(logits, self.training.targets[rows])
+            logits = self._logits(self._network, self._training.inputs(rows, self._augmentation))
+            loss = self._loss.training(logits, targets[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             total += loss.detach()
@@ -325,23 +315,14 @@ class _Trainer:
             self._mean.update_parameters(self._network)
         return total.item() / len(batches)
 
-    def validation_loss(self) -> float:
+    def _validation_loss(self) -> float:
         """Loss without dropout and with fixed normalisations; may be NaN."""
         network = self._evaluated.eval()
         targets = self._validation.targets
         with torch.inference_mode():
             rows = torch.split(torch.arange(len(targets)), self._batch)
             logits = torch.cat([self._logits(network, self._validation.inputs(part, None)) for part in rows])
-            return self.loss.validation(logits, targets)
-
-    def keep(self) -> None:
-        """Replace the kept weights by the current ones."""
-        self._kept = _copy_state(self._evaluated)
-
-    def restore(self) -> None:
-        """Load the kept weights into the network and leave it in eval mode."""
-        self._network.load_state_dict(self._kept)
-        self._network.eval()
+            return self._loss.validation(logits, targets)
 
     @property
     def _evaluated(self) -> nn.Module:

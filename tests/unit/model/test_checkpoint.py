@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import WeightsError
-from ml_backend.model.checkpoint import FILE_NAME, load_checkpoint, load_compatible, save_checkpoint, warm_start_network
+from ml_backend.model.checkpoint import FILE_NAME, load_checkpoint, load_compatible, save_checkpoint
 from ml_backend.model.network import McDropoutClassifier
 
 CLASSES = ("normal", "moderate", "severe")
@@ -140,25 +140,3 @@ class TestLoadCompatible:
     ) -> None:
         with pytest.raises(WeightsError, match=message):
             load_compatible(saved, OPTIONS.model_copy(update=changes), head_only=head_only)
-
-
-class TestWarmStartNetwork:
-    def test_the_last_network_is_preferred_to_the_folder(self, saved: Path, network: McDropoutClassifier) -> None:
-        assert warm_start_network((network, CLASSES), saved, OPTIONS, CLASSES, head_only=True) is network
-        found = warm_start_network(None, saved, OPTIONS, CLASSES, head_only=True)
-        assert found is not None
-        assert found is not network
-
-    def test_first_fit_without_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
-        assert warm_start_network(None, None, OPTIONS, CLASSES, head_only=True) is None
-        assert caplog.text == ""
-
-    def test_other_classes(self, network: McDropoutClassifier, caplog: pytest.LogCaptureFixture) -> None:
-        """In another order they are other classes."""
-        assert warm_start_network((network, CLASSES), None, OPTIONS, CLASSES[::-1], head_only=True) is None
-        assert "training starts from scratch: the last network was for ['normal', 'moderate', 'severe']" in caplog.text
-
-    def test_unusable_checkpoint_is_a_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        assert warm_start_network(None, tmp_path / "gone", OPTIONS, CLASSES, head_only=True) is None
-        assert "training starts from scratch: the checkpoint" in caplog.text
-        assert "cannot be read" in caplog.text

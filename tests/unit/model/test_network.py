@@ -67,17 +67,12 @@ class TestMcProbs:
         assert probs.shape == (5, PASSES, 3)
         assert torch.allclose(probs, torch.stack(whole, dim=1), atol=1e-5)
 
-    def test_alone_as_in_a_batch(self, network: McDropoutClassifier, images: Tensor) -> None:
-        together = network.mc_probs(images, PASSES, seed=3)
-
-        assert torch.allclose(network.mc_probs(images[2:3], PASSES, seed=3)[0], together[2], atol=1e-5)
-
-    def test_loader_of_any_batch_size(self, network: McDropoutClassifier, images: Tensor) -> None:
+    def test_any_batch_size(self, network: McDropoutClassifier, images: Tensor) -> None:
         together = network.mc_probs(images, PASSES, seed=3)
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.zeros(5)), batch_size=2)
 
         assert torch.allclose(network.mc_probs(loader, PASSES, seed=3), together, atol=1e-5)
-        assert torch.allclose(network.mc_probs([images[:3], images[3:]], PASSES, seed=3), together, atol=1e-5)
+        assert torch.allclose(network.mc_probs([images[:1], images[1:]], PASSES, seed=3), together, atol=1e-5)
 
     def test_passes_differ_by_dropout_alone(self, network: McDropoutClassifier, images: Tensor) -> None:
         assert bool((network.mc_probs(images, PASSES).std(dim=1) > 0).all())
@@ -275,22 +270,6 @@ class TestHeadPasses:
             parts = [head_passes(part, masks, hidden, output, 0.5) for part in torch.split(features, 100)]
 
         assert torch.allclose(together, torch.cat(parts), atol=1e-6)
-
-    @given(images=st.integers(0, 5), passes=st.integers(1, 4), seed=st.integers(0, 99))
-    @settings(deadline=None, max_examples=20)
-    def test_images_are_independent(self, images: int, passes: int, seed: int) -> None:
-        torch.manual_seed(seed)
-        output, masks = nn.Linear(6, 3), draw_masks(passes, 8, 0.4, seed)
-        hidden = (torch.randn(6, 8), torch.randn(6))
-        features = torch.randn(images, 8)
-
-        with torch.no_grad():
-            together = head_passes(features, masks, hidden, output, 0.4)
-            alone = [head_passes(row[None], masks, hidden, output, 0.4)[0] for row in features]
-
-        assert together.shape == (images, passes, 3)
-        for row, other in zip(together, alone, strict=True):
-            assert torch.allclose(row, other, atol=1e-6)
 
     def test_restores_the_number_of_threads(self) -> None:
         before = torch.get_num_threads()

@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from ml_backend.config import ProjectOptions
-from ml_backend.errors import RoundError, SettingsError, TooFewLabels
+from ml_backend.errors import RoundError, SettingsError
 from ml_backend.model.data import DropoutMasks, FeatureExamples
 from ml_backend.model.hardware import Precision
 from ml_backend.model.network import DropoutHead
@@ -348,11 +348,6 @@ class TestTrain:
 
         assert result.class_weights[2] == 0.0
         assert result.validation_loss > 0
-
-    @pytest.mark.parametrize(("training", "validation"), [(1, 5), (5, 0), (0, 0)])
-    def test_too_few_images(self, training: int, validation: int) -> None:
-        with pytest.raises(TooFewLabels, match="at least 2 and 1 are needed"):
-            fit(head(), clouds(training, seed=0), clouds(validation, seed=1))
 
     def test_divergence_names_the_learning_rate(self) -> None:
         with pytest.raises(RoundError, match=r"diverged.*learning_rate=0\.001"):
