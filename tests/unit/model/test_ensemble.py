@@ -42,8 +42,10 @@ def make_ensemble(
     """Three networks with eight passes in all."""
     members: list[RecordingMember] = []
 
-    def make_member(options: ProjectOptions, seed: int, tell: LearnerProgress) -> McDropoutLearner:
-        members.append(RecordingMember(options, FolderSource(image_dir), cache, device="cpu", seed=seed, progress=tell))
+    def make_member(options: ProjectOptions, seed: int, own_progress: LearnerProgress) -> McDropoutLearner:
+        members.append(
+            RecordingMember(options, FolderSource(image_dir), cache, device="cpu", seed=seed, progress=own_progress)
+        )
         return members[-1]
 
     made = make_learner(make_member, OPTIONS.model_copy(update={"committee": 3, "passes": 8}), folds, progress)

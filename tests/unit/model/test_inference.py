@@ -149,7 +149,7 @@ def test_same_bits_in_another_order_of_shards_and_with_cached_features(
             found.append(np.concatenate([parts[start].probs for start in (0, 16, 32)]))
         found.append(outputs(one, random_refs(40)).probs)
 
-    assert all(np.array_equal(answer, found[0]) for answer in found)
+    assert all(np.array_equal(each, found[0]) for each in found)
 
 
 def test_another_number_of_threads_is_other_hardware() -> None:

@@ -153,7 +153,7 @@ class TestEarlyStopping:
             pytest.param([1.0, *[1.1] * 10], [1.0] * 4 + [0.59] + [0.7] * 6, {}, 8, 5, id="patience from learning"),
             pytest.param([1.0, 1.1, 1.6, 1.5, 1.55, 1.6, 1.7], [1.0] * 2 + [0.5] * 5, {}, 7, 4, id="no guess"),
             pytest.param([1.2, 1.1, 1.15], [1.0] * 3, {"epochs": 3}, 3, 2, id="the best guess if nothing is learned"),
-            pytest.param([1.0, math.nan, math.nan], [1.0, 0.5, 0.5], {"epochs": 3}, 3, 1, id="NaN is no candidate"),
+            pytest.param([1.0, *[math.nan] * 6], [1.0, *[0.5] * 6], {}, 5, 1, id="NaN is no candidate"),
             pytest.param([1.0, 0.9, 0.8], [0.1] * 3, {"epochs": 3}, 3, 3, id="last epoch"),
             pytest.param([1.0, 0.9], [math.nan] * 5, {"epochs": 2}, 2, 2, id="a NaN training loss counts as learned"),
             pytest.param([1.0, 0.5, 0.8, 0.8, 0.6, 0.6, 0.1], [0.1] * 7, {"min_epochs": 5}, 5, 2, id="min 5"),
