@@ -271,34 +271,32 @@ def simulate(
 ) -> None:
     """Simulate active learning on labelled images: which strategy, how many labels; one command, one report."""
     from ml_backend.simulation.options import SimulateOptions
-    from ml_backend.simulation.study import run_study
+    from ml_backend.simulation.study import simulate as run
 
-    raise typer.Exit(
-        run_study(
-            SimulateOptions(
-                labels=labels,
-                out=out,
-                images=images,
-                ratings=ratings,
-                features=features,
-                strategies=strategies,
-                no_random=no_random,
-                seeds=seeds,
-                profile=profile,
-                task=task,
-                imbalance=imbalance,
-                loss=loss,
-                finetune=finetune,
-                backbone=backbone,
-                weights=weights,
-                passes=passes,
-                batch_size=batch_size,
-                initial=initial,
-                budget=budget,
-                workers=workers,
-                redis=redis,
-                device=device,
-            )
+    run(
+        SimulateOptions(
+            labels=labels,
+            out=out,
+            images=images,
+            ratings=ratings,
+            features=features,
+            strategies=strategies,
+            no_random=no_random,
+            seeds=seeds,
+            profile=profile,
+            task=task,
+            imbalance=imbalance,
+            loss=loss,
+            finetune=finetune,
+            backbone=backbone,
+            weights=weights,
+            passes=passes,
+            batch_size=batch_size,
+            initial=initial,
+            budget=budget,
+            workers=workers,
+            redis=redis,
+            device=device,
         )
     )
 

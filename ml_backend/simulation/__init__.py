@@ -1,27 +1,20 @@
-"""Many simulated runs side by side: does active learning pay on these images, and with which strategy.
+"""Simulated studies on labelled images: whether active learning pays, with which strategy, for how many labels.
 
 ::
 
-    simulate.py   the story: plan, runs, results, report
-    options.py    what the user asks for, checked: options in, a plan and its data out
-    plan.py       which runs with which options; profiles; kept as plan.json beside the results
-    parts.py      a plan in, the learner of its runs out: the only place that names a concrete one
-    run.py        one run: a strategy and a seed, through the engine's own rounds
-    guard.py      keeps train, validation and test apart: a leak stops the run
-    journal.py    what a run has done so far, so that a stopped one goes on
-    spread.py     runs on several workers; worker.py is one of them, job.py what it does
-    progress.py   how far it is, on a terminal or in a log
-    rows.py       what a study says: one row a round, one row a picked image, and what it was
-    results.py    these rows as files, and back
-    report.py     the page about them (with report_*.py, plots.py and page.py)
+    options.py    SimulateOptions: what is typed, parsed and checked
+    plan.py       StudyPlan: the runs, tables and options of a study, kept as plan.json
+    tables.py     labels, readers' answers and features from files; every bad row named by its line
+    dataset.py    DataSet: images, true classes, sides; the split by patient
+    oracle.py     Oracle: reveals labels as Label Studio's readers would
+    run.py        do_run: one strategy with one seed, through the live loop's rounds, guarded against leakage
+    run_log.py    rows of the results; RunLog, from which a stopped run goes on; CSV files and pandas
+    parallel.py   runs in processes of this machine, or on rq workers of several
+    study.py      simulate: options in, StudyResults out, with a report
+    synthetic.py  synthetic images and simulated readers
 
-    experiments.py           the story of ``ml-backend experiment``: what is expected, the studies, what they found
-    experiment_outlines.py   what each of those that ship asks and expects, in words
-    experiment_catalog.py    the studies that answer it, one record each
-    experiment_ground.py     the user's tables, or drawn films; makes the options of every study
-    experiment_tables.py     tables made of these: of two centres, of a pool of a given size
-    experiment_answers.py    how each answer is read off the studies (with experiment_reading.py)
-    experiment_uncertainty.py  the same of uncertainty against readers, which fits its networks again
+    metrics.py, analysis.py, report.py, templates/   results in, report.html out
+    experiments.py, outlines.py                      the studies of ``ml-backend experiment``
 """
 
 __all__: list[str] = []

@@ -1,8 +1,4 @@
-"""Which labels of a table make which class.
-
-Which image is on which side of a study, and which stay when a class shall be rarer than it is.
-The data of a study: tables in, one checked set of images, labels, sides and features out.
-"""
+"""The data of a study: tables in, one checked set of images, classes, sides and features out."""
 
 import hashlib
 import math
@@ -14,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float32
 
-from ml_backend.acquisition import seeded_order
 from ml_backend.consensus import median
 from ml_backend.errors import SettingsError
-from ml_backend.grouping import groups_of, linked
+from ml_backend.grouping import groups_of
 from ml_backend.schemas import Annotation, ImageRef, Label, natural_order
+from ml_backend.seeding import seeded_order
 from ml_backend.simulation.tables import (
     SIDES,
     LabelRow,
@@ -35,6 +31,11 @@ from ml_backend.simulation.tables import (
     read_labels,
     read_ratings,
 )
+
+SHARES: Final = (0.6, 0.15, 0.25)  # of the images on train, val and test, where the table has no column ``split``
+SEARCHED_FILES: Final = 100_000  # of a folder, for one that is missing under its name
+READ_AT: Final = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock: a table of ratings has no times
+Row = TypeVar("Row", LabelRow, RatingRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,47 +52,219 @@ class TaskMapping:
 
 
 def parse_task(text: str) -> TaskMapping:
-    """Read ``normal=normal;diseased=bacterial,viral``: classes from least to most severe, each with its labels.
+    """Parse ``normal=normal;diseased=bacterial,viral``: classes from least to most severe, each with its labels.
 
     A class without ``=`` is the label of that name: ``normal;moderate;severe`` only states the order.
 
     Raises:
         SettingsError: fewer than two classes, an empty name, or a class or a label that is mentioned twice.
     """
+
+    def refused(reason: str) -> SettingsError:
+        return SettingsError(
+            f"task {text!r}: {reason}; write it as 'normal=normal;diseased=bacterial,viral', least severe class first"
+        )
+
     of: dict[str, str] = {}
     classes: list[str] = []
-    for part in (part.strip() for part in text.split(";")):
-        if not part:  # a semicolon at the end
-            continue
+    for part in filter(None, map(str.strip, text.split(";"))):
         name, equals, listed = (piece.strip() for piece in part.partition("="))
         labels = [label.strip() for label in listed.split(",")] if equals else [name]
         if not name or not all(labels):
-            raise _refused(text, f"{part!r} has an empty name")
+            raise refused(f"{part!r} has an empty name")
         if name in classes:
-            raise _refused(text, f"class {name!r} is there twice")
+            raise refused(f"class {name!r} is there twice")
         classes.append(name)
         for label in labels:
             if of.setdefault(label, name) != name or labels.count(label) > 1:
-                raise _refused(text, f"label {label!r} is there twice")
+                raise refused(f"label {label!r} is there twice")
     if len(classes) < 2:
-        raise _refused(text, f"{len(classes)} classes, 2 are the least")
+        raise refused(f"{len(classes)} classes, 2 are the least")
     return TaskMapping(tuple(classes), of)
 
 
-def _refused(text: str, reason: str) -> SettingsError:
-    return SettingsError(
-        f"task {text!r}: {reason}; write it as 'normal=normal;diseased=bacterial,viral', least severe class first"
+@dataclass(frozen=True, slots=True, eq=False)
+class DataSet:
+    """The images of a study, with their true classes and sides.
+
+    Attributes:
+        classes: ordinal, least severe first.
+        images: in the order of their ids, each once.
+        truth: image id -> class.
+        split: image id -> side. No patient has images on two sides; train and test hold every class.
+        ratings: answers of several readers, ``value`` None where no class of the task was given; may be empty.
+        features: one row an image, in the order of ``images``; None where the images themselves are to be read.
+        source: image id -> where it comes from (a hospital, say); None where the table does not name it.
+        folder: that the images' uris start from; None where there are only features.
+        digests: table -> SHA-256 of its bytes.
+        notes: decisions and omissions, in words, for the report.
+
+    Raises:
+        SettingsError: any of this does not hold; names the images or the patients.
+    """
+
+    classes: tuple[str, ...]
+    images: tuple[ImageRef, ...]
+    truth: Mapping[str, str]
+    split: Mapping[str, Side]
+    ratings: tuple[Annotation, ...] = ()
+    features: Float32[npt.NDArray[np.float32], "images dims"] | None = None
+    source: Mapping[str, str] | None = None
+    folder: Path | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.features is not None and len(self.features) != len(self.images):
+            raise SettingsError(f"{len(self.images)} images but features of {len(self.features)}")
+        ids = [image.id for image in self.images]
+        repeated = {image_id for image_id, times in Counter(ids).items() if times > 1}
+        if odd := set(ids) ^ set(self.truth) | set(ids) ^ set(self.split) | repeated:
+            raise SettingsError(
+                f"images, true classes and sides do not belong together: {first_ten(sorted(odd), ', ')}"
+            )
+        self._check_sides()
+
+    def _check_sides(self) -> None:
+        """The sides share no patient, and train and test hold every class."""
+        group_of = groups_of(self.images)
+        sides_of: dict[str, set[Side]] = {}
+        for image in self.images:
+            sides_of.setdefault(group_of[image.id], set()).add(self.split[image.id])
+        if divided := sorted(group for group, sides in sides_of.items() if len(sides) > 1):
+            where = [f"{group} ({', '.join(side for side in SIDES if side in sides_of[group])})" for group in divided]
+            raise SettingsError(
+                f"{len(divided)} patients have images on more than one side: {first_ten(where, ', ')}; put all images "
+                "of a patient on one side, or remove the column split"
+            )
+        for side, counts in self.counts().items():
+            lost = [name for name in self.classes if not counts[name]]
+            if lost and side != "val":
+                patients = len({group_of[image.id] for image in self.images if self.truth[image.id] in lost})
+                raise SettingsError(
+                    f"the {side} side has no image of class {' or '.join(map(repr, lost))}, of which there are images "
+                    f"of {patients} patients in all: give more of them, another split, or leave the class out of --task"
+                )
+
+    def labels(self, side: Side) -> tuple[Label, ...]:
+        """The true labels of one side, in the order of the image ids."""
+        return tuple(
+            Label(image=image, value=self.truth[image.id], raters=1)
+            for image in self.images
+            if self.split[image.id] == side
+        )
+
+    def counts(self) -> dict[Side, dict[str, int]]:
+        """Images of every class on every side."""
+        found = Counter((self.split[image.id], self.truth[image.id]) for image in self.images)
+        return {side: {name: found[side, name] for name in self.classes} for side in SIDES}
+
+    def keep(self, image_ids: Iterable[str]) -> "DataSet":
+        """The same study with some of its images."""
+        kept = set(image_ids)
+        rows = [row for row, image in enumerate(self.images) if image.id in kept]
+        images = tuple(self.images[row] for row in rows)
+        return replace(
+            self,
+            images=images,
+            truth={image.id: self.truth[image.id] for image in images},
+            split={image.id: self.split[image.id] for image in images},
+            ratings=tuple(rating for rating in self.ratings if rating.image.id in kept),
+            features=None if self.features is None else self.features[rows],
+            source=None if self.source is None else {i.id: self.source[i.id] for i in images if i.id in self.source},
+        )
+
+
+def load_dataset(
+    images: Path | None,
+    labels: Path,
+    *,
+    ratings: Path | None = None,
+    features: Path | None = None,
+    task: TaskMapping | None = None,
+    imbalance: Mapping[str, float] | None = None,
+    split_seed: int = 0,
+) -> DataSet:
+    """Read a study's tables and check them against each other.
+
+    The truth of an image is its label where the table has one, else the median of its readers' answers. Where the table
+    has no column ``split``, ``split_by_patient`` draws the sides.
+
+    Args:
+        images: folder that the paths start from; None where ``features`` suffice.
+        labels: see ``tables.read_labels``.
+        ratings: see ``tables.read_ratings``.
+        features: see ``tables.read_features``.
+        task: which labels make which class; without one every label is a class of its own.
+        imbalance: class -> its share on every side, see ``subsample_to_prevalence``.
+        split_seed: of the split and of the subsampling.
+
+    Raises:
+        SettingsError: a table is wrong, tables do not fit each other, a class or a file is missing, a patient has
+            images on two sides, or the imbalance cannot be reached; names the rows, images, patients or numbers.
+    """
+    if images is None and features is None:
+        raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
+    meant = frozenset() if task is None else frozenset(task.of)
+    rows = _relative(images, read_labels(labels, rated=ratings is not None, meant=meant), labels)
+    answers: list[RatingRow] = []
+    if ratings is not None:
+        answers = _relative(images, read_ratings(ratings, meant=meant), ratings)
+        _check_same_images(labels, rows, ratings, answers)
+    notes: list[str] = []
+    if task is None:
+        task = _task_of(labels, rows, notes, ordered=ratings is not None)
+    same = {row.path: row.path for row in rows} if images is None else _first_copies([row.path for row in rows], images)
+    is_split = any(row.split is not None for row in rows)
+    refs = {
+        row.path: ImageRef(id=row.path, uri=row.path if is_split else same[row.path], patient_id=row.patient_id)
+        for row in rows
+    }
+    annotations = _annotations(answers, refs, task, notes)
+    truth = _truth(rows, annotations, task, notes)
+    kept = sorted((refs[path] for path in truth), key=lambda image: natural_order(image.id))
+    if not any(image.patient_id for image in kept):
+        notes.append("the labels table names no patient_id: every image counts as a patient of its own")
+    if images is not None:
+        _check_files(images, kept, labels, {row.path: row.line for row in rows})
+    split = {row.path: row.split for row in rows if row.split is not None and row.path in truth}
+    if not split:
+        notes.append(f"split by patient, seed {split_seed}, shares {', '.join(f'{share:g}' for share in SHARES)}")
+        split = split_by_patient(kept, truth, split_seed, SHARES)
+    notes += _note_copies(kept, same, split)
+    sources = {row.path: row.source for row in rows if row.source and row.path in truth}
+    tables = {"labels": labels, "ratings": ratings, "features": features}
+    data = DataSet(
+        classes=task.classes,
+        images=tuple(kept),
+        truth=truth,
+        split=split,
+        ratings=tuple(annotation for annotation in annotations if annotation.image.id in truth),
+        features=None if features is None else _features_of(features, kept, notes),
+        source=sources or None,
+        folder=images,
+        digests={name: sha256(table) for name, table in tables.items() if table is not None},
     )
+    if imbalance:
+        ids = subsample_to_prevalence(data.truth, data.split, data.classes, imbalance, split_seed)
+        notes.append(f"for the shares {_listed(imbalance)}, {len(ids)} of {len(kept)} images were kept")
+        data = data.keep(ids)
+    validation = data.counts()["val"]
+    if not any(validation.values()):
+        notes.append("there is no validation side")
+    else:
+        notes += [f"no image of class {name!r} is on the validation side" for name, n in validation.items() if not n]
+    return replace(data, notes=tuple(notes))
 
 
 def split_by_patient(
     images: Sequence[ImageRef], truth: Mapping[str, str], seed: int, shares: tuple[float, float, float]
 ) -> dict[str, Side]:
-    """Draw a side for every patient (every image where the patient is unknown), alike in all classes.
+    """Draw a side for every patient (every image where the patient is unknown), stratified by class.
 
     The patients come in a random order that follows from the seed and their names, those with many images first, since
-    they fit least well at the end. Each goes where it brings the images of its classes nearest to what the side shall
-    have, by ``sum_c (have_c - wanted_c)^2 / wanted_c``, under which all sides fill at one pace.
+    they fit least well at the end. Each goes where it brings the images of its classes nearest to the side's quota, by
+    ``sum_c (have_c - wanted_c)^2 / wanted_c``, under which all sides fill at one pace.
 
     Args:
         images: in any order.
@@ -142,11 +315,11 @@ def subsample_to_prevalence(
     imbalance: Mapping[str, float],
     seed: int,
 ) -> list[str]:
-    """Choose as many images as may stay if some classes shall have a given share of every side.
+    """Choose the largest set of images in which some classes have a given share of every side.
 
-    Classes without a wish keep their proportions among each other. Where a class has too many images, some of it go;
-    where it has too few, some of the others. Which ones follows from the seed and their ids alone, and a smaller share
-    keeps some of those that a larger one keeps.
+    Classes without a given share keep their proportions among each other. Where a class has too many images, some of
+    it go; where it has too few, some of the others. Which ones follows from the seed and their ids alone, and a smaller
+    share keeps a subset of what a larger one keeps.
 
     Args:
         truth: image id -> class.
@@ -160,7 +333,7 @@ def subsample_to_prevalence(
 
     Raises:
         SettingsError: a class is unknown, the shares do not sum to 1 (or leave nothing for the other classes), or a
-            class would have no image left on a side; says how many there are.
+            class would have no image left on a side; gives the counts.
     """
     _check_shares(classes, imbalance)
     kept: list[str] = []
@@ -171,50 +344,16 @@ def subsample_to_prevalence(
         counts = {name: len(ids) for name, ids in members.items()}
         quotas = _quotas(counts, imbalance)
         if gone := [name for name in classes if not quotas[name] and (counts[name] or name in imbalance)]:
-            asked = ", ".join(f"{name}={share:g}" for name, share in imbalance.items())
             there = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise SettingsError(
-                f"the shares {asked} cannot be reached on the {side} side, which holds {there}: no image of "
-                f"{' and '.join(gone)} would be left; ask for a share nearer to what is there"
+                f"the shares {_listed(imbalance)} cannot be reached on the {side} side, which holds {there}: no image "
+                f"of {' and '.join(gone)} would be left; ask for a share nearer to what is there"
             )
         for name, ids in members.items():
-            # Not the bare ids: the strategy `random` orders by those, and would find what stays all at the front.
+            # Not by the bare ids: the strategy `random` orders by those, and would find what stays all at the front.
             order = seeded_order([f"kept {image_id}" for image_id in ids], seed)
             kept += [ids[place] for place in order[: quotas[name]]]
     return kept
-
-
-def check_sides(
-    images: Sequence[ImageRef], truth: Mapping[str, str], split: Mapping[str, Side], classes: Sequence[str]
-) -> None:
-    """Make sure that the sides are apart and that train and test can be learnt from and measured on.
-
-    Raises:
-        SettingsError: an image is there twice, or has no class or no side, a patient has images on two sides, or train
-            or test lacks a class; names them.
-    """
-    ids = [image.id for image in images]
-    if len(set(ids)) != len(ids) or set(ids) != set(truth) or set(ids) != set(split):
-        odd = sorted(set(ids) ^ set(truth) | set(ids) ^ set(split)) or [i for i, n in Counter(ids).items() if n > 1]
-        raise SettingsError(f"images, true classes and sides do not belong together: {first_ten(odd, ', ')}")
-    group_of = groups_of(images)
-    sides_of: dict[str, set[Side]] = {}
-    for image in images:
-        sides_of.setdefault(group_of[image.id], set()).add(split[image.id])
-    if torn := sorted(group for group, sides in sides_of.items() if len(sides) > 1):
-        where = [f"{group} ({', '.join(side for side in SIDES if side in sides_of[group])})" for group in torn]
-        raise SettingsError(
-            f"{len(torn)} patients have images on more than one side: {first_ten(where, ', ')}; put all images of a "
-            "patient on one side, or remove the column split"
-        )
-    for side in ("train", "test"):
-        there = {truth[image_id] for image_id in ids if split[image_id] == side}
-        if lost := [name for name in classes if name not in there]:
-            patients = len({group_of[image.id] for image in images if truth[image.id] in lost})
-            raise SettingsError(
-                f"the {side} side has no image of class {' or '.join(map(repr, lost))}, of which there are images of "
-                f"{patients} patients in all: give more of them, another split, or leave the class out of --task"
-            )
 
 
 def _check_shares(classes: Sequence[str], imbalance: Mapping[str, float]) -> None:
@@ -223,9 +362,8 @@ def _check_shares(classes: Sequence[str], imbalance: Mapping[str, float]) -> Non
     total, free = sum(imbalance.values()), [name for name in classes if name not in imbalance]
     fits = total < 1.0 - 1e-6 if free else math.isclose(total, 1.0, abs_tol=1e-6)
     if not fits or not all(0.0 < share < 1.0 for share in imbalance.values()):
-        wanted = f"sum to less than 1, to leave room for {', '.join(free)}" if free else "sum to 1"
-        asked = ", ".join(f"{name}={share:g}" for name, share in imbalance.items())
-        raise SettingsError(f"imbalance {asked}: shares must lie above 0 and below 1 and {wanted}")
+        expected = f"sum to less than 1, to leave room for {', '.join(free)}" if free else "sum to 1"
+        raise SettingsError(f"imbalance {_listed(imbalance)}: shares must lie above 0 and below 1 and {expected}")
 
 
 def _quotas(counts: Mapping[str, int], imbalance: Mapping[str, float]) -> dict[str, int]:
@@ -234,162 +372,38 @@ def _quotas(counts: Mapping[str, int], imbalance: Mapping[str, float]) -> dict[s
     left = 1.0 - sum(imbalance.values())
     shares = {name: imbalance.get(name, left * count / max(free, 1)) for name, count in counts.items()}
     total = min(count / shares[name] for name, count in counts.items() if shares[name] > 0)
-    if not free and left > 1e-6:  # nobody is there to take what the wishes leave
+    if not free and left > 1e-6:  # no class takes the rest
         total = 0.0
     return {name: min(counts[name], math.floor(total * share + 0.5)) for name, share in shares.items()}
 
 
-SEARCHED = 100_000  # files of a folder, for one that is missing under its name
-Row = TypeVar("Row", LabelRow, RatingRow)
-READ_AT = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock: a table of ratings has no times
+def _listed(imbalance: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={share:g}" for name, share in imbalance.items())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DataSet:
-    """Everything that a study knows about its images.
-
-    Attributes:
-        classes: ordinal, least severe first.
-        images: in the order of their ids, each once.
-        truth: image id -> class.
-        split: image id -> side. No patient has images on two sides; train and test hold every class.
-        ratings: answers of several readers, of which ``value`` is None where no class of the task was given; or none.
-        features: one row an image, in the order of ``images``; None where the images themselves are to be read.
-        source: image id -> where it comes from (a hospital, say); None where the table does not say.
-        folder: that the images' uris start from; None where there are only features.
-        digests: table -> SHA-256 of its bytes.
-        notes: what was decided or left out on the way, in words, for the report.
+def _relative(folder: Path | None, rows: list[Row], table: Path) -> list[Row]:
+    """The rows with absolute paths of images in the folder made relative to it.
 
     Raises:
-        SettingsError: any of this does not hold; names the images or the patients.
+        SettingsError: the table has the same image by its absolute path and by the other.
     """
-
-    classes: tuple[str, ...]
-    images: tuple[ImageRef, ...]
-    truth: Mapping[str, str]
-    split: Mapping[str, Side]
-    ratings: tuple[Annotation, ...] = ()
-    features: Float32[npt.NDArray[np.float32], "images dims"] | None = None
-    source: Mapping[str, str] | None = None
-    folder: Path | None = None
-    digests: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.features is not None and len(self.features) != len(self.images):
-            raise SettingsError(f"{len(self.images)} images but features of {len(self.features)}")
-        check_sides(self.images, self.truth, self.split, self.classes)
-
-    def labels(self, side: Side) -> tuple[Label, ...]:
-        """The true labels of one side, in the order of the image ids."""
-        return tuple(
-            Label(image=image, value=self.truth[image.id], raters=1)
-            for image in self.images
-            if self.split[image.id] == side
-        )
-
-    def counts(self) -> dict[Side, dict[str, int]]:
-        """Images of every class on every side."""
-        found = Counter((self.split[image.id], self.truth[image.id]) for image in self.images)
-        return {side: {name: found[side, name] for name in self.classes} for side in SIDES}
-
-    def keep(self, image_ids: Iterable[str]) -> "DataSet":
-        """The same study of some of its images."""
-        kept = set(image_ids)
-        rows = [row for row, image in enumerate(self.images) if image.id in kept]
-        images = tuple(self.images[row] for row in rows)
-        return replace(
-            self,
-            images=images,
-            truth={image.id: self.truth[image.id] for image in images},
-            split={image.id: self.split[image.id] for image in images},
-            ratings=tuple(rating for rating in self.ratings if rating.image.id in kept),
-            features=None if self.features is None else self.features[rows],
-            source=None if self.source is None else {i.id: self.source[i.id] for i in images if i.id in self.source},
-        )
-
-
-def load_dataset(
-    images: Path | None,
-    labels: Path,
-    *,
-    ratings: Path | None = None,
-    features: Path | None = None,
-    task: TaskMapping | None = None,
-    imbalance: Mapping[str, float] | None = None,
-    split_seed: int = 0,
-    shares: tuple[float, float, float] = (0.6, 0.15, 0.25),
-) -> DataSet:
-    """Read a study's tables and check them against each other.
-
-    The truth of an image is its label where the table has one, else the median of its readers' answers.
-
-    Args:
-        images: folder that the paths start from; None where ``features`` are enough.
-        labels: see ``tables.read_labels``.
-        ratings: see ``tables.read_ratings``.
-        features: see ``tables.read_features``.
-        task: which labels make which class; without one every label is a class of its own.
-        imbalance: class -> share that it shall have on every side, see ``partition.shares_reached``.
-        split_seed: of the split and of the subsampling.
-        shares: of the images, for train, validation and test, where the table has no column ``split``; the split is by
-            patient and stratified, see ``partition.split_by_patient``.
-
-    Raises:
-        SettingsError: a table is wrong, tables do not fit each other, a class or a file is missing, a patient stands on
-            two sides, or the imbalance cannot be reached; names the rows, images, patients or numbers.
-    """
-    if images is None and features is None:
-        raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
-    meant = frozenset() if task is None else frozenset(task.of)
-    rows = _below(images, read_labels(labels, rated=ratings is not None, meant=meant), labels)
-    answers = [] if ratings is None else _below(images, read_ratings(ratings, meant=meant), ratings)
-    if ratings is not None:
-        _check_same_images(labels, rows, ratings, answers)
-    notes: list[str] = []
-    if task is None:
-        task = _task_of(labels, rows, notes, ordered=ratings is not None)
-    paths = [row.path for row in rows]
-    same = {path: path for path in paths} if images is None else _first_of_the_same(paths, images)
-    drawn = not any(row.split is not None for row in rows)
-    refs = {
-        row.path: ImageRef(id=row.path, uri=same[row.path] if drawn else row.path, patient_id=row.patient_id)
-        for row in rows
-    }
-    annotations = _annotations(answers, refs, task, notes)
-    truth = _truth(rows, annotations, task, notes)
-    kept = sorted((refs[path] for path in truth), key=lambda image: natural_order(image.id))
-    if not any(image.patient_id for image in kept):
-        notes.append("the labels table names no patient_id: every image counts as a patient of its own")
-    if images is not None:
-        _check_files(images, kept, labels, {row.path: row.line for row in rows})
-    split = {row.path: row.split for row in rows if row.split is not None and row.path in truth}
-    if not split:
-        notes.append(f"split by patient, seed {split_seed}, shares {', '.join(f'{share:g}' for share in shares)}")
-        split = split_by_patient(kept, truth, split_seed, shares)
-    notes += _said_of_copies(kept, same, split)
-    sources = {row.path: row.source for row in rows if row.source and row.path in truth}
-    data = DataSet(
-        classes=task.classes,
-        images=tuple(kept),
-        truth=truth,
-        split=split,
-        ratings=tuple(annotation for annotation in annotations if annotation.image.id in truth),
-        features=None if features is None else _rows_of(features, kept, notes),
-        source=sources or None,
-        folder=images,
-        digests={
-            name: _sha256(table)
-            for name, table in (("labels", labels), ("ratings", ratings), ("features", features))
-            if table is not None
-        },
-    )
-    if imbalance:
-        ids = subsample_to_prevalence(data.truth, data.split, data.classes, imbalance, split_seed)
-        asked = ", ".join(f"{name}={share:g}" for name, share in imbalance.items())
-        notes.append(f"for the shares {asked}, {len(ids)} of {len(kept)} images were kept")
-        data = data.keep(ids)
-    return replace(data, notes=(*notes, *_empty_places(data)))
+    if folder is None or not any(row.path.startswith("/") for row in rows):
+        return rows
+    root = folder.resolve()
+    moved = []
+    for row in rows:
+        path = Path(row.path).resolve() if row.path.startswith("/") else None
+        inside = path is not None and path.is_relative_to(root)
+        moved.append(replace(row, path=path.relative_to(root).as_posix()) if path is not None and inside else row)
+    seen: dict[tuple[str, str], int] = {}
+    twice = []
+    for row in moved:
+        first = seen.setdefault((row.path, getattr(row, "rater", "")), row.line)
+        if first != row.line:
+            twice.append(f"lines {first} and {row.line} ({row.path!r})")
+    if twice:
+        raise SettingsError(f"{table} has the same image by two paths: {first_ten(twice)}; remove one of each two rows")
+    return moved
 
 
 def _check_same_images(labels: Path, rows: Sequence[LabelRow], ratings: Path, answers: Sequence[RatingRow]) -> None:
@@ -397,13 +411,13 @@ def _check_same_images(labels: Path, rows: Sequence[LabelRow], ratings: Path, an
     for here, there, table, other in ((labelled, rated, labels, ratings), (rated, labelled, ratings, labels)):
         if lone := sorted(here - there, key=natural_order):
             raise SettingsError(
-                f"{len(lone)} images stand in {table} but not in {other}: {first_ten(lone, ', ')}; "
+                f"{len(lone)} images are in {table} but not in {other}: {first_ten(lone, ', ')}; "
                 "every image needs a row in the labels and at least one in the ratings"
             )
 
 
 def _task_of(table: Path, rows: Sequence[LabelRow], notes: list[str], *, ordered: bool) -> TaskMapping:
-    """Every label is a class, in alphabetical order, for want of a better one."""
+    """Every label as a class, in alphabetical order."""
     names = sorted({row.label for row in rows if row.label is not None})
     example = ";".join(names) or "normal;moderate;severe"
     if len(names) < 2 and not ordered:
@@ -453,18 +467,16 @@ def _truth(
 ) -> dict[str, str]:
     consensus = {label.image.id: label.value for label in median(annotations, task.classes).labels}
     truth: dict[str, str] = {}
-    dropped: Counter[str | None] = Counter()
+    dropped: Counter[str] = Counter()
     for row in rows:
         value = consensus.get(row.path) if row.label is None else task.of.get(row.label)
         if value is None:
-            dropped[row.label] += 1
+            dropped[row.label or ""] += 1
         else:
             truth[row.path] = value
-    for label, times in sorted(dropped.items(), key=lambda item: item[0] or ""):
-        what = (
-            "that no reader gave a class" if label is None else f"labelled {label!r}, which the task does not mention,"
-        )
-        notes.append(f"{times} images {what} were left out")
+    for label, times in sorted(dropped.items()):
+        which = f"labelled {label!r}, which the task does not mention," if label else "that no reader gave a class"
+        notes.append(f"{times} images {which} were left out")
     if lost := [name for name in task.classes if name not in truth.values()]:
         labels = ", ".join(sorted({row.label for row in rows if row.label is not None})) or "none"
         raise SettingsError(
@@ -473,61 +485,33 @@ def _truth(
     return truth
 
 
-def _below(folder: Path | None, rows: list[Row], table: Path) -> list[Row]:
-    """The rows with absolute paths of images in the folder written from the folder on.
-
-    Raises:
-        SettingsError: the same image stands there by its absolute path and by the other.
-    """
-    if folder is None or not any(row.path.startswith("/") for row in rows):
-        return rows
-    root = folder.resolve()
-    moved = []
-    for row in rows:
-        path = Path(row.path).resolve() if row.path.startswith("/") else None
-        inside = path is not None and path.is_relative_to(root)
-        moved.append(replace(row, path=path.relative_to(root).as_posix()) if path is not None and inside else row)
-    seen: dict[tuple[str, str], int] = {}
-    twice = []
-    for row in moved:
-        first = seen.setdefault((row.path, getattr(row, "rater", "")), row.line)
-        if first != row.line:
-            twice.append(f"lines {first} and {row.line} ({row.path!r})")
-    if twice:
-        raise SettingsError(f"{table} has the same image by two paths: {first_ten(twice)}; remove one of each two rows")
-    return moved
-
-
-def _first_of_the_same(paths: Sequence[str], folder: Path) -> dict[str, str]:
-    """Path -> the first path with the same bytes. A file that cannot be read is like no other; who reads it says why.
-
-    One file has one path: ``read_labels`` refuses another spelling of it.
-    """
-    in_order = sorted(paths, key=natural_order)
-    marks: dict[str, list[str]] = {path: [] for path in in_order}
-    of_size: dict[int, list[str]] = {}
-    for path in in_order:
+def _first_copies(paths: Sequence[str], folder: Path) -> dict[str, str]:
+    """Path -> the first path with the same bytes. A file that cannot be read has no copies."""
+    same = {path: path for path in paths}
+    by_size: dict[int, list[str]] = {}
+    for path in sorted(paths, key=natural_order):
         with suppress(OSError, ValueError):
-            if _is_file(folder / path):
-                of_size.setdefault((folder / path).stat().st_size, []).append(path)
-    for alike in of_size.values():
-        for path in alike if len(alike) > 1 else ():  # a file of a size of its own need not be read
+            if (folder / path).is_file():
+                by_size.setdefault((folder / path).stat().st_size, []).append(path)
+    first: dict[str, str] = {}
+    for alike in by_size.values():
+        for path in alike if len(alike) > 1 else ():  # a file with a size of its own need not be read
             with suppress(OSError):
-                marks[path].append(_sha256(folder / path))
-    return linked(marks)
+                same[path] = first.setdefault(sha256(folder / path), path)
+    return same
 
 
-def _said_of_copies(images: Sequence[ImageRef], same: Mapping[str, str], split: Mapping[str, Side]) -> list[str]:
-    sides: dict[str, set[Side]] = {}
-    for image in images:
-        sides.setdefault(same[image.id], set()).add(split[image.id])
+def _note_copies(images: Sequence[ImageRef], same: Mapping[str, str], split: Mapping[str, Side]) -> list[str]:
     copies = [image.id for image in images if same[image.id] != image.id]
     if not copies:
         return []
-    said = f"{len(copies)} rows hold the same image as another row: {first_ten(copies, ', ')}"
+    sides: dict[str, set[Side]] = {}
+    for image in images:
+        sides.setdefault(same[image.id], set()).add(split[image.id])
+    note = f"{len(copies)} rows hold the same image as another row: {first_ten(copies, ', ')}"
     if divided := sum(len(found) > 1 for found in sides.values()):
-        return [f"{said}; THE TABLE PUTS {divided} IMAGES ON MORE THAN ONE SIDE, so that the figures are too good"]
-    return [f"{said}; copies are on one side of the split"]
+        return [f"{note}; THE TABLE PUTS {divided} IMAGES ON MORE THAN ONE SIDE, so that the figures are too good"]
+    return [f"{note}; copies are on one side of the split"]
 
 
 def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: Mapping[str, int]) -> None:
@@ -537,23 +521,20 @@ def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: M
         )
     root = folder.resolve()
 
-    def named(image: ImageRef) -> str:
-        return f"{image.uri} (line {lines[image.id]})"
+    def named(wrong: Sequence[ImageRef]) -> str:
+        return first_ten([f"{image.uri} (line {lines[image.id]})" for image in wrong], ", ")
 
     if outside := [image for image in images if not (root / image.uri).resolve().is_relative_to(root)]:
         raise SettingsError(
-            f"{len(outside)} paths of {table} lead out of {folder}: {first_ten([*map(named, outside)], ', ')}; give "
-            "paths inside it"
+            f"{len(outside)} paths of {table} lead out of {folder}: {named(outside)}; give paths inside it"
         )
     if missing := [image for image in images if not _is_file(root / image.uri)]:
+        way_out = "put them there, correct their paths, or remove their rows"
+        if len(missing) == len(images):
+            way_out = "give the folder that the paths of the labels start from"
         raise SettingsError(
-            f"{len(missing)} of {len(images)} images of {table} are not in {folder}: "
-            f"{first_ten([*map(named, missing)], ', ')}; {_near(root, missing[0].uri)}"
-            + (
-                "give the folder that the paths of the labels start from"
-                if len(missing) == len(images)
-                else "put them there, mend their paths, or remove their rows"
-            )
+            f"{len(missing)} of {len(images)} images of {table} are not in {folder}: {named(missing)}; "
+            f"{_suggestion(root, missing[0].uri)}{way_out}"
         )
 
 
@@ -564,24 +545,23 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _near(root: Path, uri: str) -> str:
-    """Where the first of the missing images seems to be instead."""
-    name = _alike(Path(uri).name)
-    for path in islice(root.rglob("*"), SEARCHED):
-        if _alike(path.name) == name and path.is_file():
+def _suggestion(root: Path, uri: str) -> str:
+    """A file below the folder that has the name of the missing one but for case, accents or the folder."""
+
+    def folded(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    for path in islice(root.rglob("*"), SEARCHED_FILES):
+        if folded(path.name) == folded(Path(uri).name) and path.is_file():
             return f"there is {path.relative_to(root).as_posix()!r} instead of {uri!r}; "
     return ""
 
 
-def _alike(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _rows_of(
+def _features_of(
     file: Path, images: Sequence[ImageRef], notes: list[str]
 ) -> Float32[npt.NDArray[np.float32], "images dims"]:
-    features = read_features(file)
-    row_of = {path: row for row, path in enumerate(features.paths)}
+    paths, features = read_features(file)
+    row_of = {path: row for row, path in enumerate(paths)}
     if missing := [image.id for image in images if image.id not in row_of]:
         raise SettingsError(
             f"{len(missing)} of {len(images)} images have no features in {file}: {first_ten(missing, ', ')}; "
@@ -589,16 +569,10 @@ def _rows_of(
         )
     if more := len(row_of) - len(images):
         notes.append(f"{more} rows of the features belong to no image of the study")
-    return features.values[[row_of[image.id] for image in images]]
+    return features[[row_of[image.id] for image in images]]
 
 
-def _empty_places(data: DataSet) -> list[str]:
-    counts = data.counts()["val"]
-    if not any(counts.values()):
-        return ["there is no validation side"]
-    return [f"no image of class {name!r} is on the validation side" for name, count in counts.items() if not count]
-
-
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

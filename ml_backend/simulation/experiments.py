@@ -52,14 +52,14 @@ from ml_backend.simulation.analysis import (
 )
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.metrics import RoundMetrics
-from ml_backend.simulation.options import SimulateOptions, Study, make_plan, open_study
+from ml_backend.simulation.options import SimulateOptions, make_plan
 from ml_backend.simulation.outlines import OUTLINES, Outline
 from ml_backend.simulation.plan import PROFILES, Run
 from ml_backend.simulation.report import curves_of, difference_words, rarest, share_words
-from ml_backend.simulation.run import fit_on_all, read_results
+from ml_backend.simulation.run import Study, fit_on_all, open_study
 from ml_backend.simulation.run_log import BatchRow, RoundRow, StudyResults
-from ml_backend.simulation.study import run_study
-from ml_backend.simulation.synthetic import write_phantoms
+from ml_backend.simulation.study import simulate
+from ml_backend.simulation.synthetic import write_synthetic_study
 from ml_backend.simulation.tables import read_labels
 from ml_backend.storage.atomic import write_atomically, write_record
 
@@ -272,7 +272,7 @@ def drawn_tables(
     # All that varies stands in the name, so that features always belong to the films beside them.
     place = folder / f"films-{films}-side-{side}-centres-{centres}"
     tell(f"{films} films of {side} x {side} pixels are drawn in {place}, unless they are there")
-    study = write_phantoms(
+    study = write_synthetic_study(
         place, count=films, shares=PAPER_SHARES, seed=0, side=side, difficulty=DIFFICULTY, centres=centres
     )
     features = place / "features.npz"
@@ -1004,7 +1004,7 @@ def read_uncertainty(finished: Sequence[Finished]) -> Reading:
 def _uncertainty(run: Run, study: Study) -> tuple[tuple[str, ...], dict[str, Values]]:
     with one_thread(), threadpool_limits(1):  # as the study's own rounds
         learner, _, _ = fit_on_all(run, study)
-        outputs = learner.judge([label.image for label in study.data.labels("test")])
+        outputs = learner.predict_test([label.image for label in study.data.labels("test")])
         probs = torch.from_numpy(outputs.probs)
         return outputs.image_ids, {name: score(probs).double().numpy() for name, score in FUNCTIONS.items()}
 
@@ -1236,11 +1236,11 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
         console: where to tell it; the terminal by default.
 
     Returns:
-        Exit status: 0, also where something was not as expected; 130 where Ctrl-C has stopped it.
+        Exit status: 0, also where something was not as expected.
 
     Raises:
         SettingsError: an option or a table is wrong; names the value, what is wanted and the way out.
-        BackendError: a study came to nothing, see ``run_study``.
+        BackendError: a study came to nothing, see ``simulate``.
     """
     console = console or Console()
     experiment = EXPERIMENTS.get(options.name)
@@ -1271,10 +1271,11 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
     for arm in experiment.arms(ground):
         if arm.title:
             say(f"\n{arm.title}")
-        if status := run_study(arm.options, console):
+        try:
+            finished.append(Finished(arm, simulate(arm.options, console)))
+        except KeyboardInterrupt:
             say(f"the whole experiment goes on with: {options.command()}")
-            return status
-        finished.append(Finished(arm, read_results(arm.options.out)))
+            raise
     reading = experiment.read(finished)
     report = ExperimentReport(
         name=options.name,

@@ -1,34 +1,23 @@
-"""What the user of ``ml-backend simulate`` asks for, read and checked: options in, a plan and its data out.
+"""The options of ``ml-backend simulate``: parsed and checked, they become a plan and its data."""
 
-A plan in, the parts of its runs out: the only place of a study that names a concrete learner.
-"""
-
-import hashlib
 import platform
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Final, Literal, get_args
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
-from ml_backend.images.source import FolderSource
-from ml_backend.model.ensemble import make_learner
-from ml_backend.model.features import FeatureTable
-from ml_backend.model.learner import LearnerProgress, McDropoutLearner
 from ml_backend.registry import STRATEGIES
-from ml_backend.rounds.interfaces import Learner, Splitter, no_progress
-from ml_backend.rounds.split import fixed_split, fold_split, stable_split
-from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
+from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
 from ml_backend.simulation.plan import PROFILES, StudyPlan
 
 Loss = Literal["weighted", "unweighted"]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
-PACKAGES = ("label-studio-active-learning", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
+LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
+PACKAGES: Final = ("label-studio-active-learning", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +25,23 @@ class SimulateOptions:
     """The options of ``ml-backend simulate``, as they are typed.
 
     Attributes:
+        labels: table with ``path,label[,patient_id][,split][,source]``.
+        out: folder of the results; a study that was stopped goes on there.
+        images: folder that the paths of the tables start from.
+        ratings: table with ``path,rater,label``, the answers of several readers.
+        features: npz file with ``X`` and ``path``, in place of images.
         strategies: names, separated by commas.
         seeds: how many (``10`` are 0 to 9), or which (``3,5,7``).
-        loss: ``weighted``, ``unweighted`` or both; with both every run is done twice.
+        profile: ``paper`` or ``best``; options that are given replace its choices.
+        task: classes, least severe first: ``normal=normal;diseased=bacterial,viral``.
         imbalance: ``class=share``, separated by commas.
-        budget: labels that a round trains on at most, or as a share of the training side, with a point.
-        no_random: leave the strategy ``random`` out, which is else always added.
+        loss: ``weighted``, ``unweighted`` or both; with both every run is done twice.
+        initial: labelled images of every class before the first round.
+        budget: labels that a round trains on at most, or with a point their fraction of the training side.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        no_random: leave out the strategy ``random``, which is added otherwise.
         workers: processes on this machine.
-        redis: of workers anywhere; takes the place of ``workers``.
+        redis: address of a Redis whose workers do the runs, in place of ``workers``.
     """
 
     labels: Path
@@ -70,17 +68,13 @@ class SimulateOptions:
     redis: str | None = None
 
     def command(self) -> str:
-        """The command that gives the same numbers; without what only spreads the work."""
+        """The command that gives the same numbers; without ``workers`` and ``redis``."""
         words = ["ml-backend", "simulate"]
         for field in fields(self):
             value = getattr(self, field.name)
-            if (
-                field.name in {"workers", "redis"}
-                or value is None
-                or (field.default is not MISSING and value == field.default)
-            ):
-                continue
-            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            is_default = value is None or (field.default is not MISSING and value == field.default)
+            if field.name not in {"workers", "redis"} and not is_default:
+                words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
         return shlex.join(words)
 
 
@@ -88,8 +82,10 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     """Read the tables, and settle everything that decides the numbers.
 
     Raises:
-        SettingsError: an option or a table is wrong; names the value, what is wanted and the way out.
+        SettingsError: an option or a table is wrong; gives the value, the expected one and the way out.
     """
+    if options.workers < 1:
+        raise SettingsError(f"--workers {options.workers}: expected 1 or more")
     profile = PROFILES.get(options.profile)
     if profile is None:
         raise SettingsError(f"--profile {options.profile!r}: there is no such profile; known are {', '.join(PROFILES)}")
@@ -107,11 +103,16 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         ratings=options.ratings,
         features=options.features,
         task=None if options.task is None else parse_task(options.task),
-        imbalance=imbalance or None,
+        imbalance=imbalance,
     )
     digests = dict(data.digests)
     if chosen.weights not in {"imagenet", "none"} and options.features is None:
-        digests["weights"] = _sha256(Path(chosen.weights))
+        try:
+            digests["weights"] = sha256(Path(chosen.weights))
+        except OSError as error:
+            raise SettingsError(
+                f"--weights {chosen.weights!r} cannot be read: {error}; give imagenet, none or a file"
+            ) from error
     plan = StudyPlan(
         command=options.command(),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,53 +136,32 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     return plan, data
 
 
-def load_data(plan: StudyPlan) -> DataSet:
-    """The data of a plan, as a worker reads it again.
-
-    Raises:
-        SettingsError: a table is wrong, or has changed since the study began.
-    """
-    data = load_dataset(
-        _path(plan.images),
-        Path(plan.labels),
-        ratings=_path(plan.ratings),
-        features=_path(plan.features),
-        task=None if plan.task is None else parse_task(plan.task),
-        imbalance=plan.imbalance or None,
-    )
-    if changed := [name for name, digest in data.digests.items() if plan.digests.get(name) != digest]:
-        raise SettingsError(f"the {' and the '.join(changed)} have changed since the study began: give a new --out")
-    return data
-
-
 def _strategies(options: SimulateOptions) -> tuple[str, ...]:
     names = _listed(options.strategies, "--strategies", "entropy,mean_std")
     for name in names:
         if name not in STRATEGIES:
             raise SettingsError(f"--strategies: there is no strategy {name!r}; known are {', '.join(STRATEGIES)}")
-    if options.no_random or "random" in names:
-        if options.no_random and "random" in names:
-            raise SettingsError("--no-random, but --strategies names random: give one of the two")
-        return names
-    return ("random", *names)
+    if options.no_random and "random" in names:
+        raise SettingsError("--no-random, but --strategies names random: give one of the two")
+    return names if options.no_random or "random" in names else ("random", *names)
 
 
 def _project_options(options: SimulateOptions, strategies: Sequence[str], profile: dict[str, object]) -> ProjectOptions:
     given = {name: getattr(options, name) for name in ("finetune", "backbone", "weights", "passes", "batch_size")}
     chosen = profile | {name: value for name, value in given.items() if value is not None}
     if options.features is not None:
-        if chosen.get("finetune", "auto") == "full":
+        if chosen.get("finetune") == "full":
             raise SettingsError(
                 "--finetune full trains the whole network, which --features cannot feed: "
                 "give --images instead, or --finetune head"
             )
         # On a GPU `auto` is full.
         chosen["finetune"] = "head" if chosen.get("finetune", "auto") == "auto" else chosen["finetune"]
-    # One T for all: the passes are part of the network that the test side judges.
-    needy = "batch_bald" if "batch_bald" in strategies else strategies[0]
-    resolved = ProjectOptions.resolve({**chosen, "strategy": needy}, environ={})
+    # One T for all strategies: the passes are part of the network that is measured on the test side.
+    strategy = "batch_bald" if "batch_bald" in strategies else strategies[0]
+    resolved = ProjectOptions.resolve({**chosen, "strategy": strategy}, environ={})
     if resolved.weights not in {"imagenet", "none"}:
-        # A worker may stand in another folder.
+        # A worker may run in another folder.
         resolved = resolved.model_copy(update={"weights": str(Path(resolved.weights).absolute())})
     for name in strategies:
         if resolved.passes < STRATEGIES[name].min_passes:
@@ -191,16 +171,15 @@ def _project_options(options: SimulateOptions, strategies: Sequence[str], profil
 
 def _losses(text: str) -> tuple[Loss, ...]:
     names = _listed(text, "--loss", "weighted,unweighted")
-    chosen = tuple(loss for loss in LOSSES if loss in names)
     if unknown := [name for name in names if name not in LOSSES]:
-        raise SettingsError(f"--loss {unknown[0]!r}: wanted weighted, unweighted, or both with a comma between them")
-    return chosen
+        raise SettingsError(f"--loss {unknown[0]!r}: expected weighted, unweighted, or both with a comma between them")
+    return tuple(loss for loss in LOSSES if loss in names)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     parts = _listed(text, "--seeds", "10, or 3,5,7")
     if not all(part.isdecimal() for part in parts):
-        raise SettingsError(f"--seeds {text!r}: wanted how many (10) or which (3,5,7), none below 0")
+        raise SettingsError(f"--seeds {text!r}: expected how many (10) or which (3,5,7), none below 0")
     numbers = tuple(int(part) for part in parts)
     if "," in text:
         return numbers
@@ -210,33 +189,35 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _imbalance(text: str | None) -> dict[str, float]:
-    wanted = "wanted class=share, such as normal=0.14,severe=0.5"
     shares: dict[str, float] = {}
     for part in () if text is None else _listed(text, "--imbalance", "normal=0.14"):
         name, _, share = (piece.strip() for piece in part.partition("="))
         try:
             shares[name] = float(share)
         except ValueError:
-            raise SettingsError(f"--imbalance {text!r}: {part!r} is no share; {wanted}") from None
+            raise SettingsError(
+                f"--imbalance {text!r}: {part!r} is no share; expected class=share, such as normal=0.14,severe=0.5"
+            ) from None
     return shares
 
 
 def _budget(text: str, data: DataSet, initial: int) -> int:
-    train = sum(data.counts()["train"].values())
-    wanted = f"wanted labels (200) or a share of the {train} training images (0.5)"
+    counts = data.counts()["train"]
+    train = sum(counts.values())
+    expected = f"expected labels (200) or a fraction of the {train} training images (0.5)"
     try:
         labels = int(text) if text.strip().isdecimal() else int(float(text) * train + 1e-9)
         share = 0.0 if text.strip().isdecimal() else float(text)
     except ValueError:
-        raise SettingsError(f"--budget {text!r} is no number: {wanted}") from None
+        raise SettingsError(f"--budget {text!r} is no number: {expected}") from None
     if not 0 <= share <= 1 or labels > train:
-        raise SettingsError(f"--budget {text}: there are {train} training images; {wanted}")
+        raise SettingsError(f"--budget {text}: there are {train} training images; {expected}")
     if labels < (start := initial * len(data.classes)):
         raise SettingsError(
             f"--budget {text} are {labels} labels, fewer than the {start} of the start set "
             f"({initial} of each of {len(data.classes)} classes): give a larger --budget or a smaller --initial"
         )
-    if short := [f"{name} has {n}" for name, n in data.counts()["train"].items() if n < initial]:
+    if short := [f"{name} has {n}" for name, n in counts.items() if n < initial]:
         raise SettingsError(
             f"--initial {initial}: on the training side {' and '.join(short)}; give a smaller --initial or more images"
         )
@@ -246,90 +227,25 @@ def _budget(text: str, data: DataSet, initial: int) -> int:
 def _listed(text: str, option: str, example: str) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     if not parts:
-        raise SettingsError(f"{option} {text!r} names nothing: wanted, for example, {example}")
+        raise SettingsError(f"{option} {text!r} names nothing: expected, for example, {example}")
     if twice := [part for part in parts if parts.count(part) > 1]:
         raise SettingsError(f"{option} {text!r} names {twice[0]} twice: once is enough")
     return parts
 
 
-def _device(wanted: str) -> Literal["cpu", "cuda"]:
-    if wanted not in {"auto", "cpu", "cuda"}:
-        raise SettingsError(f"--device {wanted!r}: wanted auto, cpu or cuda")
-    if wanted == "cpu":
+def _device(name: str) -> Literal["cpu", "cuda"]:
+    if name not in {"auto", "cpu", "cuda"}:
+        raise SettingsError(f"--device {name!r}: expected auto, cpu or cuda")
+    if name == "cpu":
         return "cpu"
-    import torch  # noqa: PLC0415 - takes seconds, and wrong options are told at once
+    import torch  # noqa: PLC0415 - takes seconds, and wrong options are refused at once
 
     if torch.cuda.is_available():
         return "cuda"
-    if wanted == "cuda":
+    if name == "cuda":
         raise SettingsError("--device cuda, but torch finds no usable GPU: give --device auto or cpu")
     return "cpu"
 
 
-def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise SettingsError(
-            f"--weights {str(file)!r} cannot be read: {error}; give imagenet, none or a file"
-        ) from error
-
-
 def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
-MakeLearner: TypeAlias = Callable[[ProjectOptions], Learner]
-"""A new learner for the options of a run, which hold its seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A plan, its data, and what learns."""
-
-    plan: StudyPlan
-    data: DataSet
-    learner: MakeLearner
-
-    def split(self) -> Splitter:
-        """The validation side where the study has one; else validation is drawn from the labels, as in a live loop."""
-        validation = [label.image.id for label in self.data.labels("val")]
-        return fixed_split(validation) if validation else stable_split
-
-
-def open_study(plan: StudyPlan, out: Path, data: DataSet | None = None) -> Study:
-    """The study of a plan.
-
-    Args:
-        plan: what to do.
-        out: folder of the results; decoded images and features are kept there too.
-        data: of the plan, where it was read already.
-
-    Raises:
-        SettingsError: a table is wrong, or has changed since the study began.
-    """
-    data = load_data(plan) if data is None else data
-    return Study(plan, data, learner_maker(plan, data, out))
-
-
-def learner_maker(plan: StudyPlan, data: DataSet, out: Path) -> MakeLearner:
-    """What makes the learner of a run: on the table of features where there is one, else on the images."""
-    ids = [image.id for image in data.images]
-    table = None if data.features is None else FeatureTable(ids, data.features)
-    source = FolderSource(out if data.folder is None else data.folder)
-
-    def make(options: ProjectOptions, seed: int, tell: LearnerProgress) -> McDropoutLearner:
-        return McDropoutLearner(
-            options, source, out / "cache", device=plan.device, seed=seed, progress=tell, table=table
-        )
-
-    def learner(options: ProjectOptions) -> Learner:
-        folds = None if data.labels("val") else partial(fold_split, seed=options.seed)
-        return make_learner(make, options, folds, no_progress)
-
-    return learner

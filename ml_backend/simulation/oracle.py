@@ -1,11 +1,11 @@
-"""Knows the label of every image, and tells only those that a reader would have given by now."""
+"""An oracle in place of Label Studio: it knows all labels of a study, and reveals those that a round asks for."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from ml_backend.acquisition import seeded_order
-from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_order
+from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, PublishedRanking, RoundReport, natural_order
+from ml_backend.seeding import seeded_order
 from ml_backend.simulation.dataset import DataSet
 
 RATER = "oracle"
@@ -13,31 +13,31 @@ FIRST_ANSWER = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock, so that two ru
 
 
 class Oracle:
-    """All labels of a data set, revealed image by image. Satisfies ``engine.ports.LabelSource``.
+    """All labels of a data set, revealed image by image: the ``LabelSource`` and the ``Publisher`` of a round.
 
     Args:
-        truth: one label an image that a round may ask for.
+        truth: one label for each image that a round may ask for.
         ratings: readers' answers; an image that has some is answered by all of them, any other by its true label.
-            Answers about images that the oracle does not know are left aside.
-        always_known: one label an image that is answered from the start and never in the pool: a fixed validation set.
+            Answers about images that the oracle does not know are ignored.
+        always_known: labels of images that are answered from the start and never in the pool: a fixed validation set.
 
     Raises:
-        ValueError: an image stands there twice, or the truth is empty.
+        ValueError: an image has two labels, or the truth is empty.
     """
 
     def __init__(
         self, truth: Iterable[Label], ratings: Iterable[Annotation] = (), always_known: Iterable[Label] = ()
     ) -> None:
-        # Sorted: neither the pool nor the answers must depend on the order of the tables' rows.
-        asked, known = _in_order(truth), _in_order(always_known)
-        repeated = [
-            image for image, times in Counter(label.image.id for label in (*asked, *known)).items() if times > 1
-        ]
+        # Sorted: neither the pool nor the answers depend on the order of the tables' rows.
+        pool, known = (
+            sorted(labels, key=lambda label: natural_order(label.image.id)) for labels in (truth, always_known)
+        )
+        repeated = [i for i, times in Counter(label.image.id for label in (*pool, *known)).items() if times > 1]
         if repeated:
             raise ValueError(f"image {repeated[0]!r} has more than one true label: keep one row an image")
-        if not asked:
+        if not pool:
             raise ValueError("the truth holds no image: give at least one")
-        self._truth = {label.image.id: label for label in asked}
+        self._truth = {label.image.id: label for label in pool}
         self._ratings: dict[str, list[Annotation]] = {}
         for rating in sorted(ratings, key=lambda rating: rating.rater):
             self._ratings.setdefault(rating.image.id, []).append(rating)
@@ -48,7 +48,7 @@ class Oracle:
 
     @classmethod
     def of(cls, data: DataSet) -> "Oracle":
-        """The pool is the training side; the validation side is always known; of the test side it has never heard."""
+        """The pool is the training side, and the validation side is always known; the test side is left out."""
         return cls(data.labels("train"), data.ratings, always_known=data.labels("val"))
 
     @property
@@ -84,6 +84,19 @@ class Oracle:
             self._revealed[image_id] = None
             self._answer(self._truth[image_id])
 
+    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
+        """Label the first ``batch_size`` images of the ranking, in its order."""
+        guard()
+        batch = report.ranking.image_ids[: report.ranking.batch_size]
+        self.reveal(batch)
+        return PublishedRanking(
+            version=f"simulated-{report.request.round_id}",
+            round_id=report.request.round_id,
+            image_ids=batch,
+            seconds={},
+            published_at=datetime.now(UTC),
+        )
+
     def start_set(self, per_class: int, seed: int) -> tuple[str, ...]:
         """Draw the images that are labelled before the first round.
 
@@ -101,8 +114,8 @@ class Oracle:
         for name, ids in sorted(by_class.items()):
             if len(ids) < per_class:
                 raise ValueError(f"class {name!r} has {len(ids)} images but the start set needs {per_class}")
-            # Not the bare ids: the strategy `random` orders by those. Had the start set taken the first of that order,
-            # deeper into a rare class than into a frequent one, `random` would find the rare class used up in front.
+            # Not by the bare ids: the strategy `random` orders by those. A start set from the front of that order,
+            # deeper into a rare class than into a frequent one, would leave `random` no rare image at its front.
             order = seeded_order([f"start {image_id}" for image_id in ids], seed)
             start += [ids[place] for place in order[:per_class]]
         return tuple(start)
@@ -114,7 +127,3 @@ class Oracle:
         for answer in answers:
             at = FIRST_ANSWER + timedelta(seconds=len(self._annotations))
             self._annotations.append(answer.model_copy(update={"image": label.image, "updated_at": at}))
-
-
-def _in_order(labels: Iterable[Label]) -> list[Label]:
-    return sorted(labels, key=lambda label: natural_order(label.image.id))

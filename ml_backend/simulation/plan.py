@@ -1,4 +1,4 @@
-"""What a study is to do: which runs, on which tables, with which options; kept beside its results."""
+"""The plan of a study: its runs, tables and options, kept as ``plan.json`` beside the results."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal
@@ -11,13 +11,13 @@ from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
 
 BASELINE: Final = "baseline"  # no strategy: every label of the training side
 LOCAL_PROJECT: Final = ProjectKey(id=1, created=0)
-# The start set is drawn by the study; a round trains on whatever of it the readers gave a class.
+# The study draws the start set; a round trains on those of its images that the readers gave a class.
 LEAST_TO_TRAIN: Final = 2
 MISMATCHED: Final = {"command", "started_at"}  # may differ where a study goes on
 
 
 class Profile(FrozenModel):
-    """A set of choices under one name.
+    """A named set of choices.
 
     Attributes:
         initial: labelled images of every class before the first round.
@@ -28,20 +28,12 @@ class Profile(FrozenModel):
     options: dict[str, object]
 
 
+_PAPER: Final = {"batch_size": 20, "patience": 3, "min_epochs": 1, "retrain": "scratch"}
 PROFILES: Final[dict[str, Profile]] = {
-    # method.md, section 1, as Gabriel et al. 2025 (arXiv:2508.21263) have it.
-    "paper": Profile(initial=25, options={"batch_size": 20, "patience": 3, "min_epochs": 1, "retrain": "scratch"}),
-    # Ours: docs/experiments.md says by how much.
-    "best": Profile(
-        initial=25,
-        options={
-            "batch_size": 20,
-            "patience": 3,
-            "min_epochs": 1,
-            "retrain": "scratch",
-            "committee": 5,
-        },
-    ),
+    # As Gabriel et al. 2025 (arXiv:2508.21263).
+    "paper": Profile(initial=25, options={**_PAPER}),
+    # docs/experiments.md gives its gain.
+    "best": Profile(initial=25, options={**_PAPER, "committee": 5}),
 }
 
 
@@ -49,7 +41,7 @@ class Run(FrozenModel):
     """One run: a strategy (or ``BASELINE``) with a seed and a loss."""
 
     strategy: str
-    variant: str  # "" where the study compares nothing but strategies
+    variant: str  # "" where the study compares strategies only
     seed: int
     loss: str
 
@@ -64,16 +56,16 @@ class Run(FrozenModel):
 
 
 class StudyPlan(FrozenModel):
-    """Everything that decides the numbers of a study; written once, held against every later command.
+    """Everything that decides the numbers of a study; written once, compared with every later command.
 
     Attributes:
-        command: what was typed.
+        command: as typed.
         started_at: ISO 8601, UTC.
         images: folder, absolute, so that a worker finds it; likewise the tables.
         budget: labels that a round trains on at most.
-        options: ``ProjectOptions`` as JSON; strategy, seed and loss are each run's own.
+        options: ``ProjectOptions`` as JSON; each run has its own strategy, seed and loss.
         device: resolved, since another one gives other bits.
-        digests: of what was read: labels, ratings, features, weights -> SHA-256.
+        digests: labels, ratings, features, weights -> SHA-256.
         versions: package -> version.
     """
 
@@ -108,7 +100,7 @@ class StudyPlan(FrozenModel):
                     yield Run(strategy=strategy, variant=variant, seed=seed, loss=loss)
 
     def in_turn(self) -> list[Run]:
-        """Every run in the order in which they are done: seed by seed, so that half a study compares already."""
+        """Every run in the order of execution: seed by seed, so that half a study already compares strategies."""
         return sorted(self.runs(), key=lambda run: self.seeds.index(run.seed))
 
     def run(self, name: str) -> Run:
@@ -124,13 +116,11 @@ class StudyPlan(FrozenModel):
 
     def options_of(self, run: Run) -> ProjectOptions:
         """The options of one run."""
-        own: dict[str, object] = {"loss": run.loss, "seed": run.seed}
-        if not run.is_baseline:
-            own["strategy"] = run.strategy
+        own = {"loss": run.loss, "seed": run.seed} | ({} if run.is_baseline else {"strategy": run.strategy})
         return ProjectOptions.resolve({**self.options, **own}, environ={})
 
     def request(self, run: Run, classes: tuple[str, ...]) -> RoundRequest:
-        """What every round of a run is asked to do; ``round_id`` is that of the first."""
+        """The request of a run's rounds; ``round_id`` is that of the first."""
         options = self.options_of(run)
         return RoundRequest(
             project=LOCAL_PROJECT,
@@ -146,7 +136,7 @@ class StudyPlan(FrozenModel):
         )
 
     def rounds(self, classes: int, train_images: int) -> int:
-        """Rounds of a run at most: those that train on no more labels than the budget, with a pool left to rank."""
+        """The most rounds of a run: those that train on no more labels than the budget, with a pool left to rank."""
         start = classes * self.initial
         last = min(self.budget, train_images - 1)
         return max(0, (last - start) // int(str(self.options["batch_size"])) + 1)
@@ -155,11 +145,9 @@ class StudyPlan(FrozenModel):
         """Make sure that this is the command that began the study.
 
         Raises:
-            SettingsError: names all that has changed.
+            SettingsError: names every difference.
         """
-        now, before = self.model_dump(mode="json"), earlier.model_dump(mode="json")
-        changed = list(_changes(before, now))
-        if changed:
+        if changed := list(_changes(earlier.model_dump(mode="json"), self.model_dump(mode="json"))):
             raise SettingsError(
                 f"--out holds a study begun with another command ({'; '.join(changed)}): "
                 f"give a new --out, or repeat `{earlier.command}`"

@@ -1,14 +1,16 @@
-"""What a study says: one row a round, one row a picked image, and what the study was.
+"""Rows of a study's results: one a round, one a picked image; as files of a run that is under way, and as tables.
 
-What a run has done so far, on disk: a line a round, so that a stopped run goes on where it ended.
+A run appends to its ``RunLog`` after every round, so that it goes on where it was stopped. A finished study is
+``rounds.csv``, ``batches.csv``, ``baselines.csv`` and ``summary.json``.
 """
 
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -17,13 +19,18 @@ from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.metrics import RoundMetrics
 from ml_backend.storage.atomic import read_record, write_atomically, write_record
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY: Final = "summary.json"
+
 
 class RoundRow(FrozenModel):
-    """One round of one run: the network that was trained on ``labels`` labels, judged on the test side."""
+    """One round of one run: the network that was trained on ``labels`` labels, measured on the test side."""
 
-    run: str  # "<strategy>-<variant>-s<seed>"; the variant is left out where the study has only one
+    run: str  # "<strategy>-<variant>-s<seed>"; without the variant where the study has only one
     strategy: str
-    variant: str  # what else is compared: "weighted", "unweighted"; "" where nothing is
+    variant: str  # "weighted" or "unweighted"; "" where the study compares strategies only
     seed: int
     round: Annotated[int, Field(ge=1)]
     labels: Annotated[int, Field(ge=1)]  # of the training side
@@ -36,7 +43,7 @@ class RoundRow(FrozenModel):
 
 
 class BatchRow(FrozenModel):
-    """One image that a round chose."""
+    """One image that a round picked."""
 
     run: str
     strategy: str
@@ -48,7 +55,7 @@ class BatchRow(FrozenModel):
     label: str  # its true class, which the strategy did not know
     score: float
     epistemic: float  # nats: the passes' disagreement, H(mean) - mean H
-    aleatoric: float  # nats: what every pass doubts, mean H
+    aleatoric: float  # nats: the mean entropy of the passes, mean H
 
 
 class BaselineRow(FrozenModel):
@@ -81,62 +88,53 @@ class StudySummary(FrozenModel):
     profile: str
     options: dict[str, object]  # ProjectOptions as JSON
     versions: dict[str, str]  # package -> version
-    digests: dict[str, str]  # what was read (labels, ratings, features, weights) -> sha256
-    notes: tuple[str, ...] = ()  # dropped rows, subsampling, whatever the reader should know
-
-
-@dataclass(frozen=True, slots=True)
-class StudyResults:
-    """A finished study, or what there is of one."""
-
-    summary: StudySummary
-    rounds: tuple[RoundRow, ...]
-    batches: tuple[BatchRow, ...]
-    baselines: tuple[BaselineRow, ...]
+    digests: dict[str, str]  # labels, ratings, features, weights -> SHA-256
+    notes: tuple[str, ...] = ()  # dropped rows, subsampling and the like
 
 
 R = TypeVar("R", bound=FrozenModel)
 
 
 class _Batch(FrozenModel):
-    """What a round chose, in one line: whole or not there."""
+    """The picks of a round, in one line: whole or missing."""
 
     round: int
     rows: tuple[BatchRow, ...]
 
 
-class Journal:
-    """The folder of one run: ``rounds.jsonl``, ``batches.jsonl``, or ``baseline.json``; and ``done`` at its end.
+class RunLog:
+    """The folder of one run: ``rounds.jsonl`` and ``batches.jsonl``, or ``baseline.json``; and ``done`` at its end.
 
     Args:
-        folder: ``<out>/runs/<run>``; made when something is written.
+        out: folder of the study.
+        run: name of the run; its folder is made when something is written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._rounds = folder / "rounds.jsonl"
-        self._batches = folder / "batches.jsonl"
-        self._baseline = folder / "baseline.json"
-        self._done = folder / "done"
+    def __init__(self, out: Path, run: str) -> None:
+        self._folder = out / "runs" / run
+        self._rounds = self._folder / "rounds.jsonl"
+        self._batches = self._folder / "batches.jsonl"
+        self._baseline = self._folder / "baseline.json"
+        self._done = self._folder / "done"
 
     @property
     def is_done(self) -> bool:
         return self._done.exists()
 
     def finish(self) -> None:
-        """The run is over."""
+        """Mark the run as done."""
         write_atomically(self._done, b"")
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Only one process writes a run: wait until another that does has ended. A killed one holds nothing."""
+        """Lock the run against other processes: wait until another that writes it has ended."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)  # a killed process holds nothing
             yield
 
     def append(self, row: RoundRow, batch: Sequence[BatchRow]) -> None:
-        """Add a finished round. The batch is written first: a round that stands there has its batch.
+        """Add a finished round. The batch is written first: every round in the log has its batch.
 
         Raises:
             StorageError: the disk refuses.
@@ -145,73 +143,69 @@ class Journal:
         _append(self._rounds, row)
 
     def read(self) -> tuple[tuple[RoundRow, ...], tuple[BatchRow, ...]]:
-        """All finished rounds, and what they chose. What a crash left unfinished is passed over.
+        """All finished rounds and their picks. What a crash left incomplete is skipped.
 
         Raises:
             StorageError: a line is damaged; names it.
         """
-        rounds, batches = self._whole()
+        rounds, batches = self._complete()
         return tuple(rounds), tuple(row for batch in batches for row in batch.rows)
 
     def mend(self) -> tuple[tuple[RoundRow, ...], tuple[BatchRow, ...]]:
-        """The same, and what is passed over is removed, so that more can be appended.
+        """As ``read``, and remove what is skipped, so that more can be appended.
 
         Raises:
             StorageError: a line is damaged, or the disk refuses.
         """
-        rounds, batches = self._whole()
-        _keep(self._rounds, rounds)
-        _keep(self._batches, batches)
+        rounds, batches = self._complete()
+        for path, lines in ((self._rounds, map(_line, rounds)), (self._batches, map(_line, batches))):
+            content = b"".join(lines)
+            if path.exists() and path.read_bytes() != content:
+                write_atomically(path, content)
         return self.read()
 
-    def _whole(self) -> tuple[list[RoundRow], list[_Batch]]:
+    def _complete(self) -> tuple[list[RoundRow], list[_Batch]]:
         """Rounds that have both their lines."""
-        rounds, batches = _lines(self._rounds, RoundRow), _lines(self._batches, _Batch)
-        whole = min(len(rounds), len(batches))
-        return rounds[:whole], batches[:whole]
+        rounds, batches = _read_lines(self._rounds, RoundRow), _read_lines(self._batches, _Batch)
+        complete = min(len(rounds), len(batches))
+        return rounds[:complete], batches[:complete]
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Begin the run anew."""
         for path in (self._rounds, self._batches):
             path.unlink(missing_ok=True)
 
     def baseline(self) -> BaselineRow | None:
-        """What a baseline reached; None where it has not."""
+        """The row of a baseline; None where it is not done."""
         return read_record(self._baseline, BaselineRow)
 
     def write_baseline(self, row: BaselineRow) -> None:
-        """Keep what a baseline reached."""
+        """Keep the row of a baseline."""
         write_record(self._baseline, row)
 
     def rounds_done(self) -> int:
-        """How many rounds stand there, without reading them; a baseline counts as one."""
+        """The number of rounds in the log, without parsing them; a baseline counts as one."""
         try:
             return self._rounds.read_bytes().count(b"\n")
         except FileNotFoundError:
             return int(self._baseline.exists())
 
 
-def _as_line(row: FrozenModel) -> bytes:
+def _line(row: FrozenModel) -> bytes:
     return row.model_dump_json().encode() + b"\n"
 
 
 def _append(path: Path, row: FrozenModel) -> None:
     try:
         with path.open("ab", buffering=0) as file:  # in one piece
-            file.write(_as_line(row))
+            file.write(_line(row))
     except OSError as error:
         raise StorageError(
             f"{path} could not be written: {error}; make room, and give the same command again"
         ) from error
 
 
-def _keep(path: Path, rows: Sequence[FrozenModel]) -> None:
-    content = b"".join(map(_as_line, rows))
-    if path.exists() and path.read_bytes() != content:
-        write_atomically(path, content)
-
-
-def _lines(path: Path, kind: type[R]) -> list[R]:
+def _read_lines(path: Path, kind: type[R]) -> list[R]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -219,7 +213,7 @@ def _lines(path: Path, kind: type[R]) -> list[R]:
     except OSError as error:
         raise StorageError(f"{path} could not be read: {error}") from error
     rows: list[R] = []
-    # What follows the last line end was torn by a crash.
+    # The rest after the last line end is a line that a crash cut off.
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             rows.append(kind.model_validate_json(line))
@@ -228,3 +222,107 @@ def _lines(path: Path, kind: type[R]) -> list[R]:
                 f"{path}, line {number} is damaged: remove the folder {path.parent}, and its run is done again"
             ) from error
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResults:
+    """The results of a study, finished or not."""
+
+    summary: StudySummary
+    rounds: tuple[RoundRow, ...]
+    batches: tuple[BatchRow, ...]
+    baselines: tuple[BaselineRow, ...]
+
+    def frame(self, kind: type[FrozenModel] = RoundRow) -> "pd.DataFrame":
+        """The rows of a kind (``RoundRow``, ``BatchRow``, ``BaselineRow``), with the columns of its CSV file."""
+        import pandas as pd  # noqa: PLC0415 - a worker that only does runs needs none
+
+        columns = dict(_columns(kind, self.summary.classes))
+        rows: dict[type[FrozenModel], Sequence[FrozenModel]] = {
+            RoundRow: self.rounds,
+            BatchRow: self.batches,
+            BaselineRow: self.baselines,
+        }
+        dumps = [row.model_dump() for row in rows[kind]]
+        cells = {
+            name: [reduce(lambda value, key: value[key], place, dump) for dump in dumps]
+            for name, place in columns.items()
+        }
+        return pd.DataFrame(cells)
+
+
+_FILES: Final[dict[type[FrozenModel], str]] = {
+    RoundRow: "rounds.csv",
+    BatchRow: "batches.csv",
+    BaselineRow: "baselines.csv",
+}
+
+
+def write_results(results: StudyResults, out: Path) -> None:
+    """Write all tables and the summary, each whole or not at all.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        for kind, name in _FILES.items():
+            table = results.frame(kind).to_csv(index=False, lineterminator="\n")
+            write_atomically(out / name, table.encode())
+    except OSError as error:
+        raise StorageError(f"the results could not be written to {out}: {error}") from error
+    write_record(out / SUMMARY, results.summary)
+
+
+def read_results(out: Path) -> StudyResults:
+    """Read the files of ``write_results``.
+
+    Raises:
+        StorageError: there is no finished study in that folder, or a table of it is damaged; names file and line.
+    """
+    summary = read_record(out / SUMMARY, StudySummary)
+    if summary is None:
+        raise StorageError(
+            f"{out} holds no finished study: there is no {SUMMARY}; run `ml-backend simulate --out {out}`"
+        )
+    return StudyResults(
+        summary=summary,
+        rounds=_read_rows(out, RoundRow, summary.classes),
+        batches=_read_rows(out, BatchRow, summary.classes),
+        baselines=_read_rows(out, BaselineRow, summary.classes),
+    )
+
+
+def _read_rows(out: Path, kind: type[R], classes: Sequence[str]) -> tuple[R, ...]:
+    import pandas as pd  # noqa: PLC0415 - see StudyResults.frame
+
+    path = out / _FILES[kind]
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    columns = list(_columns(kind, classes))
+    found: list[R] = []
+    for line, cells in enumerate(table.to_dict("records"), start=2):
+        record: dict[str, Any] = {}
+        try:
+            for name, (*parents, last) in columns:
+                place = reduce(lambda value, key: value.setdefault(key, {}), parents, record)
+                # Of the texts only the variant may be empty.
+                place[last] = cells[name] if name == "variant" else cells[name] or None
+            found.append(kind.model_validate(record))
+        except (KeyError, ValidationError) as error:
+            raise StorageError(f"{path}, line {line} is no row of a study: {error}") from error
+    return tuple(found)
+
+
+def _columns(kind: type[FrozenModel], classes: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every column of the table of a kind, with the place of its value in the record."""
+    for name, info in kind.model_fields.items():
+        if info.annotation is RoundMetrics:
+            for column, place in _columns(RoundMetrics, classes):
+                yield column, (name, *place)
+        elif getattr(info.annotation, "__origin__", None) is dict:
+            prefix = "labels" if name == "labels_per_class" else name
+            yield from ((f"{prefix}_{one}", (name, one)) for one in classes)
+        else:
+            yield name, (name,)

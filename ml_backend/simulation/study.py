@@ -1,142 +1,121 @@
-"""The story of ``ml-backend simulate``: plan, runs, results, report."""
+"""``ml-backend simulate``, and ``simulate`` for Python: plan, runs, results, report.
+
+::
+
+    from pathlib import Path
+
+    from ml_backend.simulation.options import SimulateOptions
+    from ml_backend.simulation.study import simulate
+
+    if __name__ == "__main__":  # worker processes import the script
+        options = SimulateOptions(labels=Path("labels.csv"), images=Path("images"), out=Path("study"), workers=2)
+        rounds = simulate(options).frame()  # pandas, one row a round
+"""
 
 import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ml_backend.errors import SettingsError, StorageError
 from ml_backend.scheduling import connect_redis
 from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.dataset import DataSet
-from ml_backend.simulation.options import SimulateOptions, make_plan, open_study
-from ml_backend.simulation.parallel import StudyProgress, StudyQueue, on_own_workers
+from ml_backend.simulation.options import SimulateOptions, make_plan
+from ml_backend.simulation.parallel import StudyQueue, run_in_processes
 from ml_backend.simulation.plan import StudyPlan
-from ml_backend.simulation.run import do_run, journal_of, write_results
-from ml_backend.simulation.run_log import BaselineRow, BatchRow, RoundRow, StudyResults, StudySummary
+from ml_backend.simulation.run import do_run, open_study
+from ml_backend.simulation.run_log import (
+    BaselineRow,
+    BatchRow,
+    RoundRow,
+    RunLog,
+    StudyResults,
+    StudySummary,
+    write_results,
+)
 from ml_backend.simulation.tables import SIDES
 from ml_backend.storage.atomic import read_record, write_record
 
-INTERRUPTED: Final = 130  # what a shell says of a program that Ctrl-C ended
+LINE_EVERY_S: Final = 30.0
 
 
-class _Spent(FrozenModel):
-    """Time that earlier calls have spent on a study."""
+class _TimeSpent(FrozenModel):
+    """Seconds that earlier calls have spent on a study."""
 
     seconds: float = 0.0
 
 
-def run_study(options: SimulateOptions, console: Console | None = None) -> int:
-    """Do a study, or what is left of it, and write its results and its report.
+def simulate(options: SimulateOptions, console: Console | None = None) -> StudyResults:
+    """Do a study, or the rest of it, and write its results and its report to ``options.out``.
 
     Args:
-        options: what is asked for.
-        console: where to tell how far it is; the terminal by default.
+        options: of the study.
+        console: prints the progress; the terminal by default.
 
     Returns:
-        Exit status: 0, or 130 where Ctrl-C has stopped it.
+        The results, as ``read_results(options.out)`` reads them.
 
     Raises:
         SettingsError: an option or a table is wrong, or the folder holds another study.
-        BackendError: a run came to nothing, or the disk or Redis refuses.
+        BackendError: a run failed, or the disk or Redis refuses.
+        KeyboardInterrupt: Ctrl-C; the same command goes on from there.
     """
     console = console or Console()
-    if options.workers < 1:
-        raise SettingsError(f"--workers {options.workers}: wanted 1 or more")
     plan, data = make_plan(options)
     out = options.out
-    with _only_one(out), _clock(out):
+    with _locked(out), _clock(out):
         plan = _same_or_new(plan, out)
         rounds = plan.rounds(len(data.classes), len(data.labels("train")))
         compared = len(plan.strategies) * len(plan.variants) * len(plan.seeds)
-        total = compared * rounds + len(plan.variants) * len(plan.seeds)
-        with StudyProgress(console, total) as progress:
+        baselines = len(plan.variants) * len(plan.seeds)
+        with StudyProgress(console, compared * rounds + baselines) as progress:
             for note in data.notes:
-                progress.say(f"note: {note}")
-            progress.say(f"runs: {compared} of {rounds} rounds at most; baselines: {total - compared * rounds}")
+                progress.print(f"note: {note}")
+            progress.print(f"runs: {compared} of {rounds} rounds at most; baselines: {baselines}")
             try:
                 _do_runs(options, plan, data, progress)
             except KeyboardInterrupt:
-                progress.say(f"stopped; the same command goes on from here: {plan.command}")
-                return INTERRUPTED
+                progress.print(f"stopped; the same command goes on from here: {plan.command}")
+                raise
     results = collect(plan, data, out)
     write_results(results, out)
-    # Draws with what only a report needs.
+    # Imports what only a report needs.
     from ml_backend.simulation.report import write_report  # noqa: PLC0415
 
     write_report(results, out / "report.html")
-    console.print(f"{out / 'report.html'} tells what came out", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    console.print(f"the report is {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return results
 
 
 def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
-    """What the runs of a study have done so far, in the order of the plan.
+    """The results of the runs of a study so far, in the order of the plan.
 
     Raises:
-        StorageError: a journal is damaged.
+        StorageError: the log of a run is damaged.
     """
     rounds: list[RoundRow] = []
     batches: list[BatchRow] = []
     baselines: list[BaselineRow] = []
     for run in plan.runs():
-        journal = journal_of(out, run)
+        log = RunLog(out, run.name)
         if run.is_baseline:
-            baselines += [row for row in [journal.baseline()] if row is not None]
-            continue
-        done, chosen = journal.read()
-        rounds += done
-        batches += chosen
-    return StudyResults(_summary(plan, data, out, rounds), tuple(rounds), tuple(batches), tuple(baselines))
-
-
-def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress: StudyProgress) -> None:
-    out, runs = options.out, plan.in_turn()
-    journals = {run.name: journal_of(out, run) for run in runs}
-
-    def look() -> None:
-        progress.show(sum(journal.rounds_done() for journal in journals.values()))
-
-    look()
-    left = [run for run in runs if not journals[run.name].is_done]
-    names = [run.name for run in left]
-    if options.redis is not None:
-        with connect_redis(options.redis, patient=True) as redis:
-            StudyQueue(redis, out).do(names, look)
-    elif options.workers > 1 and len(left) > 1:
-        with on_own_workers(min(options.workers, len(left)), out, plan.device) as (queue, watch):
-
-            def watch_and_look() -> None:
-                watch()
-                look()
-
-            queue.do(names, watch_and_look)
-    else:
-        study = open_study(plan, out, data)
-        for run in left:
-            do_run(run, study, journals[run.name], look)
-
-
-def _same_or_new(plan: StudyPlan, out: Path) -> StudyPlan:
-    """The plan that began the study in this folder: it says when, and by which command."""
-    earlier = read_record(out / "plan.json", StudyPlan)
-    if earlier is None:
-        write_record(out / "plan.json", plan)
-        return plan
-    plan.check_same(earlier)
-    return earlier
-
-
-def _summary(plan: StudyPlan, data: DataSet, out: Path, rounds: list[RoundRow]) -> StudySummary:
+            baselines += [row for row in [log.baseline()] if row is not None]
+        else:
+            done, picked = log.read()
+            rounds += done
+            batches += picked
     counts = data.counts()
-    spent = read_record(out / "spent.json", _Spent) or _Spent()
-    return StudySummary(
+    summary = StudySummary(
         command=plan.command,
         started_at=plan.started_at,
-        seconds=spent.seconds,
+        seconds=_seconds_spent(out),
         classes=data.classes,
         images={side: sum(counts[side].values()) for side in SIDES},
         labels_per_class={side: counts[side] for side in SIDES},
@@ -153,10 +132,42 @@ def _summary(plan: StudyPlan, data: DataSet, out: Path, rounds: list[RoundRow]) 
         digests=plan.digests,
         notes=data.notes,
     )
+    return StudyResults(summary, tuple(rounds), tuple(batches), tuple(baselines))
+
+
+def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress: "StudyProgress") -> None:
+    out = options.out
+    logs = {run.name: RunLog(out, run.name) for run in plan.runs()}
+
+    def show() -> None:
+        progress.show(sum(log.rounds_done() for log in logs.values()))
+
+    show()
+    left = [run for run in plan.in_turn() if not logs[run.name].is_done]
+    names = [run.name for run in left]
+    if options.redis is not None:
+        with connect_redis(options.redis, patient=True) as redis:
+            StudyQueue(redis, out).do(names, show)
+    elif options.workers > 1 and len(left) > 1:
+        run_in_processes(names, out, plan.device, workers=options.workers, watch=show, note=progress.print)
+    else:
+        study = open_study(plan, out, data)
+        for run in left:
+            do_run(run, study, logs[run.name], show)
+
+
+def _same_or_new(plan: StudyPlan, out: Path) -> StudyPlan:
+    """The plan that began the study in this folder, with its time and command."""
+    earlier = read_record(out / "plan.json", StudyPlan)
+    if earlier is None:
+        write_record(out / "plan.json", plan)
+        return plan
+    plan.check_same(earlier)
+    return earlier
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     """Two commands on one folder would do every run twice."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -180,5 +191,69 @@ def _clock(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        before = read_record(out / "spent.json", _Spent) or _Spent()
-        write_record(out / "spent.json", _Spent(seconds=before.seconds + time.monotonic() - begun))
+        write_record(out / "spent.json", _TimeSpent(seconds=_seconds_spent(out) + time.monotonic() - begun))
+
+
+def _seconds_spent(out: Path) -> float:
+    return (read_record(out / "spent.json", _TimeSpent) or _TimeSpent()).seconds
+
+
+class StudyProgress:
+    """Shows the rounds done in all runs together: a bar with the time left on a terminal, else a line now and then.
+
+    Args:
+        console: to print to.
+        total: rounds in all, at most: a run may use its pool up earlier.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._begun = self._printed = time.monotonic()
+        self._at_start: int | None = None
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("rounds"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._bar.add_task("rounds", total=total)
+
+    def show(self, done: int) -> None:
+        """Show that so many rounds are done."""
+        if self._at_start is None:
+            # Rounds of an earlier call do not count for the pace of this one.
+            self._at_start = done
+            if self._bar is not None:
+                self._bar.reset(self._task, total=self._total, completed=done)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+            return
+        now = time.monotonic()
+        if now - self._printed >= LINE_EVERY_S:
+            self._printed = now
+            left = ""
+            if own := done - self._at_start:
+                minutes = (self._total - done) * (now - self._begun) / own / 60
+                left = f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+            self.print(f"{done} of {self._total} rounds{left}")
+
+    def print(self, line: str) -> None:
+        """Print a line that stays."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

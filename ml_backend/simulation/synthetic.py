@@ -1,4 +1,4 @@
-"""A study of drawn films and simulated readers, for experiments that run anywhere."""
+"""A study of synthetic images and simulated readers, for experiments that run anywhere."""
 
 import csv
 import io
@@ -13,22 +13,22 @@ from jaxtyping import Float64
 from PIL import Image
 from scipy.special import ndtri
 
-from ml_backend.acquisition import seeded_draws
 from ml_backend.errors import SettingsError
 from ml_backend.images.synthetic import plan_pool
+from ml_backend.seeding import seeded_draws
 
 MARKER = "phantoms.json"
-FORMAT = 1  # counted up when the same parameters draw something else
-READERS_A_FILM = (3, 6)
-# In steps between neighbouring classes. With them two readers of a film in the middle of its class agree six times in
-# seven, two readers of a film on the border between two classes every other time.
+FORMAT = 1  # counted up when the same parameters draw other images
+READERS_PER_IMAGE = (3, 6)
+# In steps between neighbouring classes. With them two readers of an image in the middle of its class agree six times in
+# seven, two readers of an image on the border between two classes every other time.
 BIAS = 0.15
 NOISE = (0.15, 0.35)
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnStudy:
-    """Where a drawn study lies, as ``dataset.load_dataset`` takes it."""
+class SyntheticStudy:
+    """The folder and the tables of a synthetic study, as ``dataset.load_dataset`` takes them."""
 
     images: Path
     labels: Path
@@ -38,28 +38,27 @@ class DrawnStudy:
 def simulated_ratings(
     severity: Mapping[str, float], classes: Sequence[str], raters: int, seed: int
 ) -> list[tuple[str, str, str]]:
-    """What a panel of readers answers about films of known severity.
+    """Simulate the answers of a panel of readers about images of known severity.
 
-    A reader sees the severity with a bias of his own, the same for all films, and with noise of his own spread, drawn
-    anew for every film, and answers with the nearest class. Readers thus disagree most about films near the border
-    between two classes. Which 3 to 6 of the panel read a film, and what they answer, follows from the seed and the
-    film's path alone.
+    A reader sees the severity with a bias, the same for all images, and with noise of the reader's own spread, drawn
+    anew for every image, and answers with the nearest class. Readers thus disagree most near the border between two
+    classes. Which 3 to 6 of the panel read an image, and their answers, follow from the seed and the image's path.
 
     Args:
-        severity: path -> where the film stands, in steps between classes: 0 is a typical film of the first class.
+        severity: path -> severity of the image, in steps between classes: 0 is typical of the first class.
         classes: ordinal, least severe first.
         raters: readers on the panel, at least 3.
         seed: of the panel and of its answers.
 
     Returns:
-        Rows of path, reader, class: film by film in the order given, the readers of a film by name.
+        Rows of path, reader, class: image by image in the order given, the readers of an image by name.
 
     Raises:
         ValueError: fewer than 3 readers, or fewer than 2 classes.
     """
-    least, most = READERS_A_FILM
+    least, most = READERS_PER_IMAGE
     if raters < least or len(classes) < 2:
-        raise ValueError(f"wanted {least} readers and 2 classes or more, got {raters} and {len(classes)}")
+        raise ValueError(f"expected {least} readers and 2 classes or more, got {raters} and {len(classes)}")
     panel = np.random.default_rng([7, seed])
     bias, noise = panel.normal(0.0, BIAS, raters), panel.uniform(*NOISE, raters)
     names = [f"reader-{number + 1:02d}" for number in range(raters)]
@@ -71,13 +70,13 @@ def simulated_ratings(
     seen = np.array(list(severity.values()))[:, None] + bias + noise * errors
     answers = np.clip(np.floor(seen + 0.5), 0, len(classes) - 1).astype(int)
     return [
-        (path, names[reader], classes[answers[film, reader]])
-        for film, path in enumerate(paths)
-        for reader in sorted(turns[film].argsort()[: int(counts[film])].tolist())
+        (path, names[reader], classes[answers[image, reader]])
+        for image, path in enumerate(paths)
+        for reader in sorted(turns[image].argsort()[: int(counts[image])].tolist())
     ]
 
 
-def write_phantoms(
+def write_synthetic_study(
     folder: Path,
     *,
     count: int,
@@ -88,41 +87,40 @@ def write_phantoms(
     difficulty: float = 0.5,
     centres: int = 2,
     progress: Callable[[int, int], None] | None = None,
-) -> DrawnStudy:
-    """Write a drawn study: ``images/``, ``labels.csv`` (with patient and source) and ``ratings.csv``.
+) -> SyntheticStudy:
+    """Write a synthetic study: ``images/``, ``labels.csv`` (with patient and source) and ``ratings.csv``.
 
-    A folder that holds this very study already is left as it is. A half-written one, and one of other parameters, is
-    written anew.
+    A folder that holds this very study is left as it is. An incomplete one, and one of other parameters, is rewritten.
 
     Args:
         folder: to write to; made where it is missing. Paths in the tables start from it.
-        count: films.
-        shares: class -> share of the films, least severe first.
-        seed: of films and readers.
-        side: of a film in pixels.
+        count: images.
+        shares: class -> share of the images, least severe first.
+        seed: of images and readers.
+        side: of an image, in pixels.
         raters: readers on the panel, see ``simulated_ratings``.
-        difficulty: 0 to 1, see ``images.phantoms.draw_phantom``.
-        centres: that the patients come from; the ``source`` of a film.
-        progress: told the films written and all films.
+        difficulty: 0 to 1, see ``images.synthetic``.
+        centres: that the patients come from; the ``source`` of an image.
+        progress: called with the images written and all images.
 
     Raises:
-        SettingsError: there is something else in the folder.
+        SettingsError: the folder holds something else.
         ValueError: see ``plan_pool`` and ``simulated_ratings``.
     """
-    study = DrawnStudy(folder, folder / "labels.csv", folder / "ratings.csv")
-    wanted: dict[str, object] = {
+    study = SyntheticStudy(folder, folder / "labels.csv", folder / "ratings.csv")
+    parameters: dict[str, object] = {
         "format": FORMAT, "count": count, "shares": [[*item] for item in shares.items()], "seed": seed, "side": side,
         "raters": raters, "difficulty": difficulty, "centres": centres,
     }  # fmt: skip
-    if _marker(folder) == wanted | {"complete": True}:
+    if _marker(folder) == parameters | {"complete": True}:
         return study
     classes = list(shares)
     plans = plan_pool(count, shares, seed, difficulty=difficulty, centres=centres)
+    # The readers' draws follow from these names.
     paths = [f"images/film-{index:05d}.png" for index in range(count)]
-    ratings = simulated_ratings(
-        {path: plan.latent_severity for path, plan in zip(paths, plans, strict=True)}, classes, raters, seed
-    )
-    _begin(folder, wanted)
+    severity = {path: plan.latent_severity for path, plan in zip(paths, plans, strict=True)}
+    ratings = simulated_ratings(severity, classes, raters, seed)
+    _begin(folder, parameters)
     for index, (path, plan) in enumerate(zip(paths, plans, strict=True)):
         content = io.BytesIO()
         Image.fromarray(plan.draw(side)).save(content, "PNG")
@@ -135,7 +133,7 @@ def write_phantoms(
     ]
     _write(study.labels, _table(("path", "label", "patient_id", "source"), rows))
     _write(study.ratings, _table(("path", "rater", "label"), ratings))
-    _write(folder / MARKER, json.dumps(wanted | {"complete": True}, indent=1).encode())
+    _write(folder / MARKER, json.dumps(parameters | {"complete": True}, indent=1).encode())
     return study
 
 
@@ -151,13 +149,13 @@ def _marker(folder: Path) -> object:
         return None
 
 
-def _begin(folder: Path, wanted: dict[str, object]) -> None:
-    """Make the folder ready to be written, and say so in it."""
-    begun = wanted | {"complete": False}
+def _begin(folder: Path, parameters: dict[str, object]) -> None:
+    """Make the folder, mark it as incomplete, and remove the images of other parameters."""
+    begun = parameters | {"complete": False}
     there = _marker(folder)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
     if there is None and names - {f"{MARKER}.half"}:
-        raise SettingsError(f"{folder} holds something else than drawn films: name an empty folder, or a new one")
+        raise SettingsError(f"{folder} holds something else than drawn images: name an empty folder, or a new one")
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / MARKER, json.dumps(begun, indent=1).encode())
     (folder / "images").mkdir(exist_ok=True)
@@ -167,7 +165,7 @@ def _begin(folder: Path, wanted: dict[str, object]) -> None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    # Renamed into place: whoever reads the folder at the same time sees the whole file or none.
+    # Renamed into place: a reader sees the whole file or none. Without fsync, which thousands of images cannot afford.
     half = file.with_name(f"{file.name}.half")
     half.write_bytes(content)
     half.replace(file)
@@ -175,7 +173,5 @@ def _write(file: Path, content: bytes) -> None:
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue().encode()

@@ -37,8 +37,8 @@ from ml_backend.schemas import FrozenModel, ProjectKey, RoundReport, RoundReques
 from ml_backend.seeding import derive
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, split_by_patient
 from ml_backend.simulation.experiments import drawn_tables
-from ml_backend.simulation.loop import OracleReader, reveal_start, simulated_rounds
 from ml_backend.simulation.oracle import Oracle
+from ml_backend.simulation.run import simulated_rounds
 
 START = 25  # labels of every class before the first network, as in a live project
 WORTH = 0.01  # accuracy that is worth more reading
@@ -106,7 +106,7 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
             return McDropoutLearner(options, source, cache, device="cpu", seed=own_seed, table=table)
 
         oracle, last = Oracle.of(data), _LastPredictions()
-        reveal_start(oracle, START, seed)
+        oracle.reveal(oracle.start_set(START, seed))
         learner = network(seed)
         recording = RecordingLearner(learner)
         parts = RoundParts(
@@ -115,7 +115,7 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
             learner=recording,
             strategy=CatalogStrategy(strategy),
             store=last,
-            publisher=OracleReader(oracle),
+            publisher=oracle,
         )
         request = RoundRequest(
             project=ProjectKey(id=1, created=0),

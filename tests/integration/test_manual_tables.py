@@ -15,7 +15,7 @@ import torch
 from redis import Redis
 from torchvision.models import mobilenet_v2
 
-from ml_backend.simulation.synthetic import write_phantoms
+from ml_backend.simulation.synthetic import write_synthetic_study
 from ml_backend.simulation.tables import read_labels
 from tests.integration.processes import wait_until
 from tests.manual import Command, pages, told_to
@@ -34,7 +34,7 @@ TypeIn = Callable[[str], subprocess.Popen[str]]
 
 def lay_out(folder: Path, classes: tuple[str, ...]) -> Path:
     """What a reader has: films, their labels and features, the weights of a network."""
-    study = write_phantoms(folder / "films", count=FILMS, shares=dict.fromkeys(classes, 1 / 3), seed=0, side=64)
+    study = write_synthetic_study(folder / "films", count=FILMS, shares=dict.fromkeys(classes, 1 / 3), seed=0, side=64)
     (folder / "labels.csv").write_bytes(study.labels.read_bytes())
     rows = read_labels(study.labels)
     rng = np.random.default_rng(0)

@@ -48,15 +48,16 @@ class TestConnect:
         assert cli._pairs(["weights=/models/a=b.pt", "seed=3"]) == {"weights": "/models/a=b.pt", "seed": "3"}
 
 
-def seen_studies(monkeypatch: pytest.MonkeyPatch, status: int) -> list[SimulateOptions]:
-    """What studies would be run, from now on."""
+def seen_studies(monkeypatch: pytest.MonkeyPatch, stopped: bool = False) -> list[SimulateOptions]:
+    """The options of every study from now on, none of which is run."""
     seen: list[SimulateOptions] = []
 
-    def run_study(options: SimulateOptions) -> int:
+    def simulate(options: SimulateOptions) -> None:
         seen.append(options)
-        return status
+        if stopped:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr("ml_backend.simulation.study.run_study", run_study)
+    monkeypatch.setattr("ml_backend.simulation.study.simulate", simulate)
     return seen
 
 
@@ -72,7 +73,7 @@ class TestSimulate:
 
     def test_hands_every_option_on(self, tmp_path, monkeypatch):
         """Those of the command are those of the study, by the same names."""
-        seen = seen_studies(monkeypatch, status=130)
+        seen = seen_studies(monkeypatch, stopped=True)
         words = ["simulate", "--labels", "l.csv", "--out", "o", "--no-random"]
         given = {
             "images": "i", "ratings": "r.csv", "features": "f.npz", "strategies": "bald", "seeds": "3",
@@ -91,7 +92,7 @@ class TestSimulate:
         assert {name: str(getattr(options, name.replace("-", "_"))) for name in given} == given
 
     def test_has_the_defaults_of_a_study(self, monkeypatch):
-        seen = seen_studies(monkeypatch, status=0)
+        seen = seen_studies(monkeypatch)
 
         assert RUNNER.invoke(cli.app, ["simulate", "--labels", "l.csv", "--out", "o"]).exit_code == 0
 

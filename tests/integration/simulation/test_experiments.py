@@ -11,7 +11,7 @@ from rich.console import Console
 from ml_backend.simulation import study as simulate
 from ml_backend.simulation.experiments import EXPERIMENTS, ExperimentOptions, ExperimentReport, run_experiment
 from ml_backend.simulation.outlines import OUTLINES
-from ml_backend.simulation.run import read_results
+from ml_backend.simulation.run_log import read_results
 from tests.manual import told_to
 
 
@@ -108,7 +108,8 @@ class TestExperiments:
         text = io.StringIO()
         with monkeypatch.context() as patched:
             patched.setattr(simulate, "do_run", pressing_ctrl_c)
-            assert run_experiment(options, Console(file=text, width=200)) == 130
+            with pytest.raises(KeyboardInterrupt):
+                run_experiment(options, Console(file=text, width=200))
 
         assert f"the whole experiment goes on with: {options.command()}" in text.getvalue()
         assert not Path("mine/experiment.json").exists()

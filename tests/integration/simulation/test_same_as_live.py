@@ -14,9 +14,9 @@ from ml_backend.model.learner import McDropoutLearner
 from ml_backend.rounds.interfaces import RoundParts
 from ml_backend.rounds.run import run_round
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, PublishedRanking, RoundReport
-from ml_backend.simulation.options import open_study
 from ml_backend.simulation.oracle import Oracle
-from ml_backend.simulation.run import do_run, journal_of
+from ml_backend.simulation.run import do_run, open_study
+from ml_backend.simulation.run_log import RunLog
 from tests.fakes import MemoryStore
 from tests.integration.studies import CLASSES, begin_study, draw_table
 
@@ -68,8 +68,8 @@ def test_the_batches_are_the_same(tmp_path: Path, strategy: str) -> None:
     plan = begin_study(tmp_path / "data", tmp_path / "out", strategies=(strategy,), seeds=(3,), budget=18)
     [run, _] = plan.runs()
     study = open_study(plan, tmp_path / "out")
-    do_run(run, study, journal_of(tmp_path / "out", run))
-    rounds, chosen = journal_of(tmp_path / "out", run).read()
+    do_run(run, study, RunLog(tmp_path / "out", run.name))
+    rounds, chosen = RunLog(tmp_path / "out", run.name).read()
 
     truth = study.data.labels("train")
     options = plan.options_of(run)

@@ -1,14 +1,56 @@
-"""Tables in, one checked data set out."""
+"""Tables in, one checked data set out: classes, sides by patient, subsampling."""
 
 import hashlib
+import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ml_backend.errors import SettingsError
-from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
+from ml_backend.schemas import ImageRef
+from ml_backend.seeding import seeded_order
+from ml_backend.simulation.dataset import (
+    DataSet,
+    TaskMapping,
+    load_dataset,
+    parse_task,
+    split_by_patient,
+    subsample_to_prevalence,
+)
+from ml_backend.simulation.tables import SIDES, Side
+
+
+class TestParseTask:
+    def test_order_is_severity(self):
+        assert parse_task(" normal = normal ; diseased=bacterial, viral; ") == TaskMapping(
+            ("normal", "diseased"), {"normal": "normal", "bacterial": "diseased", "viral": "diseased"}
+        )
+
+    def test_bare_names_only_state_the_order(self):
+        assert parse_task("normal;moderate;severe").of == {name: name for name in ("normal", "moderate", "severe")}
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "0 classes, 2 are the least"),
+            ("normal=normal", "1 classes, 2 are the least"),
+            ("normal=a;=b", "'=b' has an empty name"),
+            ("normal=a;diseased=b,,c", "'diseased=b,,c' has an empty name"),
+            ("normal=;diseased=b", "'normal=' has an empty name"),
+            ("normal=a;normal=b", "class 'normal' is there twice"),
+            ("normal=a;diseased=b,a", "label 'a' is there twice"),
+            ("normal=a,a;diseased=b", "label 'a' is there twice"),
+        ],
+    )
+    def test_says_what_is_wrong_and_how_to_write_it(self, text, message):
+        with pytest.raises(SettingsError, match=rf"{message}; write it as 'normal=normal;diseased=bacterial,viral'"):
+            parse_task(text)
+
 
 LINES = [
     "c.png,bacterial,p1,train,X",
@@ -36,7 +78,7 @@ class Folder:
     def files(self, *names: str) -> Path:
         self.images.mkdir(exist_ok=True)
         for name in names:
-            (self.images / name).write_bytes(f"film {name}".encode())
+            (self.images / name).write_bytes(f"image {name}".encode())
         return self.images
 
     def features(self, rows: Mapping[str, Sequence[float]]) -> Path:
@@ -94,7 +136,7 @@ class TestLoadDataset:
         assert "ALPHABETICAL ORDER (moderate, normal, severe)" in data.notes[0]
 
     def test_splits_by_patient_where_no_side_is_given(self, folder):
-        """20 patients of two films in each class: 12 of them train, 3 validate, 5 test."""
+        """20 patients of two images in each class: 12 of them train, 3 validate, 5 test."""
         lines = [f"{n}.png,{'ab'[n % 4 // 2]},p{n // 2}" for n in range(80)]
         labels = folder.table("labels.csv", "path,label,patient_id", lines)
         backwards = folder.table("backwards.csv", "path,label,patient_id", lines[::-1])
@@ -153,7 +195,7 @@ class TestLoadDataset:
     def test_missing_files_are_named(self, folder, tmp_path_factory):
         with pytest.raises(
             SettingsError,
-            match=r"2 of 4 images of .* are not in .*: b\.png \(line 4\), d\.png \(line 5\); put them there, mend",
+            match=r"2 of 4 images of .* are not in .*: b\.png \(line 4\), d\.png \(line 5\); put them there, correct",
         ):
             load_dataset(folder.files("a.png", "c.png"), folder.labels, task=BINARY)
         with pytest.raises(SettingsError, match=r"4 of 4 images of .*; give the folder that the paths"):
@@ -294,8 +336,8 @@ class TestRatings:
     @pytest.mark.parametrize(
         ("answers", "message"),
         [
-            (ANSWERS[:4], r"3 images stand in .*labels\.csv but not in .*ratings\.csv: c\.png, d\.png, e\.png; every"),
-            ((*ANSWERS, "z.png,ann,normal"), r"1 images stand in .*ratings\.csv but not in .*labels\.csv: z\.png"),
+            (ANSWERS[:4], r"3 images are in .*labels\.csv but not in .*ratings\.csv: c\.png, d\.png, e\.png; every"),
+            ((*ANSWERS, "z.png,ann,normal"), r"1 images are in .*ratings\.csv but not in .*labels\.csv: z\.png"),
         ],
     )
     def test_both_tables_are_of_the_same_images(self, folder, answers, message):
@@ -356,3 +398,225 @@ class TestCopies:
         data = load_dataset(images, table, task=BINARY)
 
         assert "THE TABLE PUTS 5 IMAGES ON MORE THAN ONE SIDE" in " ".join(data.notes)
+
+
+SHARES = (0.6, 0.15, 0.25)
+IDS = ["0.png", "1.png", "2.png", "3.png"]
+
+
+def refs(patients: Sequence[int | None]) -> list[ImageRef]:
+    return [
+        ImageRef(id=f"{n}.png", uri=f"{n}.png", patient_id=None if patient is None else f"p{patient}")
+        for n, patient in enumerate(patients)
+    ]
+
+
+def truth_of(images: list[ImageRef], values: list[str]) -> dict[str, str]:
+    return {image.id: value for image, value in zip(images, values, strict=True)}
+
+
+class TestSplitByPatient:
+    def test_every_class_has_the_shares(self):
+        """100 normal and 40 severe single images: 60, 15, 25 and 24, 6, 10."""
+        images = refs([None] * 140)
+        truth = truth_of(images, ["normal"] * 100 + ["severe"] * 40)
+
+        split = split_by_patient(images, truth, 3, SHARES)
+
+        assert Counter((split[i], truth[i]) for i in truth) == {
+            ("train", "normal"): 60, ("val", "normal"): 15, ("test", "normal"): 25,
+            ("train", "severe"): 24, ("val", "severe"): 6, ("test", "severe"): 10,
+        }  # fmt: skip
+
+    def test_patients_stay_whole_and_shares_near(self):
+        """200 patients of 1 to 4 images, whose images may be of two classes."""
+        draw = random.Random(2)
+        patients = [n for n in range(200) for _ in range(draw.choice((1, 2, 2, 3, 4)))]
+        images = refs(list(patients))
+        truth = truth_of(images, draw.choices(["a", "b", "c"], (14, 36, 50), k=len(images)))
+
+        split = split_by_patient(images, truth, 0, SHARES)
+
+        assert all(len({split[i.id] for i in images if i.patient_id == f"p{n}"}) == 1 for n in range(200))
+        for name, count in Counter(truth.values()).items():
+            for side, share in zip(SIDES, SHARES, strict=True):
+                assert sum(truth[i] == name and split[i] == side for i in truth) == pytest.approx(count * share, abs=2)
+
+    def test_patients_with_many_images_are_on_all_sides_alike(self):
+        """They come first, but all sides fill at one pace: 48, 12 and 20 of their 80 images."""
+        images = refs([n // 4 for n in range(80)] + [100 + n for n in range(40)])
+        truth = truth_of(images, ["a"] * 120)
+
+        split = split_by_patient(images, truth, 0, SHARES)
+
+        assert Counter(split[f"{n}.png"] for n in range(80)) == {"train": 48, "val": 12, "test": 20}
+
+    @settings(deadline=None)
+    @given(st.permutations(range(24)), st.integers(0, 3))
+    def test_the_order_of_the_rows_changes_nothing(self, order, seed):
+        images = refs([n // 2 for n in range(24)])
+        truth = truth_of(images, ["a", "b", "b"] * 8)
+
+        shuffled = [images[n] for n in order]
+
+        split = split_by_patient(shuffled, {i.id: truth[i.id] for i in shuffled}, seed, SHARES)
+        assert split == split_by_patient(images, truth, seed, SHARES)
+
+    def test_another_seed_is_another_split(self):
+        images = refs([None] * 40)
+        truth = truth_of(images, ["a", "b"] * 20)
+
+        assert len({tuple(sorted(split_by_patient(images, truth, seed, SHARES).items())) for seed in range(5)}) == 5
+
+    def test_validation_may_be_empty(self):
+        images = refs([None] * 10)
+
+        split = split_by_patient(images, truth_of(images, ["a"] * 10), 0, (0.7, 0.0, 0.3))
+
+        assert Counter(split.values()) == {"train": 7, "test": 3}
+
+    @pytest.mark.parametrize("shares", [(0.6, 0.2, 0.3), (0.0, 0.5, 0.5), (0.9, 0.1, 0.0), (0.8, -0.2, 0.4)])
+    def test_shares_that_are_none_are_refused(self, shares):
+        with pytest.raises(SettingsError, match="must sum to 1, train and test above 0"):
+            split_by_patient(refs([None]), {"0.png": "a"}, 0, shares)
+
+
+class TestSharesReached:
+    def study(self, **sides: dict[str, int]) -> tuple[dict[str, str], dict[str, Side]]:
+        truth: dict[str, str] = {}
+        split: dict[str, Side] = {}
+        for side in SIDES:
+            for name, count in sides.get(side, {}).items():
+                for n in range(count):
+                    truth[f"{side}-{name}-{n}"], split[f"{side}-{name}-{n}"] = name, side
+        return truth, split
+
+    def counts(self, kept: list[str]) -> dict[str, int]:
+        return dict(Counter(name.rsplit("-", 1)[0] for name in kept))
+
+    def test_too_many_of_the_class_go(self):
+        """14 of 100: 86 of the others keep 14 normals, and 43 keep 7."""
+        truth, split = self.study(train={"normal": 60, "mild": 40, "severe": 46}, test={"normal": 50, "severe": 43})
+
+        kept = subsample_to_prevalence(truth, split, ("normal", "mild", "severe"), {"normal": 0.14}, 0)
+
+        assert self.counts(kept) == {
+            "train-normal": 14, "train-mild": 40, "train-severe": 46, "test-normal": 7, "test-severe": 43,
+        }  # fmt: skip
+
+    def test_where_the_class_is_too_rare_the_others_go(self):
+        """10 normals shall be half: 10 others stay, 3 to 2 as before."""
+        truth, split = self.study(train={"normal": 10, "mild": 60, "severe": 40})
+
+        kept = subsample_to_prevalence(truth, split, ("normal", "mild", "severe"), {"normal": 0.5}, 0)
+
+        assert self.counts(kept) == {"train-normal": 10, "train-mild": 6, "train-severe": 4}
+
+    def test_all_classes_may_have_a_wish(self):
+        """Moderate is the scarcest by its share: 36 of 100."""
+        truth, split = self.study(train={"n": 30, "m": 36, "s": 80})
+
+        kept = subsample_to_prevalence(truth, split, ("n", "m", "s"), {"n": 0.14, "m": 0.36, "s": 0.5}, 0)
+
+        assert self.counts(kept) == {"train-n": 14, "train-m": 36, "train-s": 50}
+
+    def test_a_smaller_share_keeps_some_of_the_same(self):
+        truth, split = self.study(train={"n": 50, "s": 100})
+
+        more, less = (set(subsample_to_prevalence(truth, split, ("n", "s"), {"n": share}, 4)) for share in (0.2, 0.1))
+
+        assert less < more
+
+    def test_the_order_of_the_rows_changes_nothing(self):
+        truth, split = self.study(train={"n": 50, "s": 100})
+        backwards = dict(reversed(truth.items()))
+
+        assert set(subsample_to_prevalence(truth, split, ("n", "s"), {"n": 0.1}, 4)) == set(
+            subsample_to_prevalence(backwards, split, ("n", "s"), {"n": 0.1}, 4)
+        )
+
+    def test_what_stays_is_not_what_the_strategy_random_asks_for_first(self):
+        """The same seed orders both; images kept by the bare order would all be asked for at the start."""
+        truth, split = self.study(train={"n": 400, "s": 400})
+        kept = subsample_to_prevalence(truth, split, ("n", "s"), {"n": 0.2}, 7)
+
+        in_order = [kept[place] for place in seeded_order(kept, 7)]
+
+        first = np.mean([truth[i] == "n" for i in in_order[:250]])
+        assert first == pytest.approx(0.2, abs=0.06)
+
+    @pytest.mark.parametrize(
+        ("imbalance", "message"),
+        [
+            ({"none": 0.1}, "imbalance of 'none': the classes are n, s"),
+            ({"n": 0.0}, "above 0 and below 1"),
+            ({"n": 1.0}, "sum to less than 1, to leave room for s"),
+            ({"n": 0.4, "s": 0.4}, "n=0.4, s=0.4: shares must lie above 0 and below 1 and sum to 1"),
+            ({"n": 0.01}, "cannot be reached on the train side, which holds 5 n, 20 s: no image of n would be left"),
+            ({"s": 0.001}, "5 n, 20 s: no image of s would be left"),
+        ],
+    )
+    def test_a_share_that_cannot_be_is_refused_with_the_numbers(self, imbalance, message):
+        truth, split = self.study(train={"n": 5, "s": 20})
+
+        with pytest.raises(SettingsError, match=message):
+            subsample_to_prevalence(truth, split, ("n", "s"), imbalance, 0)
+
+    def test_a_validation_side_without_a_free_class_is_no_obstacle(self):
+        truth, split = self.study(train={"a": 40, "b": 20, "c": 20}, val={"a": 8, "b": 4})
+
+        kept = subsample_to_prevalence(truth, split, ("a", "b", "c"), {"a": 0.5}, 0)
+
+        assert self.counts(kept) == {"train-a": 40, "train-b": 20, "train-c": 20, "val-a": 4, "val-b": 4}
+
+    def test_a_side_without_the_class_is_refused(self):
+        truth, split = self.study(train={"a": 40, "b": 40}, val={"b": 4})
+
+        with pytest.raises(SettingsError, match="on the val side, which holds 0 a, 4 b"):
+            subsample_to_prevalence(truth, split, ("a", "b"), {"a": 0.2}, 0)
+
+    def test_a_side_where_nobody_takes_the_rest_is_refused(self):
+        """On validation 60 % are left for c, of which there is none."""
+        truth, split = self.study(train={"a": 9, "b": 9, "c": 9}, val={"a": 8, "b": 8})
+
+        with pytest.raises(SettingsError, match="on the val side, which holds 8 a, 8 b, 0 c"):
+            subsample_to_prevalence(truth, split, ("a", "b", "c"), {"a": 0.2, "b": 0.2}, 0)
+
+    @settings(deadline=None)
+    @given(st.integers(20, 90), st.integers(20, 90), st.integers(20, 90), st.floats(0.1, 0.8))
+    def test_within_half_an_image_a_class(self, n, m, s, share):
+        truth, split = self.study(train={"n": n, "m": m, "s": s})
+
+        kept = self.counts(subsample_to_prevalence(truth, split, ("n", "m", "s"), {"n": share}, 0))
+
+        assert abs(kept["train-n"] - share * sum(kept.values())) <= 1.5
+        # Nothing goes that could have stayed: the class, or the others, are whole.
+        assert kept["train-n"] == n or (kept["train-m"], kept["train-s"]) == (m, s)
+
+
+class TestCheckSides:
+    IMAGES = refs([0, 0, 1, 2])
+
+    def check(self, values: str, sides: list[Side], classes: tuple[str, ...] = ("a", "b")) -> None:
+        ids = [image.id for image in self.IMAGES]
+        DataSet(classes, tuple(self.IMAGES), dict(zip(ids, values, strict=True)), dict(zip(ids, sides, strict=True)))
+
+    def test_accepts_a_study(self):
+        images = refs([0, 0, 1, 1])
+        DataSet(("a", "b"), tuple(images), truth_of(images, list("abab")), {"0.png": "train", "1.png": "train", "2.png": "test", "3.png": "test"})  # fmt: skip  # noqa: E501
+
+    def test_a_patient_on_two_sides_is_named(self):
+        with pytest.raises(
+            SettingsError, match=r"1 patients have images on more than one side: patient p0 \(train, te"
+        ):
+            self.check("abab", ["train", "test", "train", "test"])
+
+    def test_a_side_without_a_class_is_refused(self):
+        with pytest.raises(SettingsError, match=r"test side has no image of class 'b', of which .* 1 patients in all"):
+            self.check("abaa", ["train", "train", "test", "test"])
+
+    def test_what_does_not_belong_together_is_named(self):
+        with pytest.raises(SettingsError, match=r"do not belong together: 3\.png"):
+            DataSet(("a",), tuple(self.IMAGES[:3]), dict.fromkeys(IDS, "a"), dict.fromkeys(IDS[:3], "train"))
+        with pytest.raises(SettingsError, match=r"do not belong together: 0\.png"):
+            DataSet(("a",), (self.IMAGES[0],) * 2, {"0.png": "a"}, {"0.png": "train"})

@@ -1,27 +1,25 @@
-"""What is typed becomes a plan, or is refused with the value, what is wanted and the way out."""
+"""Options become a plan, or are refused with the value, the expected one and the way out; a plan names its runs."""
 
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
-from ml_backend.simulation.options import SimulateOptions, load_data, make_plan
-from tests.unit.simulation.tiny import make_data
+from ml_backend.registry import STRATEGIES
+from ml_backend.simulation.options import SimulateOptions, make_plan
+from ml_backend.simulation.plan import BASELINE, PROFILES
+from ml_backend.simulation.run import load_data
+from tests.unit.simulation.tiny import make_data, write_tables
+from tests.unit.simulation.tiny import make_plan as tiny_plan
 
 
 @pytest.fixture
 def options(tmp_path: Path) -> SimulateOptions:
     """48 images to train on, 9 to validate on, 12 to test on, as features."""
-    data = make_data()
-    rows = [f"{image.id},{data.truth[image.id]},{image.patient_id},{data.split[image.id]}" for image in data.images]
-    (tmp_path / "labels.csv").write_text("\n".join(["path,label,patient_id,split", *rows]) + "\n")
-    assert data.features is not None
-    np.savez(tmp_path / "features.npz", X=data.features, path=np.array([image.id for image in data.images]))
     return SimulateOptions(
-        labels=tmp_path / "labels.csv",
-        features=tmp_path / "features.npz",
+        **write_tables(tmp_path),
         out=tmp_path / "out",
         initial=2,
         batch_size=5,
@@ -113,28 +111,28 @@ class TestRefusals:
         ("changes", "said"),
         [
             ({"strategies": "entropie"}, "--strategies: there is no strategy 'entropie'; known are badge, bald"),
-            ({"strategies": " , "}, "names nothing: wanted, for example, entropy,mean_std"),
+            ({"strategies": " , "}, "names nothing: expected, for example, entropy,mean_std"),
             ({"strategies": "bald,bald"}, "names bald twice"),
             ({"strategies": "random", "no_random": True}, "--no-random, but --strategies names random"),
-            ({"seeds": "ten"}, "--seeds 'ten': wanted how many (10) or which (3,5,7)"),
+            ({"seeds": "ten"}, "--seeds 'ten': expected how many (10) or which (3,5,7)"),
             ({"seeds": "-1"}, "--seeds '-1'"),
             ({"seeds": "0"}, "--seeds 0: a study needs 1 seed or more; for the seed 0 alone write `0,`"),
-            ({"loss": "focal"}, "--loss 'focal': wanted weighted, unweighted, or both"),
+            ({"loss": "focal"}, "--loss 'focal': expected weighted, unweighted, or both"),
             ({"profile": "mine"}, "--profile 'mine': there is no such profile; known are paper, best"),
-            ({"budget": "all"}, "--budget 'all' is no number: wanted labels (200) or a share of the 48 training"),
+            ({"budget": "all"}, "--budget 'all' is no number: expected labels (200) or a fraction of the 48 training"),
             ({"budget": "1.5"}, "--budget 1.5: there are 48 training images"),
             ({"budget": "nan"}, "--budget 'nan' is no number"),
             ({"budget": "49"}, "--budget 49: there are 48 training images"),
             ({"budget": "5"}, "--budget 5 are 5 labels, fewer than the 6 of the start set (2 of each of 3 classes)"),
             ({"initial": 1}, "--initial 1: every class needs 2 labels or more"),
             ({"initial": 17, "budget": "1.0"}, "fewer than the 51 of the start set"),
-            ({"imbalance": "normal"}, "--imbalance 'normal': 'normal' is no share; wanted class=share"),
+            ({"imbalance": "normal"}, "--imbalance 'normal': 'normal' is no share; expected class=share"),
             ({"imbalance": "ill=0.1"}, "ill"),
             ({"finetune": "full"}, "--finetune full trains the whole network, which --features cannot feed"),
             ({"finetune": "feet"}, "finetune='feet'"),
             ({"passes": 0}, "passes=0"),
             ({"batch_size": 0}, "batch_size=0"),
-            ({"device": "tpu"}, "--device 'tpu': wanted auto, cpu or cuda"),
+            ({"device": "tpu"}, "--device 'tpu': expected auto, cpu or cuda"),
             ({"features": None}, "give --images, --features, or both"),
             ({"task": "normal"}, "2 are the least"),
         ],
@@ -182,3 +180,88 @@ class TestCommand:
         assert "secret" not in command
         assert "--workers" not in command
         assert "--loss" not in command
+
+
+class TestRuns:
+    def test_are_every_strategy_with_every_seed_and_a_baseline_for_each(self):
+        names = [run.name for run in tiny_plan().runs()]
+
+        assert names == ["random-s0", "random-s1", "entropy-s0", "entropy-s1", "baseline-s0", "baseline-s1"]
+
+    def test_of_two_losses_carry_their_name(self):
+        plan = tiny_plan(losses=("weighted", "unweighted"), seeds=(4,), strategies=("entropy",))
+
+        assert [run.name for run in plan.runs()] == [
+            "entropy-weighted-s4", "entropy-unweighted-s4", "baseline-weighted-s4", "baseline-unweighted-s4",
+        ]  # fmt: skip
+        assert [plan.options_of(run).loss for run in plan.runs()] == ["weighted", "unweighted"] * 2
+
+    def test_are_done_seed_by_seed(self):
+        """So that half a study holds whole comparisons."""
+        assert [run.seed for run in tiny_plan().in_turn()] == [0, 0, 0, 1, 1, 1]
+
+    def test_are_found_by_name(self):
+        plan = tiny_plan()
+
+        assert all(plan.run(run.name) == run for run in plan.runs())
+        with pytest.raises(SettingsError, match="has no run 'entropy-s7': it was begun by another command"):
+            plan.run("entropy-s7")
+
+    def test_no_strategy_is_called_like_the_baseline(self):
+        assert BASELINE not in STRATEGIES
+
+    def test_seed_and_strategy_are_the_runs_own(self):
+        plan = tiny_plan(seeds=(3,))
+        run = plan.run("entropy-s3")
+
+        assert (plan.options_of(run).seed, plan.options_of(run).strategy) == (3, "entropy")
+        request = plan.request(run, ("a", "b"))
+        assert (request.seed, request.strategy, request.batch_size, request.control_share) == (3, "entropy", 5, 0.0)
+
+
+class TestRounds:
+    @pytest.mark.parametrize(
+        ("budget", "rounds"), [(6, 1), (10, 1), (11, 2), (30, 5), (46, 9), (47, 9), (48, 9), (5, 0)]
+    )
+    def test_train_within_the_budget_while_something_is_left_to_rank(self, budget, rounds):
+        """6 labels, then 11, 16 ... 46 of 48."""
+        assert tiny_plan(budget=budget).rounds(classes=3, train_images=48) == rounds
+
+
+class TestCheckSame:
+    def test_the_same_command_at_another_time_goes_on(self):
+        tiny_plan(started_at="2027-01-01T00:00:00+00:00", command="x").check_same(tiny_plan())
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"budget": 20}, "budget: 30 then, 20 now"),
+            ({"seeds": (0, 1, 2)}, "seeds: 0,1 then, 0,1,2 now"),
+            ({"digests": {"labels": "aa", "features": "cc"}}, "digests features: bb then, cc now"),
+            ({"versions": {"python": "3.12"}}, "versions python: 3.11 then, 3.12 now"),
+            ({"options": {"batch_size": 20}}, "options batch_size: 5 then, 20 now"),
+            ({"imbalance": {"normal": 0.1}}, "imbalance normal: None then, 0.1 now"),
+        ],
+    )
+    def test_another_one_is_refused_with_what_changed(self, changes, said):
+        if "options" in changes:
+            changes = {"options": tiny_plan().options | changes["options"]}
+
+        with pytest.raises(SettingsError) as refused:
+            tiny_plan(**changes).check_same(tiny_plan())
+
+        assert said in str(refused.value)
+        assert "give a new --out, or repeat `ml-backend simulate" in str(refused.value)
+
+
+class TestProfiles:
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_hold_options_that_there_are(self, name):
+        ProjectOptions.resolve(PROFILES[name].options, environ={})
+
+    def test_the_papers(self):
+        """25 a class, 20 a round, patience 3, from scratch."""
+        options = ProjectOptions.resolve(PROFILES["paper"].options, environ={})
+
+        assert PROFILES["paper"].initial == 25
+        assert (options.batch_size, options.patience, options.retrain) == (20, 3, "scratch")

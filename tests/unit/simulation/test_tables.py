@@ -58,8 +58,8 @@ class TestReadLabels:
             ("path,label\na.png,x\n ,x\n", "line 3, column path: '' is no path"),
             ("path,label\na\0.png,x\n", r"line 2, column path: 'a\\x00.png' is no path"),
             ("path,label\n\na.png\n", "line 3, column label: '' is no label"),
-            ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4, column path: 'a.png' stands in line 2 already"),
-            ("path,label\na.png,x\n./a.png,y\n", "line 3, column path: 'a.png' stands in line 2 already"),
+            ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4, column path: 'a.png' is in line 2 already"),
+            ("path,label\na.png,x\n./a.png,y\n", "line 3, column path: 'a.png' is in line 2 already"),
             ("path,label,split\na.png,x,dev\n", "line 2, column split: 'dev' is none of train, val, test"),
             (
                 "path,label\na.png,mild, left\n",
@@ -194,10 +194,10 @@ class TestWhateverWroteIt:
             (b"path,label\na.png,NaN\n", "line 2, column label: 'NaN' is no label, give the image's or remove the row"),
             (b"path,label\nC:\\films\\a.png,x\n", r"line 2, column path: 'C:.*a.png' begins with a drive of Windows"),
             (b"path,label\nhttps://h.example/a.png?sig=1,x\n", r"line 2, .*a.png\?...' is an address; download it"),
-            (b"path,label\na.png,x\na.png,x\n", "line 3, .*'a.png' stands in line 2 already, with the same values"),
+            (b"path,label\na.png,x\na.png,x\n", "line 3, .*'a.png' is in line 2 already, with the same values"),
             (b"path,label\na.png,x\na.png,y\n", "line 3, .* in line 2 already, with label 'x', and here with 'y'"),
             (b"path,label,n\na.png,x,1\na.png,x,2\n", "line 3, .* 2 already, with the same label and other values"),
-            (b"path,label\na\\b.png,x\na/c/../b.png,x\n", "line 3, .*'a/b.png' stands in line 2 already"),
+            (b"path,label\na\\b.png,x\na/c/../b.png,x\n", "line 3, .*'a/b.png' is in line 2 already"),
             (b'path,label\na.png,x\nb.png,"y\nc.png,z\n', "line 3: a quote is opened there and not closed"),
             (b'path,label\na.png,"x" y\n', "line 2: a quote is opened there and not closed, or not followed by ','"),
             ("path,label\nä.png,x\nb.png,y\nö.png,z\n".encode("cp1252"), "line 2, and 1 more lines: 'ä.png,x' is no"),
@@ -219,7 +219,7 @@ class TestWhateverWroteIt:
         with pytest.raises(SettingsError) as error:
             labels(table, f"path,label\n{rows}0.png,x\n,x\ny.png,x,z\n")
 
-        assert "and 990 more; line 1002, column path: '0.png' stands in line 2 already" in str(error.value)
+        assert "and 990 more; line 1002, column path: '0.png' is in line 2 already" in str(error.value)
         assert "line 1003, column path: '' is no path" in str(error.value)
         assert "line 1004, after column 2: 'z' belongs to no column" in str(error.value)
 
@@ -280,8 +280,8 @@ class TestReadRatings:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ("a.png,,x\n", "line 2, column rater: '' is nobody"),
-            ("a.png,ann,x\na.png,ann,y\n", "line 3, column path: 'a.png' with 'ann' stands in line 2 already"),
+            ("a.png,,x\n", "line 2, column rater: '' is no reader"),
+            ("a.png,ann,x\na.png,ann,y\n", "line 3, column path: 'a.png' with 'ann' is in line 2 already"),
         ],
     )
     def test_a_wrong_row_is_named(self, table, rows, message):
@@ -296,26 +296,26 @@ class TestReadFeatures:
     def test_reads_both_arrays_in_their_order(self, tmp_path):
         np.savez(tmp_path / "f.npz", X=self.X, path=self.PATHS, label=self.PATHS)
 
-        features = read_features(tmp_path / "f.npz")
+        paths, values = read_features(tmp_path / "f.npz")
 
-        assert features.paths == ("b.png", "a.png", "c.png")
-        assert features.values.tolist() == self.X.tolist()
-        assert features.values.dtype == np.float32
+        assert paths == ("b.png", "a.png", "c.png")
+        assert values.tolist() == self.X.tolist()
+        assert values.dtype == np.float32
 
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
             ({"path": PATHS}, "no array 'X"),
             ({"X": X}, "no array 'path"),
-            ({"X": X[0], "path": PATHS}, r"X: wanted floats of shape \[images, dims\], got float64 \(2,\)"),
-            ({"X": X.astype(int), "path": PATHS}, "X: wanted floats .* got int64"),
-            ({"X": X, "path": PATHS[:2]}, r"path: wanted one text for each of the 3 rows of X, got <U5 \(2,\)"),
-            ({"X": X, "path": np.arange(3)}, "path: wanted one text .* got int64"),
+            ({"X": X[0], "path": PATHS}, r"X: expected floats of shape \[images, dims\], got float64 \(2,\)"),
+            ({"X": X.astype(int), "path": PATHS}, "X: expected floats .* got int64"),
+            ({"X": X, "path": PATHS[:2]}, r"path: expected one text for each of the 3 rows of X, got <U5 \(2,\)"),
+            ({"X": X, "path": np.arange(3)}, "path: expected one text .* got int64"),
             ({"X": X, "path": PATHS.astype(object)}, "cannot be read: Object arrays cannot be loaded"),
             ({"X": X, "path": np.array(["a", "b", "./a"])}, "rows 0 and 2 are both of 'a'"),
             ({"X": X, "path": np.array(["a", "", "c"])}, "row 1 has an empty path"),
-            ({"X": np.where(X == 3, np.nan, X), "path": PATHS}, r"row 1 \('a.png'\) has a feature that is no finite"),
-            ({"X": np.where(X == 3, 1e300, X), "path": PATHS}, r"row 1 \('a.png'\) has a feature that is no finite"),
+            ({"X": np.where(X == 3, np.nan, X), "path": PATHS}, r"row 1 \('a.png'\) has a feature that is not finite"),
+            ({"X": np.where(X == 3, 1e300, X), "path": PATHS}, r"row 1 \('a.png'\) has a feature that is not finite"),
         ],
     )
     def test_wrong_arrays_are_named(self, tmp_path, arrays, message):

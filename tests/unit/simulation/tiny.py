@@ -1,18 +1,20 @@
 """A study that takes no time: 48 images in the pool, 9 to stop by, 12 to test on, and a learner that only hashes."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ml_backend.config import ProjectOptions
 from ml_backend.schemas import ImageRef
 from ml_backend.simulation.dataset import DataSet
-from ml_backend.simulation.options import Study
 from ml_backend.simulation.plan import StudyPlan
+from ml_backend.simulation.run import Study
 from ml_backend.simulation.tables import Side
 from tests.fakes import CLASSES, FakeLearner
 
-__all__ = ["SIZES", "make_data", "make_plan", "make_study"]
+__all__ = ["make_data", "make_plan", "make_study", "write_tables"]
 
 SIZES: dict[Side, int] = {"train": 48, "val": 9, "test": 12}
 
@@ -62,3 +64,13 @@ def make_plan(**changes: object) -> StudyPlan:
 
 def make_study(plan: StudyPlan | None = None, data: DataSet | None = None, unreadable: Sequence[str] = ()) -> Study:
     return Study(plan or make_plan(), data or make_data(), lambda _options: FakeLearner(unreadable))
+
+
+def write_tables(folder: Path) -> dict[str, Any]:
+    """Write the labels and the features of ``make_data``: two options of a study."""
+    data = make_data()
+    rows = [f"{image.id},{data.truth[image.id]},{image.patient_id},{data.split[image.id]}" for image in data.images]
+    (folder / "labels.csv").write_text("\n".join(["path,label,patient_id,split", *rows]) + "\n")
+    assert data.features is not None
+    np.savez(folder / "features.npz", X=data.features, path=np.array([image.id for image in data.images]))
+    return {"labels": folder / "labels.csv", "features": folder / "features.npz"}

@@ -1,23 +1,81 @@
-"""Tables are read back as they were written, to the last bit."""
+"""The log of a run and the tables of a study are read back as they were written, and damage is named."""
 
 import csv
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
 
 from ml_backend.errors import StorageError
-from ml_backend.simulation.plan import StudyPlan
-from ml_backend.simulation.run import do_run, journal_of, read_results, write_results
-from ml_backend.simulation.run_log import StudyResults
+from ml_backend.simulation.plan import Run
+from ml_backend.simulation.run import do_run
+from ml_backend.simulation.run_log import RunLog, StudyResults, read_results, write_results
 from ml_backend.simulation.study import collect
 from tests.unit.simulation.tiny import make_data, make_plan, make_study
+
+RUN = Run(strategy="entropy", variant="", seed=0, loss="weighted")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RunLog:
+    log = RunLog(tmp_path, RUN.name)
+    do_run(RUN, make_study(), log)
+    return log
+
+
+def hold(out: Path, seconds: float) -> None:
+    with RunLog(out, "r").held():
+        (out / "runs/r/held").touch()
+        time.sleep(seconds)
+        (out / "runs/r/let go").touch()
+
+
+class TestRunLog:
+    def test_of_nothing_is_empty(self, tmp_path):
+        log = RunLog(tmp_path / "none", "r")
+
+        assert log.read() == log.mend() == ((), ())
+        assert log.baseline() is None
+        assert (log.rounds_done(), log.is_done) == (0, False)
+        assert not (tmp_path / "none").exists()
+
+    def test_counts_its_rounds(self, log):
+        assert log.rounds_done() == len(log.read()[0]) == 5
+        assert log.is_done
+
+    def test_a_damaged_line_is_named_with_the_way_out(self, log):
+        lines = log._rounds.read_bytes().splitlines(keepends=True)
+        log._rounds.write_bytes(lines[0] + b"{}\n" + b"".join(lines[2:]))
+
+        with pytest.raises(StorageError, match=r"rounds.jsonl, line 2 is damaged: remove the folder .*/entropy-s0"):
+            log.read()
+
+    def test_a_full_disk_is_an_error_in_words(self, log):
+        [row, *_], batch = log.read()
+        log._rounds.unlink()
+        log._rounds.mkdir()
+
+        with pytest.raises(StorageError, match=r"rounds.jsonl could not be written"):
+            log.append(row, batch[:5])
+
+    def test_only_one_process_at_a_time_holds_a_run(self, tmp_path):
+        """The second waits until the first has let go."""
+        other = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, 0.5))
+        other.start()
+        while not (tmp_path / "runs/r/held").exists():
+            time.sleep(0.02)
+
+        with RunLog(tmp_path, "r").held():
+            assert (tmp_path / "runs/r/let go").exists()
+        other.join()
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> StudyResults:
     plan = make_plan(losses=("weighted", "unweighted"))
     for run in plan.in_turn():
-        do_run(run, make_study(plan), journal_of(tmp_path, run))
+        do_run(run, make_study(plan), RunLog(tmp_path, run.name))
     return collect(plan, make_data(), tmp_path)
 
 
@@ -74,7 +132,7 @@ class TestTables:
     def test_of_an_unfinished_study_hold_what_there_is(self, tmp_path):
         plan = make_plan()
         first, *_ = plan.in_turn()
-        do_run(first, make_study(plan), journal_of(tmp_path, first))
+        do_run(first, make_study(plan), RunLog(tmp_path, first.name))
 
         results = collect(plan, make_data(), tmp_path)
 
@@ -103,7 +161,7 @@ class TestSummary:
         assert results.summary.labels_per_class["test"] == {"normal": 4, "moderate": 4, "severe": 4}
 
     def test_says_what_the_study_was(self, results):
-        plan: StudyPlan = make_plan()
+        plan = make_plan()
 
         assert results.summary.command == plan.command
         assert (results.summary.rounds, results.summary.batch_size, results.summary.passes) == (5, 5, 4)

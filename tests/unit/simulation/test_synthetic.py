@@ -12,13 +12,13 @@ from PIL import Image
 
 from ml_backend.errors import SettingsError
 from ml_backend.simulation.dataset import load_dataset, parse_task
-from ml_backend.simulation.synthetic import simulated_ratings, write_phantoms
+from ml_backend.simulation.synthetic import simulated_ratings, write_synthetic_study
 
 CLASSES = ("normal", "moderate", "severe")
 SHARES = {"normal": 0.3, "moderate": 0.3, "severe": 0.4}
 
 
-def by_film(rows: list[tuple[str, str, str]]) -> dict[str, list[int]]:
+def by_image(rows: list[tuple[str, str, str]]) -> dict[str, list[int]]:
     answers: dict[str, list[int]] = defaultdict(list)
     for path, _, label in rows:
         answers[path].append(CLASSES.index(label))
@@ -26,21 +26,21 @@ def by_film(rows: list[tuple[str, str, str]]) -> dict[str, list[int]]:
 
 
 def agreement(severity: float) -> float:
-    """Share of the pairs of readers of a film who agree."""
-    films = by_film(simulated_ratings({f"{n}.png": severity for n in range(300)}, CLASSES, 8, seed=1)).values()
-    return float(np.mean([a == b for votes in films for a, b in itertools.combinations(votes, 2)]))
+    """Share of the pairs of readers of an image who agree."""
+    images = by_image(simulated_ratings({f"{n}.png": severity for n in range(300)}, CLASSES, 8, seed=1)).values()
+    return float(np.mean([a == b for votes in images for a, b in itertools.combinations(votes, 2)]))
 
 
 class TestSimulatedRatings:
-    def test_three_to_six_of_the_panel_read_a_film(self):
+    def test_three_to_six_of_the_panel_read_a_image(self):
         rows = simulated_ratings({f"{n}.png": 1.0 for n in range(200)}, CLASSES, 8, seed=0)
 
-        votes = by_film(rows).values()
-        assert {len(film) for film in votes} == {3, 4, 5, 6}
+        votes = by_image(rows).values()
+        assert {len(image) for image in votes} == {3, 4, 5, 6}
         assert {rater for _, rater, _ in rows} == {f"reader-{n:02d}" for n in range(1, 9)}
         assert len({row[:2] for row in rows}) == len(rows)
 
-    def test_a_small_panel_reads_every_film(self):
+    def test_a_small_panel_reads_every_image(self):
         rows = simulated_ratings({"a.png": 0.0, "b.png": 2.0}, CLASSES, 3, seed=0)
 
         assert [row[:2] for row in rows] == [(p, f"reader-{n:02d}") for p in ("a.png", "b.png") for n in (1, 2, 3)]
@@ -51,12 +51,12 @@ class TestSimulatedRatings:
 
     @pytest.mark.parametrize(("severity", "index"), [(-0.2, 0), (0.0, 0), (1.0, 1), (1.2, 1), (2.0, 2), (2.6, 2)])
     def test_the_median_is_mostly_the_class(self, severity, index):
-        films = by_film(simulated_ratings({f"{n}.png": severity for n in range(200)}, CLASSES, 8, seed=2)).values()
+        images = by_image(simulated_ratings({f"{n}.png": severity for n in range(200)}, CLASSES, 8, seed=2)).values()
 
-        assert np.mean([np.median(votes) == index for votes in films]) > 0.9
+        assert np.mean([np.median(votes) == index for votes in images]) > 0.9
 
     def test_readers_have_a_bias_of_their_own(self):
-        """Over many films on a border, the means of the readers lie apart by more than chance allows."""
+        """Over many images on a border, the means of the readers lie apart by more than chance allows."""
         rows = simulated_ratings({f"{n}.png": 0.5 for n in range(600)}, CLASSES, 8, seed=3)
 
         means = [
@@ -65,7 +65,7 @@ class TestSimulatedRatings:
 
         assert max(means) - min(means) > 0.3
 
-    def test_an_answer_depends_on_seed_and_film_alone(self):
+    def test_an_answer_depends_on_seed_and_image_alone(self):
         severity = {f"{n}.png": n / 20 for n in range(40)}
         some = dict(reversed(list(severity.items())[10:20]))
 
@@ -76,7 +76,7 @@ class TestSimulatedRatings:
 
     @pytest.mark.parametrize(("raters", "classes"), [(2, CLASSES), (3, CLASSES[:1])])
     def test_refuses_too_few(self, raters, classes):
-        with pytest.raises(ValueError, match="wanted 3 readers and 2 classes or more, got"):
+        with pytest.raises(ValueError, match="expected 3 readers and 2 classes or more, got"):
             simulated_ratings({"a.png": 0.0}, classes, raters, seed=0)
 
 
@@ -84,7 +84,7 @@ class TestWritePhantoms:
     def write(self, folder: Path, count: int = 24, **changes: object) -> list[tuple[int, int]]:
         """What the progress was told; nothing where nothing was written."""
         told: list[tuple[int, int]] = []
-        write_phantoms(
+        write_synthetic_study(
             folder, count=count, shares=SHARES, seed=int(str(changes.get("seed", 0))), side=32,
             progress=lambda done, total: told.append((done, total)),
         )  # fmt: skip
@@ -94,7 +94,7 @@ class TestWritePhantoms:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     def test_is_a_study_that_loads(self, tmp_path):
-        study = write_phantoms(tmp_path / "new" / "study", count=60, shares=SHARES, seed=1, side=32)
+        study = write_synthetic_study(tmp_path / "new" / "study", count=60, shares=SHARES, seed=1, side=32)
 
         data = load_dataset(study.images, study.labels, ratings=study.ratings, task=parse_task(";".join(CLASSES)))
         assert len(data.images) == 60
@@ -102,8 +102,8 @@ class TestWritePhantoms:
         assert data.source is not None
         assert set(data.source.values()) == {"centre-1", "centre-2"}
         assert all(len({data.source[i.id] for i in data.images if i.patient_id == p}) == 1 for p in {i.patient_id for i in data.images})  # fmt: skip  # noqa: E501
-        with Image.open(study.images / data.images[0].uri) as film:
-            assert (film.mode, film.size) == ("L", (32, 32))
+        with Image.open(study.images / data.images[0].uri) as image:
+            assert (image.mode, image.size) == ("L", (32, 32))
         with study.labels.open() as file:
             assert next(csv.reader(file)) == ["path", "label", "patient_id", "source"]
 
@@ -133,7 +133,7 @@ class TestWritePhantoms:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            write_phantoms(folder, count=10, shares=SHARES, seed=2, side=32, progress=stop)
+            write_synthetic_study(folder, count=10, shares=SHARES, seed=2, side=32, progress=stop)
         assert json.loads((folder / "phantoms.json").read_bytes())["complete"] is False
         assert len(self.write(folder)) == 24
         assert self.snapshot(folder) == whole
@@ -143,13 +143,13 @@ class TestWritePhantoms:
         (tmp_path / "file").write_text("text")
 
         for folder in (tmp_path, tmp_path / "file"):
-            with pytest.raises(SettingsError, match="something else than drawn films: name an empty folder"):
+            with pytest.raises(SettingsError, match="something else than drawn images: name an empty folder"):
                 self.write(folder)
 
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "thesis.tex"]
 
     def test_an_impossible_study_touches_nothing(self, tmp_path):
-        with pytest.raises(ValueError, match="a film for each"):
+        with pytest.raises(ValueError, match="positive shares"):
             self.write(tmp_path / "study", count=2)
 
         assert not (tmp_path / "study").exists()

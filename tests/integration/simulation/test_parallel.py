@@ -1,0 +1,161 @@
+"""Runs in processes and on rq workers, with a real Valkey: the same numbers, also where a worker dies."""
+
+import os
+import sys
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from ml_backend.errors import QueueError, RoundError, ServiceError
+from ml_backend.simulation.parallel import StudyQueue, run_in_processes
+from ml_backend.simulation.plan import StudyPlan
+from ml_backend.simulation.run import do_run, open_study
+from ml_backend.simulation.run_log import RunLog
+from tests.integration.processes import free_port, wait_until
+from tests.integration.studies import begin_study
+
+
+def nothing() -> None:
+    """Nobody watches."""
+
+
+def done(plan: StudyPlan, out: Path) -> list[object]:
+    """What all runs did, without how long it took."""
+    seconds = {"train_seconds", "acquisition_seconds"}
+    found: list[object] = []
+    for run in plan.runs():
+        journal = RunLog(out, run.name)
+        baseline = journal.baseline()
+        rounds, batches = journal.read()
+        found += [row.model_dump(exclude=seconds) for row in rounds]
+        found += batches
+        found += [baseline.model_dump(exclude=seconds)] if baseline else []
+    return found
+
+
+def alone(folder: Path, out: Path) -> list[object]:
+    """The same study, in this process."""
+    plan = begin_study(folder, out)
+    for run in plan.runs():
+        do_run(run, open_study(plan, out), RunLog(out, run.name))
+    return done(plan, out)
+
+
+class TestRunInProcesses:
+    def test_gives_the_numbers_of_one_process_also_when_a_run_is_killed(self, tmp_path):
+        plan = begin_study(tmp_path / "data", tmp_path / "out")
+        names = [run.name for run in plan.runs()]
+        notes: list[str] = []
+
+        def kill_once() -> None:
+            if not notes:
+                kill("random-s0")
+
+        run_in_processes(names, tmp_path / "out", "cpu", workers=2, watch=kill_once, note=notes.append)
+
+        assert notes == ["the process of run random-s0 died (exit status -9); the run is repeated"]
+        assert done(plan, tmp_path / "out") == alone(tmp_path / "data", tmp_path / "alone")
+        assert active_children() == []
+
+    def test_gives_up_on_a_run_that_dies_again_and_again(self, tmp_path):
+        os.mkfifo(tmp_path / "plan.json")  # the run waits for its plan
+
+        with pytest.raises(ServiceError, match=r"random-s0 died .*, 3 times: see .*/workers/random-s0\.log"):
+            run_in_processes(
+                ["random-s0"], tmp_path, "cpu", workers=2, watch=lambda: kill("random-s0"), note=lambda _: None
+            )
+
+    def test_gives_the_reason_of_a_refusal(self, tmp_path):
+        with pytest.raises(RoundError, match=r"run entropy-s0: .* holds no plan.json: workers need --out"):
+            run_in_processes(["entropy-s0"], tmp_path, "cpu", workers=2, watch=nothing, note=lambda _: None)
+
+    def test_leaves_no_process_when_the_command_is_stopped(self, tmp_path):
+        begin_study(tmp_path / "data", tmp_path / "out")
+
+        with pytest.raises(KeyboardInterrupt):
+            run_in_processes(
+                ["random-s0", "entropy-s0"], tmp_path / "out", "cpu", workers=2, watch=stop, note=lambda _: None
+            )
+
+        assert active_children() == []
+
+    def test_leaves_no_process_when_the_command_is_killed(self, tmp_path, start):
+        command = f"""
+import pathlib, time
+from multiprocessing import active_children
+from ml_backend.simulation import parallel
+def tell():
+    pathlib.Path({str(tmp_path)!r}, "child").write_text(str(active_children()[0].pid))
+    time.sleep(60)
+parallel.run_in_processes(["r"], pathlib.Path({str(tmp_path)!r}), "cpu", workers=1, watch=tell, note=print)
+"""
+        os.mkfifo(tmp_path / "plan.json")  # the run waits for its plan
+        parent = start(sys.executable, "-c", command)
+        pid = int(wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text()))
+
+        parent.kill()
+
+        wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def kill(name: str) -> None:
+    """Kill the process of a run."""
+    for process in active_children():
+        if process.name == name:
+            process.kill()
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+class TestAnyRedis:
+    def test_a_run_that_was_taken_and_never_begun_is_put_back(self, tmp_path, redis, start):
+        """Its worker died between the two, and was the last one."""
+        plan = begin_study(tmp_path / "data", tmp_path / "out")
+        queue = StudyQueue(redis, tmp_path / "out")
+        first = next(iter(plan.runs()))
+        taken: list[bytes] = []
+
+        def take_once() -> None:
+            if not taken:
+                key = queue._queue.key
+                taken.append(redis.lmove(key, queue._queue.intermediate_queue_key, "RIGHT", "LEFT"))
+                start(sys.executable, "-m", "ml_backend", "work", "--study", AL_DEVICE="cpu")
+
+        queue.do([first.name], take_once)
+
+        assert taken[0]
+        assert RunLog(tmp_path / "out", first.name).is_done
+
+    def test_a_worker_elsewhere_does_the_runs(self, tmp_path, redis, start):
+        plan = begin_study(tmp_path / "data", tmp_path / "out")
+        start(sys.executable, "-m", "ml_backend", "work", "--study", AL_DEVICE="cpu")
+
+        StudyQueue(redis, tmp_path / "out").do([run.name for run in plan.runs()], nothing)
+
+        assert done(plan, tmp_path / "out") == alone(tmp_path / "data", tmp_path / "alone")
+
+    def test_a_run_that_cannot_be_done_is_told_with_its_reason(self, tmp_path, redis, start):
+        """On the worker the folder is missing: not shared."""
+        start(sys.executable, "-m", "ml_backend", "work", "--study", AL_DEVICE="cpu")
+
+        with pytest.raises(QueueError, match=r"run entropy-s0: .*gone holds no plan.json: workers need --out"):
+            StudyQueue(redis, tmp_path / "gone").do(["entropy-s0"], nothing)
+
+    def test_what_waits_is_withdrawn_when_the_command_is_stopped(self, tmp_path, redis):
+        queue = StudyQueue(redis, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            queue.do(["entropy-s0", "entropy-s1"], stop)
+
+        assert queue._queue.count == 0
+        assert redis.keys("rq:job:*") == []
+
+    def test_without_redis_it_says_so(self, tmp_path):
+        with (
+            Redis(port=free_port()) as nobody,
+            pytest.raises(QueueError, match=r"Redis does not answer \(ConnectionError\): start it"),
+        ):
+            StudyQueue(nobody, tmp_path).do(["entropy-s0"], nothing)

@@ -1,0 +1,162 @@
+"""The study from options to results, on a table of features and a real, tiny network."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ml_backend.errors import SettingsError
+from ml_backend.simulation import study
+from ml_backend.simulation.options import SimulateOptions
+from ml_backend.simulation.run import do_run as really_do_run
+from ml_backend.simulation.run_log import read_results
+from ml_backend.simulation.study import StudyProgress, simulate
+from tests.unit.simulation.tiny import write_tables
+
+QUIET = Console(file=io.StringIO())
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> SimulateOptions:
+    """Three rounds of two runs, and a baseline."""
+    return SimulateOptions(
+        **write_tables(tmp_path),
+        out=tmp_path / "out",
+        strategies="entropy",
+        seeds="1",
+        initial=2,
+        batch_size=5,
+        budget="16",
+        passes=4,
+        device="cpu",
+        task="normal;moderate;severe",
+    )
+
+
+def tables(out: Path) -> dict[str, str]:
+    """The tables without their seconds, the last columns."""
+    return {
+        name: "\n".join(",".join(line.split(",")[: -seconds or None]) for line in (out / name).read_text().splitlines())
+        for name, seconds in {"rounds.csv": 2, "batches.csv": 0, "baselines.csv": 1}.items()
+    }
+
+
+def stopping(rounds: int) -> Callable[..., None]:
+    """``do_run`` until so many rounds are done in all runs together; then Ctrl-C."""
+    left = rounds
+
+    def do_run(run: object, opened: object, log: object, on_round: Callable[[], None]) -> None:
+        def counted() -> None:
+            nonlocal left
+            on_round()
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+
+        really_do_run(run, opened, log, counted)  # type: ignore[arg-type]
+
+    return do_run
+
+
+class TestSimulate:
+    def test_returns_and_writes_its_results_and_its_report(self, options):
+        results = simulate(options, QUIET)
+
+        assert [(row.run, row.labels) for row in results.rounds] == [
+            (run, labels) for run in ("random-s0", "entropy-s0") for labels in (6, 11, 16)
+        ]
+        assert [row.labels for row in results.baselines] == [48]
+        assert results.summary.seconds > 0
+        assert results.summary.command.startswith("ml-backend simulate --labels ")
+        assert read_results(options.out) == results
+        assert "<html" in (options.out / "report.html").read_text()
+
+    def test_the_same_command_twice_gives_the_same_bits(self, options, tmp_path):
+        simulate(options, QUIET)
+        simulate(replace(options, out=tmp_path / "again"), QUIET)
+
+        assert tables(options.out) == tables(tmp_path / "again")
+        assert re.search(r"\.\d{10}", tables(options.out)["rounds.csv"])
+
+    @pytest.mark.parametrize("rounds", [1, 4, 7])
+    def test_goes_on_after_ctrl_c_to_the_same_bits(self, options, tmp_path, monkeypatch, rounds):
+        """7 rounds in all, the baseline among them; the last Ctrl-C comes when all is done."""
+        simulate(replace(options, out=tmp_path / "whole"), QUIET)
+        text = io.StringIO()
+        monkeypatch.setattr(study, "do_run", stopping(rounds))
+
+        with pytest.raises(KeyboardInterrupt):
+            simulate(options, Console(file=text))
+
+        assert "the same command goes on from here: ml-backend simulate --labels" in text.getvalue()
+        assert not (options.out / "rounds.csv").exists()
+        monkeypatch.undo()
+        simulate(options, QUIET)
+        assert tables(options.out) == tables(tmp_path / "whole")
+
+    def test_another_command_in_the_same_folder_is_refused(self, options):
+        simulate(options, QUIET)
+
+        with pytest.raises(SettingsError, match=r"\(seeds: 0 then, 0,1"):
+            simulate(replace(options, seeds="2"), QUIET)
+
+    def test_a_folder_that_another_command_writes_to_is_refused(self, options):
+        with study._locked(options.out), pytest.raises(SettingsError, match="another `ml-backend simulate` writes to"):
+            simulate(options, QUIET)
+
+    def test_both_losses_are_compared_on_the_same_start(self, options):
+        results = simulate(replace(options, loss="weighted,unweighted", strategies="random", budget="6"), QUIET)
+
+        assert results.summary.variants == ("weighted", "unweighted")
+        assert [row.run for row in results.rounds] == ["random-weighted-s0", "random-unweighted-s0"]
+        assert len(results.baselines) == 2
+
+
+class Clock:
+    """Time that the test sets."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class TestStudyProgress:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        clock = Clock()
+        monkeypatch.setattr(study, "time", clock)
+        return clock
+
+    @pytest.mark.parametrize(
+        ("rounds", "printed"),
+        [
+            # From 20 of 100, 10 rounds in 60 s: 70 more take 7 minutes.
+            ([(10, 22), (50, 30)], "30 of 100 rounds, about 7 min left"),
+            ([(60, 20)], "20 of 100 rounds"),
+            ([(60, 99)], "99 of 100 rounds, less than a minute left"),
+        ],
+    )
+    def test_prints_a_line_now_and_then_with_the_time_left(self, clock, rounds, printed):
+        text = io.StringIO()
+        with StudyProgress(Console(file=text), 100) as progress:
+            progress.show(20)
+            for seconds, done in rounds:
+                clock.now += seconds
+                progress.show(done)
+            progress.print("note: [bold] is no markup")
+
+        assert text.getvalue().splitlines() == [printed, "note: [bold] is no markup"]
+
+    def test_shows_a_bar_on_a_terminal(self):
+        text = io.StringIO()
+        with StudyProgress(Console(file=text, force_terminal=True, width=100), 100) as progress:
+            progress.show(20)
+            progress.show(30)
+
+        assert "30/100" in text.getvalue()
+        assert "left" in text.getvalue()
