@@ -22,23 +22,14 @@ PACKAGES: Final = ("label-studio-active-learning", "torch", "torchvision", "nump
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """The options of ``ml-backend simulate``, as they are typed.
+    """The options of ``ml-backend simulate``, as they are typed; its ``--help`` describes them all.
 
     Attributes:
-        labels: table with ``path,label[,patient_id][,split][,source]``.
-        out: folder of the results; a study that was stopped goes on there.
-        images: folder that the paths of the tables start from.
-        ratings: table with ``path,rater,label``, the answers of several readers.
-        features: npz file with ``X`` and ``path``, in place of images.
         strategies: names, separated by commas.
         seeds: how many (``10`` are 0 to 9), or which (``3,5,7``).
-        profile: ``paper`` or ``best``; options that are given replace its choices.
-        task: classes, least severe first: ``normal=normal;diseased=bacterial,viral``.
         imbalance: ``class=share``, separated by commas.
         loss: ``weighted``, ``unweighted`` or both; with both every run is done twice.
-        initial: labelled images of every class before the first round.
         budget: labels that a round trains on at most, or with a point their fraction of the training side.
-        device: ``auto``, ``cpu`` or ``cuda``.
         no_random: leave out the strategy ``random``, which is added otherwise.
         workers: processes on this machine.
         redis: address of a Redis whose workers do the runs, in place of ``workers``.

@@ -1,16 +1,11 @@
-"""Rows of a study's results: one a round, one a picked image; as files of a run that is under way, and as tables.
-
-A run appends to its ``RunLog`` after every round, so that it goes on where it was stopped. A finished study is
-``rounds.csv``, ``batches.csv``, ``baselines.csv`` and ``summary.json``.
-"""
+"""Rows of a study's results, in the log of a run, from which it goes on, and in CSV files."""
 
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -22,16 +17,17 @@ from ml_backend.storage.atomic import read_record, write_atomically, write_recor
 if TYPE_CHECKING:
     import pandas as pd
 
-SUMMARY: Final = "summary.json"
 
-
-class RoundRow(FrozenModel):
-    """One round of one run: the network that was trained on ``labels`` labels, measured on the test side."""
-
+class _RunRow(FrozenModel):
     run: str  # "<strategy>-<variant>-s<seed>"; without the variant where the study has only one
     strategy: str
     variant: str  # "weighted" or "unweighted"; "" where the study compares strategies only
     seed: int
+
+
+class RoundRow(_RunRow):
+    """One round of one run: the network that was trained on ``labels`` labels, measured on the test side."""
+
     round: Annotated[int, Field(ge=1)]
     labels: Annotated[int, Field(ge=1)]  # of the training side
     share: Annotated[float, Field(ge=0.0, le=1.0)]  # of the training side's images
@@ -42,13 +38,9 @@ class RoundRow(FrozenModel):
     acquisition_seconds: float  # passes and ranking
 
 
-class BatchRow(FrozenModel):
+class BatchRow(_RunRow):
     """One image that a round picked."""
 
-    run: str
-    strategy: str
-    variant: str
-    seed: int
     round: Annotated[int, Field(ge=1)]
     rank: Annotated[int, Field(ge=1)]  # 1: picked first
     image_id: str
@@ -233,96 +225,38 @@ class StudyResults:
     batches: tuple[BatchRow, ...]
     baselines: tuple[BaselineRow, ...]
 
-    def frame(self, kind: type[FrozenModel] = RoundRow) -> "pd.DataFrame":
-        """The rows of a kind (``RoundRow``, ``BatchRow``, ``BaselineRow``), with the columns of its CSV file."""
-        import pandas as pd  # noqa: PLC0415 - a worker that only does runs needs none
 
-        columns = dict(_columns(kind, self.summary.classes))
-        rows: dict[type[FrozenModel], Sequence[FrozenModel]] = {
-            RoundRow: self.rounds,
-            BatchRow: self.batches,
-            BaselineRow: self.baselines,
-        }
-        dumps = [row.model_dump() for row in rows[kind]]
-        cells = {
-            name: [reduce(lambda value, key: value[key], place, dump) for dump in dumps]
-            for name, place in columns.items()
-        }
-        return pd.DataFrame(cells)
+def to_frame(rows: Sequence[FrozenModel]) -> "pd.DataFrame":
+    """Rows of one kind as a table with a column for every value; those by class are named ``<name>_<class>``."""
+    import pandas as pd  # noqa: PLC0415 - a worker that only does runs needs none
+
+    return pd.DataFrame([_cells(row) for row in rows])
 
 
-_FILES: Final[dict[type[FrozenModel], str]] = {
-    RoundRow: "rounds.csv",
-    BatchRow: "batches.csv",
-    BaselineRow: "baselines.csv",
-}
+def _cells(record: FrozenModel) -> dict[str, object]:
+    cells: dict[str, object] = {}
+    for name in type(record).model_fields:
+        value = getattr(record, name)
+        if isinstance(value, RoundMetrics):
+            cells |= _cells(value)
+        elif isinstance(value, dict):
+            prefix = "labels" if name == "labels_per_class" else name
+            cells |= {f"{prefix}_{one}": number for one, number in value.items()}
+        else:
+            cells[name] = value
+    return cells
 
 
 def write_results(results: StudyResults, out: Path) -> None:
-    """Write all tables and the summary, each whole or not at all.
+    """Write ``rounds.csv``, ``batches.csv``, ``baselines.csv`` and ``summary.json``, each whole or not at all.
 
     Raises:
         StorageError: the disk refuses.
     """
+    tables = {"rounds": results.rounds, "batches": results.batches, "baselines": results.baselines}
     try:
-        for kind, name in _FILES.items():
-            table = results.frame(kind).to_csv(index=False, lineterminator="\n")
-            write_atomically(out / name, table.encode())
+        for name, rows in tables.items():
+            write_atomically(out / f"{name}.csv", to_frame(rows).to_csv(index=False, lineterminator="\n").encode())
     except OSError as error:
         raise StorageError(f"the results could not be written to {out}: {error}") from error
-    write_record(out / SUMMARY, results.summary)
-
-
-def read_results(out: Path) -> StudyResults:
-    """Read the files of ``write_results``.
-
-    Raises:
-        StorageError: there is no finished study in that folder, or a table of it is damaged; names file and line.
-    """
-    summary = read_record(out / SUMMARY, StudySummary)
-    if summary is None:
-        raise StorageError(
-            f"{out} holds no finished study: there is no {SUMMARY}; run `ml-backend simulate --out {out}`"
-        )
-    return StudyResults(
-        summary=summary,
-        rounds=_read_rows(out, RoundRow, summary.classes),
-        batches=_read_rows(out, BatchRow, summary.classes),
-        baselines=_read_rows(out, BaselineRow, summary.classes),
-    )
-
-
-def _read_rows(out: Path, kind: type[R], classes: Sequence[str]) -> tuple[R, ...]:
-    import pandas as pd  # noqa: PLC0415 - see StudyResults.frame
-
-    path = out / _FILES[kind]
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise StorageError(f"{path} cannot be read: {error}") from error
-    columns = list(_columns(kind, classes))
-    found: list[R] = []
-    for line, cells in enumerate(table.to_dict("records"), start=2):
-        record: dict[str, Any] = {}
-        try:
-            for name, (*parents, last) in columns:
-                place = reduce(lambda value, key: value.setdefault(key, {}), parents, record)
-                # Of the texts only the variant may be empty.
-                place[last] = cells[name] if name == "variant" else cells[name] or None
-            found.append(kind.model_validate(record))
-        except (KeyError, ValidationError) as error:
-            raise StorageError(f"{path}, line {line} is no row of a study: {error}") from error
-    return tuple(found)
-
-
-def _columns(kind: type[FrozenModel], classes: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every column of the table of a kind, with the place of its value in the record."""
-    for name, info in kind.model_fields.items():
-        if info.annotation is RoundMetrics:
-            for column, place in _columns(RoundMetrics, classes):
-                yield column, (name, *place)
-        elif getattr(info.annotation, "__origin__", None) is dict:
-            prefix = "labels" if name == "labels_per_class" else name
-            yield from ((f"{prefix}_{one}", (name, one)) for one in classes)
-        else:
-            yield name, (name,)
+    write_record(out / "summary.json", results.summary)

@@ -5,11 +5,12 @@
     from pathlib import Path
 
     from ml_backend.simulation.options import SimulateOptions
+    from ml_backend.simulation.run_log import to_frame
     from ml_backend.simulation.study import simulate
 
     if __name__ == "__main__":  # worker processes import the script
         options = SimulateOptions(labels=Path("labels.csv"), images=Path("images"), out=Path("study"), workers=2)
-        rounds = simulate(options).frame()  # pandas, one row a round
+        rounds = to_frame(simulate(options).rounds)  # pandas, one row a round
 """
 
 import fcntl
@@ -60,7 +61,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
         console: prints the progress; the terminal by default.
 
     Returns:
-        The results, as ``read_results(options.out)`` reads them.
+        The results of all runs; ``run_log.to_frame`` makes pandas frames of their rows.
 
     Raises:
         SettingsError: an option or a table is wrong, or the folder holds another study.
