@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -182,10 +182,7 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
             )
         counter = Counter(data.truth[image_id] for image_id in labelled)
         row = RoundRow(
-            run=run.name,
-            strategy=run.strategy,
-            variant=run.variant,
-            seed=run.seed,
+            **_of_run(run),
             round=number,
             labels=len(labelled),
             share=len(labelled) / train_images,
@@ -198,6 +195,10 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
         )
         log.append(row, _batch_rows(run, number, report.ranking, last.outputs, data))
         on_round()
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    return {"run": run.name, "strategy": run.strategy, "variant": run.variant, "seed": run.seed}
 
 
 def simulated_rounds(request: RoundRequest, parts: RoundParts, first: int = 1) -> Iterator[RoundReport]:
@@ -350,10 +351,7 @@ def _batch_rows(run: Run, number: int, ranking: Ranking, outputs: PoolPrediction
     picks = zip(batch, ranking.scores[: len(batch)], bald(probs).tolist(), entropy(probs).tolist(), strict=True)
     return [
         BatchRow(
-            run=run.name,
-            strategy=run.strategy,
-            variant=run.variant,
-            seed=run.seed,
+            **_of_run(run),
             round=number,
             rank=rank,
             image_id=image_id,

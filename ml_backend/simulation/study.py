@@ -18,8 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -78,12 +77,12 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
         baselines = len(plan.variants) * len(plan.seeds)
         with StudyProgress(console, compared * rounds + baselines) as progress:
             for note in data.notes:
-                progress.print(f"note: {note}")
-            progress.print(f"runs: {compared} of {rounds} rounds at most; baselines: {baselines}")
+                progress.say(f"note: {note}")
+            progress.say(f"runs: {compared} of {rounds} rounds at most; baselines: {baselines}")
             try:
                 _do_runs(options, plan, data, progress)
             except KeyboardInterrupt:
-                progress.print(f"stopped; the same command goes on from here: {plan.command}")
+                progress.say(f"stopped; the same command goes on from here: {plan.command}")
                 raise
     results = collect(plan, data, out)
     write_results(results, out)
@@ -113,24 +112,18 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
             rounds += done
             batches += picked
     counts = data.counts()
+    same = {"command", "started_at", "strategies", "seeds", "profile", "options", "versions", "digests"}
     summary = StudySummary(
-        command=plan.command,
-        started_at=plan.started_at,
+        **plan.model_dump(include=same),
         seconds=_seconds_spent(out),
         classes=data.classes,
         images={side: sum(counts[side].values()) for side in SIDES},
         labels_per_class={side: counts[side] for side in SIDES},
-        strategies=plan.strategies,
         variants=plan.variants,
-        seeds=plan.seeds,
         rounds=max((row.round for row in rounds), default=0),
         passes=int(str(plan.options["passes"])),
         batch_size=int(str(plan.options["batch_size"])),
         initial_per_class=plan.initial,
-        profile=plan.profile,
-        options=plan.options,
-        versions=plan.versions,
-        digests=plan.digests,
         notes=data.notes,
     )
     return StudyResults(summary, tuple(rounds), tuple(batches), tuple(baselines))
@@ -150,7 +143,7 @@ def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress:
         with connect_redis(options.redis, patient=True) as redis:
             StudyQueue(redis, out).do(names, show)
     elif options.workers > 1 and len(left) > 1:
-        run_in_processes(names, out, plan.device, workers=options.workers, watch=show, note=progress.print)
+        run_in_processes(names, out, plan.device, workers=options.workers, watch=show, note=progress.say)
     else:
         study = open_study(plan, out, data)
         for run in left:
@@ -199,7 +192,7 @@ def _seconds_spent(out: Path) -> float:
     return (read_record(out / "spent.json", _TimeSpent) or _TimeSpent()).seconds
 
 
-class StudyProgress:
+class StudyProgress(Progress):
     """Shows the rounds done in all runs together: a bar with the time left on a terminal, else a line now and then.
 
     Args:
@@ -208,53 +201,37 @@ class StudyProgress:
     """
 
     def __init__(self, console: Console, total: int) -> None:
-        self._console = console
+        super().__init__(
+            TextColumn("rounds"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self._total = total
+        self._rounds = self.add_task("rounds", total=total)
         self._begun = self._printed = time.monotonic()
         self._at_start: int | None = None
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("rounds"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._task = self._bar.add_task("rounds", total=total)
 
     def show(self, done: int) -> None:
         """Show that so many rounds are done."""
         if self._at_start is None:
             # Rounds of an earlier call do not count for the pace of this one.
             self._at_start = done
-            if self._bar is not None:
-                self._bar.reset(self._task, total=self._total, completed=done)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-            return
+            self.reset(self._rounds, total=self._total, completed=done)
+        self.update(self._rounds, completed=done)
         now = time.monotonic()
-        if now - self._printed >= LINE_EVERY_S:
+        if self.disable and now - self._printed >= LINE_EVERY_S:
             self._printed = now
             left = ""
-            if own := done - self._at_start:
+            if (own := done - self._at_start) > 0:
                 minutes = (self._total - done) * (now - self._begun) / own / 60
                 left = f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
-            self.print(f"{done} of {self._total} rounds{left}")
+            self.say(f"{done} of {self._total} rounds{left}")
 
-    def print(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """Print a line that stays."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.console.print(line, markup=False, highlight=False, soft_wrap=self.disable)

@@ -148,7 +148,7 @@ class TestStudyProgress:
             for seconds, done in rounds:
                 clock.now += seconds
                 progress.show(done)
-            progress.print("note: [bold] is no markup")
+            progress.say("note: [bold] is no markup")
 
         assert text.getvalue().splitlines() == [printed, "note: [bold] is no markup"]
 
