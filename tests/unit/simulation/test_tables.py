@@ -22,7 +22,7 @@ def labels(table: Path, text: str, *, rated: bool = False) -> list[LabelRow]:
 
 class TestReadLabels:
     def test_reads_the_columns_it_knows(self, table):
-        """In any order, with others beside them, with a byte-order mark, spaces, and an empty patient."""
+        """In any order, among others, with a byte-order mark, spaces, and an empty patient."""
         rows = labels(
             table,
             "\ufefflabel , site , path,patient_id,split,source\n severe ,A,images/1.png,p1,train,X\n"
@@ -34,66 +34,48 @@ class TestReadLabels:
             LabelRow(3, "images/2.png", "normal", None, "test", None),
         ]
 
-    def test_needs_only_path_and_label(self, table):
-        assert labels(table, "path,label\na.png,x\n") == [LabelRow(2, "a.png", "x")]
-
-    def test_a_quoted_cell_may_hold_commas_and_lines(self, table):
-        """The line is where the row ends, as an editor counts."""
-        assert labels(table, 'path,label,note\na.png,x,"one,\ntwo"\nb.png,y,\n') == [
-            LabelRow(3, "a.png", "x"),
-            LabelRow(4, "b.png", "y"),
-        ]
-
-    def test_what_a_spreadsheet_leaves_behind_is_passed_over(self, table):
-        """Lines of commas only, and empty cells beyond the last column."""
-        assert labels(table, "path,label\na.png,x,,\n,\n\n , ,\n") == [LabelRow(2, "a.png", "x")]
-
     @pytest.mark.parametrize(
-        ("text", "message"),
+        ("text", "rows"),
         [
-            ("path,patient_id\na.png,p\n", "no column label; line 1 holds 'path', 'patient_id'"),
-            ("", "no column path and no column label; line 1 holds nothing"),
-            ("path,label,label\na.png,x,y\n", "more than one column 'label'"),
-            ("path,label\n", "has no rows"),
-            ("path,label\na.png,x\n ,x\n", "line 3, column path: '' is no path"),
-            ("path,label\na\0.png,x\n", r"line 2, column path: 'a\\x00.png' is no path"),
-            ("path,label\n\na.png\n", "line 3, column label: '' is no label"),
-            ("path,label\na.png,x\nb.png,x\na.png,y\n", "line 4, column path: 'a.png' is in line 2 already"),
-            ("path,label\na.png,x\n./a.png,y\n", "line 3, column path: 'a.png' is in line 2 already"),
-            ("path,label,split\na.png,x,dev\n", "line 2, column split: 'dev' is none of train, val, test"),
+            ("path,label\na.png,x\n", [LabelRow(2, "a.png", "x")]),
+            # The line is where the row ends, as an editor counts.
             (
-                "path,label\na.png,mild, left\n",
-                "line 2, after column 2: 'left' belongs to no column; put cells that hold ',' in quotes",
+                'path,label,note\na.png,x,"one,\ntwo"\nb.png,y,\n',
+                [LabelRow(3, "a.png", "x"), LabelRow(4, "b.png", "y")],
             ),
-            ("path,label,split\na.png,x,train\nb.png,x,\n", r"column split: empty in 1 of 2 rows \(line 3\)"),
-            ('path,label\n"a.png,x\nb.png,y\n', "line 2: a quote is opened there and not closed"),
+            # A spreadsheet leaves lines of commas only, and empty cells beyond the last column.
+            ("path,label\na.png,x,,\n,\n\n , ,\n", [LabelRow(2, "a.png", "x")]),
+            # ``nan`` of pandas would otherwise be one patient, and all its images on one side.
+            ("path,label,patient_id,source\na.png,x,nan,None\n", [LabelRow(2, "a.png", "x")]),
         ],
     )
-    def test_a_wrong_table_names_row_and_column(self, table, text, message):
-        with pytest.raises(SettingsError, match=message):
-            labels(table, text)
+    def test_reads(self, table, text, rows):
+        assert labels(table, text) == rows
 
-    def test_bad_rows_are_named_at_once_but_not_a_thousand(self, table):
-        with pytest.raises(SettingsError, match=r"line 2, .*line 3, .*line 11, .*; and 990 more$") as error:
-            labels(table, "path,label\n" + "".join(f"{n}.png,\n" for n in range(1000)))
+    @pytest.mark.parametrize("names", ["0\n1\n2", "0.0\n1.0\n2.0", "1e1\n2e1\n3e1"])
+    def test_numbers_are_labels(self, table, names):
+        rows = labels(table, "path,label\n" + "".join(f"{n}.png,{name}\n" for n, name in enumerate(names.split())))
 
-        assert "line 12" not in str(error.value)
-
-    def test_another_encoding_is_refused(self, table):
-        table.write_bytes("path,label\nbild-ä.png,severe\n".encode("latin-1"))
-
-        with pytest.raises(
-            SettingsError,
-            match=r"table\.csv, line 2: 'bild-ä.png,severe' is not UTF-8 .*: expected a CSV file in UTF-8",
-        ):
-            read_labels(table)
-
-    def test_a_table_that_is_not_there_is_named(self, tmp_path):
-        with pytest.raises(SettingsError, match=r"gone\.csv' cannot be read"):
-            read_labels(tmp_path / "gone.csv")
+        assert [row.label for row in rows] == names.split()
 
     def test_a_rated_image_needs_no_label(self, table):
         assert labels(table, "path,label\na.png,\nb.png,x\n", rated=True)[0].label is None
+
+    def test_a_label_that_the_task_names_may_read_none(self, table):
+        table.write_text("path,label\na.png,None\nb.png,severe\n")
+
+        assert [row.label for row in read_labels(table, meant={"None", "severe"})] == ["None", "severe"]
+        with pytest.raises(SettingsError, match=r"line 2, column label: 'None' is no label, .*if it is a class, name"):
+            read_labels(table)
+
+    @pytest.mark.parametrize("column", ["patient_id", "Patient ID", "PatientID", "patientId", "PATIENT_ID"])
+    def test_patients_as_public_data_sets_name_them(self, table, column):
+        assert [row.patient_id for row in labels(table, f"path,label,{column}\na.png,x,p1\n")] == ["p1"]
+
+    def test_of_two_columns_of_patients_the_one_of_that_name_counts(self, table):
+        assert labels(table, "path,label,PatientID,patient_id\na.png,x,1,2\n")[0].patient_id == "2"
+        with pytest.raises(SettingsError, match="more than one column 'patient_id'"):
+            labels(table, "path,label,PatientID,Patient ID\na.png,x,1,2\n")
 
 
 ROWS = [("images/ä 1.png", "severe"), ("b.png", "normal, old"), ("c.png", 'a "healthy" one')]
@@ -124,122 +106,99 @@ SPELLINGS: dict[str, bytes] = {
     "names in capitals": TABLE.replace("path,label", "PATH, Label").encode(),
     "no line end at the end": TABLE.rstrip("\n").encode(),
     "empty lines before the header": b"\n\n" + TABLE.encode(),
-    "columns beside": TABLE.replace("\n", ",x,\n").replace("path,label,x", "path,label,note").encode(),
+    "more columns": TABLE.replace("\n", ",x,\n").replace("path,label,x", "path,label,note").encode(),
     "paths of Windows": TABLE.replace("images/", "images\\").encode(),
     "blanks around cells": TABLE.replace("severe", "  severe ").replace('old"', 'old "').encode(),
 }
 
 
-class TestWhateverWroteIt:
-    @pytest.mark.parametrize("spelling", SPELLINGS)
-    def test_the_same_rows(self, table, spelling):
-        table.write_bytes(SPELLINGS[spelling])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_program_s_spelling_gives_the_same_rows(table, spelling):
+    table.write_bytes(SPELLINGS[spelling])
 
-        rows = read_labels(table)
+    rows = read_labels(table)
 
-        assert [(row.path, row.label) for row in rows] == ROWS
-        first = {"Excel's first line": 3, "empty lines before the header": 4}.get(spelling, 2)
-        assert [row.line for row in rows] == [first, first + 1, first + 2]
+    assert [(row.path, row.label) for row in rows] == ROWS
+    first = {"Excel's first line": 3, "empty lines before the header": 4}.get(spelling, 2)
+    assert [row.line for row in rows] == [first, first + 1, first + 2]
 
-    @pytest.mark.parametrize("column", ["patient_id", "Patient ID", "PatientID", "patientId", "PATIENT_ID"])
-    def test_patients_as_public_data_sets_name_them(self, table, column):
-        assert [row.patient_id for row in labels(table, f"path,label,{column}\na.png,x,p1\n")] == ["p1"]
 
-    def test_of_two_columns_of_patients_the_one_of_that_name_counts(self, table):
-        assert labels(table, "path,label,PatientID,patient_id\na.png,x,1,2\n")[0].patient_id == "2"
-        with pytest.raises(SettingsError, match="more than one column 'patient_id'"):
-            labels(table, "path,label,PatientID,Patient ID\na.png,x,1,2\n")
-
-    @pytest.mark.parametrize("error", ["#REF!", "#VALUE!", "#DIV/0!", "#N/A", "#name?"])
-    def test_an_error_of_a_spreadsheet_is_no_class(self, table, error):
-        with pytest.raises(SettingsError, match=f"line 2, column label: '{re.escape(error)}' is no label"):
-            labels(table, f"path,label\na.png,{error}\nb.png,x\n")
-
-    def test_what_stands_for_nothing_is_nobody_s_patient(self, table):
-        """``nan`` of pandas would else be one patient, and all its images on one side."""
-        rows = labels(table, "path,label,patient_id,source\na.png,x,nan,None\nb.png,x,NaN,\n")
-
-        assert {(row.patient_id, row.source) for row in rows} == {(None, None)}
-
-    @pytest.mark.parametrize("names", ["0\n1\n2", "0.0\n1.0\n2.0", "1e1\n2e1\n3e1"])
-    def test_numbers_are_labels(self, table, names):
-        rows = labels(table, "path,label\n" + "".join(f"{n}.png,{name}\n" for n, name in enumerate(names.split())))
-
-        assert [row.label for row in rows] == names.split()
-
-    def test_a_label_that_the_task_names_may_read_none(self, table):
-        table.write_text("path,label\na.png,None\nb.png,severe\n")
-
-        assert [row.label for row in read_labels(table, meant={"None", "severe"})] == ["None", "severe"]
-        with pytest.raises(
-            SettingsError, match=r"line 2, column label: 'None' is no label, .*if it is a class, name it"
-        ):
-            read_labels(table)
-
+class TestRefusals:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", r"line 1 holds nothing: begin it with `path,label`"),
+            (b"", r"no column path and no column label; line 1 holds nothing: begin it with `path,label`"),
             (b"\n \n", r"line 1 holds nothing"),
+            (b"path,patient_id\na.png,p\n", "no column label; line 1 holds 'path', 'patient_id'"),
+            (b"path,label,label\na.png,x,y\n", "more than one column 'label'"),
+            (b"path;Path;label\n", "more than one column 'path'"),
+            (b"path,label\n", "has no rows"),
+            (b"a.png,severe\nb.png,normal\n", "line 1 holds 'a.png', 'severe': this is a row and no header: put"),
+            (b"image,class\na.png,x\n", "line 1 holds 'image', 'class': begin it with `path,label`, or give"),
             (b"PK\3\4xl/workbook.xml", "no CSV file but an Excel or another Office file, .*save its sheet as `CSV UTF"),
             (b"\xd0\xcf\x11\xe0\xa1\xb1", r"is no CSV file but an Excel file \(\.xls\): save its sheet"),
             (b'[{"id": 1, "data": {"image": "/data/upload/1/a.png"}}]', "JSON, such as Label Studio's export: write"),
             (b"PAR1\x15", "a Parquet file: write it by `pandas.DataFrame.to_csv"),
             (b"<!doctype html><title>Log in", "an HTML or XML document: was it a login page"),
             (b"\x89PNG\r\n\x1a\n", "an image: give the table of the images' labels"),
-            (b"a.png,severe\nb.png,normal\n", "line 1 holds 'a.png', 'severe': this is a row and no header: put"),
-            (b"image,class\na.png,x\n", "line 1 holds 'image', 'class': begin it with `path,label`, or give"),
-            (b"path;Path;label\n", "more than one column 'path'"),
-            (b"path,label\na.png;x\nb.png,y\n", r"line 2, .* 1 of 2 cells: 'a.png;x'; its cells are separated by ';'"),
-            (b"path,label\na.png,NaN\n", "line 2, column label: 'NaN' is no label, give the image's or remove the row"),
-            (b"path,label\nC:\\films\\a.png,x\n", r"line 2, column path: 'C:.*a.png' begins with a drive of Windows"),
+            (b"path,label\na.png,x\n ,x\n", "line 3, column path: '' is no path"),
+            (b"path,label\na\0.png,x\n", r"line 2, column path: 'a\\x00.png' is no path"),
+            (b"path,label\nC:\\images\\a.png,x\n", r"line 2, column path: 'C:.*a.png' begins with a drive of Windows"),
             (b"path,label\nhttps://h.example/a.png?sig=1,x\n", r"line 2, .*a.png\?...' is an address; download it"),
-            (b"path,label\na.png,x\na.png,x\n", "line 3, .*'a.png' is in line 2 already, with the same values"),
-            (b"path,label\na.png,x\na.png,y\n", "line 3, .* in line 2 already, with label 'x', and here with 'y'"),
+            (b"path,label\na.png,NaN\n", "line 2, column label: 'NaN' is no label, give the image's or remove the row"),
+            (b"path,label\n\na.png\n", "line 3, column label: '' is no label"),
+            (b"path,label\na.png;x\nb.png,y\n", r"line 2, .* 1 of 2 cells: 'a.png;x'; its cells are separated by ';'"),
+            (b"path,label\na.png,mild, left\n", "line 2, after column 2: 'left' belongs to no column; put cells that"),
+            (b"path,label,split\na.png,x,dev\n", "line 2, column split: 'dev' is none of train, val, test"),
+            (b"path,label,split\na.png,x,train\nb.png,x,\n", r"column split: empty in 1 of 2 rows \(line 3\)"),
+            (b"path,label\na.png,x\nb.png,x\na.png,x\n", "line 4, .*'a.png' is in line 2 already, with the same val"),
+            (b"path,label\na.png,x\n./a.png,y\n", "line 3, .* in line 2 already, with label 'x', and here with 'y'"),
             (b"path,label,n\na.png,x,1\na.png,x,2\n", "line 3, .* 2 already, with the same label and other values"),
             (b"path,label\na\\b.png,x\na/c/../b.png,x\n", "line 3, .*'a/b.png' is in line 2 already"),
+            (b'path,label\n"a.png,x\nb.png,y\n', "line 2: a quote is opened there and not closed"),
             (b'path,label\na.png,x\nb.png,"y\nc.png,z\n', "line 3: a quote is opened there and not closed"),
             (b'path,label\na.png,"x" y\n', "line 2: a quote is opened there and not closed, or not followed by ','"),
+            ("path,label\nbild-ä.png,x\n".encode("latin-1"), r"csv, line 2: 'bild-ä.png,x' is not UTF-8 .*expected a"),
             ("path,label\nä.png,x\nb.png,y\nö.png,z\n".encode("cp1252"), "line 2, and 1 more lines: 'ä.png,x' is no"),
+            *(
+                (f"path,label\na.png,{error}\n".encode(), f"line 2, column label: '{re.escape(error)}' is no label")
+                for error in ("#REF!", "#VALUE!", "#DIV/0!", "#N/A", "#name?")
+            ),
         ],
     )  # fmt: skip
-    def test_what_cannot_be_read_is_named_by_line(self, table, content, message):
+    def test_name_the_line_and_the_way_out(self, table, content, message):
         table.write_bytes(content)
 
         with pytest.raises(SettingsError, match=message):
             read_labels(table)
 
-    def test_a_folder(self, tmp_path):
+    def test_of_no_file(self, tmp_path):
         with pytest.raises(SettingsError, match="is a folder: give the table itself"):
             read_labels(tmp_path)
+        with pytest.raises(SettingsError, match=r"gone\.csv' cannot be read"):
+            read_labels(tmp_path / "gone.csv")
 
     def test_a_thousand_of_one_kind_do_not_hide_another(self, table):
         rows = "".join(f"{n}.png,\n" for n in range(1000))
 
-        with pytest.raises(SettingsError) as error:
+        with pytest.raises(SettingsError, match=r"line 2, .*line 3, .*line 11, .*; and 990 more; line 1002, ") as error:
             labels(table, f"path,label\n{rows}0.png,x\n,x\ny.png,x,z\n")
 
-        assert "and 990 more; line 1002, column path: '0.png' is in line 2 already" in str(error.value)
+        assert "line 12," not in str(error.value)
+        assert "line 1002, column path: '0.png' is in line 2 already" in str(error.value)
         assert "line 1003, column path: '' is no path" in str(error.value)
         assert "line 1004, after column 2: 'z' belongs to no column" in str(error.value)
 
 
 class TestUnlikeSpellings:
     @pytest.mark.parametrize(
-        "spellings",
+        ("one", "other"),
         [
-            ("normal", "Normal"),
-            ("mild  left", "mild left"),
-            ("0", "0.0"),
-            ("é", "e\u0301"),
-            ("1", "01"),
-            ("1", "1,0"),
-            ("x", "x\u200b"),
-            ("\ufeffx", "x"),
+            ("normal", "Normal"), ("mild  left", "mild left"), ("0", "0.0"), ("é", "e\u0301"), ("1", "01"),
+            ("1", "1,0"), ("x", "x\u200b"), ("\ufeffx", "x"),
         ],
-    )
-    def test_one_class_in_two_spellings(self, table, spellings):
-        one, other = spellings
+    )  # fmt: skip
+    def test_one_class_in_two_spellings(self, table, one, other):
         text = f'path,label\na.png,"{one}"\nb.png,"{other}"\nc.png,"{one}"\nd.png,severe\n'
 
         with pytest.raises(SettingsError) as error:
@@ -255,10 +214,8 @@ class TestUnlikeSpellings:
         with pytest.raises(SettingsError, match=r"'Normal' \(1 row: line 2\) and 'normal' \(in --task\) differ only"):
             read_labels(table, meant={"normal", "severe"})
 
-    def test_is_named_beside_bad_rows(self, table):
-        with pytest.raises(
-            SettingsError, match=r"line 4, column label: '' is no .*; column label: 'x' .* and 'X' .*differ"
-        ):
+    def test_is_named_next_to_bad_rows(self, table):
+        with pytest.raises(SettingsError, match=r"line 4, column label: '' is no .*; column label: 'x' .* and 'X' .*d"):
             labels(table, "path,label\na.png,x\nb.png,X\nc.png,\n")
 
 
@@ -340,8 +297,7 @@ class TestReadFeatures:
             read_features(tmp_path / "gone.npz")
 
 
-class TestFirstTen:
-    def test_counts_the_rest(self):
-        assert first_ten(["a", "b"]) == "a; b"
-        assert first_ten([str(n) for n in range(10)], ", ") == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-        assert first_ten([str(n) for n in range(13)]).endswith("8; 9; and 3 more")
+def test_first_ten_counts_the_rest():
+    assert first_ten(["a", "b"]) == "a; b"
+    assert first_ten([str(n) for n in range(10)], ", ") == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert first_ten([str(n) for n in range(13)]).endswith("8; 9; and 3 more")
