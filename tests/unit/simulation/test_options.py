@@ -29,24 +29,39 @@ def options(tmp_path: Path) -> SimulateOptions:
 
 
 class TestMakePlan:
-    def test_of_few_words_is_the_papers(self, options):
+    def test_by_default_is_the_paper_s(self, options):
         plan, data = make_plan(replace(options, batch_size=None))
 
         assert plan.strategies == ("random", "entropy", "mean_std")
         assert plan.seeds == tuple(range(10))
         assert plan.losses == ("weighted",)
         assert plan.budget == 24
-        assert plan.options["batch_size"] == 20
-        assert plan.options["patience"] == 3
-        assert plan.options["passes"] == 50
-        assert plan.options["finetune"] == "head"
+        names = ("batch_size", "patience", "passes", "finetune")
+        assert [plan.options[name] for name in names] == [20, 3, 50, "head"]
         assert data.classes == ("normal", "moderate", "severe")
-
-    def test_holds_every_digest_and_version(self, options):
-        plan, _ = make_plan(options)
-
         assert set(plan.digests) == {"labels", "features"}
         assert {"python", "torch", "numpy"} <= set(plan.versions)
+
+    @pytest.mark.parametrize(
+        ("changes", "field", "value"),
+        [
+            ({"seeds": "1"}, "seeds", (0,)),
+            ({"seeds": "3"}, "seeds", (0, 1, 2)),
+            ({"seeds": "3,5,7"}, "seeds", (3, 5, 7)),
+            ({"seeds": "4,"}, "seeds", (4,)),
+            ({"budget": "1.0"}, "budget", 48),
+            ({"budget": "20"}, "budget", 20),
+            ({"budget": "48"}, "budget", 48),
+            ({"budget": "0.29"}, "budget", 13),
+            ({"budget": "0.25"}, "budget", 12),
+            ({"strategies": "bald"}, "strategies", ("random", "bald")),
+            ({"strategies": "bald,random"}, "strategies", ("bald", "random")),
+            ({"strategies": "bald", "no_random": True}, "strategies", ("bald",)),
+            ({"loss": "unweighted, weighted"}, "losses", ("weighted", "unweighted")),
+        ],
+    )
+    def test_parses_an_option(self, options, changes, field, value):
+        assert getattr(make_plan(replace(options, **changes))[0], field) == value
 
     def test_paths_do_not_depend_on_where_a_worker_stands(self, options, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
@@ -63,28 +78,8 @@ class TestMakePlan:
 
         assert plan.options["epochs"] == 50
 
-    @pytest.mark.parametrize(
-        ("typed", "seeds"), [("1", (0,)), ("3", (0, 1, 2)), ("3,5,7", (3, 5, 7)), ("0,", (0,)), ("4,", (4,))]
-    )
-    def test_seeds_are_counted_or_named(self, options, typed, seeds):
-        assert make_plan(replace(options, seeds=typed))[0].seeds == seeds
-
-    @pytest.mark.parametrize(
-        ("typed", "labels"), [("0.5", 24), ("1.0", 48), ("20", 20), ("48", 48), ("0.29", 13), ("0.25", 12)]
-    )
-    def test_a_budget_is_labels_or_a_share(self, options, typed, labels):
-        assert make_plan(replace(options, budget=typed))[0].budget == labels
-
-    def test_random_is_always_there_unless_refused(self, options):
-        assert make_plan(replace(options, strategies="bald"))[0].strategies == ("random", "bald")
-        assert make_plan(replace(options, strategies="bald,random"))[0].strategies == ("bald", "random")
-        assert make_plan(replace(options, strategies="bald", no_random=True))[0].strategies == ("bald",)
-
-    def test_both_losses_in_one_order(self, options):
-        assert make_plan(replace(options, loss="unweighted, weighted"))[0].losses == ("weighted", "unweighted")
-
     def test_batch_bald_gives_all_strategies_its_passes(self, options):
-        """The passes judge the test side too: with T of their own the strategies would not compare."""
+        """The passes also predict the test side: with different T the strategies would not compare."""
         assert make_plan(replace(options, strategies="entropy,batch_bald"))[0].options["passes"] == 100
         assert make_plan(replace(options, strategies="entropy,batch_bald", passes=7))[0].options["passes"] == 7
 
@@ -94,21 +89,22 @@ class TestMakePlan:
         assert plan.imbalance == {"normal": 0.2}
         assert data.counts()["train"] == {"normal": 8, "moderate": 16, "severe": 16}
 
-    def test_the_weights_are_hashed(self, options, tmp_path):
-        (tmp_path / "net.pt").write_bytes(b"weights")
-        (tmp_path / "images").mkdir()
+    def test_the_weights_are_hashed_or_refused(self, options, tmp_path):
         for image in make_data().images:
             path = tmp_path / "images" / image.uri
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True, parents=True)
             path.touch()
         options = replace(options, images=tmp_path / "images", features=None, weights=str(tmp_path / "net.pt"))
 
+        with pytest.raises(SettingsError, match=r"--weights '.*/net.pt' cannot be read"):
+            make_plan(options)
+        (tmp_path / "net.pt").write_bytes(b"weights")
         assert make_plan(options)[0].digests["weights"].startswith("9a129038")
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
             ({"strategies": "entropie"}, "--strategies: there is no strategy 'entropie'; known are badge, bald"),
             ({"strategies": " , "}, "names nothing: expected, for example, entropy,mean_std"),
@@ -126,6 +122,12 @@ class TestRefusals:
             ({"budget": "5"}, "--budget 5 are 5 labels, fewer than the 6 of the start set (2 of each of 3 classes)"),
             ({"initial": 1}, "--initial 1: every class needs 2 labels or more"),
             ({"initial": 17, "budget": "1.0"}, "fewer than the 51 of the start set"),
+            # Of 8 normal images on the training side, 9 cannot be the start.
+            (
+                {"imbalance": "normal=0.2", "initial": 9, "budget": "1.0"},
+                "--initial 9: on the training side normal has 8",
+            ),
+            ({"workers": 0}, "--workers 0: expected 1 or more"),
             ({"imbalance": "normal"}, "--imbalance 'normal': 'normal' is no share; expected class=share"),
             ({"imbalance": "ill=0.1"}, "ill"),
             ({"finetune": "full"}, "--finetune full trains the whole network, which --features cannot feed"),
@@ -137,26 +139,11 @@ class TestRefusals:
             ({"task": "normal"}, "2 are the least"),
         ],
     )
-    def test_name_the_value_and_the_way_out(self, options, changes, said):
+    def test_name_the_value_and_the_way_out(self, options, changes, message):
         with pytest.raises(SettingsError) as refused:
             make_plan(replace(options, **changes))
 
-        assert said in str(refused.value)
-
-    def test_a_class_with_too_few_images_for_the_start(self, options):
-        """Of 8 normal images on the training side, 9 cannot be the start."""
-        with pytest.raises(SettingsError, match=r"--initial 9: on the training side normal has 8"):
-            make_plan(replace(options, imbalance="normal=0.2", initial=9, budget="1.0"))
-
-    def test_weights_that_are_not_there(self, options, tmp_path):
-        (tmp_path / "images").mkdir()
-        for image in make_data().images:
-            path = tmp_path / "images" / image.uri
-            path.parent.mkdir(exist_ok=True)
-            path.touch()
-
-        with pytest.raises(SettingsError, match=r"--weights '.*/no.pt' cannot be read"):
-            make_plan(replace(options, images=tmp_path / "images", features=None, weights=str(tmp_path / "no.pt")))
+        assert message in str(refused.value)
 
 
 class TestLoadData:
@@ -233,7 +220,7 @@ class TestCheckSame:
         tiny_plan(started_at="2027-01-01T00:00:00+00:00", command="x").check_same(tiny_plan())
 
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
             ({"budget": 20}, "budget: 30 then, 20 now"),
             ({"seeds": (0, 1, 2)}, "seeds: 0,1 then, 0,1,2 now"),
@@ -243,14 +230,14 @@ class TestCheckSame:
             ({"imbalance": {"normal": 0.1}}, "imbalance normal: None then, 0.1 now"),
         ],
     )
-    def test_another_one_is_refused_with_what_changed(self, changes, said):
+    def test_another_one_is_refused_with_what_changed(self, changes, message):
         if "options" in changes:
             changes = {"options": tiny_plan().options | changes["options"]}
 
         with pytest.raises(SettingsError) as refused:
             tiny_plan(**changes).check_same(tiny_plan())
 
-        assert said in str(refused.value)
+        assert message in str(refused.value)
         assert "give a new --out, or repeat `ml-backend simulate" in str(refused.value)
 
 

@@ -1,4 +1,4 @@
-"""The oracle gives away exactly the labels that were asked for."""
+"""The oracle answers what it was asked, once, and as the data says."""
 
 import random
 
@@ -21,26 +21,24 @@ def truth_of(*values: str) -> list[Label]:
     ]
 
 
-class TestOracle:
-    def test_knows_nothing_until_asked(self):
-        oracle = Oracle(truth_of("normal", "severe"))
+def pool_of(oracle: Oracle) -> list[str]:
+    return [image.id for image in oracle.unlabelled()[0]]
 
-        assert oracle.annotations() == []
-        assert [image.id for image in oracle.unlabelled()[0]] == ["0.png", "1.png"]
 
-    def test_reveals_what_was_asked_in_that_order(self):
+class TestReveal:
+    def test_answers_in_the_order_asked(self):
         oracle = Oracle(truth_of("normal", "severe", "moderate"))
 
+        assert oracle.annotations() == []
         oracle.reveal(["2.png", "0.png"])
 
         answers = oracle.annotations()
         assert [(answer.image.id, answer.value) for answer in answers] == [("2.png", "moderate"), ("0.png", "normal")]
         assert answers[0].updated_at < answers[1].updated_at
-        assert [image.id for image in oracle.unlabelled()[0]] == ["1.png"]
+        assert pool_of(oracle) == ["1.png"]
 
     @pytest.mark.parametrize("asked", [["1.png", "9.png"], ["1.png", "1.png"], ["0.png"]])
-    def test_a_wrong_question_reveals_nothing(self, asked):
-        """Unknown, twice in one question, or labelled before."""
+    def test_an_unknown_or_labelled_image_reveals_nothing(self, asked):
         oracle = Oracle(truth_of("normal", "severe"))
         oracle.reveal(["0.png"])
 
@@ -53,31 +51,27 @@ class TestOracle:
         """Twelve images, so that 10.png and 11.png come after 9.png."""
         truth = truth_of(*["normal", "severe"] * 6)
 
-        pool, _ = Oracle(reversed(truth)).unlabelled()
+        assert pool_of(Oracle(reversed(truth))) == [label.image.id for label in truth]
 
-        assert [image.id for image in pool] == [label.image.id for label in truth]
-
-    def test_one_truth_an_image(self):
+    def test_two_labels_of_an_image_and_an_empty_truth_are_refused(self):
         with pytest.raises(ValueError, match=r"'0\.png' has more than one true label"):
             Oracle([*truth_of("normal"), *truth_of("severe")])
-
-    def test_an_empty_truth_is_refused(self):
+        with pytest.raises(ValueError, match=r"'1\.png' has more than one true label"):
+            Oracle(truth_of("normal", "severe"), always_known=truth_of("normal", "severe")[1:])
         with pytest.raises(ValueError, match="no image"):
             Oracle([])
 
     @settings(deadline=None)
     @given(st.lists(st.sampled_from(CLASSES), min_size=1, max_size=30), st.data())
     def test_revealed_and_pool_are_a_partition(self, values, data):
-        """Every image is labelled or in the pool, never both, whatever was asked."""
         oracle = Oracle(truth_of(*values))
         asked = data.draw(st.sets(st.integers(0, len(values) - 1)))
 
         oracle.reveal(f"{number}.png" for number in sorted(asked))
 
         labelled = {answer.image.id: answer.value for answer in oracle.annotations()}
-        pool = {image.id for image in oracle.unlabelled()[0]}
         assert labelled == {f"{number}.png": values[number] for number in asked}
-        assert pool == {f"{number}.png" for number in range(len(values))} - labelled.keys()
+        assert set(pool_of(oracle)) == {f"{number}.png" for number in range(len(values))} - labelled.keys()
 
 
 class TestReaders:
@@ -90,28 +84,22 @@ class TestReaders:
         Annotation(image=ImageRef(id="9.png", uri="9.png"), rater="ann", value="normal", updated_at=NOON),
     )
 
-    def test_every_reader_answers(self):
-        oracle = Oracle(truth_of("normal", "severe", "moderate"), self.RATINGS)
-
-        oracle.reveal(["1.png", "0.png", "2.png"])
-
-        assert [(a.image.id, a.rater, a.value) for a in oracle.annotations()] == [
-            ("1.png", "ann", None),
-            ("0.png", "ann", "normal"),
-            ("0.png", "bob", "severe"),
-            ("2.png", "oracle", "moderate"),
-        ]
-        times = [a.updated_at for a in oracle.annotations()]
-        assert times == sorted(set(times))
-
-    def test_the_order_of_the_ratings_changes_nothing(self):
+    def test_all_answer_in_any_order_of_the_ratings(self):
         once, again = (
             Oracle(truth_of("normal", "severe", "moderate"), ratings)
             for ratings in (self.RATINGS, reversed(self.RATINGS))
         )
         for oracle in (once, again):
-            oracle.reveal(["1.png", "0.png"])
+            oracle.reveal(["1.png", "0.png", "2.png"])
 
+        assert [(a.image.id, a.rater, a.value) for a in once.annotations()] == [
+            ("1.png", "ann", None),
+            ("0.png", "ann", "normal"),
+            ("0.png", "bob", "severe"),
+            ("2.png", "oracle", "moderate"),
+        ]
+        times = [a.updated_at for a in once.annotations()]
+        assert times == sorted(set(times))
         assert once.annotations() == again.annotations()
 
     def test_an_answer_carries_the_patient_of_the_truth(self):
@@ -124,36 +112,22 @@ class TestReaders:
 
 
 class TestAlwaysKnown:
-    def oracle(self) -> Oracle:
+    def test_is_answered_first_and_never_in_the_pool_nor_in_the_start_set(self):
         """Of six images the last two are known."""
         truth = truth_of("normal", "severe", "normal", "severe", "normal", "severe")
-        return Oracle(truth[:4], always_known=reversed(truth[4:]))
+        oracle = Oracle(truth[:4], always_known=reversed(truth[4:]))
 
-    def test_is_answered_from_the_start_and_before_all_others(self):
-        oracle = self.oracle()
-
-        before = list(oracle.annotations())
-        oracle.reveal(["1.png"])
-
-        assert [(a.image.id, a.value) for a in before] == [("4.png", "normal"), ("5.png", "severe")]
-        assert list(oracle.annotations())[:2] == before
-        assert oracle.revealed == ("1.png",)
-
-    def test_is_never_in_the_pool_nor_in_the_start_set(self):
-        oracle = self.oracle()
-
-        assert [image.id for image in oracle.unlabelled()[0]] == ["0.png", "1.png", "2.png", "3.png"]
+        assert pool_of(oracle) == ["0.png", "1.png", "2.png", "3.png"]
         assert sorted(oracle.start_set(2, seed=0)) == ["0.png", "1.png", "2.png", "3.png"]
         with pytest.raises(ValueError, match=r"no image '4\.png' in its pool; it had 4 others"):
             oracle.reveal(["4.png"])
+        oracle.reveal(["1.png"])
+        assert [(a.image.id, a.value) for a in oracle.annotations()] == [
+            ("4.png", "normal"), ("5.png", "severe"), ("1.png", "severe"),
+        ]  # fmt: skip
+        assert oracle.revealed == ("1.png",)
 
-    def test_one_truth_an_image(self):
-        truth = truth_of("normal", "severe")
-
-        with pytest.raises(ValueError, match=r"'1\.png' has more than one true label"):
-            Oracle(truth, always_known=truth[1:])
-
-    def test_of_a_data_set_it_never_hears_of_the_test_side(self):
+    def test_of_a_data_set_is_the_validation_side_and_the_test_side_is_left_out(self):
         truth = truth_of(*["normal", "severe"] * 3)
         images = tuple(label.image for label in truth)
         data = DataSet(
@@ -164,7 +138,7 @@ class TestAlwaysKnown:
         )
 
         oracle = Oracle.of(data)
-        pool = [image.id for image in oracle.unlabelled()[0]]
+        pool = pool_of(oracle)
         oracle.reveal(pool)
 
         assert pool == ["0.png", "1.png"]
@@ -172,42 +146,31 @@ class TestAlwaysKnown:
 
 
 class TestStartSet:
-    VALUES = ["normal"] * 4 + ["moderate"] * 8 + ["severe"] * 12
+    TRUTH = truth_of(*["normal"] * 4, *["moderate"] * 8, *["severe"] * 12)
 
-    def test_holds_so_many_of_every_class(self):
-        truth = truth_of(*self.VALUES)
-        value_of = {label.image.id: label.value for label in truth}
+    def test_holds_so_many_of_every_class_and_reveals_nothing(self):
+        oracle = Oracle(self.TRUTH)
+        value_of = {label.image.id: label.value for label in self.TRUTH}
 
-        start = Oracle(truth).start_set(3, seed=1)
+        start = oracle.start_set(3, seed=1)
 
         assert sorted(value_of[image_id] for image_id in start) == ["moderate"] * 3 + ["normal"] * 3 + ["severe"] * 3
-
-    def test_does_not_depend_on_the_order_of_the_rows(self):
-        truth = truth_of(*self.VALUES)
-        shuffled = random.Random(5).sample(truth, len(truth))
-
-        assert Oracle(shuffled).start_set(3, seed=1) == Oracle(truth).start_set(3, seed=1)
-
-    def test_another_seed_is_another_draw(self):
-        oracle = Oracle(truth_of(*self.VALUES))
-
-        assert len({oracle.start_set(3, seed) for seed in range(5)}) == 5
-
-    def test_reveals_nothing(self):
-        oracle = Oracle(truth_of(*self.VALUES))
-
-        oracle.start_set(3, seed=1)
-
         assert oracle.revealed == ()
+
+    def test_depends_on_the_seed_and_not_on_the_order_of_the_rows(self):
+        oracle, shuffled = Oracle(self.TRUTH), Oracle(random.Random(5).sample(self.TRUTH, len(self.TRUTH)))
+
+        assert shuffled.start_set(3, seed=1) == oracle.start_set(3, seed=1)
+        assert len({oracle.start_set(3, seed) for seed in range(5)}) == 5
 
     def test_a_class_that_is_too_small_is_named(self):
         with pytest.raises(ValueError, match="'normal' has 4 images but the start set needs 5"):
-            Oracle(truth_of(*self.VALUES)).start_set(5, seed=1)
+            Oracle(self.TRUTH).start_set(5, seed=1)
 
     def test_leaves_the_strategy_random_a_fair_pool(self):
         """The same seed draws both: of 100 rare and 900 frequent images, a quarter and a thirty-sixth start.
 
-        Had they been drawn by one order, no rare image would come in the first quarter of what is left.
+        Drawn by one order, no rare image would come in the first quarter of the rest.
         """
         truth = truth_of(*["rare"] * 100 + ["frequent"] * 900)
         value_of = {label.image.id: label.value for label in truth}

@@ -1,9 +1,8 @@
 """A run goes through the live loop's rounds, writes each down, goes on where it was stopped, and lets nothing leak."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds import run as rounds_run
 from ml_backend.rounds.interfaces import Learner, RoundParts, Splitter
-from ml_backend.rounds.split import fixed_split, stable_split
+from ml_backend.rounds.split import stable_split
 from ml_backend.schemas import Annotation, ImageRef, Label, Ranking, RoundReport
 from ml_backend.simulation import run as simulation_run
 from ml_backend.simulation.dataset import DataSet
@@ -24,7 +23,6 @@ from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.plan import Run
 from ml_backend.simulation.run import GuardedLearner, LeakageError, Study, do_run, simulated_rounds
 from ml_backend.simulation.run_log import BatchRow, RunLog
-from ml_backend.storage import ProjectStore
 from tests.fakes import CLASSES, NOON, FakeLearner, FakeStrategy, MemoryStore, make_request, one_reader
 from tests.unit.simulation.tiny import make_data, make_plan, make_study
 
@@ -80,22 +78,24 @@ class TestRounds:
 
         assert len(run(tmp_path, study=study).read()[0]) == study.plan.rounds(classes=3, train_images=48)
 
-    def test_a_budget_of_everything_ends_with_the_pool(self, tmp_path):
-        """48 images: after 46 labels 2 are left, and then nothing is left to rank."""
-        rounds, batches = run(tmp_path, study=make_study(make_plan(budget=48))).read()
+    def test_of_a_budget_of_everything_end_with_the_pool(self, tmp_path):
+        """48 images: after 46 labels 2 are left, then none; a run that could not mark its end has ended all the same."""
+        study = make_study(make_plan(budget=48))
+        log = run(tmp_path, study=study)
+        whole = rows(log)
+        (tmp_path / "runs" / ENTROPY.name / "done").unlink()
 
-        assert [row.labels for row in rounds][-1] == 46
-        assert len(batches) == 42
+        assert [row.labels for row in log.read()[0]][-1] == 46
+        assert len(log.read()[1]) == 42
+        assert rows(run(tmp_path, study=study)) == whole
+        assert log.is_done
 
-    def test_labels_of_the_validation_side_are_not_counted(self, tmp_path):
+    def test_count_the_labels_of_the_training_side_only(self, tmp_path):
         rounds, batches = run(tmp_path).read()
         truth = make_data().truth
 
-        chosen = [row.image_id for row in batches if row.round == 1]
-        assert sum(rounds[1].labels_per_class.values()) == 11
-        assert rounds[1].labels_per_class == {
-            name: 2 + sum(truth[image_id] == name for image_id in chosen) for name in CLASSES
-        }
+        picked = [truth[row.image_id] for row in batches if row.round == 1]
+        assert rounds[1].labels_per_class == {name: 2 + picked.count(name) for name in CLASSES}
 
     def test_each_side_has_its_own_use(self, tmp_path):
         """Trained on the training side, stopped by validation; the pool is training images, then the test side."""
@@ -185,46 +185,38 @@ class TestBaseline:
 
 
 class _Stop(Exception):
-    """Somebody pulls the plug."""
+    """The run is stopped."""
+
+
+def stop_after(rounds: int) -> Callable[[], None]:
+    left = iter(range(rounds - 1))
+
+    def stop() -> None:
+        if next(left, None) is None:
+            raise _Stop
+
+    return stop
 
 
 class TestResuming:
     @pytest.mark.parametrize("after", [1, 3, 5])
     def test_goes_on_to_the_same_result(self, tmp_path, after):
-        whole = rows(run(tmp_path / "whole"))
-        left = after
-
-        def stop() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                raise _Stop
-
         with pytest.raises(_Stop):
-            run(tmp_path / "torn", on_round=stop)
-        assert len(RunLog(tmp_path / "torn", ENTROPY.name).read()[0]) == after
+            run(tmp_path / "stopped", on_round=stop_after(after))
+        assert len(RunLog(tmp_path / "stopped", ENTROPY.name).read()[0]) == after
 
-        assert rows(run(tmp_path / "torn")) == whole
+        assert rows(run(tmp_path / "stopped")) == rows(run(tmp_path / "whole"))
 
     @pytest.mark.parametrize("cut", [1, 40, 900])
     @pytest.mark.parametrize("name", ["rounds.jsonl", "batches.jsonl"])
-    def test_a_torn_line_is_done_again(self, tmp_path, name, cut):
+    def test_an_incomplete_line_is_done_again(self, tmp_path, name, cut):
         whole = rows(run(tmp_path / "whole"))
-        run(tmp_path / "torn")
-        folder = tmp_path / "torn" / "runs" / ENTROPY.name
+        run(tmp_path / "cut")
+        folder = tmp_path / "cut" / "runs" / ENTROPY.name
         (folder / "done").unlink()
         (folder / name).write_bytes((folder / name).read_bytes()[:-cut])
 
-        assert rows(run(tmp_path / "torn")) == whole
-
-    def test_a_run_that_used_its_pool_up_has_ended_even_where_it_could_not_say_so(self, tmp_path):
-        study = make_study(make_plan(budget=48))
-        log = run(tmp_path, study=study)
-        whole = rows(log)
-        (tmp_path / "runs" / ENTROPY.name / "done").unlink()
-
-        assert rows(run(tmp_path, study=study)) == whole
-        assert log.is_done
+        assert rows(run(tmp_path / "cut")) == whole
 
     def test_what_is_done_is_not_done_again(self, tmp_path):
         run(tmp_path)
@@ -239,11 +231,8 @@ class TestResuming:
         learner = Watched()
         study = Study(make_plan(options=options), make_data(), lambda _options: learner)
 
-        def stop() -> None:
-            raise _Stop
-
         with pytest.raises(_Stop):
-            run(tmp_path, study=study, on_round=stop)
+            run(tmp_path, study=study, on_round=stop_after(1))
         learner.fits.clear()
         log = run(tmp_path, study=study)
 
@@ -254,7 +243,7 @@ PROBS: frozenset[Need] = frozenset({"probs"})
 
 
 class PeekingStrategy(FakeStrategy):
-    """Knows the test side, and asks for its labels."""
+    """Asks for labels of the test side."""
 
     def rank(self, outputs: PoolPredictions, batch_size: int, seed: int) -> Ranking:
         ranking = super().rank(outputs, batch_size, seed)
@@ -269,14 +258,14 @@ class PeekingLearner(FakeLearner):
 
 
 class LooseStudy(Study):
-    """Forgets that the validation side is fixed, and trains on some of it."""
+    """Splits as if the validation side were not fixed, and trains on some of it."""
 
     def split(self) -> Splitter:
         return stable_split
 
 
 class LearnerWithFeatures(FakeLearner):
-    """Hands out features of everything that it was fitted on: row i is filled with i."""
+    """Returns features of everything that it was fitted on: row i is filled with i."""
 
     def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         count = sum(map(len, self.fits[-1]))
@@ -293,126 +282,100 @@ def images(data: DataSet, *names: str) -> list[ImageRef]:
     return [label.image for label in labels(data, *names)]
 
 
-class TestRunWithALeak:
-    def test_a_strategy_that_asks_for_a_test_image(self, tmp_path):
-        with pytest.raises(LeakageError, match=r"'test/000.png' \(and 0 more\) is ranked"):
-            do_run(ENTROPY, make_study(), RunLog(tmp_path, ENTROPY.name), strategy=PeekingStrategy())
+class TestLeakage:
+    @pytest.mark.parametrize(
+        ("study", "strategy", "message"),
+        [
+            (make_study(), PeekingStrategy(), r"'test/000.png' \(and 0 more\) is ranked"),
+            (study_with(PeekingLearner()), None, r"'val/000.png' \(and 0 more\) is scored as of the pool"),
+            (
+                LooseStudy(make_plan(), make_data(), lambda _options: FakeLearner()),
+                None,
+                r"'val/.*' \(and \d more\) is trained on",
+            ),
+        ],
+    )
+    def test_stops_the_run_before_anything_is_kept(self, tmp_path, study, strategy, message):
+        log = RunLog(tmp_path, ENTROPY.name)
 
-        assert RunLog(tmp_path, ENTROPY.name).read() == ((), ())
+        with pytest.raises(LeakageError, match=message):
+            do_run(ENTROPY, study, log, strategy=strategy)
 
-    def test_a_learner_that_scores_a_validation_image(self, tmp_path):
-        study = replace(make_study(), learner=lambda _options: PeekingLearner())
+        assert log.read() == ((), ())
 
-        with pytest.raises(LeakageError, match=r"'val/000.png' \(and 0 more\) is scored as of the pool"):
-            do_run(ENTROPY, study, RunLog(tmp_path, ENTROPY.name))
-
-    def test_a_split_that_trains_on_the_validation_side(self, tmp_path):
-        study = make_study()
-
-        with pytest.raises(LeakageError, match=r"'val/.*' \(and \d more\) is trained on"):
-            do_run(ENTROPY, LooseStudy(study.plan, study.data, study.learner), RunLog(tmp_path, ENTROPY.name))
-
-    def test_a_pool_with_a_test_image(self, tmp_path, monkeypatch):
-        """The reader of the tables puts it there."""
+    def test_from_a_pool_with_a_test_image(self, tmp_path, monkeypatch):
+        """As if the reader of the tables put it there."""
         with_test = classmethod(lambda cls, data: cls([*data.labels("train"), *data.labels("test")]))
         monkeypatch.setattr(Oracle, "of", with_test)
-        study = make_study(data=make_data({"train": 48, "test": 12}))
 
         with pytest.raises(LeakageError, match="'test/"):
-            do_run(ENTROPY, study, RunLog(tmp_path, ENTROPY.name))
+            run(tmp_path, study=make_study(data=make_data({"train": 48, "test": 12})))
 
 
 class TestGuardedLearner:
-    def test_what_is_labelled_is_not_in_the_pool(self):
-        data = make_data()
-        guard = GuardedLearner(FakeLearner(), data)
-        guard.fit(labels(data, "train/000.png", "train/001.png"), labels(data, "val/000.png"), CLASSES)
+    DATA = make_data()
+    WITHOUT_VALIDATION = make_data({"train": 48, "test": 12})
 
+    def guard(self, data: DataSet, *validation: str, learner: FakeLearner | None = None) -> GuardedLearner:
+        """Fitted on two images of the training side."""
+        guard = GuardedLearner(learner or LearnerWithFeatures(), data)
+        guard.fit(labels(data, "train/000.png", "train/001.png"), labels(data, *validation), CLASSES)
+        return guard
+
+    def test_refuses_a_labelled_image_in_the_pool(self):
         with pytest.raises(LeakageError, match=r"'train/001.png' \(and 0 more\) is in the pool, though it has a label"):
-            guard.outputs(images(data, "train/001.png", "train/002.png"), PROBS)
+            self.guard(self.DATA, "val/000.png").outputs(images(self.DATA, "train/001.png", "train/002.png"), PROBS)
 
-    def test_nothing_is_trained_and_validated_on(self):
-        data = make_data({"train": 48, "test": 12})
-        both = labels(data, "train/000.png", "train/001.png")
-
+    def test_refuses_to_train_and_validate_on_an_image(self):
         with pytest.raises(LeakageError, match="is validated on, though it was trained on"):
-            GuardedLearner(FakeLearner(), data).fit(both, both[:1], CLASSES)
+            self.guard(self.WITHOUT_VALIDATION, "train/000.png")
 
-    def test_only_test_images_are_judged(self):
-        data = make_data()
-
+    def test_refuses_to_test_on_a_training_image(self):
         with pytest.raises(LeakageError, match=r"'train/000.png' \(and 0 more\) is tested on"):
-            GuardedLearner(FakeLearner(), data).predict_test(images(data, "train/000.png", "test/000.png"))
+            self.guard(self.DATA, "val/000.png").predict_test(images(self.DATA, "train/000.png", "test/000.png"))
 
-    def test_a_fixed_validation_side_does_not_look_labelled_to_a_strategy(self):
-        """Else core_set would find the part of the pool that validation covers, covered."""
-        data = make_data()
-        guard = GuardedLearner(LearnerWithFeatures(), data)
-        guard.fit(labels(data, "train/000.png", "train/001.png"), labels(data, "val/000.png"), CLASSES)
-
-        outputs = guard.outputs(images(data, "train/005.png"), PROBS)
-
-        assert outputs.labelled_features is not None
-        assert outputs.labelled_features.tolist() == [[0, 0], [1, 1]]
-
-    def test_validation_drawn_from_the_labels_is_labelled(self):
-        data = make_data({"train": 48, "test": 12})
-        guard = GuardedLearner(LearnerWithFeatures(), data)
-        guard.fit(labels(data, "train/000.png", "train/001.png"), labels(data, "train/002.png"), CLASSES)
-
-        outputs = guard.outputs(images(data, "train/005.png"), PROBS)
+    @pytest.mark.parametrize(
+        ("data", "validation", "seen"),
+        [
+            # Otherwise core_set would find the part of the pool near the validation side covered.
+            (DATA, "val/000.png", [[0, 0], [1, 1]]),
+            (WITHOUT_VALIDATION, "train/002.png", [[0, 0], [1, 1], [2, 2]]),
+        ],
+    )
+    def test_withholds_the_features_of_a_fixed_validation_side(self, data, validation, seen):
+        outputs = self.guard(data, validation).outputs(images(data, "train/005.png"), PROBS)
 
         assert outputs.labelled_features is not None
-        assert len(outputs.labelled_features) == 3
+        assert outputs.labelled_features.tolist() == seen
 
-    def test_labelled_features_of_nobody_knows_whom_are_refused(self):
-        data = make_data()
-        guard = GuardedLearner(LearnerWithFeatures(), data)
-        guard.fit(labels(data, "train/000.png"), labels(data, "val/000.png"), CLASSES)
-        guard._learner.fits.append(([], []))  # type: ignore[attr-defined]
+    def test_refuses_labelled_features_of_another_fit(self):
+        learner = LearnerWithFeatures()
+        guard = self.guard(self.DATA, "val/000.png", learner=learner)
+        learner.fits.append(([], []))
 
-        with pytest.raises(LeakageError, match="features of 0 labelled images, but 1 were trained on and 1 vali"):
-            guard.outputs(images(data, "train/005.png"), PROBS)
-
-
-IMAGES = 30
+        with pytest.raises(LeakageError, match="features of 0 labelled images, but 2 were trained on and 1 vali"):
+            guard.outputs(images(self.DATA, "train/005.png"), PROBS)
 
 
-def make_truth() -> list[Label]:
-    """Ten images of every class, two a patient."""
-    return [
-        Label(image=ImageRef(id=f"{n}.png", uri=f"{n}.png", patient_id=f"p{n // 2}"), value=CLASSES[n % 3], raters=1)
-        for n in range(IMAGES)
-    ]
-
-
-def rounds_of(
-    oracle: Oracle,
-    learner: Learner | None = None,
-    *,
-    first: int = 1,
-    store: MemoryStore | ProjectStore | None = None,
-    split: Splitter = stable_split,
-    **changes: object,
-) -> Iterator[RoundReport]:
-    """Rounds of three images by a strategy that hashes, as they are asked for."""
-    learner = learner or FakeLearner()
-    parts = RoundParts(oracle, one_reader, learner, FakeStrategy(), store or MemoryStore(), oracle, split=split)
-    return simulated_rounds(make_request(**changes), parts, first)
-
-
-def started() -> Oracle:
-    """Two labels of every class are known."""
-    oracle = Oracle(make_truth())
-    oracle.reveal(oracle.start_set(2, 0))
-    return oracle
-
-
-def without_clock(reports: Iterator[RoundReport], count: int) -> list[dict[str, object]]:
-    return [report.model_dump(exclude={"seconds", "started_at"}) for report in islice(reports, count)]
+def rounds_of(oracle: Oracle, learner: Learner | None = None, first: int = 1, **changes: object) -> list[RoundReport]:
+    """All rounds of three images by a strategy that hashes."""
+    parts = RoundParts(oracle, one_reader, learner or FakeLearner(), FakeStrategy(), MemoryStore(), oracle)
+    return list(simulated_rounds(make_request(**changes), parts, first))
 
 
 class TestSimulatedRounds:
+    @pytest.fixture
+    def oracle(self):
+        """Of 30 images two of every class are labelled."""
+        oracle = Oracle(
+            Label(
+                image=ImageRef(id=f"{n}.png", uri=f"{n}.png", patient_id=f"p{n // 2}"), value=CLASSES[n % 3], raters=1
+            )
+            for n in range(30)
+        )
+        oracle.reveal(oracle.start_set(2, 0))
+        return oracle
+
     def test_are_the_live_loops(self):
         live = Path(rounds_run.__file__).with_name("live.py")
 
@@ -420,81 +383,26 @@ class TestSimulatedRounds:
         # As text: importing the live loop takes seconds of torch.
         assert re.search(r"from ml_backend.rounds.run import .*\brun_round\b", live.read_text())
 
-    def test_label_the_head_of_every_ranking_and_learn_it_in_the_next_round(self):
-        oracle, learner = started(), FakeLearner()
+    def test_label_the_head_of_every_ranking_and_learn_it_in_the_next_round(self, oracle):
+        learner = FakeLearner()
 
-        reports = list(islice(rounds_of(oracle, learner), 4))
+        reports = rounds_of(oracle, learner)
 
         batches = [report.ranking.image_ids[:3] for report in reports]
-        assert [report.request.round_id for report in reports] == ["r000001", "r000002", "r000003", "r000004"]
+        assert [report.request.round_id for report in reports] == [f"r{n:06d}" for n in range(1, 9)]
         assert oracle.revealed[6:] == tuple(image_id for batch in batches for image_id in batch)
-        assert [sum(report.labels_per_class.values()) for report in reports] == [6, 9, 12, 15]
+        assert [sum(report.labels_per_class.values()) for report in reports] == list(range(6, 30, 3))
         assert set(batches[0]) <= {image_id for ids in learner.fits[1] for image_id in ids}
 
-    def test_of_the_same_seed_are_the_same(self):
-        once, again = (without_clock(rounds_of(started()), 3) for _ in range(2))
-
-        assert once == again
-
-    def test_end_when_the_pool_is_used_up(self):
-        """24 images in the pool, 10 a round: three rounds, the last one of four images."""
-        oracle = started()
-
-        assert len(list(rounds_of(oracle, batch_size=10))) == 3
-        assert len(oracle.revealed) == IMAGES
-
-    def test_leave_unreadable_images_in_the_pool_and_end(self):
-        oracle = started()
-
-        reports = list(rounds_of(oracle, FakeLearner(unreadable=["7.png", "8.png"]), batch_size=12))
+    def test_leave_unreadable_images_in_the_pool_and_end(self, oracle):
+        reports = rounds_of(oracle, FakeLearner(unreadable=["7.png", "8.png"]), batch_size=12)
 
         assert {image.id for image in oracle.unlabelled()[0]} <= {"7.png", "8.png"}
         assert {e.image_id for e in reports[0].exclusions} <= {"7.png", "8.png"}
 
-    def test_without_a_pool_are_an_error_in_the_first_round_and_an_end_later(self):
-        oracle = Oracle(make_truth())
-        oracle.reveal(image.id for image in oracle.unlabelled()[0])
+    def test_without_a_pool_are_an_error_in_the_first_round_and_an_end_later(self, oracle):
+        oracle.reveal([image.id for image in oracle.unlabelled()[0]])
 
         with pytest.raises(EmptyPool):
-            next(rounds_of(oracle))
-        assert list(rounds_of(oracle, first=2)) == []
-
-    def test_go_on_where_they_were_left(self):
-        whole = list(islice(rounds_of(started()), 4))
-        oracle = started()
-        for report in whole[:2]:
-            oracle.reveal(report.ranking.image_ids[:3])
-
-        assert without_clock(rounds_of(oracle, first=3), 2) == without_clock(iter(whole[2:]), 2)
-
-    def test_can_hold_validation_fixed(self):
-        """Images that are always known tell when to stop, and nothing else."""
-        truth = make_truth()
-        oracle = Oracle(truth[6:], always_known=truth[:6])
-        oracle.reveal(oracle.start_set(2, 0))
-        learner = FakeLearner()
-
-        list(islice(rounds_of(oracle, learner, split=fixed_split([label.image.id for label in truth[:6]])), 2))
-
-        assert [len(train) for train, _ in learner.fits] == [6, 9]
-        assert all(set(validation) == {label.image.id for label in truth[:6]} for _, validation in learner.fits)
-
-    def test_are_kept_like_live_ones(self, tmp_path):
-        store = ProjectStore(tmp_path / "simulation")
-
-        reports = list(islice(rounds_of(started(), store=store), 2))
-
-        assert [store.report(round_id) for round_id in store.round_ids()] == reports
-        assert (store.folder / "rounds/r000002/model.txt").read_text() == "fits: 2\n"
-
-    def test_of_a_typiclust_start_label_an_image_of_every_group_and_then_train(self):
-        """No reader waits in a simulation: the first batch of ten is already one of each of ten looks."""
-        oracle = Oracle(
-            Label(image=ImageRef(id=f"{n}", uri=f"{n}.png"), value=CLASSES[n % 3], raters=1) for n in range(100, 160)
-        )
-
-        first, second = islice(rounds_of(oracle, cold_start="typiclust", batch_size=10), 2)
-
-        assert first.ranking.strategy == "typiclust"
-        assert {image_id[-1] for image_id in first.ranking.image_ids[:10]} == set("0123456789")
-        assert second.fit is not None
+            rounds_of(oracle)
+        assert rounds_of(oracle, first=2) == []
