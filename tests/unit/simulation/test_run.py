@@ -79,7 +79,7 @@ class TestRounds:
         assert len(run(tmp_path, study=study).read()[0]) == study.plan.rounds(classes=3, train_images=48)
 
     def test_of_a_budget_of_everything_end_with_the_pool(self, tmp_path):
-        """48 images: after 46 labels 2 are left, then none; a run that could not mark its end has ended all the same."""
+        """48 images: after 46 labels 2 are left, then 0; a run that could not mark its end has ended anyway."""
         study = make_study(make_plan(budget=48))
         log = run(tmp_path, study=study)
         whole = rows(log)

@@ -1,4 +1,4 @@
-"""Simulated readers, and drawn studies on disk."""
+"""Simulated readers, and synthetic studies on disk."""
 
 import csv
 import itertools
@@ -32,11 +32,10 @@ def agreement(severity: float) -> float:
 
 
 class TestSimulatedRatings:
-    def test_three_to_six_of_the_panel_read_a_image(self):
+    def test_three_to_six_of_the_panel_read_an_image(self):
         rows = simulated_ratings({f"{n}.png": 1.0 for n in range(200)}, CLASSES, 8, seed=0)
 
-        votes = by_image(rows).values()
-        assert {len(image) for image in votes} == {3, 4, 5, 6}
+        assert {len(votes) for votes in by_image(rows).values()} == {3, 4, 5, 6}
         assert {rater for _, rater, _ in rows} == {f"reader-{n:02d}" for n in range(1, 9)}
         assert len({row[:2] for row in rows}) == len(rows)
 
@@ -56,7 +55,7 @@ class TestSimulatedRatings:
         assert np.mean([np.median(votes) == index for votes in images]) > 0.9
 
     def test_readers_have_a_bias_of_their_own(self):
-        """Over many images on a border, the means of the readers lie apart by more than chance allows."""
+        """Over many images on a border, the means of the readers lie apart by more than random draws allow."""
         rows = simulated_ratings({f"{n}.png": 0.5 for n in range(600)}, CLASSES, 8, seed=3)
 
         means = [
@@ -80,15 +79,14 @@ class TestSimulatedRatings:
             simulated_ratings({"a.png": 0.0}, classes, raters, seed=0)
 
 
-class TestWritePhantoms:
-    def write(self, folder: Path, count: int = 24, **changes: object) -> list[tuple[int, int]]:
-        """What the progress was told; nothing where nothing was written."""
-        told: list[tuple[int, int]] = []
+class TestWriteSyntheticStudy:
+    def write(self, folder: Path, count: int = 24, seed: int = 0) -> list[tuple[int, int]]:
+        """The calls of the progress; none where nothing was written."""
+        calls: list[tuple[int, int]] = []
         write_synthetic_study(
-            folder, count=count, shares=SHARES, seed=int(str(changes.get("seed", 0))), side=32,
-            progress=lambda done, total: told.append((done, total)),
-        )  # fmt: skip
-        return told
+            folder, count=count, shares=SHARES, seed=seed, side=32, progress=lambda *done: calls.append(done)
+        )
+        return calls
 
     def snapshot(self, folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -101,29 +99,24 @@ class TestWritePhantoms:
         assert data.counts()["train"] == pytest.approx({"normal": 11, "moderate": 11, "severe": 14}, abs=2)
         assert data.source is not None
         assert set(data.source.values()) == {"centre-1", "centre-2"}
-        assert all(len({data.source[i.id] for i in data.images if i.patient_id == p}) == 1 for p in {i.patient_id for i in data.images})  # fmt: skip  # noqa: E501
+        assert len({(i.patient_id, data.source[i.id]) for i in data.images}) == len({i.patient_id for i in data.images})
         with Image.open(study.images / data.images[0].uri) as image:
             assert (image.mode, image.size) == ("L", (32, 32))
         with study.labels.open() as file:
             assert next(csv.reader(file)) == ["path", "label", "patient_id", "source"]
 
-    def test_what_is_there_is_not_drawn_again(self, tmp_path):
+    def test_is_written_once_and_anew_for_other_parameters(self, tmp_path):
         folder = tmp_path / "study"
 
-        assert self.write(folder) == [(n, 24) for n in range(1, 25)]
+        assert self.write(folder, count=30) == [(n, 30) for n in range(1, 31)]
         before = self.snapshot(folder)
-        assert self.write(folder) == []
+        assert self.write(folder, count=30) == []
         assert self.snapshot(folder) == before
-
-    def test_other_parameters_are_drawn_anew_and_nothing_old_stays(self, tmp_path):
-        folder = tmp_path / "study"
-        self.write(folder, count=30)
-        self.write(folder, count=24, seed=1)
-
-        self.write(tmp_path / "fresh", count=24, seed=1)
+        self.write(folder, seed=1)
+        self.write(tmp_path / "fresh", seed=1)
         assert self.snapshot(folder) == self.snapshot(tmp_path / "fresh")
 
-    def test_a_half_written_folder_is_redone(self, tmp_path):
+    def test_an_incomplete_folder_is_rewritten(self, tmp_path):
         folder = tmp_path / "study"
         self.write(folder)
         whole = self.snapshot(folder)
@@ -138,7 +131,7 @@ class TestWritePhantoms:
         assert len(self.write(folder)) == 24
         assert self.snapshot(folder) == whole
 
-    def test_somebody_elses_folder_is_left_alone(self, tmp_path):
+    def test_another_folder_is_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("all my work")
         (tmp_path / "file").write_text("text")
 
