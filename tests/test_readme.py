@@ -128,8 +128,11 @@ class TestReadme:
         assert any(name.startswith(OPTION_PREFIX) for name in config.attributes)
 
     def test_its_python_runs_as_it_stands(self):
-        """On a network that needs no download; it prints a batch of 20 different images."""
-        [code] = re.findall(r"```python\n(.*?)```", MANUAL, re.DOTALL)
+        """On a network that needs no download; it prints a batch of 20 different images.
+
+        The other block is run by ``test_manual_tables``.
+        """
+        [code, _] = re.findall(r"```python\n(.*?)```", MANUAL, re.DOTALL)
 
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 

@@ -1,17 +1,4 @@
-"""``ml-backend simulate``, and ``simulate`` for Python: plan, runs, results, report.
-
-::
-
-    from pathlib import Path
-
-    from ml_backend.simulation.options import SimulateOptions
-    from ml_backend.simulation.run_log import to_frame
-    from ml_backend.simulation.study import simulate
-
-    if __name__ == "__main__":  # worker processes import the script
-        options = SimulateOptions(labels=Path("labels.csv"), images=Path("images"), out=Path("study"), workers=2)
-        rounds = to_frame(simulate(options).rounds)  # pandas, one row a round
-"""
+"""The study behind ``ml-backend simulate`` and every experiment: options in, results and a report out."""
 
 import fcntl
 import time
@@ -90,7 +77,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
     from ml_backend.simulation.report import write_report  # noqa: PLC0415
 
     write_report(results, out / "report.html")
-    console.print(f"the report is {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return results
 
 

@@ -129,7 +129,7 @@ def test_a_study_is_done_as_it_was_asked_for(command: Command, run_here: Run, tm
     printed, asked = run_here(command), options(command)
 
     out = tmp_path / asked["--out"]
-    assert printed.rstrip().endswith(f"{Path(asked['--out'], 'report.html')} tells what came out")
+    assert printed.rstrip().endswith(f" {Path(asked['--out'], 'report.html')}")
     assert (out / "report.html").stat().st_size > 10_000
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["strategies"]) == {"random", *asked["--strategies"].split(",")}
@@ -138,6 +138,23 @@ def test_a_study_is_done_as_it_was_asked_for(command: Command, run_here: Run, tm
     if "--task" in asked:
         assert list(summary["classes"]) == re.findall(r"(?:^|;)(\w+)", asked["--task"])
     assert summary["rounds"] >= 1
+
+
+def test_a_study_in_python(at_the_desk: Callable[[str], Path], shell: dict[str, str]) -> None:
+    """With the options that make it small; it prints the accuracy of every strategy by labels."""
+    [code] = re.findall(
+        r"```python\n(.*?simulate.*?)```", pages()["docs/researchers.md"].split("## Simulation")[1], re.DOTALL
+    )
+    small = 'workers=2, seeds="1", initial=3, backbone="resnet18", weights="none")'
+    folder = at_the_desk("films")
+    (folder / "study.py").write_text(code.replace("workers=2)", small))
+
+    done = subprocess.run(
+        [sys.executable, "study.py"], cwd=folder, env=shell, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^strategy +entropy +mean_std +random$", done.stdout, re.MULTILINE)
 
 
 @those("ml-backend strategies")
@@ -177,7 +194,7 @@ def test_a_worker_elsewhere_does_a_study(command: Command, run: Run, type_in: Ty
         told, complaint = waits.communicate(timeout=300)
 
     assert waits.returncode == 0, complaint
-    assert told.rstrip().endswith("report.html tells what came out")
+    assert told.rstrip().endswith("/report.html")
 
 
 def test_every_command_is_asked_about() -> None:
