@@ -11,7 +11,6 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from prometheus_client import generate_latest
 
-from ml_backend.analytics.history import RoundLines
 from ml_backend.server.metrics import Metrics
 from ml_backend.storage import RoundStore
 from tests.test_docker import BIN, DOCKER, DOCKER_COMPOSE, ROOT, SECRETS, check, compose_config
@@ -42,7 +41,7 @@ def used() -> set[str]:
 @pytest.fixture
 def exported(tmp_path: Path) -> dict[str, str]:
     """Name -> type of every metric, of a server without any project."""
-    metrics = Metrics(RoundStore(tmp_path), MemoryQueue(), RoundLines())
+    metrics = Metrics(RoundStore(tmp_path), MemoryQueue())
     metrics.count_webhook("START_TRAINING")
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", generate_latest(metrics.registry).decode(), re.MULTILINE))
 
@@ -53,7 +52,7 @@ def labels(tmp_path: Path) -> dict[str, set[str]]:
     store, queue = RoundStore(tmp_path), MemoryQueue()
     learned(store)
     queue.state = RUNNING
-    metrics = Metrics(store, queue, RoundLines())
+    metrics = Metrics(store, queue)
     metrics.count_webhook("START_TRAINING")
     found: dict[str, set[str]] = {}
     for name, told in re.findall(r"^(al_\w+)(?:{(.*)})? ", generate_latest(metrics.registry).decode(), re.MULTILINE):
@@ -71,7 +70,7 @@ class TestMetrics:
             assert ("timestamp" in name) <= name.endswith("_timestamp_seconds"), name
 
     def test_every_one_is_explained(self, tmp_path):
-        metrics = Metrics(RoundStore(tmp_path), MemoryQueue(), RoundLines())
+        metrics = Metrics(RoundStore(tmp_path), MemoryQueue())
 
         told = dict(re.findall(r"^# HELP (\S+) (.+)$", generate_latest(metrics.registry).decode(), re.MULTILINE))
 

@@ -1,6 +1,6 @@
-"""Do successive networks still change their minds? Their answers about a fixed set of images that nobody has labelled.
+"""Whether successive networks still change their predictions, on a fixed set of images that have no label.
 
-Kept beside every round that trained, a few kilobytes, so that whoever asks later has no need of the passes.
+A snapshot of the predictions, a few kilobytes, is kept with every round that trained, so that no passes are read later.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,15 @@ from ml_backend.seeding import fixed_set
 from ml_backend.storage import ProjectStore
 
 AGREEMENT: Final = "agreement"
-"""The name under which a trained round's marks stand in its folder."""
+"""Name of the record ``PredictionSnapshot`` in a round's folder."""
 NOISE: Final = "noise"
-"""That of the agreement between its network and a twin of another seed."""
+"""Name of the record ``Agreement`` of a round's network with a seed replicate: trained on the same labels, of another
+seed."""
 FIXED_SET: Final = 1000
-"""Images at most that networks are compared on: kappa is then known to 0.03 or better."""
+"""Maximum number of images that networks are compared on: kappa is then known to 0.03 or better."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Kappa = Annotated[float, Field(ge=-1.0, le=1.0)]
 Counts: TypeAlias = Int64[npt.NDArray[np.int64], "classes classes"]
 
 R = TypeVar("R", bound=FrozenModel)
@@ -34,15 +36,15 @@ log = structlog.get_logger(__name__)
 
 
 class PredictionSnapshot(FrozenModel):
-    """What later rounds are held against.
+    """The predictions of a trained round, for comparison with later rounds.
 
     Attributes:
-        round_id: of a round that trained.
-        labels: that it had, of training and validation together.
+        round_id: of the round.
+        labels: number of labels, of training and validation together.
         accuracy: on its validation labels.
         auroc: likewise; None where they hold fewer than two classes.
         classes: least severe first.
-        predicted: image id -> place of the most probable class, for the fixed set of its pool.
+        predicted: image id -> index of the most probable class, for the fixed set of its pool.
     """
 
     round_id: str
@@ -54,26 +56,26 @@ class PredictionSnapshot(FrozenModel):
 
 
 class Agreement(FrozenModel):
-    """How far two networks give the same answers about the same images.
+    """Agreement of two networks on the same images.
 
     Attributes:
-        images: that both were asked about.
+        images: that both have predicted.
         agreed: share with the same most probable class; None without images.
-        kappa: Cohen's, unweighted: 1 for always, 0 for as often as chance; None where it is undefined, as when both
-            networks call every image the same.
+        kappa: Cohen's, unweighted: 1 for full agreement, 0 for agreement by chance; None where it is undefined, as when
+            both networks predict the same class for every image.
         weighted: Cohen's, quadratic: an error of two classes counts four times one of one class.
         error: standard error of ``kappa``, by the number of images.
     """
 
     images: Annotated[int, Field(ge=0)]
     agreed: Share | None = None
-    kappa: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
-    weighted: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+    kappa: Kappa | None = None
+    weighted: Kappa | None = None
     error: Annotated[float, Field(ge=0.0)] | None = None
 
 
 def fixed_predictions(outputs: PoolPredictions, seed: int) -> dict[str, int]:
-    """The most probable class, by the mean over the passes, of the images of the pool that are compared.
+    """The most probable class, by the mean over the passes, for the fixed set of the pool's images.
 
     Args:
         outputs: of the whole pool.
@@ -81,12 +83,11 @@ def fixed_predictions(outputs: PoolPredictions, seed: int) -> dict[str, int]:
     """
     row_of = {name: row for row, name in enumerate(outputs.image_ids)}
     chosen = fixed_set(outputs.image_ids, seed, FIXED_SET)
-    best = outputs.probs[[row_of[name] for name in chosen]].mean(axis=1, dtype=np.float64).argmax(axis=-1)
-    return dict(zip(chosen, best.tolist(), strict=True))
+    return dict(zip(chosen, _predicted(outputs.probs[[row_of[name] for name in chosen]]), strict=True))
 
 
-def round_marks(report: RoundReport, outputs: PoolPredictions) -> PredictionSnapshot | None:
-    """What is kept of a round; None where it trained nothing, but only ranked."""
+def prediction_snapshot(report: RoundReport, outputs: PoolPredictions) -> PredictionSnapshot | None:
+    """The snapshot of a round; None where it trained nothing, but only ranked."""
     if (fit := report.fit) is None or not report.trained:
         return None
     return PredictionSnapshot(
@@ -99,28 +100,25 @@ def round_marks(report: RoundReport, outputs: PoolPredictions) -> PredictionSnap
     )
 
 
-def noise_of(outputs: PoolPredictions, twin: PoolPredictions) -> Agreement:
-    """Agreement of a round's network with its twin, on the images that the twin was asked about.
+def seed_noise_agreement(outputs: PoolPredictions, replicate: PoolPredictions) -> Agreement:
+    """Agreement of a round's network with its seed replicate, on the images that the replicate has predicted.
 
     Raises:
-        ValueError: the two tell apart other classes.
+        ValueError: the two distinguish different classes.
     """
-    if outputs.classes != twin.classes:
-        raise ValueError(f"a round of the classes {outputs.classes}, but its twin's are {twin.classes}")
-    one, other = (
-        dict(zip(some.image_ids, some.probs.mean(axis=1, dtype=np.float64).argmax(axis=-1).tolist(), strict=True))
-        for some in (outputs, twin)
-    )
+    if outputs.classes != replicate.classes:
+        raise ValueError(f"the round's classes are {outputs.classes}, its seed replicate's are {replicate.classes}")
+    one, other = (dict(zip(some.image_ids, _predicted(some.probs), strict=True)) for some in (outputs, replicate))
     return agreement(one, other, len(outputs.classes))
 
 
 def agreement(one: Mapping[str, int], other: Mapping[str, int], classes: int) -> Agreement:
-    """How far two networks agree on the images that both were asked about.
+    """Agreement of two networks on the images that both have predicted.
 
     Args:
-        one: image id -> place of its class.
+        one: image id -> index of its class.
         other: likewise.
-        classes: that there are, ordinal.
+        classes: number of classes, ordinal.
 
     Source:
         The standard error is Cohen's 1960, doi:10.1177/001316446002000104, of independent images.
@@ -131,7 +129,7 @@ def agreement(one: Mapping[str, int], other: Mapping[str, int], classes: int) ->
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, ([one[name] for name in both], [other[name] for name in both]), 1)
     agreed = float(np.trace(counts) / len(both))
-    by_chance = _by_chance(counts)
+    by_chance = float((counts.sum(axis=1) * counts.sum(axis=0)).sum() / counts.sum() ** 2)
     kappa = cohen_kappa(counts)
     return Agreement(
         images=len(both),
@@ -143,10 +141,12 @@ def agreement(one: Mapping[str, int], other: Mapping[str, int], classes: int) ->
 
 
 def cohen_kappa(counts: Counts, *, quadratic: bool = False) -> float | None:
-    """Cohen's kappa: agreement above chance, as a share of what could be above it.
+    """Cohen's kappa: agreement above chance, as a share of the greatest possible.
+
+    Not scikit-learn's: importing it takes seconds, and the web process needs kappa too.
 
     Args:
-        counts: images by the class that the one gives (rows) and the other (columns).
+        counts: images by the class of the one (rows) and of the other (columns).
         quadratic: weigh a disagreement by the square of its distance, for ordinal classes.
 
     Returns:
@@ -161,41 +161,33 @@ def cohen_kappa(counts: Counts, *, quadratic: bool = False) -> float | None:
     places = np.arange(len(counts))
     apart = np.subtract.outer(places, places)
     weights = apart**2 if quadratic else (apart != 0).astype(np.int64)
-    # Whole numbers as long as can be: the undefined case is told exactly.
+    # Integers until the division, so that the undefined case is exactly 0.
     expected = (weights * np.outer(counts.sum(axis=1), counts.sum(axis=0))).sum()
     if not expected:
         return None
     return float(1.0 - (weights * counts).sum() * images / expected)
 
 
-def _by_chance(counts: Counts) -> float:
-    return float((counts.sum(axis=1) * counts.sum(axis=0)).sum() / counts.sum() ** 2)
-
-
-def rounds_with(project: ProjectStore, name: str) -> list[str]:
-    """The saved rounds that have a record of this name beside them, oldest first."""
-    return sorted(path.parent.name for path in project.folder.glob(f"rounds/r*/{name}.json"))
-
-
-def stored_marks(project: ProjectStore) -> list[PredictionSnapshot]:
-    """Of every trained round that has them, oldest first. Damaged ones are left out, and logged."""
-    read = (_read(project, round_id, AGREEMENT, PredictionSnapshot) for round_id in rounds_with(project, AGREEMENT))
+def stored_snapshots(project: ProjectStore) -> list[PredictionSnapshot]:
+    """The snapshots of every trained round, oldest first. Damaged ones are logged and left out."""
+    read = (_read(project, one, AGREEMENT, PredictionSnapshot) for one in project.rounds_with(AGREEMENT))
     return [one for one in read if one is not None]
 
 
 def stored_noise(project: ProjectStore, rounds: Sequence[str]) -> dict[str, Agreement]:
-    """Agreement with a twin, of those of the rounds that have one. Damaged ones are left out, and logged."""
-    wanted = set(rounds)
-    found: dict[str, Agreement] = {}
-    for round_id in rounds_with(project, NOISE):
-        if round_id in wanted and (noise := _read(project, round_id, NOISE, Agreement)) is not None:
-            found[round_id] = noise
-    return found
+    """Agreement with a seed replicate, of those of the rounds that have one. Damaged ones are logged and left out."""
+    measured = set(rounds).intersection(project.rounds_with(NOISE))
+    return {one: noise for one in sorted(measured) if (noise := _read(project, one, NOISE, Agreement)) is not None}
+
+
+def _predicted(probs: npt.NDArray[np.float32]) -> list[int]:
+    classes: list[int] = probs.mean(axis=1, dtype=np.float64).argmax(axis=-1).tolist()
+    return classes
 
 
 def _read(project: ProjectStore, round_id: str, name: str, kind: type[R]) -> R | None:
     try:
         return project.record(round_id, name, kind)
     except StorageError as error:
-        log.warning("a round is left out of what is told about stopping", error=str(error))
+        log.warning("a round is left out of the advice about stopping", error=str(error))
         return None

@@ -1,19 +1,9 @@
-"""What is kept beside a round, so that nobody who looks at it has to read the passes again.
+"""What rounds and readers have left on record: insights of rounds, changes of the strategy, answers, ground truths."""
 
-What is remembered of each round: all of its report but the images. A page of 200 rounds reads each file once.
-Which strategy ranked when: every change of it, from the rounds.
-When readers answered, how long it took them, and what they said: Label Studio's annotations as they were read.
-Whether a project has a network: a fact of its rounds, whichever of them was the last.
-How many labels are ground truths, and how many readers' answers they override. Pure.
-A round's outputs -> what the page shows of it, and what later rounds are held against.
-"""
-
-import threading
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from math import isfinite
-from typing import Annotated, Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,30 +15,36 @@ from scipy.special import entr
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import RULES
 from ml_backend.consensus.rules import gather
-from ml_backend.errors import PayloadError, StorageError
+from ml_backend.errors import PayloadError
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image, training_classes
 from ml_backend.label_studio.sync import Mirror, TaskImages, annotations_in
 from ml_backend.predictions import PoolPredictions
-from ml_backend.schemas import Annotation, FitReport, FrozenModel, Ranking, RoundReport, RoundTrigger
-from ml_backend.storage import ProjectStore
-from ml_backend.storage.rounds import RoundBrief
+from ml_backend.schemas import FrozenModel, RoundReport
+from ml_backend.storage import RoundSummary
 
 INSIGHT: Final = "insight"
-"""The name under which a round's insight stands in its folder."""
+"""Name of the record ``RoundInsight`` in a round's folder."""
+
+_LONGEST_S = 1e12
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+How = Literal["connected", "at once", "with the next round"]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+log = structlog.get_logger(__name__)
 
 
 class ImageInsight(FrozenModel):
-    """What the network said of one image when the round ranked it, before anybody had labelled it.
+    """The network's prediction for an image when the round ranked it, before it had a label.
 
     Attributes:
         place: in the ranking, from 1.
         probs: softmax output averaged over the passes, by class.
         score: acquisition value, in the unit of the round's strategy.
-        aleatoric: mean entropy of the passes, in nats: what every network doubts.
-        epistemic: mutual information of answer and network, in nats: what the networks disagree about.
-        control: it stands there by chance, and not by its score.
+        aleatoric: mean entropy of the passes, in nats.
+        epistemic: mutual information of label and weights, in nats.
+        control: whether the image was drawn at random, as part of the holdout.
     """
 
     image_id: str
@@ -74,164 +70,80 @@ class RoundInsight(FrozenModel):
     """A round's network on its pool.
 
     Attributes:
-        images: of the pool, that could be read.
+        images: number of images of the pool that could be read.
         expected: mean over the pool of the probabilities of each class: the model's estimate of its class balance.
-        predicted: images of the pool by their most probable class.
+        predicted: number of images of the pool by their most probable class.
         batch: the images of the batch, in the order of the ranking.
-        control: those that stand in the ranking by chance, wherever in it.
+        control: the randomly drawn images, anywhere in the ranking.
     """
 
-    images: Annotated[int, Field(ge=0)]
+    images: Count
     expected: dict[str, Share]
     predicted: dict[str, int]
     batch: tuple[ImageInsight, ...]
     control: tuple[ImageInsight, ...] = ()
 
 
-KEPT_LINES = 20_000  # over all projects; about a kilobyte each
-
-T = TypeVar("T")
-
-
-class RoundSummary(FrozenModel):
-    """One round without its images.
-
-    Attributes:
-        strategy: that ordered the images; ``asked`` is the owner's, which waits until every class has its labels.
-        classes: ordinal, least severe first.
-        images: that it ranked.
-        control: of them, those that stand in the order by chance.
-        excluded: images that it could not use.
-        started_at: ISO 8601, UTC.
-        seconds: stage -> wall time.
-        base: the earlier round whose network ranked, where this one only ranked anew.
-        report: without what grows with the pool.
-    """
-
-    round_id: str
-    reason: RoundTrigger
-    strategy: str
-    asked: str
-    classes: tuple[str, ...]
-    batch_size: int
-    min_labels_per_class: int
-    images: int
-    control: int
-    labels_per_class: dict[str, int]
-    disputed: int
-    excluded: int
-    fit: FitReport | None
-    seconds: dict[str, float]
-    started_at: str
-    base: str | None = None
-    report: Annotated[RoundReport, Field(exclude=True, repr=False)]
-
-    @property
-    def labels(self) -> int:
-        """Images with a label when the round began."""
-        return sum(self.labels_per_class.values())
-
-    @property
-    def trained(self) -> bool:
-        """Whether the round trained a network of its own."""
-        return self.report.trained
-
-    @property
-    def by_network(self) -> bool:
-        """Whether a network made the order; see ``RoundReport.by_network``."""
-        return self.report.by_network
-
-    @classmethod
-    def of(cls, report: RoundReport) -> "RoundSummary":
-        """The line of a report."""
-        request, ranking = report.request, report.ranking
-        fit = None if report.fit is None else report.fit.model_copy(update={"exclusions": ()})
-        short = Ranking(strategy=ranking.strategy, image_ids=(), scores=(), batch_size=ranking.batch_size)
-        return cls(
-            round_id=request.round_id,
-            reason=request.reason,
-            strategy=ranking.strategy,
-            asked=request.strategy,
-            classes=request.classes,
-            batch_size=ranking.batch_size,
-            min_labels_per_class=request.min_labels_per_class,
-            images=len(ranking.image_ids),
-            control=len(ranking.control),
-            labels_per_class=report.labels_per_class,
-            disputed=len(report.disputed),
-            excluded=len(report.exclusions),
-            fit=fit,
-            seconds=dict(report.seconds),
-            started_at=report.started_at.isoformat(timespec="seconds"),
-            base=report.base,
-            report=report.model_copy(
-                update={"ranking": short, "disputed": (), "exclusions": (), "fit": fit},
-            ),
-        )
-
-
-class Remembered(Generic[T]):
-    """Values by key, each as long as what it was made from stays the same. Safe for several threads.
+def uncertainties(
+    probs: Float[npt.NDArray[np.float32], "images passes classes"],
+) -> tuple[Float[Floats, " images"], Float[Floats, " images"]]:
+    """The two parts of the entropy of the mean prediction; ``acquisition`` has them for torch tensors.
 
     Args:
-        limit: of keys; all are forgotten where there are more.
+        probs: softmax outputs of the stochastic passes; each row sums to 1.
+
+    Returns:
+        Aleatoric part, the mean entropy of the passes, and epistemic part, the mutual information that is left; both
+        in nats, 0 to log C, never negative.
+
+    Source:
+        Depeweg et al. 2018, arXiv:1710.07283.
     """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._known: dict[Hashable, tuple[Hashable, T]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, state: Hashable) -> T | None:
-        """The value that was made in this state; None where none was."""
-        with self._lock:
-            found = self._known.get(key)
-        return found[1] if found is not None and found[0] == state else None
-
-    def put(self, key: Hashable, state: Hashable, value: T) -> T:
-        """Keep a value, in the place of one of another state."""
-        with self._lock:
-            if len(self._known) >= self._limit:
-                self._known.clear()
-            self._known[key] = (state, value)
-        return value
+    exact = probs.astype(np.float64)
+    aleatoric = entr(exact).sum(axis=2).mean(axis=1)
+    total = entr(exact.mean(axis=1)).sum(axis=1)
+    return aleatoric, np.maximum(total - aleatoric, 0.0)
 
 
-class RoundLines:
-    """The lines of any project's rounds; one set a process."""
+def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight:
+    """Compute a round's insight.
 
-    def __init__(self) -> None:
-        self._lines: Remembered[RoundSummary | str] = Remembered(KEPT_LINES)
-
-    def of(self, project: ProjectStore) -> tuple[list[RoundSummary], list[str]]:
-        """Every round that can be read, oldest first; and what is wrong with each of the others."""
-        lines: list[RoundSummary] = []
-        damaged: list[str] = []
-        for round_id in project.round_ids():
-            found = self._line(project, round_id)
-            if isinstance(found, RoundSummary):
-                lines.append(found)
-            else:
-                damaged.append(f"Round {round_id} cannot be told: {found}")
-        return lines, damaged
-
-    def _line(self, project: ProjectStore, round_id: str) -> RoundSummary | str:
-        path = project.folder / "rounds" / round_id / "report.json"
-        try:
-            status = path.stat()
-        except OSError as error:
-            return f"{path.name} could not be read: {error.strerror}"
-        state = (status.st_mtime_ns, status.st_size)
-        if (known := self._lines.get(path, state)) is not None:
-            return known
-        try:
-            line: RoundSummary | str = RoundSummary.of(project.report(round_id))
-        except StorageError as error:
-            line = str(error)
-        return self._lines.put(path, state, line)
-
-
-How = Literal["connected", "at once", "with the next round"]
+    Args:
+        report: with the ranking.
+        outputs: predictions that it ranked; images of the ranking without one are left out.
+    """
+    ranking, row_of = report.ranking, {name: row for row, name in enumerate(outputs.image_ids)}
+    control = set(ranking.control)
+    shown = [
+        (place, image_id)
+        for place, image_id in enumerate(ranking.image_ids, start=1)
+        if image_id in row_of and (place <= ranking.batch_size or image_id in control)
+    ]
+    probs = outputs.probs[[row_of[image_id] for _, image_id in shown]]
+    aleatoric, epistemic = uncertainties(probs)
+    means = probs.mean(axis=1, dtype=np.float64).clip(0.0, 1.0)
+    images = [
+        ImageInsight(
+            image_id=image_id,
+            place=place,
+            probs=dict(zip(outputs.classes, means[row].tolist(), strict=True)),
+            score=ranking.scores[place - 1],
+            aleatoric=float(aleatoric[row]),
+            epistemic=float(epistemic[row]),
+            control=image_id in control,
+        )
+        for row, (place, image_id) in enumerate(shown)
+    ]
+    pool = outputs.probs.mean(axis=1, dtype=np.float64)
+    expected = pool.mean(axis=0).clip(0.0, 1.0) if len(pool) else np.zeros(len(outputs.classes))
+    predicted = Counter(outputs.classes[index] for index in pool.argmax(axis=1).tolist())
+    return RoundInsight(
+        images=len(outputs.image_ids),
+        expected=dict(zip(outputs.classes, expected.tolist(), strict=True)),
+        predicted={name: predicted[name] for name in outputs.classes},
+        batch=tuple(one for one in images if one.place <= ranking.batch_size),
+        control=tuple(one for one in images if one.control),
+    )
 
 
 class StrategyChange(FrozenModel):
@@ -242,7 +154,7 @@ class StrategyChange(FrozenModel):
         at: when that round began.
         before: the strategy until then; None for the first.
         after: the strategy from then on.
-        how: with the first round; by ranking anew what the last network had said; or with the next training.
+        how: with the first round; by ranking the last network's predictions anew; or with the next training.
         sentence: the same for the owner.
     """
 
@@ -254,49 +166,39 @@ class StrategyChange(FrozenModel):
     sentence: str
 
 
-def strategy_history(reports: Iterable[RoundReport]) -> tuple[StrategyChange, ...]:
+def strategy_history(rounds: Iterable[RoundSummary]) -> tuple[StrategyChange, ...]:
     """Every change of the strategy, the first choice first.
 
     A round of the cold start counts with the strategy that the owner had chosen by then.
 
     Args:
-        reports: of the project's rounds, oldest first.
+        rounds: of the project, oldest first.
     """
     changes: list[StrategyChange] = []
-    for report in reports:
-        request = report.request
+    for one in rounds:
         before = changes[-1].after if changes else None
-        if request.strategy == before:
+        if one.asked == before:
             continue
-        how: How = "with the next round" if request.reason != "rerank" else "at once"
+        how: How = "with the next round"
+        sentence = f"{one.asked} instead of {before} since {one.round_id}: with the next round, by a new network."
+        if before is None:
+            how, sentence = "connected", f"{one.asked} from the first round on ({one.round_id})."
+        elif one.reason == "rerank":
+            how = "at once"
+            sentence = f"{one.asked} instead of {before} since {one.round_id}: at once, by the last network."
         changes.append(
             StrategyChange(
-                round_id=request.round_id,
-                at=report.started_at,
-                before=before,
-                after=request.strategy,
-                how="connected" if before is None else how,
-                sentence=_sentence(request.round_id, before, request.strategy, how),
+                round_id=one.round_id, at=one.began, before=before, after=one.asked, how=how, sentence=sentence
             )
         )
     return tuple(changes)
-
-
-def _sentence(round_id: str, before: str | None, after: str, how: How) -> str:
-    if before is None:
-        return f"{after} from the first round on ({round_id})."
-    network = "by what the last network had said" if how == "at once" else "by a new network"
-    return f"{after} instead of {before} since {round_id}: {how}, {network}."
-
-
-log = structlog.get_logger(__name__)
 
 
 class Answer(FrozenModel):
     """One reader's answer about one image.
 
     Attributes:
-        created_at: when it was submitted first; an edit leaves it as it is.
+        created_at: when it was first submitted; an edit does not change it.
         lead_time_s: seconds that the image was open, as the reader's browser measured them; edits add to it. None where
             it was not measured.
         skipped: by the button of that name.
@@ -318,8 +220,8 @@ def answers_of(mirror: Mirror, config: LabelConfig, options: ProjectOptions) -> 
 
     Args:
         mirror: of the last reading.
-        config: the project's question.
-        options: its owner's, that say which choice means unreadable.
+        config: of the project.
+        options: of its owner, which name the choice that means unreadable.
     """
     found: list[Answer] = []
     left_out = 0
@@ -331,7 +233,7 @@ def answers_of(mirror: Mirror, config: LabelConfig, options: ProjectOptions) -> 
             else:
                 found.append(answer)
     if left_out:
-        log.warning("some annotations cannot be read, and are left out of what is told", count=left_out)
+        log.warning("annotations that cannot be read are left out of the pages", count=left_out)
     return sorted(found, key=lambda answer: answer.created_at)  # stable: of one moment, by task
 
 
@@ -339,35 +241,31 @@ def _answer(
     item: Mapping[str, Any], task: Mapping[str, Any], config: LabelConfig, options: ProjectOptions
 ) -> Answer | None:
     try:
-        said = read_annotation(item, read_image(task, config), config, options)
+        annotation = read_annotation(item, read_image(task, config), config, options)
         created_at = datetime.fromisoformat(item["created_at"])
     except (PayloadError, KeyError, TypeError, ValueError):
         return None
+    lead_time: Any = item.get("lead_time")
+    # What no clock can have measured is left out, NaN with it.
+    measured = isinstance(lead_time, int | float) and not isinstance(lead_time, bool) and 0 <= lead_time < _LONGEST_S
     return Answer(
-        image_id=said.image.id,
-        rater=said.rater,
+        image_id=annotation.image.id,
+        rater=annotation.rater,
         created_at=created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC),
-        lead_time_s=_seconds(item.get("lead_time")),
+        lead_time_s=float(lead_time) if measured else None,
         skipped=bool(item["was_cancelled"]),
-        value=said.value,
+        value=annotation.value,
     )
 
 
-def _seconds(value: object) -> float | None:
-    """A measured time; what no clock can have measured is None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if isfinite(value) and value >= 0 else None
-
-
 class KnownNetwork(FrozenModel):
-    """The newest network of a project. Its file may be deleted by now: what it has taught the order stays.
+    """The newest network of a project, whose file may be deleted by now.
 
     Attributes:
         round_id: of the round that trained it.
-        classes: that it tells apart.
-        ranks: whether the newest order was made by a network. Not so where labels were deleted or a class was added
-            since, so that a class lacks its minimum.
+        classes: that it distinguishes.
+        ranks: whether a network made the newest order. Not so where labels were deleted or a class was added since, so
+            that a class lacks its minimum.
     """
 
     round_id: str
@@ -375,32 +273,24 @@ class KnownNetwork(FrozenModel):
     ranks: bool
 
     def knows(self, classes: Sequence[str]) -> bool:
-        """Whether these are the classes that it tells apart."""
+        """Whether these are the classes that it distinguishes."""
         return self.classes == tuple(classes)
 
 
-def known_network(briefs: Iterable[RoundBrief]) -> KnownNetwork | None:
+def known_network(rounds: Sequence[RoundSummary]) -> KnownNetwork | None:
     """The newest network; None before the first training.
 
     Args:
-        briefs: of all rounds, oldest first.
+        rounds: all of the project, oldest first.
     """
-    found: RoundBrief | None = None
-    ranks = False
-    for brief in briefs:
-        ranks = brief.by_network
-        if brief.trained:
-            found = brief
-    if found is None:
+    trained = next((one for one in reversed(rounds) if one.trained), None)
+    if trained is None:
         return None
-    return KnownNetwork(round_id=found.request.round_id, classes=found.request.classes, ranks=ranks)
-
-
-Count = Annotated[int, Field(ge=0)]
+    return KnownNetwork(round_id=trained.round_id, classes=trained.classes, ranks=rounds[-1].by_network)
 
 
 class GroundTruths(FrozenModel):
-    """Annotations marked as ground truth, and what they do.
+    """Annotations marked as ground truth, and their effect.
 
     Attributes:
         annotations: that are marked.
@@ -422,9 +312,9 @@ def ground_truths(
 
     Args:
         mirror: of the last reading.
-        config: the project's question.
-        options: its owner's.
-        images: of the mirror; by default as the addresses tell them apart.
+        config: of the project.
+        options: of its owner.
+        images: of the mirror; by default as the addresses distinguish them.
 
     Raises:
         SettingsError: fewer than two classes are left.
@@ -433,83 +323,16 @@ def ground_truths(
     if not marked:
         return GroundTruths(annotations=0, labels=0, overridden=0, sentence="")
     if options.ground_truth != "override":
-        does = {"reader": "count as answers of readers", "ignore": "are left out"}[options.ground_truth]
-        sentence = f"{marked} annotations are marked as ground truth and {does} (ground_truth={options.ground_truth})."
+        effect = {"reader": "count as answers of readers", "ignore": "are left out"}[options.ground_truth]
+        sentence = (
+            f"{marked} annotations are marked as ground truth and {effect} (ground_truth={options.ground_truth})."
+        )
         return GroundTruths(annotations=marked, labels=0, overridden=0, sentence=sentence)
     annotations, _ = annotations_in(mirror, config, options, images)
-    labels, overridden = _counted(annotations, training_classes(config, options), options)
+    classes = training_classes(config, options)
+    value_of = {label.image.id: label.value for label in RULES[options.consensus](annotations, classes).labels}
+    decided = [one for one in gather(annotations, classes)[0] if one.ground_truth]
+    labels, overridden = len(decided), sum(one.disputes(value_of[one.image.id]) for one in decided)
     are = f"{labels} label{' is a ground truth; it overrides' if labels == 1 else 's are ground truths; they override'}"
     sentence = f"{are} {overridden} differing answer{'' if overridden == 1 else 's'} of readers."
     return GroundTruths(annotations=marked, labels=labels, overridden=overridden, sentence=sentence)
-
-
-def _counted(annotations: Sequence[Annotation], classes: Sequence[str], options: ProjectOptions) -> tuple[int, int]:
-    answers, _ = gather(annotations, classes)
-    value_of = {label.image.id: label.value for label in RULES[options.consensus](annotations, classes).labels}
-    decided = [one for one in answers if one.ground_truth]
-    return len(decided), sum(one.disputes(value_of[one.image.id]) for one in decided)
-
-
-Floats: TypeAlias = npt.NDArray[np.float64]
-
-
-def uncertainties(
-    probs: Float[npt.NDArray[np.float32], "images passes classes"],
-) -> tuple[Float[Floats, " images"], Float[Floats, " images"]]:
-    """The two parts of the entropy of the mean prediction.
-
-    Args:
-        probs: softmax outputs of the stochastic passes; each row sums to 1.
-
-    Returns:
-        Aleatoric part, the mean entropy of the passes, and epistemic part, the mutual information that is left; both
-        in nats, 0 to log C, never negative.
-
-    Source:
-        Depeweg et al. 2018, arXiv:1710.07283.
-    """
-    exact = probs.astype(np.float64)
-    aleatoric = entr(exact).sum(axis=2).mean(axis=1)
-    total = entr(exact.mean(axis=1)).sum(axis=1)
-    return aleatoric, np.maximum(total - aleatoric, 0.0)
-
-
-def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight:
-    """What is kept of a round beside its report.
-
-    Args:
-        report: with the ranking.
-        outputs: that it ranked; images of the ranking that are not among them are left out.
-    """
-    ranking, row_of = report.ranking, {name: row for row, name in enumerate(outputs.image_ids)}
-    control = set(ranking.control)
-    shown = [
-        (place, image_id)
-        for place, image_id in enumerate(ranking.image_ids, start=1)
-        if image_id in row_of and (place <= ranking.batch_size or image_id in control)
-    ]
-    chosen = outputs.probs[[row_of[image_id] for _, image_id in shown]]
-    aleatoric, epistemic = uncertainties(chosen)
-    means = chosen.mean(axis=1, dtype=np.float64).clip(0.0, 1.0)
-    told = [
-        ImageInsight(
-            image_id=image_id,
-            place=place,
-            probs=dict(zip(outputs.classes, means[row].tolist(), strict=True)),
-            score=ranking.scores[place - 1],
-            aleatoric=float(aleatoric[row]),
-            epistemic=float(epistemic[row]),
-            control=image_id in control,
-        )
-        for row, (place, image_id) in enumerate(shown)
-    ]
-    pool = outputs.probs.mean(axis=1, dtype=np.float64)
-    expected = pool.mean(axis=0).clip(0.0, 1.0) if len(pool) else np.zeros(len(outputs.classes))
-    predicted = Counter(outputs.classes[index] for index in pool.argmax(axis=1).tolist())
-    return RoundInsight(
-        images=len(outputs.image_ids),
-        expected=dict(zip(outputs.classes, expected.tolist(), strict=True)),
-        predicted={name: predicted[name] for name in outputs.classes},
-        batch=tuple(one for one in told if one.place <= ranking.batch_size),
-        control=tuple(one for one in told if one.control),
-    )

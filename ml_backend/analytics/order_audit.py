@@ -1,6 +1,7 @@
-"""Was what readers were served the chosen order? Told from what is stored: the orders and the answers.
+"""Whether readers were served the images in the published order, inferred from the stored orders and answers.
 
-How the newest order stands to what the owner has chosen: whether it can be made anew without a training.
+Label Studio records when an answer came and how long its image was open, not under which order the image was served.
+Also here: the state of the newest order, and whether it can be ranked anew without a training.
 """
 
 from bisect import bisect_right
@@ -16,13 +17,12 @@ from pydantic import AwareDatetime, Field
 from ml_backend.analytics.history import Answer
 from ml_backend.config import ProjectOptions
 from ml_backend.registry import strategy_spec
-from ml_backend.schemas import FrozenModel, PublishedRanking, RoundRequest
-from ml_backend.storage import ProjectStore
-from ml_backend.storage.outputs import OUTPUTS
-from ml_backend.storage.rounds import RoundBrief
+from ml_backend.schemas import FrozenModel, PublishedRanking
+from ml_backend.storage import ProjectStore, RoundSummary
 
 CLOCK_TOLERANCE: Final = timedelta(seconds=5)
-"""Between our clock, which dates orders, and Label Studio's, which dates answers: around a switch either is right."""
+"""Between our clock, which dates orders, and Label Studio's, which dates answers: around a switch either order counts.
+"""
 LOCK: Final = timedelta(days=1)
 """How long Label Studio reserves an image for the reader who opened it (its TASK_LOCK_TTL)."""
 
@@ -35,7 +35,7 @@ _SHORT: Final[dict[ExceptionKind, str]] = {
     "not in order": "not in the published order",
     "before any order": "answered before any order was published",
     "again": "a further answer to an image that had one",
-    "after a skip": "come back after a skip",
+    "after a skip": "served again after a skip",
 }
 
 Count = Annotated[int, Field(ge=0)]
@@ -45,7 +45,7 @@ class OrderException(FrozenModel):
     """An answer whose image was not the first of the order in force.
 
     Attributes:
-        at: when it was served, as far as can be told.
+        at: when the image was served, as far as can be inferred.
         why: a sentence for the owner.
     """
 
@@ -57,12 +57,12 @@ class OrderException(FrozenModel):
 
 
 class OrderFidelity(FrozenModel):
-    """How the images that readers answered compare with the orders that were published.
+    """How the images that readers answered compare with the published orders.
 
     Attributes:
-        answered: answers, skips among them; an edit is none.
-        in_order: those whose image was the first of its order that nobody had taken.
-        assumed_held: of ``in_order``, those that are so only if somebody held an image before them that has no answer.
+        answered: answers, including skips; an edit is none.
+        in_order: those whose image was the first free one of its order.
+        assumed_held: of ``in_order``, those that are so only if another reader held an image without an answer.
         exceptions: the others, oldest first.
         sentence: for the owner.
     """
@@ -77,7 +77,7 @@ class OrderFidelity(FrozenModel):
 def order_fidelity(
     orders: Sequence[PublishedRanking], answers: Sequence[Answer], tolerance: timedelta = CLOCK_TOLERANCE
 ) -> OrderFidelity:
-    """Hold every answer against the order in force when it was served; the module says what is inferred, and how.
+    """Compare every answer with the order in force when its image was served.
 
     Args:
         orders: every order on record, in any order.
@@ -85,23 +85,32 @@ def order_fidelity(
         tolerance: between the two clocks.
     """
     walked = sorted(answers, key=lambda answer: answer.created_at)
-    # An image opened by hand leaves the one that the reader holds where it is. So what is found to be opened by hand
-    # does not tell when a reader's next image was served: judged once to find those, once more without them.
+    # An image opened by hand does not replace the one that its reader holds, so that its answer does not date when the
+    # reader's next image was served: one pass finds those images, a second leaves them out.
     by_hand = {
         id(answer)
-        for answer, verdict in _judged(orders, walked, tolerance, frozenset())
+        for answer, verdict in _verdicts(orders, walked, tolerance, frozenset())
         if isinstance(verdict, OrderException) and verdict.kind in ("by hand", "not in order")
     }
-    verdicts = [verdict for _, verdict in _judged(orders, walked, tolerance, frozenset(by_hand))]
+    verdicts = [verdict for _, verdict in _verdicts(orders, walked, tolerance, frozenset(by_hand))]
     exceptions = sorted((one for one in verdicts if isinstance(one, OrderException)), key=lambda one: one.at)
     assumed = sum(verdict == "assumed held" for verdict in verdicts)
     in_order = len(verdicts) - len(exceptions)
+    sentence = "No reader has answered yet."
+    if verdicts:
+        sentence = f"{in_order} of {len(verdicts)} answers came in the chosen order."
+        if assumed:
+            sentence += f" Ahead of {assumed} of them was an image without an answer, probably open at another reader."
+        if exceptions:
+            kinds = Counter(one.kind for one in exceptions).most_common()
+            listed = ", ".join(f"{number} {_SHORT[kind]}" for kind, number in kinds)
+            sentence += f" The other{'s' if len(exceptions) > 1 else ''}: {listed}."
     return OrderFidelity(
         answered=len(verdicts),
         in_order=in_order,
         assumed_held=assumed,
         exceptions=tuple(exceptions),
-        sentence=_sentence(len(verdicts), in_order, assumed, exceptions),
+        sentence=sentence,
     )
 
 
@@ -111,11 +120,11 @@ class _Taken:
 
     answer: Answer
     earliest: datetime
-    served: datetime  # best guess, and the latest
+    served: datetime  # most likely time, and the latest
 
 
 class _Order:
-    """A published order while it is walked through.
+    """A published order while its answers are walked through.
 
     Attributes:
         begins, ends: by our clock.
@@ -128,29 +137,25 @@ class _Order:
         self._front = 0
 
     def before(self, place: int, taken: Mapping[str, _Taken], moment: datetime) -> Iterator[str]:
-        """The images ahead of a place whose turn was not certainly over by then; moments come in ascending order."""
-        while self._front < len(self.ids) and _over(taken.get(self.ids[self._front]), moment):
+        """The images ahead of a place that may not have been served by then; moments come in ascending order."""
+
+        def served(image_id: str) -> bool:
+            return (found := taken.get(image_id)) is not None and found.served <= moment
+
+        while self._front < len(self.ids) and served(self.ids[self._front]):
             self._front += 1
-        return (i for i in self.ids[self._front : place] if not _over(taken.get(i), moment))
+        return (image_id for image_id in self.ids[self._front : place] if not served(image_id))
 
 
-def _over(taken: _Taken | None, moment: datetime) -> bool:
-    return taken is not None and taken.served <= moment
-
-
-def _judged(
+def _verdicts(
     orders: Sequence[PublishedRanking], walked: Sequence[Answer], tolerance: timedelta, by_hand: frozenset[int]
 ) -> Iterator[tuple[Answer, OrderException | InOrder]]:
     spans = _spans(walked, by_hand)
-    first: dict[str, _Taken] = {}
-    for span in spans:
-        if (known := first.get(span.answer.image_id)) is None or span.served < known.served:
-            first[span.answer.image_id] = span
     in_time = sorted(orders, key=lambda order: order.published_at)
     ends: list[datetime | None] = [later.published_at for _, later in pairwise(in_time)]
-    judge = _Judge([_Order(o, end) for o, end in zip(in_time, [*ends, None], strict=True)], first, spans, tolerance)
+    auditor = _Auditor([_Order(o, end) for o, end in zip(in_time, [*ends, None], strict=True)], spans, tolerance)
     for span in sorted(spans, key=lambda span: span.served):
-        yield span.answer, judge.verdict(span)
+        yield span.answer, auditor.verdict(span)
 
 
 def _spans(walked: Sequence[Answer], by_hand: frozenset[int]) -> list[_Taken]:
@@ -167,128 +172,108 @@ def _spans(walked: Sequence[Answer], by_hand: frozenset[int]) -> list[_Taken]:
     return found
 
 
-class _Judge:
-    """Says of one answer after the other, by the time it was served, whether it was in order."""
+class _Auditor:
+    """Decides of one answer after the other, by the time its image was served, whether it was in order."""
 
-    def __init__(
-        self, orders: Sequence[_Order], first: Mapping[str, _Taken], spans: Sequence[_Taken], tolerance: timedelta
-    ) -> None:
+    def __init__(self, orders: Sequence[_Order], spans: Sequence[_Taken], tolerance: timedelta) -> None:
         self._orders = orders
-        self._first = first
         self._tolerance = tolerance
-        self._answered: set[str] = set()  # images with an answer, a skip being none, among those walked through
-        self._last: dict[str, datetime] = {}  # reader -> the latest answer of all
+        self._answered: set[str] = set()  # images with an answer, skips excepted, among those walked through
+        self._first: dict[str, _Taken] = {}  # image -> the answer that was served first
+        self._last: dict[str, datetime] = {}  # reader -> the latest answer
         for span in spans:
-            self._last[span.answer.rater] = max(
-                span.answer.created_at, self._last.get(span.answer.rater, span.earliest)
-            )
+            image_id, rater = span.answer.image_id, span.answer.rater
+            if (known := self._first.get(image_id)) is None or span.served < known.served:
+                self._first[image_id] = span
+            self._last[rater] = max(span.answer.created_at, self._last.get(rater, span.earliest))
 
     def verdict(self, span: _Taken) -> OrderException | InOrder:
         image_id = span.answer.image_id
         if image_id in self._answered:
-            return self._exception(span, "again", "the image had an answer already: a further opinion")
+            return _exception(span, "again", "the image had an answer already: a further opinion")
         if not span.answer.skipped:
             self._answered.add(image_id)
         current = bisect_right(self._orders, span.served + self._tolerance, key=lambda order: order.begins) - 1
         if current < 0:
-            return self._exception(span, "before any order", "it was answered before the first order that is on record")
+            return _exception(span, "before any order", "it was answered before the first order that is on record")
         missing: list[list[str]] = []
-        for order in self._in_force(span, current):
+        # The order in force when the image was served, then those before it under which it can have been served.
+        for order in reversed(self._orders[: current + 1]):
+            if order.ends is not None and order.ends + self._tolerance < span.earliest:
+                break
             gaps = self._gaps(order, span)
             if gaps is None:
                 continue
             if len(gaps) > self._idle(span) or self._first.keys() & gaps:
                 missing.append(gaps)
             elif order.ends is not None and order.ends + self._tolerance < span.served:
-                return self._exception(
-                    span, "held", "its reader had it on the screen when a new order came, and keeps it until the answer"
+                return _exception(
+                    span, "held", "its reader had it open when a new order came, and keeps it until the answer"
                 )
             else:
                 return "assumed held" if gaps else "in order"
         return self._out_of_order(span, missing)
 
     def _out_of_order(self, span: _Taken, missing: Sequence[Sequence[str]]) -> OrderException:
-        """Why an image came although it was not the first.
+        """Explain an image that was served although it was not the first.
 
         Args:
             span: of the image.
-            missing: of every order that holds it, the newest first, what stood before it.
+            missing: of every order that holds it, the newest first, the images ahead of it.
         """
         if self._first[span.answer.image_id] is not span:
-            return self._exception(span, "after a skip", "it had been skipped, and Label Studio brought it back")
+            return _exception(span, "after a skip", "it had been skipped, and Label Studio served it again")
         if not missing:
             why = "no order published by then holds it: imported since, or beyond the images that were published"
-            return self._exception(span, "not in order", why)
+            return _exception(span, "not in order", why)
         ahead = missing[0]
-        stood = f"image {ahead[0]} stood" if len(ahead) == 1 else f"image {ahead[0]} and {len(ahead) - 1} more stood"
-        why = f'{stood} before it and waited: it was opened by hand, or by "Label Tasks As Displayed"'
-        return self._exception(span, "by hand", why)
-
-    def _in_force(self, span: _Taken, current: int) -> Iterator[_Order]:
-        """The order in force when the image was served, then those before it under which it can have been served."""
-        for order in reversed(self._orders[: current + 1]):
-            if order.ends is not None and order.ends + self._tolerance < span.earliest:
-                return
-            yield order
+        waited = f"image {ahead[0]} was" if len(ahead) == 1 else f"image {ahead[0]} and {len(ahead) - 1} more were"
+        why = f'{waited} ahead of it and not labelled: it was opened by hand, or by "Label Tasks As Displayed"'
+        return _exception(span, "by hand", why)
 
     def _gaps(self, order: _Order, span: _Taken) -> list[str] | None:
-        """Images that stood before it and that no reader is known to have had; None where the order lacks it."""
+        """Images ahead of it that no reader is known to have had; None where the order lacks it."""
         place = order.place.get(span.answer.image_id)
         if place is None:
             return None
         moment = span.served if order.ends is None else min(span.served, order.ends + self._tolerance)
-        return [i for i in order.before(place, self._first, moment) if not self._in_hand(i, span, moment)]
+        return [one for one in order.before(place, self._first, moment) if not self._in_hand(one, span, moment)]
 
     def _in_hand(self, image_id: str, span: _Taken, moment: datetime) -> bool:
-        """Whether the one who answered an image later can have had it on the screen at that moment."""
+        """Whether the reader who answered an image later can have had it open at that moment."""
         taken = self._first.get(image_id)
         return taken is not None and taken.answer.rater != span.answer.rater and taken.earliest < moment
 
     def _idle(self, span: _Taken) -> int:
-        """Readers who may hold an image that has no answer: those who answer nothing from then on, and one unknown."""
-        idle = sum(last < span.served for rater, last in self._last.items() if rater != span.answer.rater)
-        return idle + 1
-
-    def _exception(self, span: _Taken, kind: ExceptionKind, why: str) -> OrderException:
-        answer = span.answer
-        return OrderException(image_id=answer.image_id, rater=answer.rater, at=span.served, kind=kind, why=why)
+        """Readers who may hold an image without an answer: those who answer nothing from then on, and one unknown."""
+        return 1 + sum(last < span.served for rater, last in self._last.items() if rater != span.answer.rater)
 
 
-def _sentence(answered: int, in_order: int, assumed: int, exceptions: Sequence[OrderException]) -> str:
-    if not answered:
-        return "No reader has answered yet."
-    told = f"{in_order} of {answered} answers came in the chosen order."
-    if assumed:
-        told += f" Before {assumed} of them stood an image without an answer: probably on somebody else's screen."
-    if exceptions:
-        kinds = Counter(one.kind for one in exceptions)
-        listed = ", ".join(f"{number} {_SHORT[kind]}" for kind, number in kinds.most_common())
-        told += f" The other{'s' if len(exceptions) > 1 else ''}: {listed}."
-    return told
+def _exception(span: _Taken, kind: ExceptionKind, why: str) -> OrderException:
+    answer = span.answer
+    return OrderException(image_id=answer.image_id, rater=answer.rater, at=span.served, kind=kind, why=why)
 
 
 RANKING_OPTIONS: Final = ("strategy", "batch_size", "control_share")
-"""Options that say how a network's outputs are ranked, and not what the network is."""
-
-Verdict = Literal["as chosen", "saved", "passes", "network", "next round"]
+"""Options that decide how a network's predictions are ranked, and not what the network is."""
 
 
 @dataclass(frozen=True, slots=True)
-class OrderStanding:
-    """How the newest order stands to what the owner has chosen.
+class OrderState:
+    """The newest order compared with the owner's options.
 
     Attributes:
-        verdict: ``as chosen``: nothing is to be done; ``saved``: it is, but readers are not served it yet; ``passes``
-            and ``network``: from them it can be ranked anew at once; ``next round``: not before the next training.
+        verdict: ``as chosen``: nothing to do; ``saved``: ranked as chosen, but not served yet; ``passes`` and
+            ``network``: it can be ranked anew from them at once; ``next round``: not before the next training.
         why: of ``next round``, for the log.
         latest: the newest round, where there is one.
         base: the round whose network ranked it, where one did.
     """
 
-    verdict: Verdict
+    verdict: Literal["as chosen", "saved", "passes", "network", "next round"]
     why: str = ""
-    latest: RoundBrief | None = None
-    base: RoundBrief | None = None
+    latest: RoundSummary | None = None
+    base: RoundSummary | None = None
 
     @property
     def due(self) -> bool:
@@ -297,39 +282,29 @@ class OrderStanding:
         return saved_anew or self.verdict in ("passes", "network")
 
 
-def as_chosen(request: RoundRequest, options: ProjectOptions) -> bool:
-    """Whether a round ranked as these options want it."""
-    return all(getattr(request, name) == getattr(options, name) for name in RANKING_OPTIONS)
-
-
-def order_standing(project: ProjectStore, options: ProjectOptions, classes: Sequence[str]) -> OrderStanding:
-    """Compare the newest round with what the owner has chosen since.
+def order_state(project: ProjectStore, options: ProjectOptions, classes: Sequence[str]) -> OrderState:
+    """Compare the newest round with the owner's options.
 
     Args:
         project: with its rounds.
         options: the owner's, as they are now.
-        classes: that the project's question has now.
+        classes: of the project's question now.
 
     Raises:
         StorageError: the newest round, or the one whose network ranked it, is damaged.
     """
-    ids = project.round_ids()
-    latest = project.brief(ids[-1]) if ids else None
+    latest = project.latest_summary()
     if latest is None or not latest.by_network:
-        return OrderStanding("next round", "no network has ranked the images yet", latest)
-    base = latest if latest.base is None else project.brief(latest.base)
-    if base.request.classes != tuple(classes):
-        return OrderStanding("next round", "the network knows other classes than the question has now", latest, base)
-    if as_chosen(latest.request, options):
+        return OrderState("next round", "no network has ranked the images yet", latest)
+    base = latest if latest.base is None else project.summary(latest.base)
+    if base.classes != tuple(classes):
+        return OrderState("next round", "the network was trained on other classes", latest, base)
+    if all(getattr(latest.request, name) == getattr(options, name) for name in RANKING_OPTIONS):
         published = project.published()
-        done = published is not None and published.completes(latest.request.round_id)
-        return OrderStanding("as chosen" if done else "saved", "", latest, base)
-    round_id = base.request.round_id
-    if (
-        strategy_spec(options.strategy).needs <= {"probs"}
-        and (project.folder / "rounds" / round_id / OUTPUTS).is_file()
-    ):
-        return OrderStanding("passes", "", latest, base)
-    if project.network(round_id) is not None:
-        return OrderStanding("network", "", latest, base)
-    return OrderStanding("next round", f"neither passes nor network of round {round_id} are kept", latest, base)
+        done = published is not None and published.completes(latest.round_id)
+        return OrderState("as chosen" if done else "saved", "", latest, base)
+    if strategy_spec(options.strategy).needs <= {"probs"} and project.has_outputs(base.round_id):
+        return OrderState("passes", "", latest, base)
+    if project.network(base.round_id) is not None:
+        return OrderState("network", "", latest, base)
+    return OrderState("next round", f"neither passes nor network of round {base.round_id} are kept", latest, base)

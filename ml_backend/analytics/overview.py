@@ -1,34 +1,32 @@
-"""Why an image was chosen, in one plain line that depends on the strategy. Torch-free.
+"""Everything that a project's page shows, gathered from the store. A part that cannot be read is None, hiding nothing.
 
-Everything that one project's page tells, gathered from the store. What cannot be told is None, and hides nothing.
+What tasks, answers and rounds show together is an ``Analysis``. At 100,000 tasks it takes seconds, so that it is kept
+in the project's folder until one of its inputs changes; the reconciler refreshes it, and a page that finds it out of
+date does.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cache
+from hashlib import blake2b
+from importlib.metadata import version
 from typing import Final, NamedTuple, TypeVar
 
 import structlog
 
-from ml_backend.analytics.agreement import stored_marks, stored_noise
+from ml_backend.analytics.agreement import NOISE, stored_noise, stored_snapshots
 from ml_backend.analytics.evaluation import (
-    PROOF_FILE,
+    PROOF,
     ActiveAgainstRandom,
-    ControlEstimate,
-    control_estimate,
-    labels_by_origin,
+    HoldoutEstimate,
+    holdout_estimate,
+    stored_labels_by_origin,
 )
 from ml_backend.analytics.history import (
     INSIGHT,
-    Answer,
     GroundTruths,
     ImageInsight,
-    KnownNetwork,
-    Remembered,
     RoundInsight,
-    RoundLines,
-    RoundSummary,
     StrategyChange,
     answers_of,
     ground_truths,
@@ -44,108 +42,150 @@ from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import Duplicates, Mirror, TaskImages, annotations_in
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import FrozenModel, RoundReport
-from ml_backend.storage import ProjectStore
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.atomic import read_record
-from ml_backend.storage.quarantine import Quarantine
-from ml_backend.storage.rounds import RoundBrief
-
-CONTROL: Final = "by chance, to measure what the rest gains"
-
-_UNSEEN: Final[dict[str, str]] = {
-    "random": "by chance",
-    "typiclust": "typical of a group of images that has no label yet",
-    "core_set": "unlike every image that has a label",
-}
-
-
-def reason(strategy: str, image: ImageInsight) -> str:
-    """Why a strategy put an image into its batch.
-
-    Args:
-        strategy: of the catalogue; of any other the score is told.
-        image: what the network said of it.
-    """
-    if image.control:
-        return CONTROL
-    return _SEEN[strategy](image) if strategy in _SEEN else f"score {image.score:.3g}"
-
-
-def reason_unseen(strategy: str, *, control: bool = False) -> str:
-    """The same, where no network has looked at the image yet, or what it said is not kept."""
-    if control:
-        return CONTROL
-    if strategy in _UNSEEN:
-        return _UNSEEN[strategy]
-    return STRATEGIES[strategy].summary if strategy in STRATEGIES else "what it said of it is not kept"
-
-
-def _two_most_probable(image: ImageInsight) -> tuple[str, str]:
-    # Stable: of equal classes the least severe comes first, as with ``suggestion``.
-    ordered = sorted(image.probs.items(), key=lambda item: -item[1])
-    told = [f"{name} {_percent(probability)}" for name, probability in ordered[:2]]
-    return (told[0], told[1]) if len(told) > 1 else ("its classes", "none other")
-
-
-def _disagreement(image: ImageInsight) -> str:
-    return f"the passes disagree: {_of_the_most(image.epistemic, image)} of what is possible"
-
-
-def _of_the_most(nats: float, image: ImageInsight) -> str:
-    """Information in nats as a share of the most that a label can tell."""
-    return _percent(nats / math.log(max(len(image.probs), 2)))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-_ALIKE: Final = "differs from the others of its batch"
-_SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
-    "badge": lambda _: f"{_ALIKE}: would teach the network something else than they do",
-    "bald": _disagreement,
-    "batch_bald": lambda image: f"{_ALIKE}: adds {_of_the_most(image.score, image)} of what a label can tell",
-    "core_set": lambda image: f"{_ALIKE}: {image.score:.3g} from the nearest labelled or chosen image",
-    "entropy": lambda image: "undecided between {} and {}".format(*_two_most_probable(image)),
-    "least_confidence": lambda image: f"unsure of its own answer, {_two_most_probable(image)[0]}",
-    "margin": lambda image: "hardly any margin between {} and {}".format(*_two_most_probable(image)),
-    "mean_std": lambda image: f"the passes disagree: {100 * image.score:.0f} points about a class's probability",
-    "power_bald": lambda image: f"{_disagreement(image)}; spread over the pool by chance",
-    "random": lambda _: "by chance",
-    "typiclust": lambda _: f"{_ALIKE}: typical of a group of images that has no label yet",
-    "variation_ratios": lambda image: f"{_percent(image.score)} of the passes vote against the most voted class",
-}
-
-SHOWN_IMAGES = 200  # of a batch
-KEPT_PROJECTS = 200  # whose figures are remembered
+from ml_backend.schemas import FrozenModel
+from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
+from ml_backend.storage.rounds import RankedImage
 
 T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class BatchImage(FrozenModel):
-    """An image of a batch, or one that stands in the order by chance.
+class ProjectConfig(NamedTuple):
+    """How the annotations of a project are read."""
+
+    label_config: LabelConfig
+    options: ProjectOptions
+
+
+class Analysis(FrozenModel):
+    """What the tasks, answers and rounds of a project show together.
 
     Attributes:
-        place: in the ranking, from 1.
-        said: what the network said of it; None where there was none, or that is not kept.
+        inputs: digest of the state of everything that it was computed from.
+        standing: None where the tasks were not read yet; likewise ``ground_truths`` and ``duplicates``, the images in
+            several tasks.
+        fidelity: None before the first order.
+        control: accuracy on holdout images; None where no round had a holdout.
+        stopping: None before the first training.
     """
 
-    image_id: str
-    place: int
-    control: bool = False
+    inputs: str
+    standing: Standing | None = None
+    ground_truths: GroundTruths | None = None
+    duplicates: Duplicates | None = None
+    fidelity: OrderFidelity | None = None
+    control: HoldoutEstimate | None = None
+    stopping: StopAdvice | None = None
+
+
+def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOptions) -> Analysis:
+    """The analysis of a project as it is stored now, computed where the kept one is out of date.
+
+    Never raises for a damaged part: the log says what is missing.
+
+    Args:
+        project: its store.
+        label_config: of the project.
+        options: of its owner.
+    """
+    rounds, _ = project.summaries()
+    # Digested before anything is read, so that what is written meanwhile makes the result out of date.
+    inputs = _digest_of_inputs(project, ProjectConfig(label_config, options), rounds)
+    kept = project.readings.analysis(Analysis)
+    if kept is not None and kept.inputs == inputs:
+        return kept
+    found = _analysis(project, ProjectConfig(label_config, options), rounds, inputs)
+    project.readings.keep_analysis(found)
+    return found
+
+
+def _digest_of_inputs(project: ProjectStore, configured: ProjectConfig, rounds: Sequence[RoundSummary]) -> str:
+    state = (
+        _version(),
+        repr(configured.label_config),
+        configured.options.model_dump_json(),
+        project.states(("tasks", "same-content", "quarantine", "published")),
+        [(one.round_id, one.report_bytes) for one in rounds],
+        # Measured after the round was published; those of earlier rounds change no more.
+        project.states((NOISE,), rounds[-1].round_id) if rounds else None,
+    )
+    return blake2b(repr(state).encode(), digest_size=16).hexdigest()
+
+
+@cache
+def _version() -> str:
+    return version("label-studio-active-learning")
+
+
+def _analysis(
+    project: ProjectStore, configured: ProjectConfig, rounds: Sequence[RoundSummary], inputs: str
+) -> Analysis:
+    config, options = configured
+    mirror = project.readings.mirror(Mirror)
+    images = None if mirror is None else TaskImages.of(mirror, config, project.readings.digests())
+    answers = [] if mirror is None else answers_of(mirror, config, options)
+
+    def holdout() -> HoldoutEstimate | None:
+        if mirror is None or not any(one.request.control_share for one in rounds):
+            return None
+        classes = training_classes(config, options)
+        annotations, _ = annotations_in(mirror, config, options, images)
+        labels = RULES[options.consensus](annotations, classes).labels
+        return holdout_estimate(stored_labels_by_origin(project, labels, answers).control, classes)
+
+    def stopping() -> StopAdvice | None:
+        if all(one.fit is None for one in rounds):
+            return None
+        snapshots = stored_snapshots(project)
+        return stop_advice(
+            snapshots,
+            stored_noise(project, [one.round_id for one in snapshots]),
+            batch_size=options.batch_size,
+            lead_times_s=[one.lead_time_s for one in answers],
+            control=control,
+        )
+
+    def standing() -> Standing | None:
+        if mirror is None:
+            return None
+        quarantined = {one.image_id: one.reason for one in project.quarantine().listed()}
+        network = known_network(rounds)
+        return project_standing(mirror, config, options, images, quarantined=quarantined, network=network)
+
+    def fidelity() -> OrderFidelity | None:
+        orders = project.orders()
+        return order_fidelity(orders, answers) if orders and mirror is not None else None
+
+    control = _readable(holdout)
+    return Analysis(
+        inputs=inputs,
+        standing=_readable(standing),
+        ground_truths=None if mirror is None else _readable(lambda: ground_truths(mirror, config, options, images)),
+        duplicates=None if images is None else images.count(),
+        fidelity=_readable(fidelity),
+        control=control,
+        stopping=_readable(stopping),
+    )
+
+
+class BatchImage(RankedImage):
+    """An image of a batch, or a holdout image behind it.
+
+    Attributes:
+        said: the network's prediction; None where there was no network, or it is not kept.
+    """
+
     said: ImageInsight | None = None
 
 
-class Chosen(FrozenModel):
-    """What one round chose.
+class ChosenImages(FrozenModel):
+    """The images that one round chose.
 
     Attributes:
-        strategy: that really ordered it: a round without a network is ordered by chance, say.
+        strategy: that ordered them: ``random`` before the first training, say.
         batch: in the order of the ranking.
-        control: those by chance that stand behind the batch.
-        insight: what its network said of its pool; None where there was none.
+        control: randomly drawn images behind the batch.
+        insight: of its network on its pool; None where there was none.
     """
 
     round_id: str
@@ -163,235 +203,149 @@ class Overview(FrozenModel):
         damaged: what is wrong with each of the others.
         changes: of the strategy, oldest first.
         chosen: by the round that is served; else by the last one.
-        ground_truths: None where the project was not read yet; likewise ``duplicates``, the images in several tasks.
         start: what the next training waits for; see ``Standing``.
+        proof: the last comparison with random images, where one was made.
     """
 
     rounds: tuple[RoundSummary, ...] = ()
     damaged: tuple[str, ...] = ()
     changes: tuple[StrategyChange, ...] = ()
-    chosen: Chosen | None = None
+    chosen: ChosenImages | None = None
     fidelity: OrderFidelity | None = None
     start: StartEstimate | None = None
     stopping: StopAdvice | None = None
-    control: ControlEstimate | None = None
+    control: HoldoutEstimate | None = None
     proof: ActiveAgainstRandom | None = None
     ground_truths: GroundTruths | None = None
     duplicates: Duplicates | None = None
 
-
-class Question(NamedTuple):
-    """How the project's annotations are read."""
-
-    config: LabelConfig
-    options: ProjectOptions
+    def as_json(self) -> dict[str, object]:
+        """The same for a program, without what only the store needs."""
+        internal = {"request": True, "began": True, "report_bytes": True}
+        return self.model_dump(mode="json", exclude={"rounds": {"__all__": internal}})
 
 
-class Memory:
-    """What one process remembers of any project, as long as the files that it was made from stay the same."""
-
-    def __init__(self) -> None:
-        self.lines = RoundLines()
-        self.fidelity: Remembered[OrderFidelity | None] = Remembered(KEPT_PROJECTS)
-        self.stopping: Remembered[StopAdvice] = Remembered(KEPT_PROJECTS)
-        self.control: Remembered[ControlEstimate | None] = Remembered(KEPT_PROJECTS)
-        self.labels: Remembered[tuple[GroundTruths, Duplicates]] = Remembered(KEPT_PROJECTS)
-        self.standing: Remembered[Standing] = Remembered(KEPT_PROJECTS)
-
-
-class KeptReading:
-    """A project's tasks as they were last read: the file is opened once, by whoever needs it first, and never kept.
-
-    Attributes:
-        state: of what it tells; noted before the file is opened, so that what is written meanwhile counts as newer.
-    """
-
-    def __init__(self, folder: Path, question: Question) -> None:
-        self.question = question
-        self.state = (_changed(folder / "tasks.json"), _changed(folder / "same-content.json"), question)
-        self._store = ReadingStore(folder)
-
-    @cached_property
-    def mirror(self) -> Mirror | None:
-        return self._store.mirror(Mirror)
-
-    @cached_property
-    def images(self) -> TaskImages | None:
-        """Of every task; None where nothing was read yet."""
-        return None if self.mirror is None else TaskImages.of(self.mirror, self.question.config, self._store.digests())
-
-    @cached_property
-    def answers(self) -> list[Answer]:
-        """Oldest first; none where nothing was read yet."""
-        return [] if self.mirror is None else answers_of(self.mirror, *self.question)
-
-
-def overview(
-    project: ProjectStore,
-    memory: Memory,
-    question: Question | None = None,
-    served: str | None = None,
-    reading: KeptReading | None = None,
-) -> Overview:
+def overview(project: ProjectStore, analysis: Analysis | None = None, served: str | None = None) -> Overview:
     """Gather what is known of a project. Never raises for a damaged round.
 
     Args:
         project: its store.
-        memory: of this process.
-        question: None where there is a mistake in the options, so that answers cannot be read.
+        analysis: of the project; None where label config or options are wrong, so that answers cannot be read.
         served: the round whose order is served; the last one where it is None or cannot be read.
-        reading: by that question, where somebody needed it before.
     """
-    found, damaged = memory.lines.of(project)
-    shown = next((line for line in reversed(found) if line.round_id == served), found[-1] if found else None)
-    # One for all parts, and no longer than for them: it may be megabytes.
-    if reading is None and question is not None:
-        reading = KeptReading(project.folder, question)
-    standing = None if reading is None else standing_of(project, memory, reading)
-    control = None if reading is None else _told(lambda: _control(project, memory, reading, found))
-    labels = None if reading is None else _told(lambda: _labels(project, memory, reading))
+    rounds, damaged = project.summaries()
+    shown = next((one for one in reversed(rounds) if one.round_id == served), rounds[-1] if rounds else None)
+    analysis = analysis or Analysis(inputs="")
     return Overview(
-        rounds=tuple(found),
+        rounds=tuple(rounds),
         damaged=tuple(damaged),
-        changes=strategy_history(line.report for line in found),
-        chosen=None if shown is None else _told(lambda: chosen(project, project.report(shown.round_id))),
-        fidelity=None if reading is None else _told(lambda: _fidelity(project, memory, reading)),
-        stopping=None if reading is None else _told(lambda: _stopping(project, memory, reading, found, control)),
-        control=control,
-        ground_truths=None if labels is None else labels[0],
-        duplicates=None if labels is None else labels[1],
-        proof=_told(lambda: read_record(project.folder / PROOF_FILE, ActiveAgainstRandom)),
-        start=None if standing is None else standing.start,
+        changes=strategy_history(rounds),
+        chosen=None if shown is None else _readable(lambda: chosen_images(project, shown.round_id)),
+        fidelity=analysis.fidelity,
+        stopping=analysis.stopping,
+        control=analysis.control,
+        ground_truths=analysis.ground_truths,
+        duplicates=analysis.duplicates,
+        proof=_readable(lambda: project.project_record(PROOF, ActiveAgainstRandom)),
+        start=None if analysis.standing is None else analysis.standing.start,
     )
 
 
-def chosen(project: ProjectStore, report: RoundReport) -> Chosen:
-    """What a round chose, with what its network said of it as far as that is kept."""
-    ranking, round_id = report.ranking, report.request.round_id
-    insight = _told(lambda: project.record(round_id, INSIGHT, RoundInsight))
+def chosen_images(project: ProjectStore, round_id: str) -> ChosenImages:
+    """The images that a round chose, with its network's predictions as far as they are kept.
+
+    Raises:
+        StorageError: the round cannot be read.
+    """
+    head: RankingHead = project.head(round_id)
+    insight = _readable(lambda: project.cached_record(round_id, INSIGHT, RoundInsight))
     said = {} if insight is None else {one.image_id: one for one in (*insight.control, *insight.batch)}
-    control = set(ranking.control)
-    images = [
-        BatchImage(image_id=name, place=place, control=name in control, said=said.get(name))
-        for place, name in enumerate(ranking.image_ids, start=1)
-        if place <= min(ranking.batch_size, SHOWN_IMAGES) or name in control
-    ]
-    return Chosen(
+
+    def with_predictions(images: Sequence[RankedImage]) -> tuple[BatchImage, ...]:
+        return tuple(
+            BatchImage(image_id=one.image_id, place=one.place, control=one.control, said=said.get(one.image_id))
+            for one in images
+        )
+
+    return ChosenImages(
         round_id=round_id,
-        strategy=ranking.strategy,
-        batch=tuple(one for one in images if one.place <= ranking.batch_size),
-        control=tuple(one for one in images if one.place > ranking.batch_size)[:SHOWN_IMAGES],
+        strategy=head.strategy,
+        batch=with_predictions(head.batch),
+        control=with_predictions(head.behind),
         insight=insight,
     )
 
 
-def control_so_far(project: ProjectStore, memory: Memory, question: Question) -> ControlEstimate | None:
-    """What the images that came by chance say; None where there never were any, or that cannot be told."""
-    lines, _ = memory.lines.of(project)
-    return _told(lambda: _control(project, memory, KeptReading(project.folder, question), lines))
-
-
-def _labels(project: ProjectStore, memory: Memory, reading: KeptReading) -> tuple[GroundTruths, Duplicates] | None:
-    """What the owner must know of the labels and the images behind them."""
-    if (known := memory.labels.get(project.folder, reading.state)) is not None:
-        return known
-    if reading.mirror is None or reading.images is None:
-        return None
-    counted = ground_truths(reading.mirror, *reading.question, reading.images), reading.images.count()
-    return memory.labels.put(project.folder, reading.state, counted)
-
-
-def network_of(lines: Sequence[RoundSummary]) -> KnownNetwork | None:
-    """The newest network of these rounds, oldest first."""
-    return known_network(RoundBrief.of(line.report) for line in lines)
-
-
-def standing_of(project: ProjectStore, memory: Memory, reading: KeptReading) -> Standing | None:
-    """How far the labelling is, by the last reading; None where there was none, or that cannot be told."""
-    return _told(lambda: _standing(project, memory, reading))
-
-
-def _standing(project: ProjectStore, memory: Memory, reading: KeptReading) -> Standing | None:
-    network = network_of(memory.lines.of(project)[0])
-    state = (_changed(project.folder / "quarantine.json"), reading.state, network)
-    if (known := memory.standing.get(project.folder, state)) is not None:
-        return known
-    if reading.mirror is None:
-        return None
-    barred = {one.image_id: one.reason for one in Quarantine(project.folder).listed()}
-    standing = project_standing(reading.mirror, *reading.question, reading.images, quarantined=barred, network=network)
-    return memory.standing.put(project.folder, state, standing)
-
-
-def _fidelity(project: ProjectStore, memory: Memory, reading: KeptReading) -> OrderFidelity | None:
-    state = (_changed(project.folder / "orders"), reading.state)
-    if (known := memory.fidelity.get(project.folder, state)) is not None:
-        return known
-    orders = project.orders()
-    if not orders or reading.mirror is None:
-        return None
-    return memory.fidelity.put(project.folder, state, order_fidelity(orders, reading.answers))
-
-
-def _stopping(
-    project: ProjectStore,
-    memory: Memory,
-    reading: KeptReading,
-    lines: Sequence[RoundSummary],
-    control: ControlEstimate | None,
-) -> StopAdvice | None:
-    if all(line.fit is None for line in lines):
-        return None
-    newest = project.folder / "rounds" / lines[-1].round_id  # its noise is measured after it was published
-    state = (len(lines), _changed(newest), reading.state, control)
-    if (known := memory.stopping.get(project.folder, state)) is not None:
-        return known
-    marks = stored_marks(project)
-    advice = stop_advice(
-        marks,
-        stored_noise(project, [one.round_id for one in marks]),
-        batch_size=reading.question.options.batch_size,
-        lead_times_s=[one.lead_time_s for one in reading.answers],
-        control=control,
-    )
-    return memory.stopping.put(project.folder, state, advice)
-
-
-def _control(
-    project: ProjectStore, memory: Memory, reading: KeptReading, lines: Sequence[RoundSummary]
-) -> ControlEstimate | None:
-    if not any(line.report.request.control_share for line in lines):
-        return None
-    state = (len(lines), reading.state)
-    if (known := memory.control.get(project.folder, state)) is not None:
-        return known
-    if reading.mirror is None:
-        return None
-    config, options = reading.question
-    classes = training_classes(config, options)
-    annotations, _ = annotations_in(reading.mirror, config, options, reading.images)
-    found = ((line.round_id, _told(partial(project.record, line.round_id, INSIGHT, RoundInsight))) for line in lines)
-    origin = labels_by_origin(
-        [line.report for line in lines],
-        {round_id: insight for round_id, insight in found if insight is not None},
-        RULES[options.consensus](annotations, classes).labels,
-        reading.answers,
-    )
-    return memory.control.put(project.folder, state, control_estimate(origin.control, classes, was_on=True))
-
-
-def _changed(path: Path) -> int:
-    """When something was last written there, in nanoseconds; 0: never."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _told(part: Callable[[], T]) -> T | None:
-    """A part of the page; None where it cannot be told, which hides no other."""
+def _readable(part: Callable[[], T]) -> T | None:
+    """A part of the page; None where it cannot be read or computed, which hides no other."""
     try:
         return part()
     except (BackendError, OSError, ValueError) as error:
-        log.warning("a part of the page cannot be told", error=str(error))
+        log.warning("a part of the page cannot be shown", error=str(error))
         return None
+
+
+CONTROL: Final = "drawn at random, as part of the holdout"
+
+_UNSEEN: Final[dict[str, str]] = {
+    "random": "drawn at random",
+    "typiclust": "typical of a group of images without a label",
+    "core_set": "unlike every labelled image",
+}
+
+
+def reason(strategy: str, image: ImageInsight) -> str:
+    """Why a strategy put an image into its batch, in a line.
+
+    Args:
+        strategy: of the registry; for any other the score is given.
+        image: with the network's prediction.
+    """
+    if image.control:
+        return CONTROL
+    return _SEEN[strategy](image) if strategy in _SEEN else f"score {image.score:.3g}"
+
+
+def reason_unseen(strategy: str, *, control: bool = False) -> str:
+    """The same without a prediction: there was no network yet, or its predictions are not kept."""
+    if control:
+        return CONTROL
+    if strategy in _UNSEEN:
+        return _UNSEEN[strategy]
+    return STRATEGIES[strategy].summary if strategy in STRATEGIES else "its predictions are not kept"
+
+
+def _most_probable(image: ImageInsight) -> list[str]:
+    # Stable: of equal classes the least severe comes first, as with ``suggestion``.
+    ordered = sorted(image.probs.items(), key=lambda item: -item[1])
+    return [f"{name} {_percent(probability)}" for name, probability in ordered]
+
+
+def _disagreement(image: ImageInsight) -> str:
+    return f"the passes disagree: {_of_maximum(image.epistemic, image)} of the maximum"
+
+
+def _of_maximum(nats: float, image: ImageInsight) -> str:
+    """Information in nats as a share of the most that a label can hold."""
+    return _percent(nats / math.log(max(len(image.probs), 2)))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+_UNLIKE: Final = "differs from the others of its batch"
+_SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
+    "badge": lambda _: f"{_UNLIKE}: its label would change the network in another direction",
+    "bald": _disagreement,
+    "batch_bald": lambda image: f"{_UNLIKE}: adds {_of_maximum(image.score, image)} of what a label can hold",
+    "core_set": lambda image: f"{_UNLIKE}: {image.score:.3g} from the nearest labelled or chosen image",
+    "entropy": lambda image: f"undecided between {' and '.join(_most_probable(image)[:2])}",
+    "least_confidence": lambda image: f"unsure of its prediction, {_most_probable(image)[0]}",
+    "margin": lambda image: f"small margin between {' and '.join(_most_probable(image)[:2])}",
+    "mean_std": lambda image: f"the passes disagree: {100 * image.score:.0f} points about a class's probability",
+    "power_bald": lambda image: f"{_disagreement(image)}; spread over the pool at random",
+    "random": lambda _: "drawn at random",
+    "typiclust": lambda _: f"{_UNLIKE}: typical of a group of images without a label",
+    "variation_ratios": lambda image: f"{_percent(image.score)} of the passes vote against the most voted class",
+}

@@ -1,32 +1,76 @@
-"""What there is to say about stopping, and the words for it.
+"""When labelling may stop: advice in one sentence, with its evidence. Nothing acts on it.
 
-When labelling may stop: one plain sentence with its evidence. Nothing acts on it.
+Three findings decide: whether successive networks agree as far as two networks of the same labels do, whether the
+validation accuracy still rises, and how much the next batch is expected to gain.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import hypot
+from math import hypot, sqrt
 from statistics import fmean, median
 from typing import Annotated, Final, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from ml_backend.analytics.agreement import Agreement, PredictionSnapshot, agreement
-from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, ControlEstimate, CurvePoint, Slope, expected_gain, slope
+from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, HoldoutEstimate
 from ml_backend.schemas import FrozenModel
 
 Verdict = Literal["too early", "go on", "soon", "stop"]
 
-ALIKE: Final = 0.95
-"""Kappa of successive networks that is asked for, however little twins agree.
+MIN_ROUNDS: Final = 3
+"""Trained rounds below which there is no advice: two successive agreements."""
+COMPARED_ROUNDS: Final = 8
+"""Last trained rounds whose networks are compared."""
+LEVEL_ROUNDS: Final = 15
+"""Last trained rounds whose accuracies decide whether it rises, and the least that "stop" needs.
 
-Successive networks begin with the same weights and twins do not, so that the noise floor alone is reached while labels
-still teach much.
+With 5, five of six runs of ``tests/benchmarks/stopping.py`` got it in the fifth to seventh round, 3 to 29 points of
+accuracy early; with 15 they missed at most 1.8 points.
 """
-LITTLE: Final = 0.005
-"""Accuracy that a batch is expected to gain: worth a thought."""
-NEXT_TO_NOTHING: Final = 0.001
-"""Not worth the reading."""
+NOISE_ROUNDS: Final = 3
+"""Last seed replicates whose agreement makes up the noise floor."""
+STABLE_KAPPA: Final = 0.95
+"""Kappa of successive networks below which they are not stable, however little seed replicates agree.
+
+Successive networks begin with the same weights and seed replicates do not, so that the noise floor alone is reached
+while labels still teach much.
+"""
+STABLE_KAPPA_ALONE: Final = 0.99
+"""The same where there is no seed replicate; of Bloodgood & Vijay-Shanker 2009."""
+SMALL_GAIN: Final = 0.005
+"""Accuracy that the next batch is expected to gain for "soon"."""
+NO_GAIN: Final = 0.001
+"""The same for "stop"."""
+LONGEST_ANSWER_S: Final = 30 * 60.0
+"""Answers above it are not timed: the reader was away."""
+MIN_CURVE_POINTS: Final = 4
+"""Different numbers of labels that a power law is fitted to: with three, its three parameters fit anything."""
+_LINE_POINTS = 3
+"""Last points that a straight line is fitted to where there are fewer."""
+_FIRST_EXPONENTS = (0.25, 0.5, 1.0, 2.0)
+"""Exponents that the fit starts from: the best result is kept."""
+
+
+class CurvePoint(NamedTuple):
+    """The accuracy of a network trained on a number of labels."""
+
+    labels: int
+    accuracy: float
+
+
+class Slope(NamedTuple):
+    """A straight line through the last points, in accuracy a round, and its standard error."""
+
+    per_round: float
+    error: float
+
+    @property
+    def rises(self) -> bool:
+        """Whether it rises by more than its standard error."""
+        return self.per_round > self.error
 
 
 class AgreementPoint(FrozenModel):
@@ -37,163 +81,16 @@ class AgreementPoint(FrozenModel):
     agreement: Agreement
 
 
-class StopFindings(NamedTuple):
-    """What the witnesses say."""
-
-    points: tuple[AgreementPoint, ...]
-    floor: Agreement | None
-    level: Slope | None
-    gain: float | None
-    minutes: float | None
-    batch_size: int
-    control: ControlEstimate | None
-
-    @property
-    def rises(self) -> bool:
-        """Whether the validation accuracy does, as far as can be told."""
-        return self.level is None or self.level.per_round > self.level.error
-
-    @property
-    def contradicted(self) -> bool:
-        """Whether the validation accuracy is level, and that of images that came by chance rises all the same."""
-        trend = None if self.control is None else self.control.trend
-        return not self.rises and trend is not None and trend.rises
-
-
-def as_twins(point: AgreementPoint, floor: Agreement | None) -> bool:
-    """Whether as much agreement is there as can be had, within the standard error of the difference."""
-    if floor is None or floor.kappa is None or (kappa := point.agreement.kappa) is None:
-        return True
-    return kappa >= floor.kappa - hypot(point.agreement.error or 0.0, floor.error or 0.0)
-
-
-_BEGINNINGS: Final[dict[Verdict, str]] = {
-    "too early": "Too early to say when to stop",
-    "go on": "Go on",
-    "soon": "Could stop soon",
-    "stop": "Could stop now",
-}
-
-
-def sentence(verdict: Verdict, found: StopFindings) -> str:
-    """The one for the owner."""
-    said = f"{_BEGINNINGS[verdict]}: {_agreement_words(found)}; {_gain_words(found)}"
-    if verdict == "soon" and found.contradicted:
-        said += ", but on images that came by chance accuracy still rose"
-    return f"{said}."
-
-
-def _agreement_words(found: StopFindings) -> str:
-    point = found.points[-1].agreement if found.points else None
-    if point is None or point.agreed is None:
-        return "the last two networks have no unlabelled image in common to be compared on"
-    said = f"the last two networks agree on {100 * point.agreed:.0f} % of {point.images} images nobody has labelled"
-    if point.kappa is None:
-        return f"{said}, but call them all the same, which says little"
-    said += f" (kappa {point.kappa:.2f})"
-    if found.floor is None or found.floor.kappa is None:
-        return f"{said}; how much two networks trained on the same labels agree was not measured yet"
-    much = "about as much as" if as_twins(found.points[-1], found.floor) else "less than"
-    said += f", {much} two networks trained on the same labels ({found.floor.kappa:.2f})"
-    return said if point.kappa >= ALIKE else f"{said}; {ALIKE} is needed before stopping is a question"
-
-
-def _gain_words(found: StopFindings) -> str:
-    minutes = "" if found.minutes is None else f" (about {_minutes(found.minutes)} of reading)"
-    next_labels = f"the next {count(found.batch_size, 'label')}{minutes}"
-    if found.gain is None:
-        return f"what {next_labels} would gain cannot be told yet"
-    points = 100 * found.gain
-    if points < 0.05:
-        return f"{next_labels} are expected to gain less than 0.1 points of accuracy"
-    return f"{next_labels} are expected to gain {points:.1f} points of accuracy"
-
-
-def evidence(found: StopFindings) -> tuple[str, ...]:
-    """Further sentences, one a witness."""
-    said = []
-    kappas = [point.agreement.kappa for point in found.points]
-    if kappas:
-        told = ", ".join("undefined" if kappa is None else f"{kappa:.2f}" for kappa in kappas)
-        said.append(f"Kappa between successive networks, oldest first: {told}.")
-    weighted = found.points[-1].agreement.weighted if found.points else None
-    if weighted is not None:
-        said.append(f"Counting a disagreement by two classes four times as much as by one: {weighted:.2f}.")
-    if found.level is not None:
-        said.append(
-            f"Over the last rounds accuracy changed by {100 * found.level.per_round:+.1f} points a round "
-            f"(standard error {100 * found.level.error:.1f}), on the validation labels, which were chosen and not "
-            "drawn, so that this is no accuracy of the pool."
-        )
-    if found.control is not None:
-        said.append(_control_words(found, found.control))
-    if found.gain is not None and found.minutes is not None and found.gain >= NEXT_TO_NOTHING:
-        said.append(f"A point of accuracy costs about {_minutes(found.minutes / (100 * found.gain))} of reading now.")
-    return tuple(said)
-
-
-_BY_CHANCE: Final = {
-    (True, True): "show a rise too",
-    (True, False): "show no clear rise",
-    (False, True): "contradict that it is level",
-    (False, False): "show no clear rise either",
-}
-"""What they say, by whether validation rises and whether they do."""
-
-
-def _control_words(found: StopFindings, control: ControlEstimate) -> str:
-    if (trend := control.trend) is None:
-        verb = "has" if control.total == 1 else "have"
-        few = f"{control.total} of them {verb} a label, {2 * MIN_HOLDOUT_IMAGES} are needed"
-        return f"Whether images that came by chance back this cannot be told yet: {few}."
-    # Chance draws from what still waits, and a strategy that labels hard images first leaves the easy ones there.
-    doubt = (
-        "part of it may be that the hard images are labelled first and the easy ones are left"
-        if trend.rises
-        else f"a rise of up to {100 * max(trend.high, 0.0):.0f} points would not show"
-    )
-    return f"Images that came by chance {_BY_CHANCE[found.rises, trend.rises]}: {trend.told}; {doubt}."
-
-
-def _minutes(minutes: float) -> str:
-    if minutes < 1.0:
-        return "less than a minute"
-    return count(round(minutes), "minute") if minutes < 120.0 else f"{minutes / 60:.0f} hours"
-
-
-def count(number: int, word: str) -> str:
-    """A number of things, one or more."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
-FEWEST: Final = 3
-"""Trained rounds before anything is said; two successive agreements are the least."""
-COMPARED: Final = 8
-"""Last trained rounds whose networks are compared."""
-LEVEL: Final = 15
-"""Last trained rounds whose accuracies are held against each other, and the least that "stop" needs.
-
-With 5, five of six runs of ``tests/benchmarks/stopping.py`` heard it in the fifth to seventh round, 3 to 29 points of
-accuracy early; with 15 they missed at most 1.8 points (without ``ALIKE``, and before early stopping was mended).
-"""
-FLOORS: Final = 3
-"""Last twins whose agreement makes up the noise floor."""
-STABLE_ALONE: Final = 0.99
-"""Kappa that counts as stable where no twin has shown what can be had; of Bloodgood & Vijay-Shanker."""
-LONGEST_ANSWER_S: Final = 30 * 60.0
-"""The reader was away."""
-
-
 class StopAdvice(FrozenModel):
     """Whether more labels are worth their reading.
 
     Attributes:
-        sentence: for the owner, as it stands.
-        evidence: further sentences, one a witness.
+        sentence: for the owner.
+        evidence: further sentences.
         agreements: successive networks on the fixed set, oldest first.
-        noise_floor: kappa of two networks of the same labels, mean of the last twins; None where there was none.
-        gain: accuracy that the next batch is expected to add; None where it cannot be told.
-        minutes: of reading that it takes, by the median answer; None where no answer was timed.
+        noise_floor: kappa of two networks of the same labels, mean of the last seed replicates; None without any.
+        gain: accuracy that the next batch is expected to add; None where it is not known.
+        minutes: of reading that the batch takes, by the median answer; None where no answer was timed.
         slope: of the accuracy, a round.
         slope_error: its standard error.
     """
@@ -211,60 +108,78 @@ class StopAdvice(FrozenModel):
     @property
     def minutes_per_point(self) -> float | None:
         """Minutes of reading for each percentage point; None where next to nothing is gained."""
-        if self.minutes is None or self.gain is None or self.gain < NEXT_TO_NOTHING:
+        if self.minutes is None or self.gain is None or self.gain < NO_GAIN:
             return None
         return self.minutes / (100.0 * self.gain)
 
 
 def stop_advice(
-    marks: Sequence[PredictionSnapshot],
+    snapshots: Sequence[PredictionSnapshot],
     noise: Mapping[str, Agreement],
     *,
     batch_size: int,
     lead_times_s: Sequence[float | None] = (),
-    control: ControlEstimate | None = None,
+    control: HoldoutEstimate | None = None,
 ) -> StopAdvice:
-    """Say whether labelling may stop.
+    """Advise whether labelling may stop.
 
-    "Soon" needs stable answers and a small gain (at most 0.5 points of accuracy); "stop" stable answers twice in a row,
-    an accuracy that does not rise, and next to no gain (at most 0.1 points), seen over at least 15 rounds. Images
-    that came by chance can forbid "stop", and never call for it: they are too few to show that nothing rises.
+    "Soon" needs stable predictions and a small gain (at most 0.5 points of accuracy); "stop" stable predictions twice
+    in a row, an accuracy that does not rise, and next to no gain (at most 0.1 points), over at least 15 rounds.
+    Holdout images can forbid "stop", and never call for it: they are too few to show that nothing rises.
 
     Args:
-        marks: of the trained rounds, oldest first; see ``stored_marks``.
-        noise: round id -> agreement of its network with its twin; see ``stored_noise``.
-        batch_size: labels that the next gain is told for.
+        snapshots: of the trained rounds, oldest first; see ``stored_snapshots``.
+        noise: round id -> agreement of its network with its seed replicate; see ``stored_noise``.
+        batch_size: labels that the next gain is estimated for.
         lead_times_s: seconds that each answer took, where it was measured.
-        control: what the images that came by chance say; None where there never were any.
+        control: accuracy on holdout images; None without a holdout.
     """
-    if len(marks) < FEWEST:
+    if len(snapshots) < MIN_ROUNDS:
         return StopAdvice(
             verdict="too early",
-            sentence=f"Too early to say when to stop: {count(len(marks), 'network')} trained so far, "
-            f"{FEWEST} are needed.",
+            sentence=f"Too early to say when to stop: {_count(len(snapshots), 'network')} trained so far, "
+            f"{MIN_ROUNDS} are needed.",
         )
-    curve = [CurvePoint(one.labels, one.accuracy) for one in marks]
-    known = [noise[one.round_id] for one in marks if one.round_id in noise]
-    found = StopFindings(
-        points=_points(marks[-COMPARED:]),
-        floor=_floor(known),
-        level=slope([point.accuracy for point in curve[-LEVEL:]]),
-        gain=expected_gain(curve, batch_size),
-        minutes=reading_minutes(lead_times_s, batch_size),
-        batch_size=batch_size,
-        control=control,
+    curve = [CurvePoint(one.labels, one.accuracy) for one in snapshots]
+    floor = _noise_floor([noise[one.round_id] for one in snapshots if one.round_id in noise])
+    # Of rounds with the same classes: after the question has changed there is nothing to compare.
+    points = tuple(
+        AgreementPoint(
+            round_id=after.round_id,
+            labels=after.labels,
+            agreement=agreement(before.predicted, after.predicted, len(after.classes)),
+        )
+        for before, after in pairwise(snapshots[-COMPARED_ROUNDS:])
+        if before.classes == after.classes
     )
-    verdict = _verdict(found, len(marks))
-    return StopAdvice(
+    level = slope([point.accuracy for point in curve[-LEVEL_ROUNDS:]])
+    gain = expected_gain(curve, batch_size)
+    rises = level is None or level.rises
+    contradicted = not rises and control is not None and control.trend is not None and control.trend.rises
+
+    verdict: Verdict = "go on"
+    last = points[-2:]
+    if last and _is_stable(last[-1].agreement, floor) and gain is not None and gain <= SMALL_GAIN:
+        twice = len(last) == 2 and _is_stable(last[0].agreement, floor)
+        enough = len(snapshots) >= LEVEL_ROUNDS and twice and not rises and not contradicted
+        verdict = "stop" if enough and gain <= NO_GAIN else "soon"
+
+    minutes = reading_minutes(lead_times_s, batch_size)
+    advice = StopAdvice(
         verdict=verdict,
-        sentence=sentence(verdict, found),
-        evidence=evidence(found),
-        agreements=found.points,
-        noise_floor=None if found.floor is None else found.floor.kappa,
-        gain=found.gain,
-        minutes=found.minutes,
-        slope=None if found.level is None else found.level.per_round,
-        slope_error=None if found.level is None else found.level.error,
+        sentence="",
+        agreements=points,
+        noise_floor=None if floor is None else floor.kappa,
+        gain=gain,
+        minutes=minutes,
+        slope=None if level is None else level.per_round,
+        slope_error=None if level is None else level.error,
+    )
+    sentence = f"{_BEGINNINGS[verdict]}: {_agreement_words(points, floor)}; {_gain_words(gain, minutes, batch_size)}"
+    if verdict == "soon" and contradicted:
+        sentence += ", but on randomly drawn images accuracy still rose"
+    return advice.model_copy(
+        update={"sentence": f"{sentence}.", "evidence": tuple(_evidence(advice, rises=rises, control=control))}
     )
 
 
@@ -277,41 +192,176 @@ def reading_minutes(lead_times_s: Sequence[float | None], images: int) -> float 
     return median(timed) * images / 60.0 if timed else None
 
 
-def _points(marks: Sequence[PredictionSnapshot]) -> tuple[AgreementPoint, ...]:
-    """Of rounds with the same classes: after the question has changed there is nothing to compare."""
-    return tuple(
-        AgreementPoint(
-            round_id=after.round_id,
-            labels=after.labels,
-            agreement=agreement(before.predicted, after.predicted, len(after.classes)),
+def slope(values: Sequence[float]) -> Slope | None:
+    """Least squares through one value a round; None with fewer than three.
+
+    The error is of independent values. Successive rounds share most of their validation labels, so that it is a little
+    too small.
+    """
+    if len(values) < 3:
+        return None
+    rounds = np.arange(len(values)) - (len(values) - 1) / 2
+    per_round = float(rounds @ np.asarray(values) / (rounds @ rounds))
+    residuals = np.asarray(values) - np.mean(values) - per_round * rounds
+    return Slope(per_round, sqrt(float(residuals @ residuals) / (len(values) - 2) / float(rounds @ rounds)))
+
+
+def expected_gain(curve: Sequence[CurvePoint], more: int) -> float | None:
+    """Accuracy that further labels are expected to add.
+
+    With four points of different numbers of labels or more, by a power law of the error, ``a + b * labels ** -c`` with
+    ``a`` and ``b`` from 0 to 1 (``b`` at the first point) and ``c`` from 0.05 to 3, by least squares; with fewer, by a
+    straight line through the last three.
+
+    Args:
+        curve: oldest first.
+        more: labels, above 0.
+
+    Returns:
+        0 or more: labels are not expected to harm. None with fewer than two points of different numbers of labels.
+    """
+    points = [point for point in curve if point.labels > 0]
+    different = {point.labels for point in points}
+    if len(different) < 2:
+        return None
+    if len(different) >= MIN_CURVE_POINTS:
+        return _power_law_gain(points, more)
+    last = curve[-_LINE_POINTS:]
+    labels = np.array([point.labels for point in last], dtype=np.float64)
+    if not (spread := float(((labels - labels.mean()) ** 2).sum())):
+        return None
+    accuracy = np.array([point.accuracy for point in last])
+    return max(0.0, float((labels - labels.mean()) @ accuracy / spread) * more)
+
+
+def _power_law_gain(curve: Sequence[CurvePoint], more: int) -> float:
+    from scipy.optimize import least_squares  # noqa: PLC0415 - a second that the web server's start is spared
+
+    first = float(min(point.labels for point in curve))
+    labels = np.array([point.labels for point in curve]) / first
+    errors = 1.0 - np.array([point.accuracy for point in curve])
+
+    def error(law: npt.NDArray[np.float64], labels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        a, b, c = law
+        curve_error: npt.NDArray[np.float64] = a + b * labels**-c
+        return curve_error
+
+    fits = [
+        least_squares(
+            lambda law: error(law, labels) - errors,
+            (errors.min() / 2, max(float(np.ptp(errors)), 0.01), c),
+            bounds=([0, 0, 0.05], [1, 1, 3]),
         )
-        for before, after in pairwise(marks)
-        if before.classes == after.classes
-    )
+        for c in _FIRST_EXPONENTS
+    ]
+    now, then = error(min(fits, key=lambda fit: float(fit.cost)).x, (curve[-1].labels + np.array([0, more])) / first)
+    return max(0.0, float(now - then))
 
 
-def _floor(known: Sequence[Agreement]) -> Agreement | None:
-    """The mean of the last twins."""
-    last = [one for one in known if one.kappa is not None][-FLOORS:]
+def _noise_floor(known: Sequence[Agreement]) -> Agreement | None:
+    """The mean of the last seed replicates."""
+    last = [(one.kappa, one.error or 0.0, one.images) for one in known if one.kappa is not None][-NOISE_ROUNDS:]
     if not last:
         return None
-    return Agreement(
-        images=sum(one.images for one in last),
-        kappa=fmean(one.kappa for one in last if one.kappa is not None),
-        error=hypot(*(one.error or 0.0 for one in last)) / len(last),
-    )
+    kappas, errors, images = zip(*last, strict=True)
+    return Agreement(images=sum(images), kappa=fmean(kappas), error=hypot(*errors) / len(last))
 
 
-def _stable(point: AgreementPoint, floor: Agreement | None) -> bool:
-    if (kappa := point.agreement.kappa) is None:
+def _reaches_floor(found: Agreement, floor: Agreement | None) -> bool:
+    """Whether two networks agree as far as seed replicates do, within the standard error of the difference."""
+    if floor is None or floor.kappa is None or found.kappa is None:
+        return True
+    return found.kappa >= floor.kappa - hypot(found.error or 0.0, floor.error or 0.0)
+
+
+def _is_stable(found: Agreement, floor: Agreement | None) -> bool:
+    if found.kappa is None:
         return False
-    return kappa >= (STABLE_ALONE if floor is None or floor.kappa is None else ALIKE) and as_twins(point, floor)
+    return found.kappa >= (STABLE_KAPPA_ALONE if floor is None else STABLE_KAPPA) and _reaches_floor(found, floor)
 
 
-def _verdict(found: StopFindings, rounds: int) -> Verdict:
-    last = found.points[-2:]
-    if not last or not _stable(last[-1], found.floor) or found.gain is None or found.gain > LITTLE:
-        return "go on"
-    twice = len(last) == 2 and _stable(last[0], found.floor)
-    level = not found.rises and not found.contradicted
-    return "stop" if rounds >= LEVEL and twice and level and found.gain <= NEXT_TO_NOTHING else "soon"
+_BEGINNINGS: Final[dict[Verdict, str]] = {
+    "too early": "Too early to say when to stop",
+    "go on": "Go on",
+    "soon": "Could stop soon",
+    "stop": "Could stop now",
+}
+
+
+def _agreement_words(points: Sequence[AgreementPoint], floor: Agreement | None) -> str:
+    found = points[-1].agreement if points else None
+    if found is None or found.agreed is None:
+        return "the last two networks have no unlabelled image in common to be compared on"
+    words = f"the last two networks agree on {100 * found.agreed:.0f} % of {found.images} unlabelled images"
+    if found.kappa is None:
+        return f"{words}, but predict the same class for all of them, which shows little"
+    words += f" (kappa {found.kappa:.2f})"
+    if floor is None or floor.kappa is None:
+        return f"{words}; the agreement of two networks trained on the same labels was not measured yet"
+    much = "about as much as" if _reaches_floor(found, floor) else "less than"
+    words += f", {much} two networks trained on the same labels ({floor.kappa:.2f})"
+    return words if found.kappa >= STABLE_KAPPA else f"{words}; stopping needs {STABLE_KAPPA}"
+
+
+def _gain_words(gain: float | None, minutes: float | None, batch_size: int) -> str:
+    reading = "" if minutes is None else f" (about {_minutes(minutes)} of reading)"
+    labels = f"the next {_count(batch_size, 'label')}{reading}"
+    if gain is None:
+        return f"the gain of {labels} is not known yet"
+    if (points := 100 * gain) < 0.05:
+        return f"{labels} are expected to gain less than 0.1 points of accuracy"
+    return f"{labels} are expected to gain {points:.1f} points of accuracy"
+
+
+def _evidence(advice: StopAdvice, *, rises: bool, control: HoldoutEstimate | None) -> list[str]:
+    found = []
+    if advice.agreements:
+        kappas = [point.agreement.kappa for point in advice.agreements]
+        listed = ", ".join("undefined" if kappa is None else f"{kappa:.2f}" for kappa in kappas)
+        found.append(f"Kappa between successive networks, oldest first: {listed}.")
+        if (weighted := advice.agreements[-1].agreement.weighted) is not None:
+            found.append(f"Counting a disagreement by two classes four times as much as by one: {weighted:.2f}.")
+    if advice.slope is not None and advice.slope_error is not None:
+        found.append(
+            f"Over the last rounds accuracy changed by {100 * advice.slope:+.1f} points a round "
+            f"(standard error {100 * advice.slope_error:.1f}), on the validation labels, which were chosen and not "
+            "drawn at random, so that this is not the accuracy on the pool."
+        )
+    if control is not None:
+        found.append(_holdout_words(control, rises=rises))
+    if advice.minutes_per_point is not None:
+        found.append(f"A point of accuracy costs about {_minutes(advice.minutes_per_point)} of reading now.")
+    return found
+
+
+_HOLDOUT_SHOWS: Final = {
+    (True, True): "show a rise too",
+    (True, False): "show no clear rise",
+    (False, True): "contradict that it is level",
+    (False, False): "show no clear rise either",
+}
+"""By whether the validation accuracy rises and whether theirs does."""
+
+
+def _holdout_words(control: HoldoutEstimate, *, rises: bool) -> str:
+    if (trend := control.trend) is None:
+        verb = "has" if control.total == 1 else "have"
+        few = f"{control.total} of them {verb} a label, {2 * MIN_HOLDOUT_IMAGES} are needed"
+        return f"Whether randomly drawn images confirm this is not known yet: {few}."
+    # The holdout is drawn from the pool, and a strategy that labels hard images first leaves the easy ones there.
+    doubt = (
+        "part of it may be that the hard images are labelled first and the easy ones are left"
+        if trend.rises
+        else f"a rise of up to {100 * max(trend.high, 0.0):.0f} points would not show"
+    )
+    return f"Randomly drawn images {_HOLDOUT_SHOWS[rises, trend.rises]}: {trend.summary}; {doubt}."
+
+
+def _minutes(minutes: float) -> str:
+    if minutes < 1.0:
+        return "less than a minute"
+    return _count(round(minutes), "minute") if minutes < 120.0 else f"{minutes / 60:.0f} hours"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

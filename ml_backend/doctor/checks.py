@@ -73,7 +73,7 @@ from ml_backend.model.backbones import last_layer
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.schemas import Connection, FrozenModel, ImageRef, ProjectKey
 from ml_backend.storage import ProjectStore, RoundStore, write_atomically
-from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.project_state import ReadingStore
 from ml_backend.storage.quarantine import Quarantine
 
 Json = dict[str, Any]
@@ -280,7 +280,7 @@ class Case:
         """How far the labelling is, as the pages tell it; None likewise."""
         if self.mirror is None:
             return None
-        network = known_network(map(self.kept.brief, self.kept.round_ids()))
+        network = known_network([*map(self.kept.summary, self.kept.round_ids())])
         barred = {one.image_id: one.reason for one in Quarantine(self.kept.folder).listed()}
         return project_standing(
             self.mirror, self.config, self.options, self.images, quarantined=barred, network=network

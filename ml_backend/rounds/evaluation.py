@@ -4,7 +4,6 @@ A live proof: the labels of a project, told apart by how their images came, and 
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
@@ -13,18 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from ml_backend.analytics import INSIGHT, RoundInsight
 from ml_backend.analytics.evaluation import (
     MIN_HOLDOUT_IMAGES,
-    PROOF_FILE,
+    PROOF,
     ActiveAgainstRandom,
     LabelsByOrigin,
-    labels_by_origin,
+    stored_labels_by_origin,
 )
-from ml_backend.analytics.history import Answer, answers_of
+from ml_backend.analytics.history import answers_of
 from ml_backend.config import Settings
 from ml_backend.consensus.rules import RULES
-from ml_backend.errors import PayloadError, StorageError, TooFewLabels
+from ml_backend.errors import PayloadError, TooFewLabels
 from ml_backend.grouping import groups_of
 from ml_backend.label_studio.formats import training_classes
 from ml_backend.label_studio.sync import Mirror
@@ -32,9 +30,7 @@ from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner, Progress, no_guard, no_progress
 from ml_backend.rounds.live import live_of, open_project
 from ml_backend.rounds.split import fold_split, stable_split
-from ml_backend.schemas import Label, ProjectKey, RoundReport
-from ml_backend.storage import ProjectStore
-from ml_backend.storage.atomic import write_record
+from ml_backend.schemas import Label, ProjectKey
 
 FOLDS: Final = 5
 RESAMPLES: Final = 9_999
@@ -234,7 +230,7 @@ def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress)
         mirror = live.readings.mirror(Mirror)
         if mirror is None:
             raise PayloadError(f"the reading of project {key.id} could not be kept: is the data folder writable?")
-        origin = _origin(world.project, labels, answers_of(mirror, live.config, live.options))
+        origin = stored_labels_by_origin(world.project, labels, answers_of(mirror, live.config, live.options))
         # The quarantine bars images here, and is not settled: who looks at labelled images only would strike all others
         # off its list.
         found = active_against_random(
@@ -246,18 +242,5 @@ def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress)
             control_share=live.options.control_share,
             progress=lambda done, total: progress("train", done, total),
         )
-        write_record(world.project.folder / PROOF_FILE, found)
+        world.project.set_project_record(PROOF, found)
         return found
-
-
-def _origin(project: ProjectStore, labels: tuple[Label, ...], answers: list[Answer]) -> LabelsByOrigin:
-    reports: list[RoundReport] = []
-    insights: dict[str, RoundInsight] = {}
-    for round_id in project.round_ids():
-        # A damaged round's images count as of the round before: it cannot say which came by chance.
-        with suppress(StorageError):
-            report = project.report(round_id)
-            reports.append(report)
-            if (insight := project.record(round_id, INSIGHT, RoundInsight)) is not None:
-                insights[round_id] = insight
-    return labels_by_origin(reports, insights, labels, answers)

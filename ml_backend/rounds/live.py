@@ -20,8 +20,8 @@ from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from ml_backend.acquisition.strategy import CatalogStrategy
 from ml_backend.analytics import INSIGHT, round_insight
-from ml_backend.analytics.agreement import AGREEMENT, FIXED_SET, NOISE, noise_of, round_marks, rounds_with
-from ml_backend.analytics.order_audit import RANKING_OPTIONS, OrderStanding, order_standing
+from ml_backend.analytics.agreement import AGREEMENT, FIXED_SET, NOISE, prediction_snapshot, seed_noise_agreement
+from ml_backend.analytics.order_audit import RANKING_OPTIONS, OrderState, order_state
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.consensus.rules import RULES
 from ml_backend.errors import (
@@ -68,8 +68,7 @@ from ml_backend.schemas import (
 )
 from ml_backend.seeding import derive
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.project_state import Pause
+from ml_backend.storage.project_state import Pause, ReadingStore
 from ml_backend.storage.quarantine import Quarantine
 from ml_backend.storage.rounds import INPUTS
 
@@ -361,7 +360,7 @@ class NotesWhatIsLearned:
         told: dict[str, FrozenModel] = {}
         if outputs is not None:
             told[INSIGHT] = round_insight(report, outputs)
-            if (marks := round_marks(report, outputs)) is not None:
+            if (marks := prediction_snapshot(report, outputs)) is not None:
                 told[AGREEMENT] = marks
         self.rounds.save(report, outputs, learner, told)
 
@@ -399,7 +398,7 @@ def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, PublishedR
         EmptyPool: nothing is served yet, or no image waits.
         BackendError: see ``rerank``.
     """
-    standing = order_standing(live.world.project, live.options, training_classes(live.config, live.options))
+    standing = order_state(live.world.project, live.options, training_classes(live.config, live.options))
     latest = standing.latest
     if standing.verdict == "next round":
         log.info("what the owner has chosen takes effect with the next round", why=standing.why)
@@ -446,7 +445,7 @@ def _request(base: RoundRequest, options: ProjectOptions, round_id: str) -> Roun
     )
 
 
-def _scorer(live: Live, standing: OrderStanding, base: RoundReport, round_id: str, progress: Progress) -> Scorer:
+def _scorer(live: Live, standing: OrderState, base: RoundReport, round_id: str, progress: Progress) -> Scorer:
     """The passes, else the network.
 
     Raises:
@@ -629,7 +628,7 @@ def _measure_noise(
 ) -> None:
     """Now and then: how much a twin of the round's network differs from it. Readers have their order already."""
     project, options = live.world.project, live.options
-    if not seed_noise_is_due(rounds_with(project, AGREEMENT), rounds_with(project, NOISE), options.noise_every):
+    if not seed_noise_is_due(project.rounds_with(AGREEMENT), project.rounds_with(NOISE), options.noise_every):
         return
     found = measure_seed_noise(
         witness,
@@ -642,7 +641,7 @@ def _measure_noise(
     if found is None:
         return
     try:
-        project.set_record(round_id, NOISE, noise_of(*found))
+        project.set_record(round_id, NOISE, seed_noise_agreement(*found))
     except StorageError as error:
         log.warning("the noise was measured and could not be kept", error=str(error))
 

@@ -39,11 +39,8 @@ from ml_backend.schemas import Annotation, Exclusion, FrozenModel, ImageRef, Ran
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import (
     INPUTS,
-    MANIFEST,
     Manifest,
     RoundInputs,
-    file_faults,
-    read_manifest,
     sha256_of,
     sha256_of_files,
 )
@@ -174,9 +171,8 @@ def _torchvision_version() -> str:
 def _newest(project: ProjectStore, round_id: str) -> tuple[str, str] | None:
     """The newest round before this one that has a manifest, and the hash of its file, readable or not."""
     for earlier in reversed([saved for saved in project.round_ids() if saved < round_id]):
-        path = project.folder / "rounds" / earlier / f"{MANIFEST}.json"
-        if path.is_file():
-            return earlier, sha256_of(path)
+        if (found := project.manifest_hash(earlier)) is not None:
+            return earlier, found
     return None
 
 
@@ -366,15 +362,13 @@ def _held_against_the_manifest(
     project: ProjectStore, round_id: str, now: _Surroundings
 ) -> tuple[list[str], list[str], list[str]]:
     """What was changed since the round was saved, what of the surroundings is another by now, and the machine."""
-    folder = project.folder / "rounds" / round_id
     try:
-        found = read_manifest(folder)
+        manifest = project.manifest(round_id)
     except StorageError as error:
         return [str(error)], [], []
-    if found is None:
+    if manifest is None:
         return [], ["it has no manifest, so nothing says whether a file was changed"], []
-    manifest, _ = found
-    faults = file_faults(folder, manifest.files)
+    faults = project.file_faults(round_id, manifest.files)
     if manifest.round_id != round_id:
         faults.append(f"its manifest is that of round {manifest.round_id}")
     faults += _broken_chain(project, manifest)
@@ -394,12 +388,13 @@ def _broken_chain(project: ProjectStore, manifest: Manifest) -> list[str]:
     if manifest.previous_round is None:
         return []
     try:
-        before = read_manifest(project.folder / "rounds" / manifest.previous_round)
+        project.manifest(manifest.previous_round)  # a damaged one is a fault even where its hash is right
+        before = project.manifest_hash(manifest.previous_round)
     except StorageError as error:
         return [str(error)]
     if before is None:
         return [f"round {manifest.previous_round}, which it follows, or the manifest of that, is gone"]
-    if before[1] != manifest.previous:
+    if before != manifest.previous:
         return [f"the manifest of round {manifest.previous_round} is not the one that it follows"]
     return []
 

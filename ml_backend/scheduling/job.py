@@ -20,8 +20,7 @@ from ml_backend.logs import set_up_logs
 from ml_backend.scheduling import Claim, RoundQueue, ShardQueue
 from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger
 from ml_backend.storage import RoundStore
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.project_state import Thumbnails
+from ml_backend.storage.project_state import ReadingStore, Thumbnails
 
 MOST = 200  # pictures a round
 DRAWN_AGAIN = 3  # earlier rounds, each time: the next round waits meanwhile

@@ -11,7 +11,8 @@ from typing import NamedTuple, Self
 
 import structlog
 
-from ml_backend.analytics.order_audit import RANKING_OPTIONS, order_standing
+from ml_backend.analytics.order_audit import RANKING_OPTIONS, order_state
+from ml_backend.analytics.overview import analyse
 from ml_backend.analytics.standing import another_look
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.consensus import RULES
@@ -32,8 +33,7 @@ from ml_backend.label_studio.sync import (
 from ml_backend.scheduling import LastError, QueueStatus, RoundQueue
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking
 from ml_backend.storage import ProjectStore, RoundStore
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.project_state import Pause
+from ml_backend.storage.project_state import Pause, ReadingStore
 from ml_backend.storage.quarantine import Quarantine, QuarantinedImage
 
 log = structlog.get_logger()
@@ -145,7 +145,7 @@ def request_training(before: Connection, now: Connection, store: RoundStore, que
         return None
     try:
         ids = project.round_ids()
-        if not ids or project.brief(ids[-1]).by_network:
+        if not ids or project.summary(ids[-1]).by_network:
             return None
     except StorageError as error:
         log.warning("the next round goes by what the owner has chosen", error=str(error))
@@ -161,7 +161,7 @@ def rerank_is_due(connection: Connection, store: RoundStore) -> bool:
     """
     config, options = configuration(connection)
     try:
-        return order_standing(store.project(connection.project), options, training_classes(config, options)).due
+        return order_state(store.project(connection.project), options, training_classes(config, options)).due
     except StorageError as error:
         log.warning("nothing is ranked anew", error=str(error))
         return False
@@ -286,6 +286,7 @@ class Reconciler:
         readings.keep_serving(serving)
         if status.running is None:  # a round that runs has taken the count, and sees for itself what there is
             self._act(connection, readings, reading, status, lost=is_lost(serving), before=kept)
+        analyse(rounds, *configuration(rounds.connection() or connection))  # before a page needs it
 
     def _act(
         self,
@@ -384,7 +385,7 @@ class Reconciler:
         """Its rounds stay on disk; a project under the same id and time of creation finds them again."""
         log.info("a project is gone from Label Studio")
         self._queue.forget(connection.project)
-        (self._store.project(connection.project).folder / "connection.json").unlink(missing_ok=True)
+        self._store.project(connection.project).disconnect()
 
     def _client(self, connection: Connection) -> LabelStudioClient:
         hostname = self._settings.trusted_hostname(connection.hostname)
@@ -460,7 +461,7 @@ def _other_labels(
 ) -> bool:
     """Whether the owner has chosen since the served round what ground truths count as, and labels differ by that."""
     try:
-        before = str(rounds.brief(published.round_id).request.options.get("ground_truth", "override"))
+        before = str(rounds.summary(published.round_id).request.options.get("ground_truth", "override"))
     except StorageError as error:
         log.warning("what the served round was asked is not known", error=str(error))
         return False

@@ -18,7 +18,6 @@ from flask import Blueprint, Flask, Response, current_app, jsonify, render_templ
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 
-from ml_backend.analytics.overview import Memory
 from ml_backend.config import Settings
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, prediction
@@ -38,15 +37,16 @@ from ml_backend.label_studio.payloads import (
 )
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.reconciler import configuration, connect, connection_of, version
-from ml_backend.schemas import Connection, ProjectKey, Ranking
+from ml_backend.schemas import Connection, ProjectKey
 from ml_backend.server.actions import is_same_origin
 from ml_backend.server.context import Parts, parts, refreshing, relative_url, wants_page
 from ml_backend.server.metrics import Metrics
 from ml_backend.server.openapi import OPEN, describe, types_of
-from ml_backend.server.status import as_json, statuses
+from ml_backend.server.status import statuses
 from ml_backend.server.views import FORMS, pages
 from ml_backend.server.webhook import receive
 from ml_backend.storage import RoundStore
+from ml_backend.storage.rounds import Suggestions
 
 
 def degraded(store: RoundStore, queue: RoundQueue) -> list[str]:
@@ -80,15 +80,17 @@ def predict(image_ids: Sequence[str], connection: Connection, store: RoundStore)
     """
     config, options = configuration(connection)
     live = version(connection.project, store) + LIVE
-    report = store.project(connection.project).latest() if options.prelabel else None
-    return [_prediction(image_id, None if report is None else report.ranking, live, config) for image_id in image_ids]
+    project = store.project(connection.project)
+    rounds = project.round_ids() if options.prelabel else []
+    suggestions = project.suggestions(rounds[-1]) if rounds else Suggestions({}, {})
+    return [_prediction(image_id, suggestions, live, config) for image_id in image_ids]
 
 
-def _prediction(image_id: str, ranking: Ranking | None, model_version: str, config: LabelConfig) -> Answer:
-    suggestion = None if ranking is None else ranking.suggestions.get(image_id)
+def _prediction(image_id: str, suggestions: Suggestions, model_version: str, config: LabelConfig) -> Answer:
+    suggestion = suggestions.classes.get(image_id)
     # A class that has left the label config since would be refused.
     known = suggestion if suggestion in config.classes else None
-    confidence = None if ranking is None else ranking.confidences.get(image_id)
+    confidence = suggestions.confidences.get(image_id)
     answer = prediction(image_id, 0.0, model_version, config, known, confidence=confidence)
     return {"result": answer["result"], "model_version": model_version}
 
@@ -134,12 +136,12 @@ def health() -> HealthAnswer:
 @_in_json
 def index() -> StatusAnswer | Response:
     """What every project is doing; a page for a browser, JSON for anybody else."""
-    found = statuses(parts().store, parts().queue, parts().memory)
+    found = statuses(parts().store, parts().queue)
     if wants_page():
         busy = any(status.busy for status in found)
         page = render_template("status.html", statuses=found, **refreshing(busy=busy))
         return Response(page, content_type="text/html; charset=utf-8")
-    return StatusAnswer(projects=[as_json(status) for status in found])
+    return StatusAnswer(projects=[status.as_json() for status in found])
 
 
 @routes.post("/setup")
@@ -219,8 +221,7 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.strict_slashes = False  # links are relative, and so right with a slash at the end of the address too
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
-    memory = Memory()
-    app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue, memory.lines), memory)
+    app.extensions["active-learning"] = Parts(store, queue, Metrics(store, queue))
     app.jinja_env.globals["url_for"] = relative_url
     app.register_blueprint(routes)
     app.register_blueprint(pages)

@@ -6,7 +6,6 @@ from typing import Any
 
 from flask import current_app, request, url_for
 
-from ml_backend.analytics.overview import Memory
 from ml_backend.scheduling import RoundQueue
 from ml_backend.server.actions import Tokens
 from ml_backend.server.metrics import Metrics
@@ -20,14 +19,12 @@ class Parts:
     """One set an app.
 
     Attributes:
-        memory: what this process remembers of the rounds.
         tokens: of the forms.
     """
 
     store: RoundStore
     queue: RoundQueue
     metrics: Metrics
-    memory: Memory = field(default_factory=Memory)
     tokens: Tokens = field(default_factory=Tokens)
 
 

@@ -11,9 +11,9 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 from ml_backend.analytics.evaluation import WINDOW as CONTROL_WINDOW
-from ml_backend.analytics.evaluation import ControlEstimate
-from ml_backend.analytics.history import RoundSummary
+from ml_backend.analytics.evaluation import HoldoutEstimate
 from ml_backend.charts import Axes, add, axis_x, axis_y, figure, path, spread_out, to_text
+from ml_backend.storage import RoundSummary
 
 COLOURS: Final = 8
 DASHES: Final = ("", "7 3", "2 3", "9 3 2 3")
@@ -42,11 +42,11 @@ class Series:
     told: str = ""
 
 
-def learning_series(lines: Sequence[RoundSummary], control: ControlEstimate | None = None) -> list[Series]:
+def learning_series(lines: Sequence[RoundSummary], control: HoldoutEstimate | None = None) -> list[Series]:
     """How good the network is, over the labels.
 
-    Accuracy and area under the ROC curve on the validation images, and accuracy on those that came by chance as far as
-    they are enough.
+    Accuracy and area under the ROC curve on the validation images, and accuracy on randomly drawn ones where they are
+    enough.
     """
     fits = [(line.labels, line.fit) for line in lines if line.fit is not None and line.trained]
     accuracy = [(float(labels), fit.validation_accuracy) for labels, fit in fits]
@@ -59,15 +59,15 @@ def learning_series(lines: Sequence[RoundSummary], control: ControlEstimate | No
     return [series for series in found if series.points]
 
 
-def _control_series(lines: Sequence[RoundSummary], control: ControlEstimate | None) -> Series:
+def _control_series(lines: Sequence[RoundSummary], control: HoldoutEstimate | None) -> Series:
     labels = {line.round_id: float(line.labels) for line in lines}
     rounds = [one for one in (control.running if control else ()) if one.round_id in labels]
     return Series(
-        "chance images",
+        "random images",
         [(labels[one.round_id], one.accuracy) for one in rounds],
         [(labels[one.round_id], one.low) for one in rounds],
         [(labels[one.round_id], one.high) for one in rounds],
-        f"share right of the last images that came by chance, at most {CONTROL_WINDOW}, with its 95 % interval",
+        f"share right of the last randomly drawn images, at most {CONTROL_WINDOW}, with its 95 % interval",
     )
 
 

@@ -7,78 +7,42 @@ import platform
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from ml_backend.analytics import INSIGHT, RoundInsight
-from ml_backend.analytics.history import Remembered, RoundLines, RoundSummary
 from ml_backend.errors import QueueError, StorageError
 from ml_backend.scheduling import RoundQueue
 from ml_backend.schemas import FitReport
 from ml_backend.server.status import ProjectStatus, statuses
 from ml_backend.server.webhook import ACTIONS
-from ml_backend.storage import ProjectStore, RoundStore
-
-KEPT_POOLS = 200  # projects whose pool is remembered
+from ml_backend.storage import ProjectStore, RoundStore, RoundSummary
 
 
-class _Pool(NamedTuple):
-    """What is told of a round's insight: all but its images."""
+def learning_metrics(store: RoundStore, found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
+    """The families of all projects; a round that is damaged is left out."""
+    projects = {str(status.connection.project): store.project(status.connection.project) for status in found}
+    rounds = {name: project.summaries()[0] for name, project in projects.items()}
+    yield from _round_metrics(rounds)
+    trained = {
+        name: fit
+        for name, found_rounds in rounds.items()
+        if (fit := next((one.fit for one in reversed(found_rounds) if one.fit), None)) is not None
+    }
+    yield from _validation_metrics(trained)
+    insights = {name: _newest_insight(project) for name, project in projects.items()}
+    yield from _pool_metrics({name: insight for name, insight in insights.items() if insight is not None})
 
-    images: int
-    expected: dict[str, float]
 
-
-class LearningMetrics:
-    """Reads each round once.
-
-    Args:
-        store: of the installation.
-        lines: what this process remembers of the rounds.
-    """
-
-    def __init__(self, store: RoundStore, lines: RoundLines) -> None:
-        self._store = store
-        self._lines = lines
-        self._pools: Remembered[_Pool | None] = Remembered(KEPT_POOLS)
-
-    def collect(self, found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
-        """The families of all projects; a round that is damaged is left out."""
-        rounds = {
-            str(status.connection.project): self._lines.of(self._store.project(status.connection.project))[0]
-            for status in found
-        }
-        yield from _round_metrics(rounds)
-        trained = {
-            project: fit
-            for project, lines in rounds.items()
-            if (fit := next((line.fit for line in reversed(lines) if line.fit), None)) is not None
-        }
-        yield from _validation_metrics(trained)
-        pools = {
-            str(status.connection.project): self._pool(self._store.project(status.connection.project))
-            for status in found
-        }
-        yield from _pool_metrics({project: pool for project, pool in pools.items() if pool is not None})
-
-    def _pool(self, project: ProjectStore) -> _Pool | None:
-        """Of the newest round that has one."""
-        path = next(iter(sorted(project.folder.glob(f"rounds/r*/{INSIGHT}.json"), reverse=True)), None)
-        if path is None:
-            return None
-        try:
-            status = path.stat()
-            state = (path, status.st_mtime_ns, status.st_size)
-            if (known := self._pools.get(project.folder, state)) is not None:
-                return known
-            insight = project.record(path.parent.name, INSIGHT, RoundInsight)
-        except (StorageError, OSError):
-            return None
-        pool = None if insight is None else _Pool(insight.images, insight.expected)
-        return self._pools.put(project.folder, state, pool)
+def _newest_insight(project: ProjectStore) -> RoundInsight | None:
+    rounds = project.rounds_with(INSIGHT)
+    try:
+        return project.cached_record(rounds[-1], INSIGHT, RoundInsight) if rounds else None
+    except StorageError:
+        return None
 
 
 def _round_metrics(rounds: dict[str, list[RoundSummary]]) -> Iterator[GaugeMetricFamily]:
@@ -86,7 +50,7 @@ def _round_metrics(rounds: dict[str, list[RoundSummary]]) -> Iterator[GaugeMetri
     yield _by_project(
         "al_newest_round_timestamp_seconds",
         "When the newest round that was saved began",
-        {project: line.report.started_at.timestamp() for project, line in last.items()},
+        {project: line.began.timestamp() for project, line in last.items()},
     )
     yield _by_class(
         "al_labels",
@@ -129,7 +93,7 @@ def _validation_metrics(trained: dict[str, FitReport]) -> Iterator[GaugeMetricFa
     )
 
 
-def _pool_metrics(pools: dict[str, _Pool]) -> Iterator[GaugeMetricFamily]:
+def _pool_metrics(pools: dict[str, RoundInsight]) -> Iterator[GaugeMetricFamily]:
     yield _by_project(
         "al_pool_images",
         "Unlabelled images that the newest network has looked at",
@@ -170,13 +134,12 @@ class Metrics:
     Args:
         store: read at every scrape.
         queue: read at every scrape.
-        lines: what this process remembers of the rounds.
     """
 
-    def __init__(self, store: RoundStore, queue: RoundQueue, lines: RoundLines) -> None:
+    def __init__(self, store: RoundStore, queue: RoundQueue) -> None:
         self.registry = CollectorRegistry()
         self._webhooks = Counter("al_webhooks", "Events that Label Studio sent", ["action"], registry=self.registry)
-        self.registry.register(_Projects(store, queue, LearningMetrics(store, lines)))
+        self.registry.register(_Projects(store, queue))
 
     def count_webhook(self, action: str) -> None:
         # Anybody may send any action: a label of its own for each would fill the memory.
@@ -186,17 +149,16 @@ class Metrics:
 class _Projects(Collector):
     """What store and queue say at the moment of the scrape."""
 
-    def __init__(self, store: RoundStore, queue: RoundQueue, learning: LearningMetrics) -> None:
+    def __init__(self, store: RoundStore, queue: RoundQueue) -> None:
         self._store = store
         self._queue = queue
-        self._learning = learning
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Nothing: without this, registering would already ask Redis."""
         return ()
 
     def collect(self) -> Iterator[Family]:
-        found = statuses(self._store, self._queue)
+        found = statuses(self._store, self._queue, analysed=False)
         yield InfoMetricFamily(
             "al_build",
             "Version of this backend and of the Python that runs it",
@@ -214,7 +176,7 @@ class _Projects(Collector):
         yield from _failure_metrics(readable)
         yield from _project_metrics(found)
         yield from _order_metrics(found)
-        yield from self._learning.collect(found)
+        yield from learning_metrics(self._store, found)
         yield from self._worker_metrics()
 
     def _worker_metrics(self) -> Iterator[GaugeMetricFamily]:
@@ -322,7 +284,7 @@ def _order_metrics(found: list[ProjectStatus]) -> Iterator[GaugeMetricFamily]:
         if status.published:
             published.add_metric([project], status.published.published_at.timestamp())
             images.add_metric([project], len(status.published.image_ids))
-        stages = dict(status.report.seconds) if status.report else {}
+        stages = dict(status.newest.seconds) if status.newest else {}
         # Saving and publishing come after the report is written; the publisher times them itself.
         stages |= {f"publish_{step}": s for step, s in (status.published.seconds if status.published else {}).items()}
         for stage, value in stages.items():

@@ -1,9 +1,4 @@
-"""What a project is doing, in words, and how long it may still take. Pure: it is told the time.
-
-Rounds as CSV, for a spreadsheet.
-What the owner's pages show, in the words and figures that their templates put into place.
-The owner's pages: one project, one round, its pictures and tables; and the buttons.
-"""
+"""The owner's pages: one project, one round, pictures and tables as CSV; and the buttons."""
 
 import csv
 import io
@@ -20,15 +15,13 @@ import structlog
 from flask import Blueprint, Response, jsonify, render_template, request
 from markupsafe import Markup
 
-from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, ControlEstimate
-from ml_backend.analytics.history import RoundSummary
+from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, HoldoutEstimate
 from ml_backend.analytics.overview import (
     BatchImage,
-    Chosen,
-    KeptReading,
+    ChosenImages,
     Overview,
-    chosen,
-    control_so_far,
+    analyse,
+    chosen_images,
     overview,
     reason,
     reason_unseen,
@@ -45,19 +38,29 @@ from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, R
 from ml_backend.server.actions import ACTIONS, SAID, act
 from ml_backend.server.context import parts, refreshing, relative_url, wants_page
 from ml_backend.server.figures import balance_figure, learning_series, legend, line_figure, recall_series
-from ml_backend.server.status import ProjectStatus, as_json, question_of, status_of
-from ml_backend.storage import ProjectStore
-from ml_backend.storage.project_state import Thumbnails
+from ml_backend.server.status import ProjectStatus, config_of, status_of
+from ml_backend.storage import ProjectStore, RoundSummary, Thumbnails
 
-REASONS: Final[dict[RoundTrigger, str]] = {
-    "connected": "the project was connected, or its set-up mended",
-    "images": "new images came",
+TRIGGERS: Final[dict[RoundTrigger, str]] = {
+    "connected": "the project was connected, or its set-up was mended",
+    "images": "new images were imported",
     "labels": "enough labels changed",
-    "forced": "somebody asked for it",
+    "forced": "it was asked for",
     "topup": "readers need more images; nothing is trained",
     "rerank": "another strategy was chosen; nothing is trained, unless the last network cannot be used",
 }
 USUAL_ROUNDS: Final = 5
+"""Last trained rounds whose median times predict the time left."""
+NEWEST_ROUNDS: Final = 12
+"""Rounds that the table shows unfolded."""
+LISTED_EXCLUSIONS: Final = 200
+FORMS: Final = frozenset(f"pages.{action}" for action in ACTIONS)
+"""The only routes to which a page in a browser may post."""
+HTML: Final = "text/html; charset=utf-8"
+CSV: Final = "text/csv; charset=utf-8"
+
+log = structlog.get_logger()
+pages = Blueprint("pages", __name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Running:
     Attributes:
         does: the stage as what the round does.
         done: share of the stage, 0 to 1.
-        left_s: seconds that the round may still take; None where that cannot be told.
+        left_s: seconds that the round may still take; None where that is not known.
         silent_s: seconds since the last sign of progress.
     """
 
@@ -79,23 +82,23 @@ class Running:
     @property
     def left(self) -> str:
         """The time left in words."""
-        return "time left not known yet: no round like this has ended" if self.left_s is None else duration(self.left_s)
+        return "not known yet: no such round has ended" if self.left_s is None else duration(self.left_s)
 
 
-def usual_seconds(lines: Sequence[RoundSummary]) -> dict[str, float]:
+def usual_seconds(rounds: Sequence[RoundSummary]) -> dict[str, float]:
     """Seconds that each stage took, the median of the last rounds that trained."""
-    trained = [line.seconds for line in lines if line.trained][-USUAL_ROUNDS:]
+    trained = [one.seconds for one in rounds if one.trained][-USUAL_ROUNDS:]
     stages = {stage for seconds in trained for stage in seconds}
     return {stage: median(seconds[stage] for seconds in trained if stage in seconds) for stage in stages}
 
 
 def running(progress: Progress, usual: Mapping[str, float], now: float) -> Running:
-    """Read the progress of a round.
+    """Estimate the time left of a round.
 
-    The stage that runs goes on at its rate so far; what comes after it takes as long as it usually did.
+    The current stage goes on at its rate so far; the stages after it take as long as usual.
 
     Args:
-        progress: as the round last told it.
+        progress: as the round last reported it.
         usual: seconds by stage.
         now: unix seconds.
     """
@@ -114,7 +117,7 @@ def _left(stage: str, done: float, elapsed: float, usual: Mapping[str, float]) -
     by_habit = max(usual[stage] - elapsed, 0.0) if stage in usual else math.inf
     here = by_rate if done > 0 else by_habit
     if stage == "train" and by_habit > 0:
-        # Training stops when the network no longer gets better, mostly long before its last epoch.
+        # Early stopping usually ends a training long before its last epoch.
         here = min(by_rate, by_habit)
     order = [name for name in STAGES if name not in AFTER_A_ROUND]
     later = order[order.index(stage) + 1 :] if stage in order else []
@@ -124,7 +127,7 @@ def _left(stage: str, done: float, elapsed: float, usual: Mapping[str, float]) -
 
 
 def duration(seconds: float) -> str:
-    """A duration in the unit that a person would say it in."""
+    """A duration in the unit that suits it."""
     if seconds < 1:
         return "less than a second"
     for size, name in ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute")):
@@ -134,52 +137,45 @@ def duration(seconds: float) -> str:
     return f"about {whole} second{'' if whole == 1 else 's'}"
 
 
-# A spreadsheet runs a cell that begins with one of these as a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
 def ranking_csv(report: RoundReport, outputs: PoolPredictions | None) -> str:
-    """The whole order of a round: place, image, score, by chance or not, predicted class, and what was thought of each.
+    """A row for each image of a round's ranking.
 
     Args:
         report: of the round.
-        outputs: what its network said; its columns stay empty where there is none.
+        outputs: of its network; the columns of its predictions stay empty without one.
     """
     ranking = report.ranking
     classes = report.request.classes if outputs is None else outputs.classes
-    row_of = {} if outputs is None else {name: row for row, name in enumerate(outputs.image_ids)}
-    means = None if outputs is None else outputs.probs.mean(axis=1)
+    means = {} if outputs is None else dict(zip(outputs.image_ids, outputs.probs.mean(axis=1), strict=True))
     control = set(ranking.control)
 
-    def rows() -> Iterable[Sequence[object]]:
-        for place, (name, score) in enumerate(zip(ranking.image_ids, ranking.scores, strict=True), start=1):
-            row = row_of.get(name)
-            known = means is not None and row is not None
-            probs = [f"{p:.4f}" for p in means[row]] if means is not None and row is not None else [""] * len(classes)
-            predicted = classes[int(means[row].argmax())] if known and means is not None else ""
-            yield (
-                place,
-                name,
-                f"{score:.6g}",
-                "yes" if name in control else "no",
-                ranking.suggestions.get(name, predicted),
-                *probs,
-            )
+    def row(place: int, name: str, score: float) -> Sequence[object]:
+        mean = means.get(name)
+        predicted = "" if mean is None else classes[int(mean.argmax())]
+        return (
+            place,
+            name,
+            f"{score:.6g}",
+            "yes" if name in control else "no",
+            ranking.suggestions.get(name, predicted),
+            *([""] * len(classes) if mean is None else [f"{p:.4f}" for p in mean]),
+        )
 
     head = ["place", "image", f"score_{ranking.strategy}", "by_chance", "predicted", *(f"p_{name}" for name in classes)]
-    return _csv(head, rows())
+    images = zip(ranking.image_ids, ranking.scores, strict=True)
+    return _csv(head, (row(place, name, score) for place, (name, score) in enumerate(images, start=1)))
 
 
-def rounds_csv(lines: Sequence[RoundSummary], control: ControlEstimate | None = None) -> str:
-    """One row a round, oldest first.
+def rounds_csv(rounds: Sequence[RoundSummary], control: HoldoutEstimate | None = None) -> str:
+    """A row for each round, oldest first.
 
     Args:
-        lines: the rounds.
-        control: what the images that came by chance say; its columns stay empty at rounds where they were too few.
+        rounds: of the project.
+        control: accuracy on holdout images; its columns stay empty at rounds where they were too few.
     """
-    by_chance = {} if control is None else {one.round_id: one for one in control.running}
-    classes = list(dict.fromkeys(name for line in lines for name in line.classes))
-    stages = list(dict.fromkeys(stage for line in lines for stage in line.seconds))
+    estimates = {} if control is None else {one.round_id: one for one in control.running}
+    classes = list(dict.fromkeys(name for one in rounds for name in one.classes))
+    stages = list(dict.fromkeys(stage for one in rounds for stage in one.seconds))
     head = [
         *("round", "started_at", "reason", "strategy", "labels", "images", "batch", "by_chance", "excluded"),
         *("trained_on", "validated_on", "epochs", "accuracy", "auroc", "validation_loss"),
@@ -189,26 +185,23 @@ def rounds_csv(lines: Sequence[RoundSummary], control: ControlEstimate | None = 
         *(f"seconds_{stage}" for stage in stages),
     ]
 
-    def row(line: RoundSummary) -> list[object]:
-        fit, told = line.fit, by_chance.get(line.round_id)
+    def row(one: RoundSummary) -> list[object]:
+        fit, estimate = one.fit, estimates.get(one.round_id)
+        trained: Sequence[object] = [""] * 6
+        if fit is not None:
+            trained = [fit.train_images, fit.validation_images, fit.epochs]
+            trained += [fit.validation_accuracy, fit.validation_auroc, fit.validation_loss]
         return [
-            *(line.round_id, line.started_at, line.reason, line.strategy, line.labels, line.images),
-            *(line.batch_size, line.control, line.excluded),
-            *(
-                ("", "", "", "", "", "")
-                if fit is None
-                else (
-                    *(fit.train_images, fit.validation_images, fit.epochs, fit.validation_accuracy),
-                    *(fit.validation_auroc, fit.validation_loss),
-                )
-            ),
-            *(("", "", "", "") if told is None else (told.n, told.accuracy, told.low, told.high)),
-            *(line.labels_per_class.get(name, "") for name in classes),
+            *(one.round_id, one.started_at, one.reason, one.strategy, one.labels, one.images),
+            *(one.batch_size, one.control, one.excluded),
+            *trained,
+            *([""] * 4 if estimate is None else (estimate.n, estimate.accuracy, estimate.low, estimate.high)),
+            *(one.labels_per_class.get(name, "") for name in classes),
             *("" if fit is None else fit.validation_recall.get(name) for name in classes),
-            *(line.seconds.get(stage, "") for stage in stages),
+            *(one.seconds.get(stage, "") for stage in stages),
         ]
 
-    return _csv(head, (row(line) for line in lines))
+    return _csv(head, map(row, rounds))
 
 
 def _csv(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -219,20 +212,16 @@ def _csv(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     return file.getvalue()
 
 
-def _harmless(cell: object) -> object:
-    """Text that no spreadsheet takes for a formula; numbers of ours stay numbers."""
+def _harmless(cell: object) -> str:
+    """Text that no spreadsheet takes for a formula; numbers stay numbers."""
     text = "" if cell is None else str(cell)
-    if not text.startswith(_FORMULA):
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
         return text
     try:
         float(text)
     except ValueError:
         return f"'{text}"
     return text
-
-
-NEWEST_ROUNDS = 12  # that stand open in the table
-LISTED_EXCLUSIONS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,17 +238,16 @@ class Tile:
 
 
 def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails, now: float) -> dict[str, object]:
-    """By the names that ``project.html`` uses.
+    """The variables of ``project.html``.
 
     Args:
-        status: what runs and what is served.
-        found: what the rounds say.
+        status: of the project.
+        found: its rounds.
         thumbnails: of the project.
         now: unix seconds.
     """
-    queue, rounds = status.queue, found.rounds
+    queue, rounds, progress = status.queue, found.rounds, status.queue.progress
     last = rounds[-1] if rounds else None
-    progress = queue.progress
     learning, recall = learning_series(rounds, found.control), recall_series(rounds)
     insight = found.chosen.insight if found.chosen else None
     return {
@@ -267,23 +255,23 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "found": found,
         "state": status.state,
         "running": running(progress, usual_seconds(rounds), now) if queue.running and progress else None,
-        "reasons": REASONS,
+        "triggers": TRIGGERS,
         "one_connection": ONE_CONNECTION,
         "one_installation": ONE_INSTALLATION,
         "threshold": _threshold(status),
         "last": last,
-        "unlike": _knows_other_classes(status),
+        "other_classes": _knows_other_classes(status),
         "cold": _cold_start(status, last),
         "learning": line_figure("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
         "legend": legend(learning),
         "enough": MIN_HOLDOUT_IMAGES,
         "recall": line_figure("recall", "Recall of each class over the labels", recall) if recall else None,
-        "balance": _balance(last, insight.expected if insight else None),
+        "balance": _balance(last, found.chosen),
         "insight": insight,
         "tiles": _tiles(found.chosen, thumbnails) if found.chosen else [],
         "control_tiles": _tiles(found.chosen, thumbnails, behind=True) if found.chosen else [],
         "strategies": STRATEGIES,
-        "by_chance": {one.round_id: one for one in found.control.running} if found.control else {},
+        "estimates": {one.round_id: one for one in found.control.running} if found.control else {},
         "newest": list(reversed(rounds))[:NEWEST_ROUNDS],
         "older": list(reversed(rounds))[NEWEST_ROUNDS:],
         "moment": _moment,
@@ -291,21 +279,21 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
 
 
 def round_view(
-    connection: Connection, report: RoundReport, picked: Chosen, thumbnails: Thumbnails
+    connection: Connection, report: RoundReport, chosen: ChosenImages, thumbnails: Thumbnails
 ) -> dict[str, object]:
-    """By the names that ``round.html`` uses."""
-    fit = report.fit
+    """The variables of ``round.html``."""
+    line = RoundSummary.of(report)
     return {
         "connection": connection,
         "report": report,
-        "line": RoundSummary.of(report),
-        "fit": fit,
-        "reasons": REASONS,
+        "line": line,
+        "fit": report.fit,
+        "triggers": TRIGGERS,
         "strategies": STRATEGIES,
-        "tiles": _tiles(picked, thumbnails),
-        "control_tiles": _tiles(picked, thumbnails, behind=True),
-        "insight": picked.insight,
-        "balance": _balance(RoundSummary.of(report), picked.insight.expected if picked.insight else None),
+        "tiles": _tiles(chosen, thumbnails),
+        "control_tiles": _tiles(chosen, thumbnails, behind=True),
+        "insight": chosen.insight,
+        "balance": _balance(line, chosen),
         "exclusions": report.exclusions[:LISTED_EXCLUSIONS],
         "more_exclusions": max(len(report.exclusions) - LISTED_EXCLUSIONS, 0),
         "moment": _moment,
@@ -314,44 +302,41 @@ def round_view(
 
 def _threshold(status: ProjectStatus) -> int:
     """Changes that start the next round; 0 where none starts by itself."""
-    if status.paused:
-        return status.options.retrain_after if status.options and status.paused.threshold else status.paused.threshold
-    if not status.queue.threshold:
-        return 0
-    # Redis learns of another number with the next event only.
-    return status.options.retrain_after if status.options else status.queue.threshold
+    held = status.paused.threshold if status.paused else status.queue.threshold
+    # Redis learns of a new number with the next event only.
+    return status.options.retrain_after if held and status.options else held
 
 
 def _cold_start(status: ProjectStatus, last: RoundSummary | None) -> list[tuple[str, int, int]] | None:
-    """Class, labels, and how many are wanted; None where the next training waits for none."""
+    """Class, labels, and labels needed; None where the next training waits for none."""
     standing, options = status.standing, status.options
     if standing is not None and options is not None:
         if standing.start is None:
             return None
         return [(name, count, options.min_labels_per_class) for name, count in standing.labels_per_class.items()]
-    # Nothing was read yet, or there is a mistake in the question: as of the last round.
+    # Nothing was read yet, or the label config is wrong: as of the last round.
     if last is None or last.by_network:
         return None
-    wanted = options.min_labels_per_class if options else last.min_labels_per_class
-    return [(name, last.labels_per_class.get(name, 0), wanted) for name in last.classes]
+    needed = options.min_labels_per_class if options else last.min_labels_per_class
+    return [(name, last.labels_per_class.get(name, 0), needed) for name in last.classes]
 
 
 def _knows_other_classes(status: ProjectStatus) -> bool:
-    """Whether the question has changed since the newest network was trained."""
+    """Whether the classes have changed since the newest network was trained."""
     if status.network is None or status.standing is None:
         return False
     return not status.network.knows(tuple(status.standing.labels_per_class))
 
 
-def _balance(line: RoundSummary | None, expected: dict[str, float] | None) -> Markup | None:
-    if line is None or expected is None:
+def _balance(line: RoundSummary | None, chosen: ChosenImages | None) -> Markup | None:
+    if line is None or chosen is None or chosen.insight is None:
         return None
-    return balance_figure("balance", line.labels_per_class, expected)
+    return balance_figure("balance", line.labels_per_class, chosen.insight.expected)
 
 
-def _tiles(picked: Chosen, thumbnails: Thumbnails, *, behind: bool = False) -> list[Tile]:
-    drawn = thumbnails.of_round(picked.round_id)
-    return [_tile(one, picked.strategy, drawn) for one in (picked.control if behind else picked.batch)]
+def _tiles(chosen: ChosenImages, thumbnails: Thumbnails, *, behind: bool = False) -> list[Tile]:
+    drawn = thumbnails.of_round(chosen.round_id)
+    return [_tile(one, chosen.strategy, drawn) for one in (chosen.control if behind else chosen.batch)]
 
 
 def _tile(image: BatchImage, strategy: str, drawn: frozenset[str]) -> Tile:
@@ -368,23 +353,13 @@ def _tile(image: BatchImage, strategy: str, drawn: frozenset[str]) -> Tile:
 
 
 def _moment(value: datetime | str) -> str:
-    """A moment to the minute, in UTC, as it stands in a sentence."""
+    """A moment to the minute, in UTC."""
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
-FORMS: Final = frozenset(f"pages.{action}" for action in ACTIONS)
-"""The only routes to which a page in a browser may post."""
-
-HTML: Final = "text/html; charset=utf-8"
-CSV: Final = "text/csv; charset=utf-8"
-
-log = structlog.get_logger()
-pages = Blueprint("pages", __name__)
-
-
 def _answers(view: Callable[..., Any]) -> Callable[..., Response]:
-    """Says to Flask that a view answers itself; to ``openapi`` its own types say what stands in the answer."""
+    """Hide a view's types from Flask, which cannot read them; ``openapi`` documents the answer by them."""
 
     @wraps(view)
     def answer(**variables: str) -> Response:
@@ -395,7 +370,7 @@ def _answers(view: Callable[..., Any]) -> Callable[..., Response]:
 
 
 def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Response]:
-    """Reads the form that a button sends; one without a token has an empty one, which is refused like a wrong one."""
+    """Read the form that a button sends; one without a token is refused like a wrong one."""
 
     @wraps(view)
     def answer(key: str) -> Response:
@@ -407,17 +382,14 @@ def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Respons
 @pages.get("/projects/<key>")
 @_answers
 def project(key: str) -> ProjectAnswer | Response:
-    """What one project is doing, and what came of its rounds; a page for a browser, JSON for anybody else."""
+    """The state of one project and its rounds; a page for a browser, JSON for a program."""
     connection, rounds = _project(key)
-    question, _ = question_of(connection)
-    reading = None if question is None else KeptReading(rounds.folder, question)
-    status = status_of(connection, parts().store, parts().queue, parts().memory, reading)
-    served = None if status.published is None else status.published.round_id
-    found = overview(rounds, parts().memory, question, served, reading)
+    status = status_of(connection, parts().store, parts().queue)
+    found = overview(rounds, status.analysis, None if status.published is None else status.published.round_id)
     if not wants_page():
-        return jsonify(as_json(status) | found.model_dump(mode="json"))
+        return jsonify(status.as_json() | found.as_json())
     tokens = {action: parts().tokens.of(key, action) for action in ACTIONS}
-    view = project_view(status, found, Thumbnails(rounds.folder), time.time())
+    view = project_view(status, found, rounds.thumbnails, time.time())
     said = SAID.get(request.args.get("done", ""))
     return _page("project.html", view | refreshing(busy=status.busy) | {"tokens": tokens, "said": said})
 
@@ -426,23 +398,22 @@ def project(key: str) -> ProjectAnswer | Response:
 def rounds_table(key: str) -> Response:
     """Every round of a project, one a row."""
     connection, rounds = _project(key)
-    memory, (question, _) = parts().memory, question_of(connection)
-    control = None if question is None else control_so_far(rounds, memory, question)
-    return _csv_response(connection, "rounds", rounds_csv(memory.lines.of(rounds)[0], control))
+    configured, _ = config_of(connection)
+    control = None if configured is None else analyse(rounds, *configured).control
+    return _csv_response(connection, "rounds", rounds_csv(rounds.summaries()[0], control))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>")
 @_answers
 def one_round(key: str, round_id: str) -> RoundAnswer | Response:
-    """One round: what was asked, what was learned, and what it chose."""
+    """One round: its request, its training, and the images that it chose."""
     connection, rounds, report = _round(key, round_id)
-    picked = chosen(rounds, report)
+    chosen = chosen_images(rounds, round_id)
     if not wants_page():
-        told = report.model_dump(
-            mode="json", exclude={"ranking": {"image_ids", "scores", "suggestions", "confidences"}}
-        )
-        return jsonify({"project": key, "round": round_id, "report": told, "chosen": picked.model_dump(mode="json")})
-    return _page("round.html", round_view(connection, report, picked, Thumbnails(rounds.folder)))
+        without = {"ranking": {"image_ids", "scores", "suggestions", "confidences"}}
+        dumped = report.model_dump(mode="json", exclude=without)
+        return jsonify({"project": key, "round": round_id, "report": dumped, "chosen": chosen.model_dump(mode="json")})
+    return _page("round.html", round_view(connection, report, chosen, rounds.thumbnails))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>.csv")
@@ -456,7 +427,7 @@ def ranking_table(key: str, round_id: str) -> Response:
 def picture(key: str, round_id: str, image_id: str) -> Response:
     """A small picture of an image that a round chose."""
     _, rounds = _project(key)
-    content = Thumbnails(rounds.folder).read(round_id, image_id)
+    content = rounds.thumbnails.read(round_id, image_id)
     if content is None:
         raise UnknownRound("there is no picture of this image; pictures are kept of the last 20 rounds")
     return Response(content, content_type="image/jpeg")
@@ -495,7 +466,7 @@ def _press(action: str, key: str, form: Form) -> Response:
     parts().tokens.require(key, action, form.token)
     said = act(action, connection, parts().store, parts().queue)
     log.info("button pressed", action=action, said=said)
-    # 303: a reload of what comes next must not press the button again.
+    # 303: reloading the next page must not press the button again.
     return Response(status=303, headers={"Location": relative_url("pages.project", key=key, done=said)})
 
 

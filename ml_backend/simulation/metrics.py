@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from pydantic import Field
-from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ml_backend.analytics.agreement import cohen_kappa
+from ml_backend.analytics.evaluation import expected_calibration_error
 from ml_backend.predictions import float_array
 from ml_backend.schemas import FrozenModel
 
@@ -83,7 +85,7 @@ def round_metrics(
             are no probabilities; a target that is no class.
 
     Source:
-        scikit-learn for AU ROC, average precision and kappa; the rest are ratios of the confusion matrix.
+        scikit-learn for AU ROC and average precision; the rest are ratios of the confusion matrix.
     """
     probs, targets = float_array("probs", probs), _places(targets)
     _check(probs, targets, classes)
@@ -105,8 +107,8 @@ def round_metrics(
         recall=_named(classes, recall),
         specificity=_named(classes, _ratio(others - predicted + hits, others)),
         average_precision=_named(classes, precision_areas),
-        quadratic_weighted_kappa=_kappa(targets, predictions, len(classes)),
-        ece=_ece(probs.max(axis=1).astype(np.float64), predictions == targets),
+        quadratic_weighted_kappa=cohen_kappa(confusion, quadratic=True),
+        ece=expected_calibration_error(probs.max(axis=1).astype(np.float64), predictions == targets, ECE_BINS),
     )
 
 
@@ -181,22 +183,3 @@ def _over_classes(areas: Values) -> float | None:
 
 def _named(classes: Sequence[str], values: Values) -> PerClass:
     return {name: None if np.isnan(value) else value for name, value in zip(classes, values.tolist(), strict=True)}
-
-
-def _kappa(
-    targets: Int[npt.NDArray[np.integer], " images"], predictions: Int64[npt.NDArray[np.int64], " images"], classes: int
-) -> float | None:
-    if (targets == targets[0]).all() and (predictions == targets[0]).all():
-        return None  # 0 / 0: by chance, too, they would agree
-    # Without labels a class that neither side holds would be closed up, and the distance over it forgotten.
-    kappa = cohen_kappa_score(targets, predictions, labels=np.arange(classes), weights="quadratic")
-    return float(np.clip(kappa, -1, 1))
-
-
-def _ece(
-    confidence: Float64[npt.NDArray[np.float64], " images"], right: Bool[npt.NDArray[np.bool_], " images"]
-) -> float:
-    # Closed above, so that 1.0 falls into the last bin; a confidence is above 0, so that nothing falls below the first.
-    bins = np.ceil(confidence * ECE_BINS).astype(np.int64).clip(1, ECE_BINS) - 1
-    gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(right))

@@ -1,45 +1,54 @@
-"""What is kept on disk: a reader sees the whole of a thing or none of it, also after a crash.
+"""The data folder. A reader sees a whole record, file or round, or none of it, also after a crash.
 
 ::
 
     <root>/projects/<id>.<created>/
-        connection.json               what /setup told us
-        published.json                what Label Studio serves now
-        paused.json                   its owner holds the rounds
-        orders/20261126T140300000000.json  each of the last 500 things that it served
-        quarantine.json               the images that could not be read
-        tasks.json                    the last reading of Label Studio
+        connection.json               what /setup reported
+        published.json                the ranking that Label Studio serves
+        orders/20261126T140300000000.json  each of the last 500 that it served
+        versions.json                 model versions that may be deleted from Label Studio
+        paused.json                   the owner's pause
+        quarantine.json               unreadable images
+        tasks.json                    Label Studio's tasks as they were last read; serving.json: what it serves
+        same-content.json             images with equal bytes
+        reading-problem.json          why Label Studio could not be read
+        analysis.json                 what the pages show of tasks and rounds together; computed when these change
+        proof.json                    the last comparison of the strategy with random images
         learned/r000001.json          the annotations that a round learned from
         rounds/r000001/report.json    RoundReport
-                       insight.json   what the owner is shown of it
-                       films/12.jpg   what the chosen images look like (of the last 20 rounds)
-                       agreement.json what it answers about a fixed set of images; noise.json: and its twin
+                       summary.json   RoundSummary: the report without what grows with the pool
+                       head.json      RankingHead: the first images of the ranking
+                       insight.json   the network's predictions of the images that the owner is shown
+                       films/12.jpg   pictures of the chosen images (of the last 20 rounds)
+                       agreement.json predictions for a fixed set of images; noise.json: agreement with a seed replicate
                        outputs.npz    ids, classes, probs (only with a network)
                        inputs.json    the labels and the pool
-                       evidence.npz   features or gradients, where the strategy looked at these (of the last three)
+                       evidence.npz   features or gradients, where the strategy used these (of the last three)
                        manifest.json  hashes of all of it, and of code, weights and the manifest before
-                       model.*        what the learner saved (of the last three trained rounds; of a committee
-                                      in folders of their own)
-        rounds/.r000002/              a number that is taken; or a round that is being written
+                       model.*        the learner's network (of the last three trained rounds; of an ensemble in
+                                      folders of their own)
+        rounds/.r000002/              a reserved number, or a round that is being written
         run.json                      the newest run
-        scoring/<round>-<token>/      a pool that several workers score; gone when its round is
+        scoring/<round>-<token>/      a pool that several workers score; removed with its round
     <root>/cache/                     images and features, shared by all projects
-
-    files.py     writing beside and renaming; records as JSON
-    outputs.py   pool outputs as a file, without pickle
-    rounds.py    one folder a round
-    numbers.py   the number of each; what is swept when one begins
-    manifests.py what a round was made of and from, in hashes
-    orders.py    what was served, one after the other
-    annotations.py  what was read, what was learned from
-    quarantine.py   images that could not be read, and when each is tried again
-    pause.py     whether rounds start by themselves
-    thumbnails.py   small pictures of chosen images
-    scoring.py   what the workers that score one pool together hand to each other
 """
 
 from ml_backend.storage.atomic import write_atomically
-from ml_backend.storage.rounds import ProjectStore, RoundStore
-from ml_backend.storage.scoring import ScoringFolder, ScoringTask
+from ml_backend.storage.outputs import ScoringFolder, ScoringTask
+from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
+from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.rounds import ProjectStore, RankingHead, RoundStore, RoundSummary
 
-__all__ = ["ProjectStore", "RoundStore", "ScoringFolder", "ScoringTask", "write_atomically"]
+__all__ = [
+    "Pause",
+    "ProjectStore",
+    "Quarantine",
+    "RankingHead",
+    "ReadingStore",
+    "RoundStore",
+    "RoundSummary",
+    "ScoringFolder",
+    "ScoringTask",
+    "Thumbnails",
+    "write_atomically",
+]

@@ -6,30 +6,50 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from ml_backend.errors import StorageError
 from ml_backend.schemas import FrozenModel
 
-ABANDONED_AFTER_S = 3600.0  # nothing is written for so long: whoever began it was killed
+ABANDONED_AFTER_S = 3600.0
+"""After so long without a write, the process that was writing a temporary file is dead."""
 
 R = TypeVar("R", bound=FrozenModel)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside and rename: a reader sees the old file or the new one, also after a crash.
+class FileState(NamedTuple):
+    """Tells one content of a file from the next; all 0 where there is no file."""
 
-    The folder is made where it is missing.
+    mtime_ns: int = 0
+    size: int = 0
+
+
+def file_state(path: Path) -> FileState:
+    """The state of a file or folder."""
+    try:
+        found = path.stat()
+    except OSError:
+        return FileState()
+    return FileState(found.st_mtime_ns, found.st_size)
+
+
+def write_atomically(path: Path, content: bytes, *, parents: bool = True) -> None:
+    """Write a temporary file and rename it: a reader sees the old file or the new one, also after a crash.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        parents: make the folder where it is missing; otherwise one that was removed is not made again.
+
+    Raises:
+        OSError: the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """The same in a folder that must be there: one that was removed is not made again."""
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -55,7 +75,7 @@ def write_record(path: Path, record: FrozenModel) -> None:
 
 
 def read_record(path: Path, kind: type[R]) -> R | None:
-    """A record; None where there is no such file.
+    """Read a record; None where there is no such file.
 
     Raises:
         StorageError: it is damaged, or the disk refuses.
@@ -67,12 +87,26 @@ def read_record(path: Path, kind: type[R]) -> R | None:
     except OSError as error:
         raise StorageError(f"{path} could not be read: {error}") from error
     except ValidationError as error:
-        raise StorageError(f"{path} is damaged ({error.error_count()} mistakes): move it away to go on") from error
+        raise StorageError(f"{path} is damaged ({error.error_count()} errors): move it away to go on") from error
+
+
+def read_cached(path: Path, kind: type[R]) -> R | None:
+    """Read a record that this process may have read before: it is parsed again where its file has changed.
+
+    Raises:
+        StorageError: see ``read_record``.
+    """
+    return _read_cached(path, kind, file_state(path))  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=200)
+def _read_cached(path: Path, kind: type[FrozenModel], _: FileState) -> FrozenModel | None:
+    return read_record(path, kind)
 
 
 @contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """A new folder that takes its name when the block ends well, and is gone when it does not."""
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder, renamed to the target where the block succeeds and removed where it does not."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -84,12 +118,12 @@ def folder_beside(target: Path) -> Iterator[Path]:
 
 
 def publish_folder(folder: Path, target: Path) -> None:
-    """Give a finished folder its name, once all that is in it has reached the disk.
+    """Rename a finished folder, once all that is in it has reached the disk.
 
     Raises:
         OSError: the disk refuses, the folder is gone, or a folder that is not empty has that name.
     """
-    # A rename can reach the disk before what is in the files: after a power cut a whole folder of empty files.
+    # A rename can reach the disk before the content of the files: after a power cut a whole folder of empty files.
     for path in (*folder.rglob("*"), folder):
         _sync(path)
     folder.rename(target)
@@ -97,13 +131,13 @@ def publish_folder(folder: Path, target: Path) -> None:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Remove what killed processes left of the files that they were replacing there. Never raises."""
+    """Remove temporary files that killed processes left in a folder. Never raises."""
     before = time.time() - ABANDONED_AFTER_S
     for path in folder.glob(".*"):
         try:
             if path.is_file() and path.stat().st_mtime < before:
                 path.unlink()
-        except OSError:  # gone meanwhile, or the next one's to remove
+        except OSError:  # already gone, or for the next one to remove
             continue
 
 

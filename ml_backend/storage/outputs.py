@@ -1,36 +1,44 @@
-"""Pool outputs as one file: arrays of numbers and of text, never a pickle."""
+"""Pool predictions as files: arrays of numbers and of text, never a pickle; and a pool that several workers score."""
 
 import io
 import json
+import secrets
+import shutil
+import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
+from ml_backend.config import ProjectOptions
 from ml_backend.errors import OtherFormat, StorageError
 from ml_backend.predictions import LastLayerGradients, PoolPredictions
-from ml_backend.schemas import Exclusion
-from ml_backend.storage.atomic import replace_file
+from ml_backend.registry import Need
+from ml_backend.schemas import Exclusion, FrozenModel, ImageRef
+from ml_backend.storage.atomic import new_folder, read_record, write_atomically, write_record
 
 FORMAT: Final = 1
-"""Of both files, and of a shard's. What holds none is of the first format, which was written without."""
+"""Of both files, and of a shard's. A file without one is of format 1, which was first written without a number."""
 OUTPUTS = "outputs.npz"
 EVIDENCE = "evidence.npz"
+ABANDONED_SCORING_AFTER_S = 24 * 3600.0
 
 _OPTIONAL = ("features", "labelled_features")
+_IMAGES = TypeAdapter(tuple[ImageRef, ...])
 
 
 def write_outputs(path: Path, outputs: PoolPredictions, *, compress: bool) -> None:
-    """Write all of them, to the bit.
+    """Write predictions so that they come back bit-identical.
 
     Args:
-        path: of the new file, in a folder that is there.
-        outputs: what to write.
-        compress: for what is kept; a file that lives for minutes is written faster without.
+        path: of the new file, in an existing folder.
+        outputs: to write.
+        compress: for files that are kept; a file that lives for minutes is written faster without.
 
     Raises:
         OSError: the folder is gone, or the disk refuses.
@@ -45,16 +53,16 @@ def write_outputs(path: Path, outputs: PoolPredictions, *, compress: bool) -> No
     if outputs.gradients is not None:
         arrays |= {"residuals": outputs.gradients.residuals, "hidden": outputs.gradients.hidden}
     if outputs.exclusions:
-        told = json.dumps([exclusion.model_dump() for exclusion in outputs.exclusions])
-        arrays["exclusions"] = np.frombuffer(told.encode(), np.uint8)
+        text = json.dumps([exclusion.model_dump() for exclusion in outputs.exclusions])
+        arrays["exclusions"] = np.frombuffer(text.encode(), np.uint8)
     write: Callable[..., None] = np.savez_compressed if compress else np.savez
     buffer = io.BytesIO()
     write(buffer, allow_pickle=False, **arrays)
-    replace_file(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), parents=False)
 
 
 def read_outputs(path: Path) -> PoolPredictions | None:
-    """What ``write_outputs`` wrote; None where there is no such file.
+    """Read a file of ``write_outputs``; None where there is none.
 
     Raises:
         OtherFormat: another version wrote it.
@@ -65,14 +73,14 @@ def read_outputs(path: Path) -> PoolPredictions | None:
             if (seen := int(arrays["format"]) if "format" in arrays else 1) != FORMAT:
                 raise OtherFormat(f"{path} is of format {seen}, and this version reads format {FORMAT}")
             gradients = LastLayerGradients(arrays["residuals"], arrays["hidden"]) if "hidden" in arrays else None
-            told = json.loads(arrays["exclusions"].tobytes()) if "exclusions" in arrays else []
+            exclusions = json.loads(arrays["exclusions"].tobytes()) if "exclusions" in arrays else []
             return PoolPredictions(
                 image_ids=tuple(arrays["image_ids"].tolist()),
                 classes=tuple(arrays["classes"].tolist()),
                 probs=arrays["probs"],
                 **{name: arrays[name] for name in _OPTIONAL if name in arrays},
                 gradients=gradients,
-                exclusions=tuple(Exclusion.model_validate(one) for one in told),
+                exclusions=tuple(Exclusion.model_validate(one) for one in exclusions),
             )
     except FileNotFoundError:
         return None
@@ -80,8 +88,8 @@ def read_outputs(path: Path) -> PoolPredictions | None:
         raise StorageError(f"{path} is damaged ({error}): move it away to go on") from error
 
 
-def keep_outputs(folder: Path, outputs: PoolPredictions) -> None:
-    """Write the passes for good, and what else a strategy looked at, features or gradients, into a file of its own.
+def write_round_outputs(folder: Path, outputs: PoolPredictions) -> None:
+    """Write a round's passes, which are kept for good, and features or gradients into a file of their own.
 
     Raises:
         OSError: the folder is gone, or the disk refuses.
@@ -92,8 +100,8 @@ def keep_outputs(folder: Path, outputs: PoolPredictions) -> None:
         write_outputs(folder / EVIDENCE, replace(outputs, probs=outputs.probs[:, :0]), compress=False)
 
 
-def kept_evidence(folder: Path) -> PoolPredictions | None:
-    """All that ``keep_outputs`` wrote; without what has been swept since. None where there is nothing.
+def read_evidence(folder: Path) -> PoolPredictions | None:
+    """Read both files of ``write_round_outputs``, as far as they are kept; None where there is neither.
 
     Raises:
         OtherFormat: another version wrote one of them.
@@ -103,5 +111,146 @@ def kept_evidence(folder: Path) -> PoolPredictions | None:
     if outputs is None or evidence is None:
         return outputs
     if outputs.image_ids != evidence.image_ids or outputs.classes != evidence.classes:
-        raise StorageError(f"{folder / EVIDENCE} is of another pool than {OUTPUTS} beside it")
+        raise StorageError(f"{folder / EVIDENCE} and {OUTPUTS} are of different pools")
     return replace(evidence, probs=outputs.probs)
+
+
+class _SavesItself(Protocol):
+    def save(self, folder: str) -> None: ...
+
+
+class ScoringTask(FrozenModel):
+    """What another worker must know to get results that are bit-identical to the round's."""
+
+    options: ProjectOptions
+    needs: frozenset[Need]
+    machine: str  # decides the last bits of a result; a worker on another machine must not help
+    shards: Annotated[int, Field(ge=1)]
+
+
+class ScoringFolder:
+    """A pool that several workers score: the network and the images for all, a result from each.
+
+    ::
+
+        <round>-<token>/task.json            ScoringTask
+                        model.*              the learner's network
+                        images/00003.json    a shard of the pool
+                        results/00003.npz    its predictions
+
+    A worker that finds the folder gone has nothing left to do.
+
+    Args:
+        folder: where it is, or was.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def begin(
+        cls,
+        parent: Path,
+        round_id: str,
+        task: ScoringTask,
+        shards: Sequence[Sequence[ImageRef]],
+        learner: _SavesItself,
+    ) -> "ScoringFolder":
+        """Write everything that a worker needs; removes what dead rounds left behind.
+
+        Args:
+            parent: of this project's scoring folders.
+            round_id: the round whose pool it is.
+            task: for all workers.
+            shards: parts of the pool, in their order.
+            learner: its network is saved.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        _remove_abandoned(parent)
+        # Random, since a round that is begun again has the same number, and orphans may still write for the first.
+        target = parent / f"{round_id}-{secrets.token_hex(4)}"
+        try:
+            with new_folder(target) as folder:
+                learner.save(str(folder))
+                (folder / "images").mkdir()
+                (folder / "results").mkdir()
+                for number, images in enumerate(shards):
+                    (folder / "images" / f"{number:05d}.json").write_bytes(_IMAGES.dump_json(tuple(images)))
+                write_record(folder / "task.json", task)
+        except OSError as error:
+            raise StorageError(f"{target} could not be written: {error}") from error
+        return cls(target)
+
+    @property
+    def name(self) -> str:
+        """Unique among the pools that are scored, of all projects."""
+        return self.folder.name
+
+    @property
+    def round_id(self) -> str:
+        """The round whose pool it is."""
+        return self.name.rpartition("-")[0]
+
+    def task(self) -> ScoringTask | None:
+        """What all shards have in common; None where the folder is gone.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        return read_record(self.folder / "task.json", ScoringTask)
+
+    def images(self, number: int) -> tuple[ImageRef, ...]:
+        """One shard of the pool.
+
+        Raises:
+            StorageError: it is gone or damaged.
+        """
+        path = self.folder / "images" / f"{number:05d}.json"
+        try:
+            return _IMAGES.validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise StorageError(f"{path} could not be read: {error}") from error
+
+    def write(self, number: int, outputs: PoolPredictions) -> None:
+        """Write the result of one shard.
+
+        Raises:
+            StorageError: the folder is gone, or the disk refuses.
+        """
+        path = self._result(number)
+        try:
+            write_outputs(path, outputs, compress=False)
+        except OSError as error:
+            raise StorageError(f"{path} could not be written: {error}") from error
+
+    def has(self, number: int) -> bool:
+        """Whether there is a result of a shard."""
+        return self._result(number).is_file()
+
+    def result(self, number: int) -> PoolPredictions | None:
+        """The result of one shard; None where there is none yet.
+
+        Raises:
+            StorageError: it is damaged.
+        """
+        return read_outputs(self._result(number))
+
+    def remove(self) -> None:
+        """Remove all of it. Never raises: the next round removes what stays behind."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _result(self, number: int) -> Path:
+        return self.folder / "results" / f"{number:05d}.npz"
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what dead rounds left: all of this project, which runs one round at a time, and of others after a day."""
+    yesterday = time.time() - ABANDONED_SCORING_AFTER_S
+    for left in parent.parent.parent.glob("*/scoring/*"):
+        try:
+            if left.parent == parent or left.stat().st_mtime < yesterday:
+                shutil.rmtree(left, ignore_errors=True)
+        except FileNotFoundError:  # removed by its own round meanwhile
+            continue

@@ -1,34 +1,182 @@
-"""Whether a project's rounds start by themselves: its owner may hold them.
-
-Small pictures of the images that a round chose, for its owner's page. None of them is needed for anything else.
-"""
+"""What is kept of a project besides its rounds: what was read of Label Studio, the owner's pause, small pictures."""
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, TypeVar
 
 import structlog
 from pydantic import Field
 
 from ml_backend.errors import StorageError
 from ml_backend.schemas import FrozenModel
-from ml_backend.storage.atomic import folder_beside, read_record, write_record
+from ml_backend.storage.atomic import new_folder, read_cached, read_record, write_record
 
-log = structlog.get_logger()
+KEPT_ROUNDS: Final = 20
+"""Rounds whose annotations and pictures are kept. The served one is among them, even if later ones were not published.
+"""
+DRAWN, SQUASHED = "films", "thumbs"
+"""Folders of a round's pictures; an earlier version drew every image as a square, in the second."""
+# Label Studio's task ids are numbers; an id that is a path could lead out of the folder.
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+R = TypeVar("R", bound=FrozenModel)
+log = structlog.get_logger(__name__)
+
+
+class _Learned(FrozenModel):
+    """The annotations of a project as a round read them: a digest of each, by its id."""
+
+    states: dict[str, str]
+
+
+class _SameContent(FrozenModel):
+    """Addresses of images whose bytes equal those of another, with a digest of the bytes."""
+
+    digests: dict[str, str]
+
+
+class _Problem(FrozenModel):
+    problem: str
+
+
+class ReadingStore:
+    """What was read of a project, and what is computed from it. All can be read or computed again.
+
+    Records of types that rooms above define come back as the type that is asked for. A damaged one counts as missing,
+    and one that cannot be written is logged: it only costs time.
+
+    Args:
+        folder: of the project.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._learned = folder / "learned"
+        self._problem = folder / "reading-problem.json"
+
+    def mirror(self, kind: type[R]) -> R | None:
+        """The tasks as they were last read; None where Label Studio must be read whole."""
+        return self._read("tasks", kind)
+
+    def keep_mirror(self, mirror: FrozenModel) -> None:
+        """Replace the tasks. Never raises."""
+        self._write("tasks", mirror)
+
+    def serving(self, kind: type[R]) -> R | None:
+        """What Label Studio was last seen to serve; None where that is not known."""
+        return self._read("serving", kind)
+
+    def keep_serving(self, serving: FrozenModel) -> None:
+        """Replace that record where it changed. Never raises."""
+        if serving != self.serving(type(serving)):
+            self._write("serving", serving)
+
+    def analysis(self, kind: type[R]) -> R | None:
+        """What was last computed from the tasks and the rounds; None where there is nothing."""
+        return self._read("analysis", kind, read_cached)
+
+    def keep_analysis(self, analysis: FrozenModel) -> None:
+        """Replace that record. Never raises."""
+        self._write("analysis", analysis)
+
+    def digests(self) -> dict[str, str]:
+        """Address -> digest of the bytes there, of images that equal another, as far as rounds have read them."""
+        found = self._read("same-content", _SameContent)
+        return {} if found is None else found.digests
+
+    def keep_digests(self, digests: Mapping[str, str]) -> bool:
+        """Replace ``digests``; returns whether they changed. Never raises: the next round finds them again."""
+        return self.digests() != dict(digests) and self._write("same-content", _SameContent(digests=dict(digests)))
+
+    def keep_learned(self, round_id: str, states: dict[str, str]) -> None:
+        """Record what a round learns from, before it is saved, so that every served round has it.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        write_record(self._learned / f"{round_id}.json", _Learned(states=states))
+        for old in sorted(self._learned.glob("r*.json"))[:-KEPT_ROUNDS]:
+            old.unlink(missing_ok=True)
+
+    def keep_learned_of(self, earlier: str, round_id: str) -> None:
+        """Record that a round learned from what an earlier one did, so that later changes still count.
+
+        Does nothing where it was not recorded of the earlier one.
+
+        Raises:
+            StorageError: the disk refuses, or the record is damaged.
+        """
+        if (learned := read_record(self._learned / f"{earlier}.json", _Learned)) is not None:
+            self.keep_learned(round_id, learned.states)
+
+    def changes_since(self, round_id: str, states: dict[str, str]) -> int | None:
+        """Number of annotations made, changed or deleted since a round; None where its own were not recorded.
+
+        Args:
+            round_id: of a saved round.
+            states: of all annotations now.
+        """
+        try:
+            learned = read_record(self._learned / f"{round_id}.json", _Learned)
+        except StorageError as error:
+            log.warning("the annotations that the last round learned from are not known", error=str(error))
+            return None
+        if learned is None:
+            return None
+        then = learned.states
+        return sum(then.get(name) != states.get(name) for name in then.keys() | states.keys())
+
+    def note_problem(self, problem: str | None) -> None:
+        """Record why the project cannot be read, or None where it can. Never raises: it is only shown."""
+        try:
+            if problem is None:
+                self._problem.unlink(missing_ok=True)
+            elif problem != self.problem():
+                write_record(self._problem, _Problem(problem=problem))
+        except (StorageError, OSError) as error:
+            log.warning("a problem could not be recorded", problem=problem, error=str(error))
+
+    def problem(self) -> str | None:
+        """Why the project could not be read at the last attempt; None where it could."""
+        try:
+            noted = read_record(self._problem, _Problem)
+        except StorageError as error:
+            return str(error)
+        return None if noted is None else noted.problem
+
+    def _read(self, name: str, kind: type[R], read: Callable[[Path, type[R]], R | None] = read_record) -> R | None:
+        try:
+            return read(self._folder / f"{name}.json", kind)
+        except StorageError as error:
+            log.warning("a record is ignored and made again", error=str(error))
+            return None
+
+    def _write(self, name: str, record: FrozenModel) -> bool:
+        try:
+            write_record(self._folder / f"{name}.json", record)
+        except (StorageError, ValueError) as error:  # ValueError: half a surrogate pair, which JSON lets through
+            log.warning("a record could not be written and will be made again", name=name, error=str(error))
+            return False
+        return True
 
 
 class Paused(FrozenModel):
-    """Since when no round starts by itself, and after how many changes one did (0: it did not)."""
+    """The owner's pause.
+
+    Attributes:
+        since: when it began.
+        threshold: number of changes that started a round until then; 0 where none started by itself.
+    """
 
     since: datetime
     threshold: Annotated[int, Field(ge=0)] = 0
 
 
 class Pause:
-    """The pause of one project; here and not in Redis, which may be emptied.
+    """The pause of one project; on disk, since Redis may be emptied.
 
     Args:
         folder: of the project.
@@ -40,7 +188,7 @@ class Pause:
     def read(self) -> Paused | None:
         """The pause; None where rounds start by themselves.
 
-        A file that cannot be read is a pause as well: somebody wanted one, and "resume" mends it.
+        A file that cannot be read is a pause as well: the owner wanted one, and "resume" removes it.
         """
         try:
             return read_record(self._path, Paused)
@@ -57,7 +205,7 @@ class Pause:
         """Hold the rounds; a pause that has begun stays as it is.
 
         Args:
-            threshold: changes that started a round until now.
+            threshold: number of changes that started a round until now.
 
         Raises:
             StorageError: the disk refuses.
@@ -66,7 +214,7 @@ class Pause:
             write_record(self._path, Paused(since=datetime.now(UTC), threshold=threshold))
 
     def end(self) -> Paused | None:
-        """Let rounds start again; says which pause that ended, None where there was none.
+        """Let rounds start again; returns the pause that ended, None where there was none.
 
         Raises:
             StorageError: the disk refuses.
@@ -79,15 +227,8 @@ class Pause:
         return ended
 
 
-KEPT_ROUNDS = 20
-DRAWN, SQUASHED = "films", "thumbs"
-"""Folders of a round: its pictures, and those of an earlier version, which drew every film as a square."""
-# Label Studio's task ids are numbers; an id that is a path could lead out of the folder.
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-
 class Thumbnails:
-    """Those of one project, ``rounds/<round>/films/<image>.jpg``.
+    """Small pictures of the images that rounds chose, ``rounds/<round>/films/<image>.jpg``. They are only shown.
 
     Args:
         folder: of the project.
@@ -97,11 +238,11 @@ class Thumbnails:
         self._rounds = folder / "rounds"
 
     def keep(self, round_id: str, pictures: Iterable[tuple[str, bytes]]) -> int:
-        """Write those of a saved round, and remove those of rounds that are long over; says how many were written.
+        """Write those of a saved round, and remove those of old rounds; returns the number written.
 
         Args:
             round_id: of the round.
-            pictures: image ids, each with a JPEG file; an id that no file may be called is left out.
+            pictures: image ids, each with a JPEG file; an id that cannot be a file name is left out.
 
         Raises:
             OSError: the disk refuses.
@@ -111,7 +252,7 @@ class Thumbnails:
             return 0
         shutil.rmtree(target, ignore_errors=True)
         count = 0
-        with folder_beside(target) as folder:
+        with new_folder(target) as folder:
             for image_id, content in pictures:
                 if _ID.fullmatch(image_id):
                     (folder / f"{image_id}.jpg").write_bytes(content)
@@ -123,17 +264,17 @@ class Thumbnails:
         return count
 
     def squashed(self) -> list[str]:
-        """The rounds whose pictures an earlier version drew, the newest first."""
+        """The rounds whose pictures an earlier version drew, newest first."""
         return [folder.name for folder in reversed(self._with_pictures()) if not (folder / DRAWN).is_dir()]
 
     def of_round(self, round_id: str) -> frozenset[str]:
-        """The images of a round that there is a picture of."""
+        """The images of a round that have a picture."""
         if not _ID.fullmatch(round_id):
             return frozenset()
         return frozenset(path.stem for path in self._folder(round_id).glob("*.jpg"))
 
     def read(self, round_id: str, image_id: str) -> bytes | None:
-        """One picture; None where there is none, or the ids are none."""
+        """One picture; None where there is none, or an id cannot be a file name."""
         if not (_ID.fullmatch(round_id) and _ID.fullmatch(image_id)):
             return None
         try:
@@ -142,7 +283,7 @@ class Thumbnails:
             return None
 
     def _folder(self, round_id: str) -> Path:
-        """Where a round's pictures are; until they are drawn again, those of the earlier version."""
+        """The folder of a round's pictures; until they are drawn again, that of the earlier version."""
         drawn = self._rounds / round_id / DRAWN
         return drawn if drawn.is_dir() else drawn.with_name(SQUASHED)
 

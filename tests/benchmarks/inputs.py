@@ -14,7 +14,7 @@ from ml_backend.images.synthetic import draw_phantom
 from ml_backend.label_studio.sync import KeptTask, Mirror
 from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import PublishedRanking, Ranking
-from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.project_state import ReadingStore
 from tests.system.owner_data import CLASSES, KEY, prepare
 
 Probs = npt.NDArray[np.float32]

@@ -22,7 +22,13 @@ from sklearn.isotonic import IsotonicRegression
 from threadpoolctl import threadpool_limits
 
 from ml_backend.acquisition.strategy import CatalogStrategy
-from ml_backend.analytics.agreement import FIXED_SET, Agreement, PredictionSnapshot, noise_of, round_marks
+from ml_backend.analytics.agreement import (
+    FIXED_SET,
+    Agreement,
+    PredictionSnapshot,
+    prediction_snapshot,
+    seed_noise_agreement,
+)
 from ml_backend.analytics.stopping import Verdict, stop_advice
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median as median_rule
@@ -131,7 +137,7 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
         )
         for number, report in zip(range(1, rounds + 1), simulated_rounds(request, parts), strict=False):
             assert last.predictions is not None
-            marks = round_marks(report, last.predictions)
+            marks = prediction_snapshot(report, last.predictions)
             assert marks is not None
             noise = None
             if number % noise_every == 0:
@@ -143,7 +149,7 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
                     progress=no_progress,
                     raise_if_preempted=no_guard,
                 )
-                noise = None if replicates is None else noise_of(*replicates)
+                noise = None if replicates is None else seed_noise_agreement(*replicates)
             yield Step(marks=marks, noise=noise, truth=_accuracy(learner, data))
 
 

@@ -57,9 +57,7 @@ class TestSentences:
         assert order["sentence"].startswith("399 of 400 answers came in the chosen order. The other: 1 opened by hand")
         assert order["sentence"] in told["Do readers get the chosen order?"]
         assert order["exceptions"][0]["why"] in told["Do readers get the chosen order?"]
-        assert re.match(
-            r"The network was right about \d+ of the last \d+ images that came by chance", control["sentence"]
-        )
+        assert re.match(r"The network was right about \d+ of the last \d+ randomly drawn images", control["sentence"])
         assert control["sentence"] in told["Does it pay?"]
         assert "Until the first training" not in told
 
@@ -68,14 +66,14 @@ class TestSentences:
 
         last = control["running"][-1]
         share, low, high = (f"{100 * one:.0f}" for one in (last["correct"] / last["n"], last["low"], last["high"]))
-        assert f"chance images {share} %" in told["Is it learning?"]
+        assert f"random images {share} %" in told["Is it learning?"]
         assert f"(95 % interval {low} to {high} %)" in told["Is it learning?"]
         assert f"{share} % ({low}–{high})" in told["Rounds"]
         rows = list(csv.DictReader(client.get(f"{PAGE}/rounds.csv").text.lstrip("\ufeff").splitlines()))
         assert [row["round"] for row in rows if row["control_accuracy"]] == [
             one["round_id"] for one in control["running"]
         ]
-        assert "Images that came by chance" in told["When to stop"]
+        assert "Randomly drawn images" in told["When to stop"]
 
     def test_where_there_is_no_network_yet(self, tmp_path, queue):
         store = prepare(tmp_path, rounds=3)
@@ -86,7 +84,7 @@ class TestSentences:
         assert re.search(r"more 'normal' needed; at the rate so far about \d+ more images", start["sentence"])
         assert start["sentence"] in told["Until the first training"]
         assert "When to stop" not in told
-        assert "chance images" not in str(told)
+        assert "random images" not in str(told)
 
     def test_what_cannot_be_told_leaves_its_section_out_and_no_other(self, client, store):
         (store.project(KEY).folder / "tasks.json").write_text("{")
@@ -96,4 +94,4 @@ class TestSentences:
         assert "Do readers get the chosen order?" not in told
         assert "Does it pay?" not in told
         assert "When to stop" in told
-        assert "chance images" not in told["Is it learning?"]
+        assert "random images" not in told["Is it learning?"]

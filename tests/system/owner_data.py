@@ -19,8 +19,7 @@ from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.holdout import control_places
 from ml_backend.schemas import Connection, FitReport, FrozenModel, ProjectKey, PublishedRanking, Ranking, RoundReport
 from ml_backend.storage import RoundStore
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.project_state import Thumbnails
+from ml_backend.storage.project_state import ReadingStore, Thumbnails
 from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import make_request
 

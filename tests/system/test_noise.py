@@ -2,7 +2,7 @@
 
 import pytest
 
-from ml_backend.analytics.agreement import NOISE, Agreement, rounds_with
+from ml_backend.analytics.agreement import NOISE, Agreement
 from ml_backend.demo.images import draw_films
 from tests.system.owned import Owned
 
@@ -58,7 +58,7 @@ class TestTwin:
         assert published.completes(round_id)
         assert owned.project.client.project(owned.id)["model_version"] == published.version
         assert owned.served_first("ann") == report.ranking.image_ids[0]
-        assert rounds_with(owned.store, NOISE) == []
+        assert owned.store.rounds_with(NOISE) == []
         owned.wait_for()
 
         noise = owned.store.record(round_id, NOISE, Agreement)
@@ -77,4 +77,4 @@ class TestTwin:
         owned.project.start_training()
         report, _ = owned.wait_for(lambda report: report.request.round_id > interrupted)
 
-        assert rounds_with(owned.store, NOISE) == [before[-1], report.request.round_id]
+        assert owned.store.rounds_with(NOISE) == [before[-1], report.request.round_id]

@@ -5,7 +5,7 @@ from datetime import datetime
 import httpx
 import pytest
 
-from ml_backend.analytics.evaluation import PROOF_FILE, ActiveAgainstRandom
+from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
 from ml_backend.demo.images import draw_films
 from ml_backend.demo.project import create_project, shipped_config
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking, RoundReport
@@ -64,7 +64,7 @@ class TestProof:
             "ml-backend: 0 images that came by chance have a label, and 30 are needed: 30 more; at control_share=0.5 "
             "that takes about 60 more labels (so far 12 labels from before the first network, 0 chosen by it)"
         )
-        assert not (owned.store.folder / PROOF_FILE).exists()
+        assert not (owned.store.folder / PROOF).exists()
 
     def test_compares_what_was_chosen_with_what_came_by_chance(self, owned):
         first = owned.newest()
@@ -81,7 +81,7 @@ class TestProof:
         done = owned.run("proof", "--project", str(owned.id))
 
         assert done.returncode == 0, done.stderr
-        found = read_record(owned.store.folder / PROOF_FILE, ActiveAgainstRandom)
+        found = read_record(owned.store.folder / PROOF, ActiveAgainstRandom)
         assert found is not None
         *table, sentence = done.stdout.splitlines()
         assert sentence == found.sentence
@@ -100,7 +100,7 @@ class TestProof:
         assert owned.store.round_ids() == rounds
 
     def test_its_sentence_stands_on_the_owners_page(self, owned, backend):
-        found = read_record(owned.store.folder / PROOF_FILE, ActiveAgainstRandom)
+        found = read_record(owned.store.folder / PROOF, ActiveAgainstRandom)
         assert found is not None
         key = owned.store.connection().project
 

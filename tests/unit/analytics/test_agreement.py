@@ -15,10 +15,10 @@ from ml_backend.analytics.agreement import (
     agreement,
     cohen_kappa,
     fixed_predictions,
-    noise_of,
-    round_marks,
-    stored_marks,
+    prediction_snapshot,
+    seed_noise_agreement,
     stored_noise,
+    stored_snapshots,
 )
 from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import FitReport
@@ -130,15 +130,17 @@ class TestFixedPredictions:
 class TestNoise:
     def test_round_against_twin_on_the_images_of_the_twin(self):
         """B is asked of the round alone. Of a, c, d two agree; chance is (2 * 1 + 1 * 2 + 0) / 9."""
-        found = noise_of(outputs(0, 1, 1, 0), PoolPredictions(("a", "c", "d"), CLASSES, outputs(0, 1, 1).probs))
+        found = seed_noise_agreement(
+            outputs(0, 1, 1, 0), PoolPredictions(("a", "c", "d"), CLASSES, outputs(0, 1, 1).probs)
+        )
 
         assert found.images == 3
         assert found.agreed == pytest.approx(2 / 3)
         assert found.kappa == pytest.approx((2 / 3 - 4 / 9) / (5 / 9))
 
     def test_other_classes(self):
-        with pytest.raises(ValueError, match="twin's are"):
-            noise_of(outputs(0, 1), outputs(0, 1, of=2))
+        with pytest.raises(ValueError, match="seed replicate's are"):
+            seed_noise_agreement(outputs(0, 1), outputs(0, 1, of=2))
 
 
 class TestStored:
@@ -148,7 +150,7 @@ class TestStored:
 
     def keep(self, project, number, **changes: object):
         report = make_report(f"r{number:06d}").model_copy(update={"fit": FIT, **changes})
-        marks = round_marks(report, outputs(0, 1, 2))
+        marks = prediction_snapshot(report, outputs(0, 1, 2))
         project.save(report, outputs(0, 1, 2), None, {} if marks is None else {AGREEMENT: marks})
 
     def test_trained_rounds_alone_oldest_first(self, project):
@@ -157,11 +159,11 @@ class TestStored:
         self.keep(project, 3, base="r000002")
         self.keep(project, 4)
 
-        assert [(one.round_id, one.labels, one.accuracy) for one in stored_marks(project)] == [
+        assert [(one.round_id, one.labels, one.accuracy) for one in stored_snapshots(project)] == [
             ("r000002", 0, 0.75),
             ("r000004", 0, 0.75),
         ]
-        assert stored_marks(project)[0] == PredictionSnapshot(
+        assert stored_snapshots(project)[0] == PredictionSnapshot(
             round_id="r000002", labels=0, accuracy=0.75, classes=CLASSES, predicted={"a": 0, "b": 1, "c": 2}
         )
 
@@ -172,11 +174,11 @@ class TestStored:
         (project.folder / "rounds" / "r000001" / "agreement.json").write_text('{"round_id": ')
         (project.folder / "rounds" / "r000001" / "noise.json").write_text(json.dumps({"images": -1}))
 
-        assert [one.round_id for one in stored_marks(project)] == ["r000002"]
+        assert [one.round_id for one in stored_snapshots(project)] == ["r000002"]
         assert stored_noise(project, ["r000001", "r000002"]) == {"r000002": Agreement(images=2, agreed=1.0)}
 
     def test_nobody_reads_the_passes(self, project):
         self.keep(project, 1)
         (project.folder / "rounds" / "r000001" / "outputs.npz").write_bytes(b"damaged")
 
-        assert len(stored_marks(project)) == 1
+        assert len(stored_snapshots(project)) == 1

@@ -5,17 +5,17 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ml_backend.analytics.evaluation import ControlLabel, by_round, newcombe, running, trend, wilson
+from ml_backend.analytics.evaluation import HoldoutLabel, by_round, newcombe, running, trend, wilson
 from ml_backend.schemas import Label
 from tests.fakes import make_image
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
-def answered(*rounds: str) -> Sequence[ControlLabel]:
+def answered(*rounds: str) -> Sequence[HoldoutLabel]:
     """A word a round, from r000001 on: "y" an image that the network had right, "n" one that it had not."""
     return [
-        ControlLabel(
+        HoldoutLabel(
             Label(image=make_image(100 * number + place), value="severe" if said == "y" else "normal", raters=1),
             f"r{number:06d}",
             {"normal": 0.2, "severe": 0.8},
@@ -88,7 +88,7 @@ class TestTrend:
         found = trend(answered("n" * 12 + "y" * 18, "n" * 3 + "y" * 27), window=100, enough=30)
 
         assert found is not None
-        assert found.told == (
+        assert found.summary == (
             "the network was right about 27 of the last 30, since r000002, and about 18 of the 30 before "
             f"(+30 points, 95 % interval {100 * found.low:+.0f} to {100 * found.high:+.0f})"
         )

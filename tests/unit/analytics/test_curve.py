@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.analytics.evaluation import CurvePoint, expected_gain, slope
+from ml_backend.analytics.stopping import CurvePoint, expected_gain, slope
 
 curves = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 1)), min_size=0, max_size=8)
 

@@ -55,7 +55,7 @@ class TestOneReader:
 
         [one] = fidelity.exceptions
         assert (one.image_id, one.rater, one.kind, one.at) == ("d", "ann", "by hand", at(0.5))
-        assert one.why.startswith("image a and 2 more stood before it and waited")
+        assert one.why.startswith("image a and 2 more were ahead of it")
         assert fidelity.in_order == 3
         assert fidelity.sentence.endswith('The other: 1 opened by hand or labelled "As Displayed".')
 
@@ -65,7 +65,7 @@ class TestOneReader:
 
         [one] = fidelity.exceptions
         assert (one.image_id, one.kind) == ("c", "by hand")
-        assert one.why.startswith("image b stood before it and waited")
+        assert one.why.startswith("image b was ahead of it")
 
     def test_an_image_that_no_order_holds(self):
         assert kinds(order_fidelity([order("ab")], [answer("x", 1)])) == [("x", "not in order")]
@@ -167,7 +167,7 @@ class TestSeveralReaders:
         fidelity = order_fidelity([order("abc")], [answer("b", 1), answer("c", 2)])
 
         assert (fidelity.in_order, fidelity.assumed_held) == (2, 2)
-        assert "Before 2 of them stood an image without an answer" in fidelity.sentence
+        assert "Ahead of 2 of them was an image without an answer" in fidelity.sentence
 
     def test_nobody_holds_two(self):
         """Ann is the only one known, and one unknown reader is allowed for."""

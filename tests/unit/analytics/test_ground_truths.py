@@ -3,10 +3,9 @@
 import pytest
 
 from ml_backend.analytics.history import ground_truths
-from ml_backend.analytics.overview import Memory, Question, overview
+from ml_backend.analytics.overview import analyse
 from ml_backend.config import ProjectOptions
 from ml_backend.storage import RoundStore
-from ml_backend.storage.annotations import ReadingStore
 from tests.unit.label_studio.test_duplicates import CONFIG, answer, mirror
 from tests.unit.server.memory import PROJECT
 
@@ -57,20 +56,19 @@ def test_what_they_do_where_they_override_nothing(chosen, does):
 
 def test_the_page_has_it_from_here_and_the_images_that_stand_twice(tmp_path):
     """By their bytes as well, as soon as a round has seen them."""
-    folder, memory = RoundStore(tmp_path).project(PROJECT).folder, Memory()
-    store, question = ReadingStore(folder), Question(CONFIG, ProjectOptions())
+    project = RoundStore(tmp_path).project(PROJECT)
     read = mirror(TASKS | {5: ("a",), 6: ("e",)})
-    store.keep_mirror(read)
+    project.readings.keep_mirror(read)
 
-    first = overview(RoundStore(tmp_path).project(PROJECT), memory, question)
-    store.keep_digests({"d": "x", "e": "x"})
-    second = overview(RoundStore(tmp_path).project(PROJECT), memory, question)
+    first = analyse(project, CONFIG, ProjectOptions())
+    project.readings.keep_digests({"d": "x", "e": "x"})
+    second = analyse(project, CONFIG, ProjectOptions())
 
-    assert first.ground_truths == second.ground_truths == ground_truths(read, *question)
+    assert first.ground_truths == second.ground_truths == ground_truths(read, CONFIG, ProjectOptions())
     assert [one.duplicates and one.duplicates.images for one in (first, second)] == [1, 2]
 
 
 def test_of_a_project_that_was_never_read_nothing_is_said(tmp_path):
-    found = overview(RoundStore(tmp_path).project(PROJECT), Memory(), Question(CONFIG, ProjectOptions()))
+    found = analyse(RoundStore(tmp_path).project(PROJECT), CONFIG, ProjectOptions())
 
     assert (found.ground_truths, found.duplicates) == (None, None)

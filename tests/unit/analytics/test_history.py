@@ -3,14 +3,16 @@
 from datetime import timedelta
 
 from ml_backend.analytics.history import strategy_history
-from ml_backend.schemas import RoundReport, RoundTrigger
+from ml_backend.schemas import RoundTrigger
+from ml_backend.storage import RoundSummary
 from tests.fakes import NOON, make_report, make_request
 
 
-def round_of(number: int, strategy: str, reason: RoundTrigger = "labels") -> RoundReport:
+def round_of(number: int, strategy: str, reason: RoundTrigger = "labels") -> RoundSummary:
     round_id = f"r{number:06d}"
     request = make_request(round_id=round_id, strategy=strategy, reason=reason)
-    return make_report(round_id).model_copy(update={"request": request, "started_at": NOON + timedelta(minutes=number)})
+    at = NOON + timedelta(minutes=number)
+    return RoundSummary.of(make_report(round_id).model_copy(update={"request": request, "started_at": at}))
 
 
 class TestStrategyHistory:
@@ -42,5 +44,5 @@ class TestStrategyHistory:
         )
 
         assert first.sentence == "entropy from the first round on (r000001)."
-        assert second.sentence == ("bald instead of entropy since r000002: at once, by what the last network had said.")
+        assert second.sentence == ("bald instead of entropy since r000002: at once, by the last network.")
         assert third.sentence == "margin instead of bald since r000003: with the next round, by a new network."

@@ -4,7 +4,7 @@ import pytest
 
 from ml_backend.analytics.history import known_network
 from ml_backend.schemas import RoundReport
-from ml_backend.storage.rounds import RoundBrief
+from ml_backend.storage.rounds import RoundSummary
 from tests.fakes import CLASSES, make_fit, make_report
 
 
@@ -34,13 +34,13 @@ GROWING_AGAIN = a_round(4)
     ],
 )
 def test_a_network_stays_known(rounds, trained_by, ranks):
-    found = known_network(map(RoundBrief.of, rounds))
+    found = known_network([*map(RoundSummary.of, rounds)])
 
     assert (found and found.round_id, found and found.ranks) == (trained_by, ranks)
 
 
 def test_other_classes_are_not_known():
-    found = known_network([RoundBrief.of(TRAINED)])
+    found = known_network([RoundSummary.of(TRAINED)])
 
     assert found is not None
     assert found.knows(CLASSES)

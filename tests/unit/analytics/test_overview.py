@@ -9,15 +9,14 @@ import pytest
 
 from ml_backend.analytics import INSIGHT, ImageInsight, RoundInsight
 from ml_backend.analytics.agreement import AGREEMENT, PredictionSnapshot
-from ml_backend.analytics.evaluation import PROOF_FILE, ActiveAgainstRandom
-from ml_backend.analytics.overview import Memory, Question, control_so_far, overview
+from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
+from ml_backend.analytics.overview import Overview, analyse, overview
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.sync import KeptTask, Mirror
 from ml_backend.schemas import PublishedRanking
-from ml_backend.storage import RoundStore
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.atomic import write_record
+from ml_backend.storage import ProjectStore, RoundStore
+from ml_backend.storage.project_state import ReadingStore
 from tests.fakes import CLASSES, NOON, make_fit, make_report
 from tests.unit.server.memory import PROJECT
 
@@ -34,6 +33,10 @@ CONFIG = parse_label_config(
     '<View><Image name="image" value="$image"/><Choices name="severity" toName="image">'
     '<Choice value="normal"/><Choice value="moderate"/><Choice value="severe"/></Choices></View>'
 )
+
+
+def shown(project: ProjectStore) -> Overview:
+    return overview(project, analyse(project, CONFIG, ProjectOptions()))
 
 
 def task(value: str, at: datetime) -> KeptTask:
@@ -77,15 +80,10 @@ class TestControl:
         return found
 
     def test_only_what_came_by_chance_counts(self, project):
-        found = overview(project, Memory(), Question(CONFIG, ProjectOptions())).control
+        found = shown(project).control
 
         assert found is not None
         assert (found.n, found.correct, found.enough) == (1, 1, False)
-
-    def test_the_rounds_table_gets_the_same_of_it(self, project):
-        question = Question(CONFIG, ProjectOptions())
-
-        assert control_so_far(project, Memory(), question) == overview(project, Memory(), question).control
 
     def test_what_came_by_chance_is_evidence_of_when_to_stop(self, project):
         for number in (2, 3):
@@ -97,7 +95,7 @@ class TestControl:
             project.save(report, None, None, {AGREEMENT: marks})
         project.set_record("r000001", AGREEMENT, marks.model_copy(update={"round_id": "r000001"}))
 
-        found = overview(project, Memory(), Question(CONFIG, ProjectOptions())).stopping
+        found = shown(project).stopping
 
         assert found is not None
         assert "1 of them has a label, 60 are needed" in found.evidence[-1]
@@ -108,16 +106,16 @@ class TestControl:
         tasks = {1: task("severe", NOON + timedelta(minutes=1))}
         ReadingStore(without.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
 
-        assert overview(without, Memory(), Question(CONFIG, ProjectOptions())).control is None
+        assert shown(without).control is None
 
     def test_a_comparison_that_was_made(self, project):
         made = ActiveAgainstRandom(
             images=40, labels=(50,), chosen=(20,), active_correct=30, random_correct=25, only_active=9, only_random=4,
             difference=0.125, low=-0.02, high=0.27, p=0.27, seed=0, made_at=NOON, sentence="Not told from luck.",
         )  # fmt: skip
-        write_record(project.folder / PROOF_FILE, made)
+        project.set_project_record(PROOF, made)
 
-        assert overview(project, Memory()).proof == made
+        assert overview(project).proof == made
 
 
 class TestReading:
@@ -150,28 +148,26 @@ class TestReading:
         return found
 
     def test_is_shared_by_all_parts_of_a_page_and_not_kept(self, project, readings):
-        memory, question = Memory(), Question(CONFIG, ProjectOptions())
 
-        found = overview(project, memory, question)
+        found = shown(project)
         gc.collect()
 
         assert None not in (found.fidelity, found.stopping, found.control)
         assert [reading() for reading in readings] == [None]
-        assert overview(project, memory, question) == found
+        assert shown(project) == found
         assert len(readings) == 1
 
     def test_of_another_request_is_another(self, project, readings):
-        memory, question = Memory(), Question(CONFIG, ProjectOptions())
-        overview(project, memory, question)
+        shown(project)
         ReadingStore(project.folder).keep_mirror(answered(2))
 
-        found = overview(project, memory, question).fidelity
+        found = shown(project).fidelity
 
         assert found is not None
         assert (found.answered, len(readings)) == (2, 2)
 
     def test_what_is_written_while_it_is_read_is_seen_by_the_next_request(self, project, monkeypatch):
-        memory, question, read = Memory(), Question(CONFIG, ProjectOptions()), ReadingStore.mirror
+        read = ReadingStore.mirror
 
         def overtaken(self: ReadingStore, kind: type[Mirror]) -> Mirror | None:
             mirror = read(self, kind)
@@ -180,8 +176,8 @@ class TestReading:
 
         with monkeypatch.context() as patched:
             patched.setattr(ReadingStore, "mirror", overtaken)
-            before = overview(project, memory, question)
-        after = overview(project, memory, question)
+            before = shown(project)
+        after = shown(project)
 
         assert before.fidelity is not None
         assert after.fidelity is not None
@@ -190,7 +186,7 @@ class TestReading:
 
 class TestOverview:
     def test_a_cold_start_round_shows_its_batch_without_a_network(self, project):
-        found = overview(project, Memory())
+        found = overview(project)
 
         assert [line.round_id for line in found.rounds] == ["r000001", "r000002", "r000003"]
         assert found.chosen is not None
@@ -198,7 +194,7 @@ class TestOverview:
         assert found.fidelity is None
 
     def test_shows_the_round_that_is_served(self, project):
-        found = overview(project, Memory(), served="r000001")
+        found = overview(project, served="r000001")
 
         assert found.chosen is not None
         assert found.chosen.round_id == "r000001"
@@ -207,7 +203,7 @@ class TestOverview:
         (project.folder / "rounds/r000002/report.json").write_text("{")
         (project.folder / "rounds/r000003/insight.json").write_text("{")
 
-        found = overview(project, Memory(), served="r000002")
+        found = overview(project, served="r000002")
 
         assert [line.round_id for line in found.rounds] == ["r000001", "r000003"]
         [damaged] = found.damaged
@@ -216,14 +212,13 @@ class TestOverview:
         assert found.chosen.insight is None
 
     def test_remembers_a_report_until_its_file_changes(self, project):
-        memory = Memory()
-        before = overview(project, memory).rounds[0]
-        assert overview(project, memory).rounds[0] is before
+        before = overview(project).rounds[0]
+        assert overview(project).rounds[0] is before
 
         path = project.folder / "rounds/r000001/report.json"
         os.utime(path, ns=(1, 1))
 
-        assert overview(project, memory).rounds[0] is not before
+        assert overview(project).rounds[0] is not before
 
     def test_a_project_without_a_round(self, tmp_path):
-        assert overview(RoundStore(tmp_path).project(PROJECT), Memory()).rounds == ()
+        assert overview(RoundStore(tmp_path).project(PROJECT)).rounds == ()

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from ml_backend.analytics.evaluation import (
-    ControlLabel,
-    _each_by_the_others,
-    control_estimate,
+    HoldoutLabel,
+    _cross_calibrated,
     expected_calibration_error,
     fitted_temperature,
+    holdout_estimate,
     labels_by_origin,
     wilson,
 )
 from ml_backend.analytics.history import Answer, ImageInsight, RoundInsight
 from ml_backend.schemas import FitReport, Label, RoundReport
+from ml_backend.storage import RoundSummary
 from tests.fakes import CLASSES, make_image, make_report
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -29,10 +30,10 @@ def label(number: int, value: str = "severe") -> Label:
     return Label(image=make_image(number), value=value, raters=1)
 
 
-def control(number: int, *, right: bool = True, round_id: str = "r000002", confidence: float = 0.8) -> ControlLabel:
+def control(number: int, *, right: bool = True, round_id: str = "r000002", confidence: float = 0.8) -> HoldoutLabel:
     rest = (1 - confidence) / 2
     probs = {"normal": rest, "moderate": rest, "severe": confidence}
-    return ControlLabel(label(number, "severe" if right else "normal"), round_id, probs, NOON)
+    return HoldoutLabel(label(number, "severe" if right else "normal"), round_id, probs, NOON)
 
 
 def answer(number: int, minute: float, value: str | None = "severe") -> Answer:
@@ -62,12 +63,13 @@ def insight(*control_images: int, severe: float = 0.8) -> RoundInsight:
 
 
 REPORTS = (trained("r000002", 10), trained("r000003", 20), make_report("r000001"))
+ROUNDS = [*map(RoundSummary.of, REPORTS)]
 INSIGHTS = {"r000002": insight(1, 2, severe=0.6), "r000003": insight(2, 3, severe=0.9)}
 
 
 class TestLabelsByOrigin:
     def origin(self, labels: list[Label], answers: list[Answer]):
-        return labels_by_origin(REPORTS, INSIGHTS, labels, answers)
+        return labels_by_origin(ROUNDS, INSIGHTS, labels, answers)
 
     def test_by_the_newest_order_of_a_network_at_the_first_answer(self):
         labels = [label(number) for number in range(1, 6)]
@@ -91,9 +93,9 @@ class TestLabelsByOrigin:
 
     def test_what_came_under_random_was_not_chosen(self):
         """Its network was not asked about the images either."""
-        reports = (*REPORTS, trained("r000004", 30, "random"))
+        rounds = [*ROUNDS, RoundSummary.of(trained("r000004", 30, "random"))]
 
-        found = labels_by_origin(reports, INSIGHTS, [label(1), label(4)], [answer(4, 25), answer(1, 35)])
+        found = labels_by_origin(rounds, INSIGHTS, [label(1), label(4)], [answer(4, 25), answer(1, 35)])
 
         assert (found.control, [one.image.id for one in found.chosen]) == ((), ["4"])
         assert [one.image.id for one in found.random] == ["1"]
@@ -130,7 +132,7 @@ class TestTemperature:
         probs, targets = self.drawn(2.0, n=40)
         other = np.concatenate([(targets[:1] + 1) % 3, targets[1:]])
 
-        before, after = _each_by_the_others(probs, targets), _each_by_the_others(probs, other)
+        before, after = _cross_calibrated(probs, targets), _cross_calibrated(probs, other)
 
         assert np.array_equal(before[::5], after[::5])
         for place in range(1, 5):
@@ -146,47 +148,48 @@ class TestTemperature:
 class TestCalibrationError:
     def test_hand_worked(self):
         """Bin 0.9: two images, one right, gap |1.8 - 1|; bin 0.6: one image, right, gap |0.6 - 1|."""
-        probs = np.array([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [0.2, 0.6, 0.2]])
+        found = expected_calibration_error(np.array([0.9, 0.9, 0.6]), np.array([True, False, True]), 10)
 
-        assert expected_calibration_error(probs, np.array([0, 1, 1])) == pytest.approx((0.8 + 0.4) / 3)
+        assert found == pytest.approx((0.8 + 0.4) / 3)
 
-    def test_bins_are_tenths(self):
-        """0.905, right, and 0.99, wrong, stand together: gap |1.895 - 1|. Apart they would be off by 0.095 and 0.99."""
-        probs = np.array([[0.905, 0.095], [0.99, 0.01]])
+    def test_images_of_one_bin_are_averaged(self):
+        """0.905, right, and 0.99, wrong, share the last of ten bins: gap |1.895 - 1|. Of 100 bins they do not."""
+        confidence, correct = np.array([0.905, 0.99]), np.array([True, False])
 
-        assert expected_calibration_error(probs, np.array([0, 1])) == pytest.approx(0.895 / 2)
+        assert expected_calibration_error(confidence, correct, 10) == pytest.approx(0.895 / 2)
+        assert expected_calibration_error(confidence, correct, 100) == pytest.approx((0.095 + 0.99) / 2)
 
-    def test_the_sure_and_wrong_have_all_there_is(self):
-        """A confidence of 1 is in the last bin, and in none beyond it."""
-        assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1.0
+    @pytest.mark.parametrize("correct", [True, False])
+    def test_a_confidence_of_1_is_in_the_last_bin(self, correct):
+        assert expected_calibration_error(np.ones(3), np.full(3, correct), 15) == (0.0 if correct else 1.0)
 
-    def test_the_sure_and_right_have_none(self):
-        assert expected_calibration_error(np.eye(3), np.arange(3)) == 0.0
+    def test_a_bin_is_closed_above(self):
+        """0.8 and 0.75 share the bin that ends at 0.8; 0.85 does not."""
+        found = expected_calibration_error(np.array([0.8, 0.75, 0.85]), np.array([True, False, False]), 10)
+
+        assert found == pytest.approx((abs(1 - 1.55) + 0.85) / 3)
 
 
 class TestEstimate:
-    def test_none_where_it_never_was_on(self):
-        assert control_estimate([], CLASSES, was_on=False) is None
-
     def test_nothing_yet(self):
-        estimate = control_estimate([], CLASSES, was_on=True)
+        estimate = holdout_estimate([], CLASSES)
 
         assert estimate is not None
         assert (estimate.n, estimate.accuracy, estimate.enough) == (0, None, False)
-        assert estimate.sentence.startswith("No image that came by chance has a label yet")
+        assert estimate.sentence.startswith("No randomly drawn image has a label yet")
 
     def test_too_few_to_tell(self):
-        estimate = control_estimate([control(n) for n in range(12)], CLASSES, was_on=True)
+        estimate = holdout_estimate([control(n) for n in range(12)], CLASSES)
 
         assert estimate is not None
-        assert estimate.sentence == "12 control images so far: too few to tell; at 50 the interval is about ±13 points."
+        assert estimate.sentence.startswith("12 randomly drawn images have a label so far, too few")
         assert (estimate.enough, estimate.temperature, estimate.ece) == (False, None, None)
 
     def test_enough(self):
         """24 of 30 right at confidence 0.95: too sure, so that it must be warmed, which makes the error smaller."""
         images = [control(n, right=n >= 6, confidence=0.95) for n in range(30)]
 
-        estimate = control_estimate(images, CLASSES, was_on=True)
+        estimate = holdout_estimate(images, CLASSES)
 
         assert estimate is not None
         assert (estimate.n, estimate.correct, estimate.accuracy, estimate.enough) == (30, 24, 0.8, True)
@@ -198,14 +201,14 @@ class TestEstimate:
         assert estimate.ece_calibrated < 0.1
         assert estimate.recall == {"normal": None, "moderate": None, "severe": 1.0}
         assert estimate.sentence.startswith(
-            "The network was right about 24 of the last 30 images that came by chance: 80 % (95 % interval 63 to 90 %)"
+            "The network was right about 24 of the last 30 randomly drawn images: 80 % (95 % interval 63 to 90 %)"
         )
 
     def test_is_about_the_newest_and_keeps_the_rounds(self):
         images = [control(n, right=False, round_id="r000002") for n in range(20)]
         images += [control(n, round_id="r000003") for n in range(20, 50)]
 
-        estimate = control_estimate(images, CLASSES, was_on=True, window=30)
+        estimate = holdout_estimate(images, CLASSES, window=30)
 
         assert estimate is not None
         assert (estimate.total, estimate.n, estimate.correct) == (50, 30, 30)
@@ -215,7 +218,7 @@ class TestEstimate:
         ]
 
     def test_is_about_the_last_hundred(self):
-        estimate = control_estimate([control(n, right=n > 0) for n in range(101)], CLASSES, was_on=True)
+        estimate = holdout_estimate([control(n, right=n > 0) for n in range(101)], CLASSES)
 
         assert estimate is not None
         assert (estimate.total, estimate.n, estimate.correct) == (101, 100, 100)
@@ -225,7 +228,7 @@ class TestEstimate:
         """The network calls every image severe."""
         images = [control(n, right=n >= normal) for n in range(40)]
 
-        estimate = control_estimate(images, CLASSES, was_on=True)
+        estimate = holdout_estimate(images, CLASSES)
 
         assert estimate is not None
         assert estimate.recall == {"normal": recall, "moderate": None, "severe": 1.0}
@@ -233,7 +236,7 @@ class TestEstimate:
     def test_its_course_is_told_from_thirty_images_on_and_its_trend_from_sixty(self):
         images = [control(n, round_id=f"r{2 + n // 29:06d}") for n in range(60)]
 
-        before, after = (control_estimate(images[:count], CLASSES, was_on=True) for count in (59, 60))
+        before, after = (holdout_estimate(images[:count], CLASSES) for count in (59, 60))
 
         assert before is not None
         assert after is not None
@@ -243,7 +246,7 @@ class TestEstimate:
         assert after.trend.n == 30
 
     def test_other_classes_than_now_are_left_out(self):
-        estimate = control_estimate([control(1)], ("normal", "severe"), was_on=True)
+        estimate = holdout_estimate([control(1)], ("normal", "severe"))
 
         assert estimate is not None
         assert estimate.total == 0

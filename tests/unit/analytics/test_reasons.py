@@ -16,15 +16,15 @@ IMAGE = ImageInsight(
 )
 SAID = {
     "badge": "differs from the others of its batch",
-    "bald": "the passes disagree: 28 % of what is possible",  # 0.31 of log 3
-    "batch_bald": "differs from the others of its batch: adds 23 % of what a label can tell",
+    "bald": "the passes disagree: 28 % of the maximum",  # 0.31 of log 3
+    "batch_bald": "differs from the others of its batch: adds 23 % of what a label can hold",
     "core_set": "differs from the others of its batch: 0.25 from the nearest",
     "entropy": "undecided between moderate 48 % and severe 43 %",
-    "least_confidence": "unsure of its own answer, moderate 48 %",
-    "margin": "hardly any margin between moderate 48 % and severe 43 %",
+    "least_confidence": "unsure of its prediction, moderate 48 %",
+    "margin": "small margin between moderate 48 % and severe 43 %",
     "mean_std": "the passes disagree: 25 points",
-    "power_bald": "the passes disagree: 28 % of what is possible; spread over the pool by chance",
-    "random": "by chance",
+    "power_bald": "the passes disagree: 28 % of the maximum; spread over the pool at random",
+    "random": "drawn at random",
     "typiclust": "differs from the others of its batch: typical",
     "variation_ratios": "25 % of the passes vote against",
 }
@@ -48,6 +48,6 @@ class TestReason:
         assert reason("gone", IMAGE) == "score 0.25"
 
     def test_without_a_network(self):
-        assert reason_unseen("random") == "by chance"
+        assert reason_unseen("random") == "drawn at random"
         assert "typical" in reason_unseen("typiclust")
         assert reason_unseen("gone")

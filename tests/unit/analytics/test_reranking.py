@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.analytics.order_audit import order_standing
+from ml_backend.analytics.order_audit import order_state
 from ml_backend.config import ProjectOptions
 from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore
-from ml_backend.storage.rounds import RoundBrief
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
 
 OUTPUTS = PoolPredictions(("1", "2"), CLASSES, np.full((2, 2, 3), 1 / 3, dtype=np.float32))
@@ -53,7 +52,7 @@ def served(project: ProjectStore) -> ProjectStore:
 
 class TestOrderStanding:
     def test_no_round(self, project):
-        standing = order_standing(project, CHOSEN, CLASSES)
+        standing = order_state(project, CHOSEN, CLASSES)
 
         assert (standing.verdict, standing.due) == ("next round", False)
         assert standing.why == "no network has ranked the images yet"
@@ -61,16 +60,16 @@ class TestOrderStanding:
     def test_a_round_of_the_cold_start(self, project):
         project.save(make_report(), None, None)
 
-        assert order_standing(project, CHOSEN, CLASSES).verdict == "next round"
+        assert order_state(project, CHOSEN, CLASSES).verdict == "next round"
 
     def test_a_cold_start_that_began_anew_is_not_ranked_by_the_old_network(self, served):
         """Labels were deleted, and the classes have too few again."""
         served.save(make_report("r000002"), None, None)
 
-        assert not order_standing(served, ProjectOptions(strategy="bald"), CLASSES).due
+        assert not order_state(served, ProjectOptions(strategy="bald"), CLASSES).due
 
     def test_as_chosen(self, served):
-        standing = order_standing(served, CHOSEN, CLASSES)
+        standing = order_state(served, CHOSEN, CLASSES)
 
         assert (standing.verdict, standing.due) == ("as chosen", False)
 
@@ -78,29 +77,24 @@ class TestOrderStanding:
         "change", [{"reserve": 7}, {"passes": 9}, {"retrain_after": 3}, {"epochs": 9}, {"prelabel": True}]
     )
     def test_options_that_rank_nothing_ask_for_nothing(self, served, change):
-        assert not order_standing(served, CHOSEN.model_copy(update=change), CLASSES).due
+        assert not order_state(served, CHOSEN.model_copy(update=change), CLASSES).due
 
     @pytest.mark.parametrize("change", [{"strategy": "bald"}, {"batch_size": 5}, {"control_share": 0.1}])
     def test_passes_are_enough_for_what_looks_at_nothing_else(self, served, change):
-        standing = order_standing(served, CHOSEN.model_copy(update=change), CLASSES)
+        standing = order_state(served, CHOSEN.model_copy(update=change), CLASSES)
 
         assert (standing.verdict, standing.due) == ("passes", True)
-        assert standing.base == standing.latest == RoundBrief.of(trained())
-
-    def test_a_round_of_before_briefs_were_kept(self, served):
-        (served.folder / "rounds" / "r000001" / "brief.json").unlink()
-
-        assert order_standing(served, ProjectOptions(strategy="bald"), CLASSES).base == RoundBrief.of(trained())
+        assert standing.base == standing.latest == served.summary("r000001")
 
     @pytest.mark.parametrize("strategy", ["badge", "core_set", "typiclust"])
     def test_the_network_looks_again_for_what_looks_at_more(self, served, strategy):
-        assert order_standing(served, ProjectOptions(strategy=strategy), CLASSES).verdict == "network"
+        assert order_state(served, ProjectOptions(strategy=strategy), CLASSES).verdict == "network"
 
     def test_a_network_that_is_gone(self, served):
         """Three are kept."""
         next(served.folder.rglob("model.safetensors")).unlink()
 
-        standing = order_standing(served, ProjectOptions(strategy="core_set"), CLASSES)
+        standing = order_state(served, ProjectOptions(strategy="core_set"), CLASSES)
 
         assert (standing.verdict, standing.due) == ("next round", False)
         assert "network of round r000001" in standing.why
@@ -108,10 +102,10 @@ class TestOrderStanding:
     def test_passes_that_are_gone_while_the_network_is_there(self, served):
         (served.folder / "rounds" / "r000001" / "outputs.npz").unlink()
 
-        assert order_standing(served, ProjectOptions(strategy="bald"), CLASSES).verdict == "network"
+        assert order_state(served, ProjectOptions(strategy="bald"), CLASSES).verdict == "network"
 
     def test_a_question_with_other_classes(self, served):
-        standing = order_standing(served, ProjectOptions(strategy="bald"), (*CLASSES, "worse"))
+        standing = order_state(served, ProjectOptions(strategy="bald"), (*CLASSES, "worse"))
 
         assert (standing.verdict, standing.due) == ("next round", False)
 
@@ -122,12 +116,12 @@ class TestOrderStanding:
         served.save(reranked, OUTPUTS, None)
         serve(served, "r000002")
 
-        assert order_standing(served, ProjectOptions(strategy="bald", batch_size=3), CLASSES).verdict == "as chosen"
-        standing = order_standing(served, ProjectOptions(strategy="badge", batch_size=3), CLASSES)
+        assert order_state(served, ProjectOptions(strategy="bald", batch_size=3), CLASSES).verdict == "as chosen"
+        standing = order_state(served, ProjectOptions(strategy="badge", batch_size=3), CLASSES)
         assert (standing.verdict, standing.base, standing.latest) == (
             "network",
-            RoundBrief.of(trained()),
-            RoundBrief.of(reranked),
+            served.summary("r000001"),
+            served.summary("r000002"),
         )
 
     @pytest.mark.parametrize("wholly", [None, False])
@@ -139,13 +133,13 @@ class TestOrderStanding:
         if wholly is not None:
             serve(served, "r000002", wholly=wholly)
 
-        standing = order_standing(served, ProjectOptions(strategy="bald", batch_size=3), CLASSES)
+        standing = order_state(served, ProjectOptions(strategy="bald", batch_size=3), CLASSES)
 
         assert (standing.verdict, standing.due) == ("saved", True)
 
     def test_a_training_that_was_not_published_is_published_by_its_own_round(self, project):
         project.save(trained(), OUTPUTS, Network())
 
-        standing = order_standing(project, CHOSEN, CLASSES)
+        standing = order_state(project, CHOSEN, CLASSES)
 
         assert (standing.verdict, standing.due) == ("saved", False)

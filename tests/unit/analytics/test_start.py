@@ -43,9 +43,9 @@ class TestStartEstimate:
         assert found.more == pytest.approx(7 * 121 / 19, rel=0.1)
 
     def test_an_order_by_looks_is_told(self):
-        found = start_estimate({"normal": 18, "severe": 60}, 25, 500, by_chance=False)
+        found = start_estimate({"normal": 18, "severe": 60}, 25, 500, random_order=False)
 
-        assert "as if images came by chance" in found.sentence
+        assert "estimated for a random order" in found.sentence
 
     def test_without_labels_nothing_is_known(self):
         found = start_estimate({"normal": 0, "severe": 0}, 25, 500)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.analytics.agreement import Agreement, PredictionSnapshot
-from ml_backend.analytics.evaluation import ControlEstimate, control_estimate
+from ml_backend.analytics.evaluation import HoldoutEstimate, holdout_estimate
 from ml_backend.analytics.stopping import reading_minutes, stop_advice
 from tests.unit.analytics.test_course import answered
 
@@ -58,7 +58,7 @@ class TestStopAdvice:
         advice = stop_advice(RISING.marks(), noise(0.92), batch_size=20)
 
         assert advice.verdict == "go on"
-        assert "agree on 90 % of 1000 images nobody has labelled (kappa 0.80), less than" in advice.sentence
+        assert "agree on 90 % of 1000 unlabelled images (kappa 0.80), less than" in advice.sentence
         assert "(0.92)" in advice.sentence
 
     def test_stable_and_level_is_stop_with_its_evidence(self):
@@ -67,13 +67,13 @@ class TestStopAdvice:
 
         assert advice.verdict == "stop"
         assert advice.sentence == (
-            "Could stop now: the last two networks agree on 98 % of 1000 images nobody has labelled (kappa 0.96), "
+            "Could stop now: the last two networks agree on 98 % of 1000 unlabelled images (kappa 0.96), "
             "about as much as two networks trained on the same labels (0.96); the next 20 labels (about 9 minutes of "
             "reading) are expected to gain less than 0.1 points of accuracy."
         )
         assert advice.noise_floor == 0.96
         assert [round(point.agreement.kappa or 0, 2) for point in advice.agreements] == [0.96] * 7
-        assert any("chosen and not drawn" in said for said in advice.evidence)
+        assert any("chosen and not drawn at random" in said for said in advice.evidence)
         assert advice.minutes_per_point is None
 
     def test_a_few_level_rounds_are_no_stop(self):
@@ -111,7 +111,7 @@ class TestStopAdvice:
 
         assert advice.verdict == verdict
         assert "about as much as two networks trained on the same labels (0.90)" in advice.sentence
-        assert ("; 0.95 is needed before stopping is a question; the next" in advice.sentence) == (verdict == "go on")
+        assert ("; stopping needs 0.95; the next" in advice.sentence) == (verdict == "go on")
 
     def test_without_a_twin_only_near_identity_counts(self):
         still = Story([0, *[3] * 14], STABLE.accuracies)
@@ -135,7 +135,7 @@ class TestStopAdvice:
         advice = stop_advice(marks, noise(0.5), batch_size=20)
 
         assert advice.verdict == "go on"
-        assert "call them all the same" in advice.sentence
+        assert "the same class for all of them" in advice.sentence
 
     def test_other_classes_are_not_compared(self):
         before, *after = STABLE.marks()[:5]
@@ -159,8 +159,8 @@ class TestStopAdvice:
         assert type(advice).model_validate_json(advice.model_dump_json()) == advice
 
 
-def by_chance(*rounds: str) -> ControlEstimate | None:
-    return control_estimate(answered(*rounds), CLASSES, was_on=True)
+def by_chance(*rounds: str) -> HoldoutEstimate | None:
+    return holdout_estimate(answered(*rounds), CLASSES)
 
 
 WORSE_THEN = by_chance("n" * 20 + "y" * 10, "n" * 2 + "y" * 28)
@@ -168,10 +168,10 @@ WORSE_THEN = by_chance("n" * 20 + "y" * 10, "n" * 2 + "y" * 28)
 AS_GOOD_THEN = by_chance("n" * 6 + "y" * 24, "n" * 5 + "y" * 25)
 
 
-def told(story: Story, control: ControlEstimate | None) -> str:
-    """The one sentence of the evidence that is about images that came by chance."""
+def told(story: Story, control: HoldoutEstimate | None) -> str:
+    """The one sentence of the evidence that is about randomly drawn images."""
     evidence = stop_advice(story.marks(), noise(0.96), batch_size=20, control=control).evidence
-    [said] = [one for one in evidence if "images that came by chance" in one.lower()]
+    [said] = [one for one in evidence if "randomly drawn images" in one.lower()]
     return said
 
 
@@ -184,9 +184,9 @@ class TestControl:
 
         assert advice.verdict == "soon"
         assert advice.sentence.startswith("Could stop soon: ")
-        assert advice.sentence.endswith("but on images that came by chance accuracy still rose.")
+        assert advice.sentence.endswith("but on randomly drawn images accuracy still rose.")
         assert told(STABLE, WORSE_THEN).startswith(
-            "Images that came by chance contradict that it is level: the network was right about 28 of the last 30, "
+            "Randomly drawn images contradict that it is level: the network was right about 28 of the last 30, "
             "since r000002, and about 10 of the 30 before (+60 points, 95 % interval "
         )
 
@@ -194,9 +194,9 @@ class TestControl:
         advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, control=AS_GOOD_THEN)
 
         assert advice.verdict == "stop"
-        assert "by chance" not in advice.sentence
+        assert "randomly" not in advice.sentence
         said = told(STABLE, AS_GOOD_THEN)
-        assert said.startswith("Images that came by chance show no clear rise either: ")
+        assert said.startswith("Randomly drawn images show no clear rise either: ")
         assert said.endswith("; a rise of up to 23 points would not show.")
 
     def test_too_few_to_tell(self):
@@ -204,21 +204,21 @@ class TestControl:
 
         assert advice.verdict == "stop"
         assert told(STABLE, by_chance("y" * 34)) == (
-            "Whether images that came by chance back this cannot be told yet: 34 of them have a label, 60 are needed."
+            "Whether randomly drawn images confirm this is not known yet: 34 of them have a label, 60 are needed."
         )
 
     def test_nothing_is_said_where_none_ever_came(self):
         evidence = stop_advice(STABLE.marks(), noise(0.92), batch_size=20).evidence
 
-        assert not [one for one in evidence if "came by chance" in one]
+        assert not [one for one in evidence if "randomly drawn" in one]
 
     def test_they_never_call_for_a_stop(self):
         """Validation rises, and nothing by chance does: they are too few to show that nothing rises."""
         with_them = stop_advice(RISING.marks(), noise(0.5), batch_size=20, control=AS_GOOD_THEN)
 
         assert with_them.verdict == stop_advice(RISING.marks(), noise(0.5), batch_size=20).verdict == "go on"
-        assert told(RISING, AS_GOOD_THEN).startswith("Images that came by chance show no clear rise: ")
-        assert told(RISING, WORSE_THEN).startswith("Images that came by chance show a rise too: ")
+        assert told(RISING, AS_GOOD_THEN).startswith("Randomly drawn images show no clear rise: ")
+        assert told(RISING, WORSE_THEN).startswith("Randomly drawn images show a rise too: ")
         assert told(RISING, WORSE_THEN).endswith(
             "; part of it may be that the hard images are labelled first and the easy ones are left."
         )

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ml_backend.analytics.evaluation import ActiveAgainstRandom, ControlLabel, LabelsByOrigin
+from ml_backend.analytics.evaluation import ActiveAgainstRandom, HoldoutLabel, LabelsByOrigin
 from ml_backend.errors import TooFewLabels
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
@@ -28,7 +28,7 @@ def origin(start: int = 12, control: int = 40, chosen: int = 60, patients: int |
     probs = dict.fromkeys(CLASSES, 1 / 3)
     return LabelsByOrigin(
         start=labels(0, start),
-        control=tuple(ControlLabel(one, "r000002", probs, NOON) for one in labels(1000, control)),
+        control=tuple(HoldoutLabel(one, "r000002", probs, NOON) for one in labels(1000, control)),
         chosen=labels(2000, chosen),
     )
 

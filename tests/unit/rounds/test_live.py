@@ -12,7 +12,7 @@ from structlog.contextvars import get_contextvars
 from structlog.testing import capture_logs
 
 from ml_backend.analytics import INSIGHT, RoundInsight
-from ml_backend.analytics.agreement import NOISE, rounds_with, stored_marks, stored_noise
+from ml_backend.analytics.agreement import NOISE, stored_noise, stored_snapshots
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import EmptyPool, RequestRefused, RoundError, SettingsError, StorageError, UnknownProject
 from ml_backend.images.cache import DiskCache
@@ -43,8 +43,7 @@ from ml_backend.schemas import (
 )
 from ml_backend.seeding import derive
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.project_state import Pause
+from ml_backend.storage.project_state import Pause, ReadingStore
 from tests.fakes import CLASSES, NOON, FakeLearner, make_fit, make_image, make_report, make_request
 
 KEY = ProjectKey(id=2, created=1795384774)
@@ -572,8 +571,8 @@ class TestNoise:
         for _ in range(2):
             run(during=self.trains)
 
-        assert rounds_with(project, NOISE) == expected
-        assert [one.round_id for one in stored_marks(project)] == ["r000001", "r000002"]
+        assert project.rounds_with(NOISE) == expected
+        assert [one.round_id for one in stored_snapshots(project)] == ["r000001", "r000002"]
         # The fake answers by the image alone: twins agree on all ten.
         assert {noise.agreed for noise in stored_noise(project, expected).values()} <= {1.0}
         twins = [one for one, twin in made if twin]
@@ -584,7 +583,7 @@ class TestNoise:
         run()
 
         assert [twin for _, twin in made] == [False]
-        assert rounds_with(RoundStore(tmp_path).project(KEY), NOISE) == []
+        assert RoundStore(tmp_path).project(KEY).rounds_with(NOISE) == []
 
     def test_a_twin_has_another_seed_and_the_same_folds(self, tmp_path, monkeypatch):
         seeds = []

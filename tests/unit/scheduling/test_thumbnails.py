@@ -14,8 +14,7 @@ from ml_backend.label_studio.sync import KeptTask, Mirror
 from ml_backend.scheduling.job import chosen_images, draw_thumbnails, pictures
 from ml_backend.schemas import Connection, ImageRef, Ranking
 from ml_backend.storage import RoundStore
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.project_state import SQUASHED, Thumbnails
+from ml_backend.storage.project_state import SQUASHED, ReadingStore, Thumbnails
 from tests.fakes import NOON, make_report
 from tests.unit.server.memory import PROJECT, payload
 

@@ -132,7 +132,7 @@ class TestAnotherStrategy:
         assert queue.requests == ["rerank"]
 
     def test_a_damaged_round_refuses_no_connection(self, ranked, store, queue):
-        (store.project(PROJECT).folder / "rounds" / "r000001" / "brief.json").write_text("{")
+        (store.project(PROJECT).folder / "rounds" / "r000001" / "report.json").write_text("{")
 
         choose(ranked, strategy="bald")
 

@@ -5,10 +5,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ml_backend.analytics.evaluation import ControlEstimate, control_estimate, wilson
-from ml_backend.analytics.history import RoundSummary
+from ml_backend.analytics.evaluation import HoldoutEstimate, holdout_estimate, wilson
 from ml_backend.server.figures import Series, learning_series, legend, line_figure
 from ml_backend.server.views import rounds_csv
+from ml_backend.storage import RoundSummary
 from tests.fakes import make_fit, make_report
 from tests.unit.analytics.test_course import answered
 
@@ -27,8 +27,8 @@ def line(number: int, labels: int) -> RoundSummary:
 LINES = [line(1, 100), line(2, 200), line(3, 300)]
 
 
-def by_chance(*rounds: str) -> ControlEstimate | None:
-    return control_estimate(answered(*rounds), ("normal", "severe"), was_on=True)
+def by_chance(*rounds: str) -> HoldoutEstimate | None:
+    return holdout_estimate(answered(*rounds), ("normal", "severe"))
 
 
 ENOUGH = by_chance("y" * 20, "y" * 10 + "n" * 10, "y" * 10)
@@ -43,7 +43,7 @@ class TestLearningSeries:
     def test_control_images_are_a_line_with_its_interval(self):
         accuracy, control = learning_series(LINES, ENOUGH)
 
-        assert [accuracy.name, control.name] == ["accuracy", "chance images"]
+        assert [accuracy.name, control.name] == ["accuracy", "random images"]
         assert control.points == [(200.0, 0.75), (300.0, 0.8)]
         assert control.low == [(200.0, wilson(30, 40)[0]), (300.0, wilson(40, 50)[0])]
         assert control.high == [(200.0, wilson(30, 40)[1]), (300.0, wilson(40, 50)[1])]
@@ -64,11 +64,11 @@ class TestLineFigure:
 
         low, high = (100 * end for end in wilson(40, 50))
         assert (
-            "Last values: accuracy 50 % at 300 labels; chance images 80 % at 300 labels "
+            "Last values: accuracy 50 % at 300 labels; random images 80 % at 300 labels "
             f"(95 % interval {low:.0f} to {high:.0f} %)."
         ) in told
         assert "accuracy" in told
-        assert "chance images" in told
+        assert "random images" in told
 
     def test_the_interval_is_drawn_around_its_line_and_no_other(self):
         figure = ET.fromstring(line_figure("learning", "Accuracy", learning_series(LINES, ENOUGH)))
@@ -109,7 +109,7 @@ class TestLegend:
 
 
 class TestRoundsCsv:
-    def rows(self, control: ControlEstimate | None) -> list[dict[str, str]]:
+    def rows(self, control: HoldoutEstimate | None) -> list[dict[str, str]]:
         return list(csv.DictReader(rounds_csv(LINES, control).splitlines()))
 
     def test_has_the_curve_of_what_came_by_chance(self):

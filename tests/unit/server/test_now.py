@@ -4,10 +4,10 @@ from typing import get_args
 
 import pytest
 
-from ml_backend.analytics.history import RoundSummary
 from ml_backend.scheduling import Progress
 from ml_backend.schemas import AFTER_A_ROUND, STAGES, Stage
 from ml_backend.server.views import duration, running, usual_seconds
+from ml_backend.storage import RoundSummary
 from tests.fakes import make_report
 
 USUAL = {"labels": 1.0, "train": 60.0, "score": 40.0, "rank": 2.0}

@@ -14,8 +14,7 @@ from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.scheduling.reconciler import Reconciler
 from ml_backend.schemas import Connection, ImportedVersion, ProjectKey, PublishedRanking
 from ml_backend.storage import RoundStore
-from ml_backend.storage.annotations import ReadingStore
-from ml_backend.storage.project_state import Pause
+from ml_backend.storage.project_state import Pause, ReadingStore
 from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import NOON, make_report
 from tests.unit.label_studio.studio import LABEL_CONFIG, FakeStudio

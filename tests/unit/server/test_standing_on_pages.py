@@ -3,7 +3,7 @@
 import pytest
 
 from ml_backend.scheduling import LastError, QueueStatus
-from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.project_state import ReadingStore
 from tests.fakes import make_fit, make_report
 from tests.unit.analytics.test_standing import mirror_of, said, task
 from tests.unit.server.memory import PROJECT, payload
@@ -92,7 +92,9 @@ class TestNetwork:
     def test_of_other_classes(self, show):
         shown = show(*PLENTY, task(), rounds=[trained()], ignore_classes="severe")
 
-        assert "it tells apart normal, moderate, severe, and the next training learns the classes of now" in shown.page
+        assert (
+            "it distinguishes normal, moderate, severe, and the next training learns the current classes" in shown.page
+        )
         assert "Until the next training" in shown.page
 
     def test_grows_again_where_a_class_lost_labels(self, show):

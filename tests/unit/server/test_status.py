@@ -9,7 +9,7 @@ from ml_backend.label_studio.publisher import Serving
 from ml_backend.scheduling import LastError, Progress, QueueStatus
 from ml_backend.schemas import FitReport
 from ml_backend.server.status import LISTED_IMAGES
-from ml_backend.storage.annotations import ReadingStore
+from ml_backend.storage.project_state import ReadingStore
 from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT, payload
@@ -99,7 +99,7 @@ class TestIndex:
         ReadingStore(store.project(PROJECT).folder).keep_serving(Serving.model_validate(seen))
         project = connected.get(f"/projects/{PROJECT}", headers=HTML).text
 
-        assert "To mend it, stop the other installation" in project
+        assert "To correct it, stop the other installation" in project
         assert "sets it back" not in project
 
     def test_what_was_read_of_an_earlier_order_says_nothing_of_this_one(self, connected, store):
@@ -142,7 +142,7 @@ class TestIndex:
         """Nor after a restart of a Redis that forgets."""
         page = page_of(connected)
 
-        assert "Label Studio has told nothing yet" in page
+        assert "nothing received from Label Studio yet" in page
         assert "Start model training on annotation submission" not in page
 
     def test_page_calls_it_no_failure_where_no_image_waits(self, connected, queue):
@@ -206,7 +206,7 @@ class TestQuarantine:
         assert f"{LISTED_IMAGES + 5} images, left out of the rounds until they can be read" in page
         assert '/projects/2/data?task=7">Task 7</a>: damaged since 2026-11-23 09:00 UTC, tried 1 time,' in page
         assert "&lt;i&gt;film 7&lt;/i&gt; is cut off" in page
-        assert f"The first {LISTED_IMAGES}; all of them stand in the project's quarantine.json." in page
+        assert f"The first {LISTED_IMAGES}; all of them are listed in the project's quarantine.json." in page
 
     def test_none(self, connected):
         assert connected.get("/").json["projects"][0]["quarantined"] == {"images": 0, "listed": []}

@@ -2,7 +2,7 @@ import pytest
 
 from ml_backend.errors import StorageError
 from ml_backend.schemas import ImageRef
-from ml_backend.storage.annotations import KEPT_ROUNDS, ReadingStore
+from ml_backend.storage.project_state import KEPT_ROUNDS, ReadingStore
 
 MIRROR = ImageRef(id="1", uri="a.png")  # any record
 

@@ -9,9 +9,8 @@ import pytest
 
 from ml_backend.storage.atomic import (
     ABANDONED_AFTER_S,
-    folder_beside,
+    new_folder,
     remove_half_written,
-    replace_file,
     write_atomically,
 )
 
@@ -41,24 +40,24 @@ class TestWriteAtomically:
         assert names_in(path.parent) == ["file.json"]
 
 
-class TestReplaceFile:
+class TestWithoutParents:
     def test_does_not_make_a_folder_again_that_was_removed(self, tmp_path):
         with pytest.raises(FileNotFoundError):
-            replace_file(tmp_path / "gone" / "file", b"late")
+            write_atomically(tmp_path / "gone" / "file", b"late", parents=False)
 
         assert names_in(tmp_path) == []
 
 
 class TestFolderBeside:
     def test_takes_its_name_when_it_is_whole(self, tmp_path):
-        with folder_beside(tmp_path / "a" / "b") as folder:
+        with new_folder(tmp_path / "a" / "b") as folder:
             (folder / "file").write_text("x")
             assert not (tmp_path / "a" / "b").exists()
 
         assert names_in(tmp_path / "a" / "b") == ["file"]
 
     def test_is_gone_when_the_block_fails(self, tmp_path):
-        with pytest.raises(PowerCut), folder_beside(tmp_path / "a" / "b"):
+        with pytest.raises(PowerCut), new_folder(tmp_path / "a" / "b"):
             raise PowerCut
 
         assert names_in(tmp_path / "a") == []

@@ -281,7 +281,7 @@ class TestOrders:
         ]
 
     def test_the_last_are_kept(self, store, monkeypatch):
-        monkeypatch.setattr(orders, "KEPT", 2)
+        monkeypatch.setattr(orders, "KEPT_ORDERS", 2)
         for minute in range(4):
             store.set_published(PUBLISHED.model_copy(update={"published_at": NOON + timedelta(minutes=minute)}))
 
