@@ -115,7 +115,9 @@ def read_evidence(folder: Path) -> PoolPredictions | None:
     return replace(evidence, probs=outputs.probs)
 
 
-class _SavesItself(Protocol):
+class SavesItself(Protocol):
+    """A learner that can write its network."""
+
     def save(self, folder: str) -> None: ...
 
 
@@ -154,7 +156,7 @@ class ScoringFolder:
         round_id: str,
         task: ScoringTask,
         shards: Sequence[Sequence[ImageRef]],
-        learner: _SavesItself,
+        learner: SavesItself,
     ) -> "ScoringFolder":
         """Write everything that a worker needs; removes what dead rounds left behind.
 

@@ -1,7 +1,7 @@
 """The images of a project that cannot be read: why, since when, and when each is tried again.
 
-One file a project, ``quarantine.json``, replaced where a round ends. A file that is gone or damaged is no list of bad
-images: they are found again. Nothing here ever stops a round.
+One file a project, ``quarantine.json``, replaced at the end of a round. Where it is gone or damaged the list begins
+anew: unreadable images are found again. Nothing here stops a round.
 """
 
 import hashlib
@@ -21,20 +21,28 @@ from ml_backend.storage.atomic import read_record, write_record
 
 FIRST_PAUSE_S = 60.0  # doubled with every further try
 LONGEST_PAUSE_S = 24 * 3600.0
-LONGEST_PASSING_PAUSE_S = 3600.0  # where it may pass without another file
-MOST_COMPARED = 100  # images of a round whose host is asked whether the file is another
+LONGEST_PASSING_PAUSE_S = 3600.0  # for errors that may pass without another file
+MOST_COMPARED = 100  # images of a round whose host is asked whether the file has changed
 
 log = structlog.get_logger()
 
 
 class QuarantinedImage(FrozenModel):
-    """An image that could not be read, as its owner is told."""
+    """An image that could not be read.
 
-    image_id: str  # Label Studio's task id
-    trouble: str  # one of a few stable words: missing, damaged, too-large, ...
+    Attributes:
+        image_id: Label Studio's task id.
+        trouble: kind of the error, one of a few stable words: missing, damaged, too-large, ...
+        reason: for the owner.
+        mark: digest of the address that was tried: another file is tried at once.
+        version: digest of what its host reports of the file; empty where it reports nothing.
+    """
+
+    image_id: str
+    trouble: str
     reason: str
-    mark: str  # stands for the file that was tried: another file is tried at once
-    version: str = ""  # stands for what its host said of it; empty where it said nothing
+    mark: str
+    version: str = ""
     first_seen: datetime
     last_tried: datetime
     next_try: datetime
@@ -48,8 +56,7 @@ class _List(FrozenModel):
 class Quarantine:
     """One project's list, and what one round changes about it. Safe for several threads.
 
-    Only the round writes it; whoever helps to score may ask ``bars``. Satisfies
-    ``images.quarantined.QuarantineList``.
+    Only the round writes it; workers that help to score call ``bars``. Satisfies ``images.QuarantineList``.
 
     Args:
         folder: of the project.
@@ -73,10 +80,10 @@ class Quarantine:
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """A round: the list is written where it ends.
+        """A round: the list is written at its end.
 
-        Whoever could be read again, or is gone from the project, leaves the list after a round that came to its end;
-        after any other nobody leaves it.
+        Images that could be read again, or are gone from the project, leave the list after a round that succeeded, and
+        after no other.
         """
         self._begin()
         over = False
@@ -87,13 +94,13 @@ class Quarantine:
             self._settle(over=over)
 
     def bars(self, image_id: str, file: str, version: Callable[[], str] = lambda: "") -> str | None:
-        """Why the image is not to be tried now; None where it is.
+        """Why the image must not be tried now; None where it may be.
 
         Args:
             image_id: of the image.
             file: names the file behind it; another name is another file.
-            version: asks what its host says of the file now, empty where it says nothing; called for a hundred images
-                of a round at most, each once.
+            version: asks its host for a version of the file, empty where it reports none; called for a hundred images
+                of a round at most, once each.
         """
         with self._lock:
             self._asked.add(image_id)
@@ -118,21 +125,21 @@ class Quarantine:
         return True
 
     def enter(self, image_id: str, file: str, trouble: str, reason: str, *, passing: bool, version: str = "") -> None:
-        """An image was tried, in vain.
+        """Record an image that could not be read.
 
         Args:
             image_id: of the image.
             file: names the file behind it.
-            trouble: in one of a few stable words.
+            trouble: kind of the error.
             reason: for the owner.
-            passing: it may pass without another file; it is tried again sooner.
-            version: what its host says of the file; empty where it says nothing.
+            passing: whether the error may pass without another file; it is tried again sooner.
+            version: that its host reports of the file; empty where it reports none.
         """
         now, mark, of_host = self._now(), _mark(file), _mark(version) if version else ""
         with self._lock:
             before = self._known.get(image_id)
             if before is not None and before.mark == mark:
-                of_host = of_host or before.version  # which it only does not tell now
+                of_host = of_host or before.version  # not reported this time
             same = before is not None and (before.mark, before.version or of_host) == (mark, of_host)
             times = before.times + 1 if before is not None and same else 1
             self._new[image_id] = QuarantinedImage(
@@ -148,7 +155,7 @@ class Quarantine:
             )
 
     def withdraw(self, image_ids: Iterable[str]) -> None:
-        """These were entered in this round, and it was not their fault."""
+        """Remove images that this round entered by mistake."""
         with self._lock:
             for image_id in image_ids:
                 self._new.pop(image_id, None)
@@ -159,12 +166,12 @@ class Quarantine:
         self._new: dict[str, QuarantinedImage] = {}
         self._asked: set[str] = set()
         self._compared: set[str] = set()
-        self._on_trial: set[str] = set()  # let through, because their time has come or their file changed
+        self._on_trial: set[str] = set()  # tried again, because they are due or their file changed
 
     def _settle(self, *, over: bool) -> None:
         with self._lock:
             kept = dict(self._known)
-            # A round that read no image at all, since it only publishes once more, has nothing to say about any.
+            # A round that read no image at all, since it only publishes again, proves nothing about any.
             if over and self._asked:
                 kept = {i: entry for i, entry in kept.items() if i in self._asked and i not in self._on_trial}
             kept |= self._new
@@ -178,7 +185,7 @@ class Quarantine:
 
 
 def _mark(file: str) -> str:
-    # Hashed: an address may hold a signature that nobody should find on the disk.
+    # Hashed: an address may hold a signature, which must not be written to the disk.
     return hashlib.sha256(file.encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import structlog
 from pydantic import AwareDatetime, Field
@@ -46,6 +46,7 @@ from ml_backend.storage.atomic import (
 from ml_backend.storage.outputs import (
     EVIDENCE,
     OUTPUTS,
+    SavesItself,
     ScoringFolder,
     ScoringTask,
     read_evidence,
@@ -257,10 +258,6 @@ class _Imported(FrozenModel):
     versions: tuple[ImportedVersion, ...]
 
 
-class _SavesItself(Protocol):
-    def save(self, folder: str) -> None: ...
-
-
 class RoundStore:
     """All projects of an installation.
 
@@ -321,6 +318,9 @@ class RoundStore:
 class ProjectStore:
     """One project: its rounds, and through ``readings``, ``pause``, ``thumbnails`` and ``quarantine`` all else.
 
+    Every method that reads raises ``StorageError`` where the file is damaged, and every method that writes where the
+    disk refuses or the round does not exist, unless it says otherwise. A record that does not exist is None.
+
     Args:
         folder: of the project.
     """
@@ -356,9 +356,6 @@ class ProjectStore:
 
         Args:
             token: drawn for this run.
-
-        Raises:
-            StorageError: the disk refuses.
         """
         write_record(self.folder / "run.json", _Run(token=token))
         # Only one run at a time has its pool scored by other workers: what is here belongs to a dead one.
@@ -370,7 +367,6 @@ class ProjectStore:
 
         Raises:
             StaleRound: one has.
-            StorageError: the disk refuses.
         """
         newest = read_record(self.folder / "run.json", _Run)
         if newest is None or newest.token != token:
@@ -389,9 +385,6 @@ class ProjectStore:
 
         The number of a run that saves nothing stays unused. Half-written rounds of killed runs are removed, and large
         files of all but the last rounds that have any.
-
-        Raises:
-            StorageError: the disk refuses.
         """
         rounds = self.folder / "rounds"
         try:
@@ -413,7 +406,7 @@ class ProjectStore:
         self,
         report: RoundReport,
         outputs: PoolPredictions | None,
-        learner: _SavesItself | None,
+        learner: SavesItself | None,
         records: Mapping[str, FrozenModel] = _NO_RECORDS,
         seal: Callable[[Path], FrozenModel] | None = None,
     ) -> None:
@@ -455,11 +448,7 @@ class ProjectStore:
             raise
 
     def report(self, round_id: str) -> RoundReport:
-        """The whole report of a round. Its size grows with the pool: ``summary`` and ``head`` cost a request less.
-
-        Raises:
-            StorageError: there is no such round, or its report is damaged.
-        """
+        """The whole report of a round. Its size grows with the pool: ``summary`` and ``head`` cost a request less."""
         report = read_record(self._round(round_id) / "report.json", RoundReport)
         if report is None:
             raise StorageError(
@@ -468,19 +457,11 @@ class ProjectStore:
         return report
 
     def latest(self) -> RoundReport | None:
-        """The report of the newest round; None where there is none.
-
-        Raises:
-            StorageError: it is damaged.
-        """
+        """The report of the newest round."""
         return self.report(ids[-1]) if (ids := self.round_ids()) else None
 
     def summary(self, round_id: str) -> RoundSummary:
-        """A round without anything that grows with the pool, cached for as long as its report stays the same.
-
-        Raises:
-            StorageError: see ``report``.
-        """
+        """A round without anything that grows with the pool, cached for as long as its report stays the same."""
         folder = self._round(round_id)
         return _summary(folder, file_state(folder / "report.json"))
 
@@ -496,19 +477,11 @@ class ProjectStore:
         return found, damaged
 
     def latest_summary(self) -> RoundSummary | None:
-        """That of the newest round; None where there is none.
-
-        Raises:
-            StorageError: its report is damaged.
-        """
+        """That of the newest round."""
         return self.summary(ids[-1]) if (ids := self.round_ids()) else None
 
     def head(self, round_id: str) -> RankingHead:
-        """The images of a round's ranking that a page shows.
-
-        Raises:
-            StorageError: see ``report``.
-        """
+        """The images of a round's ranking that a page shows."""
         self.summary(round_id)  # makes both files where an older version saved the round
         with suppress(StorageError):
             if (head := self.record(round_id, _HEAD, RankingHead)) is not None:
@@ -516,54 +489,30 @@ class ProjectStore:
         return RankingHead.of(self.report(round_id))
 
     def suggestions(self, round_id: str) -> Suggestions:
-        """What a round's network suggests for the images of its pool, cached for as long as its report stays the same.
-
-        Raises:
-            StorageError: there is no such round, or its report is damaged.
-        """
+        """What a round's network suggests for the images of its pool, cached for as long as its report stays the same."""
         path = self._round(round_id) / "report.json"
         return _suggestions(path, file_state(path))
 
     def record(self, round_id: str, name: str, kind: type[R]) -> R | None:
-        """A record of a round that was saved with it or later; None where there is none.
-
-        Raises:
-            StorageError: it is damaged.
-        """
+        """A record of a round that was saved with it or later."""
         return read_record(self._round(round_id) / f"{name}.json", kind)
 
     def cached_record(self, round_id: str, name: str, kind: type[R]) -> R | None:
-        """The same, cached for as long as its file stays the same: for a record that a page shows at every request.
-
-        Raises:
-            StorageError: it is damaged.
-        """
+        """The same, cached for as long as its file stays the same: for a record that a page shows at every request."""
         return read_cached(self._round(round_id) / f"{name}.json", kind)
 
     def set_record(self, round_id: str, name: str, record: FrozenModel) -> None:
-        """Add a record to a saved round.
-
-        Raises:
-            StorageError: there is no such round, or the disk refuses.
-        """
+        """Add a record to a saved round."""
         if not (self._round(round_id) / "report.json").is_file():
             raise StorageError(f"no round {round_id!r} in {self.folder} to add {name} to")
         write_record(self._round(round_id) / f"{name}.json", record)
 
     def project_record(self, name: str, kind: type[R]) -> R | None:
-        """A record of the project itself; None where there is none.
-
-        Raises:
-            StorageError: it is damaged.
-        """
+        """A record of the project itself."""
         return read_record(self.folder / f"{name}.json", kind)
 
     def set_project_record(self, name: str, record: FrozenModel) -> None:
-        """Write a record of the project itself.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
+        """Write a record of the project itself."""
         write_record(self.folder / f"{name}.json", record)
 
     def states(self, names: Iterable[str], round_id: str | None = None) -> dict[str, FileState]:
@@ -576,19 +525,11 @@ class ProjectStore:
         return (self._round(round_id) / OUTPUTS).is_file()
 
     def outputs(self, round_id: str) -> PoolPredictions | None:
-        """The passes of a round's network over its pool; None where it had none.
-
-        Raises:
-            StorageError: the file is damaged.
-        """
+        """The passes of a round's network over its pool; None where it had none."""
         return read_outputs(self._round(round_id) / OUTPUTS)
 
     def evidence(self, round_id: str) -> PoolPredictions | None:
-        """The same with the features and gradients that its strategy used, as long as these are kept.
-
-        Raises:
-            StorageError: a file is damaged.
-        """
+        """The same with the features and gradients that its strategy used, as long as these are kept."""
         return read_evidence(self._round(round_id))
 
     def network(self, round_id: str) -> Path | None:
@@ -596,7 +537,7 @@ class ProjectStore:
         return folder if any((folder := self._round(round_id)).rglob(NETWORK)) else None
 
     def newest_network(self, file_name: str) -> Path | None:
-        """The folder of the newest round that holds a network; None where there is none.
+        """The folder of the newest round that holds a network.
 
         Args:
             file_name: under which the learner saves a network.
@@ -605,19 +546,11 @@ class ProjectStore:
         return next((folder for folder in folders if (folder / file_name).is_file()), None)
 
     def manifest(self, round_id: str) -> Manifest | None:
-        """A round's manifest; None where it has none.
-
-        Raises:
-            StorageError: it is damaged.
-        """
+        """A round's manifest."""
         return self.record(round_id, _MANIFEST, Manifest)
 
     def manifest_hash(self, round_id: str) -> str | None:
-        """The sha256 of a round's manifest file, whether or not it can be parsed; None where there is none.
-
-        Raises:
-            StorageError: it cannot be read.
-        """
+        """The sha256 of a round's manifest file, whether or not it can be parsed."""
         path = self._round(round_id) / f"{_MANIFEST}.json"
         try:
             return sha256_of(path)
@@ -631,13 +564,9 @@ class ProjectStore:
         return file_faults(self._round(round_id), files)
 
     def begin_scoring(
-        self, round_id: str, task: ScoringTask, shards: Sequence[Sequence[ImageRef]], learner: _SavesItself
+        self, round_id: str, task: ScoringTask, shards: Sequence[Sequence[ImageRef]], learner: SavesItself
     ) -> ScoringFolder:
-        """Write what other workers need to score shards of a pool; removes what dead rounds left behind.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
+        """Write what other workers need to score shards of a pool; removes what dead rounds left behind."""
         return ScoringFolder.begin(self.folder / "scoring", round_id, task, shards, learner)
 
     def scoring(self, name: str) -> ScoringFolder:
@@ -649,11 +578,7 @@ class ProjectStore:
         return read_record(self.folder / "published.json", PublishedRanking)
 
     def set_published(self, published: PublishedRanking) -> None:
-        """Record the published ranking, and add it to the orders that readers were served.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
+        """Record the published ranking, and add it to the orders that readers were served."""
         write_record(self.folder / "published.json", published)
         folder = self.folder / "orders"
         try:
@@ -678,11 +603,7 @@ class ProjectStore:
         return found
 
     def imported_versions(self) -> tuple[ImportedVersion, ...]:
-        """Model versions that this installation has imported and not deleted yet, oldest first.
-
-        Raises:
-            StorageError: the file is damaged.
-        """
+        """Model versions that this installation has imported and not deleted yet, oldest first."""
         noted = read_record(self.folder / "versions.json", _Imported)
         if noted is not None:
             return noted.versions
@@ -694,11 +615,7 @@ class ProjectStore:
         return (*ended, *(ImportedVersion(version=order.version) for order in orders[-1:]))
 
     def set_imported_versions(self, versions: Sequence[ImportedVersion]) -> None:
-        """Replace that list.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
+        """Replace that list."""
         write_record(self.folder / "versions.json", _Imported(versions=tuple(versions)))
 
     def _round(self, round_id: str) -> Path:
@@ -762,9 +679,9 @@ def _summary(folder: Path, report_state: FileState) -> RoundSummary:
 def _suggestions(path: Path, _: FileState) -> Suggestions:
     try:
         ranking: dict[str, Any] = from_json(path.read_bytes())["ranking"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Suggestions(ranking.get("suggestions", {}), ranking.get("confidences", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} could not be read: {error}") from error
-    return Suggestions(ranking.get("suggestions", {}), ranking.get("confidences", {}))
 
 
 def _reserve(rounds: Path) -> str:

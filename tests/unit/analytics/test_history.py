@@ -1,11 +1,36 @@
-"""Which strategy ranked when."""
+"""Insights of rounds, changes of the strategy, networks, answers and ground truths."""
 
+import math
 from datetime import timedelta
+from typing import Any
 
-from ml_backend.analytics.history import strategy_history
-from ml_backend.schemas import RoundTrigger
-from ml_backend.storage import RoundSummary
-from tests.fakes import NOON, make_report, make_request
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from ml_backend.analytics import round_insight
+from ml_backend.analytics.history import (
+    Answer,
+    answers_of,
+    ground_truths,
+    known_network,
+    strategy_history,
+    uncertainties,
+)
+from ml_backend.analytics.overview import analyse
+from ml_backend.config import ProjectOptions
+from ml_backend.label_studio.formats import LabelConfig
+from ml_backend.label_studio.sync import Mirror
+from ml_backend.predictions import PoolPredictions
+from ml_backend.schemas import Ranking, RoundReport, RoundTrigger
+from ml_backend.storage import RoundStore, RoundSummary
+from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
+from tests.unit.label_studio.test_duplicates import CONFIG as TRUTH_CONFIG
+from tests.unit.label_studio.test_duplicates import answer as vote
+from tests.unit.label_studio.test_duplicates import mirror as truth_mirror
+from tests.unit.server.memory import PROJECT
 
 
 def round_of(number: int, strategy: str, reason: RoundTrigger = "labels") -> RoundSummary:
@@ -46,3 +71,237 @@ class TestStrategyHistory:
         assert first.sentence == "entropy from the first round on (r000001)."
         assert second.sentence == ("bald instead of entropy since r000002: at once, by the last network.")
         assert third.sentence == "margin instead of bald since r000003: with the next round, by a new network."
+
+
+def a_round(number: int, **changed: object) -> RoundReport:
+    return make_report(f"r{number:06d}").model_copy(update=changed)
+
+
+RANDOM = a_round(1)
+TRAINED = a_round(2, fit=make_fit())
+RANKED_ANEW = a_round(3, base="r000002")
+ANEW_BY_RANDOM = RANKED_ANEW.model_copy(
+    update={"ranking": RANKED_ANEW.ranking.model_copy(update={"strategy": "random"})}
+)
+GROWING_AGAIN = a_round(4)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "trained_by", "ranks"),
+    [
+        ((), None, None),
+        ((RANDOM,), None, None),
+        ((RANDOM, TRAINED), "r000002", True),
+        ((RANDOM, TRAINED, RANKED_ANEW), "r000002", True),
+        ((RANDOM, TRAINED, ANEW_BY_RANDOM), "r000002", True),
+        ((RANDOM, TRAINED, GROWING_AGAIN), "r000002", False),
+        ((TRAINED, a_round(5, fit=make_fit()), a_round(6, base="r000002")), "r000005", True),
+    ],
+)
+def test_a_network_stays_known(rounds, trained_by, ranks):
+    found = known_network([*map(RoundSummary.of, rounds)])
+
+    assert (found and found.round_id, found and found.ranks) == (trained_by, ranks)
+
+
+def test_other_classes_are_not_known():
+    found = known_network([RoundSummary.of(TRAINED)])
+
+    assert found is not None
+    assert found.knows(CLASSES)
+    assert not found.knows(CLASSES[:2])
+
+
+CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
+
+
+def annotation(choice: str = "severe", **changes: Any) -> dict[str, Any]:
+    said = {"from_name": "severity", "type": "choices", "value": {"choices": [choice]}}
+    return {
+        "id": 1, "completed_by": 7, "was_cancelled": False, "ground_truth": False, "result": [said],
+        "created_at": "2026-01-01T12:00:00Z", "updated_at": "2026-01-01T12:00:00Z", "lead_time": 4.5,
+    } | changes  # fmt: skip
+
+
+def mirror(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> Mirror:
+    rows = [{"id": n, "data": data or {"image": f"{n}.png"}, "annotations": found} for n, found in tasks.items()]
+    return Mirror(read_at=NOON, whole_at=NOON, tasks={}).renewed(rows, NOON)
+
+
+def answers(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> list[Answer]:
+    return answers_of(mirror(tasks, data), CONFIG, ProjectOptions())
+
+
+class TestAnswersOf:
+    def test_says_who_when_how_long_and_what(self):
+        assert answers({3: [annotation()]}) == [
+            Answer(image_id="3", rater="7", created_at=NOON, lead_time_s=4.5, skipped=False, value="severe")
+        ]
+
+    def test_a_skip_and_an_unreadable_image_have_no_value_but_are_told_apart(self):
+        [skip, unreadable] = answers({1: [annotation(was_cancelled=True)], 2: [annotation("unreadable")]})
+
+        assert (skip.skipped, skip.value) == (True, None)
+        assert (unreadable.skipped, unreadable.value) == (False, None)
+
+    def test_oldest_first_whatever_the_number_of_the_task(self):
+        early, late = "2026-11-26T09:00:00Z", "2026-11-26T10:00:00+00:00"
+
+        assert [a.image_id for a in answers({1: [annotation(created_at=late)], 2: [annotation(created_at=early)]})] == [
+            "2",
+            "1",
+        ]
+
+    @pytest.mark.parametrize("lead_time", [None, -3, float("nan"), float("inf"), "soon", True, 10**400])
+    def test_a_time_that_no_clock_can_have_measured_is_none(self, lead_time):
+        assert [a.lead_time_s for a in answers({1: [annotation(lead_time=lead_time)]})] == [None]
+
+    @pytest.mark.parametrize("change", [{"created_at": "soon"}, {"created_at": None}, {"result": 3}])
+    def test_what_cannot_be_read_is_left_out_and_counted(self, change):
+        with capture_logs() as logs:
+            found = answers({1: [annotation(**change)], 2: [annotation()]})
+
+        assert [a.image_id for a in found] == ["2"]
+        assert [entry["count"] for entry in logs] == [1]
+
+    def test_a_task_without_an_image_is_left_out(self):
+        assert answers({1: [annotation()]}, data={"text": "no film"}) == []
+
+    @given(
+        st.dictionaries(
+            st.sampled_from(["created_at", "lead_time", "completed_by", "was_cancelled", "result", "updated_at"]),
+            st.none()
+            | st.integers()
+            | st.text()
+            | st.lists(st.none())
+            | st.floats()
+            | st.dictionaries(st.text(), st.none()),
+        )
+    )
+    def test_never_raises(self, changes):
+        assert len(answers({1: [annotation(**changes)]})) <= 1
+
+
+# Four ground truths; of six answers of readers three differ from them, one of these from the median of two.
+TASKS = {
+    1: ("a", vote("normal", truth=True), vote("severe", 2), vote("normal", 3), vote("severe", 4)),
+    2: ("b", vote("normal", 5, truth=True), vote("severe", 6, truth=True), vote("normal", 2), vote(None, 3)),
+    3: ("c", vote("normal", truth=True), vote("normal", 2)),
+    4: ("d", vote("severe", 2)),
+}
+
+
+def told(tasks, **options):
+    return ground_truths(truth_mirror(tasks), TRUTH_CONFIG, ProjectOptions(**options))
+
+
+def test_labels_and_differing_answers():
+    found = told(TASKS)
+
+    assert (found.annotations, found.labels, found.overridden) == (4, 3, 3)
+    assert found.sentence == "3 labels are ground truths; they override 3 differing answers of readers."
+
+
+@pytest.mark.parametrize(
+    ("readers", "sentence"),
+    [
+        ([], "1 label is a ground truth; it overrides 0 differing answers of readers."),
+        (["severe"], "1 label is a ground truth; it overrides 1 differing answer of readers."),
+    ],
+)
+def test_one(readers, sentence):
+    readers = [vote(value, 2) for value in readers]
+
+    assert told({1: ("a", vote("normal", truth=True), *readers)}).sentence == sentence
+
+
+def test_nothing_is_said_where_there_is_none():
+    assert told({1: ("a", vote("normal"))}).sentence == ""
+
+
+@pytest.mark.parametrize(("chosen", "does"), [("reader", "count as answers of readers"), ("ignore", "are left out")])
+def test_what_they_do_where_they_override_nothing(chosen, does):
+    found = told(TASKS, ground_truth=chosen)
+
+    assert (found.labels, found.overridden) == (0, 0)
+    assert found.sentence == f"4 annotations are marked as ground truth and {does} (ground_truth={chosen})."
+
+
+def test_the_page_has_it_from_here_and_the_images_that_stand_twice(tmp_path):
+    """By their bytes as well, as soon as a round has seen them."""
+    project = RoundStore(tmp_path).project(PROJECT)
+    read = truth_mirror(TASKS | {5: ("a",), 6: ("e",)})
+    project.readings.keep_mirror(read)
+
+    first = analyse(project, TRUTH_CONFIG, ProjectOptions())
+    project.readings.keep_digests({"d": "x", "e": "x"})
+    second = analyse(project, TRUTH_CONFIG, ProjectOptions())
+
+    assert first.ground_truths == second.ground_truths == ground_truths(read, TRUTH_CONFIG, ProjectOptions())
+    assert [one.duplicates and one.duplicates.images for one in (first, second)] == [1, 2]
+
+
+def test_of_a_project_that_was_never_read_nothing_is_said(tmp_path):
+    found = analyse(RoundStore(tmp_path).project(PROJECT), TRUTH_CONFIG, ProjectOptions())
+
+    assert (found.ground_truths, found.duplicates) == (None, None)
+
+
+TWO = ("normal", "severe")
+# Image a: two passes that agree on a doubt. b: two sure passes that contradict each other. c: two sure ones that agree.
+PROBS = np.array([[[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]], dtype=np.float32)
+OUTPUTS = PoolPredictions(("a", "b", "c"), TWO, PROBS)
+
+
+def insight(ranking: Ranking):
+    return round_insight(make_report().model_copy(update={"ranking": ranking}), OUTPUTS)
+
+
+class TestUncertainties:
+    def test_hand_computed(self):
+        """Doubt that every pass has is aleatoric, doubt between the passes is epistemic."""
+        aleatoric, epistemic = uncertainties(PROBS)
+
+        assert aleatoric.tolist() == pytest.approx([math.log(2), 0.0, 0.0])
+        assert epistemic.tolist() == pytest.approx([0.0, math.log(2), 0.0])
+
+
+class TestRoundInsight:
+    def test_pool_by_mean_and_by_count(self):
+        """Mean probability of normal: (0.5 + 0.5 + 0) / 3. Ties go to the first class: a and b count as normal."""
+        found = insight(Ranking(strategy="bald", image_ids=("b", "a", "c"), scores=(0.7, 0.0, 0.0), batch_size=1))
+
+        assert found.images == 3
+        assert found.expected == pytest.approx({"normal": 1 / 3, "severe": 2 / 3})
+        assert found.predicted == {"normal": 2, "severe": 1}
+
+    def test_batch_in_the_order_of_the_ranking_with_its_scores(self):
+        found = insight(Ranking(strategy="bald", image_ids=("b", "c", "a"), scores=(0.7, 0.2, 0.1), batch_size=2))
+
+        assert [(one.image_id, one.place, one.score) for one in found.batch] == [("b", 1, 0.7), ("c", 2, 0.2)]
+        assert found.batch[1].suggestion == "severe"
+        assert found.batch[1].confidence == 1.0
+        assert found.batch[0].probs == pytest.approx({"normal": 0.5, "severe": 0.5})
+
+    def test_control_images_are_kept_wherever_they_stand(self):
+        ranking = Ranking(
+            strategy="bald", image_ids=("b", "c", "a"), scores=(0.7, 0.2, 0.1), batch_size=1, control=("a",)
+        )
+        found = insight(ranking)
+
+        assert [(one.image_id, one.control) for one in found.batch] == [("b", False)]
+        assert [(one.image_id, one.place, one.control) for one in found.control] == [("a", 3, True)]
+
+    def test_ranked_images_that_were_not_scored_are_left_out(self):
+        """A top-up's newcomers, say."""
+        found = insight(Ranking(strategy="bald", image_ids=("new", "c"), scores=(0.7, 0.2), batch_size=2))
+
+        assert [one.image_id for one in found.batch] == ["c"]
+
+    def test_empty_pool(self):
+        nothing = PoolPredictions((), TWO, PROBS[:0])
+        ranking = Ranking(strategy="bald", image_ids=(), scores=(), batch_size=2)
+        found = round_insight(make_report().model_copy(update={"ranking": ranking}), nothing)
+
+        assert found.expected == {"normal": 0.0, "severe": 0.0}
+        assert found.batch == ()

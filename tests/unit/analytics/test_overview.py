@@ -1,4 +1,4 @@
-"""What is gathered for a project's page; a damaged round is named and hides nothing."""
+"""What a project's page is made of; a damaged round is named and hides nothing."""
 
 import gc
 import os
@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 import pytest
 
 from ml_backend.analytics import INSIGHT, ImageInsight, RoundInsight
-from ml_backend.analytics.agreement import AGREEMENT, PredictionSnapshot
+from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
 from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
-from ml_backend.analytics.overview import Overview, analyse, overview
+from ml_backend.analytics.overview import CONTROL, Overview, analyse, overview, reason, reason_unseen
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import PublishedRanking
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.project_state import ReadingStore
@@ -184,6 +185,54 @@ class TestReading:
         assert (before.fidelity.answered, after.fidelity.answered) == (1, 2)
 
 
+class TestAnalysis:
+    """Is computed again where something that it was computed from has changed, and only there."""
+
+    @pytest.fixture
+    def project(self, tmp_path):
+        found = RoundStore(tmp_path).project(PROJECT)
+        found.save(make_report("r000001").model_copy(update={"fit": make_fit()}), None, None)
+        found.readings.keep_mirror(answered(1))
+        return found
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda project: project.readings.keep_mirror(answered(2)),
+            lambda project: project.readings.keep_digests({"a": "x", "b": "x"}),
+            lambda project: project.save(make_report("r000002"), None, None),
+            lambda project: project.set_record("r000001", NOISE, Agreement(images=2, agreed=1.0)),
+            lambda project: project.set_published(
+                PublishedRanking(version="v", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
+            ),
+            lambda project: project.set_project_record("quarantine", make_fit()),
+        ],
+    )
+    def test_after_a_change(self, project, change):
+        before = analyse(project, CONFIG, ProjectOptions())
+        change(project)
+
+        assert analyse(project, CONFIG, ProjectOptions()).inputs != before.inputs
+
+    def test_after_another_option(self, project):
+        before = analyse(project, CONFIG, ProjectOptions())
+
+        assert analyse(project, CONFIG, ProjectOptions(batch_size=7)).inputs != before.inputs
+
+    def test_is_kept_for_other_processes(self, project, monkeypatch):
+        before = analyse(project, CONFIG, ProjectOptions())
+        monkeypatch.setattr(ReadingStore, "mirror", None)
+
+        assert analyse(ProjectStore(project.folder), CONFIG, ProjectOptions()) == before
+        assert before.standing is not None
+
+    def test_a_damaged_one_is_computed_again(self, project):
+        before = analyse(project, CONFIG, ProjectOptions())
+        (project.folder / "analysis.json").write_text("{")
+
+        assert analyse(project, CONFIG, ProjectOptions()) == before
+
+
 class TestOverview:
     def test_a_cold_start_round_shows_its_batch_without_a_network(self, project):
         found = overview(project)
@@ -222,3 +271,50 @@ class TestOverview:
 
     def test_a_project_without_a_round(self, tmp_path):
         assert overview(RoundStore(tmp_path).project(PROJECT)).rounds == ()
+
+
+IMAGE = ImageInsight(
+    image_id="4",
+    place=1,
+    probs={"normal": 0.09, "moderate": 0.48, "severe": 0.43},
+    score=0.25,
+    aleatoric=0.6,
+    epistemic=0.31,
+)
+SAID = {
+    "badge": "differs from the others of its batch",
+    "bald": "the passes disagree: 28 % of the maximum",  # 0.31 of log 3
+    "batch_bald": "differs from the others of its batch: adds 23 % of what a label can hold",
+    "core_set": "differs from the others of its batch: 0.25 from the nearest",
+    "entropy": "undecided between moderate 48 % and severe 43 %",
+    "least_confidence": "unsure of its prediction, moderate 48 %",
+    "margin": "small margin between moderate 48 % and severe 43 %",
+    "mean_std": "the passes disagree: 25 points",
+    "power_bald": "the passes disagree: 28 % of the maximum; spread over the pool at random",
+    "random": "drawn at random",
+    "typiclust": "differs from the others of its batch: typical",
+    "variation_ratios": "25 % of the passes vote against",
+}
+
+
+class TestReason:
+    def test_every_strategy_has_its_own(self):
+        assert set(SAID) == set(STRATEGIES)
+        assert len({reason(name, IMAGE) for name in STRATEGIES}) == len(STRATEGIES)
+
+    @pytest.mark.parametrize("strategy", SAID)
+    def test_says_what_the_strategy_saw(self, strategy):
+        assert reason(strategy, IMAGE).startswith(SAID[strategy])
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_a_control_image_is_there_by_chance_whatever_ranks_the_others(self, strategy):
+        assert reason(strategy, IMAGE.model_copy(update={"control": True})) == CONTROL
+        assert reason_unseen(strategy, control=True) == CONTROL
+
+    def test_a_strategy_that_is_no_more_shows_its_score(self):
+        assert reason("gone", IMAGE) == "score 0.25"
+
+    def test_without_a_network(self):
+        assert reason_unseen("random") == "drawn at random"
+        assert "typical" in reason_unseen("typiclust")
+        assert reason_unseen("gone")

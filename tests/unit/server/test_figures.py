@@ -10,7 +10,7 @@ from ml_backend.server.figures import Series, learning_series, legend, line_figu
 from ml_backend.server.views import rounds_csv
 from ml_backend.storage import RoundSummary
 from tests.fakes import make_fit, make_report
-from tests.unit.analytics.test_course import answered
+from tests.unit.analytics.test_evaluation import answered
 
 SVG_TEXTS = ("title", "desc", "text")
 

@@ -13,6 +13,7 @@ from ml_backend.label_studio.sync import read_project
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.scheduling.reconciler import Reconciler
 from ml_backend.schemas import Connection, ImportedVersion, ProjectKey, PublishedRanking
+from ml_backend.server.status import statuses
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Pause, ReadingStore
 from ml_backend.storage.quarantine import Quarantine
@@ -343,6 +344,17 @@ class TestWhatLabelStudioHolds:
 
         seen = readings.serving(Serving)
         assert (seen.version, seen.held, seen.there, queue.requests) == ("v", 3, 58, [])
+
+    @pytest.mark.parametrize("running", [None, "labels"])
+    def test_the_analysis_is_ready_for_the_page(self, reconciler, queue, store, monkeypatch, running):
+        queue.state = queue.state.model_copy(update={"running": running})
+        reconciler.look()
+        monkeypatch.setattr(ReadingStore, "mirror", None)
+
+        [status] = statuses(store, queue)
+
+        assert status.standing is not None
+        assert status.standing.tasks > 0
 
     def test_before_the_first_ranking_there_is_nothing_to_compare(self, reconciler, queue, studio, readings):
         reconciler.look()

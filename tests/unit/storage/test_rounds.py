@@ -12,10 +12,17 @@ import pytest
 
 from ml_backend.errors import StaleRound, StorageError, UnknownProject
 from ml_backend.predictions import PoolPredictions
-from ml_backend.schemas import Connection, Exclusion, ImportedVersion, ProjectKey, PublishedRanking
-from ml_backend.storage import ProjectStore, RoundStore
-from ml_backend.storage import rounds as orders
-from tests.fakes import CLASSES, NOON, FakeLearner, make_report
+from ml_backend.schemas import (
+    Connection,
+    Exclusion,
+    ImportedVersion,
+    ProjectKey,
+    PublishedRanking,
+    Ranking,
+    RoundReport,
+)
+from ml_backend.storage import ProjectStore, RankingHead, RoundStore, RoundSummary, rounds
+from tests.fakes import CLASSES, NOON, FakeLearner, make_fit, make_report
 
 KEY = ProjectKey(id=7, created=1_700_000_000)
 OUTPUTS = PoolPredictions(
@@ -281,7 +288,7 @@ class TestOrders:
         ]
 
     def test_the_last_are_kept(self, store, monkeypatch):
-        monkeypatch.setattr(orders, "KEPT_ORDERS", 2)
+        monkeypatch.setattr(rounds, "KEPT_ORDERS", 2)
         for minute in range(4):
             store.set_published(PUBLISHED.model_copy(update={"published_at": NOON + timedelta(minutes=minute)}))
 
@@ -316,6 +323,116 @@ class TestRecords:
         """A reserved folder would be taken for a round's."""
         with pytest.raises(StorageError, match="no round 'r000001'"):
             store.set_record("r000001", "later", PUBLISHED)
+
+
+class TestSummary:
+    """What a page reads at every request does not grow with the pool."""
+
+    @pytest.fixture
+    def large(self) -> RoundReport:
+        """A batch of 250 of 400 images; of the last 250 each third was drawn at random."""
+        ids = tuple(map(str, range(400)))
+        ranking = Ranking(
+            strategy="bald", image_ids=ids, scores=(0.5,) * 400, batch_size=250, control=ids[150::3],
+            suggestions=dict.fromkeys(ids, "severe"), confidences=dict.fromkeys(ids, 0.75),
+        )  # fmt: skip
+        return make_report().model_copy(update={"ranking": ranking, "fit": make_fit(), "disputed": ("1", "2")})
+
+    @staticmethod
+    def as_saved_by_an_older_version(store: ProjectStore) -> Path:
+        folder = store.folder / "rounds/r000001"
+        for name in ("summary.json", "head.json"):
+            (folder / name).unlink()
+        return folder
+
+    def test_is_the_report_without_its_images(self, store, large):
+        store.save(large, None, None)
+
+        found = store.summary("r000001")
+
+        assert (found.images, found.control, found.disputed, found.strategy) == (400, 84, 2, "bald")
+        assert (found.request, found.began, found.fit) == (large.request, large.started_at, large.fit)
+        assert (found.trained, found.by_network, found.labels) == (True, True, 0)
+        assert store.latest_summary() == found
+
+    def test_the_head_holds_what_a_page_shows(self, store, large):
+        store.save(large, None, None)
+
+        head = store.head("r000001")
+
+        assert head.strategy == "bald"
+        assert [one.place for one in head.batch] == [*range(1, 201), *range(202, 251, 3)]
+        assert [one.image_id for one in head.batch if one.control] == [str(n) for n in range(150, 250, 3)]
+        assert [one.place for one in head.behind] == list(range(253, 401, 3))
+
+    def test_of_an_older_version_both_are_made_once(self, store, large, monkeypatch):
+        store.save(large, None, None)
+        head = store.head("r000001")
+        folder = self.as_saved_by_an_older_version(store)
+        rounds._summary.cache_clear()
+
+        found = store.summary("r000001")
+
+        assert found == RoundSummary.of(large, (folder / "report.json").stat().st_size)
+        rounds._summary.cache_clear()
+        monkeypatch.setattr(ProjectStore, "report", power_cut)
+        assert (store.summary("r000001"), store.head("r000001")) == (found, head)
+
+    def test_in_a_folder_that_cannot_be_written_to(self, store, large, monkeypatch):
+        store.save(large, None, None)
+        self.as_saved_by_an_older_version(store)
+
+        def refuse(*_: object) -> NoReturn:
+            raise StorageError("read-only")
+
+        monkeypatch.setattr(ProjectStore, "set_record", refuse)
+
+        assert store.summary("r000001").images == 400
+        assert len(store.head("r000001").batch) == 217
+
+    @pytest.mark.parametrize("damage", ["{", '{"round_id": "r000001"}', ""])
+    def test_a_damaged_one_is_made_again(self, store, large, damage):
+        store.save(large, None, None)
+        for name in ("summary.json", "head.json"):
+            (store.folder / "rounds/r000001" / name).write_text(damage)
+
+        assert store.summary("r000001").images == 400
+        assert store.head("r000001") == RankingHead.of(large)
+
+    def test_a_report_that_was_replaced_is_seen(self, store, large):
+        store.save(make_report(), None, None)
+        assert store.summary("r000001").images == 2
+        (store.folder / "rounds/r000001/report.json").write_text(large.model_dump_json())
+
+        assert store.summary("r000001").images == 400
+        assert len(store.head("r000001").batch) == 217
+
+    def test_a_damaged_report_is_named_and_hides_no_other(self, store, large):
+        store.save(large, None, None)
+        store.save(make_report("r000002"), None, None)
+        (store.folder / "rounds/r000001/report.json").write_text("{")
+
+        found, damaged = store.summaries()
+
+        assert [one.round_id for one in found] == ["r000002"]
+        assert [line.startswith("Round r000001 cannot be shown") for line in damaged] == [True]
+
+    def test_suggestions_of_the_whole_pool(self, store, large):
+        store.save(large, None, None)
+
+        found = store.suggestions("r000001")
+
+        assert (len(found.classes), found.classes["399"], found.confidences["399"]) == (400, "severe", 0.75)
+        assert store.suggestions("r000001") is found
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"ranking": 3}', None])
+    def test_suggestions_of_a_damaged_report(self, store, content):
+        store.save(make_report(), None, None)
+        path = store.folder / "rounds/r000001/report.json"
+        path.unlink() if content is None else path.write_text(content)
+
+        with pytest.raises(StorageError, match=r"report\.json"):
+            store.suggestions("r000001")
 
 
 class TestConnections:

@@ -1,17 +1,25 @@
-"""What images that came by chance say, hand-worked and against independent means."""
+"""The accuracy on holdout images, hand-worked and against independent means."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from ml_backend.analytics.evaluation import (
     HoldoutLabel,
     _cross_calibrated,
+    by_round,
     expected_calibration_error,
     fitted_temperature,
     holdout_estimate,
     labels_by_origin,
+    newcombe,
+    running,
+    trend,
     wilson,
 )
 from ml_backend.analytics.history import Answer, ImageInsight, RoundInsight
@@ -250,3 +258,129 @@ class TestEstimate:
 
         assert estimate is not None
         assert estimate.total == 0
+
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+def answered(*rounds: str) -> Sequence[HoldoutLabel]:
+    """A word a round, from r000001 on: "y" an image that the network had right, "n" one that it had not."""
+    return [
+        HoldoutLabel(
+            Label(image=make_image(100 * number + place), value="severe" if said == "y" else "normal", raters=1),
+            f"r{number:06d}",
+            {"normal": 0.2, "severe": 0.8},
+            NOON,
+        )
+        for number, word in enumerate(rounds, start=1)
+        for place, said in enumerate(word)
+    ]
+
+
+def counts(told):
+    return [(one.round_id, one.correct, one.n) for one in told]
+
+
+class TestByRound:
+    def test_each_for_itself(self):
+        found = by_round(answered("yyn", "", "ny"))
+
+        assert counts(found) == [("r000001", 2, 3), ("r000003", 1, 2)]
+        assert (found[0].low, found[0].high) == wilson(2, 3)
+        assert found[0].accuracy == pytest.approx(2 / 3)
+
+
+class TestRunning:
+    def test_of_the_newest_until_then(self):
+        """The window of 4 after round 3 holds "n" of round 1, "ny" of round 2 and "y" of round 3."""
+        found = running(answered("yyn", "ny", "y"), window=4, enough=2)
+
+        assert counts(found) == [("r000001", 2, 3), ("r000002", 2, 4), ("r000003", 2, 4)]
+        assert (found[2].low, found[2].high) == wilson(2, 4)
+
+    def test_nothing_is_told_before_there_are_enough(self):
+        assert counts(running(answered("yy", "n", "y"), window=9, enough=3)) == [("r000002", 2, 3), ("r000003", 3, 4)]
+        assert running(answered("yy"), window=9, enough=3) == ()
+
+    def test_a_round_in_which_none_was_labelled_has_no_point_of_its_own(self):
+        assert counts(running(answered("yy", "", "n"), window=9, enough=1)) == [("r000001", 2, 2), ("r000003", 2, 3)]
+
+
+class TestTrend:
+    def test_the_newest_half_against_the_other(self):
+        """Of "nny" "ny" "yy" the last three are "yyy", the first of round 2, and before them stand "nyn"."""
+        found = trend(answered("nny", "ny", "yy"), window=9, enough=3)
+
+        assert found is not None
+        assert (found.n, found.since, found.correct, found.before) == (3, "r000002", 3, 1)
+        assert found.difference == pytest.approx(2 / 3)
+        assert (found.low, found.high) == newcombe(3, 3, 1, 3)
+
+    def test_what_is_older_than_two_windows_is_left_out(self):
+        found = trend(answered("yyyyy", "yn", "yn"), window=2, enough=2)
+
+        assert found is not None
+        assert (found.n, found.since, found.correct, found.before) == (2, "r000003", 1, 1)
+
+    def test_none_where_a_half_is_too_small(self):
+        assert trend(answered("yyyyy"), window=9, enough=3) is None
+        assert trend(answered("yyyyyy"), window=9, enough=3) is not None
+
+    def test_rises_only_where_luck_is_ruled_out(self):
+        clearly = trend(answered("n" * 30, "y" * 30), window=100, enough=30)
+        hardly = trend(answered("n" * 15 + "y" * 15, "n" * 13 + "y" * 17), window=100, enough=30)
+
+        assert clearly is not None
+        assert clearly.rises
+        assert hardly is not None
+        assert not hardly.rises
+
+    def test_in_words(self):
+        found = trend(answered("n" * 12 + "y" * 18, "n" * 3 + "y" * 27), window=100, enough=30)
+
+        assert found is not None
+        assert found.summary == (
+            "the network was right about 27 of the last 30, since r000002, and about 18 of the 30 before "
+            f"(+30 points, 95 % interval {100 * found.low:+.0f} to {100 * found.high:+.0f})"
+        )
+
+
+class TestWilson:
+    def test_hand_worked(self):
+        """40 of 50, from the formula by hand."""
+        assert wilson(40, 50) == pytest.approx((0.6696, 0.8876), abs=5e-4)
+
+    @given(n=st.integers(1, 400), data=st.data())
+    def test_agrees_with_scipy(self, n, data):
+        correct = data.draw(st.integers(0, n))
+        interval = binomtest(correct, n).proportion_ci(method="wilson")
+
+        assert wilson(correct, n) == pytest.approx((interval.low, interval.high), abs=1e-9)
+
+    def test_of_nothing_everything_is_possible(self):
+        assert wilson(0, 0) == (0.0, 1.0)
+
+
+class TestNewcombe:
+    @pytest.mark.parametrize(
+        ("counted", "interval"),
+        [
+            ((56, 70, 48, 80), (0.0524, 0.3339)),
+            ((9, 10, 3, 10), (0.1705, 0.8090)),
+            ((6, 7, 2, 7), (0.0582, 0.8062)),
+            ((5, 56, 0, 29), (-0.0381, 0.1926)),
+            ((0, 10, 0, 10), (-0.2775, 0.2775)),
+        ],
+    )
+    def test_the_examples_of_its_paper(self, counted, interval):
+        """Newcombe 1998, table II, method 10."""
+        assert newcombe(*counted) == pytest.approx(interval, abs=5e-5)
+
+    @given(n=st.integers(1, 200), m=st.integers(1, 200), data=st.data())
+    def test_holds_the_difference_and_turns_with_it(self, n, m, data):
+        correct, before = data.draw(st.integers(0, n)), data.draw(st.integers(0, m))
+
+        low, high = newcombe(correct, n, before, m)
+
+        assert -1 <= low <= correct / n - before / m <= high <= 1
+        assert newcombe(before, m, correct, n) == pytest.approx((-high, -low))
