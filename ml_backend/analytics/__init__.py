@@ -11,6 +11,6 @@
     overview.py     all of it for one project's page
 """
 
-from ml_backend.analytics.history import INSIGHT, ImageInsight, RoundInsight, round_insight
+from ml_backend.analytics.history import INSIGHT, ImageInsight, RoundInsight
 
-__all__ = ["INSIGHT", "ImageInsight", "RoundInsight", "round_insight"]
+__all__ = ["INSIGHT", "ImageInsight", "RoundInsight"]

@@ -1,16 +1,11 @@
 """What rounds and readers have left on record: insights of rounds, changes of the strategy, answers, ground truths."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 import structlog
-from jaxtyping import Float
 from pydantic import AwareDatetime, Field
-from scipy.special import entr
 
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import RULES
@@ -18,8 +13,7 @@ from ml_backend.consensus.rules import gather
 from ml_backend.errors import PayloadError
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image, training_classes
 from ml_backend.label_studio.sync import Mirror, TaskImages, annotations_in
-from ml_backend.predictions import PoolPredictions
-from ml_backend.schemas import FrozenModel, RoundReport
+from ml_backend.schemas import FrozenModel
 from ml_backend.storage import RoundSummary
 
 INSIGHT: Final = "insight"
@@ -30,7 +24,6 @@ _LONGEST_S = 1e12
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 How = Literal["connected", "at once", "with the next round"]
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 log = structlog.get_logger(__name__)
 
@@ -82,68 +75,6 @@ class RoundInsight(FrozenModel):
     predicted: dict[str, int]
     batch: tuple[ImageInsight, ...]
     control: tuple[ImageInsight, ...] = ()
-
-
-def uncertainties(
-    probs: Float[npt.NDArray[np.float32], "images passes classes"],
-) -> tuple[Float[Floats, " images"], Float[Floats, " images"]]:
-    """The two parts of the entropy of the mean prediction; ``acquisition`` has them for torch tensors.
-
-    Args:
-        probs: softmax outputs of the stochastic passes; each row sums to 1.
-
-    Returns:
-        Aleatoric part, the mean entropy of the passes, and epistemic part, the mutual information that is left; both
-        in nats, 0 to log C, never negative.
-
-    Source:
-        Depeweg et al. 2018, arXiv:1710.07283.
-    """
-    exact = probs.astype(np.float64)
-    aleatoric = entr(exact).sum(axis=2).mean(axis=1)
-    total = entr(exact.mean(axis=1)).sum(axis=1)
-    return aleatoric, np.maximum(total - aleatoric, 0.0)
-
-
-def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight:
-    """Compute a round's insight.
-
-    Args:
-        report: with the ranking.
-        outputs: predictions that it ranked; images of the ranking without one are left out.
-    """
-    ranking, row_of = report.ranking, {name: row for row, name in enumerate(outputs.image_ids)}
-    control = set(ranking.control)
-    shown = [
-        (place, image_id)
-        for place, image_id in enumerate(ranking.image_ids, start=1)
-        if image_id in row_of and (place <= ranking.batch_size or image_id in control)
-    ]
-    probs = outputs.probs[[row_of[image_id] for _, image_id in shown]]
-    aleatoric, epistemic = uncertainties(probs)
-    means = probs.mean(axis=1, dtype=np.float64).clip(0.0, 1.0)
-    images = [
-        ImageInsight(
-            image_id=image_id,
-            place=place,
-            probs=dict(zip(outputs.classes, means[row].tolist(), strict=True)),
-            score=ranking.scores[place - 1],
-            aleatoric=float(aleatoric[row]),
-            epistemic=float(epistemic[row]),
-            control=image_id in control,
-        )
-        for row, (place, image_id) in enumerate(shown)
-    ]
-    pool = outputs.probs.mean(axis=1, dtype=np.float64)
-    expected = pool.mean(axis=0).clip(0.0, 1.0) if len(pool) else np.zeros(len(outputs.classes))
-    predicted = Counter(outputs.classes[index] for index in pool.argmax(axis=1).tolist())
-    return RoundInsight(
-        images=len(outputs.image_ids),
-        expected=dict(zip(outputs.classes, expected.tolist(), strict=True)),
-        predicted={name: predicted[name] for name in outputs.classes},
-        batch=tuple(one for one in images if one.place <= ranking.batch_size),
-        control=tuple(one for one in images if one.control),
-    )
 
 
 class StrategyChange(FrozenModel):

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from ml_backend.acquisition.strategy import CatalogStrategy
-from ml_backend.analytics import INSIGHT, round_insight
+from ml_backend.analytics import INSIGHT
 from ml_backend.analytics.agreement import AGREEMENT, FIXED_SET, NOISE, prediction_snapshot, seed_noise_agreement
 from ml_backend.analytics.order_audit import RANKING_OPTIONS, OrderState, order_state
 from ml_backend.config import ProjectOptions, Settings
@@ -48,6 +48,7 @@ from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.model.learner import IMAGES, LearnerProgress, McDropoutLearner
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
+from ml_backend.rounds.insight import round_insight
 from ml_backend.rounds.interfaces import Learner, Progress, RoundParts, no_guard, no_progress
 from ml_backend.rounds.replay import RecordingLabelSource, sealed
 from ml_backend.rounds.reuse import LockedPublisher, RerankParts, Scorer, StoredPasses, TopUp, beside, rerank

@@ -489,7 +489,7 @@ class ProjectStore:
         return RankingHead.of(self.report(round_id))
 
     def suggestions(self, round_id: str) -> Suggestions:
-        """What a round's network suggests for the images of its pool, cached for as long as its report stays the same."""
+        """Suggestions for all images of a round's pool, cached for as long as its report stays the same."""
         path = self._round(round_id) / "report.json"
         return _suggestions(path, file_state(path))
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ml_backend.analytics import INSIGHT, round_insight
+from ml_backend.acquisition.pointwise import bald
+from ml_backend.analytics import INSIGHT
 from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
-from ml_backend.analytics.history import uncertainties
 from ml_backend.demo.images import draw_films
 from ml_backend.images.decode import decode_image
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.sync import KeptTask, Mirror
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.holdout import control_places
+from ml_backend.rounds.insight import round_insight
 from ml_backend.schemas import Connection, FitReport, FrozenModel, ProjectKey, PublishedRanking, Ranking, RoundReport
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import ReadingStore, Thumbnails
@@ -97,8 +98,8 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolPred
         logits = rng.normal(size=(POOL, 1, 3)) * (1 + 0.25 * number) + np.array([-0.8, 0.2, 0.5])
         logits = logits + rng.normal(size=(POOL, 20, 3)) * 0.7
         probs = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-        told = np.argsort(-uncertainties(probs)[1])
-        scores = uncertainties(probs)[1][told]
+        told = np.argsort(-bald(probs).numpy())
+        scores = bald(probs).numpy()[told]
         outputs = PoolPredictions(names, CLASSES, probs[told].astype(np.float32))
     return (
         RoundReport(

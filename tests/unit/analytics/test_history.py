@@ -1,30 +1,25 @@
 """Insights of rounds, changes of the strategy, networks, answers and ground truths."""
 
-import math
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from ml_backend.analytics import round_insight
 from ml_backend.analytics.history import (
     Answer,
     answers_of,
     ground_truths,
     known_network,
     strategy_history,
-    uncertainties,
 )
 from ml_backend.analytics.overview import analyse
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.sync import Mirror
-from ml_backend.predictions import PoolPredictions
-from ml_backend.schemas import Ranking, RoundReport, RoundTrigger
+from ml_backend.schemas import RoundReport, RoundTrigger
 from ml_backend.storage import RoundStore, RoundSummary
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
 from tests.unit.label_studio.test_duplicates import CONFIG as TRUTH_CONFIG
@@ -245,63 +240,3 @@ def test_of_a_project_that_was_never_read_nothing_is_said(tmp_path):
     found = analyse(RoundStore(tmp_path).project(PROJECT), TRUTH_CONFIG, ProjectOptions())
 
     assert (found.ground_truths, found.duplicates) == (None, None)
-
-
-TWO = ("normal", "severe")
-# Image a: two passes that agree on a doubt. b: two sure passes that contradict each other. c: two sure ones that agree.
-PROBS = np.array([[[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]], dtype=np.float32)
-OUTPUTS = PoolPredictions(("a", "b", "c"), TWO, PROBS)
-
-
-def insight(ranking: Ranking):
-    return round_insight(make_report().model_copy(update={"ranking": ranking}), OUTPUTS)
-
-
-class TestUncertainties:
-    def test_hand_computed(self):
-        """Doubt that every pass has is aleatoric, doubt between the passes is epistemic."""
-        aleatoric, epistemic = uncertainties(PROBS)
-
-        assert aleatoric.tolist() == pytest.approx([math.log(2), 0.0, 0.0])
-        assert epistemic.tolist() == pytest.approx([0.0, math.log(2), 0.0])
-
-
-class TestRoundInsight:
-    def test_pool_by_mean_and_by_count(self):
-        """Mean probability of normal: (0.5 + 0.5 + 0) / 3. Ties go to the first class: a and b count as normal."""
-        found = insight(Ranking(strategy="bald", image_ids=("b", "a", "c"), scores=(0.7, 0.0, 0.0), batch_size=1))
-
-        assert found.images == 3
-        assert found.expected == pytest.approx({"normal": 1 / 3, "severe": 2 / 3})
-        assert found.predicted == {"normal": 2, "severe": 1}
-
-    def test_batch_in_the_order_of_the_ranking_with_its_scores(self):
-        found = insight(Ranking(strategy="bald", image_ids=("b", "c", "a"), scores=(0.7, 0.2, 0.1), batch_size=2))
-
-        assert [(one.image_id, one.place, one.score) for one in found.batch] == [("b", 1, 0.7), ("c", 2, 0.2)]
-        assert found.batch[1].suggestion == "severe"
-        assert found.batch[1].confidence == 1.0
-        assert found.batch[0].probs == pytest.approx({"normal": 0.5, "severe": 0.5})
-
-    def test_control_images_are_kept_wherever_they_stand(self):
-        ranking = Ranking(
-            strategy="bald", image_ids=("b", "c", "a"), scores=(0.7, 0.2, 0.1), batch_size=1, control=("a",)
-        )
-        found = insight(ranking)
-
-        assert [(one.image_id, one.control) for one in found.batch] == [("b", False)]
-        assert [(one.image_id, one.place, one.control) for one in found.control] == [("a", 3, True)]
-
-    def test_ranked_images_that_were_not_scored_are_left_out(self):
-        """A top-up's newcomers, say."""
-        found = insight(Ranking(strategy="bald", image_ids=("new", "c"), scores=(0.7, 0.2), batch_size=2))
-
-        assert [one.image_id for one in found.batch] == ["c"]
-
-    def test_empty_pool(self):
-        nothing = PoolPredictions((), TWO, PROBS[:0])
-        ranking = Ranking(strategy="bald", image_ids=(), scores=(), batch_size=2)
-        found = round_insight(make_report().model_copy(update={"ranking": ranking}), nothing)
-
-        assert found.expected == {"normal": 0.0, "severe": 0.0}
-        assert found.batch == ()

@@ -1,0 +1,67 @@
+"""The insight of a round, hand-computed."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ml_backend.predictions import PoolPredictions
+from ml_backend.rounds.insight import round_insight
+from ml_backend.schemas import Ranking
+from tests.fakes import make_report
+
+TWO = ("normal", "severe")
+# Image a: two passes that agree on a doubt. b: two sure passes that contradict each other. c: two sure ones that agree.
+PROBS = np.array([[[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]], dtype=np.float32)
+OUTPUTS = PoolPredictions(("a", "b", "c"), TWO, PROBS)
+
+
+def insight(ranking: Ranking):
+    return round_insight(make_report().model_copy(update={"ranking": ranking}), OUTPUTS)
+
+
+class TestRoundInsight:
+    def test_doubt_of_every_pass_is_aleatoric_and_doubt_between_them_epistemic(self):
+        found = insight(Ranking(strategy="bald", image_ids=("a", "b", "c"), scores=(0.1,) * 3, batch_size=3)).batch
+
+        assert [one.aleatoric for one in found] == pytest.approx([math.log(2), 0.0, 0.0])
+        assert [one.epistemic for one in found] == pytest.approx([0.0, math.log(2), 0.0])
+
+    def test_pool_by_mean_and_by_count(self):
+        """Mean probability of normal: (0.5 + 0.5 + 0) / 3. Ties go to the first class: a and b count as normal."""
+        found = insight(Ranking(strategy="bald", image_ids=("b", "a", "c"), scores=(0.7, 0.0, 0.0), batch_size=1))
+
+        assert found.images == 3
+        assert found.expected == pytest.approx({"normal": 1 / 3, "severe": 2 / 3})
+        assert found.predicted == {"normal": 2, "severe": 1}
+
+    def test_batch_in_the_order_of_the_ranking_with_its_scores(self):
+        found = insight(Ranking(strategy="bald", image_ids=("b", "c", "a"), scores=(0.7, 0.2, 0.1), batch_size=2))
+
+        assert [(one.image_id, one.place, one.score) for one in found.batch] == [("b", 1, 0.7), ("c", 2, 0.2)]
+        assert found.batch[1].suggestion == "severe"
+        assert found.batch[1].confidence == 1.0
+        assert found.batch[0].probs == pytest.approx({"normal": 0.5, "severe": 0.5})
+
+    def test_control_images_are_kept_wherever_they_stand(self):
+        ranking = Ranking(
+            strategy="bald", image_ids=("b", "c", "a"), scores=(0.7, 0.2, 0.1), batch_size=1, control=("a",)
+        )
+        found = insight(ranking)
+
+        assert [(one.image_id, one.control) for one in found.batch] == [("b", False)]
+        assert [(one.image_id, one.place, one.control) for one in found.control] == [("a", 3, True)]
+
+    def test_ranked_images_that_were_not_scored_are_left_out(self):
+        """A top-up's newcomers, say."""
+        found = insight(Ranking(strategy="bald", image_ids=("new", "c"), scores=(0.7, 0.2), batch_size=2))
+
+        assert [one.image_id for one in found.batch] == ["c"]
+
+    def test_empty_pool(self):
+        nothing = PoolPredictions((), TWO, PROBS[:0])
+        ranking = Ranking(strategy="bald", image_ids=(), scores=(), batch_size=2)
+        found = round_insight(make_report().model_copy(update={"ranking": ranking}), nothing)
+
+        assert found.expected == {"normal": 0.0, "severe": 0.0}
+        assert found.batch == ()
