@@ -47,183 +47,162 @@ def kinds(fidelity: OrderFidelity) -> list[tuple[str, str]]:
     return [(one.image_id, one.kind) for one in fidelity.exceptions]
 
 
-class TestOneReader:
-    def test_down_the_list_is_in_order(self):
-        fidelity = order_fidelity([order("abc")], [answer("a", 1), answer("b", 2), answer("c", 3)])
+SWITCH = [order("abcd"), order("dcb", 2, "v2")]
 
-        assert (fidelity.answered, fidelity.in_order, fidelity.assumed_held) == (3, 3, 0)
-        assert fidelity.sentence == "3 of 3 answers came in the chosen order."
 
-    def test_the_last_first_was_opened_by_hand_and_says_what_waited(self):
-        fidelity = order_fidelity([order("abcd")], [answer("d", 1), answer("a", 2), answer("b", 3), answer("c", 4)])
+@pytest.mark.parametrize(
+    ("orders", "answers", "expected"),
+    [
+        pytest.param([order("abc")], [answer("a", 1), answer("b", 2), answer("c", 3)], [], id="down the list"),
+        pytest.param([order("ab")], [answer("x", 1)], [("x", "not in order")], id="in no order"),
+        pytest.param(
+            [order("ab", 10)], [answer("a", 1), answer("b", 11)], [("a", "before any order")], id="before any order"
+        ),
+        pytest.param(
+            [order("ab")],
+            [answer("a", 1), answer("a", 2, "ben"), answer("b", 3)],
+            [("a", "again")],
+            id="a further answer",
+        ),
+        pytest.param(
+            [order("abcd")],
+            [answer("a", 1), answer("c", 2), answer("b", 3), answer("d", 4)],
+            [("c", "by hand")],
+            id="b is passed over, behind a, which is answered",
+        ),
+        *(
+            pytest.param(
+                [order("abc")],
+                [answer(i, n, lead=lead) for n, i in enumerate("abc", 1)],
+                [],
+                id=f"a time of {lead} minutes is not used",
+            )
+            for lead in (None, 60.0 * 24 * 30)
+        ),
+        pytest.param(
+            SWITCH,
+            [answer("a", 1), answer("b", 3, lead=2), answer("d", 4)],
+            [],
+            id="b was served before the switch and answered after it",
+        ),
+        pytest.param(
+            SWITCH,
+            [answer("a", 1), answer("b", 3, lead=0.5), answer("d", 4)],
+            [("b", "held")],
+            id="b likewise, and its page was reloaded after the switch",
+        ),
+        pytest.param(
+            [order("abcde"), order("edcb", 2, "v2")],
+            [answer("a", 1), answer("b", 3, lead=2), answer("c", 4), answer("e", 5)],
+            [("c", "by hand")],
+            id="c follows the old order: it was served after the answer to b",
+        ),
+        pytest.param(
+            [order("ab"), order("xadefgb", 2, "v2")],
+            [answer("x", 2.15, "ben", lead=0.1), answer("a", 2.3, "ben", lead=0.1), answer("b", 3)],
+            [("b", "by hand")],
+            id="in the old order, until 2, a was ahead of b; ben took it at 2.2",
+        ),
+        pytest.param(
+            [order("abcd"), order("dcb", 9, "v2")],
+            [answer("a", 1), answer("d", 2), answer("b", 3), answer("c", 4)],
+            [("d", "by hand")],
+            id="a later order explains nothing",
+        ),
+        pytest.param(
+            SWITCH, [answer("a", 1), answer("b", 2.5, lead=0.45)], [], id="around the switch either order counts"
+        ),
+        pytest.param(SWITCH[::-1], [answer("d", 3), answer("a", 1)], [], id="orders come in any order"),
+        pytest.param(
+            [order("abc")],
+            [answer("b", 1), answer("c", 2), answer("a", 9, "ben", lead=9)],
+            [],
+            id="ben holds a from 0 to 9",
+        ),
+        pytest.param(
+            [order("abc")],
+            [answer("b", 1), answer("c", 2), answer("a", 9, "ben", lead=0.2)],
+            [],
+            id="ben likewise, and his page was reloaded",
+        ),
+        pytest.param(
+            [order("abc")],
+            [answer("c", 1), answer("a", 2, "ben", lead=0.5), answer("b", 3, "ben", lead=0.5)],
+            [("c", "by hand")],
+            id="ben answered another image meanwhile, so that a was free",
+        ),
+        pytest.param([order("abc")], [answer("c", 1)], [("c", "by hand")], id="one unknown reader holds one image"),
+        pytest.param(
+            [order("abcdef")],
+            [answer("f", 2, "ben"), answer("b", 1, lead=0.9), answer("a", 5, "ben"), answer("c", 3), answer("d", 6)],
+            [("f", "by hand")],
+            id="ben holds a while he opens f by hand",
+        ),
+        pytest.param(
+            [order("abc")],
+            [answer("b", 1), answer("c", 2), answer("a", 60 * 25, "ben")],
+            [("b", "by hand"), ("c", "by hand")],
+            id="no image is held for longer than a lock lives",
+        ),
+        pytest.param(
+            [order("abc")], [answer("a", 1, skipped=True), answer("b", 2), answer("c", 3)], [], id="a is skipped"
+        ),
+        pytest.param(
+            [order("abc")],
+            [answer("a", 1, skipped=True), answer("a", 2, "ben"), answer("b", 3)],
+            [],
+            id="a is skipped and served to another reader at its place",
+        ),
+        pytest.param(
+            [order("abcd")],
+            [answer("b", 2), answer("a", 1, skipped=True), answer("c", 3), answer("a", 4)],
+            [],
+            id="a is skipped and comes back where nothing is ahead of it",
+        ),
+        pytest.param(
+            SWITCH,
+            [answer("a", 1, skipped=True), answer("d", 3), answer("a", 4)],
+            [("a", "after a skip")],
+            id="a is skipped and comes back under an order without it",
+        ),
+    ],
+)
+def test_answers_against_orders(orders, answers, expected):
+    found = order_fidelity(orders, answers)
 
-        [one] = fidelity.exceptions
+    assert kinds(found) == expected
+    assert (found.answered, found.in_order) == (len(answers), len(answers) - len(expected))
+
+
+class TestSentences:
+    def test_everything_in_order(self):
+        found = order_fidelity([order("abc")], [answer("a", 1), answer("b", 2), answer("c", 3)])
+
+        assert found.assumed_held == 0
+        assert found.sentence == "3 of 3 answers came in the chosen order."
+
+    def test_an_exception_names_what_was_ahead(self):
+        found = order_fidelity([order("abcd")], [answer("d", 1), answer("a", 2), answer("b", 3), answer("c", 4)])
+
+        [one] = found.exceptions
         assert (one.image_id, one.rater, one.kind, one.at) == ("d", "ann", "by hand", at(0.5))
         assert one.why.startswith("image a and 2 more were ahead of it")
-        assert fidelity.in_order == 3
-        assert fidelity.sentence.endswith('The other: 1 opened by hand or labelled "As Displayed".')
+        assert found.sentence.endswith('The other: 1 opened by hand or labelled "As Displayed".')
 
-    def test_one_that_was_passed_over_is_not_forgotten_behind_those_that_are_over(self):
-        """Image b waits behind a, which is answered, and before c, which the reader opened by hand."""
-        fidelity = order_fidelity([order("abcd")], [answer("a", 1), answer("c", 2), answer("b", 3), answer("d", 4)])
+    def test_an_image_without_an_answer_is_probably_held(self):
+        found = order_fidelity([order("abc")], [answer("b", 1), answer("c", 2)])
 
-        [one] = fidelity.exceptions
-        assert (one.image_id, one.kind) == ("c", "by hand")
-        assert one.why.startswith("image b was ahead of it")
-
-    def test_an_image_that_no_order_holds(self):
-        assert kinds(order_fidelity([order("ab")], [answer("x", 1)])) == [("x", "not in order")]
-
-    def test_before_any_order(self):
-        fidelity = order_fidelity([order("ab", 10)], [answer("a", 1), answer("b", 11)])
-
-        assert kinds(fidelity) == [("a", "before any order")]
-        assert fidelity.in_order == 1
-
-    def test_a_further_answer_is_named(self):
-        fidelity = order_fidelity([order("ab")], [answer("a", 1), answer("a", 2, "ben"), answer("b", 3)])
-
-        assert kinds(fidelity) == [("a", "again")]
-
-    def test_nobody_has_answered(self):
-        assert order_fidelity([order("ab")], []).sentence == "No reader has answered yet."
-
-    @pytest.mark.parametrize("lead", [None, 60.0 * 24 * 30])
-    def test_a_time_that_is_missing_or_absurd_changes_nothing(self, lead):
-        fidelity = order_fidelity([order("abc")], [answer(i, n, lead=lead) for n, i in enumerate("abc", 1)])
-
-        assert (fidelity.in_order, fidelity.exceptions) == (3, ())
-
-
-class TestANewOrder:
-    def test_what_was_served_before_the_switch_is_in_order(self):
-        """Served at minute 1 under the old order, answered at minute 3; the new one came at minute 2."""
-        answers = [answer("a", 1), answer("b", 3, lead=2), answer("d", 4)]
-
-        fidelity = order_fidelity([order("abcd"), order("dcb", 2, "v2")], answers)
-
-        assert (fidelity.in_order, fidelity.exceptions) == (3, ())
-
-    def test_a_page_that_was_loaded_again_explains_what_is_held(self):
-        """The clock of the page began anew at minute 2.5, after the switch."""
-        answers = [answer("a", 1), answer("b", 3, lead=0.5), answer("d", 4)]
-
-        fidelity = order_fidelity([order("abcd"), order("dcb", 2, "v2")], answers)
-
-        assert kinds(fidelity) == [("b", "held")]
-
-    def test_a_reader_who_goes_on_along_the_old_order_is_found(self):
-        """Nothing of the old order can have been held twice: c was served after b's answer."""
-        answers = [answer("a", 1), answer("b", 3, lead=2), answer("c", 4), answer("e", 5)]
-
-        fidelity = order_fidelity([order("abcde"), order("edcb", 2, "v2")], answers)
-
-        assert kinds(fidelity) == [("c", "by hand")]
-
-    def test_what_was_taken_after_the_switch_does_not_make_room_in_the_old_order(self):
-        """Ann took b at minute 2.5. In the old order, until 2, a waited before it; ben took it at 2.2."""
-        answers = [answer("x", 2.15, "ben", lead=0.1), answer("a", 2.3, "ben", lead=0.1), answer("b", 3)]
-
-        fidelity = order_fidelity([order("ab"), order("xadefgb", 2, "v2")], answers)
-
-        assert kinds(fidelity) == [("b", "by hand")]
-
-    def test_an_order_to_come_explains_nothing(self):
-        """Image d was taken before c and b; that the next order has it first is no reason yet."""
-        answers = [answer("a", 1), answer("d", 2), answer("b", 3), answer("c", 4)]
-
-        fidelity = order_fidelity([order("abcd"), order("dcb", 9, "v2")], answers)
-
-        assert kinds(fidelity) == [("d", "by hand")]
-
-    def test_around_the_switch_either_order_is_right(self):
-        answers = [answer("a", 1), answer("b", 2.5, lead=0.45)]
-
-        assert order_fidelity([order("abcd"), order("dcb", 2, "v2")], answers).in_order == 2
-
-    def test_the_orders_may_come_in_any_order(self):
-        orders = [order("dcb", 2, "v2"), order("abcd")]
-
-        assert order_fidelity(orders, [answer("d", 3), answer("a", 1)]).in_order == 2
-
-
-class TestSeveralReaders:
-    def test_what_another_reader_has_on_the_screen_is_passed_over(self):
-        """Ben holds a from minute 0 to 9; ann goes on with b and c."""
-        answers = [answer("b", 1), answer("c", 2), answer("a", 9, "ben", lead=9)]
-
-        assert order_fidelity([order("abc")], answers).in_order == 3
-
-    def test_also_where_ben_has_loaded_his_page_again(self):
-        answers = [answer("b", 1), answer("c", 2), answer("a", 9, "ben", lead=0.2)]
-
-        fidelity = order_fidelity([order("abc")], answers)
-
-        assert (fidelity.in_order, fidelity.assumed_held) == (3, 0)
-
-    def test_but_not_where_ben_answered_another_image_in_between(self):
-        """Then it waited, at minute 1, for whoever came next."""
-        answers = [answer("c", 1), answer("a", 2, "ben", lead=0.5), answer("b", 3, "ben", lead=0.5)]
-
-        assert kinds(order_fidelity([order("abc")], answers)) == [("c", "by hand")]
-
-    def test_an_image_without_an_answer_is_probably_held_and_that_is_said(self):
-        fidelity = order_fidelity([order("abc")], [answer("b", 1), answer("c", 2)])
-
-        assert (fidelity.in_order, fidelity.assumed_held) == (2, 2)
-        assert "Ahead of 2 of them was an image without an answer" in fidelity.sentence
-
-    def test_nobody_holds_two(self):
-        """Ann is the only one known, and one unknown reader is allowed for."""
-        assert kinds(order_fidelity([order("abc")], [answer("c", 1)])) == [("c", "by hand")]
+        assert (found.in_order, found.assumed_held) == (2, 2)
+        assert "Ahead of 2 of them was an image without an answer" in found.sentence
 
     def test_a_reader_who_goes_on_answering_holds_nothing_meanwhile(self):
-        """Nobody ever answers b and c. When ann takes d only one unknown can hold one of them: ben still answers e."""
-        answers = [answer("a", 1, "ben"), answer("d", 2), answer("e", 4, "ben")]
+        """Nobody answers b and c. When ann takes d only one unknown can hold one of them: ben still answers e."""
+        found = order_fidelity([order("abcde")], [answer("a", 1, "ben"), answer("d", 2), answer("e", 4, "ben")])
 
-        fidelity = order_fidelity([order("abcde")], answers)
+        assert (kinds(found), found.assumed_held) == ([("d", "by hand")], 1)
 
-        assert kinds(fidelity) == [("d", "by hand")]
-        assert fidelity.assumed_held == 1
-
-    def test_an_image_opened_by_hand_leaves_the_one_on_the_screen_held(self):
-        """Ben has a on the screen, opens f by hand, and comes back to a; ann's b was right all the time."""
-        answers = [
-            answer("f", 2, "ben"),
-            answer("b", 1, lead=0.9),
-            answer("a", 5, "ben"),
-            answer("c", 3),
-            answer("d", 6),
-        ]
-
-        assert kinds(order_fidelity([order("abcdef")], answers)) == [("f", "by hand")]
-
-    def test_nobody_holds_an_image_for_longer_than_a_lock_lives(self):
-        answers = [answer("b", 1), answer("c", 2), answer("a", 60 * 25, "ben")]
-
-        assert kinds(order_fidelity([order("abc")], answers)) == [("b", "by hand"), ("c", "by hand")]
-
-
-class TestSkips:
-    def test_a_skipped_image_is_out_of_the_way(self):
-        answers = [answer("a", 1, skipped=True), answer("b", 2), answer("c", 3)]
-
-        assert order_fidelity([order("abc")], answers).in_order == 3
-
-    def test_at_its_own_place_for_another_reader_it_is_in_order(self):
-        answers = [answer("a", 1, skipped=True), answer("a", 2, "ben"), answer("b", 3)]
-
-        assert order_fidelity([order("abc")], answers).in_order == 3
-
-    def test_back_later_it_is_in_order_where_nothing_waits_before_it(self):
-        answers = [answer("b", 2), answer("a", 1, skipped=True), answer("c", 3), answer("a", 4)]
-
-        assert order_fidelity([order("abcd")], answers).in_order == 4
-
-    def test_back_under_an_order_that_does_not_hold_it_it_is_explained(self):
-        answers = [answer("a", 1, skipped=True), answer("d", 3), answer("a", 4)]
-
-        assert kinds(order_fidelity([order("abcd"), order("dcb", 2, "v2")], answers)) == [("a", "after a skip")]
+    def test_no_answer_yet(self):
+        assert order_fidelity([order("ab")], []).sentence == "No reader has answered yet."
 
 
 @dataclass
@@ -363,12 +342,21 @@ def served(project: ProjectStore) -> ProjectStore:
     return ProjectStore(project.folder)
 
 
-class TestOrderStanding:
-    def test_no_round(self, project):
-        standing = order_state(project, CHOSEN, CLASSES)
+def ranked_anew() -> RoundReport:
+    """By bald, from what the network of r000001 predicted."""
+    request = make_request(round_id="r000002", strategy="bald", reason="rerank")
+    return make_report("r000002").model_copy(update={"request": request, "base": "r000001"})
 
-        assert (standing.verdict, standing.due) == ("next round", False)
-        assert standing.why == "no network has ranked the images yet"
+
+BALD = ProjectOptions(strategy="bald", batch_size=3)
+
+
+class TestOrderState:
+    def test_no_round(self, project):
+        state = order_state(project, CHOSEN, CLASSES)
+
+        assert (state.verdict, state.due) == ("next round", False)
+        assert state.why == "no network has ranked the images yet"
 
     def test_a_round_of_the_cold_start(self, project):
         project.save(make_report(), None, None)
@@ -379,80 +367,64 @@ class TestOrderStanding:
         """Labels were deleted, and the classes have too few again."""
         served.save(make_report("r000002"), None, None)
 
-        assert not order_state(served, ProjectOptions(strategy="bald"), CLASSES).due
-
-    def test_as_chosen(self, served):
-        standing = order_state(served, CHOSEN, CLASSES)
-
-        assert (standing.verdict, standing.due) == ("as chosen", False)
+        assert not order_state(served, BALD, CLASSES).due
 
     @pytest.mark.parametrize(
-        "change", [{"reserve": 7}, {"passes": 9}, {"retrain_after": 3}, {"epochs": 9}, {"prelabel": True}]
+        ("change", "verdict"),
+        [
+            ({}, "as chosen"),
+            *(({name: value}, "as chosen") for name, value in {"reserve": 7, "passes": 9, "epochs": 9}.items()),
+            ({"retrain_after": 3, "prelabel": True}, "as chosen"),
+            *(({name: value}, "passes") for name, value in {"strategy": "bald", "batch_size": 5}.items()),
+            ({"control_share": 0.1}, "passes"),
+            *(({"strategy": name}, "network") for name in ("badge", "core_set", "typiclust")),
+        ],
     )
-    def test_options_that_rank_nothing_ask_for_nothing(self, served, change):
-        assert not order_state(served, CHOSEN.model_copy(update=change), CLASSES).due
+    def test_after_a_change_of_options(self, served, change, verdict):
+        state = order_state(served, CHOSEN.model_copy(update=change), CLASSES)
 
-    @pytest.mark.parametrize("change", [{"strategy": "bald"}, {"batch_size": 5}, {"control_share": 0.1}])
-    def test_passes_are_enough_for_what_looks_at_nothing_else(self, served, change):
-        standing = order_state(served, CHOSEN.model_copy(update=change), CLASSES)
-
-        assert (standing.verdict, standing.due) == ("passes", True)
-        assert standing.base == standing.latest == served.summary("r000001")
-
-    @pytest.mark.parametrize("strategy", ["badge", "core_set", "typiclust"])
-    def test_the_network_looks_again_for_what_looks_at_more(self, served, strategy):
-        assert order_state(served, ProjectOptions(strategy=strategy), CLASSES).verdict == "network"
+        assert (state.verdict, state.due) == (verdict, verdict != "as chosen")
+        assert state.base == state.latest == served.summary("r000001")
 
     def test_a_network_that_is_gone(self, served):
         """Three are kept."""
         next(served.folder.rglob("model.safetensors")).unlink()
 
-        standing = order_state(served, ProjectOptions(strategy="core_set"), CLASSES)
+        state = order_state(served, ProjectOptions(strategy="core_set"), CLASSES)
 
-        assert (standing.verdict, standing.due) == ("next round", False)
-        assert "network of round r000001" in standing.why
+        assert (state.verdict, state.due) == ("next round", False)
+        assert "network of round r000001" in state.why
 
     def test_passes_that_are_gone_while_the_network_is_there(self, served):
         (served.folder / "rounds" / "r000001" / "outputs.npz").unlink()
 
-        assert order_state(served, ProjectOptions(strategy="bald"), CLASSES).verdict == "network"
+        assert order_state(served, BALD, CLASSES).verdict == "network"
 
-    def test_a_question_with_other_classes(self, served):
-        standing = order_state(served, ProjectOptions(strategy="bald"), (*CLASSES, "worse"))
-
-        assert (standing.verdict, standing.due) == ("next round", False)
+    def test_other_classes(self, served):
+        assert order_state(served, BALD, (*CLASSES, "worse")).verdict == "next round"
 
     def test_a_second_change_goes_back_to_the_round_that_trained(self, served):
-        reranked = make_report("r000002").model_copy(
-            update={"request": make_request(round_id="r000002", strategy="bald", reason="rerank"), "base": "r000001"}
-        )
-        served.save(reranked, OUTPUTS, None)
+        served.save(ranked_anew(), OUTPUTS, None)
         serve(served, "r000002")
 
-        assert order_state(served, ProjectOptions(strategy="bald", batch_size=3), CLASSES).verdict == "as chosen"
-        standing = order_state(served, ProjectOptions(strategy="badge", batch_size=3), CLASSES)
-        assert (standing.verdict, standing.base, standing.latest) == (
-            "network",
-            served.summary("r000001"),
-            served.summary("r000002"),
-        )
+        assert order_state(served, BALD, CLASSES).verdict == "as chosen"
+        state = order_state(served, ProjectOptions(strategy="badge", batch_size=3), CLASSES)
+        assert (state.verdict, state.base and state.base.round_id) == ("network", "r000001")
+        assert state.latest == served.summary("r000002")
 
     @pytest.mark.parametrize("wholly", [None, False])
     def test_a_new_order_that_was_saved_and_not_wholly_published(self, served, wholly):
-        reranked = make_report("r000002").model_copy(
-            update={"request": make_request(round_id="r000002", strategy="bald", reason="rerank"), "base": "r000001"}
-        )
-        served.save(reranked, OUTPUTS, None)
+        served.save(ranked_anew(), OUTPUTS, None)
         if wholly is not None:
             serve(served, "r000002", wholly=wholly)
 
-        standing = order_state(served, ProjectOptions(strategy="bald", batch_size=3), CLASSES)
+        state = order_state(served, BALD, CLASSES)
 
-        assert (standing.verdict, standing.due) == ("saved", True)
+        assert (state.verdict, state.due) == ("saved", True)
 
     def test_a_training_that_was_not_published_is_published_by_its_own_round(self, project):
         project.save(trained(), OUTPUTS, Network())
 
-        standing = order_state(project, CHOSEN, CLASSES)
+        state = order_state(project, CHOSEN, CLASSES)
 
-        assert (standing.verdict, standing.due) == ("saved", False)
+        assert (state.verdict, state.due) == ("saved", False)

@@ -171,61 +171,62 @@ WORSE_THEN = by_chance("n" * 20 + "y" * 10, "n" * 2 + "y" * 28)
 AS_GOOD_THEN = by_chance("n" * 6 + "y" * 24, "n" * 5 + "y" * 25)
 
 
-def told(story: Story, control: HoldoutEstimate | None) -> str:
+def evidence(story: Story, control: HoldoutEstimate | None) -> str:
     """The one sentence of the evidence that is about randomly drawn images."""
-    evidence = stop_advice(story.marks(), noise(0.96), batch_size=20, control=control).evidence
-    [said] = [one for one in evidence if "randomly drawn images" in one.lower()]
-    return said
+    found = stop_advice(story.marks(), noise(0.96), batch_size=20, control=control).evidence
+    [sentence] = [one for one in found if "randomly drawn images" in one.lower()]
+    return sentence
 
 
 class TestControl:
-    """Validation labels were chosen: images that came by chance back or contradict what they say."""
+    """Validation labels were chosen: randomly drawn images confirm or contradict their accuracy."""
 
-    def test_a_plateau_that_they_contradict_is_no_stop(self):
-        """Level on the validation labels, 60 points better by chance."""
-        advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, control=WORSE_THEN)
+    @pytest.mark.parametrize(
+        ("story", "control", "verdict", "begins", "ends"),
+        [
+            pytest.param(
+                STABLE,
+                WORSE_THEN,
+                "soon",
+                "Randomly drawn images contradict that it is level: the network was right about 28 of the last 30, "
+                "since r000002, and about 10 of the 30 before (+60 points, 95 % interval ",
+                "the easy ones are left.",
+                id="a plateau that they contradict",
+            ),
+            pytest.param(
+                STABLE,
+                AS_GOOD_THEN,
+                "stop",
+                "Randomly drawn images show no clear rise either: ",
+                "; a rise of up to 23 points would not show.",
+                id="a plateau that they confirm",
+            ),
+            pytest.param(
+                STABLE,
+                by_chance("y" * 34),
+                "stop",
+                "Whether randomly drawn images confirm this is not known yet: 34 of them have a label, 60 are needed.",
+                "",
+                id="too few",
+            ),
+            pytest.param(
+                RISING, AS_GOOD_THEN, "go on", "Randomly drawn images show no clear rise: ", "", id="never a stop"
+            ),
+            pytest.param(RISING, WORSE_THEN, "go on", "Randomly drawn images show a rise too: ", "", id="both rise"),
+        ],
+    )
+    def test_verdict_and_evidence(self, story, control, verdict, begins, ends):
+        advice = stop_advice(story.marks(), noise(0.96), batch_size=20, control=control)
 
-        assert advice.verdict == "soon"
-        assert advice.sentence.startswith("Could stop soon: ")
-        assert advice.sentence.endswith("but on randomly drawn images accuracy still rose.")
-        assert told(STABLE, WORSE_THEN).startswith(
-            "Randomly drawn images contradict that it is level: the network was right about 28 of the last 30, "
-            "since r000002, and about 10 of the 30 before (+60 points, 95 % interval "
-        )
+        assert advice.verdict == verdict
+        assert advice.sentence.endswith("on randomly drawn images accuracy still rose.") == (verdict == "soon")
+        assert evidence(story, control).startswith(begins)
+        assert evidence(story, control).endswith(ends)
 
-    def test_a_plateau_that_they_back_says_how_much_they_could_miss(self):
-        advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, control=AS_GOOD_THEN)
+    def test_without_a_holdout_there_is_no_such_evidence(self):
+        found = stop_advice(STABLE.marks(), noise(0.92), batch_size=20).evidence
 
-        assert advice.verdict == "stop"
-        assert "randomly" not in advice.sentence
-        said = told(STABLE, AS_GOOD_THEN)
-        assert said.startswith("Randomly drawn images show no clear rise either: ")
-        assert said.endswith("; a rise of up to 23 points would not show.")
-
-    def test_too_few_to_tell(self):
-        advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, control=by_chance("y" * 34))
-
-        assert advice.verdict == "stop"
-        assert told(STABLE, by_chance("y" * 34)) == (
-            "Whether randomly drawn images confirm this is not known yet: 34 of them have a label, 60 are needed."
-        )
-
-    def test_nothing_is_said_where_none_ever_came(self):
-        evidence = stop_advice(STABLE.marks(), noise(0.92), batch_size=20).evidence
-
-        assert not [one for one in evidence if "randomly drawn" in one]
-
-    def test_they_never_call_for_a_stop(self):
-        """Validation rises, and nothing by chance does: they are too few to show that nothing rises."""
-        with_them = stop_advice(RISING.marks(), noise(0.5), batch_size=20, control=AS_GOOD_THEN)
-
-        assert with_them.verdict == stop_advice(RISING.marks(), noise(0.5), batch_size=20).verdict == "go on"
-        assert told(RISING, AS_GOOD_THEN).startswith("Randomly drawn images show no clear rise: ")
-        assert told(RISING, WORSE_THEN).startswith("Randomly drawn images show a rise too: ")
-        assert told(RISING, WORSE_THEN).endswith(
-            "; part of it may be that the hard images are labelled first and the easy ones are left."
-        )
-        assert "still rose" not in stop_advice(RISING.marks(), noise(0.5), batch_size=20, control=WORSE_THEN).sentence
+        assert not [one for one in found if "randomly drawn" in one]
 
 
 class TestReadingMinutes:
