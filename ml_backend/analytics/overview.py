@@ -7,6 +7,7 @@ date does.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
@@ -100,9 +101,11 @@ def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOp
 
 
 def _digest_of_inputs(project: ProjectStore, configured: ProjectConfig, rounds: Sequence[RoundSummary]) -> str:
+    config = {one.name: getattr(configured.label_config, one.name) for one in fields(configured.label_config)}
     state = (
         _version(),
-        repr(configured.label_config),
+        # The order of a set differs from process to process.
+        {name: sorted(value) if isinstance(value, frozenset) else value for name, value in config.items()},
         configured.options.model_dump_json(),
         project.states(("tasks", "same-content", "quarantine", "published")),
         [(one.round_id, one.report_bytes) for one in rounds],

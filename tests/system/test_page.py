@@ -117,7 +117,7 @@ class TestPage:
     def test_a_project_is_paused_and_goes_on(self, browser, url, queue):
         """By its buttons; labels are counted meanwhile and start nothing."""
         open_at(browser, f"{url}/projects/{KEY}", 1400)
-        assert browser.find_element(By.LINK_TEXT, "Hold it still")
+        assert browser.find_element(By.LINK_TEXT, "Stop that")
         assert "12 of 20" in browser.find_element(By.TAG_NAME, "main").text
 
         press(browser, "Pause")

@@ -3,6 +3,8 @@
 import gc
 import os
 import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -225,6 +227,16 @@ class TestAnalysis:
 
         assert analyse(ProjectStore(project.folder), CONFIG, ProjectOptions()) == before
         assert before.standing is not None
+
+    def test_a_set_in_another_order_changes_nothing(self, project):
+        class Backwards(frozenset[str]):
+            def __iter__(self) -> Iterator[str]:
+                return iter([*super().__iter__()][::-1])
+
+        names = frozenset({"a", "b", "c"})
+        one, other = (replace(CONFIG, other_questions=found) for found in (names, Backwards(names)))
+
+        assert analyse(project, one, ProjectOptions()) == analyse(project, other, ProjectOptions())
 
     def test_a_damaged_one_is_computed_again(self, project):
         before = analyse(project, CONFIG, ProjectOptions())
