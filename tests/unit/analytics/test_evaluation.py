@@ -108,15 +108,15 @@ class TestLabelsByOrigin:
         assert (found.control, [one.image.id for one in found.chosen]) == ((), ["4"])
         assert [one.image.id for one in found.random] == ["1"]
 
-    def test_an_edit_or_a_second_opinion_leaves_it_where_it_was(self):
-        found = self.origin([label(1)], [answer(1, 25), answer(1, 12)])
-
-        assert [one.round_id for one in found.control] == ["r000002"]
-
-    def test_a_skip_is_no_label(self):
-        found = self.origin([label(3)], [answer(3, 12, None), answer(3, 25)])
-
-        assert [one.round_id for one in found.control] == ["r000003"]
+    @pytest.mark.parametrize(
+        ("image", "answers", "round_id"),
+        [
+            pytest.param(1, [answer(1, 25), answer(1, 12)], "r000002", id="the first answer counts, not an edit"),
+            pytest.param(3, [answer(3, 12, None), answer(3, 25)], "r000003", id="a skip is no answer"),
+        ],
+    )
+    def test_several_answers(self, image, answers, round_id):
+        assert [one.round_id for one in self.origin([label(image)], answers).control] == [round_id]
 
     def test_a_label_without_an_answer_is_left_out(self):
         assert self.origin([label(1)], []).chosen == ()
@@ -179,19 +179,19 @@ class TestCalibrationError:
 
 
 class TestEstimate:
-    def test_nothing_yet(self):
-        estimate = holdout_estimate([], CLASSES)
+    @pytest.mark.parametrize(
+        ("images", "accuracy", "begins"),
+        [
+            (0, None, "No randomly drawn image has a label yet"),
+            (12, 1.0, "12 randomly drawn images have a label so far, too few"),
+        ],
+    )
+    def test_too_few(self, images, accuracy, begins):
+        estimate = holdout_estimate([control(n) for n in range(images)], CLASSES)
 
-        assert estimate is not None
-        assert (estimate.n, estimate.accuracy, estimate.enough) == (0, None, False)
-        assert estimate.sentence.startswith("No randomly drawn image has a label yet")
-
-    def test_too_few_to_tell(self):
-        estimate = holdout_estimate([control(n) for n in range(12)], CLASSES)
-
-        assert estimate is not None
-        assert estimate.sentence.startswith("12 randomly drawn images have a label so far, too few")
-        assert (estimate.enough, estimate.temperature, estimate.ece) == (False, None, None)
+        assert (estimate.n, estimate.accuracy, estimate.enough) == (images, accuracy, False)
+        assert (estimate.temperature, estimate.ece) == (None, None)
+        assert estimate.sentence.startswith(begins)
 
     def test_enough(self):
         """24 of 30 right at confidence 0.95: too sure, so that it must be warmed, which makes the error smaller."""
@@ -199,7 +199,6 @@ class TestEstimate:
 
         estimate = holdout_estimate(images, CLASSES)
 
-        assert estimate is not None
         assert (estimate.n, estimate.correct, estimate.accuracy, estimate.enough) == (30, 24, 0.8, True)
         assert (estimate.low, estimate.high) == wilson(24, 30)
         assert estimate.ece == pytest.approx(0.15)
@@ -218,7 +217,6 @@ class TestEstimate:
 
         estimate = holdout_estimate(images, CLASSES, window=30)
 
-        assert estimate is not None
         assert (estimate.total, estimate.n, estimate.correct) == (50, 30, 30)
         assert [(one.round_id, one.n, one.correct) for one in estimate.by_round] == [
             ("r000002", 20, 0),
@@ -228,7 +226,6 @@ class TestEstimate:
     def test_is_about_the_last_hundred(self):
         estimate = holdout_estimate([control(n, right=n > 0) for n in range(101)], CLASSES)
 
-        assert estimate is not None
         assert (estimate.total, estimate.n, estimate.correct) == (101, 100, 100)
 
     @pytest.mark.parametrize(("normal", "recall"), [(9, None), (10, 0.0)])
@@ -246,7 +243,6 @@ class TestEstimate:
 
         before, after = (holdout_estimate(images[:count], CLASSES) for count in (59, 60))
 
-        assert before is not None
         assert after is not None
         assert [(one.round_id, one.n) for one in after.running] == [("r000003", 58), ("r000004", 60)]
         assert before.trend is None
@@ -256,7 +252,6 @@ class TestEstimate:
     def test_other_classes_than_now_are_left_out(self):
         estimate = holdout_estimate([control(1)], ("normal", "severe"))
 
-        assert estimate is not None
         assert estimate.total == 0
 
 

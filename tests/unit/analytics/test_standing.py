@@ -290,44 +290,39 @@ class TestStartEstimate:
         assert one.more is not None
         assert both.more > one.more
 
-    def test_sentence(self):
+    @pytest.mark.parametrize(
+        ("labels", "pool", "enough", "words"),
+        [
+            pytest.param({"normal": 25, "severe": 40}, 500, 1.0, "Every class has the 25 labels", id="complete"),
+            pytest.param(
+                {"normal": 0, "severe": 0}, 500, None,
+                "25 more 'normal' and 25 more 'severe' needed; no label yet, so nothing is known", id="no label",
+            ),
+            pytest.param({"normal": 10, "severe": 30}, 14, 0.0, "cannot hold them: import more", id="too few"),
+            pytest.param(
+                {"normal": 0, "severe": 100}, 500, pytest.approx(0.0, abs=0.05), "will probably not hold enough",
+                id="a class that was never seen: after 100 labels about 1 in 100",
+            ),
+        ],
+    )  # fmt: skip
+    def test_in_words(self, labels, pool, enough, words):
+        found = start_estimate(labels, 25, pool)
+
+        assert found.enough == enough
+        assert words in found.sentence
+        assert found.missing == {name: 25 - count for name, count in labels.items() if count < 25}
+
+    def test_an_estimate_in_words(self):
         found = start_estimate({"normal": 18, "moderate": 40, "severe": 60}, 25, 500)
 
+        # 7 over a share of 19 / 121, on the average of the posterior.
+        assert found.more == pytest.approx(7 * 121 / 19, rel=0.1)
         assert found.sentence == (
             f"7 more 'normal' needed; at the rate so far about {found.more} more images ({found.low} to {found.high})."
         )
-        # 7 over a share of 19 / 121, on the average of the posterior.
-        assert found.more == pytest.approx(7 * 121 / 19, rel=0.1)
-
-    def test_an_order_by_looks_is_told(self):
-        found = start_estimate({"normal": 18, "severe": 60}, 25, 500, random_order=False)
-
-        assert "estimated for a random order" in found.sentence
-
-    def test_without_labels_nothing_is_known(self):
-        found = start_estimate({"normal": 0, "severe": 0}, 25, 500)
-
-        assert found.missing == {"normal": 25, "severe": 25}
-        assert (found.more, found.low, found.high, found.enough) == (None, None, None, None)
-        assert found.sentence == (
-            "25 more 'normal' and 25 more 'severe' needed; no label yet, so nothing is known of how many images that "
-            "takes."
+        assert (
+            "estimated for a random order" in start_estimate({"a": 18, "b": 60}, 25, 500, random_order=False).sentence
         )
-
-    def test_a_class_that_was_never_seen(self):
-        """After 100 labels its share is about 1 in 100: 500 images hold 25 of it hardly ever."""
-        found = start_estimate({"normal": 0, "severe": 100}, 25, 500)
-
-        assert found.enough is not None
-        assert found.enough < 0.05
-        assert "will probably not hold enough" in found.sentence
-        assert found.more == found.high == 500
-
-    def test_a_pool_that_is_too_small_for_certain(self):
-        found = start_estimate({"normal": 10, "severe": 30}, 25, 14)
-
-        assert found.enough == 0.0
-        assert "cannot hold them: import more" in found.sentence
 
     def test_a_pool_that_may_be_too_small(self):
         """About 43 images, at most 83: of 50 it is not certain."""
@@ -335,11 +330,6 @@ class TestStartEstimate:
 
         assert found.high == 50
         assert "the pool of 50 may not hold enough" in found.sentence
-
-    def test_complete(self):
-        found = start_estimate({"normal": 25, "severe": 40}, 25, 500)
-
-        assert (found.missing, found.more, found.enough) == ({}, 0, 1.0)
 
     @settings(deadline=None, max_examples=60)
     @given(labels, st.integers(2, 40), st.integers(0, 400), st.integers(0, 5))
@@ -400,14 +390,13 @@ class TestWaysOut:
         assert f"the option ignore_classes={option} leaves" in told
         assert ProjectOptions(ignore_classes=option).ignore_classes == (*ignored, rare)
 
-    def test_two_classes_are_the_fewest(self):
-        found = start_estimate({"normal": 30, "severe": 5}, 25, 0)
-
-        assert found.ways_out == ("lower the option min_labels_per_class, 25 now and 2 at least",)
-
-    def test_of_several_that_lack_labels_the_owner_names_one(self):
-        found = start_estimate({"normal": 30, "moderate": 1, "severe": 1}, 25, 0)
-
-        assert "ignore_classes=its name" in found.ways_out[-1]
-        found = start_estimate({"normal": 30, "moderate": 1, "severe": 1}, 25, 0, ignored=("artefact",))
-        assert "ignore_classes=artefact,its name" in found.ways_out[-1]
+    @pytest.mark.parametrize(
+        ("labels", "ignored", "last"),
+        [
+            ({"normal": 30, "severe": 5}, (), "lower the option min_labels_per_class, 25 now and 2 at least"),
+            ({"normal": 30, "moderate": 1, "severe": 1}, (), "ignore_classes=its name leaves"),
+            ({"normal": 30, "moderate": 1, "severe": 1}, ("artefact",), "ignore_classes=artefact,its name leaves"),
+        ],
+    )
+    def test_two_classes_are_left(self, labels, ignored, last):
+        assert last in start_estimate(labels, 25, 0, ignored=ignored).ways_out[-1]
