@@ -3,10 +3,10 @@
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +18,12 @@ from ml_backend.schemas import FrozenModel
 ABANDONED_AFTER_S = 3600.0
 """After so long without a write, the process that was writing a temporary file is dead."""
 
+CACHED_RECORDS = 64
+"""Records in memory, the last that were read; of a file only its newest content. Some grow to megabytes."""
+
 R = TypeVar("R", bound=FrozenModel)
+_CACHE: dict[tuple[Path, type[FrozenModel]], tuple["FileState", FrozenModel | None]] = {}  # least recently read first
+_LOCK = threading.Lock()
 
 
 class FileState(NamedTuple):
@@ -96,12 +101,16 @@ def read_cached(path: Path, kind: type[R]) -> R | None:
     Raises:
         StorageError: see ``read_record``.
     """
-    return _read_cached(path, kind, file_state(path))  # type: ignore[return-value]
-
-
-@lru_cache(maxsize=200)
-def _read_cached(path: Path, kind: type[FrozenModel], _: FileState) -> FrozenModel | None:
-    return read_record(path, kind)
+    state = file_state(path)
+    with _LOCK:
+        known = _CACHE.pop((path, kind), None)
+    if known is None or known[0] != state:
+        known = (state, read_record(path, kind))
+    with _LOCK:
+        _CACHE[path, kind] = known
+        while len(_CACHE) > CACHED_RECORDS:
+            del _CACHE[next(iter(_CACHE))]
+    return known[1]  # type: ignore[return-value]
 
 
 @contextmanager

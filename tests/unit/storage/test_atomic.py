@@ -7,12 +7,18 @@ from typing import NoReturn
 
 import pytest
 
+from ml_backend.schemas import ImageRef
+from ml_backend.storage import atomic
 from ml_backend.storage.atomic import (
     ABANDONED_AFTER_S,
+    CACHED_RECORDS,
     new_folder,
+    read_cached,
     remove_half_written,
     write_atomically,
+    write_record,
 )
+from tests.fakes import make_image
 
 
 class PowerCut(BaseException):
@@ -61,6 +67,34 @@ class TestFolderBeside:
             raise PowerCut
 
         assert names_in(tmp_path / "a") == []
+
+
+class TestReadCached:
+    def test_is_parsed_again_only_after_a_change(self, tmp_path):
+        path = tmp_path / "image.json"
+        write_record(path, make_image(1))
+        first = read_cached(path, ImageRef)
+
+        assert first == make_image(1)
+        assert read_cached(path, ImageRef) is first
+
+        write_record(path, make_image(12))
+        assert read_cached(path, ImageRef) == make_image(12)
+        path.unlink()
+        assert read_cached(path, ImageRef) is None
+
+    def test_holds_the_last_records_and_of_each_file_the_newest(self, tmp_path):
+        for number in range(CACHED_RECORDS + 5):
+            write_record(tmp_path / f"{number}.json", make_image(1))
+            read_cached(tmp_path / f"{number}.json", ImageRef)
+        for number in range(CACHED_RECORDS):
+            write_record(tmp_path / "often.json", make_image(number))
+            read_cached(tmp_path / "often.json", ImageRef)
+        last = tmp_path / f"{CACHED_RECORDS + 4}.json"
+
+        assert len(atomic._CACHE) == CACHED_RECORDS
+        assert read_cached(last, ImageRef) is read_cached(last, ImageRef)
+        assert (tmp_path / "5.json", ImageRef) not in atomic._CACHE
 
 
 class TestRemoveHalfWritten:
