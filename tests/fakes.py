@@ -1,15 +1,18 @@
 """Small stand-ins for the ports of a round, and builders for its records."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 
 from ml_backend.consensus import Consensus
+from ml_backend.errors import StaleRound
 from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.rounds.interfaces import Learner
+from ml_backend.rounds.cold_start import StartFeatures
+from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner
+from ml_backend.rounds.run import Project, ProjectData
 from ml_backend.schemas import (
     Annotation,
     Exclusion,
@@ -21,6 +24,7 @@ from ml_backend.schemas import (
     Ranking,
     RoundReport,
     RoundRequest,
+    Stage,
 )
 
 __all__ = [
@@ -28,9 +32,8 @@ __all__ = [
     "NOON",
     "FakeLabels",
     "FakeLearner",
-    "FakePublisher",
+    "FakeProject",
     "FakeStrategy",
-    "MemoryStore",
     "make_annotation",
     "make_fit",
     "make_image",
@@ -224,27 +227,40 @@ class FakeStrategy:
         )
 
 
-class MemoryStore:
-    """Keeps the rounds in a list; writes ``save`` in a journal, to show what came first."""
+class FakeProject(Project):
+    """Keeps saved and published rounds in lists; the journal shows what came first.
 
-    def __init__(self, journal: list[str] | None = None) -> None:
-        self.journal = [] if journal is None else journal
+    Args:
+        labels: annotations and pool.
+        stale_at_call: number of the call of ``ensure_current`` that raises; 0 for none.
+    """
+
+    def __init__(
+        self, labels: LabelSource, *, consensus: ConsensusRule = one_reader, stale_at_call: int = 0, cold: bool = False
+    ) -> None:
+        self.labels = labels
+        self.consensus = consensus
+        self.journal: list[str] = []
+        self.stages: list[tuple[Stage, int, int]] = []
         self.saved: list[tuple[RoundReport, PoolPredictions | None, Learner | None]] = []
-
-    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
-        self.journal.append("save")
-        self.saved.append((report, outputs, learner))
-
-
-class FakePublisher:
-    """Keeps the published reports in a list; asks the guard first, as a real one must."""
-
-    def __init__(self, journal: list[str] | None = None) -> None:
-        self.journal = [] if journal is None else journal
         self.published: list[RoundReport] = []
+        self.cold = cold  # readers have no order yet
+        self._stale_at_call = stale_at_call
+        self._calls = 0
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
-        guard()
+    def save(
+        self,
+        report: RoundReport,
+        predictions: PoolPredictions | None,
+        learner: Learner | None,
+        data: ProjectData,
+        start_features: StartFeatures | None = None,
+    ) -> None:
+        self.journal.append("save")
+        self.saved.append((report, predictions, learner))
+
+    def publish(self, report: RoundReport) -> PublishedRanking:
+        self.ensure_current()
         self.journal.append("publish")
         self.published.append(report)
         return PublishedRanking(
@@ -254,3 +270,14 @@ class FakePublisher:
             seconds={"import": 0.0},
             published_at=NOON,
         )
+
+    def report_progress(self, stage: Stage, done: int, total: int) -> None:
+        self.stages.append((stage, done, total))
+
+    def ensure_current(self) -> None:
+        self._calls += 1
+        if self._calls == self._stale_at_call:
+            raise StaleRound("a newer run holds the token")
+
+    def has_order(self) -> bool:
+        return not self.cold

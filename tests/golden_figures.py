@@ -52,7 +52,7 @@ def _differences(expected: Any, found: Any, rel: float, where: str = "") -> Iter
         for place, pair in enumerate(zip(expected, found, strict=True)):
             yield from _differences(*pair, rel, f"{where}/{place}")
     elif isinstance(expected, float) and isinstance(found, float):
-        if found != pytest.approx(expected, rel=rel, abs=1e-9):
+        if found != pytest.approx(expected, rel=rel, abs=1e-8):
             yield f"{where}: {expected} is now {found}"
     elif expected != found and not (rel > 1e-5 and _is_rounded_otherwise(expected, found)):
         yield f"{where}: {expected!r} is now {found!r}"

@@ -1,6 +1,6 @@
-"""One round, independent of where labels come from and where rankings go."""
+"""One round, independent of where its labels come from and where its ranking goes."""
 
-from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Publisher, RoundParts, Strategy
-from ml_backend.rounds.run import run_round
+from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Strategy
+from ml_backend.rounds.run import Project, RoundResult, run_round
 
-__all__ = ["ConsensusRule", "LabelSource", "Learner", "Publisher", "RoundParts", "Strategy", "run_round"]
+__all__ = ["ConsensusRule", "LabelSource", "Learner", "Project", "RoundResult", "Strategy", "run_round"]

@@ -1,47 +1,146 @@
-"""Before the first network: which image comes next when nothing is known about any but how it looks."""
+"""Rankings before the first network: a random order, or the most typical images first.
+
+The typical order is computed from features of the untrained backbone. The round records where the feature cache keeps
+them, with a digest of each, and replay reads them from there: the features of 100,000 images take 800 MB, the record
+11 MB.
+"""
 
 from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float32
 
 from ml_backend.acquisition import places, rank_by_features, seeded_order
 from ml_backend.errors import UnusablePool
+from ml_backend.images.cache import DiskCache
+from ml_backend.model.features import FOLDER, cached_features
+from ml_backend.predictions import ImageFeatures
 from ml_backend.rounds.interfaces import Learner
-from ml_backend.schemas import ImageRef, Ranking
+from ml_backend.schemas import Exclusion, FrozenModel, ImageRef, Ranking, natural_order
+
+START_FEATURES: Final = "features"
+"""Name of the record of ``StartFeatures`` in a round's folder."""
 
 
-def random_order(pool: Sequence[ImageRef], batch_size: int, seed: int) -> Ranking:
-    """A seeded random order of the pool, the one that the strategy ``random`` gives.
+def random_order(image_ids: Sequence[str], batch_size: int, seed: int) -> Ranking:
+    """A seeded random order of the pool, the same as that of the strategy ``random``.
 
-    An image's place follows from the seed and its own id, so that the order does not depend on how the pool arrives,
-    and images that are labelled away or imported later leave the rest in the order that readers already see.
+    An image's place follows from the seed and its own id: the order does not depend on how the pool arrives, and images
+    that are labelled or imported later leave the order of the others unchanged.
 
     Returns:
-        Scores are places: distinct, from 1 for the first, falling, above 0.
+        Scores are places: distinct, falling, from 1 for the first, above 0.
     """
-    ids = [image.id for image in pool]
-    order = seeded_order(ids, seed)
     return Ranking(
         strategy="random",
-        image_ids=tuple(ids[i] for i in order),
-        scores=tuple(places(len(ids)).tolist()),
+        image_ids=tuple(image_ids[i] for i in seeded_order(image_ids, seed)),
+        scores=tuple(places(len(image_ids)).tolist()),
         batch_size=batch_size,
     )
 
 
 def typical_order(
     learner: Learner, labelled: Sequence[ImageRef], pool: Sequence[ImageRef], batch_size: int, seed: int
-) -> Ranking:
-    """The order that the strategy ``typiclust`` gives on what the backbone sees before it has learned anything.
+) -> tuple[Ranking, "StartFeatures | None"]:
+    """The order of the strategy ``typiclust`` on the features of the untrained backbone.
 
-    Groups of images that look alike and hold a labelled one count as covered.
+    Clusters that hold a labelled image count as covered.
+
+    Returns:
+        The ranking, and where its features are cached; None where the learner does not cache them.
 
     Raises:
         UnusablePool: no image of the pool could be read.
         WeightsError, SettingsError, RoundError: see ``Learner.embed``.
     """
-    seen = learner.embed(pool)
-    if not seen.image_ids:
-        raise UnusablePool(
-            f"none of the {len(pool)} unlabelled images could be read; the first: {seen.exclusions[0].reason}"
+    embedded = [learner.embed(pool)]
+    if not embedded[0].image_ids:
+        raise unreadable_pool(len(pool), embedded[0].exclusions)
+    if labelled:
+        embedded.append(learner.embed(labelled))
+    covered = embedded[1].features if labelled else None
+    return rank_by_features("typiclust", embedded[0], covered, batch_size, seed), StartFeatures.of(*embedded)
+
+
+def unreadable_pool(images: int, exclusions: Sequence[Exclusion]) -> UnusablePool:
+    """The error of a pool of which no image could be read."""
+    return UnusablePool(f"none of the {images} unlabelled images could be read; the first: {exclusions[0].reason}")
+
+
+class FeaturesLost(Exception):
+    """Cached features are gone or have changed; the message says of how many images."""
+
+
+class StartFeatures(FrozenModel):
+    """Where the features behind a typical order are cached, and their digests.
+
+    Attributes:
+        ending: common end of all cache keys, after the image's own part: preprocessing, weights and precision.
+        kept: image id -> the rest of its key, a space, and the digest; pool and labelled images alike.
+    """
+
+    ending: str
+    kept: dict[str, str]
+
+    @classmethod
+    def of(cls, *embedded: ImageFeatures) -> Self | None:
+        """The record of these features; None where they are not cached."""
+        rows = {
+            image_id: (key, _digest(row))
+            for features in embedded
+            for image_id, key, row in zip(
+                features.image_ids, features.keys, features.features, strict=bool(features.keys)
+            )
+        }
+        if not rows:
+            return None
+        endings = {"".join(key.partition("|")[1:]) for key, _ in rows.values()}
+        ending = endings.pop() if len(endings) == 1 else ""
+        in_order = sorted(rows.items(), key=lambda one: natural_order(one[0]))
+        return cls(
+            ending=ending,
+            kept={image_id: f"{key.removesuffix(ending)} {digest}" for image_id, (key, digest) in in_order},
         )
-    covered = learner.embed(labelled).features if labelled else None
-    return rank_by_features("typiclust", seen, covered, batch_size, seed)
+
+    def read(self, image_ids: Sequence[str], cache: Path) -> Float32[npt.NDArray[np.float32], "images dims"]:
+        """The features of images, bit-identical to those of the round.
+
+        Args:
+            image_ids: at least one.
+            cache: of the installation.
+
+        Raises:
+            FeaturesLost: some are gone from the cache or have changed; all are checked and counted.
+            ValueError: the record does not name an image.
+        """
+        folder = DiskCache(cache / FOLDER)
+        rows: list[npt.NDArray[np.float32]] = []
+        gone: list[str] = []
+        changed: list[str] = []
+        for image_id in image_ids:
+            beginning, space, digest = self.kept.get(image_id, "").rpartition(" ")
+            if not space:
+                raise ValueError(f"image {image_id}: the round did not record where its features are cached")
+            row = cached_features(folder, beginning + self.ending)
+            if row is None:
+                gone.append(image_id)
+            elif _digest(row) != digest:
+                changed.append(image_id)
+            else:
+                rows.append(row)
+        if gone or changed:
+            lost = [
+                f"{len(ids)} of {len(image_ids)} {verb} (first: image {ids[0]})"
+                for ids, verb in ((gone, "are no longer in the cache"), (changed, "have changed"))
+                if ids
+            ]
+            raise FeaturesLost(" and ".join(lost))
+        return np.stack(rows)
+
+
+def _digest(row: Float32[npt.NDArray[np.float32], " dims"]) -> str:
+    return blake2b(np.ascontiguousarray(row, "<f4").data, digest_size=16).hexdigest()

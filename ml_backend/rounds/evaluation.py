@@ -1,12 +1,12 @@
-"""Does choosing pay? Two networks with equally many labels, chosen or by chance, asked about the same unseen images.
+"""Active learning against random selection: networks with equally many labels, compared on the same unseen images.
 
-A live proof: the labels of a project, told apart by how their images came, and networks of its own kind.
+``ml-backend proof`` compares labels of one project, told apart by the order in which their images came.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,39 +21,66 @@ from ml_backend.analytics.evaluation import (
 )
 from ml_backend.analytics.history import answers_of
 from ml_backend.config import Settings
-from ml_backend.consensus.rules import RULES
 from ml_backend.errors import PayloadError, TooFewLabels
 from ml_backend.grouping import groups_of
-from ml_backend.label_studio.formats import training_classes
 from ml_backend.label_studio.sync import Mirror
-from ml_backend.registry import Need
-from ml_backend.rounds.interfaces import Learner, Progress, no_guard, no_progress
-from ml_backend.rounds.live import live_of, open_project
+from ml_backend.rounds.interfaces import Learner, Progress, no_progress
+from ml_backend.rounds.live import LiveProject, open_project
 from ml_backend.rounds.split import fold_split, stable_split
 from ml_backend.schemas import Label, ProjectKey
 
 FOLDS: Final = 5
 RESAMPLES: Final = 9_999
-_PROBS: Final[frozenset[Need]] = frozenset({"probs"})
-
-Right: TypeAlias = dict[str, bool]
 
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    """What one pair of networks learns from and is asked about."""
+    """Training labels of one pair of networks, and the images to compare them on."""
 
-    asked: tuple[Label, ...]
-    by_chance: tuple[Label, ...]
-    chosen: tuple[Label, ...]
-    extra: int  # labels beyond the start set, on either side
-
-
-def _silent(done: int, total: int) -> None:
-    del done, total
+    test: tuple[Label, ...]
+    random: tuple[Label, ...]
+    active: tuple[Label, ...]
+    extra: int  # labels beyond the start set, the same for both
 
 
-def active_against_random(
+def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress) -> ActiveAgainstRandom:
+    """Compare active with random selection at equal label counts, and keep the result in the project's folder.
+
+    Nothing else of the project is changed: a worker may run its rounds meanwhile.
+
+    Args:
+        settings: of the installation.
+        key: of the project.
+        progress: receives ``labels`` when they are read, then ``train`` with the number of trained networks.
+
+    Raises:
+        UnknownProject, SettingsError, LabelStudioError: the project cannot be read.
+        TooFewLabels: see ``active_vs_random``.
+        BackendError: see ``Learner``.
+    """
+    # Without patience: the user waits for the answer.
+    with open_project(settings, key, patience_s=0.0) as context:
+        progress("labels", 0, 1)
+        project = LiveProject(context)
+        labels = project.consensus(project.labels.annotations(), project.classes).labels
+        mirror = project.readings.mirror(Mirror)
+        if mirror is None:
+            raise PayloadError(f"the tasks of project {key.id} could not be stored: is the data folder writable?")
+        # The quarantine excludes images here too, but is not settled: that would release every image not looked at.
+        result = active_vs_random(
+            stored_labels_by_origin(project.store, labels, answers_of(mirror, project.config, project.options)),
+            lambda: context.learner(project.options, no_progress),
+            project.classes,
+            validation_share=project.options.validation_share,
+            seed=project.options.seed,
+            control_share=project.options.control_share,
+            progress=lambda done, total: progress("train", done, total),
+        )
+        context.store.set_project_record(PROOF, result)
+        return result
+
+
+def active_vs_random(
     labels: LabelsByOrigin,
     make: Callable[[], Learner],
     classes: Sequence[str],
@@ -61,13 +88,13 @@ def active_against_random(
     validation_share: float,
     seed: int,
     control_share: float,
-    progress: Callable[[int, int], None] = _silent,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ActiveAgainstRandom:
-    """Fit pairs of networks on equally many labels, and compare their answers about control images of other patients.
+    """Train pairs of networks on equally many labels, and compare them on holdout images of other patients.
 
-    The control images are torn into folds by patient. For each fold one network learns the start set and the control
-    images outside it, the other the start set and as many of the labels that the strategy chose first; nobody whose
-    images are in the fold is learned from. Both have the project's options, and learners made alike.
+    The holdout is split into folds by patient. For each fold one network is trained on the start set and the holdout
+    images outside the fold, the other on the start set and as many of the labels that the strategy chose first; no
+    patient of the fold is trained on. Both have the project's options.
 
     Args:
         labels: of the project.
@@ -75,93 +102,98 @@ def active_against_random(
         classes: least severe first.
         validation_share: of the labels of each network.
         seed: of folds, splits and the bootstrap.
-        control_share: as it is now, to say how long it takes until there are enough.
-        progress: called with the networks fitted and all.
+        control_share: as it is now, to estimate how long it takes until there are enough labels.
+        progress: called with the networks trained and their total.
 
     Raises:
-        TooFewLabels: fewer than 30 control images have a label, or too few were chosen; says how many more are needed.
+        TooFewLabels: fewer than 30 holdout images have a label, or none that the strategy chose; says how many are
+            missing.
         BackendError: see ``Learner``.
     """
     _require_enough(labels, control_share)
-    right: tuple[Right, Right] = ({}, {})
-    folds = [_fold(asked, labels) for _, asked in fold_split([one.label for one in labels.control], FOLDS, seed)]
+    correct: tuple[dict[str, bool], dict[str, bool]] = ({}, {})
+    folds = [_fold(test, labels) for _, test in fold_split([one.label for one in labels.control], FOLDS, seed)]
     for number, fold in enumerate(folds):
-        for side, learned in enumerate((fold.chosen, fold.by_chance)):
+        for side, learned in enumerate((fold.active, fold.random)):
             train, validation = stable_split(learned, validation_share, seed)
             learner = make()
             learner.fit(train, validation, classes)
-            answers = learner.outputs([label.image for label in fold.asked], _PROBS).suggestions()
-            right[side].update(
-                {one.image.id: answers[one.image.id] == one.value for one in fold.asked if one.image.id in answers}
+            answers = learner.outputs([one.image for one in fold.test], frozenset({"probs"})).suggestions()
+            correct[side].update(
+                {one.image.id: answers[one.image.id] == one.value for one in fold.test if one.image.id in answers}
             )
             progress(2 * number + side + 1, 2 * len(folds))
-    return _compared(right, folds, labels, seed)
+    return _compare(*correct, folds, labels, seed)
 
 
-def table(found: ActiveAgainstRandom) -> str:
-    """The figures behind the sentence, as lines for a terminal."""
+def table(result: ActiveAgainstRandom) -> str:
+    """The figures of a comparison as lines for a terminal."""
     rows = (
-        ("labels learned from", _span(found.labels), _span(found.labels)),
-        ("beyond the start set", _span(found.chosen), _span(found.chosen)),
-        (f"right about {found.images} unseen images", str(found.active_correct), str(found.random_correct)),
-        ("right where the other was wrong", str(found.only_active), str(found.only_random)),
+        ("", "chosen", "random"),
+        ("labels learned from", _span(result.labels), _span(result.labels)),
+        ("beyond the start set", _span(result.chosen), _span(result.chosen)),
+        (f"right about {result.images} unseen images", str(result.active_correct), str(result.random_correct)),
+        ("right where the other was wrong", str(result.only_active), str(result.only_random)),
     )
-    lines = [("", "chosen", "by chance"), *rows]
-    return "\n".join(f"{name:<32}{active:>12}{random:>12}" for name, active, random in lines)
+    return "\n".join(f"{name:<32}{active:>12}{random:>12}" for name, active, random in rows)
 
 
 def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
     if labels.random and not (labels.chosen or labels.control):
         raise TooFewLabels(
-            f"all {len(labels.random)} labels since the first network came by chance (strategy=random): there is no "
-            "choice to hold against it; set a strategy that chooses, strategy=entropy, say, and control_share=0.1"
+            f"all {len(labels.random)} labels since the first network are of randomly selected images "
+            "(strategy=random), with nothing to compare them with; set another strategy, for example strategy=entropy, "
+            "and control_share=0.1"
         )
-    if (there := len(labels.control)) < MIN_HOLDOUT_IMAGES:
-        missing = MIN_HOLDOUT_IMAGES - there
-        wait = (
-            f"at control_share={control_share:g} that takes about {round(missing / control_share)} more labels"
-            if control_share > 0
-            else "set control_share=0.1, say, so that some images come by chance"
-        )
+    if (missing := MIN_HOLDOUT_IMAGES - len(labels.control)) > 0:
+        if control_share > 0:
+            advice = f"at control_share={control_share:g} that takes about {round(missing / control_share)} more labels"
+        else:
+            advice = "set control_share, to 0.1 for example, so that some images are selected randomly"
+        random = f", {len(labels.random)} under strategy=random" if labels.random else ""
         raise TooFewLabels(
-            f"{there} images that came by chance have a label, and {MIN_HOLDOUT_IMAGES} are needed: {missing} more; "
-            f"{wait} "
-            f"(so far {len(labels.start)} labels from before the first network, {len(labels.chosen)} chosen by it"
-            f"{f', {len(labels.random)} under strategy=random' if labels.random else ''})"
+            f"{len(labels.control)} holdout images have a label, and {MIN_HOLDOUT_IMAGES} are needed: {missing} more; "
+            f"{advice} (so far {len(labels.start)} labels from before the first network, {len(labels.chosen)} chosen "
+            f"by it{random})"
         )
     if not labels.chosen:
-        raise TooFewLabels("no image that the strategy chose has a label yet: there is nothing to compare chance with")
+        raise TooFewLabels("no image that the strategy chose has a label yet: there is nothing to compare")
 
 
-def _fold(asked: Sequence[Label], labels: LabelsByOrigin) -> _Fold:
-    controls = [one.label for one in labels.control]
-    group = groups_of(label.image for label in (*asked, *labels.start, *controls, *labels.chosen))
-    unseen = {group[label.image.id] for label in asked}
-    start = [label for label in labels.start if group[label.image.id] not in unseen]
-    by_chance = [label for label in controls if group[label.image.id] not in unseen]
-    chosen = [label for label in labels.chosen if group[label.image.id] not in unseen]
-    extra = min(len(by_chance), len(chosen))
-    return _Fold(tuple(asked), (*start, *by_chance[:extra]), (*start, *chosen[:extra]), extra)
+def _fold(test: Sequence[Label], labels: LabelsByOrigin) -> _Fold:
+    holdout = [one.label for one in labels.control]
+    group = groups_of(label.image for label in (*test, *labels.start, *holdout, *labels.chosen))
+    unseen = {group[label.image.id] for label in test}
+    start, random, active = (
+        [label for label in side if group[label.image.id] not in unseen]
+        for side in (labels.start, holdout, labels.chosen)
+    )
+    extra = min(len(random), len(active))
+    return _Fold(tuple(test), (*start, *random[:extra]), (*start, *active[:extra]), extra)
 
 
-def _compared(
-    right: tuple[Right, Right], folds: Sequence[_Fold], labels: LabelsByOrigin, seed: int
+def _compare(
+    active: dict[str, bool], random: dict[str, bool], folds: Sequence[_Fold], labels: LabelsByOrigin, seed: int
 ) -> ActiveAgainstRandom:
-    active, random = right
     group = groups_of(one.label.image for one in labels.control)
     both = sorted(active.keys() & random.keys())
     if not both:
-        raise TooFewLabels("none of the images that came by chance could be read: nothing was compared")
+        raise TooFewLabels("none of the holdout images could be read: nothing was compared")
     gains = np.array([int(active[image_id]) - int(random[image_id]) for image_id in both])
     only_active, only_random = int((gains > 0).sum()), int((gains < 0).sum())
-    different = only_active + only_random
-    p = float(binomtest(only_active, different).pvalue) if different else 1.0
+    # McNemar's exact test.
+    p = float(binomtest(only_active, only_active + only_random).pvalue) if gains.any() else 1.0
     low, high = _interval(gains, [group[image_id] for image_id in both], seed)
-    difference, extra = float(gains.mean()), [fold.extra for fold in folds]
+    difference, extra = float(gains.mean()), tuple(fold.extra for fold in folds)
+    verdict = "no significant difference yet"
+    if low > 0:
+        verdict = "the strategy pays"
+    elif high < 0:
+        verdict = "the strategy has cost accuracy here"
     return ActiveAgainstRandom(
         images=len(both),
-        labels=tuple(len(fold.chosen) for fold in folds),
-        chosen=tuple(extra),
+        labels=tuple(len(fold.active) for fold in folds),
+        chosen=extra,
         active_correct=sum(active[image_id] for image_id in both),
         random_correct=sum(random[image_id] for image_id in both),
         only_active=only_active,
@@ -172,75 +204,23 @@ def _compared(
         p=p,
         seed=seed,
         made_at=datetime.now(UTC),
-        sentence=_sentence(len(both), difference, (low, high), p, extra),
+        sentence=(
+            f"With {_span(extra)} labels beyond the start set, chosen by the strategy instead of randomly, the "
+            f"accuracy on {len(both)} unseen images was {100 * difference:+.1f} points (95 % interval {100 * low:+.1f} "
+            f"to {100 * high:+.1f}; McNemar's p = {p:.2f}): {verdict}."
+        ),
     )
 
 
 def _interval(gains: npt.NDArray[np.int64], groups: Sequence[str], seed: int) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean, from patients drawn with replacement."""
-    patients = sorted(set(groups))
-    sums = np.array([sum(int(g) for g, name in zip(gains, groups, strict=True) if name == one) for one in patients])
-    sizes = np.array([groups.count(one) for one in patients])
-    draws = np.random.default_rng(seed).integers(len(patients), size=(RESAMPLES, len(patients)))
-    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    """The 95 % percentile interval of the mean, by a bootstrap over patients."""
+    _, patient, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    sums = np.bincount(patient, weights=gains)
+    draws = np.random.default_rng(seed).integers(len(sizes), size=(RESAMPLES, len(sizes)))
+    low, high = np.percentile(sums[draws].sum(axis=1) / sizes[draws].sum(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
-def _sentence(images: int, difference: float, interval: tuple[float, float], p: float, extra: Sequence[int]) -> str:
-    low, high = interval
-    told = (
-        f"With {_span(extra)} labels beyond the start set, chosen by the strategy instead of by chance, the accuracy "
-        f"on {images} unseen images was {100 * difference:+.1f} points (95 % interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f}; McNemar's p = {p:.2f})"
-    )
-    if low > 0:
-        return f"{told}: choosing pays."
-    if high < 0:
-        return f"{told}: choosing has cost accuracy here."
-    return f"{told}: no difference can be told from chance yet."
-
-
 def _span(counts: Sequence[int]) -> str:
-    """Of all folds."""
+    """Least and most of all folds."""
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-
-
-def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress) -> ActiveAgainstRandom:
-    """Compare active with random at equal label counts, and keep the result in the project's folder.
-
-    Nothing else of the project is changed, so that a worker may run its rounds meanwhile.
-
-    Args:
-        settings: of the installation.
-        key: of the project.
-        progress: told when the labels are read, and then of each network that was trained.
-
-    Raises:
-        UnknownProject, SettingsError, LabelStudioError: the project cannot be read.
-        TooFewLabels: too little to compare; says how many labels more.
-        BackendError: see ``Learner``.
-    """
-    # Somebody waits for the answer: a Label Studio that is away is told of at once.
-    with open_project(settings, key, patience_s=0.0) as world:
-        progress("labels", 0, 1)
-        live = live_of(world, no_guard)
-        classes = training_classes(live.config, live.options)
-        labels = RULES[live.options.consensus](live.labels.annotations(), classes).labels
-        mirror = live.readings.mirror(Mirror)
-        if mirror is None:
-            raise PayloadError(f"the reading of project {key.id} could not be kept: is the data folder writable?")
-        origin = stored_labels_by_origin(world.project, labels, answers_of(mirror, live.config, live.options))
-        # The quarantine bars images here, and is not settled: who looks at labelled images only would strike all others
-        # off its list.
-        found = active_against_random(
-            origin,
-            lambda: world.learner(live.options, no_progress),
-            classes,
-            validation_share=live.options.validation_share,
-            seed=live.options.seed,
-            control_share=live.options.control_share,
-            progress=lambda done, total: progress("train", done, total),
-        )
-        world.project.set_project_record(PROOF, found)
-        return found

@@ -1,18 +1,12 @@
-"""A project as a worker meets it: its store, its Label Studio, its images, and what learns from them.
+"""Live projects: rounds, rerankings and top-ups of a project of Label Studio, and scoring for other workers' rounds."""
 
-A live round is kept with what it saw and a manifest of it.
-What a round, a re-ranking and a top-up of a live project have in common.
-A live re-ranking: another strategy at once, from the passes or by the network of an earlier round.
-A live round, and what scores the shards of another worker's.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import structlog
 from pydantic import ValidationError
@@ -37,7 +31,7 @@ from ml_backend.images import ImageSource, QuarantinedSource
 from ml_backend.images.cache import ImageCache, content_digests
 from ml_backend.images.dataset import read_ahead
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
+from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.publisher import LabelStudioPublisher, is_lost, low_water, read_serving
 from ml_backend.label_studio.sync import Counts, LabelStudioLabels, shared_digests
@@ -48,15 +42,15 @@ from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.model.learner import IMAGES, LearnerProgress, McDropoutLearner
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
+from ml_backend.rounds.cold_start import START_FEATURES, StartFeatures
 from ml_backend.rounds.insight import round_insight
-from ml_backend.rounds.interfaces import Learner, Progress, RoundParts, no_guard, no_progress
-from ml_backend.rounds.replay import RecordingLabelSource, sealed
-from ml_backend.rounds.reuse import LockedPublisher, RerankParts, Scorer, StoredPasses, TopUp, beside, rerank
-from ml_backend.rounds.run import run_round, served_round, unpublished_round
-from ml_backend.rounds.seed_noise import RecordingLearner, measure_seed_noise, seed_noise_is_due
-from ml_backend.rounds.sharding import LayOut, ShardBoard, ShardedLearner
+from ml_backend.rounds.interfaces import Learner, Progress, Scorer, assume_current, no_progress
+from ml_backend.rounds.replay import make_manifest, round_inputs
+from ml_backend.rounds.reuse import StoredPasses, rerank, run_periodically, served_round, top_up, unpublished_round
+from ml_backend.rounds.run import Project, ProjectData, RoundResult, run_round
+from ml_backend.rounds.seed_noise import measure_seed_noise, seed_noise_is_due
+from ml_backend.rounds.sharding import ShardBoard, ShardedLearner
 from ml_backend.rounds.split import fold_split
-from ml_backend.rounds.start_features import START_FEATURES, StartFeatures
 from ml_backend.schemas import (
     Connection,
     FrozenModel,
@@ -66,6 +60,7 @@ from ml_backend.schemas import (
     RoundReport,
     RoundRequest,
     RoundTrigger,
+    Stage,
 )
 from ml_backend.seeding import derive
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
@@ -74,72 +69,149 @@ from ml_backend.storage.quarantine import Quarantine
 from ml_backend.storage.rounds import INPUTS
 
 PATIENCE_S = 90.0  # a restart of Label Studio takes 11 to 33 s, and must not cost the round its training
-CACHE_GB = 10**9
+BYTES_PER_GB = 10**9
+
+log = structlog.get_logger(__name__)
+
+Served = tuple[RoundReport, PublishedRanking]
+"""A round, and its ranking as readers are served it."""
+
+
+def run_live_round(
+    settings: Settings,
+    key: ProjectKey,
+    reason: RoundTrigger,
+    progress: Progress = no_progress,
+    ensure_current: Callable[[], None] = assume_current,
+    *,
+    board: ShardBoard | None = None,
+    raise_if_preempted: Callable[[], None] = assume_current,
+    learn: Callable[[], RoundTrigger] = lambda: "forced",
+) -> Served:
+    """Run one round of a connected project, or what needs no training: a top-up, a reranking.
+
+    From the moment that the round has a number, log lines name it, also after this returns.
+
+    Args:
+        settings: of the installation.
+        key: of the project.
+        reason: what triggers the round.
+        progress: receives every stage.
+        ensure_current: raises StaleRound where a newer run has begun.
+        board: where other workers are asked to score shards; None without helpers.
+        raise_if_preempted: as ``ensure_current``, and also raises where another round is due: work that readers do
+            not need is abandoned then.
+        learn: called where a reranking continues as a round that trains; returns that round's trigger.
+
+    Returns:
+        The round and its published ranking; those of the last round where ``reason`` is ``topup`` or there was nothing
+        to do.
+
+    Raises:
+        SettingsError: no API key, or an option of the project is wrong.
+        UnknownProject: the project was never connected, or Label Studio has reused its id.
+        EmptyPool: a top-up or a reranking of a project without any round.
+        BackendError: see ``run_round``, ``rerank`` and ``top_up``.
+    """
+    with open_project(settings, key, board=board) as context:
+        project = LiveProject(context, progress, ensure_current)
+        if reason == "topup":
+            return project.top_up_or_served()
+        if reason == "rerank":
+            if (reranked := rerank_live(project)) is not None:
+                return reranked
+            reason = learn()
+        # Training may take longer than readers need for what is published.
+        with run_periodically(project.top_up), context.quarantine.settled():
+            result = train_live(project, reason, raise_if_preempted)
+            is_random_start = not result.report.by_network and result.report.ranking.strategy == "random"
+            if project.options.cold_start == "typiclust" and is_random_start:
+                # Readers have an order now, and the features are cached: the typical order follows at once.
+                result = train_live(project, reason, raise_if_preempted)
+            return project.drop_copies() or (result.report, result.published)
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectContext:
-    """A project as a worker meets it."""
+    """A connected project: its store, its Label Studio client, its images, and a factory of its learners."""
 
     settings: Settings
     key: ProjectKey
-    store: RoundStore
-    project: ProjectStore
+    installation: RoundStore
+    store: ProjectStore
     connection: Connection
     client: LabelStudioClient
     images: ImageSource
     quarantine: Quarantine
     read_digests: Callable[[Iterable[ImageRef]], dict[str, str]]
-    """Address -> digest of the bytes there, of images that a round has read."""
+    """Address -> digest of the content, of images that a round has read."""
     board: ShardBoard | None = None
-    """Where other workers are asked to score shards; None where nobody is."""
-
-    def image_cache(self, side: int) -> ImageCache:
-        """The cache that the learners read images from, of this side."""
-        return ImageCache(self.images, self.store.cache / IMAGES, side, int(self.settings.cache_gb * CACHE_GB))
+    """Where other workers are asked to score shards; None without helpers."""
 
     def learner(
-        self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None, *, twin: bool = False
+        self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None, *, replicate: bool = False
     ) -> McDropoutLearner | EnsembleLearner:
-        """What learns by these options; a twin differs by its seed alone, and tears labels apart as the other does."""
+        """A learner with these options; a seed replicate has another seed and the same folds."""
 
         def make(options: ProjectOptions, seed: int, tell: LearnerProgress) -> McDropoutLearner:
             return McDropoutLearner(
                 options=options,
                 source=self.images,
-                cache=self.store.cache,
+                cache=self.installation.cache,
                 device=self.settings.device,
                 seed=seed,
                 progress=tell,
                 warm_from=warm_from,
-                cache_limit_bytes=int(self.settings.cache_gb * CACHE_GB),
+                cache_limit_bytes=int(self.settings.cache_gb * BYTES_PER_GB),
             )
 
         folds = partial(fold_split, seed=options.seed)
-        if twin:
+        if replicate:
             options = options.model_copy(update={"seed": derive(options.seed, "twin")})
         return make_learner(make, options, folds, progress)
+
+    def sharded(
+        self, build: Callable[[Progress], Learner], options: ProjectOptions, round_id: str, progress: Progress
+    ) -> ShardedLearner:
+        """A learner whose pool other workers help to score.
+
+        Args:
+            build: makes the learner of this worker.
+            options: with which a helper makes the same.
+            round_id: of the round.
+            progress: of the round.
+        """
+
+        def write_shards(
+            learner: Learner, shards: Sequence[Sequence[ImageRef]], needs: frozenset[Need]
+        ) -> ScoringFolder:
+            task = ScoringTask(
+                options=options, needs=needs, machine=hardware_fingerprint(self.settings.device), shards=len(shards)
+            )
+            return self.store.begin_scoring(round_id, task, shards, learner)
+
+        return ShardedLearner(build, self.board, write_shards, size=inference.SHARD_IMAGES, progress=progress)
 
 
 @contextmanager
 def open_project(
     settings: Settings, key: ProjectKey, *, board: ShardBoard | None = None, patience_s: float = PATIENCE_S
 ) -> Iterator[ProjectContext]:
-    """A project, with connections that end with the block.
+    """Open a project: store, Label Studio client, image source, learner factory. Connections end with the block.
 
     Args:
         settings: of the installation.
         key: of the project.
-        board: where other workers are asked to score shards; None where nobody is.
-        patience_s: seconds for which a Label Studio that is away is waited for.
+        board: where other workers are asked to score shards; None without helpers.
+        patience_s: seconds to wait for a Label Studio that does not answer.
 
     Raises:
         UnknownProject: it was never connected.
         SettingsError: no API key.
     """
-    store = RoundStore(settings.data_dir)
-    project = store.project(key)
-    connection = project.connection()
+    installation = RoundStore(settings.data_dir)
+    store = installation.project(key)
+    connection = store.connection()
     if connection is None:
         raise UnknownProject(f"project {key} is not connected: run `ml-backend connect --project {key.id}`")
     hostname = settings.trusted_hostname(connection.hostname)
@@ -147,29 +219,192 @@ def open_project(
         LabelStudioClient.from_settings(settings, hostname, patience_s=patience_s) as client,
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as images,
     ):
-        quarantine = Quarantine(project.folder)
+        quarantine = Quarantine(store.folder)
         source = QuarantinedSource(images, quarantine, version=images.version)
-        digests = partial(content_digests, images, store.cache / IMAGES)
-        yield ProjectContext(settings, key, store, project, connection, client, source, quarantine, digests, board)
+        digests = partial(content_digests, images, installation.cache / IMAGES)
+        yield ProjectContext(settings, key, installation, store, connection, client, source, quarantine, digests, board)
 
 
-def lay_out(world: ProjectContext, round_id: str, options: ProjectOptions) -> LayOut:
-    """What writes down, for a round's helpers, the network of these options and the shards."""
+class LiveProject(Project):
+    """A project of Label Studio, with its label config and its owner's options as they are now.
 
-    def written(learner: Learner, shards: Sequence[Sequence[ImageRef]], needs: frozenset[Need]) -> ScoringFolder:
-        task = ScoringTask(
-            options=options, needs=needs, machine=hardware_fingerprint(world.settings.device), shards=len(shards)
-        )
-        return world.project.begin_scoring(round_id, task, shards, learner)
-
-    return written
-
-
-def label_config(client: LabelStudioClient, key: ProjectKey) -> str:
-    """As it stands now: the event of its change is lost where the web process was down.
+    Args:
+        context: the open project.
+        progress: receives every stage of its rounds.
+        ensure_current: raises StaleRound where a newer run has begun.
 
     Raises:
-        UnknownProject: Label Studio has no such project any more, or has given its id to another.
+        SettingsError: an option is wrong.
+        UnknownProject: Label Studio has deleted the project or reused its id.
+        PayloadError, LabelStudioError: the label config cannot be read.
+    """
+
+    def __init__(
+        self,
+        context: ProjectContext,
+        progress: Progress = no_progress,
+        ensure_current: Callable[[], None] = assume_current,
+    ) -> None:
+        self.context = context
+        self.store = context.store
+        self.config = parse_label_config(read_label_config(context.client, context.key))
+        self.options = ProjectOptions.resolve(context.connection.extra_params, self.config.attributes)
+        self.classes = training_classes(self.config, self.options)
+        self.consensus = RULES[self.options.consensus]
+        self.readings = ReadingStore(self.store.folder)
+        self.labels: LabelStudioLabels = self._new_labels()
+        self._publisher = LabelStudioPublisher(context.client, context.key.id, self.config, self.options, self.store)
+        # The round and its top-ups publish from two threads.
+        self._publishing = threading.RLock()
+        self._progress = progress
+        self._ensure_current = ensure_current
+
+    def _new_labels(self) -> LabelStudioLabels:
+        return LabelStudioLabels(
+            self.context.client,
+            self.context.key.id,
+            self.config,
+            self.options,
+            self.readings,
+            digests=self.readings.digests,
+        )
+
+    def report_progress(self, stage: Stage, done: int, total: int) -> None:
+        self._progress(stage, done, total)
+
+    def ensure_current(self) -> None:
+        self._ensure_current()
+
+    def has_order(self) -> bool:
+        return self.store.published() is not None
+
+    def unpublished_round(self, digest: str) -> RoundReport | None:
+        return unpublished_round(self.store, digest)
+
+    def served_round(self, digest: str) -> Served | None:
+        served = served_round(self.store, digest)
+        # It may have been deleted or switched off in Label Studio since: a new round restores it then.
+        if served is None or not self._is_held(self.labels, served[1]):
+            return None
+        # Otherwise a changed annotation with the same label would count as a change, and trigger rounds for ever.
+        self.readings.keep_learned(served[1].round_id, self.labels.states())
+        return served
+
+    def save(
+        self,
+        report: RoundReport,
+        predictions: PoolPredictions | None,
+        learner: Learner | None,
+        data: ProjectData,
+        start_features: StartFeatures | None = None,
+    ) -> None:
+        """Save a round with its manifest, and note the annotations it learned from: changes count from there.
+
+        A reranking has learned from no more than the round before it.
+        """
+        round_id = report.request.round_id
+        if report.base is None:
+            self.readings.keep_learned(round_id, self.labels.states())
+        else:
+            self.readings.keep_learned_of(self.store.round_ids()[-1], round_id)
+        inputs = round_inputs(data)
+        records: dict[str, FrozenModel] = {INPUTS: inputs}
+        if predictions is not None:
+            records[INSIGHT] = round_insight(report, predictions)
+            if (snapshot := prediction_snapshot(report, predictions)) is not None:
+                records[AGREEMENT] = snapshot
+        if start_features is not None:
+            records[START_FEATURES] = start_features
+        self.store.save(
+            report,
+            predictions,
+            learner,
+            records,
+            seal=lambda folder: make_manifest(self.store, report, inputs, folder, self.context.settings.device),
+        )
+
+    def publish(self, report: RoundReport) -> PublishedRanking:
+        """Publish, and note how many annotations there were before: their number now shows how much is used up."""
+        with self._publishing:
+            before = Counts.of(self.context.client.project(self.context.key.id))
+            published = self._publisher.publish(report, self.ensure_current)
+            published = published.model_copy(update={"annotations": before.annotations + before.skips})
+            self.ensure_current()
+            self.store.set_published(published)
+            return published
+
+    def top_up(self) -> Served | None:
+        """Publish more of the last ranking, where it is needed; see ``reuse.top_up``."""
+        # A source of its own: the round's keeps what the round has read.
+        labels = self._new_labels()
+        served = self.store.published()
+        with self._publishing, bound_contextvars(**({} if served is None else {"round": served.round_id})):
+            return top_up(labels, self.store, low_water(self.options), self.publish, partial(self._is_held, labels))
+
+    def top_up_or_served(self) -> Served:
+        """Top up where it is needed; otherwise the round and the ranking that readers are served.
+
+        Raises:
+            EmptyPool: nothing is published yet.
+            BackendError: see ``reuse.top_up``.
+        """
+        if (done := self.top_up()) is not None:
+            return done
+        published = self.store.published()
+        if published is None:
+            raise EmptyPool(f"project {self.context.key.id} has no ranking to top up: run a round first")
+        return self.store.report(published.round_id), published
+
+    def find_copies(self, images: Sequence[ImageRef]) -> bool:
+        """Read the images that no round has read yet, and note which of all images have equal content.
+
+        Returns:
+            Whether that differs from what was noted before.
+        """
+        context, side = self.context, self.options.image_side
+        known = context.read_digests(images)
+        unread = [image for image in images if image.uri not in known]
+        limit = int(context.settings.cache_gb * BYTES_PER_GB)
+        cache = ImageCache(context.images, context.installation.cache / IMAGES, side, limit)
+        for _ in read_ahead(unread, lambda image: cache.read(image).key):
+            pass  # an unreadable one is named by the training
+        return self._note_copies()
+
+    def drop_copies(self) -> Served | None:
+        """Note which images have equal content, after a round has read them; remove new copies from the order.
+
+        Errors are logged: the round is published, and a later top-up or round removes the copies as well.
+
+        Returns:
+            What is served instead; None where nothing had to be published.
+        """
+        try:
+            if self._note_copies():
+                return self.top_up()
+        except BackendError as error:
+            log.warning("copies of images stay in the order for now", error=str(error), kind=type(error).__name__)
+        return None
+
+    def _note_copies(self) -> bool:
+        images = self.labels.images()
+        known = self.readings.digests()
+        noted = {image.uri: known[image.uri] for image in images if image.uri in known}
+        return self.readings.keep_digests(shared_digests(noted | self.context.read_digests(images)))
+
+    def _is_held(self, labels: LabelStudioLabels, published: PublishedRanking) -> bool:
+        """Whether Label Studio holds the ranking as it was published."""
+        client, user = self.context.client, self.context.settings.basic_auth_user
+        # The project as it is now: the labels may have been read when the round began.
+        row = client.project(self.context.key.id)
+        tasks = labels.reading.mirror.tasks.keys()
+        return not is_lost(read_serving(client, row, tasks, published, self.store.imported_versions, user=user))
+
+
+def read_label_config(client: LabelStudioClient, key: ProjectKey) -> str:
+    """The label config as it is now: the event of its change is lost where the web process was down.
+
+    Raises:
+        UnknownProject: Label Studio has deleted the project or reused its id.
         LabelStudioError: it does not answer, or refuses.
     """
     try:
@@ -183,425 +418,28 @@ def label_config(client: LabelStudioClient, key: ProjectKey) -> str:
         ) from error
     created = int(datetime.fromisoformat(str(project["created_at"])).timestamp())
     if created != key.created:
-        raise UnknownProject(f"project {key} is gone: Label Studio has given its id to {key.id}.{created}")
+        raise UnknownProject(f"project {key} is gone: Label Studio has reused its id for {key.id}.{created}")
     return str(project["label_config"])
 
 
-def _nothing_seen() -> None:
-    """No order was made from features alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestWriter:
-    """The rounds of a project.
-
-    Attributes:
-        project: where they are kept.
-        inputs: what the round has seen when it is saved.
-        device: that the installation asks for.
-        features: where those are kept that an order before the first network was made from; None where there are none.
-    """
-
-    project: ProjectStore
-    inputs: RecordingLabelSource
-    device: Literal["auto", "cpu", "cuda"]
-    features: Callable[[], StartFeatures | None] = _nothing_seen
-
-    def save(
-        self,
-        report: RoundReport,
-        outputs: PoolPredictions | None,
-        learner: Learner | None,
-        beside: Mapping[str, FrozenModel],
-    ) -> None:
-        """See ``ProjectStore.save``."""
-        noted, features = self.inputs.noted(), self.features()
-        seen: dict[str, FrozenModel] = {} if features is None else {START_FEATURES: features}
-        self.project.save(
-            report,
-            outputs,
-            learner,
-            {**beside, INPUTS: noted, **seen},
-            seal=lambda folder: sealed(self.project, report, noted, folder, self.device),
-        )
-
-
-log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """What a round and a top-up of a project have in common."""
-
-    world: ProjectContext
-    config: LabelConfig
-    options: ProjectOptions
-    readings: ReadingStore
-    labels: LabelStudioLabels
-    publisher: LockedPublisher
-    guard: Callable[[], None]
-
-    def top_up(self) -> tuple[RoundReport, PublishedRanking] | None:
-        project, options = self.world.project, self.options
-        # Its own: the round's labels stay what the round has read.
-        labels = LabelStudioLabels(
-            self.world.client, self.world.key.id, self.config, options, self.readings, digests=self.readings.digests
-        )
-        served = project.published()
-        about = {} if served is None else {"round": served.round_id}
-        with self.publisher.turn(), bound_contextvars(**about):
-            low, is_held = low_water(options), partial(self._is_held, labels)
-            return TopUp(labels, self.publisher, project, low, self.guard, is_held=is_held).run()
-
-    def drop_copies(self) -> tuple[RoundReport, PublishedRanking] | None:
-        """Note which images have equal content, now that a round has read them; take new copies out of the order.
-
-        Nothing here makes the round that is published a failure: a later top-up, or round, sees to it as well.
-
-        Returns:
-            What is served instead; None where nothing had to be published.
-        """
-        try:
-            if self._note_copies():
-                return self.top_up()
-        except BackendError as error:
-            log.warning("copies of images stay in the order for now", error=str(error), kind=type(error).__name__)
-        return None
-
-    def find_copies(self, images: Sequence[ImageRef]) -> bool:
-        """Read images that no round has read yet, and note which of all images have equal content.
-
-        Returns:
-            Whether other ones have than were known before.
-        """
-        known = self.world.read_digests(images)
-        unread = [image for image in images if image.uri not in known]
-        cache = self.world.image_cache(self.options.image_side)
-        for _ in read_ahead(unread, lambda image: cache.read(image).key):
-            pass  # one that cannot be read is named by the training
-        return self._note_copies()
-
-    def _note_copies(self) -> bool:
-        images = self.labels.images()
-        known = self.readings.digests()
-        kept = {image.uri: known[image.uri] for image in images if image.uri in known}
-        return self.readings.keep_digests(shared_digests(kept | self.world.read_digests(images)))
-
-    def served(self, inputs: str) -> tuple[RoundReport, PublishedRanking] | None:
-        """What readers are served, where a new round with these inputs would come to the same."""
-        world = self.world
-        found = served_round(world.project, inputs)
-        # Somebody may have deleted it or switched to another version since: then the round is what puts it right.
-        if found is None or not self._is_held(self.labels, found[1]):
-            return None
-        # Another annotation of the same label counts as a change, and would call for a round again and again.
-        self.readings.keep_learned(found[1].round_id, self.labels.states())
-        return found
-
-    def _is_held(self, labels: LabelStudioLabels, published: PublishedRanking) -> bool:
-        """Whether Label Studio holds what was published, as it was published."""
-        # The row as it is now: the labels may have been read when the round began.
-        row = self.world.client.project(self.world.key.id)
-        tasks = labels.reading.mirror.tasks.keys()
-        imported, user = self.world.project.imported_versions, self.world.settings.basic_auth_user
-        return not is_lost(read_serving(self.world.client, row, tasks, published, imported, user=user))
-
-
-def live_of(world: ProjectContext, guard: Callable[[], None]) -> Live:
-    """Read the project's question and its owner's options, as they stand now.
+def train_live(
+    project: LiveProject, reason: RoundTrigger, raise_if_preempted: Callable[[], None] = assume_current
+) -> RoundResult:
+    """Run a round that trains, once the start set is complete; then measure its seed noise where that is due.
 
     Raises:
-        SettingsError: an option is wrong.
-        UnknownProject: Label Studio has given the project's id to another.
-        PayloadError, LabelStudioError: the question cannot be read.
+        BackendError: see ``run_round``.
     """
-    client, key, project = world.client, world.key, world.project
-    config = parse_label_config(label_config(client, key))
-    options = ProjectOptions.resolve(world.connection.extra_params, config.attributes)
-    readings = ReadingStore(project.folder)
-    return Live(
-        world=world,
-        config=config,
-        options=options,
-        readings=readings,
-        labels=LabelStudioLabels(client, key.id, config, options, readings, digests=readings.digests),
-        publisher=LockedPublisher(
-            CountingPublisher(LabelStudioPublisher(client, key.id, config, options, project), client, project, key.id)
-        ),
-        guard=guard,
-    )
-
-
-def topped_up_or_served(live: Live) -> tuple[RoundReport, PublishedRanking]:
-    """Publish more of the last ranking, if it is time; what is served, and the round that it is of.
-
-    Raises:
-        EmptyPool: nothing is served yet.
-        BackendError: see ``TopUp``.
-    """
-    if (done := live.top_up()) is not None:
-        return done
-    project = live.world.project
-    published = project.published()
-    if published is None:
-        raise EmptyPool(f"project {live.world.key.id} has no ranking yet that could be topped up: a round makes one")
-    return project.report(published.round_id), published
-
-
-@dataclass(frozen=True, slots=True)
-class NotesWhatIsLearned:
-    """A project's rounds, each with the annotations that it learned from: what differs from them is what changed."""
-
-    rounds: ManifestWriter
-    readings: ReadingStore
-    labels: LabelStudioLabels
-
-    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
-        self.readings.keep_learned(report.request.round_id, self.labels.states())
-        told: dict[str, FrozenModel] = {}
-        if outputs is not None:
-            told[INSIGHT] = round_insight(report, outputs)
-            if (marks := prediction_snapshot(report, outputs)) is not None:
-                told[AGREEMENT] = marks
-        self.rounds.save(report, outputs, learner, told)
-
-
-@dataclass(frozen=True, slots=True)
-class CountingPublisher:
-    """Notes how many annotations there were, so that an event tells how much of a ranking has been used up."""
-
-    publisher: LabelStudioPublisher
-    client: LabelStudioClient
-    project: ProjectStore
-    project_id: int
-
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
-        before = Counts.of(self.client.project(self.project_id))
-        published = self.publisher.publish(report, guard)
-        noted = published.model_copy(update={"annotations": before.annotations + before.skips})
-        guard()
-        self.project.set_published(noted)
-        return noted
-
-
-class _Unusable(Exception):
-    """Nothing that the last network left behind can be used; the message says why."""
-
-
-def rerank_live(live: Live, progress: Progress) -> tuple[RoundReport, PublishedRanking] | None:
-    """Serve what the owner has chosen, if that takes no training; otherwise top up, if it is time.
-
-    Returns:
-        None where passes and network are there and cannot be used, since they are damaged or of another version, say:
-        it takes a round that learns, and the rounds are not held.
-
-    Raises:
-        EmptyPool: nothing is served yet, or no image waits.
-        BackendError: see ``rerank``.
-    """
-    standing = order_state(live.world.project, live.options, training_classes(live.config, live.options))
-    latest = standing.latest
-    if standing.verdict == "next round":
-        log.info("what the owner has chosen takes effect with the next round", why=standing.why)
-    if standing.verdict == "saved" and latest is not None:
-        log.info("the last round was saved but not published: it is published now", round=latest.request.round_id)
-        report = live.world.project.report(latest.request.round_id)
-        return report, live.publisher.publish(report, live.guard)
-    if not standing.due or latest is None or standing.base is None:
-        return topped_up_or_served(live)
-    base = live.world.project.report(standing.base.request.round_id)
-    request = _request(base.request, live.options, live.world.project.next_round_id())
-    try:
-        scorer = _scorer(live, standing, base, request.round_id, progress)
-    except _Unusable as error:
-        if Pause(live.world.project.folder).holds:
-            log.warning("what the owner has chosen takes effect with the next round", why=str(error))
-            return topped_up_or_served(live)
-        log.warning("the last network cannot rank anew: a round that learns takes its place", why=str(error))
-        return None
-    structlog.contextvars.bind_contextvars(round=request.round_id)
-    inputs = RecordingLabelSource(live.labels, RULES[live.options.consensus])
-    rounds = ManifestWriter(live.world.project, inputs, live.world.settings.device)
-    parts = RerankParts(
-        labels=inputs,
-        consensus=inputs.consensus,
-        scorer=scorer,
-        strategy=CatalogStrategy(request.strategy),
-        store=_KnowsWhatItsBaseLearned(rounds, live.readings, latest.request.round_id),
-        publisher=live.publisher,
-        progress=progress,
-        guard=live.guard,
-    )
-    log.info("ranking anew", strategy=request.strategy, base=base.request.round_id, by=standing.verdict)
-    # A network may look at the pool for an hour.
-    with beside(live.top_up):
-        return rerank(request, base, parts)
-
-
-def _request(base: RoundRequest, options: ProjectOptions, round_id: str) -> RoundRequest:
-    """The earlier round's, with what the owner has chosen since of that which needs no other network."""
-    chosen = {name: getattr(options, name) for name in RANKING_OPTIONS}
-    return base.model_copy(
-        update={**chosen, "options": {**base.options, **chosen}, "round_id": round_id, "reason": "rerank"}
-    )
-
-
-def _scorer(live: Live, standing: OrderState, base: RoundReport, round_id: str, progress: Progress) -> Scorer:
-    """The passes, else the network.
-
-    Raises:
-        _Unusable: neither can be used.
-    """
-    why: list[str] = []
-    try:
-        # As it was made: with other options it would not be the same network.
-        options = ProjectOptions.model_validate(base.request.options)
-        if standing.verdict == "passes":
-            try:
-                return _passes(live.world.project, base)
-            except StorageError as error:
-                why.append(str(error))
-        scorer = _network(live, base.request.round_id, options, round_id, progress)
-    except (StorageError, WeightsError) as error:
-        raise _Unusable("; ".join([*why, str(error)])) from error
-    except ValidationError as error:
-        said = f"the options of round {base.request.round_id} are not those of this version"
-        raise _Unusable(f"{said} ({error.error_count()} mistakes)") from error
-    if why:
-        log.warning("the network looks at the images once more, since its passes cannot be used", why=why[0])
-    return scorer
-
-
-def _passes(project: ProjectStore, base: RoundReport) -> StoredPasses:
-    if (kept := project.outputs(base.request.round_id)) is None:
-        raise StorageError(f"the passes of round {base.request.round_id} are gone from {project.folder}")
-    return StoredPasses(base, kept)
-
-
-def _network(live: Live, earlier: str, options: ProjectOptions, round_id: str, progress: Progress) -> ShardedLearner:
-    world = live.world
-    if (folder := world.project.network(earlier)) is None:
-        raise StorageError(f"the network of round {earlier} is gone from {world.project.folder}")
-
-    def restored(tell: Progress) -> Learner:
-        learner = world.learner(options, tell)
-        learner.restore(str(folder))
-        return learner
-
-    return ShardedLearner(
-        restored,
-        world.board,
-        lay_out(world, round_id, options),
-        size=inference.SHARD_IMAGES,
-        progress=progress,
-    )
-
-
-class _KnowsWhatItsBaseLearned:
-    """A project's rounds, where one has learned from nothing but what an earlier one has."""
-
-    def __init__(self, rounds: ManifestWriter, readings: ReadingStore, earlier: str) -> None:
-        self._rounds = rounds
-        self._readings = readings
-        self._earlier = earlier
-
-    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
-        self._readings.keep_learned_of(self._earlier, report.request.round_id)
-        told = {} if outputs is None else {INSIGHT: round_insight(report, outputs)}
-        self._rounds.save(report, outputs, learner, told)
-
-
-def run_live_round(
-    settings: Settings,
-    key: ProjectKey,
-    reason: RoundTrigger,
-    progress: Progress = no_progress,
-    guard: Callable[[], None] = no_guard,
-    *,
-    board: ShardBoard | None = None,
-    raise_if_preempted: Callable[[], None] = no_guard,
-    learn: Callable[[], RoundTrigger] = lambda: "forced",
-) -> tuple[RoundReport, PublishedRanking]:
-    """Run one round of a project that Label Studio has connected, or what learns nothing: a top-up, a re-ranking.
-
-    What is logged from the moment that the round has a number names it, also after this.
-
-    Args:
-        settings: of the installation.
-        key: of the project.
-        reason: what calls for the round.
-        progress: told of every stage.
-        guard: raises StaleRound where a newer run has begun.
-        board: where other workers are asked to score shards; None where nobody is.
-        raise_if_preempted: the same, and also where another round waits: what readers do not need is given up then.
-        learn: called where a re-ranking goes on as a round that learns; gives the reason that it has from then on.
-
-    Returns:
-        The round and what is served of it: the last round's where ``reason`` is ``topup``, or nothing was to be done. A
-        re-ranking that can use nothing of the last network gives way to a round that learns.
-
-    Raises:
-        SettingsError: no API key, or an option of the project is wrong.
-        UnknownProject: the project was never connected, or Label Studio has given its id to another.
-        EmptyPool: a top-up or a re-ranking of a project without any round.
-        BackendError: see ``run_round``, ``rerank`` and ``TopUp``.
-    """
-    with open_project(settings, key, board=board) as world:
-        live = live_of(world, guard)
-        if reason == "topup":
-            return topped_up_or_served(live)
-        if reason == "rerank":
-            if (reranked := rerank_live(live, progress)) is not None:
-                return reranked
-            reason = learn()
-        # Training may take longer than readers need for what is published.
-        with beside(live.top_up), world.quarantine.settled():
-            done = _round(live, reason, progress, raise_if_preempted)
-            typical = live.options.cold_start == "typiclust"
-            if typical and not done[0].by_network and done[0].ranking.strategy == "random":
-                # Readers have an order now, and the features are there: a better one follows at once.
-                done = _round(live, reason, progress, raise_if_preempted)
-            return live.drop_copies() or done
-
-
-def _round(
-    live: Live, reason: RoundTrigger, progress: Progress, raise_if_preempted: Callable[[], None]
-) -> tuple[RoundReport, PublishedRanking]:
-    world, options = live.world, live.options
-    round_id = world.project.next_round_id()
-    # Not only in here: who tells how the round has ended names it too.
+    context, options = project.context, project.options
+    round_id = project.store.next_round_id()
+    # Without an end: the caller, who logs how the round ended, names it too.
     bind_contextvars(round=round_id)
-    warm_from = world.project.newest_network(FILE_NAME) if options.retrain == "warm" else None
-    learner = RecordingLearner(
-        ShardedLearner(
-            lambda tell: world.learner(options, tell, warm_from),
-            world.board,
-            lay_out(world, round_id, options),
-            size=inference.SHARD_IMAGES,
-            progress=progress,
-        )
-    )
-    inputs = RecordingLabelSource(live.labels, RULES[options.consensus])
-    sealed = ManifestWriter(world.project, inputs, world.settings.device, learner.start_features)
-    parts = RoundParts(
-        labels=inputs,
-        consensus=inputs.consensus,
-        learner=learner,
-        strategy=CatalogStrategy(options.strategy),
-        store=NotesWhatIsLearned(sealed, live.readings, live.labels),
-        publisher=live.publisher,
-        progress=progress,
-        guard=live.guard,
-        serving=lambda: world.project.published() is not None,
-        unpublished=lambda digest: unpublished_round(world.project, digest),
-        served=live.served,
-        find_copies=live.find_copies,
-    )
+    warm_from = project.store.newest_network(FILE_NAME) if options.retrain == "warm" else None
     request = RoundRequest(
-        project=world.key,
+        project=context.key,
         round_id=round_id,
         reason=reason,
-        classes=training_classes(live.config, options),
+        classes=project.classes,
         strategy=options.strategy,
         batch_size=options.batch_size,
         min_labels_per_class=options.min_labels_per_class,
@@ -611,56 +449,130 @@ def _round(
         seed=options.seed,
         options=options.model_dump(mode="json"),
     )
-    done = run_round(request, parts)
-    _measure_noise(
-        live, round_id, learner, warm_from=warm_from, progress=progress, raise_if_preempted=raise_if_preempted
+    learner = context.sharded(
+        lambda tell: context.learner(options, tell, warm_from), options, round_id, project.report_progress
     )
-    return done
+    result = run_round(request, project, learner, CatalogStrategy(options.strategy))
+    store = project.store
+    measured = store.rounds_with(NOISE)
+    if result.training and seed_noise_is_due(store.rounds_with(AGREEMENT), measured, options.noise_every):
+        replicate = measure_seed_noise(
+            result.training,
+            lambda tell: context.learner(options, tell, warm_from, replicate=True),
+            seed=options.seed,
+            most=FIXED_SET,
+            progress=project.report_progress,
+            raise_if_preempted=raise_if_preempted,
+        )
+        try:
+            if replicate is not None:
+                store.set_record(round_id, NOISE, seed_noise_agreement(result.training.predictions, replicate))
+        except StorageError as error:
+            log.warning("the noise was measured and could not be kept", error=str(error))
+    return result
 
 
-def _measure_noise(
-    live: Live,
-    round_id: str,
-    witness: RecordingLearner,
-    *,
-    warm_from: Path | None,
-    progress: Progress,
-    raise_if_preempted: Callable[[], None],
-) -> None:
-    """Now and then: how much a twin of the round's network differs from it. Readers have their order already."""
-    project, options = live.world.project, live.options
-    if not seed_noise_is_due(project.rounds_with(AGREEMENT), project.rounds_with(NOISE), options.noise_every):
-        return
-    found = measure_seed_noise(
-        witness,
-        lambda tell: live.world.learner(options, tell, warm_from, twin=True),
-        seed=options.seed,
-        most=FIXED_SET,
-        progress=progress,
-        raise_if_preempted=raise_if_preempted,
-    )
-    if found is None:
-        return
+class _Unusable(Exception):
+    """Neither passes nor network of the last round can be used; the message says why."""
+
+
+def rerank_live(project: LiveProject) -> Served | None:
+    """Serve what the owner has chosen, where that takes no training; otherwise top up where it is needed.
+
+    Returns:
+        None where a round must train instead: passes and network exist but cannot be used, since they are damaged or of
+        another version, for example, and the rounds are not paused.
+
+    Raises:
+        EmptyPool: nothing is published yet, or no image is without a label.
+        BackendError: see ``rerank``.
+    """
+    store, options = project.store, project.options
+    standing = order_state(store, options, project.classes)
+    if standing.verdict == "next round":
+        log.info("what the owner has chosen takes effect with the next round", why=standing.why)
+    if standing.verdict == "saved" and standing.latest is not None:
+        round_id = standing.latest.request.round_id
+        log.info("the last round was saved but not published: it is published now", round=round_id)
+        report = store.report(round_id)
+        return report, project.publish(report)
+    if not standing.due or standing.base is None:
+        return project.top_up_or_served()
+    base = store.report(standing.base.request.round_id)
+    # The earlier round's request, with those of the owner's new choices that need no other network.
+    chosen = {name: getattr(options, name) for name in RANKING_OPTIONS}
+    numbered = {"round_id": store.next_round_id(), "reason": "rerank"}
+    request = base.request.model_copy(update={**chosen, "options": {**base.request.options, **chosen}, **numbered})
     try:
-        project.set_record(round_id, NOISE, seed_noise_agreement(*found))
-    except StorageError as error:
-        log.warning("the noise was measured and could not be kept", error=str(error))
+        scorer = _scorer(project, standing, base, request.round_id)
+    except _Unusable as error:
+        if Pause(store.folder).holds:
+            log.warning("what the owner has chosen takes effect with the next round", why=str(error))
+            return project.top_up_or_served()
+        log.warning("the last network cannot rank anew: a round that learns takes its place", why=str(error))
+        return None
+    bind_contextvars(round=request.round_id)
+    log.info("ranking anew", strategy=request.strategy, base=base.request.round_id, by=standing.verdict)
+    # A network may need an hour for the pool.
+    with run_periodically(project.top_up):
+        result = rerank(request, base, project, scorer, CatalogStrategy(request.strategy))
+    return result.report, result.published
+
+
+def _scorer(project: LiveProject, standing: OrderState, base: RoundReport, round_id: str) -> Scorer:
+    """The stored passes of a round, else its network.
+
+    Raises:
+        _Unusable: neither can be used.
+    """
+    context, store, base_id = project.context, project.store, base.request.round_id
+    reasons: list[str] = []
+    try:
+        # The round's own options: with others it would not be the same network.
+        options = ProjectOptions.model_validate(base.request.options)
+        if standing.verdict == "passes":
+            try:
+                if (passes := store.outputs(base_id)) is not None:
+                    return StoredPasses(base, passes)
+                reasons.append(f"the passes of round {base_id} are gone from {store.folder}")
+            except StorageError as error:
+                reasons.append(str(error))
+        scorer = context.sharded(
+            lambda tell: _restored(context, options, base_id, tell), options, round_id, project.report_progress
+        )
+    except (StorageError, WeightsError) as error:
+        raise _Unusable("; ".join([*reasons, str(error)])) from error
+    except ValidationError as error:
+        raise _Unusable(
+            f"the options of round {base_id} are not those of this version ({error.error_count()} mistakes)"
+        ) from error
+    if reasons:
+        log.warning("the network looks at the images once more, since its passes cannot be used", why=reasons[0])
+    return scorer
+
+
+def _restored(context: ProjectContext, options: ProjectOptions, round_id: str, progress: Progress) -> Learner:
+    if (folder := context.store.network(round_id)) is None:
+        raise StorageError(f"the network of round {round_id} is gone from {context.store.folder}")
+    learner = context.learner(options, progress)
+    learner.restore(str(folder))
+    return learner
 
 
 @contextmanager
 def shard_scorer(
     settings: Settings, key: ProjectKey, folder: ScoringFolder, progress: Progress = no_progress
 ) -> Iterator[Callable[[int], PoolPredictions]]:
-    """What scores the shards of another worker's round, by their numbers.
+    """Yield a function that scores a shard of another worker's round, by its number.
 
     Args:
         settings: of this worker.
-        key: whose pool it is.
-        folder: what the round has laid out.
-        progress: told of each shard; unlike a round's it may raise, to stop.
+        key: of the project.
+        folder: what the round has written for its helpers.
+        progress: receives each shard; unlike a round's it may raise, to stop.
 
     Raises:
-        RoundError: the round is over, or this machine would give other bits than the round's.
+        RoundError: the round is over, or this machine's results would differ from the round's in the last bits.
         UnknownProject: the project was never connected.
         SettingsError: no API key.
         WeightsError: the network is gone or damaged.
@@ -670,10 +582,10 @@ def shard_scorer(
         raise RoundError(f"scoring {folder.name} is over")
     if (here := hardware_fingerprint(settings.device)) != task.machine:
         raise RoundError(
-            f"this worker would score to other bits ({here}) than the round ({task.machine}): "
-            "run the workers of one installation on equal machines, or start one worker only"
+            f"hardware mismatch: this worker's results ({here}) would not be bit-identical to the round's "
+            f"({task.machine}): run the workers of one installation on equal machines, or start one worker only"
         )
-    with open_project(settings, key) as world:
-        learner = world.learner(task.options, progress)
+    with open_project(settings, key) as context:
+        learner = context.learner(task.options, progress)
         learner.restore(str(folder.folder))
         yield lambda number: learner.outputs(folder.images(number), task.needs)

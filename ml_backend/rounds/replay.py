@@ -1,20 +1,19 @@
-"""What a round sees is noted on the way: the labels and the pool that its manifest stands for.
+"""Manifests and replay: hashes of what a round was made from, and its selection repeated from what it has saved.
 
-A round is sealed: hashes of its data, code, weights and options, and of the seal before it.
-Every selection once more, from what its round has kept, by the code that made it; and what its hashes say.
+Each manifest holds the hash of the one before it, so that no round can be replaced unnoticed.
 """
 
 import hashlib
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import zip_longest
 from math import isclose
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal
 
 import numpy as np
 import torch
@@ -23,19 +22,16 @@ from pydantic import Field, ValidationError
 import ml_backend
 from ml_backend.acquisition.strategy import CatalogStrategy, rank_by_features
 from ml_backend.config import ProjectOptions
-from ml_backend.consensus.rules import Consensus
 from ml_backend.errors import OtherFormat, StorageError
 from ml_backend.model.backbones import weights_file
 from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.predictions import ImageFeatures
 from ml_backend.registry import strategy_spec
-from ml_backend.rounds.cold_start import random_order
-from ml_backend.rounds.holdout import mixed
-from ml_backend.rounds.interfaces import ConsensusRule, LabelSource
-from ml_backend.rounds.reuse import ranked_anew
-from ml_backend.rounds.run import inputs_digest, reranked_digest
-from ml_backend.rounds.start_features import START_FEATURES, FeaturesLost, StartFeatures, found_again
-from ml_backend.schemas import Annotation, Exclusion, FrozenModel, ImageRef, Ranking, RoundReport, natural_order
+from ml_backend.rounds.cold_start import START_FEATURES, FeaturesLost, StartFeatures, random_order
+from ml_backend.rounds.holdout import mix_in_holdout
+from ml_backend.rounds.reuse import rank_all, reranked_digest
+from ml_backend.rounds.run import ProjectData, inputs_digest
+from ml_backend.schemas import FrozenModel, Ranking, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import (
     INPUTS,
@@ -45,66 +41,44 @@ from ml_backend.storage.rounds import (
     sha256_of_files,
 )
 
+Device = Literal["auto", "cpu", "cuda"]
 
-class RecordingLabelSource:
-    """A label source and a rule that remember what they last said. Satisfies ``engine.ports.LabelSource``.
-
-    Args:
-        labels: the source itself.
-        rule: the rule itself.
-    """
-
-    def __init__(self, labels: LabelSource, rule: ConsensusRule) -> None:
-        self._labels = labels
-        self._rule = rule
-        self._consensus = Consensus(labels=(), exclusions=())
-        self._pool: Sequence[ImageRef] = ()
-
-    def annotations(self) -> Sequence[Annotation]:
-        return self._labels.annotations()
-
-    def unlabelled(self) -> tuple[Sequence[ImageRef], Sequence[Exclusion]]:
-        self._pool, unusable = self._labels.unlabelled()
-        return self._pool, unusable
-
-    def consensus(self, annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
-        """Satisfies ``engine.ports.ConsensusRule``."""
-        self._consensus = self._rule(annotations, classes)
-        return self._consensus
-
-    def noted(self) -> RoundInputs:
-        """The labels and the pool of the last call of each, in the order of the image ids."""
-        return RoundInputs(
-            labels=tuple(sorted(self._consensus.labels, key=lambda label: natural_order(label.image.id))),
-            pool=tuple(sorted(self._pool, key=lambda image: natural_order(image.id))),
-        )
+SCORE_TOLERANCE: Final = 1e-9
+"""Relative: another CPU may add in another order."""
 
 
-def sealed(
-    project: ProjectStore,
-    report: RoundReport,
-    inputs: RoundInputs,
-    folder: Path,
-    device: Literal["auto", "cpu", "cuda"],
+def round_inputs(data: ProjectData) -> RoundInputs:
+    """The labels and the pool of a round, in the order of the image ids."""
+    return RoundInputs(
+        labels=tuple(sorted(data.labels, key=lambda label: natural_order(label.image.id))),
+        pool=tuple(sorted(data.pool, key=lambda image: natural_order(image.id))),
+    )
+
+
+def make_manifest(
+    store: ProjectStore, report: RoundReport, inputs: RoundInputs, folder: Path, device: Device
 ) -> Manifest:
     """The manifest of a round that is being saved.
 
     Args:
-        project: with the rounds before it.
+        store: with the rounds before it.
         report: of the round.
-        inputs: what it learned from and ranked.
-        folder: with every file of the round but this one.
-        device: that the installation asks for.
+        inputs: labels and pool of the round.
+        folder: with every other file of the round.
+        device: the installation's setting.
 
     Raises:
         OSError: a file cannot be read.
-        SettingsError: no such backbone.
+        SettingsError: unknown backbone.
     """
-    previous = _newest(project, report.request.round_id)
     options = ProjectOptions.model_validate(report.request.options)
-    # A random order before the first training asks no network; a typical one asks a backbone.
+    # A random order before the first training needs no network; a typical one needs a backbone.
     by_network = report.by_network or report.ranking.strategy != "random"
     weights = weights_file(options.backbone, options.weights) if by_network else None
+    earlier = reversed([saved for saved in store.round_ids() if saved < report.request.round_id])
+    # Readable or not: its hash counts.
+    hashes = ((saved, store.manifest_hash(saved)) for saved in earlier)
+    previous = next(((saved, found) for saved, found in hashes if found is not None), None)
     return Manifest(
         round_id=report.request.round_id,
         files=sha256_of_files(folder),
@@ -124,13 +98,13 @@ def sealed(
 
 
 def listing_digest(records: Iterable[FrozenModel]) -> str:
-    """Of records, one line of JSON each, in the order of these lines."""
+    """SHA-256 of records as lines of JSON, in the order of these lines."""
     return hashlib.sha256("\n".join(sorted(one.model_dump_json() for one in records)).encode()).hexdigest()
 
 
 @cache
 def code_digest() -> str:
-    """Of the package's .py files, by their paths in sorted order, as they are when a process first asks."""
+    """SHA-256 of the package's .py files in the order of their paths, read once per process."""
     root = Path(ml_backend.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -141,58 +115,43 @@ def code_digest() -> str:
 
 
 def package_version() -> str:
-    """As it was installed; empty where it was not."""
+    """The installed version; empty where the package is not installed."""
     try:
         return metadata.version("label-studio-active-learning")
     except metadata.PackageNotFoundError:
         return ""
 
 
-def versions() -> Mapping[str, str]:
-    """Of what computes."""
+def versions() -> dict[str, str]:
+    """Versions of Python and of the numerical libraries."""
+    torchvision = metadata.version("torchvision")
+    # From its file, which also names the build: importing it takes seconds.
+    if (spec := find_spec("torchvision")) is not None and spec.origin is not None:
+        text = Path(spec.origin).with_name("version.py").read_text()
+        if (found := re.search(r"^__version__ = ['\"](.+)['\"]$", text, re.MULTILINE)) is not None:
+            torchvision = found[1]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": _torchvision_version(),
+        "torchvision": torchvision,
         "numpy": np.__version__,
     }
 
-
-def _torchvision_version() -> str:
-    """As its file says: importing it takes seconds, and a replay needs nothing else of it."""
-    spec = find_spec("torchvision")
-    if spec is not None and spec.origin is not None:
-        text = Path(spec.origin).with_name("version.py").read_text()
-        if (found := re.search(r"^__version__ = ['\"](.+)['\"]$", text, re.MULTILINE)) is not None:
-            return found[1]
-    return metadata.version("torchvision")
-
-
-def _newest(project: ProjectStore, round_id: str) -> tuple[str, str] | None:
-    """The newest round before this one that has a manifest, and the hash of its file, readable or not."""
-    for earlier in reversed([saved for saved in project.round_ids() if saved < round_id]):
-        if (found := project.manifest_hash(earlier)) is not None:
-            return earlier, found
-    return None
-
-
-SCORE_TOLERANCE: Final = 1e-9
-"""Relative: another CPU may add up in another order."""
 
 Count = Annotated[int, Field(ge=0)]
 
 
 class Replay(FrozenModel):
-    """One selection, made again.
+    """A repeated selection.
 
     Attributes:
-        strategy: that ranked.
-        verdict: ``same``: the same images in the same order; ``differs``; ``cannot``: something is not kept.
-        batch: images of the batch; ``same_batch``: of these, how many were chosen again.
-        images: in the ranking; ``same_places``: of these, how many stand where they stood.
-        faults: what was changed since, and what came out differently, in words.
-        notes: what is another by now and may excuse it: versions, the code; and what is not kept.
-        sentence: the line that is printed.
+        strategy: of the ranking.
+        verdict: ``same``: the same images in the same order; ``differs``; ``cannot``: something is no longer stored.
+        batch: images of the batch; ``same_batch``: of these, how many were selected again.
+        images: in the ranking; ``same_places``: of these, how many have the same place.
+        faults: what was changed since the round, and what came out differently.
+        notes: possible causes of a difference: other versions, other code, another machine; and what is not stored.
+        sentence: one line for the terminal.
     """
 
     round_id: str
@@ -208,226 +167,200 @@ class Replay(FrozenModel):
 
     @property
     def sound(self) -> bool:
-        """Whether nothing speaks against the round."""
+        """Whether nothing contradicts the round."""
         return self.verdict != "differs" and not self.faults
 
 
-class _Surroundings(NamedTuple):
-    """What a selection is made again by, and on."""
-
-    code: str
-    version: str
-    versions: dict[str, str]
-    machine: str
-
-
-class _NotKept(Exception):
-    """The message says what is missing."""
-
-
-def replays(
-    project: ProjectStore, cache: Path, only: str | None = None, device: Literal["auto", "cpu", "cuda"] = "auto"
-) -> Iterator[Replay]:
-    """Make every selection of a project again, oldest first.
+def replays(store: ProjectStore, cache: Path, only: str | None = None, device: Device = "auto") -> Iterator[Replay]:
+    """Repeat every selection of a project, oldest first.
 
     Args:
-        project: with its rounds.
-        cache: of the installation; features of a start are read from it.
-        only: the one round that is asked for.
-        device: that the installation asks for.
+        store: of the project.
+        cache: of the installation; features of a typical order are read from it.
+        only: the one round to repeat; None for all.
+        device: the installation's setting.
 
     Raises:
         StorageError: there is no such round.
     """
-    ids = project.round_ids()
+    ids = store.round_ids()
     if only is not None and only not in ids:
-        project.report(only)  # says which there are
-    now = _Surroundings(code_digest(), package_version(), dict(versions()), hardware_fingerprint(device))
+        store.report(only)  # raises, and names the rounds that exist
     for round_id in ids if only is None else [only]:
-        faults, notes, elsewhere = _held_against_the_manifest(project, round_id, now)
-        try:
-            report = project.report(round_id)
-            again = _ranked_again(project, report, cache)
-        except StorageError as error:
-            yield _cannot(round_id, "unknown", str(error), [*faults, str(error)], notes)
-        except (_NotKept, ValueError) as error:  # ValueError: from outputs that no round can have made
-            strategy = report.ranking.strategy
-            spoilt = [] if isinstance(error, _NotKept) else [str(error)]
-            yield _cannot(round_id, strategy, str(error), [*faults, *spoilt], notes)
-        else:
-            yield _compared(report, again, faults, notes, elsewhere)
+        yield _replay(store, cache, round_id, device)
 
 
-def _ranked_again(project: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
-    """By the functions that the round itself called, from what it has kept.
-
-    Raises:
-        StorageError: a file is damaged.
-        ValueError: what is kept cannot have come from a round.
-        _NotKept: something is missing.
-    """
-    request, ranking = report.request, report.ranking
+def _replay(store: ProjectStore, cache: Path, round_id: str, device: Device) -> Replay:
+    faults, notes, machine_notes = _audit(store, round_id, device)
+    strategy = "unknown"
     try:
-        outputs = project.evidence(request.round_id)
-    except OtherFormat as error:
-        raise _NotKept(str(error)) from error
-    if outputs is None and not report.by_network:
-        start = _start_again(project, report, cache)
-        return mixed(start, request.control_share, request.seed, request.round_id)
-    if outputs is None:
-        raise _NotKept("what its network said of the pool is not kept")
-    strategy = CatalogStrategy(ranking.strategy)
-    missing = [
-        need
-        for need in sorted(strategy_spec(ranking.strategy).needs)
-        if (need == "features" and outputs.features is None) or (need == "gradients" and outputs.gradients is None)
-    ]
-    if missing:
-        raise _NotKept(f"the {' and '.join(missing)} that it looked at are kept of the last rounds only")
-    return ranked_anew(request, strategy, outputs, ranking.image_ids)
-
-
-def _start_again(project: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
-    """An order from before the first network; raises as ``_ranked_again``."""
-    request, ids = report.request, tuple(sorted(report.ranking.image_ids, key=natural_order))
-    if report.ranking.strategy == "random":
-        return random_order([ImageRef(id=one, uri=one) for one in ids], request.batch_size, request.seed)
-    note = project.record(request.round_id, START_FEATURES, StartFeatures)
-    if note is None:
-        raise _NotKept("where the features are kept that it looked at was not noted: an older version made it")
-    labelled = sorted(note.kept.keys() - set(ids), key=natural_order)
-    try:
-        pool = ImageFeatures(ids, found_again(note, ids, cache))
-        covered = found_again(note, labelled, cache) if labelled else None
-    except FeaturesLost as lost:
-        raise _NotKept(f"of the features that it looked at, {lost}") from lost
-    return rank_by_features(report.ranking.strategy, pool, covered, request.batch_size, request.seed)
-
-
-def _compared(
-    report: RoundReport, again: Ranking, faults: Sequence[str], notes: Sequence[str], elsewhere: Sequence[str]
-) -> Replay:
-    stored, size = report.ranking, min(report.request.batch_size, len(report.ranking.image_ids))
-    same_batch = len(set(stored.image_ids[:size]) & set(again.image_ids[:size]))
-    same_places = sum(a == b for a, b in zip(stored.image_ids, again.image_ids, strict=False))
-    differences = list(_differences(stored, again))
+        report = store.report(round_id)
+        strategy = report.ranking.strategy
+        repeated = _select_again(store, report, cache)
+    except (StorageError, _NotStored, ValueError) as error:  # ValueError: predictions that no round can have made
+        if not isinstance(error, _NotStored):
+            faults.append(str(error))
+        return Replay(
+            round_id=round_id,
+            strategy=strategy,
+            verdict="cannot",
+            faults=tuple(dict.fromkeys(faults)),
+            notes=tuple(notes),
+            sentence=f"{round_id} {strategy}: cannot be replayed: {error}",
+        )
+    stored, images = report.ranking, len(report.ranking.image_ids)
+    batch = min(report.request.batch_size, images)
+    same_batch = len(set(stored.image_ids[:batch]) & set(repeated.image_ids[:batch]))
+    same_places = sum(a == b for a, b in zip(stored.image_ids, repeated.image_ids, strict=False))
+    differences = list(_differences(stored, repeated))
     if differences:
-        order = f"{same_batch} of {size} of the batch, {same_places} of {len(stored.image_ids)} in their place"
+        order = f"{same_batch} of {batch} of the batch, {same_places} of {images} in their place"
     else:
-        order = f"same {size} of {size}, same order of {len(stored.image_ids)}"
+        order = f"same {batch} of {batch}, same order of {images}"
     return Replay(
-        round_id=report.request.round_id,
-        strategy=stored.strategy,
+        round_id=round_id,
+        strategy=strategy,
         verdict="differs" if differences else "same",
-        batch=size,
+        batch=batch,
         same_batch=same_batch,
-        images=len(stored.image_ids),
+        images=images,
         same_places=same_places,
         faults=(*faults, *differences),
-        # Threads are told too, which change nothing: where all came out the same, it is of no interest.
-        notes=(*notes, *(elsewhere if differences else ())),
-        sentence=f"{report.request.round_id} {stored.strategy}: {order}",
+        # The machine includes its number of threads, which changes no result: named only where something differs.
+        notes=(*notes, *(machine_notes if differences else ())),
+        sentence=f"{round_id} {strategy}: {order}",
     )
 
 
-def _differences(stored: Ranking, again: Ranking) -> Iterator[str]:
-    """What of a ranking came out otherwise: the first place, the first score, the control images."""
-    places = enumerate(zip_longest(stored.image_ids, again.image_ids), start=1)
-    for place, (was, now) in places:
+class _NotStored(Exception):
+    """Something that the selection was made from is not stored; the message says what."""
+
+
+def _select_again(store: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
+    """Rank by the functions of the round, from what it has saved.
+
+    Raises:
+        StorageError: a file is damaged.
+        ValueError: the files cannot have come from a round.
+        _NotStored: something is missing.
+    """
+    request, ranking = report.request, report.ranking
+    try:
+        predictions = store.evidence(request.round_id)
+    except OtherFormat as error:
+        raise _NotStored(str(error)) from error
+    if predictions is None:
+        if report.by_network:
+            raise _NotStored("the predictions of its network are not stored")
+        start = _start_again(store, report, cache)
+        return mix_in_holdout(start, request.control_share, request.seed, request.round_id)
+    missing = [
+        need
+        for need in sorted(strategy_spec(ranking.strategy).needs)
+        if (need == "features" and predictions.features is None)
+        or (need == "gradients" and predictions.gradients is None)
+    ]
+    if missing:
+        raise _NotStored(f"its {' and '.join(missing)} are stored for the last rounds only")
+    return rank_all(request, CatalogStrategy(ranking.strategy), predictions, ranking.image_ids)
+
+
+def _start_again(store: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
+    """A ranking from before the first network; raises as ``_select_again``."""
+    request, ids = report.request, tuple(sorted(report.ranking.image_ids, key=natural_order))
+    if report.ranking.strategy == "random":
+        return random_order(ids, request.batch_size, request.seed)
+    record = store.record(request.round_id, START_FEATURES, StartFeatures)
+    if record is None:
+        raise _NotStored("it did not record where its features are cached: an older version made it")
+    labelled = sorted(record.kept.keys() - set(ids), key=natural_order)
+    try:
+        pool = ImageFeatures(ids, record.read(ids, cache))
+        covered = record.read(labelled, cache) if labelled else None
+    except FeaturesLost as lost:
+        raise _NotStored(f"of its features, {lost}") from lost
+    return rank_by_features(report.ranking.strategy, pool, covered, request.batch_size, request.seed)
+
+
+def _differences(stored: Ranking, repeated: Ranking) -> Iterator[str]:
+    """The first place, the first score and the holdout, where they differ."""
+    for place, (was, now) in enumerate(zip_longest(stored.image_ids, repeated.image_ids), start=1):
         if was != now:
             yield f"place {place}: image {was or 'none'} stored, image {now or 'none'} now"
             break
-    scores = dict(zip(again.image_ids, again.scores, strict=True))
+    scores = dict(zip(repeated.image_ids, repeated.scores, strict=True))
     for image_id, was in zip(stored.image_ids, stored.scores, strict=True):
         score = scores.get(image_id)
         if score is not None and not isclose(was, score, rel_tol=SCORE_TOLERANCE, abs_tol=SCORE_TOLERANCE):
             yield f"image {image_id}: score {was:.9g} stored, {score:.9g} now"
             break
-    if stored.control != again.control:
-        yield f"control images: {len(stored.control)} stored, {len(again.control)} now, or others"
+    if stored.control != repeated.control:
+        yield f"holdout images: {len(stored.control)} stored, {len(repeated.control)} now, or others"
 
 
-def _cannot(round_id: str, strategy: str, why: str, faults: Sequence[str], notes: Sequence[str]) -> Replay:
-    return Replay(
-        round_id=round_id,
-        strategy=strategy,
-        verdict="cannot",
-        faults=tuple(dict.fromkeys(faults)),
-        notes=tuple(notes),
-        sentence=f"{round_id} {strategy}: cannot be replayed: {why}",
-    )
+def _audit(store: ProjectStore, round_id: str, device: Device) -> tuple[list[str], list[str], list[str]]:
+    """Compare a round with its manifest.
 
-
-def _held_against_the_manifest(
-    project: ProjectStore, round_id: str, now: _Surroundings
-) -> tuple[list[str], list[str], list[str]]:
-    """What was changed since the round was saved, what of the surroundings is another by now, and the machine."""
+    Returns:
+        What was changed since the round was saved; what differs between then and now without being a fault; the same
+        of the machine.
+    """
     try:
-        manifest = project.manifest(round_id)
+        manifest = store.manifest(round_id)
     except StorageError as error:
         return [str(error)], [], []
     if manifest is None:
-        return [], ["it has no manifest, so nothing says whether a file was changed"], []
-    faults = project.file_faults(round_id, manifest.files)
+        return [], ["it has no manifest, which would show whether a file was changed"], []
+    faults = store.file_faults(round_id, manifest.files)
     if manifest.round_id != round_id:
         faults.append(f"its manifest is that of round {manifest.round_id}")
-    faults += _broken_chain(project, manifest)
-    faults += _changed_inputs(project, round_id, manifest)
+    for more in (_chain_faults(store, manifest), _input_faults(store, round_id, manifest)):
+        try:
+            faults += more
+        except (StorageError, ValidationError) as error:
+            faults.append(str(error))
+    now, here = versions(), hardware_fingerprint(device)
     notes = [
-        f"made with {name} {was}, now {now.versions.get(name, 'none')}"
+        f"made with {name} {was}, now {now.get(name, 'none')}"
         for name, was in manifest.versions.items()
-        if now.versions.get(name) != was
+        if now.get(name) != was
     ]
-    if manifest.code != now.code:
-        notes.append(f"made by other code (version {manifest.version or 'unknown'}; now {now.version or 'unknown'})")
-    elsewhere = [f"made on {manifest.machine}, now on {now.machine}: the last digits of a score may differ"]
-    return faults, notes, elsewhere if manifest.machine != now.machine else []
+    if manifest.code != code_digest():
+        was, is_now = manifest.version or "unknown", package_version() or "unknown"
+        notes.append(f"made by other code (version {was}; now {is_now})")
+    machine_note = f"made on {manifest.machine}, now on {here}: the last digits of a score may differ"
+    return faults, notes, [machine_note] if manifest.machine != here else []
 
 
-def _broken_chain(project: ProjectStore, manifest: Manifest) -> list[str]:
-    if manifest.previous_round is None:
-        return []
-    try:
-        project.manifest(manifest.previous_round)  # a damaged one is a fault even where its hash is right
-        before = project.manifest_hash(manifest.previous_round)
-    except StorageError as error:
-        return [str(error)]
+def _chain_faults(store: ProjectStore, manifest: Manifest) -> Iterator[str]:
+    if (previous := manifest.previous_round) is None:
+        return
+    store.manifest(previous)  # a damaged one is a fault even where its hash is right
+    before = store.manifest_hash(previous)
     if before is None:
-        return [f"round {manifest.previous_round}, which it follows, or the manifest of that, is gone"]
-    if before != manifest.previous:
-        return [f"the manifest of round {manifest.previous_round} is not the one that it follows"]
-    return []
+        yield f"round {previous}, which it follows, or the manifest of that round, is gone"
+    elif before != manifest.previous:
+        yield f"the manifest of round {previous} is not the one that it follows"
 
 
-def _changed_inputs(project: ProjectStore, round_id: str, manifest: Manifest) -> list[str]:
-    """The labels, the pool and the options: held against the manifest, and against what the round itself noted."""
-    try:
-        report, inputs = project.report(round_id), project.record(round_id, INPUTS, RoundInputs)
-        base = None if report.base is None else project.report(report.base)
-    except (StorageError, ValidationError) as error:
-        return [str(error)]
+def _input_faults(store: ProjectStore, round_id: str, manifest: Manifest) -> Iterator[str]:
+    """Labels, pool and options, compared with the manifest and with the digest in the report."""
+    report, inputs = store.report(round_id), store.record(round_id, INPUTS, RoundInputs)
+    base = None if report.base is None else store.report(report.base)
     if inputs is None:
-        return []
-    faults = [
-        f"the {name} are not those that it was made from"
-        for name, records, wanted in (
-            ("labels", inputs.labels, manifest.labels),
-            ("pool's images", inputs.pool, manifest.pool),
-        )
-        if listing_digest(records) != wanted
-    ]
-    if dict(report.request.options) != dict(manifest.options) or report.request.seed != manifest.seed:
-        changed = sorted(
-            name
-            for name in report.request.options.keys() | manifest.options.keys()
-            if report.request.options.get(name) != manifest.options.get(name)
-        )
-        faults.append(f"options are not those that it was made with: {', '.join(changed) or 'seed'}")
-    digest = (
-        inputs_digest(report.request, inputs.labels, inputs.pool)
-        if base is None
-        else reranked_digest(report.request, base, inputs.labels, inputs.pool)
-    )
+        return
+    request = report.request
+    if listing_digest(inputs.labels) != manifest.labels:
+        yield "the labels are not those that it was made from"
+    if listing_digest(inputs.pool) != manifest.pool:
+        yield "the pool's images are not those that it was made from"
+    if dict(request.options) != dict(manifest.options) or request.seed != manifest.seed:
+        names = sorted(request.options.keys() | manifest.options.keys())
+        changed = [name for name in names if request.options.get(name) != manifest.options.get(name)]
+        yield f"options are not those that it was made with: {', '.join(changed) or 'seed'}"
+    if base is None:
+        digest = inputs_digest(request, inputs.labels, inputs.pool)
+    else:
+        digest = reranked_digest(request, base, inputs.labels, inputs.pool)
     if digest != report.inputs:
-        faults.append("labels, pool and request together are not what the round noted when it began")
-    return faults
+        yield "labels, pool and request together are not what the round noted when it began"

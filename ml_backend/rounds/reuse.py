@@ -1,58 +1,82 @@
-"""Publishes the last ranking again: before readers have used it up, and where Label Studio has lost it.
+"""What a project can be served without another training.
 
-Another strategy at once: what the last network said is ranked anew. Nothing is learned.
+- Resume: the last round, where a new one would have the same inputs.
+- Top-up: more of the last ranking, before readers have used it up, or where Label Studio has lost it.
+- Rerank: another strategy at once, on the stored passes or by the network of an earlier round.
 """
 
 import contextvars
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Protocol
 
 import numpy as np
 import structlog
 
 from ml_backend.acquisition import seeded_order
-from ml_backend.errors import BackendError, UnusablePool
+from ml_backend.errors import BackendError, StorageError
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.rounds.holdout import mixed
-from ml_backend.rounds.interfaces import (
-    ConsensusRule,
-    LabelSource,
-    Progress,
-    Publisher,
-    ReportStore,
-    Strategy,
-    no_guard,
-    no_progress,
-)
-from ml_backend.rounds.run import Clock, empty_pool, reranked_digest
+from ml_backend.rounds.cold_start import unreadable_pool
+from ml_backend.rounds.holdout import mix_in_holdout
+from ml_backend.rounds.interfaces import LabelSource, Scorer, Strategy
+from ml_backend.rounds.run import Project, RoundResult, StageTimer, empty_pool, inputs_digest
 from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ranking, RoundReport, RoundRequest
+from ml_backend.storage import ProjectStore
 
-WATCH_INTERVAL_S = 30.0
-# Kinds of exclusion for an image that was tried: learners give none.
+CHECK_INTERVAL_S = 30.0
+# Kinds of exclusion of an image that was tried: learners give none.
 UNREADABLE = frozenset({"", "unreadable image"})
 
 log = structlog.get_logger(__name__)
 
 
-class RoundArchive(Protocol):
-    """Where rounds and what is served of them are kept."""
+def unpublished_round(store: ProjectStore, digest: str) -> RoundReport | None:
+    """The last round, where it had the same inputs and is not fully published.
 
-    def published(self) -> PublishedRanking | None: ...
+    Args:
+        store: of the project.
+        digest: of the inputs of a new round; see ``inputs_digest``.
+    """
+    report, published = _last_round(store, digest)
+    if report is None or (published is not None and published.completes(report.request.round_id)):
+        return None
+    log.info("the last round was saved but not published: it is published now", round=report.request.round_id)
+    return report
 
-    def report(self, round_id: str) -> RoundReport: ...
+
+def served_round(store: ProjectStore, digest: str) -> tuple[RoundReport, PublishedRanking] | None:
+    """The last round and its published ranking, where it had the same inputs and is fully published.
+
+    Args:
+        store: of the project.
+        digest: of the inputs of a new round; see ``inputs_digest``.
+    """
+    report, published = _last_round(store, digest)
+    if report is None or published is None or not published.completes(report.request.round_id):
+        return None
+    return report, published
 
 
-def topped_up(report: RoundReport, annotations: Sequence[Annotation], pool: Sequence[ImageRef]) -> Ranking:
-    """The ranking of a round, of the images that still wait.
+def _last_round(store: ProjectStore, digest: str) -> tuple[RoundReport | None, PublishedRanking | None]:
+    """The last round, where it had the same inputs, and the published ranking of any round."""
+    try:
+        report, published = store.latest(), store.published()
+    except StorageError as error:
+        log.warning("the last round cannot be taken up", error=str(error))
+        return None, None
+    return (report if report is not None and report.inputs == digest else None), published
 
-    Those that it scored come in its order, then those imported since, which have no score, in seeded order; and last
-    what a reader has skipped, which is there for the other readers only. An image that the round could not read stays
-    out until the next round has looked again; one that it left out for what its tasks or annotations were is like new.
+
+def remaining_ranking(report: RoundReport, annotations: Sequence[Annotation], pool: Sequence[ImageRef]) -> Ranking:
+    """The ranking of a round, reduced to the images that are still without a label.
+
+    The images that it scored come in its order, then images imported since, which have no score, in seeded order, and
+    last those that a reader has skipped: they are for the other readers only. An image that the round could not read
+    stays out until the next round tries again; one that it left out for its tasks or annotations counts as new.
 
     Args:
         report: of the round.
@@ -61,106 +85,73 @@ def topped_up(report: RoundReport, annotations: Sequence[Annotation], pool: Sequ
     """
     ranking = report.ranking
     skipped = {annotation.image.id for annotation in annotations}
-    waiting = {image.id for image in pool}
-    scored = [image_id for image_id in ranking.image_ids if image_id in waiting]
-    excluded = (one for one in (*report.exclusions, *ranking.exclusions) if one.kind in UNREADABLE)
-    known = {*scored, *(one.image_id for one in excluded)}
+    unlabelled = {image.id for image in pool}
+    scored = [image_id for image_id in ranking.image_ids if image_id in unlabelled]
+    unreadable = (one.image_id for one in (*report.exclusions, *ranking.exclusions) if one.kind in UNREADABLE)
+    known = {*scored, *unreadable}
     new = [image.id for image in pool if image.id not in known]
     order = [*scored, *(new[index] for index in seeded_order(new, report.request.seed))]
-    order.sort(key=lambda image_id: image_id in skipped)  # stable: the rest keeps its order
+    order.sort(key=lambda image_id: image_id in skipped)  # stable: the others keep their order
     scores = dict(zip(ranking.image_ids, ranking.scores, strict=True))
     lowest = min(ranking.scores, default=0.0)
-    by_chance = set(ranking.control)
+    holdout = set(ranking.control)
     return ranking.model_copy(
         update={
             "image_ids": tuple(order),
             "scores": tuple(scores.get(image_id, lowest) for image_id in order),
-            "control": tuple(image_id for image_id in order if image_id in by_chance),
+            "control": tuple(image_id for image_id in order if image_id in holdout),
         }
     )
 
 
-class TopUp:
-    """Publishes more of the last ranking when little of it is left, or when it holds what readers need not answer.
+def top_up(
+    labels: LabelSource,
+    store: ProjectStore,
+    low: int,
+    publish: Callable[[RoundReport], PublishedRanking],
+    is_held: Callable[[PublishedRanking], bool],
+) -> tuple[RoundReport, PublishedRanking] | None:
+    """Publish more of the last ranking where few images of it are left, or where it serves images needlessly.
 
     Args:
         labels: of the project.
-        publisher: of the project.
-        rounds: its rounds, and what is served of them.
-        low: images that must be left.
-        guard: raises StaleRound where a newer run has begun.
-        is_held: whether Label Studio holds what was published, as it was published; asked after the labels.
+        store: of the project.
+        low: number of images that must be left.
+        publish: publishes a ranking.
+        is_held: whether Label Studio holds the ranking as it was published; called after the labels were read.
+
+    Returns:
+        The round and its published ranking; None where nothing had to be published, or no image is left.
+
+    Raises:
+        StaleRound, LabelStudioError: the old order stays.
+        StorageError: the last round cannot be read.
     """
-
-    def __init__(
-        self,
-        labels: LabelSource,
-        publisher: Publisher,
-        rounds: RoundArchive,
-        low: int,
-        guard: Callable[[], None],
-        *,
-        is_held: Callable[[PublishedRanking], bool] = lambda _: True,
-    ) -> None:
-        self._labels = labels
-        self._publisher = publisher
-        self._rounds = rounds
-        self._low = low
-        self._guard = guard
-        self._is_held = is_held
-
-    def run(self) -> tuple[RoundReport, PublishedRanking] | None:
-        """Top up, if it is time; None where it is not, or nothing is left to publish.
-
-        Raises:
-            StaleRound: from the guard.
-            LabelStudioError: the old order still stands.
-            StorageError: the last round cannot be read.
-        """
-        published = self._rounds.published()
-        if published is None:
-            return None
-        annotations = self._labels.annotations()
-        pool, barred = self._labels.unlabelled()
-        report = self._rounds.report(published.round_id)
-        ranking = topped_up(report, annotations, pool)
-        skipped = {annotation.image.id for annotation in annotations}
-        fresh = [image_id for image_id in ranking.image_ids if image_id not in skipped]
-        served = set(published.image_ids)
-        left = sum(image_id in served for image_id in fresh)
-        # The same image has been answered in another task, say.
-        needless = len(served & {one.image_id for one in barred} - {one.image.id for one in annotations})
-        enough = (left >= self._low or left == len(fresh)) and not needless
-        if not fresh or (enough and self._is_held(published)):
-            return None
-        log.info("topping up", left=left, low=self._low, waiting=len(fresh), needless=needless, lost=enough)
-        more = report.model_copy(update={"ranking": ranking})
-        return report, self._publisher.publish(more, self._guard)
-
-
-class LockedPublisher:
-    """A publisher that two threads may call: one publishes at a time. Satisfies ``engine.ports.Publisher``."""
-
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
-        self._turn = threading.RLock()
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Nobody else publishes: what is read in here about what is served stays true."""
-        with self._turn:
-            yield
-
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
-        with self._turn:
-            return self._publisher.publish(report, guard)
+    published = store.published()
+    if published is None:
+        return None
+    annotations = labels.annotations()
+    pool, unusable = labels.unlabelled()
+    report = store.report(published.round_id)
+    ranking = remaining_ranking(report, annotations, pool)
+    annotated = {annotation.image.id for annotation in annotations}
+    fresh = [image_id for image_id in ranking.image_ids if image_id not in annotated]
+    served = set(published.image_ids)
+    left = sum(image_id in served for image_id in fresh)
+    # Served although it needs no answer: another task holds the same image, for example.
+    needless = len(served & {one.image_id for one in unusable} - annotated)
+    enough = (left >= low or left == len(fresh)) and not needless
+    if not fresh or (enough and is_held(published)):
+        return None
+    log.info("topping up", left=left, low=low, waiting=len(fresh), needless=needless, lost=enough)
+    return report, publish(report.model_copy(update={"ranking": ranking}))
 
 
 @contextmanager
-def beside(check: Callable[[], object], every_s: float = WATCH_INTERVAL_S) -> Iterator[None]:
-    """Call ``check`` now and then while the block runs, in a thread; what it refuses is logged and disturbs nothing.
+def run_periodically(check: Callable[[], object], every_s: float = CHECK_INTERVAL_S) -> Iterator[None]:
+    """Call ``check`` at intervals while the block runs, in a thread; a BackendError is logged and ignored.
 
-    What the thread logs names the project and the round of the block.
+    What the thread logs has the project and the round of the block.
     """
     over = threading.Event()
 
@@ -180,145 +171,134 @@ def beside(check: Callable[[], object], every_s: float = WATCH_INTERVAL_S) -> It
         thread.join()
 
 
-class Scorer(Protocol):
-    """What still knows the mind of an earlier round's network."""
-
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
-        """What the network says; images that it cannot tell of are missing, or named among the exclusions."""
-        ...
-
-
 class StoredPasses:
-    """The passes that an earlier round has kept. Satisfies ``Scorer``, for strategies that need no more.
+    """The stored passes of an earlier round. Satisfies ``Scorer``, for strategies that need nothing else.
 
     Args:
-        base: the round. What it could not read is not asked for again.
-        kept: what it has kept.
+        base: the round. Images that it could not read are excluded again.
+        predictions: its passes.
     """
 
-    def __init__(self, base: RoundReport, kept: PoolPredictions) -> None:
-        self._reasons = {one.image_id: one for one in (*base.exclusions, *base.ranking.exclusions)}
-        self._kept = kept
-        self._rows = {image_id: row for row, image_id in enumerate(kept.image_ids)}
+    def __init__(self, base: RoundReport, predictions: PoolPredictions) -> None:
+        self._exclusions = {one.image_id: one for one in (*base.exclusions, *base.ranking.exclusions)}
+        self._predictions = predictions
+        self._rows = {image_id: row for row, image_id in enumerate(predictions.image_ids)}
 
     def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
-        """Of the images that the round has scored; those that came later are missing.
+        """Passes of the images that the round scored; later ones are missing.
 
         Raises:
             ValueError: something else than passes is needed.
         """
         if more := needs - {"probs"}:
-            raise ValueError(f"a round keeps the passes, and no {' or '.join(sorted(more))}: ask its network")
+            raise ValueError(f"a round stores its passes, and no {' or '.join(sorted(more))}: use its network")
         ids = [image.id for image in pool]
         known = [image_id for image_id in ids if image_id in self._rows]
         return PoolPredictions(
             image_ids=tuple(known),
-            classes=self._kept.classes,
-            probs=self._kept.probs[np.array([self._rows[image_id] for image_id in known], dtype=np.intp)],
+            classes=self._predictions.classes,
+            probs=self._predictions.probs[np.array([self._rows[image_id] for image_id in known], dtype=np.intp)],
             exclusions=tuple(
-                self._reasons[image_id] for image_id in ids if image_id not in self._rows and image_id in self._reasons
+                self._exclusions[name] for name in ids if name not in self._rows and name in self._exclusions
             ),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RerankParts:
-    """The parts of one re-ranking, put together in ``assembly`` or by a test."""
+def rerank(
+    request: RoundRequest, base: RoundReport, project: Project, scorer: Scorer, strategy: Strategy
+) -> RoundResult:
+    """Rank the unlabelled images by the predictions of an earlier round's network, save that as a round, publish it.
 
-    labels: LabelSource
-    consensus: ConsensusRule
-    scorer: Scorer
-    strategy: Strategy
-    store: ReportStore
-    publisher: Publisher
-    progress: Progress = field(default=no_progress)
-    guard: Callable[[], None] = field(default=no_guard)
-
-
-def rerank(request: RoundRequest, base: RoundReport, parts: RerankParts) -> tuple[RoundReport, PublishedRanking]:
-    """Rank the images that wait by what an earlier round's network says of them, save that as a round, publish it.
-
-    Images that the scorer knows nothing of come last, in seeded order, until the next round scores them.
+    Images without a prediction come last, in seeded order, until the next round scores them.
 
     Args:
         request: the earlier round's, with what the owner has chosen since.
-        base: the round whose network ranks; what it has learned is what this one knows, and no more.
-        parts: of the project.
+        base: the round whose network ranks; the new round has learned from the same labels.
+        project: where labels come from and rankings go.
+        scorer: the stored passes of ``base``, or its network.
+        strategy: ranks the predictions.
 
     Raises:
-        EmptyPool: no image waits.
-        UnusablePool: images wait, and none of them can be read.
+        EmptyPool: no image is without a label.
+        UnusablePool: none of the images without a label can be read.
         WeightsError, RoundError: see ``Learner``.
         StaleRound: a newer run of the project has begun; nothing was published.
-        LabelStudioError: labels could not be read or the ranking not published; the saved round stays.
+        LabelStudioError: labels could not be read or the ranking not published; a saved round is kept.
     """
     started_at = datetime.now(UTC)
-    clock = Clock(parts.progress)
-    with clock.stage("labels"):
-        annotations = parts.labels.annotations()
-        consensus = parts.consensus(annotations, request.classes)
-        pool, unusable = parts.labels.unlabelled()
-    if not pool:
-        raise empty_pool(request, annotations, unusable)
-    with clock.stage("score"):
-        outputs = _outputs(parts, pool, consensus.labels)
-    with clock.stage("rank"):
-        ranking = ranked_anew(request, parts.strategy, outputs, [image.id for image in pool])
+    timer = StageTimer(project.report_progress)
+    with timer.stage("labels"):
+        data = project.read(request.classes)
+    if not data.pool:
+        raise empty_pool(request, data)
+    with timer.stage("score"):
+        predictions = scorer.outputs(data.pool, strategy.needs)
+        if "features" in strategy.needs and predictions.labelled_features is None:
+            # A learner has them from its training; a restored network computes them again.
+            labelled = scorer.outputs([label.image for label in data.labels], frozenset({"features"}))
+            predictions = replace(predictions, labelled_features=labelled.features)
+    with timer.stage("rank"):
+        ranking = rank_all(request, strategy, predictions, [image.id for image in data.pool])
     if not ranking.image_ids:
-        raise UnusablePool(
-            f"none of the {len(pool)} unlabelled images could be read; the first: {outputs.exclusions[0].reason}"
-        )
+        raise unreadable_pool(len(data.pool), predictions.exclusions)
     report = RoundReport(
         request=request,
         labels_per_class=base.labels_per_class,
         disputed=base.disputed,
         fit=None,
         ranking=ranking,
-        exclusions=(*consensus.exclusions, *unusable, *ranking.exclusions),
-        seconds=clock.seconds,
+        exclusions=(*data.consensus.exclusions, *data.unusable, *ranking.exclusions),
+        seconds=timer.seconds,
         started_at=started_at,
-        inputs=reranked_digest(request, base, consensus.labels, pool),
+        inputs=reranked_digest(request, base, data.labels, data.pool),
         base=base.request.round_id,
     )
-    parts.guard()
-    with clock.stage("save"):
-        parts.store.save(report, outputs, None)
-    with clock.stage("publish"):
-        published = parts.publisher.publish(report, parts.guard)
-    return report, published
+    project.ensure_current()
+    with timer.stage("save"):
+        project.save(report, predictions, None, data)
+    with timer.stage("publish"):
+        return RoundResult(report, project.publish(report))
 
 
-def _outputs(parts: RerankParts, pool: Sequence[ImageRef], labels: Sequence[Label]) -> PoolPredictions:
-    needs = parts.strategy.needs
-    outputs = parts.scorer.outputs(pool, needs)
-    if "features" not in needs or outputs.labelled_features is not None:
-        return outputs
-    # Whoever has trained a network has these at hand; a restored one looks at the images again.
-    labelled = parts.scorer.outputs([label.image for label in labels], frozenset({"features"}))
-    return replace(outputs, labelled_features=labelled.features)
-
-
-def ranked_anew(request: RoundRequest, strategy: Strategy, outputs: PoolPredictions, pool: Sequence[str]) -> Ranking:
-    """The images of a pool, those without outputs last in seeded order.
+def rank_all(request: RoundRequest, strategy: Strategy, predictions: PoolPredictions, pool: Sequence[str]) -> Ranking:
+    """Rank a pool; its images without a prediction come last, in seeded order.
 
     Args:
-        request: seed, batch size and control share of the ranking.
-        strategy: that ranks.
-        outputs: of the network; what it could not read stays out.
+        request: seed, batch size and holdout share of the ranking.
+        strategy: ranks the predictions.
+        predictions: of the network; the images that it could not read stay out.
         pool: image ids.
     """
-    if outputs.image_ids:
-        ranking = strategy.rank(outputs, request.batch_size, request.seed)
+    if predictions.image_ids:
+        ranking = strategy.rank(predictions, request.batch_size, request.seed)
     else:
         ranking = Ranking(strategy=strategy.name, image_ids=(), scores=(), batch_size=request.batch_size)
-    known = {*ranking.image_ids, *(exclusion.image_id for exclusion in outputs.exclusions)}
+    known = {*ranking.image_ids, *(exclusion.image_id for exclusion in predictions.exclusions)}
     new = [image_id for image_id in pool if image_id not in known]
     lowest = min(ranking.scores, default=0.0)
     whole = ranking.model_copy(
         update={
             "image_ids": (*ranking.image_ids, *(new[index] for index in seeded_order(new, request.seed))),
             "scores": (*ranking.scores, *(lowest for _ in new)),
-            "exclusions": outputs.exclusions,
+            "exclusions": predictions.exclusions,
         }
     )
-    return mixed(whole, request.control_share, request.seed, request.round_id)
+    return mix_in_holdout(whole, request.control_share, request.seed, request.round_id)
+
+
+def reranked_digest(request: RoundRequest, base: RoundReport, labels: Sequence[Label], pool: Sequence[ImageRef]) -> str:
+    """``inputs_digest`` of a round that ranks by an earlier round's network.
+
+    Where labels and pool are those of the earlier round, a training with the new strategy would give the same order,
+    and the digest is that of such a training.
+
+    Args:
+        request: of the new ranking.
+        base: the earlier round.
+        labels: as they are now, in any order.
+        pool: to rank, in any order.
+    """
+    now = inputs_digest(request, labels, pool)
+    if inputs_digest(base.request, labels, pool) == base.inputs:
+        return now
+    return hashlib.sha256(f"{base.inputs} ranked anew as {now}".encode()).hexdigest()

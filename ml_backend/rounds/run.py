@@ -1,29 +1,30 @@
-"""How long each stage of a round takes, and which one it is in.
+"""One round: read the labels, train, rank the pool, save the round, publish the ranking.
 
-No round is trained for nothing: what was saved is published, and what is served already stays.
-One round: learn from the labels so far, then say which images to label next.
+The live loop and the simulation call ``run_round`` with a ``Project`` of their own; ``replay`` repeats its selection.
 """
 
 import hashlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 import structlog
 
-from ml_backend.errors import EmptyPool, StorageError, UnusablePool
+from ml_backend.consensus.rules import Consensus
+from ml_backend.errors import EmptyPool, UnusablePool
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.cold_start import random_order, typical_order
-from ml_backend.rounds.holdout import mixed
-from ml_backend.rounds.interfaces import Progress, RoundParts
+from ml_backend.rounds.cold_start import StartFeatures, random_order, typical_order, unreadable_pool
+from ml_backend.rounds.holdout import mix_in_holdout
+from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
+from ml_backend.rounds.split import Sides, stable_split
 from ml_backend.schemas import (
     Annotation,
     Exclusion,
-    FitReport,
     ImageRef,
     Label,
     PublishedRanking,
@@ -33,9 +34,135 @@ from ml_backend.schemas import (
     Stage,
 )
 
+log = structlog.get_logger(__name__)
 
-class Clock:
-    """Times the stages on their work only, and tells the progress where it is."""
+
+@dataclass(frozen=True, slots=True)
+class ProjectData:
+    """What a round reads from its project: the annotations, their consensus, and the pool.
+
+    Attributes:
+        unusable: images that cannot be part of the pool.
+    """
+
+    annotations: Sequence[Annotation]
+    consensus: Consensus
+    pool: Sequence[ImageRef]
+    unusable: Sequence[Exclusion]
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        return self.consensus.labels
+
+    def per_class(self, classes: Sequence[str]) -> dict[str, int]:
+        """Number of labels of each class."""
+        counts = Counter(label.value for label in self.labels)
+        return {name: counts[name] for name in classes}
+
+    def is_cold_start(self, request: RoundRequest) -> bool:
+        """Whether a class has fewer labels than a training needs."""
+        return min(self.per_class(request.classes).values()) < request.min_labels_per_class
+
+
+class Project(ABC):
+    """Where a round's labels come from and where its ranking goes.
+
+    ``rounds.live.LiveProject`` is a project of Label Studio, ``simulation.loop.SimulatedProject`` one whose labels are
+    known. The methods that are not abstract suit a project without readers who wait and without competing runs.
+
+    Attributes:
+        labels: the annotations and the pool.
+        consensus: turns annotations into labels.
+    """
+
+    labels: LabelSource
+    consensus: ConsensusRule
+
+    @abstractmethod
+    def publish(self, report: RoundReport) -> PublishedRanking:
+        """Make the reader's next image the first of the ranking.
+
+        Raises:
+            StaleRound: a newer run has begun; readers notice nothing of this one.
+        """
+
+    def save(  # noqa: B027 - a simulation needs no more than the result of a round
+        self,
+        report: RoundReport,
+        predictions: PoolPredictions | None,
+        learner: Learner | None,
+        data: ProjectData,
+        start_features: StartFeatures | None = None,
+    ) -> None:
+        """Keep a round, before it is published.
+
+        Args:
+            report: the round's.
+            predictions: of the pool; None before the first training.
+            learner: writes its network; None where none was trained.
+            data: labels and pool of the round.
+            start_features: where the features behind a typical order are cached.
+        """
+
+    def read(self, classes: Sequence[str]) -> ProjectData:
+        """Annotations, labels and pool as they are now."""
+        annotations = self.labels.annotations()
+        return ProjectData(annotations, self.consensus(annotations, classes), *self.labels.unlabelled())
+
+    def split(self, labels: Sequence[Label], validation_share: float, seed: int) -> Sides:
+        """Training and validation labels; see ``Splitter``."""
+        return stable_split(labels, validation_share, seed)
+
+    def find_copies(self, images: Sequence[ImageRef]) -> bool:  # noqa: ARG002 - for subclasses
+        """Look for images with equal content; whether some were found, so that the labels must be read again."""
+        return False
+
+    def report_progress(self, stage: Stage, done: int, total: int) -> None:  # noqa: B027 - reporting is optional
+        """See ``Progress``."""
+
+    def ensure_current(self) -> None:  # noqa: B027 - a project without competing runs has nothing to check
+        """Raise StaleRound where a newer run of the project has begun."""
+
+    def has_order(self) -> bool:
+        """Whether readers have an order to work through, so that a better one may take its time."""
+        return True
+
+    def unpublished_round(self, digest: str) -> RoundReport | None:  # noqa: ARG002 - for subclasses
+        """The last round, where it had these inputs (see ``inputs_digest``) and is not fully published."""
+        return None
+
+    def served_round(self, digest: str) -> tuple[RoundReport, PublishedRanking] | None:  # noqa: ARG002
+        """The last round, where it had these inputs (see ``inputs_digest``) and readers are served its order."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a round's network was trained on, and what it predicted, without features and gradients."""
+
+    train: Sequence[Label]
+    validation: Sequence[Label]
+    pool: Sequence[ImageRef]
+    predictions: PoolPredictions
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """A finished round.
+
+    Attributes:
+        report: of the round; of an earlier one where that is served, or was left to be published.
+        published: its ranking, as readers are served it.
+        training: None where the round trained no network.
+    """
+
+    report: RoundReport
+    published: PublishedRanking
+    training: Training | None = None
+
+
+class StageTimer:
+    """Reports the stages of a round and measures their seconds."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -50,211 +177,133 @@ class Clock:
         self._progress(name, 1, 1)
 
 
-log = structlog.get_logger(__name__)
+def run_round(request: RoundRequest, project: Project, learner: Learner, strategy: Strategy) -> RoundResult:
+    """Train on the labels so far, rank the pool, save the round, publish the ranking.
+
+    Three cases end early or train nothing:
+
+    - The round that readers are served had the same inputs, and only changed labels triggered this one: nothing to do.
+    - The last round had the same inputs and was saved but not published: it is published, without another training.
+    - Cold start, while a class has fewer than ``request.min_labels_per_class`` labels: the ranking is a seeded random
+      order, which is stable from round to round; after it is published, the learner fills its caches. With
+      ``request.cold_start`` typiclust, and once readers have an order, the most typical images come first.
+
+    Args:
+        request: the round's number, trigger, classes and options.
+        project: where labels come from and rankings go.
+        learner: trains a network and predicts the pool.
+        strategy: ranks the predictions.
+
+    Raises:
+        EmptyPool: no image is without a label.
+        UnusablePool: none of the images without a label can be read.
+        TooFewLabels, WeightsError, SettingsError, RoundError: see ``Learner``. Those of ``prepare`` come after the
+            random order was published: readers can work while the owner mends the cause.
+        StaleRound: a newer run of the project has begun; nothing was published.
+        LabelStudioError: labels could not be read or the ranking not published; a saved round is kept.
+    """
+    started_at = datetime.now(UTC)
+    timer = StageTimer(project.report_progress)
+    with timer.stage("labels"):
+        data = project.read(request.classes)
+        # Before the split: the copies of an image are one label, and never on both sides.
+        if data.pool and not data.is_cold_start(request) and project.find_copies([one.image for one in data.labels]):
+            data = project.read(request.classes)
+    if not data.pool:
+        raise empty_pool(request, data)
+
+    is_cold_start = data.is_cold_start(request)
+    digest = inputs_digest(request, data.labels, data.pool)
+    if request.reason == "labels" and not is_cold_start and (served := project.served_round(digest)) is not None:
+        log.info("no label has changed since the round that is served: its order stays", served=served[1].round_id)
+        return RoundResult(*served)
+
+    fit = predictions = training = start_features = None
+    if (report := project.unpublished_round(digest)) is None:
+        if is_cold_start:
+            ranking, start_features = _rank_untrained(request, project, learner, data, timer)
+        else:
+            train, validation = project.split(data.labels, request.validation_share, request.seed)
+            with timer.stage("train"):
+                fit = learner.fit(train, validation, request.classes)
+            predictions, ranking = _predict_and_rank(request, learner, strategy, data.pool, timer)
+            passes = PoolPredictions(predictions.image_ids, predictions.classes, predictions.probs)
+            training = Training(train, validation, data.pool, passes)
+        ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
+        unreadable = fit.exclusions if fit else ()
+        report = RoundReport(
+            request=request,
+            labels_per_class=data.per_class(request.classes),
+            disputed=tuple(label.image.id for label in data.labels if label.disputed),
+            fit=fit,
+            ranking=ranking,
+            exclusions=(*data.consensus.exclusions, *data.unusable, *ranking.exclusions, *unreadable),
+            seconds=timer.seconds,
+            started_at=started_at,
+            inputs=digest,
+        )
+        # Saved before it is published: the report of every served order exists, and after a crash in between the
+        # publishing is repeated and not the training.
+        project.ensure_current()
+        with timer.stage("save"):
+            project.save(report, predictions, learner if fit else None, data, start_features)
+    with timer.stage("publish"):
+        published = project.publish(report)
+    if is_cold_start:
+        # Readers have their order: until the start set is complete, the caches fill for the first training.
+        with timer.stage("features"):
+            learner.prepare([*(label.image for label in data.labels), *data.pool])
+    return RoundResult(report, published, training)
 
 
-class RoundArchive(Protocol):
-    """Where rounds and what is served of them are kept."""
+def _rank_untrained(
+    request: RoundRequest, project: Project, learner: Learner, data: ProjectData, timer: StageTimer
+) -> tuple[Ranking, StartFeatures | None]:
+    if request.cold_start == "random" or not project.has_order():
+        return random_order([image.id for image in data.pool], request.batch_size, request.seed), None
+    with timer.stage("features"):
+        labelled = [label.image for label in data.labels]
+        return typical_order(learner, labelled, data.pool, request.batch_size, request.seed)
 
-    def latest(self) -> RoundReport | None: ...
 
-    def published(self) -> PublishedRanking | None: ...
+def _predict_and_rank(
+    request: RoundRequest, learner: Learner, strategy: Strategy, pool: Sequence[ImageRef], timer: StageTimer
+) -> tuple[PoolPredictions, Ranking]:
+    with timer.stage("score"):
+        predictions = learner.outputs(pool, strategy.needs)
+    if not predictions.image_ids:
+        raise unreadable_pool(len(pool), predictions.exclusions)
+    with timer.stage("rank"):
+        return predictions, strategy.rank(predictions, request.batch_size, request.seed)
+
+
+def empty_pool(request: RoundRequest, data: ProjectData) -> EmptyPool:
+    """The error of a pool without images: there are none, all are labelled, or none can be used."""
+    project = f"project {request.project.id}"
+    if without_image := [one for one in data.unusable if one.kind == "no image"]:
+        return UnusablePool(
+            f"{project} has no usable image: {len(without_image)} "
+            f"{'was' if len(without_image) == 1 else 'were'} left out, the first: {without_image[0].reason}"
+        )
+    if not data.annotations and not data.unusable:
+        return EmptyPool(f"{project} has no images yet: import images to begin")
+    return EmptyPool(f"{project} has no unlabelled image: all are labelled or skipped")
 
 
 def inputs_digest(request: RoundRequest, labels: Sequence[Label], pool: Sequence[ImageRef]) -> str:
-    """SHA-256 of everything that decides a round's result; neither its number nor what called for it is part of it.
+    """SHA-256 of everything that decides a round's result; its number and its trigger are not part of it.
 
     Args:
         request: with all options.
-        labels: that the round would learn from, in any order.
-        pool: that it would rank, in any order.
+        labels: to train on, in any order.
+        pool: to rank, in any order.
     """
-    asked = json.dumps(request.model_dump(mode="json", exclude={"round_id", "reason"}), sort_keys=True)
-    learned = sorted(repr((*_told(one.image), one.value, one.raters, one.disputed)) for one in labels)
-    ranked = sorted(repr(_told(image)) for image in pool)
-    text = "\n".join((asked, str(len(learned)), *learned, *ranked))
+    options = json.dumps(request.model_dump(mode="json", exclude={"round_id", "reason"}), sort_keys=True)
+    trained = sorted(repr((*_fields(one.image), one.value, one.raters, one.disputed)) for one in labels)
+    ranked = sorted(repr(_fields(image)) for image in pool)
+    text = "\n".join((options, str(len(trained)), *trained, *ranked))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def reranked_digest(request: RoundRequest, base: RoundReport, labels: Sequence[Label], pool: Sequence[ImageRef]) -> str:
-    """The same of a round that ranks anew what an earlier one's network said.
-
-    Where nothing but the ranking differs from what that round saw, a round that learns would come to the same order,
-    and it has its digest.
-
-    Args:
-        request: of the new ranking.
-        base: the earlier round.
-        labels: that there are now, in any order.
-        pool: that is ranked, in any order.
-    """
-    now = inputs_digest(request, labels, pool)
-    if inputs_digest(base.request, labels, pool) == base.inputs:
-        return now
-    return hashlib.sha256(f"{base.inputs} ranked anew as {now}".encode()).hexdigest()
-
-
-def unpublished_round(rounds: RoundArchive, inputs: str) -> RoundReport | None:
-    """The last round, where it is still to be published and a new one would come to the same.
-
-    Args:
-        rounds: of the project.
-        inputs: digest of what a new round would see.
-    """
-    report, published = _last(rounds, inputs)
-    if report is None or (published is not None and published.completes(report.request.round_id)):
-        return None
-    log.info("the last round was saved but not published: it is published now", round=report.request.round_id)
-    return report
-
-
-def served_round(rounds: RoundArchive, inputs: str) -> tuple[RoundReport, PublishedRanking] | None:
-    """The last round and what is served of it, where it is wholly published and a new one would come to the same.
-
-    Args:
-        rounds: of the project.
-        inputs: digest of what a new round would see.
-    """
-    report, published = _last(rounds, inputs)
-    if report is None or published is None or not published.completes(report.request.round_id):
-        return None
-    return report, published
-
-
-def _last(rounds: RoundArchive, inputs: str) -> tuple[RoundReport | None, PublishedRanking | None]:
-    """The last round, where it saw the same, and what is served of whichever round."""
-    try:
-        report, published = rounds.latest(), rounds.published()
-    except StorageError as error:
-        log.warning("the last round cannot be taken up", error=str(error))
-        return None, None
-    return (report if report is not None and report.inputs == inputs else None), published
-
-
-def _told(image: ImageRef) -> tuple[str, str, str | None]:
+def _fields(image: ImageRef) -> tuple[str, str, str | None]:
     return image.id, image.uri, image.patient_id
-
-
-def run_round(request: RoundRequest, parts: RoundParts) -> tuple[RoundReport, PublishedRanking]:
-    """Learn from the labels so far, rank the pool, save the round, publish the ranking.
-
-    Where a round with the same labels, pool and options was saved and not published, it is published instead. Where it
-    is served already, and nothing but changed labels called for this one, there is nothing to do.
-
-    Until every class has ``request.min_labels_per_class`` labels no network is trained: the ranking is a seeded
-    random order, which stays the same from round to round, and is published like any other; then the learner may
-    fill its caches. With ``request.cold_start`` typiclust it is the most typical images first, once readers have an
-    order that they need not wait for.
-
-    Raises:
-        EmptyPool: no image waits for a label.
-        UnusablePool: images wait, and none of them can be read.
-        TooFewLabels, WeightsError, SettingsError, RoundError: see ``Learner``. Of ``prepare``, they come after the
-            random order was published: readers can work while the owner mends it.
-        StaleRound: a newer run of the project has begun; nothing was published.
-        LabelStudioError: labels could not be read or the ranking not published; the saved round stays.
-    """
-    started_at = datetime.now(UTC)
-    clock = Clock(parts.progress)
-    with clock.stage("labels"):
-        annotations = parts.labels.annotations()
-        consensus = parts.consensus(annotations, request.classes)
-        pool, unusable = parts.labels.unlabelled()
-        counts = _labels_per_class(consensus.labels, request.classes)
-        trains = min(counts.values()) >= request.min_labels_per_class
-        # Before they are split: the copies of an image are one label, and never on both sides.
-        if pool and trains and parts.find_copies([label.image for label in consensus.labels]):
-            annotations = parts.labels.annotations()
-            consensus = parts.consensus(annotations, request.classes)
-            pool, unusable = parts.labels.unlabelled()
-            counts = _labels_per_class(consensus.labels, request.classes)
-    if not pool:
-        raise empty_pool(request, annotations, unusable)
-
-    is_cold_start = min(counts.values()) < request.min_labels_per_class
-    inputs = inputs_digest(request, consensus.labels, pool)
-    if request.reason == "labels" and not is_cold_start and (served := parts.served(inputs)) is not None:
-        log.info("no label has changed since the round that is served: its order stays", served=served[1].round_id)
-        return served
-    if (report := parts.unpublished(inputs)) is None:
-        fit: FitReport | None = None
-        outputs: PoolPredictions | None = None
-        if is_cold_start:
-            ranking = _start_order(request, parts, clock, consensus.labels, pool)
-        else:
-            fit, outputs, ranking = _learn_and_rank(request, parts, clock, consensus.labels, pool)
-        ranking = mixed(ranking, request.control_share, request.seed, request.round_id)
-        report = RoundReport(
-            request=request,
-            labels_per_class=counts,
-            disputed=tuple(label.image.id for label in consensus.labels if label.disputed),
-            fit=fit,
-            ranking=ranking,
-            exclusions=(*consensus.exclusions, *unusable, *ranking.exclusions, *(fit.exclusions if fit else ())),
-            seconds=clock.seconds,
-            started_at=started_at,
-            inputs=inputs,
-        )
-        # Saved before it is published: whatever readers are served, its report is there, and after a crash in between
-        # the publish is repeated and not the training.
-        parts.guard()
-        with clock.stage("save"):
-            parts.store.save(report, outputs, parts.learner if fit else None)
-    with clock.stage("publish"):
-        published = parts.publisher.publish(report, parts.guard)
-    if is_cold_start:
-        # Readers have their order: the time until the start set is whole goes into the caches of the first training.
-        with clock.stage("features"):
-            parts.learner.prepare([*(label.image for label in consensus.labels), *pool])
-    return report, published
-
-
-def empty_pool(request: RoundRequest, annotations: Sequence[Annotation], unusable: Sequence[Exclusion]) -> EmptyPool:
-    """The error of a round without an image to rank: no image is there, all are labelled, or none can be used.
-
-    Args:
-        request: of the round.
-        annotations: of the project.
-        unusable: the images and labels that were left out.
-    """
-    project = f"project {request.project.id}"
-    if waiting := [one for one in unusable if one.kind == "no image"]:
-        return UnusablePool(
-            f"{project} has no image that can be used: {len(waiting)} {'was' if len(waiting) == 1 else 'were'} left "
-            f"out, the first: {waiting[0].reason}"
-        )
-    if not annotations and not unusable:
-        return EmptyPool(f"{project} has no images yet: import images to begin")
-    return EmptyPool(f"no image of {project} waits for a label: all are labelled or skipped")
-
-
-def _start_order(
-    request: RoundRequest, parts: RoundParts, clock: Clock, labels: Sequence[Label], pool: Sequence[ImageRef]
-) -> Ranking:
-    if request.cold_start == "random" or not parts.serving():
-        return random_order(pool, request.batch_size, request.seed)
-    with clock.stage("features"):
-        labelled = [label.image for label in labels]
-        return typical_order(parts.learner, labelled, pool, request.batch_size, request.seed)
-
-
-def _learn_and_rank(
-    request: RoundRequest, parts: RoundParts, clock: Clock, labels: Sequence[Label], pool: Sequence[ImageRef]
-) -> tuple[FitReport, PoolPredictions, Ranking]:
-    train, validation = parts.split(labels, request.validation_share, request.seed)
-    with clock.stage("train"):
-        fit = parts.learner.fit(train, validation, request.classes)
-    with clock.stage("score"):
-        outputs = parts.learner.outputs(pool, parts.strategy.needs)
-    if not outputs.image_ids:
-        raise UnusablePool(
-            f"none of the {len(pool)} unlabelled images could be read; the first: {outputs.exclusions[0].reason}"
-        )
-    with clock.stage("rank"):
-        ranking = parts.strategy.rank(outputs, request.batch_size, request.seed)
-    return fit, outputs, ranking
-
-
-def _labels_per_class(labels: Sequence[Label], classes: Sequence[str]) -> dict[str, int]:
-    counts = Counter(label.value for label in labels)
-    return {name: counts[name] for name in classes}

@@ -1,4 +1,4 @@
-"""Training and validation labels: apart by patient, and the same from round to round."""
+"""Training and validation labels: separate by patient, and stable from round to round."""
 
 import warnings
 from collections import Counter
@@ -13,22 +13,21 @@ from ml_backend.grouping import groups_of
 from ml_backend.schemas import Label, natural_order
 
 Sides: TypeAlias = tuple[tuple[Label, ...], tuple[Label, ...]]
+"""Training and validation labels."""
 
 
-def stable_split(
-    labels: Sequence[Label], validation_share: float, seed: int
-) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
-    """Split by patient (by image where the patient is unknown), without remembering earlier splits.
+def stable_split(labels: Sequence[Label], validation_share: float, seed: int) -> Sides:
+    """Split by patient (by image where the patient is unknown), without a record of earlier splits.
 
     Images with the same address are never divided either; see ``grouping.groups_of``.
 
-    Each patient draws a number in [0, 1) from the seed and the patient's name alone and goes to validation below
-    ``validation_share``. New labels cannot change that, so who was in validation stays there, and no network is judged
-    on a patient that an earlier one trained on. A quota per class would hold the share more exactly, but every new
-    patient would push others over the border.
+    Each patient draws a number in [0, 1) from the seed and the patient's name alone and is in validation below
+    ``validation_share``. New labels cannot change that: a patient in validation stays there, and no network is
+    validated on a patient that an earlier one was trained on. A quota per class would match the share more exactly, but
+    every new patient would push others over the border.
 
     Only where the draws leave a class out of training, or out of validation although it has two patients, are
-    patients moved: those nearest the border first. A moved patient may move back once the class has more patients; with
+    patients moved, those nearest the border first. A moved patient may move back once the class has more patients; with
     25 patients a class and a share of 0.2, fewer than 1 class in 250 needs a move. Where patients with images of
     several classes make it impossible to serve every class, training comes first.
 
@@ -58,49 +57,40 @@ def stable_split(
             f"(or of 2 images without a patient id), got {found}; label more images"
         )
     draws = dict(zip(classes_of, (seeded_draws(list(classes_of), seed) / 2.0**64).tolist(), strict=True))
-    sides = _Sides(classes_of, groups, {group for group, draw in draws.items() if draw < validation_share})
-    # Nearest the border first; the name settles equal draws, not the order of arrival.
-    sides.serve_every_class(sorted(draws, key=lambda group: (abs(draws[group] - validation_share), group)))
-    in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
-    return (
-        tuple(label for label in in_order if group_of[label.image.id] not in sides.validation),
-        tuple(label for label in in_order if group_of[label.image.id] in sides.validation),
-    )
+    drawn = _Validation(classes_of, groups, {group for group, draw in draws.items() if draw < validation_share})
+    # Nearest the border first; the name breaks ties, not the order of arrival.
+    drawn.serve_every_class(sorted(draws, key=lambda group: (abs(draws[group] - validation_share), group)))
+    return _sides(labels, lambda label: group_of[label.image.id] in drawn.members)
 
 
 def fixed_split(validation_ids: Collection[str]) -> Callable[[Sequence[Label], float, int], Sides]:
-    """A split that somebody else has made: the same images are validation whatever else is labelled.
+    """A ``Splitter`` with fixed validation images: share and seed have no effect.
 
     Args:
-        validation_ids: of the images that are validation wherever they have a label; all others are trained on.
-
-    Returns:
-        What satisfies ``engine.ports.Splitter``; the share and the seed that it is given change nothing.
+        validation_ids: of the images that are in validation wherever they have a label; all others are trained on.
     """
     validation = frozenset(validation_ids)
 
     def split(labels: Sequence[Label], validation_share: float, seed: int) -> Sides:
         del validation_share, seed
-        in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
-        train = tuple(label for label in in_order if label.image.id not in validation)
-        held_out = tuple(label for label in in_order if label.image.id in validation)
-        if not train or not held_out:
+        sides = _sides(labels, lambda label: label.image.id in validation)
+        if not all(sides):
             raise TooFewLabels(
-                f"{len(train)} labels to train on and {len(held_out)} of the {len(validation)} validation images: "
+                f"{len(sides[0])} labels to train on and {len(sides[1])} of the {len(validation)} validation images: "
                 "both need at least 1"
             )
-        return train, held_out
+        return sides
 
     return split
 
 
 def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, ...]:
-    """Tear labels into folds by patient, each class spread over them as evenly as the patients allow.
+    """Split labels into folds by patient, each class spread over them as evenly as the patients allow.
 
     Args:
         labels: in any order.
-        folds: how many, 2 or more.
-        seed: which patients come together.
+        folds: 2 or more.
+        seed: of the assignment of patients to folds.
 
     Returns:
         For every fold the labels of the others to train on, and its own to validate on, each in the order of the image
@@ -112,7 +102,7 @@ def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, .
     Source:
         scikit-learn's ``StratifiedGroupKFold``.
     """
-    in_order = sorted(labels, key=lambda label: natural_order(label.image.id))
+    in_order = _sorted(labels)
     group_of = groups_of(label.image for label in labels)
     groups, values = [group_of[label.image.id] for label in in_order], [label.value for label in in_order]
     most = max(Counter(values).values(), default=0)
@@ -126,28 +116,42 @@ def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, .
         # A class with fewer labels than folds: some networks are not validated on it, all but one are trained on it.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         sides = list(splitter.split(values, values, groups))
-    if empty := sum(not len(held_out) for _, held_out in sides):
+    if empty := sum(not len(validation) for _, validation in sides):
         raise TooFewLabels(
             f"{empty} of {folds} networks would have no label to be validated on: label more images, or set a smaller "
             "committee"
         )
-    return tuple((tuple(in_order[i] for i in train), tuple(in_order[i] for i in held_out)) for train, held_out in sides)
+    return tuple(
+        (tuple(in_order[i] for i in train), tuple(in_order[i] for i in validation)) for train, validation in sides
+    )
 
 
-class _Sides:
-    """Who is in validation, and which classes that leaves without a side.
+def _sorted(labels: Sequence[Label]) -> list[Label]:
+    return sorted(labels, key=lambda label: natural_order(label.image.id))
+
+
+def _sides(labels: Sequence[Label], in_validation: Callable[[Label], bool]) -> Sides:
+    in_order = _sorted(labels)
+    return (
+        tuple(label for label in in_order if not in_validation(label)),
+        tuple(label for label in in_order if in_validation(label)),
+    )
+
+
+class _Validation:
+    """The groups in validation, and the classes that are missing from training or validation.
 
     Args:
         classes_of: classes among the labels of each group (patient, or image).
         groups: number of groups with labels of each class.
-        validation: groups in validation by their own draw.
+        members: groups in validation by their own draw.
     """
 
-    def __init__(self, classes_of: Mapping[str, set[str]], groups: Mapping[str, int], validation: set[str]) -> None:
-        self.validation = frozenset(validation)
+    def __init__(self, classes_of: Mapping[str, set[str]], groups: Mapping[str, int], members: set[str]) -> None:
+        self.members = frozenset(members)
         self._classes_of = classes_of
         self._groups = groups
-        self._inside = Counter(name for group in validation for name in classes_of[group])
+        self._inside = Counter(name for group in members for name in classes_of[group])
 
     def serve_every_class(self, nearest_first: Sequence[str]) -> None:
         """Move as few groups as leave no class without a side that it could have.
@@ -155,37 +159,34 @@ class _Sides:
         A move may take a side from another class, which is then served in its turn. Each group moves at most once, so
         this ends; the best state on the way is kept.
         """
-        best, fewest = self.validation, self._unserved()
-        waiting = list(nearest_first)
-        while group := self._next_move(waiting):
-            self._move(group)
-            waiting.remove(group)
+        best, fewest = self.members, self._unserved()
+        movable = list(nearest_first)
+        while group := self._next_move(movable):
+            step = -1 if group in self.members else 1
+            self._inside.update(dict.fromkeys(self._classes_of[group], step))
+            self.members ^= {group}
+            movable.remove(group)
             if (unserved := self._unserved()) < fewest:
-                best, fewest = self.validation, unserved
-        self.validation = best
+                best, fewest = self.members, unserved
+        self.members = best
 
-    def _next_move(self, waiting: Sequence[str]) -> str | None:
+    def _next_move(self, movable: Sequence[str]) -> str | None:
         # Training first: a class that is never trained on is lost, one that is never validated on only unmeasured.
-        for short, in_validation in ((self._untrained(), True), (self._unvalidated(), False)):
-            for name in short:
-                movable = [
+        for missing, in_validation in ((self._untrained(), True), (self._unvalidated(), False)):
+            for name in missing:
+                candidates = [
                     group
-                    for group in waiting
-                    if name in self._classes_of[group] and (group in self.validation) == in_validation
+                    for group in movable
+                    if name in self._classes_of[group] and (group in self.members) == in_validation
                 ]
-                if movable:
-                    return min(movable, key=self._harm)  # of equals the first, hence the nearest
+                if candidates:
+                    return min(candidates, key=self._harm)  # of equals the first, hence the nearest
         return None
 
-    def _move(self, group: str) -> None:
-        step = -1 if group in self.validation else 1
-        self._inside.update(dict.fromkeys(self._classes_of[group], step))
-        self.validation ^= {group}
-
     def _harm(self, group: str) -> int:
-        """What moving this group would leave without a side."""
+        """Number of classes that moving this group would leave without a side; training counts twice."""
         classes = self._classes_of[group]
-        if group in self.validation:
+        if group in self.members:
             return sum(self._inside[name] == 1 and self._groups[name] > 1 for name in classes)
         return sum(2 * (self._inside[name] == self._groups[name] - 1) for name in classes)
 
@@ -196,5 +197,5 @@ class _Sides:
         return sorted(name for name, count in self._groups.items() if count > 1 and not self._inside[name])
 
     def _unserved(self) -> tuple[bool, int]:
-        one_side_empty = not 0 < len(self.validation) < len(self._classes_of)
+        one_side_empty = not 0 < len(self.members) < len(self._classes_of)
         return one_side_empty, 2 * len(self._untrained()) + len(self._unvalidated())

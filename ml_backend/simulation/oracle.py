@@ -1,10 +1,10 @@
 """An oracle in place of Label Studio: it knows all labels of a study, and reveals those that a round asks for."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, PublishedRanking, RoundReport, natural_order
+from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_order
 from ml_backend.seeding import seeded_order
 from ml_backend.simulation.dataset import DataSet
 
@@ -83,19 +83,6 @@ class Oracle:
         for image_id in asked:
             self._revealed[image_id] = None
             self._answer(self._truth[image_id])
-
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
-        """Label the first ``batch_size`` images of the ranking, in its order."""
-        guard()
-        batch = report.ranking.image_ids[: report.ranking.batch_size]
-        self.reveal(batch)
-        return PublishedRanking(
-            version=f"simulated-{report.request.round_id}",
-            round_id=report.request.round_id,
-            image_ids=batch,
-            seconds={},
-            published_at=datetime.now(UTC),
-        )
 
     def start_set(self, per_class: int, seed: int) -> tuple[str, ...]:
         """Draw the images that are labelled before the first round.

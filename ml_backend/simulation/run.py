@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -24,10 +25,10 @@ from ml_backend.model.hardware import one_thread
 from ml_backend.model.learner import LearnerProgress, McDropoutLearner
 from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.rounds.interfaces import Learner, RoundParts, Splitter, Strategy, no_progress
-from ml_backend.rounds.run import run_round
-from ml_backend.rounds.split import fixed_split, fold_split, stable_split
-from ml_backend.schemas import FitReport, ImageRef, Label, Ranking, RoundReport, RoundRequest
+from ml_backend.rounds.interfaces import ConsensusRule, Learner, Splitter, Strategy, no_progress
+from ml_backend.rounds.run import Project, RoundResult, run_round
+from ml_backend.rounds.split import Sides, fixed_split, fold_split, stable_split
+from ml_backend.schemas import FitReport, ImageRef, Label, PublishedRanking, Ranking, RoundReport, RoundRequest
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.metrics import RoundMetrics, round_metrics
 from ml_backend.simulation.oracle import Oracle
@@ -159,22 +160,14 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
     oracle.reveal(oracle.start_set(plan.initial, run.seed))
     oracle.reveal(row.image_id for row in picked)
     learner = GuardedLearner(study.learner(options), data)
-    last = _LastRound(learner)
-    parts = RoundParts(
-        labels=oracle,
-        consensus=RULES[options.consensus],
-        learner=learner,
-        strategy=strategy,
-        store=last,
-        publisher=oracle,
-        split=study.split(),
-    )
-    rounds = simulated_rounds(plan.request(run, data.classes), parts, first=len(past) + 1)
+    project = SimulatedProject(oracle, RULES[options.consensus], study.split(), learner.check)
+    rounds = simulated_rounds(plan.request(run, data.classes), project, learner, strategy, first=len(past) + 1)
     number = len(past)
     train_images = len(data.labels("train"))
-    while len(labelled := oracle.revealed) <= plan.budget and (report := next(rounds, None)) is not None:
+    while len(labelled := oracle.revealed) <= plan.budget and (result := next(rounds, None)) is not None:
         number += 1
-        if report.fit is None or last.outputs is None:
+        report, training = result.report, result.training
+        if report.fit is None or training is None:
             counts = ", ".join(f"{name}: {labels}" for name, labels in report.labels_per_class.items())
             raise RoundError(
                 f"round {number} of {run.name} has too few labels to train on ({counts}): readers gave images of the "
@@ -193,7 +186,7 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
             # A strategy without needs ranks without the passes, which are drawn for the results alone.
             acquisition_seconds=report.seconds["rank"] + (report.seconds["score"] if strategy.needs else 0.0),
         )
-        log.append(row, _batch_rows(run, number, report.ranking, last.outputs, data))
+        log.append(row, _batch_rows(run, number, report.ranking, training.predictions, data))
         on_round()
 
 
@@ -201,12 +194,56 @@ def _of_run(run: Run) -> dict[str, Any]:
     return {"run": run.name, "strategy": run.strategy, "variant": run.variant, "seed": run.seed}
 
 
-def simulated_rounds(request: RoundRequest, parts: RoundParts, first: int = 1) -> Iterator[RoundReport]:
+class SimulatedProject(Project):
+    """A project whose labels are known: publishing a ranking labels its batch, first image first.
+
+    Args:
+        oracle: the truth.
+        consensus: rule of every round.
+        split: training and validation labels.
+        check: called with every ranking of a network, before an image of it is labelled.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        consensus: ConsensusRule,
+        split: Splitter = stable_split,
+        check: Callable[[Ranking], None] = lambda _: None,
+    ) -> None:
+        self.labels = self._oracle = oracle
+        self.consensus = consensus
+        self._split = split
+        self._check = check
+
+    def split(self, labels: Sequence[Label], validation_share: float, seed: int) -> Sides:
+        return self._split(labels, validation_share, seed)
+
+    def publish(self, report: RoundReport) -> PublishedRanking:
+        """Label the first ``batch_size`` images of the ranking, in its order."""
+        if report.trained:
+            self._check(report.ranking)
+        batch = report.ranking.image_ids[: report.ranking.batch_size]
+        self._oracle.reveal(batch)
+        return PublishedRanking(
+            version=f"simulated-{report.request.round_id}",
+            round_id=report.request.round_id,
+            image_ids=batch,
+            seconds={},
+            published_at=datetime.now(UTC),
+        )
+
+
+def simulated_rounds(
+    request: RoundRequest, project: Project, learner: Learner, strategy: Strategy, first: int = 1
+) -> Iterator[RoundResult]:
     """Run round after round, each when it is asked for, until the pool is used up.
 
     Args:
         request: of every round; its ``round_id`` is counted up from that of ``first``.
-        parts: whose publisher labels the batch.
+        project: labels the batch when it is published.
+        learner: trained in every round.
+        strategy: ranks the pool; what ``request.strategy`` names.
         first: number of the first round; above 1 where a run goes on.
 
     Raises:
@@ -214,13 +251,14 @@ def simulated_rounds(request: RoundRequest, parts: RoundParts, first: int = 1) -
         TooFewLabels, WeightsError, StorageError: see ``run_round``.
     """
     for number in count(first):
+        numbered = request.model_copy(update={"round_id": f"r{number:06d}"})
         try:
-            report, _ = run_round(request.model_copy(update={"round_id": f"r{number:06d}"}), parts)
+            result = run_round(numbered, project, learner, strategy)
         except EmptyPool:
             if number == 1:
                 raise
             return
-        yield report
+        yield result
 
 
 def fit_on_all(run: Run, study: Study) -> tuple["GuardedLearner", FitReport, float]:
@@ -318,21 +356,6 @@ def _require(use: str, found: Iterable[str], allowed: Collection[str]) -> None:
             f"image {min(strangers)!r} (and {len(strangers) - 1} more) is {use}, and its side of the study forbids it: "
             "the results would be worthless; this is a bug of the learner, the strategy or the table's reader"
         )
-
-
-class _LastRound:
-    """Keeps the outputs of the newest round in memory: the ``ReportStore`` of a run."""
-
-    def __init__(self, learner: GuardedLearner) -> None:
-        self._learner = learner
-        self.outputs: PoolPredictions | None = None
-
-    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
-        del learner
-        if outputs is not None:
-            # Before it is published: an image that leaks is never labelled.
-            self._learner.check(report.ranking)
-        self.outputs = outputs
 
 
 def _test_metrics(learner: GuardedLearner, data: DataSet) -> RoundMetrics:

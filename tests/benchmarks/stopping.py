@@ -36,15 +36,14 @@ from ml_backend.images.source import FolderSource
 from ml_backend.model.features import FeatureTable
 from ml_backend.model.hardware import one_thread
 from ml_backend.model.learner import McDropoutLearner
-from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.interfaces import Learner, RoundParts, no_guard, no_progress
-from ml_backend.rounds.seed_noise import RecordingLearner, measure_seed_noise
-from ml_backend.schemas import FrozenModel, ProjectKey, RoundReport, RoundRequest
+from ml_backend.rounds.interfaces import Learner, assume_current, no_progress
+from ml_backend.rounds.seed_noise import measure_seed_noise
+from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
 from ml_backend.seeding import derive
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, split_by_patient
 from ml_backend.simulation.experiments import drawn_tables
 from ml_backend.simulation.oracle import Oracle
-from ml_backend.simulation.run import simulated_rounds
+from ml_backend.simulation.run import SimulatedProject, simulated_rounds
 
 START = 25  # labels of every class before the first network, as in a live project
 WORTH = 0.01  # accuracy that is worth more reading
@@ -81,17 +80,6 @@ class VerdictOutcome:
     plateau: int
 
 
-class _LastPredictions:
-    """The predictions of the newest round; a ``ReportStore``."""
-
-    def __init__(self) -> None:
-        self.predictions: PoolPredictions | None = None
-
-    def save(self, report: RoundReport, outputs: PoolPredictions | None, learner: Learner | None) -> None:
-        del report, learner
-        self.predictions = outputs
-
-
 def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_every: int = 5) -> Iterator[Step]:
     """Runs rounds of 20 labels each; validation is drawn from the labels, as live.
 
@@ -111,18 +99,10 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
             source, cache = FolderSource(Path(folder)), Path(folder) / "cache"
             return McDropoutLearner(options, source, cache, device="cpu", seed=own_seed, table=table)
 
-        oracle, last = Oracle.of(data), _LastPredictions()
+        oracle = Oracle.of(data)
         oracle.reveal(oracle.start_set(START, seed))
         learner = network(seed)
-        recording = RecordingLearner(learner)
-        parts = RoundParts(
-            labels=oracle,
-            consensus=median_rule,
-            learner=recording,
-            strategy=CatalogStrategy(strategy),
-            store=last,
-            publisher=oracle,
-        )
+        project = SimulatedProject(oracle, median_rule)
         request = RoundRequest(
             project=ProjectKey(id=1, created=0),
             round_id="r000001",
@@ -135,21 +115,23 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
             validation_share=options.validation_share,
             seed=seed,
         )
-        for number, report in zip(range(1, rounds + 1), simulated_rounds(request, parts), strict=False):
-            assert last.predictions is not None
-            marks = prediction_snapshot(report, last.predictions)
+        results = simulated_rounds(request, project, learner, CatalogStrategy(strategy))
+        for number, result in zip(range(1, rounds + 1), results, strict=False):
+            assert result.training is not None
+            predictions = result.training.predictions
+            marks = prediction_snapshot(result.report, predictions)
             assert marks is not None
             noise = None
             if number % noise_every == 0:
-                replicates = measure_seed_noise(
-                    recording,
+                replicate = measure_seed_noise(
+                    result.training,
                     lambda _: network(derive(seed, "twin")),
                     seed=seed,
                     most=FIXED_SET,
                     progress=no_progress,
-                    raise_if_preempted=no_guard,
+                    raise_if_preempted=assume_current,
                 )
-                noise = None if replicates is None else seed_noise_agreement(*replicates)
+                noise = None if replicate is None else seed_noise_agreement(predictions, replicate)
             yield Step(marks=marks, noise=noise, truth=_accuracy(learner, data))
 
 

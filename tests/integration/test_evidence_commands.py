@@ -93,8 +93,8 @@ class TestReplay:
 
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines() == [
-            "r000001 entropy: cannot be replayed: what its network said of the pool is not kept",
-            "    note: it has no manifest, so nothing says whether a file was changed",
+            "r000001 entropy: cannot be replayed: the predictions of its network are not stored",
+            "    note: it has no manifest, which would show whether a file was changed",
         ]
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from ml_backend.images.synthetic import draw_pool
 from ml_backend.model import inference
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.rounds import live as assembly_world
-from ml_backend.rounds.sharding import ShardedLearner
+from ml_backend.rounds.live import ProjectContext, open_project
 from ml_backend.scheduling import JOB, QUEUE_SHARDS, SHARD_JOB, ShardQueue, connect_redis
 from ml_backend.schemas import Connection, ImageRef, Label
 from ml_backend.storage import RoundStore
@@ -151,19 +151,15 @@ def draw(count: int) -> list[ImageRef]:
 class Round:
     """The worker of a round, in this process. ``at_first`` is called while it scores its first shard."""
 
-    def __init__(self, world: Any) -> None:
+    def __init__(self, world: ProjectContext) -> None:
         self.at_first: Callable[[], None] = lambda: None
         self.first = False
         films = draw(12 + SHARDS * SHARD_IMAGES)
         self.pool = [*films[12:-1], ImageRef(id="broken", uri="data:image/png;base64,AAAA")]
         labels = [Label(image=film, value=CLASSES[index % 2], raters=1) for index, film in enumerate(films[:12])]
         self.board = ShardQueue.from_settings(world.settings, PROJECT)
-        self.learner = ShardedLearner(
-            lambda tell: world.learner(OPTIONS, tell),
-            self.board,
-            assembly_world.lay_out(world, "r000001", OPTIONS),
-            size=SHARD_IMAGES,
-            progress=self._progress,
+        self.learner = replace(world, board=self.board).sharded(
+            lambda tell: world.learner(OPTIONS, tell), OPTIONS, "r000001", self._progress
         )
         self.alone = world.learner(OPTIONS, lambda *_: None)
         for learner in (self.learner, self.alone):
@@ -196,7 +192,7 @@ def round_(settings, monkeypatch) -> Iterator[Round]:
     RoundStore(settings.data_dir).connect(Connection(project=PROJECT, hostname="http://ls", label_config="<View/>"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with assembly_world.open_project(settings, PROJECT) as world:
+    with open_project(settings, PROJECT) as world:
         yield Round(world)
     torch.set_num_threads(threads)
 

@@ -16,7 +16,7 @@ from ml_backend.images.decode import decode_image
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.sync import KeptTask, Mirror
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.holdout import control_places
+from ml_backend.rounds.holdout import holdout_places
 from ml_backend.rounds.insight import round_insight
 from ml_backend.schemas import Connection, FitReport, FrozenModel, ProjectKey, PublishedRanking, Ranking, RoundReport
 from ml_backend.storage import RoundStore
@@ -93,7 +93,7 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolPred
     strategy = ("entropy" if number < 9 else "bald") if trained else "random"
     names = tuple(str(1000 + 300 * number + place) for place in range(POOL))
     outputs, scores = None, np.linspace(1, 0.01, POOL)
-    by_chance = control_places(POOL, CONTROL_SHARE if trained else 0.0, 0, f"r{number:06d}")
+    by_chance = holdout_places(POOL, CONTROL_SHARE if trained else 0.0, 0, f"r{number:06d}")
     if trained:
         logits = rng.normal(size=(POOL, 1, 3)) * (1 + 0.25 * number) + np.array([-0.8, 0.2, 0.5])
         logits = logits + rng.normal(size=(POOL, 20, 3)) * 0.7

@@ -61,7 +61,7 @@ class TestProof:
 
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.splitlines()[-1] == (
-            "ml-backend: 0 images that came by chance have a label, and 30 are needed: 30 more; at control_share=0.5 "
+            "ml-backend: 0 holdout images have a label, and 30 are needed: 30 more; at control_share=0.5 "
             "that takes about 60 more labels (so far 12 labels from before the first network, 0 chosen by it)"
         )
         assert not (owned.store.folder / PROOF).exists()
@@ -92,7 +92,7 @@ class TestProof:
         assert found.active_correct - found.random_correct == found.only_active - found.only_random
         assert found.difference == pytest.approx((found.only_active - found.only_random) / found.images)
         assert found.low <= found.difference <= found.high
-        assert table[0].split() == ["chosen", "by", "chance"]
+        assert table[0].split() == ["chosen", "random"]
         assert table[3].split()[-2:] == [str(found.active_correct), str(found.random_correct)]
         assert done.stderr.splitlines()[-1] == "10 of 10 networks trained"
         assert len(listed) == 1

@@ -6,7 +6,6 @@ import pytest
 
 from ml_backend.demo.images import draw_films
 from ml_backend.rounds.cold_start import random_order
-from ml_backend.schemas import ImageRef
 from tests.system.owned import Owned
 
 pytestmark = pytest.mark.system
@@ -38,8 +37,7 @@ class TestTypicalStart:
 
         assert (random.ranking.strategy, typical.ranking.strategy) == ("random", "typiclust")
         assert random.fit is typical.fit is None
-        refs = [ImageRef(id=image_id, uri=image_id) for image_id in owned.project.images()]
-        assert random.ranking == random_order(refs, BATCH, 0)
+        assert random.ranking == random_order(list(owned.project.images()), BATCH, 0)
         served = owned.store.orders()
         assert [order.round_id for order in served] == [random.request.round_id, typical.request.round_id]
         # Readers had the first while the features for the second were computed.

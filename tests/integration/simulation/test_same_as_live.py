@@ -1,6 +1,6 @@
 """A simulation and the live loop choose the same images, round by round, on the same real learner."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,18 +11,16 @@ from ml_backend.consensus import median
 from ml_backend.images.source import FolderSource
 from ml_backend.model.hardware import one_thread
 from ml_backend.model.learner import McDropoutLearner
-from ml_backend.rounds.interfaces import RoundParts
-from ml_backend.rounds.run import run_round
+from ml_backend.rounds.run import Project, run_round
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, PublishedRanking, RoundReport
 from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.run import do_run, open_study
 from ml_backend.simulation.run_log import RunLog
-from tests.fakes import MemoryStore
 from tests.integration.studies import CLASSES, begin_study, draw_table
 
 
-class FakeLabelStudio:
-    """A project with one reader, who labels what is served first; LabelSource and Publisher in one.
+class FakeLabelStudio(Project):
+    """A project with one reader, who labels what is served first; its own ``LabelSource``.
 
     Tasks have numbers as ids and come newest first, as Label Studio lists them: neither may change the order.
     """
@@ -32,6 +30,8 @@ class FakeLabelStudio:
         self._batch_size = batch_size
         self._answers: list[Annotation] = []
         self.served: list[tuple[str, ...]] = []
+        self.labels = self
+        self.consensus = median
         self._label(start)
 
     def annotations(self) -> Sequence[Annotation]:
@@ -41,8 +41,7 @@ class FakeLabelStudio:
         answered = {answer.image.id for answer in self._answers}
         return [label.image for name, label in reversed(self._truth.items()) if name not in answered], []
 
-    def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
-        guard()
+    def publish(self, report: RoundReport) -> PublishedRanking:
         batch = report.ranking.image_ids[: self._batch_size]
         self.served.append(batch)
         self._label(batch)
@@ -77,16 +76,9 @@ def test_the_batches_are_the_same(tmp_path: Path, strategy: str) -> None:
     source = FolderSource(tmp_path / "data/images")
     with one_thread():
         for _ in rounds:
-            parts = RoundParts(
-                labels=site,
-                consensus=median,
-                # Each live round has a learner of its own.
-                learner=McDropoutLearner(options, source, tmp_path / "live", device="cpu", seed=options.seed),
-                strategy=CatalogStrategy(strategy),
-                store=MemoryStore(),
-                publisher=site,
-            )
-            run_round(plan.request(run, CLASSES), parts)
+            # Each live round has a learner of its own.
+            learner = McDropoutLearner(options, source, tmp_path / "live", device="cpu", seed=options.seed)
+            run_round(plan.request(run, CLASSES), site, learner, CatalogStrategy(strategy))
 
     assert len(rounds) == 4
     assert site.served == [

@@ -16,7 +16,7 @@ from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused, Stale
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.publisher import KEEP_AT_LEAST, LabelStudioPublisher, expired
-from ml_backend.rounds.interfaces import Publisher, no_guard
+from ml_backend.rounds.interfaces import assume_current
 from ml_backend.schemas import ImportedVersion, ProjectKey, PublishedRanking, Ranking, RoundReport, RoundRequest
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
@@ -149,7 +149,7 @@ def publisher(
     store: Store | None = None,
     arrival_s: float = 0.0,
     **options: Any,
-) -> Publisher:
+) -> LabelStudioPublisher:
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server), retries=1)
     store = Store() if store is None else store
     return LabelStudioPublisher(client, 1, CONFIG, ProjectOptions(**options), store, arrival_s=arrival_s)
@@ -160,7 +160,7 @@ class TestPublish:
         """Batch of 2 and reserve of 1 of five; equal acquisition values still make one order."""
         server, store = SmallLabelStudio(5), Store()
 
-        published = publisher(server, store, reserve=1).publish(report(4, 2, 5, 1, 3), no_guard)
+        published = publisher(server, store, reserve=1).publish(report(4, 2, 5, 1, 3), assume_current)
 
         assert server.served() == [4, 2, 5]
         assert published.image_ids == ("4", "2", "5")
@@ -172,7 +172,7 @@ class TestPublish:
     @settings(deadline=None, max_examples=20)
     def test_any_ranking(self, ranking: list[int]) -> None:
         server = SmallLabelStudio(29)
-        publisher(server, reserve="all").publish(report(*ranking), no_guard)
+        publisher(server, reserve="all").publish(report(*ranking), assume_current)
         scores = [prediction["score"] for (predictions,) in [server.versions.values()] for prediction in predictions]
 
         assert server.served() == ranking
@@ -183,7 +183,7 @@ class TestPublish:
     def test_the_form_is_empty_unless_the_owner_asked(self) -> None:
         for prelabel, results in [(False, [0, 0]), (True, [1, 1])]:
             server = SmallLabelStudio(2)
-            publisher(server, prelabel=prelabel).publish(report(1, 2), no_guard)
+            publisher(server, prelabel=prelabel).publish(report(1, 2), assume_current)
             (predictions,) = server.versions.values()
 
             assert [len(prediction["result"]) for prediction in predictions] == results
@@ -191,8 +191,8 @@ class TestPublish:
     def test_a_version_never_comes_back(self) -> None:
         """Published twice, the same report has two versions."""
         server, store = SmallLabelStudio(2), Store()
-        first = publisher(server, store).publish(report(1, 2), no_guard)
-        second = publisher(server, store).publish(report(1, 2), no_guard)
+        first = publisher(server, store).publish(report(1, 2), assume_current)
+        second = publisher(server, store).publish(report(1, 2), assume_current)
 
         assert first.version != second.version
         assert [one.version for one in store.imported] == [first.version, second.version]
@@ -204,17 +204,17 @@ class TestReplacedVersions:
 
     def test_stay_as_long_as_a_reader_may_hold_an_image_of_theirs(self) -> None:
         server, store = SmallLabelStudio(3), Store()
-        versions = [publisher(server, store).publish(report(1, 2, 3), no_guard).version for _ in range(20)]
+        versions = [publisher(server, store).publish(report(1, 2, 3), assume_current).version for _ in range(20)]
 
         assert list(server.versions) == versions
         assert server.project["model_version"] == versions[-1]
 
     def test_are_deleted_in_the_end(self) -> None:
         server, store = SmallLabelStudio(2), Store()
-        old = publisher(server, store).publish(report(1, 2), no_guard)
-        between = publisher(server, store).publish(report(1, 2), no_guard)
+        old = publisher(server, store).publish(report(1, 2), assume_current)
+        between = publisher(server, store).publish(report(1, 2), assume_current)
         store.age(timedelta(days=8))
-        new = publisher(server, store).publish(report(2, 1), no_guard)
+        new = publisher(server, store).publish(report(2, 1), assume_current)
 
         assert old.version not in server.versions
         assert list(server.versions) == [between.version, new.version] == [one.version for one in store.imported]
@@ -227,9 +227,9 @@ class TestReplacedVersions:
         server.versions = dict.fromkeys(theirs, mine)
 
         for _ in range(3):
-            publisher(server, store).publish(report(1, 2), no_guard)
+            publisher(server, store).publish(report(1, 2), assume_current)
             store.age(timedelta(days=8))
-        last = publisher(server, store).publish(report(1, 2), no_guard)
+        last = publisher(server, store).publish(report(1, 2), assume_current)
 
         assert {name for name in server.versions if name not in {one.version for one in store.imported}} == theirs
         assert server.project["model_version"] == last.version
@@ -244,12 +244,12 @@ class TestReplacedVersions:
 
         server.before = die
         with pytest.raises(KeyboardInterrupt):
-            publisher(server, store).publish(report(1, 2), no_guard)
+            publisher(server, store).publish(report(1, 2), assume_current)
         [dead] = server.versions
         server.before = _nothing
-        publisher(server, store).publish(report(1, 2), no_guard)
+        publisher(server, store).publish(report(1, 2), assume_current)
         store.age(timedelta(days=8))
-        publisher(server, store).publish(report(1, 2), no_guard)
+        publisher(server, store).publish(report(1, 2), assume_current)
 
         assert dead not in server.versions
 
@@ -288,7 +288,7 @@ class TestReplacedVersions:
 
         left = []
         for _ in range(3):
-            publisher(server, store).publish(report(1, 2), no_guard)
+            publisher(server, store).publish(report(1, 2), assume_current)
             left.append([name for name in server.versions if name.startswith("v")])
 
         assert left == [["v29", "v28"], ["v28"], []]
@@ -302,7 +302,7 @@ class TestWhatHappenedMeanwhile:
         server = SmallLabelStudio(6)
         server.waiting -= {4, 2, 1}
 
-        published = publisher(server, reserve=0).publish(report(4, 2, 5, 1, 3, 6), no_guard)
+        published = publisher(server, reserve=0).publish(report(4, 2, 5, 1, 3, 6), assume_current)
 
         assert published.image_ids == ("5", "3")
 
@@ -315,7 +315,7 @@ class TestWhatHappenedMeanwhile:
                 server.waiting.discard(2)
 
         server.before = delete
-        published = publisher(server, reserve=1).publish(report(4, 2, 5, 1, 3), no_guard)
+        published = publisher(server, reserve=1).publish(report(4, 2, 5, 1, 3), assume_current)
 
         assert published.image_ids == ("4", "5", "1")
         assert server.steps.count("POST predictions") == 2
@@ -325,21 +325,21 @@ class TestWhatHappenedMeanwhile:
         server.deleted = {1}  # refused, although the task list still shows it
 
         with pytest.raises(RequestRefused, match="400"):
-            publisher(server).publish(report(1, 2), no_guard)
+            publisher(server).publish(report(1, 2), assume_current)
         assert server.steps.count("POST predictions") == 1
 
     def test_nothing_is_left(self) -> None:
         server = SmallLabelStudio(0)
 
         with pytest.raises(EmptyPool, match="all 2 ranked images"):
-            publisher(server).publish(report(1, 2), no_guard)
+            publisher(server).publish(report(1, 2), assume_current)
 
     def test_predictions_dropped_in_silence_are_no_ranking(self) -> None:
         server = SmallLabelStudio(3)
         server.drops = 1
 
         with pytest.raises(LabelStudioError, match=r"took 2 of 3 predictions of version al-r000001"):
-            publisher(server).publish(report(1, 2, 3), no_guard)
+            publisher(server).publish(report(1, 2, 3), assume_current)
         assert server.versions == {}
         assert server.project["model_version"] == ""
 
@@ -355,7 +355,7 @@ class TestImportWithoutAnAnswer:
                 raise httpx.ReadTimeout("no answer")
 
         server.after = lose
-        published = publisher(server).publish(report(3, 1, 2), no_guard)
+        published = publisher(server).publish(report(3, 1, 2), assume_current)
 
         assert server.served() == [3, 1, 2]
         assert [len(held) for held in server.versions.values()] == [3]
@@ -375,13 +375,13 @@ class TestImportWithoutAnAnswer:
             server.versions[late[0]["model_version"]] = late
 
         monkeypatch.setattr("ml_backend.label_studio.publisher.time.sleep", arrive)
-        publisher(answer, arrival_s=60.0).publish(report(2, 1), no_guard)
+        publisher(answer, arrival_s=60.0).publish(report(2, 1), assume_current)
 
         assert server.served() == [2, 1]
 
     def test_that_never_arrives_leaves_the_old_order(self) -> None:
         server = SmallLabelStudio(2)
-        publisher(server).publish(report(1, 2), no_guard)
+        publisher(server).publish(report(1, 2), assume_current)
 
         def lose(step: str) -> None:
             if step == "POST predictions":
@@ -389,7 +389,7 @@ class TestImportWithoutAnAnswer:
 
         server.before = lose
         with pytest.raises(LabelStudioError, match="no answer"):
-            publisher(server).publish(report(2, 1), no_guard)
+            publisher(server).publish(report(2, 1), assume_current)
         assert server.served() == [1, 2]
 
     def test_that_arrives_after_all_is_cleared_away_in_time(self) -> None:
@@ -404,14 +404,14 @@ class TestImportWithoutAnAnswer:
 
         server.before = lose
         with pytest.raises(LabelStudioError):
-            publisher(server, store).publish(report(2, 1), no_guard)
+            publisher(server, store).publish(report(2, 1), assume_current)
         [late] = store.imported
         server.versions[late.version] = [{"task": 1, "score": 0.0}]
-        publisher(server, store).publish(report(2, 1), no_guard)
+        publisher(server, store).publish(report(2, 1), assume_current)
         assert server.served() == [2, 1]
 
         store.age(timedelta(days=8))
-        publisher(server, store).publish(report(2, 1), no_guard)
+        publisher(server, store).publish(report(2, 1), assume_current)
         assert late.version not in server.versions
 
     def test_that_was_done_twice_is_no_ranking(self) -> None:
@@ -424,7 +424,7 @@ class TestImportWithoutAnAnswer:
             return server(request)
 
         with pytest.raises(LabelStudioError, match="took 4 of 2 predictions"):
-            publisher(answer).publish(report(2, 1), no_guard)
+            publisher(answer).publish(report(2, 1), assume_current)
         assert server.versions == {}
 
 
@@ -432,8 +432,8 @@ class TestSwitchedAway:
     def test_by_a_dead_runs_late_request_is_switched_back(self) -> None:
         """It comes through while an old version is deleted, and deleting what is served leaves a random order."""
         server, store = SmallLabelStudio(2), Store()
-        old = publisher(server, store).publish(report(1, 2), no_guard)
-        publisher(server, store).publish(report(1, 2), no_guard)
+        old = publisher(server, store).publish(report(1, 2), assume_current)
+        publisher(server, store).publish(report(1, 2), assume_current)
         store.age(timedelta(days=8))
 
         def come_late(step: str) -> None:
@@ -441,13 +441,13 @@ class TestSwitchedAway:
                 server.project["model_version"] = old.version
 
         server.before = come_late
-        new = publisher(server, store).publish(report(2, 1), no_guard)
+        new = publisher(server, store).publish(report(2, 1), assume_current)
 
         assert (server.project["model_version"], server.served()) == (new.version, [2, 1])
 
     def test_by_a_newer_run_stays(self) -> None:
         server, store = SmallLabelStudio(2), Store()
-        publisher(server, store).publish(report(1, 2), no_guard)
+        publisher(server, store).publish(report(1, 2), assume_current)
         newer = [{"task": 1, "score": 0.0}, {"task": 2, "score": 0.5}]
         calls = 0
 
@@ -474,8 +474,8 @@ class TestCrash:
     )
     def test_before_any_step_leaves_one_whole_order_and_is_made_good(self, crash: str) -> None:
         server, store = SmallLabelStudio(4), Store()
-        oldest = publisher(server, store).publish(report(3, 2, 1, 4), no_guard)
-        old = publisher(server, store).publish(report(1, 2, 3, 4), no_guard)
+        oldest = publisher(server, store).publish(report(3, 2, 1, 4), assume_current)
+        old = publisher(server, store).publish(report(1, 2, 3, 4), assume_current)
         store.age(timedelta(days=8))
 
         def die(step: str) -> None:
@@ -485,13 +485,13 @@ class TestCrash:
         server.before = die
         new = report(4, 3, 2, 1, round_id="r000002")
         with pytest.raises(KeyboardInterrupt):
-            publisher(server, store).publish(new, no_guard)
+            publisher(server, store).publish(new, assume_current)
         switched = crash == "DELETE model-versions"
         assert server.served() == ([4, 3, 2, 1] if switched else [1, 2, 3, 4])
         assert (store[-1].version != old.version) == switched
 
         server.before = _nothing
-        again = publisher(server, store).publish(new, no_guard)
+        again = publisher(server, store).publish(new, assume_current)
         assert server.served() == [4, 3, 2, 1]
         assert old.version in server.versions
         assert oldest.version not in server.versions
@@ -502,7 +502,7 @@ class TestCrash:
     def test_a_stale_run_changes_nothing_more(self, calls: int) -> None:
         """The guard stands before the import, before the switch, before the deletion."""
         server, store = SmallLabelStudio(2), Store()
-        publisher(server, store).publish(report(1, 2), no_guard)
+        publisher(server, store).publish(report(1, 2), assume_current)
         count = 0
 
         def guard() -> None:
@@ -518,8 +518,8 @@ class TestCrash:
 
     def test_an_old_version_that_cannot_be_deleted_fails_no_round(self) -> None:
         server, store = SmallLabelStudio(2), Store()
-        old = publisher(server, store).publish(report(1, 2), no_guard)
-        publisher(server, store).publish(report(1, 2), no_guard)
+        old = publisher(server, store).publish(report(1, 2), assume_current)
+        publisher(server, store).publish(report(1, 2), assume_current)
         store.age(timedelta(days=8))
 
         def refuse(step: str) -> None:
@@ -528,10 +528,10 @@ class TestCrash:
 
         server.before = refuse
         with structlog.testing.capture_logs() as logs:
-            published = publisher(server, store).publish(report(2, 1), no_guard)
+            published = publisher(server, store).publish(report(2, 1), assume_current)
         assert server.project["model_version"] == published.version
         assert logs[0]["version"] == old.version
 
         server.before = _nothing
-        publisher(server, store).publish(report(2, 1), no_guard)
+        publisher(server, store).publish(report(2, 1), assume_current)
         assert old.version not in server.versions

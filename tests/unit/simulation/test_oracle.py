@@ -178,7 +178,7 @@ class TestStartSet:
         for seed in range(5):
             oracle = Oracle(truth)
             oracle.reveal(oracle.start_set(25, seed))
-            front = random_order(oracle.unlabelled()[0], 1, seed).image_ids[:200]
+            front = random_order([image.id for image in oracle.unlabelled()[0]], 1, seed).image_ids[:200]
             shares.append(np.mean([value_of[image_id] == "rare" for image_id in front]))
 
         assert np.mean(shares) == pytest.approx(75 / 950, abs=0.02)

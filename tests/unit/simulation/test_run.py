@@ -14,16 +14,16 @@ from ml_backend.errors import EmptyPool, RoundError
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds import run as rounds_run
-from ml_backend.rounds.interfaces import Learner, RoundParts, Splitter
+from ml_backend.rounds.interfaces import Learner, Splitter
 from ml_backend.rounds.split import stable_split
 from ml_backend.schemas import Annotation, ImageRef, Label, Ranking, RoundReport
 from ml_backend.simulation import run as simulation_run
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.plan import Run
-from ml_backend.simulation.run import GuardedLearner, LeakageError, Study, do_run, simulated_rounds
+from ml_backend.simulation.run import GuardedLearner, LeakageError, SimulatedProject, Study, do_run, simulated_rounds
 from ml_backend.simulation.run_log import BatchRow, RunLog
-from tests.fakes import CLASSES, NOON, FakeLearner, FakeStrategy, MemoryStore, make_request, one_reader
+from tests.fakes import CLASSES, NOON, FakeLearner, FakeStrategy, make_request, one_reader
 from tests.unit.simulation.tiny import make_data, make_plan, make_study
 
 ENTROPY = Run(strategy="entropy", variant="", seed=0, loss="weighted")
@@ -359,8 +359,9 @@ class TestGuardedLearner:
 
 def rounds_of(oracle: Oracle, learner: Learner | None = None, first: int = 1, **changes: object) -> list[RoundReport]:
     """All rounds of three images by a strategy that hashes."""
-    parts = RoundParts(oracle, one_reader, learner or FakeLearner(), FakeStrategy(), MemoryStore(), oracle)
-    return list(simulated_rounds(make_request(**changes), parts, first))
+    project = SimulatedProject(oracle, one_reader)
+    results = simulated_rounds(make_request(**changes), project, learner or FakeLearner(), FakeStrategy(), first)
+    return [result.report for result in results]
 
 
 class TestSimulatedRounds:

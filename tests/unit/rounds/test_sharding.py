@@ -1,7 +1,8 @@
-"""Whatever helpers do, the result is that of one worker alone, to the bit."""
+"""A pool scored with helpers: whatever they do, the result is bit-identical to that of one worker."""
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import QueueError, RoundError, StorageError
-from ml_backend.predictions import ImageFeatures, PoolPredictions
+from ml_backend.predictions import ImageFeatures, LastLayerGradients, PoolPredictions, join
 from ml_backend.registry import Need
-from ml_backend.rounds import sharding as sharing
+from ml_backend.rounds import sharding
 from ml_backend.rounds.interfaces import Progress, no_progress
-from ml_backend.rounds.sharding import ShardedLearner, cut
+from ml_backend.rounds.sharding import ShardedLearner, cut, mismatch
 from ml_backend.schemas import Exclusion, FitReport, ImageRef, Label
 from tests.fakes import CLASSES, FakeLearner, make_image
 
@@ -28,7 +29,7 @@ NEEDS: frozenset[Need] = frozenset({"probs", "features"})
 
 
 class SeedLearner:
-    """A network that is a seed; its mind about an image is a hash of both. Notes what it has scored."""
+    """A network that is a seed; its prediction of an image is a hash of both. Notes what it has scored."""
 
     def __init__(self, progress: Progress = no_progress, unreadable: Sequence[str] = ()) -> None:
         self.seed = 0
@@ -72,8 +73,8 @@ class SeedLearner:
         )
 
 
-class MemoryResults:
-    """What a helper wrote; a StorageError stands for a damaged file."""
+class MemoryFolder:
+    """What a helper wrote; a StorageError instead of a damaged file."""
 
     name = "r000001-abcd"
 
@@ -152,13 +153,17 @@ class Installation:
 
     def __init__(self, unreadable: Sequence[str] = (), **board: object) -> None:
         self.board = MemoryBoard(**board)  # type: ignore[arg-type]
-        self.results = MemoryResults()
-        self.laid_out: list[list[int]] = []
-        self.told: list[tuple[str, int, int]] = []
+        self.folder = MemoryFolder()
+        self.written: list[list[int]] = []
+        self.steps: list[tuple[str, int, int]] = []
         self.learner = SeedLearner()
         self.unreadable = unreadable
         self.round = ShardedLearner(
-            self._build, self.board, self._lay_out, size=SIZE, progress=lambda *step: self.told.append(step)
+            self._build,
+            self.board,
+            self._write_shards,  # type: ignore[arg-type]
+            size=SIZE,
+            progress=lambda *step: self.steps.append(step),
         )
         self.round.fit(LABELS, LABELS[:2], CLASSES)
 
@@ -166,9 +171,9 @@ class Installation:
         self.learner = SeedLearner(progress, self.unreadable)
         return self.learner
 
-    def _lay_out(self, learner: object, shards: Sequence[Sequence[ImageRef]], needs: object) -> MemoryResults:
-        self.laid_out.append([len(shard) for shard in shards])
-        return self.results
+    def _write_shards(self, learner: object, shards: Sequence[Sequence[ImageRef]], needs: object) -> MemoryFolder:
+        self.written.append([len(shard) for shard in shards])
+        return self.folder
 
     def take(self, *numbers: int) -> None:
         """The helper takes shards."""
@@ -178,7 +183,7 @@ class Installation:
         """The helper writes its result, with changes that it should not have made."""
         helper = SeedLearner(unreadable=self.unreadable)
         helper.seed = self.learner.seed
-        self.results.files[number] = replace(helper.outputs(SHARDS[number], NEEDS), **changes)
+        self.folder.files[number] = replace(helper.outputs(SHARDS[number], NEEDS), **changes)
         self.board.holders[number] = "done"
 
     def answer_all(self, *numbers: int) -> None:
@@ -191,7 +196,7 @@ LABELS = [Label(image=make_image(number), value=CLASSES[number % 3], raters=1) f
 
 @pytest.fixture(autouse=True)
 def watch_always(monkeypatch):
-    monkeypatch.setattr(sharing, "WATCH_INTERVAL_S", 0.0)
+    monkeypatch.setattr(sharding, "WATCH_INTERVAL_S", 0.0)
 
 
 def alone(unreadable: Sequence[str] = ()) -> PoolPredictions:
@@ -200,13 +205,26 @@ def alone(unreadable: Sequence[str] = ()) -> PoolPredictions:
     return learner.outputs(POOL, NEEDS)
 
 
-def assert_as_alone(installation: Installation) -> None:
-    found, wanted = installation.round.outputs(POOL, NEEDS), alone(installation.unreadable)
-
-    assert (found.image_ids, found.classes, found.exclusions) == (wanted.image_ids, wanted.classes, wanted.exclusions)
+def assert_identical(found: PoolPredictions, expected: PoolPredictions) -> None:
+    """To the bit."""
+    assert (found.image_ids, found.classes, found.exclusions) == (
+        expected.image_ids,
+        expected.classes,
+        expected.exclusions,
+    )
     for name in ("probs", "features", "labelled_features"):
-        one, other = getattr(found, name), getattr(wanted, name)
-        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes()), name
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes()), name
+    assert (found.gradients is None) == (expected.gradients is None)
+    if found.gradients is not None and expected.gradients is not None:
+        assert found.gradients.residuals.tobytes() == expected.gradients.residuals.tobytes()
+        assert found.gradients.hidden.tobytes() == expected.gradients.hidden.tobytes()
+
+
+def assert_as_alone(installation: Installation) -> None:
+    assert_identical(installation.round.outputs(POOL, NEEDS), alone(installation.unreadable))
 
 
 def ids(*numbers: int) -> list[str]:
@@ -214,31 +232,25 @@ def ids(*numbers: int) -> list[str]:
 
 
 class TestWithoutHelp:
-    def test_nobody_is_there(self):
-        """Nothing is written, nothing is posted."""
+    def test_without_helpers_nothing_is_written(self):
         it = Installation(alive=0)
 
         assert_as_alone(it)
-        assert (it.laid_out, it.board.posted) == ([], [])
+        assert (it.written, it.board.posted) == ([], [])
 
-    def test_a_pool_of_one_shard_asks_nobody(self):
+    @pytest.mark.parametrize("pool", [POOL[:SIZE], []], ids=["one shard", "empty"])
+    def test_a_pool_of_one_shard_asks_nobody(self, pool):
         it = Installation(silent_from="helpers")
 
-        found = it.round.outputs(POOL[:SIZE], NEEDS)
-
-        assert found.image_ids == ("1", "2", "3")
-        assert it.laid_out == []
-
-    def test_an_empty_pool(self):
-        assert Installation().round.outputs([], NEEDS).image_ids == ()
+        assert it.round.outputs(pool, NEEDS).image_ids == tuple(image.id for image in pool)
+        assert it.written == []
 
     def test_the_network_cannot_be_written(self, monkeypatch):
-        it = Installation()
-
-        def full_disk(*_args: object) -> MemoryResults:
+        def full_disk(*_: object) -> MemoryFolder:
             raise StorageError("no space left")
 
-        monkeypatch.setattr(it.round, "_lay_out", full_disk)
+        monkeypatch.setattr(Installation, "_write_shards", full_disk)
+        it = Installation()
 
         assert_as_alone(it)
         assert it.board.posted == []
@@ -248,40 +260,44 @@ class TestWithoutHelp:
         it = Installation(silent_from=method)
 
         assert_as_alone(it)
-        assert it.results.removed == (method != "helpers")
+        assert it.folder.removed == (method != "helpers")
 
 
 class TestHelp:
-    def test_a_helper_does_all_that_it_may(self):
+    @pytest.mark.parametrize(
+        ("taken", "answered", "scored"),
+        [
+            ((), (1, 2, 3), (0,)),
+            ((), (), (0, 1, 2, 3)),
+            # A helper that dies: its shards are scored last, the latest begun first, without waiting for its claims.
+            ((1, 2), (), (0, 3, 2, 1)),
+            # Only the learner that was fitted has the labelled images' features.
+            ((), (0,), (0, 1, 2, 3)),
+        ],
+        ids=["all that it may", "nothing", "dies", "the first shard"],
+    )
+    def test_a_helper_takes_and_answers(self, taken, answered, scored):
         it = Installation()
-        it.board.at_post = lambda: it.answer_all(1, 2, 3)
+
+        def act() -> None:
+            it.take(*taken)
+            it.answer_all(*answered)
+
+        it.board.at_post = act
 
         assert_as_alone(it)
-        assert it.learner.scored == ids(0)
-        assert it.laid_out == [[3, 3, 3, 2]]
+        assert it.learner.scored == ids(*scored)
+        assert it.written == [[3, 3, 3, 2]]
 
     def test_no_more_are_called_than_there_are_shards(self):
         it = Installation(alive=9)
+
         it.round.outputs(POOL, NEEDS)
 
         assert it.board.posted == [3]
 
-    def test_a_helper_that_does_nothing(self):
-        it = Installation()
-
-        assert_as_alone(it)
-        assert it.learner.scored == ids(0, 1, 2, 3)
-
-    def test_a_helper_that_dies_at_work(self):
-        """Its shards are scored last, and nobody waits for its claim to expire: the latest begun first."""
-        it = Installation()
-        it.board.at_post = lambda: it.take(1, 2)
-
-        assert_as_alone(it)
-        assert it.learner.scored == ids(0, 3, 2, 1)
-
     def test_a_slower_helper_still_saves_the_rest_of_its_shard(self):
-        """The round has begun the shard too, and stops where the helper's result comes."""
+        """The round has begun the shard too, and stops when the helper's result comes."""
         it = Installation()
         it.board.at_post = lambda: it.take(1, 2, 3)
         it.board.at_watch = lambda: it.answer(3) if it.learner.scored[-1] == "10" else None
@@ -291,18 +307,10 @@ class TestHelp:
 
     def test_an_answer_that_comes_twice(self):
         it = Installation()
-        it.board.at_post = lambda: it.answer(1)
-        it.board.at_watch = lambda: it.answer(1)
+        it.board.at_post = it.board.at_watch = lambda: it.answer(1)
 
         assert_as_alone(it)
         assert it.learner.scored == ids(0, 2, 3)
-
-    def test_an_answer_to_the_first_shard_is_not_looked_at(self):
-        """Only the learner that fitted knows the labelled images' features."""
-        it = Installation()
-        it.board.at_post = lambda: it.answer(0)
-
-        assert_as_alone(it)
 
     @pytest.mark.parametrize(
         "changes",
@@ -311,19 +319,21 @@ class TestHelp:
             {"image_ids": ("1", "2", "3")},
             {"features": None},
             {"probs": np.zeros((3, 5, 3), np.float32)},
+            StorageError("00001.npz is damaged"),
         ],
+        ids=["classes", "images", "features", "passes", "damaged"],
     )
     def test_an_answer_that_cannot_be_right(self, changes):
         it = Installation()
-        it.board.at_post = lambda: it.answer(1, **changes)
 
-        assert_as_alone(it)
-        assert sorted(it.learner.scored) == sorted(ids(0, 1, 2, 3))
+        def answer() -> None:
+            if isinstance(changes, StorageError):
+                it.take(1)
+                it.folder.files[1] = changes
+            else:
+                it.answer(1, **changes)
 
-    def test_a_damaged_answer(self):
-        it = Installation()
-        it.take(1)
-        it.results.files[1] = StorageError("00001.npz is damaged")
+        it.board.at_post = answer
 
         assert_as_alone(it)
         assert sorted(it.learner.scored) == sorted(ids(0, 1, 2, 3))
@@ -338,31 +348,31 @@ class TestUnreadableImages:
         assert it.learner.scored == [*ids(0), "4", "6", *ids(2, 3)]
 
     def test_one_that_only_the_helper_could_not_read(self):
-        """It has lost its way to Label Studio, say."""
+        """Its connection to Label Studio is broken, for example."""
         it = Installation()
         lost = SeedLearner(unreadable=("5",))
         lost.seed = len(LABELS)
         it.take(1)
-        it.results.files[1] = lost.outputs(SHARDS[1], NEEDS)
+        it.folder.files[1] = lost.outputs(SHARDS[1], NEEDS)
 
         assert_as_alone(it)
 
 
-class TestTheRest:
-    def test_progress_is_the_pool_s(self):
+class TestLearner:
+    def test_progress_is_that_of_the_pool(self):
         it = Installation()
         it.board.at_post = lambda: it.answer(2)
 
         it.round.outputs(POOL, NEEDS)
 
-        assert it.told == [("score", done, 11) for done in (1, 2, 3, 7, 8, 9, 10, 11)]
+        assert it.steps == [("score", done, 11) for done in (1, 2, 3, 7, 8, 9, 10, 11)]
 
-    def test_progress_of_other_stages_is_handed_on(self):
+    def test_progress_of_other_stages_is_passed_on(self):
         it = Installation()
 
         it.round.prepare(POOL)
 
-        assert it.told == [("features", 11, 11)]
+        assert it.steps == [("features", 11, 11)]
 
     def test_saves_what_the_learner_saves(self, tmp_path):
         Installation().round.save(str(tmp_path))
@@ -372,19 +382,17 @@ class TestTheRest:
     @pytest.mark.parametrize("fails", [False, True])
     def test_cleans_up(self, fails, monkeypatch):
         it = Installation()
+
+        def out_of_memory(*_: object) -> PoolPredictions:
+            raise RoundError("out of memory")
+
         if fails:
-
-            def out_of_memory(*_args: object) -> PoolPredictions:
-                raise RoundError("out of memory")
-
             monkeypatch.setattr(it.learner, "outputs", out_of_memory)
-            with pytest.raises(RoundError):
-                it.round.outputs(POOL, NEEDS)
-        else:
+        with pytest.raises(RoundError) if fails else nullcontext():
             it.round.outputs(POOL, NEEDS)
 
-        assert it.results.removed
-        assert it.board.forgotten == [it.results.name]
+        assert it.folder.removed
+        assert it.board.forgotten == [it.folder.name]
 
 
 @given(
@@ -394,7 +402,7 @@ class TestTheRest:
     silent_from=st.sampled_from([None, "keep_open", "claim", "keep", "finish", "forget"]),
 )
 @settings(deadline=None, max_examples=200)
-def test_whatever_helpers_do_and_when(at_post, later, unreadable, silent_from):
+def test_any_sequence_of_helpers_actions(at_post, later, unreadable, silent_from):
     it = Installation(unreadable=unreadable, silent_from=silent_from)
 
     steps = iter([*at_post, *later])
@@ -410,3 +418,97 @@ def test_whatever_helpers_do_and_when(at_post, later, unreadable, silent_from):
     it.board.at_watch = lambda: act(1)
 
     assert_as_alone(it)
+
+
+def outputs_of(
+    *numbers: int, passes: int = 2, features: bool = True, unreadable: tuple[int, ...] = ()
+) -> PoolPredictions:
+    """Numbers that tell images, passes and axes apart."""
+    n = len(numbers)
+    rows = np.array(numbers, np.float32)
+    return PoolPredictions(
+        image_ids=tuple(str(number) for number in numbers),
+        classes=("a", "b", "c"),
+        probs=(rows[:, None, None] * 100 + np.arange(passes * 3, dtype=np.float32).reshape(1, passes, 3)),
+        features=rows[:, None] + np.arange(5, dtype=np.float32)[None] if features else None,
+        gradients=LastLayerGradients(np.repeat(rows[:, None], 3, 1), np.repeat(rows[:, None], 4, 1)) if n else None,
+        exclusions=tuple(Exclusion(image_id=str(number), reason=f"no {number}") for number in unreadable),
+    )
+
+
+class TestCut:
+    def test_an_empty_shard_is_refused(self):
+        with pytest.raises(ValueError, match="size=0"):
+            cut([1], 0)
+
+    @given(st.lists(st.integers()), st.integers(1, 20))
+    @settings(deadline=None)
+    def test_nothing_is_lost_and_all_but_the_last_are_full(self, pool, size):
+        shards = cut(pool, size)
+
+        assert [one for shard in shards for one in shard] == pool
+        assert all(len(shard) == size for shard in shards[:-1])
+        assert all(shards)
+
+
+class TestJoin:
+    def test_by_hand(self):
+        labelled = np.ones((2, 5), np.float32)
+        first = replace(outputs_of(1, 2, unreadable=(8,)), labelled_features=labelled)
+
+        joined = join([first, outputs_of(3, unreadable=(9,))])
+
+        assert_identical(joined, replace(outputs_of(1, 2, 3, unreadable=(8, 9)), labelled_features=labelled))
+
+    @given(st.lists(st.integers(0, 99), min_size=1, unique=True), st.integers(1, 7))
+    @settings(deadline=None)
+    def test_undoes_a_cut(self, numbers, size):
+        parts = [outputs_of(*part) for part in cut(numbers, size)]
+
+        assert_identical(join(parts), outputs_of(*numbers))
+
+    def test_a_shard_of_unreadable_images_changes_nothing(self):
+        empty = PoolPredictions(
+            image_ids=(),
+            classes=("a", "b", "c"),
+            probs=np.empty((0, 2, 3), np.float32),
+            features=np.empty((0, 5), np.float32),
+            gradients=LastLayerGradients(np.empty((0, 3), np.float32), np.empty((0, 4), np.float32)),
+        )
+
+        assert_identical(join([outputs_of(1), empty, outputs_of(2)]), outputs_of(1, 2))
+
+    @pytest.mark.parametrize(
+        ("shards", "words"),
+        [
+            ([], "at least one"),
+            ([outputs_of(1), replace(outputs_of(2), classes=("a", "c", "b"))], "different networks"),
+            ([outputs_of(1), outputs_of(2, features=False)], "features of 1 shards only, out of 2"),
+        ],
+    )
+    def test_what_cannot_be_joined(self, shards, words):
+        with pytest.raises(ValueError, match=words):
+            join(shards)
+
+
+class TestMismatch:
+    SHARD = (make_image(1), make_image(2), make_image(3))
+
+    def test_what_fits(self):
+        assert mismatch(self.SHARD, outputs_of(1, 2, 3), outputs_of(9)) is None
+        assert mismatch(self.SHARD, outputs_of(1, 3, unreadable=(2,)), outputs_of(9)) is None
+
+    @pytest.mark.parametrize(
+        ("outputs", "reason"),
+        [
+            (outputs_of(1, 2), "other images: 2 scored and 0 excluded of 3"),
+            (outputs_of(1, 3, 2), "other images"),
+            (outputs_of(1, 2, 3, unreadable=(4,)), "other images"),
+            (replace(outputs_of(1, 2, 3), classes=("a", "b", "d")), "other classes"),
+            (outputs_of(1, 2, 3, passes=3), r"other arrays"),
+            (outputs_of(1, 2, 3, features=False), "other arrays"),
+            (replace(outputs_of(1, 2, 3), gradients=None), "other arrays"),
+        ],
+    )
+    def test_what_does_not(self, outputs, reason):
+        assert reason in str(mismatch(self.SHARD, outputs, outputs_of(9)))

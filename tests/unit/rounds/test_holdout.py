@@ -1,4 +1,4 @@
-"""The images that stand in a ranking by chance."""
+"""The random holdout in a ranking."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_backend.acquisition import seeded_order
-from ml_backend.rounds.holdout import control_places, mixed
+from ml_backend.rounds.holdout import holdout_places, mix_in_holdout
 from ml_backend.schemas import Ranking
 
 SHARES = st.floats(0.01, 0.5)
@@ -26,10 +26,10 @@ def numbered(count: int) -> Ranking:
 RANKINGS = st.lists(st.integers(1, 10**6).map(str), unique=True, max_size=60).map(lambda ids: ranked(*ids))
 
 
-class TestMixed:
+class TestMixInHoldout:
     def test_pinned(self):
         """A round replayed years later shows the same images: these may never change."""
-        mix = mixed(numbered(10), 0.3, seed=0, round_id="r000001")
+        mix = mix_in_holdout(numbered(10), 0.3, seed=0, round_id="r000001")
 
         assert mix.control == ("4", "3", "2")
         assert mix.image_ids == ("1", "4", "5", "3", "6", "7", "8", "2", "9", "10")
@@ -37,17 +37,17 @@ class TestMixed:
 
     @given(ranking=RANKINGS, seed=st.integers(0, 9))
     def test_share_0_changes_nothing(self, ranking, seed):
-        assert mixed(ranking, 0.0, seed, "r000001") == ranking
+        assert mix_in_holdout(ranking, 0.0, seed, "r000001") == ranking
 
     @given(share=SHARES)
-    def test_what_is_by_chance_anyway_stays_as_it_is(self, share):
-        by_chance = ranked("3", "1", "2", "5", "4", strategy="random")
+    def test_a_random_ranking_stays_as_it_is(self, share):
+        random = ranked("3", "1", "2", "5", "4", strategy="random")
 
-        assert mixed(by_chance, share, 0, "r000001") == by_chance
+        assert mix_in_holdout(random, share, 0, "r000001") == random
 
     @given(ranking=RANKINGS, share=SHARES, seed=st.integers(0, 9))
     def test_same_images_with_their_scores(self, ranking, share, seed):
-        mix = mixed(ranking, share, seed, "r000002")
+        mix = mix_in_holdout(ranking, share, seed, "r000002")
 
         assert dict(zip(mix.image_ids, mix.scores, strict=True)) == dict(
             zip(ranking.image_ids, ranking.scores, strict=True)
@@ -55,9 +55,9 @@ class TestMixed:
         assert set(mix.control) <= set(mix.image_ids)
 
     @given(ranking=RANKINGS, share=SHARES, seed=st.integers(0, 9))
-    def test_stand_at_the_control_places_and_the_rest_keeps_the_strategys_order(self, ranking, share, seed):
-        mix = mixed(ranking, share, seed, "r000002")
-        places = control_places(len(ranking.image_ids), share, seed, "r000002")
+    def test_are_at_the_holdout_places_and_the_rest_keeps_the_strategys_order(self, ranking, share, seed):
+        mix = mix_in_holdout(ranking, share, seed, "r000002")
+        places = holdout_places(len(ranking.image_ids), share, seed, "r000002")
 
         assert tuple(mix.image_ids[place - 1] for place in places) == mix.control
         rest = [image_id for image_id in mix.image_ids if image_id not in mix.control]
@@ -67,41 +67,41 @@ class TestMixed:
     def test_which_images_does_not_depend_on_the_strategy(self, ranking, share, data):
         other = ranked(*data.draw(st.permutations(ranking.image_ids)))
 
-        assert mixed(other, share, 4, "r1").control == mixed(ranking, share, 4, "r1").control
+        assert mix_in_holdout(other, share, 4, "r1").control == mix_in_holdout(ranking, share, 4, "r1").control
 
     @given(ranking=RANKINGS, share=SHARES, data=st.data())
     def test_labels_in_between_leave_the_order_of_the_rest(self, ranking, share, data):
-        """Whatever readers label, in the next round those of the first that still wait come first again."""
-        first = mixed(ranking, share, 4, "r000001").control
+        """Whatever readers label, the images of the first round that are left come first again."""
+        first = mix_in_holdout(ranking, share, 4, "r000001").control
         left = [image_id for image_id in ranking.image_ids if data.draw(st.booleans())]
 
-        second = mixed(ranked(*left), share, 4, "r000002").control
+        second = mix_in_holdout(ranked(*left), share, 4, "r000002").control
 
-        waiting = tuple(image_id for image_id in first if image_id in left)
-        both = min(len(waiting), len(second))
-        assert second[:both] == waiting[:both]
+        left_over = tuple(image_id for image_id in first if image_id in left)
+        both = min(len(left_over), len(second))
+        assert second[:both] == left_over[:both]
 
     def test_every_image_is_as_likely_whatever_its_score(self):
         """Over 1000 seeds each of 20 images is drawn 200 times, give or take 4.5 standard deviations of 12.6."""
         counts: Counter[str] = Counter()
         for seed in range(1000):
-            counts.update(mixed(numbered(20), 0.2, seed, "r000001").control)
+            counts.update(mix_in_holdout(numbered(20), 0.2, seed, "r000001").control)
 
         assert all(abs(counts[str(number)] - 200) < 57 for number in range(1, 21)), counts
 
     def test_a_draw_tells_nothing_about_the_order_of_random(self):
-        """Else a study's baseline and its control images would be the same images."""
+        """Otherwise a study's baseline and its holdout would be the same images."""
         ids = [str(number) for number in range(1000)]
-        control = mixed(ranked(*ids), 0.2, 0, "r000001").control
-        by_chance = [ids[index] for index in seeded_order(ids, 0)[:200]]
+        control = mix_in_holdout(ranked(*ids), 0.2, 0, "r000001").control
+        random = [ids[index] for index in seeded_order(ids, 0)[:200]]
 
-        assert 20 < len(set(control) & set(by_chance)) < 65  # 40 expected, standard deviation 5
+        assert 20 < len(set(control) & set(random)) < 65  # 40 expected, standard deviation 5
 
 
-class TestControlPlaces:
+class TestHoldoutPlaces:
     @given(length=st.integers(0, 300), share=SHARES, seed=st.integers(0, 9))
     def test_among_the_first_k_they_are_within_one_of_their_share(self, length, share, seed):
-        places = control_places(length, share, seed, "r000001")
+        places = holdout_places(length, share, seed, "r000001")
 
         assert places == sorted(set(places))
         assert all(1 <= place <= length for place in places)
@@ -113,8 +113,8 @@ class TestControlPlaces:
         """Every place within a period comes up, in one round after the other and along one ranking."""
         period = round(1 / share)
 
-        along = {place % period for place in control_places(100 * period, share, 0, "r000001")}
-        by_round = {control_places(period, share, 0, f"r{number:06d}")[0] for number in range(100)}
+        along = {place % period for place in holdout_places(100 * period, share, 0, "r000001")}
+        by_round = {holdout_places(period, share, 0, f"r{number:06d}")[0] for number in range(100)}
 
         assert along == set(range(period))
         assert by_round == set(range(1, period + 1))
@@ -122,4 +122,4 @@ class TestControlPlaces:
     @pytest.mark.parametrize("share", [-0.1, 0.51, 1.0, float("nan")])
     def test_other_shares_are_refused(self, share):
         with pytest.raises(ValueError, match=r"between 0 and 0\.5, got"):
-            control_places(10, share, 0, "r000001")
+            holdout_places(10, share, 0, "r000001")

@@ -1,4 +1,4 @@
-"""Active against random at equal label counts, on learners whose answers follow from what they have learned."""
+"""Active against random selection at equal label counts, on learners whose answers follow from their labels."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from ml_backend.analytics.evaluation import ActiveAgainstRandom, HoldoutLabel, L
 from ml_backend.errors import TooFewLabels
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.rounds.evaluation import active_against_random, table
+from ml_backend.rounds.evaluation import active_vs_random, table
 from ml_backend.schemas import FitReport, ImageRef, Label
 from tests.fakes import CLASSES, NOON, FakeLearner, make_image
 
@@ -36,10 +36,10 @@ def origin(start: int = 12, control: int = 40, chosen: int = 60, patients: int |
 class Knowing(FakeLearner):
     """Answers rightly where the last digit of an image lies below a bound: which one depends on what it has learned."""
 
-    def __init__(self, journal: list[tuple[list[str], list[str]]], chosen_help: int, chance_helps: int) -> None:
+    def __init__(self, journal: list[tuple[list[str], list[str]]], active_knows: int, random_knows: int) -> None:
         super().__init__()
         self._log = journal
-        self._help = chosen_help, chance_helps
+        self._help = active_knows, random_knows
         self._knows = 0
 
     def fit(self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]) -> FitReport:
@@ -56,11 +56,11 @@ class Knowing(FakeLearner):
         return PoolPredictions(tuple(image.id for image in pool), self._classes, probs)
 
 
-def compared(labels: LabelsByOrigin, chosen_help: int = 8, chance_helps: int = 5):
+def compared(labels: LabelsByOrigin, active_knows: int = 8, random_knows: int = 5):
     journal: list[tuple[list[str], list[str]]] = []
-    found: ActiveAgainstRandom = active_against_random(
+    found: ActiveAgainstRandom = active_vs_random(
         labels,
-        lambda: Knowing(journal, chosen_help, chance_helps),
+        lambda: Knowing(journal, active_knows, random_knows),
         CLASSES,
         validation_share=0.3,
         seed=0,
@@ -97,73 +97,73 @@ class TestCounts:
             assert not {int(i) % 15 for i in learned} & {int(i) % 15 for i in asked}
 
 
-class TestAnswer:
-    def test_a_clear_gain(self):
+class TestResult:
+    @pytest.mark.parametrize(
+        ("active", "random", "difference", "verdict"),
+        [(8, 5, 0.3, "pays."), (3, 8, -0.5, "has cost accuracy here."), (5, 5, 0.0, "no significant difference yet.")],
+    )
+    def test_sign_of_the_difference(self, active, random, difference, verdict):
+        """Of ten images, the active network knows so many, the random one so many."""
+        found, _ = compared(origin(), active, random)
+
+        assert found.difference == pytest.approx(difference)
+        assert (found.low > 0, found.high < 0) == (difference > 0, difference < 0)
+        assert found.sentence.endswith(verdict)
+
+    def test_figures(self):
         """Of 40 images 8 of 10 known against 5 of 10: 12 more, none fewer; p = 2 / 2^12."""
         found, _ = compared(origin())
 
         assert (found.images, found.active_correct, found.random_correct) == (40, 32, 20)
         assert (found.only_active, found.only_random) == (12, 0)
-        assert found.difference == pytest.approx(0.3)
         assert found.p == pytest.approx(2 / 2**12)
         assert 0 < found.low < 0.3 < found.high < 1
-        assert found.sentence.endswith("choosing pays.")
 
-    def test_a_loss_is_said(self):
-        found, _ = compared(origin(), chosen_help=3, chance_helps=8)
+    def test_no_image_decides_between_equal_networks(self):
+        found, _ = compared(origin(), 5, 5)
 
-        assert found.difference == pytest.approx(-0.5)
-        assert found.sentence.endswith("choosing has cost accuracy here.")
+        assert (found.p, found.low, found.high) == (1.0, 0.0, 0.0)
 
-    def test_no_difference(self):
-        found, _ = compared(origin(), chosen_help=5, chance_helps=5)
+    def test_interval_is_a_bootstrap_over_patients(self):
+        """Against a plain loop over the resampled patients, of 40 images of 15 patients."""
+        labels = origin(patients=15)
+        found, _ = compared(labels)
+        gains: dict[int, list[int]] = {}
+        for one in labels.control:
+            number = int(one.label.image.id)
+            gains.setdefault(number % 15, []).append(int(number % 10 in {5, 6, 7}))
+        patients = [gains[number] for number in sorted(gains, key=lambda number: f"patient p{number}")]
+        draws = np.random.default_rng(0).integers(len(patients), size=(9_999, len(patients)))
+        means = [np.mean([gain for index in draw for gain in patients[index]]) for draw in draws]
 
-        assert (found.difference, found.p, found.low, found.high) == (0.0, 1.0, 0.0, 0.0)
-        assert found.sentence.endswith("no difference can be told from chance yet.")
+        assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
     def test_as_a_table(self):
-        """40 control images in five folds of 8: 32 are learned from beside 12 of the start."""
-        found, _ = compared(origin())
+        """40 holdout images in five folds of 8: 32 are trained on, with 12 of the start."""
+        lines = table(compared(origin())[0]).splitlines()
 
-        assert [" ".join(line.split()) for line in table(found).splitlines()] == [
-            "chosen by chance",
-            "labels learned from 44 44",
-            "beyond the start set 32 32",
-            "right about 40 unseen images 32 20",
-            "right where the other was wrong 12 0",
-        ]
-        assert len({len(line) for line in table(found).splitlines()}) == 1
+        assert [line.split()[-2:] for line in lines[1:]] == [["44", "44"], ["32", "32"], ["32", "20"], ["12", "0"]]
+        assert len({len(line) for line in lines}) == 1
 
     def test_the_same_twice(self):
         assert compared(origin())[0].low == compared(origin())[0].low
 
 
-class TestRefusals:
-    def test_says_how_many_more_are_needed(self):
-        with pytest.raises(TooFewLabels, match=r"12 images .* 30 are needed: 18 more; .* about 180 more labels"):
-            compared(origin(control=12))
+RANDOM = origin().start[:7]
 
-    def test_says_where_the_labels_are(self):
-        with pytest.raises(TooFewLabels, match=r"so far 12 labels from before the first network, 60 chosen by it"):
-            compared(origin(control=12))
 
-    def test_says_that_random_chooses_nothing(self):
-        labels = origin(control=0, chosen=0)
-        with pytest.raises(
-            TooFewLabels, match=r"all 7 labels since .* by chance \(strategy=random\): .* set a strategy"
-        ):
-            compared(replace(labels, random=labels.start[:7]))
-
-    def test_what_random_brought_before_is_told_beside_what_was_chosen(self):
-        labels = origin(control=12)
-        with pytest.raises(TooFewLabels, match=r"60 chosen by it, 7 under strategy=random\)"):
-            compared(replace(labels, random=labels.start[:7]))
-
-    def test_says_that_all_came_under_random_only_where_all_did(self):
-        labels = origin(control=40, chosen=0)
-        with pytest.raises(TooFewLabels, match="no image that the strategy chose"):
-            compared(replace(labels, random=labels.start[:7]))
-
-    def test_without_anything_chosen_there_is_nothing_to_compare(self):
-        with pytest.raises(TooFewLabels, match="no image that the strategy chose"):
-            compared(origin(chosen=0))
+class TestTooFewLabels:
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            (origin(control=12), r"12 holdout .* 30 are needed: 18 more; .* about 180 more labels"),
+            (origin(control=12), r"so far 12 labels from before the first network, 60 chosen by it\)"),
+            (replace(origin(control=12), random=RANDOM), r"60 chosen by it, 7 under strategy=random\)"),
+            (replace(origin(control=0, chosen=0), random=RANDOM), r"all 7 labels .*strategy=random.*; set another"),
+            (replace(origin(chosen=0), random=RANDOM), "no image that the strategy chose"),
+            (origin(chosen=0), "no image that the strategy chose"),
+        ],
+    )
+    def test_says_what_is_missing(self, labels, words):
+        with pytest.raises(TooFewLabels, match=words):
+            compared(labels)
