@@ -4,8 +4,9 @@ from collections import Counter
 
 import numpy as np
 import torch
+from scipy.special import entr
 
-from ml_backend.acquisition.pointwise import bald, entropy
+from ml_backend.acquisition.pointwise import bald
 from ml_backend.analytics.history import ImageInsight, RoundInsight
 from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import RoundReport
@@ -32,9 +33,8 @@ def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight
         if image_id in row_of and (place <= ranking.batch_size or image_id in control)
     ]
     probs = outputs.probs[[row_of[image_id] for _, image_id in shown]]
-    passes = torch.from_numpy(probs)
-    epistemic = bald(passes).numpy()
-    aleatoric = np.maximum(entropy(passes).numpy() - epistemic, 0.0)
+    epistemic = bald(torch.from_numpy(probs)).numpy()
+    aleatoric = entr(probs.astype(np.float64)).sum(axis=2).mean(axis=1)
     means = probs.mean(axis=1, dtype=np.float64).clip(0.0, 1.0)
     images = [
         ImageInsight(
