@@ -42,7 +42,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus import RULES
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
-from ml_backend.label_studio.sync import Duplicates, Mirror, TaskImages, annotations_in
+from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import FrozenModel, RoundReport
 from ml_backend.storage import ProjectStore
@@ -212,8 +212,8 @@ class KeptReading:
         self._store = ReadingStore(folder)
 
     @cached_property
-    def mirror(self) -> Mirror | None:
-        return self._store.mirror(Mirror)
+    def mirror(self) -> TaskCache | None:
+        return self._store.mirror(TaskCache)
 
     @cached_property
     def images(self) -> TaskImages | None:

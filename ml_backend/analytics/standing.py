@@ -18,7 +18,7 @@ from ml_backend.analytics.history import KnownNetwork
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import RULES
 from ml_backend.label_studio.formats import LabelConfig, training_classes
-from ml_backend.label_studio.sync import SKIPPED_IS_DONE, Mirror, TaskImages, annotations_in
+from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
 from ml_backend.schemas import Exclusion, ExclusionKind, FrozenModel
 from ml_backend.storage.quarantine import QuarantinedImage
 
@@ -246,7 +246,7 @@ class Standing(FrozenModel):
 
 
 def project_standing(
-    mirror: Mirror,
+    mirror: TaskCache,
     config: LabelConfig,
     options: ProjectOptions,
     images: TaskImages | None = None,
@@ -340,8 +340,8 @@ class _Images(NamedTuple):
     left_out: dict[str, Exclusion]
 
 
-def _images(mirror: Mirror, images: TaskImages, quarantined: Mapping[str, str]) -> _Images:
-    pool, barred = images.waiting(mirror, with_skipped=mirror.skip_queue != SKIPPED_IS_DONE)
+def _images(mirror: TaskCache, images: TaskImages, quarantined: Mapping[str, str]) -> _Images:
+    pool, barred = images.waiting(mirror)
     fresh = {str(number) for number in pool if not mirror.tasks[number].annotations}
     found = [
         Exclusion(image_id=str(number), reason=why, kind="no image")
@@ -361,11 +361,11 @@ def _images(mirror: Mirror, images: TaskImages, quarantined: Mapping[str, str]) 
     return _Images(len(fresh - quarantined.keys()), unusable, len(pool) - len(fresh), left_out)
 
 
-def _wait_for_further_readers(mirror: Mirror, readers: int) -> int:
+def _wait_for_further_readers(mirror: TaskCache, readers: int) -> int:
     if readers < 2:
         return 0
     of_tasks = ([bool(item.get("was_cancelled")) for item in task.annotations] for task in mirror.tasks.values())
-    if mirror.skip_queue == SKIPPED_IS_DONE:  # a skip is one of the readers
+    if mirror.skips_are_final:  # a skip is one of the readers
         return sum(False in skips and len(skips) < readers for skips in of_tasks)
     return sum(0 < skips.count(False) < readers for skips in of_tasks)
 

@@ -27,7 +27,7 @@ from ml_backend.consensus.rules import RULES
 from ml_backend.errors import PayloadError, StorageError, TooFewLabels
 from ml_backend.grouping import groups_of
 from ml_backend.label_studio.formats import training_classes
-from ml_backend.label_studio.sync import Mirror
+from ml_backend.label_studio.sync import TaskCache
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner, Progress, no_guard, no_progress
 from ml_backend.rounds.live import live_of, open_project
@@ -231,7 +231,7 @@ def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress)
         live = live_of(world, no_guard)
         classes = training_classes(live.config, live.options)
         labels = RULES[live.options.consensus](live.labels.annotations(), classes).labels
-        mirror = live.readings.mirror(Mirror)
+        mirror = live.readings.mirror(TaskCache)
         if mirror is None:
             raise PayloadError(f"the reading of project {key.id} could not be kept: is the data folder writable?")
         origin = _origin(world.project, labels, answers_of(mirror, live.config, live.options))

@@ -302,7 +302,7 @@ class Live:
         """Whether Label Studio holds what was published, as it was published."""
         # The row as it is now: the labels may have been read when the round began.
         row = self.world.client.project(self.world.key.id)
-        tasks = labels.reading.mirror.tasks.keys()
+        tasks = labels.reading.cache.tasks.keys()
         imported, user = self.world.project.imported_versions, self.world.settings.basic_auth_user
         return not is_lost(read_serving(self.world.client, row, tasks, published, imported, user=user))
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from ml_backend.analytics.history import Answer, answers_of
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.label_studio.sync import Mirror
+from ml_backend.label_studio.sync import TaskCache
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -25,9 +25,9 @@ def annotation(choice: str = "severe", **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def mirror(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> Mirror:
+def mirror(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> TaskCache:
     rows = [{"id": n, "data": data or {"image": f"{n}.png"}, "annotations": found} for n, found in tasks.items()]
-    return Mirror(read_at=NOON, whole_at=NOON, tasks={}).renewed(rows, NOON)
+    return TaskCache(read_at=NOON, whole_at=NOON, tasks={}).renewed(rows, NOON)
 
 
 def answers(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> list[Answer]:

@@ -7,7 +7,7 @@ from ml_backend.analytics.overview import Memory, Question, overview
 from ml_backend.config import ProjectOptions
 from ml_backend.storage import RoundStore
 from ml_backend.storage.annotations import ReadingStore
-from tests.unit.label_studio.test_duplicates import CONFIG, answer, mirror
+from tests.unit.label_studio.test_sync import CONFIG, answer, cache_of
 from tests.unit.server.memory import PROJECT
 
 # Four ground truths; of six answers of readers three differ from them, one of these from the median of two.
@@ -20,7 +20,7 @@ TASKS = {
 
 
 def told(tasks, **options):
-    return ground_truths(mirror(tasks), CONFIG, ProjectOptions(**options))
+    return ground_truths(cache_of(tasks), CONFIG, ProjectOptions(**options))
 
 
 def test_labels_and_differing_answers():
@@ -59,7 +59,7 @@ def test_the_page_has_it_from_here_and_the_images_that_stand_twice(tmp_path):
     """By their bytes as well, as soon as a round has seen them."""
     folder, memory = RoundStore(tmp_path).project(PROJECT).folder, Memory()
     store, question = ReadingStore(folder), Question(CONFIG, ProjectOptions())
-    read = mirror(TASKS | {5: ("a",), 6: ("e",)})
+    read = cache_of(TASKS | {5: ("a",), 6: ("e",)})
     store.keep_mirror(read)
 
     first = overview(RoundStore(tmp_path).project(PROJECT), memory, question)

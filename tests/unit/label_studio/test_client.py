@@ -184,7 +184,7 @@ class TestAnswers:
             client(Server(answer)).project(1)
 
     def test_a_number_is_missing(self) -> None:
-        with pytest.raises(PayloadError, match="wanted is a number under 'created'"):
+        with pytest.raises(PayloadError, match="expected a number under 'created'"):
             client(Server(httpx.Response(201, json={}))).import_predictions(1, [])
 
     def test_an_error_repeats_the_beginning_of_the_answer(self) -> None:

@@ -12,8 +12,7 @@ from ml_backend.config import is_data_uri, shown_address
 from ml_backend.errors import ImageError
 from ml_backend.images.decode import UndecodableImage, decode
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.external_images import plain_address, read_data_uri, same_home
-from ml_backend.label_studio.images import LabelStudioImages
+from ml_backend.label_studio.images import LabelStudioImages, plain_address, read_data_uri, same_home
 from ml_backend.schemas import ImageRef
 from tests.unit.label_studio.data_uris import DRAWINGS, PNG, SPELLINGS
 
@@ -145,8 +144,8 @@ class TestWayOut:
             ("~/films/a.png", "is a path on a disk"),
             ("file:///etc/passwd", "is a path on a disk"),
             ("FILE:/films/a.png", "is a path on a disk"),
-            ("films/a.png", "begins nowhere: wanted is .*For files on a disk, upload the images"),
-            ("a.png", "begins nowhere: wanted is"),
+            ("films/a.png", "has no known beginning: expected .*For files on a disk, upload the images"),
+            ("a.png", "has no known beginning: expected"),
             ("films.example/a.png", "where it begins with a host, write https:// before it"),
             ("localhost:8080/a.png", "names no scheme: write https:// or http:// before the host"),
             ("films.example:8080/a.png", "names no scheme: write https:// or http:// before the host"),
@@ -156,7 +155,7 @@ class TestWayOut:
             ("gcs://bucket/a.png", "begin it with gs://"),
             ("s3a://bucket/a.png", "begin it with s3://"),
             ("wasbs://box@host/a.png", "write azure-blob://container/path"),
-            ("ftp://films.example/a.png", "is of ftp:, which is not read: wanted is .*azure-blob://"),
+            ("ftp://films.example/a.png", "is of ftp:, which is not read: expected .*azure-blob://"),
             ("gopher://films.example/", "is of gopher:, which is not read"),
             ("https://studio.example/projects/7/data", "is no file of Label Studio"),
             (base64.b64encode(PNG).decode(), "in base64 without its head: write data:image/png;base64, before it"),

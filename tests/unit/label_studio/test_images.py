@@ -81,10 +81,10 @@ def images(
 ) -> LabelStudioImages:
     client = LabelStudioClient(url, "secret", transport=httpx.MockTransport(web), retries=1)
     internet = internet or Internet()
-    elsewhere = ExternalImageFetcher(
+    fetcher = ExternalImageFetcher(
         ImageHosts.parse(hosts), max_bytes=max_bytes, network=internet, resolve=internet.resolve
     )
-    return LabelStudioImages(client, HOSTNAME, max_bytes=max_bytes, elsewhere=elsewhere)
+    return LabelStudioImages(client, HOSTNAME, max_bytes=max_bytes, fetcher=fetcher)
 
 
 def ref(uri: str) -> ImageRef:
@@ -158,7 +158,7 @@ class TestFetch:
         ("uri", "said"),
         [
             ("data:text/html;base64,PGh0bWw+", "text/html;base64.*is an HTML page"),
-            ("gopher://films.example/", "wanted is"),
+            ("gopher://films.example/", "expected"),
             ("http://films.example:8080.evil/a.png", "is no address"),
             ("http://xn--a/a.png", "InvalidCodepoint"),
             ("http://films.example/\x00a.png", "is no address"),

@@ -27,7 +27,7 @@ def test_a_redirect_is_told_and_not_followed() -> None:
     """Its target without what may be a secret in it."""
     there = httpx.Response(301, headers={"location": "https://me:pass@studio.example/api/version?token=x"})
 
-    with pytest.raises(LabelStudioError, match=r"sends on to https://studio\.example/api/version$"):
+    with pytest.raises(LabelStudioError, match=r"redirects to https://studio\.example/api/version$"):
         asked(there)
 
 

@@ -1,38 +1,25 @@
 """The doctor on an installation in memory: all well, and what the system tests cannot break."""
 
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import pytest
 import torch
+from torchvision import models
 
-from ml_backend.config import ProjectOptions, Settings
-from ml_backend.doctor import checks as asked_connection
-from ml_backend.doctor.checks import Case, Check, Outcome, fine, ground_truth_note, skipped
-from ml_backend.doctor.runner import CHECKS
+from ml_backend.doctor import checks
+from ml_backend.doctor.checks import CHECKS, CUDA_OVERHEAD, PER_WEIGHT, ground_truth_note, step_memory
+from ml_backend.errors import SettingsError
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.storage import RoundStore
 from tests.fakes import make_fit, make_report
 from tests.label_configs import LEARNED, REFUSED
-from tests.unit.doctor.installation import BACKEND, KEY, Installation, failures
+from tests.unit.doctor.installation import BACKEND, KEY, failures
 from tests.unit.label_studio.studio import LABEL_CONFIG
-from tests.unit.label_studio.test_duplicates import answer, mirror
+from tests.unit.label_studio.test_sync import answer, cache_of
 
 REQUEST = make_report().request.model_copy(update={"classes": ("normal", "severe")})
 TRAINED = make_report().model_copy(update={"fit": make_fit(), "request": REQUEST})
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*Settings.model_fields, *ProjectOptions.model_fields):
-        monkeypatch.delenv(f"AL_{name.upper()}", raising=False)
-
-
-@pytest.fixture
-def installation(tmp_path: Path) -> Installation:
-    return Installation(tmp_path)
 
 
 class TestChecks:
@@ -95,53 +82,6 @@ class TestChecks:
 
         assert {"backend", "webhook", "sampling", "readers per image", "order served", "images"} < failures(found)
         assert [one.name for one in found.values() if (one.verdict == "FAIL") != bool(one.remedy)] == []
-
-
-class TestExamine:
-    def test_skips_what_needs_a_check_that_was_skipped(self, installation):
-        checks = (
-            Check("first", lambda _: skipped("nothing there yet")),
-            Check("second", lambda _: fine("it is"), needs=("first",)),
-            Check("third", lambda _: fine("it is"), needs=("second",)),
-            Check("fourth", lambda _: fine("it is")),
-        )
-
-        found = installation.examine(checks)
-
-        assert [one.verdict for one in found.values()] == ["skip", "skip", "skip", "ok"]
-        assert found["third"].seen == "needs: second"
-
-    def test_a_bug_in_a_check_hides_no_other(self, installation):
-        def bug(_: object) -> Outcome:
-            raise KeyError("oops")
-
-        found = installation.examine((Check("first", bug), Check("second", lambda _: fine("it is"))))
-
-        assert found["first"].verdict == "FAIL"
-        assert "KeyError" in found["first"].seen
-        assert found["second"].verdict == "ok"
-
-    def test_hides_secrets_whoever_repeats_them(self, installation):
-        """Those of the settings, and the header that is made of them."""
-        installation.settings["redis_url"] = "redis://:secret-word@127.0.0.1:6379/0"
-        said = f"{'k' * 40} secret-word pass-word YWw6cGFzcy13b3Jk\nand on"
-
-        def tells(case: Case) -> Outcome:
-            assert case.settings is not None  # read, so that its secrets are known
-            return fine(said)
-
-        found = installation.examine((Check("tells", tells),))
-
-        assert found["tells"].seen == "(hidden) (hidden) (hidden) (hidden) and on"
-
-    def test_an_address_of_redis_that_is_none_ends_nothing(self, installation):
-        installation.settings["redis_url"] = "redis://:secret-word@[::1"
-        installation.queue = None
-
-        found = installation.examine()
-
-        assert failures(found) == {"settings"}
-        assert "secret-word" not in str(found)
 
 
 class TestSettings:
@@ -253,7 +193,7 @@ class TestConnection:
         assert "'somebody'" in installation.examine()["connection"].seen
 
     def test_events_that_get_lost(self, installation, monkeypatch):
-        monkeypatch.setattr(asked_connection, "ARRIVES_WITHIN_S", 0.3)
+        monkeypatch.setattr(checks, "ARRIVES_WITHIN_S", 0.3)
         installation.delivers = False
 
         found = installation.examine()
@@ -493,7 +433,7 @@ class TestLabels:
 
     def told(self, installation, *tasks):
         """Keeps these tasks as the backend's last reading; nothing has changed since."""
-        read = mirror(dict(enumerate(tasks, 1)))
+        read = cache_of(dict(enumerate(tasks, 1)))
         installation.project |= {
             "task_number": len(tasks),
             "total_annotations_number": read.counts.annotations,
@@ -508,7 +448,7 @@ class TestLabels:
         found = self.told(installation, ("/data/a.png", answer("normal")), ("/data/b.png",))
 
         assert {one.verdict for one in found.values()} == {"ok"}
-        assert found["same image twice"].seen == "every image stands in one task"
+        assert found["same image twice"].seen == "every image is in one task"
         assert found["ground truths"].seen == "no annotation is marked as ground truth"
 
     def test_copies_and_ground_truths(self, installation):
@@ -516,7 +456,7 @@ class TestLabels:
             installation, ("/data/a.png", answer("normal", truth=True), answer("severe", 2)), ("/data/a.png",)
         )
 
-        assert found["same image twice"].seen.startswith("1 image stands in two or more tasks (2 in all)")
+        assert found["same image twice"].seen.startswith("1 image is in two or more tasks (2 in all)")
         assert found["ground truths"].seen == "1 label is a ground truth; it overrides 1 differing answer of readers."
 
     def test_a_large_project_that_was_never_read_is_left_to_the_backend(self, installation):
@@ -528,17 +468,17 @@ class TestLabels:
 
     def test_what_connect_says(self, installation):
         self.told(installation, ("/data/a.png", answer("normal", truth=True), answer("severe", 2)))
-        case = Case(7, BACKEND, lambda: Settings.load(**installation.settings), httpx.MockTransport(installation))
 
-        assert ground_truth_note(case).startswith("1 label is a ground truth; it overrides 1 differing answer")
-        assert "the option ground_truth says what they count as" in ground_truth_note(case)
+        assert ground_truth_note(installation.context()).startswith(
+            "1 label is a ground truth; it overrides 1 differing answer"
+        )
+        assert "the option ground_truth says what they count as" in ground_truth_note(installation.context())
 
     @pytest.mark.parametrize("row", [{"ground_truth_number": 0}, {"ground_truth_number": 1, "label_config": "<View/>"}])
     def test_connect_says_nothing_where_there_is_nothing_and_never_fails(self, installation, row):
         installation.project |= row
-        case = Case(7, BACKEND, lambda: Settings.load(**installation.settings), httpx.MockTransport(installation))
 
-        assert ground_truth_note(case) == ""
+        assert ground_truth_note(installation.context()) == ""
 
 
 class TestLabelling:
@@ -625,3 +565,33 @@ class TestLabelling:
         found = installation.examine()
 
         assert (found["labelling"].verdict, found["left out"].verdict) == ("skip", "skip")
+
+
+class TestStepMemory:
+    def test_grows_with_the_images_and_with_their_area(self):
+        small, large = step_memory("resnet18", 112, half=False), step_memory("resnet18", 224, half=False)
+
+        assert large.of(3) - large.of(2) == large.per_image
+        assert large.per_image / small.per_image == pytest.approx(4.0, rel=0.02)
+        assert small.fixed == large.fixed
+
+    def test_keeps_at_least_the_input_of_every_convolution(self):
+        """The first layers of a ResNet18: 3 channels in; 64 out, kept before and after normalisation, and pooled."""
+        first = 4 * (3 * 224**2 + 2 * 64 * 112**2 + 64 * 56**2)
+
+        assert first < step_memory("resnet18", 224, half=False).per_image < 20 * first
+
+    def test_counts_every_weight_once(self):
+        weights = sum(parameter.numel() for parameter in models.resnet18().parameters())
+
+        assert step_memory("resnet18", 64, half=False).fixed == PER_WEIGHT * weights + CUDA_OVERHEAD
+
+    def test_half_precision_halves_what_is_kept(self):
+        whole, half = (step_memory("resnet18", 64, half=half) for half in (False, True))
+
+        assert half.per_image == whole.per_image // 2
+        assert half.fixed == whole.fixed
+
+    def test_an_unknown_network(self):
+        with pytest.raises(SettingsError, match="resnet51"):
+            step_memory("resnet51", 64, half=False)
