@@ -391,7 +391,7 @@ def check_project(context: CheckContext) -> Result:
 def check_label_config(context: CheckContext) -> Result:
     config = context.config
     where = f"Choices {config.from_name!r} about Image {config.to_name!r}, in ${config.image_key} of a task"
-    return ok("; ".join([where, *config.beside]))
+    return ok("; ".join([where, *config.not_learned]))
 
 
 @check(

@@ -83,7 +83,7 @@ _WAYS_OUT: Final = tuple(
 
 
 class LabelStudioImages:
-    """Satisfies ``images.source.ImageSource``. Safe to share between threads.
+    """Fetches the images of tasks. Satisfies ``images.source.ImageSource``. Safe to share between threads.
 
     Args:
         client: whose key is sent to Label Studio only.

@@ -91,7 +91,7 @@ class TestParseLabelConfig:
 
         assert training_classes(read, DEFAULTS) == case.classes
         assert read.image_key == case.image_key
-        assert case.beside in question(read, DEFAULTS)
+        assert case.not_learned in question(read, DEFAULTS)
 
     @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
     def test_refuses_what_could_never_be_learned(self, case: Refused) -> None:

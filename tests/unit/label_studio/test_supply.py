@@ -1,7 +1,7 @@
 import pytest
 
 from ml_backend.config import ProjectOptions
-from ml_backend.label_studio.publisher import left_at_least, low_water, wanted
+from ml_backend.label_studio.publisher import low_water, publication_size, remaining_published
 from ml_backend.schemas import PublishedRanking
 from tests.fakes import NOON
 
@@ -17,13 +17,13 @@ SERVED = PublishedRanking(
 def test_low_water(batch_size, reserve, low, together):
     options = ProjectOptions(batch_size=batch_size, reserve=reserve)
 
-    assert (low_water(options), wanted(options)) == (low, together)
+    assert (low_water(options), publication_size(options)) == (low, together)
 
 
 @pytest.mark.parametrize(("annotations", "left"), [(10, 3), (12, 1), (14, -1), (9, 3), (None, 3)])
-def test_left_at_least(annotations, left):
-    assert left_at_least(SERVED, annotations) == left
+def test_remaining_published(annotations, left):
+    assert remaining_published(SERVED, annotations) == left
 
 
 def test_nothing_seems_used_up_where_it_was_not_noted():
-    assert left_at_least(SERVED.model_copy(update={"annotations": None}), 1000) == 3
+    assert remaining_published(SERVED.model_copy(update={"annotations": None}), 1000) == 3
