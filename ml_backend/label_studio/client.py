@@ -497,12 +497,9 @@ class LabelStudioClient:
 
     # Tasks
 
-    def unlabelled_tasks(self, project_id: int, *, with_skipped: bool = True) -> Iterator[Json]:
-        """Every task without an annotation, by ascending id: its ``id`` and ``data``."""
-        conditions: list[Condition] = [("total_annotations", "equal", 0)]
-        if not with_skipped:
-            conditions.append(("cancelled_annotations", "equal", 0))
-        yield from self._tasks(project_id, conditions, {"include": "id,data"})
+    def unlabelled_tasks(self, project_id: int) -> Iterator[Json]:
+        """Every task without an annotation, a skip being none, by ascending id: its ``id`` and ``data``."""
+        yield from self._tasks(project_id, [("total_annotations", "equal", 0)], {"include": "id,data"})
 
     def changed_tasks(self, project_id: int, since: datetime | None = None) -> Iterator[Json]:
         """Every task that changed since then, or every task, by ascending id: ``id``, ``data`` and ``annotations``.
