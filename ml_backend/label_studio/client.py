@@ -337,18 +337,9 @@ class LabelStudioClient:
         timeout_factor: int = 1,
         max_bytes: int | None = None,
     ) -> httpx.Response:
-        """Send a request; the arguments are those of ``request``.
+        """Send a request with the arguments of ``request``, and return the response.
 
-        Args:
-            method: see ``request``.
-            path: see ``request``.
-            query: see ``request``.
-            body: see ``request``.
-            timeout_factor: see ``request``.
-            max_bytes: size limit of a file, for which no redirect is followed.
-
-        Raises:
-            Redirected: the file is at another address.
+        For a file, ``max_bytes`` limits its size, and no redirect is followed: it raises ``Redirected``.
         """
         renewed = False
         while True:
