@@ -26,10 +26,10 @@ class Learned:
 
 @dataclass(frozen=True)
 class Refused:
-    """``said``: the tag and the reason; ``way_out``: what to do."""
+    """``reason``: the tag and the reason; ``way_out``: what to do."""
 
     xml: str
-    said: str
+    reason: str
     way_out: str
 
 

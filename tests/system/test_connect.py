@@ -204,7 +204,7 @@ def test_what_could_never_be_learned_changes_nothing(case: Case) -> None:
         case.ask(refused.xml)
         with pytest.raises(PayloadError) as error:
             case.connect()
-        assert refused.said in str(error.value), name
+        assert refused.reason in str(error.value), name
         assert refused.way_out in str(error.value), name
 
     assert case.client.backends(case.project_id) == case.client.webhooks(case.project_id) == []

@@ -46,7 +46,7 @@ class TestChecks:
         found = installation.examine()
 
         assert found["label config"].verdict == "FAIL"
-        assert REFUSED[name].said in found["label config"].seen
+        assert REFUSED[name].reason in found["label config"].seen
         assert REFUSED[name].way_out in found["label config"].seen
         assert found["classes"].verdict == "skip"
 

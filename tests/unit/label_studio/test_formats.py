@@ -99,7 +99,7 @@ class TestParseLabelConfig:
         with pytest.raises(PayloadError) as refused:
             parse_label_config(case.xml)
 
-        assert case.said in str(refused.value)
+        assert case.reason in str(refused.value)
         assert case.way_out in str(refused.value)
         assert "\n" not in str(refused.value)
 
@@ -112,7 +112,7 @@ class TestParseLabelConfig:
         assert parse_label_config(xml).classes == ("0", "Finding")
 
     @pytest.mark.parametrize(
-        ("xml", "said"),
+        ("xml", "message"),
         [
             ("", "no plain XML"),
             ("<View><Image", "no plain XML"),
@@ -139,8 +139,8 @@ class TestParseLabelConfig:
             ),
         ],
     )
-    def test_says_what_is_missing(self, xml: str, said: str) -> None:
-        with pytest.raises(PayloadError, match=said):
+    def test_says_what_is_missing(self, xml: str, message: str) -> None:
+        with pytest.raises(PayloadError, match=message):
             parse_label_config(xml)
 
     @pytest.mark.parametrize(
@@ -444,11 +444,11 @@ class TestPrediction:
         assert prediction("12", 0.0, "al-1", read, "viral")["result"] == []
 
     def test_confidence_stands_with_the_answer_and_not_in_the_order(self) -> None:
-        told = prediction("12", 0.25, "al-1", CONFIG, "severe", confidence=0.875)
+        found = prediction("12", 0.25, "al-1", CONFIG, "severe", confidence=0.875)
 
-        assert told["score"] == 0.25
-        assert isinstance(told["result"], list)
-        assert told["result"][0]["score"] == 0.875
+        assert found["score"] == 0.25
+        assert isinstance(found["result"], list)
+        assert found["result"][0]["score"] == 0.875
 
     @pytest.mark.parametrize("score", [-0.01, 1.01, float("nan")])
     def test_refuses_what_would_be_dropped_in_silence(self, score: float) -> None:

@@ -72,10 +72,10 @@ class Internet(httpcore.NetworkBackend):
 
     def connect_tcp(self, host: str, port: int, *_args: Any, **_options: Any) -> httpcore.NetworkStream:
         self.connected.append((host, port))
-        return Line([self.answers.pop(0) if self.answers else said(200, PNG)], self.sent)
+        return Line([self.answers.pop(0) if self.answers else raw_response(200, PNG)], self.sent)
 
 
-def said(status: int, content: bytes = b"", **headers: str) -> bytes:
+def raw_response(status: int, content: bytes = b"", **headers: str) -> bytes:
     """An answer as it comes over the line, after which the host hangs up."""
     head = {"content-type": "image/png", "connection": "close", "content-length": str(len(content))} | headers
     lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
@@ -167,7 +167,7 @@ class TestFetch:
         assert images(Web()).fetch(ref("data:image/svg+xml,%3Csvg/%3E")) == b"<svg/>"
 
     @pytest.mark.parametrize(
-        ("uri", "said"),
+        ("uri", "message"),
         [
             ("data:text/html;base64,PGh0bWw+", "text/html;base64.*is an HTML page"),
             ("gopher://films.example/", "expected"),
@@ -177,8 +177,8 @@ class TestFetch:
             ("/data/\x00a", "no address"),
         ],
     )
-    def test_names_what_is_no_address(self, uri: str, said: str) -> None:
-        with pytest.raises(ImageError, match=rf"image 12.*{said}"):
+    def test_names_what_is_no_address(self, uri: str, message: str) -> None:
+        with pytest.raises(ImageError, match=rf"image 12.*{message}"):
             images(Web()).fetch(ref(uri))
 
     @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example"])
@@ -194,7 +194,7 @@ class TestFetch:
     )
     def test_a_page_is_no_image(self, content: bytes, kind: str) -> None:
         web = Web(lambda _: httpx.Response(200, content=content, headers={"content-type": kind}))
-        internet = Internet(said(200, content, **{"content-type": kind}))
+        internet = Internet(raw_response(200, content, **{"content-type": kind}))
 
         for uri in ("/data/upload/1/a.png", "https://films.example/a.png"):
             with pytest.raises(ImageError, match=r"image 12 .* is an HTML page"):
@@ -240,7 +240,7 @@ class TestErrorKind:
     )
     @pytest.mark.parametrize("uri", ["/data/upload/1/a.png", "http://films.example/a.png"])
     def test_by_the_status_of_the_answer(self, uri: str, status: int, kind: str) -> None:
-        source = images(Web(lambda _: httpx.Response(status)), internet=Internet(*[said(status)] * 3))
+        source = images(Web(lambda _: httpx.Response(status)), internet=Internet(*[raw_response(status)] * 3))
 
         with pytest.raises(ImageError) as error:
             source.fetch(ref(uri))
@@ -274,7 +274,7 @@ class TestErrorKind:
         assert error.value.kind == "refused"
 
 
-class TestElsewhere:
+class TestExternalHosts:
     def test_from_an_allowed_host_without_the_key(self) -> None:
         """Connected to at the address that was checked; the host stands in the request."""
         web, internet = Web(), Internet()
@@ -363,9 +363,9 @@ class TestElsewhere:
     @pytest.mark.parametrize(
         ("answer", "why"),
         [
-            (said(404), "answered 404"),
-            (said(200, PNG * 9), "larger than 50 bytes"),
-            (said(200, PNG, **{"content-encoding": "gzip"}), "Content-Encoding 'gzip'"),
+            (raw_response(404), "answered 404"),
+            (raw_response(200, PNG * 9), "larger than 50 bytes"),
+            (raw_response(200, PNG, **{"content-encoding": "gzip"}), "Content-Encoding 'gzip'"),
             (b"SSH-2.0-OpenSSH\r\n", "is no HTTP"),
             (b"", "is no HTTP"),
         ],
@@ -377,7 +377,9 @@ class TestElsewhere:
     def test_a_signature_is_not_repeated(self) -> None:
         """Reasons of exclusion stand in reports, logs and on the owner's page."""
         with pytest.raises(ImageError) as refusal:
-            images(Web(), internet=Internet(said(403))).fetch(ref("https://films.example/a.png?X-Amz-Signature=51gn"))
+            images(Web(), internet=Internet(raw_response(403))).fetch(
+                ref("https://films.example/a.png?X-Amz-Signature=51gn")
+            )
         assert str(refusal.value) == "image 12 ('https://films.example/a.png?...'): answered 403"
 
 
@@ -420,11 +422,13 @@ class TestRedirects:
         web = Web()
 
         with pytest.raises(ImageError, match=why):
-            images(web, internet=Internet(said(302, location=location))).fetch(ref("http://films.example/a.png"))
+            images(web, internet=Internet(raw_response(302, location=location))).fetch(
+                ref("http://films.example/a.png")
+            )
         assert web.asked == []
 
     def test_within_a_host(self) -> None:
-        internet = Internet(said(307, location="../b.png"))
+        internet = Internet(raw_response(307, location="../b.png"))
 
         assert images(Web(), internet=internet).fetch(ref("http://films.example/x/a.png")) == PNG
         assert b"GET /b.png HTTP/1.1" in b"".join(internet.sent)
@@ -564,7 +568,7 @@ class TestWayOut:
     """Every address that leads to no image says what to write instead."""
 
     @pytest.mark.parametrize(
-        ("uri", "said"),
+        ("uri", "message"),
         [
             (
                 "/home/me/films/a.png",
@@ -594,12 +598,12 @@ class TestWayOut:
             ("/9j/" + "4AAQSkZJRgABAQAAAQABAAD/" * 3, "in base64 without its head"),
         ],
     )
-    def test_of_an_address(self, uri: str, said: str) -> None:
-        with pytest.raises(ImageError, match=rf"image 12 \(.*\): (.*)?{said}"):
+    def test_of_an_address(self, uri: str, message: str) -> None:
+        with pytest.raises(ImageError, match=rf"image 12 \(.*\): (.*)?{message}"):
             fetched(uri)
 
     @pytest.mark.parametrize(
-        ("uri", "status", "said"),
+        ("uri", "status", "message"),
         [
             (
                 "s3://films/a.png",
@@ -618,8 +622,8 @@ class TestWayOut:
             ("/data/upload/1/a.png", 500, "put the file back into media/ .*, or import the image again"),
         ],
     )
-    def test_of_what_label_studio_refuses(self, uri: str, status: int, said: str) -> None:
-        with pytest.raises(ImageError, match=f"Label Studio answered {status} .*: '?no'?; .*{said}"):
+    def test_of_what_label_studio_refuses(self, uri: str, status: int, message: str) -> None:
+        with pytest.raises(ImageError, match=f"Label Studio answered {status} .*: '?no'?; .*{message}"):
             fetched(uri, status)
 
     @pytest.mark.parametrize(
