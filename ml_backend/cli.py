@@ -154,7 +154,7 @@ def connect(
 ) -> None:
     """Prepare a project in one go, and say what was changed; a second run changes nothing."""
     from ml_backend.config import Settings, checked_address
-    from ml_backend.doctor.checks import Case, ground_truth_note
+    from ml_backend.doctor.checks import CheckContext, ground_truth_note
     from ml_backend.label_studio.connect import connect_project
 
     # Of an address that is none, Label Studio says that it is private.
@@ -162,7 +162,7 @@ def connect(
     settings = Settings.load()
     for line in connect_project(settings, project, url, _pairs(option) if option else None):
         typer.echo(line)
-    with closing(Case(project, url, lambda: settings)) as case:
+    with closing(CheckContext(project, url, lambda: settings)) as case:
         if note := ground_truth_note(case):
             typer.echo(note)
 

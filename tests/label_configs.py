@@ -16,26 +16,26 @@ ABOUT = 'name="label" toName="image"'
 
 @dataclass(frozen=True)
 class Learned:
-    """``beside``: a part of what is said of the rest; ``unreadable``: the class that means so."""
+    """``not_learned``: part of the sentence about the rest; ``unreadable``: the class that means so."""
 
     xml: str
     classes: tuple[str, ...]
-    beside: str = ""
+    not_learned: str = ""
     image_key: str = "image"
 
 
 @dataclass(frozen=True)
 class Refused:
-    """``said``: the tag and the reason; ``way_out``: what to do."""
+    """``reason``: the tag and the reason; ``way_out``: what to do."""
 
     xml: str
-    said: str
+    reason: str
     way_out: str
 
 
-def config(choices: str = AB, attributes: str = ABOUT, *, image: str = IMAGE, beside: str = "") -> str:
+def config(choices: str = AB, attributes: str = ABOUT, *, image: str = IMAGE, others: str = "") -> str:
     """A label config of one question."""
-    return f"<View>{image}<Choices {attributes}>{choices}</Choices>{beside}</View>"
+    return f"<View>{image}<Choices {attributes}>{choices}</Choices>{others}</View>"
 
 
 def asked(name: str, attributes: str = "", choices: str = AB) -> str:
@@ -149,7 +149,7 @@ LEARNED = {
         "nor Choices 'where', which cannot be learned",
     ),
     "per item of one": Learned(config(attributes=f'{ABOUT} perItem="true"'), ("a", "b")),
-    "two images": Learned(config(beside=SIDE), ("a", "b"), "of the image 'image' alone, not of 'side'"),
+    "two images": Learned(config(others=SIDE), ("a", "b"), "of the image 'image' alone, not of 'side'"),
     "beside a text": Learned(
         view(TEXT, f'<Choices name="about" toName="text">{AB}</Choices>', asked("label")),
         ("a", "b"),
@@ -157,7 +157,7 @@ LEARNED = {
     ),
     "beside other tags": Learned(
         config(
-            beside='<TextArea name="why" toName="image"/><Rating name="sure" toName="image"/>'
+            others='<TextArea name="why" toName="image"/><Rating name="sure" toName="image"/>'
             '<Number name="age" toName="image"/><HyperText name="h" value="$text"/>'
         ),
         ("a", "b"),
@@ -225,7 +225,7 @@ REFUSED = {
         "add <Choices",
     ),
     "about two images": Refused(
-        config(attributes='name="label" toName="image,side"', beside=SIDE),
+        config(attributes='name="label" toName="image,side"', others=SIDE),
         "stores no answer about several tags (toName='image,side')",
         "name one",
     ),

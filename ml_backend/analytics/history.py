@@ -12,7 +12,7 @@ from ml_backend.consensus import RULES
 from ml_backend.consensus.rules import gather
 from ml_backend.errors import PayloadError
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image, training_classes
-from ml_backend.label_studio.sync import Mirror, TaskImages, annotations_in
+from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
 from ml_backend.schemas import FrozenModel
 from ml_backend.storage import RoundSummary
 
@@ -144,7 +144,7 @@ class Answer(FrozenModel):
     value: str | None = None
 
 
-def answers_of(mirror: Mirror, config: LabelConfig, options: ProjectOptions) -> list[Answer]:
+def answers_of(mirror: TaskCache, config: LabelConfig, options: ProjectOptions) -> list[Answer]:
     """Every answer of a project, oldest first.
 
     Never raises: annotations that cannot be read are left out, and the log counts them.
@@ -237,7 +237,7 @@ class GroundTruths(FrozenModel):
 
 
 def ground_truths(
-    mirror: Mirror, config: LabelConfig, options: ProjectOptions, images: TaskImages | None = None
+    mirror: TaskCache, config: LabelConfig, options: ProjectOptions, images: TaskImages | None = None
 ) -> GroundTruths:
     """Count them.
 

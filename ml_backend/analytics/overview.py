@@ -41,7 +41,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus import RULES
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
-from ml_backend.label_studio.sync import Duplicates, Mirror, TaskImages, annotations_in
+from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import FrozenModel
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
@@ -124,7 +124,7 @@ def _analysis(
     project: ProjectStore, configured: ProjectConfig, rounds: Sequence[RoundSummary], inputs: str
 ) -> Analysis:
     config, options = configured
-    mirror = project.readings.mirror(Mirror)
+    mirror = project.readings.mirror(TaskCache)
     images = None if mirror is None else TaskImages.of(mirror, config, project.readings.digests())
     answers = [] if mirror is None else answers_of(mirror, config, options)
 

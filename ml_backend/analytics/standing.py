@@ -15,7 +15,7 @@ from ml_backend.analytics.history import KnownNetwork
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import RULES
 from ml_backend.label_studio.formats import LabelConfig, training_classes
-from ml_backend.label_studio.sync import SKIPPED_IS_DONE, Mirror, TaskImages, annotations_in
+from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
 from ml_backend.schemas import Exclusion, ExclusionKind, FrozenModel
 from ml_backend.storage.quarantine import QuarantinedImage
 
@@ -234,7 +234,7 @@ class Standing(FrozenModel):
 
 
 def project_standing(
-    mirror: Mirror,
+    mirror: TaskCache,
     config: LabelConfig,
     options: ProjectOptions,
     images: TaskImages | None = None,
@@ -263,7 +263,7 @@ def project_standing(
     for label in consensus.labels:
         counts[label.value] += 1
 
-    pool, copies = images.waiting(mirror, with_skipped=mirror.skip_queue != SKIPPED_IS_DONE)
+    pool, copies = images.waiting(mirror)
     unanswered = {str(number) for number in pool if not mirror.tasks[number].annotations}
     left_out = _left_out(
         [Exclusion(image_id=str(number), reason=why, kind="no image")
@@ -334,11 +334,11 @@ def another_look(waiting: Collection[str], quarantined: Collection[QuarantinedIm
     return not barred.issuperset(waiting)
 
 
-def _waiting_for_further_readers(mirror: Mirror, readers: int) -> int:
+def _waiting_for_further_readers(mirror: TaskCache, readers: int) -> int:
     if readers < 2:
         return 0
     of_tasks = ([bool(item.get("was_cancelled")) for item in task.annotations] for task in mirror.tasks.values())
-    if mirror.skip_queue == SKIPPED_IS_DONE:  # a skip counts as one of the readers
+    if mirror.skips_are_final:  # a skip counts as one of the readers
         return sum(False in skips and len(skips) < readers for skips in of_tasks)
     return sum(0 < skips.count(False) < readers for skips in of_tasks)
 

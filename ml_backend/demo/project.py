@@ -52,7 +52,7 @@ def create_project(client: LabelStudioClient, title: str, label_config: str) -> 
         LabelStudioError: Label Studio refused.
     """
     body = {"title": title, "label_config": label_config}
-    project = client.transport.ask("POST", "/api/projects/", dict, body=body)
+    project = client.request("POST", "/api/projects/", dict, body=body)
     return int(project["id"]), parse_label_config(project["label_config"])
 
 
@@ -83,7 +83,7 @@ def upload(
         uploaded = _upload_files(client, token, project_id, batch)
         tasks = [{"data": _task_data(film, image_key, uploaded[film.name])} for film in batch]
         path = f"/api/projects/{project_id}/import"
-        made = client.transport.ask("POST", path, dict, query={"commit_to_project": "true"}, body=tasks)
+        made = client.request("POST", path, dict, query={"commit_to_project": "true"}, body=tasks)
         if made.get("task_count") != len(batch):
             raise LabelStudioError(f"project {project_id} made {made.get('task_count')} tasks of {len(batch)} images")
         yield start + len(batch)
@@ -109,7 +109,7 @@ def _upload_files(client: LabelStudioClient, token: str, project_id: int, films:
     except FAILURES as error:
         raise route.unreachable(error, asked) from error
     query = {"ids": json.dumps(answer.json()["file_upload_ids"])}
-    rows = client.transport.ask("GET", f"/api/projects/{project_id}/file-uploads", list, query=query)
+    rows = client.request("GET", f"/api/projects/{project_id}/file-uploads", list, query=query)
     uploaded = {file_name(row["file"]): f"/data/{row['file']}" for row in rows}
     if missing := {film.name for film in films} - set(uploaded):
         raise LabelStudioError(

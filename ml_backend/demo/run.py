@@ -227,7 +227,7 @@ def _prepare(
     for done in upload(site.client, site.admin.token, project_id, config.image_key, plan.films):
         view.step("uploading images", done, len(plan.films))
     view.step("connecting the backend and the readers", 0, None)
-    invite = str(site.client.transport.ask("GET", "/api/invite", dict)["invite_url"])
+    invite = str(site.client.request("GET", "/api/invite", dict)["invite_url"])
     names = [f"reader-{i + 1}" for i in range(options.readers)]
     # Before the first round, whose import of the ranking may keep sqlite locked for who signs up meanwhile.
     readers = [stack.enter_context(Reader(name, site.url)).sign_up(invite) for name in names]

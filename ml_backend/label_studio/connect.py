@@ -1,9 +1,11 @@
-"""Prepares a Label Studio project for this backend, in one go; run twice, it changes nothing."""
+"""Connects a Label Studio project to this backend: backend, webhook and project settings; idempotent."""
 
 import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from httpx import codes
 
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import LabelStudioError, RequestRefused
@@ -14,15 +16,14 @@ from ml_backend.label_studio.publisher import wanted_project
 NOTHING_TO_CHANGE = "nothing to change"
 TITLE = "Active learning"
 CONNECTED = "CO"
-# Any number but 0 is the project's toggle switched on. Of n, Label Studio itself makes a START_TRAINING ahead of every
-# n-th annotation; we count on our own, so n is out of reach.
+# Any number but 0 switches the project's toggle on, and for n Label Studio sends START_TRAINING before every n-th
+# annotation. This backend counts annotations itself, so n is out of reach.
 AUTOMATIC = 1_000_000_000
-FORBIDDEN = 403
 PRIVATE_ADDRESS = (
     "Label Studio does not call private addresses unless it is started with "
     "LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false and LABEL_STUDIO_ML_BLOCK_LOCAL_IP=false"
 )
-# What requests tells Label Studio, which passes it on, and what helps.
+# Part of an error of requests, which Label Studio repeats -> its remedy.
 NOT_REACHED = {
     "SSLError": "Label Studio does not accept the backend's certificate, or the port speaks no TLS: start Label Studio "
     "with REQUESTS_CA_BUNDLE naming a PEM file with the certificate of its authority, or give an http:// address",
@@ -33,8 +34,8 @@ NOT_REACHED = {
     "container, reaches it?",
     "ConnectTimeout": "does a firewall let Label Studio's machine through to this address?",
 }
-RESERVED = "reserved network address"  # as Label Studio tells that it does not call one
-REFUSED_US = "401 Client Error"  # as Label Studio tells that the backend refused it
+RESERVED = "reserved network address"  # part of Label Studio's error where it may not call an address
+REFUSED_US = "401 Client Error"  # part of Label Studio's error where the backend refuses it
 OUR_401 = (
     "the backend refuses the credentials that this command was given: "
     "set AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS as they are set for `ml-backend serve`"
@@ -47,7 +48,7 @@ Json = dict[str, Any]
 
 
 def find_backend(client: LabelStudioClient, project_id: int, url: str) -> Json | None:
-    """The project's connection to the backend at an address; Label Studio asks all of its backends first."""
+    """The project's connection to the backend at an address."""
     backends = client.backends(project_id)
     return next((backend for backend in backends if backend["url"].rstrip("/") == url), None)
 
@@ -60,14 +61,14 @@ def find_webhook(client: LabelStudioClient, project_id: int, url: str) -> Json |
 def other_connections(backends: Iterable[Json], webhooks: Iterable[Json], url: str, settings: Settings) -> list[str]:
     """Addresses besides ``url`` at which a project holds this backend, or sends its events to it.
 
-    Each connection of a project sends every event, and brings options of its own, of which the last to come count. One
-    that nobody answers any more holds every answer of a reader up for a second.
+    Each connection of a project sends every event, and has options of its own, of which the last count. A connection
+    to a server that is down delays every submitted annotation by a second.
 
     Args:
         backends: of the project.
         webhooks: of the project.
-        url: where this backend is, without a slash at the end.
-        settings: with the credentials that callers of this backend give; they tell its webhooks from others'.
+        url: of this backend, without a slash at the end.
+        settings: with the credentials that callers of this backend give; they distinguish its webhooks from others.
     """
     header, user = authorization(settings), settings.basic_auth_user
     rows = {str(row["url"]).rstrip("/"): row for row in backends}
@@ -91,7 +92,7 @@ def other_connections(backends: Iterable[Json], webhooks: Iterable[Json], url: s
 
 
 def _port(url: str) -> int | None:
-    """The port that an address names; None where it names none, as with any service at ``https://host``."""
+    """The explicit port of an address; None where there is none, as with any service at ``https://host``."""
     try:
         return urlsplit(url).port
     except ValueError:  # Label Studio takes a port of five digits
@@ -99,7 +100,7 @@ def _port(url: str) -> int | None:
 
 
 def authorization(settings: Settings) -> str | None:
-    """The header that callers of the backend must send; None where no authentication is set."""
+    """The Authorization header that callers of the backend must send; None where no authentication is set."""
     user, password = settings.basic_auth_user, settings.basic_auth_pass
     if user is None or password is None:
         return None
@@ -107,7 +108,7 @@ def authorization(settings: Settings) -> str | None:
 
 
 def wanted_webhook(settings: Settings, url: str, webhook: Json | None) -> Json:
-    """What the webhook of a backend must be; other headers than ours stay as ``webhook`` has them."""
+    """The fields that the webhook of a backend must have; other headers stay as ``webhook`` has them."""
     headers: dict[str, str] = dict((webhook or {}).get("headers") or {})
     if (header := authorization(settings)) is not None:
         headers["Authorization"] = header
@@ -121,10 +122,10 @@ def wanted_webhook(settings: Settings, url: str, webhook: Json | None) -> Json:
 
 
 def hint(problem: str, status: int | None = None) -> str | None:
-    """What helps where Label Studio tells that it cannot use a backend; None where it says all itself."""
+    """The remedy of an error with which Label Studio refuses a backend; None where the error itself is enough."""
     if REFUSED_US in problem:
         return OUR_401
-    if status == FORBIDDEN or RESERVED in problem:
+    if status == codes.FORBIDDEN or RESERVED in problem:
         return PRIVATE_ADDRESS
     return next((helps for words, helps in NOT_REACHED.items() if words in problem), None)
 
@@ -136,117 +137,159 @@ def connect_project(
     options: Mapping[str, object] | None = None,
     client: LabelStudioClient | None = None,
 ) -> list[str]:
-    """Add this backend to a project, and set the project so that its ranking is what readers are served.
+    """Add this backend to a project, and change the project's settings so that readers are served its ranking.
 
     Args:
-        settings: where Label Studio is, its key, and the credentials that callers of this backend must give.
+        settings: with Label Studio's address, its key, and the credentials that callers of this backend must give.
         project_id: of Label Studio.
         backend_url: where Label Studio reaches this backend.
-        options: of the project, kept as the connection's ``extra_params``; None leaves those that stand.
+        options: of the project, stored as the connection's ``extra_params``; None keeps the present ones.
         client: instead of one made from the settings.
 
     Returns:
-        A line that says what is learned, then one for each thing that was changed, or one that says that nothing had
-        to be.
+        A line that names what is learned, then one for each change, or one that nothing had to change.
 
     Raises:
         SettingsError: the label config or an option cannot be used; nothing was changed.
-        LabelStudioError: Label Studio refused, or holds something else than what it was told.
+        LabelStudioError: Label Studio refused, or holds other values than it was sent.
     """
     client = client or LabelStudioClient.from_settings(settings)
-    return _Connecting(client, settings, project_id, backend_url.rstrip("/")).run(options)
+    url = backend_url.rstrip("/")
+    project, backend = client.project(project_id), find_backend(client, project_id, url)
+    # Everything that can be wrong is checked before anything is changed.
+    config = parse_label_config(project["label_config"])
+    params = (backend or {}).get("extra_params") if options is None else options
+    resolved = ProjectOptions.resolve(dict(params or {}), config.attributes)
+    learned = question(config, resolved)
+    held_before = client.model_versions(project_id) if backend is None else {}
+    connection = _Connection(client, settings, project_id, url)
+    if backend is None:
+        backend = connection.add_backend(project, dict(options or {}))
+    else:
+        connection.update_backend(backend, options)
+    connection.set_webhook()
+    connection.set_project(project, str(backend["title"]), resolved)
+    connection.verify()
+    if others := other_connections(client.backends(project_id), client.webhooks(project_id), url, settings):
+        connection.changes.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
+    notes = prediction_notes(client, project_id, held_before)
+    return [learned, *(connection.changes or [NOTHING_TO_CHANGE]), *notes]
 
 
-class _Connecting:
-    """One run; ``said`` is what it changed."""
+def prediction_notes(client: LabelStudioClient, project_id: int, before: Mapping[str, int]) -> list[str]:
+    """What the owner should know of the predictions that a project holds.
+
+    Args:
+        client: of Label Studio.
+        project_id: the project.
+        before: number of predictions by model version before the backend was added. A worker may have published a
+            ranking since.
+    """
+    served, held = client.project(project_id).get("model_version"), client.model_versions(project_id)
+    notes = []
+    if before:
+        names = ", ".join(f"{name!r} ({count})" for name, count in before.items())
+        notes.append(
+            f"the predictions of {names} stay; once a ranking is published, readers and the Data Manager's "
+            "prediction score are shown the ranking's instead"
+        )
+    if served and not held.get(served):
+        notes.append(
+            f"Label Studio holds no predictions of the project's model version {served!r}, so that readers are "
+            "served in random order; the backend publishes its ranking again within two minutes while a worker runs"
+        )
+    return notes
+
+
+class _Connection:
+    """Makes and changes a project's connection to this backend; ``changes`` lists what was changed."""
 
     def __init__(self, client: LabelStudioClient, settings: Settings, project_id: int, url: str) -> None:
         self._client = client
         self._settings = settings
         self._project_id = project_id
         self._url = url
-        self.said: list[str] = []
+        self.changes: list[str] = []
+        self._credentials: Json = {}  # for Label Studio to call this backend with
+        if settings.basic_auth_user is not None and settings.basic_auth_pass is not None:
+            self._credentials = {
+                "auth_method": "BASIC_AUTH",
+                "basic_auth_user": settings.basic_auth_user,
+                "basic_auth_pass": settings.basic_auth_pass.get_secret_value(),
+            }
 
-    def run(self, options: Mapping[str, object] | None) -> list[str]:
-        project = self._client.project(self._project_id)
-        backend = self._backend()
-        params = (backend or {}).get("extra_params") if options is None else options
-        resolved, learned = self._check(project, dict(params or {}))
-        found = self._client.model_versions(self._project_id) if backend is None else {}
-        if backend is None:
-            backend = self._add(project, dict(options or {}))
-        else:
-            self._update(backend, options)
-        self._webhook()
-        self._project(project, str(backend["title"]), resolved)
-        self._read_back()
-        others = other_connections(
-            self._client.backends(self._project_id), self._client.webhooks(self._project_id), self._url, self._settings
-        )
-        if others:
-            self.said.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
-        return [learned, *(self.said or [NOTHING_TO_CHANGE]), *self._predictions(found)]
-
-    def _check(self, project: Json, params: dict[str, object]) -> tuple[ProjectOptions, str]:
-        """Everything that can be wrong, before anything is changed; the options, and what is learned, in words."""
-        config = parse_label_config(project["label_config"])
-        resolved = ProjectOptions.resolve(params, config.attributes)
-        return resolved, question(config, resolved)
-
-    # The backend
-
-    def _backend(self) -> Json | None:
-        return find_backend(self._client, self._project_id, self._url)
-
-    def _add(self, project: Json, params: dict[str, object]) -> Json:
-        # Else Label Studio makes the backend's title the model version: a random order, and three requests to
-        # the backend before each task, until the first ranking is there. _project() shows them again.
+    def add_backend(self, project: Json, params: dict[str, object]) -> Json:
+        # Otherwise Label Studio makes the backend's title the model version: a random order, and three requests to
+        # the backend before each task, until the first ranking is published. set_project() shows predictions again.
         hide = not project.get("model_version") and project.get("show_collab_predictions")
         if hide:
             self._client.patch_project(self._project_id, {"show_collab_predictions": False})
         fields = {"url": self._url, "project": self._project_id, "title": TITLE, "extra_params": params}
         try:
-            backend = self._client.add_backend(fields | self._credentials())
+            backend = self._client.add_backend(fields | self._credentials)
         except RequestRefused as error:
-            self._undo()
+            # Where Label Studio refuses the webhook, it keeps the backend.
+            if (half := find_backend(self._client, self._project_id, self._url)) is not None:
+                self._client.delete_backend(int(half["id"]))
             if hide:
                 self._client.patch_project(self._project_id, {"show_collab_predictions": True})
-            raise _with_way_out(error) from None
-        self.said.append(f"added the backend {self._url} with the options {params or 'of the label config'}")
+            raise _with_remedy(error) from None
+        self.changes.append(f"added the backend {self._url} with the options {params or 'of the label config'}")
         return backend
 
-    def _undo(self) -> None:
-        """Refusing the webhook, Label Studio keeps the backend that it belongs to."""
-        half = self._backend()
-        if half is not None:
-            self._client.delete_backend(int(half["id"]))
-
-    def _update(self, backend: Json, options: Mapping[str, object] | None) -> None:
+    def update_backend(self, backend: Json, options: Mapping[str, object] | None) -> None:
         wanted: Json = {} if options is None else {"extra_params": dict(options)}
-        wanted |= {name: value for name, value in self._credentials().items() if name != "basic_auth_pass"}
+        wanted |= {name: value for name, value in self._credentials.items() if name != "basic_auth_pass"}
         changes = {name: value for name, value in wanted.items() if (backend.get(name) or {}) != (value or {})}
-        # The password cannot be read. It is the webhook's, which can, and a wrong one shows in the state.
+        # The password cannot be read. It is also the webhook's, which can, and a wrong one shows in the state.
         if not changes and backend["state"] == CONNECTED and not self._header_differs(self._find_webhook()):
             return
-        fields = {"url": backend["url"], "project": self._project_id} | wanted | self._credentials()
+        fields = {"url": backend["url"], "project": self._project_id} | wanted | self._credentials
         try:
             self._client.patch_backend(int(backend["id"]), fields)
         except RequestRefused as error:
-            raise _with_way_out(error) from None
-        self.said.append(f"updated the backend {self._url}: {', '.join(changes) or 'credentials'}")
+            raise _with_remedy(error) from None
+        self.changes.append(f"updated the backend {self._url}: {', '.join(changes) or 'credentials'}")
 
-    def _credentials(self) -> Json:
-        """What Label Studio must know to call us; nothing, and so no change, where no authentication is set."""
-        user, password = self._settings.basic_auth_user, self._settings.basic_auth_pass
-        if user is None or password is None:
-            return {}
-        return {
-            "auth_method": "BASIC_AUTH",
-            "basic_auth_user": user,
-            "basic_auth_pass": password.get_secret_value(),
-        }
+    def set_webhook(self) -> None:
+        """Label Studio itself makes the backend's webhook, but without credentials."""
+        webhook = self._find_webhook()
+        wanted = wanted_webhook(self._settings, self._url, webhook)
+        if webhook is None:
+            self._client.add_webhook(wanted | {"project": self._project_id})
+            self.changes.append(f"added the webhook {wanted['url']}")
+        elif changes := [name for name, value in wanted.items() if name != "url" and webhook.get(name) != value]:
+            self._client.patch_webhook(int(webhook["id"]), wanted)
+            self.changes.append(f"updated the webhook {wanted['url']}: {', '.join(changes)}")
 
-    # The webhook
+    def set_project(self, before: Json, title: str, options: ProjectOptions) -> None:
+        project = self._client.project(self._project_id)
+        wanted = wanted_project(options) | {"min_annotations_to_start_training": AUTOMATIC}
+        if project.get("model_version") == title:
+            wanted["model_version"] = ""  # the title serves in random order
+        if changes := {name: value for name, value in wanted.items() if project.get(name) != value}:
+            self._client.patch_project(self._project_id, changes)
+        self.changes += [
+            f"set {name}: {before.get(name)!r} -> {value!r}"
+            for name, value in wanted.items()
+            if before.get(name) != value
+        ]
+
+    def verify(self) -> None:
+        """Read the connection back.
+
+        Raises:
+            LabelStudioError: it is incomplete, or Label Studio cannot use the backend.
+        """
+        backend, webhook = find_backend(self._client, self._project_id, self._url), self._find_webhook()
+        if backend is None or webhook is None or self._header_differs(webhook):
+            raise LabelStudioError(f"project {self._project_id} holds no complete connection to {self._url}: try again")
+        if backend["state"] != CONNECTED:
+            problem = str(backend.get("error_message") or backend.get("readable_state"))
+            remedy = hint(problem)
+            raise LabelStudioError(
+                f"Label Studio cannot work with the backend {self._url}: {problem}{f'; {remedy}' if remedy else ''}"
+            )
 
     def _find_webhook(self) -> Json | None:
         return find_webhook(self._client, self._project_id, self._url)
@@ -256,71 +299,7 @@ class _Connecting:
             return False
         return bool((webhook.get("headers") or {}) != wanted_webhook(self._settings, self._url, webhook)["headers"])
 
-    def _webhook(self) -> None:
-        """Label Studio makes the backend's webhook itself, but without its credentials."""
-        webhook = self._find_webhook()
-        wanted = wanted_webhook(self._settings, self._url, webhook)
-        if webhook is None:
-            self._client.add_webhook(wanted | {"project": self._project_id})
-            self.said.append(f"added the webhook {wanted['url']}")
-            return
-        changes = [name for name, value in wanted.items() if name != "url" and webhook.get(name) != value]
-        if changes:
-            self._client.patch_webhook(int(webhook["id"]), wanted)
-            self.said.append(f"updated the webhook {wanted['url']}: {', '.join(changes)}")
 
-    # The project
-
-    def _project(self, before: Json, title: str, options: ProjectOptions) -> None:
-        project = self._client.project(self._project_id)
-        wanted = wanted_project(options) | {"min_annotations_to_start_training": AUTOMATIC}
-        if project.get("model_version") == title:
-            wanted["model_version"] = ""  # the title serves in random order
-        changes = {name: value for name, value in wanted.items() if project.get(name) != value}
-        if changes:
-            self._client.patch_project(self._project_id, changes)
-        self.said += [
-            f"set {name}: {before.get(name)!r} -> {value!r}"
-            for name, value in wanted.items()
-            if before.get(name) != value
-        ]
-
-    def _predictions(self, before: Mapping[str, int]) -> list[str]:
-        """What the owner should know of the predictions that the project holds.
-
-        Args:
-            before: model versions that it held before the backend was added, and predictions of each. A worker may have
-                published a ranking since.
-        """
-        served = self._client.project(self._project_id).get("model_version")
-        held = self._client.model_versions(self._project_id)
-        found = []
-        if before:
-            names = ", ".join(f"{name!r} ({count})" for name, count in before.items())
-            found.append(
-                f"the predictions of {names} stay; once a ranking is published, readers and the Data Manager's "
-                "prediction score are shown the ranking's instead"
-            )
-        if served and not held.get(served):
-            found.append(
-                f"Label Studio holds no predictions of the project's model version {served!r}, so that readers are "
-                "served in random order; the backend publishes its ranking again within two minutes while a worker runs"
-            )
-        return found
-
-    def _read_back(self) -> None:
-        backend, webhook = self._backend(), self._find_webhook()
-        if backend is None or webhook is None or self._header_differs(webhook):
-            raise LabelStudioError(f"project {self._project_id} holds no complete connection to {self._url}: try again")
-        if backend["state"] != CONNECTED:
-            problem = str(backend.get("error_message") or backend.get("readable_state"))
-            helps = hint(problem)
-            raise LabelStudioError(
-                f"Label Studio cannot work with the backend {self._url}: {problem}{f'; {helps}' if helps else ''}"
-            )
-
-
-def _with_way_out(error: RequestRefused) -> LabelStudioError:
-    """The refusal of a backend, with what helps."""
-    helps = hint(str(error), error.status)
-    return LabelStudioError(f"{error}; {helps}") if helps else error
+def _with_remedy(error: RequestRefused) -> LabelStudioError:
+    remedy = hint(str(error), error.status)
+    return LabelStudioError(f"{error}; {remedy}") if remedy else error

@@ -1,4 +1,4 @@
-"""Label Studio's label configs and JSON, read into our records and written from them. No I/O."""
+"""Reads Label Studio's label configs, tasks and annotations into records, and writes predictions. No I/O."""
 
 import re
 from collections import Counter
@@ -17,33 +17,33 @@ from ml_backend.schemas import PATIENT_KEY, Annotation, ImageRef, is_patient_key
 Json = Mapping[str, Any]
 Path = tuple[str, ...]
 SINGLE = ("single", "single-radio")
-# In any value Label Studio's page replaces what it takes for a key of the task data.
+# In any value, Label Studio's page replaces this with task data.
 FROM_THE_TASK = re.compile(r"\$[A-Za-z0-9_\[\].{}]")
 IMAGE_VALUE = re.compile(r"\$[A-Za-z0-9_]+(\.[A-Za-z0-9_]+|\[[0-9]+\])*")
-# What a reader answers with, and not draws with.
+# Tags that a reader answers with; other control tags draw.
 ANSWERS = ("choices", "taxonomy", "rating", "textarea", "number", "datetime", "pairwise", "ranker")
-BELOW = " / "  # between a choice and one that lies in it
-DEPTH = 255  # of tags in one another, as Label Studio takes them
+BELOW = " / "  # between a choice and one nested in it
+DEPTH = 255  # deepest nesting of tags that Label Studio accepts
 EXAMPLE = '<Choices name="label" toName={!r} choice="single-radio"> with a Choice for each class'
 
 
 @dataclass(frozen=True, slots=True)
 class LabelConfig:
-    """What a label config says about the one question that this backend answers.
+    """The question of a label config that this backend answers.
 
     Attributes:
-        classes: the choices as they stand in annotations, in the order of the config; ``unreadable`` among them. The
+        classes: the choices as annotations hold them, in the order of the config; ``unreadable`` among them. The
             alias where a choice has one; the path where two nested choices have the same name.
         from_name: name of the Choices tag.
         to_name: name of the Image tag that it is about.
-        image_key: where the image stands in a task's data; ``image`` for ``value="$image"``.
+        image_key: key of the image in a task's data; ``image`` for ``value="$image"``.
         attributes: of the Choices tag, ``model_*`` among them.
-        values: of a class whose name is not what readers see, what they see.
+        values: class -> the text that readers see, where it is another.
         spellings: every spelling of a choice as a path, of one name unless choices are nested, and its class. A name
-            that is not here stands for itself.
+            that is missing is its own class.
         nested: whether annotations hold choices as paths (``allowNested``).
         other_questions: names of the other tags that a reader answers.
-        beside: in words, what else the label config asks or shows and what of it is not learned.
+        not_learned: for the owner, which parts of the label config are not learned.
     """
 
     classes: tuple[str, ...]
@@ -55,14 +55,14 @@ class LabelConfig:
     spellings: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     nested: bool = False
     other_questions: frozenset[str] = frozenset()
-    beside: tuple[str, ...] = ()
+    not_learned: tuple[str, ...] = ()
 
 
 def parse_label_config(xml: str) -> LabelConfig:
     """Find the question in a label config: a single-choice Choices tag about an Image.
 
-    Of several, the first with a ``model_*`` attribute counts, else the first that can be learned. Tags may be written
-    in any case, as in Label Studio. What Label Studio accepts and no annotation could ever answer is refused.
+    Of several, the first with a ``model_*`` attribute counts, else the first that can be learned. Tag names may be in
+    any case, as in Label Studio. A question that Label Studio accepts and no annotation could answer is refused.
 
     Raises:
         PayloadError: the XML is malformed or holds a DTD, or the config has no such question; names the tag, the
@@ -73,7 +73,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         named = " with a name, in small letters" if tags.of("image") else ""
         raise PayloadError(f'the label config has no Image tag{named}: add <Image name="image" value="$image"/>')
     asked = tags.of("choices")
-    # The owner has said which one counts: no other is learned in its place.
+    # A model_ attribute is the owner's choice: no other question is learned in its place.
     marked = [tag for tag in asked if any(key.startswith(OPTION_PREFIX) for key in tag.attrib)]
     found: list[LabelConfig] = []
     refused: list[str] = []
@@ -89,7 +89,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         why = "; ".join(refused) or f"{f'only {controls}; ' if controls else ''}add {tags.example()}"
         raise PayloadError(f"the label config has no Choices tag about an Image that can be learned: {why}")
     others = {str(tag.get("name")) for tag in tags.controls()} - {found[0].from_name}
-    return replace(found[0], other_questions=frozenset(others), beside=tuple(_beside(found[0], tags)))
+    return replace(found[0], other_questions=frozenset(others), not_learned=tuple(_not_learned(found[0], tags)))
 
 
 class _Tags:
@@ -109,18 +109,18 @@ class _Tags:
         return [tag for tag in self._all if _kind(tag) == kind]
 
     def is_twice(self, name: str) -> bool:
-        """Whether several tags have the name. Label Studio refuses it only where it stands in double quotes."""
+        """Whether several tags have the name; Label Studio refuses it only in double quotes."""
         return sum(tag.get("name") == name for tag in self._all) > 1
 
     def called(self, name: str) -> str:
         return next((_named(tag) for tag in self._all if tag.get("name") == name), f"{name!r}, which is no tag")
 
     def controls(self) -> list[Element]:
-        """What readers answer or draw with."""
+        """The control tags, which readers answer or draw with."""
         return [tag for tag in self._all if tag.get("name") and _attribute(tag, "toName")]
 
     def around(self, tag: Element | None) -> Iterator[Element]:
-        """The tag and all that it lies in."""
+        """The tag and all that contain it."""
         while tag is not None:
             yield tag
             tag = self._parents.get(tag)
@@ -130,7 +130,7 @@ class _Tags:
 
 
 def _root(xml: str) -> Element:
-    # Comments are kept: within a Choice, Label Studio's page takes one for its value.
+    # Comments are kept: Label Studio's page reads one in a Choice as its value.
     parser = XMLParser(target=TreeBuilder(insert_comments=True, insert_pis=True), forbid_dtd=True)
     try:
         parser.feed(xml)
@@ -160,7 +160,7 @@ def _named(tag: Element) -> str:
 
 
 def _read_question(tag: Element, tags: _Tags) -> LabelConfig:
-    """Raises PayloadError where no annotation could ever answer it."""
+    """Raises PayloadError where no annotation could answer it."""
     name, to_name, me = tag.get("name"), tag.get("toName"), _named(tag)
     if not name:
         raise PayloadError(f"a {tag.tag} tag has no name: set name='label'")
@@ -199,7 +199,7 @@ def _read_question(tag: Element, tags: _Tags) -> LabelConfig:
 
 
 def _check_answers(tag: Element, me: str) -> None:
-    """Refuse what is not one answer an image."""
+    """Refuse a question that has not one answer an image."""
     for flag in ("perRegion", "allowNested"):
         if (value := _attribute(tag, flag)) not in (None, "true", "false"):
             raise PayloadError(f"{me} has {flag}={value!r}, which Label Studio cannot show: set 'true' or 'false'")
@@ -226,26 +226,26 @@ def _check_condition(outer: Element, question: Element, tags: _Tags) -> None:
     """Refuse a question on a condition that no annotation can meet: readers would never see it."""
     when, by, values = (_attribute(outer, name) for name in ("visibleWhen", "whenTagName", "whenChoiceValue"))
     where = "" if outer is question else f" lies in a {outer.tag} that"
-    told = f"{_named(question)}{where} is shown on a condition that never holds"
+    never = f"{_named(question)}{where} is shown on a condition that never holds"
     others = [tag for tag in tags.controls() if tag is not question]
     asked = [tag for tag in others if _kind(tag) in ("choices", "taxonomy") and by in (None, tag.get("name"))]
     if when == "region-selected":
         if not any(_kind(tag) not in ANSWERS and by in (None, tag.get("name")) for tag in others):
             what = "nothing draws regions" if by is None else f"{tags.called(by)} draws no regions"
-            raise PayloadError(f"{told} (visibleWhen={when!r}, and {what}): leave visibleWhen out")
+            raise PayloadError(f"{never} (visibleWhen={when!r}, and {what}): leave visibleWhen out")
         return
     by_choice = when in ("choice-selected", "choice-unselected") or (when is None and values is not None)
     if not by_choice or (when == "choice-unselected" and by is None):
         return
     if not asked:
         what = "there is no other question" if by is None else f"whenTagName={by!r} is no other question"
-        raise PayloadError(f"{told} ({what}): name another question, or leave the condition out")
+        raise PayloadError(f"{never} ({what}): name another question, or leave the condition out")
     if when == "choice-unselected" or values is None or not all(_has_fixed_choices(tag) for tag in asked):
         return
     offered = {_attribute(item, name) for tag in asked for item in tag.iter() for name in ("value", "alias")}
     if offered.isdisjoint(values.split(",")):
         names = ", ".join(map(_named, asked))
-        raise PayloadError(f"{told} (whenChoiceValue={values!r} is no choice of {names}): name one of its choices")
+        raise PayloadError(f"{never} (whenChoiceValue={values!r} is no choice of {names}): name one of its choices")
 
 
 def _has_fixed_choices(tag: Element) -> bool:
@@ -287,7 +287,7 @@ def _read_choices(question: Element, me: str) -> list[tuple[Path, Path]]:
 
 
 def _leaves(tag: Element, above: tuple[Element, ...] = ()) -> Iterator[tuple[Element, ...]]:
-    """Every Choice that holds no other one, with those that it lies in before it."""
+    """Every Choice that holds no other one, preceded by those that contain it."""
     for child in filter(_kind, tag):
         if _kind(child) == "choice":
             line = (*above, child)
@@ -299,7 +299,7 @@ def _leaves(tag: Element, above: tuple[Element, ...] = ()) -> Iterator[tuple[Ele
 
 
 def _names(choice: Element, me: str) -> tuple[str, str]:
-    """What annotations hold of a choice, and what readers see."""
+    """A choice as annotations hold it, and as readers see it."""
     value, alias = _attribute(choice, "value"), _attribute(choice, "alias")
     if not value:
         raise PayloadError(f"a Choice of {me} has no value: set value='...'")
@@ -325,7 +325,7 @@ def _names(choice: Element, me: str) -> tuple[str, str]:
 
 
 def _spellings(me: str, classes: Sequence[str], spelled: Sequence[tuple[Path, Path]]) -> dict[Path, str]:
-    """Every path, and every last name that is unique, with its class."""
+    """Every path, and every unique last name, with its class."""
     found: dict[Path, str] = {}
     for choice, paths in zip(classes, spelled, strict=True):
         for path in paths:
@@ -339,8 +339,7 @@ def _spellings(me: str, classes: Sequence[str], spelled: Sequence[tuple[Path, Pa
     return short | {(choice,): choice for choice in classes} | found
 
 
-def _beside(config: LabelConfig, tags: _Tags) -> Iterator[str]:
-    """What of the label config is not learned."""
+def _not_learned(config: LabelConfig, tags: _Tags) -> Iterator[str]:
     eligible, others = [], []
     for tag in tags.controls():
         if tag.get("name") == config.from_name:
@@ -363,12 +362,12 @@ def _beside(config: LabelConfig, tags: _Tags) -> Iterator[str]:
 
 
 def shown(choice: str, config: LabelConfig) -> str:
-    """A class with what readers see of it: ``0 (normal)``."""
+    """A class with the text that readers see: ``0 (normal)``."""
     return f"{choice} ({config.values[choice]})" if choice in config.values else choice
 
 
 def question(config: LabelConfig, options: ProjectOptions) -> str:
-    """What is learned of a label config, and what is not, in one line.
+    """A line that names what is learned of a label config, and what is not.
 
     Raises:
         SettingsError: see ``training_classes``.
@@ -377,25 +376,25 @@ def question(config: LabelConfig, options: ProjectOptions) -> str:
     learned = " < ".join(shown(choice, config) for choice in classes)
     rest = [shown(choice, config) for choice in config.classes if choice not in classes]
     no_class = [f"no class: {', '.join(rest)}"] if rest else []
-    return "; ".join([f"learns Choices {config.from_name!r}: {learned}", *no_class, *config.beside])
+    return "; ".join([f"learns Choices {config.from_name!r}: {learned}", *no_class, *config.not_learned])
 
 
 def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str, ...]:
     """The classes that the network learns: the choices without ``unreadable`` and ``ignore_classes``.
 
-    These are known whatever their case, by value and by alias.
+    Both options match the value or the alias of a choice, in any case.
 
     Raises:
-        SettingsError: fewer than two remain, ``unreadable`` was chosen by the owner and is none of the choices, one of
+        SettingsError: fewer than two remain, ``unreadable`` is set and is none of the choices, one of
             ``ignore_classes`` is none of them, or ``prelabel`` cannot work.
     """
     offered = ", ".join(repr(shown(choice, config)) for choice in config.classes)
-    if "unreadable" in options.model_fields_set and not any(_is_unreadable(c, config, options) for c in config.classes):
+    learned = tuple(choice for choice in config.classes if not _is_named(choice, config, [options.unreadable]))
+    if "unreadable" in options.model_fields_set and learned == config.classes:
         raise SettingsError(
             f"unreadable={options.unreadable!r} is none of the choices {offered} of "
             f"Choices {config.from_name!r}: name one of them, or leave the option out"
         )
-    learned = tuple(choice for choice in config.classes if not _is_unreadable(choice, config, options))
     for name in options.ignore_classes:
         if not any(_is_named(choice, config, [name]) for choice in learned):
             raise SettingsError(
@@ -420,51 +419,50 @@ def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str,
 
 
 def read_image(task: Json, config: LabelConfig) -> ImageRef:
-    """The image of a task, from the task list, the export or a webhook alike.
+    """The image of a task of the task list, the export or a webhook.
 
     Raises:
         PayloadError: the task has no id, or its data holds no image under the config's key.
     """
     number, data = task.get("id"), task.get("data")
     if not isinstance(number, int):
-        raise PayloadError(f"a task has id={number!r}; wanted a number")
+        raise PayloadError(f"a task has id={number!r}; expected a number")
     uri = _at(data, config.image_key)
     if not isinstance(data, Mapping) or not isinstance(uri, str) or not uri.strip():
         seen = sorted(data) if isinstance(data, Mapping) else data
         raise PayloadError(f"task {number} has no image under {config.image_key!r}; its data holds {seen!r}")
-    return ImageRef(id=str(number), uri=uri.strip(), patient_id=patient_of(_patient(data)))
-
-
-def _patient(data: Json) -> object:
-    """Under its own key, else under one of public data sets' spellings."""
-    if PATIENT_KEY in data:
-        return data[PATIENT_KEY]
-    return next((value for key, value in data.items() if is_patient_key(key)), None)
+    # Under its own key, else under one of the spellings of public data sets.
+    key = PATIENT_KEY if PATIENT_KEY in data else next(filter(is_patient_key, data), None)
+    return ImageRef(id=str(number), uri=uri.strip(), patient_id=patient_of(None if key is None else data[key]))
 
 
 def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: ProjectOptions) -> Annotation:
     """One reader's answer.
 
-    ``item`` is an annotation of the JSON export or of a webhook, ``image`` that of its task.
+    Args:
+        item: an annotation of the JSON export or of a webhook.
+        image: of its task.
+        config: the project's question.
+        options: of the project.
 
     Returns:
-        ``value`` is None where the reader skipped, answered nothing or called the image unreadable. Several
-        answers (of an import, or of a ticked choice that holds others) make a value that is no class, so that consensus
-        names it.
+        ``value`` is None where the reader skipped, answered nothing or called the image unreadable. Several answers
+        (of an import, or of a ticked choice that holds others) make a value that is no class, so that consensus names
+        it.
 
     Raises:
         PayloadError: the annotation has another form, answers another question, or was copied from a prediction.
     """
     try:
         choices = () if item["was_cancelled"] else _choices(item["result"], config)
-        if (why := _no_answer_of_a_reader(item, choices, config)) is not None:
+        if (why := _why_not_an_answer(item, choices, config)) is not None:
             raise PayloadError(f"annotation {item.get('id')} of task {image.id} {why}")
         updated_at = datetime.fromisoformat(item["updated_at"])
         truth = bool(item.get("ground_truth"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PayloadError(f"annotation {item.get('id')!r} of task {image.id} cannot be read: {error!r}") from None
-    unreadable = all(_is_unreadable(choice, config, options) for choice in choices)
-    # Several answers are no class, also where one class is called "a + b".
+    unreadable = all(_is_named(choice, config, [options.unreadable]) for choice in choices)
+    # Several answers are no class, even if one class is called "a + b".
     value = None if unreadable else " + ".join(choices)
     if len(choices) > 1 and value in config.classes:
         value = " + ".join(map(repr, choices))
@@ -490,12 +488,17 @@ def prediction(
 ) -> dict[str, object]:
     """A prediction as Label Studio imports it; the lowest score is served first.
 
-    ``suggestion`` is a class that the reader finds pre-selected; None leaves the form empty, and so do nested choices,
-    whose paths Label Studio does not import. ``confidence``, 0 to 1, stands with the answer and orders nothing; None
-    where it is not known.
+    Args:
+        image_id: id of the task.
+        score: 0 to 1.
+        version: model version.
+        config: the project's question.
+        suggestion: class that is pre-selected for the reader; None leaves the form empty, and so do nested choices,
+            whose paths Label Studio does not import.
+        confidence: of the suggestion, 0 to 1; it does not affect the order. None where it is not known.
 
     Raises:
-        ValueError: the score is not in [0, 1]: Label Studio would drop the prediction in silence.
+        ValueError: the score is not in [0, 1]: Label Studio would drop the prediction without an error.
     """
     if not 0.0 <= score <= 1.0:
         raise ValueError(f"a prediction's score lies in [0, 1], got {score}")
@@ -516,7 +519,7 @@ def prediction(
 
 
 def _at(data: object, key: str) -> object:
-    """What stands in a task's data under ``image``, ``study.image`` or ``images[0]``; None where nothing does."""
+    """The value in a task's data under ``image``, ``study.image`` or ``images[0]``; None where there is none."""
     if isinstance(data, Mapping) and key in data:
         return data[key]
     for step in re.findall(r"\w+", key):
@@ -530,29 +533,26 @@ def _at(data: object, key: str) -> object:
 
 
 def _choices(result: list[Json], config: LabelConfig) -> tuple[str, ...]:
-    """The classes that were answered; any other answer as it stands."""
-    mine = (entry for entry in result if entry.get("from_name") == config.from_name and entry.get("type") == "choices")
-    paths = [path for entry in mine for path in _paths(entry)]
-    # Label Studio stores a choice that holds others beside those below it.
+    """The classes that were answered; any other answer as it is."""
+    paths: list[Path] = []
+    for entry in result:
+        if entry.get("from_name") == config.from_name and entry.get("type") == "choices":
+            choices = entry["value"]["choices"]
+            # An import may give a single choice as text, and Label Studio keeps it so.
+            each = [choices] if isinstance(choices, str) else choices
+            paths += [tuple(map(str, choice)) if isinstance(choice, list) else (str(choice),) for choice in each]
+    # Label Studio stores a choice that holds others in addition to those below it.
     ends = [path for path in paths if not any(len(o) > len(path) and o[: len(path)] == path for o in paths)]
     return tuple(dict.fromkeys(config.spellings.get(path, BELOW.join(path)) for path in ends))
 
 
-def _paths(entry: Json) -> list[Path]:
-    """The choices of an entry; an import may give a single one as text, and Label Studio keeps it so."""
-    choices = entry["value"]["choices"]
-    each = [choices] if isinstance(choices, str) else choices
-    return [tuple(map(str, choice)) if isinstance(choice, list) else (str(choice),) for choice in each]
-
-
-def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelConfig) -> str | None:
-    """Why an annotation counts for nobody's answer; None where it is one, or a skip."""
+def _why_not_an_answer(item: Json, choices: tuple[str, ...], config: LabelConfig) -> str | None:
+    """Why an annotation is no answer of a reader; None where it is one, or a skip."""
     if item["was_cancelled"]:
         return None
     entries = [entry for entry in item["result"] if entry.get("type") == "choices"]
-    # Label Studio's page measures the time of every answer; and it names the prediction that an annotation was made
-    # from until that is deleted. Only a prediction's entries have a score.
-    # The user who marks a ground truth vouches for it.
+    # Label Studio's page measures the time of every answer, and names the prediction that an annotation was made from
+    # until that is deleted. Only a prediction's entries have a score. A ground truth is confirmed by its user.
     copied = "lead_time" in item and item["lead_time"] is None and not item.get("ground_truth")
     if copied and not item["result"]:
         return (
@@ -565,7 +565,12 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
             "delete it in Label Studio, and readers get the image, or mark it there as ground truth if it is right"
         )
     strange = {str(entry.get("from_name")) for entry in entries} - {config.from_name, *config.other_questions}
-    if not choices and (kinds := {str(e.get("type")) for e in item["result"] if _asked_otherwise(e, config)}):
+    kinds = {
+        str(entry.get("type"))
+        for entry in item["result"]
+        if entry.get("from_name") == config.from_name and entry.get("type") != "choices"
+    }
+    if not choices and kinds:
         return (
             f"answers {config.from_name!r} as {', '.join(sorted(kinds))}, and the label config asks it by Choices: "
             "import it anew with type='choices'"
@@ -578,16 +583,8 @@ def _no_answer_of_a_reader(item: Json, choices: tuple[str, ...], config: LabelCo
     return None
 
 
-def _asked_otherwise(entry: Json, config: LabelConfig) -> bool:
-    return entry.get("from_name") == config.from_name and entry.get("type") != "choices"
-
-
-def _is_unreadable(choice: str, config: LabelConfig, options: ProjectOptions) -> bool:
-    return _is_named(choice, config, [options.unreadable])
-
-
 def _is_named(choice: str, config: LabelConfig, given: Collection[str]) -> bool:
-    """Whether a choice is one of those that the owner has named, by value or alias, whatever the case."""
+    """Whether an option names a choice, by value or alias, in any case."""
     names = [choice, config.values.get(choice, choice)]
     if config.nested:
         names += [path.rpartition(BELOW)[2] for path in names]
@@ -595,9 +592,9 @@ def _is_named(choice: str, config: LabelConfig, given: Collection[str]) -> bool:
 
 
 def _rater(item: Json) -> str:
-    """A user's number; some exports spell the user out.
+    """A user's id, which some exports hold in an object.
 
-    A deleted user leaves nothing, and the answers of two such are not one reader's: each counts on its own.
+    An answer of a deleted user has none, and two of them need not be one reader's: each counts on its own.
     """
     completed_by = item.get("completed_by")
     if isinstance(completed_by, Mapping):

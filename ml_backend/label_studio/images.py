@@ -1,39 +1,36 @@
-"""The bytes of an image, from wherever a task says that it is.
+"""The bytes of an image, from the address that its task holds.
 
-Whoever may import tasks chooses the addresses. So the key is sent to Label Studio alone, and there only to what serves
-files; other hosts are asked only where the operator allows them; and every redirect is judged like a first address.
+Everybody who may import tasks chooses the addresses. So the key is sent to Label Studio alone, and there only to paths
+that serve files; other hosts are requested only where the operator allows them; and every redirect is checked like a
+first address.
 """
 
 import base64
 import hashlib
+import re
 import time
-from urllib.parse import quote, urlsplit
+from typing import Final
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import httpx
 
 from ml_backend.config import ImageHosts, is_data_uri, shown_address
 from ml_backend.errors import ImageError, ImageErrorKind, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient, Redirected
-from ml_backend.label_studio.external_images import (
-    STORAGES,
-    ExternalImageFetcher,
-    Refused,
-    former_home,
-    is_file,
-    plain_address,
-    read_data_uri,
-    same_home,
-    way_out,
-)
+from ml_backend.label_studio.external_images import ExternalImageFetcher, FetchError
 from ml_backend.schemas import ImageRef
 
-MAX_BYTES = 256 * 2**20  # a chest film has 10 to 40 MB
+MAX_BYTES = 256 * 2**20  # a chest radiograph has 10 to 40 MB
 MAX_REDIRECTS = 5
-LOGIN_STATUS, FORBIDDEN = 401, 403
-VERSION_S = 3.0  # a host that takes longer to say whether a file is another is asked for the file in the end
+VERSION_S = 3.0  # a slower host is asked for the file itself in the end
 WEB = ("http://", "https://")
+# Scheme -> the storage's name in Label Studio's dialog.
+STORAGES: Final = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "azure-blob": "Microsoft Azure"}
+# Label Studio's own addresses that serve files (1.23.2: io_storages/urls.py, data_import/urls.py).
+_FILES: Final = re.compile(r"/(data|storage-data)/.+|/(tasks|projects)/\d+/(resolve|presign)/?")
+_FORMER: Final = re.compile(r"/data/(upload|local-files)/.*|/storage-data/.+|/(tasks|projects)/\d+/(resolve|presign)/?")
 
-_BY_STATUS: dict[int, ImageErrorKind] = {
+_KINDS: dict[int, ImageErrorKind] = {
     401: "forbidden",
     403: "forbidden",
     404: "missing",
@@ -46,18 +43,56 @@ _BY_STATUS: dict[int, ImageErrorKind] = {
     504: "unreachable",
 }
 
+_LOCAL_FILES: Final = (
+    "upload the images, or serve their folder: set LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+    "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/the/folder where Label Studio runs, add a storage of type Local files, "
+    "and write /data/local-files/?d=path/below/that/folder"
+)
+_EXPECTED: Final = (
+    "expected a path that begins with / (an upload), http(s)://, data:, or the URI of a storage that is connected in "
+    f"Label Studio ({', '.join(f'{scheme}://' for scheme in STORAGES)})"
+)
+# Beginning of an address that leads to no image -> the reason, and what to write instead.
+_WAYS_OUT: Final = tuple(
+    (re.compile(start, re.IGNORECASE), reason)
+    for start, reason in (
+        (
+            r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{40,}={0,2}\Z",
+            "is an image in base64 without its head: write data:image/png;base64, before it",
+        ),
+        (
+            r"[a-z]:[\\/]|\\\\|~/|file:",
+            f"is a path on a disk, which neither Label Studio nor a browser may open: {_LOCAL_FILES}",
+        ),
+        (r"//|[\w-]+(?:\.[\w-]+)*:\d+(?:/|\Z)", "names no scheme: write https:// or http:// before the host"),
+        (
+            r"/",
+            "is no file of Label Studio: its key is sent to /data/..., /storage-data/... and /tasks/N/resolve/ alone; "
+            f"if this is a path on a disk, {_LOCAL_FILES}",
+        ),
+        (r"blob:", "exists only in the browser tab that made it: upload the image"),
+        (r"s3[an]:", "is not how Label Studio writes this storage: begin it with s3://"),
+        (r"gcs:", "is not how Label Studio writes this storage: begin it with gs://"),
+        (
+            r"(?:az|azure|wasbs?|abfss?|adl):",
+            "is not how Label Studio writes this storage: write azure-blob://container/path",
+        ),
+        (r"(?:data|storage-data|tasks|projects)/", "lacks its first slash: begin it with /"),
+    )
+)
+
 
 class LabelStudioImages:
-    """Satisfies ``images.source.ImageSource``. Safe to share between threads.
+    """Fetches the images of tasks. Satisfies ``images.source.ImageSource``. Safe to share between threads.
 
     Args:
-        client: whose key is sent to Label Studio itself, and to nobody else.
-        hostname: where Label Studio says that it is; tasks from its local storage hold absolute URLs that begin so,
-            and this backend may reach it under another name.
-        hosts: from which images may come besides; none by default.
-        max_bytes: of one image.
-        timeout_s: seconds that one image from elsewhere may take, redirects included.
-        elsewhere: fetches from these hosts; for tests.
+        client: whose key is sent to Label Studio only.
+        hostname: the address that Label Studio gives for itself: tasks of its local storage hold absolute URLs that
+            begin so, and this backend may reach it under another name.
+        hosts: other hosts that images may come from; none by default.
+        max_bytes: size limit of one image.
+        timeout_s: time limit in seconds of one image from another host, redirects included.
+        fetcher: fetches from these hosts; for tests.
     """
 
     def __init__(
@@ -68,25 +103,24 @@ class LabelStudioImages:
         hosts: ImageHosts | None = None,
         max_bytes: int = MAX_BYTES,
         timeout_s: float = 60.0,
-        elsewhere: ExternalImageFetcher | None = None,
+        fetcher: ExternalImageFetcher | None = None,
     ) -> None:
         self._client = client
         self._homes = tuple(url.rstrip("/") for url in (client.url, hostname) if url)
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._elsewhere = elsewhere or ExternalImageFetcher(hosts or ImageHosts(), max_bytes=max_bytes)
+        self._fetcher = fetcher or ExternalImageFetcher(hosts or ImageHosts(), max_bytes=max_bytes)
 
     def fetch(self, image: ImageRef) -> bytes:
         """The encoded image.
 
         Raises:
-            ImageError: this image cannot be had; says which and why, and repeats no signature or password of its
-                address.
-            LabelStudioError: no image can be had: Label Studio does not answer, or refuses the key.
+            ImageError: this image cannot be fetched; the message repeats no signature or password of its address.
+            LabelStudioError: no image can be fetched: Label Studio does not respond, or refuses the key.
         """
-        content, kind = (_inline(image, self._max_bytes), "") if is_data_uri(image.uri) else self._follow(image)
-        if _is_html(content, kind):
-            raise _refusal(
+        content, kind = (self._inline(image), "") if is_data_uri(image.uri) else self._follow(image)
+        if "html" in kind or content[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise _error(
                 image,
                 "is an HTML page, no image: a login or an error page? Give an address that leads to the image itself "
                 "without a login, or connect its storage in Label Studio",
@@ -94,63 +128,97 @@ class LabelStudioImages:
         return content
 
     def cache_key(self, image: ImageRef) -> str:
-        """What names the image's content in a cache: never the task id, which Label Studio hands out again."""
+        """Identifies the image's content in a cache: never by the task id, which Label Studio reuses."""
         if is_data_uri(image.uri):
             return f"data:{hashlib.sha256(image.uri.encode()).hexdigest()}"
         uri = plain_address(image.uri)
         path = self._path(uri)
-        # Uploads and storages are this Label Studio's; an address elsewhere is the same for all.
+        # Uploads and storages belong to this Label Studio; an external address is the same for all.
         return uri if uri.startswith(WEB) and path is None else f"{self._client.url} {path or uri}"
 
     def version(self, image: ImageRef) -> str | None:
-        """What an image's host elsewhere says of the file there, without its content; another text is another file.
+        """Version of an external image by its response headers, without its content; it changes with the file.
 
         Returns:
-            Empty where the host says nothing, or the image lies in Label Studio, which gives every upload a new name;
-            None where there was no answer in time.
+            Empty where the host sends none, or the image is in Label Studio, which gives every upload a new name;
+            None where there was no response in time.
         """
-        end = time.monotonic() + VERSION_S
+        deadline = time.monotonic() + VERSION_S
         address = plain_address(image.uri)
         for _ in range(MAX_REDIRECTS + 1):
             if not address.startswith(WEB) or self._path(address) is not None:
                 return ""
             try:
-                found = self._elsewhere.get(address, end, method="HEAD")
-            except Refused:
+                response = self._fetcher.get(address, deadline, method="HEAD")
+            except FetchError:
                 return ""
             except OSError:
                 return None
-            if found.location is None:
-                return found.version
-            address = found.location
+            if response.location is None:
+                return response.version
+            address = response.location
         return ""
 
     def close(self) -> None:
-        self._elsewhere.close()
+        self._fetcher.close()
+
+    def _inline(self, image: ImageRef) -> bytes:
+        if len(image.uri) > 3 * self._max_bytes:  # every byte written as %XX
+            why = f"holds {len(image.uri)} characters, more than {self._max_bytes} bytes: shrink the image"
+            raise _error(image, why)
+        try:
+            return read_data_uri(image.uri)
+        except ValueError as error:
+            raise _error(image, str(error)) from None
 
     def _follow(self, image: ImageRef) -> tuple[bytes, str]:
-        end = time.monotonic() + self._timeout_s
-        address = _first_address(image)
+        """The file and its content type, redirects followed."""
+        deadline = time.monotonic() + self._timeout_s
+        address = plain_address(image.uri)
+        if _storage_of(address) is not None:
+            # Label Studio holds the storage's credentials and passes the file on.
+            encoded = quote(base64.urlsafe_b64encode(address.encode()).decode())
+            address = f"/tasks/{image.id}/resolve/?fileuri={encoded}"
+        elif not address.startswith((*WEB, "/")) or address.startswith("//"):
+            raise _error(image, _way_out(address))
         for _ in range(MAX_REDIRECTS + 1):
-            found = self._get(image, address, end)
+            path = self._path(address)
+            found = self._from_host(image, address, deadline) if path is None else self._from_label_studio(image, path)
             if not isinstance(found, str):
                 return found
             address = found
-        raise _refusal(image, f"was redirected more than {MAX_REDIRECTS} times")
+        raise _error(image, f"was redirected more than {MAX_REDIRECTS} times")
 
-    def _get(self, image: ImageRef, address: str, end: float) -> tuple[bytes, str] | str:
-        """A file and its content type, or the address that it is redirected to."""
-        if (path := self._path(address)) is not None:
-            return self._from_label_studio(image, path)
+    def _from_host(self, image: ImageRef, address: str, deadline: float) -> tuple[bytes, str] | str:
+        """The file and its content type, or the address that it is redirected to."""
         try:
-            found = self._elsewhere.get(address, end)
-        except (Refused, OSError) as error:
-            why = f"{_on_the_way(image, address)}{error}{former_home(address)}"
-            raise _refusal(image, why, _kind(error)) from error
-        return (found.content, found.kind) if found.location is None else found.location
+            response = self._fetcher.get(address, deadline)
+        except (FetchError, OSError) as error:
+            why = f"{_redirect(image, address)}{error}{_former_home(address)}"
+            raise _error(image, why, error) from error
+        return (response.content, response.kind) if response.location is None else response.location
+
+    def _from_label_studio(self, image: ImageRef, path: str) -> tuple[bytes, str] | str:
+        """The same for a path of Label Studio."""
+        if not is_file(path):
+            raise _error(image, f"{_redirect(image, path)}{_way_out(path)}")
+        try:
+            return self._client.download(path, max_bytes=self._max_bytes)
+        except Redirected as redirected:
+            return redirected.location
+        except RequestRefused as error:
+            if error.status == httpx.codes.UNAUTHORIZED:
+                raise
+            raise _error(image, f"{error}{_remedy(image, path, error.status)}", error) from error
+        except LabelStudioError as error:
+            if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+                raise
+            raise _error(image, str(error), error) from error
+        except httpx.InvalidURL as error:
+            raise _error(image, f"is no address: {error}") from error
 
     def _path(self, uri: str) -> str | None:
-        """The path below Label Studio's address, if the image lies there."""
+        """The path below Label Studio's address; None where the image is elsewhere."""
         for home in self._homes:
             if (path := same_home(uri, home)) is not None:
                 return path
@@ -160,67 +228,15 @@ class LabelStudioImages:
         prefix = urlsplit(self._client.url).path
         return uri.removeprefix(prefix) if prefix and uri.startswith(f"{prefix}/") else uri
 
-    def _from_label_studio(self, image: ImageRef, path: str) -> tuple[bytes, str] | str:
-        if not is_file(path):
-            raise _refusal(image, f"{_on_the_way(image, path)}{way_out(path)}")
-        try:
-            return self._client.download(path, max_bytes=self._max_bytes)
-        except Redirected as redirected:
-            return redirected.location
-        except RequestRefused as error:
-            if error.status == LOGIN_STATUS:
-                raise
-            raise _refusal(image, f"{error}{_mend(image, path, error.status)}", _kind(error)) from error
-        except LabelStudioError as error:
-            if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
-                raise
-            raise _refusal(image, str(error), _kind(error)) from error
-        except httpx.InvalidURL as error:
-            raise _refusal(image, f"is no address: {error}") from error
 
-
-def _first_address(image: ImageRef) -> str:
-    """The address that an image is asked for at: as the task has it, or that of Label Studio for its storage."""
-    uri = plain_address(image.uri)
-    if uri.startswith(WEB) or (uri.startswith("/") and not uri.startswith("//")):
-        return uri
-    scheme, colon, _ = uri.partition("://")
-    if colon and scheme in STORAGES:
-        # Label Studio holds the storage's credentials and hands the file on.
-        where = quote(base64.urlsafe_b64encode(uri.encode()).decode())
-        return f"/tasks/{image.id}/resolve/?fileuri={where}"
-    raise _refusal(image, way_out(uri))
-
-
-def _mend(image: ImageRef, path: str, status: int) -> str:
-    """What makes Label Studio hand out a file that it has refused."""
-    scheme, colon, rest = plain_address(image.uri).partition("://")
-    if colon and scheme in STORAGES:
-        return (
-            f"; no storage of this project reads {scheme}://{rest.partition('/')[0]}: add it in Label Studio under "
-            f"Settings > Cloud Storage > Add Source Storage ({STORAGES[scheme]}), or mend its credentials there"
-        )
-    if path.startswith("/data/local-files"):
-        return (
-            "; set LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT where "
-            "Label Studio runs"
-            if status == FORBIDDEN
-            else "; put the file below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, and add a storage of type Local files "
-            "for its folder in Label Studio under Settings > Cloud Storage"
-        )
-    if path.startswith("/data/"):
-        return "; put the file back into media/ of Label Studio's data folder, or import the image again"
-    return ""
-
-
-def _refusal(image: ImageRef, why: str, kind: ImageErrorKind = "refused") -> ImageError:
-    return ImageError(f"image {image.id} ({shown_address(image.uri)!r}): {why}", kind)
+def _error(image: ImageRef, why: str, cause: Exception | None = None) -> ImageError:
+    return ImageError(f"image {image.id} ({shown_address(image.uri)!r}): {why}", _kind(cause))
 
 
 def _kind(error: BaseException | None) -> ImageErrorKind:
     match error:
-        case RequestRefused() | Refused() if error.status is not None:
-            return _BY_STATUS.get(error.status, "refused")
+        case RequestRefused() | FetchError() if error.status is not None:
+            return _KINDS.get(error.status, "refused")
         case httpx.TimeoutException():
             return "timed-out"
         case httpx.TransportError():
@@ -232,18 +248,144 @@ def _kind(error: BaseException | None) -> ImageErrorKind:
     return _kind(error.__cause__)
 
 
-def _on_the_way(image: ImageRef, address: str) -> str:
+def _redirect(image: ImageRef, address: str) -> str:
     return "" if address == image.uri else f"leads to {shown_address(address)}: "
 
 
-def _inline(image: ImageRef, max_bytes: int) -> bytes:
-    if len(image.uri) > 3 * max_bytes:  # every byte written as %XX
-        raise _refusal(image, f"holds {len(image.uri)} characters, more than {max_bytes} bytes: shrink the image")
+def _remedy(image: ImageRef, path: str, status: int) -> str:
+    """How to make Label Studio serve a file that it has refused."""
+    address = plain_address(image.uri)
+    if (scheme := _storage_of(address)) is not None:
+        bucket = address.partition("://")[2].partition("/")[0]
+        return (
+            f"; no storage of this project reads {scheme}://{bucket}: add it in Label Studio under "
+            f"Settings > Cloud Storage > Add Source Storage ({STORAGES[scheme]}), or mend its credentials there"
+        )
+    if path.startswith("/data/local-files"):
+        return (
+            "; set LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT where "
+            "Label Studio runs"
+            if status == httpx.codes.FORBIDDEN
+            else "; put the file below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, and add a storage of type Local files "
+            "for its folder in Label Studio under Settings > Cloud Storage"
+        )
+    if path.startswith("/data/"):
+        return "; put the file back into media/ of Label Studio's data folder, or import the image again"
+    return ""
+
+
+# Addresses
+
+
+def plain_address(uri: str) -> str:
+    """The address as a browser reads it: without surrounding blanks and line breaks, its scheme in small letters.
+
+    Source:
+        https://url.spec.whatwg.org, "basic URL parser", steps 1 to 3.
+    """
+    stripped = re.sub(r"[\t\r\n]", "", uri.strip("".join(map(chr, range(33)))))
+    scheme, colon, rest = stripped.partition(":")
+    if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        return stripped
+    scheme = scheme.lower()
+    if scheme in ("http", "https") and re.match(r"[\\/]{2}", rest):
+        # In a web address, a browser reads backslashes before the query as slashes.
+        path, mark, query = rest.partition("?")
+        rest = path.replace("\\", "/") + mark + query
+    return f"{scheme}:{rest}"
+
+
+def is_file(path: str) -> bool:
+    """Whether a path of Label Studio is one of its files, in any spelling of dots and slashes."""
+    bare = re.split(r"[?#]", path, maxsplit=1)[0]
+    decoded = unquote(unquote(bare)).replace("\\", "/")
+    return _FILES.fullmatch(bare) is not None and not {".", ".."} & set(decoded.split("/"))
+
+
+def same_home(uri: str, home: str) -> str | None:
+    """The path of ``uri`` below ``home``, with its query; None where it leads elsewhere.
+
+    On the usual ports, ``http`` and ``https`` are one home: a browser requests images by the page's scheme.
+    """
     try:
-        return read_data_uri(image.uri)
-    except ValueError as error:
-        raise _refusal(image, str(error)) from None
+        there, here = urlsplit(uri), urlsplit(home)
+    except ValueError:  # an IPv6 address without its end
+        return None
+    if there.scheme not in ("http", "https") or _origin(*there[:2]) != _origin(*here[:2]):
+        return None
+    path = uri.split("://", 1)[1][len(there.netloc) :]
+    prefix = here.path.rstrip("/")
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else None
 
 
-def _is_html(content: bytes, kind: str) -> bool:
-    return "html" in kind or content[:256].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+def _origin(scheme: str, netloc: str) -> tuple[str, str]:
+    host = netloc.lower().removesuffix(":80" if scheme == "http" else ":443")
+    return (scheme if re.search(r":\d+$", host) else "", host)
+
+
+def _storage_of(address: str) -> str | None:
+    """The scheme of a storage's URI; None for any other address."""
+    scheme, colon, _ = address.partition("://")
+    return scheme if colon and scheme in STORAGES else None
+
+
+def _former_home(uri: str) -> str:
+    """What to do where an external address looks like one of Label Studio; empty where it does not."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return ""
+    if _FORMER.fullmatch(parts.path) is None:
+        return ""
+    path = shown_address(f"{parts.path}?{parts.query}" if parts.query else parts.path)
+    return (
+        f". If {parts.netloc.rpartition('@')[2]} is a former address of Label Studio, write {path} in the task, "
+        "without the host (readers' browsers find it then, too), or import the images again"
+    )
+
+
+def _way_out(uri: str) -> str:
+    """Why an address leads to no image, and what to write instead.
+
+    Args:
+        uri: plain, and none of http(s)://, data:, of a storage, or a path of Label Studio's files.
+    """
+    for start, reason in _WAYS_OUT:
+        if start.match(uri):
+            return reason
+    if re.match(r"[a-z][a-z0-9+.-]+:", uri):
+        return f"is of {uri.partition(':')[0]}:, which is not read: {_EXPECTED}"
+    host = "; where it begins with a host, write https:// before it" if re.match(r"[\w-]+(\.[\w-]+)+[:/]", uri) else ""
+    return f"has no known beginning: {_EXPECTED}. For files on a disk, {_LOCAL_FILES}{host}"
+
+
+def read_data_uri(uri: str) -> bytes:
+    """The content of a data URI, in every spelling that browsers accept.
+
+    The media type is ignored: the decoder goes by the bytes.
+
+    Raises:
+        ValueError: it has no comma, or malformed base64; names the remedy.
+
+    Source:
+        https://fetch.spec.whatwg.org/#data-urls and https://infra.spec.whatwg.org/#forgiving-base64-decode.
+    """
+    if not is_data_uri(uri):
+        raise ValueError("is no data URI")
+    head, comma, body = plain_address(uri).partition("#")[0].removeprefix("data:").partition(",")
+    if not comma:
+        raise ValueError("has no comma before its content: write data:image/png;base64,...")
+    content = unquote_to_bytes(body)
+    if re.search(r"; *base64$", head.strip(), re.IGNORECASE) is None:
+        return content
+    text = re.sub(rb"[\t\n\f\r ]", b"", content)
+    if len(text) % 4 == 0:
+        text = re.sub(rb"={1,2}$", b"", text)
+    if (odd := re.search(rb"[^A-Za-z0-9+/]", text)) is not None:
+        raise ValueError(
+            f"holds {odd[0].decode('latin-1')!r} as character {odd.start() + 1} of its base64, which no browser reads: "
+            "encode the file anew, with A-Z, a-z, 0-9, + and /"
+        )
+    if len(text) % 4 == 1:
+        raise ValueError("is cut off: its base64 lacks characters at its end; encode the file anew")
+    return base64.b64decode(text + b"=" * (-len(text) % 4))

@@ -1,6 +1,6 @@
-"""Bodies in, validated, and answers out; ``openapi`` publishes the same models.
+"""Models of the requests that Label Studio sends to the server and of the answers, published by ``openapi``.
 
-Unknown fields are ignored: the next version of Label Studio sends more of them.
+Unknown fields of a request are ignored: the next version of Label Studio sends more of them.
 """
 
 import re
@@ -31,12 +31,8 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
 
 def parse_key(value: object) -> ProjectKey:
-    """Read a project's key.
-
-    Raises:
-        ValueError: it has another form.
-    """
-    # At most 18 digits: far more than an id or a time needs, and short enough for the name of a folder.
+    """Read a project's key; raises ValueError for another form."""
+    # At most 18 digits: more than an id or a time needs, and short enough for the name of a folder.
     if not (isinstance(value, str) and re.fullmatch(PROJECT_KEY, value)):
         raise ValueError(f"a project is named '<id>.<unix seconds>', got {str(value)[:60]!r}")
     return ProjectKey.parse(value)
@@ -58,8 +54,7 @@ class _Body(BaseModel):
 class SetupRequest(_Body):
     """``/setup``: a project and its owner's options.
 
-    The access token that comes along is not read: it is a legacy token, which Label Studio refuses by default, so
-    that this backend has a token of its own.
+    The access token of the request is ignored: it is a legacy token, which Label Studio refuses by default.
     """
 
     project: Key
@@ -70,14 +65,14 @@ class SetupRequest(_Body):
     @field_validator("extra_params", mode="before")
     @classmethod
     def _parse_text(cls, value: object) -> object:
-        """Label Studio passes on what its owner saved: an object, nothing, or an object typed as text."""
+        """Label Studio passes on what the owner saved: an object, nothing, or an object as text."""
         if value is None or value == "":
             return {}
         if isinstance(value, str):
             try:
                 return from_json(value)
             except ValueError:
-                raise ValueError(f'is no JSON object: {value[:80]!r}; wanted is {{"strategy": "entropy"}}') from None
+                raise ValueError(f'is no JSON object: {value[:80]!r}; expected {{"strategy": "entropy"}}') from None
         return value
 
 
@@ -99,7 +94,7 @@ class VersionsRequest(_Body):
 
 
 class ProjectRow(_Body):
-    """The project that comes with an event: a whole row, but for events about a deleted one."""
+    """The project of an event: a whole row, except for a deleted project."""
 
     id: Number
     created_at: AwareDatetime | None = None
@@ -124,12 +119,12 @@ class ProjectRow(_Body):
 
     @property
     def key(self) -> ProjectKey | None:
-        """The project's key; None where the row does not say when the project was created."""
+        """The project's key; None where the row has no creation time."""
         return None if self.created_at is None else ProjectKey(id=self.id, created=int(self.created_at.timestamp()))
 
     @property
     def annotations(self) -> int | None:
-        """Annotations as Label Studio's own trigger counts them: those of skipped tasks are among them."""
+        """Number of annotations with skips, as Label Studio's own trigger counts them."""
         if self.total_annotations_number is None:
             return None
         return self.total_annotations_number + (self.skipped_annotations_number or 0)
@@ -147,13 +142,13 @@ class Event(_Body):
 
     @property
     def changed(self) -> int:
-        """How many annotations, or tasks with theirs, the event is about; at least 1."""
+        """Number of annotations, or of tasks, that the event is about; at least 1."""
         items = self.annotation if isinstance(self.annotation, list) else self.annotations or self.tasks
         return max(1, len(items or ()))
 
     @property
     def identity(self) -> str | None:
-        """What an event has in common with no other one; None where it names no items."""
+        """Identifies the event; None where it names no items."""
         one = self.annotation
         listed = one if isinstance(one, list) else self.annotations or self.tasks
         items = [one] if isinstance(one, dict) else listed
@@ -164,7 +159,7 @@ class Event(_Body):
 
     @property
     def annotated(self) -> int:
-        """How many new tasks were imported with annotations, of which no event of their own tells."""
+        """Number of new tasks that were imported with annotations, for which no other event is sent."""
         return sum(bool(task.get("total_annotations")) for task in self.tasks or ())
 
     def require_project(self) -> ProjectRow:
@@ -179,7 +174,7 @@ class Event(_Body):
 
 
 class Form(_Body):
-    """A button of a project's page; the page carries the token."""
+    """A button of a project's page, with the token of the page."""
 
     token: str
 
@@ -189,13 +184,13 @@ class _Answer(BaseModel):
 
 
 class ErrorAnswer(_Answer):
-    """Anything that is refused: the value seen, the value wanted, the way out."""
+    """An error: the value seen, the value expected, the way out."""
 
     error: str
 
 
 class HealthAnswer(_Answer):
-    """``/health``: the server is up; and what does not work all the same."""
+    """``/health``: the server is up; ``degraded`` lists what does not work."""
 
     status: str = "UP"
     degraded: list[str] = []
@@ -214,7 +209,7 @@ class PredictAnswer(_Answer):
 
 
 class WebhookAnswer(_Answer):
-    """``/webhook``: what came of the event."""
+    """``/webhook``: the outcome of the event."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -223,20 +218,20 @@ class WebhookAnswer(_Answer):
 
 
 class VersionsAnswer(_Answer):
-    """``/versions``: what is served now."""
+    """``/versions``: the model versions that are served now."""
 
     versions: list[str]
 
 
 class StatusAnswer(_Answer):
-    """``/``: what every project is doing."""
+    """``/``: the state of every project."""
 
     status: str = "UP"
     projects: list[dict[str, object]]
 
 
 class ProjectAnswer(_Answer):
-    """``/projects/<key>``: one project, its rounds and what the last one chose."""
+    """``/projects/<key>``: one project, its rounds and the images that the last one chose."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -244,7 +239,7 @@ class ProjectAnswer(_Answer):
 
 
 class RoundAnswer(_Answer):
-    """``/projects/<key>/rounds/<round>``: one round, and what it chose."""
+    """``/projects/<key>/rounds/<round>``: one round, and the images that it chose."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -262,8 +257,8 @@ def parse_body(model: type[M], body: bytes) -> M:
         return model.model_validate_json(body)
     except ValidationError as error:
         mistakes = error.errors(include_url=False, include_context=False)
-        told = "; ".join(
+        places = "; ".join(
             f"{'.'.join(map(str, m['loc'])) or 'body'}: {m['msg'].removeprefix('Value error, ')}" for m in mistakes[:5]
         )
         more = f" (and {len(mistakes) - 5} more)" if len(mistakes) > 5 else ""
-        raise PayloadError(f"this is not what Label Studio sends: {told}{more}") from None
+        raise PayloadError(f"this is not what Label Studio sends: {places}{more}") from None

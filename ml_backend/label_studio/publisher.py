@@ -1,7 +1,7 @@
-"""How many of the published images are left for readers, and how few are too few. No I/O.
+"""Publishes a ranking as predictions that order a project's tasks, and checks that readers are served it.
 
-What Label Studio serves a project's readers, compared with what was published.
-Publishes a ranking as the predictions that order a project's tasks in Label Studio.
+Label Studio serves tasks by ascending prediction score of the project's model version. Every publish imports a new
+version, switches to it and deletes old ones later, so that a crash at any point leaves one whole order.
 """
 
 import re
@@ -17,233 +17,61 @@ import structlog
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused
-from ml_backend.label_studio.client import HeldPredictions, LabelStudioClient
+from ml_backend.label_studio.client import BUSY, HeldPredictions, LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, prediction
 from ml_backend.schemas import FrozenModel, ImportedVersion, PublishedRanking, Ranking, RoundReport
 
-
-def wanted(options: ProjectOptions) -> int | None:
-    """Images that are published together, where there are so many; None for all."""
-    return None if options.reserve == "all" else options.batch_size + options.reserve
-
-
-def low_water(options: ProjectOptions) -> int:
-    """Images that must be left of what is published; with fewer it is topped up from the last ranking.
-
-    Half of the reserve, and no fewer than half a batch: time enough to publish more, also while a round trains. 0
-    where all is published anyway.
-    """
-    return 0 if options.reserve == "all" else max(options.reserve // 2, options.batch_size // 2, 1)
-
-
-def left_at_least(published: PublishedRanking, annotations: int | None) -> int:
-    """Published images that surely nobody has answered or skipped yet.
-
-    Args:
-        published: what is served.
-        annotations: with skips, as Label Studio counts them now; None: not told, and nothing seems used up.
-    """
-    if annotations is None or published.annotations is None:
-        return len(published.image_ids)
-    return len(published.image_ids) - max(0, annotations - published.annotations)
-
-
 SAMPLING = "Uncertainty sampling"
-ONE_INSTALLATION = (
-    "stop the other installation, or remove one of the two from the project; then press Train now on the project's "
-    "page. Where there is no other, the data folder is older than the ranking, as a restored backup is: press Train now"
-)
-# Versions as ``LabelStudioPublisher`` names them.
-RANKING = re.compile(r"al-r\d{6,}-\w+-[0-9a-f]{6}")
-Aspect = Literal["sampling", "readers per image", "predictions on", "order served", "predictions"]
-
-
-class Serving(FrozenModel):
-    """What decides which image a reader is served next, as Label Studio holds it.
-
-    Attributes:
-        version: model version that was published when Label Studio was asked; None where there was none.
-        there: published images that the project still has.
-        held: predictions of that version that the project holds.
-        model_version: of the project; "" where it has none.
-        sampling: of the project; likewise the rest.
-        connected: whether the project has this ML backend; asked only where the ranking is not there as published,
-            since Label Studio calls every backend before it answers.
-        foreign: whether ``model_version`` is the ranking of another installation of this backend.
-        imported_again: whether predictions of that version were made after it was published.
-    """
-
-    version: str | None
-    there: int
-    held: int
-    model_version: str
-    sampling: str | None
-    maximum_annotations: int | None
-    show_collab_predictions: bool
-    connected: bool = True
-    foreign: bool = False
-    imported_again: bool = False
-
-
-class ServingProblem(FrozenModel):
-    """Something that keeps readers from being served the published ranking.
-
-    Attributes:
-        aspect: what is wrong.
-        seen: what Label Studio holds, in a sentence.
-        mended: whether the backend publishes the ranking again by itself.
-        foreign: whether another installation of this backend is the cause; see ``ONE_INSTALLATION``.
-    """
-
-    aspect: Aspect
-    seen: str
-    mended: bool = False
-    foreign: bool = False
-
-
-def wanted_project(options: ProjectOptions) -> dict[str, object]:
-    """Settings of a project with which readers are served the ranking."""
-    return {
-        "sampling": SAMPLING,
-        "maximum_annotations": options.annotations_per_task,
-        # Off, each "Save" in the project's settings would drop the model version, and the order with it.
-        # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
-        "show_collab_predictions": True,
-    }
-
-
-def read_serving(
-    client: LabelStudioClient,
-    project: Mapping[str, Any],
-    tasks: Collection[int],
-    published: PublishedRanking | None,
-    imported: Callable[[], Collection[ImportedVersion]],
-    *,
-    user: str | None = None,
-) -> Serving:
-    """Ask Label Studio how many of the published predictions it holds: one request, and none before the first ranking.
-
-    Where they are not as published, a second request asks whether the project still has this ML backend.
-
-    Args:
-        client: of Label Studio.
-        project: the project's row.
-        tasks: ids of the tasks that the project has.
-        published: what was published last.
-        imported: reads the model versions on this installation's record; called only where another one is served.
-        user: that callers of this backend give; None where none is asked for, and any backend may be this one.
-
-    Raises:
-        LabelStudioError: no answer, or a refusal.
-        StorageError: from ``imported``.
-    """
-    none = HeldPredictions(0, None)
-    held = none if published is None else client.held_predictions(int(project["id"])).get(published.version, none)
-    imported_at = None if published is None else published.imported_at
-    version = None if published is None else published.version
-    model_version = project.get("model_version") or ""
-    another = model_version != version and RANKING.fullmatch(model_version) is not None
-    serving = Serving(
-        version=version,
-        there=0 if published is None else sum(int(image_id) in tasks for image_id in published.image_ids),
-        held=held.number,
-        model_version=model_version,
-        sampling=project.get("sampling"),
-        maximum_annotations=project.get("maximum_annotations"),
-        show_collab_predictions=bool(project.get("show_collab_predictions")),
-        foreign=another and model_version not in {one.version for one in imported()},
-        # Older it may be: the newest one is gone with its task.
-        imported_again=imported_at is not None and held.newest is not None and held.newest > imported_at,
-    )
-    if not is_lost(serving):
-        return serving
-    connected = any(user is None or row.get("basic_auth_user") == user for row in client.backends(int(project["id"])))
-    return serving.model_copy(update={"connected": connected})
-
-
-def serving_problems(
-    serving: Serving, options: ProjectOptions, title: str, *, waits: bool = True
-) -> list[ServingProblem]:
-    """Why readers are not served the published ranking; empty where they are.
-
-    Args:
-        serving: what Label Studio holds.
-        options: of the project.
-        title: of the backend in Label Studio: under it as model version Label Studio serves in random order.
-        waits: whether an image waits for a label; where none does, nobody misses a ranking that is lost.
-    """
-    found = _of_settings(serving, options)
-    random = ", the backend's title, which serves in random order" if serving.model_version == title else ""
-    if serving.version is None:
-        if random:
-            seen = f"model_version is {serving.model_version!r}{random}; no ranking is published yet"
-            found.append(ServingProblem(aspect="order served", seen=seen))
-        return found
-    if not waits:
-        return found
-    alone = ""
-    if not serving.connected:
-        alone = "; it is not published again, since the project does not have this ML backend any more"
-    elif serving.foreign:
-        alone = "; another installation of this backend publishes its ranking here, so this one does not"
-    cause = {"mended": is_lost(serving), "foreign": serving.connected and serving.foreign}
-    if serving.model_version != serving.version:
-        seen = f"model_version is {serving.model_version!r}{random}; the published ranking is {serving.version}{alone}"
-        found.append(ServingProblem(aspect="order served", seen=seen, **cause))
-    if serving.held != serving.there or serving.imported_again:
-        again = f"predictions of {serving.version} were imported again in place of the published ones"
-        numbers = (
-            f"Label Studio holds {serving.held} predictions of {serving.version}, and {serving.there} of its "
-            "images are there"
-        )
-        seen = f"{again if serving.held == serving.there else numbers}{alone}"
-        found.append(ServingProblem(aspect="predictions", seen=seen, **cause))
-    return found
-
-
-def _of_settings(serving: Serving, options: ProjectOptions) -> list[ServingProblem]:
-    found = []
-    wanted = wanted_project(options)
-    if serving.sampling != wanted["sampling"]:
-        seen = f"Label Studio serves by {serving.sampling!r}, and the ranking only by {SAMPLING!r}"
-        found.append(ServingProblem(aspect="sampling", seen=seen))
-    if serving.maximum_annotations != wanted["maximum_annotations"]:
-        seen = (
-            f"an image is shown to {serving.maximum_annotations} readers, and annotations_per_task is "
-            f"{options.annotations_per_task}"
-        )
-        found.append(ServingProblem(aspect="readers per image", seen=seen))
-    if not serving.show_collab_predictions:
-        seen = "predictions are switched off: the next Save of the project's settings drops the order"
-        found.append(ServingProblem(aspect="predictions on", seen=seen))
-    return found
-
-
-def is_lost(serving: Serving) -> bool:
-    """Whether Label Studio does not hold the published ranking as it was published, so that it is published again.
-
-    Not where the owner has removed the backend from the project, nor where another installation of this backend
-    publishes in the same project: the two would replace each other's ranking every minute.
-    """
-    changed = serving.model_version != serving.version or serving.held != serving.there or serving.imported_again
-    return serving.version is not None and serving.connected and not serving.foreign and changed
-
-
+RANKING = re.compile(r"al-r\d{6,}-\w+-[0-9a-f]{6}")  # model versions as ``LabelStudioPublisher`` names them
 KEEP_AT_LEAST = timedelta(hours=25)
 """How long a replaced version is kept: Label Studio reserves an image for a day (its TASK_LOCK_TTL)."""
 KEEP_AT_MOST = timedelta(days=7)
 KEPT_PREDICTIONS = 5000
 """Predictions of replaced versions up to which one is kept beyond ``KEEP_AT_LEAST``, about 0.2 kB each: a page that
 stays open over a weekend can then still be submitted."""
-# Answered by what stands before Label Studio, which may be at it still.
-UNDECIDED = frozenset({502, 503, 504})
 POLL_S = 2.0
-
+ONE_INSTALLATION = (
+    "stop the other installation, or remove one of the two from the project; then press Train now on the project's "
+    "page. Where there is no other, the data folder is older than the ranking, as a restored backup is: press Train now"
+)
+Aspect = Literal["sampling", "readers per image", "predictions on", "order served", "predictions"]
 log = structlog.get_logger(__name__)
 
 
+# The reserve
+
+
+def publication_size(options: ProjectOptions) -> int | None:
+    """Number of images published together, where there are as many; None for all."""
+    return None if options.reserve == "all" else options.batch_size + options.reserve
+
+
+def low_water(options: ProjectOptions) -> int:
+    """Number of remaining published images below which more are published from the last ranking.
+
+    Half of the reserve, and no fewer than half a batch: time enough to publish more, also while a round trains. 0
+    where all are published anyway.
+    """
+    return 0 if options.reserve == "all" else max(options.reserve // 2, options.batch_size // 2, 1)
+
+
+def remaining_published(published: PublishedRanking, annotations: int | None) -> int:
+    """Lower bound of the published images without an answer or a skip.
+
+    Args:
+        published: what is served.
+        annotations: Label Studio's count now, skips included; None where it is not known, and no image counts as used.
+    """
+    if annotations is None or published.annotations is None:
+        return len(published.image_ids)
+    return len(published.image_ids) - max(0, annotations - published.annotations)
+
+
+# Publishing
+
+
 class PublishedStore(Protocol):
-    """Stores what Label Studio serves, and which versions it holds."""
+    """Keeps what Label Studio serves, and which versions it holds."""
 
     def set_published(self, published: PublishedRanking) -> None: ...
 
@@ -253,7 +81,16 @@ class PublishedStore(Protocol):
 
 
 class LabelStudioPublisher:
-    """Satisfies ``engine.ports.Publisher``. May be called again with the same report after a crash."""
+    """Satisfies ``rounds.interfaces.Publisher``. May be called again with the same report after a crash.
+
+    Args:
+        client: of Label Studio.
+        project_id: of the project.
+        config: its question.
+        options: of the project.
+        store: keeps what is served and which versions were imported.
+        arrival_s: seconds to wait for an import without a response before it counts as failed.
+    """
 
     def __init__(
         self,
@@ -265,16 +102,6 @@ class LabelStudioPublisher:
         *,
         arrival_s: float = 120.0,
     ) -> None:
-        """Put it together.
-
-        Args:
-            client: of Label Studio.
-            project_id: of the project.
-            config: its question.
-            options: its owner's choice.
-            store: told what is served.
-            arrival_s: how long an import that was cut off is waited for, before it counts as failed.
-        """
         self._client = client
         self._project_id = project_id
         self._config = config
@@ -291,7 +118,7 @@ class LabelStudioPublisher:
 
         Raises:
             EmptyPool: every image of the ranking was labelled or deleted meanwhile.
-            LabelStudioError: the old order still stands, unless the message says otherwise.
+            LabelStudioError: the old order is still served, unless the message says otherwise.
             StaleRound: from ``guard``.
         """
         version = f"al-{report.request.round_id}-{report.ranking.strategy}-{secrets.token_hex(3)}"
@@ -311,7 +138,7 @@ class LabelStudioPublisher:
             published_at=datetime.now(UTC),
             imported_at=imported_at,
         )
-        # At once, and again with the time of the deletion, which can take minutes.
+        # Now, and again with the time of the deletion, which can take minutes.
         self._store.set_published(published)
         guard()
         with _timed(seconds, "delete"):
@@ -323,15 +150,15 @@ class LabelStudioPublisher:
 
     def _import(self, ranking: Ranking, version: str) -> tuple[tuple[str, ...], datetime | None]:
         image_ids = self._choose(ranking)
-        # Before the import: no version of ours may ever lie in Label Studio without being on record.
+        # Before the import: Label Studio must never hold a version of ours that is not on record.
         self._store.set_imported_versions((*self._store.imported_versions(), ImportedVersion(version=version)))
         try:
             self._send(image_ids, ranking, version)
         except RequestRefused as error:
-            if error.status in UNDECIDED:
+            if error.status in BUSY:  # of a proxy; Label Studio may still be importing
                 self._await_arrival(version, len(image_ids), error)
             else:
-                # One task deleted since we looked makes Label Studio refuse the whole import.
+                # One task deleted since the choice makes Label Studio refuse the whole import.
                 remaining = self._choose(ranking)
                 if remaining == image_ids:
                     raise
@@ -348,24 +175,24 @@ class LabelStudioPublisher:
             )
         return image_ids, held.newest
 
-    def _await_arrival(self, version: str, wanted: int, error: LabelStudioError) -> None:
-        """An import without an answer may have been done, or be done in a while.
+    def _await_arrival(self, version: str, expected: int, error: LabelStudioError) -> None:
+        """Wait for an import without a response, which may have been done, or be done soon.
 
         Raises:
-            LabelStudioError: the error given, where nothing has arrived in time.
+            LabelStudioError: the error given, where the predictions have not arrived in time.
         """
         deadline = time.monotonic() + self._arrival_s
-        while self._held(version).number < wanted:
+        while self._held(version).number < expected:
             if time.monotonic() > deadline:
                 raise error
             time.sleep(POLL_S)
-        log.warning("an import had no answer, but arrived", version=version, error=str(error))
+        log.warning("an import had no response, but arrived", version=version, error=str(error))
 
     def _held(self, version: str) -> HeldPredictions:
         return self._client.held_predictions(self._project_id).get(version, HeldPredictions(0, None))
 
     def _choose(self, ranking: Ranking) -> tuple[str, ...]:
-        """The batch and the reserve: the first of the ranking that still wait for a label."""
+        """The batch and the reserve: the first unlabelled images of the ranking."""
         ranked = ranking.image_ids
         reserve = self._options.reserve
         wanted = len(ranked) if reserve == "all" else ranking.batch_size + reserve
@@ -385,7 +212,7 @@ class LabelStudioPublisher:
     def _send(self, image_ids: Sequence[str], ranking: Ranking, version: str) -> None:
         suggestions = ranking.suggestions if self._options.prelabel else {}
         predictions = [
-            # By rank and not by acquisition value, which may tie, or lie outside of [0, 1].
+            # By rank and not by acquisition value, which may tie, or be outside [0, 1].
             prediction(
                 image_id,
                 rank / len(image_ids),
@@ -399,7 +226,7 @@ class LabelStudioPublisher:
         self._client.import_predictions(self._project_id, predictions)
 
     def _confirm(self, version: str, guard: Callable[[], None]) -> None:
-        """Switch again where something has undone it, such as a dead run's request that came through late."""
+        """Switch again where something has undone it, such as a late request of a run that has ended."""
         seen = self._client.project(self._project_id).get("model_version")
         if seen != version:
             log.warning("the order was switched away and is switched back", seen=seen)
@@ -407,7 +234,7 @@ class LabelStudioPublisher:
             self._client.patch_project(self._project_id, {"model_version": version})
 
     def _delete_expired(self, before: Sequence[ImportedVersion], published: PublishedRanking) -> None:
-        """Note what the published version has replaced, and delete what no reader can hold any more.
+        """Record what the published version has replaced, and delete what no reader can hold any more.
 
         Args:
             before: on record when this publish began, so that a newer run's version is never among them.
@@ -438,14 +265,14 @@ class LabelStudioPublisher:
         try:
             self._client.delete_model_version(self._project_id, version)
         except LabelStudioError as error:
-            # It disturbs no order where it lies, and the next publish tries again.
-            log.warning("an old model version stays for now", version=version, error=str(error))
+            # It changes no order, and the next publish tries again.
+            log.warning("an old model version could not be deleted", version=version, error=str(error))
             return False
         return True
 
 
 def expired(versions: Sequence[ImportedVersion], held: Mapping[str, int], now: datetime) -> list[str]:
-    """Names the replaced versions that are kept no longer, oldest first.
+    """Names of the replaced versions to delete, oldest first.
 
     Kept are those replaced less than ``KEEP_AT_LEAST`` ago, whatever their size; and up to ``KEEP_AT_MOST`` ago, the
     newest first, while all that is kept comes to at most ``KEPT_PREDICTIONS``.
@@ -472,3 +299,177 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - start
+
+
+# What readers are served
+
+
+class Serving(FrozenModel):
+    """Settings and predictions in Label Studio that decide which image a reader is served next.
+
+    Attributes:
+        version: published model version; None where there is none.
+        there: number of published images that the project still has.
+        held: number of predictions of that version that the project holds.
+        model_version: of the project; "" where it has none.
+        sampling: of the project; likewise the rest.
+        connected: whether the project has this ML backend; read only where the ranking is not held as published, since
+            Label Studio calls every backend before it responds.
+        foreign: whether ``model_version`` is the ranking of another installation of this backend.
+        imported_again: whether predictions of that version were made after it was published.
+    """
+
+    version: str | None
+    there: int
+    held: int
+    model_version: str
+    sampling: str | None
+    maximum_annotations: int | None
+    show_collab_predictions: bool
+    connected: bool = True
+    foreign: bool = False
+    imported_again: bool = False
+
+
+class ServingProblem(FrozenModel):
+    """A reason why readers are not served the published ranking.
+
+    Attributes:
+        aspect: which part of the serving is wrong.
+        seen: the state of Label Studio, in a sentence.
+        mended: whether the backend publishes the ranking again by itself.
+        foreign: whether another installation of this backend is the cause; see ``ONE_INSTALLATION``.
+    """
+
+    aspect: Aspect
+    seen: str
+    mended: bool = False
+    foreign: bool = False
+
+
+def wanted_project(options: ProjectOptions) -> dict[str, object]:
+    """Settings of a project under which readers are served the ranking."""
+    return {
+        "sampling": SAMPLING,
+        "maximum_annotations": options.annotations_per_task,
+        # Off, each "Save" in the project's settings would drop the model version, and the order with it.
+        # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
+        "show_collab_predictions": True,
+    }
+
+
+def read_serving(
+    client: LabelStudioClient,
+    project: Mapping[str, Any],
+    tasks: Collection[int],
+    published: PublishedRanking | None,
+    imported: Callable[[], Collection[ImportedVersion]],
+    *,
+    user: str | None = None,
+) -> Serving:
+    """Read what Label Studio serves, in one request for predictions, and none before the first ranking.
+
+    Where the predictions are not as published, a second request checks whether the project still has this ML backend.
+
+    Args:
+        client: of Label Studio.
+        project: the project's row.
+        tasks: ids of the tasks that the project has.
+        published: what was published last.
+        imported: reads the model versions on this installation's record; called only where another one is served.
+        user: name that callers of this backend give; None where none is required, and any backend may be this one.
+
+    Raises:
+        LabelStudioError: no response, or a refusal.
+        StorageError: from ``imported``.
+    """
+    none = HeldPredictions(0, None)
+    held = none if published is None else client.held_predictions(int(project["id"])).get(published.version, none)
+    imported_at = None if published is None else published.imported_at
+    version = None if published is None else published.version
+    model_version = project.get("model_version") or ""
+    another = model_version != version and RANKING.fullmatch(model_version) is not None
+    serving = Serving(
+        version=version,
+        there=0 if published is None else sum(int(image_id) in tasks for image_id in published.image_ids),
+        held=held.number,
+        model_version=model_version,
+        sampling=project.get("sampling"),
+        maximum_annotations=project.get("maximum_annotations"),
+        show_collab_predictions=bool(project.get("show_collab_predictions")),
+        foreign=another and model_version not in {one.version for one in imported()},
+        # It may be older: the newest prediction is deleted with its task.
+        imported_again=imported_at is not None and held.newest is not None and held.newest > imported_at,
+    )
+    if not is_lost(serving):
+        return serving
+    connected = any(user is None or row.get("basic_auth_user") == user for row in client.backends(int(project["id"])))
+    return serving.model_copy(update={"connected": connected})
+
+
+def serving_problems(
+    serving: Serving, options: ProjectOptions, title: str, *, waits: bool = True
+) -> list[ServingProblem]:
+    """Why readers are not served the published ranking; empty where they are.
+
+    Args:
+        serving: the state of Label Studio.
+        options: of the project.
+        title: of the backend in Label Studio; with it as model version, Label Studio serves in random order.
+        waits: whether an image waits for a label; where none does, a lost ranking is no problem.
+    """
+    found = _setting_problems(serving, options)
+    random = ", the backend's title, which serves in random order" if serving.model_version == title else ""
+    if serving.version is None:
+        if random:
+            seen = f"model_version is {serving.model_version!r}{random}; no ranking is published yet"
+            found.append(ServingProblem(aspect="order served", seen=seen))
+        return found
+    if not waits:
+        return found
+    alone = ""
+    if not serving.connected:
+        alone = "; it is not published again, since the project does not have this ML backend any more"
+    elif serving.foreign:
+        alone = "; another installation of this backend publishes its ranking here, so this one does not"
+    cause = {"mended": is_lost(serving), "foreign": serving.connected and serving.foreign}
+    if serving.model_version != serving.version:
+        seen = f"model_version is {serving.model_version!r}{random}; the published ranking is {serving.version}{alone}"
+        found.append(ServingProblem(aspect="order served", seen=seen, **cause))
+    if serving.held != serving.there or serving.imported_again:
+        again = f"predictions of {serving.version} were imported again in place of the published ones"
+        numbers = (
+            f"Label Studio holds {serving.held} predictions of {serving.version}, and {serving.there} of its "
+            "images are there"
+        )
+        seen = f"{again if serving.held == serving.there else numbers}{alone}"
+        found.append(ServingProblem(aspect="predictions", seen=seen, **cause))
+    return found
+
+
+def _setting_problems(serving: Serving, options: ProjectOptions) -> list[ServingProblem]:
+    found = []
+    wanted = wanted_project(options)
+    if serving.sampling != wanted["sampling"]:
+        seen = f"Label Studio serves by {serving.sampling!r}, and the ranking only by {SAMPLING!r}"
+        found.append(ServingProblem(aspect="sampling", seen=seen))
+    if serving.maximum_annotations != wanted["maximum_annotations"]:
+        seen = (
+            f"an image is shown to {serving.maximum_annotations} readers, and annotations_per_task is "
+            f"{options.annotations_per_task}"
+        )
+        found.append(ServingProblem(aspect="readers per image", seen=seen))
+    if not serving.show_collab_predictions:
+        seen = "predictions are switched off: the next Save of the project's settings drops the order"
+        found.append(ServingProblem(aspect="predictions on", seen=seen))
+    return found
+
+
+def is_lost(serving: Serving) -> bool:
+    """Whether Label Studio does not hold the ranking as published, so that the backend publishes it again.
+
+    Not where the owner has removed the backend from the project, nor where another installation of this backend
+    publishes in the same project: the two would replace each other's ranking every minute.
+    """
+    changed = serving.model_version != serving.version or serving.held != serving.there or serving.imported_again
+    return serving.version is not None and serving.connected and not serving.foreign and changed

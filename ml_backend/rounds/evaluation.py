@@ -23,7 +23,7 @@ from ml_backend.analytics.history import answers_of
 from ml_backend.config import Settings
 from ml_backend.errors import PayloadError, TooFewLabels
 from ml_backend.grouping import groups_of
-from ml_backend.label_studio.sync import Mirror
+from ml_backend.label_studio.sync import TaskCache
 from ml_backend.rounds.interfaces import Learner, Progress, no_progress
 from ml_backend.rounds.live import LiveProject, open_project
 from ml_backend.rounds.split import fold_split, stable_split
@@ -63,7 +63,7 @@ def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress)
         progress("labels", 0, 1)
         project = LiveProject(context)
         labels = project.consensus(project.labels.annotations(), project.classes).labels
-        mirror = project.readings.mirror(Mirror)
+        mirror = project.readings.mirror(TaskCache)
         if mirror is None:
             raise PayloadError(f"the tasks of project {key.id} could not be stored: is the data folder writable?")
         # The quarantine excludes images here too, but is not settled: that would release every image not looked at.

@@ -396,7 +396,7 @@ class LiveProject(Project):
         client, user = self.context.client, self.context.settings.basic_auth_user
         # The project as it is now: the labels may have been read when the round began.
         row = client.project(self.context.key.id)
-        tasks = labels.reading.mirror.tasks.keys()
+        tasks = labels.reading.cache.tasks.keys()
         return not is_lost(read_serving(client, row, tasks, published, self.store.imported_versions, user=user))
 
 

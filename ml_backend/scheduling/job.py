@@ -15,7 +15,7 @@ from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, read_image
 from ml_backend.label_studio.images import LabelStudioImages
-from ml_backend.label_studio.sync import Mirror
+from ml_backend.label_studio.sync import TaskCache
 from ml_backend.logs import set_up_logs
 from ml_backend.scheduling import Claim, RoundQueue, ShardQueue
 from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger
@@ -41,7 +41,7 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
     """
     store = RoundStore(settings.data_dir)
     project = store.project(key)
-    connection, mirror = project.connection(), ReadingStore(project.folder).mirror(Mirror)
+    connection, mirror = project.connection(), ReadingStore(project.folder).mirror(TaskCache)
     if connection is None or mirror is None:
         return 0
     config = parse_label_config(connection.label_config)
@@ -66,7 +66,7 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
         return drawn
 
 
-def _images(report: RoundReport, mirror: Mirror, config: LabelConfig) -> Iterator[ImageRef]:
+def _images(report: RoundReport, mirror: TaskCache, config: LabelConfig) -> Iterator[ImageRef]:
     """Those of a round that are to be drawn, as far as their tasks are still there."""
     for image_id in chosen_images(report):
         task = mirror.tasks.get(int(image_id)) if image_id.isdecimal() else None

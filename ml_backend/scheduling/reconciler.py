@@ -23,12 +23,11 @@ from ml_backend.label_studio.payloads import SetupRequest
 from ml_backend.label_studio.publisher import is_lost, low_water, read_serving
 from ml_backend.label_studio.sync import (
     Counts,
-    Mirror,
-    Reading,
+    SyncedProject,
+    TaskCache,
     TaskImages,
     annotations_in,
     read_project,
-    skips_are_final,
 )
 from ml_backend.scheduling import LastError, QueueStatus, RoundQueue
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking
@@ -266,7 +265,7 @@ class Reconciler:
         # Before the reading: a change that comes between the two is counted twice, and not never.
         status = self._queue.status(connection.project)
         client = self._client(connection)
-        kept = readings.mirror(Mirror)
+        kept = readings.mirror(TaskCache)
         try:
             reading = read_project(client, connection.project.id, kept)
         except RequestRefused as error:
@@ -277,10 +276,10 @@ class Reconciler:
         if _created(reading) != connection.project.created:
             self._forget(connection)
             return
-        if reading.mirror is not kept:
-            readings.keep_mirror(reading.mirror)
+        if reading.cache is not kept:
+            readings.keep_mirror(reading.cache)
         rounds = self._store.project(connection.project)
-        tasks, published = reading.mirror.tasks.keys(), rounds.published()
+        tasks, published = reading.cache.tasks.keys(), rounds.published()
         user = self._settings.basic_auth_user
         serving = read_serving(client, reading.project, tasks, published, rounds.imported_versions, user=user)
         readings.keep_serving(serving)
@@ -292,11 +291,11 @@ class Reconciler:
         self,
         connection: Connection,
         readings: ReadingStore,
-        reading: Reading,
+        reading: SyncedProject,
         status: QueueStatus,
         *,
         lost: bool,
-        before: Mirror | None,
+        before: TaskCache | None,
     ) -> None:
         project, queue = connection.project, self._queue
         rounds = self._store.project(project)
@@ -304,7 +303,7 @@ class Reconciler:
         fresh = connection.model_copy(update={"label_config": str(reading.project["label_config"])})
         self._store.connect(fresh)
         config, options = configuration(fresh)
-        states = reading.mirror.states(options.ground_truth)
+        states = reading.cache.states(options.ground_truth)
         changes = readings.changes_since(published.round_id, states) if published else None
         missed = 0 if changes is None else changes - status.changes
         counts = Counts.of(reading.project)
@@ -315,7 +314,7 @@ class Reconciler:
             log.info("events had not told", counted=status.changes, changes=changes)
         counted = queue.count_changes(project, missed, threshold, counts.annotations + counts.skips)
         error = status.last_error.kind if status.last_error else None
-        tasks = TaskImages.of(reading.mirror, config, readings.digests())
+        tasks = TaskImages.of(reading.cache, config, readings.digests())
         barred = Quarantine(rounds.folder).listed()
         waiting = _Waiting.of(reading, tasks, barred)
         wanting = published is not None and (
@@ -394,7 +393,7 @@ class Reconciler:
         return self._clients[hostname]
 
 
-def _created(reading: Reading) -> int:
+def _created(reading: SyncedProject) -> int:
     try:
         return int(datetime.fromisoformat(str(reading.project["created_at"])).timestamp())
     except (KeyError, ValueError) as error:
@@ -415,9 +414,9 @@ class _Waiting(NamedTuple):
     needless: frozenset[str]
 
     @classmethod
-    def of(cls, reading: Reading, images: TaskImages, quarantined: Collection[QuarantinedImage]) -> Self:
-        pool, barred = images.waiting(reading.mirror, with_skipped=not skips_are_final(reading))
-        tasks = reading.mirror.tasks
+    def of(cls, reading: SyncedProject, images: TaskImages, quarantined: Collection[QuarantinedImage]) -> Self:
+        pool, barred = images.waiting(reading.cache)
+        tasks = reading.cache.tasks
         ids = frozenset(str(number) for number in pool if not tasks[number].annotations)
         return cls(
             ids,
@@ -429,12 +428,12 @@ class _Waiting(NamedTuple):
 def _another_look(
     waiting: _Waiting,
     quarantined: Collection[QuarantinedImage],
-    reading: Reading,
-    before: Mirror | None,
+    reading: SyncedProject,
+    before: TaskCache | None,
     error: LastError | None,
 ) -> bool:
     """Whether a round may find an image that the last one did not."""
-    tasks = reading.mirror.tasks
+    tasks = reading.cache.tasks
     if before is not None and any(tasks[int(n)] != before.tasks.get(int(n)) for n in waiting.ids):
         return True  # its file may be another, which no quarantine bars
     if error is not None and error.kind == "UnusablePool" and time.time() - error.at < AGAIN_AFTER_S:
@@ -453,7 +452,7 @@ def _top_up_is_due(published: PublishedRanking, waiting: _Waiting, options: Proj
 def _other_labels(
     rounds: ProjectStore,
     published: PublishedRanking,
-    reading: Reading,
+    reading: SyncedProject,
     config: LabelConfig,
     options: ProjectOptions,
     *,
@@ -469,7 +468,7 @@ def _other_labels(
         return False
     classes = training_classes(config, options)
     then, now = (
-        RULES[options.consensus](annotations_in(reading.mirror, config, chosen, images)[0], classes).labels
+        RULES[options.consensus](annotations_in(reading.cache, config, chosen, images)[0], classes).labels
         for chosen in (options.model_copy(update={"ground_truth": before}), options)
     )
     return then != now

@@ -10,7 +10,7 @@ import structlog
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.payloads import Event, ProjectRow
-from ml_backend.label_studio.publisher import left_at_least, low_water, wanted
+from ml_backend.label_studio.publisher import low_water, publication_size, remaining_published
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.scheduling.reconciler import configuration, connection_of, request_rerank, request_training
 from ml_backend.schemas import Connection, PublishedRanking, RoundTrigger
@@ -159,12 +159,12 @@ def _threshold(
 def _runs_low(published: PublishedRanking | None, row: ProjectRow, options: ProjectOptions) -> bool:
     """Whether readers may soon have used up what is published; a top-up looks, and does nothing where they have not.
 
-    Fewer images than wanted are published only where there are no more: then every further label would ask in vain.
+    Fewer images than that are published only where there are no more: then every further label would ask in vain.
     """
-    together = wanted(options)
+    together = publication_size(options)
     if published is None or together is None or len(published.image_ids) < together:
         return False
-    return left_at_least(published, row.annotations) < low_water(options)
+    return remaining_published(published, row.annotations) < low_water(options)
 
 
 def _is_echo(row: ProjectRow, status: QueueStatus) -> bool:

@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from ml_backend.analytics import INSIGHT
 from ml_backend.images.synthetic import draw_phantom
-from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.insight import round_insight
 from ml_backend.schemas import PublishedRanking, Ranking
@@ -93,7 +93,7 @@ def stored_project(folder: Path, pool: int) -> Path:
     project = store.project(KEY)
     last = project.latest()
     reading = ReadingStore(project.folder)
-    mirror = reading.mirror(Mirror)
+    mirror = reading.mirror(TaskCache)
     assert last is not None
     assert mirror is not None
     generator = np.random.default_rng(pool)
@@ -125,6 +125,6 @@ def stored_project(folder: Path, pool: int) -> Path:
             published_at=report.started_at + timedelta(minutes=3),
         )
     )
-    tasks = mirror.tasks | {int(name): KeptTask(data={"image": f"/data/upload/{name}.png"}) for name in names}
-    reading.keep_mirror(Mirror(read_at=mirror.read_at, whole_at=mirror.whole_at, tasks=tasks))
+    tasks = mirror.tasks | {int(name): CachedTask(data={"image": f"/data/upload/{name}.png"}) for name in names}
+    reading.keep_mirror(TaskCache(read_at=mirror.read_at, whole_at=mirror.whole_at, tasks=tasks))
     return folder

@@ -82,13 +82,11 @@ class LiveProject:
     def label(self, values: Mapping[str, str]) -> None:
         """Answer for these tasks at once and past any order, as the page does from the Data Manager."""
         query = {"project": str(self.id), "fields": "all", "page_size": "10000"}
-        tasks = {
-            str(task["id"]): task for task in self.client.transport.ask("GET", "/api/tasks", dict, query=query)["tasks"]
-        }
+        tasks = {str(task["id"]): task for task in self.client.request("GET", "/api/tasks", dict, query=query)["tasks"]}
         for number, value in values.items():
             image = opened(tasks[number], self.config)
             body = page_body(self.id, image, chosen(value, self.config, image.regions))
-            self.client.transport.ask("POST", f"/api/tasks/{number}/annotations/", dict, body=body)
+            self.client.request("POST", f"/api/tasks/{number}/annotations/", dict, body=body)
 
     def start_training(self) -> None:
         """Press the button."""
@@ -97,7 +95,7 @@ class LiveProject:
 
     def reader(self, name: str) -> Reader:
         """A new user of Label Studio, with a session until the end of the module."""
-        invite = self.client.transport.ask("GET", "/api/invite", dict)["invite_url"]
+        invite = self.client.request("GET", "/api/invite", dict)["invite_url"]
         return self.stack.enter_context(Reader(name, self.client.url)).sign_up(str(invite))
 
 
@@ -277,7 +275,7 @@ def live_project(
 
         def make(films: Sequence[Film], options: dict[str, object]) -> LiveProject:
             project_id, config = create_project(client, "System test", shipped_config("severity"))
-            stack.callback(client.transport.send, "DELETE", f"/api/projects/{project_id}/")
+            stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
             assert list(upload(client, label_studio.api_key, project_id, config.image_key, films))[-1] == len(films)
             connect_project(settings, project_id, backend.url, options, client)
             follower = RoundFollower(client, store, queue, store.connection(project_id).project)

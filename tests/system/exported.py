@@ -9,4 +9,4 @@ __all__ = ["exported_tasks"]
 
 def exported_tasks(client: LabelStudioClient, project_id: int) -> list[dict[str, Any]]:
     """Every task with an annotation or a skip, as the JSON export writes it."""
-    return client.transport.ask("GET", f"/api/projects/{project_id}/export", list, query={"exportType": "JSON"})
+    return client.request("GET", f"/api/projects/{project_id}/export", list, query={"exportType": "JSON"})

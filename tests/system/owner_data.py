@@ -14,7 +14,7 @@ from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, Predicti
 from ml_backend.demo.images import draw_films
 from ml_backend.images.decode import decode_image
 from ml_backend.images.thumbnail import thumbnail
-from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.holdout import holdout_places
 from ml_backend.rounds.insight import round_insight
@@ -52,7 +52,7 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
     )
     project = store.project(KEY)
     films = [_shaped(film.content, SHAPES[place % 4]) for place, film in enumerate(draw_films(BATCH, 5, side=256))]
-    tasks: dict[int, KeptTask] = {}
+    tasks: dict[int, CachedTask] = {}
     for number in range(1, rounds + 1):
         report, outputs = _round(number, rng)
         beside: dict[str, FrozenModel] = {}
@@ -76,11 +76,11 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
         elif outputs is None and number < rounds <= UNTRAINED:
             tasks |= _first_answers(report)
     waiting = report.ranking.image_ids
-    tasks |= {int(name): KeptTask(data={"image": f"/data/upload/{name}.png"}) for name in waiting}
+    tasks |= {int(name): CachedTask(data={"image": f"/data/upload/{name}.png"}) for name in waiting}
     project.set_record(
         f"r{rounds - 1:06d}", NOISE, Agreement(images=300, agreed=0.95, kappa=0.92, weighted=0.94, error=0.02)
     )
-    ReadingStore(project.folder).keep_mirror(Mirror(read_at=BEGAN, whole_at=BEGAN, tasks=tasks))
+    ReadingStore(project.folder).keep_mirror(TaskCache(read_at=BEGAN, whole_at=BEGAN, tasks=tasks))
     quarantine = Quarantine(project.folder, lambda: BEGAN + timedelta(days=5))
     with quarantine.settled():
         quarantine.enter("91", "file", "damaged", "the file ends in the middle of the picture", passing=False)
@@ -144,7 +144,9 @@ def _marks(report: RoundReport, fit: FitReport, number: int) -> PredictionSnapsh
     )
 
 
-def _answers(report: RoundReport, outputs: PoolPredictions, number: int, *, by_hand: int | None) -> dict[int, KeptTask]:
+def _answers(
+    report: RoundReport, outputs: PoolPredictions, number: int, *, by_hand: int | None
+) -> dict[int, CachedTask]:
     """The first images of an order, one after the other, but for one that somebody opened by hand.
 
     The later the round, the more often readers say what the network does.
@@ -158,17 +160,17 @@ def _answers(report: RoundReport, outputs: PoolPredictions, number: int, *, by_h
     return tasks
 
 
-def _first_answers(report: RoundReport) -> dict[int, KeptTask]:
+def _first_answers(report: RoundReport) -> dict[int, CachedTask]:
     """The first images of an order from before the first training."""
     values = [name for name, share in SHARES.items() for _ in range(share)]
     answered = enumerate(zip(report.ranking.image_ids[:READ], values, strict=True))
     return {int(name): _answered(report, minute, name, value) for minute, (name, value) in answered}
 
 
-def _answered(report: RoundReport, minute: float, name: str, value: str) -> KeptTask:
+def _answered(report: RoundReport, minute: float, name: str, value: str) -> CachedTask:
     at = report.started_at + timedelta(minutes=4 + minute)
     choice = {"from_name": "severity", "type": "choices", "value": {"choices": [value]}}
-    return KeptTask(
+    return CachedTask(
         data={"image": f"/data/upload/{name}.png"},
         annotations=(
             {

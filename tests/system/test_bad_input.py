@@ -60,7 +60,7 @@ def troubled(live_project) -> Troubled:
     films = draw_films(40, seed=11, side=64)
     truth = {film.name: film.label for film in films}
     project = live_project(films, OPTIONS)
-    ask = project.client.transport.ask
+    ask = project.client.request
     for data in ({"image": ""}, {"image": "/user/login/"}):
         ask("POST", "/api/tasks/", dict, body={"project": project.id, "data": data})
     tasks = project.images()

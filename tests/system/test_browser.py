@@ -70,11 +70,11 @@ def ranked(label_studio) -> Iterator[Ranked]:
         ]
         client.import_predictions(project_id, ranking)
         client.patch_project(project_id, {"sampling": SAMPLING, "model_version": version})
-        made = client.transport.ask("GET", "/api/predictions/", list, query={"project": str(project_id)})
-        invite = str(client.transport.ask("GET", "/api/invite", dict)["invite_url"])
+        made = client.request("GET", "/api/predictions/", list, query={"project": str(project_id)})
+        invite = str(client.request("GET", "/api/invite", dict)["invite_url"])
         with Reader("recorded", client.url) as reader:
             yield Ranked(project_id, {str(one["task"]): int(one["id"]) for one in made}, reader.sign_up(invite))
-        client.transport.send("DELETE", f"/api/projects/{project_id}/")
+        client.send("DELETE", f"/api/projects/{project_id}/")
 
 
 def test_the_page_sends_what_is_recorded(browser, ranked):
@@ -242,7 +242,7 @@ class TestRankingsUnderTheHands:
 
 def stored_answers(client: LabelStudioClient, project_id: int) -> list[tuple[str, str, str | None]]:
     """Every annotation as task, reader and class; None for the class of a skip."""
-    emails = {int(user["id"]): str(user["email"]) for user in client.transport.ask("GET", "/api/users/", list)}
+    emails = {int(user["id"]): str(user["email"]) for user in client.request("GET", "/api/users/", list)}
     return sorted(
         (
             str(task["id"]),

@@ -18,8 +18,8 @@ from ml_backend.cli import app
 from ml_backend.config import Settings
 from ml_backend.demo.images import Film, draw_films
 from ml_backend.demo.services import Backend, Worker
-from ml_backend.doctor.checks import Case, Finding
-from ml_backend.doctor.runner import CHECKS, examine
+from ml_backend.doctor.checks import CHECKS, CheckContext
+from ml_backend.doctor.runner import Finding, examine
 from ml_backend.label_studio.connect import connect_project, find_backend, find_webhook
 from ml_backend.processes import Valkey
 from ml_backend.scheduling import RoundQueue, connect_redis
@@ -62,7 +62,7 @@ class Ward:
         return f"AL_{name.upper()}" in self.environ
 
     def examine(self, url: str | None = None, **changed: object) -> dict[str, Finding]:
-        case = Case(self.live.id, url or self.backend.url, lambda: self.settings(**changed))
+        case = CheckContext(self.live.id, url or self.backend.url, lambda: self.settings(**changed))
         with closing(case):
             return {finding.name: finding for finding in examine(case)}
 
@@ -94,7 +94,7 @@ class Ward:
         for check in reversed(CHECKS):
             if check.name in wanted:
                 wanted |= set(by_name[check.name].needs)
-        with closing(Case(self.live.id, self.backend.url, self.settings)) as case:
+        with closing(CheckContext(self.live.id, self.backend.url, self.settings)) as case:
             *_, last = examine(case, [check for check in CHECKS if check.name in wanted])
         assert last.name == name
         return last
@@ -128,9 +128,9 @@ def patched(ward: Ward, **fields: object) -> Iterator[None]:
     """A project with other settings, and then with its own again."""
     before = ward.live.client.project(ward.live.id)
     path = f"/api/projects/{ward.live.id}/"
-    ward.live.client.transport.send("PATCH", path, body=fields)
+    ward.live.client.send("PATCH", path, body=fields)
     yield
-    ward.live.client.transport.send("PATCH", path, body={name: before[name] for name in fields})
+    ward.live.client.send("PATCH", path, body={name: before[name] for name in fields})
 
 
 def test_a_sound_installation_passes_and_nothing_is_changed(ward: Ward) -> None:
@@ -211,7 +211,7 @@ def test_a_webhook_that_was_changed(ward: Ward, fields: dict[str, object], said:
 
 
 def test_a_webhook_that_was_deleted(ward: Ward) -> None:
-    ward.live.client.transport.send("DELETE", f"/api/webhooks/{ward.hook['id']}/")
+    ward.live.client.send("DELETE", f"/api/webhooks/{ward.hook['id']}/")
 
     found = ward.examine()
 
@@ -231,7 +231,7 @@ def test_two_connections(ward: Ward) -> None:
     before = ward.live.follower.poll().changes
     [task, *_] = client.unlabelled_tasks(ward.live.id)
     body = {"result": [], "was_cancelled": True, "lead_time": 1.0}
-    skip = client.transport.ask("POST", f"/api/tasks/{task['id']}/annotations/", dict, body=body)
+    skip = client.request("POST", f"/api/tasks/{task['id']}/annotations/", dict, body=body)
     after = ward.live.follower.poll()
 
     assert failures(by_both) == failures(left_behind) == {"one connection"}
@@ -239,10 +239,10 @@ def test_two_connections(ward: Ward) -> None:
     assert "under Webhooks" in left_behind["one connection"].remedy
     assert other in " ".join(ward.connect())
     assert (after.changes - before, after.told_twice_at is None) == (1, False)
-    client.transport.send("DELETE", f"/api/annotations/{skip['id']}/")
+    client.send("DELETE", f"/api/annotations/{skip['id']}/")
     hook = find_webhook(client, ward.live.id, other)
     assert hook is not None
-    client.transport.send("DELETE", f"/api/webhooks/{hook['id']}/")
+    client.send("DELETE", f"/api/webhooks/{hook['id']}/")
     assert ward.look("one connection").verdict == "ok"
 
 
@@ -267,7 +267,7 @@ def test_predictions_that_are_gone(ward: Ward, worker: Worker) -> None:
     query = {"id": "delete_tasks_predictions", "project": str(ward.live.id)}
     chosen = {"selectedItems": {"all": True, "excluded": []}}
     with held(worker):
-        ward.live.client.transport.send("POST", "/api/dm/actions", query=query, body=chosen)
+        ward.live.client.send("POST", "/api/dm/actions", query=query, body=chosen)
         found = ward.examine()
 
     assert failures(found) == {"predictions"}
@@ -295,7 +295,7 @@ def test_a_label_config_that_is_no_single_choice(ward: Ward) -> None:
 def test_an_image_that_is_gone(ward: Ward) -> None:
     path = f"/api/projects/{ward.live.id}/import"
     gone = [{"data": {ward.live.config.image_key: "/data/upload/1/nowhere.png"}}]
-    ward.live.client.transport.send("POST", path, body=gone)
+    ward.live.client.send("POST", path, body=gone)
     number = max(int(task["id"]) for task in ward.live.client.unlabelled_tasks(ward.live.id))
 
     found = ward.examine()
@@ -304,7 +304,7 @@ def test_an_image_that_is_gone(ward: Ward) -> None:
     assert "2 of 3 could be read" in found["images"].seen
     assert "nowhere.png" in found["images"].seen
     assert "delete its task" in found["images"].remedy
-    ward.live.client.transport.send("DELETE", f"/api/tasks/{number}/")
+    ward.live.client.send("DELETE", f"/api/tasks/{number}/")
     assert ward.look("images").verdict == "ok"
 
 
@@ -323,7 +323,7 @@ def test_wrong_options(ward: Ward) -> None:
 def test_keys(ward: Ward) -> None:
     """A personal access token is as good as a legacy token; an access token or a wrong one is not."""
     made = ward.live.reader("doctor")._send("POST", "/api/token/", json={}).json()
-    access = ward.live.client.transport.ask("POST", "/api/token/refresh/", dict, body={"refresh": made["token"]})
+    access = ward.live.client.request("POST", "/api/token/refresh/", dict, body={"refresh": made["token"]})
 
     good = ward.examine(label_studio_api_key=made["token"])
     short_lived = ward.examine(label_studio_api_key=access["access"])

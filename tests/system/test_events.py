@@ -101,7 +101,7 @@ class Labels:
 
     def _delete(self) -> tuple[str, Json]:
         chosen = self._chance.choice(sorted(self._made))
-        self._client.transport.send("DELETE", f"/api/annotations/{chosen}/")
+        self._client.send("DELETE", f"/api/annotations/{chosen}/")
         del self._made[chosen]
         return "ANNOTATIONS_DELETED", {"annotations": [{"id": chosen}]}
 
@@ -114,7 +114,7 @@ class Labels:
         return [self._region | {"value": {"choices": [value]}}]
 
     def _send(self, method: str, path: str, **body: object) -> Json:
-        answer: Json = self._client.transport.ask(method, path, dict, body=body)
+        answer: Json = self._client.request(method, path, dict, body=body)
         return answer
 
     def _event(self, name: str, told: Json) -> Json:

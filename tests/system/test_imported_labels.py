@@ -11,8 +11,8 @@ from ml_backend.config import Settings
 from ml_backend.demo.images import Film, draw_films
 from ml_backend.demo.project import upload
 from ml_backend.demo.readers import ServedImage, file_name
-from ml_backend.doctor.checks import Case
-from ml_backend.doctor.runner import CHECKS, examine
+from ml_backend.doctor.checks import CHECKS, CheckContext
+from ml_backend.doctor.runner import examine
 from tests.system.owned import Owned
 
 pytestmark = pytest.mark.system
@@ -38,7 +38,7 @@ def answered(owned: Owned, *values: str, **fields: object) -> list[dict[str, Any
 def bring(owned: Owned, tasks: list[dict[str, Any]]) -> list[str]:
     """Import these tasks; their ids."""
     client, before = owned.project.client, {str(task["id"]) for task in owned.project.client.changed_tasks(owned.id)}
-    client.transport.send("POST", f"/api/projects/{owned.id}/import", body=tasks)
+    client.send("POST", f"/api/projects/{owned.id}/import", body=tasks)
     return [number for task in client.changed_tasks(owned.id) if (number := str(task["id"])) not in before]
 
 
@@ -59,7 +59,7 @@ def doctor_of(owned: Owned) -> dict[str, str]:
         label_studio_api_key=environ["AL_LABEL_STUDIO_API_KEY"],
         data_dir=environ["AL_DATA_DIR"],
     )
-    with closing(Case(owned.id, owned.backend.url, lambda: settings)) as case:
+    with closing(CheckContext(owned.id, owned.backend.url, lambda: settings)) as case:
         found = {one.name: one for one in examine(case, checks)}
     assert {one.verdict for one in found.values()} == {"ok"}
     return {name: found[name].seen for name in ("same image twice", "ground truths")}
@@ -132,7 +132,7 @@ class TestTheSameImageTwice:
         assert sum("holds the same image as task" in one.reason for one in report.exclusions) == 36 - 10 - 3
 
     def test_the_page_and_the_doctor_count_them_alike(self, copies):
-        sentence = "12 images stand in two or more tasks (36 in all)"
+        sentence = "12 images are in two or more tasks (36 in all)"
 
         assert sentence in page_of(copies)
         assert doctor_of(copies)["same image twice"].startswith(sentence)

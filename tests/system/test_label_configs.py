@@ -26,11 +26,11 @@ class Running(Protocol):
 
 def validate(label_studio: Running, xml: str) -> None:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
-        project = client.transport.ask("POST", "/api/projects/", dict, body={"title": "test label configs"})
+        project = client.request("POST", "/api/projects/", dict, body={"title": "test label configs"})
         try:
-            client.transport.send("POST", f"/api/projects/{project['id']}/validate/", body={"label_config": xml})
+            client.send("POST", f"/api/projects/{project['id']}/validate/", body={"label_config": xml})
         finally:
-            client.transport.send("DELETE", f"/api/projects/{project['id']}/")
+            client.send("DELETE", f"/api/projects/{project['id']}/")
 
 
 def test_both_are_here() -> None:

@@ -130,7 +130,7 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
     with ExitStack() as stack:
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
         project_id, config = create_project(client, "By the manual", shipped_config("severity"))
-        stack.callback(client.transport.send, "DELETE", f"/api/projects/{project_id}/")
+        stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
         films = draw_films(FILMS, seed=6, side=64)
         assert list(upload(client, label_studio.api_key, project_id, config.image_key, films))[-1] == FILMS
         own = {

@@ -67,7 +67,7 @@ def labelled(live_project, backend) -> Labelled:
     )
     rounds = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
     store = rounds.project(rounds.connection(project.id).project)
-    mirror = read_project(project.client, project.id, None).mirror
+    mirror = read_project(project.client, project.id, None).cache
     told = answers_of(mirror, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
     return Labelled(room, project.follower, exported_tasks(project.client, project.id), store, told)
 

@@ -121,7 +121,7 @@ def test_a_project_that_is_gone_from_label_studio(owned, tmp_path):
     client = owned.project.client
     project_id, _ = create_project(client, "Soon gone", shipped_config("severity"))
     created = int(datetime.fromisoformat(client.project(project_id)["created_at"]).timestamp())
-    client.transport.send("DELETE", f"/api/projects/{project_id}/")
+    client.send("DELETE", f"/api/projects/{project_id}/")
     key = ProjectKey(id=project_id, created=created)
     RoundStore(tmp_path).connect(Connection(project=key, hostname=client.url, label_config=shipped_config("severity")))
 

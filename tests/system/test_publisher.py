@@ -37,9 +37,9 @@ class LiveProject:
     def __init__(self, client: LabelStudioClient, store: RoundStore) -> None:
         self.client = client
         body = {"title": "test publisher", "label_config": XML, "sampling": SAMPLING}
-        self.id = int(client.transport.ask("POST", "/api/projects/", dict, body=body)["id"])
+        self.id = int(client.request("POST", "/api/projects/", dict, body=body)["id"])
         films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(TASKS)]
-        client.transport.send("POST", f"/api/projects/{self.id}/import", body=films)
+        client.send("POST", f"/api/projects/{self.id}/import", body=films)
         self.tasks = [str(task["id"]) for task in client.unlabelled_tasks(self.id)]
         self.store = store.project(ProjectKey(id=self.id, created=0))
 
@@ -90,17 +90,17 @@ class LiveProject:
             return []
         view = {"ordering": ["tasks:predictions_score"]}
         query = {"project": str(self.id), "query": json.dumps(view), "fields": "all", "page_size": "100"}
-        tasks = self.client.transport.ask("GET", "/api/tasks", dict, query=query)["tasks"]
+        tasks = self.client.request("GET", "/api/tasks", dict, query=query)["tasks"]
         return [str(task["id"]) for task in tasks if task["predictions_score"] is not None]
 
     def label_next(self) -> str:
         """What a reader does; the id of the task served."""
-        task = self.client.transport.ask("GET", f"/api/projects/{self.id}/next", dict)
+        task = self.client.request("GET", f"/api/projects/{self.id}/next", dict)
         value = {"choices": ["normal"]}
         result = [{"from_name": "severity", "to_name": "image", "type": "choices", "value": value}]
         parent = next((one["id"] for one in task["predictions"]), None)
         body = {"result": result, "parent_prediction": parent}
-        self.client.transport.send("POST", f"/api/tasks/{task['id']}/annotations/", body=body)
+        self.client.send("POST", f"/api/tasks/{task['id']}/annotations/", body=body)
         return str(task["id"])
 
 
@@ -109,7 +109,7 @@ def project(label_studio: Running, tmp_path: Path) -> Iterator[LiveProject]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         live = LiveProject(client, RoundStore(tmp_path))
         yield live
-        client.transport.send("DELETE", f"/api/projects/{live.id}/")
+        client.send("DELETE", f"/api/projects/{live.id}/")
 
 
 def nothing() -> None:
@@ -203,7 +203,7 @@ def test_nobody_elses_predictions_are_deleted(project: LiveProject) -> None:
 def test_an_image_held_across_many_rankings_can_be_answered(project: LiveProject, prelabel: bool) -> None:
     """The page sends the id of the prediction that it opened the image from; a deleted one is refused."""
     project.publisher(prelabel=prelabel).publish(project.report(project.tasks), nothing)
-    held = project.client.transport.ask("GET", f"/api/projects/{project.id}/next", dict)
+    held = project.client.request("GET", f"/api/projects/{project.id}/next", dict)
     [prediction] = held["predictions"]
     for number in range(4):
         project.publisher(prelabel=prelabel).publish(project.report(project.tasks[::-1], f"r00001{number}"), nothing)
@@ -213,10 +213,10 @@ def test_an_image_held_across_many_rankings_can_be_answered(project: LiveProject
         return {"result": [region], "parent_prediction": prediction["id"]}
 
     path = f"/api/tasks/{held['id']}/annotations/"
-    annotation = project.client.transport.ask("POST", path, dict, body=answer("normal"))
-    project.client.transport.send("PATCH", f"/api/annotations/{annotation['id']}/", body=answer("severe"))
+    annotation = project.client.request("POST", path, dict, body=answer("normal"))
+    project.client.send("PATCH", f"/api/annotations/{annotation['id']}/", body=answer("severe"))
 
-    [stored] = project.client.transport.ask("GET", path, list)
+    [stored] = project.client.request("GET", path, list)
     assert stored["result"][0]["value"]["choices"] == ["severe"]
 
 
@@ -227,7 +227,7 @@ def test_a_task_deleted_under_the_import(project: LiveProject, monkeypatch: pyte
     def look_then_lose(project_id: int, ids: Any) -> set[int]:
         found = look(project_id, ids)
         if int(gone) in found:
-            project.client.transport.send("DELETE", f"/api/tasks/{gone}/")
+            project.client.send("DELETE", f"/api/tasks/{gone}/")
         return found
 
     monkeypatch.setattr(project.client, "still_unlabelled", look_then_lose)
@@ -266,7 +266,7 @@ def test_an_import_that_was_done_without_an_answer(project: LiveProject, monkeyp
 
 def test_prelabelled(project: LiveProject) -> None:
     project.publisher(prelabel=True, reserve=1).publish(project.report(project.tasks), nothing)
-    task = project.client.transport.ask("GET", f"/api/tasks/{project.tasks[2]}/", dict)
+    task = project.client.request("GET", f"/api/tasks/{project.tasks[2]}/", dict)
 
     [answer] = task["predictions"][0]["result"]
     assert (answer["value"], answer["score"]) == ({"choices": ["severe"]}, 0.75)

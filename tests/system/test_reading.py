@@ -19,7 +19,7 @@ from ml_backend.images.decode import decode
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, prediction, read_image, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
-from ml_backend.label_studio.sync import LabelStudioLabels, Mirror, read_project
+from ml_backend.label_studio.sync import LabelStudioLabels, TaskCache, read_project
 from ml_backend.schemas import ImageRef
 from tests.unit.label_studio.data_uris import SPELLINGS
 
@@ -46,9 +46,9 @@ def client(label_studio: Running) -> Iterator[LabelStudioClient]:
 @pytest.fixture
 def project_id(client: LabelStudioClient) -> Iterator[int]:
     body = {"title": "test reading", "label_config": XML}
-    project = client.transport.ask("POST", "/api/projects/", dict, body=body)
+    project = client.request("POST", "/api/projects/", dict, body=body)
     yield int(project["id"])
-    client.transport.send("DELETE", f"/api/projects/{project['id']}/")
+    client.send("DELETE", f"/api/projects/{project['id']}/")
 
 
 def film() -> bytes:
@@ -76,11 +76,11 @@ def test_annotations_and_pool(client: LabelStudioClient, project_id: int) -> Non
     """One answered, one skipped, one unreadable, one without a usable image, one waiting."""
     names = ["a", "b", "c", "", "e"]
     films = [{"data": {"image": name and f"http://films.example/{name}.png", "patient_id": 7}} for name in names]
-    client.transport.send("POST", f"/api/projects/{project_id}/import", body=films)
+    client.send("POST", f"/api/projects/{project_id}/import", body=films)
     tasks = [task["id"] for task in client.unlabelled_tasks(project_id)]
     bodies = [answered("severe"), {"result": [], "was_cancelled": True}, answered("unreadable")]
     for task, body in zip(tasks, bodies, strict=False):
-        client.transport.send("POST", f"/api/tasks/{task}/annotations/", body=body)
+        client.send("POST", f"/api/tasks/{task}/annotations/", body=body)
     labels = LabelStudioLabels(client, project_id, parse_label_config(XML), ProjectOptions())
 
     annotations = {a.image.uri: a.value for a in labels.annotations()}
@@ -105,7 +105,7 @@ class Memory:
     """Keeps the last reading as a file would."""
 
     def __init__(self) -> None:
-        self.kept: Mirror | None = None
+        self.kept: TaskCache | None = None
 
     def mirror(self, kind: Any) -> Any:
         return self.kept and kind.model_validate_json(self.kept.model_dump_json())
@@ -116,7 +116,7 @@ class Memory:
 
 def test_what_no_reader_answered(client: LabelStudioClient, project_id: int) -> None:
     """Predictions that Label Studio turned into annotations, with and without a class, and two odd imports."""
-    send, region = client.transport.send, answered("severe")["result"][0]
+    send, region = client.send, answered("severe")["result"][0]
     odd = [[region | {"from_name": "diagnosis"}], [region | {"value": {"choices": "normal"}}]]
     films: list[dict[str, Any]] = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(5)]
     for film, result in zip(films, odd, strict=False):
@@ -131,7 +131,7 @@ def test_what_no_reader_answered(client: LabelStudioClient, project_id: int) -> 
     assert client.import_predictions(project_id, served) == 2
     body = {"selectedItems": {"all": True, "excluded": []}, "model_version": "al-1"}
     act = {"id": "predictions_to_annotations", "project": str(project_id)}
-    assert client.transport.ask("POST", "/api/dm/actions", dict, query=act, body=body)["detail"].startswith("Created 2")
+    assert client.request("POST", "/api/dm/actions", dict, query=act, body=body)["detail"].startswith("Created 2")
     client.delete_model_version(project_id, "al-1")  # as the next ranking does: no annotation knows its prediction then
     labels = LabelStudioLabels(client, project_id, config, ProjectOptions())
 
@@ -144,7 +144,7 @@ def test_what_no_reader_answered(client: LabelStudioClient, project_id: int) -> 
     assert '"Create Annotations From Predictions"' in why[tasks[2]]
     assert "a network's answers" in why[tasks[3]]
 
-    [copied] = client.transport.ask("GET", f"/api/tasks/{tasks[3]}/annotations/", list)
+    [copied] = client.request("GET", f"/api/tasks/{tasks[3]}/annotations/", list)
     send(
         "PATCH", f"/api/annotations/{copied['id']}/", body=answered("severe") | {"lead_time": 2.5}
     )  # a reader's Update
@@ -163,7 +163,7 @@ def test_patients_of_several_imports(client: LabelStudioClient, label_studio: Ru
         )
         assert answer.status_code == 201, answer.text
     films = [{"data": {"image": f"http://f/{n}.png", "patient_id": patient}} for n, patient in ((4, "12 "), (5, "NaN"))]
-    client.transport.send("POST", f"/api/projects/{project_id}/import", body=films)
+    client.send("POST", f"/api/projects/{project_id}/import", body=films)
 
     pool, _ = LabelStudioLabels(client, project_id, parse_label_config(XML), ProjectOptions()).unlabelled()
 
@@ -172,7 +172,7 @@ def test_patients_of_several_imports(client: LabelStudioClient, label_studio: Ru
 
 def test_readers_who_were_deleted(client: LabelStudioClient, project_id: int) -> None:
     """Two of three said normal; the network must not learn severe once Label Studio no longer knows them."""
-    ask, send = client.transport.ask, client.transport.send
+    ask, send = client.request, client.send
     send("POST", f"/api/projects/{project_id}/import", body=[{"data": {"image": "http://films.example/a.png"}}])
     [task] = client.unlabelled_tasks(project_id)
     gone = []
@@ -193,12 +193,12 @@ def test_readers_who_were_deleted(client: LabelStudioClient, project_id: int) ->
 def test_a_class_that_was_renamed(client: LabelStudioClient, project_id: int) -> None:
     """Label Studio lets an owner rename a class that has labels; under its alias they stay."""
     films = [{"data": {"image": "http://films.example/a.png"}}]
-    client.transport.send("POST", f"/api/projects/{project_id}/import", body=films)
+    client.send("POST", f"/api/projects/{project_id}/import", body=films)
     [task] = client.unlabelled_tasks(project_id)
-    client.transport.send("POST", f"/api/tasks/{task['id']}/annotations/", body=answered("moderate"))
+    client.send("POST", f"/api/tasks/{task['id']}/annotations/", body=answered("moderate"))
 
     def labels(xml: str) -> Consensus:
-        client.transport.send("PATCH", f"/api/projects/{project_id}/", body={"label_config": xml})
+        client.send("PATCH", f"/api/projects/{project_id}/", body={"label_config": xml})
         config = parse_label_config(str(client.project(project_id)["label_config"]))
         found = LabelStudioLabels(client, project_id, config, ProjectOptions()).annotations()
         return median(found, training_classes(config, ProjectOptions()))
@@ -213,13 +213,13 @@ def test_a_class_that_was_renamed(client: LabelStudioClient, project_id: int) ->
 
 def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_id: int) -> None:
     """Whatever readers and owners do, reading the changes gives what reading everything gives."""
-    send, memory = client.transport.send, Memory()
+    send, memory = client.send, Memory()
     films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(12)]
     send("POST", f"/api/projects/{project_id}/import", body=films)
     tasks = [int(task["id"]) for task in client.unlabelled_tasks(project_id)]
 
     def answer(task: int, body: dict[str, object]) -> int:
-        return int(client.transport.ask("POST", f"/api/tasks/{task}/annotations/", dict, body=body)["id"])
+        return int(client.request("POST", f"/api/tasks/{task}/annotations/", dict, body=body)["id"])
 
     def act(name: str, task: int) -> None:
         body = {"project": str(project_id), "selectedItems": {"all": False, "included": [task]}}
@@ -232,7 +232,7 @@ def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_
 
         assert read(memory) == read(None)
         assert memory.kept is not None
-        assert not read_project(client, project_id, memory.kept).whole
+        assert read_project(client, project_id, memory.kept).cache.whole_at == memory.kept.whole_at
 
     same()
     label, other = answer(tasks[0], answered("severe")), answer(tasks[1], answered("normal"))
@@ -259,16 +259,16 @@ def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_
 def test_a_reading_costs_what_changed(client: LabelStudioClient, project_id: int) -> None:
     """Predictions come and go with every round: they are no change."""
     films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(4)]
-    client.transport.send("POST", f"/api/projects/{project_id}/import", body=films)
-    task, *_ = read_project(client, project_id, None).mirror.tasks
+    client.send("POST", f"/api/projects/{project_id}/import", body=films)
+    task, *_ = read_project(client, project_id, None).cache.tasks
     time.sleep(2)
     _, now = client.project_and_clock(project_id)
     body = [{"task": task, "result": [], "score": 0.5, "model_version": "v"}]
-    client.transport.send("POST", f"/api/projects/{project_id}/import/predictions", body=body)
+    client.send("POST", f"/api/projects/{project_id}/import/predictions", body=body)
     client.delete_model_version(project_id, "v")
 
     assert list(client.changed_tasks(project_id, now)) == []
-    client.transport.send("POST", f"/api/tasks/{task}/annotations/", body=answered("severe"))
+    client.send("POST", f"/api/tasks/{task}/annotations/", body=answered("severe"))
     assert [row["id"] for row in client.changed_tasks(project_id, now)] == [task]
 
 
@@ -300,7 +300,7 @@ def test_an_image_that_is_none(client: LabelStudioClient, project_id: int) -> No
         "http://old-studio:8080/data/upload/1/a.png": "is a former address of Label Studio, write /data/upload/1/a.png",
     }
     tasks = [{"data": {"image": uri}} for uri in wanted]
-    client.transport.send("POST", f"/api/projects/{project_id}/import", body=tasks)
+    client.send("POST", f"/api/projects/{project_id}/import", body=tasks)
     stored = {task["data"]["image"]: str(task["id"]) for task in client.unlabelled_tasks(project_id)}
 
     assert set(stored) == set(wanted)
@@ -312,9 +312,7 @@ def test_an_image_that_is_none(client: LabelStudioClient, project_id: int) -> No
 def test_images_that_stand_in_their_tasks(client: LabelStudioClient, project_id: int) -> None:
     """As Label Studio stores and returns them; ``test_shown_images`` shows them to a browser."""
     uris = {uri for uri, shown in SPELLINGS.values() if shown}
-    client.transport.send(
-        "POST", f"/api/projects/{project_id}/import", body=[{"data": {"image": uri}} for uri in sorted(uris)]
-    )
+    client.send("POST", f"/api/projects/{project_id}/import", body=[{"data": {"image": uri}} for uri in sorted(uris)])
     config = parse_label_config(XML)
     images = [read_image(task, config) for task in client.unlabelled_tasks(project_id)]
 
@@ -324,9 +322,9 @@ def test_images_that_stand_in_their_tasks(client: LabelStudioClient, project_id:
 
 
 def test_a_personal_access_token(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
-    if client.transport.ask("GET", "/api/token/", list):
+    if client.request("GET", "/api/token/", list):
         pytest.skip("this Label Studio's user has a personal access token already, and may have only one")
-    token = client.transport.ask("POST", "/api/token/", dict, body={})["token"]
+    token = client.request("POST", "/api/token/", dict, body={})["token"]
     upload(label_studio, project_id, film())
     try:
         with LabelStudioClient(label_studio.url, token) as personal:
@@ -336,7 +334,7 @@ def test_a_personal_access_token(client: LabelStudioClient, label_studio: Runnin
             assert personal.project(project_id)["id"] == project_id
             assert LabelStudioImages(personal).fetch(image) == film()
     finally:
-        client.transport.send("POST", "/api/token/blacklist/", body={"refresh": token})
+        client.send("POST", "/api/token/blacklist/", body={"refresh": token})
     with LabelStudioClient(label_studio.url, token) as revoked, pytest.raises(RequestRefused, match="was it revoked"):
         revoked.project(project_id)
 

@@ -58,13 +58,13 @@ class ProjectContext:
     def label(self, image_id: str, choice: str) -> int:
         value = {"from_name": "severity", "to_name": "image", "type": "choices", "value": {"choices": [choice]}}
         path = f"/api/tasks/{image_id}/annotations/"
-        return int(self.client.transport.ask("POST", path, dict, body={"result": [value]})["id"])
+        return int(self.client.request("POST", path, dict, body={"result": [value]})["id"])
 
     def served(self) -> str:
         """The task that Label Studio hands a reader next."""
         path, body = "/api/dm/actions", {"project": str(self.key.id)}
         query = {"id": "next_task", "project": str(self.key.id)}
-        return str(self.client.transport.ask("POST", path, dict, query=query, body=body)["id"])
+        return str(self.client.request("POST", path, dict, query=query, body=body)["id"])
 
 
 def image(shade: int) -> bytes:
@@ -103,8 +103,8 @@ def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[Pro
         yield world
         world.reconciler.stop()
         world.queue.forget(key)
-        if client.transport.ask("GET", "/api/projects/", dict, query={"ids": str(project_id)})["count"]:
-            client.transport.send("DELETE", f"/api/projects/{project_id}/")
+        if client.request("GET", "/api/projects/", dict, query={"ids": str(project_id)})["count"]:
+            client.send("DELETE", f"/api/projects/{project_id}/")
 
 
 def test_labels_that_no_event_told_of(world: ProjectContext) -> None:
@@ -122,14 +122,14 @@ def test_labels_that_no_event_told_of(world: ProjectContext) -> None:
     world.reconciler.look()
     assert (world.queue.status(world.key).changes, world.queue.status(world.key).waiting) == (2, None)
 
-    world.client.transport.send("DELETE", f"/api/annotations/{deleted}/")
+    world.client.send("DELETE", f"/api/annotations/{deleted}/")
     world.label(second, "normal")
     world.label(third, "normal")
-    world.client.transport.send("PATCH", f"/api/annotations/{changed}/", body={"ground_truth": True})
+    world.client.send("PATCH", f"/api/annotations/{changed}/", body={"ground_truth": True})
     world.reconciler.look()
     assert (world.queue.status(world.key).changes, world.queue.status(world.key).waiting) == (3, "labels")
 
-    world.client.transport.send("DELETE", f"/api/projects/{world.key.id}/")
+    world.client.send("DELETE", f"/api/projects/{world.key.id}/")
     world.reconciler.look()
     assert world.store.connections() == []
 
@@ -163,16 +163,14 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: ProjectContex
     def delete_predictions() -> None:
         chosen = {"selectedItems": {"all": False, "included": [int(one) for one in served.image_ids[:3]]}}
         query = {"id": "delete_tasks_predictions", "project": str(number)}
-        client.transport.send("POST", "/api/dm/actions", query=query, body=chosen)
+        client.send("POST", "/api/dm/actions", query=query, body=chosen)
 
     def import_again() -> None:
         client.import_predictions(number, [one_prediction(served.version)])
 
     def import_over() -> None:
         query = {"id": "delete_tasks_predictions", "project": str(number)}
-        client.transport.send(
-            "POST", "/api/dm/actions", query=query, body={"selectedItems": {"all": True, "excluded": []}}
-        )
+        client.send("POST", "/api/dm/actions", query=query, body={"selectedItems": {"all": True, "excluded": []}})
         client.import_predictions(number, [one_prediction(served.version)] * len(served.image_ids))
 
     def choose_another_version() -> None:

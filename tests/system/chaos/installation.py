@@ -143,7 +143,7 @@ class Ward:
         )
         connect_project(settings, self.id, here.server.url, OPTIONS, client)
         self.key = here.store.connection(self.id).project
-        invite = str(client.transport.ask("GET", "/api/invite", dict)["invite_url"])
+        invite = str(client.request("GET", "/api/invite", dict)["invite_url"])
         self._stack = ExitStack()
         readers = [
             self._stack.enter_context(Reader(f"chaos-{number}", client.url)).sign_up(invite)
@@ -163,7 +163,7 @@ class Ward:
         ]
         for number, value in chosen:
             body = {"result": [region | {"value": {"choices": [value]}}]}
-            client.transport.send("POST", f"/api/tasks/{number}/annotations/", body=body)
+            client.send("POST", f"/api/tasks/{number}/annotations/", body=body)
         return {number: datetime.now(UTC) for number, _ in chosen}
 
     @property
@@ -188,7 +188,7 @@ class Ward:
             "include": "id,predictions_score",
             "page_size": "10000",
         }
-        tasks = self.here.client.transport.ask("GET", "/api/tasks", dict, query=query)["tasks"]
+        tasks = self.here.client.request("GET", "/api/tasks", dict, query=query)["tasks"]
         return [str(task["id"]) for task in tasks if task["predictions_score"] is not None]
 
     def leave_an_expired_version(self) -> None:
@@ -236,7 +236,7 @@ class Ward:
 
     def close(self) -> None:
         self._stack.close()
-        self.here.client.transport.send("DELETE", f"/api/projects/{self.id}/")
+        self.here.client.send("DELETE", f"/api/projects/{self.id}/")
 
     def _why(self) -> str:
         published = self.folder.published()

@@ -18,13 +18,13 @@ from ml_backend.analytics.history import (
 from ml_backend.analytics.overview import analyse
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.label_studio.sync import Mirror
+from ml_backend.label_studio.sync import TaskCache
 from ml_backend.schemas import RoundReport, RoundTrigger
 from ml_backend.storage import RoundStore, RoundSummary
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
-from tests.unit.label_studio.test_duplicates import CONFIG as TRUTH_CONFIG
-from tests.unit.label_studio.test_duplicates import answer as vote
-from tests.unit.label_studio.test_duplicates import mirror as truth_mirror
+from tests.unit.label_studio.test_sync import CONFIG as TRUTH_CONFIG
+from tests.unit.label_studio.test_sync import answer as vote
+from tests.unit.label_studio.test_sync import cache_of as truth_cache
 from tests.unit.server.memory import PROJECT
 
 
@@ -118,9 +118,9 @@ def annotation(choice: str = "severe", **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def mirror(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> Mirror:
+def mirror(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> TaskCache:
     rows = [{"id": n, "data": data or {"image": f"{n}.png"}, "annotations": found} for n, found in tasks.items()]
-    return Mirror(read_at=NOON, whole_at=NOON, tasks={}).renewed(rows, NOON)
+    return TaskCache(read_at=NOON, whole_at=NOON, tasks={}).renewed(rows, NOON)
 
 
 def answers(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> list[Answer]:
@@ -187,7 +187,7 @@ TASKS = {
 
 
 def told(tasks, **options):
-    return ground_truths(truth_mirror(tasks), TRUTH_CONFIG, ProjectOptions(**options))
+    return ground_truths(truth_cache(tasks), TRUTH_CONFIG, ProjectOptions(**options))
 
 
 def test_labels_and_differing_answers():
@@ -225,7 +225,7 @@ def test_what_they_do_where_they_override_nothing(chosen, does):
 def test_the_page_has_it_from_here_and_the_images_that_stand_twice(tmp_path):
     """By their bytes as well, as soon as a round has seen them."""
     project = RoundStore(tmp_path).project(PROJECT)
-    read = truth_mirror(TASKS | {5: ("a",), 6: ("e",)})
+    read = truth_cache(TASKS | {5: ("a",), 6: ("e",)})
     project.readings.keep_mirror(read)
 
     first = analyse(project, TRUTH_CONFIG, ProjectOptions())

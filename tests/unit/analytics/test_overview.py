@@ -15,7 +15,7 @@ from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
 from ml_backend.analytics.overview import CONTROL, Overview, analyse, overview, reason, reason_unseen
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import parse_label_config
-from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import PublishedRanking
 from ml_backend.storage import ProjectStore, RoundStore
@@ -42,7 +42,7 @@ def shown(project: ProjectStore) -> Overview:
     return overview(project, analyse(project, CONFIG, ProjectOptions()))
 
 
-def task(value: str, at: datetime) -> KeptTask:
+def task(value: str, at: datetime) -> CachedTask:
     choice = {"from_name": "severity", "type": "choices", "value": {"choices": [value]}}
     answer = {
         "id": 1,
@@ -53,13 +53,13 @@ def task(value: str, at: datetime) -> KeptTask:
         "updated_at": at.isoformat(),
         "lead_time": 9.0,
     }
-    return KeptTask(data={"image": "/data/upload/1.png"}, annotations=(answer,))
+    return CachedTask(data={"image": "/data/upload/1.png"}, annotations=(answer,))
 
 
-def answered(images: int) -> Mirror:
+def answered(images: int) -> TaskCache:
     """So many images that readers called severe, a minute after the order."""
     tasks = {number: task("severe", NOON + timedelta(minutes=number)) for number in range(1, images + 1)}
-    return Mirror(read_at=NOON, whole_at=NOON, tasks=tasks)
+    return TaskCache(read_at=NOON, whole_at=NOON, tasks=tasks)
 
 
 class TestControl:
@@ -79,7 +79,7 @@ class TestControl:
         found.save(report.model_copy(update=trained), None, None, {INSIGHT: insight})
         answered = NOON + timedelta(minutes=1)
         tasks = {1: task("severe", answered), 2: task("severe", answered)}
-        ReadingStore(found.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
+        ReadingStore(found.folder).keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks=tasks))
         return found
 
     def test_only_what_came_by_chance_counts(self, project):
@@ -107,7 +107,7 @@ class TestControl:
         without = RoundStore(tmp_path).project(PROJECT)
         without.save(make_report().model_copy(update={"fit": make_fit()}), None, None)
         tasks = {1: task("severe", NOON + timedelta(minutes=1))}
-        ReadingStore(without.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
+        ReadingStore(without.folder).keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks=tasks))
 
         assert shown(without).control is None
 
@@ -142,7 +142,7 @@ class TestReading:
         """The mirrors that were read."""
         found, read = [], ReadingStore.mirror
 
-        def noted(self: ReadingStore, kind: type[Mirror]) -> Mirror | None:
+        def noted(self: ReadingStore, kind: type[TaskCache]) -> TaskCache | None:
             mirror = read(self, kind)
             found.append(weakref.ref(mirror))
             return mirror
@@ -172,7 +172,7 @@ class TestReading:
     def test_what_is_written_while_it_is_read_is_seen_by_the_next_request(self, project, monkeypatch):
         read = ReadingStore.mirror
 
-        def overtaken(self: ReadingStore, kind: type[Mirror]) -> Mirror | None:
+        def overtaken(self: ReadingStore, kind: type[TaskCache]) -> TaskCache | None:
             mirror = read(self, kind)
             self.keep_mirror(answered(2))
             return mirror

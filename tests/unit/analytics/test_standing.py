@@ -12,7 +12,7 @@ from ml_backend.analytics.standing import Standing, another_look, project_standi
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.label_studio.formats import parse_label_config
-from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.storage.quarantine import QuarantinedImage
 from tests.fakes import NOON
 
@@ -33,21 +33,21 @@ def said(choice: str | None, rater: int = 1, **changed: Any) -> dict[str, Any]:
     return {**item, "result": result, **changed}
 
 
-def task(*answers: dict[str, Any], data: object = IMAGE) -> KeptTask:
-    return KeptTask(data=data, annotations=answers)
+def task(*answers: dict[str, Any], data: object = IMAGE) -> CachedTask:
+    return CachedTask(data=data, annotations=answers)
 
 
-def mirror_of(*tasks: KeptTask, skip_queue: str | None = "REQUEUE_FOR_OTHERS") -> Mirror:
+def mirror_of(*tasks: CachedTask, skip_queue: str | None = "REQUEUE_FOR_OTHERS") -> TaskCache:
     """Each with an image of its own."""
     own = {
         number: one.model_copy(update={"data": {"image": f"/{number}.png"}}) if one.data == IMAGE else one
         for number, one in enumerate(tasks, 1)
     }
-    return Mirror(read_at=NOON, whole_at=NOON, tasks=own, skip_queue=skip_queue)
+    return TaskCache(read_at=NOON, whole_at=NOON, tasks=own, skip_queue=skip_queue)
 
 
 def standing(
-    *tasks: KeptTask,
+    *tasks: CachedTask,
     network: KnownNetwork | None = None,
     quarantined: dict[str, str] | None = None,
     skip_queue: str = "REQUEUE_FOR_OTHERS",

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import httpx
 
 from ml_backend.config import Settings
 from ml_backend.demo.images import draw_films
-from ml_backend.doctor.checks import Case, Check, Finding
-from ml_backend.doctor.runner import CHECKS, examine
+from ml_backend.doctor.checks import CHECKS, Check, CheckContext
+from ml_backend.doctor.runner import Finding, examine
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking
 from ml_backend.storage import RoundStore
 from tests.unit.label_studio.studio import LABEL_CONFIG
@@ -104,11 +104,14 @@ class Installation:
                  "result": [region] if choice else []}
             ]  # fmt: skip
 
-    def examine(self, checks: tuple[Check, ...] = CHECKS) -> dict[str, Finding]:
-        case = Case(7, BACKEND, lambda: Settings.load(**self.settings), httpx.MockTransport(self))
+    def context(self) -> CheckContext:
+        context = CheckContext(7, BACKEND, lambda: Settings.load(**self.settings), httpx.MockTransport(self))
         if self.queue is not None:
-            case.queue = self.queue
-        return {finding.name: finding for finding in examine(case, checks)}
+            context.queue = self.queue
+        return context
+
+    def examine(self, checks: Sequence[Check] = CHECKS) -> dict[str, Finding]:
+        return {finding.name: finding for finding in examine(self.context(), checks)}
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.asked.append((request.method, request.url.path))

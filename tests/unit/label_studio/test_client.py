@@ -1,5 +1,6 @@
-"""Over httpx's own mock transport: what goes out, what is repeated, and what an error says."""
+"""Over httpx's mock transport: what is sent, what is repeated, what errors name, and how long a key is used."""
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +10,28 @@ import pytest
 
 from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
-from ml_backend.label_studio.client import PAGE, LabelStudioClient, Redirected
+from ml_backend.label_studio.client import PAGE, ApiKey, LabelStudioClient, Redirected, label_studio_version
+from ml_backend.label_studio.images import LabelStudioImages
+from ml_backend.schemas import ImageRef
 
 URL = "http://label-studio.example:8080/annotate"
-PERSONAL = "head.eyJ0b2tlbl90eXBlIjoicmVmcmVzaCJ9.signature"
+LIFE_S = 300
+PNG = b"\x89PNG\r\n\x1a\n..."
+
+
+def jwt(**claims: object) -> str:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"head.{body}.signature"
+
+
+PERSONAL, LEGACY = jwt(token_type="refresh", exp=9e9), "0" * 40
+Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
 
 
 class Server:
     """Answers with what a test hands it, one after the other, the last for ever; keeps the requests."""
 
-    def __init__(self, *answers: httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]) -> None:
+    def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.requests: list[httpx.Request] = []
 
@@ -30,8 +43,8 @@ class Server:
         return answer if isinstance(answer, httpx.Response) else answer(request)
 
 
-def client(server: Server, key: str = "legacy", **kwargs: Any) -> LabelStudioClient:
-    return LabelStudioClient(URL, key, transport=httpx.MockTransport(server), **kwargs)
+def client(server: Callable[[httpx.Request], httpx.Response], key: str = LEGACY, **options: Any) -> LabelStudioClient:
+    return LabelStudioClient(URL, key, transport=httpx.MockTransport(server), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -40,18 +53,20 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestAddress:
-    def test_below_the_path_that_label_studio_is_served_under(self) -> None:
+    def test_below_the_path_that_label_studio_is_served_under(self):
         server = Server(httpx.Response(200, json={"id": 3}))
 
         assert client(server).project(3) == {"id": 3}
         assert str(server.requests[0].url) == f"{URL}/api/projects/3/"
-        assert server.requests[0].headers["authorization"] == "Token legacy"
+        assert server.requests[0].headers["authorization"] == f"Token {LEGACY}"
 
-    def test_refuses_what_is_none(self) -> None:
-        with pytest.raises(SettingsError, match="'localhost:8080'; expected http://"):
-            LabelStudioClient("localhost:8080", "k")
+    @pytest.mark.parametrize("url", ["localhost:8080", "http://me:s3cret@label-studio.example"])
+    def test_refuses_what_is_none_without_repeating_a_password(self, url):
+        with pytest.raises(SettingsError, match=r"expected http://") as refused:
+            LabelStudioClient(url, "key")
+        assert "s3cret" not in str(refused.value)
 
-    def test_from_settings(self) -> None:
+    def test_from_settings(self):
         settings = Settings(label_studio_url=None, label_studio_api_key="k")
 
         assert LabelStudioClient.from_settings(settings, "http://ls/").url == "http://ls"
@@ -61,55 +76,190 @@ class TestAddress:
             LabelStudioClient.from_settings(Settings(label_studio_api_key=None), "http://ls")
 
 
-class TestKey:
-    def test_a_dead_access_token_is_renewed_once(self) -> None:
-        """Label Studio was set up anew: 401 on a token that should still live."""
-        access = httpx.Response(200, json={"access": "h.eyJpYXQiOjAsImV4cCI6MzAwfQ.s"})
-        server = Server(access, httpx.Response(401), access, httpx.Response(200, json={"id": 1}))
+class Refreshes:
+    """Returns numbered access tokens that live for ``LIFE_S``."""
 
-        assert client(server, PERSONAL).project(1) == {"id": 1}
-        assert [request.url.path[9:] for request in server.requests] == [
-            "/api/token/refresh/",
-            "/api/projects/1/",
-            "/api/token/refresh/",
-            "/api/projects/1/",
-        ]
-        assert server.requests[1].headers["authorization"].startswith("Bearer h.")
-        assert "authorization" not in server.requests[0].headers
+    count = 0
 
-    def test_a_refused_personal_token(self) -> None:
+    def __call__(self, key: str) -> str:
+        assert key == PERSONAL
+        self.count += 1
+        # Stamped by a clock that is years off: only the difference counts.
+        return jwt(token_type="access", iat=5, exp=5 + LIFE_S, n=self.count)
+
+
+class TestApiKey:
+    def test_a_legacy_token_is_sent_as_it_is(self):
+        refreshes = Refreshes()
+
+        assert ApiKey(" abc\n", refreshes).header() == "Token abc"
+        assert refreshes.count == 0
+
+    def test_a_personal_token_is_exchanged_and_renewed_in_time(self, monkeypatch):
+        """300 s long: kept at 209 s, renewed at 210 s."""
+        now, refreshes = [1000.0], Refreshes()
+        monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: now[0])
+        key = ApiKey(PERSONAL, refreshes)
+
+        first = key.header()
+        now[0] += 209
+        assert key.header() == first
+        now[0] += 1
+        assert key.header() != first
+        assert refreshes.count == 2
+
+    def test_expire(self):
+        """Of two threads that were refused with the same token, the second keeps the first one's new one."""
+        refreshes = Refreshes()
+        key = ApiKey(PERSONAL, refreshes)
+        dead = key.header()
+        key.expire(dead)
+        renewed = key.header()
+        key.expire(dead)
+
+        assert renewed != dead
+        assert key.header() == renewed
+        assert refreshes.count == 2
+
+    @pytest.mark.parametrize("key", ["  ", jwt(token_type="access")])
+    def test_an_empty_key_or_an_access_token_is_refused(self, key):
+        with pytest.raises(SettingsError, match="personal access token"):
+            ApiKey(key, Refreshes())
+
+    def test_what_only_looks_like_a_personal_token_is_left_to_label_studio(self):
+        assert ApiKey("a.b.c", Refreshes()).is_personal
+
+    @pytest.mark.parametrize(("key", "why"), [(PERSONAL, "was it revoked"), (LEGACY, "off by default")])
+    def test_a_refused_key(self, key, why):
         server = Server(httpx.Response(401, json={"detail": "Token is invalid"}))
 
-        with pytest.raises(RequestRefused, match=r"Token is invalid; .*was it revoked.*make a personal access token"):
-            client(server, PERSONAL).project(1)
+        with pytest.raises(RequestRefused, match=rf"Token is invalid; .*{why}.*make a personal access token"):
+            client(server, key).project(1)
         assert len(server.requests) == 1
 
-    def test_a_refused_legacy_token(self) -> None:
-        server = Server(httpx.Response(401, json={"detail": "legacy token authentication has been disabled"}))
 
-        with pytest.raises(RequestRefused, match=r"401 to GET .*/api/projects/1/: legacy token .*off by default"):
-            client(server).project(1)
+class ExpiringServer:
+    """A Label Studio in which every request takes ``step_s`` seconds, by its own clock.
+
+    It knows which access tokens it gave out and when, refuses the older ones as the real one does, and counts.
+    """
+
+    def __init__(self, step_s: float) -> None:
+        self.now = 50_000.0
+        self.step_s = step_s
+        self.given: dict[str, float] = {}
+        self.refused = 0
+        self.imported: list[int] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.now += self.step_s
+        path = request.url.path.removeprefix("/annotate")
+        if path == "/api/token/refresh/":
+            assert json.loads(request.content) == {"refresh": PERSONAL}
+            assert "authorization" not in request.headers
+            access = jwt(token_type="access", iat=self.now, exp=self.now + LIFE_S)
+            self.given[f"Bearer {access}"] = self.now + LIFE_S
+            return httpx.Response(200, json={"access": access})
+        key = request.headers["authorization"]
+        if key != f"Token {LEGACY}" and self.given.get(key, 0.0) < self.now:
+            self.refused += 1
+            return httpx.Response(401, json={"detail": "Token is expired"})
+        if request.method == "GET" and path == "/api/projects/1/":
+            return httpx.Response(200, json={"id": 1})
+        if path.startswith("/data/upload/"):
+            return httpx.Response(200, content=PNG, headers={"content-type": "image/png"})
+        self.imported.append(len(json.loads(request.content)))
+        return httpx.Response(201, json={"created": self.imported[-1]})
+
+
+def run_round(server: ExpiringServer, key: str) -> None:
+    """The requests of a round, in its order: it reads, fetches images, and imports predictions."""
+    studio = client(server, key, retries=1)
+    images = LabelStudioImages(studio)
+
+    assert [studio.project(1)["id"] for _ in range(4)] == [1, 1, 1, 1]
+    for number in range(20):
+        assert images.fetch(ImageRef(id=str(number + 1), uri=f"/data/upload/1/{number}.png")) == PNG
+    for _ in range(3):
+        assert studio.import_predictions(1, [{"task": 1, "result": []}]) == 1
+
+
+class TestLongRounds:
+    """Rounds that outlast the access token."""
+
+    @pytest.mark.parametrize("key", [PERSONAL, LEGACY])
+    def test_a_token_is_renewed_before_it_expires(self, key, monkeypatch):
+        """27 requests of 40 s are 18 minutes; renewed every 210 s, and no request is ever refused."""
+        server = ExpiringServer(40)
+        # Our clock and Label Studio's run alike, 49,000 s apart.
+        monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: server.now - 49_000)
+
+        run_round(server, key)
+
+        assert server.now - 50_000 > 3 * LIFE_S
+        assert (len(server.given) >= 4) == (key == PERSONAL)
+        assert (server.refused, server.imported) == (0, [1, 1, 1])
+
+    def test_a_token_that_expires_in_the_middle_is_renewed_once_and_the_request_repeated(self, monkeypatch):
+        """Our clock stands still, as that of a machine that was put to sleep."""
+        monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: 0.0)
+        server = ExpiringServer(40)
+
+        run_round(server, PERSONAL)
+
+        assert server.refused >= 3
+        assert len(server.given) == server.refused + 1
+        assert server.imported == [1, 1, 1]  # a refused import has imported nothing
+
+    def test_a_label_studio_that_forgot_its_tokens(self):
+        server = ExpiringServer(0)
+        studio = client(server, PERSONAL, retries=1)
+        studio.project(1)
+
+        server.given.clear()
+
+        assert studio.import_predictions(1, [{}]) == 1
+        assert (server.refused, server.imported) == (1, [1])
+
+    def test_a_token_that_is_refused_when_new_is_not_tried_for_ever(self):
+        server = ExpiringServer(LIFE_S + 1)
+
+        with pytest.raises(RequestRefused, match="401"):
+            client(server, PERSONAL, retries=1).project(1)
+        assert server.refused == 2
+
+
+class TestRedirects:
+    @pytest.mark.parametrize("status", [301, 302, 307, 308])
+    @pytest.mark.parametrize("key", [PERSONAL, LEGACY])
+    @pytest.mark.parametrize(
+        "there", ["http://evil.example", "https://label-studio.example:8080", "http://label-studio.example:8081"]
+    )
+    def test_to_another_origin_are_not_followed(self, status, key, there):
+        """A 307 would repeat the body: the personal access token, or the password of the backend."""
+        server = Server(httpx.Response(status, headers={"location": f"{there}/api/?signature=s3cret"}))
+
+        with pytest.raises(LabelStudioError, match=f"was redirected to {there}/api/: set AL_LABEL_STUDIO_URL") as error:
+            client(server, key, retries=1).add_backend({"basic_auth_pass": "secret"})
         assert len(server.requests) == 1
+        assert "s3cret" not in str(error.value)
 
-    def test_the_key_does_not_follow_a_redirect_elsewhere(self) -> None:
-        away = httpx.Response(302, headers={"location": "http://bucket.example/a.png"})
-        server = Server(away, httpx.Response(200, content=b"x", headers={"content-type": "image/png"}))
+    def test_of_a_file_are_reported_and_not_followed(self):
+        server = Server(httpx.Response(303, headers={"location": "https://bucket.example/a.png?sig=x"}))
 
         with pytest.raises(Redirected) as redirected:
             client(server).download("/tasks/1/resolve/?fileuri=eA", max_bytes=9)
-        assert redirected.value.location == "http://bucket.example/a.png"
+        assert redirected.value.location == "https://bucket.example/a.png?sig=x"
+        assert "sig=x" not in str(redirected.value)
         assert len(server.requests) == 1
 
+    def test_that_turn_an_import_into_a_get_are_an_error(self):
+        server = Server(httpx.Response(301, headers={"location": f"{URL}/api"}), httpx.Response(405))
 
-class TestRedirect:
-    def test_an_import_that_became_a_get_says_why(self) -> None:
-        there = URL.replace("http:", "https:")
-        server = Server(httpx.Response(301, headers={"location": f"{there}/api"}), httpx.Response(405))
-
-        with pytest.raises(LabelStudioError, match=rf"was redirected to {there}/api: set AL_LABEL_STUDIO_URL"):
+        with pytest.raises(LabelStudioError, match=rf"was redirected to {URL}/api: set AL_LABEL_STUDIO_URL"):
             client(server).import_predictions(1, [{}])
 
-    def test_what_is_only_read_follows(self) -> None:
+    def test_within_label_studio_are_followed(self):
         server = Server(httpx.Response(301, headers={"location": f"{URL}/there"}), httpx.Response(200, json={"id": 1}))
 
         assert client(server).project(1) == {"id": 1}
@@ -117,53 +267,41 @@ class TestRedirect:
 
 class TestRepeating:
     @pytest.mark.parametrize("first", [httpx.Response(502), httpx.ConnectError("no"), httpx.ReadError("cut")])
-    def test_what_may_be_repeated_is(self, first: httpx.Response | Exception) -> None:
+    def test_what_may_be_repeated_is(self, first):
         server = Server(first, first, httpx.Response(200, json={"id": 1}))
 
         assert client(server).project(1) == {"id": 1}
         assert len(server.requests) == 3
 
     @pytest.mark.parametrize("first", [httpx.Response(502), httpx.ReadError("cut"), httpx.ReadTimeout("slow")])
-    def test_an_import_that_may_have_arrived_is_not(self, first: httpx.Response | Exception) -> None:
+    def test_an_import_that_may_have_arrived_is_not(self, first):
         server = Server(first, httpx.Response(201, json={"created": 1}))
 
         with pytest.raises(LabelStudioError):
             client(server).import_predictions(1, [{}])
         assert len(server.requests) == 1
 
-    def test_an_import_that_cannot_have_arrived_is(self) -> None:
-        server = Server(httpx.ConnectError("no"), httpx.Response(201, json={"created": 1}))
+    @pytest.mark.parametrize(("failures", "patience_s"), [(1, 0.0), (20, 60.0)])
+    def test_an_import_that_cannot_have_arrived_is(self, failures, patience_s):
+        """Also while Label Studio restarts for half a minute: hours of training would be lost at the publish."""
+        server = Server(*[httpx.ConnectError("refused")] * failures, httpx.Response(201, json={"created": 1}))
 
-        assert client(server).import_predictions(1, [{}]) == 1
+        assert client(server, patience_s=patience_s).import_predictions(1, [{}]) == 1
 
-    def test_gives_up_with_the_way_out(self) -> None:
-        server = Server(httpx.ConnectError("refused"))
-
-        with pytest.raises(LabelStudioError, match=r"ConnectError: refused.*AL_LABEL_STUDIO_URL"):
-            client(server, retries=3).project(1)
-        assert len(server.requests) == 3
-
-    def test_outlives_a_restart_of_label_studio(self) -> None:
-        """Nothing listens for half a minute: hours of training would be lost at the publish."""
-        server = Server(*[httpx.ConnectError("refused")] * 20, httpx.Response(201, json={"created": 1}))
-
-        assert client(server, patience_s=60.0).import_predictions(1, [{}]) == 1
-
-    def test_patience_ends(self) -> None:
-        server = Server(httpx.ConnectError("refused"))
-
-        with pytest.raises(LabelStudioError, match="ConnectError"):
-            client(server, patience_s=0.05).project(1)
-
-    @pytest.mark.parametrize("first", [httpx.Response(502), httpx.ReadError("cut")])
-    def test_patience_is_for_connecting_alone(self, first: httpx.Response | Exception) -> None:
+    @pytest.mark.parametrize("first", [httpx.Response(502), httpx.ReadError("cut"), httpx.ConnectError("refused")])
+    def test_ends_after_as_many_attempts(self, first):
+        """Patience is for connecting alone."""
         server = Server(first)
 
         with pytest.raises(LabelStudioError):
-            client(server, retries=3, patience_s=60.0).project(1)
+            client(server, retries=3, patience_s=0.0 if isinstance(first, httpx.ConnectError) else 60.0).project(1)
         assert len(server.requests) == 3
 
-    def test_the_last_busy_answer_is_told(self) -> None:
+    def test_patience_ends(self):
+        with pytest.raises(LabelStudioError, match=r"ConnectError: refused.*AL_LABEL_STUDIO_URL"):
+            client(Server(httpx.ConnectError("refused")), patience_s=0.05).project(1)
+
+    def test_the_last_busy_answer_is_reported(self):
         with pytest.raises(RequestRefused, match="503") as refused:
             client(Server(httpx.Response(503, text="maintenance"))).project(1)
         assert refused.value.status == 503
@@ -179,15 +317,15 @@ class TestAnswers:
             httpx.Response(200, content=b""),
         ],
     )
-    def test_something_else_than_label_studio(self, answer: httpx.Response) -> None:
+    def test_of_another_server(self, answer):
         with pytest.raises(PayloadError, match="is AL_LABEL_STUDIO_URL the address of Label Studio"):
             client(Server(answer)).project(1)
 
-    def test_a_number_is_missing(self) -> None:
-        with pytest.raises(PayloadError, match="wanted is a number under 'created'"):
+    def test_a_number_is_missing(self):
+        with pytest.raises(PayloadError, match="expected a number under 'created'"):
             client(Server(httpx.Response(201, json={}))).import_predictions(1, [])
 
-    def test_an_error_repeats_the_beginning_of_the_answer(self) -> None:
+    def test_an_error_repeats_the_beginning_of_the_answer(self):
         answer = {"detail": "Validation error", "validation_errors": {"model_version": ["x" * 1000]}}
 
         with pytest.raises(RequestRefused) as refused:
@@ -195,15 +333,39 @@ class TestAnswers:
         assert "model_version" in str(refused.value)
         assert len(str(refused.value)) < 1000
 
-    def test_a_patch_that_somebody_overwrote(self) -> None:
+    def test_a_patch_that_somebody_overwrote(self):
         server = Server(httpx.Response(200, json={}), httpx.Response(200, json={"model_version": "other"}))
 
         with pytest.raises(LabelStudioError, match=r"holds {'model_version': 'other'} afterwards"):
             client(server).patch_project(1, {"model_version": "mine"})
 
-    def test_a_file_beyond_the_limit_is_not_read_to_its_end(self) -> None:
-        with pytest.raises(RequestRefused, match="larger than 10 bytes"):
+    def test_a_file_beyond_the_limit_is_not_read_to_its_end(self):
+        with pytest.raises(RequestRefused, match="larger than 10 bytes") as refused:
             client(Server(httpx.Response(200, content=b"x" * 11))).download("/a", max_bytes=10)
+        assert refused.value.status == 413
+
+
+class TestVersion:
+    def version(self, answer: Answer) -> str:
+        return label_studio_version("http://ls", httpx.MockTransport(Server(answer)))
+
+    def test_its_release(self):
+        assert self.version(httpx.Response(200, json={"release": "1.23.2", "edition": "Community"})) == "1.23.2"
+
+    def test_no_connection(self):
+        with pytest.raises(LabelStudioError, match="no answer from http://ls: ConnectError: Connection refused"):
+            self.version(httpx.ConnectError("Connection refused"))
+
+    def test_a_redirect_is_reported_without_secrets_and_not_followed(self):
+        there = httpx.Response(301, headers={"location": "https://me:pass@studio.example/api/version?token=x"})
+
+        with pytest.raises(LabelStudioError, match=r"redirects to https://studio\.example/api/version$"):
+            self.version(there)
+
+    @pytest.mark.parametrize("answer", [{"json": {"version": 5}}, {"json": []}, {"text": "<html>hello"}])
+    def test_another_server(self, answer):
+        with pytest.raises(PayloadError, match="is no Label Studio: 200 to GET /api/version"):
+            self.version(httpx.Response(200, **answer))
 
 
 class Tasks:
@@ -226,29 +388,21 @@ class Tasks:
 
 
 class TestTasks:
-    def test_none_is_missed_while_readers_label(self) -> None:
+    def test_none_is_missed_while_readers_label(self):
         """After page one, image 1 is labelled: counted pages would skip one image."""
         tasks = Tasks(2 * PAGE)
 
         assert [task["id"] for task in client(Server(tasks)).unlabelled_tasks(1)] == list(range(1, 2 * PAGE + 1))
 
-    def test_a_short_page_is_the_last(self) -> None:
+    def test_a_short_page_is_the_last(self):
         tasks = Tasks(5)
 
         assert len(list(client(Server(tasks)).unlabelled_tasks(1))) == 5
         assert tasks.pages == 1
 
-    def test_still_unlabelled_asks_in_urls_of_bounded_length(self) -> None:
-        tasks = Tasks(1000)
-        server = Server(tasks)
+    def test_still_unlabelled_asks_in_urls_of_bounded_length(self):
+        server = Server(Tasks(1000))
 
         assert client(server).still_unlabelled(1, range(1, 1001)) >= set(range(4, 1001))
         assert max(len(str(request.url)) for request in server.requests) < 4096
         assert client(server).still_unlabelled(1, []) == set()
-
-    def test_skipped_ones_can_be_left_out(self) -> None:
-        server = Server(httpx.Response(200, json={"tasks": [], "total": 0}))
-
-        list(client(server).unlabelled_tasks(1, with_skipped=False))
-
-        assert "cancelled_annotations" in server.requests[0].url.params["query"]

@@ -10,7 +10,13 @@ import pytest
 from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import _Connecting, authorization, connect_project, hint, other_connections
+from ml_backend.label_studio.connect import (
+    authorization,
+    connect_project,
+    hint,
+    other_connections,
+    prediction_notes,
+)
 from tests.unit.label_studio.studio import FakeStudio
 
 XML = (Path(__file__).parents[3] / "label_studio_config" / "severity.xml").read_text()
@@ -57,11 +63,10 @@ def test_a_half_created_backend_is_deleted_and_the_way_out_is_told() -> None:
 def test_a_ranking_that_comes_meanwhile_is_no_prediction_of_the_owner_s() -> None:
     """A worker may publish before the command ends."""
     studio = FakeStudio(images=1)
-    connecting = _Connecting(studio.client(), Settings.load(), 1, BACKEND)
     studio.predictions = {"al-r000001-random": 1}
 
-    assert connecting._predictions({}) == []
-    [line] = connecting._predictions({"the owner's": 1})
+    assert prediction_notes(studio.client(), 1, {}) == []
+    [line] = prediction_notes(studio.client(), 1, {"the owner's": 1})
     assert "the owner's" in line
     assert "al-r000001" not in line
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_studio_sdk.label_interface.interface import LabelInterface
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import PayloadError, SettingsError
@@ -91,14 +92,14 @@ class TestParseLabelConfig:
 
         assert training_classes(read, DEFAULTS) == case.classes
         assert read.image_key == case.image_key
-        assert case.beside in question(read, DEFAULTS)
+        assert case.not_learned in question(read, DEFAULTS)
 
     @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
     def test_refuses_what_could_never_be_learned(self, case: Refused) -> None:
         with pytest.raises(PayloadError) as refused:
             parse_label_config(case.xml)
 
-        assert case.said in str(refused.value)
+        assert case.reason in str(refused.value)
         assert case.way_out in str(refused.value)
         assert "\n" not in str(refused.value)
 
@@ -111,7 +112,7 @@ class TestParseLabelConfig:
         assert parse_label_config(xml).classes == ("0", "Finding")
 
     @pytest.mark.parametrize(
-        ("xml", "said"),
+        ("xml", "message"),
         [
             ("", "no plain XML"),
             ("<View><Image", "no plain XML"),
@@ -138,8 +139,8 @@ class TestParseLabelConfig:
             ),
         ],
     )
-    def test_says_what_is_missing(self, xml: str, said: str) -> None:
-        with pytest.raises(PayloadError, match=said):
+    def test_says_what_is_missing(self, xml: str, message: str) -> None:
+        with pytest.raises(PayloadError, match=message):
             parse_label_config(xml)
 
     @pytest.mark.parametrize(
@@ -443,11 +444,11 @@ class TestPrediction:
         assert prediction("12", 0.0, "al-1", read, "viral")["result"] == []
 
     def test_confidence_stands_with_the_answer_and_not_in_the_order(self) -> None:
-        told = prediction("12", 0.25, "al-1", CONFIG, "severe", confidence=0.875)
+        found = prediction("12", 0.25, "al-1", CONFIG, "severe", confidence=0.875)
 
-        assert told["score"] == 0.25
-        assert isinstance(told["result"], list)
-        assert told["result"][0]["score"] == 0.875
+        assert found["score"] == 0.25
+        assert isinstance(found["result"], list)
+        assert found["result"][0]["score"] == 0.875
 
     @pytest.mark.parametrize("score", [-0.01, 1.01, float("nan")])
     def test_refuses_what_would_be_dropped_in_silence(self, score: float) -> None:
@@ -481,3 +482,34 @@ class TestIgnoredClasses:
 
         assert training_classes(config, options) == ("normal", "moderate")
         assert read_annotation(answer("3"), IMAGE, config, options).ignored
+
+
+CONFIGS = sorted((ROOT / "label_studio_config").glob("*.xml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+class TestShippedConfig:
+    """Label Studio's own SDK judges what is read from a label config and published under it."""
+
+    def test_is_read_as_the_sdk_reads_it(self, path):
+        config = parse_label_config(path.read_text())
+        control = LabelInterface(path.read_text()).get_control(config.from_name)
+
+        assert config.classes == tuple(control.labels)
+        assert [config.to_name] == list(control.to_name)
+        assert config.attributes == control.attr
+
+    def test_every_class_makes_a_prediction_that_the_sdk_accepts(self, path):
+        config = parse_label_config(path.read_text())
+        interface = LabelInterface(path.read_text())
+
+        for suggestion in (None, *config.classes):
+            found = prediction("7", 0.25, "al-r000001", config, suggestion)
+            assert interface.validate_prediction(found, return_errors=True) == []
+
+    def test_the_sdk_refuses_what_is_no_class(self, path):
+        """The referee can show the red card: an unknown class is an error."""
+        config = parse_label_config(path.read_text())
+        wrong = prediction("7", 0.25, "al-r000001", config, "zebra")
+
+        assert LabelInterface(path.read_text()).validate_prediction(wrong, return_errors=True)

@@ -1,7 +1,7 @@
 """Against a small Label Studio that keeps to what the real one was seen to do; tests/system has the real one."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,9 +15,21 @@ from ml_backend.config import ProjectOptions
 from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused, StaleRound
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.label_studio.publisher import KEEP_AT_LEAST, LabelStudioPublisher, expired
+from ml_backend.label_studio.publisher import (
+    KEEP_AT_LEAST,
+    LabelStudioPublisher,
+    Serving,
+    expired,
+    is_lost,
+    low_water,
+    publication_size,
+    read_serving,
+    remaining_published,
+    serving_problems,
+)
 from ml_backend.rounds.interfaces import assume_current
-from ml_backend.schemas import ImportedVersion, ProjectKey, PublishedRanking, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import ImportedVersion, PublishedRanking, Ranking, RoundReport
+from tests.fakes import NOON, make_report
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
 
@@ -87,6 +99,14 @@ class SmallLabelStudio:
         return httpx.Response(200, json={"deleted_predictions": len(gone)})
 
 
+def fail_at(step: str, error: BaseException) -> Callable[[str], None]:
+    def fail(current: str) -> None:
+        if current == step:
+            raise error
+
+    return fail
+
+
 def _chosen(request: httpx.Request) -> set[int]:
     return set(json.loads(request.url.params["query"])["selectedItems"]["included"])
 
@@ -117,30 +137,19 @@ class Store(list[PublishedRanking]):
 
 def report(*image_ids: int, batch_size: int = 2, round_id: str = "r000001") -> RoundReport:
     ids = tuple(map(str, image_ids))
-    return RoundReport(
-        request=RoundRequest(
-            project=ProjectKey(id=1, created=0),
-            round_id=round_id,
-            reason="labels",
-            classes=("normal", "severe"),
-            strategy="entropy",
-            batch_size=batch_size,
-            min_labels_per_class=2,
-            validation_share=0.2,
-            seed=0,
-        ),
-        labels_per_class={},
-        fit=None,
-        ranking=Ranking(
-            strategy="entropy",
-            image_ids=ids,
-            scores=(0.5,) * len(ids),
-            batch_size=batch_size,
-            suggestions=dict.fromkeys(ids, "severe"),
-            confidences=dict.fromkeys(ids, 0.75),
-        ),
-        seconds={},
-        started_at=datetime.now(UTC),
+    made = make_report()
+    return made.model_copy(
+        update={
+            "request": made.request.model_copy(update={"round_id": round_id}),
+            "ranking": Ranking(
+                strategy="entropy",
+                image_ids=ids,
+                scores=(0.5,) * len(ids),
+                batch_size=batch_size,
+                suggestions=dict.fromkeys(ids, "severe"),
+                confidences=dict.fromkeys(ids, 0.75),
+            ),
+        }
     )
 
 
@@ -238,11 +247,7 @@ class TestReplacedVersions:
         """It was noted before it was imported."""
         server, store = SmallLabelStudio(2), Store()
 
-        def die(step: str) -> None:
-            if step == "PATCH 1":
-                raise KeyboardInterrupt
-
-        server.before = die
+        server.before = fail_at("PATCH 1", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             publisher(server, store).publish(report(1, 2), assume_current)
         [dead] = server.versions
@@ -350,11 +355,7 @@ class TestImportWithoutAnAnswer:
     def test_that_was_done_is_switched_to(self) -> None:
         server = SmallLabelStudio(3)
 
-        def lose(step: str) -> None:
-            if step == "POST predictions":
-                raise httpx.ReadTimeout("no answer")
-
-        server.after = lose
+        server.after = fail_at("POST predictions", httpx.ReadTimeout("no answer"))
         published = publisher(server).publish(report(3, 1, 2), assume_current)
 
         assert server.served() == [3, 1, 2]
@@ -383,11 +384,7 @@ class TestImportWithoutAnAnswer:
         server = SmallLabelStudio(2)
         publisher(server).publish(report(1, 2), assume_current)
 
-        def lose(step: str) -> None:
-            if step == "POST predictions":
-                raise httpx.ReadTimeout("no answer")
-
-        server.before = lose
+        server.before = fail_at("POST predictions", httpx.ReadTimeout("no answer"))
         with pytest.raises(LabelStudioError, match="no answer"):
             publisher(server).publish(report(2, 1), assume_current)
         assert server.served() == [1, 2]
@@ -478,11 +475,7 @@ class TestCrash:
         old = publisher(server, store).publish(report(1, 2, 3, 4), assume_current)
         store.age(timedelta(days=8))
 
-        def die(step: str) -> None:
-            if step == crash:
-                raise KeyboardInterrupt
-
-        server.before = die
+        server.before = fail_at(crash, KeyboardInterrupt())
         new = report(4, 3, 2, 1, round_id="r000002")
         with pytest.raises(KeyboardInterrupt):
             publisher(server, store).publish(new, assume_current)
@@ -522,11 +515,7 @@ class TestCrash:
         publisher(server, store).publish(report(1, 2), assume_current)
         store.age(timedelta(days=8))
 
-        def refuse(step: str) -> None:
-            if step == "DELETE model-versions":
-                raise httpx.ReadTimeout("the database is locked")
-
-        server.before = refuse
+        server.before = fail_at("DELETE model-versions", httpx.ReadTimeout("the database is locked"))
         with structlog.testing.capture_logs() as logs:
             published = publisher(server, store).publish(report(2, 1), assume_current)
         assert server.project["model_version"] == published.version
@@ -535,3 +524,223 @@ class TestCrash:
         server.before = _nothing
         publisher(server, store).publish(report(2, 1), assume_current)
         assert old.version not in server.versions
+
+
+# The reserve
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "reserve", "low", "together"),
+    [(20, 80, 40, 100), (20, 0, 10, 20), (1, 0, 1, 1), (20, "all", 0, None)],
+)
+def test_low_water(batch_size, reserve, low, together):
+    options = ProjectOptions(batch_size=batch_size, reserve=reserve)
+
+    assert (low_water(options), publication_size(options)) == (low, together)
+
+
+@pytest.mark.parametrize(
+    ("at_publish", "annotations", "left"),
+    [(10, 10, 3), (10, 12, 1), (10, 14, -1), (10, 9, 3), (10, None, 3), (None, 1000, 3)],
+)
+def test_remaining_published(at_publish, annotations, left):
+    published = ranking("al-1", "1", "2", "3").model_copy(update={"annotations": at_publish})
+
+    assert remaining_published(published, annotations) == left
+
+
+# What readers are served
+
+
+def ranking(version: str, *image_ids: str, imported_at: datetime | None = None) -> PublishedRanking:
+    return PublishedRanking(
+        version=version, round_id="r1", image_ids=image_ids, seconds={}, published_at=NOON, imported_at=imported_at
+    )
+
+
+def read(
+    row: dict[str, Any],
+    published: PublishedRanking | None,
+    versions: list[dict[str, Any]],
+    *,
+    tasks: Collection[int] = (1,),
+    backends: list[dict[str, Any]] | None = None,
+    imported: Callable[[], Collection[ImportedVersion]] = list,
+    user: str | None = None,
+) -> Serving:
+    """Read the serving of a project with these model versions and backends."""
+    answers = {"/api/ml": [{"id": 1}] if backends is None else backends}
+    transport = httpx.MockTransport(
+        lambda request: httpx.Response(200, json=answers.get(request.url.path, {"static": versions}))
+    )
+    client = LabelStudioClient("http://ls", "k", transport=transport)
+    return read_serving(client, {"id": 7} | row, tasks, published, imported, user=user)
+
+
+WHOLE = Serving(
+    version="al-1",
+    there=3,
+    held=3,
+    model_version="al-1",
+    sampling="Uncertainty sampling",
+    maximum_annotations=1,
+    show_collab_predictions=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "aspect", "words", "mended"),
+    [
+        ({"sampling": "Sequential sampling"}, "sampling", "'Sequential sampling'", False),
+        ({"sampling": None}, "sampling", "None", False),
+        ({"maximum_annotations": 3}, "readers per image", "shown to 3 readers", False),
+        ({"show_collab_predictions": False}, "predictions on", "switched off", False),
+        ({"model_version": ""}, "order served", "model_version is ''; the published ranking is al-1", True),
+        ({"model_version": "Active learning"}, "order served", "the backend's title, which serves in random", True),
+        ({"model_version": "my-resnet"}, "order served", "'my-resnet'", True),
+        ({"held": 0}, "predictions", "holds 0 predictions of al-1, and 3 of its images are there", True),
+        ({"held": 6}, "predictions", "holds 6 predictions", True),
+        ({"there": 2}, "predictions", "2 of its images", True),
+        ({"imported_again": True}, "predictions", "predictions of al-1 were imported again", True),
+    ],
+)
+def test_each_problem_alone(change, aspect, words, mended):
+    serving = WHOLE.model_copy(update=change)
+
+    [problem] = serving_problems(serving, ProjectOptions(), "Active learning")
+
+    assert (problem.aspect, problem.mended, is_lost(serving)) == (aspect, mended, mended)
+    assert words in problem.seen
+
+
+def test_the_whole_ranking_has_none():
+    assert serving_problems(WHOLE, ProjectOptions(), "Active learning") == []
+    assert not is_lost(WHOLE)
+
+
+@pytest.mark.parametrize("change", [{"model_version": ""}, {"held": 0}, {"model_version": "Active learning"}])
+def test_where_no_image_waits_nobody_misses_a_lost_ranking(change):
+    serving = WHOLE.model_copy(update=change | {"sampling": None})
+
+    [problem] = serving_problems(serving, ProjectOptions(), "Active learning", waits=False)
+
+    assert problem.aspect == "sampling"
+
+
+def test_readers_per_image_are_as_many_as_the_owner_chose():
+    options = ProjectOptions(annotations_per_task=3)
+
+    assert serving_problems(WHOLE.model_copy(update={"maximum_annotations": 3}), options, "t") == []
+    [problem] = serving_problems(WHOLE, options, "t")
+    assert "shown to 1 readers, and annotations_per_task is 3" in problem.seen
+
+
+@pytest.mark.parametrize(("model_version", "problems"), [("", 0), ("my-resnet", 0), ("Active learning", 1)])
+def test_before_the_first_ranking(model_version, problems):
+    """Nothing of ours can be lost; the backend's title costs three requests an image."""
+    serving = WHOLE.model_copy(update={"version": None, "held": 0, "there": 0, "model_version": model_version})
+
+    assert len(serving_problems(serving, ProjectOptions(), "Active learning")) == problems
+    assert not is_lost(serving)
+
+
+@pytest.mark.parametrize("change", [{"model_version": "my-resnet"}, {"held": 0}])
+def test_of_a_project_without_a_backend_nothing_is_mended(change):
+    """Its owner has removed the backend; what is said stays true."""
+    serving = WHOLE.model_copy(update=change | {"connected": False})
+
+    [problem] = serving_problems(serving, ProjectOptions(), "Active learning")
+
+    assert not problem.mended
+    assert not is_lost(serving)
+    assert "does not have this ML backend any more" in problem.seen
+
+
+def test_of_another_installation_the_ranking_is_left_and_named():
+    """Two that publish in one project would replace each other's ranking every minute."""
+    serving = WHOLE.model_copy(update={"model_version": "al-r000009-bald-0a1b2c", "foreign": True})
+
+    [problem] = serving_problems(serving, ProjectOptions(), "Active learning")
+
+    assert (problem.mended, problem.foreign) == (False, True)
+    assert not is_lost(serving)
+    assert "another installation" in problem.seen
+
+
+@pytest.mark.parametrize(
+    ("model_version", "foreign"),
+    [
+        ("al-r000009-bald-0a1b2c", True),
+        ("al-r1000009-mean_std-0a1b2c", True),
+        ("al-r000001-entropy-aaaaaa", False),  # of this installation
+        ("al-r50-imagenet", False),
+        ("my-resnet", False),
+        ("", False),
+    ],
+)
+def test_another_installation_is_known_by_the_name_of_its_ranking(model_version, foreign):
+    on_record = [ImportedVersion(version="al-r000001-entropy-aaaaaa")]
+
+    assert read({"model_version": model_version}, None, [], imported=lambda: on_record).foreign == foreign
+
+
+def test_the_published_ranking_is_our_own_whatever_is_on_record():
+    """A data folder of an earlier version may lack it; what is lost is published again all the same."""
+    name = "al-r000009-bald-0a1b2c"
+
+    serving = read({"model_version": name}, ranking(name, "1"), [], imported=pytest.fail)
+
+    assert (serving.foreign, is_lost(serving)) == (False, True)
+
+
+OURS, SAM = {"id": 1, "basic_auth_user": "al"}, {"id": 2, "basic_auth_user": None}
+
+
+@pytest.mark.parametrize(
+    ("held", "backends", "user", "connected"),
+    [
+        (1, [], "al", False),
+        (1, [OURS], "al", True),
+        (1, [SAM, OURS], "al", True),
+        (1, [SAM], "al", False),
+        (1, [SAM], None, True),  # without credentials any of them may be this backend
+        (2, [], "al", True),
+    ],
+)
+def test_backends_are_read_only_where_the_ranking_is_lost(held, backends, user, connected):
+    versions = [{"model_version": "al-1", "count": held}]
+
+    serving = read(
+        {"model_version": "al-1"}, ranking("al-1", "1", "3"), versions, tasks=(1, 3), backends=backends, user=user
+    )
+
+    assert serving.connected == connected
+
+
+def test_is_read_from_the_project_and_its_versions():
+    """Of the images 1, 2 and 3 the project has 1 and 3 still."""
+    row = {"model_version": "al-1", "sampling": "Uncertainty sampling", "maximum_annotations": 1}
+    versions = [{"model_version": "al-1", "count": 2}, {"model_version": "al-0", "count": 9}]
+
+    serving = read(row, ranking("al-1", "1", "2", "3"), versions, tasks=(1, 3, 9))
+
+    assert (serving.version, serving.there, serving.held) == ("al-1", 2, 2)
+    assert (serving.model_version, serving.show_collab_predictions) == ("al-1", False)
+
+
+@pytest.mark.parametrize(
+    ("imported_at", "newest", "again"),
+    [
+        (NOON, "2026-01-01T12:00:00.000001Z", True),  # deleted and imported over: as many as before
+        (NOON, "2026-01-01T12:00:00Z", False),
+        (NOON, "2026-01-01T11:59:59.9Z", False),  # the newest one is deleted with its task
+        (NOON, None, False),
+        (None, "2026-01-01T12:00:01Z", False),  # published by an older version of this backend
+    ],
+)
+def test_as_many_predictions_need_not_be_the_published_ones(imported_at, newest, again):
+    versions = [{"model_version": "al-1", "count": 1, "latest": newest}]
+
+    serving = read({"model_version": "al-1"}, ranking("al-1", "1", imported_at=imported_at), versions)
+
+    assert serving.imported_again == again

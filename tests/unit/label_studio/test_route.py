@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ml_backend.cli import app
 from ml_backend.config import ImageHosts, Settings
 from ml_backend.config.network import CA_VARIABLES, Proxy, explain_failure, proxy_for
-from ml_backend.doctor.checks import Case
+from ml_backend.doctor.checks import CheckContext
 from ml_backend.doctor.runner import examine
 from ml_backend.errors import LabelStudioError, QueueError, RequestRefused, SettingsError, Unreachable
 from ml_backend.label_studio.client import LABEL_STUDIO, LabelStudioClient, Route, label_studio_version
@@ -540,7 +540,7 @@ class TestDoctor:
         with studio(certificates["here"]) as (url, _):
             port = dead_port()
             settings = Settings(label_studio_url=url, label_studio_api_key="k", data_dir=tmp_path)
-            found = {one.name: one for one in examine(Case(1, f"http://127.0.0.1:{port}", lambda: settings))}
+            found = {one.name: one for one in examine(CheckContext(1, f"http://127.0.0.1:{port}", lambda: settings))}
 
         assert "is not trusted (self-signed certificate)" in found["Label Studio"].seen
         assert found["Label Studio"].remedy.startswith("set SSL_CERT_FILE")
@@ -551,7 +551,7 @@ class TestDoctor:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates["here"]))
         monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
         with studio(certificates["here"]) as (url, _):
-            assert Case(1, url, Settings).ask_backend("/metrics").status_code == 200
+            assert CheckContext(1, url, Settings).request_backend("/metrics").status_code == 200
 
 
 def test_a_refused_request_without_a_proxy_names_none() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from ml_backend.config import Settings
 from ml_backend.images import FolderSource, ImageCache
 from ml_backend.images.thumbnail import SIDE, thumbnail
-from ml_backend.label_studio.sync import KeptTask, Mirror
+from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.scheduling.job import chosen_images, draw_thumbnails, pictures
 from ml_backend.schemas import Connection, ImageRef, Ranking
 from ml_backend.storage import RoundStore
@@ -89,9 +89,9 @@ class TestDrawing:
         import base64
 
         data = {"image": f"data:image/png;base64,{base64.b64encode(film(tmp_path / 'x.png')).decode()}"}
-        tasks = {2: KeptTask(data=data), 1: KeptTask(data={})}
+        tasks = {2: CachedTask(data=data), 1: CachedTask(data={})}
         project = store.project(PROJECT)
-        ReadingStore(project.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks=tasks))
+        ReadingStore(project.folder).keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks=tasks))
         settings = Settings(data_dir=tmp_path, label_studio_url="http://127.0.0.1:1", label_studio_api_key="k")
 
         assert draw_thumbnails(settings, PROJECT, make_report()) == 1
@@ -103,7 +103,9 @@ class TestDrawing:
 
         data = {"image": f"data:image/png;base64,{base64.b64encode(film(tmp_path / 'x.png', 400, 200)).decode()}"}
         project = store.project(PROJECT)
-        ReadingStore(project.folder).keep_mirror(Mirror(read_at=NOON, whole_at=NOON, tasks={2: KeptTask(data=data)}))
+        ReadingStore(project.folder).keep_mirror(
+            TaskCache(read_at=NOON, whole_at=NOON, tasks={2: CachedTask(data=data)})
+        )
         for number in range(1, 6):
             if number > 1:
                 project.save(make_report(f"r{number:06d}"), None, None)

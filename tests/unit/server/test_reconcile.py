@@ -64,7 +64,7 @@ def reconciler(store, queue, studio, readings):
 
 
 def states_of(studio: FakeStudio) -> dict[str, str]:
-    return read_project(studio.client(), 2, None).mirror.states()
+    return read_project(studio.client(), 2, None).cache.states()
 
 
 def quarantine(store: RoundStore, numbers: Iterable[int]) -> None:
@@ -412,7 +412,7 @@ class TestGroundTruth:
             report = make_report("r000001")
             asked = report.request.model_copy(update={"options": options})
             store.project(PROJECT).save(report.model_copy(update={"request": asked}), None, None)
-            readings.keep_learned("r000001", read_project(studio.client(), 2, None).mirror.states(before or "override"))
+            readings.keep_learned("r000001", read_project(studio.client(), 2, None).cache.states(before or "override"))
             told = {"ground_truth": after}
             store.connect(
                 Connection(project=PROJECT, hostname="http://ls", label_config=LABEL_CONFIG, extra_params=told)
