@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast, get_args
 
+from ml_backend.errors import SettingsError
+
 _log = logging.getLogger(__name__)
 
 Group = Literal["acquisition", "backbones", "consensus", "image_sources"]
@@ -136,27 +138,28 @@ def load_plugin(group: Group, name: str) -> Any:
     """Import what a package has added.
 
     Raises:
-        ValueError: no installed package has an entry point of that name, or importing it fails.
+        SettingsError: no installed package has an entry point of that name, or importing it fails.
     """
     if (point := plugins(group).get(name)) is None:
-        raise ValueError(f"no installed package has an entry point {name!r} in the group ml_backend.{group}")
+        raise SettingsError(f"no installed package has an entry point {name!r} in the group ml_backend.{group}")
     try:
         return point.load()
     except Exception as error:
-        raise ValueError(f"entry point {name} = {point.value} cannot be loaded: {error}") from error
+        raise SettingsError(f"entry point {name} = {point.value} cannot be loaded: {error}") from error
 
 
 def load_acquisition_function(name: str) -> Callable[..., Any]:
     """Import the function of a strategy.
 
     Raises:
-        ValueError: there is no strategy of that name, or importing it fails.
+        ValueError: there is no strategy of that name.
+        SettingsError: importing it fails.
     """
     module, _, function = strategy_spec(name).target.partition(":")
     try:
         return cast("Callable[..., Any]", getattr(import_module(module), function))
     except Exception as error:
-        raise ValueError(f"acquisition function {name} ({module}:{function}) cannot be loaded: {error}") from error
+        raise SettingsError(f"acquisition function {name} ({module}:{function}) cannot be loaded: {error}") from error
 
 
 def strategy_spec(name: str) -> StrategySpec:

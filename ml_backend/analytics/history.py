@@ -8,7 +8,7 @@ import structlog
 from pydantic import AwareDatetime, Field
 
 from ml_backend.config import ProjectOptions
-from ml_backend.consensus import RULES
+from ml_backend.consensus import rule
 from ml_backend.consensus.rules import gather
 from ml_backend.errors import PayloadError
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image, training_classes
@@ -261,7 +261,7 @@ def ground_truths(
         return GroundTruths(annotations=marked, labels=0, overridden=0, sentence=sentence)
     annotations, _ = annotations_in(mirror, config, options, images)
     classes = training_classes(config, options)
-    value_of = {label.image.id: label.value for label in RULES[options.consensus](annotations, classes).labels}
+    value_of = {label.image.id: label.value for label in rule(options.consensus)(annotations, classes).labels}
     decided = [one for one in gather(annotations, classes)[0] if one.ground_truth]
     labels, overridden = len(decided), sum(one.disputes(value_of[one.image.id]) for one in decided)
     are = f"{labels} label{' is a ground truth; it overrides' if labels == 1 else 's are ground truths; they override'}"

@@ -38,7 +38,7 @@ from ml_backend.analytics.order_audit import OrderFidelity, order_fidelity
 from ml_backend.analytics.standing import Standing, StartEstimate, project_standing
 from ml_backend.analytics.stopping import StopAdvice, stop_advice
 from ml_backend.config import ProjectOptions
-from ml_backend.consensus import RULES
+from ml_backend.consensus import rule
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in
@@ -133,7 +133,7 @@ def _analysis(
             return None
         classes = training_classes(config, options)
         annotations, _ = annotations_in(mirror, config, options, images)
-        labels = RULES[options.consensus](annotations, classes).labels
+        labels = rule(options.consensus)(annotations, classes).labels
         return holdout_estimate(stored_labels_by_origin(project, labels, answers).control, classes)
 
     def stopping() -> StopAdvice | None:

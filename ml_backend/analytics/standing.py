@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ml_backend.analytics.history import KnownNetwork
 from ml_backend.config import ProjectOptions
-from ml_backend.consensus import RULES
+from ml_backend.consensus import rule
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
 from ml_backend.schemas import Exclusion, ExclusionKind, FrozenModel
@@ -258,7 +258,7 @@ def project_standing(
     classes = training_classes(config, options)
     images = TaskImages.of(mirror, config) if images is None else images
     annotations, unreadable = annotations_in(mirror, config, options, images)
-    consensus = RULES[options.consensus](annotations, classes)
+    consensus = rule(options.consensus)(annotations, classes)
     counts = dict.fromkeys(classes, 0)
     for label in consensus.labels:
         counts[label.value] += 1

@@ -164,7 +164,8 @@ def rule(name: str) -> Rule:
     """The consensus rule of that name, of this package or of an installed one.
 
     Raises:
-        ValueError: there is none, or it cannot be imported; the known ones are listed.
+        ValueError: there is none; the known ones are listed.
+        SettingsError: it cannot be imported.
     """
     if name in RULES:
         return RULES[name]

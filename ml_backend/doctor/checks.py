@@ -36,6 +36,7 @@ from ml_backend.errors import (
     WeightsError,
 )
 from ml_backend.images.decode import decode
+from ml_backend.images.source import with_plugins
 from ml_backend.label_studio.client import BACKEND, FAILURES, TESTED, LabelStudioClient, Route, label_studio_version
 from ml_backend.label_studio.connect import (
     CONNECTED,
@@ -61,6 +62,7 @@ from ml_backend.label_studio.publisher import (
     serving_problems,
 )
 from ml_backend.label_studio.sync import TaskCache, TaskImages, read_project
+from ml_backend.registry import load_plugin, plugins
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.schemas import Connection, FrozenModel, ProjectKey
 from ml_backend.storage import ProjectStore, RoundStore, write_atomically
@@ -654,7 +656,7 @@ def check_images(context: CheckContext) -> Result:
         for task in chosen:
             try:
                 image = read_image(task, context.config)
-                content = source.fetch(image)
+                content = with_plugins(source).fetch(image)
                 decode(content, context.options.image_side, image.id)
                 sizes.append(len(content))
             except ImageError as error:
@@ -851,6 +853,9 @@ def check_weights(context: CheckContext) -> Result:
     from ml_backend.model.backbones import last_layer, load_backbone, weights_file
 
     options = context.options
+    if options.backbone in plugins("backbones"):
+        load_backbone(options.backbone, options.weights)
+        return ok(f"of {options.backbone}, which an installed package provides")
     if options.weights == "none":
         last_layer(options.backbone)  # raises for an unknown network
         return ok(f"none for {options.backbone}, as set in the options: it is untrained")
@@ -923,7 +928,7 @@ def step_memory(backbone: str, side: int, *, half: bool) -> StepMemory:
     Adam needs.
 
     Args:
-        backbone: torchvision's name of the network.
+        backbone: name of the network, torchvision's or a package's.
         side: of the square input in pixels.
         half: products are bfloat16, so that most of what is kept takes half of the memory.
 
@@ -936,9 +941,11 @@ def step_memory(backbone: str, side: int, *, half: bool) -> StepMemory:
 
     from ml_backend.model.backbones import last_layer
 
-    last_layer(backbone)
+    added = plugins("backbones")
+    if backbone not in added:
+        last_layer(backbone)
     with torch.device("meta"):
-        network = models.get_model(backbone, weights=None)
+        network = load_plugin("backbones", backbone)("none") if backbone in added else models.get_model(backbone)
         images = torch.empty(2, 3, side, side)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}  # noqa: SLF001
     saved: dict[int, torch.Tensor] = {}

@@ -3,10 +3,12 @@
 import hashlib
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Protocol
 
-from ml_backend.errors import ImageError
+from ml_backend.errors import ImageError, SettingsError
+from ml_backend.registry import load_plugin, plugins
 from ml_backend.schemas import ImageRef
 
 
@@ -28,6 +30,42 @@ class ImageSource(Protocol):
             ImageError: there is no such image, where that is known without fetching it.
         """
         ...
+
+
+def with_plugins(source: ImageSource) -> ImageSource:
+    """The same source, with addresses of further schemes read by the sources that installed packages add.
+
+    An entry point of the group ``ml_backend.image_sources`` is named as the scheme (``vault`` for ``vault://...``), and
+    is called without arguments for an ``ImageSource``.
+    """
+    added = plugins("image_sources")
+    return _BySchemes(source, frozenset(added)) if added else source
+
+
+class _BySchemes:
+    def __init__(self, default: ImageSource, schemes: frozenset[str]) -> None:
+        self._default = default
+        self._schemes = schemes
+        self._loaded: dict[str, ImageSource] = {}
+        self._lock = threading.Lock()
+
+    def fetch(self, image: ImageRef) -> bytes:
+        return self._source(image).fetch(image)
+
+    def cache_key(self, image: ImageRef) -> str:
+        return self._source(image).cache_key(image)
+
+    def _source(self, image: ImageRef) -> ImageSource:
+        scheme, separator, _ = image.uri.partition("://")
+        if not separator or scheme not in self._schemes:
+            return self._default
+        with self._lock:
+            if scheme not in self._loaded:
+                try:
+                    self._loaded[scheme] = load_plugin("image_sources", scheme)()
+                except SettingsError as error:
+                    raise ImageError(f"image {image.id} ({scheme}://...): {error}") from error
+            return self._loaded[scheme]
 
 
 MAX_BYTES = 256 * 2**20  # a chest X-ray has 10 to 40 MB

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ml_backend.config.network import Server, environment_context, explain_failure, proxy_for
 from ml_backend.errors import SettingsError, WeightsError
 from ml_backend.model.hardware import seeded
+from ml_backend.registry import load_plugin, plugins
 
 # Family -> the layer after global average pooling (and flattening), replaced by the identity. Families without such
 # pooling (vgg, alexnet), with several outputs (inception, googlenet) or without convolutions are left out.
@@ -54,7 +55,10 @@ class Backbone(nn.Module):
     """Images -> pooled features. Untrained when built, always with the same weights.
 
     Args:
-        name: as torchvision spells it: ``resnet50``, ``mobilenet_v2``, ...
+        name: as torchvision spells it: ``resnet50``, ``mobilenet_v2``, ...; or of a backbone that an installed package
+            adds through the entry-point group ``ml_backend.backbones``: a function that takes ``weights``, as the
+            option spells it, and returns a module of images [images, 3, side, side] to features [images, dims].
+        weights: of a package's backbone, which loads them itself.
 
     Attributes:
         dims: length of a feature vector.
@@ -64,22 +68,21 @@ class Backbone(nn.Module):
         SettingsError: torchvision has no such network, or it is of no family in ``LAST_LAYER``.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, weights: str = "none") -> None:
         super().__init__()
-        from torchvision import models  # noqa: PLC0415 - takes a second
-
         self.name = name
         self.weights = "none"
-        parent_path, _, attribute = last_layer(name).rpartition(".")
         with seeded(_UNTRAINED_SEED, "backbone"):
-            network = cast("nn.Module", models.get_model(name, weights=None))
-        setattr(network.get_submodule(parent_path), attribute, nn.Identity())
-        self.network = network
+            self.network = _plugin_network(name, weights) if name in plugins("backbones") else _headless_network(name)
         # Measured, because every family keeps the number in another attribute.
-        network.eval()
+        self.network.eval()
         with torch.inference_mode():
-            self.dims = int(network(torch.zeros(1, 3, 64, 64)).shape[1])
-        network.train()
+            features = self.network(torch.zeros(1, 3, 64, 64))
+        if not isinstance(features, Tensor) or features.ndim != 2:
+            shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise SettingsError(f"backbone={name!r} must return features [images, dims], got {shape}")
+        self.dims = int(features.shape[1])
+        self.network.train()
 
     def forward(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images dims"]:
         return cast("Tensor", self.network(images))
@@ -93,6 +96,25 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
+def _headless_network(name: str) -> nn.Module:
+    from torchvision import models  # noqa: PLC0415 - takes a second
+
+    parent_path, _, attribute = last_layer(name).rpartition(".")
+    network = cast("nn.Module", models.get_model(name, weights=None))
+    setattr(network.get_submodule(parent_path), attribute, nn.Identity())
+    return network
+
+
+def _plugin_network(name: str, weights: str) -> nn.Module:
+    try:
+        network = load_plugin("backbones", name)(weights)
+    except ValueError as error:
+        raise SettingsError(f"backbone={name!r}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise SettingsError(f"backbone={name!r} must be built as a torch module, got {type(network).__name__}")
+    return network
+
+
 def last_layer(name: str) -> str:
     """Path of the omitted layer in torchvision's network.
 
@@ -103,7 +125,8 @@ def last_layer(name: str) -> str:
 
     known = [known for known in models.list_models(module=models) if known.startswith(tuple(LAST_LAYER))]
     if name not in known:
-        raise SettingsError(f"backbone={name!r} is not known; known are {', '.join(sorted(known))}")
+        listed = ", ".join(sorted([*known, *plugins("backbones")]))
+        raise SettingsError(f"backbone={name!r} is not known; known are {listed}")
     return LAST_LAYER[next(family for family in LAST_LAYER if name.startswith(family))]
 
 
@@ -111,7 +134,7 @@ def load_backbone(name: str, weights: str) -> Backbone:
     """Build a backbone and fill it.
 
     Args:
-        name: torchvision's name of the network.
+        name: torchvision's name of the network, or a package's; see ``Backbone``.
         weights: ``imagenet`` (torchvision's first version for that network, as in the paper's time, downloaded once
             into torch.hub's folder), ``none`` (untrained, the same every time), or the path of a file: safetensors,
             or a torch file that holds tensors alone. A last layer in it is ignored.
@@ -120,8 +143,10 @@ def load_backbone(name: str, weights: str) -> Backbone:
         SettingsError: no such backbone.
         WeightsError: the file is unavailable, unreadable, or belongs to another network.
     """
-    backbone = Backbone(name)
-    if weights != "none":
+    backbone = Backbone(name, weights)
+    if name in plugins("backbones"):
+        backbone.weights = weights
+    elif weights != "none":
         path = _imagenet_file(name) if weights == "imagenet" else Path(weights).expanduser()
         _fill(backbone, _strip_names(_read(path), last_layer(name)), path)
         backbone.weights = weights
@@ -134,7 +159,7 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     Raises:
         SettingsError: no such backbone.
     """
-    if weights == "none":
+    if weights == "none" or (weights == "imagenet" and backbone in plugins("backbones")):
         return None
     if weights == "imagenet":
         url = _imagenet_url(backbone)

@@ -17,7 +17,7 @@ from ml_backend.analytics import INSIGHT
 from ml_backend.analytics.agreement import AGREEMENT, FIXED_SET, NOISE, prediction_snapshot, seed_noise_agreement
 from ml_backend.analytics.order_audit import RANKING_OPTIONS, OrderState, order_state
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.consensus.rules import RULES
+from ml_backend.consensus.rules import rule
 from ml_backend.errors import (
     BackendError,
     EmptyPool,
@@ -30,6 +30,7 @@ from ml_backend.errors import (
 from ml_backend.images import ImageSource, QuarantinedSource
 from ml_backend.images.cache import ImageCache, content_digests
 from ml_backend.images.dataset import read_ahead
+from ml_backend.images.source import with_plugins
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
@@ -220,8 +221,9 @@ def open_project(
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as images,
     ):
         quarantine = Quarantine(store.folder)
-        source = QuarantinedSource(images, quarantine, version=images.version)
-        digests = partial(content_digests, images, installation.cache / IMAGES)
+        everything = with_plugins(images)
+        source = QuarantinedSource(everything, quarantine, version=images.version)
+        digests = partial(content_digests, everything, installation.cache / IMAGES)
         yield ProjectContext(settings, key, installation, store, connection, client, source, quarantine, digests, board)
 
 
@@ -250,7 +252,7 @@ class LiveProject(Project):
         self.config = parse_label_config(read_label_config(context.client, context.key))
         self.options = ProjectOptions.resolve(context.connection.extra_params, self.config.attributes)
         self.classes = training_classes(self.config, self.options)
-        self.consensus = RULES[self.options.consensus]
+        self.consensus = rule(self.options.consensus)
         self.readings = ReadingStore(self.store.folder)
         self.labels: LabelStudioLabels = self._new_labels()
         self._publisher = LabelStudioPublisher(context.client, context.key.id, self.config, self.options, self.store)

@@ -11,6 +11,7 @@ import structlog
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import BackendError, EmptyPool, StorageError
 from ml_backend.images import ImageCache
+from ml_backend.images.source import with_plugins
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, read_image
@@ -52,7 +53,7 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
         LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client,
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as source,
     ):
-        cache = ImageCache(source, store.cache / "images", options.image_side)
+        cache = ImageCache(with_plugins(source), store.cache / "images", options.image_side)
 
         def draw(one: RoundReport) -> int:
             return thumbnails.keep(one.request.round_id, pictures(_images(one, mirror, config), cache))

@@ -15,7 +15,7 @@ from ml_backend.analytics.order_audit import RANKING_OPTIONS, order_state
 from ml_backend.analytics.overview import analyse
 from ml_backend.analytics.standing import another_look
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.consensus import RULES
+from ml_backend.consensus import rule
 from ml_backend.errors import BackendError, PayloadError, RequestRefused, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
@@ -468,7 +468,7 @@ def _other_labels(
         return False
     classes = training_classes(config, options)
     then, now = (
-        RULES[options.consensus](annotations_in(reading.cache, config, chosen, images)[0], classes).labels
+        rule(options.consensus)(annotations_in(reading.cache, config, chosen, images)[0], classes).labels
         for chosen in (options.model_copy(update={"ground_truth": before}), options)
     )
     return then != now

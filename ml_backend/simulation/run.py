@@ -16,9 +16,9 @@ from threadpoolctl import threadpool_limits
 
 from ml_backend.acquisition import CatalogStrategy, bald, entropy
 from ml_backend.config import ProjectOptions
-from ml_backend.consensus.rules import RULES
+from ml_backend.consensus.rules import rule
 from ml_backend.errors import EmptyPool, RoundError, SettingsError
-from ml_backend.images.source import FolderSource
+from ml_backend.images.source import FolderSource, with_plugins
 from ml_backend.model.ensemble import make_learner
 from ml_backend.model.features import FeatureTable
 from ml_backend.model.hardware import one_thread
@@ -73,7 +73,7 @@ def open_study(plan: StudyPlan, out: Path, data: DataSet | None = None) -> Study
     opened = load_data(plan) if data is None else data
     ids = [image.id for image in opened.images]
     table = None if opened.features is None else FeatureTable(ids, opened.features)
-    source = FolderSource(out if opened.folder is None else opened.folder)
+    source = with_plugins(FolderSource(out if opened.folder is None else opened.folder))
 
     def network(options: ProjectOptions, seed: int, progress: LearnerProgress) -> McDropoutLearner:
         return McDropoutLearner(
@@ -160,7 +160,7 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
     oracle.reveal(oracle.start_set(plan.initial, run.seed))
     oracle.reveal(row.image_id for row in picked)
     learner = GuardedLearner(study.learner(options), data)
-    project = SimulatedProject(oracle, RULES[options.consensus], study.split(), learner.check)
+    project = SimulatedProject(oracle, rule(options.consensus), study.split(), learner.check)
     rounds = simulated_rounds(plan.request(run, data.classes), project, learner, strategy, first=len(past) + 1)
     number = len(past)
     train_images = len(data.labels("train"))
@@ -273,7 +273,7 @@ def fit_on_all(run: Run, study: Study) -> tuple["GuardedLearner", FitReport, flo
     data, options = study.data, study.plan.options_of(run)
     oracle = Oracle.of(data)
     oracle.reveal(image.id for image in oracle.unlabelled()[0])
-    labels = RULES[options.consensus](oracle.annotations(), data.classes).labels
+    labels = rule(options.consensus)(oracle.annotations(), data.classes).labels
     train, validation = study.split()(labels, options.validation_share, run.seed)
     learner = GuardedLearner(study.learner(options), data)
     start = time.perf_counter()

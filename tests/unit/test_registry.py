@@ -14,6 +14,7 @@ import torch
 from ml_backend import registry
 from ml_backend.acquisition import pointwise, rank
 from ml_backend.consensus import rule
+from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES, Need, StrategySpec, load_acquisition_function, load_plugin, strategy_spec
 
 DECORATED = """
@@ -145,11 +146,11 @@ class TestPlugins:
     def test_a_module_that_fails_to_import_is_named(self, install):
         install("[ml_backend.consensus]\nfirst = our_plugin.rules:first\n", rules="raise RuntimeError('no GPU')")
 
-        with pytest.raises(ValueError, match=r"entry point first = our_plugin.rules:first cannot be loaded: no GPU"):
+        with pytest.raises(SettingsError, match=r"entry point first = our_plugin.rules:first cannot be loaded: no GPU"):
             load_plugin("consensus", "first")
 
     def test_none_of_that_name(self):
-        with pytest.raises(ValueError, match=r"no installed package has an entry point 'first' in"):
+        with pytest.raises(SettingsError, match=r"no installed package has an entry point 'first' in"):
             load_plugin("consensus", "first")
         with pytest.raises(ValueError, match="unknown consensus rule 'first': known are median"):
             rule("first")
