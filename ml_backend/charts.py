@@ -1,8 +1,14 @@
-"""What every figure is made of: axes with round ticks, paths, and names that do not lie over each other."""
+"""Charts as inline SVG: lines with bands, intervals and bars, for the owner pages and for the report of a study.
+
+Not matplotlib's SVG: colours come from the page's style sheet (``.s0`` to ``.s8``), so that charts follow dark mode;
+values show on hover without a script; and the web process imports nothing large. Every line also has a dash pattern
+and its name at its end, for readers who do not tell the colours apart.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Final, Self
 from xml.etree import ElementTree as ET
 
@@ -10,17 +16,223 @@ import numpy as np
 from markupsafe import Markup
 from scipy.optimize import isotonic_regression
 
+COLOURS: Final = 8  # besides the neutral one
+DASHES: Final = ("", "7 3", "2 3", "9 3 2 3")
 TICKS: Final = 5
+WIDTH: Final = 388
+NAME_HEIGHT: Final = 15  # of a name at the end of a line
+NAME_LENGTH: Final = 16  # characters
+ROW_HEIGHT: Final = 36  # of an interval
+BAR_ROW_HEIGHT: Final = 46
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line and the band around it.
+
+    Attributes:
+        style: colour and dash pattern, the same for the same thing in every chart of a page; 0 is neutral.
+        name: label at the end of the line.
+        x: ascending, at least one value.
+        y: one value at every ``x``.
+        low, high: edges of the band at every ``x``; empty without a band.
+        meaning: text of the legend.
+    """
+
+    style: int
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One row of an interval chart: a median or mean with its interval. ``inf`` points off to the right."""
+
+    style: int
+    name: str
+    low: float
+    middle: float
+    high: float
+    words: str
+
+
+def line_chart(
+    name: str,
+    title: str,
+    description: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    references: Mapping[str, float] | None = None,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    percent_x: bool = False,
+    percent: bool = False,
+    logarithmic: bool = False,
+    dots: bool = False,
+    width: float = WIDTH,
+    names_width: float = 102,
+) -> Markup:
+    """Draw lines with their bands; the values at an ``x`` show on hover.
+
+    Args:
+        name: prefix of the element ids, unique on the page.
+        title: accessible name.
+        description: accessible description.
+        lines: in drawing order.
+        x_label: quantity with its unit.
+        y_label: likewise.
+        references: name -> height of a horizontal line.
+        x_range: ends of the axis; from 0 to the last value by default.
+        y_range: the axis spans at least this; fitted to the values by default.
+        percent_x: x is a fraction, written in per cent; else a count.
+        percent: y is a fraction, written in per cent.
+        logarithmic: scale of y, whose values must be above 0.
+        dots: mark every value, not only the last.
+        width: of the chart, in its own units.
+        names_width: of it, the space for the names.
+
+    Raises:
+        ValueError: no line, a line without a value, or a value of 0 or less on a logarithmic axis.
+    """
+    if not lines or not all(len(line.x) for line in lines):
+        raise ValueError(f"{title}: a chart needs at least one line, and every line at least one value")
+    marks = references or {}
+    values = [*marks.values(), *(v for line in lines for v in chain(line.low, line.high, line.y))]
+    low, high = y_range or (min(values), max(values))
+    low, high = min(low, *values), max(high, *values)
+    if logarithmic and low <= 0:
+        raise ValueError(f"{title}: a logarithmic axis needs values above 0, got {low}")
+    axes = Axes.around(
+        x_range or (0.0, max(line.x[-1] for line in lines)),
+        (low, high),
+        box=(52, 12, width - names_width, 208),
+        logarithmic=logarithmic,
+    )
+    root = _svg(name, title, description, width, 250)
+    _axis_y(root, axes, y_label, percent=percent)
+    _axis_x(root, axes, x_label, percent=percent_x)
+    for line in lines:
+        _draw_line(root, axes, line, dots=dots)
+    for words, value in marks.items():
+        y = axes.y(value)
+        _add(root, "path", {"class": "reference", "d": path([(axes.left, y), (axes.right, y)])})
+        # Below its line where the chart ends above it.
+        lower = y - axes.top < 14
+        _add(root, "text", {"class": "note", "x": axes.left + 4, "y": y + (12 if lower else -4)}, words)
+    _draw_names(root, axes, lines)
+    _draw_hover(root, axes, lines, percent_x=percent_x, percent=percent)
+    return _markup(root)
+
+
+def interval_chart(
+    name: str,
+    title: str,
+    description: str,
+    rows: Sequence[Interval],
+    *,
+    x_label: str,
+    percent: bool = False,
+    from_zero: bool = False,
+) -> Markup:
+    """Draw intervals below each other, with name and numbers above each.
+
+    Args:
+        name: prefix of the element ids, unique on the page.
+        title: accessible name.
+        description: accessible description.
+        rows: from top to bottom.
+        x_label: quantity with its unit.
+        percent: values are fractions, written in per cent.
+        from_zero: the axis begins at 0; else 0 is marked.
+    """
+    finite = [v for row in rows for v in (row.low, row.middle, row.high) if math.isfinite(v)]
+    low, high = (min(*finite, 0.0), max(*finite, 0.0)) if finite else (0.0, 1.0)
+    air = 0.05 * (high - low)
+    bottom = 4 + ROW_HEIGHT * len(rows)
+    axes = Axes.around((low if from_zero else low - air, high + air), (0, 1), box=(12, 4, WIDTH - 24, bottom))
+    root = _svg(name, title, description, WIDTH, bottom + 40)
+    _axis_x(root, axes, x_label, percent=percent)
+    if not from_zero:
+        _add(root, "path", {"class": "reference", "d": path([(axes.x(0), axes.top), (axes.x(0), axes.bottom)])})
+    for place, row in enumerate(rows):
+        top = 4 + ROW_HEIGHT * place
+        group = _add(root, "g", {"class": _style(row.style)})
+        _add(group, "text", {"class": "name", "x": axes.left, "y": top + 13}, row.name)
+        _add(group, "text", {"class": "name value", "x": axes.right, "y": top + 13}, row.words)
+        if math.isinf(row.low):
+            continue
+        y, endless = top + 23, math.isinf(row.high)
+        end = axes.right + 10 if endless else axes.x(row.high)
+        _add(group, "path", {"class": "line", "d": path([(axes.x(row.low), y), (end, y)])} | _dash(row.style))
+        if endless:
+            _add(group, "path", {"class": "arrow", "d": path([(end - 5, y - 4), (end, y), (end - 5, y + 4)])})
+        if math.isfinite(row.middle):
+            _add(group, "circle", {"class": "dot", "cx": axes.x(row.middle), "cy": y, "r": 5})
+    return _markup(root)
+
+
+def bar_chart(name: str, title: str, description: str, rows: Mapping[str, Mapping[str, float]]) -> Markup:
+    """Draw bars below each other, with the row's name above them.
+
+    Args:
+        name: prefix of the element ids, unique on the page.
+        title: accessible name.
+        description: accessible description.
+        rows: name -> CSS class of the bar -> fraction, 0 to 1.
+    """
+    left, right = 4, 372
+    root = _svg(name, title, description, 420, BAR_ROW_HEIGHT * len(rows) + 4)
+    for place, (words, bars) in enumerate(rows.items()):
+        top = place * BAR_ROW_HEIGHT
+        _add(root, "text", {"class": "head", "x": left, "y": top + 12}, _short(words, 48))
+        for number, (kind, share) in enumerate(bars.items()):
+            y, width = top + 17 + 13 * number, max(share, 0.0) * (right - left)
+            _add(root, "rect", {"class": f"bar {kind}", "x": left, "y": y, "width": width, "height": 11})
+            _add(root, "text", {"class": "tick", "x": left + width + 5, "y": y + 9.5}, value_words(share, percent=True))
+    return _markup(root)
+
+
+def legend(lines: Sequence[Line]) -> Markup:
+    """A list of the lines of a chart: a piece of each, its name and its meaning."""
+    root = ET.Element("ul", {"class": "legend"})
+    for line in lines:
+        item = _add(root, "li", {"class": _style(line.style)})
+        sample = _add(item, "svg", {"viewBox": "0 0 32 12", "width": 32, "height": 12, "aria-hidden": "true"})
+        if line.low:
+            _add(sample, "rect", {"class": "band", "x": 0, "y": 0, "width": 32, "height": 12})
+        _add(sample, "path", {"class": "line", "d": path([(0, 6), (32, 6)])} | _dash(line.style))
+        _add(item, "b", {}, line.name).tail = f": {line.meaning}"
+    return _markup(root)
+
+
+def swatch(style: int) -> Markup:
+    """A short piece of a line, hidden from screen readers: its name follows in the page's text."""
+    root = ET.Element("svg", {"class": f"swatch {_style(style)}", "viewBox": "0 0 30 10", "aria-hidden": "true"})
+    _add(root, "path", {"class": "line", "d": "M1 5H29"} | _dash(style))
+    return _markup(root)
+
+
+def value_words(value: float, *, percent: bool = False) -> str:
+    """A value for a reader: three digits, or a whole percentage."""
+    if percent:
+        return f"{100 * value:.0f} %"
+    return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Where values lie in the figure: units of the SVG's own coordinates, y downwards.
+    """Maps values to the SVG's coordinates, in which y points down.
 
     Attributes:
-        x_range, y_range: lowest and highest value; not equal.
-        left, top, right, bottom: the box that they span.
-        logarithmic: of y.
+        x_range, y_range: lowest and highest value, not equal.
+        left, top, right, bottom: box of the axes.
+        logarithmic: scale of y.
     """
 
     x_range: tuple[float, float]
@@ -40,28 +252,31 @@ class Axes:
         box: tuple[float, float, float, float],
         logarithmic: bool = False,
     ) -> Self:
-        """Axes that hold both ranges with some air; a range of one value gets a width of its own.
+        """Axes that hold both ranges, with a margin in y; a range of a single value is widened.
 
         Args:
             x_range: lowest and highest value.
             y_range: likewise.
-            box: left, top, right and bottom of the figure's inner part.
-            logarithmic: of y; then both ends of ``y_range`` are above 0.
+            box: left, top, right and bottom.
+            logarithmic: scale of y; then both ends of ``y_range`` are above 0.
         """
         if logarithmic:
             ratio = max((y_range[1] / y_range[0]) ** 0.06, 1.05)
             y_range = (y_range[0] / ratio, y_range[1] * ratio)
         else:
-            y_range = _wider(y_range)
+            low, high = _widened(y_range)
+            margin = 0.04 * (high - low)
+            # Fractions, durations and information have no values below 0.
+            y_range = (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
         return cls(_widened(x_range), y_range, *box, logarithmic)
 
     def x(self, value: float) -> float:
-        """Where a value lies from left to right."""
+        """Position from left to right."""
         low, high = self.x_range
         return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        """Where a value lies from top to bottom."""
+        """Position from top to bottom."""
         low, high = self.y_range
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -71,18 +286,11 @@ class Axes:
 def _widened(span: tuple[float, float]) -> tuple[float, float]:
     low, high = span
     size = max(abs(low), abs(high))
-    # Narrower, and the difference is that of rounding.
+    # A narrower span is rounding error.
     if high - low > 1e-9 * size and high - low > 1e-12:
         return span
     width = size if size > 1e-9 else 1.0
     return low - width / 2, high + width / 2
-
-
-def _wider(span: tuple[float, float]) -> tuple[float, float]:
-    low, high = _widened(span)
-    air = 0.04 * (high - low)
-    # Nothing lies below 0 that is a share, a duration or an information.
-    return (max(low - air, 0.0) if low >= 0 else low - air), high + air
 
 
 def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
@@ -91,7 +299,7 @@ def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
     Args:
         low: below ``high``.
         high: end of the range.
-        count: about how many; at most twice as many come, and at least one.
+        count: how many, roughly; the result has 1 to ``2 * count``.
 
     Source:
         Heckbert 1990, "Nice numbers for graph labels", in Graphics Gems.
@@ -105,7 +313,7 @@ def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 
 def ticks_logarithmic(low: float, high: float) -> list[float]:
-    """Powers of ten within a range; where it holds fewer than three, 2 and 5 times them, too.
+    """Powers of ten within a range; with fewer than three of them, also 2 and 5 times the powers.
 
     Args:
         low: above 0.
@@ -119,92 +327,133 @@ def ticks_logarithmic(low: float, high: float) -> list[float]:
 
 
 def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move places apart until none is nearer to the next than ``gap``, keeping their order, within low and high.
+    """Move places apart to at least ``gap``, keeping their order, within ``low`` and ``high``.
 
-    They move as little as they can, by least squares. Where they do not all fit, they are as far apart as they can be.
+    The result is the least-squares one. Places that do not all fit are spaced evenly.
 
     Args:
-        places: in any order.
+        places: in any order, at least one.
         gap: above 0.
-        low: where the first may lie.
-        high: where the last may.
+        low: lowest allowed place.
+        high: highest allowed place.
 
     Returns:
         In the order of ``places``.
     """
-    if not places:
-        return []
     gap = min(gap, (high - low) / max(len(places) - 1, 1))
     order = np.argsort(places, kind="stable")
     steps = gap * np.arange(len(places))
-    # Without the steps they need only not decrease, and that is isotonic regression.
-    moved = (
-        isotonic_regression(np.asarray(places, dtype=np.float64)[order] - steps).x.clip(low, high - steps[-1]) + steps
-    )
+    # Less the steps, the places must only not decrease: isotonic regression.
+    sorted_places = np.asarray(places, dtype=np.float64)[order]
+    moved = isotonic_regression(sorted_places - steps).x.clip(low, high - steps[-1]) + steps
     found = np.empty(len(places))
     found[order] = moved
     return [float(place) for place in found]
 
 
-def value_words(value: float, *, percent: bool = False) -> str:
-    """A value as it is read: three digits, or a whole percentage."""
-    if percent:
-        return f"{100 * value:.0f} %"
-    return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.3g}"
-
-
 def path(points: Sequence[tuple[float, float]]) -> str:
-    """A line through points, to a tenth of a unit: more is not seen, and only makes the page larger."""
+    """Path data of a line through points, to a tenth of a unit: more is invisible and makes the page larger."""
     return "M" + "L".join(f"{round(x, 1):g} {round(y, 1):g}" for x, y in points)
 
 
-def figure(name: str, title: str, description: str, width: float, height: float) -> ET.Element:
-    """An SVG that says what it shows to who does not see it."""
-    root = ET.Element(
-        "svg",
-        {
-            "viewBox": f"0 0 {width:g} {height:g}",
-            "role": "img",
-            "aria-labelledby": f"{name}-title {name}-desc",
-        },
-    )
-    add(root, "title", {"id": f"{name}-title"}, title)
-    add(root, "desc", {"id": f"{name}-desc"}, description)
-    return root
+def _draw_line(root: ET.Element, axes: Axes, line: Line, *, dots: bool) -> None:
+    def points(values: Sequence[float]) -> list[tuple[float, float]]:
+        return [(axes.x(x), axes.y(v)) for x, v in zip(line.x, values, strict=True)]
+
+    group = _add(root, "g", {"class": _style(line.style)})
+    middle = points(line.y)
+    if len(line.low):
+        upper, lower = points(line.high), points(line.low)
+        _add(group, "path", {"class": "band", "d": path([*upper, *reversed(lower)]) + "Z"})
+        if len(middle) == 1:  # a band without a width
+            _add(group, "path", {"class": "tie", "d": path([*upper, *lower])})
+    if len(middle) > 1:
+        _add(group, "path", {"class": "line", "d": path(middle)} | _dash(line.style))
+    for x, y in middle if dots else middle[-1:]:
+        _add(group, "circle", {"class": "dot", "cx": x, "cy": y, "r": 2.5})
 
 
-def add(parent: ET.Element, tag: str, attributes: Mapping[str, str | float], text: str | None = None) -> ET.Element:
-    """Add an element; numbers to a tenth of a unit. Names of users stay text: the library escapes them."""
-    words = {k: v if isinstance(v, str) else f"{round(v, 1):g}" for k, v in attributes.items()}
-    child = ET.SubElement(parent, tag, words)
-    child.text = text
-    return child
+def _draw_names(root: ET.Element, axes: Axes, lines: Sequence[Line]) -> None:
+    """Names right of the axes, in the order of the lines' ends and without overlap, each tied to its line."""
+    ends = [axes.y(line.y[-1]) for line in lines]
+    for line, end, place in zip(lines, ends, spread_out(ends, NAME_HEIGHT, 8, axes.bottom + 8), strict=True):
+        group = _add(root, "g", {"class": _style(line.style)})
+        tie = [(axes.x(line.x[-1]) + 3, end), (axes.right + 4, end), (axes.right + 9, place)]
+        _add(group, "path", {"class": "tie", "d": path(tie)})
+        _add(group, "text", {"class": "name", "x": axes.right + 12, "y": place + 4}, _short(line.name, NAME_LENGTH))
 
 
-def axis_x(root: ET.Element, axes: Axes, label: str, *, percent: bool) -> None:
-    """Ticks and their values below the box, and what they are of."""
+def _draw_hover(root: ET.Element, axes: Axes, lines: Sequence[Line], *, percent_x: bool, percent: bool) -> None:
+    """An invisible strip around every x, whose tooltip lists the values there, highest first."""
+    places = sorted({x for line in lines for x in line.x})
+    edges = [axes.left, *((axes.x(a) + axes.x(b)) / 2 for a, b in pairwise(places)), axes.right]
+    group = _add(root, "g", {"fill": "none", "pointer-events": "all"})
+    for x, (left, right) in zip(places, pairwise(edges), strict=True):
+        here = [(line, list(line.x).index(x)) for line in lines if x in line.x]
+        here.sort(key=lambda found: -found[0].y[found[1]])
+        words = [f"{100 * x:.1f} % labelled" if percent_x else f"{x:.0f} labels"]
+        for line, place in here:
+            middle, *band = (value_words(v[place], percent=percent) for v in (line.y, line.low, line.high) if len(v))
+            words.append(f"{line.name}: {middle}" + (f" [{'–'.join(band)}]" if band else ""))
+        box: dict[str, str | float] = {"class": "strip", "x": left, "y": axes.top}
+        size = {"width": max(right - left, 0.1), "height": axes.bottom - axes.top}
+        _add(_add(group, "rect", box | size), "title", {}, "\n".join(words))
+
+
+def _axis_x(root: ET.Element, axes: Axes, label: str, *, percent: bool) -> None:
     for value in ticks(*axes.x_range):
         x = axes.x(value)
-        add(root, "path", {"class": "grid", "d": path([(x, axes.top), (x, axes.bottom)])})
-        add(root, "text", {"class": "tick middle", "x": x, "y": axes.bottom + 15}, _tick(value, percent))
-    add(root, "text", {"class": "axis middle", "x": (axes.left + axes.right) / 2, "y": axes.bottom + 32}, label)
+        _add(root, "path", {"class": "grid", "d": path([(x, axes.top), (x, axes.bottom)])})
+        _add(root, "text", {"class": "tick middle", "x": x, "y": axes.bottom + 15}, _tick(value, percent))
+    _add(root, "text", {"class": "axis middle", "x": (axes.left + axes.right) / 2, "y": axes.bottom + 32}, label)
 
 
-def axis_y(root: ET.Element, axes: Axes, label: str, *, percent: bool, count: int = TICKS) -> None:
-    """Ticks and their values left of the box, about so many, and what they are of, written upwards."""
+def _axis_y(root: ET.Element, axes: Axes, label: str, *, percent: bool) -> None:
+    # Six, so that a whole axis from 0 to 100 % has steps of 20.
+    count = 6 if percent else TICKS
     for value in ticks_logarithmic(*axes.y_range) if axes.logarithmic else ticks(*axes.y_range, count):
         y = axes.y(value)
-        add(root, "path", {"class": "grid", "d": path([(axes.left, y), (axes.right, y)])})
-        add(root, "text", {"class": "tick right", "x": axes.left - 5, "y": y + 4}, _tick(value, percent))
-    middle = (axes.top + axes.bottom) / 2
-    turned = {"class": "axis middle", "transform": f"translate(9 {middle:g}) rotate(-90)"}
-    add(root, "text", turned, label)
+        _add(root, "path", {"class": "grid", "d": path([(axes.left, y), (axes.right, y)])})
+        _add(root, "text", {"class": "tick right", "x": axes.left - 5, "y": y + 4}, _tick(value, percent))
+    turned = f"translate(9 {(axes.top + axes.bottom) / 2:g}) rotate(-90)"
+    _add(root, "text", {"class": "axis middle", "transform": turned}, label)
 
 
 def _tick(value: float, percent: bool) -> str:
     return f"{100 * value:.4g}" if percent else f"{value:.4g}"
 
 
-def to_text(root: ET.Element) -> Markup:
-    """The SVG as it stands in a page: safe, because the library escaped every text and attribute."""
-    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 - escaped by ElementTree
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _style(style: int) -> str:
+    """Classes of the colour (``s``) and of the line itself (``k``), by which a page can hide it."""
+    return f"s{1 + (style - 1) % COLOURS if style else 0} k{style}"
+
+
+def _dash(style: int) -> dict[str, str | float]:
+    # Shifted with every turn of the colours, so that a repeated colour gets another dash.
+    turn, place = divmod(style - 1, COLOURS)
+    pattern = DASHES[(place + turn) % len(DASHES)] if style else ""
+    return {"stroke-dasharray": pattern} if pattern else {}
+
+
+def _svg(name: str, title: str, description: str, width: float, height: float) -> ET.Element:
+    labels = f"{name}-title {name}-desc"
+    root = ET.Element("svg", {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-labelledby": labels})
+    _add(root, "title", {"id": f"{name}-title"}, title)
+    _add(root, "desc", {"id": f"{name}-desc"}, description)
+    return root
+
+
+def _add(parent: ET.Element, tag: str, attributes: Mapping[str, str | float], text: str | None = None) -> ET.Element:
+    """Add an element, with numbers to a tenth of a unit."""
+    words = {k: v if isinstance(v, str) else f"{round(v, 1):g}" for k, v in attributes.items()}
+    child = ET.SubElement(parent, tag, words)
+    child.text = text
+    return child
+
+
+def _markup(root: ET.Element) -> Markup:
+    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 - ElementTree escapes every text and attribute

@@ -320,7 +320,7 @@ def experiment(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Run an experiment that ships: what it expects, what it found, and whether that is what was expected."""
-    from ml_backend.simulation.outlines import markdown
+    from ml_backend.simulation.specs import markdown
 
     if list_all or name is None:
         typer.echo(markdown())
@@ -328,23 +328,21 @@ def experiment(
     # Not for the list: loading PyTorch takes seconds.
     from ml_backend.simulation.experiments import ExperimentOptions, run_experiment
 
-    raise typer.Exit(
-        run_experiment(
-            ExperimentOptions(
-                name=name,
-                labels=labels,
-                images=images,
-                ratings=ratings,
-                features=features,
-                task=task,
-                backbone=backbone,
-                weights=weights,
-                out=out,
-                seeds=seeds,
-                quick=quick,
-                workers=workers,
-                device=device,
-            )
+    run_experiment(
+        ExperimentOptions(
+            name=name,
+            labels=labels,
+            images=images,
+            ratings=ratings,
+            features=features,
+            task=task,
+            backbone=backbone,
+            weights=weights,
+            out=out,
+            seeds=seeds,
+            quick=quick,
+            workers=workers,
+            device=device,
         )
     )
 

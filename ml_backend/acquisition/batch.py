@@ -37,7 +37,7 @@ _BLOCK = 1024
 """Candidates scored at once, so that memory does not grow with the pool."""
 _TINY = 1e-300
 """Nats that stand in for 0 under a logarithm: such an image comes last, and its score stays a number."""
-_PASSES_PER_PICK = 5
+PASSES_PER_PICK = 5
 """A batch of 20 needs T = 100: T passes hold at most log T nats, so with fewer the last picks add nothing."""
 
 
@@ -94,7 +94,7 @@ def rank_batch_bald(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Se
     """The batch by ``batch_bald``, each image scored by what it adds; then the rest by BALD alone."""
     probs = given(inputs.probs, "probs", "batch_bald")
     images, passes, _ = probs.shape
-    wanted = _PASSES_PER_PICK * min(batch_size, images)
+    wanted = PASSES_PER_PICK * min(batch_size, images)
     if passes < wanted:
         _log.warning(
             "few_passes_for_batch_bald",

@@ -26,6 +26,7 @@ from ml_backend.analytics.overview import (
     reason,
     reason_unseen,
 )
+from ml_backend.charts import legend
 from ml_backend.errors import UnknownProject, UnknownRound
 from ml_backend.label_studio.connect import ONE_CONNECTION
 from ml_backend.label_studio.payloads import Form, ProjectAnswer, RoundAnswer, parse_key
@@ -37,7 +38,7 @@ from ml_backend.scheduling.reconciler import connection_of
 from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger
 from ml_backend.server.actions import ACTIONS, SAID, act
 from ml_backend.server.context import parts, refreshing, relative_url, wants_page
-from ml_backend.server.figures import balance_figure, learning_series, legend, line_figure, recall_series
+from ml_backend.server.figures import balance_chart, learning_lines, recall_lines, shares_chart
 from ml_backend.server.status import ProjectStatus, config_of, status_of
 from ml_backend.storage import ProjectStore, RoundSummary, Thumbnails
 
@@ -248,7 +249,7 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
     """
     queue, rounds, progress = status.queue, found.rounds, status.queue.progress
     last = rounds[-1] if rounds else None
-    learning, recall = learning_series(rounds, found.control), recall_series(rounds)
+    learning, recall = learning_lines(rounds, found.control), recall_lines(rounds)
     insight = found.chosen.insight if found.chosen else None
     return {
         "status": status,
@@ -262,10 +263,10 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "last": last,
         "other_classes": _knows_other_classes(status),
         "cold": _cold_start(status, last),
-        "learning": line_figure("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
+        "learning": shares_chart("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
         "legend": legend(learning),
         "enough": MIN_HOLDOUT_IMAGES,
-        "recall": line_figure("recall", "Recall of each class over the labels", recall) if recall else None,
+        "recall": shares_chart("recall", "Recall of each class over the labels", recall) if recall else None,
         "balance": _balance(last, found.chosen),
         "insight": insight,
         "tiles": _tiles(found.chosen, thumbnails) if found.chosen else [],
@@ -331,7 +332,7 @@ def _knows_other_classes(status: ProjectStatus) -> bool:
 def _balance(line: RoundSummary | None, chosen: ChosenImages | None) -> Markup | None:
     if line is None or chosen is None or chosen.insight is None:
         return None
-    return balance_figure("balance", line.labels_per_class, chosen.insight.expected)
+    return balance_chart(line.labels_per_class, chosen.insight.expected)
 
 
 def _tiles(chosen: ChosenImages, thumbnails: Thumbnails, *, behind: bool = False) -> list[Tile]:

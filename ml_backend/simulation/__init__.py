@@ -14,7 +14,7 @@
     synthetic.py  synthetic images and simulated readers
 
     metrics.py, analysis.py, report.py, templates/   results in, report.html out
-    experiments.py, outlines.py                      the studies of ``ml-backend experiment``
+    specs.py, experiments.py, conclusions.py         ``ml-backend experiment``: what is run, running it, the results
 """
 
 __all__: list[str] = []

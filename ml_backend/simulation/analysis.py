@@ -1,720 +1,614 @@
-"""Learning curves: a metric over the labels, and what is read off them. Higher values are better throughout.
+"""Statistics of a study: learning curves, labels needed, areas under the curves, paired differences, and findings.
 
-Which strategy needs fewer labels, and whether that is more than luck: statistics over paired seeds.
-What a reader of a study should be told before believing it: warnings in words, each with what to check next.
+Curves are a data frame with one row a round of a run: ``strategy``, ``variant``, ``seed``, ``labels``, ``value``
+(higher is better) and ``train_images``, ordered by strategy and variant as the study names them, seed and labels.
+Runs of one seed share split and start set, and are compared in pairs.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from typing import Annotated, Final, Literal, TypeAlias
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float64, Int64
-from pydantic import Field
+import pandas as pd
+from jaxtyping import Float64
 from scipy.stats import bootstrap, wilcoxon
 
-from ml_backend.schemas import FrozenModel
-from ml_backend.simulation.metrics import RoundMetrics
+from ml_backend.acquisition.batch import PASSES_PER_PICK
+from ml_backend.simulation.metrics import Metric, RoundMetrics
+from ml_backend.simulation.run_log import BatchRow, RoundRow, StudyResults
 
-WINDOW = 3  # rounds
+RANDOM: Final = "random"
+WINDOW: Final = 3  # rounds of the running median
+RESAMPLES: Final = 9_999
+CONFIDENCE: Final = 0.95
+SHORTER: Final = 0.1  # of the rounds of the longest run of the same strategy
+SEEDS_FOR_A_CLAIM: Final = 10
+QUARTILES: Final = (0.25, 0.5, 0.75)
+WIDE: Final = 0.5  # of the median
+TOLERANCE: Final = 0.02
+MEASURES: Final = ("precision", "recall", "specificity")
 
-Counts: TypeAlias = Int64[npt.NDArray[np.int64], " rounds"]
-Values: TypeAlias = Float64[npt.NDArray[np.float64], " rounds"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LearningCurve:
-    """One metric over the rounds of one run.
-
-    Attributes:
-        strategy: what picked the images.
-        seed: of the run; runs of one seed share split and start set, and are compared in pairs.
-        labels: images labelled at every round, strictly increasing.
-        values: the metric on the test images, higher is better; finite.
-        train_images: images that could be labelled in all: of which ``labels`` are a share.
-        variant: what else the runs of a study differ in (the loss, say); empty where nothing.
-
-    Raises:
-        ValueError: no round, lengths that differ, labels that do not increase or are more than there are images, or a
-            value that is not finite.
-    """
-
-    strategy: str
-    seed: int
-    labels: Counts
-    values: Values
-    train_images: int
-    variant: str = ""
-
-    def __post_init__(self) -> None:
-        # Own copies that cannot be written: a frozen record is to stay as it was checked.
-        for name, kind in (("labels", np.int64), ("values", np.float64)):
-            array = np.array(getattr(self, name), dtype=kind)
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
-        who = f"{self.name}, seed {self.seed}"
-        if self.labels.ndim != 1 or self.labels.shape != self.values.shape or not len(self.labels):
-            raise ValueError(f"{who}: {self.labels.shape} labels but {self.values.shape} values, give one a round")
-        if self.labels[0] < 1 or self.labels[-1] > self.train_images or (np.diff(self.labels) <= 0).any():
-            raise ValueError(f"{who}: labels must increase within 1 to {self.train_images}, got {self.labels.tolist()}")
-        if not np.isfinite(self.values).all():
-            first = int(np.isfinite(self.values).argmin())
-            raise ValueError(
-                f"{who}: value {self.values[first]} at {self.labels[first]} labels: leave out undefined rounds"
-            )
-
-    @property
-    def name(self) -> str:
-        """What the run is called next to others: ``"entropy"``, or ``"entropy, weighted"`` for a variant."""
-        return f"{self.strategy}, {self.variant}" if self.variant else self.strategy
-
-    @property
-    def shares(self) -> Values:
-        """Labels as a share of the training set, above 0 to 1."""
-        return self.labels / self.train_images
-
-
-Curves: TypeAlias = dict[str, dict[int, LearningCurve]]
-"""Curves by name, then by seed."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Band:
-    """The middle half of several runs.
-
-    Attributes:
-        labels: counts at which every run has a value.
-        median, q25, q75: over the runs, at each count.
-        train_images: median over the runs, whose splits may differ by a patient.
-        runs: how many there are.
-    """
-
-    labels: Counts
-    median: Values
-    q25: Values
-    q75: Values
-    train_images: float
-    runs: int
-
-    @property
-    def shares(self) -> Values:
-        """Labels as a share of the training set, above 0 to 1."""
-        return self.labels / self.train_images
-
-
-def by_name(curves: Iterable[LearningCurve]) -> Curves:
-    """Sort curves by name and seed; names in the order in which they first come, seeds ascending.
-
-    Raises:
-        ValueError: a run stands there twice.
-    """
-    found: Curves = {}
-    for curve in curves:
-        runs = found.setdefault(curve.name, {})
-        if curve.seed in runs:
-            raise ValueError(f"{curve.name}, seed {curve.seed}: two curves, give one a run")
-        runs[curve.seed] = curve
-    return {name: dict(sorted(runs.items())) for name, runs in found.items()}
-
-
-def running_median(values: Sequence[float] | Values, window: int = WINDOW) -> Values:
-    """Median over the ``window`` rounds around each round.
-
-    At both ends it is taken over the rounds that the window still holds: with a window of 3, the first and the last
-    value are means of two rounds, so that one lucky round does not decide there either.
-
-    Args:
-        values: finite, one a round.
-        window: odd, at least 1; 1 changes nothing.
-
-    Raises:
-        ValueError: an even window or one below 1, or no value.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"a window has an odd number of rounds around its middle, got {window}")
-    if not len(array):
-        raise ValueError("the running median of no round is not defined")
-    # NaN stands for rounds outside, which nanmedian leaves out.
-    padded = np.pad(array, window // 2, constant_values=np.nan)
-    medians: Values = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
-    return medians
-
-
-def labels_needed(curve: LearningCurve, target: float, window: int = WINDOW) -> int | None:
-    """The first label count at which the curve, smoothed by ``running_median``, reaches the target.
-
-    Smoothed, because of 40 noisy rounds one is soon lucky. Whether the curve stays there is not asked. Counts between
-    two rounds are not interpolated: labels come in batches.
-
-    Returns:
-        One of ``curve.labels``; None where the target is never reached.
-
-    Raises:
-        ValueError: see ``running_median``.
-    """
-    reached = running_median(curve.values, window) >= target
-    return int(curve.labels[reached.argmax()]) if reached.any() else None
-
-
-def area_under(curve: LearningCurve, labels: Counts | None = None) -> float:
-    """Mean height of a curve: the area under it by the trapezoid rule over the share of labels, divided by the width.
-
-    A constant curve c gives c, and the unit is the metric's. Only areas over the same label counts can be compared.
-
-    Args:
-        curve: of one run.
-        labels: counts to take, all of them among the curve's (see ``shared_labels``); None takes the whole curve.
-
-    Returns:
-        Between the lowest and the highest value; of a single round, its value.
-
-    Raises:
-        ValueError: a count that the curve does not have, or none at all.
-    """
-    wanted = curve.labels if labels is None else np.unique(labels)
-    chosen = np.isin(curve.labels, wanted)
-    if not len(wanted) or chosen.sum() < len(wanted):
-        raise ValueError(f"{curve.name}, seed {curve.seed}: has no value at each of the labels {wanted.tolist()}")
-    shares, values = curve.shares[chosen], curve.values[chosen]
-    if len(values) == 1:
-        return float(values[0])
-    return float(np.trapezoid(values, shares) / (shares[-1] - shares[0]))
-
-
-def shared_labels(curves: Sequence[LearningCurve]) -> Counts:
-    """Label counts at which every curve has a value, ascending.
-
-    Raises:
-        ValueError: there is no such count, or no curve.
-    """
-    if not curves:
-        raise ValueError("no curve to compare: give at least one")
-    shared: Counts = reduce(np.intersect1d, (curve.labels for curve in curves))
-    if not len(shared):
-        ranges = [f"{c.name}, seed {c.seed}: {c.labels[0]} to {c.labels[-1]}" for c in curves[:10]]
-        raise ValueError(f"the curves share no label count ({'; '.join(ranges)}): use one start set and batch size")
-    return shared
-
-
-def band(curves: Sequence[LearningCurve]) -> Band:
-    """Median and quartiles of several seeds, at the label counts that all of them have.
-
-    Quantiles by linear interpolation between the ordered values, NumPy's default.
-
-    Args:
-        curves: runs of one name. A run that ended early ends the band.
-
-    Raises:
-        ValueError: no curve, different names, a seed twice, or no label count in common.
-
-    Source:
-        Hyndman & Fan 1996, doi:10.2307/2684934, definition 7.
-    """
-    labels = shared_labels(curves)
-    if len(names := by_name(curves)) > 1:
-        raise ValueError(f"a band is of one strategy and variant, got {', '.join(names)}")
-    values = np.stack([curve.values[np.isin(curve.labels, labels)] for curve in curves])
-    q25, median, q75 = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
-    return Band(
-        labels=labels,
-        median=median,
-        q25=q25,
-        q75=q75,
-        train_images=float(np.median([curve.train_images for curve in curves])),
-        runs=len(curves),
-    )
-
-
-RESAMPLES = 9_999
-CONFIDENCE = 0.95
-
-Count = Annotated[int, Field(ge=0)]
-
-Baselines: TypeAlias = Mapping[tuple[str, int], float]
-"""The metric of training on all labels, by variant (empty where the study has none) and seed."""
-
-TARGETS: Final[dict[str, Callable[[float], float]]] = {
+TARGETS: Final[Mapping[str, Callable[[float], float]]] = {
     "95 % of the baseline": lambda baseline: 0.95 * baseline,
     "baseline - 1 point": lambda baseline: baseline - 0.01,
     "baseline": lambda baseline: baseline,
 }
-"""What a run is to reach, by its baseline; a point is 0.01 of a metric that is a share."""
+"""Values to reach, given what training on all labels reaches; a point is 0.01 of a metric that is a fraction."""
+
+Baselines: TypeAlias = Mapping[tuple[str, int], float]
+"""The metric of training on all labels, by variant and seed."""
 
 
-class Spread(FrozenModel):
-    """Median and quartiles over runs; None where it is infinite, because so many runs never got there."""
+class Group(NamedTuple):
+    """Runs that differ by their seed only: a strategy, and what else the study compares (empty without)."""
 
-    median: float | None
-    q25: float | None
-    q75: float | None
+    strategy: str
+    variant: str
+
+    def __str__(self) -> str:
+        return f"{self.strategy}, {self.variant}" if self.variant else self.strategy
 
 
-class LabelsNeeded(FrozenModel):
-    """How many labels the runs of one name needed for one target.
+class Quartiles(NamedTuple):
+    """Quartiles over runs; ``inf`` where so many runs never got there."""
+
+    q25: float
+    median: float
+    q75: float
+
+
+def quartiles(values: Sequence[float] | npt.NDArray[np.float64]) -> Quartiles:
+    """Quartiles with linear interpolation; between a number and infinity lies infinity.
+
+    Source:
+        Hyndman & Fan 1996, doi:10.2307/2684934, definition 7.
+    """
+    low, high = (np.quantile(values, QUARTILES, method=method) for method in ("lower", "higher"))
+    between = (len(values) - 1) * np.array(QUARTILES) % 1
+    with np.errstate(invalid="ignore"):  # inf - inf
+        found = low + between * (high - low)
+    return Quartiles(*np.where(np.isinf(high), math.inf, found).tolist())
+
+
+def learning_curves(results: StudyResults, value: Callable[[RoundRow], float | None]) -> pd.DataFrame:
+    """Curves of any quantity.
+
+    Args:
+        results: rounds in any order.
+        value: of a round; rounds in which it is None or not finite are left out.
+    """
+    summary = results.summary
+    strategies = list(dict.fromkeys([*summary.strategies, *(row.strategy for row in results.rounds)]))
+    variants = list(dict.fromkeys([*summary.variants, *(row.variant for row in results.rounds)]))
+    rows = [
+        (row.strategy, row.variant, row.seed, row.labels, found, row.labels / row.share if row.share else row.labels)
+        for row in sorted(
+            results.rounds,
+            key=lambda row: (strategies.index(row.strategy), variants.index(row.variant), row.seed, row.round),
+        )
+        if (found := value(row)) is not None and math.isfinite(found)
+    ]
+    curves = pd.DataFrame(rows, columns=["strategy", "variant", "seed", "labels", "value", "train_images"])
+    curves["train_images"] = curves["train_images"].astype(float).round()
+    # A round without a new label repeats the one before.
+    return curves.drop_duplicates(["strategy", "variant", "seed", "labels"], keep="last")
+
+
+def tables(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
+    """Values by labels (rows) and seed (columns), NaN where a run has none, of every group in the order of curves."""
+    return {
+        Group(*key): runs.pivot(index="labels", columns="seed", values="value")
+        for key, runs in curves.groupby(["strategy", "variant"], sort=False)
+    }
+
+
+def bands(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
+    """Quartiles over the seeds, by labels, at the label counts that all runs of a group have.
+
+    Returns:
+        Columns ``q25``, ``median``, ``q75`` and ``share`` (of the training images, whose number may differ by split);
+        no entry for a group whose runs share no label count.
+    """
+    found = {}
+    for group, table in tables(curves).items():
+        shared = table.dropna()
+        if shared.empty:
+            continue
+        values = np.quantile(shared, QUARTILES, axis=1, method="linear").T
+        band = pd.DataFrame(values, shared.index, ["q25", "median", "q75"])
+        runs = curves[(curves["strategy"] == group.strategy) & (curves["variant"] == group.variant)]
+        found[group] = band.assign(share=band.index / runs.groupby("seed")["train_images"].last().median())
+    return found
+
+
+def running_median(values: pd.Series, window: int = WINDOW) -> pd.Series:
+    """Median over the ``window`` rounds around each round; at both ends, over those of them that there are."""
+    return values.rolling(window, center=True, min_periods=1).median()
+
+
+def labels_needed(values: pd.Series, target: float, window: int = WINDOW) -> float:
+    """The first label count at which a run, smoothed by ``running_median``, reaches the target; ``inf`` for never.
+
+    Smoothed, because of 40 noisy rounds some exceed the target by luck. Whether the curve stays above it is not
+    considered, and counts between two rounds are not interpolated: labels come in batches.
+
+    Args:
+        values: of one run, indexed by labels.
+        target: value to reach.
+        window: odd number of rounds.
+    """
+    reached = running_median(values, window) >= target
+    return float(reached.idxmax()) if reached.any() else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsNeeded:
+    """Labels that the runs of one group needed for one target.
 
     Attributes:
-        name: strategy, and variant where there is one.
         target: a key of ``TARGETS``.
-        labels: labels needed, over all runs.
-        share: the same as a share of the training set, 0 to 1.
-        runs: how many there were.
-        never: of those, how many did not get there; they count as infinitely many labels and are not dropped.
+        labels: quartiles over all runs; a run that never got there counts as ``inf`` and is not dropped.
+        share: likewise, as fractions of each run's training images.
+        never: runs that did not get there, of ``runs``.
     """
 
-    name: str
+    group: Group
     target: str
-    labels: Spread
-    share: Spread
-    runs: Count
-    never: Count
+    labels: Quartiles
+    share: Quartiles
+    runs: int
+    never: int
 
 
-class PairedDifference(FrozenModel):
-    """How far the areas under the curves of two strategies lie apart, first minus second.
+def labels_needed_table(curves: pd.DataFrame, baselines: Baselines, window: int = WINDOW) -> tuple[LabelsNeeded, ...]:
+    """Labels needed by group and target; every run is compared with the baseline of its own variant and seed.
+
+    Args:
+        curves: of one metric; runs without a baseline are left out.
+        baselines: of the same metric.
+        window: see ``labels_needed``.
+    """
+    rows = []
+    for key, group in curves.groupby(["strategy", "variant"], sort=False):
+        runs = [
+            (baselines[key[1], seed], run.set_index("labels"))
+            for seed, run in group.groupby("seed")
+            if (key[1], seed) in baselines
+        ]
+        sizes = np.array([run["train_images"].iloc[-1] for _, run in runs])
+        for target, value in TARGETS.items() if runs else ():
+            needed = np.array([labels_needed(run["value"], value(baseline), window) for baseline, run in runs])
+            never = int(np.isinf(needed).sum())
+            rows.append(
+                LabelsNeeded(Group(*key), target, quartiles(needed), quartiles(needed / sizes), len(runs), never)
+            )
+    return tuple(rows)
+
+
+def areas(table: pd.DataFrame) -> pd.Series:
+    """Mean height of every column: the trapezoid rule over the labels of the index, divided by their range.
+
+    A constant curve c gives c, in the unit of the metric; a single row gives its values. Areas can be compared over
+    the same label counts only.
+
+    Args:
+        table: at least one row, no NaN.
+    """
+    if len(table) == 1:
+        return table.iloc[0]
+    labels = table.index.to_numpy(dtype=float)
+    return pd.Series(np.trapezoid(table, labels, axis=0) / (labels[-1] - labels[0]), table.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Areas:
+    """Quartiles of the areas over the seeds, between the label counts ``first`` and ``last`` that all runs have."""
+
+    first: int
+    last: int
+    by_group: Mapping[Group, Quartiles]
+
+
+def areas_of(curves: pd.DataFrame) -> Areas | None:
+    """Areas of every group over the label counts of all runs; None where these share none."""
+    if curves.empty:
+        return None
+    found = tables(curves)
+    shared = pd.concat(found.values(), axis=1, keys=[str(group) for group in found]).dropna()
+    if shared.empty:
+        return None
+    of_runs = areas(shared)
+    by_group = {group: quartiles(of_runs[str(group)].to_numpy()) for group in found}
+    return Areas(int(shared.index.min()), int(shared.index.max()), by_group)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Difference between the areas under the curves of two groups, first minus second.
 
     Attributes:
         mean: over the pairs, in the unit of the metric; above 0 where the first is better.
         low: lower end of the 95 % bootstrap interval of the mean; None for a single pair.
         high: its upper end.
-        p: of Wilcoxon's signed-rank test, two-sided; None where every pair is equal. Of one comparison: it does not
-            know how many strategies were tried.
+        p: two-sided, of Wilcoxon's signed-rank test; None where every pair is equal. Not corrected for the number of
+            strategies that were compared.
         pairs: seeds.
     """
 
     mean: float
     low: float | None
     high: float | None
-    p: Annotated[float, Field(ge=0.0, le=1.0)] | None
-    pairs: Count
+    p: float | None
+    pairs: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class WinMatrix:
-    """Who beats whom.
+def paired_difference(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0) -> PairedDifference:
+    """Mean difference of the areas, seed by seed, with an interval and a test.
 
-    Attributes:
-        names: of rows and of columns.
-        share: of the seeds in which the row has the larger area than the column, ties counting half; so 0.5 on the
-            diagonal, and 1 where ``share`` and its transpose are added.
-        seeds: how many there were.
-    """
-
-    names: tuple[str, ...]
-    share: Float64[npt.NDArray[np.float64], "rows columns"]
-    seeds: int
-
-
-def labels_needed_table(
-    curves: Sequence[LearningCurve], baselines: Baselines, window: int = WINDOW
-) -> tuple[LabelsNeeded, ...]:
-    """Labels needed for every target, for every strategy and variant.
+    The areas of a pair are taken over the label counts that both runs have. The interval is the percentile bootstrap of
+    the mean over seeds: too narrow for few of them, by ``sqrt((n - 1) / n)`` at least.
 
     Args:
-        curves: of one metric, one a run.
-        baselines: of the same metric; every run is held against the baseline of its own variant and seed.
-        window: rounds of the running median, see ``labels_needed``.
-
-    Returns:
-        Rows by name, in the order of ``curves``, then by target.
-
-    Raises:
-        ValueError: a run without a baseline, a baseline that is not finite, a run twice, or a bad window.
-    """
-    return tuple(
-        _needed(name, target, list(runs.values()), baselines, window)
-        for name, runs in by_name(curves).items()
-        for target in TARGETS
-    )
-
-
-def _needed(name: str, target: str, runs: Sequence[LearningCurve], baselines: Baselines, window: int) -> LabelsNeeded:
-    labels = np.full(len(runs), math.inf)
-    for place, curve in enumerate(runs):
-        baseline = baselines.get((curve.variant, curve.seed), math.nan)
-        if not math.isfinite(baseline):
-            raise ValueError(f"{name}, seed {curve.seed}: the baseline is {baseline}, give what all labels reach")
-        count = labels_needed(curve, TARGETS[target](baseline), window)
-        labels[place] = math.inf if count is None else count
-    return LabelsNeeded(
-        name=name,
-        target=target,
-        labels=_spread(labels),
-        share=_spread(labels / [curve.train_images for curve in runs]),
-        runs=len(runs),
-        never=int(np.isinf(labels).sum()),
-    )
-
-
-def _spread(values: Float64[npt.NDArray[np.float64], " runs"]) -> Spread:
-    """Quantiles as NumPy's default, but on the way from a number to infinity there is infinity, and no NaN."""
-    ordered = np.sort(values)
-
-    def quantile(share: float) -> float | None:
-        place = share * (len(ordered) - 1)
-        low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-        if math.isinf(high):
-            return None
-        return float(low + (place - math.floor(place)) * (high - low))
-
-    return Spread(median=quantile(0.5), q25=quantile(0.25), q75=quantile(0.75))
-
-
-def paired_difference(a: Sequence[LearningCurve], b: Sequence[LearningCurve], seed: int = 0) -> PairedDifference:
-    """Mean difference of the areas under the curves, seed by seed, with an interval and a test.
-
-    The two areas of a pair are taken over the label counts that both have, so that a run that ended early is compared
-    over its own part of the other. The interval is the percentile bootstrap of the mean over seeds: too narrow for few
-    of them, by ``sqrt((n - 1) / n)`` at least.
-
-    Args:
-        a: runs of one name, one a seed.
-        b: runs of another, of the same seeds.
+        first: values by labels and seed, see ``tables``.
+        second: likewise; seeds of one side only are left out.
         seed: of the resampling.
 
     Raises:
-        ValueError: no run, several names on one side, a seed twice, or a seed on one side only.
+        ValueError: no seed in common, or none in which both have a value at the same labels.
 
     Source:
-        Efron & Tibshirani 1993, chapter 13; Wilcoxon 1945, doi:10.2307/3001968 (equal pairs are left out, as there).
+        Efron & Tibshirani 1993, chapter 13; Wilcoxon 1945, doi:10.2307/3001968 (equal pairs are left out).
     """
-    first, second = _one_name(a), _one_name(b)
-    seeds = _paired([(a[0].name, first), (b[0].name, second)])
-    differences = np.empty(len(seeds))
-    for place, number in enumerate(seeds):
-        pair = (first[number], second[number])
-        labels = shared_labels(pair)
-        differences[place] = area_under(pair[0], labels) - area_under(pair[1], labels)
-    low, high = _interval(differences, seed)
-    # Without a difference there is nothing to rank: SciPy would divide 0 by 0.
+    found = []
+    for number in first.columns.intersection(second.columns):
+        pair = pd.concat([first[number], second[number]], axis=1, keys=[0, 1]).dropna()
+        if len(pair):
+            of_first, of_second = areas(pair)
+            found.append(of_first - of_second)
+    if not found:
+        raise ValueError(
+            f"no pair of runs to compare: seeds {list(first.columns)} and {list(second.columns)} share no label count"
+        )
+    differences = np.array(found)
+    low = high = None
+    if len(found) > 1:
+        interval = bootstrap(
+            (differences,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    # Without a difference there is nothing to rank, and SciPy would divide 0 by 0.
     p = float(wilcoxon(differences).pvalue) if differences.any() else None
-    return PairedDifference(mean=differences.mean(), low=low, high=high, p=p, pairs=len(seeds))
+    return PairedDifference(float(differences.mean()), low, high, p, len(found))
 
 
-def _interval(differences: Float64[npt.NDArray[np.float64], " pairs"], seed: int) -> tuple[float | None, float | None]:
-    if len(differences) < 2:
-        return None, None
-    interval = bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+def differences_from_random(curves: pd.DataFrame) -> dict[Group, PairedDifference]:
+    """Every group against ``random`` of its variant, over the seeds that can be paired; none for other groups."""
+    found = tables(curves)
+    compared = {}
+    for group, table in found.items():
+        reference = found.get(Group(RANDOM, group.variant))
+        if group.strategy == RANDOM or reference is None:
+            continue
+        if (table * reference).notna().any(axis=None):
+            compared[group] = paired_difference(table, reference)
+    return compared
 
 
-def win_matrix(curves: Sequence[LearningCurve]) -> WinMatrix:
-    """In which share of the seeds every strategy beats every other, by the area under the curve.
-
-    The areas of one seed are taken over the label counts that all its curves have.
-
-    Args:
-        curves: of one metric, of the same seeds for every name.
-
-    Raises:
-        ValueError: no curve, a run twice, or a seed that one name lacks.
-    """
-    grouped = by_name(curves)
-    seeds = _paired(grouped.items())
-    areas = np.empty((len(grouped), len(seeds)))
-    for place, number in enumerate(seeds):
-        runs = [of_name[number] for of_name in grouped.values()]
-        labels = shared_labels(runs)
-        areas[:, place] = [area_under(curve, labels) for curve in runs]
-    row, column = areas[:, None], areas[None]
-    share = ((row > column) + 0.5 * (row == column)).mean(axis=-1)
-    return WinMatrix(names=tuple(grouped), share=share, seeds=len(seeds))
-
-
-def _one_name(curves: Sequence[LearningCurve]) -> dict[int, LearningCurve]:
-    grouped = by_name(curves)
-    if len(grouped) != 1:
-        raise ValueError(f"each side of a comparison is one strategy and variant, got {', '.join(grouped) or 'no run'}")
-    return next(iter(grouped.values()))
-
-
-def _paired(sides: Collection[tuple[str, Mapping[int, LearningCurve]]]) -> tuple[int, ...]:
-    if not sides:
-        raise ValueError("no curve to compare: give at least one")
-    seeds = {seed for _, runs in sides for seed in runs}
-    for name, runs in sides:
-        if missing := sorted(seeds - runs.keys()):
-            raise ValueError(
-                f"{name} has no run of seed {', '.join(map(str, missing))}: strategies are compared seed by seed, "
-                "so run it or leave that seed out everywhere"
-            )
-    return tuple(sorted(seeds))
-
-
-Kind = Literal["random_ahead", "random_level", "wide_spread", "missed_class", "few_passes", "few_seeds"]
-Measure = Literal["precision", "recall", "specificity"]
-ClassCounts: TypeAlias = Mapping[str, int]
-"""Images of every class."""
-
-MEASURES: Final[tuple[Measure, ...]] = ("precision", "recall", "specificity")
-CHANCE: Final = "random"
-SEEDS_FOR_A_CLAIM: Final = 10
-PASSES_PER_PICK: Final = 5
-WIDE: Final = 0.5  # of the median
-TOLERANCE: Final = 0.02
-
-
-class Finding(FrozenModel):
-    """A warning about a study.
+@dataclass(frozen=True, slots=True, eq=False)
+class Wins:
+    """Groups against each other, over ``seeds`` seeds.
 
     Attributes:
-        kind: for grouping and for a reader of the JSON.
-        message: what was seen, with its numbers.
-        check: what to look at or to try next.
+        share: fraction of the seeds in which the row's area is larger than the column's, ties counting half; the
+            array and its transpose add up to 1.
+    """
+
+    groups: tuple[Group, ...]
+    share: Float64[npt.NDArray[np.float64], "groups groups"]
+    seeds: int
+
+
+def wins(curves: pd.DataFrame) -> Wins | None:
+    """Compare groups by area, over the seeds and label counts that all have; None without such, or a single group."""
+    found = tables(curves)
+    of_seed = []
+    for seed in sorted(set.intersection(*(set(table.columns) for table in found.values())) if len(found) > 1 else ()):
+        shared = pd.concat([table[seed] for table in found.values()], axis=1, keys=map(str, found)).dropna()
+        if len(shared):
+            of_seed.append(areas(shared).to_numpy())
+    if not of_seed:
+        return None
+    row, column = np.array(of_seed).T[:, None], np.array(of_seed).T[None]
+    share = ((row > column) + 0.5 * (row == column)).mean(axis=-1)
+    return Wins(tuple(found), share, len(of_seed))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MetricStatistics:
+    """Statistics of one metric of a study; of a metric that is better low, curves, bands and baselines only.
+
+    Attributes:
+        curves: one a run.
+        bands: see ``bands``.
+        baselines: where they are defined.
+        needed: see ``labels_needed_table``.
+        areas: None where the runs share no label count.
+        differences: from ``random``, see ``differences_from_random``.
+        wins: see ``wins``.
+    """
+
+    metric: Metric
+    curves: pd.DataFrame
+    bands: Mapping[Group, pd.DataFrame]
+    baselines: Baselines
+    needed: tuple[LabelsNeeded, ...]
+    areas: Areas | None
+    differences: Mapping[Group, PairedDifference]
+    wins: Wins | None
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """In the order of the study."""
+        return tuple(tables(self.curves))
+
+    def needed_for(self, target: str) -> dict[Group, LabelsNeeded]:
+        """Labels needed for one target."""
+        return {row.group: row for row in self.needed if row.target == target}
+
+    def baseline(self, variant: str) -> float | None:
+        """Median of the baselines over the seeds."""
+        values = [value for (of, _), value in self.baselines.items() if of == variant]
+        return float(np.median(values)) if values else None
+
+
+def metric_statistics(metric: Metric, results: StudyResults) -> MetricStatistics:
+    """Statistics of a metric.
+
+    Args:
+        metric: defined in at least one round.
+        results: complete runs, see ``complete_runs``.
+    """
+    curves = learning_curves(results, lambda row: metric.of(row.metrics))
+    compared = curves if metric.higher_is_better else curves.iloc[:0]
+    baselines = {
+        (row.variant, row.seed): value for row in results.baselines if (value := metric.of(row.metrics)) is not None
+    }
+    return MetricStatistics(
+        metric=metric,
+        curves=curves,
+        bands=bands(curves),
+        baselines=baselines,
+        needed=labels_needed_table(compared, baselines),
+        areas=areas_of(compared),
+        differences=differences_from_random(compared),
+        wins=wins(compared),
+    )
+
+
+def complete_runs(results: StudyResults) -> tuple[StudyResults, dict[str, tuple[int, int]]]:
+    """Leave out incomplete runs: a tenth of the rounds shorter than the longest run of their group, or more.
+
+    A band needs a value of every seed, and a short run would end it for all. Seeds may differ by a round, as their
+    splits do.
+
+    Returns:
+        The rest, and what was left out: run -> its rounds, and those of the longest.
+    """
+    rounds: dict[Group, Counter[int]] = {}
+    for row in results.rounds:
+        runs = rounds.setdefault(Group(row.strategy, row.variant), Counter())
+        runs[row.seed] = max(runs[row.seed], row.round)
+    left_out = {
+        (group, seed): (count, max(runs.values()))
+        for group, runs in rounds.items()
+        for seed, count in sorted(runs.items())
+        if count < max(runs.values()) - max(1.0, SHORTER * max(runs.values()))
+    }
+
+    def stays(row: RoundRow | BatchRow) -> bool:
+        return (Group(row.strategy, row.variant), row.seed) not in left_out
+
+    kept = replace(results, rounds=tuple(filter(stays, results.rounds)), batches=tuple(filter(stays, results.batches)))
+    return kept, {f"{group}, seed {seed}": counts for (group, seed), counts in left_out.items()}
+
+
+def rarest_class(results: StudyResults) -> str | None:
+    """The class with the fewest training images, the least severe of several; None where no count is known."""
+    counts = results.summary.labels_per_class.get("train", {})
+    return min((name for name in results.summary.classes if name in counts), key=counts.__getitem__, default=None)
+
+
+def picked_share_curves(results: StudyResults, class_name: str) -> pd.DataFrame:
+    """Curves of the fraction of a class among all images that a run has picked so far, without its start set."""
+    batches = _batches(results)
+    if batches.empty:
+        return learning_curves(results, lambda _row: None)
+    hits = (batches["label"] == class_name).groupby([batches["run"], batches["round"]]).agg(["sum", "count"])
+    totals = hits.groupby(level="run").cumsum()
+    shares = (totals["sum"] / totals["count"]).to_dict()
+    return learning_curves(results, lambda row: shares.get((row.run, row.round)))
+
+
+def picked_median_curves(results: StudyResults, column: Literal["epistemic", "aleatoric"]) -> pd.DataFrame:
+    """Curves of the median over the images that each round picked."""
+    batches = _batches(results)
+    medians = {} if batches.empty else batches.groupby(["run", "round"])[column].median().to_dict()
+    return learning_curves(results, lambda row: medians.get((row.run, row.round)))
+
+
+def _batches(results: StudyResults) -> pd.DataFrame:
+    return pd.DataFrame([(row.run, row.round, row.label, row.epistemic, row.aleatoric) for row in results.batches],
+                        columns=["run", "round", "label", "epistemic", "aleatoric"])  # fmt: skip
+
+
+Kind = Literal[
+    "incomplete_runs", "no_baseline", "no_random", "few_seeds", "random_ahead", "random_level", "few_passes",
+    "wide_spread", "missed_class",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to know before believing a study; ``templates/report.html`` has the words.
+
+    Attributes:
+        kind: of the finding.
+        facts: its numbers and names.
     """
 
     kind: Kind
-    message: str
-    check: str
+    facts: Mapping[str, Any]
 
 
-def random_level(curves: Sequence[LearningCurve]) -> tuple[Finding, ...]:
-    """Strategies that are not shown to be better than chance.
-
-    ``random`` is ahead where the whole 95 % interval of the paired difference of areas lies below 0, and level where
-    the interval holds 0. A single seed has no interval: there its difference alone decides.
+def findings(
+    results: StudyResults, primary: MetricStatistics, incomplete: Mapping[str, tuple[int, int]]
+) -> list[Finding]:
+    """Every finding of a study, the most serious kind first.
 
     Args:
-        curves: of one metric, of the same seeds for every strategy; a strategy's variant is held against ``random`` of
-            the same variant. Without ``random`` there is nothing to say.
-
-    Returns:
-        One finding a strategy and variant, in the order of ``curves``.
-
-    Raises:
-        ValueError: a strategy and ``random`` have different seeds, see ``paired_difference``.
+        results: complete runs.
+        primary: the metric by which strategies are compared with ``random``.
+        incomplete: runs that were left out, see ``complete_runs``.
     """
-    grouped = by_name(curves)
-    chance = {curve.variant: curve.name for curve in curves if curve.strategy == CHANCE}
-    found = []
-    for name, runs in grouped.items():
-        one = next(iter(runs.values()))
-        if one.strategy == CHANCE or one.variant not in chance:
-            continue
-        difference = paired_difference(list(runs.values()), list(grouped[chance[one.variant]].values()))
-        if (kind := _against_chance(difference)) is not None:
-            found.append(_random_finding(kind, name, difference))
-    return tuple(found)
+    summary, curves = results.summary, primary.curves
+    runs = [Group(*key) for key in curves[["strategy", "variant"]].drop_duplicates().itertuples(index=False)]
+    without = [
+        f"{Group(*key[:2])}, seed {key[2]}"
+        for key, _ in curves.groupby(["strategy", "variant", "seed"], sort=False)
+        if key[1:] not in primary.baselines
+    ]
+    count = curves.groupby(["strategy", "variant", "seed"]).ngroups
+    return [
+        *([Finding("incomplete_runs", {"runs": incomplete})] if incomplete else []),
+        *([Finding("no_baseline", {"without": without, "runs": count})] if without else []),
+        *([] if any(group.strategy == RANDOM for group in runs) else [Finding("no_random", {})]),
+        *few_seeds(min(table.shape[1] for table in tables(curves).values())),
+        *random_level(primary.differences),
+        *few_passes(summary.strategies, summary.passes, summary.batch_size),
+        *wide_spread(primary.needed, summary.batch_size),
+        *missed_classes(results),
+    ]
 
 
-def _against_chance(difference: PairedDifference) -> Kind | None:
-    low, high = difference.low, difference.high
-    if low is None or high is None:
-        low = high = difference.mean
-    if high < 0:
-        return "random_ahead"
-    return "random_level" if low <= 0 else None
-
-
-def _random_finding(kind: Kind, name: str, difference: PairedDifference) -> Finding:
-    interval = (
-        "one seed, so no interval"
-        if difference.low is None
-        else f"95 % interval {difference.low:+.4f} to {difference.high:+.4f} over {difference.pairs} seeds"
-    )
-    seen = f"mean difference of the areas under the curves {difference.mean:+.4f}, {interval}"
-    if kind == "random_ahead":
-        return Finding(
-            kind=kind,
-            message=f"{name} learns more slowly than random picks: {seen}.",
-            check="Take it for a fault until shown otherwise: do the scores differ from image to image, is dropout on "
-            "while scoring, does the highest score come first? Then compare the classes that it picks with the pool's: "
-            "a weak network may ask only for films that nobody can read. A larger start set helps against that.",
-        )
-    return Finding(
-        kind=kind,
-        message=f"{name} is not shown to be better than random picks: {seen}.",
-        check="Run more seeds, or look at a metric that shows the minority class (balanced accuracy, AU ROC). If both "
-        "stay level, the images may be alike enough that any choice will do: then random is the cheaper strategy.",
-    )
-
-
-def wide_spread(table: Sequence[LabelsNeeded], batch_size: int) -> tuple[Finding, ...]:
-    """Strategies of which one run needs far more labels than the next.
-
-    Wide is a range between the quartiles of more than half the median and of more than one batch (which is as finely
-    as labels needed can be told). Where the lower quartile gets there and the upper one never does, it is infinite.
-    Where even the lower one does not, nothing is said: ``never`` in the table already does.
+def few_seeds(seeds: int) -> list[Finding]:
+    """Fewer seeds than a claim needs; with the smallest p that Wilcoxon's test can give for so many.
 
     Args:
-        table: see ``labels_needed_table``.
-        batch_size: images labelled in a round.
-
-    Raises:
-        ValueError: a batch size below 1.
+        seeds: of every strategy, at least 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"a batch holds at least 1 image, got {batch_size}")
-    found = []
-    for row in table:
-        q25, median, q75 = (math.inf if v is None else v for v in (row.labels.q25, row.labels.median, row.labels.q75))
-        if math.isinf(q25) or q75 - q25 <= batch_size:
-            continue
-        if math.isinf(q75) or q75 - q25 > WIDE * median:
-            upper = "never" if math.isinf(q75) else f"{q75:.0f}"
-            middle = "never" if math.isinf(median) else f"{median:.0f}"
-            found.append(
-                Finding(
-                    kind="wide_spread",
-                    message=f"{row.name}, labels needed for {row.target}: median {middle}, quartiles {q25:.0f} and "
-                    f"{upper}; {row.never} of {row.runs} runs never get there: the result depends on the start.",
-                    check="The start set may be too small: try more images of every class. A small validation set, "
-                    "which stops training early or late by luck, does the same. Promise no median from this.",
-                )
-            )
-    return tuple(found)
+    # The most extreme of 2^n equally likely sign patterns, on both sides.
+    return [Finding("few_seeds", {"seeds": seeds, "p": 2.0 ** (1 - seeds)})] if seeds < SEEDS_FOR_A_CLAIM else []
 
 
-def missed_classes(
-    rounds: Mapping[str, Mapping[int, Sequence[RoundMetrics]]],
-    baselines: Mapping[int, RoundMetrics],
-    *,
-    picked: Mapping[str, ClassCounts] | None = None,
-    available: ClassCounts | None = None,
-    tolerance: float = TOLERANCE,
-) -> tuple[Finding, ...]:
-    """Classes of which precision, recall or specificity never reaches what all labels reach, in half the runs or more.
+def random_level(differences: Mapping[Group, PairedDifference]) -> list[Finding]:
+    """Groups that are not shown to be better than ``random``.
 
-    Smoothed by ``running_median``, so that one lucky round does not count. A round that has no precision of a class,
-    because nothing was predicted so, counts as 0.
-
-    Args:
-        rounds: name of the strategy, seed, and the metrics of the run's rounds in their order.
-        baselines: by seed, the metrics of training on all labels; so one call a variant of the study.
-        picked: by the same names, classes of what was picked after the start set, over all runs.
-        available: classes of the training set; with ``picked`` it tells whether the strategy passed a class over.
-        tolerance: how far below the baseline still counts as there, 0 to 1. By default 2 points: a class of 100 test
-            images moves by one with every image, and a report that warns of that is not read.
-
-    Returns:
-        One finding a name and class, the measures in it.
-
-    Raises:
-        ValueError: a run without rounds or without a baseline, or of other classes than the baseline.
+    ``random`` is ahead where the whole interval lies below 0, and level where the interval holds 0. A single seed has
+    no interval: its difference alone decides.
     """
     found = []
-    for name, runs in rounds.items():
-        for seed, metrics in runs.items():
-            _check_run(name, seed, metrics, baselines)
-        for class_name in next(iter(runs.values()))[0].recall if runs else ():
-            pairs = {m: [_best(m, class_name, rows, baselines[seed]) for seed, rows in runs.items()] for m in MEASURES}
-            seen = [words for measure in MEASURES if (words := _missed(measure, pairs[measure], tolerance))]
-            if seen:
-                share = _share_picked(class_name, (picked or {}).get(name), available)
-                found.append(_missed_finding(name, class_name, seen, share))
-    return tuple(found)
+    for group, one in differences.items():
+        low, high = (one.mean, one.mean) if one.low is None or one.high is None else (one.low, one.high)
+        if low <= 0:
+            kind: Kind = "random_ahead" if high < 0 else "random_level"
+            found.append(Finding(kind, {"group": group, "difference": one}))
+    return found
 
 
-def _check_run(name: str, seed: int, metrics: Sequence[RoundMetrics], baselines: Mapping[int, RoundMetrics]) -> None:
-    if not metrics:
-        raise ValueError(f"{name}, seed {seed}: no round, leave the run out")
-    if seed not in baselines:
-        raise ValueError(f"{name}, seed {seed}: no baseline, give the metrics of training on all labels")
-    if others := [one for one in metrics if one.recall.keys() != baselines[seed].recall.keys()]:
-        raise ValueError(
-            f"{name}, seed {seed}: classes {', '.join(others[0].recall)}, "
-            f"but its baseline has {', '.join(baselines[seed].recall)}"
-        )
-
-
-def _best(
-    measure: Measure, class_name: str, metrics: Sequence[RoundMetrics], baseline: RoundMetrics
-) -> tuple[float, float | None]:
-    """The highest smoothed value of a run, and the baseline's; None where the baseline has none."""
-    values = [getattr(one, measure)[class_name] or 0.0 for one in metrics]
-    return float(running_median(values).max()), getattr(baseline, measure)[class_name]
-
-
-def _share_picked(class_name: str, picked: ClassCounts | None, available: ClassCounts | None) -> str:
-    if not (picked and available and sum(picked.values()) and sum(available.values())):
-        return ""
-    of_picks = picked.get(class_name, 0) / sum(picked.values())
-    of_all = available.get(class_name, 0) / sum(available.values())
-    return f" The class is {of_picks:.0%} of its picks and {of_all:.0%} of the training set."
-
-
-def _missed(measure: Measure, pairs: Sequence[tuple[float, float | None]], tolerance: float) -> str:
-    """What was seen of a measure in the runs, reached and wanted; empty where more than half of them got there."""
-    defined = [(reached, wanted) for reached, wanted in pairs if wanted is not None]
-    missed = [(reached, wanted) for reached, wanted in defined if reached < wanted - tolerance]
-    if not missed or 2 * len(missed) < len(defined):
-        return ""
-    reached, wanted = max(missed, key=lambda pair: pair[1] - pair[0])
-    return f"{measure} in {len(missed)} of {len(defined)} runs, at worst {reached:.3f} of {wanted:.3f}"
-
-
-def _missed_finding(name: str, class_name: str, seen: Sequence[str], share: str) -> Finding:
-    return Finding(
-        kind="missed_class",
-        message=f"{name} never reaches the baseline's figures of class {class_name!r}: {'; '.join(seen)}.{share}",
-        check="If the class is rare, start with more of it, weight the loss, or pick by a strategy that asks for it. "
-        "If only one figure falls short, the network trades it for the others: look at the class's AU PRC.",
-    )
-
-
-def few_passes(strategies: Sequence[str], passes: int, batch_size: int) -> tuple[Finding, ...]:
-    """Whether ``batch_bald`` has passes enough for its batch: 5 a pick.
+def few_passes(strategies: Sequence[str], passes: int, batch_size: int) -> list[Finding]:
+    """Too few passes for ``batch_bald``: fewer than 5 a pick.
 
     T passes carry at most ``log T`` nats about the labels of a batch. Once the picks have used that up, the rest of the
     batch is picked by noise.
 
-    Args:
-        strategies: of the study.
-        passes: T, for ``batch_bald``.
-        batch_size: images picked in a round.
-
-    Raises:
-        ValueError: passes or batch size below 1.
-
     Source:
-        Kirsch, van Amersfoort & Gal 2019, arXiv:1906.08158, for the bound; 5 a pick is our rule of thumb.
+        Kirsch, van Amersfoort & Gal 2019, arXiv:1906.08158, for the bound; ``PASSES_PER_PICK`` is our rule of thumb.
     """
-    if passes < 1 or batch_size < 1:
-        raise ValueError(f"give at least 1 pass and a batch of at least 1 image, got {passes} and {batch_size}")
     if "batch_bald" not in strategies or passes >= PASSES_PER_PICK * batch_size:
-        return ()
-    enough = passes // PASSES_PER_PICK
-    smaller = f", or pick batches of {enough} or less" if enough else ""
-    return (
-        Finding(
-            kind="few_passes",
-            message=f"batch_bald picked batches of {batch_size} with {passes} passes, which tell at most "
-            f"{math.log(passes):.1f} nats about a batch: its later picks may be little better than chance.",
-            check=f"Draw {PASSES_PER_PICK * batch_size} passes or more{smaller}.",
-        ),
-    )
+        return []
+    facts = {
+        "passes": passes,
+        "batch_size": batch_size,
+        "nats": math.log(passes),
+        "enough": PASSES_PER_PICK * batch_size,
+        "smaller": passes // PASSES_PER_PICK,
+    }
+    return [Finding("few_passes", facts)]
 
 
-def few_seeds(seeds: int) -> tuple[Finding, ...]:
-    """Whether a study has runs enough for a claim: 10 seeds, below which chance alone looks like a result.
+def wide_spread(needed: Sequence[LabelsNeeded], batch_size: int) -> list[Finding]:
+    """Groups whose runs need very different numbers of labels.
+
+    That is a range between the quartiles of more than half the median and more than one batch, the resolution of
+    labels needed; or an upper quartile that never gets there. Where the lower quartile never does, there is no finding.
+    """
+    return [
+        Finding("wide_spread", {"row": row})
+        for row in needed
+        for q25, median, q75 in [row.labels]
+        if math.isfinite(q25) and q75 - q25 > batch_size and (math.isinf(q75) or q75 - q25 > WIDE * median)
+    ]
+
+
+def missed_classes(results: StudyResults, tolerance: float = TOLERANCE) -> list[Finding]:
+    """Classes whose precision, recall or specificity stays below that of the baseline, in half the runs or more.
+
+    Smoothed by ``running_median``. A round without a precision of a class, because no image was predicted as it, counts
+    as 0. A measure that the baseline lacks is left out.
 
     Args:
-        seeds: that every strategy was run with.
+        results: complete runs; those without a baseline are left out.
+        tolerance: how far below the baseline still counts as reached. With 100 test images of a class, a measure moves
+            by a point with every image.
 
-    Raises:
-        ValueError: no seed.
+    Returns:
+        One finding a group and class, with the measures that are missed.
     """
-    if seeds < 1:
-        raise ValueError(f"a study has at least 1 seed, got {seeds}")
-    if seeds >= SEEDS_FOR_A_CLAIM:
-        return ()
-    # The most extreme of 2^n equally likely signs, on both sides.
-    smallest = 2.0 ** (1 - seeds)
-    return (
-        Finding(
-            kind="few_seeds",
-            message=f"{seeds} {'seed' if seeds == 1 else 'seeds'}: Wilcoxon's test cannot give less than "
-            f"p = {smallest:.2g}, and intervals over so few runs are too narrow.",
-            check=f"Run {SEEDS_FOR_A_CLAIM} seeds or more before choosing a strategy by these numbers.",
-        ),
-    )
+    baselines = {(row.variant, row.seed): row.metrics for row in results.baselines}
+    rounds: dict[Group, dict[int, list[RoundMetrics]]] = {}
+    variants = list(dict.fromkeys(row.variant for row in results.rounds))
+    for row in sorted(results.rounds, key=lambda row: (variants.index(row.variant), row.round)):
+        if (row.variant, row.seed) in baselines:
+            of_group = rounds.setdefault(Group(row.strategy, row.variant), {})
+            of_group.setdefault(row.seed, []).append(row.metrics)
+    available = Counter(results.summary.labels_per_class.get("train", {}))
+    found = []
+    for group, runs in rounds.items():
+        picked = Counter(pick.label for pick in results.batches if Group(pick.strategy, pick.variant) == group)
+        for class_name in next(chain.from_iterable(runs.values())).recall:
+            missed = []
+            for measure in MEASURES:
+                gaps = _gaps(measure, class_name, runs, {seed: baselines[group.variant, seed] for seed in runs})
+                below = gaps[gaps["best"] < gaps["wanted"] - tolerance]
+                if len(below) and 2 * len(below) >= len(gaps):
+                    worst = below.loc[(below["wanted"] - below["best"]).idxmax()]
+                    missed.append((measure, len(below), len(gaps), worst["best"], worst["wanted"]))
+            if missed:
+                shares = [counts[class_name] / counts.total() for counts in (picked, available) if counts.total()]
+                facts = {"group": group, "class_name": class_name, "missed": missed, "shares": shares}
+                found.append(Finding("missed_class", facts))
+    return found
+
+
+def _gaps(
+    measure: str, class_name: str, runs: Mapping[int, Sequence[RoundMetrics]], baselines: Mapping[int, RoundMetrics]
+) -> pd.DataFrame:
+    """By seed, the highest smoothed value of a run and the value of its baseline, where it has one."""
+    rows = {
+        seed: (
+            running_median(pd.Series([getattr(one, measure)[class_name] or 0.0 for one in metrics])).max(),
+            getattr(baselines[seed], measure)[class_name],
+        )
+        for seed, metrics in runs.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["best", "wanted"]).astype(float).dropna()

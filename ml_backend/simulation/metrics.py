@@ -1,16 +1,17 @@
-"""How good a round's network is on the test images: one record a round.
+"""Metrics of a round's network on the test images, and how a report names them.
 
-Accuracy alone hides the minority class, so every class is reported too; a value that is not defined is None, never NaN.
+Accuracy alone hides the minority class, so every class is reported too; an undefined value is None, never NaN.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int
 from pydantic import Field
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
 from ml_backend.analytics.agreement import cohen_kappa
 from ml_backend.analytics.evaluation import expected_calibration_error
@@ -22,26 +23,25 @@ ECE_BINS = 15
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PerClass: TypeAlias = dict[str, Share | None]
 Values: TypeAlias = Float64[npt.NDArray[np.float64], " classes"]
-Confusion: TypeAlias = Int64[npt.NDArray[np.int64], "targets predictions"]
 
 
 class RoundMetrics(FrozenModel):
-    """One network on one set of test images. All are shares from 0 to 1, but kappa; higher is better, but for ``ece``.
+    """Metrics of one network on one set of test images: fractions, except kappa; higher is better, except ECE.
 
     The prediction is the most probable class, of equally probable ones the least severe.
 
     Attributes:
-        images: how many there were.
-        accuracy: images predicted right.
+        images: number of test images.
+        accuracy: images that are predicted correctly.
         balanced_accuracy: mean of the recalls of the classes that occur.
         macro_f1: mean of the F1 scores of the classes that occur or are predicted.
         auroc: area under the ROC curve; None where fewer than two classes occur. Of two classes: the last (most severe)
             against the first. Of more: one class against the rest, the plain mean over the classes that occur.
-        auprc: average precision, likewise. Chance is the prevalence of the class, not 0.5: with two classes of which
-            the last is the common one, look at ``average_precision`` of the first.
-        precision: of the images predicted as the class, those that are; None where none was predicted so.
-        recall: of the images of the class, those predicted so; None where the class does not occur.
-        specificity: of the images of other classes, those predicted as another; None where there is no other class.
+        auprc: average precision, likewise. Chance level is the prevalence of the class, not 0.5: with two classes of
+            which the last is the common one, use ``average_precision`` of the first.
+        precision: of the images predicted as the class, those of the class; None without such a prediction.
+        recall: of the images of the class, those predicted as it; None where the class does not occur.
+        specificity: of the images of other classes, those not predicted as the class; None without other classes.
         average_precision: of the class against the rest; None where the class, or the rest, does not occur.
         quadratic_weighted_kappa: -1 to 1, agreement beyond chance where a miss by two classes costs four times a miss
             by one; the classes count as equally spaced. None where targets and predictions are all one class.
@@ -67,45 +67,121 @@ class RoundMetrics(FrozenModel):
     ece: Share
 
 
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric as a report shows it.
+
+    Attributes:
+        name: short, for identifiers.
+        title: heading.
+        note: definition, in a line or two.
+        of: value; None where it is not defined.
+        higher_is_better: else it is drawn, but strategies are not compared by it.
+        axis: label of the axis, where the title is too long for it.
+    """
+
+    name: str
+    title: str
+    note: str
+    of: Callable[[RoundMetrics], float | None]
+    higher_is_better: bool = True
+    axis: str = ""
+
+
+ACCURACY: Final = Metric(
+    "accuracy", "Accuracy", "Images predicted correctly. It hides a rare class.", lambda m: m.accuracy
+)
+AUROC: Final = Metric(
+    "auroc",
+    "AU ROC",
+    "Area under the ROC curve: of two classes, the most severe against the other; of more, the mean of each against "
+    "the rest. 0.5 is chance level.",
+    lambda m: m.auroc,
+)
+METRICS: Final = (
+    ACCURACY,
+    Metric(
+        "balanced_accuracy",
+        "Balanced accuracy",
+        "Mean of the recalls of the classes: a rare class counts as much as a common one.",
+        lambda m: m.balanced_accuracy,
+    ),
+    Metric("macro_f1", "Macro F1", "Mean of the F1 scores of the classes.", lambda m: m.macro_f1),
+    AUROC,
+    Metric(
+        "auprc",
+        "AU PRC",
+        "Average precision, of the same classes as AU ROC. Chance level is the prevalence of the class, not 0.5.",
+        lambda m: m.auprc,
+    ),
+    Metric(
+        "kappa",
+        "Quadratic-weighted kappa",
+        "Agreement beyond chance; an error by two classes costs four times an error by one. 0 is chance, 1 perfect.",
+        lambda m: m.quadratic_weighted_kappa,
+    ),
+    Metric(
+        "ece",
+        "Calibration error (ECE)",
+        "Lower is better: the gap between the prediction's probability and its accuracy, over 15 bins of probability.",
+        lambda m: m.ece,
+        higher_is_better=False,
+    ),
+)
+
+
+def rare_class_metric(class_name: str) -> Metric:
+    """AU PRC of the rarest class."""
+    return Metric(
+        "auprc_rare",
+        f"AU PRC of {class_name}",
+        f"Average precision of the rarest class of the training side ({class_name}) against the rest.",
+        lambda m: m.average_precision.get(class_name),
+        axis="AU PRC",
+    )
+
+
 def round_metrics(
     probs: Float[npt.NDArray[np.floating], "images classes"],
     targets: Int[npt.NDArray[np.integer], " images"],
     classes: Sequence[str],
 ) -> RoundMetrics:
-    """Everything that is measured about one round's network.
+    """All metrics of one round's network.
 
     Args:
-        probs: probabilities of the classes (the mean over the passes, say); each row sums to 1. An array or a tensor
-            of a floating type.
-        targets: the true class of every image, as its place in ``classes``; integers.
+        probs: class probabilities, such as the mean over the passes; each row sums to 1. A floating-point array or
+            tensor.
+        targets: index of every image's true class; integers.
         classes: ordinal, least severe first.
 
     Raises:
-        ValueError: no image; fewer than two classes or one named twice; shapes that do not fit each other; rows that
-            are no probabilities; a target that is no class.
+        ValueError: no image; fewer than two classes or a duplicate; shapes that do not match; rows that are not
+            probabilities; a target that is not a class.
 
     Source:
-        scikit-learn for AU ROC and average precision; the rest are ratios of the confusion matrix.
+        scikit-learn, except specificity, kappa and ECE.
     """
     probs, targets = float_array("probs", probs), _places(targets)
     _check(probs, targets, classes)
-    predictions = probs.argmax(axis=1)
-    confusion = _confusion(targets, predictions, len(classes))
-    hits, actual, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    others = len(targets) - actual
-    recall = _ratio(hits, actual)
-    auroc, precision_areas = _areas(probs, targets, actual > 0)
+    predictions, labels = probs.argmax(axis=1), np.arange(len(classes))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        targets, predictions, labels=labels, zero_division=np.nan
+    )
+    confusion = confusion_matrix(targets, predictions, labels=labels)
+    others, predicted_others = len(targets) - support, len(targets) - confusion.sum(axis=0)
+    negatives = (predicted_others - support + np.diag(confusion)).astype(np.float64)
+    specificity = np.divide(negatives, others, out=np.full(len(classes), np.nan), where=others > 0)
+    auroc, precision_areas = _areas(probs, targets, support > 0)
     return RoundMetrics(
         images=len(targets),
-        accuracy=hits.sum() / len(targets),
+        accuracy=(predictions == targets).mean(),
         balanced_accuracy=float(np.nanmean(recall)),
-        # 2 TP / (2 TP + FP + FN): defined where a class occurs or is predicted, and then 0 without a hit.
-        macro_f1=float(np.nanmean(_ratio(2 * hits, actual + predicted))),
+        macro_f1=float(np.nanmean(f1)),
         auroc=_over_classes(auroc),
         auprc=_over_classes(precision_areas),
-        precision=_named(classes, _ratio(hits, predicted)),
+        precision=_named(classes, precision),
         recall=_named(classes, recall),
-        specificity=_named(classes, _ratio(others - predicted + hits, others)),
+        specificity=_named(classes, specificity),
         average_precision=_named(classes, precision_areas),
         quadratic_weighted_kappa=cohen_kappa(confusion, quadratic=True),
         ece=expected_calibration_error(probs.max(axis=1).astype(np.float64), predictions == targets, ECE_BINS),
@@ -113,12 +189,12 @@ def round_metrics(
 
 
 def _places(targets: Any) -> npt.NDArray[np.integer]:
-    """The targets as an array of integers, from an array, a tensor or a list."""
+    """Targets as an array of integers, from an array, a tensor or a list."""
     if callable(getattr(targets, "detach", None)):
         targets = targets.detach().cpu()
     array = np.asarray(targets)
     if array.dtype.kind not in "iu" and array.size:
-        raise ValueError(f"targets must be integers, the places of the classes, got {array.dtype}")
+        raise ValueError(f"targets must be integers, indices of the classes, got {array.dtype}")
     return array.astype(np.int64)
 
 
@@ -130,7 +206,7 @@ def _check(
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise ValueError(f"metrics need at least 2 different classes, got {list(classes)}")
     if targets.ndim != 1 or not len(targets):
-        raise ValueError(f"the metrics of no image are not defined: got targets of shape {targets.shape}")
+        raise ValueError(f"metrics need at least one image, got targets of shape {targets.shape}")
     if probs.shape != (len(targets), len(classes)):
         raise ValueError(f"{len(targets)} targets of {len(classes)} classes but probs of shape {probs.shape}")
     # A negated comparison, so that NaN is caught.
@@ -140,21 +216,9 @@ def _check(
         raise ValueError(f"probs of image {first} are {probs[first].tolist()}: give probabilities that sum to 1")
     unknown = (targets < 0) | (targets >= len(classes))
     if unknown.any():
-        raise ValueError(f"target {targets[unknown][0]} is none of the {len(classes)} classes, 0 to {len(classes) - 1}")
-
-
-def _confusion(
-    targets: Int[npt.NDArray[np.integer], " images"], predictions: Int64[npt.NDArray[np.int64], " images"], classes: int
-) -> Confusion:
-    flat = targets.astype(np.int64) * classes + predictions
-    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
-
-
-def _ratio(parts: npt.NDArray[np.int64], wholes: npt.NDArray[np.int64]) -> Values:
-    """NaN where there is nothing to take a share of."""
-    shares = np.full(len(wholes), np.nan)
-    np.divide(parts, wholes, out=shares, where=wholes > 0)
-    return shares
+        raise ValueError(
+            f"target {targets[unknown][0]} is not one of the {len(classes)} classes, 0 to {len(classes) - 1}"
+        )
 
 
 def _areas(

@@ -41,9 +41,10 @@ from ml_backend.rounds.seed_noise import measure_seed_noise
 from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
 from ml_backend.seeding import derive
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, split_by_patient
-from ml_backend.simulation.experiments import drawn_tables
+from ml_backend.simulation.experiments import synthetic_tables
 from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.run import SimulatedProject, simulated_rounds
+from ml_backend.simulation.specs import EXPERIMENTS
 
 START = 25  # labels of every class before the first network, as in a live project
 WORTH = 0.01  # accuracy that is worth more reading
@@ -227,7 +228,8 @@ def _data(args: argparse.Namespace) -> DataSet:
     if args.labels is not None:
         read = load_dataset(None, args.labels, features=args.features, task=parse_task(args.task))
         return two_sides(read, "train")
-    drawn = drawn_tables(args.out / "drawn", films=args.films, centres=4, binary=False, quick=False, tell=_say)
+    spec = replace(EXPERIMENTS["loss-ablation"], images=args.films)
+    drawn = synthetic_tables(spec, args.out / "drawn", quick=False, tell=_say)
     return two_sides(load_dataset(None, drawn.labels, features=drawn.features, task=parse_task(drawn.task)), None)
 
 

@@ -1,7 +1,6 @@
-"""Every experiment from end to end, tiny, on drawn films and real networks; the films are drawn once for all."""
+"""Every experiment from end to end, tiny, on synthetic images and real networks; the images are shared."""
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from ml_backend.simulation import study as simulate
-from ml_backend.simulation.experiments import EXPERIMENTS, ExperimentOptions, ExperimentReport, run_experiment
-from ml_backend.simulation.outlines import OUTLINES
+from ml_backend.simulation.experiments import ExperimentOptions, ExperimentReport, run_experiment
 from ml_backend.simulation.run_log import StudySummary
+from ml_backend.simulation.specs import EXPERIMENTS
 from tests.manual import told_to
 
 
@@ -27,9 +26,10 @@ def experiment(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     def run(name: str) -> tuple[str, ExperimentReport]:
         text = io.StringIO()
-        assert run_experiment(ExperimentOptions(name, quick=True, device="cpu"), Console(file=text, width=200)) == 0
-        report = json.loads(Path("experiments", f"{name}-quick", "experiment.json").read_text())
-        return text.getvalue(), ExperimentReport.model_validate(report)
+        report = run_experiment(ExperimentOptions(name, quick=True, device="cpu"), Console(file=text, width=200))
+        written = Path("experiments", f"{name}-quick", "experiment.json").read_bytes()
+        assert ExperimentReport.model_validate_json(written) == report
+        return text.getvalue(), report
 
     return run
 
@@ -44,9 +44,9 @@ class TestExperiments:
     def test_says_what_it_expects_runs_and_says_what_it_found(self, experiment, name):
         printed, report = experiment(name)
 
-        assert printed.startswith(f"{name}: {OUTLINES[name].question}\n")
+        assert printed.startswith(f"{name}: {EXPERIMENTS[name].question}\n")
         assert f"command:  ml-backend experiment {name} --quick --device cpu\n" in printed
-        assert f"expected: {OUTLINES[name].expectation}\n" in printed
+        assert f"expected: {EXPERIMENTS[name].expectation}\n" in printed
         verdict = f"not as expected: {'; '.join(report.surprises)}" if report.surprises else "as expected"
         assert printed.rstrip().splitlines()[-1] == verdict
         assert all(sentence in printed for sentence in report.found)
@@ -108,10 +108,9 @@ class TestExperiments:
             with pytest.raises(KeyboardInterrupt):
                 run_experiment(options, Console(file=text, width=200))
 
-        assert f"the whole experiment goes on with: {options.command()}" in text.getvalue()
+        assert f"to continue the experiment: {options.command()}" in text.getvalue()
         assert not Path("mine/experiment.json").exists()
-        assert run_experiment(options, Console(file=text, width=200)) == 0
-        report = ExperimentReport.model_validate_json(Path("mine/experiment.json").read_bytes())
+        report = run_experiment(options, Console(file=text, width=200))
         assert not report.drawn
         assert report.notes[0].startswith("1 seed:")
 

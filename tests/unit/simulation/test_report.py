@@ -1,17 +1,40 @@
 """The page: everything in it, nothing loaded, every text escaped, for any study that can be."""
 
+import math
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from ml_backend.simulation.report import report_page, write_report
+from ml_backend.simulation.analysis import MetricStatistics, PairedDifference, Quartiles, metric_statistics
+from ml_backend.simulation.metrics import ACCURACY
+from ml_backend.simulation.report import (
+    ChartGroup,
+    Headline,
+    chart_group,
+    difference_words,
+    duration_words,
+    headline,
+    headline_target,
+    metrics_of,
+    report_page,
+    seconds_words,
+    share_words,
+    times,
+    verdict,
+    write_report,
+)
 from ml_backend.simulation.run_log import StudyResults
-from tests.unit.simulation.drawn_results import drawn_results
+from tests.golden_figures import check, figures, tables
+from tests.unit.simulation.drawn_results import drawn_metrics, drawn_results
 
 CSS = Path(__file__).parents[3] / "ml_backend" / "simulation" / "templates" / "report.css"
 EVIL = "<script>alert(1)</script>"
@@ -53,29 +76,6 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def renamed(results: StudyResults, old: str, new: str) -> StudyResults:
-    """A study of which a class has another name."""
-
-    def swap(value: object) -> object:
-        if isinstance(value, dict):
-            return {new if key == old else key: swap(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [swap(one) for one in value]
-        return new if value == old else value
-
-    def again(row):
-        return type(row).model_validate_json(
-            type(row).model_validate(swap(row.model_dump(mode="json"))).model_dump_json()
-        )
-
-    return StudyResults(
-        again(results.summary),
-        tuple(map(again, results.rounds)),
-        tuple(map(again, results.batches)),
-        tuple(map(again, results.baselines)),
-    )
-
-
 def without_metrics(results: StudyResults, *names: str) -> StudyResults:
     def again(row):
         return row.model_copy(update={"metrics": row.metrics.model_copy(update=dict.fromkeys(names))})
@@ -83,7 +83,7 @@ def without_metrics(results: StudyResults, *names: str) -> StudyResults:
     return replace(results, rounds=tuple(map(again, results.rounds)), baselines=tuple(map(again, results.baselines)))
 
 
-def torn(results: StudyResults) -> StudyResults:
+def incomplete(results: StudyResults) -> StudyResults:
     """The last runs never began, one stopped early, and only some baselines are there."""
     rows = [r for r in results.rounds if not (r.strategy == "mean_std" and (r.seed > 0 or r.round > 2))]
     return replace(results, rounds=tuple(rows), baselines=results.baselines[:1])
@@ -97,7 +97,7 @@ STUDIES = {
     "no baseline": drawn_results(baseline=False),
     "no picks": drawn_results(batches=False),
     "metrics that are not defined": without_metrics(drawn_results(), "auroc", "auprc", "quadratic_weighted_kappa"),
-    "torn": torn(drawn_results(rounds=20)),
+    "incomplete": incomplete(drawn_results(rounds=20)),
     "eleven strategies": drawn_results(("random", *"abcdefghij"), seeds=2, rounds=2),
 }
 
@@ -111,7 +111,7 @@ class TestAnyStudy:
     def test_answers_in_order(self, reader):
         assert [text for level, text in reader.headings if level == 2] == [
             "1. Learning curves",
-            "2. How many labels, and is it more than luck?",
+            "2. How many labels, and how sure is that?",
             "3. What the strategies picked",
             "4. Time",
             "5. Warnings",
@@ -156,8 +156,7 @@ class TestAnyStudy:
 
 class TestReportPage:
     def test_names_of_users_stay_text(self):
-        results = renamed(drawn_results(command=f"ml-backend simulate {EVIL}"), "viral", EVIL)
-        page = report_page(results)
+        page = report_page(drawn_results(command=f"ml-backend simulate {EVIL}", classes=("normal", EVIL, "bacterial")))
 
         assert EVIL not in page
         assert "alert(1)" in page
@@ -168,16 +167,18 @@ class TestReportPage:
 
         assert page.index("On these images, ") < page.index("Choosing images pays here") < page.index("<main>")
 
-    def test_variants_stand_side_by_side_on_one_scale(self):
+    def test_variants_are_side_by_side_on_one_scale_with_their_baselines(self):
         page = report_page(STUDIES["two classes, two variants"])
-        ticks = [
-            re.findall(r'class="tick right"[^>]*>([^<]+)<', drawing)
+        drawings = [
+            drawing
             for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL)
             if "Accuracy, weighted" in drawing or "Accuracy, unweighted" in drawing
         ]
+        ticks = [re.findall(r'class="tick right"[^>]*>([^<]+)<', drawing) for drawing in drawings]
 
         assert len(ticks) == 2
         assert ticks[0] == ticks[1] != []
+        assert all(">all labels 0.804<" in drawing for drawing in drawings)
 
     def test_every_strategy_can_be_hidden(self):
         page = report_page(drawn_results())
@@ -187,10 +188,10 @@ class TestReportPage:
             assert f"#show-{style}:not(:checked)) figure .k{style} " in page
 
     def test_says_everything_that_is_needed_to_run_it_again(self):
-        results = drawn_results()
-        page = report_page(results)
+        summary = drawn_results().summary
+        page = report_page(drawn_results())
 
-        for words in (results.summary.command, "mobilenet_v2", "3.11.9", "9f" * 32, results.summary.notes[0]):
+        for words in (summary.command, "mobilenet_v2", "3.11.9", "9f" * 32, summary.notes[0], "12 min 34 s"):
             assert words in page
 
     def test_the_rare_class_of_two_is_shown(self):
@@ -200,7 +201,7 @@ class TestReportPage:
         assert "Picks of class diseased" not in page
         assert "training side 14 %" in page
 
-    def test_a_torn_run_is_named(self):
+    def test_an_incomplete_run_is_named(self):
         results = drawn_results(rounds=20)
         rows = [r for r in results.rounds if not (r.strategy == "entropy" and r.seed == 1 and r.round > 4)]
 
@@ -212,6 +213,73 @@ class TestReportPage:
     def test_refuses_a_study_without_a_round(self):
         with pytest.raises(ValueError, match="at least one finished round"):
             report_page(replace(drawn_results(), rounds=()))
+
+
+def test_keeps_the_figures_of_a_study_with_variants_and_an_incomplete_run():
+    results = drawn_results(
+        ("random", "entropy", "bald", "batch_bald"),
+        seeds=5,
+        rounds=16,
+        variants=("weighted", "unweighted"),
+        classes=("normal", "diseased"),
+    )
+    rounds = tuple(row for row in results.rounds if not (row.run == "bald-weighted-s3" and row.round > 4))
+    page = report_page(replace(results, rounds=rounds))
+    above, warnings = page[: page.index("<nav")], page[page.index('id="warnings"') : page.index('id="run"')]
+
+    check("report", {"tables": tables(page), "headline": figures(above), "warnings": figures(warnings)})
+
+
+def page_words(results: StudyResults) -> str:
+    return re.sub(r"\s+", " ", " ".join(Reader(report_page(results)).words))
+
+
+class TestWarnings:
+    """The words of every finding, with its numbers."""
+
+    def test_of_a_study_with_few_seeds_passes_and_labels(self):
+        words = page_words(drawn_results(("random", "batch_bald", "entropy"), rounds=3, variants=("weighted",)))
+
+        assert "3 seeds: Wilcoxon's test cannot give less than p = 0.25" in words
+        assert "batch_bald picked batches of 20 with 50 passes, which carry at most 3.9 nats" in words
+        assert "Draw 100 passes or more, or pick batches of 10 or less." in words
+        assert (
+            "entropy, weighted never reaches the baseline's figures of class 'viral': precision in 3 of 3 runs" in words
+        )
+        assert "of its picks and 28 % of the training set." in words
+
+    @pytest.mark.parametrize(
+        ("height", "kind"), [(0.3, "learns more slowly than"), (None, "is not shown to be better than")]
+    )
+    def test_of_strategies_that_random_is_level_with_or_ahead_of(self, height, kind):
+        results = drawn_results(("random", "entropy"), seeds=10, rounds=8)
+        of_random = {(r.seed, r.round): r.metrics for r in results.rounds if r.strategy == "random"}
+        rows = [
+            row.model_copy(
+                update={
+                    "metrics": drawn_metrics(height, results.summary.classes)
+                    if height
+                    else of_random[row.seed, row.round]
+                }
+            )
+            for row in results.rounds
+        ]
+        level = [r if r.strategy == "entropy" else old for r, old in zip(rows, results.rounds, strict=True)]
+
+        assert f"entropy {kind} random picks: mean difference" in page_words(replace(results, rounds=tuple(level)))
+
+    def test_of_missing_parts(self):
+        results = drawn_results(("entropy", "mean_std"), seeds=3)
+        words = page_words(replace(results, baselines=()))
+
+        assert "6 of 6 runs have no baseline" in words
+        assert "mean_std, seed 1 and 1 more." in words
+        assert "The strategy random was not run" in words
+
+    def test_of_runs_that_need_very_different_numbers_of_labels(self):
+        words = page_words(steps("entropy", [20, 20, 80, None, None]))
+
+        assert "labels needed for 95 % of the baseline: median 80, quartiles 20 and never; 2 of 5 runs" in words
 
 
 class TestWriteReport:
@@ -233,6 +301,224 @@ class TestWriteReport:
         write_report(drawn_results(command="simulate --images film\udce9"), tmp_path / "report.html")
 
         assert "simulate --images film?" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+class TestMetricsOf:
+    def names(self, results: StudyResults) -> list[str]:
+        return [metric.name for metric in metrics_of(results)]
+
+    def test_three_classes(self):
+        assert self.names(drawn_results()) == [
+            "accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc", "auprc_rare", "kappa", "ece",
+        ]  # fmt: skip
+
+    def test_of_two_classes_the_rare_one_has_an_area_of_its_own_unless_it_is_the_last(self):
+        results = drawn_results(classes=("normal", "diseased"))
+        counts = {"train": {"normal": 900, "diseased": 100}}
+        [rare] = [metric for metric in metrics_of(results) if metric.name == "auprc_rare"]
+
+        assert rare.title == "AU PRC of normal"
+        assert rare.of(results.rounds[0].metrics) == results.rounds[0].metrics.average_precision["normal"]
+        summary = results.summary.model_copy(update={"labels_per_class": counts})
+        assert "auprc_rare" not in self.names(replace(results, summary=summary))
+
+    def test_leaves_out_what_is_never_defined(self):
+        assert "auroc" not in self.names(without_metrics(drawn_results(), "auroc"))
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("q25", "median", "q75", "expected"),
+        [
+            (0.28, 0.35, 0.4, "35 % [28–40]"),
+            (0.45, 0.75, math.inf, "75 % [45–never]"),
+            (0.45, math.inf, math.inf, "never [45–never]"),
+            (math.inf, math.inf, math.inf, "never"),
+            (0.0699, 0.0723, 0.101, "7.2 % [7.0–10]"),
+        ],
+    )
+    def test_share(self, q25, median, q75, expected):
+        assert share_words(Quartiles(q25, median, q75)) == expected
+
+    @pytest.mark.parametrize(
+        ("low", "high", "expected"), [(0.012, 0.03, "+0.021 [+0.012 to +0.030]"), (None, None, "+0.021 (one seed)")]
+    )
+    def test_difference(self, low, high, expected):
+        assert difference_words(PairedDifference(0.0214, low, high, 0.002, 10)) == expected
+
+    @pytest.mark.parametrize(("seconds", "expected"), [(5.04, "5.04 s"), (95.4, "1 min 35 s"), (7260, "2 h 1 min")])
+    def test_duration(self, seconds, expected):
+        assert duration_words(seconds) == expected
+
+    def test_seconds(self):
+        assert seconds_words(Quartiles(1.75, 2.5, 3.25)) == "2.5 s [1.75–3.25]"
+        assert seconds_words(Quartiles(0.02, 0.02, 0.0214)) == "20 ms [20–21.4]"
+
+
+def steps(strategy: str, at: Sequence[int | None], variant: str = "") -> StudyResults:
+    """One run a seed, on 10, 20 .. 100 of 100 images: an accuracy of 0.5, and 0.8 from ``at`` labels on."""
+    drawn = drawn_results((strategy,), seeds=len(at), rounds=10, variants=(variant,), classes=("a", "b"), batches=False)
+    rows = [
+        row.model_copy(
+            update={
+                "labels": 10 * row.round,
+                "share": row.round / 10,
+                "metrics": drawn_metrics(0.8 if 10 * row.round >= (at[row.seed] or 1000) else 0.5, ("a", "b")),
+            }
+        )
+        for row in drawn.rounds
+    ]
+    return replace(drawn, rounds=tuple(rows))
+
+
+def statistics(*studies: StudyResults, baseline: float | None = 0.8) -> MetricStatistics:
+    rows = tuple(
+        row.model_copy(update={"metrics": drawn_metrics(baseline or 0.0, ("a", "b"))})
+        for row in studies[0].baselines
+        if baseline is not None
+    )
+    rounds = tuple(row for one in studies for row in one.rounds)
+    return metric_statistics(ACCURACY, replace(studies[0], rounds=rounds, baselines=rows))
+
+
+class TestHeadline:
+    def headline(self, *studies: StudyResults, baseline: float | None = 0.8) -> Headline:
+        one = statistics(*studies, baseline=baseline)
+        return headline(one, headline_target(one))
+
+    def test_the_best_first_then_random(self):
+        found = self.headline(steps("entropy", [20, 30, 40] * 4), steps("random", [60, 70, 80] * 4))
+
+        assert (found.metric, found.target, found.baselines) == ("accuracy", "baseline - 1 point", (0.8,))
+        assert [(str(row.group), row.labels.median) for row in found.rows] == [("entropy", 30), ("random", 70)]
+        assert (found.left_out, found.apart) == (0, True)
+
+    def test_interquartile_ranges_overlap(self):
+        assert self.headline(steps("entropy", [20, 50, 80]), steps("random", [30, 60, 90])).apart is False
+
+    def test_random_first_where_only_random_got_there(self):
+        found = self.headline(steps("entropy", [None] * 3), steps("random", [50, 60, 70]))
+
+        assert [str(row.group) for row in found.rows] == ["random", "entropy"]
+        assert (found.rows[1].never, found.apart) == (3, None)
+
+    @pytest.mark.parametrize(
+        ("baseline", "target", "rows"), [(0.84, "95 % of the baseline", 2), (0.95, None, 0), (None, None, 0)]
+    )
+    def test_a_lower_target_or_none_where_it_was_not_reached(self, baseline, target, rows):
+        found = self.headline(steps("entropy", [20] * 3), steps("random", [50] * 3), baseline=baseline)
+
+        assert (found.target, len(found.rows), bool(found.baselines)) == (target, rows, baseline is not None)
+
+    def test_names_three_and_random_and_counts_the_others(self):
+        others = [steps(name, [20 + 10 * place] * 3) for place, name in enumerate("abcde")]
+        found = self.headline(*others, steps("random", [90] * 3))
+
+        assert [str(row.group) for row in found.rows] == ["a", "b", "c", "random"]
+        assert found.left_out == 2
+
+    def test_sentences(self):
+        """A variant in brackets, where its comma would divide the sentence."""
+        weighted = (steps("entropy", [20] * 10, "weighted"), steps("random", [None] * 10, "weighted"))
+        results = replace(
+            weighted[0],
+            rounds=(*weighted[0].rounds, *weighted[1].rounds),
+            baselines=tuple(
+                row.model_copy(update={"metrics": drawn_metrics(0.8, ("a", "b"))}) for row in weighted[0].baselines
+            ),
+        )
+
+        words = page_words(results)
+        assert (
+            "On these images, entropy (weighted) needed 20 % [20–20] of the labels to come within a point of the "
+            "accuracy of all labels (0.800); random (weighted) did not get there in 10 of 10 runs. (Median"
+        ) in words
+        assert "Choosing images pays here: the learning curve of entropy (weighted) lies +0." in words
+
+
+class TestVerdict:
+    RANDOM = steps("random", [50, 60] * 5)
+
+    @pytest.mark.parametrize(
+        ("at", "status"),
+        [([20, 30] * 5, "pays"), ([80, 90] * 5, "behind"), ([20, 80] * 5, "open"), ([20] * 3, "few_seeds")],
+    )
+    def test_by_the_interval_and_the_number_of_seeds(self, at, status):
+        found = verdict(statistics(self.RANDOM, steps("entropy", at)))
+        assert found is not None
+
+        assert (found.status, found.compared) == (status, 1)
+
+    def test_names_the_best_of_several(self):
+        found = verdict(statistics(self.RANDOM, steps("bald", [30, 40] * 5), steps("entropy", [20, 30] * 5)))
+        assert found is not None
+
+        assert (str(found.group), found.compared) == ("entropy", 2)
+
+    def test_of_equal_means_the_surer_one(self):
+        found = verdict(statistics(self.RANDOM, steps("bald", [20, 50] * 5), steps("entropy", [30, 40] * 5)))
+        assert found is not None
+
+        assert str(found.group) == "entropy"
+
+    def test_none_without_random(self):
+        assert verdict(statistics(steps("entropy", [20] * 3))) is None
+
+
+class TestChartGroup:
+    STYLES: ClassVar = {"random": 0, "entropy": 1}
+
+    def group(self, runs: Mapping[tuple[str, str], Sequence[Sequence[float]]], **changes: object) -> ChartGroup:
+        rows = [
+            (strategy, variant, seed, 10 * (place + 1), value, 100)
+            for (strategy, variant), values in runs.items()
+            for seed, run in enumerate(values)
+            for place, value in enumerate(run)
+        ]
+        columns = ["strategy", "variant", "seed", "labels", "value", "train_images"]
+        return chart_group("x", "X", "", pd.DataFrame(rows, columns=columns), self.STYLES, **changes)  # type: ignore[arg-type]
+
+    def test_numbers_are_medians_and_quartiles_of_the_runs(self):
+        """Entropy ended early."""
+        found = self.group({("random", ""): [[0.1, 0.5], [0.2, 0.6], [0.4, 0.7]], ("entropy", ""): [[0.1]]})
+
+        assert found.columns == (10, 20)
+        assert {str(group): cells for group, cells in found.rows.items()} == {
+            "random": ("0.200 [0.150–0.300]", "0.600 [0.550–0.650]"),
+            "entropy": ("0.100 [0.100–0.100]", "-"),
+        }
+
+    def test_at_most_six_columns(self):
+        columns = self.group({("random", ""): [np.linspace(0, 1, 10).tolist()]}).columns
+
+        assert (columns[0], columns[-1], len(columns)) == (10, 100, 6)
+
+    @pytest.mark.parametrize(("values", "logarithmic"), [([1.0, 2.0], False), ([0.01, 5.0], True)])
+    def test_logarithmic_only_where_values_span_orders_of_magnitude(self, values, logarithmic):
+        [chart] = self.group({("random", ""): [values]}, logarithmic_if_spread=True).charts
+
+        assert (">0.1<" in chart.drawing) is logarithmic
+
+    def test_nothing_to_draw(self):
+        found = self.group({})
+
+        assert (found.charts, found.columns, found.rows) == ((), (), {})
+
+
+def test_times_hand_computed():
+    """Two seeds of two rounds: training 1, 2, 3, 4 s; a run takes 3 or 7 s of it, and 0.04 s for two batches."""
+    drawn = drawn_results(("entropy",), seeds=2, rounds=2)
+    rows = [
+        row.model_copy(
+            update={"train_seconds": 2.0 * row.seed + row.round, "acquisition_seconds": 0.02, "epochs": 30 + row.round}
+        )
+        for row in drawn.rounds
+    ]
+    [one] = times(replace(drawn, rounds=tuple(rows)))
+
+    assert (one.training, one.acquisition) == ((1.75, 2.5, 3.25), (0.02, 0.02, 0.02))
+    assert (one.epochs, one.rounds) == (31.5, 2)
+    assert one.whole == pytest.approx(5.04)
 
 
 def luminance(colour: str) -> float:
