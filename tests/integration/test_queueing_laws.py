@@ -35,7 +35,7 @@ class TestLaws:
             elif step == "claim" and running is None:
                 running = queue.claim(PROJECT, int(redis.hget(f"al:{PROJECT}", "waiting") or 0))
             elif running is not None and step == "learn":
-                running.learn()
+                running.start_training()
             elif running is not None and step == "finish":
                 learned, running = learned + running.changes, running.finish()
             elif running is not None and step == "fail":
