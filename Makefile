@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 # as loading it takes.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types imports unit system audit bench lock clean chaos
+.PHONY: help setup demo test lint types imports unit system audit bench lock clean chaos laws
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ audit: $(UV) ## Look the locked packages up among the known vulnerabilities (nee
 
 chaos: setup ## Kill everything in every phase on a real Label Studio (KILLS=24, SEED=7)
 	@AL_CHAOS_KILLS=$(or $(KILLS),24) AL_CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest tests/system/test_chaos.py $(ARGS)
+
+laws: setup ## The laws of the queue with many more examples (EXAMPLES=300)
+	@AL_LAWS_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest tests/integration/test_queueing_laws.py $(ARGS)
 
 bench: setup $(if $(findstring --no-peers,$(ARGS)),,.bench/peers/.ready) ## Time the engine side by side with other libraries (ARGS="--no-peers pages")
 	@mkdir -p .bench

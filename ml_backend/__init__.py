@@ -20,7 +20,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     server         HTTP endpoints for Label Studio and the owner's pages; torch-free
     simulation     `ml-backend simulate`, `experiment`: the same rounds with an oracle instead of Label Studio
     worker         shims: the dotted paths of jobs as Redis holds them
-    scheduling     the queue of rounds on Redis and rq, the worker, its job, the reconciler
+    scheduling     when a round is due (policy), the queue on Redis and rq, worker, job, reconciler
     rounds         one round: run (the story), live, reuse, cold_start, holdout, split, replay
     analytics      what stored rounds and labels show to the owner; torch-free
     model          labels -> network -> pool predictions

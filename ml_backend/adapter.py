@@ -18,7 +18,7 @@ from label_studio_ml.model import LabelStudioMLBase
 from ml_backend.config import Settings
 from ml_backend.label_studio.payloads import Event, SetupRequest, parse_body
 from ml_backend.scheduling import RoundQueue
-from ml_backend.scheduling.reconciler import connect
+from ml_backend.scheduling.connections import connect
 from ml_backend.server.app import predict
 from ml_backend.server.webhook import receive
 from ml_backend.storage import RoundStore

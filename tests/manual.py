@@ -137,6 +137,7 @@ ACCOUNTS: tuple[Account, ...] = (
     Account("make help", _HERE),
     # NOT run, and why; what can be known of them without running is checked.
     Account("make chaos", _HERE, why="NOT run: 24 minutes; `make test` runs the same file with fewer kills"),
+    Account("make laws", _HERE, why="NOT run: `make test` runs the same file with fewer examples"),
     Account("make lock", _HERE, why="NOT run: it asks a registry for today's versions; make reads the line"),
     Account("make audit", _HERE, why="NOT run: it asks a registry for what is known today; make reads the line"),
     Account("uv pip install", _HERE, why="NOT run: gigabytes, and the environment of the tests; uv knows its options"),

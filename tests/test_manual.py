@@ -130,6 +130,13 @@ class TestMake:
         assert "AL_CHAOS_KILLS=24 " in line
         assert "pytest tests/system/test_chaos.py" in line
 
+    def test_laws_tries_more_examples_of_what_make_test_runs_too(self):
+        [line] = [line for line in recipe("laws") if "pytest" in line]
+
+        assert "make laws" in CHECKED_HERE
+        assert "AL_LAWS_EXAMPLES=300 " in line
+        assert "pytest tests/integration/test_queueing_laws.py" in line
+
     def test_help_lists_every_target_that_the_manual_names(self):
         listed = {line.split()[1] for line in make("help")}
 
@@ -162,7 +169,7 @@ class TestNotRun:
 
     def test_nothing_else_is_left_to_this_file(self):
         """What is not asked about above."""
-        targets = (*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "help")
+        targets = (*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "laws", "help")
         rest = CHECKED_HERE - {f"make {target}" for target in targets}
 
         assert {text.split()[0] for text in rest} == {"uv", "AL_SCREENSHOTS=docs"}

@@ -15,7 +15,7 @@ from ml_backend.server.metrics import Metrics
 from ml_backend.storage import RoundStore
 from tests.test_docker import BIN, DOCKER, DOCKER_COMPOSE, ROOT, SECRETS, check, compose_config
 from tests.unit.server.memory import MemoryQueue
-from tests.unit.server.test_learning_metrics import RUNNING, learned
+from tests.unit.server.test_metrics import RUNNING, learned
 
 DASHBOARD: dict[str, Any] = json.loads((DOCKER / "grafana" / "active-learning.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

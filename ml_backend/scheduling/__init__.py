@@ -1,40 +1,17 @@
-"""At most one round running and one waiting per project, and no change lost: rq carries, this room decides.
+"""Decides when a round runs, and runs it on a worker: at most one round of a project runs, one waits.
 
 ::
 
-    rounds.py      the queue; its state is one Redis hash a project, changed atomically by state.lua
-    claim.py       a round that has begun
-    shards.py      who scores which shard of a pool, where several workers do
-    status.py      what can be read about a project's rounds
-    connection.py  how long Redis is waited for
-
-The only room that knows rq's queues; ``worker`` knows rq's worker.
+    policy.py        which round a project needs next: a pure decision table
+    queue.py         the queue of rounds; state.lua changes a project's state in Redis atomically
+    connections.py   projects that Label Studio has connected: label config, options, /setup
+    reconciler.py    compares every project with Label Studio, for events that were lost
+    worker.py        waits for jobs and forks a process for each
+    job.py           a round's job
+    shards.py        workers that score parts of another worker's pool
 """
 
-from ml_backend.scheduling.queue import (
-    JOB,
-    QUEUE,
-    Claim,
-    Counted,
-    LastError,
-    Progress,
-    QueueStatus,
-    RoundQueue,
-    connect_redis,
-)
-from ml_backend.scheduling.shard_queue import QUEUE_SHARDS, SHARD_JOB, ShardQueue
+from ml_backend.scheduling.policy import LastError, Progress, QueueStatus
+from ml_backend.scheduling.queue import JOB, QUEUE, Claim, RoundQueue, connect_redis
 
-__all__ = [
-    "JOB",
-    "QUEUE",
-    "QUEUE_SHARDS",
-    "SHARD_JOB",
-    "Claim",
-    "Counted",
-    "LastError",
-    "Progress",
-    "QueueStatus",
-    "RoundQueue",
-    "ShardQueue",
-    "connect_redis",
-]
+__all__ = ["JOB", "QUEUE", "Claim", "LastError", "Progress", "QueueStatus", "RoundQueue", "connect_redis"]

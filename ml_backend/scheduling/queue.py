@@ -1,9 +1,4 @@
-"""Connections to Redis: how long to wait, and how often to try again; and who is connected besides.
-
-What can be read about a project's rounds.
-A round that has begun: may it still publish, where is it, how did it end.
-The queue of rounds, over Redis and rq.
-"""
+"""The queue of rounds, over Redis and rq: at most one round of a project runs and one waits, and no change is lost."""
 
 import json
 import secrets
@@ -14,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, cast
+from typing import Any, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
@@ -29,18 +24,47 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.config import Settings
 from ml_backend.config.network import Server, explain_failure, trusted_certificates
-from ml_backend.errors import EmptyPool, QueueError, SettingsError, StaleRound, TooFewLabels, UnknownProject
-from ml_backend.schemas import FrozenModel, ProjectKey, RoundTrigger
+from ml_backend.errors import QueueError, SettingsError, StaleRound
+from ml_backend.scheduling.policy import (
+    FIRST_PAUSE_S,
+    IDLE_COOLDOWN_S,
+    LONGEST_PAUSE_S,
+    RULES,
+    WAITS_FOR_EVENT,
+    Action,
+    LastError,
+    Progress,
+    ProjectState,
+    QueueStatus,
+    RoundEnded,
+    Tick,
+    decide,
+)
+from ml_backend.schemas import ProjectKey, RoundTrigger
 
+QUEUE = "rounds"
+JOB = "ml_backend.worker.job.run"
+PROJECTS = "al:projects"
+REDIS = Server("start it", "AL_REDIS_URL")
 ATTEMPTS = 10
-# A worker gives a sign of life every 5 s; longer than a restart of Redis keeps it from that.
-WORKER_FRESH_S = 40.0
+ANSWER_WITHIN_S = 0.8  # Label Studio waits one second for the answer to an event
+DUPLICATE_WITHIN_S = 30  # Label Studio sends an event to one webhook after the other, and waits a second for each
+WORKER_FRESH_S = 40.0  # a worker sends a heartbeat every 5 s; a restart of Redis delays it for less than this
+PROGRESS_INTERVAL_S = 0.2
+RESULT_TTL_S = 24 * 3600
+FAILURE_TTL_S = 7 * 24 * 3600
+
+_RULES = json.dumps({reason: rule._asdict() for reason, rule in RULES.items()})
+SCRIPT = (
+    f"local rules, first_pause, longest_pause = cjson.decode('{_RULES}'), {FIRST_PAUSE_S}, {LONGEST_PAUSE_S}\n"
+    + files("ml_backend.scheduling").joinpath("state.lua").read_text()
+)
 
 log = structlog.get_logger()
 
 
-class _ToldBackoff(ExponentialBackoff):
-    """Says that Redis is away while it waits; nobody else would."""
+class _LoggedBackoff(ExponentialBackoff):
+    """Logs every attempt to reach Redis."""
 
     def __init__(self, url: str) -> None:
         super().__init__(cap=5.0, base=0.5)
@@ -52,41 +76,40 @@ class _ToldBackoff(ExponentialBackoff):
         return pause_s
 
 
-def connect_redis(url: str, *, patient: bool = False, answer_within_s: float | None = None) -> Redis:
+def connect_redis(url: str, *, patient: bool = False, answer_within_s: float = 5.0) -> Redis:
     """A client for the queue.
 
     Args:
         url: ``redis://[:password@]host:port/db``, ``rediss://`` or ``unix://``.
         patient: outlive a restart of Redis (about 40 s), as a round must, and log it; otherwise give up at once.
-        answer_within_s: the longest wait for one answer; by default 5 s. A wait that was in vain is not repeated
-            unless ``patient``, a connection that was lost is.
+        answer_within_s: the longest wait for one answer. Only a ``patient`` client repeats a request that timed out;
+            every client repeats one whose connection was lost.
 
     Raises:
-        SettingsError: the URL is none, or a variable of the environment names no certificate.
+        SettingsError: the URL is malformed, or an environment variable names no certificate.
     """
     shown = _without_password(url)
-    # A connection that idled through a restart of Redis is found lost by its next use: one more attempt mends that.
-    retry = RedisRetry(_ToldBackoff(shown), ATTEMPTS) if patient else RedisRetry(NoBackoff(), 1, (NotConnected,))
+    # A connection that idled through a restart of Redis fails at its next use; one more attempt reconnects.
+    retry = RedisRetry(_LoggedBackoff(shown), ATTEMPTS) if patient else RedisRetry(NoBackoff(), 1, (NotConnected,))
     tls = {
         "ssl_ca_certs" if Path(where).is_file() else "ssl_ca_path": where
         for where in reversed(trusted_certificates().values() if url.startswith("rediss://") else ())
     }
-    wait_s = 5.0 if answer_within_s is None else answer_within_s
     try:
         return Redis.from_url(
             url,
-            socket_connect_timeout=min(1.0, wait_s),
-            socket_timeout=wait_s,
+            socket_connect_timeout=min(1.0, answer_within_s),
+            socket_timeout=answer_within_s,
             retry=retry,
             health_check_interval=30,
             **tls,
         )
     except ValueError as error:
-        raise SettingsError(f"AL_REDIS_URL={shown!r}: {error}; wanted is redis://host:6379/0") from None
+        raise SettingsError(f"AL_REDIS_URL={shown!r}: {error}; expected redis://host:6379/0") from None
 
 
 def is_fresh(heartbeat: datetime | None) -> bool:
-    """Whether the worker of this last sign of life counts as alive."""
+    """Whether a worker with this last heartbeat counts as alive."""
     return heartbeat is not None and time.time() - heartbeat.timestamp() < WORKER_FRESH_S
 
 
@@ -98,96 +121,262 @@ def _without_password(url: str) -> str:
         return "(unreadable)"
 
 
-class Counted(NamedTuple):
-    """What a count of changes found."""
+class RoundQueue:
+    """The queue of rounds. Every method but ``write_progress`` raises QueueError if Redis does not answer.
 
-    changes: int  # since the last round took them
-    due: bool  # they reached the threshold
-    threshold_before: int  # what the threshold was; 0: rounds did not start by themselves
+    Args:
+        redis: a client that answers in bytes.
+        round_timeout_s: the longest time that a round may take.
+        grace_s: a reserved slot without a job counts as lost after this time.
+        cooldown_s: after any request, one with ``only_if_idle`` is refused for this time.
+        progress: a client that gives up at once, for the progress bar; by default ``redis``.
+    """
 
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        round_timeout_s: int = 24 * 3600,
+        grace_s: float = 30.0,
+        cooldown_s: float = IDLE_COOLDOWN_S,
+        progress: Redis | None = None,
+    ) -> None:
+        self.redis = redis
+        self._progress = progress or redis
+        self._round_timeout_s = round_timeout_s
+        self._grace_s = grace_s
+        self._cooldown_s = cooldown_s
+        self._script = redis.register_script(SCRIPT)
+        self._jobs = Queue(QUEUE, connection=redis, serializer=JSONSerializer)
 
-class LastError(FrozenModel):
-    """Why the last round failed."""
+    @classmethod
+    def from_settings(cls, settings: Settings, *, patient: bool = False) -> Self:
+        """The installation's queue.
 
-    kind: str  # name of the error's class
-    message: str
-    at: float  # unix seconds
+        Args:
+            settings: of the installation.
+            patient: outlive a restart of Redis, as a round must. Otherwise every call returns or fails within the
+                second that Label Studio waits for the answer to an event.
+        """
+        quick = connect_redis(settings.redis_url, answer_within_s=ANSWER_WITHIN_S)
+        redis = connect_redis(settings.redis_url, patient=True) if patient else quick
+        return cls(redis, round_timeout_s=settings.round_timeout_s, progress=quick)
 
+    def ping(self) -> None:
+        """Make sure that Redis answers."""
+        with self._reachable():
+            self.redis.ping()
 
-class Progress(FrozenModel):
-    """Where the running round is."""
+    def count_changes(
+        self, project: ProjectKey, n: int, threshold: int | None = None, annotations: int | None = None
+    ) -> QueueStatus:
+        """Add changed annotations.
 
-    generation: int
-    stage: str
-    done: int
-    total: int
-    started: float  # unix seconds: the round
-    stage_started: float  # unix seconds: the stage
-    updated: float  # unix seconds
+        Args:
+            project: the project.
+            n: how many changed; 0 only stores the rest.
+            threshold: changes that start a round; 0 for none; None leaves it as it was.
+            annotations: as Label Studio counts them now; None leaves it as it was.
 
+        Returns:
+            The status after it, without progress.
+        """
+        threshold_text = "" if threshold is None else threshold
+        return _status(
+            self._run(project, "record", n, threshold_text, "" if annotations is None else annotations), progress=None
+        )
 
-class QueueStatus(FrozenModel):
-    """Everything that the queue knows about a project."""
+    def is_duplicate_event(self, project: ProjectKey, event: str, address: str) -> bool:
+        """Whether an event arrived at another address just now, and remember this one.
 
-    changes: int = 0  # since the last round took them
-    threshold: int = 0  # changes that start a round; 0: none starts by itself
-    annotations: int | None = None  # as Label Studio counted them in its last event
-    waiting: RoundTrigger | None = None
-    running: RoundTrigger | None = None
-    progress: Progress | None = None
-    last_error: LastError | None = None  # of the last round, where it failed
-    error_reason: RoundTrigger | None = None  # what that round was for
-    failures: int = 0  # rounds that failed in a row
-    next_attempt: float | None = None  # unix seconds; of a failed round that is tried again by itself
-    rounds_finished: int = 0
-    rounds_failed: int = 0
-    told_twice_at: float | None = None  # unix seconds: when an event came to two addresses; None: none ever did
+        Args:
+            project: the project.
+            event: identifies it among the project's events.
+            address: that it arrived at.
+        """
+        name = f"al:{project}:told:{event}"
+        with self._reachable():
+            if self.redis.set(name, address, nx=True, ex=DUPLICATE_WITHIN_S):
+                return False
+            first = self.redis.get(name)
+            if first is None or _text(cast(bytes, first)) == address:
+                return False
+            self.redis.hset(_keys(project)[0], "told_twice_at", f"{time.time():.3f}")
+        return True
+
+    def perform(self, project: ProjectKey, action: Action) -> bool:
+        """Request what ``policy.decide`` returned; whether a round was requested."""
+        if action.request is None:
+            return False
+        if self.request_round(project, action.request, only_if_idle=action.only_if_idle):
+            return True
+        return action.otherwise is not None and self.perform(project, action.otherwise)
+
+    def request_round(self, project: ProjectKey, reason: RoundTrigger, *, only_if_idle: bool = False) -> bool:
+        """Request a round.
+
+        Args:
+            project: the project.
+            reason: of the round.
+            only_if_idle: refuse while one runs, in the pause after a failure, and soon after the last request.
+
+        Returns:
+            False if it was refused, or if a round waits already: that one covers this request.
+        """
+        return self._enqueue(project, self._run(project, "request", reason, int(only_if_idle), self._cooldown_s))
+
+    def request_due_rounds(self, is_paused: Callable[[ProjectKey], bool] = lambda _project: False) -> int:
+        """Request the rounds that time alone makes due, and return their number.
+
+        They are retries of failed rounds after their pause, and rounds whose request was lost. Meant to be called every
+        few seconds, by any number of workers.
+
+        Args:
+            is_paused: whether a project's owner has paused its rounds.
+        """
+        with self._reachable():
+            projects = [ProjectKey.parse(_text(name)) for name in self.redis.smembers(PROJECTS)]
+        requested = 0
+        for project in projects:
+            status = _status(self._run(project, "state"), progress=None)
+            action = decide(ProjectState(status, paused=is_paused(project)), Tick())
+            if action.request is not None:
+                found = self._run(project, "request_due", action.request, status.generation, status.retry_reason or "")
+                requested += self._enqueue(project, found)
+        return requested
+
+    def _enqueue(self, project: ProjectKey, reserved: list[bytes]) -> bool:
+        if not reserved:
+            return False
+        generation, reason = int(reserved[0]), _text(reserved[1])
+        with self._reachable():
+            self._jobs.enqueue_call(
+                JOB,
+                args=(str(project), generation, reason),
+                job_id=f"{_job_prefix(project)}{generation}",
+                description=f"round of project {project} ({reason})",
+                timeout=self._round_timeout_s,
+                result_ttl=RESULT_TTL_S,
+                failure_ttl=FAILURE_TTL_S,
+                rate_limit=RateLimit(f"project-{project}", 1),
+                # Of a killed process only: a round that failed with an error is settled, and its retry has no claim.
+                retry=Retry(max=1),
+            )
+        return True
+
+    def claim(self, project: ProjectKey, generation: int) -> "Claim | None":
+        """Begin a round: frees the waiting slot, takes the changes, and outdates every other run of the project.
+
+        Returns:
+            None if another round has taken its place.
+        """
+        # Random: a counter would restart in an emptied Redis, and an orphaned run would hold the same number.
+        token = secrets.token_hex(8)
+        if not (begun := self._run(project, "claim", generation, token)):
+            return None
+        changes, reason = begun
+        return Claim(self, project, generation, token, int(changes), cast(RoundTrigger, _text(reason)))
+
+    def start_training(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
+        """Turn the re-ranking of this token into a round that trains; returns the changes that the newest run takes."""
+        return int(self._run(project, "train", token, reason))
+
+    def fail_lost_round(self, project: ProjectKey, generation: int, message: str) -> None:
+        """Fail a round whose process is dead, from outside of it; it is retried after a pause."""
+        error = LastError(kind="WorkerLost", message=message, at=time.time())
+        self._run(project, "abandon", generation, error.model_dump_json())
+
+    def status(self, project: ProjectKey) -> QueueStatus:
+        """Everything that the queue holds about a project."""
+        flat = self._run(project, "state")
+        with self._reachable():
+            progress = self.redis.hgetall(_keys(project)[1])
+        return _status(flat, {_text(name): _text(value) for name, value in progress.items()})
+
+    def workers(self) -> int:
+        """Number of workers that are alive, busy ones included."""
+        with self._reachable():
+            return sum(is_fresh(worker.last_heartbeat) for worker in Worker.all(queue=self._jobs))
+
+    def forget(self, project: ProjectKey) -> None:
+        """Drop everything about a project; Label Studio refuses its running round, as it has no such project."""
+        with self._reachable():
+            if waiting := self.redis.hget(_keys(project)[0], "waiting"):
+                job_id = f"{_job_prefix(project)}{_text(waiting)}"
+                # Gone or begun meanwhile: then its claim will be refused.
+                with suppress(NoSuchJobError, InvalidJobOperation):
+                    Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer).cancel()
+            self.redis.delete(*_keys(project)[:2])
+            self.redis.srem(PROJECTS, str(project))
+
+    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, retry: bool = True) -> None:
+        """End a round, and request the next one if it is due.
+
+        Args:
+            project: the project.
+            token: of the run; nothing is changed if it is not the newest.
+            error: why it failed; None for a round that was published.
+            retry: whether it is retried after a pause, and not only when something changes.
+        """
+        flat = self._run(project, "settle", token, error.model_dump_json() if error else "", int(retry))
+        if flat:
+            self.perform(project, decide(ProjectState(_status(flat, progress=None)), RoundEnded()))
+
+    def newest_token(self, project: ProjectKey) -> str | None:
+        """Token of the project's newest run; None if none runs, or Redis was emptied."""
+        with self._reachable():
+            token = self.redis.hget(_keys(project)[0], "token")
+        return None if token is None else _text(token)
+
+    def write_progress(self, project: ProjectKey, progress: Progress) -> None:
+        """Store the position of a round. Never raises: a round does not fail for its progress bar."""
+        fields: dict[Any, Any] = progress.model_dump()
+        try:
+            self._progress.hset(_keys(project)[1], mapping=fields)
+        except RedisError as error:
+            log.warning("progress not written", project=str(project), error=str(error))
+
+    def _run(self, project: ProjectKey, command: str, *args: str | float) -> Any:
+        job_prefix = f"{Job.redis_job_namespace_prefix}{_job_prefix(project)}"
+        with self._reachable():
+            return self._script(keys=_keys(project), args=[command, str(project), job_prefix, self._grace_s, *args])
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except AuthenticationError as error:
+            raise QueueError(
+                f"Redis at {self.address} refuses our user or password ({error}): AL_REDIS_URL must hold them, as in "
+                "redis://user:password@host:6379/0"
+            ) from error
+        except RedisError as error:
+            tls = issubclass(self.redis.connection_pool.connection_class, SSLConnection)
+            url = f"{'rediss' if tls else 'redis'}://{self.address}"
+            raise QueueError(
+                f"Redis at {self.address} does not answer: {explain_failure(error, url, REDIS)}"
+            ) from error
 
     @property
-    def ran_out(self) -> bool:
-        """Whether the last round found no image to rank. Whether that is a fault, the project's images say."""
-        return self.last_error is not None and self.last_error.kind in ("EmptyPool", "UnusablePool")
-
-    @property
-    def failing(self) -> bool:
-        """Whether there is something to mend: not so where the last round only found every image labelled."""
-        return self.last_error is not None and self.last_error.kind != "EmptyPool"
-
-    @property
-    def learning_failed(self) -> bool:
-        """Whether the last round came to nothing that would have learned from the labels."""
-        return self.last_error is not None and self.error_reason not in ("topup", "rerank")
-
-
-PROGRESS_INTERVAL_S = 0.2
-# Time alone mends none of these: images, labels and a connection come with an event of their own.
-WAITS_FOR_AN_EVENT = (EmptyPool, TooFewLabels, UnknownProject)
-
-
-class _Queue(Protocol):
-    def newest(self, project: ProjectKey) -> str | None: ...
-
-    def status(self, project: ProjectKey) -> QueueStatus: ...
-
-    def learn(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int: ...
-
-    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None: ...
-
-    def write_progress(self, project: ProjectKey, progress: Progress) -> None: ...
+    def address(self) -> str:
+        """Address of Redis, without its password."""
+        where = self.redis.connection_pool.connection_kwargs
+        host, port = where.get("host") or "localhost", where.get("port") or 6379
+        return cast(str, where.get("path") or f"{host}:{port}/{where.get('db', 0)}")
 
 
 @dataclass(slots=True)
 class Claim:
-    """A round that has begun. ``progress`` and ``guard`` are what ``engine.ports`` wants under these names.
+    """A round that has begun.
 
     Attributes:
         token: fences a run off from later ones; only the newest may publish.
-        changes: that this round answers for.
-        reason: what calls for the round; another than that of the request where a stronger one came while it waited.
+        changes: that this round takes.
+        reason: of the round; a stronger one than its request's if that arrived while it waited.
         started: unix seconds.
     """
 
-    queue: _Queue
+    queue: RoundQueue
     project: ProjectKey
     generation: int
     token: str
@@ -196,17 +385,16 @@ class Claim:
     started: float = field(default_factory=time.time)
     _last: Progress | None = None
 
-    def guard(self) -> None:
-        """Make sure that no newer run of the project has begun, as far as Redis knows.
+    def ensure_current(self) -> None:
+        """Make sure that no newer run of the project has begun, as far as Redis holds it.
 
-        Redis may be away, or emptied: it is no reason to lose a round. ``storage.ProjectStore.require_newest`` stands
-        guard beside this.
+        A Redis that is away or emptied does not stop a round: ``storage.ProjectStore.require_newest`` checks as well.
 
         Raises:
             StaleRound: a newer run has begun.
         """
         try:
-            newest = self.queue.newest(self.project)
+            newest = self.queue.newest_token(self.project)
         except QueueError as error:
             log.warning("the round goes on without Redis", error=str(error))
             return
@@ -216,12 +404,12 @@ class Claim:
             )
 
     def raise_if_preempted(self) -> None:
-        """Make sure that no other run of the project has begun or waits: for what readers can do without.
+        """Make sure that no other run of the project has begun or waits: for work that readers can do without.
 
         Raises:
             StaleRound: one has begun, or waits for this one to end.
         """
-        self.guard()
+        self.ensure_current()
         try:
             waiting = self.queue.status(self.project).waiting
         except QueueError:
@@ -229,23 +417,23 @@ class Claim:
         if waiting is not None:
             raise StaleRound(f"a round of project {self.project} waits ({waiting})")
 
-    def learn(self) -> RoundTrigger:
-        """Go on as a round that learns: what was asked for can be had in no other way.
+    def start_training(self) -> RoundTrigger:
+        """Turn a re-ranking into a round that trains, if nothing else yields the requested order.
 
-        A Redis that is away is no reason to lose it; then the changes that it learns from may call for another round.
+        Without Redis it goes on; the changes that it learns from may then start another round.
 
         Returns:
             The reason of the round from now on.
         """
         self.reason = "forced"
         try:
-            self.changes = self.queue.learn(self.project, self.token, self.reason)
+            self.changes = self.queue.start_training(self.project, self.token, self.reason)
         except QueueError as error:
             log.warning("the round goes on without Redis", error=str(error))
         return self.reason
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Show where the round is, at most five times a second within a stage. Never raises."""
+        """Show the position of the round, at most five times a second within a stage. Never raises."""
         now, last = time.time(), self._last
         same_stage = last is not None and last.stage == stage
         if last is not None and same_stage and done < total and now - last.updated < PROGRESS_INTERVAL_S:
@@ -270,309 +458,28 @@ class Claim:
         self.queue.settle(self.project, self.token, None)
 
     def fail(self, error: BaseException) -> None:
-        """The round came to nothing: its changes are given back, the error is kept, and time alone starts it again.
-
-        What waits for images, for labels or for a connection comes again with these.
+        """The round failed: its changes are returned, the error is kept, and the round is retried if time may help.
 
         Raises:
             QueueError: Redis does not answer.
         """
-        kind, message = type(error).__name__, str(error) or repr(error)
-        told = LastError(kind=kind, message=message, at=time.time())
-        self.queue.settle(self.project, self.token, told, again=not isinstance(error, WAITS_FOR_AN_EVENT))
+        kept = LastError(kind=type(error).__name__, message=str(error) or repr(error), at=time.time())
+        self.queue.settle(self.project, self.token, kept, retry=not isinstance(error, WAITS_FOR_EVENT))
 
 
-QUEUE = "rounds"
-JOB = "ml_backend.worker.job.run"
-PROJECTS = "al:projects"
-ANSWER_WITHIN_S = 0.8  # Label Studio waits one second for the answer to an event
-
-# Label Studio sends an event to one webhook after the other, and waits a second for each.
-TOLD_AGAIN_WITHIN_S = 30
-REDIS = Server("start it", "AL_REDIS_URL")
-RESULT_TTL_S = 24 * 3600
-FAILURE_TTL_S = 7 * 24 * 3600
-SCRIPT = files("ml_backend.scheduling").joinpath("state.lua").read_text()
-
-
-class RoundQueue:
-    """The queue of rounds.
-
-    Args:
-        redis: a client that answers in bytes.
-        round_timeout_s: the longest time that a round may take.
-        grace_s: how long a reserved slot may stand without its job before it counts as lost.
-        cooldown_s: how soon after any request one with ``only_if_idle`` is refused.
-        progress: a client that gives up at once, for the progress bar; by default ``redis``.
-    """
-
-    def __init__(
-        self,
-        redis: Redis,
-        *,
-        round_timeout_s: int = 24 * 3600,
-        grace_s: float = 30.0,
-        cooldown_s: float = 60.0,
-        progress: Redis | None = None,
-    ) -> None:
-        self.redis = redis
-        self._progress = progress or redis
-        self._round_timeout_s = round_timeout_s
-        self._grace_s = grace_s
-        self._cooldown_s = cooldown_s
-        self._script = redis.register_script(SCRIPT)
-        self._jobs = Queue(QUEUE, connection=redis, serializer=JSONSerializer)
-
-    @classmethod
-    def from_settings(cls, settings: Settings, *, patient: bool = False) -> Self:
-        """The installation's queue.
-
-        Args:
-            settings: of the installation.
-            patient: outlive a restart of Redis, as a round must. Otherwise every answer comes within a second or not
-                at all: Label Studio has hung up by then, and holds itself what was not counted here.
-        """
-        quick = connect_redis(settings.redis_url, answer_within_s=ANSWER_WITHIN_S)
-        redis = connect_redis(settings.redis_url, patient=True) if patient else quick
-        return cls(redis, round_timeout_s=settings.round_timeout_s, progress=quick)
-
-    def ping(self) -> None:
-        """Make sure that Redis answers.
-
-        Raises:
-            QueueError: it does not.
-        """
-        with self._reachable():
-            self.redis.ping()
-
-    def count_changes(
-        self, project: ProjectKey, n: int, threshold: int | None = None, annotations: int | None = None
-    ) -> Counted:
-        """Add changed annotations.
-
-        Args:
-            project: the project.
-            n: how many changed; 0 only notes the rest.
-            threshold: changes that start a round; 0 for none; None leaves it as it was.
-            annotations: as Label Studio counts them now; None leaves it as it was.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        changes, due, before = self._run(
-            project, "record", n, "" if threshold is None else threshold, "" if annotations is None else annotations
-        )
-        return Counted(changes, bool(due), before)
-
-    def told_before(self, project: ProjectKey, event: str, address: str) -> bool:
-        """Whether an event has come to another address just now; notes it, and when one did.
-
-        Args:
-            project: the project.
-            event: what names it among the project's others.
-            address: that it came to.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        name = f"al:{project}:told:{event}"
-        with self._reachable():
-            if self.redis.set(name, address, nx=True, ex=TOLD_AGAIN_WITHIN_S):
-                return False
-            first = self.redis.get(name)
-            if first is None or _text(cast(bytes, first)) == address:
-                return False
-            self.redis.hset(_keys(project)[0], "told_twice_at", f"{time.time():.3f}")
-        return True
-
-    def request_round(self, project: ProjectKey, reason: RoundTrigger, *, only_if_idle: bool = False) -> bool:
-        """Ask for a round.
-
-        Args:
-            project: the project.
-            reason: what called for it.
-            only_if_idle: not while one runs either, nor soon after the last request.
-
-        Returns:
-            False where a round waits already; it will see everything that this one would have.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        reserved = self._run(project, "request", reason, int(only_if_idle), self._cooldown_s)
-        return bool(reserved) and self._enqueue(project, *reserved)
-
-    def request_due(self, held: Callable[[ProjectKey], bool] = lambda _project: False) -> int:
-        """Ask for the rounds that nobody asks for, and say how many they are.
-
-        They are the next attempts of failed rounds whose pause is over, and rounds whose request was lost. Meant to be
-        called every few seconds, by however many workers. A project that is ``held`` is left alone.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        with self._reachable():
-            projects = [ProjectKey.parse(_text(name)) for name in self.redis.smembers(PROJECTS)]
-        reserved = ((project, self._run(project, "tick")) for project in projects if not held(project))
-        return sum(self._enqueue(project, *found) for project, found in reserved if found)
-
-    def _enqueue(self, project: ProjectKey, generation: bytes, reason: bytes) -> bool:
-        with self._reachable():
-            self._jobs.enqueue_call(
-                JOB,
-                args=(str(project), int(generation), _text(reason)),
-                job_id=f"{_job_prefix(project)}{int(generation)}",
-                description=f"round of project {project} ({_text(reason)})",
-                timeout=self._round_timeout_s,
-                result_ttl=RESULT_TTL_S,
-                failure_ttl=FAILURE_TTL_S,
-                rate_limit=RateLimit(f"project-{project}", 1),
-                # Of a killed process only: a round that failed in words is settled, and its retry finds no claim.
-                retry=Retry(max=1),
-            )
-        return True
-
-    def claim(self, project: ProjectKey, generation: int) -> Claim | None:
-        """Begin a round: frees the waiting slot, takes the changes, and outdates every other run of the project.
-
-        Returns:
-            None where another round has taken the place of this one.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        # Drawn, not counted: a counter would begin anew in an emptied Redis, and an orphan would hold the same number.
-        token = secrets.token_hex(8)
-        if not (begun := self._run(project, "claim", generation, token)):
-            return None
-        changes, reason = begun
-        return Claim(self, project, generation, token, int(changes), cast(RoundTrigger, _text(reason)))
-
-    def learn(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
-        """Let the re-ranking of this token go on as a round that learns; gives the changes that the newest run takes.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        return int(self._run(project, "learn", token, reason))
-
-    def abandon(self, project: ProjectKey, generation: int, message: str) -> None:
-        """Fail a round whose process is dead, from outside of it; it is tried again after a pause.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        error = LastError(kind="WorkerLost", message=message, at=time.time())
-        self._run(project, "abandon", generation, error.model_dump_json())
-
-    def status(self, project: ProjectKey) -> QueueStatus:
-        """What is counted, waiting, running and wrong.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        flat = self._run(project, "state")
-        state = {_text(key): _text(value) for key, value in zip(flat[::2], flat[1::2], strict=True)}
-        with self._reachable():
-            progress = {_text(k): _text(v) for k, v in self.redis.hgetall(_keys(project)[1]).items()}
-        return QueueStatus.model_validate(
-            {name: state[name] for name in QueueStatus.model_fields if name in state}
-            | {
-                "waiting": state.get("waiting_reason"),
-                "running": state.get("running_reason"),
-                "progress": progress if "running" in state and progress else None,
-                "last_error": json.loads(state["last_error"]) if "last_error" in state else None,
-                "next_attempt": state.get("not_before") if "retry_reason" in state else None,
-            }
-        )
-
-    def workers(self) -> int:
-        """Workers that are alive, busy ones too.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        with self._reachable():
-            return sum(is_fresh(worker.last_heartbeat) for worker in Worker.all(queue=self._jobs))
-
-    def forget(self, project: ProjectKey) -> None:
-        """Drop everything about a project; a round that runs is refused by Label Studio, which has no such project.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        with self._reachable():
-            if waiting := self.redis.hget(_keys(project)[0], "waiting"):
-                job_id = f"{_job_prefix(project)}{_text(waiting)}"
-                # Gone or begun meanwhile: then its claim will be refused.
-                with suppress(NoSuchJobError, InvalidJobOperation):
-                    Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer).cancel()
-            self.redis.delete(*_keys(project)[:2])
-            self.redis.srem(PROJECTS, str(project))
-
-    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
-        """End a round; asks for the next one where enough changed meanwhile.
-
-        Args:
-            project: the project.
-            token: of the run; nothing is changed where it is not the newest.
-            error: why it came to nothing; None for a round that was published.
-            again: try again after a pause, and not only when something changes.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        if self._run(project, "settle", token, error.model_dump_json() if error else "", int(again)):
-            self.request_round(project, "labels")
-
-    def newest(self, project: ProjectKey) -> str | None:
-        """Token of the project's newest run; None where none runs, or Redis was emptied.
-
-        Raises:
-            QueueError: Redis does not answer.
-        """
-        with self._reachable():
-            token = self.redis.hget(_keys(project)[0], "token")
-        return None if token is None else _text(token)
-
-    def write_progress(self, project: ProjectKey, progress: Progress) -> None:
-        """Show where a round is. Never raises: a round does not fail for its progress bar."""
-        fields: dict[Any, Any] = progress.model_dump()
-        try:
-            self._progress.hset(_keys(project)[1], mapping=fields)
-        except RedisError as error:
-            log.warning("progress not written", project=str(project), error=str(error))
-
-    def _run(self, project: ProjectKey, command: str, *args: str | float) -> Any:
-        job_prefix = f"{Job.redis_job_namespace_prefix}{_job_prefix(project)}"
-        with self._reachable():
-            return self._script(keys=_keys(project), args=[command, str(project), job_prefix, self._grace_s, *args])
-
-    @contextmanager
-    def _reachable(self) -> Iterator[None]:
-        try:
-            yield
-        except AuthenticationError as error:
-            raise QueueError(
-                f"Redis at {self.address} refuses our user or password ({error}): AL_REDIS_URL must hold them, as in "
-                "redis://user:password@host:6379/0"
-            ) from error
-        except RedisError as error:
-            raise QueueError(
-                f"Redis at {self.address} does not answer: {explain_failure(error, self._url, REDIS)}"
-            ) from error
-
-    @property
-    def _url(self) -> str:
-        scheme = "rediss" if issubclass(self.redis.connection_pool.connection_class, SSLConnection) else "redis"
-        return f"{scheme}://{self.address}"
-
-    @property
-    def address(self) -> str:
-        """Where Redis is, without its password."""
-        where = self.redis.connection_pool.connection_kwargs
-        host, port = where.get("host") or "localhost", where.get("port") or 6379
-        return cast(str, where.get("path") or f"{host}:{port}/{where.get('db', 0)}")
+def _status(flat: list[bytes], progress: dict[str, str] | None) -> QueueStatus:
+    """Of the hash's names and values in turn, also as earlier versions have written it."""
+    state = {_text(name): _text(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    return QueueStatus.model_validate(
+        {name: state[name] for name in QueueStatus.model_fields if name in state}
+        | {
+            "waiting": state.get("waiting_reason"),
+            "running": state.get("running_reason"),
+            "progress": progress if "running" in state and progress else None,
+            "last_error": json.loads(state["last_error"]) if "last_error" in state else None,
+            "next_attempt": state.get("not_before") if "retry_reason" in state else None,
+        }
+    )
 
 
 def _text(value: bytes | str) -> str:

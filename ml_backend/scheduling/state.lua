@@ -1,4 +1,5 @@
--- The queue state of one project, changed atomically by rounds.py.
+-- The rounds of one project in Redis, changed atomically. Which round is needed is decided in policy.py; queue.py puts
+-- its table `rules` (reason -> strength, trains, ends_pause) and its pauses in front of this text.
 --
 -- KEYS[1]  hash of the project, with the fields below
 -- KEYS[2]  progress of the running round
@@ -6,27 +7,18 @@
 -- ARGV     command, project, rq's job key up to the generation, grace in seconds, then the command's own arguments
 --
 -- changes / threshold                  changed annotations since the last round, and how many start the next
--- annotations                          how many annotations Label Studio counted in its last event
+-- annotations                          number of annotations in Label Studio's last event
 -- generation                           number of the last requested round
 -- waiting[_reason|_at]                 the one round that waits
--- running[_reason|_at|_changes] token  the one round that runs, the changes that it took, and who may publish
--- failures / not_before                rounds failed in a row; before that time changes start no round
--- retry_reason                         what for the last round is tried again at that time; missing: not by itself
--- rerank_failures / rerank_not_before  the same of re-rankings, which nobody but who looks after them asks for again
--- last_error / error_reason            JSON; of the last round, where it failed, and what that was for
+-- running[_reason|_at|_changes] token  the one round that runs, the changes that it took, and the run that may publish
+-- failures / not_before                failed rounds in a row; before that time changes start no round
+-- retry_reason                         of the failed round that is retried at that time; missing: it is not retried
+-- rerank_failures / rerank_not_before  the same for re-rankings, which only the reconciler requests again
+-- last_error / error_reason            JSON; of the last round, if it failed, and that round's reason
 
 local key, command, project, jobs, grace = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-
--- A round that failed comes again after so many seconds, twice as many after each further failure, and so many at most.
-local first_pause, longest_pause = 15, 3600
--- Neither learns: they take no changes, and a real round may take their place. One publishes more of the last ranking,
--- the other ranks anew by the last network.
-local learns_nothing = {topup = true, rerank = true}
-
--- Which of two reasons for one round stands: what changed labels call for ends early where no label has changed.
-local strength = {topup = 0, rerank = 1, labels = 2, images = 3, connected = 3, forced = 4}
 
 local function get(name)
   return redis.call('HGET', key, name)
@@ -36,10 +28,11 @@ local function number(name)
   return tonumber(get(name) or 0)
 end
 
-local function due()
-  -- A failed round gives its changes back: without the pause every further annotation would start it again.
-  local threshold = number('threshold')
-  return threshold > 0 and number('changes') >= threshold and now >= number('not_before') and 1 or 0
+local function state()
+  local fields = redis.call('HGETALL', key)
+  fields[#fields + 1] = 'read_at'
+  fields[#fields + 1] = string.format('%.6f', now)
+  return fields
 end
 
 local function dead(generation, since)
@@ -61,10 +54,10 @@ local function drop_running()
 end
 
 local function stronger(reason, other)
-  return not other or strength[reason] > strength[other]
+  return not other or rules[reason].strength > rules[other].strength
 end
 
-local function fresh_start()
+local function end_pause()
   redis.call('HDEL', key, 'failures', 'not_before', 'retry_reason')
 end
 
@@ -74,26 +67,24 @@ local function pause(name)
   redis.call('HSET', key, name .. 'not_before', string.format('%.3f', now + seconds))
 end
 
-local function fail(error, by_itself)
+local function fail(error, retry)
   redis.call('HINCRBY', key, 'rounds_failed', 1)
   local reason = get('running_reason')
-  if not learns_nothing[reason] or number('failures') == 0 then
+  local trains = rules[reason].trains
+  if trains or number('failures') == 0 then
     redis.call('HSET', key, 'last_error', error, 'error_reason', reason)
   end
-  if learns_nothing[reason] then
-    -- Whoever saw the need for it sees it again; the round that labels earn does not wait for that.
-    if reason == 'rerank' then
-      pause('rerank_')
+  if trains then
+    redis.call('HINCRBY', key, 'changes', number('running_changes'))
+    pause('')
+    if retry then
+      redis.call('HSET', key, 'retry_reason', reason)
+    else
+      redis.call('HDEL', key, 'retry_reason')
     end
-    drop_running()
-    return
-  end
-  redis.call('HINCRBY', key, 'changes', number('running_changes'))
-  pause('')
-  if by_itself then
-    redis.call('HSET', key, 'retry_reason', reason)
-  else
-    redis.call('HDEL', key, 'retry_reason')
+  elseif reason == 'rerank' then
+    -- Its failure does not delay the round that labels start.
+    pause('rerank_')
   end
   drop_running()
 end
@@ -101,7 +92,7 @@ end
 local function heal()
   local waiting, running = get('waiting'), get('running')
   if waiting and dead(waiting, number('waiting_at')) then
-    -- Nobody else would ask again: what it was asked for may never be told a second time.
+    -- Its event may never be sent again.
     if stronger(get('waiting_reason'), get('retry_reason')) then
       redis.call('HSET', key, 'retry_reason', get('waiting_reason'))
     end
@@ -113,7 +104,7 @@ local function heal()
 end
 
 local function reserve(reason)
-  -- Not only counted: in an emptied Redis the numbers go on where the clock stands, so that none is given twice.
+  -- At least the time: in an emptied Redis too, no number is given twice.
   local generation = string.format('%.0f', math.max(number('generation') + 1, math.floor(now)))
   redis.call('HSET', key, 'generation', generation, 'waiting', generation, 'waiting_reason', reason, 'waiting_at', now,
     'asked_at', now)
@@ -121,7 +112,7 @@ local function reserve(reason)
 end
 
 local function take_changes()
-  -- On top of what a former run may have left there: this run learns from those annotations as well.
+  -- In addition to those of a former run of this round, which this run learns from as well.
   redis.call('HINCRBY', key, 'running_changes', number('changes'))
   redis.call('HSET', key, 'changes', 0)
   redis.call('HDEL', key, 'retry_reason')
@@ -130,7 +121,6 @@ end
 local commands = {}
 
 function commands.record(changes, threshold, annotations)
-  local before = number('threshold')
   redis.call('HINCRBY', key, 'changes', changes)
   if threshold ~= '' then
     redis.call('HSET', key, 'threshold', threshold)
@@ -138,7 +128,7 @@ function commands.record(changes, threshold, annotations)
   if annotations ~= '' then
     redis.call('HSET', key, 'annotations', annotations)
   end
-  return {number('changes'), due(), before}
+  return state()
 end
 
 function commands.request(reason, only_if_idle, cooldown)
@@ -147,9 +137,8 @@ function commands.request(reason, only_if_idle, cooldown)
     (get('running') or now - number('asked_at') < tonumber(cooldown) or now < number(not_before)) then
     return {}
   end
-  if reason ~= 'labels' and not learns_nothing[reason] then
-    -- Somebody asked for it, or something new is there.
-    fresh_start()
+  if rules[reason].ends_pause then
+    end_pause()
   end
   if get('waiting') then
     if stronger(reason, get('waiting_reason')) then
@@ -160,20 +149,13 @@ function commands.request(reason, only_if_idle, cooldown)
   return reserve(reason)
 end
 
--- What nobody asks for: the next attempt of a failed round, and a round that changes have earned and whose request was lost.
-function commands.tick()
-  if get('waiting') then
+-- Requests a round that is due in the state last read, unless another client has requested one since.
+function commands.request_due(reason, generation, retry_reason)
+  if get('waiting') or number('generation') ~= tonumber(generation) or (get('retry_reason') or '') ~= retry_reason then
     return {}
   end
-  local again = get('retry_reason')
-  if again and now >= number('not_before') then
-    redis.call('HDEL', key, 'retry_reason')
-    return reserve(again)
-  end
-  if not get('running') and number('failures') == 0 and due() == 1 then
-    return reserve('labels')
-  end
-  return {}
+  redis.call('HDEL', key, 'retry_reason')
+  return reserve(reason)
 end
 
 function commands.claim(generation, token)
@@ -186,10 +168,10 @@ function commands.claim(generation, token)
   else
     return {}
   end
-  if not learns_nothing[reason] then
-    local again = get('retry_reason')
-    if again and stronger(again, reason) then
-      reason = again
+  if rules[reason].trains then
+    local retry = get('retry_reason')
+    if retry and stronger(retry, reason) then
+      reason = retry
     end
     take_changes()
   end
@@ -198,53 +180,51 @@ function commands.claim(generation, token)
   return {number('running_changes'), reason}
 end
 
--- A re-ranking that cannot be made goes on as a round that learns; from here on it counts, ends and comes again as one.
-function commands.learn(token, reason)
-  if get('token') == token and learns_nothing[get('running_reason')] then
+-- A re-ranking that needs a training becomes a round that trains: it takes changes, and fails and ends as one.
+function commands.train(token, reason)
+  if get('token') == token and not rules[get('running_reason')].trains then
     redis.call('HSET', key, 'running_reason', reason)
     take_changes()
   end
   return number('running_changes')
 end
 
-function commands.settle(token, error, by_itself)
+function commands.settle(token, error, retry)
   if get('token') ~= token then
-    return 0
+    return {}
   end
+  local reason = get('running_reason')
   if error ~= '' then
-    fail(error, by_itself == '1')
-  elseif learns_nothing[get('running_reason')] then
-    -- What a round failed of stays until a round has come to its end.
-    if get('error_reason') == get('running_reason') then
-      redis.call('HDEL', key, 'last_error', 'error_reason')
-    end
-    if get('running_reason') == 'rerank' then
-      redis.call('HDEL', key, 'rerank_failures', 'rerank_not_before')
-    end
-    drop_running()
-  else
-    redis.call('HINCRBY', key, 'rounds_finished', 1)
-    redis.call('HDEL', key, 'last_error', 'error_reason', 'rerank_failures', 'rerank_not_before')
-    fresh_start()
-    drop_running()
+    fail(error, retry == '1')
+    return state()
   end
-  return due()
+  if rules[reason].trains then
+    redis.call('HINCRBY', key, 'rounds_finished', 1)
+    redis.call('HDEL', key, 'last_error', 'error_reason')
+    end_pause()
+  elseif get('error_reason') == reason then
+    -- The error of a round that trains stays until such a round is published.
+    redis.call('HDEL', key, 'last_error', 'error_reason')
+  end
+  if reason ~= 'topup' then
+    redis.call('HDEL', key, 'rerank_failures', 'rerank_not_before')
+  end
+  drop_running()
+  return state()
 end
 
 function commands.abandon(generation, error)
-  if get('running') ~= generation then
-    return 0
+  if get('running') == generation then
+    fail(error, true)
   end
-  fail(error, true)
-  return due()
 end
 
 function commands.state()
-  return redis.call('HGETALL', key)
+  return state()
 end
 
--- A run that claims, learns or settles is alive, whatever rq says about its job.
-if command ~= 'claim' and command ~= 'learn' and command ~= 'settle' and command ~= 'abandon' then
+-- A run that claims, trains or settles is alive, even if rq has given its job up.
+if command ~= 'claim' and command ~= 'train' and command ~= 'settle' and command ~= 'abandon' then
   heal()
 end
 if command == 'record' or command == 'request' then

@@ -1,7 +1,7 @@
-"""The worker's parent process: waits for rounds, and for those that ask for help, and forks a work-horse for each.
+"""The worker's parent process: waits for the jobs of rounds and shards, and forks a work-horse for each.
 
-It stays free of torch wherever there may be a GPU: CUDA cannot be used in a fork of a process that has touched it.
-With ``AL_DEVICE=cpu`` nothing ever does, and PyTorch is loaded here, once, instead of at the start of every round.
+If there may be a GPU it never imports torch: CUDA cannot be used in a fork of a process that has initialised it. With
+``AL_DEVICE=cpu`` PyTorch is loaded here, once, instead of at the start of every round.
 """
 
 import ctypes
@@ -24,7 +24,8 @@ from rq.serializers import JSONSerializer
 from ml_backend.config import Settings
 from ml_backend.errors import QueueError
 from ml_backend.logs import set_up_logs
-from ml_backend.scheduling import QUEUE, QUEUE_SHARDS, RoundQueue
+from ml_backend.scheduling.queue import QUEUE, RoundQueue
+from ml_backend.scheduling.shards import QUEUE_SHARDS
 from ml_backend.schemas import ProjectKey
 from ml_backend.seeding import enable_deterministic_blas
 from ml_backend.storage import RoundStore
@@ -34,10 +35,10 @@ from ml_backend.storage.project_state import Pause
 MONITORING_S = 5
 MAINTENANCE_S = 5
 WORKER_TTL_S = 30
-LOST_AFTER_S = 40  # without a sign of life: longer than a restart of Redis keeps a worker from giving one
+LOST_AFTER_S = 40  # without a heartbeat; a restart of Redis delays one for less than this
 LOCK_S = 30  # of rq's maintenance, which takes milliseconds
 
-# The last two are what torchvision and torch's optimisers load at their first use.
+# torchvision and torch's optimisers load the last two at their first use.
 PRELOADED = ("ml_backend.rounds", "torchvision.models", "torch._dynamo")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -46,29 +47,29 @@ log = structlog.get_logger()
 
 
 class RoundWorker(Worker):
-    """An rq worker whose work-horse dies with it, and who outlives a Redis that restarts or is emptied.
+    """An rq worker whose work-horse dies with it, and which survives a Redis that restarts or is emptied.
 
-    Otherwise the orphan of a killed worker would train on beside the run that takes its place.
+    Otherwise the orphan of a killed worker would go on training next to the run that has replaced it.
     """
 
-    told_by: tuple[str, ...] = ("project",)
-    """What the first arguments of a job are called in every line about it."""
+    log_fields: tuple[str, ...] = ("project",)
+    """Names of a job's first arguments in every log line about it."""
 
     housekeeping: Callable[[], object] | None = None
     """Called every few seconds while no job runs."""
 
     @property
     def dequeue_timeout(self) -> int:
-        """Seconds after which an idle worker looks up from the queue."""
+        """Seconds after which an idle worker does its maintenance."""
         return MAINTENANCE_S
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        # In the work-horse too, which is forked inside; and so rq's own lines about the job name its project.
+        # The work-horse is forked inside, and rq's own lines about the job name its project too.
         try:
-            told = dict(zip(self.told_by, job.args, strict=False))
-        except DeserializationError:  # planted, say: the work-horse refuses it and tells why
-            told = {}
-        with structlog.contextvars.bound_contextvars(**told):
+            fields = dict(zip(self.log_fields, job.args, strict=False))
+        except DeserializationError:  # the work-horse refuses it and logs why
+            fields = {}
+        with structlog.contextvars.bound_contextvars(**fields):
             super().execute_job(job, queue)
 
     def main_work_horse(self, job: Job, queue: Queue) -> None:
@@ -79,13 +80,13 @@ class RoundWorker(Worker):
         super().main_work_horse(job, queue)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
-        """Seconds after a sign of life until another worker begins the round again."""
+        """Seconds after a heartbeat until another worker begins the round again."""
         del job, working_time
         return LOST_AFTER_S
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         super().heartbeat(timeout, pipeline)
-        # Every time, since Redis may have been emptied: who is not listed there gets no helper's job, and looks dead.
+        # Every time: in an emptied Redis an unlisted worker gets no shards, and counts as dead.
         connection: Any = self.connection if pipeline is None else pipeline
         if not self.is_horse and self.birth_date is not None:
             connection.hset(self.key, mapping=self.serialize())
@@ -95,12 +96,12 @@ class RoundWorker(Worker):
         try:
             super().maintain_heartbeats(job, execution)
         except RedisError as error:
-            # rq would end the worker, and with it the round; the next sign of life may get through.
+            # rq would end the worker, and with it the round; the next heartbeat may get through.
             log.warning("the round goes on without Redis", error=str(error))
 
     def run_maintenance_tasks(self) -> None:
         for queue in self.queues:
-            # A worker killed in the middle of its maintenance would keep all others from theirs for 15 minutes.
+            # A worker killed in its maintenance would block that of all others for 15 minutes.
             self.connection.expire(queue.registry_cleaning_key, LOCK_S, lt=True)
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call] # of rq
         if self.housekeeping is not None:
@@ -111,7 +112,7 @@ def work(settings: Settings, burst: bool = False) -> None:
     """Run rounds until stopped: SIGTERM or Ctrl-C lets the running round end, a second one kills it.
 
     Args:
-        settings: of the parent; the work-horse reads the same environment again.
+        settings: of the installation; the work-horse reads the same environment again.
         burst: end when the queue is empty.
 
     Raises:
@@ -124,7 +125,7 @@ def work(settings: Settings, burst: bool = False) -> None:
     impatient.redis.close()
     rounds = RoundQueue.from_settings(settings, patient=True)
     worker = RoundWorker(
-        # A round that has begun is helped before the next one begins.
+        # Shards of a round that has begun come before the next round.
         [QUEUE_SHARDS, QUEUE],
         connection=rounds.redis,
         serializer=JSONSerializer,
@@ -134,30 +135,30 @@ def work(settings: Settings, burst: bool = False) -> None:
         work_horse_killed_handler=lambda job, _pid, status, _usage: _report_killed(rounds, job, status),
     )
     store = RoundStore(settings.data_dir)
-    worker.housekeeping = lambda: _request_due(rounds, store)
+    worker.housekeeping = lambda: _request_due_rounds(rounds, store)
     preload(settings)
     log.info("waiting for rounds", redis=rounds.address)
-    # rq tells of its own housekeeping every five seconds; what matters is logged here and by the job.
+    # rq logs its maintenance every five seconds.
     worker.work(burst=burst, logging_level="DEBUG" if settings.log_level == "DEBUG" else "WARNING")
 
 
 def preload(settings: Settings) -> None:
-    """Load what every round needs, where that cannot touch a GPU."""
+    """Load what every round needs, if that cannot initialise a GPU."""
     if settings.device == "cpu":
         for name in PRELOADED:
             import_module(name)
 
 
-def _request_due(rounds: RoundQueue, store: RoundStore) -> None:
+def _request_due_rounds(rounds: RoundQueue, store: RoundStore) -> None:
     try:
-        if count := rounds.request_due(lambda project: Pause(store.project(project).folder).holds):
-            log.info("rounds are tried again", rounds=count)
+        if count := rounds.request_due_rounds(lambda project: Pause(store.project(project).folder).holds):
+            log.info("due rounds are requested", rounds=count)
     except QueueError as error:
-        log.warning("nobody looked for rounds to try again", error=str(error))
+        log.warning("due rounds are not requested", error=str(error))
 
 
 def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
-    """Say why a work-horse is gone, since nobody else lives to tell; rq begins its round once more, then gives up."""
+    """Log why a work-horse died, and fail its round at the second time; rq begins it again after the first."""
     project = job.args[0]
     cause = (
         f"signal {os.WTERMSIG(status)}"
@@ -165,11 +166,11 @@ def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
         else f"exit status {os.waitstatus_to_exitcode(status)}"
     )
     if job.origin == QUEUE_SHARDS:
-        log.warning("a helper is gone, and the round does without", project=project, cause=cause)
+        log.warning("a helping process died; the round scores its shard itself", project=project, cause=cause)
         return
     log.error("work-horse gone", project=project, cause=cause, again=job.should_retry)
     if not job.should_retry:
-        rounds.abandon(
+        rounds.fail_lost_round(
             ProjectKey.parse(project),
             job.args[1],
             f"the process of the round ended twice with {cause}; signal 9 mostly means that memory ran out: "

@@ -2,18 +2,20 @@
 
 import hmac
 import secrets
-from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
 from ml_backend.errors import BackendError
 from ml_backend.scheduling import RoundQueue
-from ml_backend.scheduling.reconciler import configuration
+from ml_backend.scheduling.connections import configuration
+from ml_backend.scheduling.policy import Pressed, ProjectState, decide, threshold
 from ml_backend.schemas import Connection
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Pause
 
-SAID: Final[dict[str, str]] = {
+ACTIONS: Final = ("train", "topup", "pause", "resume")
+
+MESSAGES: Final[dict[str, str]] = {
     "asked": "A round was asked for; it begins as soon as a worker is free.",
     "waits": "A round waits already; it will see everything that this one would have.",
     "topup-asked": "More images were asked for. Where enough are still served, nothing changes.",
@@ -22,17 +24,17 @@ SAID: Final[dict[str, str]] = {
     "resumed-off": "Resumed. Rounds start by themselves once “Start model training on annotation submission” is on in "
     "the project's settings in Label Studio.",
 }
-"""What the page says after a button was pressed, by the word in its address: nobody can put other words there."""
+"""Shown after a button was pressed, by a word in the page's address: an address can show no other text."""
 
 
-class Refused(BackendError):
+class RefusedForm(BackendError):
     """A form that does not come from our own page."""
 
     http_status = 403
 
 
-class Tokens:
-    """What the forms of one process carry, so that a page of somebody else cannot make them up."""
+class CsrfTokens:
+    """Tokens of the forms of one process, which a page of another site cannot forge."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
@@ -45,10 +47,10 @@ class Tokens:
         """Make sure that a form carries the right one.
 
         Raises:
-            Refused: it does not.
+            RefusedForm: it does not.
         """
         if not hmac.compare_digest(self.of(project, action).encode(), given.encode("utf-8", "replace")):
-            raise Refused(
+            raise RefusedForm(
                 "this form has expired because the server was restarted: open the page of the project again and press "
                 "the button there"
             )
@@ -72,54 +74,34 @@ def is_same_origin(origin: str, host: str, fetched: str | None = None) -> bool:
     return parts.scheme in {"http", "https"} and parts.netloc != "" and parts.netloc.lower() == host.lower()
 
 
-def _train(connection: Connection, _store: RoundStore, queue: RoundQueue) -> str:
-    return "asked" if queue.request_round(connection.project, "forced") else "waits"
-
-
-def _top_up(connection: Connection, _store: RoundStore, queue: RoundQueue) -> str:
-    return "topup-asked" if queue.request_round(connection.project, "topup") else "waits"
-
-
-def _pause(connection: Connection, store: RoundStore, queue: RoundQueue) -> str:
-    threshold = queue.status(connection.project).threshold
-    Pause(store.project(connection.project).folder).begin(threshold)
-    queue.count_changes(connection.project, 0, 0)
-    return "paused"
-
-
-def _resume(connection: Connection, store: RoundStore, queue: RoundQueue) -> str:
-    key, project = connection.project, store.project(connection.project)
-    ended = Pause(project.folder).end()
-    threshold = 0 if ended is None else ended.threshold
-    if threshold:
-        _, options = configuration(connection)
-        threshold = options.retrain_after  # the owner may have changed it meanwhile
-    counted = queue.count_changes(key, 0, threshold if ended is not None else None)
-    if counted.due:
-        queue.request_round(key, "labels")
-    elif project.published() is None:
-        queue.request_round(key, "connected", only_if_idle=True)
-    return "resumed" if ended is None or threshold else "resumed-off"
-
-
-ACTIONS: Final[dict[str, Callable[[Connection, RoundStore, RoundQueue], str]]] = {
-    "train": _train,
-    "topup": _top_up,
-    "pause": _pause,
-    "resume": _resume,
-}
-
-
-def act(action: str, connection: Connection, store: RoundStore, queue: RoundQueue) -> str:
+def perform(action: str, connection: Connection, store: RoundStore, queue: RoundQueue) -> str:
     """Do what a button says.
 
     Returns:
-        What came of it, a key of ``SAID``.
+        The outcome, a key of ``MESSAGES``.
 
     Raises:
-        KeyError: no button is called so.
+        KeyError: there is no such button.
         QueueError: Redis does not answer.
         StorageError: the data folder refuses.
         SettingsError: an option of the project is wrong.
     """
-    return ACTIONS[action](connection, store, queue)
+    key, project = connection.project, store.project(connection.project)
+    pause = Pause(project.folder)
+    match action:
+        case "train" | "topup":
+            requested = queue.perform(key, decide(ProjectState(queue.status(key)), Pressed(action)))
+            return ("asked" if action == "train" else "topup-asked") if requested else "waits"
+        case "pause":
+            pause.begin(queue.status(key).threshold)
+            queue.count_changes(key, 0, threshold(None, automatic=True, paused=True))
+            return "paused"
+        case "resume":
+            ended = pause.end()
+            automatic = ended is None or ended.threshold > 0
+            # Read again: the owner may have changed it during the pause.
+            options = configuration(connection)[1] if ended is not None and automatic else None
+            status = queue.count_changes(key, 0, threshold(options, automatic=automatic, paused=False))
+            queue.perform(key, decide(ProjectState(status, project.published()), Pressed("resume")))
+            return "resumed" if automatic else "resumed-off"
+    raise KeyError(action)

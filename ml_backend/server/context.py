@@ -1,4 +1,4 @@
-"""What the routes of one app work with."""
+"""Objects that the routes of an app share, and facts about the current request."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 from flask import current_app, request, url_for
 
 from ml_backend.scheduling import RoundQueue
-from ml_backend.server.actions import Tokens
+from ml_backend.server.actions import CsrfTokens
 from ml_backend.server.metrics import Metrics
 from ml_backend.storage import RoundStore
 
@@ -15,8 +15,8 @@ PREFIX = re.compile(r"(?:/[\w.~-]+)+/?", re.ASCII)  # a path of this host, and n
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """One set an app.
+class AppContext:
+    """Shared by the routes of one app.
 
     Attributes:
         tokens: of the forms.
@@ -25,26 +25,25 @@ class Parts:
     store: RoundStore
     queue: RoundQueue
     metrics: Metrics
-    tokens: Tokens = field(default_factory=Tokens)
+    tokens: CsrfTokens = field(default_factory=CsrfTokens)
 
 
-def parts() -> Parts:
-    """Those of the app that answers."""
-    found: Parts = current_app.extensions["active-learning"]
+def context() -> AppContext:
+    """The context of the app that answers."""
+    found: AppContext = current_app.extensions["active-learning"]
     return found
 
 
 def wants_page() -> bool:
-    """Whether a browser asks; anybody else gets JSON."""
+    """Whether the client is a browser; all others get JSON."""
     return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
 
 
 def relative_url(endpoint: str, **values: Any) -> str:
-    """A link to a page of this server, relative to the page that is asked for.
+    """A link to a page of this server, relative to the requested page: no setting is needed behind a path.
 
-    So the pages need no setting behind ``https://host/prefix/``. The one page without a path of its own, ``/``, may be
-    shown at ``/prefix``, without the slash that a relative link starts from: there a proxy's ``X-Forwarded-Prefix``
-    counts, of which nothing but a path is taken.
+    ``/`` alone may be served at ``/prefix``, without the slash that a relative link starts from: there the proxy's
+    ``X-Forwarded-Prefix`` counts, if it is a path and nothing else.
     """
     path = url_for(endpoint, **values).removeprefix(request.script_root).removeprefix("/")
     if depth := request.path.count("/") - 1:
@@ -54,8 +53,5 @@ def relative_url(endpoint: str, **values: Any) -> str:
 
 
 def refreshing(*, busy: bool) -> dict[str, object]:
-    """When a page looks again by itself, soon while something runs; and whether its reader has stopped that.
-
-    By the names that ``base.html`` uses.
-    """
+    """Variables of ``base.html``: the seconds until a page reloads, and whether its reader has stopped that."""
     return {"refresh_s": 5 if busy else 30, "still": "still" in request.args}

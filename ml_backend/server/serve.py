@@ -22,8 +22,8 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes a file of its ow
 log = structlog.get_logger()
 
 
-class _Lines(Logger):  # type: ignore[misc]
-    """gunicorn's own lines, in the form of all others."""
+class _Logger(Logger):  # type: ignore[misc]
+    """gunicorn's own log lines, in the format of all others."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
@@ -67,12 +67,12 @@ def serve(settings: Settings, host: str, port: int, threads: int = 8) -> None:
         settings,
         {
             "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-            # One process: the metrics of several would have to be merged, and for waiting threads do.
+            # One process: the metrics of several would have to be merged, and threads are enough to wait.
             "workers": 1,
             "worker_class": "gthread",
             "threads": threads,
             "graceful_timeout": 10,
-            "logger_class": _Lines,
+            "logger_class": _Logger,
             "loglevel": settings.log_level.lower(),
             "proc_name": "ml-backend",
             # Both default to places that a user without a home, or a read-only container, cannot write.

@@ -14,7 +14,7 @@ from ml_backend.label_studio.connect import TITLE
 from ml_backend.label_studio.formats import question, training_classes
 from ml_backend.label_studio.publisher import Serving, ServingProblem, serving_problems
 from ml_backend.scheduling import QueueStatus, RoundQueue
-from ml_backend.scheduling.reconciler import configuration
+from ml_backend.scheduling.connections import configuration
 from ml_backend.schemas import Connection, FitReport, PublishedRanking
 from ml_backend.storage import RoundStore, RoundSummary
 from ml_backend.storage.project_state import Paused

@@ -34,10 +34,10 @@ from ml_backend.label_studio.publisher import ONE_INSTALLATION
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES
 from ml_backend.scheduling import Progress
-from ml_backend.scheduling.reconciler import connection_of
+from ml_backend.scheduling.connections import connection_of
 from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger
-from ml_backend.server.actions import ACTIONS, SAID, act
-from ml_backend.server.context import parts, refreshing, relative_url, wants_page
+from ml_backend.server.actions import ACTIONS, MESSAGES, perform
+from ml_backend.server.context import context, refreshing, relative_url, wants_page
 from ml_backend.server.figures import balance_chart, learning_lines, recall_lines, shares_chart
 from ml_backend.server.status import ProjectStatus, config_of, status_of
 from ml_backend.storage import ProjectStore, RoundSummary, Thumbnails
@@ -385,13 +385,13 @@ def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Respons
 def project(key: str) -> ProjectAnswer | Response:
     """The state of one project and its rounds; a page for a browser, JSON for a program."""
     connection, rounds = _project(key)
-    status = status_of(connection, parts().store, parts().queue)
+    status = status_of(connection, context().store, context().queue)
     found = overview(rounds, status.analysis, None if status.published is None else status.published.round_id)
     if not wants_page():
         return jsonify(status.as_json() | found.as_json())
-    tokens = {action: parts().tokens.of(key, action) for action in ACTIONS}
+    tokens = {action: context().tokens.of(key, action) for action in ACTIONS}
     view = project_view(status, found, rounds.thumbnails, time.time())
-    said = SAID.get(request.args.get("done", ""))
+    said = MESSAGES.get(request.args.get("done", ""))
     return _page("project.html", view | refreshing(busy=status.busy) | {"tokens": tokens, "said": said})
 
 
@@ -464,8 +464,8 @@ def resume(key: str, form: Form) -> Response:
 
 def _press(action: str, key: str, form: Form) -> Response:
     connection, _ = _project(key)
-    parts().tokens.require(key, action, form.token)
-    said = act(action, connection, parts().store, parts().queue)
+    context().tokens.require(key, action, form.token)
+    said = perform(action, connection, context().store, context().queue)
     log.info("button pressed", action=action, said=said)
     # 303: reloading the next page must not press the button again.
     return Response(status=303, headers={"Location": relative_url("pages.project", key=key, done=said)})
@@ -476,7 +476,7 @@ def _project(key: str) -> tuple[Connection, ProjectStore]:
         known = parse_key(key)
     except ValueError as error:
         raise UnknownProject(str(error)) from None
-    return connection_of(known, parts().store), parts().store.project(known)
+    return connection_of(known, context().store), context().store.project(known)
 
 
 def _round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundReport]:

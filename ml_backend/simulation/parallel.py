@@ -271,7 +271,7 @@ class StudyQueue:
 class _RunWorker(RoundWorker):
     """Its death is noticed sooner. A run that is only slow to report is safe: its log is locked."""
 
-    told_by = ("study", "run")
+    log_fields = ("study", "run")
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         del job, working_time

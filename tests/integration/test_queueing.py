@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
@@ -75,30 +75,34 @@ def frozen_valkey() -> Iterator[tuple[RoundQueue, Callable[[], None]]]:
 class TestEvents:
     def test_one_that_came_to_another_address_is_known(self, queue):
         """Another event, another project and the same address again are not."""
-        assert not queue.told_before(PROJECT, "a", "127.0.0.1:9090")
-        assert not queue.told_before(PROJECT, "a", "127.0.0.1:9090")
-        assert not queue.told_before(PROJECT, "b", "localhost:9090")
-        assert not queue.told_before(OTHER, "a", "localhost:9090")
+        assert not queue.is_duplicate_event(PROJECT, "a", "127.0.0.1:9090")
+        assert not queue.is_duplicate_event(PROJECT, "a", "127.0.0.1:9090")
+        assert not queue.is_duplicate_event(PROJECT, "b", "localhost:9090")
+        assert not queue.is_duplicate_event(OTHER, "a", "localhost:9090")
         assert queue.status(PROJECT).told_twice_at is None
 
-        assert queue.told_before(PROJECT, "a", "localhost:9090")
+        assert queue.is_duplicate_event(PROJECT, "a", "localhost:9090")
 
         assert queue.status(PROJECT).told_twice_at == pytest.approx(time.time(), abs=60)
         assert queue.status(OTHER).told_twice_at is None
 
     def test_it_is_forgotten_soon(self, queue):
-        queue.told_before(PROJECT, "a", "127.0.0.1:9090")
+        queue.is_duplicate_event(PROJECT, "a", "127.0.0.1:9090")
 
         assert 0 < queue.redis.ttl(f"al:{PROJECT}:told:a") <= 30
 
 
 class TestCountChanges:
     def test_adds_up_and_is_due_at_the_threshold(self, queue):
-        assert queue.count_changes(PROJECT, 2, threshold=3) == (2, False, 0)
-        assert queue.count_changes(PROJECT, 1) == (3, True, 3)
+        before, after = queue.count_changes(PROJECT, 2, threshold=3), queue.count_changes(PROJECT, 1)
+
+        assert (before.changes, before.due) == (2, False)
+        assert (after.changes, after.threshold, after.due) == (3, 3, True)
 
     def test_threshold_0_is_never_due(self, queue):
-        assert queue.count_changes(PROJECT, 1000, threshold=0) == (1000, False, 0)
+        status = queue.count_changes(PROJECT, 1000, threshold=0)
+
+        assert (status.changes, status.due) == (1000, False)
 
     def test_projects_do_not_mix(self, queue):
         queue.count_changes(PROJECT, 5)
@@ -228,9 +232,9 @@ class TestClaim:
         queue.count_changes(PROJECT, 2)
         second = claim(queue, first.generation)
 
-        second.guard()
+        second.ensure_current()
         with pytest.raises(StaleRound, match=f"run {first.generation} of project"):
-            first.guard()
+            first.ensure_current()
         first.fail(RuntimeError("an orphan's"))
         assert second.changes == 5
         assert queue.status(PROJECT).running == "labels"
@@ -298,8 +302,8 @@ class TestEndOfARound:
         queue.request_round(PROJECT, "labels")
         generation = claim(queue).generation
 
-        queue.abandon(PROJECT, generation, "signal 9")
-        queue.abandon(PROJECT, generation, "told twice")
+        queue.fail_lost_round(PROJECT, generation, "signal 9")
+        queue.fail_lost_round(PROJECT, generation, "told twice")
 
         status = queue.status(PROJECT)
         assert (status.changes, status.running, status.rounds_failed) == (20, None, 1)
@@ -321,12 +325,12 @@ class TestFailures:
         """With the reason of the first, and the pause goes on doubling."""
         queue.request_round(PROJECT, "images")
         claim(queue).fail(LabelStudioError("it is away"))
-        assert queue.request_due() == 0
+        assert queue.request_due_rounds() == 0
 
         end_pause(redis)
 
-        assert queue.request_due() == 1
-        assert queue.request_due() == 0
+        assert queue.request_due_rounds() == 1
+        assert queue.request_due_rounds() == 0
         assert (queue.status(PROJECT).waiting, job(redis).args[2]) == ("images", "images")
         claim(queue).fail(LabelStudioError("it is away"))
         assert pause_s(queue) == pytest.approx(30, abs=2)
@@ -354,7 +358,7 @@ class TestFailures:
         fail(queue, error)
         end_pause(redis)
 
-        assert queue.request_due() == 0
+        assert queue.request_due_rounds() == 0
         assert queue.status(PROJECT).next_attempt is None
         assert queue.count_changes(PROJECT, 1).due
 
@@ -389,7 +393,7 @@ class TestRequestDue:
         queue.count_changes(PROJECT, 20, threshold=20)
         queue.count_changes(OTHER, 19, threshold=20)
 
-        assert queue.request_due() == 1
+        assert queue.request_due_rounds() == 1
         assert (queue.status(PROJECT).waiting, queue.status(OTHER).waiting) == ("labels", None)
 
     def test_a_request_whose_job_was_lost(self, queue, redis):
@@ -397,7 +401,7 @@ class TestRequestDue:
         queue.request_round(PROJECT, "images")
         redis.hset(job(redis).key, "status", "failed")
 
-        assert queue.request_due() == 1
+        assert queue.request_due_rounds() == 1
         assert queue.status(PROJECT).waiting == "images"
 
     def test_the_stronger_of_two_that_were_lost(self, queue, redis):
@@ -410,79 +414,60 @@ class TestRequestDue:
         redis.hset(job(redis).key, "status", "failed")
         end_pause(redis)
 
-        assert queue.request_due() == 1
+        assert queue.request_due_rounds() == 1
         assert queue.status(PROJECT).waiting == "forced"
 
     def test_a_run_that_was_lost(self, queue, redis):
         queue.request_round(PROJECT, "labels")
         redis.hset(job(redis, claim(queue).generation).key, "status", "failed")
 
-        assert queue.request_due() == 0
+        assert queue.request_due_rounds() == 0
         assert pause_s(queue) == pytest.approx(15, abs=2)
 
     def test_four_workers_ask_once(self, queue):
         queue.count_changes(PROJECT, 20, threshold=20)
         with ThreadPoolExecutor(4) as pool:
-            assert sum(pool.map(lambda _: queue.request_due(), range(20))) == 1
+            assert sum(pool.map(lambda _: queue.request_due_rounds(), range(20))) == 1
 
 
-class TestTopUp:
-    """Publishes more of the last ranking: it learns nothing, and delays no round."""
+class TestWithoutTraining:
+    """A top-up publishes more of the last ranking, a re-ranking ranks anew by the last network: neither trains."""
 
-    def test_takes_no_changes_and_counts_as_no_round(self, queue):
+    @pytest.mark.parametrize("reason", ["topup", "rerank"])
+    def test_takes_no_changes_and_counts_as_no_round(self, queue, reason):
         queue.count_changes(PROJECT, 5, threshold=20)
-        queue.request_round(PROJECT, "topup")
-        topup = claim(queue)
-        assert (topup.changes, queue.status(PROJECT).changes) == (0, 5)
+        queue.request_round(PROJECT, reason)
+        running = claim(queue)
+        assert (running.changes, running.reason, queue.status(PROJECT).changes) == (0, reason, 5)
 
-        topup.finish()
+        running.finish()
 
         assert (queue.status(PROJECT).rounds_finished, queue.status(PROJECT).changes) == (0, 5)
 
-    def test_leaves_its_place_to_a_round(self, queue):
-        queue.request_round(PROJECT, "topup")
-        assert not queue.request_round(PROJECT, "labels")
-        assert not queue.request_round(PROJECT, "topup")
+    @pytest.mark.parametrize("stronger", ["rerank", "labels", "images", "connected", "forced"])
+    @pytest.mark.parametrize("weaker", ["topup", "rerank"])
+    def test_leaves_its_place_to_a_stronger_one(self, queue, weaker, stronger):
+        queue.request_round(PROJECT, weaker)
+        assert not queue.request_round(PROJECT, stronger)
+        assert not queue.request_round(PROJECT, weaker)
 
-        assert claim(queue).reason == "labels"
+        assert claim(queue).reason == stronger
 
-    def test_neither_its_end_nor_its_failure_touches_the_next_attempt(self, queue, redis):
+    @pytest.mark.parametrize("reason", ["topup", "rerank"])
+    def test_neither_its_end_nor_its_failure_touches_the_next_attempt_of_a_round(self, queue, reason):
         fail(queue, LabelStudioError("it is away"), 3)
-        at = queue.status(PROJECT).next_attempt
-        for end in (lambda c: c.finish(), lambda c: c.fail(EmptyPool("none"))):
-            queue.request_round(PROJECT, "topup")
+        before = queue.status(PROJECT)
+        for end in (lambda c: c.finish(), lambda c: c.fail(LabelStudioError("away again"))):
+            queue.request_round(PROJECT, reason)
             end(claim(queue))
 
         status = queue.status(PROJECT)
-        assert (status.failures, status.next_attempt) == (3, at)
+        assert (status.failures, status.next_attempt) == (3, before.next_attempt)
+        assert (status.last_error, status.training_failed) == (before.last_error, True)
 
 
 class TestRerank:
     """Ranks anew what the last network said: weaker than what learns, stronger than a top-up."""
-
-    def test_takes_no_changes_and_counts_as_no_round(self, queue):
-        queue.count_changes(PROJECT, 5, threshold=20)
-        queue.request_round(PROJECT, "rerank")
-        rerank = claim(queue)
-        assert (rerank.changes, rerank.reason, queue.status(PROJECT).changes) == (0, "rerank", 5)
-
-        rerank.finish()
-
-        assert (queue.status(PROJECT).rounds_finished, queue.status(PROJECT).changes) == (0, 5)
-
-    @pytest.mark.parametrize("reason", ["labels", "images", "connected", "forced"])
-    def test_leaves_its_place_to_a_round(self, queue, reason):
-        queue.request_round(PROJECT, "rerank")
-        assert not queue.request_round(PROJECT, reason)
-        assert not queue.request_round(PROJECT, "rerank")
-
-        assert claim(queue).reason == reason
-
-    def test_takes_the_place_of_a_top_up(self, queue):
-        queue.request_round(PROJECT, "topup")
-        assert not queue.request_round(PROJECT, "rerank")
-
-        assert claim(queue).reason == "rerank"
 
     def test_waits_behind_a_round_that_runs(self, queue, redis):
         """That one may have begun before the owner chose anew."""
@@ -493,17 +478,6 @@ class TestRerank:
         running.finish()
 
         assert claim(queue).reason == "rerank"
-
-    def test_neither_its_end_nor_its_failure_touches_the_next_attempt_of_a_round(self, queue, redis):
-        fail(queue, LabelStudioError("it is away"), 3)
-        before = queue.status(PROJECT)
-        for end in (lambda c: c.finish(), lambda c: c.fail(LabelStudioError("away again"))):
-            queue.request_round(PROJECT, "rerank")
-            end(claim(queue))
-
-        status = queue.status(PROJECT)
-        assert (status.failures, status.next_attempt) == (3, before.next_attempt)
-        assert (status.last_error, status.learning_failed) == (before.last_error, True)
 
     def test_its_failure_delays_no_round(self, queue):
         queue.count_changes(PROJECT, 19, threshold=20)
@@ -518,7 +492,7 @@ class TestRerank:
         claim(queue).fail(LabelStudioError("it is away"))
         failed = queue.status(PROJECT)
         assert failed.last_error is not None
-        assert (failed.last_error.message, failed.learning_failed) == ("it is away", False)
+        assert (failed.last_error.message, failed.training_failed) == ("it is away", False)
 
         queue.request_round(PROJECT, "rerank")
         claim(queue).finish()
@@ -544,7 +518,7 @@ class TestRerank:
         queue.request_round(PROJECT, "rerank")
         rerank = claim(queue)
 
-        assert rerank.learn() == "forced"
+        assert rerank.start_training() == "forced"
         status = queue.status(PROJECT)
         assert (rerank.changes, status.changes, status.running) == (19, 0, "forced")
         assert not queue.count_changes(PROJECT, 1).due
@@ -558,12 +532,12 @@ class TestRerank:
         queue.count_changes(PROJECT, 5, threshold=20)
         queue.request_round(PROJECT, "rerank")
         rerank = claim(queue)
-        rerank.learn()
+        rerank.start_training()
 
         rerank.fail(LabelStudioError("it is away"))
 
         status = queue.status(PROJECT)
-        assert (status.changes, status.failures, status.learning_failed) == (5, 1, True)
+        assert (status.changes, status.failures, status.training_failed) == (5, 1, True)
         assert status.next_attempt is not None
 
     def test_one_that_is_out_of_date_takes_nothing(self, queue):
@@ -573,7 +547,7 @@ class TestRerank:
         queue.request_round(PROJECT, "topup")
         claim(queue)
 
-        rerank.learn()
+        rerank.start_training()
 
         status = queue.status(PROJECT)
         assert (status.changes, status.running) == (5, "topup")
@@ -584,7 +558,7 @@ class TestRerank:
         running = claim(queue)
         queue.count_changes(PROJECT, 3)
 
-        assert queue.learn(PROJECT, running.token, "forced") == 5
+        assert queue.start_training(PROJECT, running.token, "forced") == 5
         assert (queue.status(PROJECT).changes, queue.status(PROJECT).running) == (3, "labels")
 
     def test_a_lost_one_is_no_failed_round(self, queue, redis):
@@ -593,7 +567,50 @@ class TestRerank:
 
         status = queue.status(PROJECT)
 
-        assert (status.running, status.failures, status.learning_failed) == (None, 0, False)
+        assert (status.running, status.failures, status.training_failed) == (None, 0, False)
+
+
+class TestEarlierVersion:
+    """State and jobs that commit b5c99bf left in Redis."""
+
+    STATE: ClassVar = {
+        "changes": 7, "threshold": 20, "annotations": 40, "generation": 1795384800, "asked_at": 1795384800.1,
+        "rounds_finished": 3, "rounds_failed": 1, "told_twice_at": "1795384790.125",
+        "last_error": '{"kind":"LabelStudioError","message":"it is away","at":1795384805.5}', "error_reason": "images",
+        "failures": 1, "not_before": "1795384820.500", "retry_reason": "images",
+    }  # fmt: skip
+
+    @pytest.fixture
+    def left(self, queue):
+        """A failed round whose pause is over."""
+        queue.redis.hset(f"al:{PROJECT}", mapping=self.STATE | {"not_before": f"{time.time() - 5:.3f}"})
+        queue.redis.sadd("al:projects", str(PROJECT))
+        return queue
+
+    def test_is_read(self, queue):
+        queue.redis.hset(f"al:{PROJECT}", mapping=self.STATE)
+
+        status = queue.status(PROJECT)
+
+        assert (status.changes, status.threshold, status.annotations, status.failures) == (7, 20, 40, 1)
+        assert (status.rounds_finished, status.rounds_failed, status.next_attempt) == (3, 1, 1795384820.5)
+        assert (status.told_twice_at, status.error_reason, status.training_failed) == (1795384790.125, "images", True)
+
+    def test_goes_on(self, left):
+        assert left.request_due_rounds() == 1
+        running = claim(left)
+        assert (running.reason, running.changes) == ("images", 7)
+
+        running.finish()
+
+        status = left.status(PROJECT)
+        assert (status.rounds_finished, status.failures, status.last_error) == (4, 0, None)
+
+    def test_a_round_that_waits_begins(self, queue):
+        waits = {"waiting": 1795384801, "waiting_reason": "forced", "waiting_at": time.time()}
+        queue.redis.hset(f"al:{PROJECT}", mapping=self.STATE | waits)
+
+        assert claim(queue, 1795384801).reason == "forced"
 
 
 class TestForget:
@@ -655,7 +672,7 @@ class TestRedisDown:
         running.queue = RoundQueue(connect_redis("redis://127.0.0.1:1/0"))
 
         running.progress("train", 1, 2)
-        running.guard()
+        running.ensure_current()
 
 
 class TestRedisEmptied:
@@ -663,14 +680,14 @@ class TestRedisEmptied:
         queue.request_round(PROJECT, "labels")
         before = claim(queue)
         redis.flushdb()
-        before.guard()
+        before.ensure_current()
 
         queue.request_round(PROJECT, "labels")
         after = claim(queue)
 
-        after.guard()
+        after.ensure_current()
         with pytest.raises(StaleRound):
-            before.guard()
+            before.ensure_current()
         before.finish()
         assert queue.status(PROJECT).running == "labels"
 

@@ -24,7 +24,8 @@ from ml_backend.model import inference
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.live import ProjectContext, open_project
-from ml_backend.scheduling import JOB, QUEUE_SHARDS, SHARD_JOB, ShardQueue, connect_redis
+from ml_backend.scheduling import JOB, connect_redis
+from ml_backend.scheduling.shards import QUEUE_SHARDS, SHARD_JOB, ShardQueue
 from ml_backend.schemas import Connection, ImageRef, Label
 from ml_backend.storage import RoundStore
 from tests.integration.processes import PROJECT, free_port, wait_until
@@ -126,7 +127,7 @@ class TestBoard:
         class OwnJob:
             worker_name = worker.name
 
-        monkeypatch.setattr("ml_backend.scheduling.shard_queue.get_current_job", OwnJob)
+        monkeypatch.setattr("ml_backend.scheduling.shards.get_current_job", OwnJob)
 
         assert ShardQueue(redis, PROJECT).helpers() == 0
 

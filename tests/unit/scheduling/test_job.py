@@ -15,7 +15,7 @@ PROJECT = ProjectKey(id=2, created=1795384774)
 PUBLISHED = PublishedRanking(version="al-r000001", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
 
 
-class MemoryQueue:
+class MemoryQueue(RoundQueue):
     """Grants a claim of generation 1 under a new token each time, and remembers how it ended."""
 
     def __init__(self) -> None:
@@ -28,17 +28,17 @@ class MemoryQueue:
         token = f"token-{self.runs}"
         return Claim(self, project, generation, token, changes=3, reason=self.reason) if generation == 1 else None
 
-    def newest(self, project: ProjectKey) -> str | None:
+    def newest_token(self, project: ProjectKey) -> str | None:
         return None  # as in an emptied Redis
 
     def status(self, project: ProjectKey) -> QueueStatus:
         return QueueStatus()
 
-    def learn(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
+    def start_training(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
         self.reason = reason
         return 7
 
-    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
+    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, retry: bool = True) -> None:
         self.ends.append(error)
 
     def write_progress(self, project: ProjectKey, progress: Progress) -> None:

@@ -12,8 +12,8 @@ import pytest
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import QueueError, WeightsError
 from ml_backend.predictions import PoolPredictions
-from ml_backend.scheduling import ShardQueue
-from ml_backend.scheduling import shard_job as shards
+from ml_backend.scheduling import shards
+from ml_backend.scheduling.shards import ShardQueue
 from ml_backend.schemas import ProjectKey
 from ml_backend.storage import RoundStore, ScoringFolder, ScoringTask
 from tests.fakes import CLASSES, FakeLearner, make_image

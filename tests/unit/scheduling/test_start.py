@@ -52,7 +52,7 @@ class TestPreload:
     [
         "ml_backend.scheduling.worker",
         "ml_backend.scheduling.job",
-        "ml_backend.scheduling.shard_job",
+        "ml_backend.scheduling.shards",
         "ml_backend.server.serve",
     ],
 )

@@ -11,7 +11,7 @@ from ml_backend.config import Settings
 from ml_backend.images import FolderSource, ImageCache
 from ml_backend.images.thumbnail import SIDE, thumbnail
 from ml_backend.label_studio.sync import CachedTask, TaskCache
-from ml_backend.scheduling.job import chosen_images, draw_thumbnails, pictures
+from ml_backend.scheduling.job import chosen_images, draw_images, draw_thumbnails
 from ml_backend.schemas import Connection, ImageRef, Ranking
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import SQUASHED, ReadingStore, Thumbnails
@@ -67,13 +67,13 @@ class TestDrawing:
         cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", 224)
         images = [ImageRef(id="1", uri="1.png"), ImageRef(id="2", uri="missing.png")]
 
-        assert [name for name, _ in pictures(images, cache)] == ["1"]
+        assert [name for name, _ in draw_images(images, cache)] == ["1"]
 
     def test_in_the_proportions_of_the_film(self, tmp_path):
         film(tmp_path / "1.png", 400, 200)
         cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", 224)
 
-        [(_, content)] = pictures([ImageRef(id="1", uri="1.png")], cache)
+        [(_, content)] = draw_images([ImageRef(id="1", uri="1.png")], cache)
 
         assert Image.open(io.BytesIO(content)).size == (SIDE, SIDE // 2)
 

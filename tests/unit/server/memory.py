@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ml_backend.scheduling import Counted, QueueStatus, RoundQueue
+from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.schemas import ProjectKey, RoundTrigger
 
 __all__ = ["PAYLOADS", "PROJECT", "MemoryQueue", "payload"]
@@ -27,19 +27,18 @@ class MemoryQueue(RoundQueue):
 
     def count_changes(
         self, project: ProjectKey, n: int, threshold: int | None = None, annotations: int | None = None
-    ) -> Counted:
-        before, state = self.state.threshold, self.state
+    ) -> QueueStatus:
+        state = self.state
         self.state = state.model_copy(
             update={
                 "changes": state.changes + n,
-                "threshold": before if threshold is None else threshold,
+                "threshold": state.threshold if threshold is None else threshold,
                 "annotations": state.annotations if annotations is None else annotations,
             }
         )
-        due = 0 < self.state.threshold <= self.state.changes
-        return Counted(self.state.changes, due, before)
+        return self.state
 
-    def told_before(self, project: ProjectKey, event: str, address: str) -> bool:
+    def is_duplicate_event(self, project: ProjectKey, event: str, address: str) -> bool:
         if again := self.told.setdefault(event, address) != address:
             self.state = self.state.model_copy(update={"told_twice_at": time.time()})
         return again

@@ -3,7 +3,6 @@
 import pytest
 
 from ml_backend.scheduling import LastError
-from ml_backend.storage.project_state import Pause
 from tests.fakes import make_fit, make_report
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_events import published, save_ranked
@@ -114,23 +113,6 @@ class TestAnotherStrategy:
 
         assert queue.requests == []
 
-    def test_behind_a_round_that_runs_and_may_have_begun_before(self, ranked, store, queue):
-        """Chosen back to what the newest round has; the one that runs began with the other."""
-        choose(ranked, strategy="bald")
-        queue.state = queue.state.model_copy(update={"running": "labels"})
-
-        choose(ranked, strategy="entropy")
-
-        assert queue.requests == ["rerank", "rerank"]
-
-    def test_after_a_re_ranking_that_failed_nothing_is_trained(self, ranked, queue):
-        error = LastError(kind="LabelStudioError", message="away", at=0.0)
-        queue.state = queue.state.model_copy(update={"last_error": error, "error_reason": "rerank"})
-
-        choose(ranked, strategy="bald")
-
-        assert queue.requests == ["rerank"]
-
     def test_a_damaged_round_refuses_no_connection(self, ranked, store, queue):
         (store.project(PROJECT).folder / "rounds" / "r000001" / "report.json").write_text("{")
 
@@ -205,13 +187,3 @@ class TestWhatTheFirstTrainingWaitsFor:
             client.post("/setup", json=payload("setup") | {"extra_params": {"strategy": "entropy"} | options})
 
         assert queue.requests == ([] if fit else asked)
-
-    def test_waits_where_the_rounds_are_held(self, client, store, queue):
-        store.project(PROJECT).save(make_report(), None, None)
-        store.project(PROJECT).set_published(published("1"))
-        client.post("/setup", json=payload("setup"))
-        Pause(store.project(PROJECT).folder).begin(20)
-
-        client.post("/setup", json=payload("setup") | {"extra_params": {"ignore_classes": "severe"}})
-
-        assert queue.requests == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ml_backend.predictions import PoolPredictions
-from ml_backend.scheduling import LastError, QueueStatus
+from ml_backend.scheduling import LastError
 from ml_backend.schemas import PublishedRanking
 from ml_backend.server.webhook import ACTIONS
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
@@ -200,26 +200,6 @@ class TestRunsLow:
         assert self.label(connected, 7 + 50, skips=11) == "requested"
         assert queue.requests == ["topup"]
 
-    def test_labels_that_earned_a_round_come_first(self, connected, queue, serve):
-        serve(100)
-        queue.state = QueueStatus(changes=1000)
-        counts = {"total_annotations_number": 1000, "min_annotations_to_start_training": 1}
-
-        connected.post("/webhook", json=body_of("ANNOTATION_CREATED", **counts))
-
-        assert queue.requests == ["labels"]
-
-    def test_asks_nothing_where_all_that_there_were_are_served(self, connected, queue, serve):
-        serve(99)
-
-        assert self.label(connected, 7 + 98) == "counted"
-        assert queue.requests == []
-
-    def test_asks_nothing_where_it_was_not_noted(self, connected, queue, serve):
-        serve(100, annotations=None)
-
-        assert self.label(connected, 1000) == "counted"
-
 
 class TestStartTraining:
     def test_forces_a_round(self, connected, queue):
@@ -227,11 +207,6 @@ class TestStartTraining:
 
         assert response.json["outcome"] == "requested"
         assert queue.requests == ["forced"]
-
-    def test_says_when_a_round_waits_already(self, connected, queue, monkeypatch):
-        monkeypatch.setattr(queue, "request_round", lambda *_args, **_options: False)
-
-        assert connected.post("/webhook", json=payload("START_TRAINING")).json["outcome"] == "waiting"
 
     def test_ahead_of_an_annotation_is_an_echo(self, connected, queue):
         """With the toggle on, Label Studio 1.23.2 sends START_TRAINING by itself ahead of each annotation's event."""
@@ -244,15 +219,6 @@ class TestStartTraining:
 
         button = connected.post("/webhook", json=body_of("START_TRAINING", total_annotations_number=5, **row))
         assert (button.json["outcome"], queue.requests) == ("requested", ["forced"])
-
-    def test_no_echo_where_label_studio_never_sends_any(self, connected, queue):
-        """A toggle set to a huge number is on, and no count of annotations is a multiple of it."""
-        row = {"min_annotations_to_start_training": 1_000_000_000}
-        connected.post("/webhook", json=body_of("ANNOTATION_CREATED", total_annotations_number=4, **row))
-
-        connected.post("/webhook", json=body_of("START_TRAINING", total_annotations_number=9, **row))
-
-        assert queue.requests == ["forced"]
 
 
 class TestTasksCreated:
@@ -269,14 +235,6 @@ class TestTasksCreated:
         assert response.json["outcome"] == "ignored"
         assert queue.requests == []
 
-    def test_are_ranked_when_the_ranking_has_run_out(self, connected, queue, store):
-        store.project(PROJECT).set_published(published("1", "2"))
-        queue.count_changes(PROJECT, 2)
-
-        connected.post("/webhook", json=payload("TASKS_CREATED"))
-
-        assert queue.requests == ["images"]
-
     def test_their_annotations_count(self, connected, queue, store):
         """No other event tells of annotations that an import brings along."""
         store.project(PROJECT).set_published(published("1", "2"))
@@ -288,14 +246,6 @@ class TestTasksCreated:
         body["tasks"] *= 19
         connected.post("/webhook", json=body)
         assert (queue.state.changes, queue.requests) == (20, ["labels"])
-
-    def test_are_ranked_after_a_round_found_none(self, connected, queue, store):
-        store.project(PROJECT).set_published(published("1", "2"))
-        queue.state = queue.state.model_copy(update={"last_error": LastError(kind="EmptyPool", message="none", at=0)})
-
-        connected.post("/webhook", json=payload("TASKS_CREATED"))
-
-        assert queue.requests == ["images"]
 
 
 class TestProjectUpdated:

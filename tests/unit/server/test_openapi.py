@@ -1,10 +1,8 @@
 """The published document is the app: every route, and the models that it really reads and writes."""
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
-from pydantic import BaseModel
 
-from ml_backend.label_studio.payloads import Event, PredictRequest, SetupRequest, VersionsRequest
-from ml_backend.server.openapi import OPEN, describe, path_of
+from ml_backend.server.openapi import OPEN, VARIABLE, describe
 from tests.unit.server.memory import PAYLOADS, payload
 
 
@@ -23,7 +21,7 @@ class TestDocument:
         published = {(path, method.upper()) for path, ways in document(client)["paths"].items() for method in ways}
 
         assert published == {
-            (path_of(rule), method)
+            (VARIABLE.sub(r"{\1}", rule.rule), method)
             for rule in app.url_map.iter_rules()
             for method in rule.methods - {"HEAD", "OPTIONS"}
         }
@@ -31,21 +29,6 @@ class TestDocument:
     def test_is_openapi_3_1_and_the_same_every_time(self, app, client):
         assert document(client)["openapi"] == "3.1.0"
         assert describe(app) == describe(app)
-
-    def test_bodies_are_the_models_that_the_routes_read(self, client):
-        found = document(client)
-        models: dict[str, type[BaseModel]] = {
-            "/setup": SetupRequest,
-            "/predict": PredictRequest,
-            "/webhook": Event,
-            "/versions": VersionsRequest,
-        }
-
-        for path, model in models.items():
-            reference = found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-            schema = found["components"]["schemas"][reference.rpartition("/")[2]]
-            assert schema["required"] == model.model_json_schema()["required"]
-            assert set(schema["properties"]) == set(model.model_json_schema()["properties"])
 
     def test_every_recorded_body_is_one_that_it_allows(self, client):
         found = document(client)
@@ -60,17 +43,3 @@ class TestDocument:
         assert found["security"] == [{"password": []}]
         free = [path for path, ways in found["paths"].items() for way in ways.values() if way.get("security") == []]
         assert free == [f"/{OPEN.removeprefix('routes.')}"]
-
-    def test_every_reference_leads_somewhere(self, client):
-        found = document(client)
-
-        def references(value):
-            if isinstance(value, dict):
-                yield from ([value["$ref"]] if isinstance(value.get("$ref"), str) else [])
-                for inner in value.values():
-                    yield from references(inner)
-            elif isinstance(value, list):
-                for inner in value:
-                    yield from references(inner)
-
-        assert {reference.rpartition("/")[2] for reference in references(found)} <= set(found["components"]["schemas"])

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from ml_backend.config import Settings
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.schemas import Ranking
-from ml_backend.server.actions import SAID, Tokens, is_same_origin
+from ml_backend.server.actions import MESSAGES, CsrfTokens, is_same_origin
 from ml_backend.server.app import create_app
 from ml_backend.storage.project_state import Pause, Thumbnails
 from tests.fakes import make_report
@@ -121,7 +121,7 @@ class TestButtons:
 
         assert (response.status_code, response.headers["Location"]) == (303, f"../..{PAGE}?done=asked")
         assert queue.requests == ["forced"]
-        assert SAID["asked"] in connected.get(f"{PAGE}?done=asked", headers=HTML).text
+        assert MESSAGES["asked"] in connected.get(f"{PAGE}?done=asked", headers=HTML).text
 
     def test_top_up(self, connected, queue):
         press(connected, "topup")
@@ -178,7 +178,10 @@ class TestButtons:
         client = create_app(settings, queue).test_client()
 
         for action in ("train", "topup", "pause", "resume"):
-            assert client.post(f"{PAGE}/{action}", data={"token": Tokens().of(str(PROJECT), action)}).status_code == 401
+            assert (
+                client.post(f"{PAGE}/{action}", data={"token": CsrfTokens().of(str(PROJECT), action)}).status_code
+                == 401
+            )
 
 
 def test_same_origin_is_the_host_that_was_asked():

@@ -165,13 +165,6 @@ class TestRounds:
 
         assert (queue.idle_requests, queue.requests) == (["connected"], [])
 
-    def test_a_first_round_that_failed_waits_for_its_owner(self, reconciler, queue):
-        queue.state = QueueStatus(last_error=LastError(kind="SettingsError", message="m", at=0.0))
-
-        reconciler.look()
-
-        assert (queue.idle_requests, queue.requests) == ([], [])
-
     def test_images_came_after_the_pool_was_empty(self, reconciler, publish, queue, studio):
         publish()
         queue.state = QueueStatus(last_error=LastError(kind="EmptyPool", message="m", at=0.0))
@@ -245,15 +238,6 @@ class TestRounds:
 
         assert queue.idle_requests == ["connected"]
 
-    def test_labels_that_earned_a_round_come_first(self, reconciler, publish, queue, studio):
-        publish(("3",))
-        for number in (3, 4, 5):
-            studio.annotate(number, "normal")
-
-        reconciler.look()
-
-        assert queue.requests == ["labels"]
-
 
 class TestWhatLabelStudioHolds:
     """Anybody can delete predictions, import them twice, or choose another model version."""
@@ -301,15 +285,6 @@ class TestWhatLabelStudioHolds:
         reconciler.look()
 
         assert queue.requests == []
-
-    def test_while_the_rounds_are_paused_too(self, reconciler, publish, queue, studio, store):
-        publish()
-        Pause(store.project(PROJECT).folder).begin(threshold=3)
-        studio.predictions["v"] = 0
-
-        reconciler.look()
-
-        assert queue.requests == ["topup"]
 
     def test_where_every_image_has_an_answer_nothing_is_published_again(self, reconciler, publish, queue, studio):
         publish()
@@ -430,22 +405,6 @@ class TestGroundTruth:
 
     def test_not_where_every_label_stays_the_same(self, reconciler, choose, queue):
         choose("override", "ignore", answer="normal")
-
-        reconciler.look()
-
-        assert queue.requests == []
-
-    def test_not_again_at_once_after_a_failure(self, reconciler, choose, queue):
-        choose("override", "reader")
-        queue.state = QueueStatus(last_error=LastError(kind="RoundError", message="m", at=0.0))
-
-        reconciler.look()
-
-        assert queue.requests == []
-
-    def test_not_while_the_rounds_are_held(self, reconciler, choose, queue, store):
-        choose("override", "reader")
-        Pause(store.project(PROJECT).folder).begin(threshold=3)
 
         reconciler.look()
 
@@ -585,28 +544,8 @@ class TestAnotherStrategy:
 
         assert queue.idle_requests == ["rerank"]
 
-    def test_labels_that_earned_a_round_come_first(self, reconciler, ranked, queue, studio):
-        self.choose(ranked, strategy="bald", batch_size=20, retrain_after=1)
-        studio.annotate(3, "normal")
-
-        reconciler.look()
-
-        assert (queue.requests, queue.idle_requests) == (["labels"], [])
-
-    def test_while_the_rounds_are_paused_too(self, reconciler, ranked, queue):
-        """It trains nothing; and what it publishes makes a top-up of the old order needless."""
-        Pause(ranked.project(PROJECT).folder).begin(threshold=3)
-        self.choose(ranked, strategy="bald", batch_size=20)
-
-        reconciler.look()
-
-        assert (queue.requests, queue.idle_requests) == ([], ["rerank"])
-
-    @pytest.mark.parametrize("paused", [False, True])
-    def test_not_where_no_image_that_waits_can_be_read(self, reconciler, ranked, queue, paused):
+    def test_not_where_no_image_that_waits_can_be_read(self, reconciler, ranked, queue):
         """Every attempt would fail alike."""
-        if paused:
-            Pause(ranked.project(PROJECT).folder).begin(threshold=3)
         self.choose(ranked, strategy="bald", batch_size=20)
         quarantine(ranked, range(3, 61))
 
@@ -643,34 +582,6 @@ class TestPause:
         pause.end()
         reconciler.look()
         assert (queue.state.threshold, queue.requests) == (3, ["labels"])
-
-    def test_a_first_round_that_was_lost_is_not_asked_for(self, reconciler, queue, pause):
-        reconciler.look()
-
-        assert (queue.requests, queue.idle_requests) == ([], [])
-
-    def test_a_round_that_was_saved_and_not_published_waits(self, reconciler, publish, queue, store, pause):
-        publish(tuple(map(str, range(3, 61))))
-        store.project(PROJECT).save(make_report("r000002"), None, None)
-
-        reconciler.look()
-
-        assert (queue.requests, queue.idle_requests) == ([], [])
-
-    def test_images_that_came_after_the_pool_was_empty_start_no_training(self, reconciler, publish, queue, pause):
-        publish()
-        queue.state = QueueStatus(last_error=LastError(kind="EmptyPool", message="m", at=0.0))
-
-        reconciler.look()
-
-        assert queue.requests == []
-
-    def test_a_ranking_that_runs_out_is_topped_up(self, reconciler, publish, queue, pause):
-        publish(tuple(map(str, range(3, 42))))
-
-        reconciler.look()
-
-        assert queue.requests == ["topup"]
 
     def test_one_that_cannot_be_read_holds_as_well(self, reconciler, publish, queue, studio, store):
         publish()

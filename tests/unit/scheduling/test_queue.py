@@ -1,8 +1,11 @@
-"""A round that has begun, over a queue in memory."""
+"""What needs no Redis: addresses, and a claimed round over a queue in memory; ``tests/integration`` has the rest."""
+
+import importlib
 
 import pytest
 from structlog.testing import capture_logs
 
+from ml_backend.config import Settings
 from ml_backend.errors import (
     EmptyPool,
     LabelStudioError,
@@ -13,13 +16,13 @@ from ml_backend.errors import (
     TooFewLabels,
     UnknownProject,
 )
-from ml_backend.scheduling.queue import Claim, LastError, Progress, QueueStatus
+from ml_backend.scheduling import JOB, Claim, LastError, Progress, QueueStatus, RoundQueue, connect_redis
 from ml_backend.schemas import ProjectKey, RoundTrigger
 
 PROJECT = ProjectKey(id=2, created=1795384774)
 
 
-class MemoryQueue:
+class MemoryQueue(RoundQueue):
     """Remembers what a claim tells it."""
 
     def __init__(self) -> None:
@@ -30,7 +33,7 @@ class MemoryQueue:
         self.ends: list[tuple[LastError | None, bool]] = []
         self.learns: list[tuple[str, RoundTrigger]] = []
 
-    def newest(self, project: ProjectKey) -> str | None:
+    def newest_token(self, project: ProjectKey) -> str | None:
         if self.away:
             raise QueueError("Redis does not answer")
         return self.token
@@ -40,14 +43,14 @@ class MemoryQueue:
             raise QueueError("Redis does not answer")
         return QueueStatus(waiting=self.waiting)
 
-    def learn(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
+    def start_training(self, project: ProjectKey, token: str, reason: RoundTrigger) -> int:
         if self.away:
             raise QueueError("Redis does not answer")
         self.learns.append((token, reason))
         return 27
 
-    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, again: bool = True) -> None:
-        self.ends.append((error, again))
+    def settle(self, project: ProjectKey, token: str, error: LastError | None, *, retry: bool = True) -> None:
+        self.ends.append((error, retry))
 
     def write_progress(self, project: ProjectKey, progress: Progress) -> None:
         self.written.append(progress)
@@ -85,7 +88,7 @@ class TestMakeWay:
 
 class TestLearn:
     def test_takes_the_changes(self, claim, queue):
-        assert claim.learn() == claim.reason == "forced"
+        assert claim.start_training() == claim.reason == "forced"
 
         assert claim.changes == 27
         assert queue.learns == [("token", "forced")]
@@ -93,7 +96,7 @@ class TestLearn:
     def test_goes_on_without_redis(self, claim, queue):
         queue.away = True
         with capture_logs() as logs:
-            assert claim.learn() == "forced"
+            assert claim.start_training() == "forced"
 
         assert claim.changes == 20
         assert [line["event"] for line in logs] == ["the round goes on without Redis"]
@@ -101,19 +104,19 @@ class TestLearn:
 
 class TestGuard:
     def test_holds_until_a_newer_run_begins(self, claim, queue):
-        claim.guard()
+        claim.ensure_current()
         queue.token = "another"
         with pytest.raises(StaleRound, match="run 3 of project"):
-            claim.guard()
+            claim.ensure_current()
 
     def test_an_emptied_redis_is_no_reason_to_lose_the_round(self, claim, queue):
         queue.token = None
-        claim.guard()
+        claim.ensure_current()
 
     def test_nor_is_one_that_is_away(self, claim, queue):
         queue.away = True
         with capture_logs() as logs:
-            claim.guard()
+            claim.ensure_current()
         assert [log["event"] for log in logs] == ["the round goes on without Redis"]
 
 
@@ -163,3 +166,32 @@ class TestEnd:
         claim.fail(error)
 
         assert [tried for _, tried in queue.ends] == [again]
+
+
+class TestConnectRedis:
+    @pytest.mark.parametrize(
+        "url", ["localhost:6379", "http://:hidden@localhost", "redis://:hidden@localhost:port/0", "redis://[hidden/0"]
+    )
+    def test_refuses_what_is_no_url_without_telling_the_password(self, url):
+        with pytest.raises(SettingsError, match="expected redis://") as caught:
+            connect_redis(url)
+        assert "AL_REDIS_URL" in str(caught.value)
+        assert "hidden" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("url", "address"),
+        [("redis://u:hidden@10.0.0.1:7000/3", "10.0.0.1:7000/3"), ("unix:///run/valkey.sock", "/run/valkey.sock")],
+    )
+    def test_address(self, url, address):
+        assert RoundQueue(connect_redis(url)).address == address
+
+
+class TestFromSettings:
+    def test_opens_no_connection(self):
+        assert RoundQueue.from_settings(Settings(redis_url="redis://127.0.0.1:1/5")).address == "127.0.0.1:1/5"
+
+
+def test_the_dotted_path_of_the_job_resolves():
+    module, _, name = JOB.rpartition(".")
+
+    assert callable(getattr(importlib.import_module(module), name))
