@@ -168,10 +168,9 @@ class Worker(Service):
         return self
 
     def is_ready(self) -> bool:
-        child = self._child
         with redis.Redis.from_url(self.environ["AL_REDIS_URL"], decode_responses=True) as connection:
             pids = [connection.hget(key, "pid") for key in get_keys(connection=connection)]
-        return child is not None and str(child.pid) in pids
+        return str(self.pid) in pids
 
 
 def _login(path: Path) -> Login:

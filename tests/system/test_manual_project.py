@@ -25,9 +25,10 @@ from ml_backend.demo.readers import file_name
 from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import NOTHING_TO_CHANGE
-from ml_backend.processes import Child, _valkey_program, free_port
+from ml_backend.processes import Service, free_port, valkey_program
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
+from tests.command_line import ShellService
 from tests.manual import Command, commands, pages, told_to
 from tests.system.conftest import LiveProject
 
@@ -77,7 +78,7 @@ class Desk:
         self._own = own
         (folder / ".venv").symlink_to(sys.prefix)
         (folder / "bin").mkdir()
-        (folder / "bin" / "redis-server").symlink_to(_valkey_program())
+        (folder / "bin" / "redis-server").symlink_to(valkey_program())
         path = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AL_")}
         self.environ = kept | SMALL | {"PATH": os.pathsep.join(path), "COLUMNS": "200"}
@@ -97,13 +98,10 @@ class Desk:
         pairs = (entry.partition("=") for entry in done.stdout.split("\0"))
         return {name: value for name, _, value in pairs if name.startswith("AL_") and name not in SMALL}
 
-    def leave_open(self, command: Command) -> Child:
+    def leave_open(self, command: Command, ready: Callable[[], bool]) -> Service:
         """Type a line into a terminal of its own, where it runs on."""
-        name = command.bare.replace(" ", "_")
-        words = ["bash", "-euc", f"exec {self._line(command)}"]
-        child = Child(command.text, words, self.environ, self.folder / f"{name}.log", self.folder)
-        child.start()
-        return child
+        log = self.folder / f"{command.bare.replace(' ', '_')}.log"
+        return ShellService(f"exec {self._line(command)}", log, ready, self.environ).start()
 
     def _line(self, command: Command) -> str:
         line = command.run_as
@@ -149,12 +147,12 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
         lines = {page: those("export", of=told[page]) for page in exporting}
         exported = {page: desk.export(found) for page, found in lines.items()}
         desk.environ |= exported["README.md"]
-        open_ones = [(one, desk.leave_open(one)) for one in those(*READY)]
-        for _, child in reversed(open_ones):
-            stack.callback(child.stop, 1.0)
-        for command, child in open_ones:
-            is_ready = next(ready for begins, ready in READY.items() if command.bare.startswith(begins))
-            child.wait_until(partial(is_ready, redis_url, backend_url), WITHIN_S)
+        running = []
+        for command in those(*READY):
+            ready = next(ready for begins, ready in READY.items() if command.bare.startswith(begins))
+            running.append(stack.enter_context(desk.leave_open(command, partial(ready, redis_url, backend_url))))
+        for service in running:
+            service.wait(WITHIN_S)
         queue = RoundQueue(stack.enter_context(connect_redis(redis_url)))
         store = RoundStore(folder / "data")
 

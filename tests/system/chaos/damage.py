@@ -14,7 +14,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from ml_backend.demo.services import Backend
-from ml_backend.processes import Service, Valkey, _valkey_program
+from ml_backend.processes import Service, Valkey, valkey_program
 
 __all__ = ["SmallDisk", "SteadyBackend", "SteadyValkey", "children", "kill", "stopped"]
 
@@ -37,14 +37,13 @@ class SteadyValkey(Valkey):
     def start(self) -> Self:
         if not self.url:
             return super().start()
-        self._run([_valkey_program(), "valkey.conf"], os.environ, self._folder / "valkey.log", cwd=self._folder)
+        self._run([valkey_program(), "valkey.conf"], os.environ, self._folder / "valkey.log", cwd=self._folder)
         return self
 
 
 def kill(service: Service, *, group: bool = False) -> None:
     """End it with SIGKILL, alone or with its whole process group, as the end of a container does."""
-    assert service._child is not None
-    process = service._child._process
+    process = service._process
     assert process is not None
     (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
     process.wait()

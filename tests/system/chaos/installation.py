@@ -105,8 +105,7 @@ class Installation:
             return None
         pid = self.redis.hget(f"rq:worker:{name.decode()}", "pid")
         for worker in self.workers:
-            assert worker._child is not None
-            if pid is not None and worker._child.pid == int(pid) and (horses := children(int(pid))):
+            if pid is not None and worker.pid == int(pid) and (horses := children(int(pid))):
                 return worker, horses[0]
         return None
 
