@@ -22,11 +22,10 @@ import pytest
 from selenium import webdriver
 
 from ml_backend.config import Settings
-from ml_backend.demo.images import Film
-from ml_backend.demo.project import create_project, shipped_config, upload
-from ml_backend.demo.readers import Reader, chosen, opened, page_body
+from ml_backend.demo.options import DemoImage, shipped_config
+from ml_backend.demo.project import RoundFollower, create_project, upload_images
+from ml_backend.demo.readers import Reader, annotation_body, choice_result, open_task
 from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
-from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.label_studio.formats import LabelConfig
@@ -84,8 +83,8 @@ class LiveProject:
         query = {"project": str(self.id), "fields": "all", "page_size": "10000"}
         tasks = {str(task["id"]): task for task in self.client.request("GET", "/api/tasks", dict, query=query)["tasks"]}
         for number, value in values.items():
-            image = opened(tasks[number], self.config)
-            body = page_body(self.id, image, chosen(value, self.config, image.regions))
+            image = open_task(tasks[number], self.config)
+            body = annotation_body(self.id, image, choice_result(value, self.config, image.regions))
             self.client.request("POST", f"/api/tasks/{number}/annotations/", dict, body=body)
 
     def start_training(self) -> None:
@@ -190,7 +189,7 @@ def label_studio(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
             service = stack.enter_context(LabelStudio(folder).start()).wait()
             if not made.exists():
                 _keep_empty(folder, made)
-        yield RunningLabelStudio(service.url, service.api_key, service.admin)
+        yield RunningLabelStudio(service.url, service.admin.token, service.admin)
 
 
 @contextmanager
@@ -260,7 +259,7 @@ def worker(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="module")
 def live_project(
     label_studio: RunningLabelStudio, valkey: Valkey, backend: Backend, worker: Worker
-) -> Iterator[Callable[[Sequence[Film], dict[str, object]], LiveProject]]:
+) -> Iterator[Callable[[Sequence[DemoImage], dict[str, object]], LiveProject]]:
     """Makes projects with the severity question from films and options; deletes them at the end of the module."""
     store = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
     settings = Settings.load(
@@ -273,10 +272,12 @@ def live_project(
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
         queue = RoundQueue(stack.enter_context(connect_redis(valkey.url)))
 
-        def make(films: Sequence[Film], options: dict[str, object]) -> LiveProject:
+        def make(films: Sequence[DemoImage], options: dict[str, object]) -> LiveProject:
             project_id, config = create_project(client, "System test", shipped_config("severity"))
             stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
-            assert list(upload(client, label_studio.api_key, project_id, config.image_key, films))[-1] == len(films)
+            assert list(upload_images(client, label_studio.api_key, project_id, config.image_key, films))[-1] == len(
+                films
+            )
             connect_project(settings, project_id, backend.url, options, client)
             follower = RoundFollower(client, store, queue, store.connection(project_id).project)
             return LiveProject(project_id, config, client, follower, (valkey, backend, worker), stack)

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from ml_backend.config import Settings
-from ml_backend.demo.images import DRAWN_CLASSES, Film
+from ml_backend.demo.options import DRAWN_CLASSES, DemoImage
+from ml_backend.demo.project import RoundFollower
 from ml_backend.demo.readers import file_name
 from ml_backend.demo.services import Backend
-from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.scheduling import QueueStatus
 from ml_backend.schemas import PublishedRanking, RoundReport
@@ -44,7 +44,7 @@ class Owned:
 
     @classmethod
     def of(
-        cls, make: Callable[..., Any], backend: Backend, films: Sequence[Film], options: dict[str, object]
+        cls, make: Callable[..., Any], backend: Backend, films: Sequence[DemoImage], options: dict[str, object]
     ) -> "Owned":
         """A new project with these images, connected with these options."""
         return cls(make(films, options), backend, {film.name: film.label for film in films}, options)
@@ -115,7 +115,7 @@ class Owned:
 
     def served_first(self, name: str) -> str:
         """What a reader gets who has no image on the screen yet; another would get that one again."""
-        image = self.project.reader(name).next_image(self.id, self.project.config)
+        image = self.project.reader(name).next_task(self.id, self.project.config)
         assert image is not None
         return str(image.image_id)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from ml_backend.acquisition.pointwise import bald
 from ml_backend.analytics import INSIGHT
 from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from ml_backend.images.decode import decode_image
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.sync import CachedTask, TaskCache
@@ -51,8 +51,8 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
         )
     )
     project = store.project(KEY)
-    films = [_shaped(film.content, SHAPES[place % 4]) for place, film in enumerate(draw_films(BATCH, 5, side=256))]
-    tasks: dict[int, CachedTask] = {}
+    films = [_shaped(film.content, SHAPES[place % 4]) for place, film in enumerate(draw_images(BATCH, 5, side=256))]
+    tasks: dict[int, KeptTask] = {}
     for number in range(1, rounds + 1):
         report, outputs = _round(number, rng)
         beside: dict[str, FrozenModel] = {}

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from ml_backend.demo.readers import file_name
 from ml_backend.errors import RequestRefused
 from ml_backend.schemas import RoundReport
@@ -57,7 +57,7 @@ def wait_for_rounds(project: Any, trained: int) -> None:
 
 @pytest.fixture(scope="module")
 def troubled(live_project) -> Troubled:
-    films = draw_films(40, seed=11, side=64)
+    films = draw_images(40, seed=11, side=64)
     truth = {film.name: film.label for film in films}
     project = live_project(films, OPTIONS)
     ask = project.client.request
@@ -104,7 +104,7 @@ class TestRound:
 class TestWrongOption:
     def test_label_studio_shows_the_key_the_value_and_what_is_allowed(self, live_project, backend):
         """As an owner meets it who adds the backend by hand and mistypes a strategy."""
-        project = live_project(draw_films(20, seed=12, side=64), OPTIONS)
+        project = live_project(draw_images(20, seed=12, side=64), OPTIONS)
         [connected] = project.client.backends(project.id)
         fields = {
             "url": connected["url"],

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ml_backend.demo.images import draw_films
-from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.demo.options import draw_images, shipped_config
+from ml_backend.demo.project import create_project, upload_images
 from ml_backend.demo.readers import Reader
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import prediction
@@ -28,7 +28,7 @@ ANSWER = re.compile(r"/api/(tasks/(?P<task>\d+)/annotations|annotations/\d+\?tas
 
 class TestBrowser:
     def test_hotkeys_label_the_images_in_the_order_of_the_ranking(self, browser, live_project):
-        project = live_project(draw_films(12, seed=3, side=64), {"image_side": 64, "weights": "none"})
+        project = live_project(draw_images(12, seed=3, side=64), {"image_side": 64, "weights": "none"})
         while not project.follower.rounds:
             project.follower.poll()
             time.sleep(0.2)
@@ -59,8 +59,8 @@ class Ranked:
 def ranked(label_studio) -> Iterator[Ranked]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         project_id, config = create_project(client, "Recorded", shipped_config("severity"))
-        films = draw_films(6, seed=3, side=32)
-        list(upload(client, label_studio.api_key, project_id, config.image_key, films))
+        films = draw_images(6, seed=3, side=32)
+        list(upload_images(client, label_studio.api_key, project_id, config.image_key, films))
         tasks = [str(task["id"]) for task in client.unlabelled_tasks(project_id)]
         suggestions = [None, None, "severe", "severe", "severe", "severe"]
         version = "al-r000001-entropy-000000"
@@ -173,14 +173,14 @@ class Desk:
 class TestRankingsUnderTheHands:
     def test_no_answer_is_refused_lost_or_doubled(self, live_project, backend, browsers):
         """Two readers label under four rankings; three more hold an image or an answer through all of them."""
-        owned = Owned.of(live_project, backend, draw_films(90, seed=5, side=32), OPTIONS)
+        owned = Owned.of(live_project, backend, draw_images(90, seed=5, side=32), OPTIONS)
         project = owned.project
         _, first = owned.wait_for()
         skips, changes = project.reader("skips"), project.reader("changes")
-        to_skip = skips.next_image(owned.id, project.config)
-        to_change = changes.next_image(owned.id, project.config)
+        to_skip = skips.next_task(owned.id, project.config)
+        to_change = changes.next_task(owned.id, project.config)
         changes.submit(owned.id, to_change, "normal", project.config)
-        to_change = changes.look_back(owned.id, to_change, project.config)
+        to_change = changes.reopen(owned.id, to_change, project.config)
         ann, ben, cora = desks = [
             Desk(project.reader(name), Hands(browsers(), project.client.url)) for name in ("ann", "ben", "cora")
         ]

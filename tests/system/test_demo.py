@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from ml_backend.demo.summary import Summary
 from tests.manual import ROOT, Command, told_to
 
@@ -85,7 +85,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-label-studio.lock", ".tools"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    films = draw_films(VISITORS_FILMS, seed=2, side=64)
+    films = draw_images(VISITORS_FILMS, seed=2, side=64)
     (tmp_path / "films").mkdir()
     for film in films:
         (tmp_path / "films" / film.name).write_bytes(film.content)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ml_backend.cli import app
 from ml_backend.config import Settings
-from ml_backend.demo.images import Film, draw_films
+from ml_backend.demo.options import DemoImage, draw_images
 from ml_backend.demo.services import Backend, Worker
 from ml_backend.doctor.checks import CHECKS, CheckContext
 from ml_backend.doctor.runner import Finding, examine
@@ -72,7 +72,7 @@ class Ward:
 
     @property
     def key(self) -> str:
-        return str(self.live.follower._project)
+        return str(self.live.follower.project)
 
     def told(self) -> Row:
         """The JSON of the project's page."""
@@ -101,8 +101,8 @@ class Ward:
 
 
 @pytest.fixture(scope="module")
-def ward(live_project: Callable[[Sequence[Film], dict[str, object]], LiveProject], backend: Backend) -> Ward:
-    live = live_project(draw_films(6, seed=4, side=64), OPTIONS)
+def ward(live_project: Callable[[Sequence[DemoImage], dict[str, object]], LiveProject], backend: Backend) -> Ward:
+    live = live_project(draw_images(6, seed=4, side=64), OPTIONS)
     while not live.follower.rounds:
         live.follower.poll()
         time.sleep(0.2)

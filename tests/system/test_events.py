@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images
 from ml_backend.demo.readers import file_name
 from ml_backend.storage import RoundStore
 from tests.system.exported import exported_tasks
@@ -153,7 +153,7 @@ def truly(tasks: Iterable[Json]) -> tuple[set[str], Counter[str]]:
 
 
 def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, data_dir, say):
-    films = draw_films(IMAGES, seed=SEED, side=32)
+    films = draw_images(IMAGES, seed=SEED, side=32)
     project = live_project(films, OPTIONS)
     key = RoundStore(data_dir).connection(project.id).project
     folder = RoundStore(data_dir).project(key)

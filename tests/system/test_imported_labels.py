@@ -8,11 +8,10 @@ import httpx
 import pytest
 
 from ml_backend.config import Settings
-from ml_backend.demo.images import Film, draw_films
-from ml_backend.demo.project import upload
-from ml_backend.demo.readers import ServedImage, file_name
-from ml_backend.doctor.checks import CHECKS, CheckContext
-from ml_backend.doctor.runner import examine
+from ml_backend.demo.options import DemoImage, draw_images
+from ml_backend.demo.project import upload_images
+from ml_backend.demo.readers import OpenTask, file_name
+from ml_backend.doctor.runner import CHECKS, examine
 from tests.system.owned import Owned
 
 pytestmark = pytest.mark.system
@@ -25,7 +24,7 @@ OPTIONS: dict[str, object] = {
     "retrain_after": 1000,
     "min_labels_per_class": 25,
 }
-FILMS = draw_films(12, seed=21, side=64)
+FILMS = draw_images(12, seed=21, side=64)
 
 
 def answered(owned: Owned, *values: str, **fields: object) -> list[dict[str, Any]]:
@@ -72,7 +71,7 @@ def anew(owned: Owned) -> Any:
     return owned.wait_for(lambda report: report.request.round_id not in before)
 
 
-def inline(film: Film) -> str:
+def inline(film: DemoImage) -> str:
     return f"data:image/png;base64,{base64.b64encode(film.content).decode()}"
 
 
@@ -85,14 +84,14 @@ def copies(live_project, backend) -> Owned:
 def imported(live_project, backend) -> Owned:
     """The images stand in the tasks themselves; two that were uploaded wait."""
     owned = Owned.of(live_project, backend, FILMS[:2], OPTIONS)
-    drawn = draw_films(22, seed=22, side=64)
+    drawn = draw_images(22, seed=22, side=64)
     tasks = [{"data": {"image": inline(film)}} for film in drawn]
     three = [task | {"annotations": answered(owned, "normal", "normal", "severe")} for task in tasks[:10]]
     one = [task | {"annotations": answered(owned, "moderate")} for task in tasks[10:]]
     numbers = bring(owned, three + one)
     reader = owned.project.reader("ann")
     for number, value in zip(numbers[10:], ["severe"] * 8 + ["moderate"] * 4, strict=True):
-        reader.submit(owned.id, ServedImage(number, ""), value, owned.project.config)
+        reader.submit(owned.id, OpenTask(number, ""), value, owned.project.config)
     return owned
 
 
@@ -108,7 +107,7 @@ class TestTheSameImageTwice:
         first = dict(copies.project.images())
         again = bring(copies, [{"data": {"image": uri}} for uri in first.values()])
         client, token = copies.project.client, copies.backend.environ["AL_LABEL_STUDIO_API_KEY"]
-        assert list(upload(client, token, copies.id, copies.project.config.image_key, FILMS)) == [12]
+        assert list(upload_images(client, token, copies.id, copies.project.config.image_key, FILMS)) == [12]
         labelled = sorted(first, key=int)[:9]
         copies.label(labelled[:8])
         copies.project.label({again[8]: copies.truth[FILMS[8].name]})

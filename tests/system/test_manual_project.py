@@ -19,10 +19,9 @@ import pytest
 from redis import Redis, RedisError
 from rq.worker_registration import get_keys
 
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
-from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images, shipped_config
+from ml_backend.demo.project import RoundFollower, create_project, upload_images
 from ml_backend.demo.readers import file_name
-from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import NOTHING_TO_CHANGE
 from ml_backend.processes import Service, free_port, valkey_program
@@ -129,8 +128,8 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
         project_id, config = create_project(client, "By the manual", shipped_config("severity"))
         stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
-        films = draw_films(FILMS, seed=6, side=64)
-        assert list(upload(client, label_studio.api_key, project_id, config.image_key, films))[-1] == FILMS
+        films = draw_images(FILMS, seed=6, side=64)
+        assert list(upload_images(client, label_studio.api_key, project_id, config.image_key, films))[-1] == FILMS
         own = {
             "https://label-studio.example.org": label_studio.url,
             "the-personal-access-token": label_studio.api_key,
@@ -203,7 +202,7 @@ def project(office: Office, connected: list[tuple[Command, Answer]]) -> LiveProj
 @pytest.fixture(scope="module")
 def trained(project: LiveProject) -> LiveProject:
     """With a network, and every image labelled: the start set before it, the rest in its order."""
-    truth = {film.name: film.label for film in draw_films(FILMS, seed=6, side=64)}
+    truth = {film.name: film.label for film in draw_images(FILMS, seed=6, side=64)}
     values = {number: truth[file_name(uri)] for number, uri in project.images().items()}
     start = [n for name in DRAWN_CLASSES for n in [n for n, value in values.items() if value == name][:START]]
     project.label({number: values[number] for number in start})

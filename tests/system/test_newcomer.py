@@ -9,8 +9,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from ml_backend.config import Settings
-from ml_backend.demo.images import draw_films
-from ml_backend.demo.view import RoundFollower
+from ml_backend.demo.options import draw_images
+from ml_backend.demo.project import RoundFollower
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.schemas import PublishedRanking, RoundReport
 from tests.system.hands import Hands
@@ -64,7 +64,7 @@ def newest(follower: RoundFollower, condition: Callable[[RoundReport], bool]) ->
 
 
 def test_from_the_first_label_to_another_strategy(browser, live_project, backend, label_studio):
-    project = live_project(draw_films(40, seed=9, side=64), OPTIONS)
+    project = live_project(draw_images(40, seed=9, side=64), OPTIONS)
     newest(project.follower, lambda report: report.fit is None)
     owner = OwnersPage(browser, backend.url, backend.user, backend.password)
     owner.follow_the_link_to(project.id)

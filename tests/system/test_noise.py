@@ -3,7 +3,7 @@
 import pytest
 
 from ml_backend.analytics.agreement import NOISE, Agreement
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from tests.system.owned import Owned
 
 pytestmark = pytest.mark.system
@@ -26,7 +26,7 @@ OPTIONS: dict[str, object] = {
 
 @pytest.fixture(scope="module")
 def owned(live_project, backend) -> Owned:
-    owned = Owned.of(live_project, backend, draw_films(60, seed=8, side=64), OPTIONS)
+    owned = Owned.of(live_project, backend, draw_images(60, seed=8, side=64), OPTIONS)
     owned.label(owned.some_of_each_class(5))
     return owned
 

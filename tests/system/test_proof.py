@@ -5,9 +5,9 @@ from datetime import datetime
 import httpx
 import pytest
 
-from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
-from ml_backend.demo.images import draw_films
-from ml_backend.demo.project import create_project, shipped_config
+from ml_backend.analytics.evaluation import ActiveAgainstRandom
+from ml_backend.demo.options import draw_images, shipped_config
+from ml_backend.demo.project import create_project
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import RoundStore
 from ml_backend.storage.atomic import read_record
@@ -47,7 +47,7 @@ def first_of(owned: Owned, round_: tuple[RoundReport, PublishedRanking]) -> tupl
 @pytest.fixture(scope="module")
 def owned(live_project, backend) -> Owned:
     """Twelve labels from before the first network, and that network."""
-    owned = Owned.of(live_project, backend, draw_films(120, seed=21, side=64), OPTIONS)
+    owned = Owned.of(live_project, backend, draw_images(120, seed=21, side=64), OPTIONS)
     owned.label(owned.some_of_each_class(PER_CLASS))
     owned.trained()
     return owned

@@ -11,8 +11,8 @@ from PIL import Image
 from redis import Redis
 
 from ml_backend.config import Settings
-from ml_backend.demo.images import Film
-from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.demo.options import DemoImage, shipped_config
+from ml_backend.demo.project import create_project, upload_images
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.processes import Valkey
 from ml_backend.rounds.live import run_live_round
@@ -89,9 +89,9 @@ def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[Pro
         config = shipped_config("severity")
         project_id, read = create_project(client, "test reconcile", config)
         films = [
-            Film(name=f"{number}.png", content=image(number), label="", patient_id=None) for number in range(FILMS)
+            DemoImage(name=f"{number}.png", content=image(number), label="", patient_id=None) for number in range(FILMS)
         ]
-        assert list(upload(client, label_studio.api_key, project_id, read.image_key, films))[-1] == FILMS
+        assert list(upload_images(client, label_studio.api_key, project_id, read.image_key, films))[-1] == FILMS
         project = client.patch_project(
             project_id, {"sampling": "Uncertainty sampling", "min_annotations_to_start_training": 1}
         )

@@ -13,7 +13,7 @@ import pytest
 from ml_backend.acquisition import CatalogStrategy
 from ml_backend.analytics.history import strategy_history
 from ml_backend.config import Settings
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images
 from ml_backend.demo.readers import file_name
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.predictions import PoolPredictions
@@ -88,18 +88,18 @@ class Owned:
 
     def served_first(self, name: str) -> str:
         """What a reader gets who has no image on the screen yet; another would get that one again."""
-        image = self.project.reader(name).next_image(self.project.id, self.project.config)
+        image = self.project.reader(name).next_task(self.project.id, self.project.config)
         assert image is not None
         return str(image.image_id)
 
 
 @pytest.fixture(scope="module")
 def owned(live_project) -> Owned:
-    films = draw_films(FILMS, seed=3, side=64)
+    films = draw_images(FILMS, seed=3, side=64)
     truth = {film.name: film.label for film in films}
     project = live_project(films, OPTIONS)
     backend = next(service for service in project.services if hasattr(service, "environ") and hasattr(service, "user"))
-    key = project.follower._project
+    key = project.follower.project
     settings = Settings.load(
         label_studio_url=project.client.url,
         label_studio_api_key=backend.environ["AL_LABEL_STUDIO_API_KEY"],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from ml_backend.rounds.cold_start import random_order
 from tests.system.owned import Owned
 
@@ -24,7 +24,7 @@ OPTIONS: dict[str, object] = {
 
 @pytest.fixture(scope="module")
 def owned(live_project, backend) -> Owned:
-    owned = Owned.of(live_project, backend, draw_films(40, seed=17, side=64), OPTIONS)
+    owned = Owned.of(live_project, backend, draw_images(40, seed=17, side=64), OPTIONS)
     owned.wait_for(lambda report: report.ranking.strategy == "typiclust")
     return owned
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from ml_backend.model.checkpoint import FILE_NAME
 from tests.system.owned import Owned
 
@@ -30,7 +30,7 @@ OPTIONS: dict[str, object] = {
 
 @pytest.fixture(scope="module")
 def owned(live_project, backend) -> Owned:
-    owned = Owned.of(live_project, backend, draw_films(40, seed=3, side=64), OPTIONS)
+    owned = Owned.of(live_project, backend, draw_images(40, seed=3, side=64), OPTIONS)
     owned.label(owned.some_of_each_class(3))
     owned.trained()
     return owned

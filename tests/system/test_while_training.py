@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images
 from ml_backend.demo.readers import file_name
 
 pytestmark = pytest.mark.system
@@ -36,7 +36,7 @@ def wait_for_stage(project, stage: str) -> None:
 
 
 def test_two_hundred_webhooks(live_project, backend):
-    films = draw_films(60, seed=13, side=64)
+    films = draw_images(60, seed=13, side=64)
     truth = {film.name: film.label for film in films}
     project = live_project(films, OPTIONS)
     values = {number: truth[file_name(uri)] for number, uri in project.images().items()}

@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +12,9 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from ml_backend.demo.services import Backend
 from ml_backend.processes import Service, Valkey, valkey_program
 
-__all__ = ["SmallDisk", "SteadyBackend", "SteadyValkey", "children", "kill", "stopped"]
-
-
-class SteadyBackend(Backend):
-    """Starts again on the port of its first start, as Label Studio knows it."""
-
-    def start(self) -> Self:
-        if not self.url:
-            return super().start()
-        port = str(urlsplit(self.url).port)
-        command = [sys.executable, "-m", "ml_backend", "serve", "--host", "127.0.0.1", "--port", port]
-        self._run(command, self.environ, self._log)
-        return self
+__all__ = ["SmallDisk", "SteadyValkey", "children", "kill", "stopped"]
 
 
 class SteadyValkey(Valkey):

@@ -10,17 +10,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ml_backend.config import Settings
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
-from ml_backend.demo.project import create_project, shipped_config, upload
-from ml_backend.demo.readers import Answers, Reader, ReadingRoom, file_name
-from ml_backend.demo.services import Worker
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images, shipped_config
+from ml_backend.demo.project import create_project, upload_images
+from ml_backend.demo.readers import Reader, ReadingRoom, SimulatedLabels, file_name
+from ml_backend.demo.services import Backend, Worker
 from ml_backend.errors import QueueError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.schemas import ImportedVersion, ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
-from tests.system.chaos.damage import SmallDisk, SteadyBackend, SteadyValkey, children
+from tests.system.chaos.damage import SmallDisk, SteadyValkey, children
 from tests.system.chaos.readers import SteadyReaders
 from tests.system.chaos.relay import Relay
 
@@ -77,7 +77,7 @@ class Installation:
                 "AL_DEVICE": "cpu",
                 "OMP_NUM_THREADS": "1",
             }
-            self.server = stack.enter_context(SteadyBackend(environ, self._folder / "server.log").start())
+            self.server = stack.enter_context(Backend(environ, self._folder / "server.log").start())
             behind_relay = self.server.environ | {"AL_LABEL_STUDIO_URL": self.relay.url}
             self.workers = [
                 stack.enter_context(Worker(behind_relay, self._folder / f"worker-{number}.log").start())
@@ -129,10 +129,10 @@ class Ward:
     def __init__(self, here: Installation, images: int, seed: int) -> None:
         self.here = here
         client = here.client
-        films = draw_films(images, seed=seed, side=32)
+        films = draw_images(images, seed=seed, side=32)
         truth = {film.name: film.label for film in films}
         self.id, self.config = create_project(client, "Chaos", shipped_config("severity"))
-        assert list(upload(client, here.api_key, self.id, self.config.image_key, films))[-1] == images
+        assert list(upload_images(client, here.api_key, self.id, self.config.image_key, films))[-1] == images
         first = self._first_labels(truth)
         settings = Settings.load(
             label_studio_url=here.url,
@@ -148,7 +148,7 @@ class Ward:
             self._stack.enter_context(Reader(f"chaos-{number}", client.url)).sign_up(invite)
             for number in range(READERS)
         ]
-        answers = Answers(truth, DRAWN_CLASSES, 0.0, seed)
+        answers = SimulatedLabels(truth, DRAWN_CLASSES, 0.0, seed)
         room = ReadingRoom(readers, self.id, self.config, answers, lambda: "")
         self.readers = SteadyReaders(room, first)
         self._stack.callback(self.readers.stop)
