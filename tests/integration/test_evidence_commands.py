@@ -72,7 +72,7 @@ class TestReplay:
     def test_without_rounds(self, run, connected):
         said = refusal(run("replay", "--project", "2"))
 
-        assert said.startswith("ml-backend: project 2 has no round yet that could be made again")
+        assert said.startswith("ml-backend: project 2 has no round to replay yet")
         assert "`ml-backend doctor`" in said
 
     def test_a_round_that_is_not_there(self, run, connected):
