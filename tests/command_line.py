@@ -15,8 +15,6 @@ import pytest
 from ml_backend.cli import main
 from ml_backend.processes import Service
 
-__all__ = ["ShellService", "run_cli"]
-
 
 def run_cli(words: Sequence[str], environ: Mapping[str, str], folder: Path | None = None) -> CompletedProcess[str]:
     """Run ``ml-backend`` to its end in this process, which has loaded PyTorch already: a new one needs seconds for it.

@@ -19,10 +19,10 @@ from ml_backend.simulation.synthetic import write_synthetic_study
 from ml_backend.simulation.tables import read_labels
 from tests.command_line import run_cli
 from tests.integration.processes import wait_until
-from tests.manual import Command, pages, told_to
+from tests.manual import Command, commands_run_by, pages
 
 BIN = Path(sys.executable).parent
-COMMANDS = told_to(__file__)
+COMMANDS = commands_run_by(__file__)
 FILMS = 80
 DRAWN = ("normal", "moderate", "severe")
 CAUSES = ("normal", "viral", "bacterial")  # of the films that docs/experiments.md is about

@@ -1,10 +1,8 @@
-"""What Label Studio itself exports: a second witness, which nothing of the backend reads."""
+"""Label Studio's own export, which the backend does not read."""
 
 from typing import Any
 
 from ml_backend.label_studio.client import LabelStudioClient
-
-__all__ = ["exported_tasks"]
 
 
 def exported_tasks(client: LabelStudioClient, project_id: int) -> list[dict[str, Any]]:

@@ -21,8 +21,6 @@ from ml_backend.scheduling import QueueStatus
 from ml_backend.schemas import PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 
-__all__ = ["Owned", "page_of"]
-
 WITHIN_S = 120.0
 
 

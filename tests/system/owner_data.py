@@ -24,8 +24,6 @@ from ml_backend.storage.project_state import ReadingStore, Thumbnails
 from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import make_request
 
-__all__ = ["CLASSES", "KEY", "prepare"]
-
 KEY = ProjectKey(id=7, created=1_795_000_000)
 CLASSES = ("normal", "moderate", "severe")
 BEGAN = datetime(2026, 11, 2, 8, 0, tzinfo=UTC)

@@ -17,7 +17,7 @@ from ml_backend.label_studio.formats import prediction
 from ml_backend.label_studio.publisher import SAMPLING
 from tests.page_requests import RECORDED, page_request
 from tests.system.exported import exported_tasks
-from tests.system.hands import Hands
+from tests.system.labeling_page import LabelingPage
 from tests.system.owned import Owned
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
@@ -34,7 +34,7 @@ class TestBrowser:
             time.sleep(0.2)
         reader = project.reader("browser")
 
-        page = Hands(browser, reader.url)
+        page = LabelingPage(browser, reader.url)
         page.log_in(reader.email, reader.password)
         page.label_all_tasks(project.id)
         seen = [page.answer(key) for key in KEYS]
@@ -79,7 +79,7 @@ def ranked(label_studio) -> Iterator[Ranked]:
 
 def test_the_page_sends_what_is_recorded(browser, ranked):
     """And always the prediction that the image was opened from. Simulated readers are held against the recording."""
-    page = Hands(browser, ranked.reader.url)
+    page = LabelingPage(browser, ranked.reader.url)
     page.log_in(ranked.reader.email, ranked.reader.password)
     page.sent()
 
@@ -142,32 +142,32 @@ class Desk:
     """A reader with a browser, and what the hands have pressed."""
 
     reader: Reader
-    hands: Hands
+    page: LabelingPage
     pressed: dict[str, str | None] = field(default_factory=dict)  # task -> class; None for a skip
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.reader.name)
 
     def open(self, project_id: int) -> None:
-        self.hands.log_in(self.reader.email, self.reader.password)
-        self.hands.label_all_tasks(project_id)
-        self.hands.task_id()
+        self.page.log_in(self.reader.email, self.reader.password)
+        self.page.label_all_tasks(project_id)
+        self.page.task_id()
 
     def label(self, count: int) -> None:
         for _ in range(count):
             key = self._random.choice("123")
-            self.pressed[self.hands.answer(key)] = KEYS[key]
+            self.pressed[self.page.answer(key)] = KEYS[key]
 
     def skip(self) -> None:
-        self.pressed[self.hands.skip()] = None
+        self.pressed[self.page.skip()] = None
 
     def mend(self) -> None:
         """Go back to the answer before and change it, and come back to the image that waits."""
-        task = self.hands.back()
+        task = self.page.back()
         key = next(key for key in "123" if KEYS[key] != self.pressed[task])
-        self.hands.update(key)
+        self.page.update(key)
         self.pressed[task] = KEYS[key]
-        self.hands.forward()
+        self.page.forward()
 
 
 class TestRankingsUnderTheHands:
@@ -182,13 +182,13 @@ class TestRankingsUnderTheHands:
         changes.submit(owned.id, to_change, "normal", project.config)
         to_change = changes.reopen(owned.id, to_change, project.config)
         ann, ben, cora = desks = [
-            Desk(project.reader(name), Hands(browsers(), project.client.url)) for name in ("ann", "ben", "cora")
+            Desk(project.reader(name), LabelingPage(browsers(), project.client.url)) for name in ("ann", "ben", "cora")
         ]
         for desk in desks:
             desk.open(owned.id)
         cora.label(1)
-        [answered], held = cora.pressed, cora.hands.task_id()
-        data_manager = cora.hands.in_a_new_tab()
+        [answered], held = cora.pressed, cora.page.task_id()
+        data_manager = cora.page.in_a_new_tab()
         data_manager.open_in_data_manager(owned.id, answered)
 
         def label(each: int) -> None:
@@ -219,18 +219,18 @@ class TestRankingsUnderTheHands:
         assert rankings.index(first.version) == 0
         assert len(rankings) > 4
 
-        cora.hands.in_front()
-        assert cora.hands.task_id() == held
+        cora.page.in_front()
+        assert cora.page.task_id() == held
         cora.label(1)
         data_manager.in_front().update("2")
         cora.pressed[answered] = KEYS["2"]
         skips.skip(owned.id, to_skip)
         changes.update(owned.id, to_change, "severe", project.config)
 
-        for hands in (*(desk.hands for desk in desks), data_manager):
-            answers = [one for one in hands.sent("POST", "PATCH") if ANSWER.match(one.path)]
+        for page in (*(desk.page for desk in desks), data_manager):
+            answers = [one for one in page.sent("POST", "PATCH") if ANSWER.match(one.path)]
             assert [one for one in answers if one.status not in (200, 201)] == []
-            assert hands.in_front().errors() == []
+            assert page.in_front().errors() == []
         given = {desk.reader.email: desk.pressed for desk in desks}
         given |= {skips.email: {to_skip.image_id: None}, changes.email: {to_change.image_id: "severe"}}
         pressed = [(task, email, value) for email, values in given.items() for task, value in values.items()]

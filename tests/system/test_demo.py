@@ -15,7 +15,7 @@ import pytest
 
 from ml_backend.demo.options import draw_images
 from ml_backend.demo.summary import Summary
-from tests.manual import ROOT, Command, told_to
+from tests.manual import ROOT, Command, commands_run_by
 
 pytestmark = pytest.mark.system
 
@@ -110,7 +110,7 @@ def worth_running(told: Sequence[Command]) -> list[Command]:
     return [one for one in told if not any(asked(one) < asked(other) for other in told)]
 
 
-COMMANDS = worth_running(told_to(__file__))
+COMMANDS = worth_running(commands_run_by(__file__))
 
 
 class TestManual:
@@ -151,7 +151,7 @@ class TestManual:
 
     def test_what_is_not_run_is_part_of_what_is(self):
         """`make demo` of `make demo ROUNDS=5`; another option would be run."""
-        told = told_to(__file__)
+        told = commands_run_by(__file__)
         new = Command('make demo ARGS="--count 50"', "docs/new.md")
 
         assert [command.text for command in told if command not in COMMANDS] == [

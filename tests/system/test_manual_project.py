@@ -28,12 +28,12 @@ from ml_backend.processes import Service, free_port, valkey_program
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
 from tests.command_line import ShellService
-from tests.manual import Command, commands, pages, told_to
+from tests.manual import Command, commands, commands_run_by, pages
 from tests.system.conftest import LiveProject
 
 pytestmark = pytest.mark.system
 
-COMMANDS = told_to(__file__)
+COMMANDS = commands_run_by(__file__)
 FILMS, START = 84, 4  # of every class, before the first training
 WITHIN_S = 120.0
 SMALL = {

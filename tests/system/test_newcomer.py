@@ -13,7 +13,7 @@ from ml_backend.demo.options import draw_images
 from ml_backend.demo.project import RoundFollower
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.schemas import PublishedRanking, RoundReport
-from tests.system.hands import Hands
+from tests.system.labeling_page import LabelingPage
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
@@ -75,12 +75,12 @@ def test_from_the_first_label_to_another_strategy(browser, live_project, backend
 
     # Six labels, two of each class, by hotkeys.
     first, second = project.reader("first"), project.reader("second")
-    hands = Hands(browser, first.url)
-    hands.log_in(first.email, first.password)
-    hands.label_all_tasks(project.id)
+    page = LabelingPage(browser, first.url)
+    page.log_in(first.email, first.password)
+    page.label_all_tasks(project.id)
     for key in "123123":
-        hands.answer(key)
-    held = hands.task_id()
+        page.answer(key)
+    held = page.task_id()
     report, by_entropy = newest(project.follower, lambda report: report.fit is not None)
     owner.follow_the_link_to(project.id)
     after = owner.sections()
@@ -104,8 +104,8 @@ def test_from_the_first_label_to_another_strategy(browser, live_project, backend
     owner.follow_the_link_to(project.id)
     assert f"mean_std instead of entropy since {reranked.request.round_id}: at once" in owner.sections()["Strategy"]
 
-    hands = Hands(browser, second.url)
+    page = LabelingPage(browser, second.url)
     browser.delete_all_cookies()
-    hands.log_in(second.email, second.password)
-    hands.label_all_tasks(project.id)
-    assert hands.task_id() == next(image for image in by_std.image_ids if image != held)
+    page.log_in(second.email, second.password)
+    page.label_all_tasks(project.id)
+    assert page.task_id() == next(image for image in by_std.image_ids if image != held)

@@ -181,10 +181,10 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: ProjectContex
         client.patch_project(number, {"model_version": ""})
 
     served = published
-    for deed in (delete_predictions, import_again, import_over, choose_another_version, choose_none):
-        deed()
+    for fault in (delete_predictions, import_again, import_over, choose_another_version, choose_none):
+        fault()
         world.reconciler.look()
-        assert world.queue.status(world.key).waiting == "topup", deed.__name__
+        assert world.queue.status(world.key).waiting == "topup", fault.__name__
         run_live_round(world.settings, world.key, "topup")
         world.queue.forget(world.key)
         now = store.published()
@@ -194,7 +194,7 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: ProjectContex
         assert client.project(number)["model_version"] == now.version
         assert world.served() == now.image_ids[0]
         world.reconciler.look()
-        assert world.queue.status(world.key).waiting is None, deed.__name__
+        assert world.queue.status(world.key).waiting is None, fault.__name__
         served = now
     assert client.model_versions(number)["my-resnet"] == 1
 

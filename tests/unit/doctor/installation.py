@@ -18,8 +18,6 @@ from ml_backend.storage import RoundStore
 from tests.unit.label_studio.studio import LABEL_CONFIG
 from tests.unit.server.memory import MemoryQueue
 
-__all__ = ["BACKEND", "Installation", "failures"]
-
 STUDIO, BACKEND = "http://ls:8080", "http://backend:9090"
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 KEY = ProjectKey(id=7, created=1_700_000_000)

@@ -13,7 +13,7 @@ from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.experiments import EXPERIMENTS, SEVEN, ExperimentOptions, run_experiment
 from ml_backend.simulation.outlines import OUTLINES, markdown
-from tests.manual import told_to
+from tests.manual import commands_run_by
 
 PAGE = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text()
 
@@ -26,7 +26,7 @@ class TestCatalog:
         assert re.findall(r"^### `ml-backend experiment ([a-z-]+)`", PAGE, re.MULTILINE) == list(EXPERIMENTS)
 
     def test_the_command_prints_it(self):
-        [command] = told_to(__file__)
+        [command] = commands_run_by(__file__)
         printed = CliRunner().invoke(app, command.words[1:])
 
         assert printed.exit_code == 0
