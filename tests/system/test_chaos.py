@@ -15,7 +15,7 @@ import pytest
 from ml_backend.schemas import PublishedRanking, RoundReport
 from tests.system.chaos.faults import FAULTS, PHASES, FaultInjector, Step, plan
 from tests.system.chaos.installation import RETRAIN_AFTER, Installation, LabelledProject
-from tests.system.conftest import RunningLabelStudio
+from tests.system.live import RunningLabelStudio
 
 KILLS = int(os.environ.get("AL_CHAOS_KILLS", "8"))
 SEED = int(os.environ.get("AL_CHAOS_SEED", "7"))

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from ml_backend.label_studio.connect import NOTHING_TO_CHANGE, connect_project
 from ml_backend.label_studio.formats import parse_label_config, prediction, question, training_classes
 from ml_backend.label_studio.sync import LabelStudioLabels
 from tests.label_configs import LEARNED, REFUSED
+from tests.system.live import RunningLabelStudio
 from tests.system.recording import RecordingBackend
 
 pytestmark = pytest.mark.system
@@ -24,16 +25,6 @@ KEYS = ("image", "side", "my-image", "größe", "gr", "my", "text", "x", "option
 DATA = dict.fromkeys(KEYS, ADDRESS) | {"images": [ADDRESS], "study": {"image": ADDRESS}}
 OPTIONS = ProjectOptions.resolve(environ={})
 XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
-
-
-class Running(Protocol):
-    """What the fixture ``label_studio`` offers."""
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def api_key(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Case:
 
 
 @pytest.fixture
-def case(label_studio: Running, recorder: RecordingBackend) -> Iterator[Case]:
+def case(label_studio: RunningLabelStudio, recorder: RecordingBackend) -> Iterator[Case]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         body = {"title": "test connect", "label_config": XML}
         project = client.request("POST", "/api/projects/", dict, body=body)

@@ -4,71 +4,53 @@ import base64
 from contextlib import closing
 from typing import Any
 
-import httpx
 import pytest
 
-from ml_backend.config import Settings
 from ml_backend.demo.options import DemoImage, draw_images
 from ml_backend.demo.project import upload_images
-from ml_backend.demo.readers import OpenTask, file_name
+from ml_backend.demo.readers import OpenTask, choice_result, file_name
+from ml_backend.doctor.checks import Case
 from ml_backend.doctor.runner import CHECKS, examine
-from tests.system.owned import Owned
+from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = pytest.mark.system
 
-OPTIONS: dict[str, object] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    "image_side": 64,
-    "batch_size": 5,
-    "retrain_after": 1000,
-    "min_labels_per_class": 25,
-}
+OPTIONS = SMALL_NETWORK | {"batch_size": 5, "min_labels_per_class": 25}
 FILMS = draw_images(12, seed=21, side=64)
 
 
-def answered(owned: Owned, *values: str, **fields: object) -> list[dict[str, Any]]:
+def answered(project: LiveProject, *values: str, **fields: object) -> list[dict[str, Any]]:
     """Annotations as they stand in a file that is imported."""
-    config = owned.project.config
-    region = {"from_name": config.from_name, "to_name": config.to_name, "type": "choices"}
-    return [{"result": [region | {"value": {"choices": [value]}}]} | fields for value in values]
+    config = project.config
+    return [{"result": choice_result(value, config)} | fields for value in values]
 
 
-def bring(owned: Owned, tasks: list[dict[str, Any]]) -> list[str]:
+def bring(project: LiveProject, tasks: list[dict[str, Any]]) -> list[str]:
     """Import these tasks; their ids."""
-    client, before = owned.project.client, {str(task["id"]) for task in owned.project.client.changed_tasks(owned.id)}
-    client.send("POST", f"/api/projects/{owned.id}/import", body=tasks)
-    return [number for task in client.changed_tasks(owned.id) if (number := str(task["id"])) not in before]
+    client, before = project.client, {str(task["id"]) for task in project.client.changed_tasks(project.id)}
+    client.send("POST", f"/api/projects/{project.id}/import", body=tasks)
+    return [number for task in client.changed_tasks(project.id) if (number := str(task["id"])) not in before]
 
 
-def page_of(owned: Owned) -> str:
-    key = owned.store.folder.name
-    auth = (owned.backend.user, owned.backend.password)
-    answer = httpx.get(f"{owned.backend.url}/projects/{key}", auth=auth, headers={"Accept": "text/html"}, timeout=60)
-    return " ".join(answer.raise_for_status().text.split())
+def page_of(project: LiveProject) -> str:
+    return " ".join(project.page().text.split())
 
 
-def doctor_of(owned: Owned) -> dict[str, str]:
+def doctor_of(project: LiveProject) -> dict[str, str]:
     """What two of the doctor's checks see, of which the page shows the same; without those of services."""
     names = ("settings", "Label Studio", "API key", "project", "label config", "options", "classes", "rounds on disk")
     checks = [one for one in CHECKS if one.name in (*names, "same image twice", "ground truths")]
-    environ = owned.backend.environ
-    settings = Settings.load(
-        label_studio_url=environ["AL_LABEL_STUDIO_URL"],
-        label_studio_api_key=environ["AL_LABEL_STUDIO_API_KEY"],
-        data_dir=environ["AL_DATA_DIR"],
-    )
-    with closing(CheckContext(owned.id, owned.backend.url, lambda: settings)) as case:
+    with closing(Case(project.id, project.backend.url, lambda: project.backend.settings)) as case:
         found = {one.name: one for one in examine(case, checks)}
     assert {one.verdict for one in found.values()} == {"ok"}
     return {name: found[name].seen for name in ("same image twice", "ground truths")}
 
 
-def anew(owned: Owned) -> Any:
+def anew(project: LiveProject) -> Any:
     """Press the button, and wait until what came of it is served; the round, and what is served of it."""
-    before = owned.store.round_ids()
-    owned.project.start_training()
-    return owned.wait_for(lambda report: report.request.round_id not in before)
+    before = project.store.round_ids()
+    project.start_training()
+    return project.wait_for(lambda report: report.request.round_id not in before)
 
 
 def inline(film: DemoImage) -> str:
@@ -76,43 +58,44 @@ def inline(film: DemoImage) -> str:
 
 
 @pytest.fixture(scope="module")
-def copies(live_project, backend) -> Owned:
-    return Owned.of(live_project, backend, FILMS, OPTIONS)
+def copies(live_project) -> LiveProject:
+    project: LiveProject = live_project(FILMS, OPTIONS)
+    return project
 
 
 @pytest.fixture(scope="module")
-def imported(live_project, backend) -> Owned:
+def imported(live_project) -> LiveProject:
     """The images stand in the tasks themselves; two that were uploaded wait."""
-    owned = Owned.of(live_project, backend, FILMS[:2], OPTIONS)
+    project: LiveProject = live_project(FILMS[:2], OPTIONS)
     drawn = draw_images(22, seed=22, side=64)
     tasks = [{"data": {"image": inline(film)}} for film in drawn]
-    three = [task | {"annotations": answered(owned, "normal", "normal", "severe")} for task in tasks[:10]]
-    one = [task | {"annotations": answered(owned, "moderate")} for task in tasks[10:]]
-    numbers = bring(owned, three + one)
-    reader = owned.project.reader("ann")
+    three = [task | {"annotations": answered(project, "normal", "normal", "severe")} for task in tasks[:10]]
+    one = [task | {"annotations": answered(project, "moderate")} for task in tasks[10:]]
+    numbers = bring(project, three + one)
+    reader = project.reader("ann")
     for number, value in zip(numbers[10:], ["severe"] * 8 + ["moderate"] * 4, strict=True):
-        reader.submit(owned.id, OpenTask(number, ""), value, owned.project.config)
-    return owned
+        reader.submit(project.id, OpenTask(number, ""), value, project.config)
+    return project
 
 
 class TestTheSameImageTwice:
     """12 images, imported again by their addresses, and uploaded again: 36 tasks. The tests stand in their order."""
 
-    def names(self, owned: Owned, image_ids: Any) -> list[str]:
-        uris = {str(task["id"]): task["data"]["image"] for task in owned.project.client.changed_tasks(owned.id)}
+    def names(self, project: LiveProject, image_ids: Any) -> list[str]:
+        uris = {str(task["id"]): task["data"]["image"] for task in project.client.changed_tasks(project.id)}
         return [file_name(uris[image_id]) for image_id in image_ids]
 
     def test_no_copy_of_a_labelled_image_is_served(self, copies):
         copies.wait_for()
-        first = dict(copies.project.images())
+        first = dict(copies.images())
         again = bring(copies, [{"data": {"image": uri}} for uri in first.values()])
-        client, token = copies.project.client, copies.backend.environ["AL_LABEL_STUDIO_API_KEY"]
-        assert list(upload_images(client, token, copies.id, copies.project.config.image_key, FILMS)) == [12]
+        client, token = copies.client, copies.backend.environ["AL_LABEL_STUDIO_API_KEY"]
+        assert list(upload_images(client, token, copies.id, copies.config.image_key, FILMS)) == [12]
         labelled = sorted(first, key=int)[:9]
         copies.label(labelled[:8])
-        copies.project.label({again[8]: copies.truth[FILMS[8].name]})
+        copies.annotate({again[8]: copies.truth[FILMS[8].name]})
         other = "severe" if copies.truth[FILMS[0].name] != "severe" else "normal"
-        copies.project.label({again[0]: other})
+        copies.annotate({again[0]: other})
 
         report, published = anew(copies)
 

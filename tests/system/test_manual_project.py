@@ -22,6 +22,7 @@ from rq.worker_registration import get_keys
 from ml_backend.demo.options import DRAWN_CLASSES, draw_images, shipped_config
 from ml_backend.demo.project import RoundFollower, create_project, upload_images
 from ml_backend.demo.readers import file_name
+from ml_backend.demo.services import Backend
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import NOTHING_TO_CHANGE
 from ml_backend.processes import Service, free_port, valkey_program
@@ -29,7 +30,7 @@ from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
 from tests.command_line import ShellService
 from tests.manual import Command, commands, commands_run_by, pages
-from tests.system.conftest import LiveProject
+from tests.system.live import LiveProject
 
 pytestmark = pytest.mark.system
 
@@ -157,7 +158,9 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
 
         def live() -> LiveProject:
             follower = RoundFollower(client, store, queue, store.connection(project_id).project)
-            return LiveProject(project_id, config, client, follower, (), stack)
+            truth = {image.name: image.label for image in films}
+            backend = Backend(desk.environ, folder / "unused.log")
+            return LiveProject(project_id, config, client, follower, truth, {}, backend, (), stack)
 
         yield Office(desk, exported, live)
 
@@ -205,10 +208,10 @@ def trained(project: LiveProject) -> LiveProject:
     truth = {film.name: film.label for film in draw_images(FILMS, seed=6, side=64)}
     values = {number: truth[file_name(uri)] for number, uri in project.images().items()}
     start = [n for name in DRAWN_CLASSES for n in [n for n, value in values.items() if value == name][:START]]
-    project.label({number: values[number] for number in start})
+    project.annotate({number: values[number] for number in start})
     project.start_training()
     wait(project, lambda: project.follower.trained > 0)
-    project.label({number: value for number, value in values.items() if number not in start})
+    project.annotate({number: value for number, value in values.items() if number not in start})
     return project
 
 

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,23 +16,16 @@ from ml_backend.demo.readers import ReadingRoom, SimulatedLabels
 from ml_backend.demo.summary import View, check_order
 from ml_backend.label_studio.sync import read_project
 from ml_backend.rounds.replay import replays
-from ml_backend.storage import ProjectStore, RoundStore
-from tests.system.exported import exported_tasks
+from ml_backend.storage import ProjectStore
+from tests.system.live import SMALL_NETWORK
 
 pytestmark = pytest.mark.system
 
 RETRAIN_AFTER = 12
-OPTIONS: dict[str, object] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    "finetune": "head",
-    "image_side": 64,
-    "passes": 5,
-    "epochs": 5,
+OPTIONS = SMALL_NETWORK | {
     "batch_size": RETRAIN_AFTER,
     "reserve": 40,
     "retrain_after": RETRAIN_AFTER,
-    "min_labels_per_class": 2,
     "strategy": "entropy",
 }
 
@@ -50,12 +42,11 @@ class Labelled:
 
 
 @pytest.fixture(scope="module")
-def labelled(live_project, backend) -> Labelled:
-    films = draw_images(100, seed=5, side=64)
-    project = live_project(films, OPTIONS)
-    answers = SimulatedLabels({film.name: film.label for film in films}, DRAWN_CLASSES, mistakes=0.05, seed=5)
+def labelled(live_project) -> Labelled:
+    project = live_project(draw_images(100, seed=5, side=64), OPTIONS)
+    labels = SimulatedLabels(project.truth, DRAWN_CLASSES, mistakes=0.05, seed=5)
     readers = [project.reader("ann"), project.reader("ben")]
-    room = ReadingRoom(readers, project.id, project.config, answers, project.follower.version)
+    room = ReadingRoom(readers, project.id, project.config, labels, project.follower.version)
     label_until(
         3,
         retrain_after=RETRAIN_AFTER,
@@ -64,11 +55,9 @@ def labelled(live_project, backend) -> Labelled:
         services=list(project.services),
         view=View(Console(file=io.StringIO())),
     )
-    rounds = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
-    store = rounds.project(rounds.connection(project.id).project)
-    mirror = read_project(project.client, project.id, None).cache
-    told = answers_of(mirror, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
-    return Labelled(room, project.follower, exported_tasks(project.client, project.id), store, told)
+    mirror = read_project(project.client, project.id, None).mirror
+    annotations = answers_of(mirror, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
+    return Labelled(room, project.follower, project.exported(), project.store, annotations)
 
 
 class TestServedOrder:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -15,20 +15,11 @@ from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
 from ml_backend.schemas import ProjectKey, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
+from tests.system.live import RunningLabelStudio
 
 pytestmark = pytest.mark.system
 XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
 TASKS = 8
-
-
-class Running(Protocol):
-    """What the fixture ``label_studio`` offers."""
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def api_key(self) -> str: ...
 
 
 class LiveProject:
@@ -105,7 +96,7 @@ class LiveProject:
 
 
 @pytest.fixture
-def project(label_studio: Running, tmp_path: Path) -> Iterator[LiveProject]:
+def project(label_studio: RunningLabelStudio, tmp_path: Path) -> Iterator[LiveProject]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         live = LiveProject(client, RoundStore(tmp_path))
         yield live

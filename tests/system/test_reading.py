@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 import pytest
@@ -21,24 +21,15 @@ from ml_backend.label_studio.formats import parse_label_config, prediction, read
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.sync import LabelStudioLabels, TaskCache, read_project
 from ml_backend.schemas import ImageRef
+from tests.system.live import RunningLabelStudio
 from tests.unit.label_studio.data_uris import SPELLINGS
 
 pytestmark = pytest.mark.system
 XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
 
 
-class Running(Protocol):
-    """What the fixture ``label_studio`` offers."""
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def api_key(self) -> str: ...
-
-
 @pytest.fixture
-def client(label_studio: Running) -> Iterator[LabelStudioClient]:
+def client(label_studio: RunningLabelStudio) -> Iterator[LabelStudioClient]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         yield client
 
@@ -57,7 +48,7 @@ def film() -> bytes:
     return file.getvalue()
 
 
-def upload(label_studio: Running, project_id: int, content: bytes) -> None:
+def upload(label_studio: RunningLabelStudio, project_id: int, content: bytes) -> None:
     answer = httpx.post(
         f"{label_studio.url}/api/projects/{project_id}/import",
         headers={"Authorization": f"Token {label_studio.api_key}"},
@@ -151,7 +142,9 @@ def test_what_no_reader_answered(client: LabelStudioClient, project_id: int) -> 
     assert {a.image.id: a.value for a in labels.annotations()} == {tasks[1]: "normal", tasks[3]: "severe"}
 
 
-def test_patients_of_several_imports(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
+def test_patients_of_several_imports(
+    client: LabelStudioClient, label_studio: RunningLabelStudio, project_id: int
+) -> None:
     """Label Studio reads the column as 12.0 where one cell is empty, as 12 where none is, as text where it is one."""
     tables = ["image,patient_id\nhttp://f/1.png,12\nhttp://f/2.png,\n", "image,patient_id\nhttp://f/3.png,12\n"]
     for number, table in enumerate(tables):
@@ -272,7 +265,7 @@ def test_a_reading_costs_what_changed(client: LabelStudioClient, project_id: int
     assert [row["id"] for row in client.changed_tasks(project_id, now)] == [task]
 
 
-def test_an_uploaded_image(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
+def test_an_uploaded_image(client: LabelStudioClient, label_studio: RunningLabelStudio, project_id: int) -> None:
     upload(label_studio, project_id, film())
     (task,) = client.unlabelled_tasks(project_id)
     image = ImageRef(id=str(task["id"]), uri=task["data"]["image"])
@@ -321,7 +314,7 @@ def test_images_that_stand_in_their_tasks(client: LabelStudioClient, project_id:
         assert decode(LabelStudioImages(client).fetch(image), 32, image.id).shape == (32, 32)
 
 
-def test_a_personal_access_token(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
+def test_a_personal_access_token(client: LabelStudioClient, label_studio: RunningLabelStudio, project_id: int) -> None:
     if client.request("GET", "/api/token/", list):
         pytest.skip("this Label Studio's user has a personal access token already, and may have only one")
     token = client.request("POST", "/api/token/", dict, body={})["token"]
@@ -339,7 +332,7 @@ def test_a_personal_access_token(client: LabelStudioClient, label_studio: Runnin
         revoked.project(project_id)
 
 
-def test_a_wrong_key(label_studio: Running) -> None:
+def test_a_wrong_key(label_studio: RunningLabelStudio) -> None:
     with (
         LabelStudioClient(label_studio.url, "0" * 40) as stranger,
         pytest.raises(RequestRefused, match="make a personal access token"),

@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from PIL import Image
@@ -20,6 +19,7 @@ from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.scheduling.reconciler import Reconciler
 from ml_backend.schemas import Connection, ProjectKey
 from ml_backend.storage import RoundStore
+from tests.system.live import RunningLabelStudio
 from tests.system.recording import RecordingBackend
 
 pytestmark = pytest.mark.system
@@ -32,16 +32,6 @@ OPTIONS = {
     "weights": "none",
     "image_side": 32,
 }
-
-
-class Running(Protocol):
-    """What the fixture ``label_studio`` offers."""
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def api_key(self) -> str: ...
 
 
 class ProjectContext:
@@ -75,7 +65,7 @@ def image(shade: int) -> bytes:
 
 
 @pytest.fixture
-def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[ProjectContext]:
+def world(label_studio: RunningLabelStudio, valkey: Valkey, tmp_path: Path) -> Iterator[ProjectContext]:
     settings = Settings.load(
         redis_url=valkey.url,
         data_dir=tmp_path,
