@@ -147,11 +147,11 @@ class TestNotRun:
     def test_uv_knows_the_options(self):
         [command] = [one for one in commands_run_by(__file__) if one.words[0] == "uv"]
         uv = shutil.which("uv") or str(ROOT / ".tools" / "uv" / "bin" / "uv")
-        told = subprocess.run([uv, "pip", "install", "--help"], capture_output=True, text=True, timeout=60, check=True)
+        data = subprocess.run([uv, "pip", "install", "--help"], capture_output=True, text=True, timeout=60, check=True)
 
         options = [word.partition("=")[0] for word in command.words if word.startswith("--")]
         assert options
-        assert [one for one in options if one not in told.stdout] == []
+        assert [one for one in options if one not in data.stdout] == []
 
     def test_the_test_that_draws_the_pictures_runs_and_reads_the_variable(self):
         [command] = [one for one in commands_run_by(__file__) if one.text.startswith("AL_SCREENSHOTS")]

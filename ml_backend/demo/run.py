@@ -184,7 +184,7 @@ def _prepare(
     view.step("connecting the backend and the readers", 0, None)
     invite = str(client.request("GET", "/api/invite", dict)["invite_url"])
     names = [f"reader-{i + 1}" for i in range(options.readers)]
-    # Before the first round: while its ranking is imported, sqlite may be locked for whoever signs up.
+    # Before the first round: while its ranking is imported, sqlite may be locked, and a sign-up would fail.
     readers = [stack.enter_context(Reader(name, services.url)).sign_up(invite) for name in names]
     settings = services.backend.settings
     connect_project(settings, project_id, services.backend.url, plan.extra_params, client)

@@ -1,7 +1,7 @@
 """Label Studio, the backend and the worker, each as a child process on a free port.
 
-All are started first and waited for later, so that they come up at the same time. A service is ready when *our own*
-process answers, told by a secret or a process id: another program may hold the port.
+All are started first and waited for later, so that they come up at the same time. A service is ready when our own
+process answers, identified by a secret or a process id: another program may hold the port.
 """
 
 import json

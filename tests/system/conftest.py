@@ -153,16 +153,16 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def _keep_empty(folder: Path, made: Path) -> None:
-    """Copy what a first start has made: another takes 45 s of a core, and one on a copy of it takes 5."""
-    beside = made.with_suffix(f".{os.getpid()}")
-    beside.mkdir(mode=0o700, exist_ok=True)
-    shutil.copy(folder / "login.json", beside)
+    """Keep the database of a first start: another takes 45 s of a core, and a start on a copy of it takes 5."""
+    extra = made.with_suffix(f".{os.getpid()}")
+    extra.mkdir(mode=0o700, exist_ok=True)
+    shutil.copy(folder / "login.json", extra)
     with (
         closing(sqlite3.connect(folder / "label_studio.sqlite3")) as database,
-        closing(sqlite3.connect(beside / "label_studio.sqlite3")) as copy,
+        closing(sqlite3.connect(extra / "label_studio.sqlite3")) as copy,
     ):
         database.backup(copy)
-    beside.rename(made)
+    extra.rename(made)
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +205,7 @@ def backend(backend_environ: dict[str, str], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def worker(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     with Worker(backend.environ, tmp_path_factory.mktemp("worker") / "worker.log").start() as service:
-        # It loads PyTorch first, beside whatever else the two processes of the tests are starting.
+        # It loads PyTorch first, while the two processes of the tests start other services.
         yield service.wait(180.0)
 
 

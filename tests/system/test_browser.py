@@ -55,8 +55,8 @@ class Ranked:
 def ranked(label_studio) -> Iterator[Ranked]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         project_id, config = create_project(client, "Recorded", shipped_config("severity"))
-        films = draw_images(6, seed=3, side=32)
-        list(upload_images(client, label_studio.api_key, project_id, config.image_key, films))
+        images = draw_images(6, seed=3, side=32)
+        list(upload_images(client, label_studio.api_key, project_id, config.image_key, images))
         tasks = [str(task["id"]) for task in client.unlabelled_tasks(project_id)]
         suggestions = [None, None, "severe", "severe", "severe", "severe"]
         version = "al-r000001-entropy-000000"

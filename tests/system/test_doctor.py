@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class CheckedProject:
-    """A project with its first ranking published, and what the doctor is told of it."""
+    """A project with a published first ranking, and the environment of the doctor."""
 
     live: LiveProject
     backend: Backend
@@ -73,7 +73,7 @@ class CheckedProject:
     def key(self) -> str:
         return str(self.live.follower.project)
 
-    def told(self) -> Row:
+    def data(self) -> Row:
         """The JSON of the project's page."""
         answer: Row = self.live.page("application/json").json()
         return answer
@@ -81,10 +81,10 @@ class CheckedProject:
     def wait_until(self, there: Callable[[Row], bool], within_s: float = 120.0) -> Row:
         """The same, once nothing runs or waits and something is there."""
         deadline = time.monotonic() + within_s
-        while (told := self.told())["queue"]["running"] or told["queue"]["waiting"] or not there(told):
-            assert time.monotonic() < deadline, told
+        while (data := self.data())["queue"]["running"] or data["queue"]["waiting"] or not there(data):
+            assert time.monotonic() < deadline, data
             time.sleep(0.2)
-        return told
+        return data
 
     def look(self, name: str) -> Finding:
         """One check, after those that it needs."""
@@ -158,11 +158,11 @@ def test_json_holds_the_same(checked: CheckedProject) -> None:
     words = ["doctor", "--project", str(checked.live.id), "--url", checked.backend.url, "--json"]
     shown = CliRunner().invoke(app, words, env=checked.environ | {"AL_REDIS_URL": "redis://:secret-word@127.0.0.1:9/0"})
 
-    told = json.loads(shown.output)
+    data = json.loads(shown.output)
     assert shown.exit_code == 1
-    assert not told["well"]
-    assert [one["name"] for one in told["findings"]] == [check.name for check in CHECKS]
-    assert {one["name"]: one["verdict"] for one in told["findings"] if one["verdict"] != "ok"} == {
+    assert not data["well"]
+    assert [one["name"] for one in data["findings"]] == [check.name for check in CHECKS]
+    assert {one["name"]: one["verdict"] for one in data["findings"] if one["verdict"] != "ok"} == {
         "Redis": "FAIL", "worker": "skip", "rounds": "skip"
     }  # fmt: skip
     assert "secret-word" not in shown.output
@@ -190,7 +190,7 @@ def test_another_address(checked: CheckedProject) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"is_active": False}, "is switched off"),
         ({"send_payload": False}, "sends no payload"),
@@ -198,13 +198,13 @@ def test_another_address(checked: CheckedProject) -> None:
         ({"headers": {"Authorization": "Basic eDp5"}}, "sends another Authorization"),
     ],
 )
-def test_a_webhook_that_was_changed(checked: CheckedProject, fields: dict[str, object], said: str) -> None:
+def test_a_webhook_that_was_changed(checked: CheckedProject, fields: dict[str, object], message: str) -> None:
     checked.live.client.patch_webhook(int(checked.hook["id"]), {"url": checked.hook["url"], **fields})
 
     found = checked.examine()
 
     assert failures(found) == {"webhook"}
-    assert said in found["webhook"].seen
+    assert message in found["webhook"].seen
     checked.connect()
     assert checked.look("event arrives").verdict == "ok"
 
@@ -387,22 +387,22 @@ def test_images_under_another_key_are_named_and_not_called_for(checked: CheckedP
     config = checked.live.client.project(checked.live.id)["label_config"]
     with patched(checked, label_config=config.replace('value="$image"', 'value="$film"')):
         found = checked.examine()
-        first = min(checked.told()["standing"]["left_out"][0]["first"], found["left out"].seen, key=len)
+        first = min(checked.data()["standing"]["left_out"][0]["first"], found["left out"].seen, key=len)
         checked.live.start_training()
-        told = checked.wait_until(lambda told: told["queue"]["last_error"] is not None)
+        data = checked.wait_until(lambda data: data["queue"]["last_error"] is not None)
         page = " ".join(html.unescape(checked.live.page().text).split())
         after = checked.examine()
 
     assert failures(found) == {"images", "left out", "labelling"}
     assert failures(after) == {"images", "left out", "labelling", "rounds"}
     assert re.fullmatch(r"task \d+ has no image under 'film'; its data holds \['image', .*\]", first)
-    assert told["state"] == "failed"
-    assert (told["queue"]["last_error"]["kind"], told["standing"]["verdict"]) == ("UnusablePool", "unusable")
-    for said in (told["queue"]["last_error"]["message"], told["standing"]["sentence"], page):
-        assert first in said
-        assert "mport images" not in said
+    assert data["state"] == "failed"
+    assert (data["queue"]["last_error"]["kind"], data["standing"]["verdict"]) == ("UnusablePool", "unusable")
+    for message in (data["queue"]["last_error"]["message"], data["standing"]["sentence"], page):
+        assert first in message
+        assert "mport images" not in message
     assert "6 were left out, the first: " in page
-    checked.wait_until(lambda told: told["state"] == "idle")
+    checked.wait_until(lambda data: data["state"] == "idle")
     assert checked.look("labelling").verdict == checked.look("rounds").verdict == "ok"
 
 
@@ -412,9 +412,9 @@ def test_everything_is_labelled(checked: CheckedProject) -> None:
     checked.live.annotate(dict(zip(images, ["normal", "moderate", "severe"] * 2, strict=True)))
     blocked = checked.examine()
     checked.live.start_training()
-    stuck = checked.wait_until(lambda told: told["queue"]["last_error"] is not None)
+    stuck = checked.wait_until(lambda data: data["queue"]["last_error"] is not None)
     checked.connect(OPTIONS | {"min_labels_per_class": 2})
-    done = checked.wait_until(lambda told: told["standing"]["verdict"] == "labelled" and told["state"] == "done")
+    done = checked.wait_until(lambda data: data["standing"]["verdict"] == "labelled" and data["state"] == "done")
     words = ["doctor", "--project", str(checked.live.id), "--url", checked.backend.url]
     shown = CliRunner().invoke(app, words, env=checked.environ)
     page = " ".join(checked.live.page().text.split())

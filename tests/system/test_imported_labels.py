@@ -1,4 +1,4 @@
-"""Labels that came with an import, and images that stand in several tasks: a real Label Studio, through rounds."""
+"""Imported labels, and images in several tasks: rounds on a real Label Studio."""
 
 import base64
 from contextlib import closing
@@ -16,16 +16,16 @@ from tests.system.live import SMALL_NETWORK, LiveProject
 pytestmark = pytest.mark.system
 
 OPTIONS = SMALL_NETWORK | {"batch_size": 5, "min_labels_per_class": 25}
-FILMS = draw_images(12, seed=21, side=64)
+IMAGES = draw_images(12, seed=21, side=64)
 
 
 def answered(project: LiveProject, *values: str, **fields: object) -> list[dict[str, Any]]:
-    """Annotations as they stand in a file that is imported."""
+    """Annotations as in a file to import."""
     config = project.config
     return [{"result": choice_result(value, config)} | fields for value in values]
 
 
-def bring(project: LiveProject, tasks: list[dict[str, Any]]) -> list[str]:
+def import_tasks(project: LiveProject, tasks: list[dict[str, Any]]) -> list[str]:
     """Import these tasks; their ids."""
     client, before = project.client, {str(task["id"]) for task in project.client.changed_tasks(project.id)}
     client.send("POST", f"/api/projects/{project.id}/import", body=tasks)
@@ -46,32 +46,32 @@ def doctor_of(project: LiveProject) -> dict[str, str]:
     return {name: found[name].seen for name in ("same image twice", "ground truths")}
 
 
-def anew(project: LiveProject) -> Any:
-    """Press the button, and wait until what came of it is served; the round, and what is served of it."""
+def next_round(project: LiveProject) -> Any:
+    """Press the button, and wait for its round; returns the round and its ranking."""
     before = project.store.round_ids()
     project.start_training()
     return project.wait_for(lambda report: report.request.round_id not in before)
 
 
-def inline(film: DemoImage) -> str:
-    return f"data:image/png;base64,{base64.b64encode(film.content).decode()}"
+def inline(image: DemoImage) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image.content).decode()}"
 
 
 @pytest.fixture(scope="module")
 def copies(live_project) -> LiveProject:
-    project: LiveProject = live_project(FILMS, OPTIONS)
+    project: LiveProject = live_project(IMAGES, OPTIONS)
     return project
 
 
 @pytest.fixture(scope="module")
 def imported(live_project) -> LiveProject:
-    """The images stand in the tasks themselves; two that were uploaded wait."""
-    project: LiveProject = live_project(FILMS[:2], OPTIONS)
+    """Images inside the tasks themselves; two uploaded ones are unlabelled."""
+    project: LiveProject = live_project(IMAGES[:2], OPTIONS)
     drawn = draw_images(22, seed=22, side=64)
-    tasks = [{"data": {"image": inline(film)}} for film in drawn]
+    tasks = [{"data": {"image": inline(image)}} for image in drawn]
     three = [task | {"annotations": answered(project, "normal", "normal", "severe")} for task in tasks[:10]]
     one = [task | {"annotations": answered(project, "moderate")} for task in tasks[10:]]
-    numbers = bring(project, three + one)
+    numbers = import_tasks(project, three + one)
     reader = project.reader("ann")
     for number, value in zip(numbers[10:], ["severe"] * 8 + ["moderate"] * 4, strict=True):
         reader.submit(project.id, OpenTask(number, ""), value, project.config)
@@ -79,7 +79,7 @@ def imported(live_project) -> LiveProject:
 
 
 class TestTheSameImageTwice:
-    """12 images, imported again by their addresses, and uploaded again: 36 tasks. The tests stand in their order."""
+    """12 images, imported again by their addresses, and uploaded again: 36 tasks. In the order of the tests."""
 
     def names(self, project: LiveProject, image_ids: Any) -> list[str]:
         uris = {str(task["id"]): task["data"]["image"] for task in project.client.changed_tasks(project.id)}
@@ -88,29 +88,29 @@ class TestTheSameImageTwice:
     def test_no_copy_of_a_labelled_image_is_served(self, copies):
         copies.wait_for()
         first = dict(copies.images())
-        again = bring(copies, [{"data": {"image": uri}} for uri in first.values()])
+        again = import_tasks(copies, [{"data": {"image": uri}} for uri in first.values()])
         client, token = copies.client, copies.backend.environ["AL_LABEL_STUDIO_API_KEY"]
-        assert list(upload_images(client, token, copies.id, copies.config.image_key, FILMS)) == [12]
+        assert list(upload_images(client, token, copies.id, copies.config.image_key, IMAGES)) == [12]
         labelled = sorted(first, key=int)[:9]
         copies.label(labelled[:8])
-        copies.annotate({again[8]: copies.truth[FILMS[8].name]})
-        other = "severe" if copies.truth[FILMS[0].name] != "severe" else "normal"
+        copies.annotate({again[8]: copies.truth[IMAGES[8].name]})
+        other = "severe" if copies.truth[IMAGES[0].name] != "severe" else "normal"
         copies.annotate({again[0]: other})
 
-        report, published = anew(copies)
+        report, published = next_round(copies)
 
         # Before this round nobody had read the files that were uploaded again; when it is over they are known.
-        assert sorted(self.names(copies, published.image_ids)) == sorted(film.name for film in FILMS[9:])
+        assert sorted(self.names(copies, published.image_ids)) == sorted(image.name for image in IMAGES[9:])
         assert sorted(published.image_ids, key=int) == sorted(first, key=int)[9:]
         assert sum(report.labels_per_class.values()) == 9
 
     def test_the_next_round_knows_them_all(self, copies):
-        report, published = anew(copies)
+        report, published = next_round(copies)
 
-        assert sorted(self.names(copies, report.ranking.image_ids)) == sorted(film.name for film in FILMS[9:])
+        assert sorted(self.names(copies, report.ranking.image_ids)) == sorted(image.name for image in IMAGES[9:])
         assert set(published.image_ids) == set(report.ranking.image_ids)
         assert sum(report.labels_per_class.values()) == 9
-        assert self.names(copies, report.disputed) == [FILMS[0].name]
+        assert self.names(copies, report.disputed) == [IMAGES[0].name]
         assert sum("holds the same image as task" in one.reason for one in report.exclusions) == 36 - 10 - 3
 
     def test_the_page_and_the_doctor_count_them_alike(self, copies):
@@ -126,7 +126,7 @@ class TestGroundTruths:
     SENTENCE = "22 labels are ground truths; they override 8 differing answers of readers."
 
     def test_by_default_they_override_and_differences_are_disputed(self, imported):
-        report, _ = anew(imported)
+        report, _ = next_round(imported)
 
         assert report.labels_per_class == {"normal": 10, "moderate": 12, "severe": 0}
         assert len(report.disputed) == 10 + 8
@@ -141,7 +141,7 @@ class TestGroundTruths:
     def test_as_readers_they_are_answers_among_others(self, imported):
         imported.connect(ground_truth="reader")
 
-        report, _ = anew(imported)
+        report, _ = next_round(imported)
 
         assert report.labels_per_class == {"normal": 10, "moderate": 4, "severe": 8}
         assert len(report.disputed) == 8
@@ -150,7 +150,7 @@ class TestGroundTruths:
     def test_left_out_only_readers_count(self, imported):
         imported.connect(ground_truth="ignore")
 
-        report, _ = anew(imported)
+        report, _ = next_round(imported)
 
         assert report.labels_per_class == {"normal": 0, "moderate": 4, "severe": 8}
         assert report.disputed == ()

@@ -1,7 +1,7 @@
 """The manual followed on a live project: Redis, backend and worker started, connected and asked, line by line.
 
-Nothing of a line is changed but what stands for the reader's own: the project, addresses, keys, folders. Options of the
-environment make the network small, and let every second image come by chance, so that `proof` has what it needs.
+Only a reader's own values replace the examples: the project, addresses, keys, folders. Options of the environment make
+the network small, and half of the published images random, so that `proof` has enough of them.
 """
 
 import os
@@ -35,7 +35,7 @@ from tests.system.live import LiveProject
 pytestmark = pytest.mark.system
 
 COMMANDS = commands_run_by(__file__)
-FILMS, START = 84, 4  # of every class, before the first training
+IMAGES, START = 84, 4  # of every class, before the first training
 WITHIN_S = 120.0
 SMALL = {
     "AL_BACKBONE": "resnet18",
@@ -121,7 +121,7 @@ class Office:
 
 @pytest.fixture(scope="module")
 def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    """Step 4 of docs/operators.md, and a project with films in it that nobody has connected."""
+    """Step 4 of docs/operators.md, and a project with images that is not connected."""
     folder = tmp_path_factory.mktemp("office")
     redis_port, port = free_port(), free_port()
     redis_url, backend_url = f"redis://127.0.0.1:{redis_port}/0", f"http://127.0.0.1:{port}"
@@ -129,8 +129,8 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
         project_id, config = create_project(client, "By the manual", shipped_config("severity"))
         stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
-        films = draw_images(FILMS, seed=6, side=64)
-        assert list(upload_images(client, label_studio.api_key, project_id, config.image_key, films))[-1] == FILMS
+        drawn = draw_images(IMAGES, seed=6, side=64)
+        assert list(upload_images(client, label_studio.api_key, project_id, config.image_key, drawn))[-1] == IMAGES
         own = {
             "https://label-studio.example.org": label_studio.url,
             "the-personal-access-token": label_studio.api_key,
@@ -142,9 +142,9 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
             "--project 7": f"--project {project_id}",
         }
         desk = Desk(folder, own)
-        told = {page: commands({page: text}) for page, text in pages().items()}
-        exporting = {page for page, found in told.items() if any(one.bare.startswith("export") for one in found)}
-        lines = {page: those("export", of=told[page]) for page in exporting}
+        data = {page: commands({page: text}) for page, text in pages().items()}
+        exporting = {page for page, found in data.items() if any(one.bare.startswith("export") for one in found)}
+        lines = {page: those("export", of=data[page]) for page in exporting}
         exported = {page: desk.export(found) for page, found in lines.items()}
         desk.environ |= exported["README.md"]
         running = []
@@ -158,7 +158,7 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
 
         def live() -> LiveProject:
             follower = RoundFollower(client, store, queue, store.connection(project_id).project)
-            truth = {image.name: image.label for image in films}
+            truth = {image.name: image.label for image in drawn}
             backend = Backend(desk.environ, folder / "unused.log")
             return LiveProject(project_id, config, client, follower, truth, {}, backend, (), stack)
 
@@ -205,7 +205,7 @@ def project(office: Office, connected: list[tuple[Command, Answer]]) -> LiveProj
 @pytest.fixture(scope="module")
 def trained(project: LiveProject) -> LiveProject:
     """With a network, and every image labelled: the start set before it, the rest in its order."""
-    truth = {film.name: film.label for film in draw_images(FILMS, seed=6, side=64)}
+    truth = {image.name: image.label for image in draw_images(IMAGES, seed=6, side=64)}
     values = {number: truth[file_name(uri)] for number, uri in project.images().items()}
     start = [n for name in DRAWN_CLASSES for n in [n for n, value in values.items() if value == name][:START]]
     project.annotate({number: values[number] for number in start})
@@ -234,9 +234,9 @@ def test_connect_says_what_it_changed_and_a_second_time_nothing(
     office: Office, connected: list[tuple[Command, Answer]]
 ) -> None:
     assert [answer.stderr for _, answer in connected if answer.returncode != 0] == []
-    (first, said), (again, nothing), (other, replaced) = connected
+    (first, message), (again, nothing), (other, replaced) = connected
     assert first.words == again.words != other.words
-    assert "strategy" in said.stdout
+    assert "strategy" in message.stdout
     assert nothing.stdout.splitlines()[1:] == [NOTHING_TO_CHANGE]
     assert "extra_params" in replaced.stdout
     live = office.live()
@@ -259,7 +259,7 @@ def test_doctor_calls_it_a_success_when_every_image_is_labelled(
     answer = office.desk.type(command)
 
     assert answer.returncode == 0, answer.stdout
-    assert f"Every image is labelled: {FILMS} images." in " ".join(answer.stdout.split())
+    assert f"Every image is labelled: {IMAGES} images." in " ".join(answer.stdout.split())
 
 
 @each("ml-backend replay")

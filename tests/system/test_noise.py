@@ -39,7 +39,7 @@ def start_second_training(project: LiveProject, before: list[str]) -> None:
 
 
 class TestSecondNetwork:
-    """One story: the tests stand in its order."""
+    """One story, in the order of the tests."""
 
     def test_readers_have_their_order_before_it_trains(self, project):
         start_second_training(project, project.store.round_ids())

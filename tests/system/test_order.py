@@ -32,13 +32,13 @@ OPTIONS = SMALL_NETWORK | {
 
 @dataclass(frozen=True)
 class Labelled:
-    """What two readers and some rounds left behind."""
+    """The state after two readers and some rounds."""
 
     room: ReadingRoom
     follower: RoundFollower
     tasks: list[dict[str, Any]]  # as Label Studio exports them
     store: ProjectStore
-    answers: list[Answer]  # as they are told from what was read of the project
+    answers: list[Answer]  # from the synchronized annotations
 
 
 @pytest.fixture(scope="module")

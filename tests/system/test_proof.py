@@ -45,7 +45,7 @@ def project(live_project) -> LiveProject:
 
 
 class TestProof:
-    """One story: the tests stand in its order."""
+    """One story, in the order of the tests."""
 
     def test_names_the_number_of_missing_labels(self, project):
         done = project.run("proof", "--project", str(project.id))

@@ -29,8 +29,8 @@ class LiveProject:
         self.client = client
         body = {"title": "test publisher", "label_config": XML, "sampling": SAMPLING}
         self.id = int(client.request("POST", "/api/projects/", dict, body=body)["id"])
-        films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(TASKS)]
-        client.send("POST", f"/api/projects/{self.id}/import", body=films)
+        images = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(TASKS)]
+        client.send("POST", f"/api/projects/{self.id}/import", body=images)
         self.tasks = [str(task["id"]) for task in client.unlabelled_tasks(self.id)]
         self.store = store.project(ProjectKey(id=self.id, created=0))
 

@@ -23,7 +23,7 @@ from tests.system.live import RunningLabelStudio
 from tests.system.recording import RecordingBackend
 
 pytestmark = pytest.mark.system
-FILMS = 12
+IMAGES = 12
 OPTIONS = {
     "batch_size": 2,
     "reserve": 4,
@@ -35,7 +35,7 @@ OPTIONS = {
 
 
 class ProjectContext:
-    """A project that nobody told the backend's events of."""
+    """A project without events to the backend."""
 
     def __init__(self, client: LabelStudioClient, redis: Redis, settings: Settings, key: ProjectKey) -> None:
         self.client = client
@@ -78,10 +78,11 @@ def world(label_studio: RunningLabelStudio, valkey: Valkey, tmp_path: Path) -> I
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client, connect_redis(valkey.url) as redis:
         config = shipped_config("severity")
         project_id, read = create_project(client, "test reconcile", config)
-        films = [
-            DemoImage(name=f"{number}.png", content=image(number), label="", patient_id=None) for number in range(FILMS)
+        images = [
+            DemoImage(name=f"{number}.png", content=image(number), label="", patient_id=None)
+            for number in range(IMAGES)
         ]
-        assert list(upload_images(client, label_studio.api_key, project_id, read.image_key, films))[-1] == FILMS
+        assert list(upload_images(client, label_studio.api_key, project_id, read.image_key, images))[-1] == IMAGES
         project = client.patch_project(
             project_id, {"sampling": "Uncertainty sampling", "min_annotations_to_start_training": 1}
         )
@@ -129,7 +130,7 @@ def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: ProjectCon
     report, published = run_live_round(world.settings, world.key, "connected")
     assert len(published.image_ids) == 6
     seen = []
-    for number in range(FILMS):
+    for number in range(IMAGES):
         seen.append(world.served())
         world.label(seen[-1], "normal")
         if number in {4, 9}:

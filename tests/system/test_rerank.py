@@ -39,7 +39,7 @@ def expected(outputs: PoolPredictions, strategy: str) -> tuple[str, ...]:
 
 
 class TestAnotherStrategy:
-    """One story: the tests stand in its order."""
+    """One story, in the order of the tests."""
 
     def test_in_the_labelling_config_is_served_at_once_from_the_stored_passes(self, project):
         base, before = project.newest()
@@ -115,13 +115,13 @@ class TestAnotherStrategy:
         project.connect(strategy="typiclust", ignore_classes="severe")
 
         without, _ = project.after(project.start_training)
-        told = project.page("application/json").json()
+        result = project.page("application/json").json()
         project.connect(strategy="typiclust")
         again, _ = project.after(project.start_training)
 
         assert without.fit is not None
         assert without.labels_per_class == {"normal": PER_CLASS, "moderate": PER_CLASS}
-        assert [(one["kind"], one["count"]) for one in told["standing"]["left_out"]] == [("ignored class", PER_CLASS)]
-        assert (told["network"]["round_id"], told["start"]) == (without.request.round_id, None)
+        assert [(one["kind"], one["count"]) for one in result["standing"]["left_out"]] == [("ignored class", PER_CLASS)]
+        assert (result["network"]["round_id"], result["start"]) == (without.request.round_id, None)
         assert again.fit is not None
         assert again.labels_per_class == dict.fromkeys(DRAWN_CLASSES, PER_CLASS)

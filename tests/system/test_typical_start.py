@@ -28,7 +28,7 @@ def project(live_project) -> LiveProject:
 
 
 class TestTypicalStart:
-    """One story: the tests stand in its order."""
+    """One story, in the order of the tests."""
 
     def test_a_random_order_first_and_the_typical_one_after_it(self, project):
         random, typical = map(project.store.report, project.store.round_ids())

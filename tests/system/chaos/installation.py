@@ -314,10 +314,10 @@ class LabelledProject:
     def __init__(self, installation: Installation, images: int, seed: int) -> None:
         self.installation = installation
         client = installation.client
-        films = draw_images(images, seed=seed, side=32)
-        truth = {film.name: film.label for film in films}
+        drawn = draw_images(images, seed=seed, side=32)
+        truth = {image.name: image.label for image in drawn}
         self.id, self.config = create_project(client, "Chaos", shipped_config("severity"))
-        assert list(upload_images(client, installation.api_key, self.id, self.config.image_key, films))[-1] == images
+        assert list(upload_images(client, installation.api_key, self.id, self.config.image_key, drawn))[-1] == images
         first = self._first_labels(truth)
         server = installation.server
         connect_project(server.settings, self.id, server.url, OPTIONS, client)
