@@ -1,7 +1,7 @@
-"""What ``label-studio-ml start ml_backend`` runs: ``python <folder>/_wsgi.py``, with label-studio-ml's own options.
+"""The program of ``label-studio-ml start ml_backend``: ``python <folder>/_wsgi.py``, with label-studio-ml's options.
 
-It serves this backend's app, not label-studio-ml's: that one keeps a single model for all projects and ignores
-START_TRAINING. ``app`` is there for WSGI servers, as in label-studio-ml's template.
+It serves this backend's app instead of label-studio-ml's, which keeps a single model for all projects and ignores
+START_TRAINING. ``app`` is for WSGI servers, as in label-studio-ml's template.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # Run as a script, this folder leads sys.path: `settings`, `images` and others would hide modules of that name.
+    # As a script, this folder is first on sys.path: its `charts`, `images` and others would hide modules of that name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ml_backend.config import Settings
@@ -24,7 +24,7 @@ from ml_backend.server.serve import serve
 
 
 def __getattr__(name: str) -> Any:
-    """``app``, made when a WSGI server asks for it and not before: importing this module must not read settings."""
+    """Create ``app`` at its first use: importing this module does not read the settings."""
     if name == "app":
         settings = Settings.load()
         set_up_logs(settings)
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until stopped.
 
     Returns:
-        1 where a setting is wrong, or a ``--check`` fails; the reason is on stderr. Otherwise leaves by SystemExit.
+        1 where a setting is wrong or ``--check`` fails, with the reason on stderr; otherwise it ends by SystemExit.
     """
     options = _parse(arguments)
     given = {
@@ -65,12 +65,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     environ = os.environ
     parser.add_argument("-p", "--port", type=int, default=9090, help="port to listen on")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("-d", "--debug", action="store_true", help="log everything")
+    parser.add_argument("-d", "--debug", action="store_true", help="log at level DEBUG")
     parser.add_argument(
         "--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], help="least severe message logged"
     )
     parser.add_argument("--model-dir", default=environ.get("MODEL_DIR"), help="data folder, instead of AL_DATA_DIR")
-    parser.add_argument("--check", action="store_true", help="refuse to start where Redis does not answer")
+    parser.add_argument("--check", action="store_true", help="do not start if Redis does not answer")
     parser.add_argument(
         "--basic-auth-user", default=environ.get("ML_SERVER_BASIC_AUTH_USER"), help="instead of AL_BASIC_AUTH_USER"
     )

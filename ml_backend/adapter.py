@@ -1,10 +1,8 @@
-"""label-studio-ml's own model class, over the same code as the server: for who runs ``label_studio_ml.api.init_app``.
+"""A model class for ``label_studio_ml.api.init_app``, over the same code as the server.
 
-Runs on both generations of label-studio-ml. 1.0.9 makes a model at ``/setup`` without naming its project and hands
-every event to ``process_event`` in a process of its own; 2.x names the project and hands training events to ``fit``.
-Both leave the request's body at hand, from which ``/setup`` is read here.
-
-Importing this module imports torch, as label-studio-ml does; neither the server nor the worker does.
+It works with both generations of label-studio-ml. 1.0.9 creates a model at ``/setup`` without its project and passes
+every event to ``process_event`` in a process of its own; 2.x names the project and passes training events to ``fit``.
+In both the body of ``/setup`` is read from the request. Importing this module imports torch, as label-studio-ml does.
 """
 
 import inspect
@@ -27,7 +25,7 @@ NAMES_PROJECT = "project_id" in inspect.signature(LabelStudioMLBase.__init__).pa
 
 
 class ActiveLearningBackend(LabelStudioMLBase):  # type: ignore[misc]
-    """Queues rounds and answers from the store; settings come from the environment."""
+    """Queues rounds and predicts from the store; settings come from the environment."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._settings = Settings.load()
@@ -39,22 +37,22 @@ class ActiveLearningBackend(LabelStudioMLBase):  # type: ignore[misc]
                 self.set("model_version", served)
 
     def predict(self, tasks: Sequence[Mapping[str, Any]], **_context: Any) -> list[dict[str, object]]:
-        """One answer a task; 1.0.9 tells the project by its tasks alone."""
+        """One prediction per task; in 1.0.9 only the tasks name the project."""
         if not tasks:
             return []
         connection = self._store.connection(tasks[0]["project"])
         return predict([str(task["id"]) for task in tasks], connection, self._store)
 
     def process_event(self, event: str, data: Mapping[str, Any], *_job: Any) -> dict[str, object]:
-        """Take note of any event: 1.0.9."""
+        """Receive any event (1.0.9)."""
         return self._receive(event, data)
 
     def fit(self, event: Any = None, data: Mapping[str, Any] | None = None, **_params: Any) -> dict[str, object]:
-        """Take note of a training event: 2.x. The round itself runs on a worker."""
+        """Receive a training event (2.x). The round runs on a worker."""
         return self._receive(event, data or {})
 
     def set_extra_params(self, extra_params: Any) -> None:
-        """2.x: nothing to do. They were read with the rest of ``/setup``, and its own method refuses an object."""
+        """Do nothing (2.x): ``/setup`` has read them, and the method of the base class refuses an object."""
 
     def _receive(self, action: str, data: Mapping[str, Any]) -> dict[str, object]:
         event = parse_body(Event, json.dumps({**data, "action": action}).encode())

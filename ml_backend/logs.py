@@ -1,8 +1,7 @@
-"""What server and worker log: one line an event, with the project and the round that it is about.
+"""Structured logs of server and worker: one line per event, with project and round, without secrets.
 
-Whoever begins to work for a project binds ``project``, and ``round`` from the moment that it has a number; what is
-logged on the way carries both, also the lines of libraries. Threads that work for the same round run in a copy of the
-context of who started them.
+Code that works for a project binds ``project``, and ``round`` once it has a number; every line on the way carries both,
+also those of libraries. Threads of a round run in a copy of the context of the thread that starts them.
 """
 
 import logging
@@ -20,32 +19,32 @@ from ml_backend.config import Settings
 HIDDEN: Final = "***"
 
 SHORTEST_SECRET: Final = 4
-"""Characters; a shorter one is not looked for: it stands in half of all words, and protects nothing."""
+"""Characters; a shorter secret is not replaced: it is part of many words, and protects nothing."""
 
 SAFE: Final = frozenset({"level", "logger", "timestamp"})
-"""What nobody but we ourselves fill in."""
+"""Fields that never hold foreign text."""
 
 OURS: Final = ("ml_backend", "__main__", "gunicorn.error")
-"""The loggers that follow AL_LOG_LEVEL; rq is told by its worker. Any other library tells warnings only: at DEBUG some
-of them print headers."""
+"""Loggers that follow AL_LOG_LEVEL, as rq's does in the worker. Other libraries log from warnings up: at DEBUG some
+print headers."""
 
 
 class _Stdout(logging.StreamHandler[TextIO]):
-    """Whatever is standard output at the moment of the line."""
+    """Writes to ``sys.stdout`` as it is at the moment of the line."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override] # as logging's own handler of last resort has it
+    def stream(self) -> TextIO:  # type: ignore[override] # as in logging's own handler of last resort
         return sys.stdout
 
 
 def set_up_logs(settings: Settings) -> None:
     """Log to standard output from now on, in the form of ``AL_LOG_FORMAT``; may be called again.
 
-    Secrets of the settings are made unreadable wherever they stand in a line, and tracebacks come without the values
-    of variables, which hold images, requests and passwords.
+    The settings' secrets are replaced in every line. Tracebacks omit the values of variables, which may hold images,
+    requests and passwords.
     """
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -54,26 +53,19 @@ def set_up_logs(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
+    rendering = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(settings)]
     handler = _Stdout()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=before,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_rendering(settings),
-            ],
-        )
-    )
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=rendering))
     root = logging.getLogger()
     for old in [one for one in root.handlers if isinstance(one, _Stdout)]:
         root.removeHandler(old)
     root.addHandler(handler)
-    # An image's damage is told by the image's own line; libvips would add one for every tile.
+    # A damaged image has a line of its own; libvips would add one for every tile.
     logging.getLogger("pyvips").setLevel(logging.CRITICAL)
     for name in OURS:
         logging.getLogger(name).setLevel(settings.log_level)
     logging.captureWarnings(capture=True)
-    sys.excepthook = _log_the_end
+    sys.excepthook = _log_uncaught
     structlog.configure(
         processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -82,25 +74,20 @@ def set_up_logs(settings: Settings) -> None:
 
 
 def _rendering(settings: Settings) -> list[Processor]:
-    """From an event to the text of its line."""
-    hide, terminal = _Hiding(settings.secrets), sys.stdout.isatty()
+    """The processors from an event to the text of its line."""
+    hide, terminal = _SecretFilter(settings.secrets), sys.stdout.isatty()
     if settings.log_format == "console" or (settings.log_format == "auto" and terminal):
-        return [
-            structlog.processors.format_exc_info,
-            hide,
-            # Its own tracebacks would print the values of local variables.
-            structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback),
-        ]
+        # structlog's own tracebacks print the values of local variables.
+        plain = structlog.dev.plain_traceback
+        console = structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)
+        return [structlog.processors.format_exc_info, hide, console]
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    return [
-        structlog.processors.ExceptionRenderer(tracebacks),
-        hide,
-        structlog.processors.JSONRenderer(ensure_ascii=False, allow_nan=False),
-    ]
+    json = structlog.processors.JSONRenderer(ensure_ascii=False, allow_nan=False)
+    return [structlog.processors.ExceptionRenderer(tracebacks), hide, json]
 
 
-class _Hiding:
-    """Takes secrets out of everything that was logged, and makes plain JSON of it."""
+class _SecretFilter:
+    """Replaces secrets in all fields of an event, and converts them to JSON types."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         # The longest first: one may be part of another.
@@ -116,7 +103,7 @@ class _Hiding:
             return [self._plain(inner) for inner in value]
         if value is None or isinstance(value, bool | int):
             return value
-        if isinstance(value, float) and math.isfinite(value):  # JSON has no other
+        if isinstance(value, float) and math.isfinite(value):  # JSON has neither NaN nor infinity
             return value
         return self._text(value if isinstance(value, str) else repr(value))
 
@@ -126,8 +113,8 @@ class _Hiding:
         return text
 
 
-def _log_the_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A process that ends by an error that nobody caught says so in a line like any other."""
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log the uncaught error that ends the process."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return

@@ -1,4 +1,4 @@
-"""What every kind of test may use."""
+"""Fixtures of all tests."""
 
 import os
 import shutil
@@ -16,24 +16,24 @@ from ml_backend.seeding import enable_deterministic_blas
 enable_deterministic_blas()
 
 ROOT = Path(__file__).parent.parent
-SAID = "said"
+FIGURE = "figure"
 
 
 @pytest.fixture(autouse=True)
 def no_context_of_another_test() -> None:
-    """A request or a round that ran in the tests' own process has left its project there."""
+    """Forget the project of a request or a round that ran in the tests' own process."""
     clear_contextvars()
 
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Tells whoever runs the tests a figure, also one of a test that passes: at once, and again at the end.
+    """Prints a figure, of a test that passes too: at once, and again at the end of the run.
 
-    A process of xdist has no terminal: what it says travels with its test's report.
+    A process of xdist has no terminal: its figures are sent with the reports of its tests.
     """
 
     def tell(line: str) -> None:
-        record_property(SAID, line)
+        record_property(FIGURE, line)
         if "PYTEST_XDIST_WORKER" not in os.environ:
             with capsys.disabled():
                 sys.stdout.write(f"\n{line}")
@@ -44,7 +44,7 @@ def say(capsys: pytest.CaptureFixture[str], record_property: Callable[[str, obje
 
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the example of tests/plugin is installed; it goes on PYTHONPATH."""
+    """A folder for PYTHONPATH into which the example of tests/plugin is installed."""
     uv = shutil.which("uv") or str(ROOT / ".tools" / "uv" / "bin" / "uv")
     folder = tmp_path_factory.mktemp("plugin")
     command = [uv, "pip", "install", "-q", "--no-deps", "--target", str(folder), str(ROOT / "tests" / "plugin")]
@@ -53,15 +53,15 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    lines = list(_said(terminalreporter))
+    lines = list(_figures(terminalreporter))
     if lines:
         terminalreporter.section("figures")
         for line in lines:
             terminalreporter.write_line(line)
 
 
-def _said(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
+def _figures(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if getattr(report, "when", None) == "call":
-                yield from (str(value) for name, value in report.user_properties if name == SAID)
+                yield from (str(value) for name, value in report.user_properties if name == FIGURE)

@@ -27,21 +27,6 @@ from ml_backend.schemas import (
     Stage,
 )
 
-__all__ = [
-    "CLASSES",
-    "NOON",
-    "FakeLabels",
-    "FakeLearner",
-    "FakeProject",
-    "FakeStrategy",
-    "make_annotation",
-    "make_fit",
-    "make_image",
-    "make_report",
-    "make_request",
-    "one_reader",
-]
-
 CLASSES = ("normal", "moderate", "severe")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -6,8 +6,6 @@ learned can be published under them. What annotations hold under each was seen i
 
 from dataclasses import dataclass
 
-__all__ = ["LEARNED", "REFUSED", "Learned", "Refused", "config"]
-
 IMAGE = '<Image name="image" value="$image"/>'
 AB = '<Choice value="a"/><Choice value="b"/>'
 NESTED = '<Choice value="normal"/><Choice value="pneumonia"><Choice value="bacterial"/><Choice value="viral"/></Choice>'

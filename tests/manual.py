@@ -1,9 +1,8 @@
-"""The commands of the manual, and who runs each of them.
+"""The commands of the manual, and the tests that run them.
 
-The manual is README and the pages of docs. What a reader may type stands there in ``sh`` blocks, a line a command, or
-as code within a sentence. ``ACCOUNTS`` names the test file that runs it, straight from the text, and says what is not
-as a reader has it. A test file asks for its own by ``told_to(__file__)``; ``test_manual.py`` refuses what has no
-account.
+The manual is README and the pages of docs. Its commands are the lines of ``sh`` blocks and code within sentences.
+``RUNNERS`` names the test file that runs each, taken from the text, and how a run differs from a reader's. A test file
+gets its commands by ``commands_run_by(__file__)``; ``test_manual.py`` refuses a command without a runner.
 """
 
 import re
@@ -11,8 +10,6 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-__all__ = ["ACCOUNTS", "ROOT", "Account", "Command", "account_of", "commands", "pages", "told_to", "unmarked"]
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -22,18 +19,18 @@ PROGRAMS = (
     *("uv", "pip", "python3?", "pytest", "curl", "export", "cp", "cd", "apt-get"),
 )
 TYPED = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:{'|'.join(PROGRAMS)}) +\S")
-NAME_ALONE = re.compile(r"ml-backend [a-z-]+")  # of a command, and nothing that anybody would type so
+NAME_ALONE = re.compile(r"ml-backend [a-z-]+")  # of a command, not a line to type
 
 
 @dataclass(frozen=True)
-class Account:
-    """Who runs the commands that begin so.
+class Runner:
+    """The test that runs the commands with a given beginning.
 
     Attributes:
         begins: whole words.
-        by: the test file.
-        added: options that the test appends, as a reader could.
-        why: what is not as a reader has it, and the reason.
+        by: test file.
+        added: options that the test appends.
+        why: how the run differs from a reader's, and the reason.
     """
 
     begins: str
@@ -44,32 +41,32 @@ class Account:
 
 @dataclass(frozen=True)
 class Command:
-    """As a reader types it, in one line; ``page`` is the first that has it."""
+    """A command in one line, and the first page with it."""
 
     text: str
     page: str
 
     @property
     def bare(self) -> str:
-        """Without the folder of the program."""
+        """The command without the folder of the program."""
         return self.text.removeprefix(".venv/bin/")
 
     @property
     def words(self) -> list[str]:
-        """As a shell takes it apart."""
+        """The words as a shell splits them."""
         return shlex.split(self.bare)
 
     @property
-    def account(self) -> Account:
-        """Its own; there is one."""
-        found = account_of(self)
+    def runner(self) -> Runner:
+        """The test that runs it."""
+        found = runner_of(self)
         assert found is not None, f"{self.page}: no test runs `{self.text}`: see tests/manual.py"
         return found
 
     @property
     def run_as(self) -> str:
-        """With what its test appends."""
-        return f"{self.text} {self.account.added}".strip()
+        """The command with the options that its test appends."""
+        return f"{self.text} {self.runner.added}".strip()
 
 
 _TABLES = "tests/integration/test_manual_tables.py"
@@ -83,73 +80,73 @@ _ALONE = "each worker loads PyTorch for seconds, and those of docs/researchers.m
 _STANDS = "project, addresses, keys and folders are those of the test"
 _CI = "CI has run all of it with `make test`"
 
-ACCOUNTS: tuple[Account, ...] = (
-    # In a folder with tables, 80 films of 64 pixels, their features and weights drawn by chance.
-    Account("ml-backend simulate --labels", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
-    Account(
+RUNNERS: tuple[Runner, ...] = (
+    # In a folder with tables, 80 films of 64 pixels, random features and weights.
+    Runner("ml-backend simulate --labels", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
+    Runner(
         "ml-backend simulate --images films/",
         _TABLES,
         "--seeds 1 --initial 3 --backbone resnet18 --weights none",
         f"{_FEW}; no test downloads ImageNet weights",
     ),
-    Account("ml-backend simulate --images films", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
-    Account("ml-backend experiment loss-ablation --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
-    Account("ml-backend experiment profiles --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
-    Account(
+    Runner("ml-backend simulate --images films", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
+    Runner("ml-backend experiment loss-ablation --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
+    Runner("ml-backend experiment profiles --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
+    Runner(
         "ml-backend experiment --list", "tests/unit/simulation/test_experiments.py", why="in the process of the test"
     ),
-    Account("ml-backend strategies", _TABLES),
-    Account("ml-backend demo --help", _TABLES),
-    Account("ml-backend work --study", _TABLES, "--burst", "it ends when the study is done"),
-    Account("make bench", _BENCH, why="with --quick among the ARGS; else it takes a quarter of an hour"),
-    Account(
+    Runner("ml-backend strategies", _TABLES),
+    Runner("ml-backend demo --help", _TABLES),
+    Runner("ml-backend work --study", _TABLES, "--burst", "it ends when the study is done"),
+    Runner("make bench", _BENCH, why="with --quick among the ARGS; else it takes a quarter of an hour"),
+    Runner(
         "python -m tests.benchmarks.stopping",
         "tests/benchmarks/test_stopping.py",
         "--films 320 --seeds 1 --rounds 5",
         "in the process of the test; else it takes minutes",
     ),
-    Account("ml-backend experiment", _EXPERIMENTS, "--quick", "all eight in the process of the test: they share films"),
+    Runner("ml-backend experiment", _EXPERIMENTS, "--quick", "all eight in the process of the test: they share films"),
     # On a live project, with a Redis, a backend and a worker that were started as the manual has it.
-    Account("export", _PROJECT, why=_STANDS),
-    Account("redis-server", _PROJECT, "--port 6379", f"{_STANDS}, and so is the port"),
-    Account("ml-backend serve", _PROJECT, why=_STANDS),
-    Account("ml-backend work", _PROJECT, why=_STANDS),
-    Account("ml-backend connect", _PROJECT, why=_STANDS),
-    Account("ml-backend connect --project 7 --option", _PROJECT, "--url http://backend.example.org:9090", _STANDS),
-    Account("ml-backend doctor", _PROJECT, why=_STANDS),
-    Account("ml-backend replay", _PROJECT, why=_STANDS),
-    Account("ml-backend proof", _PROJECT, why=_STANDS),
-    Account("label-studio-ml start", "tests/integration/test_wsgi.py", why="on a port that is free, with a password"),
-    Account(
+    Runner("export", _PROJECT, why=_STANDS),
+    Runner("redis-server", _PROJECT, "--port 6379", f"{_STANDS}, and so is the port"),
+    Runner("ml-backend serve", _PROJECT, why=_STANDS),
+    Runner("ml-backend work", _PROJECT, why=_STANDS),
+    Runner("ml-backend connect", _PROJECT, why=_STANDS),
+    Runner("ml-backend connect --project 7 --option", _PROJECT, "--url http://backend.example.org:9090", _STANDS),
+    Runner("ml-backend doctor", _PROJECT, why=_STANDS),
+    Runner("ml-backend replay", _PROJECT, why=_STANDS),
+    Runner("ml-backend proof", _PROJECT, why=_STANDS),
+    Runner("label-studio-ml start", "tests/integration/test_wsgi.py", why="on a port that is free, with a password"),
+    Runner(
         "make demo",
         "tests/system/test_demo.py",
         why="in one round, or two where it says how many, with options of the environment that make it small, on a "
         "Label Studio that runs; what asks for nothing that a longer one does not ask for too is not run a second time",
     ),
     # Of what CI calls.
-    Account("make test", _HERE, why="it is what runs here; the test reads .ci/run"),
-    Account("make setup", _HERE, why=_CI),
-    Account("make lint", _HERE, why=_CI),
-    Account("make types", _HERE, why=_CI),
-    Account("make imports", _HERE, why=_CI),
-    Account("make unit", _HERE, why=_CI),
-    Account("make system", _HERE, why=_CI),
-    Account("make help", _HERE),
+    Runner("make test", _HERE, why="it is what runs here; the test reads .ci/run"),
+    Runner("make setup", _HERE, why=_CI),
+    Runner("make lint", _HERE, why=_CI),
+    Runner("make types", _HERE, why=_CI),
+    Runner("make imports", _HERE, why=_CI),
+    Runner("make unit", _HERE, why=_CI),
+    Runner("make system", _HERE, why=_CI),
+    Runner("make help", _HERE),
     # NOT run, and why; what can be known of them without running is checked.
-    Account("make chaos", _HERE, why="NOT run: 24 minutes; `make test` runs the same file with fewer kills"),
-    Account("make laws", _HERE, why="NOT run: `make test` runs the same file with fewer examples"),
-    Account("make lock", _HERE, why="NOT run: it asks a registry for today's versions; make reads the line"),
-    Account("make audit", _HERE, why="NOT run: it asks a registry for what is known today; make reads the line"),
-    Account("uv pip install", _HERE, why="NOT run: gigabytes, and the environment of the tests; uv knows its options"),
-    Account("AL_SCREENSHOTS=docs", _HERE, why="NOT run: it writes into docs; the file that it names runs"),
-    Account("docker compose", _DOCKER, why="NOT run: no engine here; Compose itself reads files and options"),
-    Account("cp docker/example.env", _DOCKER, why="in a copy of the folder"),
+    Runner("make chaos", _HERE, why="NOT run: 24 minutes; `make test` runs the same file with fewer kills"),
+    Runner("make laws", _HERE, why="NOT run: `make test` runs the same file with fewer examples"),
+    Runner("make lock", _HERE, why="NOT run: it asks a registry for today's versions; make reads the line"),
+    Runner("make audit", _HERE, why="NOT run: it asks a registry for what is known today; make reads the line"),
+    Runner("uv pip install", _HERE, why="NOT run: gigabytes, and the environment of the tests; uv knows its options"),
+    Runner("AL_SCREENSHOTS=docs", _HERE, why="NOT run: it writes into docs; the file that it names runs"),
+    Runner("docker compose", _DOCKER, why="NOT run: no engine here; Compose itself reads files and options"),
+    Runner("cp docker/example.env", _DOCKER, why="in a copy of the folder"),
 )
 
 
-def account_of(command: Command) -> Account | None:
-    """The account with the most words that the command begins with; None where there is none."""
-    fitting = [one for one in ACCOUNTS if f"{command.bare} ".startswith(f"{one.begins} ")]
+def runner_of(command: Command) -> Runner | None:
+    """The runner with the longest beginning of the command; None without one."""
+    fitting = [one for one in RUNNERS if f"{command.bare} ".startswith(f"{one.begins} ")]
     return max(fitting, key=lambda one: len(one.begins), default=None)
 
 
@@ -162,20 +159,20 @@ def pages() -> dict[str, str]:
 def commands(manual: Mapping[str, str] | None = None) -> list[Command]:
     """Every command of the manual, each once, in the order of the pages."""
     found: dict[str, Command] = {}
-    for page, text in (pages() if manual is None else manual).items():
-        for told in (*_in_blocks(text), *_in_sentences(text)):
-            found.setdefault(told, Command(told, page))
+    for page, content in (pages() if manual is None else manual).items():
+        for text in (*_in_blocks(content), *_in_sentences(content)):
+            found.setdefault(text, Command(text, page))
     return list(found.values())
 
 
-def told_to(file: str) -> list[Command]:
-    """The commands that this test file accounts for."""
+def commands_run_by(file: str) -> list[Command]:
+    """The commands that this test file runs."""
     own = str(Path(file).resolve().relative_to(ROOT))
-    return [one for one in commands() if (account := account_of(one)) is not None and account.by == own]
+    return [one for one in commands() if (runner := runner_of(one)) is not None and runner.by == own]
 
 
 def unmarked(text: str) -> list[str]:
-    """Commands in a block that does not say that it is ``sh``, where ``commands`` would not see them."""
+    """Commands in blocks that are not marked as ``sh``, which ``commands`` ignores."""
     blocks = (body for kind, body in FENCE.findall(text) if kind != "sh")
     return [line.strip() for body in blocks for line in body.splitlines() if TYPED.match(line.strip())]
 
@@ -183,12 +180,12 @@ def unmarked(text: str) -> list[str]:
 def _in_blocks(text: str) -> Iterator[str]:
     for kind, body in FENCE.findall(text):
         lines = body.replace("\\\n", " ").splitlines() if kind == "sh" else ()
-        told = (re.sub(r"(^|\s)#.*$", "", line) for line in lines)
-        yield from (" ".join(line.split()) for line in told if line.strip())
+        typed = (re.sub(r"(^|\s)#.*$", "", line) for line in lines)
+        yield from (" ".join(line.split()) for line in typed if line.strip())
 
 
 def _in_sentences(text: str) -> Iterator[str]:
     for code in CODE.findall(FENCE.sub("", text)):
-        told = " ".join(code.split())
-        if TYPED.match(told) and not NAME_ALONE.fullmatch(told):
-            yield told
+        typed = " ".join(code.split())
+        if TYPED.match(typed) and not NAME_ALONE.fullmatch(typed):
+            yield typed

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from ml_backend.cli import app
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.processes import Valkey
-from tests.manual import told_to
+from tests.manual import commands_run_by
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -31,7 +31,7 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 BIN = Path(sys.executable).parent
 # The script beside it swallows the exit status.
 DOCKER_COMPOSE = Path(compose.__file__).parent / "docker-compose"
-COMPOSED = [one for one in told_to(__file__) if one.words[:2] == ["docker", "compose"]]
+COMPOSED = [one for one in commands_run_by(__file__) if one.words[:2] == ["docker", "compose"]]
 SECRETS = {
     "LABEL_STUDIO_USERNAME": "admin@example.com",
     "LABEL_STUDIO_PASSWORD": "for-this-test",
@@ -231,7 +231,7 @@ class TestManual:
     def checkout(self, tmp_path: Path) -> Path:
         """A copy of the folder `docker`, with the file of secrets as docs/operators.md has it made and filled in."""
         shutil.copytree(DOCKER, tmp_path / "docker")
-        [copy] = [one for one in told_to(__file__) if one.words[0] == "cp"]
+        [copy] = [one for one in commands_run_by(__file__) if one.words[0] == "cp"]
         subprocess.run(["bash", "-euc", copy.text], cwd=tmp_path, check=True, timeout=30)
         env = tmp_path / "docker" / ".env"
         text = env.read_text()

@@ -1,4 +1,4 @@
-"""Every command of the manual is run by a test, or it says here and in ``manual.ACCOUNTS`` why not."""
+"""Every command of the manual is run by a test, or ``manual.RUNNERS`` gives the reason why not."""
 
 import shutil
 import subprocess
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.manual import ACCOUNTS, ROOT, Command, account_of, commands, pages, told_to, unmarked
+from tests.manual import ROOT, RUNNERS, Command, commands, commands_run_by, pages, runner_of, unmarked
 
 CI = (ROOT / ".ci" / "run").read_text()
-CHECKED_HERE = {one.text for one in told_to(__file__)}
+CHECKED_HERE = {one.text for one in commands_run_by(__file__)}
 IN_CI = ("setup", "lint", "types", "imports")
 ASKS_A_REGISTRY = ("lock", "audit")
 
@@ -35,7 +35,7 @@ def recipe(target: str) -> list[str]:
 
 class TestAccounts:
     def test_every_command_has_one(self):
-        missing = [f"{one.page}: {one.text}" for one in commands() if account_of(one) is None]
+        missing = [f"{one.page}: {one.text}" for one in commands() if runner_of(one) is None]
 
         assert missing == []
 
@@ -55,24 +55,24 @@ class TestAccounts:
         [found] = commands({"docs/new.md": form.format(text)})
 
         assert found == Command(text, "docs/new.md")
-        assert account_of(found) is None
+        assert runner_of(found) is None
         with pytest.raises(AssertionError, match=r"docs/new\.md: no test runs"):
-            _ = found.account
+            _ = found.runner
 
     def test_a_new_command_of_a_known_kind_is_run_with_the_others(self):
         """Nobody has to write it down a second time."""
         [found] = commands({"docs/new.md": "```sh\nml-backend replay --project 7 --round r000003\n```\n"})
 
-        assert found.account.by == "tests/system/test_manual_project.py"
+        assert found.runner.by == "tests/system/test_manual_project.py"
 
     def test_no_account_is_left_over(self):
-        used = {account_of(one) for one in commands()}
+        used = {runner_of(one) for one in commands()}
 
-        assert [one.begins for one in ACCOUNTS if one not in used] == []
+        assert [one.begins for one in RUNNERS if one not in used] == []
 
-    @pytest.mark.parametrize("by", sorted({one.by for one in ACCOUNTS}))
+    @pytest.mark.parametrize("by", sorted({one.by for one in RUNNERS}))
     def test_every_file_that_is_named_asks_for_its_commands(self, by):
-        assert "told_to(__file__)" in (ROOT / by).read_text()
+        assert "commands_run_by(__file__)" in (ROOT / by).read_text()
 
 
 class TestFound:
@@ -152,16 +152,16 @@ class TestMake:
 
 class TestNotRun:
     def test_uv_knows_the_options(self):
-        [command] = [one for one in told_to(__file__) if one.words[0] == "uv"]
+        [command] = [one for one in commands_run_by(__file__) if one.words[0] == "uv"]
         uv = shutil.which("uv") or str(ROOT / ".tools" / "uv" / "bin" / "uv")
-        told = subprocess.run([uv, "pip", "install", "--help"], capture_output=True, text=True, timeout=60, check=True)
+        data = subprocess.run([uv, "pip", "install", "--help"], capture_output=True, text=True, timeout=60, check=True)
 
         options = [word.partition("=")[0] for word in command.words if word.startswith("--")]
         assert options
-        assert [one for one in options if one not in told.stdout] == []
+        assert [one for one in options if one not in data.stdout] == []
 
     def test_the_test_that_draws_the_pictures_runs_and_reads_the_variable(self):
-        [command] = [one for one in told_to(__file__) if one.text.startswith("AL_SCREENSHOTS")]
+        [command] = [one for one in commands_run_by(__file__) if one.text.startswith("AL_SCREENSHOTS")]
 
         file = Path(command.words[-1])
         assert file.parent == Path("tests/system")

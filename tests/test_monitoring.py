@@ -55,8 +55,8 @@ def labels(tmp_path: Path) -> dict[str, set[str]]:
     metrics = Metrics(store, queue)
     metrics.count_webhook("START_TRAINING")
     found: dict[str, set[str]] = {}
-    for name, told in re.findall(r"^(al_\w+)(?:{(.*)})? ", generate_latest(metrics.registry).decode(), re.MULTILINE):
-        found.setdefault(name, set()).update(re.findall(r'(\w+)="', told))
+    for name, data in re.findall(r"^(al_\w+)(?:{(.*)})? ", generate_latest(metrics.registry).decode(), re.MULTILINE):
+        found.setdefault(name, set()).update(re.findall(r'(\w+)="', data))
     return found
 
 
@@ -72,10 +72,10 @@ class TestMetrics:
     def test_every_one_is_explained(self, tmp_path):
         metrics = Metrics(RoundStore(tmp_path), MemoryQueue())
 
-        told = dict(re.findall(r"^# HELP (\S+) (.+)$", generate_latest(metrics.registry).decode(), re.MULTILINE))
+        data = dict(re.findall(r"^# HELP (\S+) (.+)$", generate_latest(metrics.registry).decode(), re.MULTILINE))
 
-        assert all(len(text) > 10 for text in told.values())
-        assert len(set(told.values())) == len(told)
+        assert all(len(text) > 10 for text in data.values())
+        assert len(set(data.values())) == len(data)
 
 
 class TestDashboard:

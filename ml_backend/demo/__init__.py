@@ -1,14 +1,11 @@
-"""The main job on one machine: real services, real labels, a live view.
+"""The whole loop on one machine: real services, real labels, a live view.
 
 ::
 
-    services.py   Valkey, Label Studio, the backend and the worker as such children
-    films.py      the images with their truth: drawn, or from the visitor's folder
-    project.py    a Label Studio project with these images in it
-    readers.py    simulated readers, each a Label Studio user of its own
-    fidelity.py   was the served order the chosen order?
-    watch.py      follows the rounds of the project while the readers work
-    summary.py    what a round did, as a table and as JSON
-    view.py       the live view, or plain lines where there is no terminal
-    run.py        the story: bring up, label, compare
+    options.py   the visitor's options; the images with their labels, drawn or read; options of the project
+    services.py  Label Studio, the backend and the worker as child processes
+    project.py   a project in Label Studio, labelled by readers until enough rounds are published
+    readers.py   simulated readers, each a user of Label Studio
+    summary.py   the view, the check of the served order, the table of rounds and its JSON
+    run.py       start, label, compare
 """

@@ -1,52 +1,31 @@
-"""A Label Studio project with the demo's images in it.
-
-Readers label, rounds run, and the view shows both, until enough rankings came from a trained network.
-What is decided before readers begin: the images, the question about them, the options of the project.
-"""
+"""The demo's project in Label Studio: created, filled with images, labelled by readers, its rounds followed."""
 
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 
 import httpx
 
-from ml_backend.config import ProjectOptions
-from ml_backend.demo.images import DRAWN_CLASSES, Film, draw_films, labels_in, read_films
-from ml_backend.demo.options import DemoOptions, check_enough, project_options
-from ml_backend.demo.order_check import Served, compare
-from ml_backend.demo.readers import file_name
-from ml_backend.demo.view import View
-from ml_backend.errors import LabelStudioError, RoundError, SettingsError
+from ml_backend.demo.options import DemoImage
+from ml_backend.demo.readers import ReadingRoom, file_name
+from ml_backend.demo.summary import View, check_order
+from ml_backend.errors import LabelStudioError, RoundError
 from ml_backend.label_studio.client import FAILURES, LABEL_STUDIO, LabelStudioClient, Route
-from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
+from ml_backend.label_studio.formats import LabelConfig, parse_label_config
 from ml_backend.processes import Service
-from ml_backend.scheduling import Progress, QueueStatus
-from ml_backend.schemas import AFTER_A_ROUND, STAGES, PublishedRanking, RoundReport
+from ml_backend.scheduling import Progress, QueueStatus, RoundQueue
+from ml_backend.schemas import AFTER_A_ROUND, STAGES, ProjectKey, PublishedRanking, RoundReport
+from ml_backend.storage import RoundStore
 
-BATCH = 40  # files in an upload: each request stays far below Label Studio's limit of 250 MB
-TIMEOUT_S = 120.0
-
-
-def shipped_config(name: str) -> str:
-    """The XML of a label config that comes with this project, ``severity`` for example.
-
-    Raises:
-        SettingsError: it is not there.
-    """
-    package = Path(__file__).parents[1]
-    # Beside the package in a checkout, inside it in an installed wheel.
-    for folder in (package.parent / "label_studio_config", package / "label_studio_config"):
-        if (path := folder / f"{name}.xml").exists():
-            return path.read_text()
-    raise SettingsError(f"label_studio_config/{name}.xml is not in {package.parent}: run from a checkout")
+BATCH = 40  # files of an upload: each request stays far below Label Studio's limit of 250 MB
+UPLOAD_TIMEOUT_S = 120.0
+PAUSE_S = 0.2
+STALL_S = 300.0  # without progress: the slowest step of a demo round takes a tenth of that
 
 
 def create_project(client: LabelStudioClient, title: str, label_config: str) -> tuple[int, LabelConfig]:
-    """Make a project, and read its question back from what Label Studio kept.
+    """Create a project; returns its id, and its label config as Label Studio has stored it.
 
     Raises:
         LabelStudioError: Label Studio refused.
@@ -56,32 +35,31 @@ def create_project(client: LabelStudioClient, title: str, label_config: str) -> 
     return int(project["id"]), parse_label_config(project["label_config"])
 
 
-def upload(
-    client: LabelStudioClient,
-    token: str,
-    project_id: int,
-    image_key: str,
-    films: Sequence[Film],
+def upload_images(
+    client: LabelStudioClient, token: str, project_id: int, image_key: str, images: Sequence[DemoImage]
 ) -> Iterator[int]:
-    """Upload the films and make a task of each, in their order, with the patient but without the label.
+    """Upload images and create a task for each, in their order, with the patient but without the label.
 
     Args:
         client: of the project's owner.
-        token: legacy token of the same user.
-        project_id: of a project without these films.
-        image_key: under which the image stands in a task's data.
-        films: with names that are unique.
+        token: legacy token of the owner.
+        project_id: project without these images.
+        image_key: key of the image in a task's data.
+        images: with unique names.
 
     Yields:
-        How many of the films are uploaded so far, after each batch.
+        Number of images uploaded so far, after each batch.
 
     Raises:
-        LabelStudioError: Label Studio refused, or keeps fewer than were sent.
+        LabelStudioError: Label Studio refused, or stored fewer than were sent.
     """
-    for start in range(0, len(films), BATCH):
-        batch = films[start : start + BATCH]
-        uploaded = _upload_files(client, token, project_id, batch)
-        tasks = [{"data": _task_data(film, image_key, uploaded[film.name])} for film in batch]
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        uris = _upload_files(client, token, project_id, batch)
+        tasks = []
+        for image in batch:
+            patient = {} if image.patient_id is None else {"patient_id": image.patient_id}
+            tasks.append({"data": {image_key: uris[image.name], **patient}})
         path = f"/api/projects/{project_id}/import"
         made = client.request("POST", path, dict, query={"commit_to_project": "true"}, body=tasks)
         if made.get("task_count") != len(batch):
@@ -89,157 +67,162 @@ def upload(
         yield start + len(batch)
 
 
-def _task_data(film: Film, image_key: str, uri: str) -> dict[str, str]:
-    return {image_key: uri} | ({} if film.patient_id is None else {"patient_id": film.patient_id})
-
-
-def _upload_files(client: LabelStudioClient, token: str, project_id: int, films: Sequence[Film]) -> dict[str, str]:
-    """Upload without making tasks of them; name -> the address that Label Studio gives the file."""
+def _upload_files(
+    client: LabelStudioClient, token: str, project_id: int, images: Sequence[DemoImage]
+) -> dict[str, str]:
+    """Upload files without creating tasks; returns name -> address in Label Studio."""
     url = f"{client.url}/api/projects/{project_id}/import"
-    files = [(film.name, (film.name, film.content)) for film in films]
+    files = [(image.name, (image.name, image.content)) for image in images]
     headers = {"Authorization": f"Token {token}"}
-    route, asked = Route(url, LABEL_STUDIO), f"{len(films)} images could not be uploaded to {url}"
+    route, failed = Route(url, LABEL_STUDIO), f"{len(images)} images could not be uploaded to {url}"
     try:
         with route.client() as http:
-            answer = http.post(
-                url, params={"commit_to_project": "false"}, files=files, headers=headers, timeout=TIMEOUT_S
-            ).raise_for_status()
+            query = {"commit_to_project": "false"}
+            answer = http.post(url, params=query, files=files, headers=headers, timeout=UPLOAD_TIMEOUT_S)
+            answer.raise_for_status()
     except httpx.HTTPStatusError as error:
-        raise LabelStudioError(f"{asked}: {error}") from error
+        raise LabelStudioError(f"{failed}: {error}") from error
     except FAILURES as error:
-        raise route.unreachable(error, asked) from error
+        raise route.unreachable(error, failed) from error
     query = {"ids": json.dumps(answer.json()["file_upload_ids"])}
     rows = client.request("GET", f"/api/projects/{project_id}/file-uploads", list, query=query)
-    uploaded = {file_name(row["file"]): f"/data/{row['file']}" for row in rows}
-    if missing := {film.name for film in films} - set(uploaded):
-        raise LabelStudioError(
-            f"project {project_id} lost {len(missing)} of {len(films)} images: {sorted(missing)[:3]}"
-        )
-    return uploaded
+    uris = {file_name(row["file"]): f"/data/{row['file']}" for row in rows}
+    if missing := sorted({image.name for image in images} - set(uris)):
+        raise LabelStudioError(f"project {project_id} lost {len(missing)} of {len(images)} images: {missing[:3]}")
+    return uris
 
 
-PAUSE_S = 0.2
+class RoundFollower:
+    """Follows a project's rounds from outside: by the store, the queue and Label Studio.
 
+    Args:
+        client: of the project's owner.
+        store: data folder of server and worker.
+        queue: their Redis.
+        project: to follow.
+        clock: monotonic seconds.
 
-class Room(Protocol):
-    """What is asked of the readers."""
+    Attributes:
+        rounds: the published rounds, oldest first.
+        visible_at: version -> when Label Studio was first seen to serve it.
+        claimed_at: version -> when the worker took its round from the queue.
+    """
+
+    def __init__(
+        self,
+        client: LabelStudioClient,
+        store: RoundStore,
+        queue: RoundQueue,
+        project: ProjectKey,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.project = project
+        self.rounds: list[tuple[RoundReport, PublishedRanking]] = []
+        self.visible_at: dict[str, datetime] = {}
+        self.claimed_at: dict[str, datetime] = {}
+        self._client = client
+        self._queue = queue
+        self._store = store.project(project)
+        self._clock = clock
+        self._moved_at = clock()
+        self._last_seen: object = None
+        self._claim: datetime | None = None
 
     @property
-    def served(self) -> Sequence[Served]: ...
-
-    def turn(self) -> bool: ...
-
-    def new_ranking(self) -> None: ...
-
-
-class Rounds(Protocol):
-    """What is asked about the rounds."""
+    def rankings(self) -> dict[str, tuple[str, ...]]:
+        """Version -> image ids in the order in which they should be served."""
+        return {published.version: published.image_ids for _, published in self.rounds}
 
     @property
-    def rounds(self) -> Sequence[tuple[RoundReport, PublishedRanking]]: ...
+    def trained(self) -> int:
+        """Number of published rounds that trained a network."""
+        return sum(report.trained for report, _ in self.rounds)
 
-    @property
-    def trained(self) -> int: ...
+    def is_newer(self, progress: Progress) -> bool:
+        """Whether the progress is that of a round after the newest published one."""
+        return not self.rounds or progress.started > self.rounds[-1][0].started_at.timestamp()
 
-    @property
-    def rankings(self) -> Mapping[str, Sequence[str]]: ...
+    def version(self) -> str:
+        """The model version that Label Studio serves now; empty where there is none."""
+        version = str(self._client.project(self.project.id).get("model_version") or "")
+        self.visible_at.setdefault(version, datetime.now(UTC))
+        return version
 
-    def is_newer(self, progress: Progress) -> bool: ...
+    def poll(self, *, patient: bool = False) -> QueueStatus:
+        """Read the state of the queue, and note a newly published round.
 
-    def poll(self) -> QueueStatus: ...
+        Args:
+            patient: accept that nothing happens: perhaps nobody is labelling.
+
+        Raises:
+            RoundError: the last round failed, or nothing has happened for five minutes.
+            QueueError, StorageError: the queue or the store cannot be read.
+        """
+        status = self._queue.status(self.project)
+        if status.last_error is not None and status.failing:
+            raise RoundError(f"a round failed: {status.last_error.message} ({status.last_error.kind})")
+        # First, since ``_claim`` is still that of this round.
+        if (published := self._store.published()) is not None:
+            self._note(published)
+        if status.progress is not None:
+            self._claim = datetime.fromtimestamp(status.progress.started, UTC)
+        if (seen := (status, published)) != self._last_seen:
+            self._last_seen, self._moved_at = seen, self._clock()
+        elif not patient and self._clock() - self._moved_at > STALL_S:
+            state = f"running: {status.running}, waiting: {status.waiting}, changes: {status.changes}"
+            raise RoundError(f"no round has moved for {STALL_S:.0f} s ({state}): see the worker's log")
+        return status
+
+    def _note(self, published: PublishedRanking) -> None:
+        if self.rounds and self.rounds[-1][1].version == published.version:
+            # Stored a second time, with the time that the deletion of the old version took.
+            self.rounds[-1] = (self.rounds[-1][0], published)
+            return
+        report = self._store.report(published.round_id)
+        self.rounds.append((report, published))
+        began = report.started_at
+        self.claimed_at[published.version] = self._claim if self._claim and self._claim <= began else began
 
 
-class _Stage(NamedTuple):
-    name: str
-    total: int
-
-
-class RoundBars:
-    """The running round's stages as bars, and a line for every published one."""
+class RoundProgress:
+    """Shows the stages of the running round as bars, and each published round as a line."""
 
     def __init__(self, view: View, announced: int = 0) -> None:
         self._view = view
-        self._stage: _Stage | None = None
+        self._stage: tuple[str, int] | None = None  # name, total
         self._announced = announced
 
-    def show(self, follower: Rounds, status: QueueStatus) -> bool:
-        """Draw what is known now; True when a ranking has come out since the last time."""
-        news = self._announced < len(follower.rounds)
-        if news:
+    def show(self, follower: RoundFollower, status: QueueStatus) -> bool:
+        """Show the current state; True when a ranking was published since the last call."""
+        new = follower.rounds[self._announced :]
+        if new:
             self._end_stage()
             self._view.clear()
-        for index in range(self._announced, len(follower.rounds)):
-            self._view.say(_announcement(follower, index))
-        self._announced = len(follower.rounds)
-        self._draw(follower, status.progress)
-        return news
-
-    def _draw(self, follower: Rounds, progress: Progress | None) -> None:
-        # A round whose ranking is out already only tidies up, or fills the caches of the first training.
+        for number, (report, published) in enumerate(new, start=self._announced + 1):
+            self._view.print(_announcement(number, report, published))
+        self._announced += len(new)
+        progress = status.progress
+        # What a published round does afterwards is not shown, except what the first training would wait for.
         if progress is None or not (follower.is_newer(progress) or progress.stage in AFTER_A_ROUND):
             self._end_stage()
-            return
+            return bool(new)
         name = STAGES.get(progress.stage, progress.stage)
-        if self._stage is not None and self._stage.name != name:
+        if self._stage is not None and self._stage[0] != name:
             self._end_stage()
-        self._stage = _Stage(name, progress.total)
+        self._stage = (name, progress.total)
         self._view.step(name, progress.done, progress.total)
+        return bool(new)
 
     def _end_stage(self) -> None:
-        # The last report of a stage is seldom its end: training stops early, and we look now and then.
+        # The last progress seen is seldom the end: training stops early, and the queue is read only now and then.
         if self._stage is not None:
-            self._view.step(self._stage.name, self._stage.total, self._stage.total)
+            name, total = self._stage
+            self._view.step(name, total, total)
         self._stage = None
 
 
-def label_until(
-    rounds: int,
-    *,
-    retrain_after: int,
-    room: Room,
-    follower: Rounds,
-    services: list[Service],
-    view: View,
-) -> None:
-    """Let the readers label until so many rankings of a trained network are published and partly served.
-
-    While a round runs the readers go on, by half of what starts the next one at most: that they work under the old
-    order meanwhile is the point, but every ranking shall be served from.
-
-    Raises:
-        RoundError: a round failed or hangs, or the images ran out before the rounds were through.
-        ServiceError: a service has ended.
-    """
-    bars = RoundBars(view)
-    while True:
-        status = follower.poll()
-        for service in services:
-            service.check()
-        if bars.show(follower, status):
-            # Readers keep the image on the screen: the one exception to the new order.
-            room.new_ranking()
-        # One short of the next round: the last ranking has been served from, and no round is under way at the end.
-        if follower.trained >= rounds and not status.running and status.changes >= retrain_after - 1:
-            return
-        if not follower.rounds or _shall_wait(status, retrain_after):
-            time.sleep(PAUSE_S)
-            continue
-        if not room.turn():
-            raise RoundError(
-                f"the images ran out after {follower.trained} of {rounds} rounds: give more images or fewer ROUNDS"
-            )
-        show_labels(view, status.changes, retrain_after)
-        _show_readers(view, room, follower)
-
-
-def _shall_wait(status: QueueStatus, retrain_after: int) -> bool:
-    ahead = retrain_after // 2
-    # Changes are counted anew when the worker takes a round.
-    return status.changes >= (ahead if status.running else retrain_after + ahead)
-
-
-def _announcement(follower: Rounds, index: int) -> str:
-    report, published = follower.rounds[index]
+def _announcement(number: int, report: RoundReport, published: PublishedRanking) -> str:
     labels = ", ".join(f"{count} {name}" for name, count in report.labels_per_class.items())
     if report.fit is not None:
         how = f"validation accuracy {report.fit.validation_accuracy:.2f}"
@@ -247,89 +230,54 @@ def _announcement(follower: Rounds, index: int) -> str:
         how = f"ranked anew by {report.ranking.strategy}, with the network of {report.base}"
     else:
         how = "random order, since a class has too few labels for a network"
-    images = len(published.image_ids)
-    return f"round {index + 1} published: labels {labels}; {how}; the next {images} images are in order"
+    return f"round {number} published: labels {labels}; {how}; the next {len(published.image_ids)} images are in order"
+
+
+def label_until(
+    rounds: int,
+    *,
+    retrain_after: int,
+    room: ReadingRoom,
+    follower: RoundFollower,
+    services: Sequence[Service],
+    view: View,
+) -> None:
+    """Let the readers label until ``rounds`` rankings of a trained network are published and have been served from.
+
+    While a round runs the readers go on under the old order, but by at most half of what starts the next one: every
+    ranking shall be served from.
+
+    Raises:
+        RoundError: a round failed or hangs, or the images ran out before the rounds were through.
+        ServiceError: a service has ended.
+    """
+    bars = RoundProgress(view)
+    while True:
+        status = follower.poll()
+        for service in services:
+            service.check()
+        if bars.show(follower, status):
+            room.new_ranking()
+        # One label short of the next round: the last ranking has been served from, and no round runs at the end.
+        if follower.trained >= rounds and not status.running and status.changes >= retrain_after - 1:
+            return
+        # The worker resets the changes when it takes a round.
+        most = retrain_after // 2 + (0 if status.running else retrain_after)
+        if not follower.rounds or status.changes >= most:
+            time.sleep(PAUSE_S)
+            continue
+        if not room.turn():
+            raise RoundError(
+                f"the images ran out after {follower.trained} of {rounds} rounds: give more images or fewer ROUNDS"
+            )
+        show_labels(view, status.changes, retrain_after)
+        if view.is_live:
+            checks = check_order(room.served, follower.rankings).values()
+            in_order, served = sum(one.in_order for one in checks), sum(one.served for one in checks)
+            view.step("served in exactly the chosen order", in_order, served)
 
 
 def show_labels(view: View, changes: int, retrain_after: int) -> None:
-    """Draw how many labels of those that start the next round are given; not into a log, it changes all the time."""
+    """Show how many of the labels that start the next round are given; not in a log, since it changes constantly."""
     if view.is_live:
         view.step("labels until the next round", min(changes, retrain_after), retrain_after)
-
-
-def _show_readers(view: View, room: Room, follower: Rounds) -> None:
-    results = compare(room.served, follower.rankings).values()
-    in_order, served = sum(r.in_order for r in results), sum(r.served for r in results)
-    if view.is_live:
-        view.step("served in exactly the chosen order", in_order, served)
-
-
-CONFIGS = ("severity", "normal_diseased")  # the first that knows all labels is taken
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A label config and the classes that readers tell apart by it, least severe first."""
-
-    xml: str
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All that is needed to make the project and to label its images."""
-
-    films: Sequence[Film]
-    question: Question
-    extra_params: dict[str, object]
-    options: ProjectOptions
-
-
-def choose_question(options: DemoOptions) -> Question:
-    """The shipped label config that asks for the visitor's labels; that of the drawn films where there are none.
-
-    Raises:
-        SettingsError: the visitor's table cannot be read.
-    """
-    labels = set(DRAWN_CLASSES) if options.labels is None else labels_in(options.labels)
-    questions = [_question(name) for name in CONFIGS]
-    # Where none fits, the first one says which of the labels it does not know.
-    return next((question for question in questions if labels <= set(question.classes)), questions[0])
-
-
-def visitors_films(options: DemoOptions, question: Question) -> list[Film] | None:
-    """The visitor's images; None where films are to be drawn.
-
-    Raises:
-        SettingsError: names every bad row.
-    """
-    if options.images is None or options.labels is None:
-        return None
-    return read_films(options.images, options.labels, question.classes)
-
-
-def make_plan(options: DemoOptions, question: Question, films: Sequence[Film] | None, view: View) -> Plan:
-    """Decide the rest, and draw the films where the visitor gave none.
-
-    Raises:
-        SettingsError: an option is wrong, or the images do not suffice for the rounds.
-    """
-    # Imports torch, which takes seconds.
-    from ml_backend.model.backbones import weights_file  # noqa: PLC0415
-
-    backbone = os.environ.get("AL_BACKBONE") or "resnet50"
-    extra_params = project_options(options, weights_file(backbone, "imagenet") is not None, os.environ)
-    if extra_params["weights"] == "none" and "AL_WEIGHTS" not in os.environ:
-        view.say(f"ImageNet weights of {backbone} are not on this machine: the demo goes on with untrained features")
-    if films is None:
-        view.step("drawing images", 0, None)
-        films = draw_films(options.count, options.seed, options.side)
-        view.step("drawing images", 1, 1)
-    resolved = ProjectOptions.resolve(extra_params, parse_label_config(question.xml).attributes)
-    check_enough(films, question.classes, options, resolved)
-    return Plan(films, question, extra_params, resolved)
-
-
-def _question(name: str) -> Question:
-    xml = shipped_config(name)
-    return Question(xml, training_classes(parse_label_config(xml), ProjectOptions.resolve(environ={})))

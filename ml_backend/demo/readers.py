@@ -1,9 +1,8 @@
-"""Simulated readers: Label Studio users of their own who send what Label Studio's page sends.
+"""Simulated readers: Label Studio users who send the same requests as Label Studio's page.
 
-They see what a reader sees: the next task of "Label All Tasks", through a session and not through an API key. What
-they answer comes from a truth that neither Label Studio nor the backend ever gets.
-
-What the page sends is recorded in ``tests/recorded/label_studio_page.json``, which a test holds against Chromium.
+A reader works in a session, without an API key, and gets each image from "Label All Tasks". The labels come from the
+demo's truth, which neither Label Studio nor the backend receives. The page's requests are recorded in
+``tests/recorded/label_studio_page.json``, which a test compares with Chromium.
 """
 
 import random
@@ -19,7 +18,6 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ml_backend.demo.order_check import Served
 from ml_backend.errors import LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LABEL_STUDIO, Route
 from ml_backend.label_studio.formats import LabelConfig, read_image
@@ -31,22 +29,21 @@ PAUSE_S = 0.5
 # Label Studio puts 8 hex digits before the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 
-
 Region = dict[str, Any]  # one entry of the result of an annotation or a prediction
 
 
 @dataclass(frozen=True, slots=True)
-class ServedImage:
-    """The task that a reader has on the screen.
+class OpenTask:
+    """A task on a reader's screen.
 
     Attributes:
-        image_id: of the task.
-        uri: of the image.
-        prediction_id: of the prediction that the page opened the task from, which may be empty; None without one.
-        regions: the result that the page opened with: of that prediction, or of the earlier answer.
-        lock_id: of the reservation; Label Studio refuses a second answer under the same one.
-        annotation_id: of the earlier answer that the reader looks at again; None for an image without an answer.
-        spent_s: what was measured of the earlier answer.
+        image_id: id of the task.
+        uri: address of its image.
+        prediction_id: the prediction from which the page opened the task; None without one.
+        regions: the result with which the page opened: of that prediction, or of the earlier annotation.
+        lock_id: reservation of the task; Label Studio refuses a second annotation under the same one.
+        annotation_id: the earlier annotation that is open again; None for a task without one.
+        spent_s: lead time of the earlier annotation.
         loaded_at: when it came on the screen.
     """
 
@@ -62,7 +59,7 @@ class ServedImage:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One label that Label Studio has accepted."""
+    """An annotation that Label Studio has accepted."""
 
     reader: str
     image_id: str
@@ -71,11 +68,26 @@ class Submission:
     answered_at: datetime
 
 
-def opened(task: Mapping[str, Any], config: LabelConfig) -> ServedImage:
-    """The screen that the page makes of a task without an answer: from the newest prediction that comes with it."""
+@dataclass(frozen=True, slots=True)
+class ServedImage:
+    """An image that Label Studio served to a reader, or that stayed on the screen when a new ranking came.
+
+    Attributes:
+        versions: model version just before and just after: one, or two around a publish.
+        holding: the image on the screen, not yet annotated, when the ranking came.
+    """
+
+    reader: str
+    image_id: str
+    versions: tuple[str, ...]
+    holding: str | None = None
+
+
+def open_task(task: Mapping[str, Any], config: LabelConfig) -> OpenTask:
+    """Open a task without an annotation as the page does: from its newest prediction."""
     image = read_image(dict(task), config)
     newest: Region = max(task["predictions"], key=lambda one: int(one["id"]), default={"id": None, "result": []})
-    return ServedImage(
+    return OpenTask(
         image.id,
         image.uri,
         prediction_id=newest["id"],
@@ -84,29 +96,28 @@ def opened(task: Mapping[str, Any], config: LabelConfig) -> ServedImage:
     )
 
 
-def page_body(project_id: int, image: ServedImage, result: Sequence[Region]) -> dict[str, object]:
-    """What the page sends of every answer; a submission and a skip add to it, a draft is only saved after 5 s."""
-    now = datetime.now(UTC)
+def annotation_body(project_id: int, task: OpenTask, result: Sequence[Region]) -> dict[str, object]:
+    """The body that the page sends with every annotation; a submission and a skip add to it."""
     return {
-        "lead_time": image.spent_s + (now - image.loaded_at).total_seconds(),
+        "lead_time": task.spent_s + (datetime.now(UTC) - task.loaded_at).total_seconds(),
         "result": list(result),
-        "draft_id": 0,
-        "parent_prediction": image.prediction_id,
+        "draft_id": 0,  # drafts are saved only after 5 s
+        "parent_prediction": task.prediction_id,
         "parent_annotation": None,
-        "started_at": image.loaded_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "started_at": task.loaded_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "project": str(project_id),
     }
 
 
-def chosen(answer: str, config: LabelConfig, before: Sequence[Region] = ()) -> list[Region]:
-    """The result once a reader has chosen a class: the region that was there, changed, or a new one."""
-    value = {"choices": [answer]}
-    was = next((region for region in before if region["from_name"] == config.from_name), None)
-    if was is None:
+def choice_result(value: str, config: LabelConfig, before: Sequence[Region] = ()) -> list[Region]:
+    """The result after a reader has chosen a class: the region that was there, changed, or a new one."""
+    choices = {"choices": [value]}
+    region = next((region for region in before if region["from_name"] == config.from_name), None)
+    if region is None:
         names = {"from_name": config.from_name, "to_name": config.to_name, "type": "choices"}
-        return [{"value": value, "id": _region_id(), "origin": "manual"} | names]
-    changed = was["origin"] == "prediction" and was["value"] != value
-    return [was | {"value": value, "origin": "prediction-changed" if changed else was["origin"]}]
+        return [{"value": choices, "id": _region_id(), "origin": "manual"} | names]
+    changed = region["origin"] == "prediction" and region["value"] != choices
+    return [region | {"value": choices, "origin": "prediction-changed" if changed else region["origin"]}]
 
 
 def _region_id() -> str:
@@ -118,45 +129,48 @@ def file_name(uri: str) -> str:
     return _UPLOAD_PREFIX.sub("", PurePosixPath(urlsplit(uri).path).name)
 
 
-class Answers:
-    """What a reader answers: the truth, or in some cases a neighbouring class.
+class SimulatedLabels:
+    """The label that a reader gives an image: the truth, or at a given rate a neighbouring class.
 
     Args:
-        truth: uploaded file name -> class.
+        truth: name of the uploaded file -> class.
         classes: ordinal, least severe first.
-        mistakes: share of the images that a reader gets wrong, 0 to 1.
-        seed: the same seed, reader and image give the same answer.
+        mistakes: fraction of the images that a reader labels wrong, 0 to 1.
+        seed: the same seed, reader and image give the same label.
+
+    Raises:
+        ValueError: ``mistakes`` is no fraction.
     """
 
     def __init__(self, truth: Mapping[str, str], classes: Sequence[str], mistakes: float, seed: int) -> None:
         if not 0.0 <= mistakes <= 1.0:
-            raise ValueError(f"mistakes is a share from 0 to 1, got {mistakes}")
+            raise ValueError(f"mistakes must be a fraction from 0 to 1, got {mistakes}")
         self._truth = dict(truth)
         self._classes = tuple(classes)
         self._mistakes = mistakes
         self._seed = seed
 
-    def of(self, reader: str, uri: str) -> str:
-        """The reader's answer about the image at ``uri``.
+    def label(self, reader: str, uri: str) -> str:
+        """The reader's label of the image at ``uri``.
 
         Raises:
-            LabelStudioError: the image is none of those that were uploaded.
+            LabelStudioError: no such image was uploaded.
         """
         name = file_name(uri)
         if name not in self._truth:
             raise LabelStudioError(f"Label Studio served {uri!r}, which is none of the {len(self._truth)} images")
-        chance = random.Random(f"{self._seed} {reader} {name}")
-        at = self._classes.index(self._truth[name])
-        if chance.random() >= self._mistakes:
-            return self._classes[at]
-        return self._classes[chance.choice([i for i in (at - 1, at + 1) if 0 <= i < len(self._classes)])]
+        rng = random.Random(f"{self._seed} {reader} {name}")
+        true = self._classes.index(self._truth[name])
+        if rng.random() >= self._mistakes:
+            return self._classes[true]
+        return self._classes[rng.choice([i for i in (true - 1, true + 1) if 0 <= i < len(self._classes)])]
 
 
 class Reader:
-    """One signed-up user with a browser session.
+    """A user of Label Studio with a browser session.
 
     Args:
-        name: what the records call the reader.
+        name: of the reader in records.
         url: of Label Studio.
     """
 
@@ -172,10 +186,10 @@ class Reader:
         self._http.headers["Referer"] = f"{self.url}/"
 
     def sign_up(self, invite: str) -> Self:
-        """Become a user through the form behind an invitation.
+        """Sign up through the form behind an invitation.
 
         Args:
-            invite: the path that ``GET /api/invite`` names.
+            invite: the path in the answer to ``GET /api/invite``.
 
         Raises:
             LabelStudioError: the form was refused.
@@ -188,75 +202,70 @@ class Reader:
             raise LabelStudioError(f"{self.email} signed up at {self.url}{invite}, but is logged in as {who!r}")
         return self
 
-    def next_image(self, project_id: int, config: LabelConfig) -> ServedImage | None:
-        """Press "Label All Tasks", or take what comes after a submission; None where nothing is left."""
+    def next_task(self, project_id: int, config: LabelConfig) -> OpenTask | None:
+        """Press "Label All Tasks", or go on after a submission; None where no task is left."""
         path = f"/api/dm/actions?id=next_task&project={project_id}"
         answer = self._send("POST", path, json={"project": str(project_id)}, accept=404)
-        if answer.status_code == 404:
-            return None
-        return opened(answer.json(), config)
+        return None if answer.status_code == 404 else open_task(answer.json(), config)
 
-    def submit(self, project_id: int, image: ServedImage, value: str, config: LabelConfig) -> Submission:
+    def submit(self, project_id: int, task: OpenTask, value: str, config: LabelConfig) -> Submission:
         """Choose a class and submit.
 
         Raises:
-            RequestRefused: Label Studio refused the answer.
+            RequestRefused: Label Studio refused the annotation.
         """
         sent_at = datetime.now(UTC)
-        self._answer(project_id, image, page_body(project_id, image, chosen(value, config, image.regions)))
-        return Submission(self.name, image.image_id, value, sent_at, datetime.now(UTC))
+        self._annotate(project_id, task, annotation_body(project_id, task, choice_result(value, config, task.regions)))
+        return Submission(self.name, task.image_id, value, sent_at, datetime.now(UTC))
 
-    def skip(self, project_id: int, image: ServedImage) -> None:
+    def skip(self, project_id: int, task: OpenTask) -> None:
         """Press Skip.
 
         Raises:
             RequestRefused: Label Studio refused it.
         """
-        self._answer(project_id, image, page_body(project_id, image, image.regions) | {"was_cancelled": True})
+        self._annotate(project_id, task, annotation_body(project_id, task, task.regions) | {"was_cancelled": True})
 
-    def look_back(self, project_id: int, image: ServedImage, config: LabelConfig) -> ServedImage:
-        """Go back to an image that this reader has answered or skipped.
+    def reopen(self, project_id: int, task: OpenTask, config: LabelConfig) -> OpenTask:
+        """Go back to a task that this reader has annotated or skipped.
 
         Raises:
-            LabelStudioError: this reader has given no answer to it.
+            LabelStudioError: this reader has not annotated it.
         """
-        path = f"/api/tasks/{image.image_id}?interaction=labelstream&project={project_id}"
-        task = self._send("GET", path).json()
-        mine = [one for one in task["annotations"] if one["completed_by"]["email"] == self.email]
-        if not mine:
-            raise LabelStudioError(f"{self.name} has not answered image {image.image_id}")
-        earlier = mine[-1]
-        return ServedImage(
-            image.image_id,
-            read_image(task, config).uri,
-            prediction_id=earlier["parent_prediction"],
-            regions=tuple(earlier["result"]),
-            annotation_id=int(earlier["id"]),
-            spent_s=float(earlier["lead_time"] or 0.0),
+        path = f"/api/tasks/{task.image_id}?interaction=labelstream&project={project_id}"
+        found = self._send("GET", path).json()
+        own = [one for one in found["annotations"] if one["completed_by"]["email"] == self.email]
+        if not own:
+            raise LabelStudioError(f"{self.name} has not annotated image {task.image_id}")
+        return OpenTask(
+            task.image_id,
+            read_image(found, config).uri,
+            prediction_id=own[-1]["parent_prediction"],
+            regions=tuple(own[-1]["result"]),
+            annotation_id=int(own[-1]["id"]),
+            spent_s=float(own[-1]["lead_time"] or 0.0),
         )
 
-    def update(self, project_id: int, image: ServedImage, value: str, config: LabelConfig) -> ServedImage:
-        """Change the answer to an image that was looked back at; the page then loads it again.
+    def update(self, project_id: int, task: OpenTask, value: str, config: LabelConfig) -> OpenTask:
+        """Change the class of a reopened task; the page then loads it again.
 
         Raises:
             RequestRefused: Label Studio refused the change.
         """
-        path = f"/api/annotations/{image.annotation_id}?taskID={image.image_id}&project={project_id}"
-        self._send("PATCH", path, json=page_body(project_id, image, chosen(value, config, image.regions)))
-        return self.look_back(project_id, image, config)
+        path = f"/api/annotations/{task.annotation_id}?taskID={task.image_id}&project={project_id}"
+        body = annotation_body(project_id, task, choice_result(value, config, task.regions))
+        self._send("PATCH", path, json=body)
+        return self.reopen(project_id, task, config)
 
-    def _answer(self, project_id: int, image: ServedImage, body: Mapping[str, object]) -> None:
-        lock = {} if image.lock_id is None else {"unique_id": image.lock_id}
-        self._send("POST", f"/api/tasks/{image.image_id}/annotations?project={project_id}", json={**body, **lock})
-
-    def close(self) -> None:
-        self._http.close()
+    def _annotate(self, project_id: int, task: OpenTask, body: Mapping[str, object]) -> None:
+        lock = {} if task.lock_id is None else {"unique_id": task.lock_id}
+        self._send("POST", f"/api/tasks/{task.image_id}/annotations?project={project_id}", json={**body, **lock})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._http.close()
 
     def _csrf(self) -> str:
         return self._http.cookies.get("csrftoken") or ""
@@ -270,21 +279,20 @@ class Reader:
         data: Mapping[str, str] | None = None,
         accept: int | None = None,
     ) -> httpx.Response:
-        # Label Studio on sqlite answers 500 where another writer holds the database. Asking once more does no harm;
-        # a submission is not sent again, since it might be stored twice.
+        # Label Studio on sqlite answers 500 while another writer holds the database. A submission is not repeated: it
+        # might be stored twice.
         attempts = ATTEMPTS if method == "GET" or "id=next_task" in path else 1
         for attempt in range(attempts):
             try:
                 answer = self._http.request(method, path, json=json, data=data, headers={"X-CSRFToken": self._csrf()})
             except httpx.TransportError as error:
-                raise self._route.unreachable(
-                    error, f"{self.name} got no answer to {method} {self.url}{path}"
-                ) from error
+                message = f"{self.name} got no answer to {method} {self.url}{path}"
+                raise self._route.unreachable(error, message) from error
             if answer.status_code != 500:
                 break
             if attempt + 1 < attempts:
                 time.sleep(PAUSE_S)
-        # A form that is accepted redirects; one that is refused comes back as a page with status 200.
+        # An accepted form redirects; a refused one is a page with status 200.
         if answer.status_code >= 400 and answer.status_code != accept:
             raise RequestRefused(
                 f"{self.name}: Label Studio answered {answer.status_code} to {method} {self.url}{path}: "
@@ -295,16 +303,16 @@ class Reader:
 
 
 class ReadingRoom:
-    """Readers who take turns: each submits the image on the screen and is served the next one.
+    """Readers who take turns: each submits the task on the screen and is served the next one.
 
-    So every reader holds one image all the time, as with open browsers, also while a new ranking comes.
+    So every reader holds one image at any time, as with an open browser, also when a new ranking comes.
 
     Args:
         readers: signed up.
-        project_id: what they label.
-        config: of the project.
-        answers: what they say.
-        version: names the version of the ranking that Label Studio serves now.
+        project_id: project that they label.
+        config: label config of the project.
+        labels: what they answer.
+        version: returns the model version that Label Studio serves now.
     """
 
     def __init__(
@@ -312,66 +320,56 @@ class ReadingRoom:
         readers: Sequence[Reader],
         project_id: int,
         config: LabelConfig,
-        answers: Answers,
+        labels: SimulatedLabels,
         version: Callable[[], str],
     ) -> None:
         self._readers = list(readers)
         self._project_id = project_id
         self._config = config
-        self._answers = answers
+        self._labels = labels
         self._version = version
-        self._screens: dict[str, ServedImage] = {}
+        self._screens: dict[str, OpenTask] = {}
         self._turns = 0
         self._rankings = 0
-        self.served: list[Served] = []
+        self.served: list[ServedImage] = []
         self.submissions: list[Submission] = []
 
     def turn(self) -> bool:
-        """The next reader submits and is served; False when there was nothing to submit nor to serve.
+        """Let the next reader submit and be served; False when there was nothing to submit nor to serve.
 
         Raises:
-            LabelStudioError: Label Studio refused something, or served an image that is none of ours.
+            LabelStudioError: Label Studio refused a request, or served an image that was not uploaded.
         """
         reader = self._readers[self._turns % len(self._readers)]
         self._turns += 1
-        submitted = self._submit(reader)
-        return self._serve(reader) or submitted
+        task = self._screens.pop(reader.name, None)
+        if task is not None:
+            value = self._labels.label(reader.name, task.uri)
+            self.submissions.append(reader.submit(self._project_id, task, value, self._config))
+        return self._serve(reader) or task is not None
 
     def new_ranking(self) -> None:
-        """Keep what is on the screens when a ranking comes: every second reader loads the page again, the rest do not.
+        """Keep the tasks on the screens when a ranking comes; every second reader loads the page again.
 
-        Those who do not will answer from the prediction of the ranking before, as a page does that stays open.
+        The others will submit with the prediction of the ranking before, as a page does that stays open.
         """
         self._rankings += 1
         for number, reader in enumerate(self._readers, start=self._rankings):
-            if (image := self._screens.get(reader.name)) is None:
+            if (task := self._screens.get(reader.name)) is None:
                 continue
             if number % 2:
-                self.served.append(Served(reader.name, image.image_id, (self._version(),), holding=image.image_id))
+                self.served.append(ServedImage(reader.name, task.image_id, (self._version(),), holding=task.image_id))
             else:
-                self._serve(reader, holding=image.image_id)
-
-    def finish(self) -> None:
-        """Let every reader submit the image on the screen and take no other."""
-        for reader in self._readers:
-            self._submit(reader)
-
-    def _submit(self, reader: Reader) -> bool:
-        if reader.name not in self._screens:
-            return False
-        image = self._screens.pop(reader.name)
-        value = self._answers.of(reader.name, image.uri)
-        self.submissions.append(reader.submit(self._project_id, image, value, self._config))
-        return True
+                self._serve(reader, holding=task.image_id)
 
     def _serve(self, reader: Reader, holding: str | None = None) -> bool:
         before = self._version()
-        image = reader.next_image(self._project_id, self._config)
+        task = reader.next_task(self._project_id, self._config)
         after = self._version()
-        if image is None:
+        if task is None:
             return False
-        self._screens[reader.name] = image
-        # A publish may fall between the two: then either ranking may have decided.
+        self._screens[reader.name] = task
+        # A publish may fall between the two requests: then either ranking may be the one that served.
         versions = (before,) if before == after else (before, after)
-        self.served.append(Served(reader.name, image.image_id, versions, holding))
+        self.served.append(ServedImage(reader.name, task.image_id, versions, holding))
         return True

@@ -1,7 +1,4 @@
-"""Starts everything side by side, and waits until all of it answers.
-
-The demo's story: bring everything up, let readers label, compare what they were served with what was chosen.
-"""
+"""The demo: start the services, create a project, let readers label, compare the served order with the chosen one."""
 
 import fcntl
 import os
@@ -9,37 +6,30 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from ml_backend.config import Settings
 from ml_backend.config.network import bypass_proxies, trusted_certificates
-from ml_backend.demo.options import DemoOptions
-from ml_backend.demo.order_check import compare
+from ml_backend.demo.options import DemoOptions, Plan, choose_question, make_plan, read_images
 from ml_backend.demo.project import (
-    Plan,
-    RoundBars,
-    choose_question,
+    RoundFollower,
+    RoundProgress,
     create_project,
     label_until,
-    make_plan,
     show_labels,
-    upload,
-    visitors_films,
+    upload_images,
 )
-from ml_backend.demo.readers import Answers, Reader, ReadingRoom
+from ml_backend.demo.readers import Reader, ReadingRoom, SimulatedLabels
 from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
-from ml_backend.demo.summary import RoundRow, Summary, delay, round_row, summary_table
-from ml_backend.demo.view import RoundFollower, View, make_view
+from ml_backend.demo.summary import RoundRow, Summary, View, check_order, measure_delay, summary_table
 from ml_backend.errors import RoundError, ServiceError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
@@ -47,208 +37,177 @@ from ml_backend.processes import Service, Valkey, private_folder
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore, write_atomically
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Everything that runs, and the ways to it."""
-
-    url: str  # of Label Studio
-    admin: Login
-    client: LabelStudioClient
-    backend: Backend
-    settings: Settings  # as the backend has them
-    store: RoundStore
-    queue: RoundQueue
-    services: list[Service]  # that we started
-
-
-def bring_up(options: DemoOptions, view: View, stack: ExitStack, meanwhile: Callable[[], T]) -> tuple[Site, T]:
-    """Start Valkey, Label Studio, the backend and the worker.
-
-    Args:
-        options: where to keep data, and what runs already.
-        view: told what is waited for.
-        stack: stops them again, the last started first; filled as they start, so that a failure half way stops all.
-        meanwhile: other work, done while they start.
-
-    Returns:
-        What runs, and what ``meanwhile`` gave.
-
-    Raises:
-        ServiceError: one of them did not start; with the end of its log.
-    """
-    folder = private_folder(options.folder.absolute())
-    # Rounds that a stopped demo left in the queue belong to its project, not to the new one.
-    shutil.rmtree(folder / "valkey", ignore_errors=True)
-    label_studio: LabelStudio | None = None
-    name = "Label Studio"
-    if options.label_studio is None:
-        # First, since it takes longest.
-        label_studio = LabelStudio(folder / "label-studio")
-        name += " (its first start takes a minute or three)" if label_studio.is_new else ""
-        stack.enter_context(label_studio.start())
-        url, admin = label_studio.url, label_studio.admin
-    else:
-        url, admin = options.label_studio.url, options.label_studio.admin
-    view.step(name, 0, None)
-    valkey = stack.enter_context(Valkey(folder / "valkey", options.redis_url).start()).wait()
-    environ = _environ(folder, valkey.url, url, admin)
-    backend = stack.enter_context(Backend(environ, folder / "backend.log").start())
-    worker = stack.enter_context(Worker(backend.environ, folder / "worker.log").start())
-    done = meanwhile()
-    view.step("Valkey, backend and worker", 0, None)
-    backend.wait()
-    worker.wait()
-    view.step("Valkey, backend and worker", 1, 1)
-    if label_studio is not None:
-        label_studio.wait()
-    view.step(name, 1, 1)
-    started: list[Service] = [valkey, backend, worker]
-    site = Site(
-        url=url,
-        admin=admin,
-        client=stack.enter_context(LabelStudioClient(url, admin.token)),
-        backend=backend,
-        settings=Settings.load(**_settings(backend)),
-        store=RoundStore(folder / "data"),
-        queue=RoundQueue(stack.enter_context(connect_redis(valkey.url))),
-        services=started if label_studio is None else [*started, label_studio],
-    )
-    return site, done
-
-
-def _environ(folder: Path, redis_url: str, url: str, admin: Login) -> dict[str, str]:
-    own = {
-        "AL_REDIS_URL": redis_url,
-        "AL_DATA_DIR": str(folder / "data"),
-        "AL_LABEL_STUDIO_URL": url,
-        "AL_LABEL_STUDIO_API_KEY": admin.token,
-        # The logs of a demo are read by people, its last lines also where a service has ended.
-        "AL_LOG_FORMAT": "console",
-    }
-    # Said outright, so that the worker loads PyTorch once and not for every round.
-    device = {} if "AL_DEVICE" in os.environ or _has_gpu() else {"AL_DEVICE": "cpu"}
-    return dict(os.environ) | device | own
-
-
-def _has_gpu() -> bool:
-    """Whether a GPU's device file is there; asked without torch."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
-
-
-def _settings(backend: Backend) -> dict[str, str]:
-    """The backend's environment as keyword arguments."""
-    return {
-        name: backend.environ[f"AL_{name.upper()}"]
-        for name in (
-            "redis_url",
-            "data_dir",
-            "label_studio_url",
-            "label_studio_api_key",
-            "basic_auth_user",
-            "basic_auth_pass",
-        )
-    }
-
-
-STOPPED = 130  # exit status after Ctrl-C, as shells count it
-LOOK_S = 0.5
+INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
+POLL_S = 0.5
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_demo(options: DemoOptions) -> int:
     """Run the demo.
 
     Returns:
-        The exit status: 0 if every round was published and the served order was the chosen one, 1 if it was not, 130
+        The exit status: 0 if every round was published and every image was served in the chosen order, 1 if not, 130
         after Ctrl-C or SIGTERM before the end.
 
     Raises:
-        BackendError: in words, why the visitor's images, a service or a round let the demo down.
+        BackendError: the visitor's images, a service or a round failed.
     """
     trusted_certificates()  # before anything is started that a wrong variable would stop minutes later
     bypass_proxies("127.0.0.1")
-    # A log has no width: there lines stay whole.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     try:
-        with _stopped_by_signals(), _only_one_in(options.folder), _undisturbed_stop() as stack:
-            return _main_job(options, make_view(console), stack, stay=_stays(options, console))
+        with _service_stack() as stack:
+            stack.enter_context(_locked(options.folder))
+            stay = console.is_terminal if options.stay is None else options.stay
+            return _run(options, View(console), stack, stay=stay)
     except KeyboardInterrupt:
         console.print("stopped: everything that the demo had started is down")
-        return STOPPED
+        return INTERRUPTED
 
 
-def _main_job(options: DemoOptions, view: View, stack: ExitStack, *, stay: bool) -> int:
+def _run(options: DemoOptions, view: View, stack: ExitStack, *, stay: bool) -> int:
     began = time.monotonic()
-    question = choose_question(options)
-    given = visitors_films(options, question)
+    # Before anything starts: a table may have bad rows.
+    question = choose_question(options.labels)
+    given = None
+    if options.images is not None and options.labels is not None:
+        given = read_images(options.images, options.labels, question.classes)
     with view:
-        site, plan = bring_up(options, view, stack, lambda: make_plan(options, question, given, view))
+        services = _start(options, view, stack)
+        plan = make_plan(options, question, given, view)
+        services.wait(view)
         ready = time.monotonic()
-        project_id, room, follower = _prepare(options, plan, site, view, stack)
+        project_id, room, follower = _prepare(options, plan, services, view, stack)
         prepared = time.monotonic()
         label_until(
             options.rounds,
             retrain_after=plan.options.retrain_after,
             room=room,
             follower=follower,
-            services=site.services,
+            services=services.started,
             view=view,
         )
         view.clear()
-    ended = time.monotonic()
     summary = Summary(
-        address=site.url,
+        address=services.url,
         project=project_id,
-        images=len(plan.films),
+        images=len(plan.images),
         readers=options.readers,
         weights=plan.options.weights,
         strategy=plan.options.strategy,
         seed=options.seed,
-        seconds={"bring-up": ready - began, "project": prepared - ready, "rounds": ended - prepared},
+        seconds={"bring-up": ready - began, "project": prepared - ready, "rounds": time.monotonic() - prepared},
         rounds=_rows(follower, room, plan.options.retrain_after),
     )
-    _tell(summary, plan, view)
+    _print_summary(summary, plan, view)
     if options.json is not None:
         write_atomically(options.json.absolute(), (summary.model_dump_json(indent=1) + "\n").encode())
     if stay:
-        _stay(site, project_id, follower, view, plan.options.retrain_after)
+        _stay(services, project_id, follower, view, plan.options.retrain_after)
     return 0 if summary.exact else 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Services:
+    """The services, of which the demo has started all but perhaps Label Studio and Redis."""
+
+    url: str  # of Label Studio
+    admin: Login
+    redis_url: str
+    backend: Backend
+    started: list[Service]
+    label_studio_step: str
+
+    def wait(self, view: View) -> None:
+        """Wait until all of them answer.
+
+        Raises:
+            ServiceError: one of them did not start; with the end of its log.
+        """
+        view.step("Valkey, backend and worker", 0, None)
+        for service in self.started:
+            if isinstance(service, LabelStudio):
+                view.step("Valkey, backend and worker", 1, 1)
+            service.wait()
+        view.step("Valkey, backend and worker", 1, 1)
+        view.step(self.label_studio_step, 1, 1)
+
+
+def _start(options: DemoOptions, view: View, stack: ExitStack) -> _Services:
+    """Start Valkey, Label Studio, the backend and the worker, which ``stack`` will stop.
+
+    Raises:
+        ServiceError: a program is missing, or Valkey did not start.
+    """
+    folder = private_folder(options.folder.absolute())
+    # Rounds that a stopped demo left in the queue belong to its project, not to the new one.
+    shutil.rmtree(folder / "valkey", ignore_errors=True)
+    step = "Label Studio"
+    own: list[Service] = []
+    if options.label_studio is None:
+        label_studio = LabelStudio(folder / "label-studio")
+        if label_studio.is_new:
+            step += " (its first start takes a minute or three)"
+        own.append(stack.enter_context(label_studio.start()))  # first, since it takes longest
+        url, admin = label_studio.url, label_studio.admin
+    else:
+        url, admin = options.label_studio.url, options.label_studio.admin
+    view.step(step, 0, None)
+    valkey = stack.enter_context(Valkey(folder / "valkey", options.redis_url).start()).wait()
+    environ = {
+        **os.environ,
+        "AL_REDIS_URL": valkey.url,
+        "AL_DATA_DIR": str(folder / "data"),
+        "AL_LABEL_STUDIO_URL": url,
+        "AL_LABEL_STUDIO_API_KEY": admin.token,
+        # People read a demo's logs; an error shows their last lines.
+        "AL_LOG_FORMAT": "console",
+    }
+    if not ("AL_DEVICE" in os.environ or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()):
+        # Set, so that without a GPU the worker loads PyTorch once and not for every round.
+        environ["AL_DEVICE"] = "cpu"
+    backend = stack.enter_context(Backend(environ, folder / "backend.log").start())
+    worker = stack.enter_context(Worker(backend.environ, folder / "worker.log").start())
+    return _Services(url, admin, valkey.url, backend, [valkey, backend, worker, *own], step)
+
+
 def _prepare(
-    options: DemoOptions, plan: Plan, site: Site, view: View, stack: ExitStack
+    options: DemoOptions, plan: Plan, services: _Services, view: View, stack: ExitStack
 ) -> tuple[int, ReadingRoom, RoundFollower]:
-    """Make the project, put the images into it, connect the backend, and seat the readers."""
+    """Create the project, upload the images, sign the readers up and connect the backend."""
+    client = stack.enter_context(LabelStudioClient(services.url, services.admin.token))
     title = f"Active learning demo {datetime.now(UTC):%Y-%m-%d %H:%M}"
-    project_id, config = create_project(site.client, title, plan.question.xml)
-    view.step("uploading images", 0, len(plan.films))
-    for done in upload(site.client, site.admin.token, project_id, config.image_key, plan.films):
-        view.step("uploading images", done, len(plan.films))
+    project_id, config = create_project(client, title, plan.question.xml)
+    view.step("uploading images", 0, len(plan.images))
+    for done in upload_images(client, services.admin.token, project_id, config.image_key, plan.images):
+        view.step("uploading images", done, len(plan.images))
     view.step("connecting the backend and the readers", 0, None)
-    invite = str(site.client.request("GET", "/api/invite", dict)["invite_url"])
+    invite = str(client.request("GET", "/api/invite", dict)["invite_url"])
     names = [f"reader-{i + 1}" for i in range(options.readers)]
-    # Before the first round, whose import of the ranking may keep sqlite locked for who signs up meanwhile.
-    readers = [stack.enter_context(Reader(name, site.url)).sign_up(invite) for name in names]
-    connect_project(site.settings, project_id, site.backend.url, plan.extra_params, site.client)
-    follower = RoundFollower(site.client, site.store, site.queue, site.store.connection(project_id).project)
-    truth = {film.name: film.label for film in plan.films}
-    answers = Answers(truth, plan.question.classes, options.mistakes, options.seed)
+    # Before the first round: while its ranking is imported, sqlite may be locked, and a sign-up would fail.
+    readers = [stack.enter_context(Reader(name, services.url)).sign_up(invite) for name in names]
+    settings = services.backend.settings
+    connect_project(settings, project_id, services.backend.url, plan.extra_params, client)
+    store = RoundStore(settings.data_dir)
+    queue = RoundQueue(stack.enter_context(connect_redis(services.redis_url)))
+    follower = RoundFollower(client, store, queue, store.connection(project_id).project)
+    truth = {image.name: image.label for image in plan.images}
+    labels = SimulatedLabels(truth, plan.question.classes, options.mistakes, options.seed)
     view.step("connecting the backend and the readers", 1, 1)
-    view.say(f"project {project_id} at {site.url}/projects/{project_id}/data: {len(readers)} readers begin to label")
-    return project_id, ReadingRoom(readers, project_id, config, answers, follower.version), follower
+    view.print(
+        f"project {project_id} at {services.url}/projects/{project_id}/data: {len(readers)} readers begin to label"
+    )
+    return project_id, ReadingRoom(readers, project_id, config, labels, follower.version), follower
 
 
 def _rows(follower: RoundFollower, room: ReadingRoom, retrain_after: int) -> tuple[RoundRow, ...]:
-    fidelities = compare(room.served, follower.rankings)
+    checks = check_order(room.served, follower.rankings)
     rows: list[RoundRow] = []
     previous_claim: datetime | None = None
     for report, published in follower.rounds:
-        claim = follower.claimed_at[published.version]
-        waited = None
+        claim, delay = follower.claimed_at[published.version], None
         if (visible_at := follower.visible_at.get(published.version)) is not None:
-            waited = delay(
+            delay = measure_delay(
                 room.submissions,
                 retrain_after=retrain_after,
                 previous_claim=previous_claim,
@@ -257,93 +216,84 @@ def _rows(follower: RoundFollower, room: ReadingRoom, retrain_after: int) -> tup
                 published=published,
                 visible_at=visible_at,
             )
-        rows.append(round_row(report, published, fidelities.pop(published.version), waited))
+        rows.append(RoundRow.of(report, published, checks.pop(published.version), delay))
         previous_claim = claim
-    if fidelities:
-        # Served under a version that no round has published: no row could show it.
-        wrong = [str(deviation) for fidelity in fidelities.values() for deviation in fidelity.deviations]
-        raise RoundError(f"Label Studio served by a version that no round published: {'; '.join(wrong)}")
+    if checks:
+        # No row could show them.
+        wrong = "; ".join(deviation for check in checks.values() for deviation in check.deviations)
+        raise RoundError(f"Label Studio served a version that no round published: {wrong}")
     return tuple(rows)
 
 
-def _tell(summary: Summary, plan: Plan, view: View) -> None:
-    view.say(summary_table(summary.rounds, plan.question.classes))
+def _print_summary(summary: Summary, plan: Plan, view: View) -> None:
+    view.print(summary_table(summary.rounds, plan.question.classes))
     for row in summary.rounds:
         for deviation in row.deviations:
-            view.say(f"out of order: {deviation}")
+            view.print(f"out of order: {deviation}")
     in_order, served = sum(row.in_order for row in summary.rounds), sum(row.served for row in summary.rounds)
-    waited = [row.delay.total_s for row in summary.rounds if row.delay is not None and row.training_s is not None]
-    view.say(f"{in_order} of {served} images were served in exactly the chosen order")
-    if waited:
-        longest = max(waited)
-        view.say(f"from the label that starts a training to its new order in Label Studio: {longest:.1f} s at most")
+    view.print(f"{in_order} of {served} images were served in exactly the chosen order")
+    delays = [row.delay.total_s for row in summary.rounds if row.delay is not None and row.training_s is not None]
+    if delays:
+        view.print(
+            f"from the label that starts a training to its new order in Label Studio: {max(delays):.1f} s at most"
+        )
 
 
-def _stay(site: Site, project_id: int, follower: RoundFollower, view: View, retrain_after: int) -> None:
+def _stay(services: _Services, project_id: int, follower: RoundFollower, view: View, retrain_after: int) -> None:
     """Stay up until Ctrl-C; rounds go on with what the visitor labels."""
     lines = [
-        f"[bold]{site.url}/projects/{project_id}/data[/bold]",
-        f"user      {site.admin.email}",
-        f"password  {site.admin.password}",
+        f"[bold]{services.url}/projects/{project_id}/data[/bold]",
+        f"user      {services.admin.email}",
+        f"password  {services.admin.password}",
         "",
         "Press [bold]Label All Tasks[/bold] and label the next image by hand; a few labels more start the next round.",
         "[bold]Ctrl-C[/bold] here stops everything.",
     ]
-    view.say(Panel(Text.from_markup("\n".join(lines)), title="It stays up: now you", expand=False))
-    told = ""
-    bars = RoundBars(view, announced=len(follower.rounds))
+    view.print(Panel(Text.from_markup("\n".join(lines)), title="Now label by hand", expand=False))
+    shown = ""
+    bars = RoundProgress(view, announced=len(follower.rounds))
     try:
         with view:
             while True:
-                for service in site.services:
+                for service in services.started:
                     service.check()
                 try:
                     status = follower.poll(patient=True)
                     bars.show(follower, status)
                     show_labels(view, status.changes, retrain_after)
                 except RoundError as error:
-                    # A visitor who labels on may well mend it: told once, and not the end.
-                    if str(error) != told:
-                        view.say(Text(str(error), style="red"))
-                    told = str(error)
-                time.sleep(LOOK_S)
+                    # Not the end: more labels may solve it. Printed once.
+                    if str(error) != shown:
+                        view.print(Text(str(error), style="red"))
+                    shown = str(error)
+                time.sleep(POLL_S)
     except KeyboardInterrupt:
-        view.say("stopping")
-
-
-def _stays(options: DemoOptions, console: Console) -> bool:
-    return console.is_terminal if options.stay is None else options.stay
+        view.print("stopping")
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Let the ways in which a terminal or a supervisor ends us stop our services too."""
+def _service_stack() -> Iterator[ExitStack]:
+    """Yield a stack that SIGINT, SIGTERM and SIGHUP unwind too; a second Ctrl-C does not interrupt that."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
-        yield
+        with ExitStack() as stack:
+            try:
+                yield stack
+            finally:
+                for number in SIGNALS:
+                    signal.signal(number, signal.SIG_IGN)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _undisturbed_stop() -> Iterator[ExitStack]:
-    """A stack of services whose end a second Ctrl-C does not cut short."""
-    with ExitStack() as stack:
-        try:
-            yield stack
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def _only_one_in(folder: Path) -> Iterator[None]:
-    """Two demos would run two Label Studios on one database.
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second demo out of the folder: it would run a second Label Studio on the same database.
 
     Raises:
         ServiceError: another demo runs in this folder.

@@ -1,7 +1,7 @@
-"""Label Studio, the backend and the worker, each as a child of ours on a port of its own.
+"""Label Studio, the backend and the worker, each as a child process on a free port.
 
-Every service is started first and waited for later, so that they come up side by side. Being ready always means
-that *our own* server answers: a secret or a process id is checked, since anybody may sit on a port.
+All are started first and waited for later, so that they come up at the same time. A service is ready when our own
+process answers, identified by a secret or a process id: another program may hold the port.
 """
 
 import json
@@ -17,32 +17,33 @@ import httpx
 import redis
 from rq.worker_registration import get_keys
 
+from ml_backend.config import Settings
 from ml_backend.errors import ServiceError
 from ml_backend.processes import Service, free_port, private_folder
 from ml_backend.storage import write_atomically
 
 ADMIN = "admin@example.com"
 DEFAULT_BINARY = Path(".tools/label-studio/bin/label-studio")
-# Empty data folder to answer: 70 to 160 s on a busy two-core machine. Twice that, and something is wrong.
+# The first start takes 70 to 160 s on a busy two-core machine.
 LABEL_STUDIO_TIMEOUT_S = 400.0
-# Label Studio looks every setting up under its bare name too (HOST, DEBUG, PORT, ...), so that it gets these alone.
+# Label Studio reads each of its settings under its bare name too (HOST, DEBUG, PORT, ...): only these are passed on.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """The owner of the demo's Label Studio."""
+    """The owner of the demo's Label Studio; ``token`` is a legacy API token of 40 hex digits."""
 
     email: str
     password: str
-    token: str  # legacy API token, 40 hex digits
+    token: str
 
 
 class LabelStudio(Service):
-    """Label Studio from its own environment, with an owner made on its first start.
+    """Label Studio from its own environment, with an owner that is created at the first start.
 
     Args:
-        folder: its data folder; a second start on it keeps users, projects and the owner's password.
+        folder: its data folder; a later start on it keeps users, projects and the owner's password.
         binary: the ``label-studio`` program; default ``AL_LABEL_STUDIO_BIN``, else what ``make setup`` builds.
     """
 
@@ -53,21 +54,17 @@ class LabelStudio(Service):
         self.admin = _login(self._folder / "login.json")
         self.url = ""
 
-    @property
-    def api_key(self) -> str:
-        return self.admin.token
-
     @staticmethod
     def default_binary() -> Path:
         return Path(os.environ.get("AL_LABEL_STUDIO_BIN") or DEFAULT_BINARY)
 
     @property
     def is_new(self) -> bool:
-        """Whether this start makes the database, which takes minutes instead of seconds."""
+        """Whether the start creates the database, which takes minutes instead of seconds."""
         return not (self._folder / "label_studio.sqlite3").exists()
 
     def start(self) -> Self:
-        """Start it; its first start takes minutes.
+        """Start it.
 
         Raises:
             ServiceError: the program is missing.
@@ -88,11 +85,11 @@ class LabelStudio(Service):
         return super().wait(timeout_s)
 
     def is_ready(self) -> bool:
-        """Whether *our* Label Studio answers: it moves to the next port in silence when its own is taken."""
+        """Whether *our* Label Studio answers: it silently moves to the next port when its own is taken."""
+        headers = {"Authorization": f"Token {self.admin.token}"}
         try:
             if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code != 200:
                 return False
-            headers = {"Authorization": f"Token {self.admin.token}"}
             answer = httpx.get(f"{self.url}/api/current-user/whoami", headers=headers, timeout=10, trust_env=False)
         except httpx.TransportError:
             return False
@@ -107,7 +104,7 @@ class LabelStudio(Service):
         own = {
             "BASE_DATA_DIR": str(self._folder.absolute()),
             "HOST": self.url,
-            # In the environment and not on the command line, which everybody on the machine can read.
+            # In the environment: everybody on the machine can read a command line.
             "USERNAME": self.admin.email,
             "PASSWORD": self.admin.password,
             "USER_TOKEN": self.admin.token,
@@ -119,10 +116,12 @@ class LabelStudio(Service):
             "COLLECT_ANALYTICS": "false",
             "LATEST_VERSION_CHECK": "false",
         }
-        passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        return (
-            passed_on | {f"LABEL_STUDIO_{k}": v for k, v in own.items()} | {"SENTRY_DSN": "", "FRONTEND_SENTRY_DSN": ""}
-        )
+        return {
+            **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            **{f"LABEL_STUDIO_{name}": value for name, value in own.items()},
+            "SENTRY_DSN": "",
+            "FRONTEND_SENTRY_DSN": "",
+        }
 
 
 class Backend(Service):
@@ -135,16 +134,24 @@ class Backend(Service):
         self._log = log
         self.url = ""
 
+    @property
+    def settings(self) -> Settings:
+        """Addresses, folders and credentials as the backend has them."""
+        names = ("redis_url", "data_dir", "label_studio_url", "label_studio_api_key")
+        own = {name: self.environ[f"AL_{name.upper()}"] for name in names}
+        return Settings.load(**own, basic_auth_user=self.user, basic_auth_pass=self.password)
+
     def start(self) -> Self:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "ml_backend", "serve", "--host", "127.0.0.1", "--port", str(port)]
+        """Start it, a second time on the same port."""
+        self.url = self.url or f"http://127.0.0.1:{free_port()}"
+        port = self.url.rpartition(":")[2]
+        command = [sys.executable, "-m", "ml_backend", "serve", "--host", "127.0.0.1", "--port", port]
         self._run(command, self.environ, self._log)
         return self
 
     def is_ready(self) -> bool:
         try:
-            # Nobody else refuses strangers and knows this password.
+            # No other program refuses strangers and knows this password.
             stranger = httpx.get(f"{self.url}/versions", timeout=5, trust_env=False)
             ours = httpx.get(f"{self.url}/versions", timeout=5, auth=(self.user, self.password), trust_env=False)
         except httpx.TransportError:
@@ -155,7 +162,7 @@ class Backend(Service):
 class Worker(Service):
     """The process that trains, ``ml-backend work``."""
 
-    # Asked to stop it ends its round first, which nobody waits for any more; cut off, it leaves one whole order.
+    # On SIGTERM a worker finishes its round, which is of no use any more; killed, it leaves one complete order.
     grace_s = 1.0
 
     def __init__(self, environ: Mapping[str, str], log: Path) -> None:
@@ -168,14 +175,12 @@ class Worker(Service):
         return self
 
     def is_ready(self) -> bool:
-        child = self._child
         with redis.Redis.from_url(self.environ["AL_REDIS_URL"], decode_responses=True) as connection:
-            pids = [connection.hget(key, "pid") for key in get_keys(connection=connection)]
-        return child is not None and str(child.pid) in pids
+            return str(self.pid) in [connection.hget(key, "pid") for key in get_keys(connection=connection)]
 
 
 def _login(path: Path) -> Login:
-    """Read the owner's password and token, or draw new ones and keep them for the next start.
+    """Read the owner's login, or draw one and keep it for the next start.
 
     Raises:
         ServiceError: the file is damaged.
@@ -184,7 +189,7 @@ def _login(path: Path) -> Login:
         return Login(**json.loads(path.read_text()))
     except FileNotFoundError:
         login = Login(ADMIN, secrets.token_urlsafe(9), secrets.token_hex(20))
-        write_atomically(path, json.dumps(asdict(login)).encode())  # made with mode 0600
+        write_atomically(path, json.dumps(asdict(login)).encode())  # with mode 0600
         return login
     except (OSError, ValueError, TypeError) as error:
         raise ServiceError(f"{path} cannot be read ({error}): move {path.parent} away to start afresh") from error

@@ -1,29 +1,173 @@
-"""What every round of the demo did: one row each, as a table and as JSON."""
+"""What the demo shows: its progress, whether images were served in the chosen order, and a table of the rounds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Self
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 
-from ml_backend.demo.order_check import Fidelity
-from ml_backend.demo.readers import Submission
+from ml_backend.demo.readers import ServedImage, Submission
 from ml_backend.schemas import FrozenModel, PublishedRanking, RoundReport
 
 
+class View:
+    """Progress of the demo: bars that are redrawn in place on a terminal, elsewhere a line per event.
+
+    Attributes:
+        is_live: whether the output is a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.is_live = console.is_terminal
+        self._console = console
+        whole = Column(no_wrap=True)  # on a narrow terminal the bars give way, not the figures
+        self._bars = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(table_column=whole),
+            TimeElapsedColumn(table_column=whole),
+            TimeRemainingColumn(table_column=whole),
+            console=console,
+            disable=not self.is_live,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def print(self, what: RenderableType) -> None:
+        """Print a line or a table that stays."""
+        # Without markup: an error or a path may hold square brackets. In a log, a line is not wrapped.
+        whole = isinstance(what, str) and not self.is_live
+        self._console.print(what, markup=False, highlight=False, soft_wrap=whole)
+
+    def step(self, name: str, done: int, total: int | None) -> None:
+        """Show the progress of a step; it ends when ``done`` reaches ``total``, which is None while it is unknown."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total)
+            if not self.is_live:
+                self.print(f"{name} ...")
+        task = next(task for task in self._bars.tasks if task.id == self._tasks[name])
+        if task.finished and not self.is_live:
+            return
+        if done < task.completed:  # it began anew
+            self._bars.reset(task.id, total=total)
+        self._bars.update(task.id, completed=done, total=total)
+        if task.finished and not self.is_live:
+            self.print(f"{name}: done ({task.finished_time or 0.0:.1f} s)")
+
+    def clear(self) -> None:
+        """Remove all steps."""
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+
+@dataclass(slots=True)
+class OrderCheck:
+    """How the images served under a ranking compare with it.
+
+    Attributes:
+        served: images served under this ranking, without those of ``held``.
+        in_order: those that were the first of the ranking that no reader had been served before.
+        held: images that were on a reader's screen when the ranking came.
+        deviations: a sentence for each of the others.
+    """
+
+    served: int = 0
+    in_order: int = 0
+    held: int = 0
+    deviations: list[str] = field(default_factory=list)
+
+
+def check_order(served: Sequence[ServedImage], rankings: Mapping[str, Sequence[str]]) -> dict[str, OrderCheck]:
+    """Compare the served images with the published rankings.
+
+    This observes what was served. ``analytics.order_audit`` infers it from stored annotations, and ``tests/system``
+    compares the two.
+
+    Args:
+        served: all readers' images in the order in which Label Studio served them, from the first ranking on.
+        rankings: version -> image ids in the order in which they should be served.
+
+    Returns:
+        One entry for each published version, and for each version that served without being published.
+
+    Raises:
+        ValueError: an image was served under no version.
+    """
+    checks = {version: OrderCheck() for version in rankings}
+    taken: set[str] = set()
+    for event in served:
+        if not event.versions:
+            raise ValueError(f"image {event.image_id} was served to {event.reader} under no version: expected 1 or 2")
+        # Around a publish either ranking may have served; the later one is tried first.
+        expected = {
+            version: event.holding or next((image for image in rankings.get(version, ()) if image not in taken), None)
+            for version in reversed(event.versions)
+        }
+        matching = [version for version, image in expected.items() if image == event.image_id]
+        version = event.versions[-1] if event.holding or not matching else matching[0]
+        taken.add(event.image_id)
+        check = checks.setdefault(version, OrderCheck())
+        if event.holding and matching:
+            check.held += 1
+            continue
+        check.served += 1
+        if matching:
+            check.in_order += 1
+        else:
+            first = expected[version]
+            wanted = "no image of that ranking was left" if first is None else f"image {first} was first"
+            check.deviations.append(
+                f"{event.reader} was served image {event.image_id} under {' or '.join(event.versions)}, where {wanted}"
+            )
+    return checks
+
+
 class Delay(FrozenModel):
-    """Seconds from the label that started a round until Label Studio served by its ranking."""
+    """Seconds from the label that started a round until Label Studio served its ranking.
+
+    Attributes:
+        submit_s: until Label Studio had answered the reader, including the webhook to the backend.
+        queue_s: until the worker took the round; it may have to finish another one first.
+        start_s: until the round began: a new process imports what it needs.
+        stages_s: stages of the round, then the steps of its publishing for which readers wait.
+        other_s: the rest, including the time until the demo saw the new version.
+    """
 
     total_s: float
-    submit_s: float  # until Label Studio had answered the reader, the webhook to the backend included
-    queue_s: float  # until the worker took the round: it may have to end another one first
-    start_s: float  # until the round began: a new process imports what it needs
-    stages_s: dict[str, float]  # the round's stages, then the steps of its publishing that readers wait for
-    other_s: float  # what no stage accounts for, the time until the demo looked included
+    submit_s: float
+    queue_s: float
+    start_s: float
+    stages_s: dict[str, float]
+    other_s: float
 
 
 class RoundRow(FrozenModel):
-    """One published round. ``None`` where nothing was trained: the start set was growing, or it only ranked anew."""
+    """A published round; values of the network are None where none was trained.
+
+    Attributes:
+        delay: None for a round that no label started: the project was connected, say.
+    """
 
     round_id: str
     version: str
@@ -37,11 +181,30 @@ class RoundRow(FrozenModel):
     in_order: int
     held: int
     deviations: tuple[str, ...]
-    delay: Delay | None  # None for the round that began with the connection, not with a label
+    delay: Delay | None
+
+    @classmethod
+    def of(cls, report: RoundReport, published: PublishedRanking, order: OrderCheck, delay: Delay | None) -> "RoundRow":
+        fit = report.fit
+        return cls(
+            round_id=report.request.round_id,
+            version=published.version,
+            strategy=report.ranking.strategy,
+            labels_per_class=report.labels_per_class,
+            validation_accuracy=fit.validation_accuracy if fit else None,
+            validation_auroc=fit.validation_auroc if fit else None,
+            training_s=report.seconds.get("train") if fit else None,
+            acquisition_s=report.seconds.get("score", 0.0) + report.seconds.get("rank", 0.0),
+            served=order.served,
+            in_order=order.in_order,
+            held=order.held,
+            deviations=tuple(order.deviations),
+            delay=delay,
+        )
 
 
 class Summary(FrozenModel):
-    """The demo's result."""
+    """Result of the demo; ``seconds`` is stage of the demo -> wall time."""
 
     address: str
     project: int
@@ -50,36 +213,16 @@ class Summary(FrozenModel):
     weights: str
     strategy: str
     seed: int
-    seconds: dict[str, float]  # stage of the demo -> wall time
+    seconds: dict[str, float]
     rounds: tuple[RoundRow, ...]
 
     @property
     def exact(self) -> bool:
-        """Whether every served image was the one that the ranking in force put first."""
+        """Whether images were served, each being the first of the ranking in force."""
         return all(row.in_order == row.served for row in self.rounds) and any(row.served for row in self.rounds)
 
 
-def round_row(report: RoundReport, published: PublishedRanking, fidelity: Fidelity, waited: Delay | None) -> RoundRow:
-    """One row from what the round saved, what was published and what was served."""
-    fit = report.fit
-    return RoundRow(
-        round_id=report.request.round_id,
-        version=published.version,
-        strategy=report.ranking.strategy,
-        labels_per_class=report.labels_per_class,
-        validation_accuracy=fit.validation_accuracy if fit else None,
-        validation_auroc=fit.validation_auroc if fit else None,
-        training_s=report.seconds.get("train") if fit else None,
-        acquisition_s=report.seconds.get("score", 0.0) + report.seconds.get("rank", 0.0),
-        served=fidelity.served,
-        in_order=fidelity.in_order,
-        held=fidelity.held,
-        deviations=tuple(str(deviation) for deviation in fidelity.deviations),
-        delay=waited,
-    )
-
-
-def delay(
+def measure_delay(
     submissions: Sequence[Submission],
     *,
     retrain_after: int,
@@ -89,21 +232,21 @@ def delay(
     published: PublishedRanking,
     visible_at: datetime,
 ) -> Delay | None:
-    """How long readers waited for a round.
+    """Measure how long readers waited for a round.
 
     Args:
         submissions: all labels, oldest first.
-        retrain_after: labels that start a round: the last of so many since the previous claim did.
+        retrain_after: number of labels since the previous claim that starts a round.
         previous_claim: when the worker took the round before; None for the first.
         claim: when the worker took this one.
         report: of this round.
         published: of this round.
-        visible_at: when Label Studio was first seen to serve by its ranking.
+        visible_at: when Label Studio was first seen to serve its ranking.
 
     Returns:
-        None where the round began without enough labels: because the project was connected, say.
+        None where the round began with fewer labels.
     """
-    since = [s for s in submissions if previous_claim is None or s.answered_at > previous_claim]
+    since = [one for one in submissions if previous_claim is None or one.answered_at > previous_claim]
     if len(since) < retrain_after or since[retrain_after - 1].sent_at > claim:
         return None
     trigger = since[retrain_after - 1]
@@ -129,40 +272,24 @@ def delay(
 def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
     """The rounds as a table that fits into 80 columns."""
     table = Table(
-        title="What the rounds did",
+        title="Rounds",
         caption="–: nothing was trained: random order, until every class has the labels that a\n"
         "network needs, or ranked anew by an earlier network\n"
         "+n: images that readers had on the screen when the ranking came",
         box=SIMPLE_HEAD,
     )
-    labels = "labels\n" + "/\n".join(classes)
-    for heading in (
-        "round",
-        labels,
-        "valid.\naccuracy",
-        "valid.\nAU ROC",
-        "training",
-        "acquisition",
-        "served in\nthe order",
-    ):
+    headings = ("round", "labels\n" + "/\n".join(classes), "valid.\naccuracy", "valid.\nAU ROC", "training")
+    for heading in (*headings, "acquisition", "served in\nthe order"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.round_id.lstrip("r0"),
             "/".join(str(row.labels_per_class[name]) for name in classes),
-            _share(row.validation_accuracy),
-            _share(row.validation_auroc),
-            _seconds(row.training_s),
-            _seconds(row.acquisition_s if row.training_s is not None else None),
+            "–" if row.validation_accuracy is None else f"{row.validation_accuracy:.2f}",
+            "–" if row.validation_auroc is None else f"{row.validation_auroc:.2f}",
+            "–" if row.training_s is None else f"{row.training_s:.1f} s",
+            "–" if row.training_s is None else f"{row.acquisition_s:.1f} s",
             f"{row.in_order}/{row.served}" + (f" +{row.held}" if row.held else ""),
             style=None if row.in_order == row.served else "red",
         )
     return table
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} s"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.cases import CASES
-from tests.manual import ROOT, told_to
+from tests.manual import ROOT, commands_run_by
 
 REPORT = ROOT / ".bench" / "report.json"
-WITH_PEERS, SOME = [command for command in told_to(__file__) if "ARGS" in command.text]
+WITH_PEERS, SOME = [command for command in commands_run_by(__file__) if "ARGS" in command.text]
 
 
 def bench(line: str) -> str:

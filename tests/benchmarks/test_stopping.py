@@ -6,7 +6,7 @@ import pytest
 
 from ml_backend.analytics.agreement import Agreement, PredictionSnapshot
 from tests.benchmarks.stopping import VERDICTS, Step, VerdictOutcome, evaluate_verdict, main, report
-from tests.manual import told_to
+from tests.manual import commands_run_by
 
 AGREED = {str(image): image % 2 for image in range(100)}
 NOISE = Agreement(images=100, agreed=0.9, kappa=0.8, error=0.05)
@@ -81,7 +81,7 @@ class TestReport:
 
 def test_a_second_run_reads_what_the_first_kept(tmp_path, capsys):
     """The manual's command, with few images and one short run."""
-    [command] = told_to(__file__)
+    [command] = commands_run_by(__file__)
     assert command.words[:3] == ["python", "-m", "tests.benchmarks.stopping"]
     arguments = [*shlex.split(command.run_as)[3:], "--out", str(tmp_path)]
 

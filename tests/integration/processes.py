@@ -8,8 +8,6 @@ from typing import Any
 
 from ml_backend.schemas import ProjectKey
 
-__all__ = ["FAKE_WORKER", "PAYLOADS", "PROJECT", "free_port", "wait_until"]
-
 PROJECT = ProjectKey(id=2, created=1795384774)  # of the recorded payloads
 PAYLOADS = Path(__file__).parent.parent / "data" / "payloads"
 FAKE_WORKER = Path(__file__).parent / "worker_with_fake_rounds.py"

@@ -10,8 +10,6 @@ from ml_backend.simulation.dataset import load_dataset, parse_task
 from ml_backend.simulation.plan import StudyPlan
 from ml_backend.storage.atomic import write_record
 
-__all__ = ["CLASSES", "OPTIONS", "begin_study", "draw_table"]
-
 CLASSES = ("dark", "grey", "bright")
 OPTIONS = {
     "backbone": "resnet18",

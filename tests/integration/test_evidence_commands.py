@@ -9,9 +9,9 @@ import pytest
 
 from ml_backend.schemas import Connection
 from ml_backend.storage import RoundStore
+from tests.command_line import run_cli
 from tests.fakes import make_report
 from tests.integration.processes import PROJECT
-from tests.typed import type_here
 
 NOBODY = "http://127.0.0.1:9"  # the port of "discard", where nobody listens
 CONFIG = (
@@ -36,7 +36,7 @@ def connected(store: RoundStore) -> RoundStore:
 @pytest.fixture
 def run(environ: dict[str, str]) -> Run:
     def run(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        return type_here(words, environ | extra)
+        return run_cli(words, environ | extra)
 
     return run
 
@@ -72,7 +72,7 @@ class TestReplay:
     def test_without_rounds(self, run, connected):
         said = refusal(run("replay", "--project", "2"))
 
-        assert said.startswith("ml-backend: project 2 has no round yet that could be made again")
+        assert said.startswith("ml-backend: project 2 has no round to replay yet")
         assert "`ml-backend doctor`" in said
 
     def test_a_round_that_is_not_there(self, run, connected):

@@ -1,4 +1,4 @@
-"""The logs of real processes: every line is JSON, and says what it is about."""
+"""The logs of real processes: every line is JSON, with its project and round."""
 
 import json
 import sys
@@ -112,14 +112,14 @@ class TestWorker:
         assert about(lines, "round published") == [(str(PROJECT), "r000001")]
         assert about(lines, "nothing to rank") == [(str(PROJECT), "r000002")]
         assert about(lines, "round failed") == [(str(PROJECT), "r000003")]
-        told = [(line["project"], line["round"]) for line in lines if line["logger"] == "rq.worker"]
-        assert set(told) == {(str(PROJECT), "r000003")}
+        found = [(line["project"], line["round"]) for line in lines if line["logger"] == "rq.worker"]
+        assert set(found) == {(str(PROJECT), "r000003")}
         [bug] = [line for line in lines if "exception" in line]
         assert [(e["exc_type"], e["exc_value"]) for e in bug["exception"]] == [("RuntimeError", "a bug")]
         assert all("locals" not in frame for frame in bug["exception"][0]["frames"])
 
     def test_the_end_of_a_killed_process_names_the_project(self, queue, start_worker, plan, logged: Logged):
-        """Told by the parent, who has never seen the round's number."""
+        """Logged by the parent, which does not know the round's number."""
         plan("kill", "quick")
         start_worker()
         queue.request_round(PROJECT, "forced")

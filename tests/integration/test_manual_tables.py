@@ -17,12 +17,12 @@ from torchvision.models import mobilenet_v2
 
 from ml_backend.simulation.synthetic import write_synthetic_study
 from ml_backend.simulation.tables import read_labels
+from tests.command_line import run_cli
 from tests.integration.processes import wait_until
-from tests.manual import Command, pages, told_to
-from tests.typed import type_here
+from tests.manual import Command, commands_run_by, pages
 
 BIN = Path(sys.executable).parent
-COMMANDS = told_to(__file__)
+COMMANDS = commands_run_by(__file__)
 FILMS = 80
 DRAWN = ("normal", "moderate", "severe")
 CAUSES = ("normal", "viral", "bacterial")  # of the films that docs/experiments.md is about
@@ -104,7 +104,7 @@ def run_here(at_the_desk: Callable[[str], Path], shell: dict[str, str]) -> Run:
     def to_its_end(command: Command) -> str:
         program, *words = shlex.split(command.run_as)
         assert program.endswith("ml-backend")
-        done = type_here(words, shell, at_the_desk(command.run_as))
+        done = run_cli(words, shell, at_the_desk(command.run_as))
         assert done.returncode == 0, f"{command.run_as}\n{done.stdout}{done.stderr}"
         return done.stdout
 

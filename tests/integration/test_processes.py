@@ -1,7 +1,8 @@
-"""Real child processes: waited for, explained when they fail, and ended with all that they started."""
+"""Real child processes: waited for, explained when they fail, ended with all that they started; Valkey among them."""
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -10,25 +11,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
+from rq import Queue, Worker
 
 from ml_backend.errors import ServiceError
-from ml_backend.processes import Child, free_port
+from ml_backend.processes import Valkey, free_port
+from tests.command_line import ShellService
 
 
 @pytest.fixture
-def spawn(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
-    """Makes shell children that are stopped at the end, whatever happens."""
-    made: list[Child] = []
+def spawn(tmp_path: Path) -> Iterator[Callable[..., ShellService]]:
+    """Starts shell lines, and stops them at the end."""
+    made: list[ShellService] = []
+    (tmp_path / "logs").mkdir()
 
-    def make(script: str) -> Child:
-        child = Child("the thing", ["/bin/sh", "-c", script], os.environ, tmp_path / "logs" / "thing.log")
-        made.append(child)
-        child.start()
-        return child
+    def make(line: str, ready: Callable[[], bool] = lambda: False) -> ShellService:
+        made.append(ShellService(line, tmp_path / "logs" / "thing.log", ready))
+        return made[-1].start()
 
     yield make
-    for child in made:
-        child.stop(grace_s=1.0)
+    for service in made:
+        service.stop()
 
 
 def alive(pid: int) -> bool:
@@ -45,66 +48,66 @@ def wait_for(condition, timeout_s: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-class TestChild:
+class TestService:
     def test_is_waited_for_until_it_is_ready(self, spawn, tmp_path):
-        child = spawn(f"sleep 0.2; touch {tmp_path / 'ready'}; sleep 60")
+        service = spawn(f"sleep 0.2; touch {tmp_path / 'ready'}; sleep 60", (tmp_path / "ready").exists)
 
-        child.wait_until((tmp_path / "ready").exists, timeout_s=10)
+        service.wait(10).check()
 
-        child.check()
+        assert (tmp_path / "ready").exists()
 
-    def test_that_ends_early_is_explained_by_its_log(self, spawn):
-        child = spawn("echo the port is taken; exit 3")
-
-        with pytest.raises(ServiceError, match=r"the thing ended by itself with status 3(.|\n)*the port is taken"):
-            child.wait_until(lambda: False, timeout_s=10)
-
-    def test_that_is_not_ready_in_time_is_explained_by_its_log(self, spawn):
-        child = spawn("echo still migrating; sleep 60")
-
-        with pytest.raises(ServiceError, match=r"not ready after 0 s(.|\n)*still migrating"):
-            child.wait_until(lambda: False, timeout_s=0.3)
+    @pytest.mark.parametrize(
+        ("line", "timeout_s", "problem"),
+        [
+            ("echo the port is taken; exit 3", 10, r"ended by itself with status 3(.|\n)*the port is taken"),
+            ("echo still migrating; sleep 60", 0.3, r"not ready after 0 s(.|\n)*still migrating"),
+        ],
+    )
+    def test_that_does_not_get_ready_is_explained_by_its_log(self, spawn, line, timeout_s, problem):
+        with pytest.raises(ServiceError, match=problem):
+            spawn(line).wait(timeout_s)
 
     def test_a_log_is_appended_to(self, spawn, tmp_path):
         for word in ("first", "second"):
-            child = spawn(f"echo {word}")
-            wait_for(lambda child=child: child._process.poll() is not None)
+            service = spawn(f"echo {word}")
+            wait_for(lambda service=service: service._process.poll() is not None)
 
         assert (tmp_path / "logs" / "thing.log").read_text() == "first\nsecond\n"
 
     def test_stop_ends_the_whole_group(self, spawn, tmp_path):
-        child = spawn(f"sleep 60 & echo $! > {tmp_path / 'grandchild'}; wait")
+        service = spawn(f"sleep 60 & echo $! > {tmp_path / 'grandchild'}; wait")
         wait_for(lambda: (tmp_path / "grandchild").exists() and (tmp_path / "grandchild").read_text().strip())
-        pids = [child.pid, int((tmp_path / "grandchild").read_text())]
+        pids = [service.pid, int((tmp_path / "grandchild").read_text())]
 
-        child.stop()
+        service.stop()
+        service.stop()
 
         wait_for(lambda: not any(map(alive, pids)))
 
-    def test_stop_ends_what_does_not_listen(self, spawn, tmp_path):
-        child = spawn(f"trap '' TERM; touch {tmp_path / 'deaf'}; while :; do sleep 0.1; done")
+    def test_stop_ends_what_ignores_the_first_signal(self, spawn, tmp_path):
+        service = spawn(f"trap '' TERM; touch {tmp_path / 'deaf'}; while :; do sleep 0.1; done")
         wait_for((tmp_path / "deaf").exists)
-        pid = child.pid
+        pid = service.pid
 
-        child.stop(grace_s=0.3)
+        service.grace_s = 0.3
+        service.stop()
 
         assert not alive(pid)
 
-    def test_stop_twice_does_nothing(self, spawn):
-        child = spawn("sleep 60")
-
-        child.stop()
-        child.stop()
-
     def test_ctrl_c_in_our_terminal_does_not_reach_it(self, spawn):
         """The terminal signals our process group, and the child leads one of its own."""
-        child = spawn("sleep 60")
+        service = spawn("sleep 60")
 
-        assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
+        assert os.getpgid(service.pid) == service.pid != os.getpgid(0)
 
     def test_a_program_that_is_missing_is_named(self, tmp_path):
-        with pytest.raises(ServiceError, match=r"the thing could not be started: /no/such/program"):
-            Child("the thing", ["/no/such/program"], {}, tmp_path / "log").start()
+        service = ShellService("thing", tmp_path / "log")
+        service._command = ["/no/such/program"]
+
+        with pytest.raises(ServiceError, match=r"thing could not be started: /no/such/program"):
+            service.start()
+        with pytest.raises(ServiceError, match="was not started"):
+            _ = service.pid
 
     def test_refuses_to_start_from_another_thread(self, tmp_path):
         """Linux would end the child with that thread."""
@@ -112,7 +115,7 @@ class TestChild:
 
         def start() -> None:
             try:
-                Child("the thing", ["/bin/true"], {}, tmp_path / "log").start()
+                ShellService("true", tmp_path / "log").start()
             except RuntimeError as error:
                 raised.append(error)
 
@@ -125,16 +128,15 @@ class TestChild:
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
     def test_dies_with_a_parent_that_is_killed(self, tmp_path):
         script = (
-            "import os, pathlib, time\n"
-            "from ml_backend.processes import Child\n"
+            "import pathlib, time\n"
+            "from tests.command_line import ShellService\n"
             f"folder = pathlib.Path({str(tmp_path)!r})\n"
-            "child = Child('sleeper', ['/bin/sleep', '60'], os.environ, folder / 'log')\n"
-            "child.start()\n"
+            "child = ShellService('exec sleep 60', folder / 'log').start()\n"
             "(folder / 'pid.part').write_text(str(child.pid))\n"
             "(folder / 'pid.part').rename(folder / 'pid')\n"
             "time.sleep(60)\n"
         )
-        parent = subprocess.Popen([sys.executable, "-c", script])
+        parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
         wait_for((tmp_path / "pid").exists, timeout_s=30)
         pid = int((tmp_path / "pid").read_text())
         assert alive(pid)
@@ -148,3 +150,64 @@ class TestChild:
 class TestFreePort:
     def test_can_be_listened_on(self):
         assert 1024 <= free_port() <= 65535
+
+
+class TestValkey:
+    def test_answers_to_its_password_alone(self, tmp_path):
+        with Valkey(tmp_path / "valkey").start().wait() as valkey:
+            with redis.Redis.from_url(valkey.url) as friend:
+                assert friend.ping()
+            stranger = valkey.url.partition("@")[2]
+            with (
+                redis.Redis.from_url(f"redis://{stranger}") as connection,
+                pytest.raises(redis.AuthenticationError),
+            ):
+                connection.ping()
+
+    def test_nobody_else_can_read_the_password(self, tmp_path):
+        with Valkey(tmp_path / "valkey").start().wait() as valkey:
+            assert stat.S_IMODE((tmp_path / "valkey" / "valkey.conf").stat().st_mode) == 0o600
+            password = valkey.url.split(":")[2].partition("@")[0]
+            assert password not in Path(f"/proc/{valkey.pid}/cmdline").read_text()
+
+    def test_keeps_what_was_written_when_it_stops(self, tmp_path):
+        with (
+            Valkey(tmp_path / "valkey").start().wait() as first,
+            redis.Redis.from_url(first.url) as connection,
+        ):
+            connection.set("round", "7")
+        with (
+            Valkey(tmp_path / "valkey").start().wait() as second,
+            redis.Redis.from_url(second.url) as connection,
+        ):
+            assert connection.get("round") == b"7"
+
+    def test_uses_a_running_one_and_does_not_stop_it(self, tmp_path):
+        with Valkey(tmp_path / "running").start().wait() as running:
+            with Valkey(tmp_path / "other", url=running.url).start().wait() as other:
+                assert other.url == running.url
+            with redis.Redis.from_url(running.url) as connection:
+                assert connection.ping()
+
+    def test_a_given_one_that_does_not_answer_is_named_without_its_password(self, tmp_path):
+        port = free_port()
+
+        with pytest.raises(ServiceError, match=f"127.0.0.1:{port}, where no Redis answers") as error:
+            Valkey(tmp_path, url=f"redis://:secret@127.0.0.1:{port}/0").start()
+
+        assert "secret" not in str(error.value)
+
+    def test_a_given_one_with_workers_is_refused_because_they_would_take_the_rounds(self, tmp_path):
+        with (
+            Valkey(tmp_path / "running").start().wait() as running,
+            redis.Redis.from_url(running.url) as connection,
+        ):
+            worker = Worker([Queue("rounds", connection=connection)], connection=connection)
+            worker.register_birth()
+
+            with pytest.raises(ServiceError, match=r"1 worker\(s\) run already"):
+                Valkey(tmp_path / "other", url=running.url).start()
+
+            other_database = running.url.removesuffix("/0") + "/1"
+            assert Valkey(tmp_path / "other", url=other_database).start().url == other_database
+            worker.register_death()

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from rq import Worker
 
-from ml_backend.processes import _valkey_program
+from ml_backend.processes import valkey_program
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.schemas import ProjectKey
 from ml_backend.storage import RoundStore
@@ -296,7 +296,7 @@ def own_valkey(tmp_path: Path) -> Iterator[tuple[str, Callable[[float], None]]]:
     options = ("--bind", "127.0.0.1", "--port", str(port), "--appendonly", "yes", "--dir", str(folder))
 
     def begin() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([_valkey_program(), *options], stdout=subprocess.DEVNULL)
+        return subprocess.Popen([valkey_program(), *options], stdout=subprocess.DEVNULL)
 
     running = begin()
 

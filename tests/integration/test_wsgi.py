@@ -11,7 +11,7 @@ import pytest
 
 from ml_backend import _wsgi
 from tests.integration.processes import PAYLOADS, free_port, wait_until
-from tests.manual import told_to
+from tests.manual import commands_run_by
 
 REPOSITORY = Path(_wsgi.__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -55,7 +55,7 @@ class TestStart:
         url, auth = f"http://127.0.0.1:{port}", ("ls", "secret")
         options = ["-p", str(port), "--host", "127.0.0.1", "--log-level", "INFO", "--check"]
         options += ["--model-dir", str(tmp_path / "models"), "--basic-auth-user", "ls", "--basic-auth-pass", "secret"]
-        shown, *others = told_to(__file__)
+        shown, *others = commands_run_by(__file__)
         words = [*shown.words, *options]
         assert shown.text == "label-studio-ml start ml_backend"
         assert all(set(other.words) <= set(words) for other in others)

@@ -1,4 +1,4 @@
-"""Real services for the system tests: one Label Studio, one Valkey, one backend and one worker for a session.
+"""Real services of the system tests: one Label Studio, Valkey, backend and worker per session.
 
 A session is each process of xdist: `make test` runs two of them side by side.
 
@@ -12,27 +12,23 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from selenium import webdriver
 
-from ml_backend.config import Settings
-from ml_backend.demo.images import Film
-from ml_backend.demo.project import create_project, shipped_config, upload
-from ml_backend.demo.readers import Reader, chosen, opened, page_body
+from ml_backend.demo.options import DemoImage, shipped_config
+from ml_backend.demo.project import RoundFollower, create_project, upload_images
 from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
-from ml_backend.demo.view import RoundFollower
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.processes import Service, Valkey
+from ml_backend.processes import Valkey
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
+from tests.system.live import LiveProject, RunningLabelStudio
 from tests.system.recording import RecordingBackend
 
 LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which Label Studio it is
@@ -53,50 +49,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST_FIRST.index(name) if ours and name in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=place)
-
-
-@dataclass(frozen=True)
-class RunningLabelStudio:
-    """A Label Studio to test against."""
-
-    url: str
-    api_key: str
-    admin: Login
-
-
-@dataclass(frozen=True)
-class LiveProject:
-    """A project of the running Label Studio with images in it, connected to the running backend."""
-
-    id: int
-    config: LabelConfig
-    client: LabelStudioClient
-    follower: RoundFollower
-    services: tuple[Service, ...]
-    stack: ExitStack
-
-    def images(self) -> dict[str, str]:
-        """Task id -> address of its image, of the tasks without a label."""
-        return {str(task["id"]): task["data"]["image"] for task in self.client.unlabelled_tasks(self.id)}
-
-    def label(self, values: Mapping[str, str]) -> None:
-        """Answer for these tasks at once and past any order, as the page does from the Data Manager."""
-        query = {"project": str(self.id), "fields": "all", "page_size": "10000"}
-        tasks = {str(task["id"]): task for task in self.client.request("GET", "/api/tasks", dict, query=query)["tasks"]}
-        for number, value in values.items():
-            image = opened(tasks[number], self.config)
-            body = page_body(self.id, image, chosen(value, self.config, image.regions))
-            self.client.request("POST", f"/api/tasks/{number}/annotations/", dict, body=body)
-
-    def start_training(self) -> None:
-        """Press the button."""
-        [backend] = self.client.backends(self.id)
-        self.client.train(int(backend["id"]))
-
-    def reader(self, name: str) -> Reader:
-        """A new user of Label Studio, with a session until the end of the module."""
-        invite = self.client.request("GET", "/api/invite", dict)["invite_url"]
-        return self.stack.enter_context(Reader(name, self.client.url)).sign_up(str(invite))
 
 
 def _missing(what: str) -> NoReturn:
@@ -190,7 +142,7 @@ def label_studio(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
             service = stack.enter_context(LabelStudio(folder).start()).wait()
             if not made.exists():
                 _keep_empty(folder, made)
-        yield RunningLabelStudio(service.url, service.api_key, service.admin)
+        yield RunningLabelStudio(service.url, service.admin.token, service.admin)
 
 
 @contextmanager
@@ -201,16 +153,16 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def _keep_empty(folder: Path, made: Path) -> None:
-    """Copy what a first start has made: another takes 45 s of a core, and one on a copy of it takes 5."""
-    beside = made.with_suffix(f".{os.getpid()}")
-    beside.mkdir(mode=0o700, exist_ok=True)
-    shutil.copy(folder / "login.json", beside)
+    """Keep the database of a first start: another takes 45 s of a core, and a start on a copy of it takes 5."""
+    extra = made.with_suffix(f".{os.getpid()}")
+    extra.mkdir(mode=0o700, exist_ok=True)
+    shutil.copy(folder / "login.json", extra)
     with (
         closing(sqlite3.connect(folder / "label_studio.sqlite3")) as database,
-        closing(sqlite3.connect(beside / "label_studio.sqlite3")) as copy,
+        closing(sqlite3.connect(extra / "label_studio.sqlite3")) as copy,
     ):
         database.backup(copy)
-    beside.rename(made)
+    extra.rename(made)
 
 
 @pytest.fixture(scope="session")
@@ -253,33 +205,30 @@ def backend(backend_environ: dict[str, str], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def worker(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     with Worker(backend.environ, tmp_path_factory.mktemp("worker") / "worker.log").start() as service:
-        # It loads PyTorch first, beside whatever else the two processes of the tests are starting.
+        # It loads PyTorch first, while the two processes of the tests start other services.
         yield service.wait(180.0)
 
 
 @pytest.fixture(scope="module")
 def live_project(
     label_studio: RunningLabelStudio, valkey: Valkey, backend: Backend, worker: Worker
-) -> Iterator[Callable[[Sequence[Film], dict[str, object]], LiveProject]]:
-    """Makes projects with the severity question from films and options; deletes them at the end of the module."""
+) -> Iterator[Callable[[Sequence[DemoImage], dict[str, object]], LiveProject]]:
+    """Creates projects with the severity question from images and options; deletes them at the end of the module."""
     store = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
-    settings = Settings.load(
-        label_studio_url=label_studio.url,
-        label_studio_api_key=label_studio.api_key,
-        basic_auth_user=backend.user,
-        basic_auth_pass=backend.password,
-    )
     with ExitStack() as stack:
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
         queue = RoundQueue(stack.enter_context(connect_redis(valkey.url)))
 
-        def make(films: Sequence[Film], options: dict[str, object]) -> LiveProject:
+        def make(images: Sequence[DemoImage], options: dict[str, object]) -> LiveProject:
             project_id, config = create_project(client, "System test", shipped_config("severity"))
             stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
-            assert list(upload(client, label_studio.api_key, project_id, config.image_key, films))[-1] == len(films)
-            connect_project(settings, project_id, backend.url, options, client)
+            uploads = upload_images(client, label_studio.api_key, project_id, config.image_key, images)
+            assert list(uploads)[-1] == len(images)
+            connect_project(backend.settings, project_id, backend.url, options, client)
             follower = RoundFollower(client, store, queue, store.connection(project_id).project)
-            return LiveProject(project_id, config, client, follower, (valkey, backend, worker), stack)
+            truth = {image.name: image.label for image in images}
+            services = (valkey, backend, worker)
+            return LiveProject(project_id, config, client, follower, truth, options, backend, services, stack)
 
         yield make
 

@@ -1,4 +1,4 @@
-"""A data folder as a project leaves it after some weeks: for the owner's pages, without a Label Studio."""
+"""A data folder of a project after some weeks: for the owner's pages, without Label Studio."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 from ml_backend.acquisition.pointwise import bald
 from ml_backend.analytics import INSIGHT
 from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from ml_backend.images.decode import decode_image
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.sync import CachedTask, TaskCache
@@ -24,8 +24,6 @@ from ml_backend.storage.project_state import ReadingStore, Thumbnails
 from ml_backend.storage.quarantine import Quarantine
 from tests.fakes import make_request
 
-__all__ = ["CLASSES", "KEY", "prepare"]
-
 KEY = ProjectKey(id=7, created=1_795_000_000)
 CLASSES = ("normal", "moderate", "severe")
 BEGAN = datetime(2026, 11, 2, 8, 0, tzinfo=UTC)
@@ -35,7 +33,7 @@ UNTRAINED = 3  # rounds
 SHARES = {"normal": 6, "moderate": 14, "severe": 20}  # of READ
 CONTROL_SHARE = 0.15
 SHAPES = ((256, 256), (320, 256), (256, 300), (290, 200))
-"""Widths and heights of the films: few are square."""
+"""Widths and heights of the images: few are square."""
 
 
 def prepare(root: Path, rounds: int = 14) -> RoundStore:
@@ -51,16 +49,16 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
         )
     )
     project = store.project(KEY)
-    films = [_shaped(film.content, SHAPES[place % 4]) for place, film in enumerate(draw_films(BATCH, 5, side=256))]
+    drawn = [_shaped(image.content, SHAPES[place % 4]) for place, image in enumerate(draw_images(BATCH, 5, side=256))]
     tasks: dict[int, CachedTask] = {}
     for number in range(1, rounds + 1):
         report, outputs = _round(number, rng)
-        beside: dict[str, FrozenModel] = {}
+        extra: dict[str, FrozenModel] = {}
         if outputs is not None and report.fit is not None:
-            beside = {INSIGHT: round_insight(report, outputs), AGREEMENT: _marks(report, report.fit, number)}
-        project.save(report, outputs, None, beside)
-        decoded = zip(report.ranking.image_ids[:BATCH], (decode_image(film, 224, "x") for film in films), strict=True)
-        pictures = [(name, thumbnail(film.pixels, film.size)) for name, film in decoded]
+            extra = {INSIGHT: round_insight(report, outputs), AGREEMENT: _marks(report, report.fit, number)}
+        project.save(report, outputs, None, extra)
+        decoded = zip(report.ranking.image_ids[:BATCH], (decode_image(image, 224, "x") for image in drawn), strict=True)
+        pictures = [(name, thumbnail(image.pixels, image.size)) for name, image in decoded]
         # One of them could not be drawn.
         Thumbnails(project.folder).keep(report.request.round_id, pictures[:-1])
         published = PublishedRanking(
@@ -93,14 +91,14 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolPred
     strategy = ("entropy" if number < 9 else "bald") if trained else "random"
     names = tuple(str(1000 + 300 * number + place) for place in range(POOL))
     outputs, scores = None, np.linspace(1, 0.01, POOL)
-    by_chance = holdout_places(POOL, CONTROL_SHARE if trained else 0.0, 0, f"r{number:06d}")
+    holdout = holdout_places(POOL, CONTROL_SHARE if trained else 0.0, 0, f"r{number:06d}")
     if trained:
         logits = rng.normal(size=(POOL, 1, 3)) * (1 + 0.25 * number) + np.array([-0.8, 0.2, 0.5])
         logits = logits + rng.normal(size=(POOL, 20, 3)) * 0.7
         probs = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-        told = np.argsort(-bald(probs).numpy())
-        scores = bald(probs).numpy()[told]
-        outputs = PoolPredictions(names, CLASSES, probs[told].astype(np.float32))
+        order = np.argsort(-bald(probs).numpy())
+        scores = bald(probs).numpy()[order]
+        outputs = PoolPredictions(names, CLASSES, probs[order].astype(np.float32))
     return (
         RoundReport(
             request=make_request(
@@ -118,7 +116,7 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolPred
                 image_ids=names,
                 scores=tuple(float(score) for score in scores),
                 batch_size=BATCH,
-                control=tuple(names[place - 1] for place in by_chance),
+                control=tuple(names[place - 1] for place in holdout),
             ),
             seconds={"labels": 0.6, "train": 74.0, "score": 41.0, "rank": 0.2} if trained else {"labels": 0.5},
             started_at=BEGAN + timedelta(days=1.5 * number, minutes=17 * number),
@@ -128,7 +126,7 @@ def _round(number: int, rng: np.random.Generator) -> tuple[RoundReport, PoolPred
 
 
 def _marks(report: RoundReport, fit: FitReport, number: int) -> PredictionSnapshot:
-    """Networks that change their minds about fewer and fewer of the same images."""
+    """Predictions that change for fewer and fewer of the same images."""
     rng = np.random.default_rng(number)
     minds = np.random.default_rng(0).integers(3, size=300)
     turned = rng.random(300) < 0.3 / number
@@ -151,12 +149,12 @@ def _answers(
 
     The later the round, the more often readers say what the network does.
     """
-    rng, said = np.random.default_rng(number), outputs.probs.mean(axis=1).argmax(axis=1)
+    rng, predicted = np.random.default_rng(number), outputs.probs.mean(axis=1).argmax(axis=1)
     tasks = {}
     for place, name in enumerate(report.ranking.image_ids[:READ]):
         minute = 1.5 if place == by_hand else place
         right = rng.random() < 0.75 + 0.012 * number
-        tasks[int(name)] = _answered(report, minute, name, CLASSES[(said[place] + (0 if right else 1)) % 3])
+        tasks[int(name)] = _answered(report, minute, name, CLASSES[(predicted[place] + (0 if right else 1)) % 3])
     return tasks
 
 
@@ -187,11 +185,11 @@ def _answered(report: RoundReport, minute: float, name: str, value: str) -> Cach
 
 
 def _shaped(content: bytes, shape: tuple[int, int]) -> bytes:
-    """A film of another shape around the same chest: more of the dark, or less of the picture, and nothing squashed."""
+    """The image in another shape, padded or cropped without scaling."""
     drawn, file = Image.open(io.BytesIO(content)), io.BytesIO()
-    film = Image.new("L", shape, 12)
-    film.paste(drawn, ((shape[0] - drawn.width) // 2, (shape[1] - drawn.height) // 2))
-    film.save(file, "PNG")
+    image = Image.new("L", shape, 12)
+    image.paste(drawn, ((shape[0] - drawn.width) // 2, (shape[1] - drawn.height) // 2))
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -1,14 +1,12 @@
-"""A tiny backend that writes down what Label Studio asks of it."""
+"""A backend that records the requests of Label Studio."""
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["RecordingBackend"]
-
 
 class RecordingBackend(ThreadingHTTPServer):
-    """Answers as Label Studio wants it from a backend; ``setup_status`` may be set to an error."""
+    """Answers as Label Studio expects; ``setup_status`` may be set to an error."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Recorder)
@@ -17,7 +15,7 @@ class RecordingBackend(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None, dict[str, Any]]] = []  # path, Authorization, body
 
     def actions(self) -> list[tuple[str, str | None]]:
-        """The webhooks' events, each with the credentials that came with it."""
+        """The events of webhooks, each with its credentials."""
         return [(body["action"], key) for path, key, body in self.asked if path == "/webhook"]
 
 
@@ -30,7 +28,7 @@ class _Recorder(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, self.headers.get("authorization"), body))
         answer = json.dumps({"model_version": "active-learning"}).encode()
         if self.path == "/setup" and self.server.setup_status != 200:
-            # Of a refusal, Label Studio shows its user the reason phrase and nothing of the body.
+            # Label Studio shows its user the reason phrase of a refusal, and nothing of the body.
             self.send_response(self.server.setup_status, "batch: no such option; known are batch_size, reserve")
         else:
             self.send_response(200)
@@ -42,4 +40,4 @@ class _Recorder(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815 - http.server's name
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""

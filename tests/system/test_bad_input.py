@@ -1,30 +1,16 @@
-"""Bad input on real parts: a clear answer or a named exclusion, never a stopped round."""
+"""Bad input on real services: a clear refusal or a named exclusion, never a stopped round."""
 
-import time
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import pytest
 
-from ml_backend.demo.images import draw_films
-from ml_backend.demo.readers import file_name
+from ml_backend.demo.options import draw_images
 from ml_backend.errors import RequestRefused
 from ml_backend.schemas import RoundReport
+from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = pytest.mark.system
-
-OPTIONS: dict[str, object] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    "finetune": "head",
-    "image_side": 64,
-    "passes": 5,
-    "epochs": 5,
-    "retrain_after": 1000,  # only when all labels are given, by hand
-    "min_labels_per_class": 2,
-}
-TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -43,39 +29,22 @@ class Troubled:
         return found[0]
 
 
-def wait_for_rounds(project: Any, trained: int) -> None:
-    """Until there is an order, so many rounds have trained a network, and none runs or waits."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        status = project.follower.poll()
-        idle = status.running is None and status.waiting is None
-        if idle and project.follower.rounds and project.follower.trained >= trained:
-            return
-        assert time.monotonic() < deadline, status
-        time.sleep(0.2)
-
-
 @pytest.fixture(scope="module")
 def troubled(live_project) -> Troubled:
-    films = draw_films(40, seed=11, side=64)
-    truth = {film.name: film.label for film in films}
-    project = live_project(films, OPTIONS)
+    project: LiveProject = live_project(draw_images(40, seed=11, side=64), SMALL_NETWORK)
     ask = project.client.request
     for data in ({"image": ""}, {"image": "/user/login/"}):
         ask("POST", "/api/tasks/", dict, body={"project": project.id, "data": data})
     tasks = project.images()
     without_image = next(number for number, uri in tasks.items() if not uri)
     page = next(number for number, uri in tasks.items() if uri == "/user/login/")
-    drawn = [number for number in tasks if number not in {without_image, page}]
-    of_class = {name: [n for n in drawn if truth[file_name(tasks[n])] == name] for name in project.config.classes}
-    chosen = [number for numbers in of_class.values() for number in numbers[:4]]
-    zebra = next(number for number in drawn if number not in chosen)
-    # The tasks have called for rounds of their own: one that begins while labels are given would see half of them.
-    wait_for_rounds(project, trained=0)
-    project.label({number: truth[file_name(tasks[number])] for number in chosen} | {zebra: "zebra"})
-    project.start_training()
-    wait_for_rounds(project, trained=1)
-    report, published = project.follower.rounds[-1]
+    chosen = project.first_of_each_class(4)
+    zebra = next(number for number in tasks if number not in {without_image, page, *chosen})
+    # The tasks have started rounds of their own: one that begins now would see half of the labels.
+    project.wait_for()
+    project.label(chosen)
+    project.annotate({zebra: "zebra"})
+    report, published = project.train()
     return Troubled(report, published.image_ids, without_image, page, zebra)
 
 
@@ -104,12 +73,12 @@ class TestRound:
 class TestWrongOption:
     def test_label_studio_shows_the_key_the_value_and_what_is_allowed(self, live_project, backend):
         """As an owner meets it who adds the backend by hand and mistypes a strategy."""
-        project = live_project(draw_films(20, seed=12, side=64), OPTIONS)
+        project = live_project(draw_images(20, seed=12, side=64), SMALL_NETWORK)
         [connected] = project.client.backends(project.id)
         fields = {
             "url": connected["url"],
             "project": project.id,
-            "extra_params": OPTIONS | {"strategy": "entropi"},
+            "extra_params": SMALL_NETWORK | {"strategy": "entropi"},
             "auth_method": "BASIC_AUTH",
             "basic_auth_user": backend.user,
             "basic_auth_pass": backend.password,

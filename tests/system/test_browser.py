@@ -2,23 +2,21 @@
 
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
-from ml_backend.demo.images import draw_films
-from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.demo.options import draw_images, shipped_config
+from ml_backend.demo.project import create_project, upload_images
 from ml_backend.demo.readers import Reader
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import prediction
 from ml_backend.label_studio.publisher import SAMPLING
 from tests.page_requests import RECORDED, page_request
-from tests.system.exported import exported_tasks
-from tests.system.hands import Hands
-from tests.system.owned import Owned
+from tests.system.labeling_page import LabelingPage
+from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
@@ -28,20 +26,18 @@ ANSWER = re.compile(r"/api/(tasks/(?P<task>\d+)/annotations|annotations/\d+\?tas
 
 class TestBrowser:
     def test_hotkeys_label_the_images_in_the_order_of_the_ranking(self, browser, live_project):
-        project = live_project(draw_films(12, seed=3, side=64), {"image_side": 64, "weights": "none"})
-        while not project.follower.rounds:
-            project.follower.poll()
-            time.sleep(0.2)
+        project = live_project(draw_images(12, seed=3, side=64), {"image_side": 64, "weights": "none"})
+        project.wait_for()
         reader = project.reader("browser")
 
-        page = Hands(browser, reader.url)
+        page = LabelingPage(browser, reader.url)
         page.log_in(reader.email, reader.password)
         page.label_all_tasks(project.id)
         seen = [page.answer(key) for key in KEYS]
 
-        (_, published), *_ = project.follower.rounds
+        _, published = project.newest()
         assert tuple(seen) == published.image_ids[: len(KEYS)]
-        tasks = exported_tasks(project.client, project.id)
+        tasks = project.exported()
         stored = {str(task["id"]): task["annotations"][0]["result"][0]["value"]["choices"] for task in tasks}
         assert stored == dict(zip(seen, [[label] for label in KEYS.values()], strict=True))
 
@@ -59,8 +55,8 @@ class Ranked:
 def ranked(label_studio) -> Iterator[Ranked]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         project_id, config = create_project(client, "Recorded", shipped_config("severity"))
-        films = draw_films(6, seed=3, side=32)
-        list(upload(client, label_studio.api_key, project_id, config.image_key, films))
+        images = draw_images(6, seed=3, side=32)
+        list(upload_images(client, label_studio.api_key, project_id, config.image_key, images))
         tasks = [str(task["id"]) for task in client.unlabelled_tasks(project_id)]
         suggestions = [None, None, "severe", "severe", "severe", "severe"]
         version = "al-r000001-entropy-000000"
@@ -79,7 +75,7 @@ def ranked(label_studio) -> Iterator[Ranked]:
 
 def test_the_page_sends_what_is_recorded(browser, ranked):
     """And always the prediction that the image was opened from. Simulated readers are held against the recording."""
-    page = Hands(browser, ranked.reader.url)
+    page = LabelingPage(browser, ranked.reader.url)
     page.log_in(ranked.reader.email, ranked.reader.password)
     page.sent()
 
@@ -122,74 +118,61 @@ def test_the_page_sends_what_is_recorded(browser, ranked):
 
 
 IMAGES = 30
-OPTIONS: dict[str, object] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    "finetune": "head",
-    "image_side": 64,
-    "passes": 5,
-    "epochs": 3,
-    "batch_size": 10,
-    "reserve": 40,
-    "retrain_after": 16,
-    "min_labels_per_class": 2,
-    "strategy": "entropy",
-}
+OPTIONS = SMALL_NETWORK | {"epochs": 3, "batch_size": 10, "reserve": 40, "retrain_after": 16, "strategy": "entropy"}
 
 
 @dataclass
 class Desk:
-    """A reader with a browser, and what the hands have pressed."""
+    """A reader with a browser, and the keys that were pressed."""
 
     reader: Reader
-    hands: Hands
+    page: LabelingPage
     pressed: dict[str, str | None] = field(default_factory=dict)  # task -> class; None for a skip
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.reader.name)
 
     def open(self, project_id: int) -> None:
-        self.hands.log_in(self.reader.email, self.reader.password)
-        self.hands.label_all_tasks(project_id)
-        self.hands.task_id()
+        self.page.log_in(self.reader.email, self.reader.password)
+        self.page.label_all_tasks(project_id)
+        self.page.task_id()
 
     def label(self, count: int) -> None:
         for _ in range(count):
             key = self._random.choice("123")
-            self.pressed[self.hands.answer(key)] = KEYS[key]
+            self.pressed[self.page.answer(key)] = KEYS[key]
 
     def skip(self) -> None:
-        self.pressed[self.hands.skip()] = None
+        self.pressed[self.page.skip()] = None
 
-    def mend(self) -> None:
-        """Go back to the answer before and change it, and come back to the image that waits."""
-        task = self.hands.back()
+    def change_previous(self) -> None:
+        """Go back to the previous annotation, change it, and return to the open image."""
+        task = self.page.back()
         key = next(key for key in "123" if KEYS[key] != self.pressed[task])
-        self.hands.update(key)
+        self.page.update(key)
         self.pressed[task] = KEYS[key]
-        self.hands.forward()
+        self.page.forward()
 
 
-class TestRankingsUnderTheHands:
-    def test_no_answer_is_refused_lost_or_doubled(self, live_project, backend, browsers):
+class TestNewRankingsWhileLabelling:
+    def test_no_answer_is_refused_lost_or_doubled(self, live_project, browsers):
         """Two readers label under four rankings; three more hold an image or an answer through all of them."""
-        owned = Owned.of(live_project, backend, draw_films(90, seed=5, side=32), OPTIONS)
-        project = owned.project
-        _, first = owned.wait_for()
+        project = live_project(draw_images(90, seed=5, side=32), OPTIONS)
+        _, first = project.wait_for()
         skips, changes = project.reader("skips"), project.reader("changes")
-        to_skip = skips.next_image(owned.id, project.config)
-        to_change = changes.next_image(owned.id, project.config)
-        changes.submit(owned.id, to_change, "normal", project.config)
-        to_change = changes.look_back(owned.id, to_change, project.config)
+        to_skip = skips.next_task(project.id, project.config)
+        to_change = changes.next_task(project.id, project.config)
+        changes.submit(project.id, to_change, "normal", project.config)
+        to_change = changes.reopen(project.id, to_change, project.config)
         ann, ben, cora = desks = [
-            Desk(project.reader(name), Hands(browsers(), project.client.url)) for name in ("ann", "ben", "cora")
+            Desk(project.reader(name), LabelingPage(browsers(), project.client.url)) for name in ("ann", "ben", "cora")
         ]
         for desk in desks:
-            desk.open(owned.id)
+            desk.open(project.id)
         cora.label(1)
-        [answered], held = cora.pressed, cora.hands.task_id()
-        data_manager = cora.hands.in_a_new_tab()
-        data_manager.open_in_data_manager(owned.id, answered)
+        [answered], held = cora.pressed, cora.page.task_id()
+        data_manager = cora.page.in_a_new_tab()
+        data_manager.open_in_data_manager(project.id, answered)
 
         def label(each: int) -> None:
             # In turn: two that ask Label Studio at the same instant may get the same image where it runs on sqlite.
@@ -197,58 +180,53 @@ class TestRankingsUnderTheHands:
                 ann.label(1)
                 ben.label(1)
 
-        def publishes(act: Callable[[], object]) -> None:
-            before = owned.newest()
-            act()
-            owned.wait_for(lambda _: owned.newest() != before)
-
         # Ann and Ben have an image on the screen whenever a ranking comes.
-        publishes(lambda: label(8))
-        publishes(lambda: owned.connect(strategy="bald", prelabel=True, retrain_after=100))
+        project.after(lambda: label(8))
+        project.after(lambda: project.connect(strategy="bald", prelabel=True, retrain_after=100))
         label(6)
         ann.skip()
         ben.label(1)
         project.start_training()
         label(6)
-        publishes(project.start_training)
-        ann.mend()
-        ben.mend()
+        project.after(project.start_training)
+        ann.change_previous()
+        ben.change_previous()
         label(IMAGES - 21)
         assert [len(ann.pressed), len(ben.pressed)] == [IMAGES, IMAGES]
-        rankings = [order.version for order in owned.store.orders()]
+        rankings = [order.version for order in project.store.orders()]
         assert rankings.index(first.version) == 0
         assert len(rankings) > 4
 
-        cora.hands.in_front()
-        assert cora.hands.task_id() == held
+        cora.page.in_front()
+        assert cora.page.task_id() == held
         cora.label(1)
         data_manager.in_front().update("2")
         cora.pressed[answered] = KEYS["2"]
-        skips.skip(owned.id, to_skip)
-        changes.update(owned.id, to_change, "severe", project.config)
+        skips.skip(project.id, to_skip)
+        changes.update(project.id, to_change, "severe", project.config)
 
-        for hands in (*(desk.hands for desk in desks), data_manager):
-            answers = [one for one in hands.sent("POST", "PATCH") if ANSWER.match(one.path)]
+        for page in (*(desk.page for desk in desks), data_manager):
+            answers = [one for one in page.sent("POST", "PATCH") if ANSWER.match(one.path)]
             assert [one for one in answers if one.status not in (200, 201)] == []
-            assert hands.in_front().errors() == []
+            assert page.in_front().errors() == []
         given = {desk.reader.email: desk.pressed for desk in desks}
         given |= {skips.email: {to_skip.image_id: None}, changes.email: {to_change.image_id: "severe"}}
         pressed = [(task, email, value) for email, values in given.items() for task, value in values.items()]
-        assert stored_answers(project.client, owned.id) == sorted(pressed)
-        report, _ = owned.trained()
+        assert stored_annotations(project) == sorted(pressed)
+        report, _ = project.train()
         assert report.labels_per_class == Counter(value for _, _, value in pressed if value is not None)
         assert report.disputed == ()
 
 
-def stored_answers(client: LabelStudioClient, project_id: int) -> list[tuple[str, str, str | None]]:
+def stored_annotations(project: LiveProject) -> list[tuple[str, str, str | None]]:
     """Every annotation as task, reader and class; None for the class of a skip."""
-    emails = {int(user["id"]): str(user["email"]) for user in client.request("GET", "/api/users/", list)}
+    emails = {int(user["id"]): str(user["email"]) for user in project.client.request("GET", "/api/users/", list)}
     return sorted(
         (
             str(task["id"]),
             emails[one["completed_by"]],
             None if one["was_cancelled"] else one["result"][0]["value"]["choices"][0],
         )
-        for task in exported_tasks(client, project_id)
+        for task in project.exported()
         for one in task["annotations"]
     )

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from ml_backend.label_studio.connect import NOTHING_TO_CHANGE, connect_project
 from ml_backend.label_studio.formats import parse_label_config, prediction, question, training_classes
 from ml_backend.label_studio.sync import LabelStudioLabels
 from tests.label_configs import LEARNED, REFUSED
+from tests.system.live import RunningLabelStudio
 from tests.system.recording import RecordingBackend
 
 pytestmark = pytest.mark.system
@@ -24,16 +25,6 @@ KEYS = ("image", "side", "my-image", "größe", "gr", "my", "text", "x", "option
 DATA = dict.fromkeys(KEYS, ADDRESS) | {"images": [ADDRESS], "study": {"image": ADDRESS}}
 OPTIONS = ProjectOptions.resolve(environ={})
 XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
-
-
-class Running(Protocol):
-    """What the fixture ``label_studio`` offers."""
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def api_key(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Case:
 
 
 @pytest.fixture
-def case(label_studio: Running, recorder: RecordingBackend) -> Iterator[Case]:
+def case(label_studio: RunningLabelStudio, recorder: RecordingBackend) -> Iterator[Case]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         body = {"title": "test connect", "label_config": XML}
         project = client.request("POST", "/api/projects/", dict, body=body)
@@ -82,12 +73,12 @@ def basic(password: str) -> str:
 
 
 def test_connects_once_and_then_changes_nothing(case: Case) -> None:
-    said = case.connect({"strategy": "bald"})
+    message = case.connect({"strategy": "bald"})
 
-    assert said[0] == "learns Choices 'severity': normal < moderate < severe; no class: unreadable"
-    assert any("added the backend" in line and "bald" in line for line in said)
-    assert any("webhook" in line and "headers" in line for line in said)
-    assert any("'Sequential sampling' -> 'Uncertainty sampling'" in line for line in said)
+    assert message[0] == "learns Choices 'severity': normal < moderate < severe; no class: unreadable"
+    assert any("added the backend" in line and "bald" in line for line in message)
+    assert any("webhook" in line and "headers" in line for line in message)
+    assert any("'Sequential sampling' -> 'Uncertainty sampling'" in line for line in message)
     assert case.connect({"strategy": "bald"})[1:] == [NOTHING_TO_CHANGE]
     assert case.connect()[1:] == [NOTHING_TO_CHANGE]
     project = case.project()
@@ -113,11 +104,11 @@ def test_everything_comes_with_the_options_and_the_credentials(case: Case) -> No
 
 def test_new_options_and_a_new_password_reach_the_old_connection(case: Case) -> None:
     case.connect({"strategy": "bald"})
-    said = case.connect({"annotations_per_task": 2}, basic_auth_pass="second")
+    message = case.connect({"annotations_per_task": 2}, basic_auth_pass="second")
     case.client.patch_project(case.project_id, {"description": "x"})
 
     assert len(case.client.backends(case.project_id)) == 1
-    assert "maximum_annotations: 1 -> 2" in " ".join(said)
+    assert "maximum_annotations: 1 -> 2" in " ".join(message)
     assert case.recorder.asked[-1][1] == basic("second") == case.recorder.actions()[-1][1]
     assert [body["extra_params"] for path, _, body in case.recorder.asked if path == "/setup"][-1] == {
         "annotations_per_task": 2
@@ -139,10 +130,10 @@ def test_mends_what_others_changed(case: Case) -> None:
     case.client.send("DELETE", f"/api/webhooks/{webhook['id']}/")
     case.client.patch_project(case.project_id, {"sampling": "Uniform sampling", "model_version": "Active learning"})
 
-    said = " ".join(case.connect())
+    message = " ".join(case.connect())
 
-    assert "added the webhook" in said
-    assert "'Uniform sampling' -> 'Uncertainty sampling'" in said
+    assert "added the webhook" in message
+    assert "'Uniform sampling' -> 'Uncertainty sampling'" in message
     assert case.project()["model_version"] == ""
     (webhook,) = case.client.webhooks(case.project_id)
     case.client.patch_webhook(webhook["id"], webhook | {"headers": {"X-Team": "a"}, "is_active": False})
@@ -154,8 +145,8 @@ def test_mends_what_others_changed(case: Case) -> None:
 def test_a_published_ranking_survives(case: Case) -> None:
     """Connecting again while readers are served by a ranking leaves them their order."""
     case.connect()
-    films = [{"data": {"image": "http://films.example/1.png"}}]
-    case.client.send("POST", f"/api/projects/{case.project_id}/import", body=films)
+    images = [{"data": {"image": "http://films.example/1.png"}}]
+    case.client.send("POST", f"/api/projects/{case.project_id}/import", body=images)
     (task,) = case.client.unlabelled_tasks(case.project_id)
     case.client.import_predictions(
         case.project_id, [{"task": task["id"], "result": [], "score": 0.0, "model_version": "al-1"}]
@@ -176,8 +167,8 @@ def test_a_published_ranking_survives(case: Case) -> None:
 
 
 def test_says_what_becomes_of_the_owners_predictions(case: Case) -> None:
-    films = [{"data": {"image": "http://films.example/1.png"}}]
-    case.client.send("POST", f"/api/projects/{case.project_id}/import", body=films)
+    images = [{"data": {"image": "http://films.example/1.png"}}]
+    case.client.send("POST", f"/api/projects/{case.project_id}/import", body=images)
     (task,) = case.client.unlabelled_tasks(case.project_id)
     mine = {"task": task["id"], "result": [], "score": 0.0, "model_version": "al-r50-imagenet"}
     case.client.import_predictions(case.project_id, [mine])

@@ -1,4 +1,4 @@
-"""The demo as a visitor without a terminal runs it: its exit status, its table, and that it leaves nothing behind."""
+"""The demo without a terminal: its exit status, its table, and that it leaves no process behind."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from ml_backend.demo.summary import Summary
-from tests.manual import ROOT, Command, told_to
+from tests.manual import ROOT, Command, commands_run_by
 
 pytestmark = pytest.mark.system
 
-VISITORS_FILMS = 60
+VISITORS_IMAGES = 60
 
 # A project small enough for seconds; the demo takes the place of its own defaults with these.
 OPTIONS = {
@@ -81,36 +81,36 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout to all appearances, with films of the visitor's: links to what is built, and room for `.demo`."""
+    """A folder like a checkout, linked to what is built, with images of the visitor."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-label-studio.lock", ".tools"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    films = draw_films(VISITORS_FILMS, seed=2, side=64)
+    images = draw_images(VISITORS_IMAGES, seed=2, side=64)
     (tmp_path / "films").mkdir()
-    for film in films:
-        (tmp_path / "films" / film.name).write_bytes(film.content)
-    lines = ["path,label", *(f"{film.name},{film.label}" for film in films)]
+    for image in images:
+        (tmp_path / "films" / image.name).write_bytes(image.content)
+    lines = ["path,label", *(f"{image.name},{image.label}" for image in images)]
     (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
 
 
 def shortened(text: str) -> tuple[str, int]:
-    """The command with fewer rounds where it says how many, and the trained rounds that must come of it."""
+    """The command with fewer rounds if it has ROUNDS, and its expected number of trained rounds."""
     short, replaced = re.subn(r"\bROUNDS=\d+", f"ROUNDS={ROUNDS}", text)
     return short, ROUNDS if replaced else 1
 
 
 def asked(command: Command) -> set[str]:
-    """What a command of the manual asks for, its `ARGS` taken apart."""
+    """The words of a command of the manual, with its `ARGS` split."""
     return {word for part in command.words for word in shlex.split(part.removeprefix("ARGS="))}
 
 
-def worth_running(told: Sequence[Command]) -> list[Command]:
-    """Those that ask for something that no other asks for too, of which the longer ones ask for more."""
-    return [one for one in told if not any(asked(one) < asked(other) for other in told)]
+def worth_running(data: Sequence[Command]) -> list[Command]:
+    """The commands whose words are not a subset of another command's."""
+    return [one for one in data if not any(asked(one) < asked(other) for other in data)]
 
 
-COMMANDS = worth_running(told_to(__file__))
+COMMANDS = worth_running(commands_run_by(__file__))
 
 
 class TestManual:
@@ -151,13 +151,13 @@ class TestManual:
 
     def test_what_is_not_run_is_part_of_what_is(self):
         """`make demo` of `make demo ROUNDS=5`; another option would be run."""
-        told = told_to(__file__)
+        data = commands_run_by(__file__)
         new = Command('make demo ARGS="--count 50"', "docs/new.md")
 
-        assert [command.text for command in told if command not in COMMANDS] == [
+        assert [command.text for command in data if command not in COMMANDS] == [
             "make demo", 'make demo ARGS="--json demo.json"'
         ]  # fmt: skip
-        assert new in worth_running([*told, new])
+        assert new in worth_running([*data, new])
 
 
 class TestDemo:

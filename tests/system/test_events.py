@@ -1,7 +1,7 @@
-"""Events in bursts, a fifth of them lost: each is answered in time, and in the end no label is missing.
+"""Events in bursts, a fifth of them lost: each is answered in time, and every label is learned.
 
-Label Studio's own webhook is switched off: what it would have sent is replayed from recorded bodies by eight senders,
-so that it is known of which changes no event ever tells.
+Label Studio's own webhook is switched off. Eight senders replay its events from recorded bodies, so that the test knows
+of which changes there is no event.
 """
 
 import json
@@ -17,17 +17,16 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
-from ml_backend.demo.readers import file_name
-from ml_backend.storage import RoundStore
-from tests.system.exported import exported_tasks
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images
+from ml_backend.demo.readers import choice_result, file_name
+from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = pytest.mark.system
 
 SENDERS = 8
-BURST = 40  # webhooks that tell of one change
+BURST = 40  # webhooks for one change
 CHANGES = 50
-LOST_IN_BETWEEN = (17, 31)  # changes that no webhook tells of
+LOST_IN_BETWEEN = (17, 31)  # changes without a webhook
 LOST_AT_THE_END = 8  # and the last ones
 LIMIT_S = 1.0  # after which Label Studio hangs up
 # Where all senders and a training share two cores, one answer of a thousand may be late: Label Studio hangs up on that
@@ -37,17 +36,14 @@ RETRAIN_AFTER = LOST_AT_THE_END
 FIRST = 12  # labels that are made before anything is changed or deleted
 SEED = 11
 IMAGES = 60
-OPTIONS: dict[str, object] = {
+OPTIONS = SMALL_NETWORK | {
     "backbone": "mobilenet_v3_small",
-    "weights": "none",
     "finetune": "full",
     "image_side": 32,
-    "passes": 5,
     "epochs": 2,
     "batch_size": 5,
     "reserve": 10,
     "retrain_after": RETRAIN_AFTER,
-    "min_labels_per_class": 2,
 }
 WITHIN_S = 180.0
 PAYLOADS = Path(__file__).parents[1] / "data" / "payloads"
@@ -58,20 +54,15 @@ class Labels:
     """The annotations of a project as the owner of Label Studio makes, changes, skips and deletes them.
 
     Args:
-        project: of the fixture ``live_project``.
-        truth: uploaded file name -> class.
+        project: whose images are labelled.
     """
 
-    def __init__(self, project: Any, truth: dict[str, str]) -> None:
+    def __init__(self, project: LiveProject) -> None:
         self._client = project.client
         self._id = project.id
-        self._region = {
-            "from_name": project.config.from_name,
-            "to_name": project.config.to_name,
-            "type": "choices",
-        }
+        self._config = project.config
         by_class = [
-            [(number, name) for number, uri in project.images().items() if truth[file_name(uri)] == name]
+            [(number, name) for number, uri in project.images().items() if project.truth[file_name(uri)] == name]
             for name in DRAWN_CLASSES
         ]
         # One of each class in turn, so that every class has its labels early.
@@ -80,7 +71,7 @@ class Labels:
         self._chance = random.Random(SEED)
 
     def change(self) -> Json:
-        """Change something, and say what Label Studio would have sent of it."""
+        """Change something; returns the event that Label Studio would have sent."""
         doing = self._create
         if len(self._made) >= FIRST:
             doing = self._chance.choice([self._create, self._create, self._update, self._delete, self._skip])
@@ -88,14 +79,14 @@ class Labels:
 
     def _create(self) -> tuple[str, Json]:
         number, value = self._waiting.pop()
-        answer = self._send("POST", f"/api/tasks/{number}/annotations/", result=self._result(value))
+        answer = self._send("POST", f"/api/tasks/{number}/annotations/", result=choice_result(value, self._config))
         self._made[answer["id"]] = value
         return "ANNOTATION_CREATED", {"annotation": {"id": answer["id"], "task": int(number)}}
 
     def _update(self) -> tuple[str, Json]:
         chosen = self._chance.choice(sorted(self._made))
         value = self._chance.choice([name for name in DRAWN_CLASSES if name != self._made[chosen]])
-        self._send("PATCH", f"/api/annotations/{chosen}/", result=self._result(value))
+        self._send("PATCH", f"/api/annotations/{chosen}/", result=choice_result(value, self._config))
         self._made[chosen] = value
         return "ANNOTATION_UPDATED", {"annotation": {"id": chosen}}
 
@@ -110,18 +101,15 @@ class Labels:
         answer = self._send("POST", f"/api/tasks/{number}/annotations/", result=[], was_cancelled=True)
         return "ANNOTATION_CREATED-skipped", {"annotation": {"id": answer["id"], "task": int(number)}}
 
-    def _result(self, value: str) -> list[Json]:
-        return [self._region | {"value": {"choices": [value]}}]
-
     def _send(self, method: str, path: str, **body: object) -> Json:
         answer: Json = self._client.request(method, path, dict, body=body)
         return answer
 
-    def _event(self, name: str, told: Json) -> Json:
+    def _event(self, name: str, changed: Json) -> Json:
         event: Json = json.loads((PAYLOADS / f"{name}.json").read_bytes())
         project = self._client.project(self._id)
         event["project"] |= {key: value for key, value in project.items() if key in event["project"]}
-        for key, value in told.items():
+        for key, value in changed.items():
             event[key] = event[key] | value if isinstance(value, dict) else value
         return event
 
@@ -129,7 +117,7 @@ class Labels:
 def wait_for(what: str, found: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WITHIN_S
     while not found():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"not in time: {what}"
         time.sleep(0.25)
 
 
@@ -140,7 +128,7 @@ def switch_off_webhook(client: Any, project_id: int, url: str) -> None:
     assert not hook["is_active"]
 
 
-def truly(tasks: Iterable[Json]) -> tuple[set[str], Counter[str]]:
+def annotations_and_labels(tasks: Iterable[Json]) -> tuple[set[str], Counter[str]]:
     """What an export of Label Studio holds: every annotation by its task and id, and how often each class is given."""
     held: set[str] = set()
     values: Counter[str] = Counter()
@@ -152,14 +140,12 @@ def truly(tasks: Iterable[Json]) -> tuple[set[str], Counter[str]]:
     return held, values
 
 
-def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, data_dir, say):
-    films = draw_films(IMAGES, seed=SEED, side=32)
-    project = live_project(films, OPTIONS)
-    key = RoundStore(data_dir).connection(project.id).project
-    folder = RoundStore(data_dir).project(key)
+def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, say):
+    project = live_project(draw_images(IMAGES, seed=SEED, side=32), OPTIONS)
+    folder = project.store
     wait_for("the first order", lambda: bool(project.follower.poll().rounds_finished))
     switch_off_webhook(project.client, project.id, backend.url)
-    labels = Labels(project, {film.name: film.label for film in films})
+    labels = Labels(project)
     # As Label Studio sends: each event over a connection of its own.
     limits = httpx.Limits(max_keepalive_connections=0)
 
@@ -183,7 +169,7 @@ def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, data_dir, 
                 continue
             seconds += senders.map(send, [event] * BURST)
 
-    # What was told too often, and the two of which nothing was told: the counts come right by themselves.
+    # Repeated events, and two changes without one: the counts are corrected.
     def is_quiet() -> bool:
         status = project.follower.poll(patient=True)
         return status.running is None and status.waiting is None and status.changes < RETRAIN_AFTER
@@ -198,7 +184,7 @@ def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, data_dir, 
     report = folder.latest()
     assert report is not None
     learned = json.loads((folder.folder / "learned" / f"{report.request.round_id}.json").read_bytes())["states"]
-    held, values = truly(exported_tasks(project.client, project.id))
+    held, values = annotations_and_labels(project.exported())
     assert set(learned) == held
     assert report.labels_per_class == {name: values[name] for name in DRAWN_CLASSES}
     assert report.fit is not None

@@ -1,134 +1,116 @@
-"""Labels that came with an import, and images that stand in several tasks: a real Label Studio, through rounds."""
+"""Imported labels, and images in several tasks: rounds on a real Label Studio."""
 
 import base64
 from contextlib import closing
 from typing import Any
 
-import httpx
 import pytest
 
-from ml_backend.config import Settings
-from ml_backend.demo.images import Film, draw_films
-from ml_backend.demo.project import upload
-from ml_backend.demo.readers import ServedImage, file_name
+from ml_backend.demo.options import DemoImage, draw_images
+from ml_backend.demo.project import upload_images
+from ml_backend.demo.readers import OpenTask, choice_result, file_name
 from ml_backend.doctor.checks import CHECKS, CheckContext
 from ml_backend.doctor.runner import examine
-from tests.system.owned import Owned
+from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = pytest.mark.system
 
-OPTIONS: dict[str, object] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    "image_side": 64,
-    "batch_size": 5,
-    "retrain_after": 1000,
-    "min_labels_per_class": 25,
-}
-FILMS = draw_films(12, seed=21, side=64)
+OPTIONS = SMALL_NETWORK | {"batch_size": 5, "min_labels_per_class": 25}
+IMAGES = draw_images(12, seed=21, side=64)
 
 
-def answered(owned: Owned, *values: str, **fields: object) -> list[dict[str, Any]]:
-    """Annotations as they stand in a file that is imported."""
-    config = owned.project.config
-    region = {"from_name": config.from_name, "to_name": config.to_name, "type": "choices"}
-    return [{"result": [region | {"value": {"choices": [value]}}]} | fields for value in values]
+def answered(project: LiveProject, *values: str, **fields: object) -> list[dict[str, Any]]:
+    """Annotations as in a file to import."""
+    config = project.config
+    return [{"result": choice_result(value, config)} | fields for value in values]
 
 
-def bring(owned: Owned, tasks: list[dict[str, Any]]) -> list[str]:
+def import_tasks(project: LiveProject, tasks: list[dict[str, Any]]) -> list[str]:
     """Import these tasks; their ids."""
-    client, before = owned.project.client, {str(task["id"]) for task in owned.project.client.changed_tasks(owned.id)}
-    client.send("POST", f"/api/projects/{owned.id}/import", body=tasks)
-    return [number for task in client.changed_tasks(owned.id) if (number := str(task["id"])) not in before]
+    client, before = project.client, {str(task["id"]) for task in project.client.changed_tasks(project.id)}
+    client.send("POST", f"/api/projects/{project.id}/import", body=tasks)
+    return [number for task in client.changed_tasks(project.id) if (number := str(task["id"])) not in before]
 
 
-def page_of(owned: Owned) -> str:
-    key = owned.store.folder.name
-    auth = (owned.backend.user, owned.backend.password)
-    answer = httpx.get(f"{owned.backend.url}/projects/{key}", auth=auth, headers={"Accept": "text/html"}, timeout=60)
-    return " ".join(answer.raise_for_status().text.split())
+def page_of(project: LiveProject) -> str:
+    return " ".join(project.page().text.split())
 
 
-def doctor_of(owned: Owned) -> dict[str, str]:
+def doctor_of(project: LiveProject) -> dict[str, str]:
     """What two of the doctor's checks see, of which the page shows the same; without those of services."""
     names = ("settings", "Label Studio", "API key", "project", "label config", "options", "classes", "rounds on disk")
     checks = [one for one in CHECKS if one.name in (*names, "same image twice", "ground truths")]
-    environ = owned.backend.environ
-    settings = Settings.load(
-        label_studio_url=environ["AL_LABEL_STUDIO_URL"],
-        label_studio_api_key=environ["AL_LABEL_STUDIO_API_KEY"],
-        data_dir=environ["AL_DATA_DIR"],
-    )
-    with closing(CheckContext(owned.id, owned.backend.url, lambda: settings)) as case:
+    with closing(CheckContext(project.id, project.backend.url, lambda: project.backend.settings)) as case:
         found = {one.name: one for one in examine(case, checks)}
     assert {one.verdict for one in found.values()} == {"ok"}
     return {name: found[name].seen for name in ("same image twice", "ground truths")}
 
 
-def anew(owned: Owned) -> Any:
-    """Press the button, and wait until what came of it is served; the round, and what is served of it."""
-    before = owned.store.round_ids()
-    owned.project.start_training()
-    return owned.wait_for(lambda report: report.request.round_id not in before)
+def next_round(project: LiveProject) -> Any:
+    """Press the button, and wait for its round; returns the round and its ranking."""
+    before = project.store.round_ids()
+    project.start_training()
+    return project.wait_for(lambda report: report.request.round_id not in before)
 
 
-def inline(film: Film) -> str:
-    return f"data:image/png;base64,{base64.b64encode(film.content).decode()}"
-
-
-@pytest.fixture(scope="module")
-def copies(live_project, backend) -> Owned:
-    return Owned.of(live_project, backend, FILMS, OPTIONS)
+def inline(image: DemoImage) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image.content).decode()}"
 
 
 @pytest.fixture(scope="module")
-def imported(live_project, backend) -> Owned:
-    """The images stand in the tasks themselves; two that were uploaded wait."""
-    owned = Owned.of(live_project, backend, FILMS[:2], OPTIONS)
-    drawn = draw_films(22, seed=22, side=64)
-    tasks = [{"data": {"image": inline(film)}} for film in drawn]
-    three = [task | {"annotations": answered(owned, "normal", "normal", "severe")} for task in tasks[:10]]
-    one = [task | {"annotations": answered(owned, "moderate")} for task in tasks[10:]]
-    numbers = bring(owned, three + one)
-    reader = owned.project.reader("ann")
+def copies(live_project) -> LiveProject:
+    project: LiveProject = live_project(IMAGES, OPTIONS)
+    return project
+
+
+@pytest.fixture(scope="module")
+def imported(live_project) -> LiveProject:
+    """Images inside the tasks themselves; two uploaded ones are unlabelled."""
+    project: LiveProject = live_project(IMAGES[:2], OPTIONS)
+    drawn = draw_images(22, seed=22, side=64)
+    tasks = [{"data": {"image": inline(image)}} for image in drawn]
+    three = [task | {"annotations": answered(project, "normal", "normal", "severe")} for task in tasks[:10]]
+    one = [task | {"annotations": answered(project, "moderate")} for task in tasks[10:]]
+    numbers = import_tasks(project, three + one)
+    reader = project.reader("ann")
     for number, value in zip(numbers[10:], ["severe"] * 8 + ["moderate"] * 4, strict=True):
-        reader.submit(owned.id, ServedImage(number, ""), value, owned.project.config)
-    return owned
+        reader.submit(project.id, OpenTask(number, ""), value, project.config)
+    return project
 
 
 class TestTheSameImageTwice:
-    """12 images, imported again by their addresses, and uploaded again: 36 tasks. The tests stand in their order."""
+    """12 images, imported again by their addresses, and uploaded again: 36 tasks. In the order of the tests."""
 
-    def names(self, owned: Owned, image_ids: Any) -> list[str]:
-        uris = {str(task["id"]): task["data"]["image"] for task in owned.project.client.changed_tasks(owned.id)}
+    def names(self, project: LiveProject, image_ids: Any) -> list[str]:
+        uris = {str(task["id"]): task["data"]["image"] for task in project.client.changed_tasks(project.id)}
         return [file_name(uris[image_id]) for image_id in image_ids]
 
     def test_no_copy_of_a_labelled_image_is_served(self, copies):
         copies.wait_for()
-        first = dict(copies.project.images())
-        again = bring(copies, [{"data": {"image": uri}} for uri in first.values()])
-        client, token = copies.project.client, copies.backend.environ["AL_LABEL_STUDIO_API_KEY"]
-        assert list(upload(client, token, copies.id, copies.project.config.image_key, FILMS)) == [12]
+        first = dict(copies.images())
+        again = import_tasks(copies, [{"data": {"image": uri}} for uri in first.values()])
+        client, token = copies.client, copies.backend.environ["AL_LABEL_STUDIO_API_KEY"]
+        assert list(upload_images(client, token, copies.id, copies.config.image_key, IMAGES)) == [12]
         labelled = sorted(first, key=int)[:9]
         copies.label(labelled[:8])
-        copies.project.label({again[8]: copies.truth[FILMS[8].name]})
-        other = "severe" if copies.truth[FILMS[0].name] != "severe" else "normal"
-        copies.project.label({again[0]: other})
+        copies.annotate({again[8]: copies.truth[IMAGES[8].name]})
+        other = "severe" if copies.truth[IMAGES[0].name] != "severe" else "normal"
+        copies.annotate({again[0]: other})
 
-        report, published = anew(copies)
+        report, published = next_round(copies)
 
         # Before this round nobody had read the files that were uploaded again; when it is over they are known.
-        assert sorted(self.names(copies, published.image_ids)) == sorted(film.name for film in FILMS[9:])
+        assert sorted(self.names(copies, published.image_ids)) == sorted(image.name for image in IMAGES[9:])
         assert sorted(published.image_ids, key=int) == sorted(first, key=int)[9:]
         assert sum(report.labels_per_class.values()) == 9
 
     def test_the_next_round_knows_them_all(self, copies):
-        report, published = anew(copies)
+        report, published = next_round(copies)
 
-        assert sorted(self.names(copies, report.ranking.image_ids)) == sorted(film.name for film in FILMS[9:])
+        assert sorted(self.names(copies, report.ranking.image_ids)) == sorted(image.name for image in IMAGES[9:])
         assert set(published.image_ids) == set(report.ranking.image_ids)
         assert sum(report.labels_per_class.values()) == 9
-        assert self.names(copies, report.disputed) == [FILMS[0].name]
+        assert self.names(copies, report.disputed) == [IMAGES[0].name]
         assert sum("holds the same image as task" in one.reason for one in report.exclusions) == 36 - 10 - 3
 
     def test_the_page_and_the_doctor_count_them_alike(self, copies):
@@ -144,7 +126,7 @@ class TestGroundTruths:
     SENTENCE = "22 labels are ground truths; they override 8 differing answers of readers."
 
     def test_by_default_they_override_and_differences_are_disputed(self, imported):
-        report, _ = anew(imported)
+        report, _ = next_round(imported)
 
         assert report.labels_per_class == {"normal": 10, "moderate": 12, "severe": 0}
         assert len(report.disputed) == 10 + 8
@@ -159,7 +141,7 @@ class TestGroundTruths:
     def test_as_readers_they_are_answers_among_others(self, imported):
         imported.connect(ground_truth="reader")
 
-        report, _ = anew(imported)
+        report, _ = next_round(imported)
 
         assert report.labels_per_class == {"normal": 10, "moderate": 4, "severe": 8}
         assert len(report.disputed) == 8
@@ -168,7 +150,7 @@ class TestGroundTruths:
     def test_left_out_only_readers_count(self, imported):
         imported.connect(ground_truth="ignore")
 
-        report, _ = anew(imported)
+        report, _ = next_round(imported)
 
         assert report.labels_per_class == {"normal": 0, "moderate": 4, "severe": 8}
         assert report.disputed == ()

@@ -1,7 +1,7 @@
 """The manual followed on a live project: Redis, backend and worker started, connected and asked, line by line.
 
-Nothing of a line is changed but what stands for the reader's own: the project, addresses, keys, folders. Options of the
-environment make the network small, and let every second image come by chance, so that `proof` has what it needs.
+Only a reader's own values replace the examples: the project, addresses, keys, folders. Options of the environment make
+the network small, and half of the published images random, so that `proof` has enough of them.
 """
 
 import os
@@ -19,22 +19,23 @@ import pytest
 from redis import Redis, RedisError
 from rq.worker_registration import get_keys
 
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
-from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images, shipped_config
+from ml_backend.demo.project import RoundFollower, create_project, upload_images
 from ml_backend.demo.readers import file_name
-from ml_backend.demo.view import RoundFollower
+from ml_backend.demo.services import Backend
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import NOTHING_TO_CHANGE
-from ml_backend.processes import Child, _valkey_program, free_port
+from ml_backend.processes import Service, free_port, valkey_program
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
-from tests.manual import Command, commands, pages, told_to
-from tests.system.conftest import LiveProject
+from tests.command_line import ShellService
+from tests.manual import Command, commands, commands_run_by, pages
+from tests.system.live import LiveProject
 
 pytestmark = pytest.mark.system
 
-COMMANDS = told_to(__file__)
-FILMS, START = 84, 4  # of every class, before the first training
+COMMANDS = commands_run_by(__file__)
+IMAGES, START = 84, 4  # of every class, before the first training
 WITHIN_S = 120.0
 SMALL = {
     "AL_BACKBONE": "resnet18",
@@ -77,7 +78,7 @@ class Desk:
         self._own = own
         (folder / ".venv").symlink_to(sys.prefix)
         (folder / "bin").mkdir()
-        (folder / "bin" / "redis-server").symlink_to(_valkey_program())
+        (folder / "bin" / "redis-server").symlink_to(valkey_program())
         path = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AL_")}
         self.environ = kept | SMALL | {"PATH": os.pathsep.join(path), "COLUMNS": "200"}
@@ -97,13 +98,10 @@ class Desk:
         pairs = (entry.partition("=") for entry in done.stdout.split("\0"))
         return {name: value for name, _, value in pairs if name.startswith("AL_") and name not in SMALL}
 
-    def leave_open(self, command: Command) -> Child:
+    def leave_open(self, command: Command, ready: Callable[[], bool]) -> Service:
         """Type a line into a terminal of its own, where it runs on."""
-        name = command.bare.replace(" ", "_")
-        words = ["bash", "-euc", f"exec {self._line(command)}"]
-        child = Child(command.text, words, self.environ, self.folder / f"{name}.log", self.folder)
-        child.start()
-        return child
+        log = self.folder / f"{command.bare.replace(' ', '_')}.log"
+        return ShellService(f"exec {self._line(command)}", log, ready, self.environ).start()
 
     def _line(self, command: Command) -> str:
         line = command.run_as
@@ -123,7 +121,7 @@ class Office:
 
 @pytest.fixture(scope="module")
 def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    """Step 4 of docs/operators.md, and a project with films in it that nobody has connected."""
+    """Step 4 of docs/operators.md, and a project with images that is not connected."""
     folder = tmp_path_factory.mktemp("office")
     redis_port, port = free_port(), free_port()
     redis_url, backend_url = f"redis://127.0.0.1:{redis_port}/0", f"http://127.0.0.1:{port}"
@@ -131,8 +129,8 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
         project_id, config = create_project(client, "By the manual", shipped_config("severity"))
         stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
-        films = draw_films(FILMS, seed=6, side=64)
-        assert list(upload(client, label_studio.api_key, project_id, config.image_key, films))[-1] == FILMS
+        drawn = draw_images(IMAGES, seed=6, side=64)
+        assert list(upload_images(client, label_studio.api_key, project_id, config.image_key, drawn))[-1] == IMAGES
         own = {
             "https://label-studio.example.org": label_studio.url,
             "the-personal-access-token": label_studio.api_key,
@@ -144,23 +142,25 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
             "--project 7": f"--project {project_id}",
         }
         desk = Desk(folder, own)
-        told = {page: commands({page: text}) for page, text in pages().items()}
-        exporting = {page for page, found in told.items() if any(one.bare.startswith("export") for one in found)}
-        lines = {page: those("export", of=told[page]) for page in exporting}
+        data = {page: commands({page: text}) for page, text in pages().items()}
+        exporting = {page for page, found in data.items() if any(one.bare.startswith("export") for one in found)}
+        lines = {page: those("export", of=data[page]) for page in exporting}
         exported = {page: desk.export(found) for page, found in lines.items()}
         desk.environ |= exported["README.md"]
-        open_ones = [(one, desk.leave_open(one)) for one in those(*READY)]
-        for _, child in reversed(open_ones):
-            stack.callback(child.stop, 1.0)
-        for command, child in open_ones:
-            is_ready = next(ready for begins, ready in READY.items() if command.bare.startswith(begins))
-            child.wait_until(partial(is_ready, redis_url, backend_url), WITHIN_S)
+        running = []
+        for command in those(*READY):
+            ready = next(ready for begins, ready in READY.items() if command.bare.startswith(begins))
+            running.append(stack.enter_context(desk.leave_open(command, partial(ready, redis_url, backend_url))))
+        for service in running:
+            service.wait(WITHIN_S)
         queue = RoundQueue(stack.enter_context(connect_redis(redis_url)))
         store = RoundStore(folder / "data")
 
         def live() -> LiveProject:
             follower = RoundFollower(client, store, queue, store.connection(project_id).project)
-            return LiveProject(project_id, config, client, follower, (), stack)
+            truth = {image.name: image.label for image in drawn}
+            backend = Backend(desk.environ, folder / "unused.log")
+            return LiveProject(project_id, config, client, follower, truth, {}, backend, (), stack)
 
         yield Office(desk, exported, live)
 
@@ -205,13 +205,13 @@ def project(office: Office, connected: list[tuple[Command, Answer]]) -> LiveProj
 @pytest.fixture(scope="module")
 def trained(project: LiveProject) -> LiveProject:
     """With a network, and every image labelled: the start set before it, the rest in its order."""
-    truth = {film.name: film.label for film in draw_films(FILMS, seed=6, side=64)}
+    truth = {image.name: image.label for image in draw_images(IMAGES, seed=6, side=64)}
     values = {number: truth[file_name(uri)] for number, uri in project.images().items()}
     start = [n for name in DRAWN_CLASSES for n in [n for n, value in values.items() if value == name][:START]]
-    project.label({number: values[number] for number in start})
+    project.annotate({number: values[number] for number in start})
     project.start_training()
     wait(project, lambda: project.follower.trained > 0)
-    project.label({number: value for number, value in values.items() if number not in start})
+    project.annotate({number: value for number, value in values.items() if number not in start})
     return project
 
 
@@ -234,9 +234,9 @@ def test_connect_says_what_it_changed_and_a_second_time_nothing(
     office: Office, connected: list[tuple[Command, Answer]]
 ) -> None:
     assert [answer.stderr for _, answer in connected if answer.returncode != 0] == []
-    (first, said), (again, nothing), (other, replaced) = connected
+    (first, message), (again, nothing), (other, replaced) = connected
     assert first.words == again.words != other.words
-    assert "strategy" in said.stdout
+    assert "strategy" in message.stdout
     assert nothing.stdout.splitlines()[1:] == [NOTHING_TO_CHANGE]
     assert "extra_params" in replaced.stdout
     live = office.live()
@@ -259,7 +259,7 @@ def test_doctor_calls_it_a_success_when_every_image_is_labelled(
     answer = office.desk.type(command)
 
     assert answer.returncode == 0, answer.stdout
-    assert f"Every image is labelled: {FILMS} images." in " ".join(answer.stdout.split())
+    assert f"Every image is labelled: {IMAGES} images." in " ".join(answer.stdout.split())
 
 
 @each("ml-backend replay")

@@ -1,80 +1,72 @@
-"""The twin of a round's network: trained when readers have their order, and given up for whatever else wants to run."""
+"""The second network that measures noise: trained after readers have their order, and interrupted by another round."""
 
 import pytest
 
 from ml_backend.analytics.agreement import NOISE, Agreement
-from ml_backend.demo.images import draw_films
-from tests.system.owned import Owned
+from ml_backend.demo.options import draw_images
+from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = pytest.mark.system
 
-OPTIONS: dict[str, object] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    # Long enough to look into its training, and to ask for another round in the middle of it.
+OPTIONS = SMALL_NETWORK | {
+    # Long enough to request another round in the middle of the training.
     "finetune": "full",
-    "image_side": 64,
-    "passes": 5,
     "epochs": 30,
     "patience": 30,
     "batch_size": 5,
-    "retrain_after": 1000,
-    "min_labels_per_class": 2,
     "noise_every": 1,
 }
 
 
 @pytest.fixture(scope="module")
-def owned(live_project, backend) -> Owned:
-    owned = Owned.of(live_project, backend, draw_films(60, seed=8, side=64), OPTIONS)
-    owned.label(owned.some_of_each_class(5))
-    return owned
+def project(live_project) -> LiveProject:
+    project: LiveProject = live_project(draw_images(60, seed=8, side=64), OPTIONS)
+    project.label(project.first_of_each_class(5))
+    return project
 
 
-def until_the_twin_trains(owned: Owned, before: list[str]) -> None:
-    """Press the button, and wait until the twin of the network that comes of it has begun to train."""
-    owned.project.start_training()
-    owned.wait_until(
+def start_second_training(project: LiveProject, before: list[str]) -> None:
+    """Press the button, and wait until the second training has begun."""
+    project.start_training()
+    project.wait_until(
         lambda status: (
             status.progress is not None
             and status.progress.stage == "noise"
             and 0 < status.progress.done < status.progress.total
-            and owned.store.round_ids()[-1] not in before
+            and project.store.round_ids()[-1] not in before
         )
     )
 
 
-class TestTwin:
-    """One story: the tests stand in its order."""
+class TestSecondNetwork:
+    """One story, in the order of the tests."""
 
-    def test_readers_have_their_order_before_it_trains(self, owned):
-        until_the_twin_trains(owned, owned.store.round_ids())
+    def test_readers_have_their_order_before_it_trains(self, project):
+        start_second_training(project, project.store.round_ids())
 
-        newest = owned.newest()
-        assert newest is not None
-        report, published = newest
+        newest = report, published = project.newest()
         round_id = report.request.round_id
         assert report.fit is not None
         assert published.completes(round_id)
-        assert owned.project.client.project(owned.id)["model_version"] == published.version
-        assert owned.served_first("ann") == report.ranking.image_ids[0]
-        assert owned.store.rounds_with(NOISE) == []
-        owned.wait_for()
+        assert project.client.project(project.id)["model_version"] == published.version
+        assert project.first_served("ann") == report.ranking.image_ids[0]
+        assert project.store.rounds_with(NOISE) == []
+        project.wait_for()
 
-        noise = owned.store.record(round_id, NOISE, Agreement)
+        noise = project.store.record(round_id, NOISE, Agreement)
         assert noise is not None
         assert noise.images == len(report.ranking.image_ids)
         assert noise.agreed is not None
-        written = (owned.store.folder / "rounds" / round_id / f"{NOISE}.json").stat().st_mtime
+        written = (project.store.folder / "rounds" / round_id / f"{NOISE}.json").stat().st_mtime
         assert written > published.published_at.timestamp()
-        assert owned.newest() == newest  # nothing was published for it
+        assert project.newest() == newest  # nothing was published for it
 
-    def test_gives_way_to_another_round_and_is_asked_after_that_one(self, owned):
-        before = owned.store.round_ids()
-        until_the_twin_trains(owned, before)
-        *_, interrupted = owned.store.round_ids()
+    def test_another_round_interrupts_it_and_is_followed_by_one(self, project):
+        before = project.store.round_ids()
+        start_second_training(project, before)
+        *_, interrupted = project.store.round_ids()
 
-        owned.project.start_training()
-        report, _ = owned.wait_for(lambda report: report.request.round_id > interrupted)
+        project.start_training()
+        report, _ = project.wait_for(lambda report: report.request.round_id > interrupted)
 
-        assert owned.store.rounds_with(NOISE) == [before[-1], report.request.round_id]
+        assert project.store.rounds_with(NOISE) == [before[-1], report.request.round_id]

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,76 +10,65 @@ from rich.console import Console
 from ml_backend.analytics.history import Answer, answers_of
 from ml_backend.analytics.order_audit import order_fidelity
 from ml_backend.config import ProjectOptions
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
-from ml_backend.demo.order_check import compare
-from ml_backend.demo.project import label_until
-from ml_backend.demo.readers import Answers, ReadingRoom
-from ml_backend.demo.view import PlainView, RoundFollower
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images
+from ml_backend.demo.project import RoundFollower, label_until
+from ml_backend.demo.readers import ReadingRoom, SimulatedLabels
+from ml_backend.demo.summary import View, check_order
 from ml_backend.label_studio.sync import read_project
 from ml_backend.rounds.replay import replays
-from ml_backend.storage import ProjectStore, RoundStore
-from tests.system.exported import exported_tasks
+from ml_backend.storage import ProjectStore
+from tests.system.live import SMALL_NETWORK
 
 pytestmark = pytest.mark.system
 
 RETRAIN_AFTER = 12
-OPTIONS: dict[str, object] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    "finetune": "head",
-    "image_side": 64,
-    "passes": 5,
-    "epochs": 5,
+OPTIONS = SMALL_NETWORK | {
     "batch_size": RETRAIN_AFTER,
     "reserve": 40,
     "retrain_after": RETRAIN_AFTER,
-    "min_labels_per_class": 2,
     "strategy": "entropy",
 }
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What two readers and some rounds left behind."""
+    """The state after two readers and some rounds."""
 
     room: ReadingRoom
     follower: RoundFollower
     tasks: list[dict[str, Any]]  # as Label Studio exports them
     store: ProjectStore
-    answers: list[Answer]  # as they are told from what was read of the project
+    answers: list[Answer]  # from the synchronized annotations
 
 
 @pytest.fixture(scope="module")
-def labelled(live_project, backend) -> Labelled:
-    films = draw_films(100, seed=5, side=64)
-    project = live_project(films, OPTIONS)
-    answers = Answers({film.name: film.label for film in films}, DRAWN_CLASSES, mistakes=0.05, seed=5)
+def labelled(live_project) -> Labelled:
+    project = live_project(draw_images(100, seed=5, side=64), OPTIONS)
+    labels = SimulatedLabels(project.truth, DRAWN_CLASSES, mistakes=0.05, seed=5)
     readers = [project.reader("ann"), project.reader("ben")]
-    room = ReadingRoom(readers, project.id, project.config, answers, project.follower.version)
+    room = ReadingRoom(readers, project.id, project.config, labels, project.follower.version)
     label_until(
         3,
         retrain_after=RETRAIN_AFTER,
         room=room,
         follower=project.follower,
         services=list(project.services),
-        view=PlainView(Console(file=io.StringIO())),
+        view=View(Console(file=io.StringIO())),
     )
-    rounds = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
-    store = rounds.project(rounds.connection(project.id).project)
     mirror = read_project(project.client, project.id, None).cache
-    told = answers_of(mirror, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
-    return Labelled(room, project.follower, exported_tasks(project.client, project.id), store, told)
+    annotations = answers_of(mirror, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
+    return Labelled(room, project.follower, project.exported(), project.store, annotations)
 
 
 class TestServedOrder:
     def test_every_image_was_the_first_of_the_ranking_in_force(self, labelled):
-        results = compare(labelled.room.served, labelled.follower.rankings)
+        results = check_order(labelled.room.served, labelled.follower.rankings)
 
         assert [str(d) for result in results.values() for d in result.deviations] == []
         assert sum(result.in_order for result in results.values()) >= 40
 
     def test_it_went_over_at_least_two_rankings_of_a_network(self, labelled):
-        results = compare(labelled.room.served, labelled.follower.rankings)
+        results = check_order(labelled.room.served, labelled.follower.rankings)
         trained = [published.version for report, published in labelled.follower.rounds if report.fit is not None]
 
         assert len(trained) >= 2
@@ -88,7 +76,7 @@ class TestServedOrder:
 
     def test_only_the_image_on_a_readers_screen_outlives_its_ranking(self, labelled):
         """Each of the two readers loads the page again at every re-ranking, and keeps the image."""
-        held = [result.held for result in compare(labelled.room.served, labelled.follower.rankings).values()]
+        held = [result.held for result in check_order(labelled.room.served, labelled.follower.rankings).values()]
 
         assert held[0] == 0
         assert set(held[1:]) == {2}

@@ -132,8 +132,8 @@ class TestPage:
         assert claim is not None
 
         now = time.time()
-        told = {"started": now, "stage_started": now - 30, "updated": now}
-        queue.write_progress(KEY, Progress(generation=1, stage="score", done=1, total=4, **told))
+        data = {"started": now, "stage_started": now - 30, "updated": now}
+        queue.write_progress(KEY, Progress(generation=1, stage="score", done=1, total=4, **data))
         browser.refresh()
         assert state(browser) == "Working"
         assert "Time left: about 2 minutes" in " ".join(browser.find_element(By.TAG_NAME, "main").text.split())

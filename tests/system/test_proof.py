@@ -1,93 +1,81 @@
-"""``proof`` on a project that real rounds have ordered: what it compares, what it says, and when it says nothing."""
+"""``proof`` on a project with real rounds: its comparison, its output, and its refusal of too few labels."""
 
 from datetime import datetime
 
-import httpx
 import pytest
 
 from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
-from ml_backend.demo.images import draw_films
-from ml_backend.demo.project import create_project, shipped_config
+from ml_backend.demo.options import draw_images, shipped_config
+from ml_backend.demo.project import create_project
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import RoundStore
-from ml_backend.storage.atomic import read_record
 from ml_backend.storage.quarantine import Quarantine
-from tests.system.owned import Owned
+from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = pytest.mark.system
 
 PER_CLASS = 4
 EACH_ROUND = 40
-OPTIONS: dict[str, object] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    "finetune": "head",
-    "image_side": 64,
-    "passes": 5,
-    "epochs": 5,
+OPTIONS = SMALL_NETWORK | {
     "batch_size": 10,
     "reserve": "all",
-    "retrain_after": 1000,
-    "min_labels_per_class": 2,
     "noise_every": 0,
     "control_share": 0.5,
     "strategy": "entropy",
 }
 
 
-def first_of(owned: Owned, round_: tuple[RoundReport, PublishedRanking]) -> tuple[set[str], set[str]]:
-    """Label the first images of what is served; those that stood there by chance, and the others."""
+def label_first(project: LiveProject, round_: tuple[RoundReport, PublishedRanking]) -> tuple[set[str], set[str]]:
+    """Label the first images of the served order; returns those of the holdout, and the others."""
     report, published = round_
-    given = published.image_ids[:EACH_ROUND]
-    owned.label(given)
-    by_chance = set(report.ranking.control) & set(given)
-    return by_chance, set(given) - by_chance
+    labelled = published.image_ids[:EACH_ROUND]
+    project.label(labelled)
+    holdout = set(report.ranking.control) & set(labelled)
+    return holdout, set(labelled) - holdout
 
 
 @pytest.fixture(scope="module")
-def owned(live_project, backend) -> Owned:
+def project(live_project) -> LiveProject:
     """Twelve labels from before the first network, and that network."""
-    owned = Owned.of(live_project, backend, draw_films(120, seed=21, side=64), OPTIONS)
-    owned.label(owned.some_of_each_class(PER_CLASS))
-    owned.trained()
-    return owned
+    project: LiveProject = live_project(draw_images(120, seed=21, side=64), OPTIONS)
+    project.label(project.first_of_each_class(PER_CLASS))
+    project.train()
+    return project
 
 
 class TestProof:
-    """One story: the tests stand in its order."""
+    """One story, in the order of the tests."""
 
-    def test_with_too_little_to_tell_it_says_how_much_is_missing(self, owned):
-        done = owned.run("proof", "--project", str(owned.id))
+    def test_names_the_number_of_missing_labels(self, project):
+        done = project.run("proof", "--project", str(project.id))
 
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.splitlines()[-1] == (
             "ml-backend: 0 holdout images have a label, and 30 are needed: 30 more; at control_share=0.5 "
             "that takes about 60 more labels (so far 12 labels from before the first network, 0 chosen by it)"
         )
-        assert not (owned.store.folder / PROOF).exists()
+        assert project.store.project_record(PROOF, ActiveAgainstRandom) is None
 
-    def test_compares_what_was_chosen_with_what_came_by_chance(self, owned):
-        first = owned.newest()
-        assert first is not None
-        chance, chosen = first_of(owned, first)
-        more_chance, more_chosen = first_of(owned, owned.trained())
-        chance, chosen = chance | more_chance, chosen | more_chosen
-        # Of an image that waits: a comparison that looks at labelled ones alone must not strike it off.
-        quarantine = Quarantine(owned.store.folder)
+    def test_compares_the_chosen_images_with_the_holdout(self, project):
+        holdout, chosen = label_first(project, project.newest())
+        more_holdout, more_chosen = label_first(project, project.train())
+        holdout, chosen = holdout | more_holdout, chosen | more_chosen
+        # Of an unlabelled image: the comparison, which reads labelled ones alone, must not remove it.
+        quarantine = Quarantine(project.store.folder)
         with quarantine.settled():
-            quarantine.enter(next(iter(owned.project.images())), "file", "damaged", "planted", passing=False)
-        listed, rounds = Quarantine(owned.store.folder).listed(), owned.store.round_ids()
+            quarantine.enter(next(iter(project.images())), "file", "damaged", "planted", passing=False)
+        listed, rounds = Quarantine(project.store.folder).listed(), project.store.round_ids()
 
-        done = owned.run("proof", "--project", str(owned.id))
+        done = project.run("proof", "--project", str(project.id))
 
         assert done.returncode == 0, done.stderr
-        found = read_record(owned.store.folder / PROOF, ActiveAgainstRandom)
+        found = project.store.project_record(PROOF, ActiveAgainstRandom)
         assert found is not None
         *table, sentence = done.stdout.splitlines()
         assert sentence == found.sentence
-        # Every control image is asked about in one of five folds, and learned from in the other four at most.
-        assert found.images == len(chance) >= 30
-        assert 3 * len(chance) < sum(found.chosen) <= 4 * min(len(chance), len(chosen))
+        # Every holdout image is predicted in one of five folds, and trained on in the other four at most.
+        assert found.images == len(holdout) >= 30
+        assert 3 * len(holdout) < sum(found.chosen) <= 4 * min(len(holdout), len(chosen))
         assert all(0 < n - extra <= 3 * PER_CLASS for n, extra in zip(found.labels, found.chosen, strict=True))
         assert found.active_correct - found.random_correct == found.only_active - found.only_random
         assert found.difference == pytest.approx((found.only_active - found.only_random) / found.images)
@@ -96,36 +84,32 @@ class TestProof:
         assert table[3].split()[-2:] == [str(found.active_correct), str(found.random_correct)]
         assert done.stderr.splitlines()[-1] == "10 of 10 networks trained"
         assert len(listed) == 1
-        assert Quarantine(owned.store.folder).listed() == listed
-        assert owned.store.round_ids() == rounds
+        assert Quarantine(project.store.folder).listed() == listed
+        assert project.store.round_ids() == rounds
 
-    def test_its_sentence_stands_on_the_owners_page(self, owned, backend):
-        found = read_record(owned.store.folder / PROOF, ActiveAgainstRandom)
+    def test_its_sentence_is_on_the_owners_page(self, project):
+        found = project.store.project_record(PROOF, ActiveAgainstRandom)
         assert found is not None
-        key = owned.store.connection().project
 
-        page = httpx.get(f"{backend.url}/projects/{key}", auth=(backend.user, backend.password), timeout=30)
+        assert found.sentence.split(" (")[0] in project.page().text
 
-        assert page.status_code == 200
-        assert found.sentence.split(" (")[0] in page.text
-
-    def test_and_every_selection_comes_out_again(self, owned):
-        done = owned.run("replay", "--project", str(owned.id))
+    def test_every_selection_can_be_replayed(self, project):
+        done = project.run("replay", "--project", str(project.id))
 
         assert (done.returncode, done.stderr) == (0, "")
-        assert [": same " in line for line in done.stdout.splitlines()] == [True] * len(owned.store.round_ids())
+        assert [": same " in line for line in done.stdout.splitlines()] == [True] * len(project.store.round_ids())
 
 
-def test_a_project_that_is_gone_from_label_studio(owned, tmp_path):
+def test_a_project_that_is_gone_from_label_studio(project, tmp_path):
     """It is still in the data folder: the backend looks once a minute."""
-    client = owned.project.client
+    client = project.client
     project_id, _ = create_project(client, "Soon gone", shipped_config("severity"))
     created = int(datetime.fromisoformat(client.project(project_id)["created_at"]).timestamp())
     client.send("DELETE", f"/api/projects/{project_id}/")
     key = ProjectKey(id=project_id, created=created)
     RoundStore(tmp_path).connect(Connection(project=key, hostname=client.url, label_config=shipped_config("severity")))
 
-    done = owned.run("proof", "--project", str(project_id), AL_DATA_DIR=str(tmp_path))
+    done = project.run("proof", "--project", str(project_id), AL_DATA_DIR=str(tmp_path))
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == (

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -15,20 +15,11 @@ from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
 from ml_backend.schemas import ProjectKey, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
+from tests.system.live import RunningLabelStudio
 
 pytestmark = pytest.mark.system
 XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
 TASKS = 8
-
-
-class Running(Protocol):
-    """What the fixture ``label_studio`` offers."""
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def api_key(self) -> str: ...
 
 
 class LiveProject:
@@ -38,8 +29,8 @@ class LiveProject:
         self.client = client
         body = {"title": "test publisher", "label_config": XML, "sampling": SAMPLING}
         self.id = int(client.request("POST", "/api/projects/", dict, body=body)["id"])
-        films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(TASKS)]
-        client.send("POST", f"/api/projects/{self.id}/import", body=films)
+        images = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(TASKS)]
+        client.send("POST", f"/api/projects/{self.id}/import", body=images)
         self.tasks = [str(task["id"]) for task in client.unlabelled_tasks(self.id)]
         self.store = store.project(ProjectKey(id=self.id, created=0))
 
@@ -105,7 +96,7 @@ class LiveProject:
 
 
 @pytest.fixture
-def project(label_studio: Running, tmp_path: Path) -> Iterator[LiveProject]:
+def project(label_studio: RunningLabelStudio, tmp_path: Path) -> Iterator[LiveProject]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         live = LiveProject(client, RoundStore(tmp_path))
         yield live

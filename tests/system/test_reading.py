@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 import pytest
@@ -21,24 +21,15 @@ from ml_backend.label_studio.formats import parse_label_config, prediction, read
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.sync import LabelStudioLabels, TaskCache, read_project
 from ml_backend.schemas import ImageRef
+from tests.system.live import RunningLabelStudio
 from tests.unit.label_studio.data_uris import SPELLINGS
 
 pytestmark = pytest.mark.system
 XML = (Path(__file__).parents[2] / "label_studio_config" / "severity.xml").read_text()
 
 
-class Running(Protocol):
-    """What the fixture ``label_studio`` offers."""
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def api_key(self) -> str: ...
-
-
 @pytest.fixture
-def client(label_studio: Running) -> Iterator[LabelStudioClient]:
+def client(label_studio: RunningLabelStudio) -> Iterator[LabelStudioClient]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         yield client
 
@@ -51,13 +42,13 @@ def project_id(client: LabelStudioClient) -> Iterator[int]:
     client.send("DELETE", f"/api/projects/{project['id']}/")
 
 
-def film() -> bytes:
+def png() -> bytes:
     file = io.BytesIO()
     Image.new("L", (8, 8), 77).save(file, "PNG")
     return file.getvalue()
 
 
-def upload(label_studio: Running, project_id: int, content: bytes) -> None:
+def upload(label_studio: RunningLabelStudio, project_id: int, content: bytes) -> None:
     answer = httpx.post(
         f"{label_studio.url}/api/projects/{project_id}/import",
         headers={"Authorization": f"Token {label_studio.api_key}"},
@@ -75,8 +66,8 @@ def answered(choice: str) -> dict[str, Any]:
 def test_annotations_and_pool(client: LabelStudioClient, project_id: int) -> None:
     """One answered, one skipped, one unreadable, one without a usable image, one waiting."""
     names = ["a", "b", "c", "", "e"]
-    films = [{"data": {"image": name and f"http://films.example/{name}.png", "patient_id": 7}} for name in names]
-    client.send("POST", f"/api/projects/{project_id}/import", body=films)
+    rows = [{"data": {"image": name and f"http://films.example/{name}.png", "patient_id": 7}} for name in names]
+    client.send("POST", f"/api/projects/{project_id}/import", body=rows)
     tasks = [task["id"] for task in client.unlabelled_tasks(project_id)]
     bodies = [answered("severe"), {"result": [], "was_cancelled": True}, answered("unreadable")]
     for task, body in zip(tasks, bodies, strict=False):
@@ -118,10 +109,10 @@ def test_what_no_reader_answered(client: LabelStudioClient, project_id: int) -> 
     """Predictions that Label Studio turned into annotations, with and without a class, and two odd imports."""
     send, region = client.send, answered("severe")["result"][0]
     odd = [[region | {"from_name": "diagnosis"}], [region | {"value": {"choices": "normal"}}]]
-    films: list[dict[str, Any]] = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(5)]
-    for film, result in zip(films, odd, strict=False):
-        film["annotations"] = [{"result": result, "ground_truth": False}]
-    send("POST", f"/api/projects/{project_id}/import", body=films)
+    rows: list[dict[str, Any]] = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(5)]
+    for row, result in zip(rows, odd, strict=False):
+        row["annotations"] = [{"result": result, "ground_truth": False}]
+    send("POST", f"/api/projects/{project_id}/import", body=rows)
     tasks = [str(task["id"]) for task in client.changed_tasks(project_id)]
     config = parse_label_config(XML)
     served = [
@@ -151,7 +142,9 @@ def test_what_no_reader_answered(client: LabelStudioClient, project_id: int) -> 
     assert {a.image.id: a.value for a in labels.annotations()} == {tasks[1]: "normal", tasks[3]: "severe"}
 
 
-def test_patients_of_several_imports(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
+def test_patients_of_several_imports(
+    client: LabelStudioClient, label_studio: RunningLabelStudio, project_id: int
+) -> None:
     """Label Studio reads the column as 12.0 where one cell is empty, as 12 where none is, as text where it is one."""
     tables = ["image,patient_id\nhttp://f/1.png,12\nhttp://f/2.png,\n", "image,patient_id\nhttp://f/3.png,12\n"]
     for number, table in enumerate(tables):
@@ -162,8 +155,8 @@ def test_patients_of_several_imports(client: LabelStudioClient, label_studio: Ru
             timeout=60,
         )
         assert answer.status_code == 201, answer.text
-    films = [{"data": {"image": f"http://f/{n}.png", "patient_id": patient}} for n, patient in ((4, "12 "), (5, "NaN"))]
-    client.send("POST", f"/api/projects/{project_id}/import", body=films)
+    rows = [{"data": {"image": f"http://f/{n}.png", "patient_id": patient}} for n, patient in ((4, "12 "), (5, "NaN"))]
+    client.send("POST", f"/api/projects/{project_id}/import", body=rows)
 
     pool, _ = LabelStudioLabels(client, project_id, parse_label_config(XML), ProjectOptions()).unlabelled()
 
@@ -192,8 +185,8 @@ def test_readers_who_were_deleted(client: LabelStudioClient, project_id: int) ->
 
 def test_a_class_that_was_renamed(client: LabelStudioClient, project_id: int) -> None:
     """Label Studio lets an owner rename a class that has labels; under its alias they stay."""
-    films = [{"data": {"image": "http://films.example/a.png"}}]
-    client.send("POST", f"/api/projects/{project_id}/import", body=films)
+    rows = [{"data": {"image": "http://films.example/a.png"}}]
+    client.send("POST", f"/api/projects/{project_id}/import", body=rows)
     [task] = client.unlabelled_tasks(project_id)
     client.send("POST", f"/api/tasks/{task['id']}/annotations/", body=answered("moderate"))
 
@@ -214,8 +207,8 @@ def test_a_class_that_was_renamed(client: LabelStudioClient, project_id: int) ->
 def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_id: int) -> None:
     """Whatever readers and owners do, reading the changes gives what reading everything gives."""
     send, memory = client.send, Memory()
-    films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(12)]
-    send("POST", f"/api/projects/{project_id}/import", body=films)
+    rows = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(12)]
+    send("POST", f"/api/projects/{project_id}/import", body=rows)
     tasks = [int(task["id"]) for task in client.unlabelled_tasks(project_id)]
 
     def answer(task: int, body: dict[str, object]) -> int:
@@ -252,14 +245,14 @@ def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_
     act("delete_tasks", tasks[5])
     send("DELETE", f"/api/tasks/{tasks[2]}/")
     same()
-    send("POST", f"/api/projects/{project_id}/import", body=[films[0] | {"annotations": [answered("severe")]}])
+    send("POST", f"/api/projects/{project_id}/import", body=[rows[0] | {"annotations": [answered("severe")]}])
     same()
 
 
 def test_a_reading_costs_what_changed(client: LabelStudioClient, project_id: int) -> None:
     """Predictions come and go with every round: they are no change."""
-    films = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(4)]
-    client.send("POST", f"/api/projects/{project_id}/import", body=films)
+    rows = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(4)]
+    client.send("POST", f"/api/projects/{project_id}/import", body=rows)
     task, *_ = read_project(client, project_id, None).cache.tasks
     time.sleep(2)
     _, now = client.project_and_clock(project_id)
@@ -272,15 +265,15 @@ def test_a_reading_costs_what_changed(client: LabelStudioClient, project_id: int
     assert [row["id"] for row in client.changed_tasks(project_id, now)] == [task]
 
 
-def test_an_uploaded_image(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
-    upload(label_studio, project_id, film())
+def test_an_uploaded_image(client: LabelStudioClient, label_studio: RunningLabelStudio, project_id: int) -> None:
+    upload(label_studio, project_id, png())
     (task,) = client.unlabelled_tasks(project_id)
     image = ImageRef(id=str(task["id"]), uri=task["data"]["image"])
     images = LabelStudioImages(client)
 
     assert image.uri.startswith("/data/upload/")
-    assert images.fetch(image) == film()
-    assert images.fetch(image.model_copy(update={"uri": client.url + image.uri})) == film()
+    assert images.fetch(image) == png()
+    assert images.fetch(image.model_copy(update={"uri": client.url + image.uri})) == png()
     with pytest.raises(ImageError, match="larger than 10 bytes"):
         LabelStudioImages(client, max_bytes=10).fetch(image)
 
@@ -304,8 +297,8 @@ def test_an_image_that_is_none(client: LabelStudioClient, project_id: int) -> No
     stored = {task["data"]["image"]: str(task["id"]) for task in client.unlabelled_tasks(project_id)}
 
     assert set(stored) == set(wanted)
-    for uri, said in wanted.items():
-        with pytest.raises(ImageError, match=rf"image {stored[uri]} \({re.escape(repr(uri))}\).*{said}"):
+    for uri, message in wanted.items():
+        with pytest.raises(ImageError, match=rf"image {stored[uri]} \({re.escape(repr(uri))}\).*{message}"):
             LabelStudioImages(client).fetch(ImageRef(id=stored[uri], uri=uri))
 
 
@@ -321,25 +314,25 @@ def test_images_that_stand_in_their_tasks(client: LabelStudioClient, project_id:
         assert decode(LabelStudioImages(client).fetch(image), 32, image.id).shape == (32, 32)
 
 
-def test_a_personal_access_token(client: LabelStudioClient, label_studio: Running, project_id: int) -> None:
+def test_a_personal_access_token(client: LabelStudioClient, label_studio: RunningLabelStudio, project_id: int) -> None:
     if client.request("GET", "/api/token/", list):
         pytest.skip("this Label Studio's user has a personal access token already, and may have only one")
     token = client.request("POST", "/api/token/", dict, body={})["token"]
-    upload(label_studio, project_id, film())
+    upload(label_studio, project_id, png())
     try:
         with LabelStudioClient(label_studio.url, token) as personal:
             (task,) = personal.unlabelled_tasks(project_id)
             image = ImageRef(id=str(task["id"]), uri=task["data"]["image"])
 
             assert personal.project(project_id)["id"] == project_id
-            assert LabelStudioImages(personal).fetch(image) == film()
+            assert LabelStudioImages(personal).fetch(image) == png()
     finally:
         client.send("POST", "/api/token/blacklist/", body={"refresh": token})
     with LabelStudioClient(label_studio.url, token) as revoked, pytest.raises(RequestRefused, match="was it revoked"):
         revoked.project(project_id)
 
 
-def test_a_wrong_key(label_studio: Running) -> None:
+def test_a_wrong_key(label_studio: RunningLabelStudio) -> None:
     with (
         LabelStudioClient(label_studio.url, "0" * 40) as stranger,
         pytest.raises(RequestRefused, match="make a personal access token"),

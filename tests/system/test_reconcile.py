@@ -4,15 +4,14 @@ import io
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from PIL import Image
 from redis import Redis
 
 from ml_backend.config import Settings
-from ml_backend.demo.images import Film
-from ml_backend.demo.project import create_project, shipped_config, upload
+from ml_backend.demo.options import DemoImage, shipped_config
+from ml_backend.demo.project import create_project, upload_images
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.processes import Valkey
 from ml_backend.rounds.live import run_live_round
@@ -20,10 +19,11 @@ from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.scheduling.reconciler import Reconciler
 from ml_backend.schemas import Connection, ProjectKey
 from ml_backend.storage import RoundStore
+from tests.system.live import RunningLabelStudio
 from tests.system.recording import RecordingBackend
 
 pytestmark = pytest.mark.system
-FILMS = 12
+IMAGES = 12
 OPTIONS = {
     "batch_size": 2,
     "reserve": 4,
@@ -34,18 +34,8 @@ OPTIONS = {
 }
 
 
-class Running(Protocol):
-    """What the fixture ``label_studio`` offers."""
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def api_key(self) -> str: ...
-
-
 class ProjectContext:
-    """A project that nobody told the backend's events of."""
+    """A project without events to the backend."""
 
     def __init__(self, client: LabelStudioClient, redis: Redis, settings: Settings, key: ProjectKey) -> None:
         self.client = client
@@ -75,7 +65,7 @@ def image(shade: int) -> bytes:
 
 
 @pytest.fixture
-def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[ProjectContext]:
+def world(label_studio: RunningLabelStudio, valkey: Valkey, tmp_path: Path) -> Iterator[ProjectContext]:
     settings = Settings.load(
         redis_url=valkey.url,
         data_dir=tmp_path,
@@ -88,10 +78,11 @@ def world(label_studio: Running, valkey: Valkey, tmp_path: Path) -> Iterator[Pro
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client, connect_redis(valkey.url) as redis:
         config = shipped_config("severity")
         project_id, read = create_project(client, "test reconcile", config)
-        films = [
-            Film(name=f"{number}.png", content=image(number), label="", patient_id=None) for number in range(FILMS)
+        images = [
+            DemoImage(name=f"{number}.png", content=image(number), label="", patient_id=None)
+            for number in range(IMAGES)
         ]
-        assert list(upload(client, label_studio.api_key, project_id, read.image_key, films))[-1] == FILMS
+        assert list(upload_images(client, label_studio.api_key, project_id, read.image_key, images))[-1] == IMAGES
         project = client.patch_project(
             project_id, {"sampling": "Uncertainty sampling", "min_annotations_to_start_training": 1}
         )
@@ -139,7 +130,7 @@ def test_readers_who_outrun_the_batch_go_on_in_the_saved_order(world: ProjectCon
     report, published = run_live_round(world.settings, world.key, "connected")
     assert len(published.image_ids) == 6
     seen = []
-    for number in range(FILMS):
+    for number in range(IMAGES):
         seen.append(world.served())
         world.label(seen[-1], "normal")
         if number in {4, 9}:
@@ -181,10 +172,10 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: ProjectContex
         client.patch_project(number, {"model_version": ""})
 
     served = published
-    for deed in (delete_predictions, import_again, import_over, choose_another_version, choose_none):
-        deed()
+    for fault in (delete_predictions, import_again, import_over, choose_another_version, choose_none):
+        fault()
         world.reconciler.look()
-        assert world.queue.status(world.key).waiting == "topup", deed.__name__
+        assert world.queue.status(world.key).waiting == "topup", fault.__name__
         run_live_round(world.settings, world.key, "topup")
         world.queue.forget(world.key)
         now = store.published()
@@ -194,7 +185,7 @@ def test_what_somebody_did_to_the_published_order_is_undone(world: ProjectContex
         assert client.project(number)["model_version"] == now.version
         assert world.served() == now.image_ids[0]
         world.reconciler.look()
-        assert world.queue.status(world.key).waiting is None, deed.__name__
+        assert world.queue.status(world.key).waiting is None, fault.__name__
         served = now
     assert client.model_versions(number)["my-resnet"] == 1
 

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from ml_backend import cli
+from ml_backend.demo.options import DemoOptions
 from ml_backend.errors import SettingsError
+from ml_backend.simulation.experiments import ExperimentOptions
 from ml_backend.simulation.options import SimulateOptions
 
 RUNNER = CliRunner()
@@ -48,17 +51,22 @@ class TestConnect:
         assert cli._pairs(["weights=/models/a=b.pt", "seed=3"]) == {"weights": "/models/a=b.pt", "seed": "3"}
 
 
-def seen_studies(monkeypatch: pytest.MonkeyPatch, stopped: bool = False) -> list[SimulateOptions]:
-    """The options of every study from now on, none of which is run."""
-    seen: list[SimulateOptions] = []
+def calls_of(function: str, monkeypatch: pytest.MonkeyPatch, *, stopped: bool = False) -> list[Any]:
+    """The options with which a command calls its function, from now on, instead of running it."""
+    seen: list[Any] = []
 
-    def simulate(options: SimulateOptions) -> None:
+    def run(options: object) -> int:
         seen.append(options)
         if stopped:
             raise KeyboardInterrupt
+        return 0
 
-    monkeypatch.setattr("ml_backend.simulation.study.simulate", simulate)
+    monkeypatch.setattr(function, run)
     return seen
+
+
+EXPERIMENT = "simulation.experiments.run_experiment"
+STUDY = "ml_backend.simulation.study.simulate"
 
 
 class TestSimulate:
@@ -73,7 +81,7 @@ class TestSimulate:
 
     def test_hands_every_option_on(self, tmp_path, monkeypatch):
         """Those of the command are those of the study, by the same names."""
-        seen = seen_studies(monkeypatch, stopped=True)
+        seen = calls_of(STUDY, monkeypatch, stopped=True)
         words = ["simulate", "--labels", "l.csv", "--out", "o", "--no-random"]
         given = {
             "images": "i", "ratings": "r.csv", "features": "f.npz", "strategies": "bald", "seeds": "3",
@@ -92,11 +100,27 @@ class TestSimulate:
         assert {name: str(getattr(options, name.replace("-", "_"))) for name in given} == given
 
     def test_has_the_defaults_of_a_study(self, monkeypatch):
-        seen = seen_studies(monkeypatch)
+        seen = calls_of(STUDY, monkeypatch)
 
         assert RUNNER.invoke(cli.app, ["simulate", "--labels", "l.csv", "--out", "o"]).exit_code == 0
 
         assert seen == [SimulateOptions(labels=Path("l.csv"), out=Path("o"))]
+
+
+@pytest.mark.parametrize(
+    ("function", "words", "given", "expected"),
+    [
+        ("demo.run.run_demo", ["demo"], [], DemoOptions()),
+        ("demo.run.run_demo", ["demo"], ["--readers", "5", "--stay"], DemoOptions(readers=5, stay=True)),
+        (EXPERIMENT, ["experiment", "profiles"], [], ExperimentOptions(name="profiles")),
+        (EXPERIMENT, ["experiment", "loss"], ["--seeds", "2"], ExperimentOptions(name="loss", seeds=2)),
+    ],
+)
+def test_has_the_defaults_of_its_options_and_hands_them_on(monkeypatch, function, words, given, expected):
+    seen = calls_of(f"ml_backend.{function}", monkeypatch)
+
+    assert RUNNER.invoke(cli.app, [*words, *given]).exit_code == 0
+    assert seen == [expected]
 
 
 class TestServe:

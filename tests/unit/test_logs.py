@@ -1,4 +1,4 @@
-"""What a line of the log holds, and what never."""
+"""The content of log lines, and what is kept out of them."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Logging belongs to the whole process, and other tests are to find it untouched."""
+    """Restore the logging of the process after each test."""
     root, names = logging.getLogger(), ("ml_backend", "__main__", "gunicorn.error")
     handlers, levels = list(root.handlers), {name: logging.getLogger(name).level for name in names}
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -34,7 +34,7 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
-    """What was written since the last call; every line must be JSON."""
+    """The lines since the last call; every line must be JSON."""
     return lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -81,13 +81,13 @@ class TestJson:
                 logging.captureWarnings(capture=True)
                 warnings.warn("soon no longer", FutureWarning, stacklevel=1)
 
-        told = lines()
-        assert [(line["event"], line["logger"]) for line in told[:2]] == [
+        found = lines()
+        assert [(line["event"], line["logger"]) for line in found[:2]] == [
             ("3 epochs", "ml_backend.model"),
             ("horse gone", "rq.worker"),
         ]
-        assert "soon no longer" in str(told[2]["event"])
-        assert {line["project"] for line in told} == {"2.1"}
+        assert "soon no longer" in str(found[2]["event"])
+        assert {line["project"] for line in found} == {"2.1"}
 
     def test_levels(self, lines: Lines) -> None:
         set_up_logs(settings(log_level="WARNING"))

@@ -11,7 +11,7 @@ from ml_backend.simulation import study as simulate
 from ml_backend.simulation.experiments import ExperimentOptions, ExperimentReport, run_experiment
 from ml_backend.simulation.run_log import StudySummary
 from ml_backend.simulation.specs import EXPERIMENTS
-from tests.manual import told_to
+from tests.manual import commands_run_by
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def experiment(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 def test_the_manual_names_those_that_are_run_here():
     """Without options, each once."""
-    assert [one.text for one in told_to(__file__)] == [f"ml-backend experiment {name}" for name in EXPERIMENTS]
+    assert [one.text for one in commands_run_by(__file__)] == [f"ml-backend experiment {name}" for name in EXPERIMENTS]
 
 
 class TestExperiments:

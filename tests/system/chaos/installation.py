@@ -1,30 +1,35 @@
-"""A small installation on a real Label Studio: Valkey, server, two workers, and a project whose readers label."""
+"""A small installation on a real Label Studio: Valkey, server, two workers, a disk, and a project with readers."""
 
+import contextlib
 import json
 import os
+import resource
 import secrets
+import signal
+import subprocess
+import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
-from ml_backend.config import Settings
-from ml_backend.demo.images import DRAWN_CLASSES, draw_films
-from ml_backend.demo.project import create_project, shipped_config, upload
-from ml_backend.demo.readers import Answers, Reader, ReadingRoom, file_name
-from ml_backend.demo.services import Worker
-from ml_backend.errors import QueueError
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images, shipped_config
+from ml_backend.demo.project import create_project, upload_images
+from ml_backend.demo.readers import Reader, ReadingRoom, SimulatedLabels, Submission, choice_result, file_name
+from ml_backend.demo.services import Backend, Worker
+from ml_backend.errors import LabelStudioError, QueueError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
+from ml_backend.processes import Service, Valkey, valkey_program
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.schemas import ImportedVersion, ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
-from tests.system.chaos.damage import SmallDisk, SteadyBackend, SteadyValkey, children
-from tests.system.chaos.readers import SteadyReaders
 from tests.system.chaos.relay import Relay
-
-__all__ = ["RETRAIN_AFTER", "START_S", "Installation", "Ward"]
 
 RETRAIN_AFTER = 5
 OPTIONS: dict[str, object] = {
@@ -44,15 +49,195 @@ OPTIONS: dict[str, object] = {
 FIRST_LABELS = 4  # of each class, before the first round
 READERS = 2
 START_S = 240.0  # two workers load PyTorch beside a server
+PACE_S = 0.4
+LONGEST_S = 120.0
+
+
+class RestartableValkey(Valkey):
+    """A Valkey that starts again on the port and the append-only file of its first start."""
+
+    def start(self) -> Self:
+        if not self.url:
+            return super().start()
+        self._run([valkey_program(), "valkey.conf"], os.environ, self._folder / "valkey.log", cwd=self._folder)
+        return self
+
+
+def kill(service: Service, *, group: bool = False) -> None:
+    """Kill a service, alone or with its whole process group, as the end of a container does."""
+    process = service._process
+    assert process is not None
+    (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def children(pid: int) -> list[int]:
+    """Child processes of ``pid``; none where it has ended."""
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+@contextlib.contextmanager
+def suspended(url: str, seconds: float) -> Iterator[None]:
+    """Suspend the Label Studio at ``url`` for the block and ``seconds`` more: it does not answer."""
+    port = str(urlsplit(url).port).encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if any(word.endswith(b"label-studio") for word in words) and port in words:
+                found.append(int(folder.name))
+    assert found, f"no process of this machine is the Label Studio at {url}"
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+        time.sleep(seconds)
+    finally:
+        for pid in found:
+            os.kill(pid, signal.SIGCONT)
+
+
+class SmallDisk:
+    """A disk that can be filled: a tmpfs of its own where this process may mount one.
+
+    Elsewhere the work-horse alone cannot write any further byte, to its log either.
+
+    Args:
+        folder: mount point; created here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.is_mounted = False
+
+    @property
+    def way(self) -> str:
+        return "tmpfs, ENOSPC" if self.is_mounted else "RLIMIT_FSIZE of the work-horse, EFBIG"
+
+    def fill(self, horse: int) -> None:
+        """Leave no space from now on."""
+        if not self.is_mounted:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(horse, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            return
+        for _ in range(100):
+            disk = os.statvfs(self.folder)
+            used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+            # Refused after a write in between.
+            if self._mount(f"remount,size={max(used, disk.f_frsize)}"):
+                return
+        raise AssertionError("the disk could not be filled")
+
+    def free(self) -> None:
+        """Provide space again; a limited work-horse ends by itself."""
+        assert not self.is_mounted or self._mount("remount,size=1g")
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True)
+        self.is_mounted = os.geteuid() == 0 and self._mount("size=1g")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.is_mounted:
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True, capture_output=True)
+
+    def _mount(self, options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+class BackgroundReaders:
+    """Readers in turn, who repeat what fails while Label Studio is suspended or busy.
+
+    A refused request (status 4xx) is an error: a reader at the page could not go on.
+
+    Args:
+        room: the readers.
+        first: tasks that were labelled before, and when.
+    """
+
+    def __init__(self, room: ReadingRoom, first: dict[str, datetime]) -> None:
+        self._room = room
+        self._first = first
+        self._reading = threading.Event()
+        self._over = threading.Event()
+        self._problem: Exception | None = None
+        self._turn = threading.Lock()
+        self.refused: list[str] = []
+        self._thread = threading.Thread(target=self._run, name="readers", daemon=True)
+        self._thread.start()
+
+    @property
+    def submissions(self) -> list[Submission]:
+        """Labels that Label Studio has accepted."""
+        return list(self._room.submissions)
+
+    def labelled(self) -> dict[str, datetime]:
+        """Task -> when Label Studio had accepted its label."""
+        return self._first | {one.image_id: one.answered_at for one in self.submissions}
+
+    def read(self) -> None:
+        """Go on labelling."""
+        self._reading.set()
+
+    def pause(self) -> None:
+        """Stop labelling, after the current image."""
+        self._reading.clear()
+        with self._turn:
+            self.check()
+
+    def submit(self, count: int) -> None:
+        """Label ``count`` images more, and pause."""
+        goal = len(self._room.submissions) + count
+        if count:
+            self.read()
+            self.wait(lambda: len(self._room.submissions) >= goal)
+        self.pause()
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + LONGEST_S
+        while not until():
+            self.check()
+            assert time.monotonic() < deadline, f"the readers did not get on: {self.refused[-3:]}"
+            time.sleep(0.02)
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread."""
+        if self._problem is not None:
+            raise self._problem
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(PACE_S):
+            if not self._reading.is_set():
+                continue
+            with self._turn:
+                try:
+                    assert self._room.turn(), "no image is left to label"
+                except LabelStudioError as error:
+                    if isinstance(error, RequestRefused) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                        self._problem = error
+                        return
+                    self.refused.append(str(error))
+                except Exception as error:  # noqa: BLE001 - raised again in the test's own thread
+                    self._problem = error
+                    return
 
 
 class Installation:
-    """Everything but Label Studio, with a disk of its own; the workers reach Label Studio through a relay.
+    """All services but Label Studio, with a disk of their own; the workers reach Label Studio through a relay.
 
     Args:
         folder: for data and logs.
-        url: of Label Studio.
-        api_key: of its owner.
+        url: address of Label Studio.
+        api_key: key of its owner.
     """
 
     def __init__(self, folder: Path, url: str, api_key: str) -> None:
@@ -60,7 +245,7 @@ class Installation:
         self.api_key = api_key
         self.disk = SmallDisk(folder / "data")
         self.relay = Relay(urlsplit(url).port or 80)
-        self.valkey = SteadyValkey(folder / "valkey")
+        self.valkey = RestartableValkey(folder / "valkey")
         self._folder = folder
         self._stack = ExitStack()
 
@@ -77,7 +262,7 @@ class Installation:
                 "AL_DEVICE": "cpu",
                 "OMP_NUM_THREADS": "1",
             }
-            self.server = stack.enter_context(SteadyBackend(environ, self._folder / "server.log").start())
+            self.server = stack.enter_context(Backend(environ, self._folder / "server.log").start())
             behind_relay = self.server.environ | {"AL_LABEL_STUDIO_URL": self.relay.url}
             self.workers = [
                 stack.enter_context(Worker(behind_relay, self._folder / f"worker-{number}.log").start())
@@ -105,77 +290,70 @@ class Installation:
             return None
         pid = self.redis.hget(f"rq:worker:{name.decode()}", "pid")
         for worker in self.workers:
-            assert worker._child is not None
-            if pid is not None and worker._child.pid == int(pid) and (horses := children(int(pid))):
+            if pid is not None and worker.pid == int(pid) and (horses := children(int(pid))):
                 return worker, horses[0]
         return None
 
     def logs(self, lines: int = 12) -> str:
-        """The ends of all logs, for a failure."""
+        """The ends of all logs, for the message of a failure."""
         found = []
         for path in sorted(self._folder.glob("*.log")):
             found += [f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-lines:]]
         return "\n".join(found)
 
 
-class Ward:
+class LabelledProject:
     """A project of the installation with readers who label.
 
     Args:
-        here: the installation.
-        images: of the project.
-        seed: of images and answers.
+        installation: where it is connected.
+        images: number of images.
+        seed: of images and labels.
     """
 
-    def __init__(self, here: Installation, images: int, seed: int) -> None:
-        self.here = here
-        client = here.client
-        films = draw_films(images, seed=seed, side=32)
-        truth = {film.name: film.label for film in films}
+    def __init__(self, installation: Installation, images: int, seed: int) -> None:
+        self.installation = installation
+        client = installation.client
+        drawn = draw_images(images, seed=seed, side=32)
+        truth = {image.name: image.label for image in drawn}
         self.id, self.config = create_project(client, "Chaos", shipped_config("severity"))
-        assert list(upload(client, here.api_key, self.id, self.config.image_key, films))[-1] == images
+        assert list(upload_images(client, installation.api_key, self.id, self.config.image_key, drawn))[-1] == images
         first = self._first_labels(truth)
-        settings = Settings.load(
-            label_studio_url=here.url,
-            label_studio_api_key=here.api_key,
-            basic_auth_user=here.server.user,
-            basic_auth_pass=here.server.password,
-        )
-        connect_project(settings, self.id, here.server.url, OPTIONS, client)
-        self.key = here.store.connection(self.id).project
+        server = installation.server
+        connect_project(server.settings, self.id, server.url, OPTIONS, client)
+        self.key = installation.store.connection(self.id).project
         invite = str(client.request("GET", "/api/invite", dict)["invite_url"])
         self._stack = ExitStack()
         readers = [
             self._stack.enter_context(Reader(f"chaos-{number}", client.url)).sign_up(invite)
             for number in range(READERS)
         ]
-        answers = Answers(truth, DRAWN_CLASSES, 0.0, seed)
+        answers = SimulatedLabels(truth, DRAWN_CLASSES, 0.0, seed)
         room = ReadingRoom(readers, self.id, self.config, answers, lambda: "")
-        self.readers = SteadyReaders(room, first)
+        self.readers = BackgroundReaders(room, first)
         self._stack.callback(self.readers.stop)
 
     def _first_labels(self, truth: dict[str, str]) -> dict[str, datetime]:
-        region = {"from_name": self.config.from_name, "to_name": self.config.to_name, "type": "choices"}
-        client = self.here.client
+        client = self.installation.client
         tasks = {str(task["id"]): truth[file_name(task["data"]["image"])] for task in client.unlabelled_tasks(self.id)}
         chosen = [
             (n, v) for name in DRAWN_CLASSES for n, v in [x for x in tasks.items() if x[1] == name][:FIRST_LABELS]
         ]
         for number, value in chosen:
-            body = {"result": [region | {"value": {"choices": [value]}}]}
+            body = {"result": choice_result(value, self.config)}
             client.send("POST", f"/api/tasks/{number}/annotations/", body=body)
         return {number: datetime.now(UTC) for number, _ in chosen}
 
     @property
     def folder(self) -> ProjectStore:
-        return self.here.store.project(self.key)
+        return self.installation.store.project(self.key)
 
     def left(self) -> int:
-        """Images that nobody has labelled."""
-        return sum(1 for _ in self.here.client.unlabelled_tasks(self.id))
+        """Number of unlabelled images."""
+        return sum(1 for _ in self.installation.client.unlabelled_tasks(self.id))
 
     def learned(self, round_id: str) -> set[str]:
-        """The tasks with an annotation that a round learned from."""
+        """The tasks from whose annotations a round learned."""
         path = self.folder.folder / "learned" / f"{round_id}.json"
         return {name.partition(".")[0] for name in json.loads(path.read_bytes())["states"]}
 
@@ -188,42 +366,42 @@ class Ward:
             "include": "id,predictions_score",
             "page_size": "10000",
         }
-        tasks = self.here.client.request("GET", "/api/tasks", dict, query=query)["tasks"]
+        tasks = self.installation.client.request("GET", "/api/tasks", dict, query=query)["tasks"]
         return [str(task["id"]) for task in tasks if task["predictions_score"] is not None]
 
     def leave_an_expired_version(self) -> None:
-        """Leave a version on record that no reader can hold any more: the next publish deletes it."""
+        """Record a version that no reader can hold any more: the next publish deletes it."""
         name = f"al-r000000-expired-{secrets.token_hex(3)}"
-        task = next(iter(self.here.client.unlabelled_tasks(self.id)))
+        task = next(iter(self.installation.client.unlabelled_tasks(self.id)))
         left = {"task": int(task["id"]), "result": [], "score": 1.0, "model_version": name}
         expired = ImportedVersion(version=name, replaced_at=datetime.now(UTC) - timedelta(days=8))
         self.folder.set_imported_versions((expired, *self.folder.imported_versions()))
-        self.here.client.import_predictions(self.id, [left])
+        self.installation.client.import_predictions(self.id, [left])
 
     def versions(self) -> dict[str, int]:
-        """The versions in Label Studio, each with its predictions: all are ours."""
-        return self.here.client.model_versions(self.id)
+        """Version in Label Studio -> number of its predictions."""
+        return self.installation.client.model_versions(self.id)
 
     def served(self) -> tuple[RoundReport, PublishedRanking] | None:
-        """The round that is wholly published and that Label Studio serves; None while there is none."""
+        """The completely published round that Label Studio serves; None while there is none."""
         published = self.folder.published()
         if published is None or "delete" not in published.seconds:
             return None
         report = self.folder.report(published.round_id)
-        if self.here.client.project(self.id).get("model_version") != published.version:
+        if self.installation.client.project(self.id).get("model_version") != published.version:
             return None
         return report, published
 
     def is_quiet(self) -> bool:
-        """Whether no round runs, waits or is tried again."""
+        """Whether no round runs, waits or is to be repeated."""
         try:
-            status = self.here.queue.status(self.key)
+            status = self.installation.queue.status(self.key)
         except QueueError:
             return False
         return status.running is None and status.waiting is None and status.next_attempt is None
 
     def await_order(self, within_s: float) -> tuple[RoundReport, PublishedRanking]:
-        """Wait until the served order has learned from all labels but fewer than start a round, and nothing runs."""
+        """Wait until no round runs and the served one has learned from all labels but fewer than start another."""
         deadline = time.monotonic() + within_s
         while True:
             if self.is_quiet() and (found := self.served()) is not None:
@@ -236,13 +414,13 @@ class Ward:
 
     def close(self) -> None:
         self._stack.close()
-        self.here.client.send("DELETE", f"/api/projects/{self.id}/")
+        self.installation.client.send("DELETE", f"/api/projects/{self.id}/")
 
     def _why(self) -> str:
         published = self.folder.published()
         learned = self.learned(published.round_id) if published else set()
         return (
             f"no complete order in time. Labelled {len(self.readers.labelled())}, learned {len(learned)}, served "
-            f"{published and published.version} of {self.versions()}; {self.here.queue.status(self.key)!r}"
-            f"\n{self.here.logs()}"
+            f"{published and published.version} of {self.versions()}; {self.installation.queue.status(self.key)!r}"
+            f"\n{self.installation.logs()}"
         )

@@ -1,7 +1,4 @@
-"""A TCP relay that can hold one request of its clients: before it arrives, or once it is answered.
-
-So a test stands exactly where a request is under way, and what it then kills is killed there and not a moment later.
-"""
+"""A TCP relay that can hold a request: before it arrives, or once it is answered. A test kills a process meanwhile."""
 
 import contextlib
 import re
@@ -11,21 +8,19 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Held", "Relay"]
-
 CHUNK = 65536
 LONGEST_HOLD_S = 60.0
 
 
 @dataclass(eq=False)
 class Held:
-    """A request that is waited for.
+    """A request to hold.
 
     Attributes:
-        request: what its first bytes match.
-        answered: hold the answer, and not the request.
+        request: pattern of its first bytes.
+        answered: hold the answer instead of the request.
         reached: set when it is held.
-        released: set it to let it go on.
+        released: set this to let it go on.
     """
 
     request: re.Pattern[bytes]
@@ -33,15 +28,15 @@ class Held:
     reached: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
-    def stand(self) -> None:
+    def wait(self) -> None:
         self.reached.set()
         self.released.wait(LONGEST_HOLD_S)
 
 
 class Relay:
-    """Passes a port of its own on to another port of the loopback interface.
+    """Forwards a port of its own to another port of the loopback interface.
 
-    A client that is killed while its request is held has sent it: it arrives all the same when it is released.
+    The held request of a client that is killed still arrives when it is released.
     """
 
     def __init__(self, port: int) -> None:
@@ -55,7 +50,7 @@ class Relay:
         return f"http://127.0.0.1:{self._listening.getsockname()[1]}"
 
     def hold(self, request: str, *, answered: bool) -> Held:
-        """Hold the next request that begins like this pattern, such as ``PATCH /api/projects/``."""
+        """Hold the next request that begins with this pattern, such as ``PATCH /api/projects/``."""
         held = Held(re.compile(request.encode()), answered)
         with self._lock:
             self._held = held
@@ -100,7 +95,7 @@ class Relay:
                         if held.answered:
                             awaited.append(held)
                         else:
-                            held.stand()
+                            held.wait()
                     server.sendall(chunk)
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_WR)
@@ -118,7 +113,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while chunk := server.recv(CHUNK):
                 while awaited:
-                    awaited.pop().stand()
+                    awaited.pop().wait()
                 client.sendall(chunk)
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_WR)

@@ -8,8 +8,16 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.demo.order_check import Served
-from ml_backend.demo.readers import Answers, Reader, ReadingRoom, ServedImage, Submission, file_name, page_body
+from ml_backend.demo.readers import (
+    OpenTask,
+    Reader,
+    ReadingRoom,
+    ServedImage,
+    SimulatedLabels,
+    Submission,
+    annotation_body,
+    file_name,
+)
 from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.formats import LabelConfig
 from tests.page_requests import RECORDED, page_request
@@ -19,19 +27,19 @@ CONFIG = LabelConfig(CLASSES, "severity", "image", "image", {})
 
 
 class QueueReader(Reader):
-    """A reader in front of a queue in memory instead of a Label Studio."""
+    """A reader of a queue in memory instead of Label Studio."""
 
     def __init__(self, name: str, queue: list[str]) -> None:
         super().__init__(name, "http://127.0.0.1:1")
         self._queue = queue
         self._held: str | None = None
 
-    def next_image(self, project_id: int, config: LabelConfig) -> ServedImage | None:
+    def next_task(self, project_id: int, config: LabelConfig) -> OpenTask | None:
         if self._held is None and self._queue:
             self._held = self._queue.pop(0)
-        return None if self._held is None else ServedImage(self._held, f"/data/upload/1/0123abcd-{self._held}.png")
+        return None if self._held is None else OpenTask(self._held, f"/data/upload/1/0123abcd-{self._held}.png")
 
-    def submit(self, project_id: int, image: ServedImage, value: str, config: LabelConfig) -> Submission:
+    def submit(self, project_id: int, image: OpenTask, value: str, config: LabelConfig) -> Submission:
         self._held = None
         return Submission(self.name, image.image_id, value, datetime.now(UTC), datetime.now(UTC))
 
@@ -39,7 +47,7 @@ class QueueReader(Reader):
 def room(queue: list[str], versions: list[str] | None = None) -> ReadingRoom:
     """Two readers; ``versions`` are named one after the other, the last again and again."""
     left = versions or ["v1"]
-    answers = Answers({f"{name}.png": "moderate" for name in queue}, CLASSES, 0.0, seed=1)
+    answers = SimulatedLabels({f"{name}.png": "moderate" for name in queue}, CLASSES, 0.0, seed=1)
     shared = list(queue)
     readers = [QueueReader("ann", shared), QueueReader("ben", shared)]
     return ReadingRoom(readers, 1, CONFIG, answers, lambda: left.pop(0) if len(left) > 1 else left[0])
@@ -58,42 +66,45 @@ class TestFileName:
         assert file_name(uri) == name
 
 
-class TestAnswers:
+class TestSimulatedLabels:
     def test_without_mistakes_is_the_truth(self):
-        assert Answers({"a.png": "severe"}, CLASSES, 0.0, seed=1).of("ann", "/data/upload/1/0123abcd-a.png") == "severe"
+        assert (
+            SimulatedLabels({"a.png": "severe"}, CLASSES, 0.0, seed=1).label("ann", "/data/upload/1/0123abcd-a.png")
+            == "severe"
+        )
 
     def test_a_mistake_is_a_neighbour(self):
-        answers = Answers({f"{i}.png": "normal" for i in range(50)}, CLASSES, 1.0, seed=1)
+        answers = SimulatedLabels({f"{i}.png": "normal" for i in range(50)}, CLASSES, 1.0, seed=1)
 
-        assert {answers.of("ann", f"{i}.png") for i in range(50)} == {"moderate"}
+        assert {answers.label("ann", f"{i}.png") for i in range(50)} == {"moderate"}
 
     def test_from_the_middle_both_neighbours_come(self):
-        answers = Answers({f"{i}.png": "moderate" for i in range(50)}, CLASSES, 1.0, seed=1)
+        answers = SimulatedLabels({f"{i}.png": "moderate" for i in range(50)}, CLASSES, 1.0, seed=1)
 
-        assert {answers.of("ann", f"{i}.png") for i in range(50)} == {"normal", "severe"}
+        assert {answers.label("ann", f"{i}.png") for i in range(50)} == {"normal", "severe"}
 
     def test_mistakes_come_at_their_rate(self):
         """600 answers at 10 %: 60 expected, 99.9 % of all seeds between 36 and 84."""
-        answers = Answers({f"{i}.png": "normal" for i in range(600)}, CLASSES, 0.1, seed=1)
+        answers = SimulatedLabels({f"{i}.png": "normal" for i in range(600)}, CLASSES, 0.1, seed=1)
 
-        wrong = Counter(answers.of("ann", f"{i}.png") for i in range(600))["moderate"]
+        wrong = Counter(answers.label("ann", f"{i}.png") for i in range(600))["moderate"]
 
         assert 36 <= wrong <= 84
 
     def test_the_same_reader_says_the_same_again_and_another_may_differ(self):
-        answers = Answers({f"{i}.png": "moderate" for i in range(50)}, CLASSES, 0.5, seed=1)
-        by_reader = {name: [answers.of(name, f"{i}.png") for i in range(50)] for name in ("ann", "ben")}
+        answers = SimulatedLabels({f"{i}.png": "moderate" for i in range(50)}, CLASSES, 0.5, seed=1)
+        by_reader = {name: [answers.label(name, f"{i}.png") for i in range(50)] for name in ("ann", "ben")}
 
-        assert by_reader["ann"] == [answers.of("ann", f"{i}.png") for i in range(50)]
+        assert by_reader["ann"] == [answers.label("ann", f"{i}.png") for i in range(50)]
         assert by_reader["ann"] != by_reader["ben"]
 
     def test_an_image_that_was_never_uploaded_is_named(self):
         with pytest.raises(LabelStudioError, match=r"'x.png', which is none of the 1 images"):
-            Answers({"a.png": "normal"}, CLASSES, 0.0, seed=1).of("ann", "x.png")
+            SimulatedLabels({"a.png": "normal"}, CLASSES, 0.0, seed=1).label("ann", "x.png")
 
     def test_refuses_a_share_above_1(self):
         with pytest.raises(ValueError, match="from 0 to 1, got 5"):
-            Answers({}, CLASSES, 5, seed=1)
+            SimulatedLabels({}, CLASSES, 5, seed=1)
 
 
 class TestReadingRoom:
@@ -134,20 +145,20 @@ class TestReadingRoom:
 
         both.new_ranking()
 
-        held = [Served("ann", "a", ("v1",), holding="a"), Served("ben", "b", ("v1",), holding="b")]
+        held = [ServedImage("ann", "a", ("v1",), holding="a"), ServedImage("ben", "b", ("v1",), holding="b")]
         assert both.served[2:] == held
         assert both.submissions == []
 
     def test_every_second_reader_loads_the_page_again(self, monkeypatch):
         """The others answer from the prediction of the ranking before."""
         asked: list[str] = []
-        ask = QueueReader.next_image
+        ask = QueueReader.next_task
 
-        def next_image(reader, *args):
+        def next_task(reader, *args):
             asked.append(reader.name)
             return ask(reader, *args)
 
-        monkeypatch.setattr(QueueReader, "next_image", next_image)
+        monkeypatch.setattr(QueueReader, "next_task", next_task)
         both = room(["a", "b"])
         both.turn()
         both.turn()
@@ -157,15 +168,6 @@ class TestReadingRoom:
         both.new_ranking()
 
         assert asked == ["ben", "ann"]
-
-    def test_finish_submits_what_is_on_the_screens(self):
-        both = room(["a", "b", "c"])
-        both.turn()
-        both.turn()
-
-        both.finish()
-
-        assert [s.image_id for s in both.submissions] == ["a", "b"]
 
 
 class TestLockedDatabase:
@@ -186,7 +188,7 @@ class TestLockedDatabase:
     def test_the_next_image_is_asked_for_again(self, monkeypatch):
         reader, asked = self.reader(monkeypatch, failures=2)
 
-        assert reader.next_image(1, CONFIG) is None
+        assert reader.next_task(1, CONFIG) is None
         assert asked == ["POST"] * 3
 
     def test_a_submission_is_sent_once(self, monkeypatch):
@@ -194,7 +196,7 @@ class TestLockedDatabase:
         reader, asked = self.reader(monkeypatch, failures=2)
 
         with pytest.raises(LabelStudioError, match="answered 500"):
-            reader.submit(1, ServedImage("7", "/a.png"), "normal", CONFIG)
+            reader.submit(1, OpenTask("7", "/a.png"), "normal", CONFIG)
         assert asked == ["POST"]
 
 
@@ -249,22 +251,22 @@ class TestWhatIsSent:
         page = Page(reader)
         seen: dict[str, list[dict[str, Any] | None]] = {}
 
-        def next_image(name: str) -> ServedImage:
-            image = reader.next_image(1, CONFIG)
+        def next_task(name: str) -> OpenTask:
+            image = reader.next_task(1, CONFIG)
             assert image is not None
             seen[name] = page.take()
             return image
 
-        first = next_image("open")
+        first = next_task("open")
         reader.submit(1, first, "severe", CONFIG)
-        reader.skip(1, next_image("submit"))
-        accepted = next_image("skip")
+        reader.skip(1, next_task("submit"))
+        accepted = next_task("skip")
         reader.submit(1, accepted, "severe", CONFIG)
-        reader.submit(1, next_image("accept a pre-label"), "normal", CONFIG)
-        reader.skip(1, next_image("choose another class"))
-        next_image("skip with a pre-label")
+        reader.submit(1, next_task("accept a pre-label"), "normal", CONFIG)
+        reader.skip(1, next_task("choose another class"))
+        next_task("skip with a pre-label")
         for name, image in [("update an accepted pre-label", accepted), ("update", first)]:
-            earlier = reader.look_back(1, image, CONFIG)
+            earlier = reader.reopen(1, image, CONFIG)
             seen["look back"] = page.take()
             reader.update(1, earlier, "moderate", CONFIG)
             seen[name] = page.take()
@@ -277,23 +279,23 @@ class TestWhatIsSent:
         reader = Reader("ann", "http://ls.example")
         page = Page(reader)
 
-        image = reader.next_image(1, CONFIG)
+        image = reader.next_task(1, CONFIG)
         assert image is not None
         reader.submit(1, image, "severe", CONFIG)
-        reader.update(1, reader.look_back(1, image, CONFIG), "normal", CONFIG)
+        reader.update(1, reader.reopen(1, image, CONFIG), "normal", CONFIG)
 
         bodies = [json.loads(one.content) for one in page.requests if one.content]
         named = [body["parent_prediction"] for body in bodies if "result" in body]
         assert named == [101, 101]
 
     def test_the_time_that_an_answer_took_grows_with_every_change(self):
-        loaded = ServedImage("7", "/a.png", spent_s=20.0, loaded_at=datetime.now(UTC) - timedelta(seconds=9))
+        loaded = OpenTask("7", "/a.png", spent_s=20.0, loaded_at=datetime.now(UTC) - timedelta(seconds=9))
 
-        assert page_body(1, loaded, [])["lead_time"] == pytest.approx(29.0, abs=1.0)
+        assert annotation_body(1, loaded, [])["lead_time"] == pytest.approx(29.0, abs=1.0)
 
     def test_an_image_that_was_never_answered_cannot_be_looked_back_at(self):
         reader = Reader("ann", "http://ls.example")
         Page(reader)._answers["1"] = {"id": 71, "completed_by": {"email": "other@example.com"}}
 
-        with pytest.raises(LabelStudioError, match="ann has not answered image 1"):
-            reader.look_back(1, ServedImage("1", "/a.png"), CONFIG)
+        with pytest.raises(LabelStudioError, match="ann has not annotated image 1"):
+            reader.reopen(1, OpenTask("1", "/a.png"), CONFIG)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from ml_backend.config import Settings
-from ml_backend.demo.images import draw_films
+from ml_backend.demo.options import draw_images
 from ml_backend.doctor.checks import CHECKS, Check, CheckContext
 from ml_backend.doctor.runner import Finding, examine
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking
@@ -74,7 +74,7 @@ class Installation:
         self.events = 0
         self.delivers = True
         self.answers = True  # the backend
-        self.images = {f"/data/{film.name}": film.content for film in draw_films(3, seed=1, side=64)}
+        self.images = {f"/data/{film.name}": film.content for film in draw_images(3, seed=1, side=64)}
         self.uris = list(self.images)
         self.annotations: dict[int, list[Row]] = {}  # task -> its annotations
         self.held: dict[str, int] = {"al-r000001-x": 3}

@@ -10,8 +10,6 @@ import httpx
 
 from ml_backend.label_studio.client import LabelStudioClient
 
-__all__ = ["LABEL_CONFIG", "NOON", "FakeStudio"]
-
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 COLUMNS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "id": lambda task: task["id"],

@@ -8,8 +8,6 @@ from typing import Any
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.schemas import ProjectKey, RoundTrigger
 
-__all__ = ["PAYLOADS", "PROJECT", "MemoryQueue", "payload"]
-
 PROJECT = ProjectKey(id=2, created=1795384774)  # of the payloads
 PAYLOADS = Path(__file__).parents[2] / "data" / "payloads"
 

@@ -56,7 +56,7 @@ from ml_backend.simulation.plan import PROFILES
 from ml_backend.simulation.run_log import RoundRow, StudyResults
 from ml_backend.simulation.specs import EXPERIMENTS, SEVEN, StudySpec, markdown
 from ml_backend.simulation.tables import read_labels
-from tests.manual import told_to
+from tests.manual import commands_run_by
 from tests.unit.simulation.drawn_results import drawn_results
 from tests.unit.simulation.tiny import make_data
 
@@ -71,7 +71,7 @@ class TestSpecs:
         assert re.findall(r"^### `ml-backend experiment ([a-z-]+)`", PAGE, re.MULTILINE) == list(EXPERIMENTS)
 
     def test_the_command_prints_them(self):
-        [command] = told_to(__file__)
+        [command] = commands_run_by(__file__)
         printed = CliRunner().invoke(app, command.words[1:])
 
         assert printed.exit_code == 0

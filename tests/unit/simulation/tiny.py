@@ -14,8 +14,6 @@ from ml_backend.simulation.run import Study
 from ml_backend.simulation.tables import Side
 from tests.fakes import CLASSES, FakeLearner
 
-__all__ = ["make_data", "make_plan", "make_study", "write_tables"]
-
 SIZES: dict[Side, int] = {"train": 48, "val": 9, "test": 12}
 
 

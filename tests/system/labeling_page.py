@@ -1,4 +1,4 @@
-"""A reader's hands in Label Studio: log in, "Label All Tasks", a hotkey, Ctrl+Enter; and what the page did."""
+"""Page object of Label Studio's labelling page, driven by keys; and the requests that the page sends."""
 
 import json
 import re
@@ -12,8 +12,6 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
-
-__all__ = ["Hands", "Sent"]
 
 TIMEOUT_S = 60
 AGAIN_S = 2
@@ -41,8 +39,8 @@ class Sent:
     status: int | None = None
 
 
-class Hands:
-    """The steps of a reader, as hands would make them."""
+class LabelingPage:
+    """The steps of a reader in a browser: log in, "Label All Tasks", a hotkey, Ctrl+Enter."""
 
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
         self._browser = browser
@@ -58,13 +56,13 @@ class Hands:
         self._browser.find_element(By.NAME, "password").send_keys(password, Keys.ENTER)
         self._wait.until(lambda b: "/user/login" not in b.current_url)
 
-    def in_a_new_tab(self) -> "Hands":
-        """The same reader's hands in another tab of this browser, which is then in front."""
+    def in_a_new_tab(self) -> "LabelingPage":
+        """The page in another tab of this browser, which is then in front."""
         self._browser.switch_to.new_window("tab")
-        return Hands(self._browser, self._url)
+        return LabelingPage(self._browser, self._url)
 
-    def in_front(self) -> "Hands":
-        """Bring the tab of these hands to the front."""
+    def in_front(self) -> "LabelingPage":
+        """Bring the tab of this page to the front."""
         self._browser.switch_to.window(self._window)
         return self
 
@@ -74,7 +72,7 @@ class Hands:
         self._wait.until(expected.element_to_be_clickable(button)).click()
 
     def open_in_data_manager(self, project_id: int, task_id: str) -> None:
-        """Open a task beside the list of tasks, as an owner does who looks at an answer."""
+        """Open a task from the list of tasks, as an owner does who looks at an annotation."""
         self._browser.get(f"{self._url}/projects/{project_id}/data?task={task_id}")
         self._wait.until(lambda _: self.task_id() == task_id)
 
@@ -92,7 +90,7 @@ class Hands:
         self._wait.until(lambda _: self._choose(key))
 
     def answer(self, key: str) -> str:
-        """Choose, then Ctrl+Enter, and wait for the next image; the task that was answered."""
+        """Choose, then Ctrl+Enter, and wait for the next image; returns the annotated task."""
         before = self.task_id()
         self.choose(key)
         self._press(Keys.CONTROL, Keys.ENTER)
@@ -100,22 +98,22 @@ class Hands:
         return before
 
     def skip(self) -> str:
-        """Ctrl+Space, and wait for the next image; the task that was skipped."""
+        """Ctrl+Space, and wait for the next image; returns the skipped task."""
         before = self.task_id()
         self._press(Keys.CONTROL, Keys.SPACE)
         self._wait_for_another(before)
         return before
 
     def back(self) -> str:
-        """Press the arrow to the image before; its task."""
+        """Press the arrow to the previous image; returns its task."""
         return self._arrow("prev-task")
 
     def forward(self) -> str:
-        """Press the arrow to the image after; its task."""
+        """Press the arrow to the next image; returns its task."""
         return self._arrow("next-task")
 
     def update(self, key: str) -> None:
-        """Choose another class for an earlier answer, Ctrl+Enter, and wait until the page has loaded it again."""
+        """Choose another class for an earlier annotation, Ctrl+Enter, and wait until the page has loaded it again."""
         before = len(self.sent())
         self.choose(key)
         self._press(Keys.CONTROL, Keys.ENTER)
