@@ -20,8 +20,8 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     server         HTTP endpoints for Label Studio and the owner's pages; torch-free
     simulation     `ml-backend simulate`, `experiment`: the same rounds with an oracle instead of Label Studio
     worker         shims: the dotted paths of jobs as Redis holds them
-    scheduling     when a round is due (policy), the queue on Redis and rq, worker, job, reconciler
-    rounds         one round: run (the story), live, reuse, cold_start, holdout, split, replay
+    scheduling     when a round is due (policy), the queue on Redis and rq, the worker, the reconciler
+    rounds         one round: run (the story), live, reuse, cold_start, split (and the random holdout), replay
     analytics      what stored rounds and labels show to the owner; torch-free
     model          labels -> network -> pool predictions
     acquisition    pool predictions -> ranking
@@ -35,7 +35,6 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     predictions    arrays that a learner hands to an acquisition function
     charts         the only place that draws
     registry       acquisition functions by name and description
-    grouping       images that belong together: copies of one image, images of one patient
     schemas        records that travel between the rooms: frozen, validated, JSON
     seeding        hash-based draws, derived seeds, deterministic BLAS
     errors         the tree of errors

@@ -14,7 +14,7 @@ from flask import has_request_context, request
 from label_studio_ml.model import LabelStudioMLBase
 
 from ml_backend.config import Settings
-from ml_backend.label_studio.payloads import Event, SetupRequest, parse_body
+from ml_backend.label_studio.formats import Event, SetupRequest, parse_body
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.connections import connect
 from ml_backend.server.app import predict

@@ -1,14 +1,14 @@
-"""Records that the rooms exchange: frozen, validated, and JSON both ways.
+"""Records that the rooms exchange, frozen and validated, JSON both ways; and the images that belong together.
 
-``image`` is an element of the pool, ``annotation`` one reader's answer, ``label`` what consensus made of the
-annotations, ``ranking`` the order in which the pool should be labelled, ``round`` one turn of the loop.
+``image`` is an element of the pool, ``annotation`` one reader's answer, ``label`` the consensus of the annotations,
+``ranking`` the order in which the pool should be labelled, ``round`` one turn of the loop.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
@@ -193,7 +193,7 @@ class Ranking(FrozenModel):
     batch_size: Annotated[int, Field(ge=1)]
     suggestions: dict[str, str] = {}  # image id -> the network's most probable class, where there is a network
     confidences: dict[str, Share] = {}  # image id -> the probability of that class, averaged over the passes
-    control: tuple[str, ...] = ()  # the random holdout: images with a random place; see ``rounds.holdout``
+    control: tuple[str, ...] = ()  # the random holdout: images with a random place; see ``rounds.split``
     exclusions: tuple[Exclusion, ...] = ()
 
     @model_validator(mode="after")
@@ -217,7 +217,7 @@ class RoundRequest(FrozenModel):
     strategy: str
     batch_size: Annotated[int, Field(ge=1)]
     min_labels_per_class: Annotated[int, Field(ge=2)]
-    control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``rounds.holdout``
+    control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``rounds.split``
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
     cold_start: Literal["random", "typiclust"] = "random"
     seed: int
@@ -275,3 +275,62 @@ class ImportedVersion(FrozenModel):
 
     version: Annotated[str, Field(min_length=1)]
     replaced_at: AwareDatetime | None = None
+
+
+T = TypeVar("T", bound=Hashable)
+
+
+def linked(marks_of: Mapping[T, Iterable[Hashable]]) -> dict[T, T]:
+    """Connected components: items are connected where they share a mark, also by way of others.
+
+    Args:
+        marks_of: item -> what it may share with others. The order of the items decides which one represents the rest.
+
+    Returns:
+        Item -> the first item of its component.
+    """
+    items = list(marks_of)
+    parent = list(range(len(items)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    first_with: dict[Hashable, int] = {}
+    for place, item in enumerate(items):
+        for mark in marks_of[item]:
+            one, other = root(first_with.setdefault(mark, place)), root(place)
+            parent[max(one, other)] = min(one, other)
+    return {item: items[root(place)] for place, item in enumerate(items)}
+
+
+def groups_of(images: Iterable[ImageRef]) -> dict[str, str]:
+    """Image id -> name of the group that a split must not divide.
+
+    Images of one patient are a group, and so are images with one address. Where an address occurs under two patients,
+    one of the two names is wrong or both are the same person: all their images are one group.
+
+    Returns:
+        ``ImageRef.group`` of each image that shares nothing; else the first patient's, or the first image's.
+    """
+    in_order = sorted(images, key=lambda image: natural_order(image.id))
+    patients = {image.id: image.patient_id for image in in_order}
+    first = linked(
+        {
+            image.id: [("uri", image.uri), *([("patient", image.patient_id)] if image.patient_id is not None else [])]
+            for image in in_order
+        }
+    )
+    names: dict[str, list[str]] = {}
+    for image in in_order:
+        if (patient := patients[image.id]) is not None:
+            names.setdefault(first[image.id], []).append(patient)
+    patient_of = {lowest: min(found, key=natural_order) for lowest, found in names.items()}
+    return {
+        image.id: f"patient {patient_of[first[image.id]]}"
+        if first[image.id] in patient_of
+        else f"image {first[image.id]}"
+        for image in in_order
+    }

@@ -36,7 +36,8 @@ import ml_backend
 from ml_backend.config import Settings
 from ml_backend.images.synthetic import draw_pool
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.scheduling import QUEUE, job
+from ml_backend.scheduling import QUEUE
+from ml_backend.scheduling import worker as job
 from ml_backend.scheduling.worker import RoundWorker
 from ml_backend.server.app import create_app
 from ml_backend.storage import RoundStore

@@ -17,7 +17,7 @@ from ml_backend.consensus import rule
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
 from ml_backend.schemas import Exclusion, ExclusionKind, FrozenModel
-from ml_backend.storage.quarantine import QuarantinedImage
+from ml_backend.storage.project_state import QuarantinedImage
 
 DRAWS: Final = 4000
 """Of the class shares: the quantiles are known to about 2 %."""

@@ -12,8 +12,16 @@ environment later.
     refusals.py       validation errors in words
 """
 
-from ml_backend.config.options import OPTION_PREFIX, ProjectOptions, StrategyName
-from ml_backend.config.settings import ImageHosts, Settings, checked_address, is_data_uri, shown_address
+from ml_backend.config.settings import (
+    OPTION_PREFIX,
+    ImageHosts,
+    ProjectOptions,
+    Settings,
+    StrategyName,
+    checked_address,
+    is_data_uri,
+    shown_address,
+)
 
 __all__ = [
     "OPTION_PREFIX",

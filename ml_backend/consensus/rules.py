@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
-from ml_backend.config.options import CONSENSUS_RULES
+from ml_backend.config.settings import CONSENSUS_RULES
 from ml_backend.registry import load_plugin
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_order
 

@@ -66,8 +66,7 @@ from ml_backend.registry import load_plugin, plugins
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.schemas import Connection, FrozenModel, ProjectKey
 from ml_backend.storage import ProjectStore, RoundStore, write_atomically
-from ml_backend.storage.project_state import ReadingStore
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Quarantine, ReadingStore
 
 Json = dict[str, Any]
 Verdict: TypeAlias = Literal["ok", "FAIL", "skip"]

@@ -19,10 +19,9 @@ from pydantic import AwareDatetime
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import PayloadError
-from ml_backend.grouping import linked
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image
-from ml_backend.schemas import Annotation, Exclusion, FrozenModel, ImageRef, natural_order
+from ml_backend.schemas import Annotation, Exclusion, FrozenModel, ImageRef, linked, natural_order
 
 # Label Studio sets a task's time before its row can be seen, and a proxy's clock is not Label Studio's.
 OVERLAP = timedelta(seconds=60)

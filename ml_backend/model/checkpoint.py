@@ -17,7 +17,7 @@ from ml_backend.errors import WeightsError
 from ml_backend.images.decode import PREPROCESSING
 from ml_backend.images.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ml_backend.model.backbones import Backbone, load_backbone
-from ml_backend.model.features import TABLE, TableBackbone
+from ml_backend.model.data import TABLE, TableBackbone
 from ml_backend.model.network import McDropoutClassifier
 
 FILE_NAME = "model.safetensors"

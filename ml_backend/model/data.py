@@ -1,23 +1,322 @@
-"""Labelled data of a training: features of a frozen backbone, or pixels."""
+"""Labelled data of a training: features of a frozen backbone, cached on disk, or pixels."""
 
-from collections.abc import Callable, Sequence
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeAlias
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Final, Self, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
-from ml_backend.errors import TooFewLabels
-from ml_backend.images.cache import ImageCache
-from ml_backend.images.dataset import load_labelled
+from ml_backend.errors import RoundError, TooFewLabels
+from ml_backend.images.cache import DiskCache, ImageCache
+from ml_backend.images.dataset import load_labelled, read_ahead
+from ml_backend.images.decode import Pixels
 from ml_backend.images.transforms import augment, to_input
-from ml_backend.model.features import FeatureSource
-from ml_backend.model.hardware import generator
+from ml_backend.model.backbones import Backbone
+from ml_backend.model.hardware import Precision, find_executable_batch_size, generator
 from ml_backend.schemas import Exclusion, ImageRef, Label
 from ml_backend.seeding import derive
+
+FOLDER: Final = "features"
+"""Folder of the cached features, below a learner's cache."""
+
+BATCH = {"cpu": 16, "cuda": 256}
+"""Images that go through the backbone together."""
+
+TABLE: Final = "table"
+"""Name of backbone and weights in a checkpoint whose features came from a table."""
+
+# Rows of a table that are looked up together; ``inference.SHARD_IMAGES`` is a multiple of it.
+_TABLE_BATCH = 256
+
+_NO_IMAGES = "a table of features has no images to run a backbone over: give the images themselves"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureBatch:
+    """Features of the readable images, on the extractor's device, and the unreadable images with the reason.
+
+    ``keys`` are those of ``ImageFeatures``.
+    """
+
+    images: tuple[ImageRef, ...]
+    features: Float32[Tensor, "images dims"]
+    exclusions: tuple[Exclusion, ...]
+    keys: tuple[str, ...] = ()
+
+    @classmethod
+    def join(cls, batches: Sequence[Self]) -> Self:
+        """Concatenate one or more batches."""
+        return cls(
+            tuple(image for batch in batches for image in batch.images),
+            torch.cat([batch.features for batch in batches]),
+            tuple(exclusion for batch in batches for exclusion in batch.exclusions),
+            tuple(key for batch in batches for key in batch.keys),
+        )
+
+    @property
+    def total(self) -> int:
+        """Number of images, readable or not."""
+        return len(self.images) + len(self.exclusions)
+
+
+class FeatureSource(ABC):
+    """Provides the features of images.
+
+    Args:
+        dims: length of a feature vector.
+        device: of the returned features.
+    """
+
+    def __init__(self, dims: int, device: torch.device) -> None:
+        self._dims = dims
+        self._device = device
+
+    @abstractmethod
+    def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
+        """Yield the features of all images in order, in batches of a fixed size that counts unreadable images."""
+
+    @abstractmethod
+    def run(self, pixels: UInt8[Tensor, "images side side"]) -> Float32[Tensor, "images dims"]:
+        """Compute the features of grey levels; nothing is looked up or cached.
+
+        Raises:
+            RoundError: the GPU's memory is too small, or there is no backbone.
+        """
+
+    @abstractmethod
+    def trim(self) -> None:
+        """Delete the least recently used cached features until the rest fits into the limit."""
+
+    def all(self, images: Sequence[ImageRef], progress: Callable[[int], None]) -> FeatureBatch:
+        """The features of all images as one batch. ``progress`` is called with the number of images done."""
+        batches = [FeatureBatch((), torch.empty(0, self._dims, device=self._device), ())]
+        done = 0
+        for batch in self.batches(images):
+            batches.append(batch)
+            done += batch.total
+            progress(done)
+        return FeatureBatch.join(batches)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _CachedOrPixels:
+    """A readable image: its features if they are cached, else its pixels."""
+
+    key: str
+    features: Float32[Tensor, " dims"] | None
+    pixels: UInt8[Pixels, "side side"] | None
+
+
+class FeatureExtractor(FeatureSource):
+    """Runs a backbone over images, in eval mode and without augmentation.
+
+    Args:
+        backbone: must not be trained any further.
+        images: source of the pixels.
+        precision: device and precision of the backbone.
+        folder: of cached features, keyed by the content of the image and of the weights; None for a backbone that
+            changes from round to round.
+        limit_bytes: disk space of the cached features; None for no limit.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: ImageCache,
+        precision: Precision,
+        folder: Path | None,
+        limit_bytes: int | None = None,
+    ) -> None:
+        super().__init__(backbone.dims, precision.device)
+        self._images = images
+        self._precision = precision
+        self._cache = None if folder is None else DiskCache(folder, limit_bytes)
+        self._weights = "" if folder is None else f"{backbone.digest()}|{precision.name}"
+        self._backbone = backbone
+
+    def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
+        """Yield ``BATCH`` images at a time; threads read ahead while the backbone runs."""
+        results = read_ahead(images, self._read)
+        while window := list(islice(results, BATCH[self._device.type])):
+            found = [(image, result) for image, result in window if isinstance(result, _CachedOrPixels)]
+            yield FeatureBatch(
+                tuple(image for image, _ in found),
+                self._features([result for _, result in found]),
+                tuple(result for _, result in window if isinstance(result, Exclusion)),
+                () if self._cache is None else tuple(self._key(result.key) for _, result in found),
+            )
+
+    def trim(self) -> None:
+        """See ``FeatureSource``."""
+        if self._cache is not None:
+            self._cache.trim()
+
+    def run(self, pixels: UInt8[Tensor, "images side side"]) -> Float32[Tensor, "images dims"]:
+        """Compute the features of grey levels, on the extractor's device; nothing is looked up or cached.
+
+        Raises:
+            RoundError: the GPU's memory holds not even 2 images.
+        """
+        advice = "halve image_side, which takes a quarter of the memory, or set a smaller backbone"
+        return find_executable_batch_size(lambda batch: self._run(pixels, batch), BATCH[self._device.type], advice)
+
+    def _read(self, image: ImageRef) -> _CachedOrPixels:
+        """Called in a thread."""
+        key = self._images.key(image)
+        if key is not None and (features := self._find(key)) is not None:
+            return _CachedOrPixels(key, features, None)
+        decoded = self._images.read(image)
+        if decoded.key != key and (features := self._find(decoded.key)) is not None:
+            return _CachedOrPixels(decoded.key, features, None)
+        return _CachedOrPixels(decoded.key, None, decoded.pixels)
+
+    def _find(self, key: str) -> Float32[Tensor, " dims"] | None:
+        row = None if self._cache is None else cached_features(self._cache, self._key(key))
+        return None if row is None or len(row) != self._dims else torch.from_numpy(row)
+
+    def _key(self, image_key: str) -> str:
+        return f"{image_key}|{self._weights}"
+
+    def _features(self, found: Sequence[_CachedOrPixels]) -> Float32[Tensor, "images dims"]:
+        rows = [result.features for result in found]
+        missing = [index for index, result in enumerate(found) if result.pixels is not None]
+        if missing:
+            pixels = torch.from_numpy(np.stack([cast("Pixels", found[index].pixels) for index in missing]))
+            for index, row in zip(missing, self.run(pixels).cpu(), strict=True):
+                rows[index] = row
+                if self._cache is not None:
+                    self._cache.put(self._key(found[index].key), row.numpy().astype("<f4").tobytes())
+        if not rows:
+            return torch.empty(0, self._dims, device=self._device)
+        return torch.stack([row for row in rows if row is not None]).to(self._device)
+
+    @torch.inference_mode()
+    def _run(self, pixels: UInt8[Tensor, "images side side"], batch: int) -> Float32[Tensor, "images dims"]:
+        parts = [torch.empty(0, self._dims, device=self._device)]
+        for part in torch.split(pixels, batch):
+            # Moved as bytes: a twelfth of the size of the network's input.
+            inputs = self._precision.format_images(to_input(part.to(self._device)))
+            with self._precision.autocast():
+                parts.append(self._network(inputs).float())
+        return torch.cat(parts)
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        """A copy for inference, made on first use; on a CPU with folded normalisations, which is a third faster."""
+        network = copy.deepcopy(self._backbone.network).eval().to(self._device)
+        return self._precision.place(fuse(network) if self._device.type == "cpu" else network)
+
+
+def cached_features(cache: DiskCache, key: str) -> Float32[npt.NDArray[np.float32], " dims"] | None:
+    """Features from the cache, by a key of ``ImageFeatures``; None if they are not, or no longer, in it."""
+    payload = cache.get(key)
+    return None if payload is None or len(payload) % 4 else np.frombuffer(payload, "<f4").astype(np.float32)
+
+
+class FeatureTable:
+    """Precomputed features, one row an image. Built once and shared by learners.
+
+    Args:
+        image_ids: of the rows.
+        features: finite; copied.
+
+    Raises:
+        ValueError: no row or no column, not one id a row, a duplicate id, or a value that is not finite.
+    """
+
+    def __init__(self, image_ids: Sequence[str], features: Float32[npt.NDArray[np.float32], "images dims"]) -> None:
+        if features.ndim != 2 or not features.size:
+            raise ValueError(f"features must be a table [images, dims] that is not empty, got shape {features.shape}")
+        if len(image_ids) != len(features):
+            raise ValueError(f"{len(image_ids)} image ids, but features of {len(features)} images: give one row an id")
+        self._rows = {image_id: row for row, image_id in enumerate(image_ids)}
+        if len(self._rows) < len(image_ids):
+            duplicate = next(image_id for row, image_id in enumerate(image_ids) if self._rows[image_id] != row)
+            raise ValueError(f"image {duplicate!r} has two rows of features: leave one out")
+        if not (finite := np.isfinite(features).all(axis=1)).all():
+            raise ValueError(f"the features of image {image_ids[int(finite.argmin())]!r} are not all finite numbers")
+        self._features: Float32[Tensor, "images dims"] = torch.tensor(features, dtype=torch.float32)
+
+    @property
+    def dims(self) -> int:
+        """Length of a row."""
+        return int(self._features.shape[1])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the ids and the features, in order."""
+        digest = hashlib.sha256("\n".join(self._rows).encode())
+        digest.update(f"|{tuple(self._features.shape)}|".encode())
+        digest.update(self._features.numpy().data)
+        return digest.hexdigest()
+
+    def find(self, images: Sequence[ImageRef]) -> FeatureBatch:
+        """The rows of these images, in order; an image without a row is an exclusion."""
+        found = tuple(image for image in images if image.id in self._rows)
+        return FeatureBatch(
+            found,
+            self._features[[self._rows[image.id] for image in found]],
+            tuple(
+                Exclusion(image_id=image.id, reason=f"image {image.id} has no row in the table of features")
+                for image in images
+                if image.id not in self._rows
+            ),
+        )
+
+
+class TableFeatures(FeatureSource):
+    """Looks up images in a table, by their ids."""
+
+    def __init__(self, table: FeatureTable, device: torch.device) -> None:
+        super().__init__(table.dims, device)
+        self._table = table
+
+    def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
+        """See ``FeatureSource``."""
+        for start in range(0, len(images), _TABLE_BATCH):
+            batch = self._table.find(images[start : start + _TABLE_BATCH])
+            yield FeatureBatch(batch.images, batch.features.to(self._device), batch.exclusions)
+
+    def run(self, pixels: UInt8[Tensor, "images side side"]) -> Float32[Tensor, "images dims"]:
+        """Always raises RoundError: there is no backbone."""
+        del pixels
+        raise RoundError(_NO_IMAGES)
+
+    def trim(self) -> None:
+        """Nothing is cached."""
+
+
+class TableBackbone(Backbone):
+    """Placeholder for the backbone of a network whose features come from a table; its digest is the table's."""
+
+    def __init__(self, table: FeatureTable) -> None:
+        # Not Backbone.__init__: there is no network to build.
+        nn.Module.__init__(self)
+        self.name = TABLE
+        self.weights = TABLE
+        self.dims = table.dims
+        self._table = table
+
+    def forward(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images dims"]:
+        """Always raises RoundError: there are no images."""
+        del images
+        raise RoundError(_NO_IMAGES)
+
+    def digest(self) -> str:
+        """Digest of the table."""
+        return self._table.digest
+
 
 Augmentation = Callable[[Tensor], Tensor]
 """Changes a batch at random; draws from a stream of its own."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from ml_backend.model.features import FeatureBatch, FeatureSource
+from ml_backend.model.data import FeatureBatch, FeatureSource
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.predictions import LastLayerGradients, PoolPredictions, join
 from ml_backend.registry import Need

@@ -17,14 +17,16 @@ from ml_backend.images.source import ImageSource
 from ml_backend.model import training
 from ml_backend.model.backbones import Backbone, load_backbone
 from ml_backend.model.checkpoint import FILE_NAME, load_compatible, save_checkpoint
-from ml_backend.model.data import FeatureExamples, LabelledDataset, require_enough
-from ml_backend.model.features import (
+from ml_backend.model.data import (
     FOLDER,
+    FeatureExamples,
     FeatureExtractor,
     FeatureSource,
     FeatureTable,
+    LabelledDataset,
     TableBackbone,
     TableFeatures,
+    require_enough,
 )
 from ml_backend.model.hardware import Precision, choose_device, one_thread, seeded
 from ml_backend.model.inference import FittedNetwork

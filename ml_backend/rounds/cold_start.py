@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from ml_backend.acquisition import places, rank_by_features, seeded_order
 from ml_backend.errors import UnusablePool
 from ml_backend.images.cache import DiskCache
-from ml_backend.model.features import FOLDER, cached_features
+from ml_backend.model.data import FOLDER, cached_features
 from ml_backend.predictions import ImageFeatures
 from ml_backend.rounds.interfaces import Learner
 from ml_backend.schemas import Exclusion, FrozenModel, ImageRef, Ranking, natural_order

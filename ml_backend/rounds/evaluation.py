@@ -22,12 +22,11 @@ from ml_backend.analytics.evaluation import (
 from ml_backend.analytics.history import answers_of
 from ml_backend.config import Settings
 from ml_backend.errors import PayloadError, TooFewLabels
-from ml_backend.grouping import groups_of
 from ml_backend.label_studio.sync import TaskCache
 from ml_backend.rounds.interfaces import Learner, Progress, no_progress
 from ml_backend.rounds.live import LiveProject, open_project
 from ml_backend.rounds.split import fold_split, stable_split
-from ml_backend.schemas import Label, ProjectKey
+from ml_backend.schemas import Label, ProjectKey, groups_of
 
 FOLDS: Final = 5
 RESAMPLES: Final = 9_999

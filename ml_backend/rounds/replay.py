@@ -28,9 +28,9 @@ from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.predictions import ImageFeatures
 from ml_backend.registry import strategy_spec
 from ml_backend.rounds.cold_start import START_FEATURES, FeaturesLost, StartFeatures, random_order
-from ml_backend.rounds.holdout import mix_in_holdout
 from ml_backend.rounds.reuse import rank_all, reranked_digest
 from ml_backend.rounds.run import ProjectData, inputs_digest
+from ml_backend.rounds.split import mix_in_holdout
 from ml_backend.schemas import FrozenModel, Ranking, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import (

@@ -21,9 +21,9 @@ from ml_backend.errors import BackendError, StorageError
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.cold_start import unreadable_pool
-from ml_backend.rounds.holdout import mix_in_holdout
 from ml_backend.rounds.interfaces import LabelSource, Scorer, Strategy
 from ml_backend.rounds.run import Project, RoundResult, StageTimer, empty_pool, inputs_digest
+from ml_backend.rounds.split import mix_in_holdout
 from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import ProjectStore
 

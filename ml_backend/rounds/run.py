@@ -19,9 +19,8 @@ from ml_backend.consensus.rules import Consensus
 from ml_backend.errors import EmptyPool, UnusablePool
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.cold_start import StartFeatures, random_order, typical_order, unreadable_pool
-from ml_backend.rounds.holdout import mix_in_holdout
 from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
-from ml_backend.rounds.split import Sides, stable_split
+from ml_backend.rounds.split import Sides, mix_in_holdout, stable_split
 from ml_backend.schemas import (
     Annotation,
     Exclusion,

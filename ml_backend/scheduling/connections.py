@@ -5,8 +5,7 @@ import structlog
 from ml_backend.analytics.order_audit import RANKING_OPTIONS, order_state
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError, StorageError, UnknownProject
-from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
-from ml_backend.label_studio.payloads import SetupRequest
+from ml_backend.label_studio.formats import LabelConfig, SetupRequest, parse_label_config, training_classes
 from ml_backend.scheduling.policy import Connected, ProjectState, QueueStatus, SettingsChange, decide
 from ml_backend.scheduling.queue import RoundQueue
 from ml_backend.schemas import Connection, ProjectKey

@@ -31,8 +31,7 @@ from ml_backend.scheduling.policy import Compared, ProjectState, QueueStatus, de
 from ml_backend.scheduling.queue import RoundQueue
 from ml_backend.schemas import Connection, PublishedRanking
 from ml_backend.storage import ProjectStore, RoundStore
-from ml_backend.storage.project_state import Pause, ReadingStore
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
 
 EVERY_S = 60.0
 

@@ -18,8 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from ml_backend.config import Settings
 from ml_backend.errors import BackendError
-from ml_backend.label_studio.formats import prediction
-from ml_backend.label_studio.payloads import (
+from ml_backend.label_studio.formats import (
     Event,
     HealthAnswer,
     PredictAnswer,
@@ -32,6 +31,7 @@ from ml_backend.label_studio.payloads import (
     VersionsRequest,
     WebhookAnswer,
     parse_body,
+    prediction,
 )
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.connections import configuration, connect, connection_of, version

@@ -11,7 +11,7 @@ from flask import Flask
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from ml_backend.label_studio.payloads import PROJECT_KEY, ErrorAnswer, Form
+from ml_backend.label_studio.formats import PROJECT_KEY, ErrorAnswer, Form
 
 OPEN = "routes.health"
 """The one endpoint without credentials."""

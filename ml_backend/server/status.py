@@ -17,8 +17,7 @@ from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.scheduling.connections import configuration
 from ml_backend.schemas import Connection, FitReport, PublishedRanking
 from ml_backend.storage import RoundStore, RoundSummary
-from ml_backend.storage.project_state import Paused
-from ml_backend.storage.quarantine import QuarantinedImage
+from ml_backend.storage.project_state import Paused, QuarantinedImage
 
 DUPLICATE_EVENT_SHOWN_S: Final = 24 * 3600
 LISTED_IMAGES: Final = 100

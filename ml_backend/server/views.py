@@ -29,7 +29,7 @@ from ml_backend.analytics.overview import (
 from ml_backend.charts import legend
 from ml_backend.errors import UnknownProject, UnknownRound
 from ml_backend.label_studio.connect import ONE_CONNECTION
-from ml_backend.label_studio.payloads import Form, ProjectAnswer, RoundAnswer, parse_key
+from ml_backend.label_studio.formats import Form, ProjectAnswer, RoundAnswer, parse_key
 from ml_backend.label_studio.publisher import ONE_INSTALLATION
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES

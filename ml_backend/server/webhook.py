@@ -9,7 +9,7 @@ import structlog
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError
-from ml_backend.label_studio.payloads import Event, ProjectRow
+from ml_backend.label_studio.formats import Event, ProjectRow
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.scheduling.connections import configuration, connection_of, settings_change
 from ml_backend.scheduling.policy import (

@@ -18,8 +18,7 @@ from jaxtyping import Float32
 
 from ml_backend.consensus import median
 from ml_backend.errors import SettingsError
-from ml_backend.grouping import groups_of
-from ml_backend.schemas import Annotation, ImageRef, Label, natural_order
+from ml_backend.schemas import Annotation, ImageRef, Label, groups_of, natural_order
 from ml_backend.seeding import seeded_order
 from ml_backend.simulation.tables import (
     SIDES,

@@ -23,7 +23,7 @@ from ml_backend.errors import SettingsError
 from ml_backend.images.cache import ImageCache
 from ml_backend.images.source import FolderSource
 from ml_backend.model.backbones import load_backbone
-from ml_backend.model.features import FeatureExtractor
+from ml_backend.model.data import FeatureExtractor
 from ml_backend.model.hardware import Precision, one_thread
 from ml_backend.schemas import FrozenModel, ImageRef
 from ml_backend.simulation.analysis import SEEDS_FOR_A_CLAIM, few_seeds

@@ -19,8 +19,8 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus.rules import rule
 from ml_backend.errors import EmptyPool, RoundError, SettingsError
 from ml_backend.images.source import FolderSource, with_plugins
+from ml_backend.model.data import FeatureTable
 from ml_backend.model.ensemble import make_learner
-from ml_backend.model.features import FeatureTable
 from ml_backend.model.hardware import one_thread
 from ml_backend.model.learner import LearnerProgress, McDropoutLearner
 from ml_backend.predictions import ImageFeatures, PoolPredictions

@@ -35,8 +35,7 @@
 
 from ml_backend.storage.atomic import write_atomically
 from ml_backend.storage.outputs import ScoringFolder, ScoringTask
-from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore, Thumbnails
 from ml_backend.storage.rounds import ProjectStore, RankingHead, RoundStore, RoundSummary
 
 __all__ = [

@@ -53,8 +53,7 @@ from ml_backend.storage.outputs import (
     read_outputs,
     write_round_outputs,
 )
-from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore, Thumbnails
 
 KEPT_NETWORKS: Final = 3
 """Rounds that keep their network, the last that trained one; a warm start continues from the newest."""

@@ -13,7 +13,7 @@ from ml_backend.analytics import INSIGHT
 from ml_backend.images.synthetic import draw_phantom
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.insight import round_insight
+from ml_backend.rounds.live import round_insight
 from ml_backend.schemas import PublishedRanking, Ranking
 from ml_backend.storage.project_state import ReadingStore
 from tests.system.owner_data import CLASSES, KEY, prepare

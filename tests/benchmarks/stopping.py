@@ -33,11 +33,11 @@ from ml_backend.analytics.stopping import Verdict, stop_advice
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median as median_rule
 from ml_backend.images.source import FolderSource
-from ml_backend.model.features import FeatureTable
+from ml_backend.model.data import FeatureTable
 from ml_backend.model.hardware import one_thread
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.rounds.interfaces import Learner, assume_current, no_progress
-from ml_backend.rounds.seed_noise import measure_seed_noise
+from ml_backend.rounds.live import measure_seed_noise
 from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
 from ml_backend.seeding import derive
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, split_by_patient

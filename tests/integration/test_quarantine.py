@@ -13,7 +13,7 @@ from ml_backend.images.dataset import read_ahead
 from ml_backend.images.quarantine import STREAK, QuarantinedSource
 from ml_backend.images.source import FolderSource
 from ml_backend.schemas import Exclusion, ImageRef
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Quarantine
 
 BAD = {"3": b"", "14": b"<html>log in", "15": b"\x89PNG\r\n\x1a\n half a film", "26": None}
 POOL = [ImageRef(id=str(number), uri=f"{number}.png") for number in range(40)]

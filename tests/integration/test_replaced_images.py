@@ -19,7 +19,7 @@ from ml_backend.images.quarantine import QuarantinedSource
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.schemas import ImageRef
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Quarantine
 
 HALF_A_FILM = b"\x89PNG\r\n\x1a\n half a film"
 OTHER_HALF = b"\x89PNG\r\n\x1a\n another one, no better"

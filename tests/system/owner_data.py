@@ -16,12 +16,11 @@ from ml_backend.images.decode import decode_image
 from ml_backend.images.thumbnail import thumbnail
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.holdout import holdout_places
-from ml_backend.rounds.insight import round_insight
+from ml_backend.rounds.live import round_insight
+from ml_backend.rounds.split import holdout_places
 from ml_backend.schemas import Connection, FitReport, FrozenModel, ProjectKey, PublishedRanking, Ranking, RoundReport
 from ml_backend.storage import RoundStore
-from ml_backend.storage.project_state import ReadingStore, Thumbnails
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Quarantine, ReadingStore, Thumbnails
 from tests.fakes import make_request
 
 KEY = ProjectKey(id=7, created=1_795_000_000)

@@ -9,7 +9,7 @@ from ml_backend.demo.options import draw_images, shipped_config
 from ml_backend.demo.project import create_project
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import RoundStore
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Quarantine
 from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = pytest.mark.system

@@ -6,8 +6,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.grouping import groups_of, linked
-from ml_backend.schemas import ImageRef
+from ml_backend.schemas import ImageRef, groups_of, linked
 
 IMAGES = st.lists(
     st.tuples(st.sampled_from("abcdefgh"), st.sampled_from([None, None, "p", "q", "r"])), max_size=10

@@ -13,7 +13,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.sync import CachedTask, TaskCache
-from ml_backend.storage.quarantine import QuarantinedImage
+from ml_backend.storage.project_state import QuarantinedImage
 from tests.fakes import NOON
 
 CONFIG = parse_label_config(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.config.options import CONSENSUS_RULES
+from ml_backend.config.settings import CONSENSUS_RULES
 from ml_backend.consensus import RULES, Consensus, median, rule
 from ml_backend.rounds.interfaces import ConsensusRule
 from ml_backend.schemas import Annotation, ImageRef, Label

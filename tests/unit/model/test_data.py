@@ -7,8 +7,15 @@ from torch import Tensor
 
 from ml_backend.errors import TooFewLabels
 from ml_backend.images.transforms import to_input
-from ml_backend.model.data import DropoutMasks, FeatureExamples, LabelledDataset, PixelExamples, require_enough
-from ml_backend.model.features import FeatureTable, TableFeatures
+from ml_backend.model.data import (
+    DropoutMasks,
+    FeatureExamples,
+    FeatureTable,
+    LabelledDataset,
+    PixelExamples,
+    TableFeatures,
+    require_enough,
+)
 from ml_backend.schemas import Exclusion, ImageRef, Label
 
 CLASSES = ("normal", "moderate", "severe")

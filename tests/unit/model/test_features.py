@@ -14,7 +14,7 @@ from ml_backend.images.source import FolderSource
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import load_checkpoint
-from ml_backend.model.features import _TABLE_BATCH, FeatureExtractor, FeatureTable, TableBackbone, TableFeatures
+from ml_backend.model.data import _TABLE_BATCH, FeatureExtractor, FeatureTable, TableBackbone, TableFeatures
 from ml_backend.model.hardware import Precision
 from ml_backend.model.inference import SHARD_IMAGES
 from ml_backend.model.learner import McDropoutLearner

@@ -7,7 +7,7 @@ import torch
 
 from ml_backend.images.cache import ImageCache
 from ml_backend.model import inference
-from ml_backend.model.features import BATCH, FeatureExtractor
+from ml_backend.model.data import BATCH, FeatureExtractor
 from ml_backend.model.hardware import Precision
 from ml_backend.model.inference import SHARD_IMAGES, FittedNetwork, hardware_fingerprint
 from ml_backend.model.network import McDropoutClassifier

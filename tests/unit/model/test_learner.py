@@ -14,7 +14,7 @@ from ml_backend.images.source import FolderSource
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import load_checkpoint
-from ml_backend.model.features import FOLDER, cached_features
+from ml_backend.model.data import FOLDER, cached_features
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.registry import Need

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_backend.acquisition import seeded_order
-from ml_backend.rounds.holdout import holdout_places, mix_in_holdout
+from ml_backend.rounds.split import holdout_places, mix_in_holdout
 from ml_backend.schemas import Ranking
 
 SHARES = st.floats(0.01, 0.5)

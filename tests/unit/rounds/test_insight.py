@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.insight import round_insight
+from ml_backend.rounds.live import round_insight
 from ml_backend.schemas import Ranking
 from tests.fakes import make_report
 

@@ -13,7 +13,6 @@ from ml_backend.acquisition import CatalogStrategy, seeded_order
 from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound, UnusablePool
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.rounds.holdout import mix_in_holdout
 from ml_backend.rounds.interfaces import Scorer
 from ml_backend.rounds.reuse import (
     StoredPasses,
@@ -25,6 +24,7 @@ from ml_backend.rounds.reuse import (
     unpublished_round,
 )
 from ml_backend.rounds.run import RoundResult, inputs_digest, run_round
+from ml_backend.rounds.split import mix_in_holdout
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, PublishedRanking, Ranking, RoundReport
 from ml_backend.storage import ProjectStore
 from tests.fakes import (

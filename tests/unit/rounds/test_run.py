@@ -6,9 +6,8 @@ import pytest
 
 from ml_backend.consensus import Consensus
 from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound, StorageError, UnusablePool, WeightsError
-from ml_backend.rounds.holdout import mix_in_holdout
 from ml_backend.rounds.run import RoundResult, inputs_digest, run_round
-from ml_backend.rounds.split import fixed_split, stable_split
+from ml_backend.rounds.split import fixed_split, mix_in_holdout, stable_split
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, PublishedRanking, RoundReport, RoundTrigger
 from tests.fakes import (
     CLASSES,

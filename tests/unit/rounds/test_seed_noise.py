@@ -6,10 +6,10 @@ import pytest
 
 from ml_backend.errors import RoundError, StaleRound
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds import seed_noise
+from ml_backend.rounds import live as seed_noise
 from ml_backend.rounds.interfaces import Learner, Progress, assume_current, no_progress
+from ml_backend.rounds.live import measure_seed_noise, seed_noise_is_due
 from ml_backend.rounds.run import Training
-from ml_backend.rounds.seed_noise import measure_seed_noise, seed_noise_is_due
 from ml_backend.schemas import FitReport, Label
 from ml_backend.seeding import fixed_set
 from tests.fakes import CLASSES, FakeLearner, make_image

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ml_backend.errors import EmptyPool, UnusablePool, WeightsError
-from ml_backend.scheduling import Claim, LastError, Progress, QueueStatus, RoundQueue, job
+from ml_backend.scheduling import Claim, LastError, Progress, QueueStatus, RoundQueue
+from ml_backend.scheduling import worker as job
 from ml_backend.schemas import ProjectKey, PublishedRanking, RoundTrigger
 from tests.fakes import NOON, make_report
 

@@ -51,7 +51,6 @@ class TestPreload:
     "module",
     [
         "ml_backend.scheduling.worker",
-        "ml_backend.scheduling.job",
         "ml_backend.scheduling.shards",
         "ml_backend.server.serve",
     ],

@@ -11,7 +11,7 @@ from ml_backend.config import Settings
 from ml_backend.images import FolderSource, ImageCache
 from ml_backend.images.thumbnail import SIDE, thumbnail
 from ml_backend.label_studio.sync import CachedTask, TaskCache
-from ml_backend.scheduling.job import chosen_images, draw_images, draw_thumbnails
+from ml_backend.scheduling.worker import chosen_images, draw_images, draw_thumbnails
 from ml_backend.schemas import Connection, ImageRef, Ranking
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import SQUASHED, ReadingStore, Thumbnails

@@ -15,8 +15,7 @@ from ml_backend.scheduling.reconciler import Reconciler
 from ml_backend.schemas import Connection, ImportedVersion, ProjectKey, PublishedRanking
 from ml_backend.server.status import statuses
 from ml_backend.storage import RoundStore
-from ml_backend.storage.project_state import Pause, ReadingStore
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
 from tests.fakes import NOON, make_report
 from tests.unit.label_studio.studio import LABEL_CONFIG, FakeStudio
 from tests.unit.server.memory import PROJECT

@@ -9,8 +9,7 @@ from ml_backend.label_studio.publisher import Serving
 from ml_backend.scheduling import LastError, Progress, QueueStatus
 from ml_backend.schemas import FitReport
 from ml_backend.server.status import LISTED_IMAGES
-from ml_backend.storage.project_state import ReadingStore
-from ml_backend.storage.quarantine import Quarantine
+from ml_backend.storage.project_state import Quarantine, ReadingStore
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_predictions import save_round

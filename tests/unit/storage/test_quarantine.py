@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.storage.quarantine import (
+from ml_backend.storage.project_state import (
     LONGEST_PASSING_PAUSE_S,
     LONGEST_PAUSE_S,
     MOST_COMPARED,
