@@ -108,6 +108,7 @@ class TestReadme:
         """A variable, command or table row about something that the program no longer has."""
         variables = {f"AL_{name.upper()}" for name in (*Settings.model_fields, *ProjectOptions.model_fields)}
         others = {
+            "AL_GOLDEN",
             "AL_IMAGE_TARGET",
             "AL_LABEL_STUDIO_BIN",
             "AL_SCREENSHOTS",
