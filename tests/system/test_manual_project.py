@@ -276,7 +276,7 @@ def test_proof_compares(office: Office, trained: LiveProject, command: Command) 
     answer = office.desk.type(command)
 
     assert answer.returncode == 0, answer.stderr
-    assert "labels beyond the start set, chosen by the strategy instead of by chance" in answer.stdout
+    assert "labels beyond the start set, chosen by the strategy instead of randomly" in answer.stdout
 
 
 def test_every_command_is_typed() -> None:

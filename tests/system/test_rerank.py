@@ -86,7 +86,7 @@ class TestAnotherStrategy:
         assert np.array_equal(again.probs, first.probs)
 
     def test_the_page_can_tell_every_change(self, project):
-        history = strategy_history(project.store.report(round_id) for round_id in project.store.round_ids())
+        history = strategy_history(project.store.summaries()[0])
 
         assert [(one.after, one.how) for one in history] == [
             ("mean_std", "connected"),
