@@ -261,19 +261,21 @@ def replay(
             "`ml-backend doctor` shows what prevents it)"
         )
     # After the look-up: loading PyTorch takes seconds.
+    from ml_backend.logs import logs_on_stderr
     from ml_backend.rounds.replay import replays
 
     sound = True
-    for one in replays(kept, store.cache, only, settings.device):
-        sound &= one.sound
-        if json:
-            typer.echo(json_text.dumps({**one.model_dump(mode="json"), "sound": one.sound}))
-            continue
-        typer.echo(one.sentence)
-        for fault in one.faults:
-            typer.echo(f"    FAULT {fault}")
-        for note in one.notes:
-            typer.echo(f"    note: {note}")
+    with logs_on_stderr():
+        for one in replays(kept, store.cache, only, settings.device):
+            sound &= one.sound
+            if json:
+                typer.echo(json_text.dumps({**one.model_dump(mode="json"), "sound": one.sound}))
+                continue
+            typer.echo(one.sentence)
+            for fault in one.faults:
+                typer.echo(f"    FAULT {fault}")
+            for note in one.notes:
+                typer.echo(f"    note: {note}")
     raise typer.Exit(0 if sound else 1)
 
 

@@ -7,7 +7,8 @@ also those of libraries. Threads of a round run in a copy of the context of the 
 import logging
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, TextIO
 
@@ -71,6 +72,18 @@ def set_up_logs(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
+
+
+@contextmanager
+def logs_on_stderr() -> Iterator[None]:
+    """Log to standard error within the block, for a command whose standard output is its result."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _rendering(settings: Settings) -> list[Processor]:

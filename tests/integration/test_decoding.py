@@ -57,7 +57,7 @@ def test_children_decode_in_threads() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("module", ["server.app", "cli", "worker.start", "worker.job"])
+@pytest.mark.parametrize("module", ["server.app", "cli", "scheduling.worker", "worker.job"])
 def test_nobody_imports_a_decoder_before_the_first_image(module: str) -> None:
     """Because libvips starts threads, which a process that forks must not have."""
     native = {"pyvips", "_libvips", "simplejpeg"}
