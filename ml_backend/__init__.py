@@ -36,7 +36,8 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     charts         the only place that draws
     registry       acquisition functions by name and description
     schemas        records that travel between the rooms: frozen, validated, JSON
-    seeding        hash-based draws, derived seeds, deterministic BLAS
+    seeding        hash-based draws and derived seeds
+    blas           deterministic matrix products, applied where a process starts
     errors         the tree of errors
 """
 

@@ -14,7 +14,6 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 from markupsafe import Markup
-from scipy.optimize import isotonic_regression
 
 COLOURS: Final = 8  # besides the neutral one
 DASHES: Final = ("", "7 3", "2 3", "9 3 2 3")
@@ -343,6 +342,8 @@ def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> 
     gap = min(gap, (high - low) / max(len(places) - 1, 1))
     order = np.argsort(places, kind="stable")
     steps = gap * np.arange(len(places))
+    from scipy.optimize import isotonic_regression  # noqa: PLC0415 - not at the start of the web process
+
     # Less the steps, the places must only not decrease: isotonic regression.
     sorted_places = np.asarray(places, dtype=np.float64)[order]
     moved = isotonic_regression(sorted_places - steps).x.clip(low, high - steps[-1]) + steps

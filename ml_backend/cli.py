@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ml_backend.blas import enable_deterministic_blas
 from ml_backend.errors import BackendError, SettingsError, UnknownProject, UnknownRound
 from ml_backend.registry import STRATEGIES
-from ml_backend.seeding import enable_deterministic_blas
 
 if TYPE_CHECKING:
     from ml_backend.config import Settings

@@ -148,6 +148,19 @@ def load_plugin(group: Group, name: str) -> Any:
         raise SettingsError(f"entry point {name} = {point.value} cannot be loaded: {error}") from error
 
 
+def build_plugin(group: Group, name: str, *arguments: Any) -> Any:
+    """Import what a package has added, and call it.
+
+    Raises:
+        SettingsError: see ``load_plugin``, or the call fails.
+    """
+    plugin = load_plugin(group, name)
+    try:
+        return plugin(*arguments)
+    except Exception as error:
+        raise SettingsError(f"entry point {name} of the group ml_backend.{group} fails: {error}") from error
+
+
 def load_acquisition_function(name: str) -> Callable[..., Any]:
     """Import the function of a strategy.
 

@@ -99,7 +99,7 @@ class ImageRef(FrozenModel):
 
     @property
     def group(self) -> str:
-        """The patient, or the image itself where the patient is unknown; see also ``grouping``."""
+        """The patient, or the image itself where the patient is unknown; see also ``groups_of``."""
         return f"image {self.id}" if self.patient_id is None else f"patient {self.patient_id}"
 
 

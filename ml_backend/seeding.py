@@ -1,36 +1,13 @@
-"""Hash-based draws, derived seeds, and deterministic BLAS settings."""
+"""Hash-based draws and derived seeds."""
 
 import hashlib
-import os
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64, Int64, UInt64
-
-CPUS = Path("/proc/cpuinfo")
-
-
-def enable_deterministic_blas(environ: MutableMapping[str, str] = os.environ, cpus: Path = CPUS) -> None:
-    """Make matrix products independent of the thread count and of memory alignment, where MKL runs on an Intel CPU.
-
-    On other CPUs MKL's usual path is kept, since the strict one may be slow. Call it before the first product of the
-    process. A value that the operator has set is kept.
-
-    Args:
-        environ: of the process.
-        cpus: Linux's description of the CPUs; on other systems nothing is set.
-    """
-    try:
-        intel = "GenuineIntel" in cpus.read_text(errors="replace")
-    except OSError:
-        return
-    if intel:
-        environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-
 
 Draws: TypeAlias = UInt64[npt.NDArray[np.uint64], " names"]
 

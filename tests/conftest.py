@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.contextvars import clear_contextvars
 
-from ml_backend.seeding import enable_deterministic_blas
+from ml_backend.blas import enable_deterministic_blas
 
 # Before torch is loaded: results must not depend on the thread count.
 enable_deterministic_blas()

@@ -62,7 +62,7 @@ from ml_backend.label_studio.publisher import (
     serving_problems,
 )
 from ml_backend.label_studio.sync import TaskCache, TaskImages, read_project
-from ml_backend.registry import load_plugin, plugins
+from ml_backend.registry import build_plugin, plugins
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.schemas import Connection, FrozenModel, ProjectKey
 from ml_backend.storage import ProjectStore, RoundStore, write_atomically
@@ -944,7 +944,7 @@ def step_memory(backbone: str, side: int, *, half: bool) -> StepMemory:
     if backbone not in added:
         last_layer(backbone)
     with torch.device("meta"):
-        network = load_plugin("backbones", backbone)("none") if backbone in added else models.get_model(backbone)
+        network = build_plugin("backbones", backbone, "none") if backbone in added else models.get_model(backbone)
         images = torch.empty(2, 3, side, side)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}  # noqa: SLF001
     saved: dict[int, torch.Tensor] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ml_backend.errors import ImageError, SettingsError
-from ml_backend.registry import load_plugin, plugins
+from ml_backend.registry import build_plugin, plugins
 from ml_backend.schemas import ImageRef
 
 
@@ -62,7 +62,7 @@ class _BySchemes:
         with self._lock:
             if scheme not in self._loaded:
                 try:
-                    self._loaded[scheme] = load_plugin("image_sources", scheme)()
+                    self._loaded[scheme] = build_plugin("image_sources", scheme)
                 except SettingsError as error:
                     raise ImageError(f"image {image.id} ({scheme}://...): {error}") from error
             return self._loaded[scheme]

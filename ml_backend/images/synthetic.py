@@ -69,8 +69,7 @@ class Scanner:
 def _disc(x: Plane, y: Plane, centre: tuple[float, float], radii: tuple[float, float], softness: float) -> Plane:
     """1 inside an ellipse, 0 outside, with a soft edge."""
     distance = np.hypot((x - centre[0]) / radii[0], (y - centre[1]) / radii[1]) - 1.0
-    disc: Plane = 0.5 - 0.5 * np.tanh(distance / np.float32(softness))
-    return disc
+    return _inside(distance, softness)
 
 
 def _pacemaker(rng: np.random.Generator, x: Plane, y: Plane) -> Plane:

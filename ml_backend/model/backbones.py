@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ml_backend.config.network import Server, environment_context, explain_failure, proxy_for
 from ml_backend.errors import SettingsError, WeightsError
 from ml_backend.model.hardware import seeded
-from ml_backend.registry import load_plugin, plugins
+from ml_backend.registry import build_plugin, plugins
 
 # Family -> the layer after global average pooling (and flattening), replaced by the identity. Families without such
 # pooling (vgg, alexnet), with several outputs (inception, googlenet) or without convolutions are left out.
@@ -106,10 +106,7 @@ def _headless_network(name: str) -> nn.Module:
 
 
 def _plugin_network(name: str, weights: str) -> nn.Module:
-    try:
-        network = load_plugin("backbones", name)(weights)
-    except ValueError as error:
-        raise SettingsError(f"backbone={name!r}: {error}") from error
+    network = build_plugin("backbones", name, weights)
     if not isinstance(network, nn.Module):
         raise SettingsError(f"backbone={name!r} must be built as a torch module, got {type(network).__name__}")
     return network

@@ -74,128 +74,14 @@ from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringT
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
 from ml_backend.storage.rounds import INPUTS
 
-CHECK_INTERVAL_S = 1.0
-
-log = structlog.get_logger(__name__)
-
-
-def seed_noise_is_due(trained: Sequence[str], measured: Sequence[str], every: int) -> bool:
-    """Whether the noise is to be measured after the last of these rounds.
-
-    Args:
-        trained: ids of every round that trained.
-        measured: those of them that were measured; an abandoned measurement is repeated after the next round.
-        every: trained rounds from one measurement to the next; 0 for never.
-    """
-    last = max(measured, default="")
-    return every > 0 and sum(round_id > last for round_id in trained) >= every
-
-
-def measure_seed_noise(
-    training: Training,
-    build: Callable[[Progress], Learner],
-    *,
-    seed: int,
-    most: int,
-    progress: Progress,
-    raise_if_preempted: Callable[[], None],
-) -> PoolPredictions | None:
-    """Train a seed replicate of a round's network and predict a fixed set of the pool with it.
-
-    Args:
-        training: of the round.
-        build: makes the replicate's learner, with the progress that it must call.
-        seed: of the fixed set.
-        most: images of the fixed set.
-        progress: receives the whole measurement as the stage ``noise``.
-        raise_if_preempted: raises where another round is due; called once a second at most.
-
-    Returns:
-        Predictions of the replicate; None where the measurement was abandoned or failed, which is logged.
-    """
-    checked = time.monotonic()
-
-    def report(stage: Stage, done: int, total: int) -> None:
-        nonlocal checked
-        if stage == "train":
-            progress("noise", done, total)
-        if (now := time.monotonic()) - checked >= CHECK_INTERVAL_S:
-            checked = now
-            raise_if_preempted()
-
-    try:
-        raise_if_preempted()
-        progress("noise", 0, 1)
-        learner = build(report)
-        learner.fit(training.train, training.validation, training.predictions.classes)
-        chosen = set(fixed_set(training.predictions.image_ids, seed, most))
-        replicate = learner.outputs([image for image in training.pool if image.id in chosen], frozenset({"probs"}))
-        progress("noise", 1, 1)
-    except StaleRound as reason:
-        log.info("the noise is measured another time: another round wants to run", reason=str(reason))
-        return None
-    except BackendError as error:
-        log.warning("the noise could not be measured", error=str(error), kind=type(error).__name__)
-        return None
-    except Exception:
-        log.exception("the noise could not be measured")
-        return None
-    return replicate
-
-
-def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight:
-    """Compute a round's insight.
-
-    The entropy of the mean prediction is the sum of two parts: the mutual information of label and weights
-    (epistemic), and the mean entropy of the passes (aleatoric).
-
-    Args:
-        report: with the ranking.
-        outputs: predictions that it ranked, of two passes or more; images of the ranking without one are left out.
-
-    Source:
-        Depeweg et al. 2018, arXiv:1710.07283.
-    """
-    ranking, row_of = report.ranking, {name: row for row, name in enumerate(outputs.image_ids)}
-    control = set(ranking.control)
-    shown = [
-        (place, image_id)
-        for place, image_id in enumerate(ranking.image_ids, start=1)
-        if image_id in row_of and (place <= ranking.batch_size or image_id in control)
-    ]
-    probs = outputs.probs[[row_of[image_id] for _, image_id in shown]]
-    epistemic = bald(torch.from_numpy(probs)).numpy()
-    aleatoric = entr(probs.astype(np.float64)).sum(axis=2).mean(axis=1)
-    means = probs.mean(axis=1, dtype=np.float64).clip(0.0, 1.0)
-    images = [
-        ImageInsight(
-            image_id=image_id,
-            place=place,
-            probs=dict(zip(outputs.classes, means[row].tolist(), strict=True)),
-            score=ranking.scores[place - 1],
-            aleatoric=float(aleatoric[row]),
-            epistemic=float(epistemic[row]),
-            control=image_id in control,
-        )
-        for row, (place, image_id) in enumerate(shown)
-    ]
-    pool = outputs.probs.mean(axis=1, dtype=np.float64)
-    expected = pool.mean(axis=0).clip(0.0, 1.0) if len(pool) else np.zeros(len(outputs.classes))
-    predicted = Counter(outputs.classes[index] for index in pool.argmax(axis=1).tolist())
-    return RoundInsight(
-        images=len(outputs.image_ids),
-        expected=dict(zip(outputs.classes, expected.tolist(), strict=True)),
-        predicted={name: predicted[name] for name in outputs.classes},
-        batch=tuple(one for one in images if one.place <= ranking.batch_size),
-        control=tuple(one for one in images if one.control),
-    )
-
-
+CHECK_INTERVAL_S = 1.0  # between two looks at whether a measurement has to make way
 PATIENCE_S = 90.0  # a restart of Label Studio takes 11 to 33 s, and must not cost the round its training
 BYTES_PER_GB = 10**9
 
 Served = tuple[RoundReport, PublishedRanking]
 """A round, and its ranking as readers are served it."""
+
+log = structlog.get_logger(__name__)
 
 
 def run_live_round(
@@ -711,3 +597,115 @@ def shard_scorer(
         learner = context.learner(task.options, progress)
         learner.restore(str(folder.folder))
         yield lambda number: learner.outputs(folder.images(number), task.needs)
+
+
+def seed_noise_is_due(trained: Sequence[str], measured: Sequence[str], every: int) -> bool:
+    """Whether the noise is to be measured after the last of these rounds.
+
+    Args:
+        trained: ids of every round that trained.
+        measured: those of them that were measured; an abandoned measurement is repeated after the next round.
+        every: trained rounds from one measurement to the next; 0 for never.
+    """
+    last = max(measured, default="")
+    return every > 0 and sum(round_id > last for round_id in trained) >= every
+
+
+def measure_seed_noise(
+    training: Training,
+    build: Callable[[Progress], Learner],
+    *,
+    seed: int,
+    most: int,
+    progress: Progress,
+    raise_if_preempted: Callable[[], None],
+) -> PoolPredictions | None:
+    """Train a seed replicate of a round's network and predict a fixed set of the pool with it.
+
+    Args:
+        training: of the round.
+        build: makes the replicate's learner, with the progress that it must call.
+        seed: of the fixed set.
+        most: images of the fixed set.
+        progress: receives the whole measurement as the stage ``noise``.
+        raise_if_preempted: raises where another round is due; called once a second at most.
+
+    Returns:
+        Predictions of the replicate; None where the measurement was abandoned or failed, which is logged.
+    """
+    checked = time.monotonic()
+
+    def report(stage: Stage, done: int, total: int) -> None:
+        nonlocal checked
+        if stage == "train":
+            progress("noise", done, total)
+        if (now := time.monotonic()) - checked >= CHECK_INTERVAL_S:
+            checked = now
+            raise_if_preempted()
+
+    try:
+        raise_if_preempted()
+        progress("noise", 0, 1)
+        learner = build(report)
+        learner.fit(training.train, training.validation, training.predictions.classes)
+        chosen = set(fixed_set(training.predictions.image_ids, seed, most))
+        replicate = learner.outputs([image for image in training.pool if image.id in chosen], frozenset({"probs"}))
+        progress("noise", 1, 1)
+    except StaleRound as reason:
+        log.info("the noise is measured another time: another round wants to run", reason=str(reason))
+        return None
+    except BackendError as error:
+        log.warning("the noise could not be measured", error=str(error), kind=type(error).__name__)
+        return None
+    except Exception:
+        log.exception("the noise could not be measured")
+        return None
+    return replicate
+
+
+def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight:
+    """Compute a round's insight.
+
+    The entropy of the mean prediction is the sum of two parts: the mutual information of label and weights
+    (epistemic), and the mean entropy of the passes (aleatoric).
+
+    Args:
+        report: with the ranking.
+        outputs: predictions that it ranked, of two passes or more; images of the ranking without one are left out.
+
+    Source:
+        Depeweg et al. 2018, arXiv:1710.07283.
+    """
+    ranking, row_of = report.ranking, {name: row for row, name in enumerate(outputs.image_ids)}
+    control = set(ranking.control)
+    shown = [
+        (place, image_id)
+        for place, image_id in enumerate(ranking.image_ids, start=1)
+        if image_id in row_of and (place <= ranking.batch_size or image_id in control)
+    ]
+    probs = outputs.probs[[row_of[image_id] for _, image_id in shown]]
+    epistemic = bald(torch.from_numpy(probs)).numpy()
+    aleatoric = entr(probs.astype(np.float64)).sum(axis=2).mean(axis=1)
+    means = probs.mean(axis=1, dtype=np.float64).clip(0.0, 1.0)
+    images = [
+        ImageInsight(
+            image_id=image_id,
+            place=place,
+            probs=dict(zip(outputs.classes, means[row].tolist(), strict=True)),
+            score=ranking.scores[place - 1],
+            aleatoric=float(aleatoric[row]),
+            epistemic=float(epistemic[row]),
+            control=image_id in control,
+        )
+        for row, (place, image_id) in enumerate(shown)
+    ]
+    pool = outputs.probs.mean(axis=1, dtype=np.float64)
+    expected = pool.mean(axis=0).clip(0.0, 1.0) if len(pool) else np.zeros(len(outputs.classes))
+    predicted = Counter(outputs.classes[index] for index in pool.argmax(axis=1).tolist())
+    return RoundInsight(
+        images=len(outputs.image_ids),
+        expected=dict(zip(outputs.classes, expected.tolist(), strict=True)),
+        predicted={name: predicted[name] for name in outputs.classes},
+        batch=tuple(one for one in images if one.place <= ranking.batch_size),
+        control=tuple(one for one in images if one.control),
+    )

@@ -66,7 +66,7 @@ class ProjectData:
 class Project(ABC):
     """Where a round's labels come from and where its ranking goes.
 
-    ``rounds.live.LiveProject`` is a project of Label Studio, ``simulation.loop.SimulatedProject`` one whose labels are
+    ``rounds.live.LiveProject`` is a project of Label Studio, ``simulation.run.SimulatedProject`` one whose labels are
     known. The methods that are not abstract suit a project without readers who wait and without competing runs.
 
     Attributes:

@@ -22,7 +22,7 @@ Sides: TypeAlias = tuple[tuple[Label, ...], tuple[Label, ...]]
 def stable_split(labels: Sequence[Label], validation_share: float, seed: int) -> Sides:
     """Split by patient (by image where the patient is unknown), without a record of earlier splits.
 
-    Images with the same address are never divided either; see ``grouping.groups_of``.
+    Images with the same address are never divided either; see ``schemas.groups_of``.
 
     Each patient draws a number in [0, 1) from the seed and the patient's name alone and is in validation below
     ``validation_share``. New labels cannot change that: a patient in validation stays there, and no network is

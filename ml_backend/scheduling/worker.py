@@ -18,6 +18,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from ml_backend.blas import enable_deterministic_blas
 from ml_backend.config import Settings
 from ml_backend.errors import BackendError, EmptyPool, QueueError, StorageError, UnusablePool
 from ml_backend.images import ImageCache
@@ -32,7 +33,6 @@ from ml_backend.scheduling.connections import configuration
 from ml_backend.scheduling.queue import QUEUE, Claim, RoundQueue
 from ml_backend.scheduling.shards import QUEUE_SHARDS, ShardQueue
 from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger
-from ml_backend.seeding import enable_deterministic_blas
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
 

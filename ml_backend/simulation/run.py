@@ -18,7 +18,7 @@ from ml_backend.acquisition import CatalogStrategy, bald, entropy
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus.rules import rule
 from ml_backend.errors import EmptyPool, RoundError, SettingsError
-from ml_backend.images.source import FolderSource, with_plugins
+from ml_backend.images.source import FolderSource
 from ml_backend.model.data import FeatureTable
 from ml_backend.model.ensemble import make_learner
 from ml_backend.model.hardware import one_thread
@@ -73,7 +73,7 @@ def open_study(plan: StudyPlan, out: Path, data: DataSet | None = None) -> Study
     opened = load_data(plan) if data is None else data
     ids = [image.id for image in opened.images]
     table = None if opened.features is None else FeatureTable(ids, opened.features)
-    source = with_plugins(FolderSource(out if opened.folder is None else opened.folder))
+    source = FolderSource(out if opened.folder is None else opened.folder)
 
     def network(options: ProjectOptions, seed: int, progress: LearnerProgress) -> McDropoutLearner:
         return McDropoutLearner(

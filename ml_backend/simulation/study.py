@@ -10,6 +10,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ml_backend.blas import enable_deterministic_blas
 from ml_backend.errors import SettingsError, StorageError
 from ml_backend.scheduling import connect_redis
 from ml_backend.schemas import FrozenModel
@@ -54,6 +55,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
         BackendError: a run failed, or the disk or Redis refuses.
         KeyboardInterrupt: Ctrl-C; the same command goes on from there.
     """
+    enable_deterministic_blas()
     console = console or Console()
     plan, data = make_plan(options)
     out = options.out

@@ -300,8 +300,6 @@ LONGEST_PAUSE_S = 24 * 3600.0
 LONGEST_PASSING_PAUSE_S = 3600.0  # for errors that may pass without another file
 MOST_COMPARED = 100  # images of a round whose host is asked whether the file has changed
 
-log = structlog.get_logger()
-
 
 class QuarantinedImage(FrozenModel):
     """An image that could not be read.

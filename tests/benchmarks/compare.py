@@ -23,7 +23,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 from scipy.special import entr, softmax
 
-from ml_backend.seeding import enable_deterministic_blas
+from ml_backend.blas import enable_deterministic_blas
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / ".bench"  # by `make bench`: the peers' environment

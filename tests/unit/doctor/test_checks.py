@@ -192,6 +192,18 @@ def test_what_is_broken_alone_is_named_with_its_remedy(installation, monkeypatch
     assert "pw" not in str(found).replace("password", "")
 
 
+def test_images_of_a_package_are_read_by_its_source(installation, monkeypatch):
+    class Vault:
+        def fetch(self, image):
+            return next(iter(installation.images.values()))
+
+    monkeypatch.setattr("ml_backend.images.source.plugins", lambda group: {"vault": group})
+    monkeypatch.setattr("ml_backend.images.source.build_plugin", lambda _group, _name: Vault())
+    installation.uris[:] = [f"vault://{number}" for number in range(len(installation.uris))]
+
+    assert failures(installation.examine()) == set()
+
+
 SOUND: dict[str, tuple[Callable[[Installation], object], dict[str, str]]] = {
     "another release": (
         lambda it: setattr(it, "release", {"release": "1.30.0"}),

@@ -1,7 +1,6 @@
 import http.client
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,12 +63,10 @@ def tensors() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Path]:
-    """torch.hub's folder: empty."""
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(tmp_path / "hub")
-    yield tmp_path / "hub" / "checkpoints"
-    torch.hub.set_dir(before)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's folder: empty. By its variable: ``set_dir`` would outlast the test."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
 
 
 class TestFile:

@@ -98,6 +98,16 @@ class TestSimulate:
         simulate(options, QUIET)
         assert tables(options.out) == tables(tmp_path / "whole")
 
+    def test_products_are_deterministic_for_a_caller_from_python_too(self, options, monkeypatch):
+        """The command applies it at the start of its process; a caller of the function may not know of it."""
+        applied = []
+        monkeypatch.setattr(study, "enable_deterministic_blas", lambda: applied.append(True))
+
+        with pytest.raises(SettingsError):
+            simulate(replace(options, seeds="none"), QUIET)
+
+        assert applied == [True]
+
     def test_another_command_in_the_same_folder_is_refused(self, options):
         simulate(options, QUIET)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ml_backend.seeding import enable_deterministic_blas
+from ml_backend.blas import enable_deterministic_blas
 
 PRODUCTS = """
-from ml_backend.seeding import enable_deterministic_blas
+from ml_backend.blas import enable_deterministic_blas
 enable_deterministic_blas()
 import torch
 torch.manual_seed(0)
