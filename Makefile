@@ -94,7 +94,7 @@ bench: setup $(if $(findstring --no-peers,$(ARGS)),,.bench/peers/.ready) ## Time
 	@touch $@
 
 lock: $(UV) ## Recompile the lock files: ours, the bench's peers', Label Studio's
-	@$(UV) pip compile -q $(COMPILE) --group pyproject.toml:dev pyproject.toml -o requirements.lock >/dev/null
+	@$(UV) pip compile -q $(COMPILE) --all-extras --group pyproject.toml:dev pyproject.toml -o requirements.lock >/dev/null
 	@grep -E '^(torch|torchvision|numpy|pillow|scipy)==' requirements.lock | tr -d '\\' > .tools/shared.txt
 	@$(UV) pip compile -q $(COMPILE) --overrides tests/benchmarks/peers-left-out.txt -c .tools/shared.txt tests/benchmarks/peers.in -o tests/benchmarks/peers.lock >/dev/null
 	@echo "label-studio==1.23.2" | $(UV) pip compile -q $(COMPILE) - -o requirements-label-studio.lock >/dev/null

@@ -69,12 +69,14 @@ def locked(name: str) -> dict[str, set[str]]:
 
 
 def declared() -> list[Requirement]:
-    """What pyproject.toml asks for on Linux, run-time and development together, with uv's constraints."""
-    texts = [
-        *PYPROJECT["project"]["dependencies"],
-        *PYPROJECT["dependency-groups"]["dev"],
-        *PYPROJECT["tool"]["uv"]["constraint-dependencies"],
+    """What pyproject.toml asks for on Linux: the server, every extra, and development."""
+    project, own = PYPROJECT["project"], PYPROJECT["project"]["name"]
+    groups = [
+        project["dependencies"],
+        *project["optional-dependencies"].values(),
+        PYPROJECT["dependency-groups"]["dev"],
     ]
+    texts = [text for group in groups for text in group if not text.startswith(f"{own}[")]
     environment = {**default_environment(), "sys_platform": "linux"}
     found = [Requirement(text) for text in texts]
     return [

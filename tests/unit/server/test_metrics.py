@@ -1,6 +1,7 @@
 """``/metrics`` and ``/health``: what the rounds have learned, and what an operator is alarmed by."""
 
 from datetime import timedelta
+from importlib.metadata import version
 
 import pytest
 
@@ -238,5 +239,5 @@ class TestLearningMetrics:
     def test_which_version_runs(self, client):
         [line] = [line for line in client.get("/metrics").text.splitlines() if line.startswith("al_build_info{")]
 
-        assert 'version="0.1.0"' in line
+        assert f'version="{version("label-studio-active-learning")}"' in line
         assert line.endswith("} 1.0")
