@@ -35,6 +35,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     predictions    arrays that a learner hands to an acquisition function
     charts         the only place that draws
     registry       acquisition functions by name and description
+    extras         what the package's extras bring, and what to install where it is missing
     schemas        records that travel between the rooms: frozen, validated, JSON
     seeding        hash-based draws and derived seeds
     blas           deterministic matrix products, applied where a process starts

@@ -10,6 +10,7 @@ import typer
 
 from ml_backend.blas import enable_deterministic_blas
 from ml_backend.errors import BackendError, SettingsError, UnknownProject, UnknownRound
+from ml_backend.extras import require
 from ml_backend.registry import STRATEGIES
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def work(
     study: Annotated[bool, typer.Option("--study", help="run studies of `simulate --redis` instead")] = False,
 ) -> None:
     """Run rounds from the queue: train, rank, publish (the process that uses the GPU)."""
+    require("simulate" if study else "worker", "ml-backend work")
     from ml_backend.config import Settings
 
     if study:
@@ -143,6 +145,7 @@ def demo(
 ) -> None:
     """Start all services, label in Label Studio with simulated readers, and show the result of each round."""
     given = {**locals()}  # the options, before any other local variable
+    require("worker", "ml-backend demo")
     from ml_backend.demo.options import DemoOptions
     from ml_backend.demo.run import run_demo
 
@@ -182,6 +185,7 @@ def simulate(
 ) -> None:
     """Simulate active learning on labelled images: compare strategies by their labels needed, in one report."""
     given = {**locals()}  # the options, before any other local variable
+    require("simulate", "ml-backend simulate")
     from ml_backend.simulation.options import SimulateOptions
     from ml_backend.simulation.study import simulate as run
 
@@ -213,6 +217,7 @@ def experiment(
     if given.pop("list_all") or name is None:
         typer.echo(markdown())
         return
+    require("simulate", "ml-backend experiment")
     # Not for the list: loading PyTorch takes seconds.
     from ml_backend.simulation.experiments import ExperimentOptions, run_experiment
 
@@ -225,6 +230,7 @@ def proof(project: Project) -> None:
 
     Exit status 1 where there are too few labels to compare, with the number that is missing.
     """
+    require("worker", "ml-backend proof")
     from ml_backend.config import Settings
 
     settings = Settings.load()
@@ -249,6 +255,7 @@ def replay(
     json: Annotated[bool, typer.Option("--json", help="one line of JSON a round")] = False,
 ) -> None:
     """Repeat every selection from the stored data of its round, and check the hashes; exit status 1 if any differs."""
+    require("worker", "ml-backend replay")
     from ml_backend.config import Settings
     from ml_backend.storage import RoundStore
 

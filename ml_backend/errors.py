@@ -4,6 +4,7 @@
 
     BackendError                 the root; ``cli.py`` prints it as one line, ``server/app.py`` answers it as JSON
     ├── SettingsError            a setting or a project option is wrong (400)
+    ├── MissingExtra             a command needs packages that are not installed
     ├── LabelStudioError         Label Studio refused, did not answer, or answered something else (502)
     │   ├── Unreachable          it did not answer, or the way to it is closed (502)
     │   ├── RequestRefused       it answered one of our requests, but not with success (502)
@@ -51,6 +52,10 @@ class SettingsError(BackendError):
     """A setting or a project option has a wrong name or value."""
 
     http_status = 400
+
+
+class MissingExtra(BackendError):
+    """A command needs packages that are not installed; the message names the extra that brings them."""
 
 
 class LabelStudioError(BackendError):

@@ -35,6 +35,7 @@ from ml_backend.errors import (
     UnknownProject,
     WeightsError,
 )
+from ml_backend.extras import require
 from ml_backend.images.decode import decode
 from ml_backend.images.source import with_plugins
 from ml_backend.label_studio.client import BACKEND, FAILURES, TESTED, LabelStudioClient, Route, label_studio_version
@@ -112,6 +113,7 @@ class Check:
 
 
 CHECKS: list[Check] = []
+WORKERS_CHECK = "this check of a worker's machine"
 AGAIN = "try again when Label Studio answers"
 MEND_FILE = "mend or move away the file that is named"
 MEND_NAMED = "mend or move away what is named"
@@ -847,6 +849,7 @@ def check_space(context: CheckContext) -> Result:
 
 @check("weights", needs=("options",), remedy="set the option `backbone` to one of the networks that are named")
 def check_weights(context: CheckContext) -> Result:
+    require("worker", WORKERS_CHECK)
     import torch
 
     from ml_backend.model.backbones import last_layer, load_backbone, weights_file
@@ -880,6 +883,7 @@ def check_weights(context: CheckContext) -> Result:
 def check_gpu(context: CheckContext) -> Result:  # noqa: PLR0911 - one for each kind of machine
     if context.settings.device == "cpu":
         return ok("not used, as AL_DEVICE=cpu is set: heads are trained on the CPU")
+    require("worker", WORKERS_CHECK)
     import torch
 
     from ml_backend.model.hardware import Precision

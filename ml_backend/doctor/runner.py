@@ -10,7 +10,7 @@ import typer
 
 from ml_backend.config import checked_address
 from ml_backend.doctor.checks import CHECKS, Check, CheckContext, Result, failed, skipped
-from ml_backend.errors import BackendError, Unreachable
+from ml_backend.errors import BackendError, MissingExtra, Unreachable
 
 HIDDEN = "(hidden)"
 SHORTEST_SECRET = 4  # characters: a shorter one would hide half of every message
@@ -50,6 +50,8 @@ def examine(context: CheckContext, checks: Sequence[Check] = CHECKS) -> Iterator
 def _run(check: Check, context: CheckContext) -> Result:
     try:
         return check.run(context)
+    except MissingExtra as error:
+        return skipped(str(error))
     except Unreachable as error:
         return failed(error.what, error.remedy)
     except BackendError as error:

@@ -1,6 +1,7 @@
 """The doctor on an installation in memory: all well, and what the system tests cannot break."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -298,6 +299,18 @@ class TestMachine:
         assert failures(found) == {"weights"}
         assert "ImageNet's weights for resnet18: not on this machine" in found["weights"].seen
         assert str(tmp_path / "hub" / "checkpoints") in found["weights"].remedy
+
+    def test_a_server_without_torch_skips_what_is_the_workers(self, installation, monkeypatch):
+        """And says what is missing here; doctor ends with 0."""
+        installation.settings["device"] = "auto"
+        monkeypatch.setitem(sys.modules, "torch", None)
+
+        found = installation.examine()
+
+        assert failures(found) == set()
+        for name in ("weights", "GPU"):
+            assert found[name].verdict == "skip"
+            assert "worker's machine needs torch, which is not installed" in found[name].seen
 
 
 class TestGpu:
