@@ -54,7 +54,7 @@ def work(
     study: Annotated[bool, typer.Option("--study", help="run studies of `simulate --redis` instead")] = False,
 ) -> None:
     """Run rounds from the queue: train, rank, publish (the process that uses the GPU)."""
-    require("simulate" if study else "worker", "ml-backend work")
+    require("simulate" if study else "worker", "`work`")
     from ml_backend.config import Settings
 
     if study:
@@ -145,7 +145,7 @@ def demo(
 ) -> None:
     """Start all services, label in Label Studio with simulated readers, and show the result of each round."""
     given = {**locals()}  # the options, before any other local variable
-    require("worker", "ml-backend demo")
+    require("worker", "`demo`")
     from ml_backend.demo.options import DemoOptions
     from ml_backend.demo.run import run_demo
 
@@ -185,7 +185,7 @@ def simulate(
 ) -> None:
     """Simulate active learning on labelled images: compare strategies by their labels needed, in one report."""
     given = {**locals()}  # the options, before any other local variable
-    require("simulate", "ml-backend simulate")
+    require("simulate", "`simulate`")
     from ml_backend.simulation.options import SimulateOptions
     from ml_backend.simulation.study import simulate as run
 
@@ -217,7 +217,7 @@ def experiment(
     if given.pop("list_all") or name is None:
         typer.echo(markdown())
         return
-    require("simulate", "ml-backend experiment")
+    require("simulate", "`experiment`")
     # Not for the list: loading PyTorch takes seconds.
     from ml_backend.simulation.experiments import ExperimentOptions, run_experiment
 
@@ -230,7 +230,7 @@ def proof(project: Project) -> None:
 
     Exit status 1 where there are too few labels to compare, with the number that is missing.
     """
-    require("worker", "ml-backend proof")
+    require("worker", "`proof`")
     from ml_backend.config import Settings
 
     settings = Settings.load()
@@ -255,7 +255,7 @@ def replay(
     json: Annotated[bool, typer.Option("--json", help="one line of JSON a round")] = False,
 ) -> None:
     """Repeat every selection from the stored data of its round, and check the hashes; exit status 1 if any differs."""
-    require("worker", "ml-backend replay")
+    require("worker", "`replay`")
     from ml_backend.config import Settings
     from ml_backend.storage import RoundStore
 

@@ -1,0 +1,110 @@
+"""The package as it would be uploaded: its two files, and that plain pip finds a set of packages for its extras.
+
+``AL_EACH_EXTRA=1`` (`make release`) resolves every extra by itself; otherwise `all`, which includes the others.
+"""
+
+import os
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.package import BIN, PROJECT, ROOT, Built, Pip, build, pythons
+
+RESOLVED_BY_PIP = [name for name in PROJECT["optional-dependencies"] if name != "label-studio-ml"]
+EXTRAS = ["", *RESOLVED_BY_PIP] if os.environ.get("AL_EACH_EXTRA") else ["all"]
+PYTHONS = pythons()
+MINORS = ("3.11", "3.12", "3.13")
+TRAINING = {"torch", "torchvision", "scikit-learn"}
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module", params=EXTRAS, ids=lambda extra: f"[{extra}]")
+def resolving(
+    request: pytest.FixtureRequest, built: Built, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, Pip]]]:
+    """The extra, and pip resolving it for every Python at once: it mostly waits for the registry."""
+    extra: str = request.param
+    # Lazy wheels: where a registry serves no metadata, pip would fetch gigabytes to read some kilobytes.
+    options = ["--dry-run", "--ignore-installed", "--use-feature=fast-deps", "--no-input"]
+    wanted = f"{built.wheel}[{extra}]" if extra else str(built.wheel)
+    running = {
+        minor: Pip(python, [*options, wanted], tmp_path_factory.mktemp(f"pip-{minor}"))
+        for minor, python in PYTHONS.items()
+    }
+    yield extra, running
+    for pip in running.values():
+        pip.stop()
+
+
+class TestResolution:
+    @pytest.mark.parametrize("minor", MINORS)
+    def test_by_plain_pip(self, resolving, minor):
+        extra, running = resolving
+        if minor not in running:
+            pytest.skip(f"no Python {minor} on this machine: its resolution is not tested")
+
+        found = running[minor].installed()
+
+        assert found["label-studio-active-learning"] == PROJECT["version"]
+        assert Version(found["flask"]) >= Version("3.1")
+        trains = extra in {"worker", "simulate", "all"}
+        assert TRAINING & set(found) == (TRAINING if trains else set())
+        assert ("pydicom" in found) == (extra in {"dicom", "all"})
+
+    def test_for_the_running_python_at_least(self):
+        assert set(PYTHONS) & set(MINORS)
+
+    def test_all_includes_every_extra_that_pip_can_resolve(self):
+        [everything] = map(Requirement, PROJECT["optional-dependencies"]["all"])
+
+        assert everything.name == PROJECT["name"]
+        assert everything.extras == set(RESOLVED_BY_PIP) - {"all"}
+
+
+class TestFiles:
+    def test_are_accepted_by_the_registry(self, built):
+        done = subprocess.run(
+            [BIN / "twine", "check", "--strict", *built], capture_output=True, text=True, check=False, timeout=120
+        )
+
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def test_are_rated_by_pyroma(self, built):
+        """The two points to 10 are an e-mail address and a web address, which are the publisher's to add."""
+        done = subprocess.run(
+            [BIN / "pyroma", "--min", "8", built.sdist], capture_output=True, text=True, check=False, timeout=120
+        )
+
+        assert done.returncode == 0, done.stdout
+
+    def test_wheel_holds_the_package_and_nothing_else(self, built):
+        names = set(zipfile.ZipFile(built.wheel).namelist())
+        data = {f"ml_backend/label_studio_config/{path.name}" for path in (ROOT / "label_studio_config").iterdir()}
+        tracked = subprocess.run(
+            ["git", "ls-files", "-z", "ml_backend"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        package = {name for name in tracked.split("\0") if name and (ROOT / name).exists()}
+
+        assert {name for name in names if ".dist-info/" not in name} == package | data
+        done = subprocess.run(
+            [BIN / "check-wheel-contents", built.wheel], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stdout
+
+    def test_sdist_can_be_tested(self, built):
+        """It holds the sources, the tests, and the files that the commands of README need."""
+        with tarfile.open(built.sdist) as archive:
+            names = {name.partition("/")[2] for name in archive.getnames()}
+
+        assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "requirements.lock"} <= names
+        assert {str(Path(__file__).relative_to(ROOT)), "docs/operators.md", "docker/Dockerfile"} <= names
