@@ -37,9 +37,9 @@ def build(folder: Path) -> Built:
 def pythons() -> dict[str, Path]:
     """Minor version -> interpreter: the running one, then PATH's and pyenv's, of those that the package supports."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    paths = [Path(path) for minor in range(11, 30) if (path := shutil.which(f"python3.{minor}"))]
+    on_path = filter(None, (shutil.which(f"python3.{minor}") for minor in range(11, 30)))
     found: dict[str, Path] = {}
-    for path in (Path(sys.executable), *paths, *sorted(pyenv.glob("versions/*/bin/python3"))):
+    for path in (Path(sys.executable), *map(Path, on_path), *sorted(pyenv.glob("versions/*/bin/python3"))):
         command = [str(path), "-c", "import platform; print(platform.python_version())"]
         done = subprocess.run(command, env=CLEAN, capture_output=True, text=True, check=False, timeout=60)
         version = done.stdout.strip()
