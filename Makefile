@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 # as loading it takes.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types imports unit system audit bench lock clean chaos laws
+.PHONY: help setup demo test lint types imports unit system audit bench docs lock clean chaos laws
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ bench: setup $(if $(findstring --no-peers,$(ARGS)),,.bench/peers/.ready) ## Time
 	@$(UV) pip sync -q --python .bench/peers/bin/python --require-hashes tests/benchmarks/peers.lock
 	@touch $@
 
+docs: setup ## Build the documentation in site/, without the network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock: $(UV) ## Recompile the lock files: ours, the bench's peers', Label Studio's
 	@$(UV) pip compile -q $(COMPILE) --all-extras --group pyproject.toml:dev pyproject.toml -o requirements.lock >/dev/null
 	@grep -E '^(torch|torchvision|numpy|pillow|scipy)==' requirements.lock | tr -d '\\' > .tools/shared.txt
@@ -100,4 +103,4 @@ lock: $(UV) ## Recompile the lock files: ours, the bench's peers', Label Studio'
 	@echo "label-studio==1.23.2" | $(UV) pip compile -q $(COMPILE) - -o requirements-label-studio.lock >/dev/null
 
 clean: ## Remove what the commands above built
-	rm -rf .venv .tools .demo .bench .test-results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+	rm -rf .venv .tools .demo .bench site .test-results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

@@ -1,8 +1,8 @@
 """The commands of the manual, and the tests that run them.
 
-The manual is README and the pages of docs. Its commands are the lines of ``sh`` blocks and code within sentences.
-``RUNNERS`` names the test file that runs each, taken from the text, and how a run differs from a reader's. A test file
-gets its commands by ``commands_run_by(__file__)``; ``test_manual.py`` refuses a command without a runner.
+The manual is README, CONTRIBUTING and the pages of docs. Its commands are the lines of ``sh`` blocks and code within
+sentences. ``RUNNERS`` names the test file that runs each, taken from the text, and how a run differs from a reader's.
+A test file gets its commands by ``commands_run_by(__file__)``; ``test_manual.py`` refuses a command without a runner.
 """
 
 import re
@@ -131,6 +131,7 @@ RUNNERS: tuple[Runner, ...] = (
     Runner("make imports", _HERE, why=_CI),
     Runner("make unit", _HERE, why=_CI),
     Runner("make system", _HERE, why=_CI),
+    Runner("make docs", "tests/test_docs.py", why="into a folder of the test"),
     Runner("make help", _HERE),
     # NOT run, and why; what can be known of them without running is checked.
     Runner("make chaos", _HERE, why="NOT run: 24 minutes; `make test` runs the same file with fewer kills"),
@@ -152,7 +153,7 @@ def runner_of(command: Command) -> Runner | None:
 
 def pages() -> dict[str, str]:
     """Path below the repository -> text."""
-    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
     return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
 
 

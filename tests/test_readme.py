@@ -143,7 +143,8 @@ class TestReadme:
         assert done.stdout.strip().endswith("nats")
 
     @pytest.mark.parametrize(
-        "page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+        "page",
+        ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))],
     )
     def test_its_links_lead_somewhere(self, page):
         """Files that are there, and headings that they have."""
