@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 # as loading it takes.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types imports unit system audit bench docs lock clean chaos laws
+.PHONY: help setup demo test lint types imports unit system audit bench docs lock clean chaos laws compat
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ chaos: setup ## Kill everything in every phase on a real Label Studio (KILLS=24,
 laws: setup ## The laws of the queue with many more examples (EXAMPLES=300)
 	@AL_LAWS_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest tests/integration/test_queueing_laws.py $(ARGS)
 
+compat: setup ## What works with which Label Studio (VERSIONS="1.22.0 1.23.2+postgres"; an hour and 4 GB for all)
+	@$(BIN)/python -m tests.compat $(VERSIONS)
+
 bench: setup $(if $(findstring --no-peers,$(ARGS)),,.bench/peers/.ready) ## Time the engine side by side with other libraries (ARGS="--no-peers pages")
 	@mkdir -p .bench
 	@$(BIN)/python -m tests.benchmarks.cases $(ARGS)
@@ -103,4 +106,4 @@ lock: $(UV) ## Recompile the lock files: ours, the bench's peers', Label Studio'
 	@echo "label-studio==1.23.2" | $(UV) pip compile -q $(COMPILE) - -o requirements-label-studio.lock >/dev/null
 
 clean: ## Remove what the commands above built
-	rm -rf .venv .tools .demo .bench site .test-results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+	rm -rf .venv .tools .demo .bench .compat site .test-results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

@@ -74,9 +74,9 @@ def declared() -> list[Requirement]:
     groups = [
         project["dependencies"],
         *project["optional-dependencies"].values(),
-        PYPROJECT["dependency-groups"]["dev"],
+        *PYPROJECT["dependency-groups"].values(),
     ]
-    texts = [text for group in groups for text in group if not text.startswith(f"{own}[")]
+    texts = [text for group in groups for text in group if isinstance(text, str) and not text.startswith(f"{own}[")]
     environment = {**default_environment(), "sys_platform": "linux"}
     found = [Requirement(text) for text in texts]
     return [

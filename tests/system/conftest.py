@@ -2,8 +2,9 @@
 
 A session is each process of xdist: `make test` runs two of them side by side.
 
-``AL_TEST_LABEL_STUDIO_URL`` and ``AL_TEST_LABEL_STUDIO_TOKEN`` (a legacy token) name a Label Studio that runs
-already, which saves its first start while developing.
+``AL_LABEL_STUDIO_BIN`` names the program of another release, and ``AL_TEST_LABEL_STUDIO_DATABASE=postgres`` puts it on
+Postgres, as ``make compat`` does. ``AL_TEST_LABEL_STUDIO_URL`` and ``AL_TEST_LABEL_STUDIO_TOKEN`` (a legacy token) name
+a Label Studio that runs already, which saves its first start while developing.
 """
 
 import fcntl
@@ -29,6 +30,7 @@ from ml_backend.processes import Valkey
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
 from tests.system.live import LiveProject, RunningLabelStudio
+from tests.system.postgres import label_studio_on_postgres
 from tests.system.recording import RecordingBackend
 
 LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which Label Studio it is
@@ -36,9 +38,9 @@ LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which L
 # Two processes of xdist take a file in turn: what takes long comes first, so that none waits for the other at the end.
 # Second and third what needs no Label Studio: meanwhile the first process makes the database for both.
 LONGEST_FIRST = (
-    *("chaos", "page", "report", "browser", "demo", "manual_project", "events", "proof", "noise", "doctor", "order"),
-    "while_training",
-    *("newcomer", "rerank", "publisher", "typical_start", "upgrade", "reconcile", "bad_input"),
+    *("chaos", "page", "report", "postgres", "browser", "demo", "manual_project", "events", "proof", "noise"),
+    *("doctor", "order", "while_training", "newcomer", "rerank", "publisher", "typical_start", "upgrade", "reconcile"),
+    "bad_input",
 )
 
 
@@ -128,9 +130,15 @@ def label_studio(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
         password = os.environ.get("AL_TEST_LABEL_STUDIO_PASSWORD", "adminpass1")
         yield RunningLabelStudio(url, token, Login(email, password, token))
         return
+    if (database := os.environ.get("AL_TEST_LABEL_STUDIO_DATABASE", "sqlite")) not in {"sqlite", "postgres"}:
+        pytest.fail(f"AL_TEST_LABEL_STUDIO_DATABASE={database!r}: expected sqlite or postgres", pytrace=False)
     if not LabelStudio.default_binary().exists():
         _missing(f"{LabelStudio.default_binary()} (run `make setup`)")
     folder = tmp_path_factory.mktemp("label-studio")
+    if database == "postgres":
+        with label_studio_on_postgres(folder, _missing) as (on_postgres, _):
+            yield RunningLabelStudio(on_postgres.url, on_postgres.admin.token, on_postgres.admin)
+        return
     assert pytestconfig.cache is not None
     cache = pytestconfig.cache.mkdir("label-studio")
     program = f"{LabelStudio.default_binary()} {LOCKED.read_text()}"
