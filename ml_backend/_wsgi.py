@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             RoundQueue.from_settings(settings).ping()
             create_app(settings)
+        serve(settings, host=options.host, port=options.port)
     except BackendError as error:
         print(f"ml-backend: {error}", file=sys.stderr)  # noqa: T201 - a command's message
         return 1
-    serve(settings, host=options.host, port=options.port)
     return 0
 
 

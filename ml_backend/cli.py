@@ -69,7 +69,7 @@ def work(
 
 @app.command()
 def connect(
-    project: Project,
+    project: Annotated[int | None, typer.Option(help="id of the Label Studio project", min=1)] = None,
     url: BackendUrl = "http://127.0.0.1:9090",
     option: Annotated[
         list[str] | None,
@@ -80,20 +80,34 @@ def connect(
             help="a project option, e.g. -o strategy=batch_bald; replaces all options of the connection",
         ),
     ] = None,
+    create: Annotated[
+        str | None, typer.Option(metavar="TITLE", help="instead of --project: its title; made where there is none")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="label config of a new project: severity, normal_diseased, or an XML file"),
+    ] = None,
 ) -> None:
     """Prepare a project, and list the changes; a second run changes nothing."""
     from ml_backend.config import Settings, checked_address
-    from ml_backend.doctor.checks import CheckContext, ground_truth_note
-    from ml_backend.label_studio.connect import connect_project
+    from ml_backend.doctor.checks import CheckContext, connect_notes
+    from ml_backend.label_studio.client import LabelStudioClient
+    from ml_backend.label_studio.connect import check_backend_address, choose_project, connect_project
 
     # Label Studio calls an invalid address a private one.
     url = checked_address(url, "--url")
+    options = _pairs(option) if option else None
     settings = Settings.load()
-    for line in connect_project(settings, project, url, _pairs(option) if option else None):
-        typer.echo(line)
-    with closing(CheckContext(project, url, lambda: settings)) as context:
-        if note := ground_truth_note(context):
-            typer.echo(note)
+    check_backend_address(url)
+    with LabelStudioClient.from_settings(settings) as client:
+        number, found = choose_project(client, project, create, config, options)
+        if found:
+            typer.echo(found)
+        for line in connect_project(settings, number, url, options, client):
+            typer.echo(line)
+    with closing(CheckContext(number, url, lambda: settings)) as context:
+        for line in connect_notes(context):
+            typer.echo(line)
 
 
 @app.command()

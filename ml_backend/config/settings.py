@@ -255,6 +255,10 @@ class Settings(BaseSettings):
         description="hosts besides Label Studio that images may come from (host or host:port), and private networks "
         "(such as 10.0.0.0/8) that these may lie in, separated by commas",
     )
+    public_url: Annotated[str, AfterValidator(str.strip)] | None = Field(
+        None,
+        description="address of this backend's pages in a browser, as `connect` prints it; default: that of `--url`",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the network runs; `cpu` also spares each round the loading of PyTorch"
     )
@@ -321,7 +325,12 @@ def _mistakes(settings: Settings) -> Iterator[str]:
             "(%23 for #, %2F for /, %3F for ?, %5B for [)"
         )
     url = settings.label_studio_url
-    checks: list[Callable[[], object]] = [lambda: url and checked_address(url), lambda: check_network(url)]
+    page = settings.public_url
+    checks: list[Callable[[], object]] = [
+        lambda: url and checked_address(url),
+        lambda: page and checked_address(page, "AL_PUBLIC_URL"),
+        lambda: check_network(url),
+    ]
     for check in checks:
         try:
             check()
@@ -343,6 +352,7 @@ def _is_cut_short(url: str) -> bool:
 
 
 OPTION_PREFIX = "model_"  # of an option that is an attribute of the Choices tag
+SOURCES = {"Choices tag": "label config's Choices tag has", "extra_params": "project's connection has"}
 
 
 def _known_strategy(name: str) -> str:
@@ -519,25 +529,47 @@ class ProjectOptions(BaseModel):
         Raises:
             SettingsError: names every wrong key and value, where each came from, and what is allowed.
         """
-        environ = os.environ if environ is None else environ
-        layers: list[tuple[str, dict[str, object]]] = [
-            ("environment", {n: environ[v] for n in cls.model_fields if (v := f"AL_{n.upper()}") in environ}),
-            (
-                "Choices tag",
-                {
-                    k.removeprefix(OPTION_PREFIX): v
-                    for k, v in (attributes or {}).items()
-                    if k.startswith(OPTION_PREFIX)
-                },
-            ),
-            ("extra_params", dict(extra_params or {})),
-        ]
         merged: dict[str, object] = {}
         origin: dict[str, str] = {}
-        for name, layer in layers:
+        for name, layer in cls._layers(extra_params, attributes, environ):
             merged |= layer
             origin |= dict.fromkeys(layer, name)
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
             raise SettingsError(explain(error, cls.model_fields, str, origin)) from None
+
+    @classmethod
+    def overridden(
+        cls,
+        extra_params: Mapping[str, object] | None = None,
+        attributes: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """A sentence for each ``AL_<NAME>`` of the environment in whose place the project has another value.
+
+        The arguments are those of ``resolve``.
+        """
+        (_, ours), *others = cls._layers(extra_params, attributes, environ)
+        found = {name: (where, layer[name]) for where, layer in others for name in ours if name in layer}
+        return [
+            f"AL_{name.upper()}={ours[name]} has no effect here: the {SOURCES[where]} {name}={value}"
+            for name, (where, value) in found.items()
+            if str(value) != str(ours[name])
+        ]
+
+    @classmethod
+    def _layers(
+        cls,
+        extra_params: Mapping[str, object] | None,
+        attributes: Mapping[str, str] | None,
+        environ: Mapping[str, str] | None,
+    ) -> list[tuple[str, dict[str, object]]]:
+        """The three sources of options with their names, the least specific first."""
+        environ = os.environ if environ is None else environ
+        tag = {k.removeprefix(OPTION_PREFIX): v for k, v in (attributes or {}).items() if k.startswith(OPTION_PREFIX)}
+        return [
+            ("environment", {n: environ[v] for n in cls.model_fields if (v := f"AL_{n.upper()}") in environ}),
+            ("Choices tag", dict(tag)),
+            ("extra_params", dict(extra_params or {})),
+        ]

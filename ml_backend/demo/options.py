@@ -15,6 +15,7 @@ from ml_backend.demo.services import Login
 from ml_backend.demo.summary import View
 from ml_backend.errors import SettingsError
 from ml_backend.images.synthetic import draw_pool
+from ml_backend.label_studio.connect import read_label_config
 from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.schemas import patient_of
 from ml_backend.simulation.tables import read_rows, unlike_spellings
@@ -137,20 +138,6 @@ class Question:
     classes: tuple[str, ...]
 
 
-def shipped_config(name: str) -> str:
-    """The XML of a label config that comes with this project, such as ``severity``.
-
-    Raises:
-        SettingsError: there is none of this name.
-    """
-    package = Path(__file__).parents[1]
-    # Next to the package in a checkout, inside it in an installed wheel.
-    for folder in (package.parent / "label_studio_config", package / "label_studio_config"):
-        if (path := folder / f"{name}.xml").exists():
-            return path.read_text()
-    raise SettingsError(f"label_studio_config/{name}.xml is not in {package.parent}: run from a checkout")
-
-
 def choose_question(table: Path | None) -> Question:
     """The first shipped label config that offers all labels of the visitor's table, or of the drawn images.
 
@@ -163,7 +150,7 @@ def choose_question(table: Path | None) -> Question:
         labels = {label for _, label in rows}
     questions = []
     for name in LABEL_CONFIGS:
-        xml = shipped_config(name)
+        xml = read_label_config(name)
         questions.append(Question(xml, training_classes(parse_label_config(xml), ProjectOptions.resolve(environ={}))))
     # Where none fits, the first: ``read_images`` then names the rows with labels that it does not offer.
     return next((question for question in questions if labels <= set(question.classes)), questions[0])

@@ -38,17 +38,22 @@ from ml_backend.errors import (
 from ml_backend.extras import require
 from ml_backend.images.decode import decode
 from ml_backend.images.source import with_plugins
-from ml_backend.label_studio.client import BACKEND, FAILURES, TESTED, LabelStudioClient, Route, label_studio_version
+from ml_backend.label_studio.client import BACKEND, FAILURES, LabelStudioClient, Route, label_studio_version
 from ml_backend.label_studio.connect import (
     CONNECTED,
     ONE_CONNECTION,
+    OTHER_NAME,
     OUR_401,
     PRIVATE_ADDRESS,
     authorization,
+    browser_address,
     find_webhook,
+    half_connections,
     hint,
     other_connections,
+    version_note,
     wanted_webhook,
+    webhook_refusal,
 )
 from ml_backend.label_studio.external_images import BlockedHost
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config, read_image, shown, training_classes
@@ -66,7 +71,7 @@ from ml_backend.label_studio.sync import TaskCache, TaskImages, read_project
 from ml_backend.registry import build_plugin, plugins
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.schemas import Connection, FrozenModel, ProjectKey
-from ml_backend.storage import ProjectStore, RoundStore, write_atomically
+from ml_backend.storage import ProjectStore, RoundStore, check_writable
 from ml_backend.storage.project_state import Quarantine, ReadingStore
 
 Json = dict[str, Any]
@@ -157,7 +162,9 @@ class CheckContext:
     ) -> None:
         self.project_id = project_id
         self.url = url.rstrip("/")
-        self.connect_command = f"run `ml-backend connect --project {project_id} --url {self.url}`"
+        self.connect_command = OTHER_NAME
+        if webhook_refusal(self.url) is None:
+            self.connect_command = f"run `ml-backend connect --project {project_id} --url {self.url}`"
         self.http = http
         self._load = load
 
@@ -204,11 +211,20 @@ class CheckContext:
     @cached_property
     def options(self) -> ProjectOptions:
         """Of the connection in Label Studio, else of the one that the backend has stored."""
+        return ProjectOptions.resolve(self._extra_params, self.config.attributes)
+
+    @property
+    def _extra_params(self) -> Json:
         if self.backend is not None:
             params = self.backend.get("extra_params")
         else:
             params = self.stored_connection.extra_params if self.stored_connection else None
-        return ProjectOptions.resolve(params or {}, self.config.attributes)
+        return dict(params or {})
+
+    @cached_property
+    def overridden(self) -> list[str]:
+        """Options of the environment that have no effect in this project."""
+        return ProjectOptions.overridden(self._extra_params, self.config.attributes)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -349,8 +365,7 @@ def check_label_studio(context: CheckContext) -> Result:
             "the address of Label Studio is not known", "set AL_LABEL_STUDIO_URL, for example http://127.0.0.1:8080"
         )
     release = label_studio_version(context.studio_url, context.http)
-    tested = "" if release == TESTED else f"; tested is {TESTED}, others mostly work"
-    return ok(f"{release} at {context.studio_url}{tested}")
+    return ok(f"{release} at {context.studio_url}: {version_note(release)}")
 
 
 @check(
@@ -409,7 +424,7 @@ def check_options(context: CheckContext) -> Result:
         for name in ProjectOptions.model_fields
         if (value := getattr(chosen, name)) != getattr(defaults, name)
     ]
-    return ok(", ".join(differing) or "all at their defaults")
+    return ok("; ".join([", ".join(differing) or "all at their defaults", *context.overridden]))
 
 
 @check("classes", needs=("options",))
@@ -431,7 +446,14 @@ COUNTER = "al_webhooks_total"
 UPDATES = re.compile(rf'^{COUNTER}\{{[^}}]*action="PROJECT_UPDATED"[^}}]*\}} (\S+)$', re.MULTILINE)
 
 
-@check("private addresses", needs=("project",), remedy=AGAIN)
+@check("address", needs=("project",))
+def check_address(context: CheckContext) -> Result:
+    if refusal := webhook_refusal(context.url):
+        return failed(refusal, OTHER_NAME)
+    return ok(f"Label Studio takes {context.url} for a webhook")
+
+
+@check("private addresses", needs=("address",), remedy=AGAIN)
 def check_private_addresses(context: CheckContext) -> Result:
     # Label Studio judges an address before all else: a request that can create nothing shows whether it is allowed.
     requests: dict[str, tuple[str, Json]] = {
@@ -467,7 +489,7 @@ def check_backend(context: CheckContext) -> Result:
     return ok(f"at {context.url}, with the credentials of these settings")
 
 
-@check("connection", needs=("project",), remedy=AGAIN)
+@check("connection", needs=("address",), remedy=AGAIN)
 def check_connection(context: CheckContext) -> Result:
     row = context.backend
     if row is None:
@@ -515,6 +537,13 @@ def check_webhook(context: CheckContext) -> Result:
 @check("one connection", needs=("connection",), remedy=AGAIN)
 def check_one_connection(context: CheckContext) -> Result:
     webhooks = context.client.webhooks(context.project_id)
+    if half := half_connections(context.backends, webhooks, context.settings):
+        left = ", ".join(str(row["url"]) for row in half)
+        return failed(
+            f"the project also holds this backend at {left}, which an earlier connect left: no event comes from there, "
+            "and its options may replace those of this connection",
+            context.connect_command,
+        )
     if others := other_connections(context.backends, webhooks, context.url, context.settings):
         return failed(
             f"the project also holds this backend at {', '.join(others)}: it sends every event more than once, and the "
@@ -705,6 +734,20 @@ def check_ground_truths(context: CheckContext) -> Result:
     return ok(found.sentence or "no annotation is marked as ground truth")
 
 
+def connect_notes(context: CheckContext) -> list[str]:
+    """What ``connect`` prints about a project that it has connected: what to know, and where its pages are."""
+    known = context.stored_connection
+    studio = browser_address(context.client.url, known.hostname if known else None)
+    backend = context.settings.public_url or context.url
+    release = label_studio_version(context.client.url, context.http)
+    notes = [*context.overridden, ground_truth_note(context), f"Label Studio {release}: {version_note(release)}"]
+    return [
+        *filter(None, notes),
+        f"the project in Label Studio: {studio}/projects/{context.project_id}/data",
+        f"the owner's page: {backend.rstrip('/')}/projects/{context.key}",
+    ]
+
+
 def ground_truth_note(context: CheckContext) -> str:
     """What ``connect`` prints about ground truths; empty where there are none, or they cannot be counted."""
     try:
@@ -810,7 +853,7 @@ PER_WEIGHT = 20  # bytes: weight, gradient, Adam's two moments, and the best epo
 CUDA_OVERHEAD = 2**30  # bytes: CUDA itself and cuDNN's working memory; a round number
 
 
-@check("data folder", needs=("settings",))
+@check("data folder", needs=("settings",), remedy="do as it says: nothing is stored meanwhile, and no round can run")
 def check_data_folder(context: CheckContext) -> Result:
     folder = context.settings.data_dir
     if not folder.is_dir():
@@ -818,15 +861,7 @@ def check_data_folder(context: CheckContext) -> Result:
             f"AL_DATA_DIR={folder} does not exist or is not a directory",
             "set AL_DATA_DIR as it is set for `ml-backend serve`; in a new installation, make the folder",
         )
-    probe = folder / ".doctor"
-    try:
-        write_atomically(probe, b"written by ml-backend doctor, which removes it at once")
-        probe.unlink()
-    except OSError as error:
-        return failed(
-            f"AL_DATA_DIR={folder} cannot be written: {error.strerror or error}",
-            "make room, or let the user that runs `ml-backend` write there",
-        )
+    check_writable(folder)
     return ok(f"{folder.absolute()} can be written")
 
 

@@ -26,7 +26,6 @@ from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, Se
 
 LABEL_STUDIO = Server("start Label Studio", "AL_LABEL_STUDIO_URL")
 BACKEND = Server("start `ml-backend serve`", "--url")
-TESTED = "1.23.2"  # the release that this backend is tested with
 
 FAILURES = (httpx.HTTPError, httpx.InvalidURL)
 NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
@@ -618,6 +617,24 @@ class LabelStudioClient:
         """A file that Label Studio serves, and its content type; RequestRefused when it is larger."""
         response = self.send("GET", path, max_bytes=max_bytes)
         return response.content, response.headers["content-type"]
+
+    # New projects
+
+    def projects(self, title: str = "") -> Iterator[Json]:
+        """The ``id`` and ``title`` of every project whose title contains these words, in any case."""
+        number, more = 1, True
+        while more:
+            query = {"page": str(number), "page_size": "100", "include": "id,title", "title": title}
+            page = self.request("GET", "/api/projects/", dict, query=query)
+            yield from page["results"]
+            number, more = number + 1, bool(page.get("next"))
+
+    def validate_label_config(self, label_config: str) -> None:
+        """RequestRefused, with the reason, where Label Studio does not accept the XML."""
+        self.send("POST", "/api/projects/validate/", body={"label_config": label_config})
+
+    def create_project(self, fields: Mapping[str, object]) -> Json:
+        return self.request("POST", "/api/projects/", dict, body=dict(fields))
 
 
 def _redirected(source: str, target: httpx.URL) -> LabelStudioError:

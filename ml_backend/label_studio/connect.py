@@ -1,20 +1,27 @@
 """Connects a Label Studio project to this backend: backend, webhook and project settings; idempotent."""
 
 import base64
+import ipaddress
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from httpx import codes
 
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.errors import LabelStudioError, RequestRefused
+from ml_backend.errors import LabelStudioError, RequestRefused, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, question
 from ml_backend.label_studio.publisher import wanted_project
 
+TESTED = ("1.19.0", "1.20.0", "1.21.0", "1.22.0", "1.23.0", "1.23.2")
+"""Releases of Label Studio that `make compat` runs, oldest first."""
+
 NOTHING_TO_CHANGE = "nothing to change"
 TITLE = "Active learning"
+LISTED = 20  # projects in an error message
 CONNECTED = "CO"
 # Any number but 0 switches the project's toggle on, and for n Label Studio sends START_TRAINING before every n-th
 # annotation. This backend counts annotations itself, so n is out of reach.
@@ -44,7 +51,69 @@ ONE_CONNECTION = (
     "in the project's settings in Label Studio delete the one that is not used: the backend under Model, and its "
     "webhook under Webhooks, which stays when the backend is deleted"
 )
+# The hosts that Django's URLValidator takes besides localhost and IP addresses: a webhook's address is judged by it.
+_LABEL = r"[a-z0-9\u00a1-\uffff](?:[a-z0-9\u00a1-\uffff-]{0,61}[a-z0-9\u00a1-\uffff])?"
+_DOMAIN = re.compile(rf"(?:{_LABEL}\.)+(?!-)(?:[a-z\u00a1-\uffff-]{{2,63}}|xn--[a-z0-9]{{1,59}})(?<!-)\.?")
+OTHER_NAME = (
+    "give --url a name with a dot that Label Studio's machine, or container, knows, or an IP address; with Docker "
+    "Compose a network alias such as backend.internal, which docker/compose.yaml has: --url http://backend.internal:9090"
+)
 Json = dict[str, Any]
+
+
+def version_note(release: str) -> str:
+    """Whether a release of Label Studio is among the tested ones, and which these are."""
+    if release in TESTED:
+        return f"tested, as are {', '.join(one for one in TESTED if one != release)}"
+    tested = f"NOT tested; tested are {', '.join(TESTED)}"
+    return f"{tested}: upgrade it if something fails" if _number(release) < _number(TESTED[0]) else tested
+
+
+def _number(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:3])
+
+
+def browser_address(url: str, hostname: str | None) -> str:
+    """Where a browser most likely finds Label Studio.
+
+    Args:
+        url: where this backend reaches it, perhaps by the name of a container.
+        hostname: as Label Studio gives it to ``/setup``: ``LABEL_STUDIO_HOST``, else http://localhost:8080.
+    """
+    host = urlsplit(url).hostname or ""
+    internal = "." not in host or host.endswith(".internal")
+    is_set = hostname is not None and urlsplit(hostname).hostname not in (None, "localhost")
+    return hostname.rstrip("/") if hostname and (is_set or internal) else url
+
+
+def webhook_refusal(url: str) -> str | None:
+    """Why Label Studio makes no webhook to a backend at an address; None where it makes one.
+
+    Label Studio stores such a backend nevertheless, without an error.
+    """
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or _is_ip(host) or _DOMAIN.fullmatch(host):
+        return None
+    problem = f"{host!r} is no valid domain name" if "." in host else f"its host {host!r} has no dot"
+    return f"Label Studio sends no events to {url}, since {problem}"
+
+
+def check_backend_address(url: str) -> None:
+    """Check that a backend at this address can be connected.
+
+    Raises:
+        SettingsError: Label Studio would make no webhook to it.
+    """
+    if refusal := webhook_refusal(url):
+        raise SettingsError(f"{refusal}; nothing was changed: {OTHER_NAME}")
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def find_backend(client: LabelStudioClient, project_id: int, url: str) -> Json | None:
@@ -91,6 +160,29 @@ def other_connections(backends: Iterable[Json], webhooks: Iterable[Json], url: s
     return sorted(found - {url})
 
 
+def half_connections(backends: Iterable[Json], webhooks: Iterable[Json], settings: Settings) -> list[Json]:
+    """The backends that an earlier ``connect`` left behind when Label Studio refused their webhook for its address.
+
+    No event ever comes from one. Its title and user are those that ``connect`` gives; where callers need no password
+    it cannot be told from a backend that somebody else added by hand, and none is named.
+
+    Args:
+        backends: of the project.
+        webhooks: of the project.
+        settings: with the user that callers of this backend give.
+    """
+    served = {str(hook["url"]).rstrip("/").removesuffix("/webhook") for hook in webhooks}
+    return [
+        row
+        for row in backends
+        if row.get("title") == TITLE
+        and settings.basic_auth_user is not None
+        and row.get("basic_auth_user") == settings.basic_auth_user
+        and str(row["url"]).rstrip("/") not in served
+        and webhook_refusal(str(row["url"])) is not None
+    ]
+
+
 def _port(url: str) -> int | None:
     """The explicit port of an address; None where there is none, as with any service at ``https://host``."""
     try:
@@ -130,6 +222,94 @@ def hint(problem: str, status: int | None = None) -> str | None:
     return next((helps for words, helps in NOT_REACHED.items() if words in problem), None)
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The label configs that come with this package: name -> file."""
+    package = Path(__file__).parents[1]
+    # Next to the package in a checkout, inside it in an installed wheel.
+    folders = (package.parent / "label_studio_config", package / "label_studio_config")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.xml"))}
+
+
+def read_label_config(name: str) -> str:
+    """The XML of a label config.
+
+    Args:
+        name: of one that comes with this package, such as ``severity``, or the path of an XML file.
+
+    Raises:
+        SettingsError: there is none of this name, or the file cannot be read.
+    """
+    shipped = shipped_configs()
+    path = shipped.get(name, Path(name))
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(shipped)
+        raise SettingsError(
+            f"no label config {name!r} ({getattr(error, 'strerror', None) or error}): expected one of {known}, or the "
+            "path of an XML file"
+        ) from None
+
+
+def choose_project(
+    client: LabelStudioClient,
+    project_id: int | None,
+    title: str | None,
+    config: str | None,
+    options: Mapping[str, object] | None = None,
+) -> tuple[int, str]:
+    """The project to connect: the one of that id, or the one of that title, which is made where there is none.
+
+    Args:
+        client: of Label Studio.
+        project_id: of Label Studio; or None.
+        title: 3 to 50 characters, as Label Studio demands; or None.
+        config: label config of a new project, as ``read_label_config`` takes it.
+        options: with which the project will be connected.
+
+    Returns:
+        Its id, and what was found or made by the title; empty for a project that was given by its id.
+
+    Raises:
+        SettingsError, PayloadError: neither or both of id and title; several projects of that title; or the label
+            config or an option cannot be used. Nothing was created.
+        LabelStudioError: Label Studio refuses the label config or the title. Nothing was created.
+    """
+    if project_id is not None:
+        if title is not None or config is not None:
+            raise SettingsError(f"--project {project_id} names a project that exists: leave out --create and --config")
+        return project_id, ""
+    if title is None:
+        raise SettingsError(
+            "which project? Give --project N, or for a new one --create TITLE --config NAME; "
+            + _projects_listed(client)
+        )
+    found = [int(row["id"]) for row in client.projects(title) if row["title"] == title]
+    if len(found) > 1:
+        numbers = " or ".join(f"--project {number}" for number in sorted(found))
+        raise SettingsError(f"{len(found)} projects have the title {title!r}: name one by its number, {numbers}")
+    if found:
+        return found[0], f"found project {found[0]} {title!r}, whose label config stays as it is"
+    if config is None:
+        raise SettingsError(
+            f"there is no project {title!r} yet; a new one needs a label config: --config with one of "
+            f"{', '.join(shipped_configs())}, or with the path of an XML file"
+        )
+    xml = read_label_config(config)
+    parsed = parse_label_config(xml)
+    question(parsed, ProjectOptions.resolve(dict(options or {}), parsed.attributes))
+    client.validate_label_config(xml)
+    made = int(client.create_project({"title": title, "label_config": xml})["id"])
+    return made, f"created project {made} {title!r} with the label config {config}"
+
+
+def _projects_listed(client: LabelStudioClient) -> str:
+    rows = sorted(client.projects(), key=lambda row: -int(row["id"]))
+    shown = ", ".join(f"{row['id']} {str(row['title'])!r}" for row in rows[:LISTED])
+    more = f" and {len(rows) - LISTED} older ones" if len(rows) > LISTED else ""
+    return f"{client.url} has {shown}{more}" if rows else f"{client.url} has no project yet"
+
+
 def connect_project(
     settings: Settings,
     project_id: int,
@@ -150,11 +330,12 @@ def connect_project(
         A line that names what is learned, then one for each change, or one that nothing had to change.
 
     Raises:
-        SettingsError: the label config or an option cannot be used; nothing was changed.
+        SettingsError: the address, the label config or an option cannot be used; nothing was changed.
         LabelStudioError: Label Studio refused, or holds other values than it was sent.
     """
     client = client or LabelStudioClient.from_settings(settings)
     url = backend_url.rstrip("/")
+    check_backend_address(url)
     project, backend = client.project(project_id), find_backend(client, project_id, url)
     # Everything that can be wrong is checked before anything is changed.
     config = parse_label_config(project["label_config"])
@@ -167,8 +348,10 @@ def connect_project(
         backend = connection.add_backend(project, dict(options or {}))
     else:
         connection.update_backend(backend, options)
-    connection.set_webhook()
+        connection.set_webhook()
     connection.set_project(project, str(backend["title"]), resolved)
+    # Before the connection is read back: Label Studio calls /setup with the options of what it deletes.
+    connection.remove_half_connections()
     connection.verify()
     if others := other_connections(client.backends(project_id), client.webhooks(project_id), url, settings):
         connection.changes.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
@@ -219,6 +402,7 @@ class _Connection:
             }
 
     def add_backend(self, project: Json, params: dict[str, object]) -> Json:
+        """Add the backend and its webhook; where Label Studio refuses one of them, neither stays."""
         # Otherwise Label Studio makes the backend's title the model version: a random order, and three requests to
         # the backend before each task, until the first ranking is published. set_project() shows predictions again.
         hide = not project.get("model_version") and project.get("show_collab_predictions")
@@ -227,6 +411,8 @@ class _Connection:
         fields = {"url": self._url, "project": self._project_id, "title": TITLE, "extra_params": params}
         try:
             backend = self._client.add_backend(fields | self._credentials)
+            self.changes.append(f"added the backend {self._url} with the options {params or 'of the label config'}")
+            self.set_webhook()
         except RequestRefused as error:
             # Where Label Studio refuses the webhook, it keeps the backend.
             if (half := find_backend(self._client, self._project_id, self._url)) is not None:
@@ -234,7 +420,6 @@ class _Connection:
             if hide:
                 self._client.patch_project(self._project_id, {"show_collab_predictions": True})
             raise _with_remedy(error) from None
-        self.changes.append(f"added the backend {self._url} with the options {params or 'of the label config'}")
         return backend
 
     def update_backend(self, backend: Json, options: Mapping[str, object] | None) -> None:
@@ -274,6 +459,14 @@ class _Connection:
             for name, value in wanted.items()
             if before.get(name) != value
         ]
+
+    def remove_half_connections(self) -> None:
+        webhooks = self._client.webhooks(self._project_id)
+        for row in half_connections(self._client.backends(self._project_id), webhooks, self._settings):
+            self._client.delete_backend(int(row["id"]))
+            self.changes.append(
+                f"removed the backend {row['url']}, which an earlier connect left: Label Studio makes no webhook to it"
+            )
 
     def verify(self) -> None:
         """Read the connection back.

@@ -33,7 +33,7 @@ from ml_backend.scheduling.connections import configuration
 from ml_backend.scheduling.queue import QUEUE, Claim, RoundQueue
 from ml_backend.scheduling.shards import QUEUE_SHARDS, ShardQueue
 from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger
-from ml_backend.storage import RoundStore
+from ml_backend.storage import RoundStore, check_writable
 from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
 
 # With rq's own intervals a round whose machine died begins again after 13 minutes, with these within one.
@@ -121,10 +121,12 @@ def work(settings: Settings, burst: bool = False) -> None:
         burst: end when the queue is empty.
 
     Raises:
+        StorageError: the data folder cannot be written.
         QueueError: Redis does not answer at the start; later the worker waits for it.
     """
     enable_deterministic_blas()
     set_up_logs(settings)
+    check_writable(settings.data_dir, make=True)
     impatient = RoundQueue.from_settings(settings)
     impatient.ping()
     impatient.redis.close()

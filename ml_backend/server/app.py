@@ -12,12 +12,12 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from flask import Blueprint, Flask, Response, current_app, jsonify, render_template, request
+from flask import Blueprint, Flask, Response, abort, current_app, jsonify, render_template, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.config import Settings
-from ml_backend.errors import BackendError
+from ml_backend.errors import BackendError, StorageError
 from ml_backend.label_studio.formats import (
     Event,
     HealthAnswer,
@@ -43,7 +43,7 @@ from ml_backend.server.openapi import OPEN, describe, types_of
 from ml_backend.server.status import statuses
 from ml_backend.server.views import FORMS, pages
 from ml_backend.server.webhook import receive
-from ml_backend.storage import RoundStore
+from ml_backend.storage import RoundStore, check_writable
 
 LARGEST_BODIES = {"routes.webhook": 256 * 2**20, "routes.predictions": 32 * 2**20, "routes.setup": 4 * 2**20}
 """Bytes, by route. An import of many tasks is one event, and Label Studio's own limit for it is 250 MB."""
@@ -218,7 +218,12 @@ def json_endpoint(view: Callable[..., Any]) -> Callable[[], Response]:
 @routes.get("/health")
 @json_endpoint
 def health() -> HealthAnswer:
-    """Whether the server is up; the only route without credentials."""
+    """Whether the server is up and can write to its data folder; the only route without credentials."""
+    try:
+        check_writable(context().store.root)
+    except StorageError as error:
+        log.error("unhealthy", error=str(error))  # noqa: TRY400 - no traceback: it is no bug
+        abort(HTTPStatus.SERVICE_UNAVAILABLE, "the data folder cannot be written; the backend's log says why")
     return HealthAnswer(degraded=degraded(context().store, context().queue))
 
 

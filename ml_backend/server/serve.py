@@ -15,7 +15,7 @@ from ml_backend.logs import set_up_logs
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.reconciler import Reconciler
 from ml_backend.server.app import create_app
-from ml_backend.storage import RoundStore
+from ml_backend.storage import RoundStore, check_writable
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes a file of its own there and unlinks it
 
@@ -57,8 +57,12 @@ def serve(settings: Settings, host: str, port: int, threads: int = 8) -> None:
         host: address to listen on.
         port: port to listen on.
         threads: requests answered at the same time.
+
+    Raises:
+        StorageError: the data folder cannot be written.
     """
     set_up_logs(settings)
+    check_writable(settings.data_dir, make=True)
     try:
         RoundQueue.from_settings(settings).ping()
     except QueueError as error:

@@ -33,7 +33,7 @@
     <root>/cache/                     images and features, shared by all projects
 """
 
-from ml_backend.storage.atomic import write_atomically
+from ml_backend.storage.atomic import check_writable, write_atomically
 from ml_backend.storage.outputs import ScoringFolder, ScoringTask
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore, Thumbnails
 from ml_backend.storage.rounds import ProjectStore, RankingHead, RoundStore, RoundSummary
@@ -49,5 +49,6 @@ __all__ = [
     "ScoringFolder",
     "ScoringTask",
     "Thumbnails",
+    "check_writable",
     "write_atomically",
 ]

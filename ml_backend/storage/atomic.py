@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and records in them."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from ml_backend.schemas import FrozenModel
 
 ABANDONED_AFTER_S = 3600.0
 """After so long without a write, the process that was writing a temporary file is dead."""
+
+PROBE_BYTES = 4096  # a block of most file systems
 
 CACHED_RECORDS = 64
 """Records in memory, the last that were read; of a file only its newest content. Some grow to megabytes."""
@@ -65,6 +68,39 @@ def write_atomically(path: Path, content: bytes, *, parents: bool = True) -> Non
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder: Path, *, make: bool = False) -> None:
+    """Write to the data folder, and leave nothing there.
+
+    Args:
+        folder: the data folder.
+        make: make it where it is missing.
+
+    Raises:
+        StorageError: names the folder, the user of this process, and the way out.
+    """
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        user = f"{os.geteuid()}:{os.getegid()}"
+        raise StorageError(
+            f"the data folder {folder.absolute()} cannot be written by user {user} ({error.strerror or error}): "
+            f"{_way_out(error, folder, user)}, or let AL_DATA_DIR name another folder"
+        ) from None
+
+
+def _way_out(error: OSError, folder: Path, user: str) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room on its disk"
+    if error.errno == errno.EROFS:
+        return "mount it for writing"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"`chown -R {user} {folder.absolute()}`"
+    return "make it"
 
 
 def write_record(path: Path, record: FrozenModel) -> None:

@@ -93,6 +93,18 @@ class TestServe:
         connection.close()
         assert server.wait(timeout=20) == 0
 
+    @pytest.mark.parametrize("command", ["serve", "work"])
+    def test_does_not_start_where_it_cannot_store(self, start, tmp_path, command):
+        """A file in the place of the data folder stops root too."""
+        (tmp_path / "file").touch()
+
+        process = start(sys.executable, "-m", "ml_backend", command, AL_DATA_DIR=str(tmp_path / "file" / "data"))
+
+        assert process.wait(timeout=60) == 1
+        *_, last = (tmp_path / "child-0.log").read_text().splitlines()
+        assert last.startswith(f"ml-backend: the data folder {tmp_path / 'file' / 'data'} cannot be written by user ")
+        assert "Traceback" not in last
+
     def test_needs_no_home_and_no_writable_folder(self, serve, tmp_path):
         """As a container runs it: some user, a read-only root."""
         empty = tmp_path / "nobody's"

@@ -21,11 +21,11 @@ from typing import NoReturn
 import pytest
 from selenium import webdriver
 
-from ml_backend.demo.options import DemoImage, shipped_config
+from ml_backend.demo.options import DemoImage
 from ml_backend.demo.project import RoundFollower, create_project, upload_images
 from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import connect_project
+from ml_backend.label_studio.connect import connect_project, read_label_config
 from ml_backend.processes import Valkey
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
@@ -228,7 +228,7 @@ def live_project(
         queue = RoundQueue(stack.enter_context(connect_redis(valkey.url)))
 
         def make(images: Sequence[DemoImage], options: dict[str, object]) -> LiveProject:
-            project_id, config = create_project(client, "System test", shipped_config("severity"))
+            project_id, config = create_project(client, "System test", read_label_config("severity"))
             stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
             uploads = upload_images(client, label_studio.api_key, project_id, config.image_key, images)
             assert list(uploads)[-1] == len(images)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ml_backend.demo.options import draw_images, shipped_config
+from ml_backend.demo.options import draw_images
 from ml_backend.demo.project import create_project, upload_images
 from ml_backend.demo.readers import Reader
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.connect import read_label_config
 from ml_backend.label_studio.formats import prediction
 from ml_backend.label_studio.publisher import SAMPLING
 from tests.page_requests import RECORDED, page_request
@@ -54,7 +55,7 @@ class Ranked:
 @pytest.fixture(scope="module")
 def ranked(label_studio) -> Iterator[Ranked]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
-        project_id, config = create_project(client, "Recorded", shipped_config("severity"))
+        project_id, config = create_project(client, "Recorded", read_label_config("severity"))
         images = draw_images(6, seed=3, side=32)
         list(upload_images(client, label_studio.api_key, project_id, config.image_key, images))
         tasks = [str(task["id"]) for task in client.unlabelled_tasks(project_id)]

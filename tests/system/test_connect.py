@@ -2,16 +2,26 @@
 
 import base64
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from ml_backend.cli import app
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.errors import LabelStudioError, PayloadError, SettingsError
+from ml_backend.errors import BackendError, LabelStudioError, PayloadError, RequestRefused, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import NOTHING_TO_CHANGE, connect_project
+from ml_backend.label_studio.connect import (
+    NOTHING_TO_CHANGE,
+    TITLE,
+    connect_project,
+    version_note,
+    webhook_refusal,
+)
 from ml_backend.label_studio.formats import parse_label_config, prediction, question, training_classes
 from ml_backend.label_studio.sync import LabelStudioLabels
 from tests.label_configs import LEARNED, REFUSED
@@ -264,3 +274,147 @@ def test_a_backend_that_fails_later_is_told(case: Case) -> None:
 def test_a_project_that_is_none(case: Case) -> None:
     with pytest.raises(LabelStudioError, match="404"):
         connect_project(Settings.load(), 10**6, case.recorder.url, client=case.client)
+
+
+LOOPBACK = str(int.from_bytes(bytes([127, 0, 0, 1])))  # a host without a dot that every machine resolves
+
+
+def test_the_addresses_that_label_studio_takes_for_a_webhook(case: Case) -> None:
+    """Our copy of its rule, against the rule itself."""
+    hosts = (
+        *("backend", "backend.internal", "localhost", "127.0.0.1", "[::1]", "10.0.0.7", "al.example.org", "a.b.c.d.ee"),
+        *("my_backend.example.org", "my-backend.example.org", "-a.example.org", "a-.example.org", "backend.1"),
+        *("backend.x", "localhost.", "backend.internal.", "bücher.example", "xn--bcher-kva.example", "a..example"),
+        *("a.xn--p1ai", "a.x-y", "a.-x", "256.1.1.1", "127.1", f"{'a' * 63}.example", f"{'a' * 64}.example"),
+    )
+    taken = set()
+    for host in hosts:
+        fields = {"url": f"http://{host}:9090/webhook", "project": case.project_id, "is_active": False}
+        with suppress(RequestRefused):
+            case.client.add_webhook(fields)
+            taken.add(host)
+
+    assert {host for host in hosts if webhook_refusal(f"http://{host}:9090") is None} == taken
+    assert "backend.internal" in taken
+    assert "backend" not in taken
+
+
+def test_what_an_earlier_connect_left_is_taken_away(case: Case) -> None:
+    """Label Studio stores a backend at a host without a dot, and silently makes no webhook to it."""
+    path = f"/api/ml?project={case.project_id}"
+    left = {
+        "url": case.recorder.url.replace("127.0.0.1", LOOPBACK), "project": case.project_id, "title": TITLE,
+        "auth_method": "BASIC_AUTH", "basic_auth_user": "al", "basic_auth_pass": "first",
+    }  # fmt: skip
+    case.client.add_backend(left)
+    case.client.add_backend(left | {"title": "somebody's own"})
+    assert case.client.webhooks(case.project_id) == []
+
+    message = case.connect({"strategy": "bald"})
+    *_, (_, _, last) = [one for one in case.recorder.asked if one[0] == "/setup"]
+    again = case.connect()
+
+    assert last["extra_params"] == {"strategy": "bald"}
+    assert [line for line in message if "removed" in line] == [
+        f"removed the backend {left['url']}, which an earlier connect left: Label Studio makes no webhook to it"
+    ]
+    assert {row["title"] for row in case.client.request("GET", path, list)} == {TITLE, "somebody's own"}
+    assert not any("removed" in line for line in again)
+
+
+@dataclass(frozen=True)
+class Command:
+    """``ml-backend connect`` with the environment of an installation."""
+
+    client: LabelStudioClient
+    environ: dict[str, str]
+    url: str
+
+    def __call__(self, *words: str, url: str | None = None) -> Result:
+        return CliRunner().invoke(app, ["connect", *words, "--url", url or self.url], env=self.environ)
+
+    def refused(self, *words: str, url: str | None = None) -> str:
+        """The one line of a command that must change nothing."""
+        before = [row["id"] for row in self.client.projects()]
+        error = self(*words, url=url).exception
+        assert isinstance(error, BackendError), error
+        assert [row["id"] for row in self.client.projects()] == before
+        return str(error)
+
+
+@pytest.fixture
+def command(label_studio: RunningLabelStudio, recorder: RecordingBackend, tmp_path: Path) -> Iterator[Command]:
+    environ = {
+        "AL_LABEL_STUDIO_URL": label_studio.url,
+        "AL_LABEL_STUDIO_API_KEY": label_studio.api_key,
+        "AL_BASIC_AUTH_USER": "al",
+        "AL_BASIC_AUTH_PASS": "first",
+        "AL_DATA_DIR": str(tmp_path),
+        "AL_PUBLIC_URL": "https://al.example.org/",
+    }
+    with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
+        before = {row["id"] for row in client.projects()}
+        yield Command(client, environ, recorder.url)
+        for row in client.projects():
+            if row["id"] not in before:
+                client.send("DELETE", f"/api/projects/{row['id']}/")
+
+
+class TestCommand:
+    def test_makes_a_project_once(self, command: Command) -> None:
+        first = command("--create", "Films of a test", "--config", "severity", "--option", "strategy=bald")
+        again = command("--create", "Films of a test", "--config", "severity", "--option", "strategy=bald")
+
+        assert first.exit_code == again.exit_code == 0, (first.exception, again.exception)
+        [row] = command.client.projects("films of a TEST")
+        project = command.client.project(row["id"])
+        assert project["label_config"].split() == XML.split()
+        assert project["sampling"] == "Uncertainty sampling"
+        [backend] = command.client.backends(row["id"])
+        assert (backend["url"], backend["extra_params"]) == (command.url, {"strategy": "bald"})
+        lines = first.output.splitlines()
+        assert lines[0] == f"created project {row['id']} 'Films of a test' with the label config severity"
+        assert lines[-3] == f"Label Studio 1.23.2: {version_note('1.23.2')}"
+        assert lines[-2] == f"the project in Label Studio: {command.client.url}/projects/{row['id']}/data"
+        created = int(datetime.fromisoformat(project["created_at"]).timestamp())
+        assert lines[-1] == f"the owner's page: https://al.example.org/projects/{row['id']}.{created}"
+        assert again.output.splitlines()[0] == (
+            f"found project {row['id']} 'Films of a test', whose label config stays as it is"
+        )
+        assert NOTHING_TO_CHANGE in again.output.splitlines()
+
+    def test_of_a_file(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "own.xml").write_text(XML.replace("moderate", "mäßig"), encoding="utf-8")
+
+        assert command("--create", "Own", "--config", str(tmp_path / "own.xml")).exit_code == 0
+
+        [row] = command.client.projects("own")
+        assert "mäßig" in command.client.project(row["id"])["label_config"]
+
+    def test_what_creates_nothing(self, command: Command, case: Case, tmp_path: Path) -> None:
+        """A line for each mistake, and the project that is there stays as it was."""
+        title, new = case.project()["title"], ("--create", "New")
+        for name, xml in {
+            "empty": "",
+            "many": XML.replace("single-radio", "multiple"),
+            "astray": XML.replace("</View>", '<TextArea name="why" toName="nowhere"/></View>'),
+        }.items():
+            (tmp_path / f"{name}.xml").write_text(xml)
+
+        assert f"{case.project_id} {title!r}" in command.refused()
+        assert "leave out --create" in command.refused("--project", str(case.project_id), *new)
+        assert "one of normal_diseased, severity" in command.refused(*new)
+        assert "no label config 'grave' (No such file" in command.refused(*new, "--config", "grave")
+        assert "XML" in command.refused(*new, "--config", str(tmp_path / "empty.xml"))
+        assert "takes several answers" in command.refused(*new, "--config", str(tmp_path / "many.xml"))
+        assert "Label Studio answered 400" in command.refused(*new, "--config", str(tmp_path / "astray.xml"))
+        assert "at least 3 characters" in command.refused("--create", "N", "--config", "severity")
+        assert "no such option" in command.refused(*new, "--config", "severity", "--option", "strategie=bald")
+        dotless = command.refused(*new, "--config", "severity", url="http://backend:9090")
+        assert "nothing was changed: give --url a name with a dot" in dotless
+        assert case.client.backends(case.project_id) == []
+
+    def test_of_two_projects_of_a_title_neither_is_taken(self, command: Command) -> None:
+        ids = [command.client.create_project({"title": "Twice", "label_config": XML})["id"] for _ in range(2)]
+
+        assert all(f"--project {number}" in command.refused("--create", "Twice") for number in ids)

@@ -19,12 +19,12 @@ import pytest
 from redis import Redis, RedisError
 from rq.worker_registration import get_keys
 
-from ml_backend.demo.options import DRAWN_CLASSES, draw_images, shipped_config
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images
 from ml_backend.demo.project import RoundFollower, create_project, upload_images
 from ml_backend.demo.readers import file_name
 from ml_backend.demo.services import Backend
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import NOTHING_TO_CHANGE
+from ml_backend.label_studio.connect import NOTHING_TO_CHANGE, read_label_config
 from ml_backend.processes import Service, free_port, valkey_program
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.storage import RoundStore
@@ -127,7 +127,7 @@ def office(label_studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
     redis_url, backend_url = f"redis://127.0.0.1:{redis_port}/0", f"http://127.0.0.1:{port}"
     with ExitStack() as stack:
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
-        project_id, config = create_project(client, "By the manual", shipped_config("severity"))
+        project_id, config = create_project(client, "By the manual", read_label_config("severity"))
         stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
         drawn = draw_images(IMAGES, seed=6, side=64)
         assert list(upload_images(client, label_studio.api_key, project_id, config.image_key, drawn))[-1] == IMAGES

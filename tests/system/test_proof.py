@@ -5,8 +5,9 @@ from datetime import datetime
 import pytest
 
 from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
-from ml_backend.demo.options import draw_images, shipped_config
+from ml_backend.demo.options import draw_images
 from ml_backend.demo.project import create_project
+from ml_backend.label_studio.connect import read_label_config
 from ml_backend.schemas import Connection, ProjectKey, PublishedRanking, RoundReport
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Quarantine
@@ -103,11 +104,13 @@ class TestProof:
 def test_a_project_that_is_gone_from_label_studio(project, tmp_path):
     """It is still in the data folder: the backend looks once a minute."""
     client = project.client
-    project_id, _ = create_project(client, "Soon gone", shipped_config("severity"))
+    project_id, _ = create_project(client, "Soon gone", read_label_config("severity"))
     created = int(datetime.fromisoformat(client.project(project_id)["created_at"]).timestamp())
     client.send("DELETE", f"/api/projects/{project_id}/")
     key = ProjectKey(id=project_id, created=created)
-    RoundStore(tmp_path).connect(Connection(project=key, hostname=client.url, label_config=shipped_config("severity")))
+    RoundStore(tmp_path).connect(
+        Connection(project=key, hostname=client.url, label_config=read_label_config("severity"))
+    )
 
     done = project.run("proof", "--project", str(project_id), AL_DATA_DIR=str(tmp_path))
 

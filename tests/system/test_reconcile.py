@@ -10,9 +10,10 @@ from PIL import Image
 from redis import Redis
 
 from ml_backend.config import Settings
-from ml_backend.demo.options import DemoImage, shipped_config
+from ml_backend.demo.options import DemoImage
 from ml_backend.demo.project import create_project, upload_images
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.connect import read_label_config
 from ml_backend.processes import Valkey
 from ml_backend.rounds.live import run_live_round
 from ml_backend.scheduling import RoundQueue, connect_redis
@@ -76,7 +77,7 @@ def world(label_studio: RunningLabelStudio, valkey: Valkey, tmp_path: Path) -> I
         device="cpu",
     )
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client, connect_redis(valkey.url) as redis:
-        config = shipped_config("severity")
+        config = read_label_config("severity")
         project_id, read = create_project(client, "test reconcile", config)
         images = [
             DemoImage(name=f"{number}.png", content=image(number), label="", patient_id=None)

@@ -18,13 +18,13 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from ml_backend.demo.options import DRAWN_CLASSES, draw_images, shipped_config
+from ml_backend.demo.options import DRAWN_CLASSES, draw_images
 from ml_backend.demo.project import create_project, upload_images
 from ml_backend.demo.readers import Reader, ReadingRoom, SimulatedLabels, Submission, choice_result, file_name
 from ml_backend.demo.services import Backend, Worker
 from ml_backend.errors import LabelStudioError, QueueError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import connect_project
+from ml_backend.label_studio.connect import connect_project, read_label_config
 from ml_backend.processes import Service, Valkey, valkey_program
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.schemas import ImportedVersion, ProjectKey, PublishedRanking, RoundReport
@@ -316,7 +316,7 @@ class LabelledProject:
         client = installation.client
         drawn = draw_images(images, seed=seed, side=32)
         truth = {image.name: image.label for image in drawn}
-        self.id, self.config = create_project(client, "Chaos", shipped_config("severity"))
+        self.id, self.config = create_project(client, "Chaos", read_label_config("severity"))
         assert list(upload_images(client, installation.api_key, self.id, self.config.image_key, drawn))[-1] == images
         first = self._first_labels(truth)
         server = installation.server

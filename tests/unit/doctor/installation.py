@@ -20,7 +20,7 @@ from tests.unit.server.memory import MemoryQueue
 
 __all__ = ["BACKEND", "Installation", "failures"]
 
-STUDIO, BACKEND = "http://ls:8080", "http://backend:9090"
+STUDIO, BACKEND = "http://ls:8080", "http://backend.internal:9090"
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 KEY = ProjectKey(id=7, created=1_700_000_000)
 # Recorded from Label Studio 1.23.2.
@@ -104,8 +104,8 @@ class Installation:
                  "result": [region] if choice else []}
             ]  # fmt: skip
 
-    def context(self) -> CheckContext:
-        context = CheckContext(7, BACKEND, lambda: Settings.load(**self.settings), httpx.MockTransport(self))
+    def context(self, url: str = BACKEND) -> CheckContext:
+        context = CheckContext(7, url, lambda: Settings.load(**self.settings), httpx.MockTransport(self))
         if self.queue is not None:
             context.queue = self.queue
         return context
@@ -115,7 +115,7 @@ class Installation:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.asked.append((request.method, request.url.path))
-        if request.url.host == "backend":
+        if request.url.host in {"backend", "backend.internal"}:
             return self._backend(request)
         if request.url.path == "/api/version":
             return httpx.Response(200, json=self.release)

@@ -12,6 +12,7 @@ from torchvision import models
 
 from ml_backend.doctor import checks
 from ml_backend.doctor.checks import CHECKS, CUDA_OVERHEAD, PER_WEIGHT, ground_truth_note, step_memory
+from ml_backend.doctor.runner import examine
 from ml_backend.errors import SettingsError
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.storage import RoundStore
@@ -139,7 +140,7 @@ BROKEN: dict[str, tuple[Callable[[Installation], object], set[str], str, str]] =
     ),
     "both at private addresses": (
         lambda it: it.blocks.update({"/api/ml", "/api/webhooks/"}),
-        {"private addresses"}, "no backends and no webhooks at http://backend:9090: ", "PROTECTION_ENABLED=false",
+        {"private addresses"}, f"no backends and no webhooks at {BACKEND}: ", "PROTECTION_ENABLED=false",
     ),
     "a refused backend": (
         lambda it: it.backends[0].update(state="ER", error_message="401 Client Error: user and password are wanted"),
@@ -147,6 +148,10 @@ BROKEN: dict[str, tuple[Callable[[Installation], object], set[str], str, str]] =
     ),
     "another user": (
         lambda it: it.backends[0].update(basic_auth_user="somebody"), {"connection"}, "'somebody'", "ml-backend connect"
+    ),
+    "what an earlier connect left": (
+        lambda it: it.backends.append(it.backends[0] | {"id": 2, "url": "http://backend:9090"}),
+        {"one connection"}, "at http://backend:9090, which an earlier connect left", "ml-backend connect",
     ),
     "lost events": (lambda it: setattr(it, "delivers", False), {"event arrives"}, "no event arrived", BACKEND),
     "the title before the first ranking": (
@@ -208,7 +213,11 @@ def test_images_of_a_package_are_read_by_its_source(installation, monkeypatch):
 SOUND: dict[str, tuple[Callable[[Installation], object], dict[str, str]]] = {
     "another release": (
         lambda it: setattr(it, "release", {"release": "1.30.0"}),
-        {"Label Studio": "1.30.0 at http://ls:8080; tested is 1.23.2"},
+        {"Label Studio": "1.30.0 at http://ls:8080: NOT tested; tested are 1.19.0, "},
+    ),
+    "a release that is too old": (
+        lambda it: setattr(it, "release", {"release": "1.18.0"}),
+        {"Label Studio": "1.23.2: upgrade it if something fails"},
     ),
     "no images yet, also where the first round has found none": (
         before_the_first_import,
@@ -238,6 +247,40 @@ def test_what_is_no_failure(installation, changes, expected):
         assert words in found[name].seen
 
 
+def test_a_host_without_a_dot_is_never_recommended(installation):
+    """Label Studio holds the backend at it, and sends it no events."""
+    installation.backends[0]["url"] = "http://backend:9090"
+    installation.webhooks.clear()
+    installation.project["sampling"] = "Sequential sampling"
+
+    found = {one.name: one for one in examine(installation.context("http://backend:9090"))}
+
+    assert failures(found) >= {"address", "sampling"}
+    assert found["address"].seen.endswith("since its host 'backend' has no dot")
+    assert found["connection"].verdict == found["webhook"].verdict == "skip"
+    assert [one.remedy for one in found.values() if "--url http://backend:9090" in one.remedy] == []
+    assert "--url http://backend.internal:9090" in found["sampling"].remedy
+
+
+def test_an_option_of_the_environment_that_has_no_effect(installation, monkeypatch):
+    monkeypatch.setenv("AL_STRATEGY", "bald")
+    monkeypatch.setenv("AL_BACKBONE", "resnet50")
+    monkeypatch.setenv("AL_PASSES", "7")
+    config = installation.project["label_config"].replace("<Choices ", '<Choices model_strategy="mean_std" ')
+    installation.project["label_config"] = config
+
+    found = installation.examine()
+
+    assert failures(found) == set()
+    assert "AL_STRATEGY=bald has no effect here: the label config's Choices tag has strategy=mean_std" in (
+        found["options"].seen
+    )
+    assert "AL_BACKBONE=resnet50 has no effect here: the project's connection has backbone=resnet18" in (
+        found["options"].seen
+    )
+    assert "AL_PASSES" not in found["options"].seen
+
+
 @pytest.mark.parametrize("name", ["published.json", "versions.json"])
 def test_a_damaged_record_of_what_is_served(installation, tmp_path, name):
     """Without it nothing can be said about the predictions."""
@@ -254,15 +297,15 @@ class TestMachine:
     def test_a_folder_that_cannot_be_written(self, installation, monkeypatch):
         """Root may write anywhere, so the disk itself refuses."""
 
-        def refuse(*_: object) -> None:
+        def refuse(*_: object, **__: object) -> None:
             raise OSError(30, "Read-only file system")
 
-        monkeypatch.setattr("ml_backend.doctor.checks.write_atomically", refuse)
+        monkeypatch.setattr("ml_backend.storage.atomic.tempfile.TemporaryFile", refuse)
 
         found = installation.examine()
 
         assert failures(found) == {"data folder"}
-        assert "Read-only file system" in found["data folder"].seen
+        assert "(Read-only file system): mount it for writing" in found["data folder"].seen
         assert found["space"].verdict == "skip"
 
     def test_leaves_nothing_in_the_folder(self, installation, tmp_path):

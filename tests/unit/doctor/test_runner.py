@@ -84,7 +84,7 @@ class TestLines:
         assert any(address in line for line in lines_of(finding("FAIL", seen=f"no answer from {address}")))
 
     def test_break_no_command(self):
-        command = "`ml-backend connect --project 7 --url http://backend:9090`"
+        command = "`ml-backend connect --project 7 --url http://backend.internal:9090`"
 
         lines = lines_of(finding("FAIL", remedy=f"somebody who knows what is to be done would run {command}"))
 
@@ -132,9 +132,9 @@ class TestRunDoctor:
     def test_ends_with_1_where_something_fails(self, verdict, status, monkeypatch, capsys):
         monkeypatch.setattr(runner, "examine", lambda _: iter([finding("ok"), finding(verdict, remedy="mend it")]))
 
-        assert run_doctor(7, "http://backend:9090/", json=False) == status
+        assert run_doctor(7, "http://backend.internal:9090/", json=False) == status
         assert capsys.readouterr().out.splitlines()[0] == "ok    webhook             as it must be"
-        assert run_doctor(7, "http://backend:9090/", json=True) == status
+        assert run_doctor(7, "http://backend.internal:9090/", json=True) == status
         told = json.loads(capsys.readouterr().out)
-        assert told["url"] == "http://backend:9090"
+        assert told["url"] == "http://backend.internal:9090"
         assert told["well"] is (status == 0)

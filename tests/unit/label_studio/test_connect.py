@@ -11,11 +11,16 @@ from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import (
+    TESTED,
     authorization,
+    browser_address,
     connect_project,
+    half_connections,
     hint,
     other_connections,
     prediction_notes,
+    version_note,
+    webhook_refusal,
 )
 from tests.unit.label_studio.studio import FakeStudio
 
@@ -138,3 +143,61 @@ def test_another_service_behind_https_is_none() -> None:
     hooks = [hook("https://chat.example.org")]
 
     assert other_connections([], hooks, "https://al.example.org", Settings()) == []
+
+
+NO_DOT = "http://backend:9090"
+LEFT = {"id": 3, "url": NO_DOT, "title": "Active learning", "basic_auth_user": "al"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "webhooks", "is_ours"),
+    [
+        (GUARDED, LEFT, [], True),
+        (GUARDED, LEFT | {"url": f"{NO_DOT}/"}, [hook(BACKEND, headers=OURS)], True),
+        (GUARDED, LEFT | {"url": BACKEND}, [], False),
+        (GUARDED, LEFT | {"title": "SAM"}, [], False),
+        (GUARDED, LEFT | {"basic_auth_user": "sam"}, [], False),
+        (GUARDED, LEFT | {"basic_auth_user": None}, [], False),
+        (GUARDED, LEFT, [hook(NO_DOT, is_active=False)], False),
+        (Settings(), LEFT | {"basic_auth_user": None}, [], False),
+    ],
+)
+def test_half_connections(
+    settings: Settings, row: dict[str, Any], webhooks: list[dict[str, Any]], *, is_ours: bool
+) -> None:
+    """Deleted without a question: so title, user and address must all say that it is ours, and of no use."""
+    assert half_connections([row], webhooks, settings) == ([row] if is_ours else [])
+
+
+def test_an_address_without_a_dot_is_refused_before_anything_is_asked() -> None:
+    def never(request: httpx.Request) -> httpx.Response:
+        raise AssertionError(request.url)
+
+    client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(never))
+
+    with pytest.raises(SettingsError, match=r"'backend' has no dot; nothing was changed: .*backend\.internal"):
+        connect_project(Settings.load(), 1, NO_DOT, client=client)
+    assert "is no valid domain name" in str(webhook_refusal("http://my_backend.example.org:9090"))
+
+
+def test_says_which_releases_are_tested() -> None:
+    assert version_note("1.23.2") == "tested, as are 1.19.0, 1.20.0, 1.21.0, 1.22.0, 1.23.0"
+    for release in ("1.22.1", "1.24.0", "1.23.2.dev1", "2.0", "nightly"):
+        assert version_note(release).startswith(f"NOT tested; tested are {', '.join(TESTED)}"), release
+    assert version_note("1.18.0").endswith("1.23.2: upgrade it if something fails")
+    assert version_note("1.22.1").endswith("1.23.2")
+
+
+@pytest.mark.parametrize(
+    ("url", "hostname", "expected"),
+    [
+        ("http://label-studio:8080", "http://localhost:8080", "http://localhost:8080"),
+        ("http://label-studio.internal:8080", "https://ls.example.org/", "https://ls.example.org"),
+        ("https://ls.example.org", "http://localhost:8080", "https://ls.example.org"),
+        ("https://ls.example.org/path", None, "https://ls.example.org/path"),
+        ("http://10.0.0.7:8080", "https://ls.example.org", "https://ls.example.org"),
+        ("http://label-studio:8080", "", "http://label-studio:8080"),
+    ],
+)
+def test_where_a_browser_finds_label_studio(url: str, hostname: str | None, expected: str) -> None:
+    assert browser_address(url, hostname) == expected

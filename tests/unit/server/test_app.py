@@ -114,6 +114,21 @@ class TestAuthentication:
 
         assert guarded.get("/health").json == {"status": "UP", "degraded": ["no worker runs"]}
 
+    def test_health_fails_where_nothing_can_be_stored(self, guarded, store):
+        """The folder is a file: that stops root too. The answer is for anybody, and names no folder."""
+        store.root.rename(store.root.with_name("moved"))
+        store.root.write_text("")
+        with capture_logs() as logs:
+            refused = guarded.get("/health")
+        store.root.unlink()
+        gone = guarded.get("/health")
+        store.root.with_name("moved").rename(store.root)
+
+        assert refused.status_code == gone.status_code == 503
+        assert refused.json == {"error": "the data folder cannot be written; the backend's log says why"}
+        assert f"the data folder {store.root} cannot be written by user" in logs[0]["error"]
+        assert guarded.get("/health").status_code == 200
+
     def test_health_is_open(self, guarded):
         """A container's health check has no password."""
         assert guarded.get("/health").json == {"status": "UP", "degraded": []}

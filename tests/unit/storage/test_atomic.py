@@ -1,5 +1,6 @@
 """A file is there whole, or as it was."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import NoReturn
 
 import pytest
 
+from ml_backend.errors import StorageError
 from ml_backend.schemas import ImageRef
 from ml_backend.storage import atomic
 from ml_backend.storage.atomic import (
     ABANDONED_AFTER_S,
     CACHED_RECORDS,
+    check_writable,
     new_folder,
     read_cached,
     remove_half_written,
@@ -113,3 +116,37 @@ class TestRemoveHalfWritten:
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         remove_half_written(tmp_path / "none")
+
+
+class TestCheckWritable:
+    def test_leaves_nothing_and_makes_the_folder_where_it_may(self, tmp_path):
+        with pytest.raises(StorageError, match="No such file or directory"):
+            check_writable(tmp_path / "a" / "b")
+        check_writable(tmp_path / "a" / "b", make=True)
+        check_writable(tmp_path / "a" / "b")
+
+        assert list(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a" / "b"]
+
+    @pytest.mark.parametrize(
+        ("number", "way_out"),
+        [
+            (errno.EACCES, f"`chown -R {os.geteuid()}:{os.getegid()} "),
+            (errno.EROFS, "mount it for writing"),
+            (errno.ENOSPC, "make room on its disk"),
+            (errno.ENOENT, "make it"),
+        ],
+    )
+    def test_names_the_way_out(self, tmp_path, monkeypatch, number, way_out):
+        """As the system refuses; root may write anywhere."""
+
+        def refuse(**_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("ml_backend.storage.atomic.tempfile.TemporaryFile", refuse)
+
+        with pytest.raises(StorageError) as refused:
+            check_writable(tmp_path)
+
+        assert f"the data folder {tmp_path} cannot be written by user {os.geteuid()}:" in str(refused.value)
+        assert way_out in str(refused.value)
+        assert "AL_DATA_DIR" in str(refused.value)
