@@ -16,6 +16,7 @@
     │   │   └── UnusablePool     images wait, and none of them can be used
     │   ├── WeightsError         the backbone's weights cannot be had, or do not fit
     │   └── StaleRound           a newer run of the same project holds the fencing token
+    │       └── WorkerStopping   this worker was asked to stop: another one goes on with the round
     ├── ImageError               an image cannot be fetched or decoded
     ├── StorageError             the store cannot be read or written
     │   ├── UnknownRound         there is no such round, or no such picture of one (404)
@@ -115,6 +116,10 @@ class WeightsError(RoundError):
 
 class StaleRound(RoundError):
     """A newer run of the same project holds the fencing token."""
+
+
+class WorkerStopping(StaleRound):
+    """The worker of a round was asked to stop, and another one goes on with the round."""
 
 
 class ImageError(BackendError):

@@ -162,7 +162,7 @@ class Backend(Service):
 class Worker(Service):
     """The process that trains, ``ml-backend work``."""
 
-    # On SIGTERM a worker finishes its round, which is of no use any more; killed, it leaves one complete order.
+    # On SIGTERM a worker finishes the step of its round; nobody goes on with it, and a kill leaves one complete order.
     grace_s = 1.0
 
     def __init__(self, environ: Mapping[str, str], log: Path) -> None:

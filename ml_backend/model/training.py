@@ -126,7 +126,7 @@ def train(
         config: its batch is halved if the GPU's memory is full.
         precision: of the forward passes; the network is already on its device.
         seed: of order, dropout and augmentation.
-        progress: called with the epochs done and their highest number.
+        progress: called after every step, with the epochs done and their highest number; it may raise, to stop.
 
     Raises:
         RoundError: the loss is never a number, or the GPU's memory holds not even 2 images.
@@ -283,7 +283,7 @@ class _Trainer:
         stopping = EarlyStopping(config, self._loss.chance_level(self._training.targets))
         best: dict[str, Tensor] = {}
         while not stopping.stopped:
-            training_loss = self._train_epoch()
+            training_loss = self._train_epoch(lambda: progress(stopping.epoch, config.epochs))
             if stopping.update(training_loss, self._validation_loss()):
                 best = _copy_state(self._evaluated)
             progress(stopping.epoch, config.epochs)
@@ -298,7 +298,7 @@ class _Trainer:
         weights = tuple(self._loss.weights.tolist())
         return TrainingResult(stopping.epoch, stopping.best_epoch, stopping.best_loss, weights)
 
-    def _train_epoch(self) -> float:
+    def _train_epoch(self, after_step: Callable[[], None]) -> float:
         """Take one step a batch; returns the mean of their losses, with dropout, which may be NaN."""
         self._network.train()
         targets = self._training.targets
@@ -311,6 +311,7 @@ class _Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             total += loss.detach()
+            after_step()
         if self._mean is not None:
             self._mean.update_parameters(self._network)
         return total.item() / len(batches)

@@ -12,7 +12,9 @@ from ml_backend.registry import Need
 from ml_backend.schemas import Annotation, Exclusion, FitReport, ImageRef, Label, Ranking, Stage
 
 Progress = Callable[[Stage, int, int], None]
-"""Called with a stage, the units done and the units in all. Cheap to call often; never raises."""
+"""Called with a stage, the units done and the units in all, after each step of seconds. Cheap to call often.
+
+A worker that is asked to stop raises WorkerStopping from it where units are left."""
 
 
 def no_progress(stage: Stage, done: int, total: int) -> None:

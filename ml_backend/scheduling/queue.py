@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self, cast
+from types import FrameType
+from typing import Any, Final, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
@@ -24,7 +26,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.config import Settings
 from ml_backend.config.network import Server, explain_failure, trusted_certificates
-from ml_backend.errors import QueueError, SettingsError, StaleRound
+from ml_backend.errors import QueueError, SettingsError, StaleRound, WorkerStopping
 from ml_backend.scheduling.policy import (
     FIRST_PAUSE_S,
     IDLE_COOLDOWN_S,
@@ -322,6 +324,17 @@ class RoundQueue:
         if flat:
             self.perform(project, decide(ProjectState(_status(flat, progress=None)), RoundEnded()))
 
+    def give_back(self, project: ProjectKey, token: str) -> None:
+        """End a run whose worker stops; any worker can begin the round again at once.
+
+        It is no failure: its changes count again, nothing is logged on the project's page, and no pause follows.
+
+        Args:
+            project: the project.
+            token: of the run; nothing is changed if it is not the newest.
+        """
+        self._enqueue(project, self._run(project, "give_back", token))
+
     def newest_token(self, project: ProjectKey) -> str | None:
         """Token of the project's newest run; None if none runs, or Redis was emptied."""
         with self._reachable():
@@ -465,6 +478,44 @@ class Claim:
         """
         kept = LastError(kind=type(error).__name__, message=str(error) or repr(error), at=time.time())
         self.queue.settle(self.project, self.token, kept, retry=not isinstance(error, WAITS_FOR_EVENT))
+
+    def give_back(self) -> None:
+        """Leave the round to any worker, at once, since this one stops; no failure is counted.
+
+        Raises:
+            QueueError: Redis does not answer; the round begins again once its job has missed its heartbeats.
+        """
+        self.queue.give_back(self.project, self.token)
+
+
+class Shutdown:
+    """Whether the process of a job was asked to stop; the job looks at it between two steps.
+
+    The signal's handler does not raise itself: it may interrupt any line, also one between two halves of a write.
+
+    Attributes:
+        signal: that asked for it; None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def request(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.signal = signal.Signals(number)
+
+    def raise_if_requested(self, stage: str, done: int, total: int) -> None:
+        """Stop the job, unless the stage is done: what comes after the last stage is short.
+
+        Raises:
+            WorkerStopping: a signal has come, and a part of the stage is left.
+        """
+        if self.signal is not None and done < total:
+            raise WorkerStopping(f"{self.signal.name} at stage '{stage}', {done} of {total}")
+
+
+SHUTDOWN: Final = Shutdown()
+"""Of this process."""
 
 
 def _status(flat: list[bytes], progress: dict[str, str] | None) -> QueueStatus:

@@ -26,7 +26,7 @@ from ml_backend.config import Settings
 from ml_backend.errors import BackendError, QueueError, StaleRound
 from ml_backend.logs import set_up_logs
 from ml_backend.predictions import PoolPredictions
-from ml_backend.scheduling.queue import connect_redis, is_fresh
+from ml_backend.scheduling.queue import SHUTDOWN, connect_redis, is_fresh
 from ml_backend.schemas import ProjectKey
 from ml_backend.storage import RoundStore, ScoringFolder
 
@@ -235,8 +235,9 @@ class _Helper:
 
         Raises:
             StaleRound: it is lost: the round is over, or has scored it without this worker.
+            WorkerStopping: this worker was asked to stop.
         """
-        del stage, done, total
+        SHUTDOWN.raise_if_requested(stage, done, total)
         if time.monotonic() - self._kept >= KEEP_INTERVAL_S:
             self._keep()
 

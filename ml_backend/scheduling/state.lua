@@ -118,6 +118,17 @@ local function take_changes()
   redis.call('HDEL', key, 'retry_reason')
 end
 
+-- One round waits at most, for the strongest of the reasons that were given.
+local function wait_for(reason)
+  if not get('waiting') then
+    return reserve(reason)
+  end
+  if stronger(reason, get('waiting_reason')) then
+    redis.call('HSET', key, 'waiting_reason', reason)
+  end
+  return {}
+end
+
 local commands = {}
 
 function commands.record(changes, threshold, annotations)
@@ -140,13 +151,7 @@ function commands.request(reason, only_if_idle, cooldown)
   if rules[reason].ends_pause then
     end_pause()
   end
-  if get('waiting') then
-    if stronger(reason, get('waiting_reason')) then
-      redis.call('HSET', key, 'waiting_reason', reason)
-    end
-    return {}
-  end
-  return reserve(reason)
+  return wait_for(reason)
 end
 
 -- Requests a round that is due in the state last read, unless another client has requested one since.
@@ -213,6 +218,17 @@ function commands.settle(token, error, retry)
   return state()
 end
 
+-- Ends a run whose worker stops: the round waits for any worker, without a failure and without a pause.
+function commands.give_back(token)
+  if get('token') ~= token then
+    return {}
+  end
+  local reason = get('running_reason')
+  redis.call('HINCRBY', key, 'changes', number('running_changes'))
+  drop_running()
+  return wait_for(reason)
+end
+
 function commands.abandon(generation, error)
   if get('running') == generation then
     fail(error, true)
@@ -223,8 +239,9 @@ function commands.state()
   return state()
 end
 
--- A run that claims, trains or settles is alive, even if rq has given its job up.
-if command ~= 'claim' and command ~= 'train' and command ~= 'settle' and command ~= 'abandon' then
+-- A run that claims, trains, settles or is given back is alive, even if rq has given its job up.
+local of_a_run = {claim = true, train = true, settle = true, give_back = true, abandon = true}
+if not of_a_run[command] then
   heal()
 end
 if command == 'record' or command == 'request' then

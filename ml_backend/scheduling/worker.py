@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.blas import enable_deterministic_blas
 from ml_backend.config import Settings
-from ml_backend.errors import BackendError, EmptyPool, QueueError, StorageError, UnusablePool
+from ml_backend.errors import BackendError, EmptyPool, QueueError, StorageError, UnusablePool, WorkerStopping
 from ml_backend.images import ImageCache
 from ml_backend.images.source import with_plugins
 from ml_backend.images.thumbnail import thumbnail
@@ -30,9 +31,9 @@ from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.sync import TaskCache
 from ml_backend.logs import set_up_logs
 from ml_backend.scheduling.connections import configuration
-from ml_backend.scheduling.queue import QUEUE, Claim, RoundQueue
+from ml_backend.scheduling.queue import QUEUE, SHUTDOWN, Claim, RoundQueue
 from ml_backend.scheduling.shards import QUEUE_SHARDS, ShardQueue
-from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger
+from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger, Stage
 from ml_backend.storage import RoundStore, check_writable
 from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
 
@@ -47,6 +48,7 @@ LOCK_S = 30  # of rq's maintenance, which takes milliseconds
 PRELOADED = ("ml_backend.rounds", "torchvision.models", "torch._dynamo")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = structlog.get_logger()
 
@@ -55,7 +57,13 @@ class RoundWorker(Worker):
     """An rq worker whose work-horse dies with it, and which survives a Redis that restarts or is emptied.
 
     Otherwise the orphan of a killed worker would go on training next to the run that has replaced it.
+
+    At SIGTERM or SIGINT it takes no further job, and passes the signal on to the work-horse, whose ``SHUTDOWN`` ends
+    the job at its next step. At a second signal, a second or more later, it kills the work-horse.
     """
+
+    stop_signal = signal.SIGTERM
+    """That has ended this worker."""
 
     log_fields: tuple[str, ...] = ("project",)
     """Names of a job's first arguments in every log line about it."""
@@ -76,6 +84,31 @@ class RoundWorker(Worker):
             fields = {}
         with structlog.contextvars.bound_contextvars(**fields):
             super().execute_job(job, queue)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        self.stop_signal = signal.Signals(signum)
+        log.info("stopping", signal=self.stop_signal.name)
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call] # of rq
+
+    def handle_warm_shutdown_request(self) -> None:
+        """Pass the signal on; rq would only wait for the job to end."""
+        if self.horse_pid:
+            # Not rq's kill_horse: a work-horse that has just begun is still in this process's own group.
+            with suppress(ProcessLookupError):
+                os.kill(self.horse_pid, self.stop_signal)
+
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        # Until the work-horse has handlers of its own, a signal to it waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        super().fork_work_horse(job, queue)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if self._stop_requested:  # before there was a work-horse
+            self.handle_warm_shutdown_request()
+
+    def setup_work_horse_signals(self) -> None:
+        for one in STOP_SIGNALS:
+            signal.signal(one, SHUTDOWN.request)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def main_work_horse(self, job: Job, queue: Queue) -> None:
         if sys.platform == "linux":
@@ -114,7 +147,7 @@ class RoundWorker(Worker):
 
 
 def work(settings: Settings, burst: bool = False) -> None:
-    """Run rounds until stopped: SIGTERM or Ctrl-C lets the running round end, a second one kills it.
+    """Run rounds until stopped: at SIGTERM or Ctrl-C the running round is given back, a second one kills it.
 
     Args:
         settings: of the installation; the work-horse reads the same environment again.
@@ -216,6 +249,10 @@ def run(project: str, generation: int, reason: RoundTrigger) -> dict[str, str]:
     log.info("round begins", reason=claim.reason, changes=claim.changes)
     try:
         report, published = _run_round(settings, claim)
+    except WorkerStopping as stop:
+        claim.give_back()
+        log.info("round given back", why=str(stop))
+        return {"outcome": "given back"}
     except BackendError as error:
         if isinstance(error, EmptyPool) and not isinstance(error, UnusablePool):
             log.info("nothing to rank", why=str(error))
@@ -248,7 +285,12 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
         # An emptied Redis has forgotten newer runs, the store has not.
         project.require_newest(claim.token)
 
+    def progress(stage: Stage, done: int, total: int) -> None:
+        claim.progress(stage, done, total)
+        SHUTDOWN.raise_if_requested(stage, done, total)
+
     def raise_if_preempted() -> None:
+        SHUTDOWN.raise_if_requested("noise", 0, 1)
         ensure_current()
         claim.raise_if_preempted()
 
@@ -256,7 +298,7 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
         settings,
         claim.project,
         claim.reason,
-        claim.progress,
+        progress,
         ensure_current,
         board=ShardQueue.from_settings(settings, claim.project),
         raise_if_preempted=raise_if_preempted,

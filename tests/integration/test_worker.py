@@ -31,6 +31,10 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def events(log):
     return [line["event"] for line in log()]
 
@@ -86,16 +90,72 @@ class TestWork:
             ("end", "forced"),
         ]
 
-    def test_sigterm_lets_the_round_end(self, queue, start_worker, plan):
-        plan("burn 2")
+
+class TestShutdown:
+    """By docker, Kubernetes or systemd (SIGTERM), or on a terminal (SIGINT)."""
+
+    @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+    def test_the_round_is_given_back(self, queue, start_worker, plan, tmp_path, signum):
+        """At once, as no failure, and to any worker; what was labelled meanwhile counts as well."""
+        plan("burn 60", "quick")
+        worker = start_worker()
+        queue.count_changes(PROJECT, 20)
+        queue.request_round(PROJECT, "labels")
+        wait_until(lambda: queue.status(PROJECT).progress)
+        queue.count_changes(PROJECT, 3)
+
+        worker.send_signal(signum)
+
+        assert worker.wait(timeout=30) == 0  # the child asserts, too, that its parent process never saw torch
+        status = queue.status(PROJECT)
+        assert (status.waiting, status.running, status.progress, status.changes) == ("labels", None, None, 23)
+        assert (status.last_error, status.failures, status.rounds_failed) == (None, 0, 0)
+        assert queue.redis.llen("rq:queue:rounds") == 1
+        lines = (tmp_path / "child-0.log").read_text()
+        assert f"{signum.name} at stage 'train', " in lines
+        assert "round given back" in lines
+
+        start_worker()
+        wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
+        assert queue.status(PROJECT).changes == 0
+
+    def test_another_worker_that_waits_goes_on(self, queue, start_worker, plan, log):
+        plan("burn 60", "quick")
+        workers = [start_worker(), start_worker()]
+        queue.request_round(PROJECT, "labels")
+        wait_until(lambda: queue.status(PROJECT).progress)
+        busy = next(one for one in workers if os.getpgid(log()[0]["pid"]) in children(one.pid))
+
+        busy.send_signal(signal.SIGTERM)
+
+        wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
+        assert busy.wait(timeout=30) == 0
+        assert events(log) == ["begin", "begin", "end"]
+
+    def test_a_second_signal_kills_the_round(self, queue, start_worker, plan, log):
+        """For whoever cannot wait for the end of a step; the round begins again as a killed worker's does."""
+        plan("deaf 60")
         worker = start_worker()
         queue.request_round(PROJECT, "labels")
-        wait_until(lambda: queue.status(PROJECT).running)
+        wait_until(lambda: queue.status(PROJECT).progress)
+        worker.send_signal(signal.SIGTERM)
+        time.sleep(1.5)  # rq takes two within a second for one that was sent twice
+        assert worker.poll() is None
 
         worker.send_signal(signal.SIGTERM)
 
-        assert worker.wait(timeout=30) == 0  # the child asserts, too, that its parent process never saw torch
-        assert queue.status(PROJECT).rounds_finished == 1
+        worker.wait(timeout=30)
+        assert not is_alive(log()[0]["pid"])
+        assert queue.status(PROJECT).running == "labels"
+
+    def test_a_worker_that_waits_ends(self, redis, start_worker):
+        worker = start_worker()
+        wait_until(lambda: is_registered(redis))
+
+        worker.send_signal(signal.SIGTERM)
+
+        assert worker.wait(timeout=30) == 0
+        assert not is_registered(redis)
 
 
 class TestFailures:

@@ -1,6 +1,7 @@
 """A real worker with real jobs, work-horses and claims; only the round itself is replaced.
 
-Each round takes the next step of the Redis list ``test:plan``: ``quick`` (also when the list is empty), ``burn <s>``,
+Each round takes the next step of the Redis list ``test:plan``: ``quick`` (also when the list is empty), ``burn <s>``
+(in many steps), ``deaf <s>`` (in one step),
 ``empty`` (a BackendError), ``away`` (one that passes by itself), ``bug`` (an unexpected error), ``kill`` (the process
 is killed, as for want of memory).
 It notes its beginning and its end in ``test:log``.
@@ -45,6 +46,8 @@ def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: A
         while time.monotonic() < end:
             sum(range(1000))
             progress("train", 5, 10)
+    elif step == "deaf":
+        time.sleep(float(seconds))
     elif step == "empty":
         raise EmptyPool("no image is left")
     elif step == "away":

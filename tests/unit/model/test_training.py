@@ -377,11 +377,13 @@ class TestTrain:
         assert small.sizes[:3] == [16, 16, 8]
         assert torch.equal(small.hidden.weight, roomy.hidden.weight)
 
-    def test_progress_ends_at_the_end(self) -> None:
+    def test_progress_comes_after_every_step_and_ends_at_the_end(self) -> None:
+        """Within an epoch of images, a GPU-less worker that is asked to stop would not hear of it for minutes."""
         seen: list[tuple[int, int]] = []
-        fit(head(), clouds(20, seed=0), clouds(9, seed=1), epochs=3, progress=lambda *done: seen.append(done))
+        data = clouds(20, seed=0), clouds(9, seed=1)
+        fit(head(), *data, epochs=3, batch=10, progress=lambda *done: seen.append(done))
 
-        assert seen[0] == (1, 3)
+        assert seen[:6] == [(0, 3), (0, 3), (1, 3), (1, 3), (1, 3), (2, 3)]
         assert seen[-1] == (3, 3)
 
 

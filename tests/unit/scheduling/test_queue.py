@@ -1,6 +1,7 @@
 """What needs no Redis: addresses, and a claimed round over a queue in memory; ``tests/integration`` has the rest."""
 
 import importlib
+import signal
 
 import pytest
 from structlog.testing import capture_logs
@@ -15,8 +16,10 @@ from ml_backend.errors import (
     StorageError,
     TooFewLabels,
     UnknownProject,
+    WorkerStopping,
 )
 from ml_backend.scheduling import JOB, Claim, LastError, Progress, QueueStatus, RoundQueue, connect_redis
+from ml_backend.scheduling.queue import Shutdown
 from ml_backend.schemas import ProjectKey, RoundTrigger
 
 PROJECT = ProjectKey(id=2, created=1795384774)
@@ -195,3 +198,15 @@ def test_the_dotted_path_of_the_job_resolves():
     module, _, name = JOB.rpartition(".")
 
     assert callable(getattr(importlib.import_module(module), name))
+
+
+class TestShutdown:
+    def test_stops_a_job_between_two_steps(self):
+        """What ends a stage is no such step: a published round would be given back."""
+        shutdown = Shutdown()
+        shutdown.raise_if_requested("train", 1, 2)
+        shutdown.request(signal.SIGTERM, None)
+
+        shutdown.raise_if_requested("publish", 1, 1)
+        with pytest.raises(WorkerStopping, match="SIGTERM at stage 'train', 12 of 90"):
+            shutdown.raise_if_requested("train", 12, 90)

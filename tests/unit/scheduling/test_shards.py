@@ -1,5 +1,6 @@
 """A helper on a board in memory: what it takes, what it leaves, and how it ends."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.errors import QueueError, WeightsError
 from ml_backend.predictions import PoolPredictions
 from ml_backend.scheduling import shards
+from ml_backend.scheduling.queue import Shutdown
 from ml_backend.scheduling.shards import ShardQueue
 from ml_backend.schemas import ProjectKey
 from ml_backend.storage import RoundStore, ScoringFolder, ScoringTask
@@ -56,6 +58,7 @@ class Scorer:
 
     def __init__(self) -> None:
         self.scored: list[int] = []
+        self.steps = 1
         self.at: Callable[[int], None] = lambda _number: None
         self.refuses: Exception | None = None
 
@@ -65,7 +68,7 @@ class Scorer:
     ) -> Iterator[Callable[[int], PoolPredictions]]:
         def score(number: int) -> PoolPredictions:
             self.at(number)
-            progress("score", 1, 1)
+            progress("score", 1, self.steps)
             self.scored.append(number)
             return PoolPredictions((str(number),), CLASSES, np.full((1, 2, 3), number, np.float32))
 
@@ -186,3 +189,14 @@ def test_redis_falls_silent(board, scorer, folder):
 
     assert shards.run(KEY, folder.name)["outcome"] == "failed"
     assert have_results(folder) == []
+
+
+def test_a_worker_that_stops_leaves_its_shard_to_others(board, scorer, folder, monkeypatch):
+    shutdown = Shutdown()
+    monkeypatch.setattr(shards, "SHUTDOWN", shutdown)
+    scorer.at = lambda _number: shutdown.request(signal.SIGTERM, None)
+    scorer.steps = 2
+
+    assert shards.run(KEY, folder.name) == {"outcome": "called off", "shards": 0}
+    assert have_results(folder) == []
+    assert board.holders == {}

@@ -1,0 +1,44 @@
+"""A real worker whose rounds are real but for Label Studio, which is in its memory.
+
+In the stage named by ``TEST_HOLD`` a round takes its first step, makes the file ``held-<stage>`` in the data folder,
+and waits until its process is asked to stop.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[2])  # not this folder
+
+from ml_backend.config import Settings
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.scheduling import worker
+from ml_backend.scheduling.queue import SHUTDOWN, Claim
+from tests.count_modules import make_studio
+
+
+def hold(stage: str) -> None:
+    """Make rounds wait in this stage."""
+    progress = Claim.progress
+
+    def progress_and_wait(self: Claim, now: str, done: int, total: int) -> None:
+        progress(self, now, done, total)
+        if now == stage and done > 0:
+            Path(os.environ["AL_DATA_DIR"], f"held-{stage}").touch()
+            while SHUTDOWN.signal is None:
+                time.sleep(0.01)
+
+    Claim.progress = progress_and_wait  # type: ignore[method-assign,assignment]
+
+
+if __name__ == "__main__":
+    studio = make_studio()
+    from_settings: Any = lambda *_args, **_options: studio.client()  # noqa: E731
+    LabelStudioClient.from_settings = from_settings  # type: ignore[method-assign]
+    worker.draw_thumbnails = lambda *_: 0
+    if stage := os.environ.get("TEST_HOLD"):
+        hold(stage)
+    worker.work(Settings.load(), burst=True)
