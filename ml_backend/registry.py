@@ -46,8 +46,8 @@ class StrategySpec:
         unit: of a score.
         range: of a score, for C classes and T passes.
         source: publication.
-        requires: what the learner computes for it.
-        min_passes: stochastic passes without which every score would be the same.
+        requires: inputs that the learner computes for it.
+        min_passes: least number of stochastic passes; with fewer, all scores would be equal.
         batch: whether it is called with the whole pool, the batch size and the seed, see ``acquisition_function``.
         target: ``module:function`` that holds it.
 
@@ -81,7 +81,7 @@ class StrategySpec:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the learner computes for it."""
+        """Inputs that the learner computes for it."""
         return frozenset(self.requires)
 
     @property
@@ -101,10 +101,10 @@ def acquisition_function(
     min_passes: int = 1,
     batch: bool = False,
 ) -> Callable[[F], F]:
-    """Describe an acquisition function beside its code.
+    """Declare the specification of an acquisition function.
 
-    The decorated function takes what it requires as keywords (``probs`` [images, passes, classes], ``features``
-    [images, dims], ``gradients``) and returns one score an image, higher = label first. With ``batch=True`` it is
+    The decorated function takes its required inputs as keywords (``probs`` [images, passes, classes], ``features``
+    [images, dims], ``gradients``) and returns one score per image, higher = label first. With ``batch=True`` it is
     called as ``function(inputs, batch_size, seed)`` with ``AcquisitionInputs``, and returns such scores, or a
     ``Selection`` whose picks come first.
 
@@ -114,8 +114,8 @@ def acquisition_function(
         unit: of a score.
         range: of a score, for C classes and T passes.
         source: publication.
-        requires: what the learner computes for it.
-        min_passes: stochastic passes without which every score would be the same.
+        requires: inputs that the learner computes for it.
+        min_passes: least number of stochastic passes; with fewer, all scores would be equal.
         batch: see above.
 
     The arguments must be literals: they are read from the source file, without importing it.
@@ -135,7 +135,7 @@ def plugins(group: Group) -> dict[str, EntryPoint]:
 
 
 def load_plugin(group: Group, name: str) -> Any:
-    """Import what a package has added.
+    """Import the object behind an entry point.
 
     Raises:
         SettingsError: no installed package has an entry point of that name, or importing it fails.
@@ -149,7 +149,7 @@ def load_plugin(group: Group, name: str) -> Any:
 
 
 def build_plugin(group: Group, name: str, *arguments: Any) -> Any:
-    """Import what a package has added, and call it.
+    """Import the object behind an entry point, and call it.
 
     Raises:
         SettingsError: see ``load_plugin``, or the call fails.

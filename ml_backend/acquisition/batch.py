@@ -1,4 +1,4 @@
-"""Batches whose images teach different things: BatchBALD, and PowerBALD at almost no cost."""
+"""Batches of dissimilar images: BatchBALD, and PowerBALD at almost no cost."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -43,15 +43,15 @@ PASSES_PER_PICK = 5
 
 @acquisition_function(
     "power_bald",
-    summary="BALD with seeded noise, so that a batch is spread over the pool at almost no cost",
+    summary="BALD with seeded noise, which spreads the batch over the pool at almost no cost",
     unit="log nats, with Gumbel noise",
-    range="any number",
+    range="any real number",
     min_passes=2,
     source="Kirsch, Farquhar, Atighehchian, Jesson, Branchaud-Charron & Gal 2023, arXiv:2106.12059",
     batch=True,
 )
 def rank_power_bald(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Float[Tensor, " images"]:
-    """Noisy scores: the noise alone spreads the batch."""
+    """BALD with seeded noise; the batch size has no influence."""
     del batch_size
     return power_bald(given(inputs.probs, "probs", "power_bald"), seeded_draws(inputs.ids, seed, "power_bald "))
 
@@ -59,15 +59,15 @@ def rank_power_bald(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Fl
 def power_bald(
     probs: Float[Tensor, "images passes classes"], draws: UInt64[npt.NDArray[np.uint64], " images"]
 ) -> Float[Tensor, " images"]:
-    """BALD on a logarithmic scale, with noise.
+    """BALD on a logarithmic scale, with Gumbel noise.
 
-    ``score(x) = log I(y; w | x) + Gumbel noise``, beta = 1: the best is image x with a probability proportional to its
-    BALD score, and the next ones likewise among those that are left. Twenty copies of the best image no longer fill
-    the batch, for BALD's own price.
+    ``score(x) = log I(y; w | x) + Gumbel noise``, beta = 1: image x ranks first with a probability proportional to its
+    BALD score, and the next ones likewise among the remaining images. Copies of the best image therefore do not fill
+    the batch, at the cost of BALD.
 
     Args:
         probs: softmax outputs of the stochastic passes; each row sums to 1.
-        draws: one uniform draw an image, from which its noise is made.
+        draws: one uniform draw per image, from which its noise is computed.
 
     Returns:
         Scores, log nats with noise: any number, always finite.
@@ -83,9 +83,9 @@ def power_bald(
 
 @acquisition_function(
     "batch_bald",
-    summary="the batch whose labels together tell most about the network; sees that two images are alike",
+    summary="the batch with the largest mutual information between its labels and the weights; avoids similar images",
     unit="nats",
-    range="0 .. log C: what a pick adds to the picks before it; for the rest, its BALD score",
+    range="0 .. log C: gain over the earlier picks; for the rest, its BALD score",
     min_passes=2,
     source="Kirsch, van Amersfoort & Gal 2019, arXiv:1906.08158",
     batch=True,
@@ -115,7 +115,7 @@ class Picks(NamedTuple):
     images: Int64[Tensor, " picks"]
     """Positions in the pool."""
     gains: Float[Tensor, " picks"]
-    """Nats that each pick adds to what the picks before it tell about the network."""
+    """Mutual information that each pick adds to that of the earlier picks, in nats."""
 
 
 def batch_bald(
@@ -126,13 +126,13 @@ def batch_bald(
     ties: Int64[Places, " images"] | None = None,
     configurations: int = 500,
 ) -> Picks:
-    """Pick greedily the batch whose labels together tell most about the network's weights.
+    """Select greedily the batch with the largest mutual information between its labels and the weights.
 
-    Each pick maximises ``I(y_1 .. y_b; w) = H(y_1 .. y_b) - Σ_i mean_t H(y_i | w_t)`` given the picks before it. What
-    image x adds is the entropy of its prediction under the posterior over the T masks that a labelling of the picks
-    implies, averaged over their labellings, minus its mean entropy over the masks. All ``C^b`` labellings count while
-    they are no more than ``configurations``; beyond, that many are drawn anew at each step, since greedy would
-    overfit one set carried along.
+    Each pick maximises ``I(y_1 .. y_b; w) = H(y_1 .. y_b) - Σ_i mean_t H(y_i | w_t)`` given the earlier picks. The
+    gain of image x is the entropy of its prediction under the posterior over the T masks that a labelling of the picks
+    implies, averaged over their labellings, minus its mean entropy over the masks. All ``C^b`` labellings are
+    enumerated up to ``configurations``; beyond, that many are drawn again at each step, since the greedy selection
+    would overfit a fixed set.
 
     Args:
         probs: softmax outputs of the stochastic passes; each row sums to 1. Pass t must be the same network (one

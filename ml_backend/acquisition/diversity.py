@@ -100,9 +100,9 @@ def core_set(
     ties: Int64[npt.NDArray[np.int64], " images"],
     labelled_features: Float[Tensor, "labelled dims"] | None = None,
 ) -> Selection:
-    """Pick, again and again, the image farthest from every labelled image and from every pick before it.
+    """Select, one after another, the image farthest from all labelled images and earlier picks.
 
-    With no labelled image, the first pick is the image nearest the pool's mean. Memory is a few numbers an image.
+    With no labelled image, the first pick is the image nearest the pool's mean. Memory is a few numbers per image.
 
     Args:
         features: of the pool; distances are Euclidean.
@@ -150,7 +150,7 @@ def _from_mean(rows: Float[Tensor, "images dims"]) -> Float[npt.NDArray[np.float
 
 @acquisition_function(
     "core_set",
-    summary="images that leave no part of the pool far from a labelled one; looks at no prediction",
+    summary="images that cover the pool, so that none is far from a labelled one; ignores predictions",
     unit="feature distance",
     range="0 or more: distance to the nearest labelled image or earlier pick; for the rest, after all picks",
     requires=frozenset({"features"}),
@@ -158,7 +158,7 @@ def _from_mean(rows: Float[Tensor, "images dims"]) -> Float[npt.NDArray[np.float
     batch=True,
 )
 def rank_core_set(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Selection:
-    """The batch by ``core_set``; then the rest, farthest from any centre first."""
+    """The batch by ``core_set``, then the rest, farthest from any centre first."""
     features = given(inputs.features, "features", "core_set")
     return core_set(features, batch_size, ties=inputs.ties(seed), labelled_features=inputs.labelled_features)
 
@@ -227,9 +227,9 @@ def _log(squared: Float[npt.NDArray[np.float64], " images"]) -> Float[npt.NDArra
 
 @acquisition_function(
     "badge",
-    summary="a spread of images that would each move the last layer far, and in different directions",
+    summary="images whose gradients of the last layer are large and point in different directions",
     unit="squared gradient length",
-    range="0 or more: squared distance to the nearest pick before it, of the first its own squared length; "
+    range="0 or more: squared distance to the nearest earlier pick (of the first pick, its squared length); "
     "for the rest, to the nearest pick",
     requires=frozenset({"gradients"}),
     source="Ash, Zhang, Krishnamurthy, Langford & Agarwal 2020, arXiv:1906.03671",
@@ -265,7 +265,7 @@ def typiclust(
     seed: int = 0,
     labelled_features: Float[Tensor, "labelled dims"] | None = None,
 ) -> Selection:
-    """Cluster pool and labelled images together, and pick the most typical image of each cluster without a label.
+    """Cluster pool and labelled images together, and select the most typical image of each unlabelled cluster.
 
     Features are brought to length 1 and clustered by k-means into as many clusters as there are labelled images and
     picks (500 at most). Clusters are visited by how few of their images are labelled or picked, then by size, those
@@ -276,7 +276,7 @@ def typiclust(
         features: of the pool.
         batch_size: images to pick; a smaller pool is picked whole.
         ties: place of each image in the order that settles ties; the lower wins. Images are clustered in that order,
-            so that their order of arrival decides nothing.
+            so that their order of arrival has no influence.
         seed: of k-means.
         labelled_features: of the images that have a label; None or empty where there are none.
 
@@ -405,9 +405,9 @@ def _visit(
 
 @acquisition_function(
     "typiclust",
-    summary="the most typical image of every large group that has no label yet; needs no labels at all",
+    summary="the most typical image of each large cluster without a label; needs no labels",
     unit="1 / feature distance",
-    range="above 0 .. 100,000: how close its nearest neighbours in its group lie",
+    range="above 0 .. 100,000: inverse of the mean distance to the nearest neighbours in its cluster",
     requires=frozenset({"features"}),
     source="Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794",
     batch=True,

@@ -49,12 +49,12 @@ def float_tensor(name: str, value: Any) -> Tensor:
 
 
 class Selection(NamedTuple):
-    """The batch, and what every image was worth; both tensors lie on the CPU."""
+    """The batch, and the score of every image; both tensors are on the CPU."""
 
     picks: Int64[Tensor, " picks"]
     """Positions in the pool, in the order in which they were picked."""
     scores: Float[Tensor, " images"]
-    """Of a pick when it was picked, of the rest after the last pick; float64, in the pool's own order."""
+    """Of a pick at the time of its selection, of the rest after the last pick; float64, in the pool's order."""
 
 
 def largest(values: Float[npt.NDArray[np.float64], " images"], ties: Int64[npt.NDArray[np.int64], " images"]) -> int:
@@ -121,7 +121,7 @@ class Gradients(NamedTuple):
     residuals: Float[Tensor, "images classes"]
     """Softmax output minus 1 for the most probable class."""
     hidden: Float[Tensor, "images dims"]
-    """What the last layer sees."""
+    """Input of the last layer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,10 +178,10 @@ class AcquisitionInputs:
 def acquisition_inputs(
     ids: Sequence[Any] | None, *, probs: Any, features: Any, labelled_features: Any, gradients: Any
 ) -> AcquisitionInputs:
-    """Inputs from a caller's arrays: detached, dense and of a floating type; the arrays stay as they are.
+    """Convert a caller's arrays to inputs: detached, dense and of a floating type; the arrays are not changed.
 
     Args:
-        ids: one distinct id an image; positions count as ids where there are none.
+        ids: one distinct id per image; the positions by default.
         probs: see ``rank``; like the others a tensor or a NumPy array, or None.
         features: likewise.
         labelled_features: likewise.

@@ -1,8 +1,8 @@
-"""How much each image would teach, judged alone: pure functions on the softmax outputs of the dropout passes.
+"""Scores of single images: pure functions of the softmax outputs of the dropout passes.
 
 Natural logarithms throughout, so information is in nats. Higher = label first. Never NaN: 0 log 0 = 0.
-Every function returns float64, whatever comes in: near its maximum the entropy is so flat that float32 ties images
-which the margin still tells apart.
+Every function returns float64, whatever the input: near its maximum the entropy is so flat that float32 ties images
+which the margin still distinguishes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,13 +34,13 @@ _TINY = 1e-300
 
 @acquisition_function(
     "entropy",
-    summary="uncertainty of the mean prediction, whether the network or the image is to blame",
+    summary="uncertainty of the mean prediction, from the network and from ambiguous images alike",
     unit="nats",
     range="0 .. log C",
     source="Gal, Islam & Ghahramani 2017, arXiv:1703.02910",
 )
 def entropy(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
-    """Uncertainty of the mean prediction, of whatever kind: the readers' doubt as well as the network's.
+    """Entropy of the mean prediction: total uncertainty, of the network and of ambiguous images.
 
     ``score(x) = H(p̄) = -Σ_c p̄_c log p̄_c``: of the mean over the passes, not the mean of their entropies.
 
@@ -63,13 +63,13 @@ def entropy(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " im
 
 @acquisition_function(
     "least_confidence",
-    summary="probability that the network's own answer is wrong",
+    summary="probability that the predicted class is wrong",
     unit="probability",
     range="0 .. 1 - 1/C",
     source="Lewis & Gale 1994, arXiv:cmp-lg/9407020",
 )
 def least_confidence(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
-    """Probability that the network's own answer is wrong, as the mean prediction has it.
+    """Probability that the predicted class is wrong, according to the mean prediction.
 
     ``score(x) = 1 - max_c p̄_c``.
 
@@ -87,13 +87,13 @@ def least_confidence(probs: Float[Tensor, "images passes classes"]) -> Float[Ten
 
 @acquisition_function(
     "margin",
-    summary="how close the two most probable classes lie",
+    summary="small difference between the probabilities of the two most probable classes",
     unit="probability",
     range="0 .. 1",
     source="Scheffer, Decomain & Wrobel 2001, doi:10.1007/3-540-44816-0_31",
 )
 def margin(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
-    """How close the two most probable classes lie.
+    """One minus the difference between the probabilities of the two most probable classes.
 
     ``score(x) = 1 - (p̄_(1) - p̄_(2))``, with the two largest of the mean prediction.
 
@@ -101,7 +101,7 @@ def margin(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " ima
         probs: softmax outputs of the stochastic passes; each row sums to 1.
 
     Returns:
-        Scores in probability units: 0 where one class has all, 1 where the two lie level.
+        Scores in probability units: 0 if one class has probability 1, 1 if the two are equal.
 
     Source:
         Scheffer, Decomain & Wrobel 2001, doi:10.1007/3-540-44816-0_31.
@@ -166,14 +166,14 @@ def _small_mean_std(chunk: Float[Tensor, "images passes classes"]) -> Float[Tens
 
 @acquisition_function(
     "bald",
-    summary="what the label would tell about the network: passes that are sure but contradict each other",
+    summary="mutual information between the label and the weights: confident passes that disagree",
     unit="nats",
     range="0 .. log C",
     min_passes=2,
     source="Houlsby, Huszár, Ghahramani & Lengyel 2011, arXiv:1112.5745",
 )
 def bald(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
-    """What the label would tell about the network's weights: large where single passes are sure but contradict.
+    """Mutual information between the label and the network's weights: large where confident passes disagree.
 
     ``score(x) = I(y; w | x) = H(p̄) - mean_w H(p(· | x, w))``, computed as the mean divergence of the passes from
     their mean, ``mean_w Σ_c p_c (log p_c - log p̄_c)``: the same number, but nothing large is subtracted.
@@ -203,25 +203,25 @@ def bald(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " image
 
 @acquisition_function(
     "variation_ratios",
-    summary="share of the passes that vote against the most voted class",
-    unit="share of the passes",
+    summary="fraction of the passes that disagree with the majority",
+    unit="fraction of the passes",
     range="0 .. 1 - 1/C",
     min_passes=2,
     source="Freeman 1965; Gal, Islam & Ghahramani 2017, arXiv:1703.02910",
 )
 def variation_ratios(probs: Float[Tensor, "images passes classes"]) -> Float[Tensor, " images"]:
-    """Share of the passes that vote against the most voted class.
+    """Fraction of the passes that disagree with the majority.
 
     ``score(x) = 1 - max_c (votes for c) / T``, where each pass votes for its most probable class. By votes: on the mean
-    prediction it would be ``least_confidence`` again. Classes level within a pass share its vote, so that the order
-    in which classes are listed decides nothing.
+    prediction it would equal ``least_confidence``. Classes that tie within a pass share its vote, so that the order
+    of the classes has no influence.
 
     Args:
         probs: softmax outputs of the stochastic passes; each row sums to 1.
 
     Returns:
-        Scores as a share of the passes: 0 where all vote alike, at most ``1 - 1/C``. With T passes there are few
-        distinct values, so that ties are the rule.
+        Scores as a fraction of the passes: 0 if all agree, at most ``1 - 1/C``. T passes give few distinct values, so
+        ties are common.
 
     Raises:
         ValueError: fewer than 2 passes; every score would be 0 and the ranking silently the pool's own order.
@@ -246,15 +246,15 @@ def variation_ratios(probs: Float[Tensor, "images passes classes"]) -> Float[Ten
 
 @acquisition_function(
     "random",
-    summary="a seeded random order that images joining or leaving the pool do not disturb; the baseline",
+    summary="seeded random order, stable when images join or leave the pool; the baseline",
     unit="place",
     range="above 0 .. 1",
     requires=frozenset(),
-    source="none; chance",
+    source="none (baseline)",
     batch=True,
 )
 def random(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Float[Tensor, " images"]:
-    """Scores of the seeded order of the ids; no prediction is looked at."""
+    """Scores of the seeded random order of the ids; predictions are ignored."""
     del batch_size
     order = torch.from_numpy(seeded_order(inputs.ids, seed))
     scores = torch.empty(len(order), dtype=torch.float64)

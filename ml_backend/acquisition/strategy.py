@@ -19,12 +19,12 @@ Array: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
 
 
 class AcquisitionRanking(NamedTuple):
-    """The whole pool ranked; both tensors lie on the CPU, whatever the device of the passes."""
+    """A ranking of the whole pool; both tensors are on the CPU."""
 
     order: Int64[Tensor, " images"]
     """Positions in the pool, label first at the front; the first ``batch_size`` are the batch."""
     scores: Float[Tensor, " images"]
-    """Acquisition values in the pool's own order (float64), in the unit that the strategy's entry states."""
+    """Acquisition values in the pool's own order (float64), in the unit of the strategy's specification."""
 
 
 def rank(
@@ -48,20 +48,20 @@ def rank(
     Args:
         name: of an acquisition function; its specification says which of the following it requires.
         probs: softmax outputs of the stochastic passes; each row sums to 1.
-        batch_size: images that will be labelled together; only a batch-aware strategy looks at it.
-        seed: of ties, of chance, of noise, of drawn labellings and of k-means.
-        ids: one distinct id an image, a text or a number; positions count as ids where none are given.
+        batch_size: images that will be labelled together; only batch-aware strategies use it.
+        seed: of ties, random orders, noise, drawn labellings and k-means.
+        ids: one distinct id per image, a string or a number; the positions by default.
         features: pooled backbone features of the pool.
-        labelled_features: the same of the images that have a label; none where there are none.
+        labelled_features: the same of the images that have a label, if there are any.
         gradients: of the last layer, in factors.
 
     Returns:
         ``order``, the positions of the whole pool, label first at the front, and ``scores`` in the pool's own order.
 
     Raises:
-        ValueError: an unknown name, a batch size below 1, something missing that the strategy needs, fewer passes
-            than it needs, ids or shapes that do not fit, an array that is not of a floating type, probabilities that
-            are none, or a NaN, with the first bad image named.
+        ValueError: unknown name, batch size below 1, missing input, fewer passes than the strategy needs, ids or shapes
+            that do not match, an array that is not of a floating type, or rows that are not probabilities; the message
+            names the first such image.
     """
     spec = strategy_spec(name)
     if batch_size < 1:
@@ -88,7 +88,7 @@ def rank(
 
 
 def _checked(scores: object, images: int, name: str) -> Float[Tensor, " images"]:
-    """A NaN would sort to one end of the ranking without a word; functions of plug-ins are checked like ours."""
+    """Check the scores of any function, plug-ins included: a NaN would silently sort to one end of the ranking."""
     if not isinstance(scores, Tensor) or scores.shape != (images,):
         shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"{name} must return one score an image, a tensor [{images}], got {shape}")

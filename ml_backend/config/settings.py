@@ -415,20 +415,19 @@ class ProjectOptions(BaseModel):
     )
     ignore_classes: tuple[str, ...] = Field(
         default_factory=tuple,
-        description="classes that are not learned, by value or alias, with commas between them: their labels are left "
-        "out until the option is taken back",
+        description="classes that are not learned, by value or alias, separated by commas: their labels are left out "
+        "while the option is set",
     )
     consensus: ConsensusName = Field("median", description="rule that turns several readers' answers into a label")
     ground_truth: Literal["override", "reader", "ignore"] = Field(
         "override",
-        description="what an annotation marked as ground truth, as Label Studio marks every imported one, does: "
-        "`override` the readers, count as one more `reader`'s answer, or `ignore`: it is left out",
+        description="effect of annotations marked as ground truth, as every imported one is: `override` the readers, "
+        "count as one more `reader`'s answer, or `ignore` them",
     )
     annotations_per_task: int = Field(1, ge=1, le=20, description="readers an image is shown to")
     prelabel: bool = Field(
         False,
-        description="show the network's answer to the reader, pre-selected: it biases, and the hotkey of that very "
-        "class switches it off",
+        description="show readers the predicted class, pre-selected: it biases, and the hotkey of that class clears it",
     )
     passes: int = Field(
         # T networks tell apart log T nats at most: too little for a batch of 20 where T = 50.
@@ -438,7 +437,7 @@ class ProjectOptions(BaseModel):
         description="stochastic forward passes T; by default 50, and 100 for `batch_bald`",
     )
     committee: int = Field(
-        1, ge=1, le=20, description="networks, each validated on other labels; the passes are shared among them"
+        1, ge=1, le=20, description="networks of an ensemble, each validated on other labels; they share the passes"
     )
     dropout: float = Field(0.5, gt=0.0, lt=1.0, description="dropout rate of the head")
     backbone: str = Field("resnet50", min_length=1, description="torchvision name of the network")
@@ -450,22 +449,30 @@ class ProjectOptions(BaseModel):
         "weighted", description="cross-entropy, weighted by inverse class frequency or not"
     )
     retrain: Literal["scratch", "warm"] = Field(
-        "scratch", description="begin each round anew, or go on from the last round's network: faster, but it drifts"
+        "scratch", description="train from scratch each round, or continue from the last network: faster, but it drifts"
     )
-    epochs: int = Field(50, ge=1, description="epochs at most; three times as many where only the head is trained")
-    min_epochs: int = Field(1, ge=1, description="epochs before training may stop; likewise, and then at least 10")
+    epochs: int = Field(
+        50, ge=1, description="maximum number of epochs; three times as many if only the head is trained"
+    )
+    min_epochs: int = Field(
+        1,
+        ge=1,
+        description="epochs before training may stop; three times as many, and at least 10, if only the head is trained",
+    )
     patience: int = Field(
-        3, ge=1, description="epochs without a better validation loss before training stops, once it no longer guesses"
+        3,
+        ge=1,
+        description="epochs without a lower validation loss before training stops, once it is better than chance",
     )
     learning_rate: float | None = Field(
-        None, gt=0.0, description="Adam's learning rate; by default 0.0001, and 0.0003 where only the head is trained"
+        None, gt=0.0, description="Adam's learning rate; by default 0.0001, and 0.0003 if only the head is trained"
     )
     weight_decay: float = Field(1e-4, ge=0.0, description="Adam's weight decay")
     train_batch: int = Field(32, ge=2, description="images in a training step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic of the network; auto: bfloat16 on a GPU that multiplies it itself"
+        "auto", description="precision of the network; auto: bfloat16 on a GPU that supports it natively"
     )
-    channels_last: bool = Field(True, description="memory layout that convolutions are faster in")
+    channels_last: bool = Field(True, description="memory layout in which convolutions are faster")
     image_side: int = Field(224, ge=32, le=1024, description="side of the network's square input in pixels")
     validation_share: float = Field(0.2, gt=0.0, lt=1.0, description="share of the patients kept for validation")
     seed: int = Field(0, ge=0, description="seed of the split, the training, the masks and every tie")

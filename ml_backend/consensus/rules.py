@@ -1,4 +1,4 @@
-"""Consensus rules: the annotations of several readers in, at most one label an image out."""
+"""Consensus rules: the annotations of several readers in, at most one label per image out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_o
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """At most one label an image, and the images that got none; both in the order of their image ids."""
+    """At most one label per image, and the images without one; both in the order of their image ids."""
 
     labels: tuple[Label, ...]
     exclusions: tuple[Exclusion, ...] = ()
@@ -126,21 +126,21 @@ def median(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consens
     """The ordinal median of each image's answers.
 
     With an odd number of readers it is the middle answer. With an even number the two middle answers can differ; then
-    the more severe one is taken, since a disease overlooked costs more than one suspected, and the label is marked as
-    disputed. That holds for ``normal`` against ``severe`` too: an ordinal scale has no midpoint, and ``moderate``
-    would be an answer that nobody gave. Ground truths are weighed in the same way; the label is marked as disputed
-    where any two of them differ, or where they override a reader's answer that differs.
+    the more severe one is taken, since overlooking a disease costs more than suspecting one, and the label is marked as
+    disputed. The same holds for ``normal`` against ``severe``: an ordinal scale has no midpoint, and no reader
+    answered ``moderate``. Ground truths are treated in the same way; the label is marked as disputed
+    if any two of them differ, or if they override a reader's answer that differs.
 
     Args:
         annotations: in any order; which of them count, see ``gather``.
         classes: ordinal, least severe first.
 
     Returns:
-        Labels and exclusions in the order of the image ids. ``raters`` of a label counts the readers whose answer was
-        weighed; where ground truths decided, these.
+        Labels and exclusions in the order of the image ids. ``raters`` of a label is the number of answers that count,
+        or of ground truths if these decide.
 
     Source:
-        Gabriel et al. 2025, arXiv:2508.21263, for the median; the even case is ours.
+        Gabriel et al. 2025, arXiv:2508.21263, for the median; the even case is not in the paper.
     """
     answers, exclusions = gather(annotations, classes)
     labels = []
@@ -161,7 +161,7 @@ RULES: Final[dict[str, Rule]] = {"median": median}
 
 
 def rule(name: str) -> Rule:
-    """The consensus rule of that name, of this package or of an installed one.
+    """Look up a consensus rule of this package or of an installed one.
 
     Raises:
         ValueError: there is none; the known ones are listed.

@@ -64,10 +64,10 @@ class ProjectData:
 
 
 class Project(ABC):
-    """Where a round's labels come from and where its ranking goes.
+    """Source of a round's labels, and target of its ranking.
 
     ``rounds.live.LiveProject`` is a project of Label Studio, ``simulation.run.SimulatedProject`` one whose labels are
-    known. The methods that are not abstract suit a project without readers who wait and without competing runs.
+    known. The defaults of the methods suit a project without waiting readers and without competing runs.
 
     Attributes:
         labels: the annotations and the pool.
@@ -79,10 +79,10 @@ class Project(ABC):
 
     @abstractmethod
     def publish(self, report: RoundReport) -> PublishedRanking:
-        """Make the reader's next image the first of the ranking.
+        """Publish the ranking, so that its first image is the next one served.
 
         Raises:
-            StaleRound: a newer run has begun; readers notice nothing of this one.
+            StaleRound: a newer run has begun; this one is not published.
         """
 
     def save(  # noqa: B027 - a simulation needs no more than the result of a round
@@ -93,14 +93,14 @@ class Project(ABC):
         data: ProjectData,
         start_features: StartFeatures | None = None,
     ) -> None:
-        """Keep a round, before it is published.
+        """Save a round, before it is published.
 
         Args:
             report: the round's.
             predictions: of the pool; None before the first training.
             learner: writes its network; None where none was trained.
             data: labels and pool of the round.
-            start_features: where the features behind a typical order are cached.
+            start_features: location of the cached features behind a ``typiclust`` start.
         """
 
     def read(self, classes: Sequence[str]) -> ProjectData:
@@ -113,25 +113,25 @@ class Project(ABC):
         return stable_split(labels, validation_share, seed)
 
     def find_copies(self, images: Sequence[ImageRef]) -> bool:  # noqa: ARG002 - for subclasses
-        """Look for images with equal content; whether some were found, so that the labels must be read again."""
+        """Look for images with equal content; True if any were found and the labels must be read again."""
         return False
 
     def report_progress(self, stage: Stage, done: int, total: int) -> None:  # noqa: B027 - reporting is optional
         """See ``Progress``."""
 
     def ensure_current(self) -> None:  # noqa: B027 - a project without competing runs has nothing to check
-        """Raise StaleRound where a newer run of the project has begun."""
+        """Raise StaleRound if a newer run of the project has begun."""
 
     def has_order(self) -> bool:
-        """Whether readers have an order to work through, so that a better one may take its time."""
+        """Whether readers already have a published order, so that a new one is not urgent."""
         return True
 
     def unpublished_round(self, digest: str) -> RoundReport | None:  # noqa: ARG002 - for subclasses
-        """The last round, where it had these inputs (see ``inputs_digest``) and is not fully published."""
+        """The last round, if it had these inputs (see ``inputs_digest``) and is not fully published."""
         return None
 
     def served_round(self, digest: str) -> tuple[RoundReport, PublishedRanking] | None:  # noqa: ARG002
-        """The last round, where it had these inputs (see ``inputs_digest``) and readers are served its order."""
+        """The last round, if it had these inputs (see ``inputs_digest``) and its order is being served."""
         return None
 
 
@@ -150,9 +150,9 @@ class RoundResult:
     """A finished round.
 
     Attributes:
-        report: of the round; of an earlier one where that is served, or was left to be published.
-        published: its ranking, as readers are served it.
-        training: None where the round trained no network.
+        report: of the round; of an earlier one if that is served, or remained to be published.
+        published: its ranking as it is served.
+        training: None if the round trained no network.
     """
 
     report: RoundReport

@@ -22,17 +22,17 @@ PACKAGES: Final = ("label-studio-active-learning", "torch", "torchvision", "nump
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """The options of ``ml-backend simulate``, as they are typed; its ``--help`` describes them all.
+    """The options of ``ml-backend simulate``, as strings of the command line; its ``--help`` describes all of them.
 
     Attributes:
         strategies: names, separated by commas.
-        seeds: how many (``10`` are 0 to 9), or which (``3,5,7``).
+        seeds: their number (``10`` means 0 to 9), or a list (``3,5,7``).
         imbalance: ``class=share``, separated by commas.
-        loss: ``weighted``, ``unweighted`` or both; with both every run is done twice.
-        budget: labels that a round trains on at most, or with a point their fraction of the training side.
+        loss: ``weighted``, ``unweighted`` or both, separated by a comma; with both, every run is done twice.
+        budget: most labels that a round trains on; with a decimal point, as a fraction of the training side.
         no_random: leave out the strategy ``random``, which is added otherwise.
-        workers: processes on this machine.
-        redis: address of a Redis whose workers do the runs, in place of ``workers``.
+        workers: number of processes on this machine.
+        redis: address of a Redis whose workers do the runs, instead of ``workers``.
     """
 
     labels: Path

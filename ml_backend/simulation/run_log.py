@@ -26,7 +26,7 @@ class _RunRow(FrozenModel):
 
 
 class RoundRow(_RunRow):
-    """One round of one run: the network that was trained on ``labels`` labels, measured on the test side."""
+    """One round of one run: a network trained on ``labels`` labels, and its metrics on the test side."""
 
     round: Annotated[int, Field(ge=1)]
     labels: Annotated[int, Field(ge=1)]  # of the training side
@@ -39,7 +39,7 @@ class RoundRow(_RunRow):
 
 
 class BatchRow(_RunRow):
-    """One image that a round picked."""
+    """One image that a round chose."""
 
     round: Annotated[int, Field(ge=1)]
     rank: Annotated[int, Field(ge=1)]  # 1: picked first
@@ -62,7 +62,7 @@ class BaselineRow(FrozenModel):
 
 
 class StudySummary(FrozenModel):
-    """Everything that is needed to run a study again."""
+    """Everything needed to run a study again."""
 
     command: str
     started_at: str  # ISO 8601, UTC
@@ -227,7 +227,7 @@ class StudyResults:
 
 
 def to_frame(rows: Sequence[FrozenModel]) -> "pd.DataFrame":
-    """Rows of one kind as a table with a column for every value; those by class are named ``<name>_<class>``."""
+    """Convert rows of one kind to a data frame with one column per value; values by class are ``<name>_<class>``."""
     import pandas as pd  # noqa: PLC0415 - a worker that only does runs needs none
 
     return pd.DataFrame([_cells(row) for row in rows])

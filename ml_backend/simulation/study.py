@@ -41,11 +41,11 @@ class _TimeSpent(FrozenModel):
 
 
 def simulate(options: SimulateOptions, console: Console | None = None) -> StudyResults:
-    """Do a study, or the rest of it, and write its results and its report to ``options.out``.
+    """Run a study, or continue an interrupted one, and write its results and report to ``options.out``.
 
     Args:
         options: of the study.
-        console: prints the progress; the terminal by default.
+        console: target of the progress; the terminal by default.
 
     Returns:
         The results of all runs; ``run_log.to_frame`` makes pandas frames of their rows.
@@ -53,7 +53,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
     Raises:
         SettingsError: an option or a table is wrong, or the folder holds another study.
         BackendError: a run failed, or the disk or Redis refuses.
-        KeyboardInterrupt: Ctrl-C; the same command goes on from there.
+        KeyboardInterrupt: Ctrl-C; the same command continues the study.
     """
     enable_deterministic_blas()
     console = console or Console()
