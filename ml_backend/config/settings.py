@@ -457,7 +457,7 @@ class ProjectOptions(BaseModel):
     min_epochs: int = Field(
         1,
         ge=1,
-        description="epochs before training may stop; three times as many, and at least 10, if only the head is trained",
+        description="epochs before training may stop; three times as many, at least 10, if only the head is trained",
     )
     patience: int = Field(
         3,
