@@ -14,6 +14,7 @@ from flask import has_request_context, request
 from label_studio_ml.model import LabelStudioMLBase
 
 from ml_backend.config import Settings
+from ml_backend.errors import PayloadError
 from ml_backend.label_studio.formats import Event, SetupRequest, parse_body
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.connections import connect
@@ -37,10 +38,15 @@ class ActiveLearningBackend(LabelStudioMLBase):  # type: ignore[misc]
                 self.set("model_version", served)
 
     def predict(self, tasks: Sequence[Mapping[str, Any]], **_context: Any) -> list[dict[str, object]]:
-        """One prediction per task; in 1.0.9 only the tasks name the project."""
+        """One prediction per task.
+
+        Raises:
+            PayloadError: neither the request, the model (2.x) nor the first task names the project.
+            UnknownProject: it is not connected to this backend.
+        """
         if not tasks:
             return []
-        connection = self._store.connection(tasks[0]["project"])
+        connection = self._store.connection(self._project_of(tasks[0]))
         return predict([str(task["id"]) for task in tasks], connection, self._store)
 
     def process_event(self, event: str, data: Mapping[str, Any], *_job: Any) -> dict[str, object]:
@@ -53,6 +59,18 @@ class ActiveLearningBackend(LabelStudioMLBase):  # type: ignore[misc]
 
     def set_extra_params(self, extra_params: Any) -> None:
         """Do nothing (2.x): ``/setup`` has read them, and the method of the base class refuses an object."""
+
+    def _project_of(self, task: Mapping[str, Any]) -> int:
+        body = request.get_json(silent=True) if has_request_context() else None
+        named = [body.get("project") if isinstance(body, dict) else None, getattr(self, "project_id", None)]
+        for project in (*named, task.get("project")):
+            number = str(project).partition(".")[0]  # Label Studio appends the time of creation
+            if number.isdecimal():
+                return int(number)
+        raise PayloadError(
+            f"no project is named for task {task.get('id')}: expected `project` (such as 7 or 7.1795384774) in the "
+            "request or in the task, as Label Studio sends it"
+        )
 
     def _receive(self, action: str, data: Mapping[str, Any]) -> dict[str, object]:
         event = parse_body(Event, json.dumps({**data, "action": action}).encode())
