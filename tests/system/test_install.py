@@ -9,10 +9,11 @@ from typing import Self
 
 import pytest
 
-from ml_backend.demo.options import draw_images, shipped_config
+from ml_backend.demo.options import draw_images
 from ml_backend.demo.project import create_project, upload_images
 from ml_backend.demo.services import Backend
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.connect import read_label_config
 from ml_backend.processes import free_port
 from tests.package import CLEAN, Pip, build
 
@@ -60,7 +61,7 @@ def installed(
     """The installed server on the queue and data folder of a worker with PyTorch, and a project with images."""
     with ExitStack() as stack:
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
-        project_id, config = create_project(client, "Installed by pip", shipped_config("severity"))
+        project_id, config = create_project(client, "Installed by pip", read_label_config("severity"))
         stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
         images = draw_images(IMAGES, seed=3, side=64)
         assert list(upload_images(client, label_studio.api_key, project_id, config.image_key, images))[-1] == IMAGES
