@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 # as loading it takes.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types imports unit system audit bench docs lock clean chaos laws compat
+.PHONY: help setup demo test lint types imports unit system audit bench docs lock clean chaos laws compat release
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -105,5 +105,11 @@ lock: $(UV) ## Recompile the lock files: ours, the bench's peers', Label Studio'
 	@$(UV) pip compile -q $(COMPILE) --overrides tests/benchmarks/peers-left-out.txt -c .tools/shared.txt tests/benchmarks/peers.in -o tests/benchmarks/peers.lock >/dev/null
 	@echo "label-studio==1.23.2" | $(UV) pip compile -q $(COMPILE) - -o requirements-label-studio.lock >/dev/null
 
+release: setup ## Build what would be uploaded into dist/ and check it, every extra by itself (needs the network)
+	@test -z "$$(git status --porcelain)" || { git status --short; echo "release: commit or remove these first" >&2; exit 1; }
+	@rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	@AL_DIST=dist AL_EACH_EXTRA=1 $(BIN)/python -m pytest -q tests/test_package.py $(ARGS)
+	@echo "release: would be uploaded:" && ls -l dist && cd dist && sha256sum *
+
 clean: ## Remove what the commands above built
-	rm -rf .venv .tools .demo .bench .compat site .test-results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+	rm -rf dist .venv .tools .demo .bench .compat site .test-results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

@@ -30,6 +30,11 @@ def build(folder: Path) -> Built:
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+    return built_in(folder)
+
+
+def built_in(folder: Path) -> Built:
+    """The one sdist and the one wheel of a folder."""
     [sdist], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return Built(sdist, wheel)
 

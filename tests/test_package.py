@@ -1,6 +1,7 @@
 """The package as it would be uploaded: its two files, and that plain pip finds a set of packages for its extras.
 
-``AL_EACH_EXTRA=1`` (`make release`) resolves every extra by itself; otherwise `all`, which includes the others.
+`make release` sets ``AL_DIST``, a folder with the files, which are otherwise built, and ``AL_EACH_EXTRA``: every extra is
+resolved by itself; otherwise `all` is, which includes the others.
 """
 
 import os
@@ -14,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.package import BIN, PROJECT, ROOT, Built, Pip, build, pythons
+from tests.package import BIN, PROJECT, ROOT, Built, Pip, build, built_in, pythons
 
 RESOLVED_BY_PIP = [name for name in PROJECT["optional-dependencies"] if name != "label-studio-ml"]
 EXTRAS = ["", *RESOLVED_BY_PIP] if os.environ.get("AL_EACH_EXTRA") else ["all"]
@@ -25,6 +26,8 @@ TRAINING = {"torch", "torchvision", "scikit-learn"}
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    if folder := os.environ.get("AL_DIST"):
+        return built_in(ROOT / folder)
     return build(tmp_path_factory.mktemp("dist"))
 
 
