@@ -313,6 +313,8 @@ class TestRedis:
         wait_until(lambda: is_registered(redis), timeout_s=10)
         check = [sys.executable, str(WORKER_ALIVE)]
         assert subprocess.run(check, env=environ, check=False, timeout=30).returncode == 0
+        unwritable = environ | {"AL_DATA_DIR": str(WORKER_ALIVE / "data")}  # below a file
+        assert subprocess.run(check, env=unwritable, check=False, timeout=30, stderr=subprocess.DEVNULL).returncode == 1
         wait_until(store.published)
         wait_until(lambda: queue.request_round(PROJECT, "forced"))
         wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)

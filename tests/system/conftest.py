@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,7 +38,7 @@ LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which L
 # Two processes of xdist take a file in turn: what takes long comes first, so that none waits for the other at the end.
 # Second and third what needs no Label Studio: meanwhile the first process makes the database for both.
 LONGEST_FIRST = (
-    *("chaos", "page", "report", "postgres", "browser", "demo", "manual_project", "events", "proof", "noise"),
+    *("chaos", "page", "report", "postgres", "browser", "nginx", "demo", "manual_project", "events", "proof", "noise"),
     *("doctor", "order", "while_training", "install", "newcomer", "rerank", "publisher", "typical_start", "upgrade"),
     *("reconcile", "bad_input"),
 )
@@ -123,7 +123,36 @@ def browser(chromium: webdriver.Chrome) -> webdriver.Chrome:
 
 
 @pytest.fixture(scope="session")
-def label_studio(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLabelStudio]:
+def start_on_sqlite(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Callable[[Path], LabelStudio]], AbstractContextManager[LabelStudio]]:
+    """Starts what a function makes of a data folder, which holds a copy of the database of a first start."""
+    if not LabelStudio.default_binary().exists():
+        _missing(f"{LabelStudio.default_binary()} (run `make setup`)")
+    assert pytestconfig.cache is not None
+    cache = pytestconfig.cache.mkdir("label-studio")
+    program = f"{LabelStudio.default_binary()} {LOCKED.read_text()}"
+    made = cache / hashlib.sha256(program.encode()).hexdigest()
+
+    @contextmanager
+    def start(make: Callable[[Path], LabelStudio]) -> Iterator[LabelStudio]:
+        folder = tmp_path_factory.mktemp("label-studio")
+        with ExitStack() as stack:
+            with _one_at_a_time(cache / "lock"):
+                if made.exists():
+                    shutil.copytree(made, folder, dirs_exist_ok=True)
+                service = stack.enter_context(make(folder).start()).wait()
+                if not made.exists():
+                    _keep_empty(folder, made)
+            yield service
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def label_studio(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningLabelStudio]:
     if url := os.environ.get("AL_TEST_LABEL_STUDIO_URL"):
         token = os.environ["AL_TEST_LABEL_STUDIO_TOKEN"]
         email = os.environ.get("AL_TEST_LABEL_STUDIO_EMAIL", "admin@example.com")
@@ -132,24 +161,13 @@ def label_studio(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
         return
     if (database := os.environ.get("AL_TEST_LABEL_STUDIO_DATABASE", "sqlite")) not in {"sqlite", "postgres"}:
         pytest.fail(f"AL_TEST_LABEL_STUDIO_DATABASE={database!r}: expected sqlite or postgres", pytrace=False)
-    if not LabelStudio.default_binary().exists():
-        _missing(f"{LabelStudio.default_binary()} (run `make setup`)")
-    folder = tmp_path_factory.mktemp("label-studio")
     if database == "postgres":
-        with label_studio_on_postgres(folder, _missing) as (on_postgres, _):
+        if not LabelStudio.default_binary().exists():
+            _missing(f"{LabelStudio.default_binary()} (run `make setup`)")
+        with label_studio_on_postgres(tmp_path_factory.mktemp("label-studio"), _missing) as (on_postgres, _):
             yield RunningLabelStudio(on_postgres.url, on_postgres.admin.token, on_postgres.admin)
         return
-    assert pytestconfig.cache is not None
-    cache = pytestconfig.cache.mkdir("label-studio")
-    program = f"{LabelStudio.default_binary()} {LOCKED.read_text()}"
-    made = cache / hashlib.sha256(program.encode()).hexdigest()
-    with ExitStack() as stack:
-        with _one_at_a_time(cache / "lock"):
-            if made.exists():
-                shutil.copytree(made, folder, dirs_exist_ok=True)
-            service = stack.enter_context(LabelStudio(folder).start()).wait()
-            if not made.exists():
-                _keep_empty(folder, made)
+    with request.getfixturevalue("start_on_sqlite")(LabelStudio) as service:
         yield RunningLabelStudio(service.url, service.admin.token, service.admin)
 
 
