@@ -30,8 +30,7 @@ def create_project(client: LabelStudioClient, title: str, label_config: str) -> 
     Raises:
         LabelStudioError: Label Studio refused.
     """
-    body = {"title": title, "label_config": label_config}
-    project = client.request("POST", "/api/projects/", dict, body=body)
+    project = client.create_project({"title": title, "label_config": label_config})
     return int(project["id"]), parse_label_config(project["label_config"])
 
 

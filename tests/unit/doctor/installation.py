@@ -133,7 +133,7 @@ class Installation:
         known: dict[str, Callable[[], Any]] = {
             "/api/current-user/whoami": lambda: self.user,
             f"/api/projects/{self.project['id']}/": lambda: self._project(request),
-            "/api/ml": lambda: self.backends,
+            "/api/ml/": lambda: self.backends,
             "/api/webhooks/": lambda: self.webhooks,
             "/api/tasks": self._tasks,
             "/api/projects/7/model-versions/": lambda: {

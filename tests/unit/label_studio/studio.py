@@ -95,7 +95,7 @@ class FakeStudio:
         if request.url.path.endswith("/model-versions/"):
             rows = [{"model_version": name, "count": count} for name, count in self.predictions.items()]
             return {"static": rows}
-        return [{"id": 1}] if request.url.path == "/api/ml" else self.row()
+        return [{"id": 1}] if request.url.path == "/api/ml/" else self.row()
 
     def row(self) -> dict[str, Any]:
         cancelled = [item["was_cancelled"] for task in self.tasks.values() for item in task["annotations"]]

@@ -1,8 +1,10 @@
 """Over httpx's mock transport: what is sent, what is repeated, what errors name, and how long a key is used."""
 
-import base64
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import httpx
@@ -11,21 +13,34 @@ import pytest
 from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
 from ml_backend.label_studio.client import PAGE, ApiKey, LabelStudioClient, Redirected, label_studio_version
-from ml_backend.label_studio.images import LabelStudioImages
-from ml_backend.schemas import ImageRef
 
 URL = "http://label-studio.example:8080/annotate"
 LIFE_S = 300
-PNG = b"\x89PNG\r\n\x1a\n..."
-
-
-def jwt(**claims: object) -> str:
-    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
-    return f"head.{body}.signature"
-
-
-PERSONAL, LEGACY = jwt(token_type="refresh", exp=9e9), "0" * 40
+PERSONAL, LEGACY = "head.body.signature", "0" * 40
 Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
+
+
+POSTS: list[Callable[[LabelStudioClient], object]] = [
+    lambda it: it.import_predictions(1, [{"task": 1, "result": []}]),
+    lambda it: it.create_project({"title": "pool"}),
+    lambda it: it.add_backend({"url": "u", "project": 1}),
+    lambda it: it.add_webhook({"url": "u", "project": 1}),
+    lambda it: it.train(1),
+]
+EVERY_CALL = """
+import sys, httpx, ml_backend.server.app
+from ml_backend.scheduling.reconciler import Reconciler
+from ml_backend.label_studio.client import LabelStudioClient
+rows = httpx.MockTransport(lambda request: httpx.Response(200, json=[]))
+row = httpx.MockTransport(lambda request: httpx.Response(200, json={"email": "", "created": 0}))
+with LabelStudioClient("http://ls", "k", transport=rows) as client:
+    client.backends(1), client.webhooks(1), client.delete_backend(1), client.train(1)
+with LabelStudioClient("http://ls", "k", transport=row) as client:
+    client.whoami(), client.create_project({}), client.patch_project(1, {}), client.import_predictions(1, [])
+    client.add_backend({"url": "u", "project": 1}), client.patch_backend(1, {"url": "u"})
+    client.add_webhook({"url": "u"}), client.patch_webhook(1, {})
+print(*sys.modules)
+"""
 
 
 class Server:
@@ -76,58 +91,25 @@ class TestAddress:
             LabelStudioClient.from_settings(Settings(label_studio_api_key=None), "http://ls")
 
 
-class Refreshes:
-    """Returns numbered access tokens that live for ``LIFE_S``."""
-
-    count = 0
-
-    def __call__(self, key: str) -> str:
-        assert key == PERSONAL
-        self.count += 1
-        # Stamped by a clock that is years off: only the difference counts.
-        return jwt(token_type="access", iat=5, exp=5 + LIFE_S, n=self.count)
-
-
 class TestApiKey:
     def test_a_legacy_token_is_sent_as_it_is(self):
-        refreshes = Refreshes()
-
-        assert ApiKey(" abc\n", refreshes).header() == "Token abc"
-        assert refreshes.count == 0
+        assert ApiKey(" abc\n", pytest.fail).header() == "Token abc"
 
     def test_a_personal_token_is_exchanged_and_renewed_in_time(self, monkeypatch):
-        """300 s long: kept at 209 s, renewed at 210 s."""
-        now, refreshes = [1000.0], Refreshes()
+        """300 s long: kept at 209 s, renewed at 210 s; and once refused, by the first of two threads alone."""
+        now, numbers = [1000.0], count(1)
         monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: now[0])
-        key = ApiKey(PERSONAL, refreshes)
+        key = ApiKey(PERSONAL, lambda personal: f"{personal} {next(numbers)}")
 
-        first = key.header()
-        now[0] += 209
-        assert key.header() == first
-        now[0] += 1
-        assert key.header() != first
-        assert refreshes.count == 2
+        headers = [key.header()]
+        for passed_s, refused in ((209, ""), (1, ""), (0, f"Bearer {PERSONAL} 2"), (0, f"Bearer {PERSONAL} 2")):
+            now[0] += passed_s
+            headers.append(key.header(refused=refused))
+        assert headers == [f"Bearer {PERSONAL} {number}" for number in (1, 1, 2, 3, 3)]
 
-    def test_expire(self):
-        """Of two threads that were refused with the same token, the second keeps the first one's new one."""
-        refreshes = Refreshes()
-        key = ApiKey(PERSONAL, refreshes)
-        dead = key.header()
-        key.expire(dead)
-        renewed = key.header()
-        key.expire(dead)
-
-        assert renewed != dead
-        assert key.header() == renewed
-        assert refreshes.count == 2
-
-    @pytest.mark.parametrize("key", ["  ", jwt(token_type="access")])
-    def test_an_empty_key_or_an_access_token_is_refused(self, key):
+    def test_an_empty_key_is_refused(self):
         with pytest.raises(SettingsError, match="personal access token"):
-            ApiKey(key, Refreshes())
-
-    def test_what_only_looks_like_a_personal_token_is_left_to_label_studio(self):
-        assert ApiKey("a.b.c", Refreshes()).is_personal
+            ApiKey("  ", str)
 
     @pytest.mark.parametrize(("key", "why"), [(PERSONAL, "was it revoked"), (LEGACY, "off by default")])
     def test_a_refused_key(self, key, why):
@@ -139,7 +121,7 @@ class TestApiKey:
 
 
 class ExpiringServer:
-    """A Label Studio in which every request takes ``step_s`` seconds, by its own clock.
+    """A Label Studio under a path in which every request takes ``step_s`` seconds, by its own clock.
 
     It knows which access tokens it gave out and when, refuses the older ones as the real one does, and counts.
     """
@@ -153,21 +135,18 @@ class ExpiringServer:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.now += self.step_s
-        path = request.url.path.removeprefix("/annotate")
-        if path == "/api/token/refresh/":
+        if str(request.url) == f"{URL}/api/token/refresh/":
             assert json.loads(request.content) == {"refresh": PERSONAL}
             assert "authorization" not in request.headers
-            access = jwt(token_type="access", iat=self.now, exp=self.now + LIFE_S)
-            self.given[f"Bearer {access}"] = self.now + LIFE_S
-            return httpx.Response(200, json={"access": access})
+            self.given[f"Bearer {self.now}"] = self.now + LIFE_S
+            return httpx.Response(200, json={"access": str(self.now)})
         key = request.headers["authorization"]
         if key != f"Token {LEGACY}" and self.given.get(key, 0.0) < self.now:
             self.refused += 1
             return httpx.Response(401, json={"detail": "Token is expired"})
-        if request.method == "GET" and path == "/api/projects/1/":
+        if request.method == "GET":
             return httpx.Response(200, json={"id": 1})
-        if path.startswith("/data/upload/"):
-            return httpx.Response(200, content=PNG, headers={"content-type": "image/png"})
+        assert str(request.url) == f"{URL}/api/projects/1/import/predictions"
         self.imported.append(len(json.loads(request.content)))
         return httpx.Response(201, json={"created": self.imported[-1]})
 
@@ -175,13 +154,10 @@ class ExpiringServer:
 def run_round(server: ExpiringServer, key: str) -> None:
     """The requests of a round, in its order: it reads, fetches images, and imports predictions."""
     studio = client(server, key, retries=1)
-    images = LabelStudioImages(studio)
 
     assert [studio.project(1)["id"] for _ in range(4)] == [1, 1, 1, 1]
-    for number in range(20):
-        assert images.fetch(ImageRef(id=str(number + 1), uri=f"/data/upload/1/{number}.png")) == PNG
-    for _ in range(3):
-        assert studio.import_predictions(1, [{"task": 1, "result": []}]) == 1
+    assert {studio.download(f"/data/upload/1/{n}.png", max_bytes=99)[0] for n in range(20)} == {b'{"id":1}'}
+    assert [studio.import_predictions(1, [{"task": 1, "result": []}]) for _ in range(3)] == [1, 1, 1]
 
 
 class TestLongRounds:
@@ -240,7 +216,7 @@ class TestRedirects:
         server = Server(httpx.Response(status, headers={"location": f"{there}/api/?signature=s3cret"}))
 
         with pytest.raises(LabelStudioError, match=f"was redirected to {there}/api/: set AL_LABEL_STUDIO_URL") as error:
-            client(server, key, retries=1).add_backend({"basic_auth_pass": "secret"})
+            client(server, key, retries=1).add_backend({"url": "u", "project": 1, "basic_auth_pass": "secret"})
         assert len(server.requests) == 1
         assert "s3cret" not in str(error.value)
 
@@ -273,13 +249,19 @@ class TestRepeating:
         assert client(server).project(1) == {"id": 1}
         assert len(server.requests) == 3
 
-    @pytest.mark.parametrize("first", [httpx.Response(502), httpx.ReadError("cut"), httpx.ReadTimeout("slow")])
-    def test_an_import_that_may_have_arrived_is_not(self, first):
+    @pytest.mark.parametrize(
+        "first",
+        [*map(httpx.Response, (409, 429, 500, 502, 503)), httpx.ReadError("cut"), httpx.ReadTimeout("slow")],
+        ids=str,
+    )
+    @pytest.mark.parametrize("post", POSTS)
+    def test_a_post_that_may_have_arrived_is_not(self, post, first):
+        """label-studio-sdk itself repeats these, an import of predictions too."""
         server = Server(first, httpx.Response(201, json={"created": 1}))
 
         with pytest.raises(LabelStudioError):
-            client(server).import_predictions(1, [{}])
-        assert len(server.requests) == 1
+            post(client(server))
+        assert [request.method for request in server.requests] == ["POST"]
 
     @pytest.mark.parametrize(("failures", "patience_s"), [(1, 0.0), (20, 60.0)])
     def test_an_import_that_cannot_have_arrived_is(self, failures, patience_s):
@@ -305,6 +287,51 @@ class TestRepeating:
         with pytest.raises(RequestRefused, match="503") as refused:
             client(Server(httpx.Response(503, text="maintenance"))).project(1)
         assert refused.value.status == 503
+
+
+class TestSdk:
+    """What label-studio-sdk makes of our arguments, and of Label Studio's answers."""
+
+    def test_time_outs_are_ours(self):
+        """60 s by default and 20 times that for an import, not the 5 s of httpx."""
+        server = Server(httpx.Response(200, json={"access": "a", "created": 1}))
+        studio = client(server, PERSONAL)
+        studio.project(1)
+        studio.import_predictions(1, [])
+
+        waits = [request.extensions["timeout"] for request in server.requests]
+        assert [(wait["connect"], wait["read"]) for wait in waits] == [(10.0, 60.0), (10.0, 60.0), (10.0, 1200.0)]
+
+    def test_a_change_sends_its_fields_alone(self):
+        fields = {"model_version": "", "show_collab_predictions": False, "sampling": None}
+        server = Server(httpx.Response(200, json=fields))
+
+        assert client(server).patch_project(1, fields) == fields
+        assert json.loads(server.requests[0].content) == fields
+
+    def test_a_row_is_what_label_studio_sent(self):
+        """Other releases lack fields, have more, or give them other types than the SDK's model."""
+        row = {"id": 3, "created_at": 5, "sampling": ["?"], "task_number": "7", "is_draft": "no", "new": {"a": 1.0}}
+        server = Server(httpx.Response(200, json=row), httpx.Response(200, json=[row]))
+
+        assert client(server).project(3) == row
+        assert client(server).backends(3) == client(server).webhooks(3) == [row]
+
+    def test_a_wrong_argument_is_not_blamed_on_label_studio(self):
+        with pytest.raises(TypeError, match="url"):
+            client(Server(httpx.Response(200))).add_backend({"project": 1})
+
+    def test_the_web_process_loads_none_of_its_heavy_parts(self):
+        """``from label_studio_sdk import LabelStudio`` takes two seconds and 110 MB, most of it pandas."""
+        done = subprocess.run(
+            [sys.executable, "-c", EVERY_CALL], capture_output=True, text=True, check=True, timeout=60
+        )
+
+        loaded = set(done.stdout.split())
+        assert {"label_studio_sdk.ml", "label_studio_sdk.projects", "label_studio_sdk.webhooks"} <= loaded
+        heavy = {"pandas", "cv2", "nltk", "lxml", "requests", "faker", "jsonschema", "datamodel_code_generator"}
+        heavy |= {f"label_studio_sdk.{part}" for part in ("converter", "label_interface", "_legacy", "_extensions")}
+        assert loaded & heavy == set()
 
 
 class TestAnswers:

@@ -569,7 +569,7 @@ def read(
     user: str | None = None,
 ) -> Serving:
     """Read the serving of a project with these model versions and backends."""
-    answers = {"/api/ml": [{"id": 1}] if backends is None else backends}
+    answers = {"/api/ml/": [{"id": 1}] if backends is None else backends}
     transport = httpx.MockTransport(
         lambda request: httpx.Response(200, json=answers.get(request.url.path, {"static": versions}))
     )

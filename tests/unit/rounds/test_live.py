@@ -108,7 +108,7 @@ class LiveRun:
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.urls.append(str(request.url))
-        known: dict[str, Any] = {"/api/tasks": {"tasks": self.tasks, "total": len(self.tasks)}, "/api/ml": [{"id": 1}]}
+        known: dict[str, Any] = {"/api/tasks": {"tasks": self.tasks, "total": len(self.tasks)}, "/api/ml/": [{"id": 1}]}
         return httpx.Response(200, json=known.get(request.url.path, self.row))
 
     def _run_round(self, request: RoundRequest, project: LiveProject, learner: Any, strategy: Any) -> RoundResult:
