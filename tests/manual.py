@@ -78,6 +78,7 @@ _DOCKER = "tests/test_docker.py"
 _FEW = "with 25 labels of a class before the first round, 80 films would not do"
 _ALONE = "each worker loads PyTorch for seconds, and those of docs/researchers.md are started"
 _STANDS = "project, addresses, keys and folders are those of the test"
+_ENGINE = "no engine here, see tests/containers/run"
 _CI = "CI has run all of it with `make test`"
 
 RUNNERS: tuple[Runner, ...] = (
@@ -140,7 +141,11 @@ RUNNERS: tuple[Runner, ...] = (
     Runner("make audit", _HERE, why="NOT run: it asks a registry for what is known today; make reads the line"),
     Runner("uv pip install", _HERE, why="NOT run: gigabytes, and the environment of the tests; uv knows its options"),
     Runner("AL_SCREENSHOTS=docs", _HERE, why="NOT run: it writes into docs; the file that it names runs"),
-    Runner("docker compose", _DOCKER, why="NOT run: no engine here; Compose itself reads files and options"),
+    Runner("docker compose", _DOCKER, why=f"NOT run: {_ENGINE}; Compose itself reads files and options"),
+    Runner("docker save", _DOCKER, why=f"NOT run: {_ENGINE}"),
+    Runner("docker load --input images.tar", _DOCKER, why=f"NOT run: {_ENGINE}"),
+    Runner("docker run --rm --volume", _DOCKER, why=f"NOT run: {_ENGINE}, and gigabytes"),
+    Runner("kubectl", _DOCKER, why="NOT run: no cluster here; the manifests are validated"),
     Runner("cp docker/example.env", _DOCKER, why="in a copy of the folder"),
 )
 

@@ -229,7 +229,7 @@ class TestCompose:
         services = compose_config(*FILES, environ=GIVEN)["services"]
 
         published = [port["published"] for service in services.values() for port in service.get("ports", [])]
-        assert len(published) == len(set(published)) == 3
+        assert len(published) == len(set(published)) == 4
 
     def test_grafana_reaches_neither_the_queue_nor_label_studio(self):
         services = compose_config(*FILES, environ=GIVEN)["services"]

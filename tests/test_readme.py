@@ -109,7 +109,7 @@ class TestReadme:
         variables = {f"AL_{name.upper()}" for name in (*Settings.model_fields, *ProjectOptions.model_fields)}
         others = {
             "AL_GOLDEN",
-            "AL_IMAGE_TARGET",
+            "AL_VERSION",
             "AL_LABEL_STUDIO_BIN",
             "AL_SCREENSHOTS",
         }  # of compose.yaml, of the demo, of the tests
