@@ -1,7 +1,7 @@
 """The package as it would be uploaded: its two files, and that plain pip finds a set of packages for its extras.
 
-`make release` sets ``AL_DIST``, a folder with the files, which are otherwise built, and ``AL_EACH_EXTRA``: every extra is
-resolved by itself; otherwise `all` is, which includes the others.
+`make release` sets ``AL_DIST``, a folder with the files, which are otherwise built, and ``AL_EACH_EXTRA``: every extra
+is resolved by itself; otherwise `all` is, which includes the others.
 """
 
 import os

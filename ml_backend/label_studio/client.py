@@ -5,7 +5,8 @@ label-studio-sdk 2.1.2, in CPU seconds of this side, medians of 9, pages of 1,00
 
 - Listing 10,000 tasks with id and data takes ``tasks.list`` 0.36 s, since it builds a model of each, and 0.013 s here;
   with the annotations of every third, 0.44 s and 0.05 s. Its pager also counts pages, which move while readers label.
-- It has no call that deletes a model version, or counts the predictions of each.
+- It has no call that deletes a model version, counts the predictions of each, or validates a label config without a
+  project. Its ``projects.list`` builds a model of each project, of which two fields are asked for.
 - Its ``files.download`` reads uploads only, and into memory whatever their size.
 - It renews an access token once it has expired by this machine's clock, and not after a 401.
 - It repeats every request after 408, 409, 429 and 5xx, also an import of predictions that Label Studio has stored.
@@ -525,6 +526,19 @@ class LabelStudioClient:
         request = self._http.build_request(method, self.url + path, params=query, json=body, timeout=timeout)
         return self._http.send(request, max_bytes=max_bytes, follow_redirects=max_bytes is None)
 
+    def projects(self, title: str = "") -> Iterator[Json]:
+        """The ``id`` and ``title`` of every project whose title contains these words, in any case."""
+        number, more = 1, True
+        while more:
+            query = {"page": str(number), "page_size": "100", "include": "id,title", "title": title}
+            page = self.request("GET", "/api/projects/", dict, query=query)
+            yield from page["results"]
+            number, more = number + 1, bool(page.get("next"))
+
+    def validate_label_config(self, label_config: str) -> None:
+        """RequestRefused, with the reason, where Label Studio does not accept the XML."""
+        self.send("POST", "/api/projects/validate/", body={"label_config": label_config})
+
     def unlabelled_tasks(self, project_id: int) -> Iterator[Json]:
         """Every task without an annotation, a skip being none, by ascending id: its ``id`` and ``data``."""
         yield from self._tasks(project_id, [("total_annotations", "equal", 0)], {"include": "id,data"})
@@ -619,24 +633,6 @@ class LabelStudioClient:
         """A file that Label Studio serves, and its content type; RequestRefused when it is larger."""
         response = self.send("GET", path, max_bytes=max_bytes)
         return response.content, response.headers["content-type"]
-
-    # New projects
-
-    def projects(self, title: str = "") -> Iterator[Json]:
-        """The ``id`` and ``title`` of every project whose title contains these words, in any case."""
-        number, more = 1, True
-        while more:
-            query = {"page": str(number), "page_size": "100", "include": "id,title", "title": title}
-            page = self.request("GET", "/api/projects/", dict, query=query)
-            yield from page["results"]
-            number, more = number + 1, bool(page.get("next"))
-
-    def validate_label_config(self, label_config: str) -> None:
-        """RequestRefused, with the reason, where Label Studio does not accept the XML."""
-        self.send("POST", "/api/projects/validate/", body={"label_config": label_config})
-
-    def create_project(self, fields: Mapping[str, object]) -> Json:
-        return self.request("POST", "/api/projects/", dict, body=dict(fields))
 
 
 def _redirected(source: str, target: httpx.URL) -> LabelStudioError:
