@@ -91,8 +91,8 @@ def connect(
     """Prepare a project, and list the changes; a second run changes nothing."""
     from ml_backend.config import Settings, checked_address
     from ml_backend.doctor.checks import CheckContext, connect_notes
-    from ml_backend.label_studio.client import LabelStudioClient
-    from ml_backend.label_studio.connect import check_backend_address, choose_project, connect_project
+    from ml_backend.label_studio.client import LabelStudioClient, label_studio_version
+    from ml_backend.label_studio.connect import check_backend_address, choose_project, connect_project, version_note
 
     # Label Studio calls an invalid address a private one.
     url = checked_address(url, "--url")
@@ -100,6 +100,9 @@ def connect(
     settings = Settings.load()
     check_backend_address(url)
     with LabelStudioClient.from_settings(settings) as client:
+        # First, as an old release may refuse what comes.
+        release = label_studio_version(client.url)
+        typer.echo(f"Label Studio {release}: {version_note(release)}")
         number, found = choose_project(client, project, create, config, options)
         if found:
             typer.echo(found)

@@ -739,10 +739,8 @@ def connect_notes(context: CheckContext) -> list[str]:
     known = context.stored_connection
     studio = browser_address(context.client.url, known.hostname if known else None)
     backend = context.settings.public_url or context.url
-    release = label_studio_version(context.client.url, context.http)
-    notes = [*context.overridden, ground_truth_note(context), f"Label Studio {release}: {version_note(release)}"]
     return [
-        *filter(None, notes),
+        *filter(None, [*context.overridden, ground_truth_note(context)]),
         f"the project in Label Studio: {studio}/projects/{context.project_id}/data",
         f"the owner's page: {backend.rstrip('/')}/projects/{context.key}",
     ]

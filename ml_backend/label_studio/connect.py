@@ -66,7 +66,8 @@ def version_note(release: str) -> str:
     if release in TESTED:
         return f"tested, as are {', '.join(one for one in TESTED if one != release)}"
     tested = f"NOT tested; tested are {', '.join(TESTED)}"
-    return f"{tested}: upgrade it if something fails" if _number(release) < _number(TESTED[0]) else tested
+    old = _number(release) < _number(TESTED[0])
+    return f"{tested}: if something fails, upgrade it to {TESTED[-1]}" if old else tested
 
 
 def _number(release: str) -> tuple[int, ...]:

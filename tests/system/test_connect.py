@@ -373,13 +373,13 @@ class TestCommand:
         [backend] = command.client.backends(row["id"])
         assert (backend["url"], backend["extra_params"]) == (command.url, {"strategy": "bald"})
         lines = first.output.splitlines()
-        assert lines[0] == f"created project {row['id']} 'Films of a test' with the label config severity"
         release = label_studio_version(command.client.url)
-        assert lines[-3] == f"Label Studio {release}: {version_note(release)}"
+        assert lines[0] == f"Label Studio {release}: {version_note(release)}"
+        assert lines[1] == f"created project {row['id']} 'Films of a test' with the label config severity"
         assert lines[-2] == f"the project in Label Studio: {command.client.url}/projects/{row['id']}/data"
         created = int(datetime.fromisoformat(project["created_at"]).timestamp())
         assert lines[-1] == f"the owner's page: https://al.example.org/projects/{row['id']}.{created}"
-        assert again.output.splitlines()[0] == (
+        assert again.output.splitlines()[1] == (
             f"found project {row['id']} 'Films of a test', whose label config stays as it is"
         )
         assert NOTHING_TO_CHANGE in again.output.splitlines()

@@ -217,7 +217,7 @@ SOUND: dict[str, tuple[Callable[[Installation], object], dict[str, str]]] = {
     ),
     "a release that is too old": (
         lambda it: setattr(it, "release", {"release": "1.18.0"}),
-        {"Label Studio": "1.23.2: upgrade it if something fails"},
+        {"Label Studio": "1.23.2: if something fails, upgrade it to 1.23.2"},
     ),
     "no images yet, also where the first round has found none": (
         before_the_first_import,

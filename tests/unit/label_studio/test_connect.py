@@ -184,8 +184,8 @@ def test_says_which_releases_are_tested() -> None:
     assert version_note("1.23.2") == "tested, as are 1.19.0, 1.20.0, 1.21.0, 1.22.0, 1.23.0"
     for release in ("1.22.1", "1.24.0", "1.23.2.dev1", "2.0", "nightly"):
         assert version_note(release).startswith(f"NOT tested; tested are {', '.join(TESTED)}"), release
-    assert version_note("1.18.0").endswith("1.23.2: upgrade it if something fails")
-    assert version_note("1.22.1").endswith("1.23.2")
+    assert version_note("1.18.0").endswith("1.23.2: if something fails, upgrade it to 1.23.2")
+    assert "upgrade" not in version_note("1.22.1") + version_note("1.24.0")
 
 
 @pytest.mark.parametrize(
