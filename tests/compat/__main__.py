@@ -15,11 +15,12 @@ import sys
 import time
 from pathlib import Path
 
+from ml_backend.label_studio.connect import TESTED
 from tests.compat.table import FILES, Outcome, cells, markdown, read_outcomes
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".compat"
-RELEASES = ("1.19.0", "1.20.0", "1.21.0", "1.22.0", "1.23.0", "1.23.2", "1.23.2+postgres")
+RELEASES = (*TESTED, f"{TESTED[-1]}+postgres")
 LOCKED = re.compile(r"^label-studio==(\S+)", re.MULTILINE)
 
 
