@@ -186,7 +186,7 @@ REFUSED = {
     ),
     "on a choice that nobody offers": Refused(
         view(asked("quality", 'choice="multiple"'), asked("label", IF_A.replace('"a"', '"c,d"'))),
-        f"{NEVER} (whenChoiceValue='c,d' is no choice of Choices 'quality')",
+        f"{NEVER} (whenChoiceValue='c,d' is not a choice of Choices 'quality')",
         "name one of its choices",
     ),
     "on a choice without visibleWhen": Refused(

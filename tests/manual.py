@@ -75,22 +75,22 @@ _EXPERIMENTS = "tests/integration/simulation/test_experiments.py"
 _PROJECT = "tests/system/test_manual_project.py"
 _HERE = "tests/test_manual.py"
 _DOCKER = "tests/test_docker.py"
-_FEW = "with 25 labels of a class before the first round, 80 films would not do"
+_FEW = "with 25 labels of a class before the first round, 80 images would not do"
 _ALONE = "each worker loads PyTorch for seconds, and those of docs/researchers.md are started"
 _STANDS = "project, addresses, keys and folders are those of the test"
 _ENGINE = "no engine here, see tests/containers/run"
 _CI = "CI has run all of it with `make test`"
 
 RUNNERS: tuple[Runner, ...] = (
-    # In a folder with tables, 80 films of 64 pixels, random features and weights.
+    # In a folder with tables, 80 images of 64 pixels, random features and weights.
     Runner("ml-backend simulate --labels", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
     Runner(
-        "ml-backend simulate --images films/",
+        "ml-backend simulate --images images/",
         _TABLES,
         "--seeds 1 --initial 3 --backbone resnet18 --weights none",
         f"{_FEW}; no test downloads ImageNet weights",
     ),
-    Runner("ml-backend simulate --images films", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
+    Runner("ml-backend simulate --images images", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
     Runner("ml-backend experiment loss-ablation --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
     Runner("ml-backend experiment profiles --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
     Runner(
@@ -103,10 +103,10 @@ RUNNERS: tuple[Runner, ...] = (
     Runner(
         "python -m tests.benchmarks.stopping",
         "tests/benchmarks/test_stopping.py",
-        "--films 320 --seeds 1 --rounds 5",
+        "--images 320 --seeds 1 --rounds 5",
         "in the process of the test; else it takes minutes",
     ),
-    Runner("ml-backend experiment", _EXPERIMENTS, "--quick", "all eight in the process of the test: they share films"),
+    Runner("ml-backend experiment", _EXPERIMENTS, "--quick", "all eight in the process of the test: they share images"),
     # On a live project, with a Redis, a backend and a worker that were started as the manual has it.
     Runner("export", _PROJECT, why=_STANDS),
     Runner("redis-server", _PROJECT, "--port 6379", f"{_STANDS}, and so is the port"),

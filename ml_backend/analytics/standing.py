@@ -151,7 +151,7 @@ def _ways_out(
     return (
         f"take {names} out of the choices of the label config, so that there are fewer classes",
         lower,
-        f"go on without {them}: the option ignore_classes={option} leaves the labels out until it is taken back",
+        f"continue without {them}: the option ignore_classes={option} leaves the labels out while it is set",
     )
 
 
@@ -172,8 +172,8 @@ WORDS: Final[dict[ExclusionKind, tuple[str, str]]] = {
 }
 """Of one and of several, in the order of the page."""
 MENDABLE: Final[dict[ExclusionKind, str]] = {
-    "no image": "mend the tasks' data, or the value of the label config's Image tag",
-    "label without image": "mend the tasks' data, or the value of the label config's Image tag",
+    "no image": "correct the tasks' data, or the value of the label config's Image tag",
+    "label without image": "correct the tasks' data, or the value of the label config's Image tag",
     "unreadable answer": "correct or delete the annotation in Label Studio",
     "no class": "correct or delete the annotations, or give the label config the choice that they hold",
 }
@@ -296,14 +296,16 @@ def project_standing(
     elif waiting or (further and not unusable):
         verdict = "waiting"
         sentence = (
-            f"{waiting} of {number} images wait for a label" if waiting else f"Every one of {number} images has a label"
+            f"{waiting} of {number} images have no label yet"
+            if waiting
+            else f"Every one of {number} images has a label"
         )
-        sentence += f"; {further} labelled ones wait for further readers." if further else "."
+        sentence += f"; {further} labelled ones need further readers." if further else "."
     elif unusable:
         verdict = "unusable"
         which = "1 is left out" if unusable == 1 else f"{unusable} are left out, the first"
         first = left_out[0].first if left_out else ""
-        sentence = f"No image that can be used waits for a label: {which}: {first}"
+        sentence = f"None of the unlabelled images can be used: {which}: {first}"
     elif untrained and start is not None and start.missing:
         verdict = "blocked"
         # More images are no help where the labels are there, and cannot be used.

@@ -172,12 +172,14 @@ def _proxy(variable: str, value: str) -> Proxy:
         port = parts.port
     except ValueError as error:
         # Its message may repeat the password where that holds a slash.
-        raise _no_proxy(variable, shown, "is no address" if "@" in value else f"is no address ({error})") from None
+        raise _no_proxy(
+            variable, shown, "is not an address" if "@" in value else f"is not an address ({error})"
+        ) from None
     if parts.scheme not in PROXY_SCHEMES:
         raise _no_proxy(variable, shown, f"names a proxy of {parts.scheme}://, which is not supported")
     cut = "@" in parts.path + parts.query + parts.fragment or ("://" not in value and parts.path.strip("/"))
     if not parts.hostname or port == 0 or cut or re.search(r"\s", address):
-        raise _no_proxy(variable, shown, "is no address")
+        raise _no_proxy(variable, shown, "is not an address")
     if parts.scheme.startswith("socks") and find_spec("socksio") is None:
         raise _no_proxy(variable, shown, "names a SOCKS proxy, which needs the package socksio")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -400,11 +402,13 @@ def _exchange_failure(error: BaseException, names: set[str], where: _Place, serv
         )
     if "RemoteProtocolError" in names or names & {"ReadError", "WriteError"}:
         return Failure(
-            f"{where.at} closed the connection or answered something that is no HTTP ({error})",
+            f"{where.at} closed the connection or answered something that is not HTTP ({error})",
             f"is {where.scheme}:// right in {server.setting}, or does {_other(where.scheme)}:// answer there?",
         )
     if names & {"InvalidURL", "UnsupportedProtocol"}:
-        return Failure(f"this is no address ({error})", f"{server.setting} must be http://host:port or https://host")
+        return Failure(
+            f"this is not an address ({error})", f"{server.setting} must be http://host:port or https://host"
+        )
     return Failure(f"{type(error).__name__}: {error}", f"is it running, and is {server.setting} its address?")
 
 

@@ -104,7 +104,9 @@ class ImageHosts:
                 continue
             found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d{1,5}))?", entry)
             if found is None:
-                raise ValueError(f"{entry!r} is no host; wanted are host, host:port or 10.0.0.0/8, separated by commas")
+                raise ValueError(
+                    f"{entry!r} is not a host; expected host, host:port or 10.0.0.0/8, separated by commas"
+                )
             host = (found[1] or found[2]).lower()
             hosts.add((host, int(found[3]) if found[3] else None))
             # An address that is written out is meant, however private it is.
@@ -321,7 +323,7 @@ def _mistakes(settings: Settings) -> Iterator[str]:
         yield "AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS go together: set both or neither"
     if _is_cut_short(settings.redis_url):
         yield (
-            "AL_REDIS_URL=(not shown) is no address: a special character of its password must be written as %XX "
+            "AL_REDIS_URL=(not shown) is not an address: a special character of its password must be written as %XX "
             "(%23 for #, %2F for /, %3F for ?, %5B for [)"
         )
     url = settings.label_studio_url

@@ -89,9 +89,9 @@ def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> 
         return Exclusion(
             image_id=image.id,
             kind="no class",
-            reason=f"image {image.id} is labelled {', '.join(map(repr, unknown))}, which is no class of this project: "
-            f"known are {', '.join(classes)}; correct the annotation, or, if a class was renamed in Label Studio, add "
-            f"alias={unknown[0]!r} to its Choice, which keeps these labels",
+            reason=f"image {image.id} is labelled {', '.join(map(repr, unknown))}, which is not a class of this "
+            f"project: known are {', '.join(classes)}; correct the annotation, or, if a class was renamed in Label "
+            f"Studio, add alias={unknown[0]!r} to its Choice, which keeps these labels",
         )
     if ignored:
         return Exclusion(

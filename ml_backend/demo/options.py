@@ -193,18 +193,18 @@ def _read_image(folder: Path, row: Mapping[str, str], classes: Sequence[str], nu
     """
     path, label = row["path"], row["label"]
     if label not in classes:
-        raise ValueError(f"column label: {label!r} is no class; known are {', '.join(classes)}")
+        raise ValueError(f"column label: {label!r} is not a class; known are {', '.join(classes)}")
     file = (folder / path).resolve()
     if not file.is_relative_to(folder.resolve()):
-        raise ValueError(f"column path: {path!r} is no path inside {folder}")
+        raise ValueError(f"column path: {path!r} is not a path inside {folder}")
     if file.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"column path: {path!r} is no {', '.join(SUFFIXES)} file")
+        raise ValueError(f"column path: {path!r} does not end in {', '.join(SUFFIXES)}")
     try:
         content = file.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             image.verify()
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"column path: {path!r} is no readable image ({error})") from error
+        raise ValueError(f"column path: {path!r} is not a readable image ({error})") from error
     # A new name: Label Studio shows it to readers, and the visitor's may hold a patient's name or a class.
     return DemoImage(f"image-{number:05d}{file.suffix.lower()}", content, label, patient_of(row.get("patient_id")))
 
@@ -276,7 +276,9 @@ def make_plan(options: DemoOptions, question: Question, given: Sequence[DemoImag
         options, has_imagenet=weights_file(backbone, "imagenet") is not None, environ=os.environ
     )
     if extra_params["weights"] == "none" and "AL_WEIGHTS" not in os.environ:
-        view.print(f"ImageNet weights of {backbone} are not on this machine: the demo goes on with untrained features")
+        view.print(
+            f"ImageNet weights of {backbone} are not on this machine: the demo continues with untrained features"
+        )
     images = given
     if images is None:
         view.step("drawing images", 0, None)

@@ -226,7 +226,7 @@ def _announcement(number: int, report: RoundReport, published: PublishedRanking)
     if report.fit is not None:
         how = f"validation accuracy {report.fit.validation_accuracy:.2f}"
     elif report.base is not None:
-        how = f"ranked anew by {report.ranking.strategy}, with the network of {report.base}"
+        how = f"ranked again by {report.ranking.strategy}, with the network of {report.base}"
     else:
         how = "random order, since a class has too few labels for a network"
     return f"round {number} published: labels {labels}; {how}; the next {len(published.image_ids)} images are in order"

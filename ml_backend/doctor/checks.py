@@ -120,8 +120,8 @@ class Check:
 CHECKS: list[Check] = []
 WORKERS_CHECK = "this check of a worker's machine"
 AGAIN = "try again when Label Studio answers"
-MEND_FILE = "mend or move away the file that is named"
-MEND_NAMED = "mend or move away what is named"
+MEND_FILE = "repair or move the named file"
+MEND_NAMED = "repair or move what is named"
 
 
 def check(
@@ -347,7 +347,7 @@ class CheckContext:
 RIGHTS = ("projects.view", "projects.change", "tasks.view", "predictions.any")  # for reading and publishing
 
 
-@check("settings", remedy="mend the variables that are named, and run this again")
+@check("settings", remedy="correct the named variables, and run this again")
 def check_settings(context: CheckContext) -> Result:
     read = context.settings
     guard = "callers need a password" if read.basic_auth_user else "callers need no password, so anybody may call"
@@ -415,7 +415,7 @@ def check_label_config(context: CheckContext) -> Result:
 @check(
     "options",
     needs=("label config",),
-    remedy="mend it where it says that it comes from; `ml-backend connect --option` replaces all extra_params",
+    remedy="correct it in the place that is named; `ml-backend connect --option` replaces all extra_params",
 )
 def check_options(context: CheckContext) -> Result:
     chosen, defaults = context.options, ProjectOptions.resolve(environ={})
@@ -500,7 +500,7 @@ def check_connection(context: CheckContext) -> Result:
         )
     if row["state"] != CONNECTED:
         problem = str(row.get("error_message") or row.get("readable_state") or row["state"])
-        remedy = hint(problem) or f"mend that, and {context.connect_command}"
+        remedy = hint(problem) or f"correct that, then {context.connect_command}"
         return failed(f"Label Studio cannot work with it: {problem}", remedy)
     ours, theirs = context.settings.basic_auth_user, row.get("basic_auth_user") or None
     if ours != theirs:
@@ -638,7 +638,7 @@ def check_order(context: CheckContext) -> Result:
     version = context.serving.version
     if version is None:
         return skipped("no ranking is published yet")
-    return ok("no image waits for a label" if is_lost(context.serving) else f"{version}, the live ranking")
+    return ok("every image has a label" if is_lost(context.serving) else f"{version}, the live ranking")
 
 
 @check("predictions", needs=("options", "rounds on disk"), remedy=MEND_FILE)
@@ -660,7 +660,7 @@ UNREAD = "the backend has not read the project yet; it does so once a minute"
 REMEDIES: dict[ImageErrorKind, str] = {
     "missing": "put the file back, or delete its task",
     "forbidden": "let the user of AL_LABEL_STUDIO_API_KEY, or the storage connected in Label Studio, read the file",
-    "refused": "open the address in a browser: it must lead to the image file; mend it, or delete its task",
+    "refused": "open the address in a browser: it must lead to the image file; correct it, or delete its task",
     "unreachable": "start what serves the images, or let this machine reach it",
     "timed-out": "bring what serves the images nearer, or shrink them",
     "too-large": "shrink the images",
@@ -692,11 +692,13 @@ def check_images(context: CheckContext) -> Result:
             except ImageError as error:
                 remedy = REMEDIES[error.kind]
                 if isinstance(error.__cause__, BlockedHost):
-                    remedy = "name that host in AL_IMAGE_HOSTS, if it is to be asked; else mend the task's address"
+                    remedy = (
+                        "name that host in AL_IMAGE_HOSTS, if it may be requested; otherwise correct the task's address"
+                    )
                 failure = failure or failed(str(error), remedy)
             except PayloadError as error:
                 failure = failure or failed(
-                    str(error), "mend the task's data, or the value of the label config's Image tag"
+                    str(error), "correct the task's data, or the value of the label config's Image tag"
                 )
     if failure is not None:
         return failed(f"{len(sizes)} of {len(chosen)} could be read; {failure.seen}", failure.remedy)
@@ -777,7 +779,7 @@ def check_labelling(context: CheckContext) -> Result:
     if (standing := context.standing) is None:
         return skipped(UNREAD)
     if standing.verdict == "unusable":
-        return failed(standing.sentence, "mend what it names; the next round sees it")
+        return failed(standing.sentence, "correct what it names; the next round uses it")
     start = standing.start
     if standing.verdict == "blocked" and start is not None:
         if standing.mendable:
@@ -820,7 +822,7 @@ def check_rounds(context: CheckContext) -> Result:
         retry = f"; it is tried again by itself at {again:%H:%M} UTC" if again else ""
         return failed(
             f"the last one failed at {at:%Y-%m-%d %H:%M} UTC: {error.kind}: {error.message}",
-            f"mend what it names, then press Start Training in the backend's menu{retry}",
+            f"correct what it names, then press Start Training in the backend's menu{retry}",
         )
     running = f"runs: {status.running}" if status.running else "none runs"
     if status.progress is not None:
@@ -924,7 +926,7 @@ def check_gpu(context: CheckContext) -> Result:  # noqa: PLR0911 - one for each 
     options = context.options
     if not torch.cuda.is_available():
         if context.settings.device == "cuda":
-            return failed("AL_DEVICE=cuda, and PyTorch finds no usable GPU", "mend the driver, or set AL_DEVICE=auto")
+            return failed("AL_DEVICE=cuda, and PyTorch finds no usable GPU", "repair the driver, or set AL_DEVICE=auto")
         if options.finetune == "full":
             return ok("none: the whole network is trained on the CPU, as finetune=full is set, which takes hours")
         return ok("none that PyTorch can use: heads are trained on the CPU")

@@ -76,7 +76,7 @@ class DiskCache:
                 self._mark.unlink(missing_ok=True)
             Path(temporary).replace(path)
         except OSError as error:
-            _LOG.warning("the cache in %s cannot be written, going on without it: %s", self._folder, error)
+            _LOG.warning("the cache in %s cannot be written, continuing without it: %s", self._folder, error)
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
             return

@@ -110,7 +110,7 @@ class FolderSource:
         try:
             path = (self._root / image.uri).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a loop of links
-            raise ImageError(f"image {image.id}: {image.uri!r} is no path: {error}") from error
+            raise ImageError(f"image {image.id}: {image.uri!r} is not a path: {error}") from error
         if not path.is_relative_to(self._root):
             raise ImageError(f"image {image.id}: {image.uri!r} leads out of {self._root}: give a path inside it")
         return path

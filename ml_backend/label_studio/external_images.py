@@ -157,7 +157,7 @@ class ExternalImageFetcher:
 
     def _check(self, url: httpx.URL) -> None:
         if url.scheme not in USUAL_PORTS or not url.host:
-            raise FetchError("is no address of http:// or https://")
+            raise FetchError("is not an address of http:// or https://")
         if url.userinfo:
             raise FetchError(
                 "holds a user or a password, which are not sent: let the host do without, or use a storage"

@@ -126,7 +126,7 @@ class _Tags:
         return sum(tag.get("name") == name for tag in self._all) > 1
 
     def called(self, name: str) -> str:
-        return next((_named(tag) for tag in self._all if tag.get("name") == name), f"{name!r}, which is no tag")
+        return next((_named(tag) for tag in self._all if tag.get("name") == name), f"{name!r}, which is not a tag")
 
     def controls(self) -> list[Element]:
         """The control tags, which readers answer or draw with."""
@@ -150,7 +150,7 @@ def _root(xml: str) -> Element:
         root: Element = parser.close()
     except (ParseError, ValueError) as error:
         # A ValueError is a DTD, which may be an entity bomb, or a lone surrogate.
-        raise PayloadError(f"the label config is no plain XML ({error}); it begins {xml[:60]!r}") from None
+        raise PayloadError(f"the label config is not plain XML ({error}); it begins {xml[:60]!r}") from None
     if root.tag.startswith("{"):
         name = root.tag.rpartition("}")[2]
         raise PayloadError(f"{name} has an xmlns attribute, with which Label Studio takes no predictions: delete it")
@@ -258,7 +258,7 @@ def _check_condition(outer: Element, question: Element, tags: _Tags) -> None:
     offered = {_attribute(item, name) for tag in asked for item in tag.iter() for name in ("value", "alias")}
     if offered.isdisjoint(values.split(",")):
         names = ", ".join(map(_named, asked))
-        raise PayloadError(f"{never} (whenChoiceValue={values!r} is no choice of {names}): name one of its choices")
+        raise PayloadError(f"{never} (whenChoiceValue={values!r} is not a choice of {names}): name one of its choices")
 
 
 def _has_fixed_choices(tag: Element) -> bool:
@@ -586,12 +586,12 @@ def _why_not_an_answer(item: Json, choices: tuple[str, ...], config: LabelConfig
     if not choices and kinds:
         return (
             f"answers {config.from_name!r} as {', '.join(sorted(kinds))}, and the label config asks it by Choices: "
-            "import it anew with type='choices'"
+            "import it again with type='choices'"
         )
     if not choices and strange:
         return (
             f"answers {', '.join(map(repr, sorted(strange)))}, which the label config does not ask: "
-            f"import it anew with from_name={config.from_name!r}"
+            f"import it again with from_name={config.from_name!r}"
         )
     return None
 
@@ -663,7 +663,7 @@ class SetupRequest(_Body):
             try:
                 return from_json(value)
             except ValueError:
-                raise ValueError(f'is no JSON object: {value[:80]!r}; expected {{"strategy": "entropy"}}') from None
+                raise ValueError(f'is not a JSON object: {value[:80]!r}; expected {{"strategy": "entropy"}}') from None
         return value
 
 

@@ -67,8 +67,8 @@ _WAYS_OUT: Final = tuple(
         (r"//|[\w-]+(?:\.[\w-]+)*:\d+(?:/|\Z)", "names no scheme: write https:// or http:// before the host"),
         (
             r"/",
-            "is no file of Label Studio: its key is sent to /data/..., /storage-data/... and /tasks/N/resolve/ alone; "
-            f"if this is a path on a disk, {_LOCAL_FILES}",
+            "is not a file of Label Studio: its key is sent only to /data/..., /storage-data/... and "
+            f"/tasks/N/resolve/; if this is a path on a disk, {_LOCAL_FILES}",
         ),
         (r"blob:", "exists only in the browser tab that made it: upload the image"),
         (r"s3[an]:", "is not how Label Studio writes this storage: begin it with s3://"),
@@ -215,7 +215,7 @@ class LabelStudioImages:
                 raise
             raise _error(image, str(error), error) from error
         except httpx.InvalidURL as error:
-            raise _error(image, f"is no address: {error}") from error
+            raise _error(image, f"is not an address: {error}") from error
 
     def _path(self, uri: str) -> str | None:
         """The path below Label Studio's address; None where the image is elsewhere."""
@@ -259,7 +259,7 @@ def _remedy(image: ImageRef, path: str, status: int) -> str:
         bucket = address.partition("://")[2].partition("/")[0]
         return (
             f"; no storage of this project reads {scheme}://{bucket}: add it in Label Studio under "
-            f"Settings > Cloud Storage > Add Source Storage ({STORAGES[scheme]}), or mend its credentials there"
+            f"Settings > Cloud Storage > Add Source Storage ({STORAGES[scheme]}), or correct its credentials there"
         )
     if path.startswith("/data/local-files"):
         return (
@@ -371,7 +371,7 @@ def read_data_uri(uri: str) -> bytes:
         https://fetch.spec.whatwg.org/#data-urls and https://infra.spec.whatwg.org/#forgiving-base64-decode.
     """
     if not is_data_uri(uri):
-        raise ValueError("is no data URI")
+        raise ValueError("is not a data URI")
     head, comma, body = plain_address(uri).partition("#")[0].removeprefix("data:").partition(",")
     if not comma:
         raise ValueError("has no comma before its content: write data:image/png;base64,...")
@@ -384,8 +384,8 @@ def read_data_uri(uri: str) -> bytes:
     if (odd := re.search(rb"[^A-Za-z0-9+/]", text)) is not None:
         raise ValueError(
             f"holds {odd[0].decode('latin-1')!r} as character {odd.start() + 1} of its base64, which no browser reads: "
-            "encode the file anew, with A-Z, a-z, 0-9, + and /"
+            "encode the file again, with A-Z, a-z, 0-9, + and /"
         )
     if len(text) % 4 == 1:
-        raise ValueError("is cut off: its base64 lacks characters at its end; encode the file anew")
+        raise ValueError("is cut off: its base64 lacks characters at its end; encode the file again")
     return base64.b64decode(text + b"=" * (-len(text) % 4))

@@ -517,10 +517,10 @@ def rerank_live(project: LiveProject) -> Served | None:
         if Pause(store.folder).holds:
             log.warning("what the owner has chosen takes effect with the next round", why=str(error))
             return project.top_up_or_served()
-        log.warning("the last network cannot rank anew: a round that learns takes its place", why=str(error))
+        log.warning("the last network cannot rank again: a round with training takes its place", why=str(error))
         return None
     bind_contextvars(round=request.round_id)
-    log.info("ranking anew", strategy=request.strategy, base=base.request.round_id, by=standing.verdict)
+    log.info("ranking again", strategy=request.strategy, base=base.request.round_id, by=standing.verdict)
     # A network may need an hour for the pool.
     with run_periodically(project.top_up):
         result = rerank(request, base, project, scorer, CatalogStrategy(request.strategy))

@@ -301,4 +301,4 @@ def reranked_digest(request: RoundRequest, base: RoundReport, labels: Sequence[L
     now = inputs_digest(request, labels, pool)
     if inputs_digest(base.request, labels, pool) == base.inputs:
         return now
-    return hashlib.sha256(f"{base.inputs} ranked anew as {now}".encode()).hexdigest()
+    return hashlib.sha256(f"{base.inputs} ranked again as {now}".encode()).hexdigest()

@@ -113,7 +113,7 @@ def rerank_is_due(connection: Connection, project: ProjectStore) -> bool:
     try:
         return order_state(project, options, training_classes(config, options)).due
     except StorageError as error:
-        log.warning("a damaged round is not ranked anew", error=str(error))
+        log.warning("a damaged round is not ranked again", error=str(error))
         return False
 
 

@@ -409,7 +409,7 @@ class Claim:
         try:
             newest = self.queue.newest_token(self.project)
         except QueueError as error:
-            log.warning("the round goes on without Redis", error=str(error))
+            log.warning("the round continues without Redis", error=str(error))
             return
         if newest is not None and newest != self.token:
             raise StaleRound(
@@ -442,7 +442,7 @@ class Claim:
         try:
             self.changes = self.queue.start_training(self.project, self.token, self.reason)
         except QueueError as error:
-            log.warning("the round goes on without Redis", error=str(error))
+            log.warning("the round continues without Redis", error=str(error))
         return self.reason
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -135,7 +135,7 @@ class RoundWorker(Worker):
             super().maintain_heartbeats(job, execution)
         except RedisError as error:
             # rq would end the worker, and with it the round; the next heartbeat may get through.
-            log.warning("the round goes on without Redis", error=str(error))
+            log.warning("the round continues without Redis", error=str(error))
 
     def run_maintenance_tasks(self) -> None:
         for queue in self.queues:

@@ -17,7 +17,7 @@ ACTIONS: Final = ("train", "topup", "pause", "resume")
 
 MESSAGES: Final[dict[str, str]] = {
     "asked": "A round was asked for; it begins as soon as a worker is free.",
-    "waits": "A round waits already; it will see everything that this one would have.",
+    "waits": "A round is already queued and will use all labels.",
     "topup-asked": "More images were asked for. Where enough are still served, nothing changes.",
     "paused": "Paused: no round starts by itself. Labels are counted, and readers keep getting images.",
     "resumed": "Resumed: rounds start by themselves again.",

@@ -43,7 +43,7 @@ from ml_backend.server.status import ProjectStatus, config_of, status_of
 from ml_backend.storage import ProjectStore, RoundSummary, Thumbnails
 
 TRIGGERS: Final[dict[RoundTrigger, str]] = {
-    "connected": "the project was connected, or its set-up was mended",
+    "connected": "the project was connected, or its set-up was corrected",
     "images": "new images were imported",
     "labels": "enough labels changed",
     "forced": "it was asked for",

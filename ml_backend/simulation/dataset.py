@@ -516,7 +516,7 @@ def _note_copies(images: Sequence[ImageRef], same: Mapping[str, str], split: Map
 def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: Mapping[str, int]) -> None:
     if not folder.is_dir():
         raise SettingsError(
-            f"--images {str(folder)!r} is no folder: name the one that the paths of the labels start from"
+            f"--images {str(folder)!r} is not a folder: name the one that the paths of the labels start from"
         )
     root = folder.resolve()
 

@@ -187,7 +187,7 @@ def _imbalance(text: str | None) -> dict[str, float]:
             shares[name] = float(share)
         except ValueError:
             raise SettingsError(
-                f"--imbalance {text!r}: {part!r} is no share; expected class=share, such as normal=0.14,severe=0.5"
+                f"--imbalance {text!r}: {part!r} is not a fraction; expected class=share, as in normal=0.14,severe=0.5"
             ) from None
     return shares
 
@@ -200,7 +200,7 @@ def _budget(text: str, data: DataSet, initial: int) -> int:
         labels = int(text) if text.strip().isdecimal() else int(float(text) * train + 1e-9)
         share = 0.0 if text.strip().isdecimal() else float(text)
     except ValueError:
-        raise SettingsError(f"--budget {text!r} is no number: {expected}") from None
+        raise SettingsError(f"--budget {text!r} is not a number: {expected}") from None
     if not 0 <= share <= 1 or labels > train:
         raise SettingsError(f"--budget {text}: there are {train} training images; {expected}")
     if labels < (start := initial * len(data.classes)):

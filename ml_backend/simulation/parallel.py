@@ -211,7 +211,7 @@ class StudyQueue:
             watch()
         except RedisError as error:
             raise QueueError(
-                f"Redis does not answer ({type(error).__name__}): start it, and give the same command again to go on"
+                f"Redis does not answer ({type(error).__name__}): start it, and give the same command again to continue"
             ) from error
         except BaseException:
             # So that no worker begins a run that this process no longer waits for.
@@ -239,7 +239,7 @@ class StudyQueue:
             last = str(result.exc_string if result else "").strip().splitlines()
             raise QueueError(
                 f"run {name} failed {ATTEMPTS} times ({last[-1] if last else 'its worker died'}): look into the "
-                "worker's log, and give the same command again to go on"
+                "worker's log, and give the same command again to continue"
             )
         return False
 

@@ -71,7 +71,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
             try:
                 _do_runs(options, plan, data, progress)
             except KeyboardInterrupt:
-                progress.say(f"stopped; the same command goes on from here: {plan.command}")
+                progress.say(f"stopped; the same command continues from here: {plan.command}")
                 raise
     results = collect(plan, data, out)
     write_results(results, out)

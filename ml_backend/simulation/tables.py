@@ -100,7 +100,9 @@ def read_labels(table: Path, *, rated: bool = False, meant: Collection[str] = ()
         label, split = _label(row, meant), _value(row, "split")
         if label is None and not rated:
             way_out = f"; if it is a class, name it in --task, such as '{row['label']};...'" if row["label"] else ""
-            raise ValueError(f"column label: {row['label']!r} is no label, give the image's or remove the row{way_out}")
+            raise ValueError(
+                f"column label: {row['label']!r} is not a label, give the image's or remove the row{way_out}"
+            )
         if split is not None and split not in SIDES:
             raise ValueError(f"column split: {split!r} is none of {', '.join(SIDES)}")
         return LabelRow(line, row["path"], label, patient_of(row.get("patient_id")), split, _value(row, "source"))
@@ -135,7 +137,7 @@ def read_ratings(table: Path, *, meant: Collection[str] = ()) -> list[RatingRow]
 
     def parse(line: int, row: Row) -> RatingRow:
         if _value(row, "rater") is None:
-            raise ValueError(f"column rater: {row['rater']!r} is no reader, give the reader's name")
+            raise ValueError(f"column rater: {row['rater']!r} is not a reader, give the reader's name")
         label = _label(row, meant)
         return RatingRow(line, row["path"], row["rater"], None if label == UNREADABLE else label)
 
@@ -339,12 +341,12 @@ def _row(cells: Sequence[str], header: Sequence[str], separator: str, required: 
         other = next((mark for mark in SEPARATORS if mark != separator and any(mark in cell for cell in cells)), None)
         why = f"; its cells are separated by {other!r}, those of the header by {separator!r}" if other else ""
         raise ValueError(
-            f"column {absent[0]}: '' is no {absent[0]}, the row has {len(cells)} of {columns} cells: "
+            f"column {absent[0]}: '' is not a {absent[0]}, the row has {len(cells)} of {columns} cells: "
             f"{separator.join(cells)[:80]!r}{why}"
         )
     path = row["path"]
     if not path or "\0" in path or path.casefold() in MISSING:
-        raise ValueError(f"column path: {path!r} is no path, give the image's")
+        raise ValueError(f"column path: {path!r} is not a path, give the image's")
     if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
         raise ValueError(f"column path: {path!r} begins with a drive of Windows; write it from the images' folder on")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", path):
@@ -420,10 +422,10 @@ def _text(table: Path) -> str:
         raise SettingsError(f"{str(table)!r} cannot be read: {reason}; expected a CSV file in UTF-8") from error
     for start, kind in _OTHER_FILES.items():
         if content.startswith(start):
-            raise SettingsError(f"{table} is no CSV file but {kind}")
+            raise SettingsError(f"{table} is not a CSV file but {kind}")
     text = _decoded(table, content)
     if kind := _MARKUP.get(text.lstrip()[:1], ""):
-        raise SettingsError(f"{table} is no CSV file but {kind}: `path,label` above lines of `images/1.png,severe`")
+        raise SettingsError(f"{table} is not a CSV file but {kind}: `path,label` above lines of `images/1.png,severe`")
     return text
 
 

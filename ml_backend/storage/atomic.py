@@ -128,7 +128,7 @@ def read_record(path: Path, kind: type[R]) -> R | None:
     except OSError as error:
         raise StorageError(f"{path} could not be read: {error}") from error
     except ValidationError as error:
-        raise StorageError(f"{path} is damaged ({error.error_count()} errors): move it away to go on") from error
+        raise StorageError(f"{path} is damaged ({error.error_count()} errors): move it away to continue") from error
 
 
 def read_cached(path: Path, kind: type[R]) -> R | None:

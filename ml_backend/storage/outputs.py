@@ -85,7 +85,7 @@ def read_outputs(path: Path) -> PoolPredictions | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StorageError(f"{path} is damaged ({error}): move it away to go on") from error
+        raise StorageError(f"{path} is damaged ({error}): move it away to continue") from error
 
 
 def write_round_outputs(folder: Path, outputs: PoolPredictions) -> None:

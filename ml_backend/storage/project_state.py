@@ -348,7 +348,7 @@ class Quarantine:
         try:
             found = read_record(self._path, _List)
         except StorageError as error:
-            log.warning("the list of unreadable images begins anew", error=str(error))
+            log.warning("the list of unreadable images starts empty", error=str(error))
             return ()
         return () if found is None else found.images
 

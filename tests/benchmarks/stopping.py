@@ -215,7 +215,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, help="table as for `ml-backend simulate`; default: drawn images")
     parser.add_argument("--features", type=Path)
     parser.add_argument("--task", help="classes of your table, least severe first")
-    parser.add_argument("--films", type=int, default=1_000, help="number of drawn images")
+    parser.add_argument("--images", type=int, default=1_000, help="number of synthetic images")
     parser.add_argument("--strategies", default="entropy")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=25)
@@ -228,7 +228,7 @@ def _data(args: argparse.Namespace) -> DataSet:
     if args.labels is not None:
         read = load_dataset(None, args.labels, features=args.features, task=parse_task(args.task))
         return two_sides(read, "train")
-    spec = replace(EXPERIMENTS["loss-ablation"], images=args.films)
+    spec = replace(EXPERIMENTS["loss-ablation"], images=args.images)
     drawn = synthetic_tables(spec, args.out / "drawn", quick=False, tell=_say)
     return two_sides(load_dataset(None, drawn.labels, features=drawn.features, task=parse_task(drawn.task)), None)
 

@@ -23,9 +23,9 @@ from tests.manual import Command, commands_run_by, pages
 
 BIN = Path(sys.executable).parent
 COMMANDS = commands_run_by(__file__)
-FILMS = 80
+IMAGES = 80
 DRAWN = ("normal", "moderate", "severe")
-CAUSES = ("normal", "viral", "bacterial")  # of the films that docs/experiments.md is about
+CAUSES = ("normal", "viral", "bacterial")  # of the images that docs/experiments.md is about
 DIMENSIONS = 16
 
 Run = Callable[[Command], str]
@@ -33,8 +33,10 @@ TypeIn = Callable[[str], subprocess.Popen[str]]
 
 
 def lay_out(folder: Path, classes: tuple[str, ...]) -> Path:
-    """What a reader has: films, their labels and features, the weights of a network."""
-    study = write_synthetic_study(folder / "films", count=FILMS, shares=dict.fromkeys(classes, 1 / 3), seed=0, side=64)
+    """What a reader has: images, their labels and features, the weights of a network."""
+    study = write_synthetic_study(
+        folder / "images", count=IMAGES, shares=dict.fromkeys(classes, 1 / 3), seed=0, side=64
+    )
     (folder / "labels.csv").write_bytes(study.labels.read_bytes())
     rows = read_labels(study.labels)
     rng = np.random.default_rng(0)
@@ -146,7 +148,7 @@ def test_a_study_in_python(at_the_desk: Callable[[str], Path], shell: dict[str, 
         r"```python\n(.*?simulate.*?)```", pages()["docs/researchers.md"].split("## Simulation")[1], re.DOTALL
     )
     small = 'workers=2, seeds="1", initial=3, backbone="resnet18", weights="none")'
-    folder = at_the_desk("films")
+    folder = at_the_desk("images")
     (folder / "study.py").write_text(code.replace("workers=2)", small))
 
     done = subprocess.run(

@@ -59,7 +59,7 @@ class TestRound:
 
     def test_an_address_that_is_no_file_is_named(self, troubled, backend):
         """A page of Label Studio, which the key must not open; and the owner finds it on the backend's page."""
-        assert "is no file of Label Studio" in troubled.reason(troubled.page)
+        assert "is not a file of Label Studio" in troubled.reason(troubled.page)
         assert troubled.page not in troubled.published
         projects = httpx.get(backend.url, auth=(backend.user, backend.password), timeout=10).json()["projects"]
         listed = [image["image_id"] for project in projects for image in project["quarantined"]["listed"]]

@@ -86,9 +86,9 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     images = draw_images(VISITORS_IMAGES, seed=2, side=64)
-    (tmp_path / "films").mkdir()
+    (tmp_path / "images").mkdir()
     for image in images:
-        (tmp_path / "films" / image.name).write_bytes(image.content)
+        (tmp_path / "images" / image.name).write_bytes(image.content)
     lines = ["path,label", *(f"{image.name},{image.label}" for image in images)]
     (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
@@ -168,7 +168,7 @@ class TestDemo:
         done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
         assert done.returncode == 1
-        assert "line 2, column label: 'mild' is no class" in done.stderr
+        assert "line 2, column label: 'mild' is not a class" in done.stderr
         assert not (tmp_path / "demo" / "backend.log").exists()
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")

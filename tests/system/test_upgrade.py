@@ -52,7 +52,7 @@ def test_another_strategy_starts_a_training(project, worker, strategy):
     assert project.first_served(strategy) == report.ranking.image_ids[0] == published.image_ids[0]
     lines = [line for line in worker._log.read_text().splitlines()[len(log) :] if "the last network" in line]
     [line] = [line for line in lines if f'"project":"{project.store.folder.name}"' in line.replace(" ", "")]
-    assert "the last network cannot rank anew: a round that learns takes its place" in line
+    assert "the last network cannot rank again: a round with training takes its place" in line
     assert "was made for version 0, not 1" in line
     replayed = project.run("replay", "--project", str(project.id), "--round", old)
     assert "cannot be replayed" in replayed.stdout

@@ -115,7 +115,7 @@ class TestVerdict:
         found = standing(*ALL, OTHER_KEY, OTHER_KEY, network=NETWORK)
 
         assert found.sentence == (
-            "No image that can be used waits for a label: 2 are left out, the first: "
+            "None of the unlabelled images can be used: 2 are left out, the first: "
             "task 7 has no image under 'image'; its data holds ['picture']"
         )
 
@@ -123,7 +123,7 @@ class TestVerdict:
         found = standing(*ALL, network=NETWORK, annotations_per_task=2)
 
         assert (found.further, found.sentence) == (
-            6, "Every one of 6 images has a label; 6 labelled ones wait for further readers."
+            6, "Every one of 6 images has a label; 6 labelled ones need further readers."
         )  # fmt: skip
 
     def test_blocked_tells_the_ways_out(self):
@@ -159,9 +159,9 @@ class TestLeftOut:
                 task(said("normal", result=[{"from_name": "severity", "type": "taxonomy"}])),
                 {},
                 "unreadable answer",
-                "answers 'severity' as taxonomy, and the label config asks it by Choices: import it anew",
+                "answers 'severity' as taxonomy, and the label config asks it by Choices: import it again",
             ),
-            (task(said("grave")), {}, "no class", "image 7 is labelled 'grave', which is no class"),
+            (task(said("grave")), {}, "no class", "image 7 is labelled 'grave', which is not a class"),
             (task(said("severe")), {"ignore_classes": "Severe"}, "ignored class", "which ignore_classes leaves out"),
             (task(said(None)), {}, "no answer", "skipped image 7"),
             (task(said("unreadable")), {}, "no answer", "image 7 or gave it no class"),
@@ -372,7 +372,7 @@ class TestWaysOut:
         assert found.ways_out == (
             "take 'severe' out of the choices of the label config, so that there are fewer classes",
             "lower the option min_labels_per_class, 25 now and 2 at least",
-            "go on without it: the option ignore_classes=severe leaves the labels out until it is taken back",
+            "continue without it: the option ignore_classes=severe leaves the labels out while it is set",
         )
         assert found.advice == f"{found.sentence} Otherwise: {'; or '.join(found.ways_out)}."
 

@@ -219,7 +219,9 @@ class TestChooseQuestion:
         labels = visitor(tmp_path, ["normal", "mild"]).labels
         assert labels is not None
 
-        with pytest.raises(SettingsError, match="line 3, column label: 'mild' is no class; known are normal, moderate"):
+        with pytest.raises(
+            SettingsError, match="line 3, column label: 'mild' is not a class; known are normal, moderate"
+        ):
             read_images(tmp_path, labels, choose_question(labels).classes)
 
 

@@ -474,7 +474,7 @@ class TestLabelling:
         found = installation.examine()
 
         assert failures(found) == set()
-        assert found["order served"].seen == "no image waits for a label"
+        assert found["order served"].seen == "every image has a label"
 
     def test_everything_is_labelled_and_a_class_never_came(self, installation):
         installation.answer("normal", "normal", "normal")

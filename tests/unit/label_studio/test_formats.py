@@ -114,9 +114,9 @@ class TestParseLabelConfig:
     @pytest.mark.parametrize(
         ("xml", "message"),
         [
-            ("", "no plain XML"),
-            ("<View><Image", "no plain XML"),
-            ("<View>\ud800</View>", "no plain XML"),
+            ("", "not plain XML"),
+            ("<View><Image", "not plain XML"),
+            ("<View>\ud800</View>", "not plain XML"),
             ("<View></View>", "no Image tag"),
             ("<View><Image name='i' value='$i'/></View>", "no Choices tag about an Image"),
             ("<View><Image name='i' value='$i'/><Choices name='c' toName='j'/></View>", "no Choices tag"),

@@ -144,7 +144,7 @@ class TestFetch:
         """Whoever imports tasks could otherwise make us ask anything of Label Studio, as our user."""
         web = Web()
 
-        with pytest.raises(ImageError, match=r"image 12 .*is no file of Label Studio"):
+        with pytest.raises(ImageError, match=r"image 12 .*is not a file of Label Studio"):
             images(web).fetch(ref(uri))
         assert web.asked == []
 
@@ -171,10 +171,10 @@ class TestFetch:
         [
             ("data:text/html;base64,PGh0bWw+", "text/html;base64.*is an HTML page"),
             ("gopher://films.example/", "expected"),
-            ("http://films.example:8080.evil/a.png", "is no address"),
+            ("http://films.example:8080.evil/a.png", "is not an address"),
             ("http://xn--a/a.png", "InvalidCodepoint"),
-            ("http://films.example/\x00a.png", "is no address"),
-            ("/data/\x00a", "no address"),
+            ("http://films.example/\x00a.png", "is not an address"),
+            ("/data/\x00a", "not an address"),
         ],
     )
     def test_names_what_is_no_address(self, uri: str, message: str) -> None:
@@ -366,8 +366,8 @@ class TestExternalHosts:
             (raw_response(404), "answered 404"),
             (raw_response(200, PNG * 9), "larger than 50 bytes"),
             (raw_response(200, PNG, **{"content-encoding": "gzip"}), "Content-Encoding 'gzip'"),
-            (b"SSH-2.0-OpenSSH\r\n", "is no HTTP"),
-            (b"", "is no HTTP"),
+            (b"SSH-2.0-OpenSSH\r\n", "is not HTTP"),
+            (b"", "is not HTTP"),
         ],
     )
     def test_what_is_no_image_of_bounded_size(self, answer: bytes, why: str) -> None:
@@ -397,8 +397,8 @@ class TestRedirects:
         [
             ("http://127.0.0.1:6379/", r"leads to http://127.0.0.1:6379/: 127.0.0.1:6379 is not among the hosts"),
             ("//evil.example/a.png", "evil.example is not among the hosts"),
-            ("file:///etc/passwd", "is no address of http"),
-            ("/api/users/?x=1", "/api/users/.*is no file of Label Studio"),
+            ("file:///etc/passwd", "is not an address of http"),
+            ("/api/users/?x=1", "/api/users/.*is not a file of Label Studio"),
             ("https://label-studio:8080/data/upload/1/a.png", "label-studio:8080 is not among the hosts"),
         ],
     )
@@ -413,9 +413,9 @@ class TestRedirects:
         ("location", "why"),
         [
             ("http://evil.example/?secret=1", r"leads to http://evil.example/\?...: evil.example is not among"),
-            (f"{URL}/api/users/", "is no file of Label Studio"),
-            ("file:///etc/passwd", "is no address of http"),
-            ("http://[::1", "is no address"),
+            (f"{URL}/api/users/", "is not a file of Label Studio"),
+            ("file:///etc/passwd", "is not an address of http"),
+            ("http://[::1", "is not an address"),
         ],
     )
     def test_of_an_allowed_host(self, location: str, why: str) -> None:
@@ -478,7 +478,7 @@ class TestDataUris:
 
     @pytest.mark.parametrize("spelling", [name for name, (_, shown) in SPELLINGS.items() if not shown])
     def test_what_a_browser_does_not_show_is_named(self, spelling: str) -> None:
-        with pytest.raises(ImageError, match=r"image 12 .*(encode the file anew|write data:image|save the image)"):
+        with pytest.raises(ImageError, match=r"image 12 .*(encode the file again|write data:image|save the image)"):
             decode(fetched(SPELLINGS[spelling][0]), 32, "12")
 
     @pytest.mark.parametrize("spelling", DRAWINGS)
@@ -572,7 +572,7 @@ class TestWayOut:
         [
             (
                 "/home/me/films/a.png",
-                r"is no file of Label Studio: .*if this is a path on a disk, upload the images, or",
+                r"is not a file of Label Studio: .*if this is a path on a disk, upload the images, or",
             ),
             ("C:\\films\\a.png", "is a path on a disk, .*LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true"),
             ("c:/films/a.png", "is a path on a disk, .*LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/the/folder"),
@@ -593,7 +593,7 @@ class TestWayOut:
             ("wasbs://box@host/a.png", "write azure-blob://container/path"),
             ("ftp://films.example/a.png", "is of ftp:, which is not read: expected .*azure-blob://"),
             ("gopher://films.example/", "is of gopher:, which is not read"),
-            ("https://studio.example/projects/7/data", "is no file of Label Studio"),
+            ("https://studio.example/projects/7/data", "is not a file of Label Studio"),
             (base64.b64encode(PNG).decode(), "in base64 without its head: write data:image/png;base64, before it"),
             ("/9j/" + "4AAQSkZJRgABAQAAAQABAAD/" * 3, "in base64 without its head"),
         ],
@@ -608,7 +608,7 @@ class TestWayOut:
             (
                 "s3://films/a.png",
                 404,
-                r"no storage of this project reads s3://films: .*\(Amazon S3\), or mend its cred",
+                r"no storage of this project reads s3://films: .*\(Amazon S3\), or correct its cred",
             ),
             (
                 "GS://films/a.png",

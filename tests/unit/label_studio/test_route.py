@@ -307,7 +307,7 @@ class TestConnections:
         with listening(greet) as port:
             error = failure(f"http://127.0.0.1:{port}")
 
-        assert "answered something that is no HTTP" in error.what
+        assert "answered something that is not HTTP" in error.what
 
     def test_redirects_in_a_loop(self):
         with studio(answer=(302, {"Location": "/again"}, b"")) as (url, _):
@@ -322,7 +322,7 @@ class TestConnections:
             (httpx.ConnectTimeout("timed out"), "did not accept a connection in time", "firewall"),
             (httpx.PoolTimeout(""), "no complete answer came in time", "overloaded"),
             (OSError(113, "No route to host"), "there is no route to ls:8080", "AL_LABEL_STUDIO_URL"),
-            (httpx.UnsupportedProtocol("ftp://"), "this is no address", "must be http://host:port"),
+            (httpx.UnsupportedProtocol("ftp://"), "this is not an address", "must be http://host:port"),
             (ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] x"), "client certificate", "without one"),
         ],
     )
@@ -461,13 +461,13 @@ WRONG = [
     ({"SSL_CERT_DIR": str(Path(__file__).parent)}, "holds no certificate under the name that OpenSSL looks for"),
     ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY='socks5://127.0.0.1:9' names a SOCKS proxy, which needs the"),
     ({"HTTP_PROXY": "ftp://proxy"}, "HTTP_PROXY='ftp://proxy' names a proxy of ftp://, which is not supported"),
-    ({"HTTP_PROXY": "http://"}, "HTTP_PROXY='http://' is no address; expected http://host:port"),
-    ({"HTTP_PROXY": "http:/proxy:3128"}, "HTTP_PROXY='http:/proxy:3128' is no address; expected http://host:port"),
-    ({"HTTP_PROXY": "http://proxy:0"}, "HTTP_PROXY='http://proxy:0' is no address"),
-    ({"http_proxy": "http://proxy:port"}, "http_proxy='http://proxy:port' is no address"),
-    ({"HTTP_PROXY": "http://[::1"}, "HTTP_PROXY='http://[::1' is no address"),
-    ({"HTTP_PROXY": "http://me:s3/cret@proxy:1"}, "HTTP_PROXY='http://proxy:1' is no address"),
-    ({"HTTP_PROXY": "me:s3#cret@proxy:1"}, "HTTP_PROXY='proxy:1' is no address"),
+    ({"HTTP_PROXY": "http://"}, "HTTP_PROXY='http://' is not an address; expected http://host:port"),
+    ({"HTTP_PROXY": "http:/proxy:3128"}, "HTTP_PROXY='http:/proxy:3128' is not an address; expected http://host:port"),
+    ({"HTTP_PROXY": "http://proxy:0"}, "HTTP_PROXY='http://proxy:0' is not an address"),
+    ({"http_proxy": "http://proxy:port"}, "http_proxy='http://proxy:port' is not an address"),
+    ({"HTTP_PROXY": "http://[::1"}, "HTTP_PROXY='http://[::1' is not an address"),
+    ({"HTTP_PROXY": "http://me:s3/cret@proxy:1"}, "HTTP_PROXY='http://proxy:1' is not an address"),
+    ({"HTTP_PROXY": "me:s3#cret@proxy:1"}, "HTTP_PROXY='proxy:1' is not an address"),
     ({"HTTP_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/99"}, "NO_PROXY holds '10.0.0.0/99'"),
 ]
 

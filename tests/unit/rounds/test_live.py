@@ -484,7 +484,7 @@ class TestRerankAfterAnUpgrade:
         assert learned == ["changes taken"]
         assert run.context["round"] == report.request.round_id
         line = self.warning(logs)
-        assert line["event"] == "the last network cannot rank anew: a round that learns takes its place"
+        assert line["event"] == "the last network cannot rank again: a round with training takes its place"
         assert ("outputs.npz is of format 0" in line["why"]) == (strategy == "bald")
         assert "was made for version 0, not 1" in line["why"]
 

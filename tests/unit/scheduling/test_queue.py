@@ -102,7 +102,7 @@ class TestLearn:
             assert claim.start_training() == "forced"
 
         assert claim.changes == 20
-        assert [line["event"] for line in logs] == ["the round goes on without Redis"]
+        assert [line["event"] for line in logs] == ["the round continues without Redis"]
 
 
 class TestGuard:
@@ -120,7 +120,7 @@ class TestGuard:
         queue.away = True
         with capture_logs() as logs:
             claim.ensure_current()
-        assert [log["event"] for log in logs] == ["the round goes on without Redis"]
+        assert [log["event"] for log in logs] == ["the round continues without Redis"]
 
 
 class TestProgress:

@@ -129,7 +129,7 @@ class TestRefusals:
             ({"extra_params": {"batchsize": 20}}, ["batchsize", "extra_params", "batch_size"]),
             ({"extra_params": {"passes": 1}}, ["passes=1", "extra_params", "greater than or equal to 2"]),
             ({"extra_params": {"strategy": "best"}}, ["strategy='best'", "entropy"]),
-            ({"extra_params": "strategy=best"}, ["extra_params", "no JSON object", "strategy=best"]),
+            ({"extra_params": "strategy=best"}, ["extra_params", "not a JSON object", "strategy=best"]),
             ({"extra_params": [1]}, ["extra_params"]),
             ({"schema": "<View></View>"}, ["no Image tag"]),
             ({"schema": "no xml"}, ["label config"]),

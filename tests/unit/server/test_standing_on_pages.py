@@ -161,7 +161,7 @@ class TestTheEnd:
         assert shown.json["standing"]["verdict"] == "blocked"
         assert "Complete" in shown.page
         assert "2 more &#39;severe&#39; needed; no image without a label is left: import more." in shown.page
-        assert "the option ignore_classes=severe leaves the labels out until it is taken back" in shown.page
+        assert "the option ignore_classes=severe leaves the labels out while it is set" in shown.page
         assert "complete: every image is labelled, and no network could be trained" in shown.index
 
     def test_labels_that_cannot_be_used_wait_for_their_owner(self, show):

@@ -233,7 +233,7 @@ class TestRefusals:
             load_dataset(folder.images, table, task=parse_task("x;y"))
 
     def test_of_no_folder_of_images(self, folder):
-        with pytest.raises(SettingsError, match=r"--images '.*labels\.csv' is no folder"):
+        with pytest.raises(SettingsError, match=r"--images '.*labels\.csv' is not a folder"):
             load_dataset(folder.labels, folder.labels, task=BINARY)
         with pytest.raises(SettingsError, match="needs images or features, got neither"):
             load_dataset(None, folder.labels)

@@ -92,7 +92,7 @@ class TestSimulate:
         with pytest.raises(KeyboardInterrupt):
             simulate(options, Console(file=text))
 
-        assert "the same command goes on from here: ml-backend simulate --labels" in text.getvalue()
+        assert "the same command continues from here: ml-backend simulate --labels" in text.getvalue()
         assert not (options.out / "rounds.csv").exists()
         monkeypatch.undo()
         simulate(options, QUIET)

@@ -65,7 +65,7 @@ class TestReadLabels:
         table.write_text("path,label\na.png,None\nb.png,severe\n")
 
         assert [row.label for row in read_labels(table, meant={"None", "severe"})] == ["None", "severe"]
-        with pytest.raises(SettingsError, match=r"line 2, column label: 'None' is no label, .*if it is a class, name"):
+        with pytest.raises(SettingsError, match=r"line 2, column label: 'None' is not a label, .*if it is a class"):
             read_labels(table)
 
     @pytest.mark.parametrize("column", ["patient_id", "Patient ID", "PatientID", "patientId", "PATIENT_ID"])
@@ -135,18 +135,18 @@ class TestRefusals:
             (b"path,label\n", "has no rows"),
             (b"a.png,severe\nb.png,normal\n", "line 1 holds 'a.png', 'severe': this is a row and no header: put"),
             (b"image,class\na.png,x\n", "line 1 holds 'image', 'class': begin it with `path,label`, or give"),
-            (b"PK\3\4xl/workbook.xml", "no CSV file but an Excel or another Office file, .*save its sheet as `CSV UTF"),
-            (b"\xd0\xcf\x11\xe0\xa1\xb1", r"is no CSV file but an Excel file \(\.xls\): save its sheet"),
+            (b"PK\3\4xl/workbook.xml", "not a CSV file but an Excel or another Office file, .*save its sheet as `CSV UTF"),
+            (b"\xd0\xcf\x11\xe0\xa1\xb1", r"is not a CSV file but an Excel file \(\.xls\): save its sheet"),
             (b'[{"id": 1, "data": {"image": "/data/upload/1/a.png"}}]', "JSON, such as Label Studio's export: write"),
             (b"PAR1\x15", "a Parquet file: write it by `pandas.DataFrame.to_csv"),
             (b"<!doctype html><title>Log in", "an HTML or XML document: was it a login page"),
             (b"\x89PNG\r\n\x1a\n", "an image: give the table of the images' labels"),
-            (b"path,label\na.png,x\n ,x\n", "line 3, column path: '' is no path"),
-            (b"path,label\na\0.png,x\n", r"line 2, column path: 'a\\x00.png' is no path"),
+            (b"path,label\na.png,x\n ,x\n", "line 3, column path: '' is not a path"),
+            (b"path,label\na\0.png,x\n", r"line 2, column path: 'a\\x00.png' is not a path"),
             (b"path,label\nC:\\images\\a.png,x\n", r"line 2, column path: 'C:.*a.png' begins with a drive of Windows"),
             (b"path,label\nhttps://h.example/a.png?sig=1,x\n", r"line 2, .*a.png\?...' is an address; download it"),
-            (b"path,label\na.png,NaN\n", "line 2, column label: 'NaN' is no label, give the image's or remove the row"),
-            (b"path,label\n\na.png\n", "line 3, column label: '' is no label"),
+            (b"path,label\na.png,NaN\n", "line 2, column label: 'NaN' is not a label, give the image's or remove"),
+            (b"path,label\n\na.png\n", "line 3, column label: '' is not a label"),
             (b"path,label\na.png;x\nb.png,y\n", r"line 2, .* 1 of 2 cells: 'a.png;x'; its cells are separated by ';'"),
             (b"path,label\na.png,mild, left\n", "line 2, after column 2: 'left' belongs to no column; put cells that"),
             (b"path,label,split\na.png,x,dev\n", "line 2, column split: 'dev' is none of train, val, test"),
@@ -161,7 +161,7 @@ class TestRefusals:
             ("path,label\nbild-ä.png,x\n".encode("latin-1"), r"csv, line 2: 'bild-ä.png,x' is not UTF-8 .*expected a"),
             ("path,label\nä.png,x\nb.png,y\nö.png,z\n".encode("cp1252"), "line 2, and 1 more lines: 'ä.png,x' is no"),
             *(
-                (f"path,label\na.png,{error}\n".encode(), f"line 2, column label: '{re.escape(error)}' is no label")
+                (f"path,label\na.png,{error}\n".encode(), f"line 2, column label: '{re.escape(error)}' is not a label")
                 for error in ("#REF!", "#VALUE!", "#DIV/0!", "#N/A", "#name?")
             ),
         ],
@@ -186,7 +186,7 @@ class TestRefusals:
 
         assert "line 12," not in str(error.value)
         assert "line 1002, column path: '0.png' is in line 2 already" in str(error.value)
-        assert "line 1003, column path: '' is no path" in str(error.value)
+        assert "line 1003, column path: '' is not a path" in str(error.value)
         assert "line 1004, after column 2: 'z' belongs to no column" in str(error.value)
 
 
@@ -215,7 +215,9 @@ class TestUnlikeSpellings:
             read_labels(table, meant={"normal", "severe"})
 
     def test_is_named_next_to_bad_rows(self, table):
-        with pytest.raises(SettingsError, match=r"line 4, column label: '' is no .*; column label: 'x' .* and 'X' .*d"):
+        with pytest.raises(
+            SettingsError, match=r"line 4, column label: '' is not a .*; column label: 'x' .* and 'X' .*d"
+        ):
             labels(table, "path,label\na.png,x\nb.png,X\nc.png,\n")
 
 
@@ -237,7 +239,7 @@ class TestReadRatings:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ("a.png,,x\n", "line 2, column rater: '' is no reader"),
+            ("a.png,,x\n", "line 2, column rater: '' is not a reader"),
             ("a.png,ann,x\na.png,ann,y\n", "line 3, column path: 'a.png' with 'ann' is in line 2 already"),
         ],
     )
