@@ -135,7 +135,7 @@ class TestRefusals:
             (b"path,label\n", "has no rows"),
             (b"a.png,severe\nb.png,normal\n", "line 1 holds 'a.png', 'severe': this is a row and no header: put"),
             (b"image,class\na.png,x\n", "line 1 holds 'image', 'class': begin it with `path,label`, or give"),
-            (b"PK\3\4xl/workbook.xml", "not a CSV file but an Excel or another Office file, .*save its sheet as `CSV UTF"),
+            (b"PK\3\4xl/workbook.xml", "not a CSV file but an Excel or another Office file, .*save its sheet as `CSV"),
             (b"\xd0\xcf\x11\xe0\xa1\xb1", r"is not a CSV file but an Excel file \(\.xls\): save its sheet"),
             (b'[{"id": 1, "data": {"image": "/data/upload/1/a.png"}}]', "JSON, such as Label Studio's export: write"),
             (b"PAR1\x15", "a Parquet file: write it by `pandas.DataFrame.to_csv"),
