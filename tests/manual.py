@@ -138,6 +138,10 @@ RUNNERS: tuple[Runner, ...] = (
     Runner("make chaos", _HERE, why="NOT run: 24 minutes; `make test` runs the same file with fewer kills"),
     Runner("make laws", _HERE, why="NOT run: `make test` runs the same file with fewer examples"),
     Runner("make lock", _HERE, why="NOT run: it asks a registry for today's versions; make reads the line"),
+    Runner("make release", _HERE, why="NOT run: eight minutes; `make test` runs the same file with the extra `all`"),
+    Runner(
+        "pip install", "tests/test_package.py", why="resolved, not installed; tests/system/test_install.py installs"
+    ),
     Runner("make audit", _HERE, why="NOT run: it asks a registry for what is known today; make reads the line"),
     Runner("uv pip install", _HERE, why="NOT run: gigabytes, and the environment of the tests; uv knows its options"),
     Runner("AL_SCREENSHOTS=docs", _HERE, why="NOT run: it writes into docs; the file that it names runs"),

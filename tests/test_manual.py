@@ -130,6 +130,13 @@ class TestMake:
         assert "AL_CHAOS_KILLS=24 " in line
         assert "pytest tests/system/test_chaos.py" in line
 
+    def test_release_resolves_more_extras_than_make_test_does(self):
+        [line] = [line for line in recipe("release") if "pytest" in line]
+
+        assert "make release" in CHECKED_HERE
+        assert "AL_EACH_EXTRA=1 " in line
+        assert "pytest -q tests/test_package.py" in line
+
     def test_laws_tries_more_examples_of_what_make_test_runs_too(self):
         [line] = [line for line in recipe("laws") if "pytest" in line]
 
@@ -169,7 +176,7 @@ class TestNotRun:
 
     def test_nothing_else_is_left_to_this_file(self):
         """What is not asked about above."""
-        targets = (*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "laws", "help")
+        targets = (*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "laws", "release", "help")
         rest = CHECKED_HERE - {f"make {target}" for target in targets}
 
         assert {text.split()[0] for text in rest} == {"uv", "AL_SCREENSHOTS=docs"}

@@ -5,6 +5,7 @@ is resolved by itself; otherwise `all` is, which includes the others.
 """
 
 import os
+import re
 import subprocess
 import tarfile
 import zipfile
@@ -15,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tests.manual import commands_run_by
 from tests.package import BIN, PROJECT, ROOT, Built, Pip, build, built_in, pythons
 
 RESOLVED_BY_PIP = [name for name in PROJECT["optional-dependencies"] if name != "label-studio-ml"]
@@ -63,6 +65,13 @@ class TestResolution:
         trains = extra in {"worker", "simulate", "all"}
         assert TRAINING & set(found) == (TRAINING if trains else set())
         assert ("pydicom" in found) == (extra in {"dicom", "all"})
+
+    def test_of_what_the_manual_installs(self):
+        """Its lines install the checkout, with an extra or without."""
+        shown = {re.sub(r"^\.(\[([\w-]+)\])?$", r"\2", one.words[2]) for one in commands_run_by(__file__)}
+
+        assert shown
+        assert shown <= {"", *RESOLVED_BY_PIP}
 
     def test_for_the_running_python_at_least(self):
         assert set(PYTHONS) & set(MINORS)
