@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from ml_backend.demo.services import install_label_studio
+from ml_backend.errors import ServiceError
 from tests.manual import commands_run_by
 from tests.package import BIN, PROJECT, ROOT, Built, Pip, build, built_in, pythons
 
@@ -102,6 +104,7 @@ class TestFiles:
     def test_wheel_holds_the_package_and_nothing_else(self, built):
         names = set(zipfile.ZipFile(built.wheel).namelist())
         data = {f"ml_backend/label_studio_config/{path.name}" for path in (ROOT / "label_studio_config").iterdir()}
+        data.add("ml_backend/demo/requirements-label-studio.lock")
         tracked = subprocess.run(
             ["git", "ls-files", "-z", "ml_backend"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
@@ -120,3 +123,30 @@ class TestFiles:
 
         assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "requirements.lock"} <= names
         assert {str(Path(__file__).relative_to(ROOT)), "docs/operators.md", "docker/Dockerfile"} <= names
+
+
+def lock_of(name: str) -> str:
+    """What Label Studio's lock says of one package."""
+    blocks = re.split(r"^(?=[A-Za-z0-9])", (ROOT / "requirements-label-studio.lock").read_text(), flags=re.MULTILINE)
+    [found] = [block for block in blocks if block.startswith(f"{name}==")]
+    return found
+
+
+class TestInstallLabelStudio:
+    def test_once_for_a_lock(self, tmp_path):
+        folder, lock = tmp_path / "environment", tmp_path / "label-studio.lock"
+        lock.write_text(lock_of("pytz"))
+
+        program = install_label_studio(folder, lock)
+
+        assert program == folder / "bin" / "label-studio"
+        python = program.with_name("python")
+        assert subprocess.run([python, "-c", "import pytz"], check=False).returncode == 0
+        python.unlink()  # which another installation would make again
+        assert install_label_studio(folder, lock) == program
+        assert not python.exists()
+        # Another lock: a new environment, here one whose hashes are wrong.
+        lock.write_text(re.sub(r"sha256:.{8}", "sha256:" + 8 * "0", lock_of("pytz")))
+        with pytest.raises(ServiceError, match=r"(?s)could not be installed .*AL_LABEL_STUDIO_BIN.*HASHES"):
+            install_label_studio(folder, lock)
+        assert python.exists()

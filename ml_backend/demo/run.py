@@ -28,7 +28,7 @@ from ml_backend.demo.project import (
     upload_images,
 )
 from ml_backend.demo.readers import Reader, ReadingRoom, SimulatedLabels
-from ml_backend.demo.services import Backend, LabelStudio, Login, Worker
+from ml_backend.demo.services import SHIPPED_LOCK, Backend, LabelStudio, Login, Worker, install_label_studio
 from ml_backend.demo.summary import RoundRow, Summary, View, check_order, measure_delay, summary_table
 from ml_backend.errors import RoundError, ServiceError
 from ml_backend.label_studio.client import LabelStudioClient
@@ -145,7 +145,7 @@ def _start(options: DemoOptions, view: View, stack: ExitStack) -> _Services:
     step = "Label Studio"
     own: list[Service] = []
     if options.label_studio is None:
-        label_studio = LabelStudio(folder / "label-studio")
+        label_studio = LabelStudio(folder / "label-studio", _label_studio_program(folder, view))
         if label_studio.is_new:
             step += " (its first start takes a minute or three)"
         own.append(stack.enter_context(label_studio.start()))  # first, since it takes longest
@@ -169,6 +169,23 @@ def _start(options: DemoOptions, view: View, stack: ExitStack) -> _Services:
     backend = stack.enter_context(Backend(environ, folder / "backend.log").start())
     worker = stack.enter_context(Worker(backend.environ, folder / "worker.log").start())
     return _Services(url, admin, valkey.url, backend, [valkey, backend, worker, *own], step)
+
+
+def _label_studio_program(folder: Path, view: View) -> Path:
+    """The program that is named or that `make setup` has built; without a checkout it is installed into the folder.
+
+    Raises:
+        ServiceError: it could not be installed.
+    """
+    program = LabelStudio.default_binary()
+    if program.exists() or "AL_LABEL_STUDIO_BIN" in os.environ or not SHIPPED_LOCK.exists():
+        return program
+    environment = folder / "label-studio-environment"
+    step = f"Label Studio's environment in {environment} (once; 0.9 GB)"
+    view.step(step, 0, None)
+    program = install_label_studio(environment)
+    view.step(step, 1, 1)
+    return program
 
 
 def _prepare(

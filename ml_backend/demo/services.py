@@ -7,6 +7,7 @@ process answers, identified by a secret or a process id: another program may hol
 import json
 import os
 import secrets
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,11 +20,12 @@ from rq.worker_registration import get_keys
 
 from ml_backend.config import Settings
 from ml_backend.errors import ServiceError
-from ml_backend.processes import Service, free_port, private_folder
+from ml_backend.processes import LOG_LINES, Service, free_port, private_folder
 from ml_backend.storage import write_atomically
 
 ADMIN = "admin@example.com"
 DEFAULT_BINARY = Path(".tools/label-studio/bin/label-studio")
+SHIPPED_LOCK = Path(__file__).parent / "requirements-label-studio.lock"  # in an installed wheel
 # The first start takes 70 to 160 s on a busy two-core machine.
 LABEL_STUDIO_TIMEOUT_S = 400.0
 # Label Studio reads each of its settings under its bare name too (HOST, DEBUG, PORT, ...): only these are passed on.
@@ -37,6 +39,41 @@ class Login:
     email: str
     password: str
     token: str
+
+
+def install_label_studio(folder: Path, lock: Path = SHIPPED_LOCK) -> Path:
+    """Install Label Studio into an environment of its own, unless it is there already.
+
+    It cannot share ours: it pins an rq that clashes.
+
+    Args:
+        folder: of the environment; an unfinished or outdated one is replaced.
+        lock: versions and hashes of Label Studio and all that it needs.
+
+    Returns:
+        The ``label-studio`` program.
+
+    Raises:
+        ServiceError: it could not be installed; with the end of the log.
+    """
+    done, log = folder / "installed.lock", folder.with_suffix(".log")
+    if not (done.is_file() and done.read_bytes() == lock.read_bytes()):
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
+        with log.open("wb") as output:
+            for command in (
+                [sys.executable, "-m", "venv", "--clear", str(folder)],
+                [*pip, "--require-hashes", "--requirement", str(lock)],
+            ):
+                if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode:  # noqa: S603
+                    tail = "\n".join(
+                        f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+                    )
+                    raise ServiceError(
+                        f"Label Studio could not be installed into {folder}: mend what pip says and try again, or let "
+                        f"AL_LABEL_STUDIO_BIN name a label-studio 1.23 program. The log {log} ends:\n{tail}"
+                    )
+        write_atomically(done, lock.read_bytes())
+    return folder / "bin" / "label-studio"
 
 
 class LabelStudio(Service):
