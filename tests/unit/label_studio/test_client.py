@@ -317,6 +317,14 @@ class TestSdk:
         assert client(server).project(3) == row
         assert client(server).backends(3) == client(server).webhooks(3) == [row]
 
+    def test_projects_end_with_the_last_page(self):
+        """Label Studio answers 404 to the page behind it."""
+        pages = [{"results": [{"id": n, "title": "pool"}], "next": n < 2 or None} for n in (1, 2)]
+        server = Server(*(httpx.Response(200, json=page) for page in pages), httpx.Response(404))
+
+        assert [*client(server).projects("po")] == [{"id": 1, "title": "pool"}, {"id": 2, "title": "pool"}]
+        assert [request.url.params["page"] for request in server.requests] == ["1", "2"]
+
     def test_a_wrong_argument_is_not_blamed_on_label_studio(self):
         with pytest.raises(TypeError, match="url"):
             client(Server(httpx.Response(200))).add_backend({"project": 1})
