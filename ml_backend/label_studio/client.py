@@ -323,11 +323,8 @@ class LabelStudioHttp(httpx.Client):
             raise Redirected(f"{_name(request)} was redirected", response.status_code, str(following.url))
         seen = f"Label Studio answered {response.status_code} to {_name(request)}: {_excerpt(response)}"
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            why = (
-                "was it revoked, or an access token, which lasts five minutes?"
-                if self.key.is_personal
-                else "legacy tokens are off by default"
-            )
+            personal = "was it revoked, or an access token, which lasts five minutes?"
+            why = personal if self.key.is_personal else "legacy tokens are off by default"
             seen += (
                 f"; AL_LABEL_STUDIO_API_KEY was refused ({why}): make a personal access token "
                 f"at {self.url}/user/account and set it"
@@ -453,8 +450,7 @@ class LabelStudioClient:
         number, more = 1, True
         while more:
             # The SDK's own pager asks for one page too many, to which Label Studio answers 404.
-            call, query = self._sdk.projects.list, {"title": title, "include": "id,title", "page_size": 100}
-            page = self._call(call, page=number, **query)
+            page = self._call(self._sdk.projects.list, title=title, include="id,title", page=number, page_size=100)
             yield from ({"id": row.id, "title": row.title} for row in page.items or ())
             number, more = number + 1, bool(page.response.next)
 
