@@ -2,9 +2,8 @@
 
 ::
 
-    client.py           HTTP client: authentication, retries, one method for each call
-    formats.py          label configs, tasks and annotations read, predictions written; no I/O
-    payloads.py         requests of Label Studio to the server, and the answers
+    client.py           label-studio-sdk on an HTTP client of our own; one method for each call
+    formats.py          label configs, tasks and annotations read, predictions written, requests of Label Studio; no I/O
     sync.py             tasks and annotations, read at the cost of what changed   (rounds.interfaces.LabelSource)
     publisher.py        a ranking published, and checked                          (rounds.interfaces.Publisher)
     connect.py          a project connected to this backend

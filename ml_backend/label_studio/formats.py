@@ -253,16 +253,13 @@ def _check_condition(outer: Element, question: Element, tags: _Tags) -> None:
     if not asked:
         what = "there is no other question" if by is None else f"whenTagName={by!r} is no other question"
         raise PayloadError(f"{never} ({what}): name another question, or leave the condition out")
-    if when == "choice-unselected" or values is None or not all(_has_fixed_choices(tag) for tag in asked):
+    from_the_task = any(_attribute(tag, name) is not None for tag in asked for name in ("value", "apiUrl"))
+    if when == "choice-unselected" or values is None or from_the_task:
         return
     offered = {_attribute(item, name) for tag in asked for item in tag.iter() for name in ("value", "alias")}
     if offered.isdisjoint(values.split(",")):
         names = ", ".join(map(_named, asked))
         raise PayloadError(f"{never} (whenChoiceValue={values!r} is not a choice of {names}): name one of its choices")
-
-
-def _has_fixed_choices(tag: Element) -> bool:
-    return _attribute(tag, "value") is None and _attribute(tag, "apiUrl") is None
 
 
 def _image_key(image: Element) -> str:
@@ -774,6 +771,10 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class _OpenAnswer(_Answer):
+    model_config = ConfigDict(extra="allow")
+
+
 class ErrorAnswer(_Answer):
     """An error: the value seen, the value expected, the way out."""
 
@@ -799,10 +800,8 @@ class PredictAnswer(_Answer):
     results: list[dict[str, object]]
 
 
-class WebhookAnswer(_Answer):
+class WebhookAnswer(_OpenAnswer):
     """``/webhook``: the outcome of the event."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     action: str
     outcome: str
@@ -821,18 +820,14 @@ class StatusAnswer(_Answer):
     projects: list[dict[str, object]]
 
 
-class ProjectAnswer(_Answer):
+class ProjectAnswer(_OpenAnswer):
     """``/projects/<key>``: one project, its rounds and the images that the last one chose."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     project: str
 
 
-class RoundAnswer(_Answer):
+class RoundAnswer(_OpenAnswer):
     """``/projects/<key>/rounds/<round>``: one round, and the images that it chose."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     project: str
     round: str

@@ -13,6 +13,7 @@ import pytest
 from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, PayloadError, RequestRefused, SettingsError
 from ml_backend.label_studio.client import PAGE, ApiKey, LabelStudioClient, Redirected, label_studio_version
+from tests.unit.label_studio.studio import FakeStudio
 
 URL = "http://label-studio.example:8080/annotate"
 LIFE_S = 300
@@ -28,17 +29,16 @@ POSTS: list[Callable[[LabelStudioClient], object]] = [
     lambda it: it.train(1),
 ]
 EVERY_CALL = """
-import sys, httpx, ml_backend.server.app
-from ml_backend.scheduling.reconciler import Reconciler
+import sys, httpx, ml_backend.server.app, ml_backend.scheduling.reconciler
 from ml_backend.label_studio.client import LabelStudioClient
-rows = httpx.MockTransport(lambda request: httpx.Response(200, json=[]))
-row = httpx.MockTransport(lambda request: httpx.Response(200, json={"email": "", "created": 0}))
-with LabelStudioClient("http://ls", "k", transport=rows) as client:
-    client.backends(1), client.webhooks(1), client.delete_backend(1), client.train(1)
-with LabelStudioClient("http://ls", "k", transport=row) as client:
-    client.whoami(), client.create_project({}), client.patch_project(1, {}), client.import_predictions(1, [])
-    client.add_backend({"url": "u", "project": 1}), client.patch_backend(1, {"url": "u"})
-    client.add_webhook({"url": "u"}), client.patch_webhook(1, {})
+lists = ("GET", "/api/ml/"), ("GET", "/api/webhooks/")
+answer = lambda asked: [] if (asked.method, asked.url.path) in lists else {"email": "", "created": 0}
+transport = httpx.MockTransport(lambda asked: httpx.Response(200, json=answer(asked)))
+with LabelStudioClient("http://ls", "k", transport=transport) as client:
+    client.whoami(), list(client.projects()), client.create_project({}), client.patch_project(1, {})
+    client.backends(1), client.add_backend({"url": "u", "project": 1}), client.patch_backend(1, {"url": "u"})
+    client.delete_backend(1), client.train(1), client.import_predictions(1, [])
+    client.webhooks(1), client.add_webhook({"url": "u"}), client.patch_webhook(1, {})
 print(*sys.modules)
 """
 
@@ -317,6 +317,14 @@ class TestSdk:
         assert client(server).project(3) == row
         assert client(server).backends(3) == client(server).webhooks(3) == [row]
 
+    def test_projects_end_with_the_last_page(self):
+        """Label Studio answers 404 to the page behind it."""
+        pages = [{"results": [{"id": n, "title": "pool"}], "next": n < 2 or None} for n in (1, 2)]
+        server = Server(*(httpx.Response(200, json=page) for page in pages), httpx.Response(404))
+
+        assert [*client(server).projects("po")] == [{"id": 1, "title": "pool"}, {"id": 2, "title": "pool"}]
+        assert [request.url.params["page"] for request in server.requests] == ["1", "2"]
+
     def test_a_wrong_argument_is_not_blamed_on_label_studio(self):
         with pytest.raises(TypeError, match="url"):
             client(Server(httpx.Response(200))).add_backend({"project": 1})
@@ -395,41 +403,27 @@ class TestVersion:
             self.version(httpx.Response(200, **answer))
 
 
-class Tasks:
-    """The Data Manager's task list: filters by id, at most ``page_size``; labels a task after each page."""
-
-    def __init__(self, count: int) -> None:
-        self.ids = list(range(1, count + 1))
-        self.pages = 0
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        query = json.loads(request.url.params["query"])
-        after = next(item["value"] for item in query["filters"]["items"] if item["filter"] == "filter:tasks:id")
-        chosen = query.get("selectedItems", {}).get("included", self.ids)
-        found = [number for number in self.ids if number > after and number in set(chosen)]
-        self.pages += 1
-        self.ids = self.ids[1:]
-        size = int(request.url.params["page_size"])
-        tasks = [{"id": number} for number in found[:size]]
-        return httpx.Response(200, json={"tasks": tasks, "total": len(found)})
-
-
 class TestTasks:
     def test_none_is_missed_while_readers_label(self):
         """After page one, image 1 is labelled: counted pages would skip one image."""
-        tasks = Tasks(2 * PAGE)
+        studio = FakeStudio(2 * PAGE)
+        studio.meanwhile.append(lambda: studio.annotate(1, "severe"))
 
-        assert [task["id"] for task in client(Server(tasks)).unlabelled_tasks(1)] == list(range(1, 2 * PAGE + 1))
+        assert [task["id"] for task in studio.client().unlabelled_tasks(1)] == list(range(1, 2 * PAGE + 1))
 
     def test_a_short_page_is_the_last(self):
-        tasks = Tasks(5)
+        studio = FakeStudio(5)
 
-        assert len(list(client(Server(tasks)).unlabelled_tasks(1))) == 5
-        assert tasks.pages == 1
+        assert len(list(studio.client().unlabelled_tasks(1))) == 5
+        assert studio.requests == 1
 
     def test_still_unlabelled_asks_in_urls_of_bounded_length(self):
-        server = Server(Tasks(1000))
+        def all_of_them(request: httpx.Request) -> httpx.Response:
+            tasks = [{"id": number} for number in json.loads(request.url.params["query"])["selectedItems"]["included"]]
+            return httpx.Response(200, json={"tasks": tasks, "total": len(tasks)})
 
-        assert client(server).still_unlabelled(1, range(1, 1001)) >= set(range(4, 1001))
+        server = Server(all_of_them)
+
+        assert client(server).still_unlabelled(1, range(1, 1001)) == set(range(1, 1001))
         assert max(len(str(request.url)) for request in server.requests) < 4096
         assert client(server).still_unlabelled(1, []) == set()
