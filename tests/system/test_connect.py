@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from ml_backend.cli import app
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import BackendError, LabelStudioError, PayloadError, RequestRefused, SettingsError
-from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.client import LabelStudioClient, label_studio_version
 from ml_backend.label_studio.connect import (
     NOTHING_TO_CHANGE,
     TITLE,
@@ -374,7 +374,8 @@ class TestCommand:
         assert (backend["url"], backend["extra_params"]) == (command.url, {"strategy": "bald"})
         lines = first.output.splitlines()
         assert lines[0] == f"created project {row['id']} 'Films of a test' with the label config severity"
-        assert lines[-3] == f"Label Studio 1.23.2: {version_note('1.23.2')}"
+        release = label_studio_version(command.client.url)
+        assert lines[-3] == f"Label Studio {release}: {version_note(release)}"
         assert lines[-2] == f"the project in Label Studio: {command.client.url}/projects/{row['id']}/data"
         created = int(datetime.fromisoformat(project["created_at"]).timestamp())
         assert lines[-1] == f"the owner's page: https://al.example.org/projects/{row['id']}.{created}"
