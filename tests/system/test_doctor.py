@@ -245,6 +245,26 @@ def test_two_connections(checked: CheckedProject) -> None:
     assert checked.look("one connection").verdict == "ok"
 
 
+def test_what_an_earlier_connect_left(checked: CheckedProject) -> None:
+    """At a host without a dot, to which Label Studio makes no webhook; its remedy takes it away."""
+    client, other = checked.live.client, checked.backend.url.replace("127.0.0.1", str(0x7F000001))
+    known = ("project", "title", "auth_method", "basic_auth_user", "extra_params")
+    password = {"basic_auth_pass": checked.backend.password}
+    client.add_backend({name: checked.row[name] for name in known} | password | {"url": other})
+
+    found = checked.examine()
+    at_it = checked.examine(other)
+    changes = checked.connect(OPTIONS)
+
+    assert failures(found) == {"one connection"}
+    assert f"at {other}, which an earlier connect left" in found["one connection"].seen
+    assert f"--url {checked.backend.url}" in found["one connection"].remedy
+    assert failures(at_it) == {"address"}
+    assert f"--url {other}" not in str(at_it)
+    assert any(line.startswith(f"removed the backend {other}") for line in changes)
+    assert checked.look("one connection").verdict == "ok"
+
+
 def test_another_order(checked: CheckedProject, worker: Worker) -> None:
     """Sampling, readers and the model version, each as an owner's hand may set it."""
     title = checked.row["title"]
