@@ -1,5 +1,6 @@
 """README and docs say what the program does: every command, setting, option and strategy, in its own words."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -155,6 +156,35 @@ class TestReadme:
             assert found.exists(), target
             if anchor:
                 assert anchor in headings(found.read_text()), f"{target}#{anchor}"
+
+
+class TestTroubleshooting:
+    """A reader searches the page for the message that is on the screen."""
+
+    ELSEWHERE = frozenset(
+        {
+            # Of Label Studio.
+            "legacy token authentication has been disabled",
+            "URL resolves to a reserved network address",
+            # Composed of two messages of config/network.py.
+            "through the proxy of HTTP_PROXY",
+        }
+    )
+
+    def test_quotes_messages_that_the_program_has(self):
+        rows = re.findall(r"^\| ([^|]*)\|", PAGES["operators"].split("## Troubleshooting")[1], re.MULTILINE)
+        quoted = {text for row in rows for text in re.findall(r'"([^"]*)"', row)} - self.ELSEWHERE
+        constants = (
+            node.value
+            for path in (ROOT / "ml_backend").rglob("*.py")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        templates = (path.read_text() for path in (ROOT / "ml_backend").rglob("*.html"))
+        words = "\n".join((*constants, *templates))
+
+        assert len(quoted) >= 8
+        assert [text for text in quoted if not all(part in words for part in text.split("..."))] == []
 
 
 class TestPicture:
