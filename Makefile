@@ -16,10 +16,10 @@ export UV_PYTHON_DOWNLOADS ?= never
 # as loading it takes.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint types imports unit system audit bench docs lock clean chaos laws compat release
+.PHONY: help setup demo test lint types imports unit system audit bench gpu-check docs lock clean chaos laws compat release
 
 help: ## Show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/.ready .tools/label-studio/.ready ## Build .venv and Label Studio's own environment
 
@@ -89,6 +89,9 @@ compat: setup ## What works with which Label Studio (VERSIONS="1.22.0 1.23.2+pos
 bench: setup $(if $(findstring --no-peers,$(ARGS)),,.bench/peers/.ready) ## Time the engine side by side with other libraries (ARGS="--no-peers pages")
 	@mkdir -p .bench
 	@$(BIN)/python -m tests.benchmarks.cases $(ARGS)
+
+gpu-check: setup ## Test and time the engine on one GPU, within eight minutes (ARGS="gpu-check.json", ARGS=--tiny on a CPU)
+	@$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)
 
 .bench/peers/.ready: tests/benchmarks/peers.lock | $(UV)
 	@echo "bench: building the peers' environment in .bench (several GB of torch, unless a cache has it)"

@@ -106,6 +106,12 @@ RUNNERS: tuple[Runner, ...] = (
         "--images 320 --seeds 1 --rounds 5",
         "in the process of the test; else it takes minutes",
     ),
+    Runner(
+        "python -m tests.benchmarks.gpu_check",
+        "tests/benchmarks/test_gpu_check.py",
+        "--tiny",
+        "else it needs a GPU",
+    ),
     Runner("ml-backend experiment", _EXPERIMENTS, "--quick", "all eight in the process of the test: they share images"),
     # On a live project, with a Redis, a backend and a worker that were started as the manual has it.
     Runner("export", _PROJECT, why=_STANDS),
@@ -137,6 +143,7 @@ RUNNERS: tuple[Runner, ...] = (
     # NOT run, and why; what can be known of them without running is checked.
     Runner("make chaos", _HERE, why="NOT run: 24 minutes; `make test` runs the same file with fewer kills"),
     Runner("make laws", _HERE, why="NOT run: `make test` runs the same file with fewer examples"),
+    Runner("make gpu-check", _HERE, why="NOT run: a test runs the command behind it with --tiny; make reads the line"),
     Runner("make lock", _HERE, why="NOT run: it asks a registry for today's versions; make reads the line"),
     Runner("make release", _HERE, why="NOT run: eight minutes; `make test` runs the same file with the extra `all`"),
     Runner(

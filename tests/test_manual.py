@@ -144,6 +144,12 @@ class TestMake:
         assert "AL_LAWS_EXAMPLES=300 " in line
         assert "pytest tests/integration/test_queueing_laws.py" in line
 
+    def test_gpu_check_is_the_command_that_a_test_runs_on_a_cpu(self):
+        [line] = [line for line in recipe("gpu-check") if "-m tests" in line]
+
+        assert "make gpu-check" in CHECKED_HERE
+        assert line.split(maxsplit=1)[1].split() == ["-m", "tests.benchmarks.gpu_check"]
+
     def test_help_lists_every_target_that_the_manual_names(self):
         listed = {line.split()[1] for line in make("help")}
 
@@ -176,7 +182,7 @@ class TestNotRun:
 
     def test_nothing_else_is_left_to_this_file(self):
         """What is not asked about above."""
-        targets = (*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "laws", "release", "help")
+        targets = (*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "laws", "release", "gpu-check", "help")
         rest = CHECKED_HERE - {f"make {target}" for target in targets}
 
         assert {text.split()[0] for text in rest} == {"uv", "AL_SCREENSHOTS=docs"}

@@ -374,8 +374,9 @@ class LiveProject(Project):
         unread = [image for image in images if image.uri not in known]
         limit = int(context.settings.cache_gb * BYTES_PER_GB)
         cache = ImageCache(context.images, context.installation.cache / IMAGES, side, limit)
-        for _ in read_ahead(unread, lambda image: cache.read(image).key):
-            pass  # an unreadable one is named by the training
+        # An unreadable one is named by the training.
+        for done, _ in enumerate(read_ahead(unread, lambda image: cache.read(image).key), start=1):
+            self.report_progress("labels", done, len(unread))
         return self._note_copies()
 
     def drop_copies(self) -> Served | None:
@@ -652,7 +653,7 @@ def measure_seed_noise(
         replicate = learner.outputs([image for image in training.pool if image.id in chosen], frozenset({"probs"}))
         progress("noise", 1, 1)
     except StaleRound as reason:
-        log.info("the noise is measured another time: another round wants to run", reason=str(reason))
+        log.info("the noise is measured another time", reason=str(reason))
         return None
     except BackendError as error:
         log.warning("the noise could not be measured", error=str(error), kind=type(error).__name__)

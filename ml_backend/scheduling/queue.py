@@ -59,6 +59,7 @@ FAILURE_TTL_S = 7 * 24 * 3600
 _RULES = json.dumps({reason: rule._asdict() for reason, rule in RULES.items()})
 SCRIPT = (
     f"local rules, first_pause, longest_pause = cjson.decode('{_RULES}'), {FIRST_PAUSE_S}, {LONGEST_PAUSE_S}\n"
+    f"local rq_queue, rq_job = '{Queue.redis_queue_namespace_prefix}{QUEUE}', '{Job.redis_job_namespace_prefix}'\n"
     + files("ml_backend.scheduling").joinpath("state.lua").read_text()
 )
 
@@ -129,7 +130,8 @@ class RoundQueue:
     Args:
         redis: a client that answers in bytes.
         round_timeout_s: the longest time that a round may take.
-        grace_s: a reserved slot without a job counts as lost after this time.
+        grace_s: a reserved slot without a job, and a job that a worker took and did not begin, count as lost after
+            this time.
         cooldown_s: after any request, one with ``only_if_idle`` is refused for this time.
         progress: a client that gives up at once, for the progress bar; by default ``redis``.
     """
@@ -350,9 +352,9 @@ class RoundQueue:
             log.warning("progress not written", project=str(project), error=str(error))
 
     def _run(self, project: ProjectKey, command: str, *args: str | float) -> Any:
-        job_prefix = f"{Job.redis_job_namespace_prefix}{_job_prefix(project)}"
+        words = [command, str(project), _job_prefix(project), self._grace_s, *args]
         with self._reachable():
-            return self._script(keys=_keys(project), args=[command, str(project), job_prefix, self._grace_s, *args])
+            return self._script(keys=_keys(project), args=words)
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:

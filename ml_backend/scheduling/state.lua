@@ -1,15 +1,16 @@
 -- The rounds of one project in Redis, changed atomically. Which round is needed is decided in policy.py; queue.py puts
--- its table `rules` (reason -> strength, trains, ends_pause) and its pauses in front of this text.
+-- its table `rules` (reason -> strength, trains, ends_pause), its pauses, and rq's keys in front of this text.
 --
 -- KEYS[1]  hash of the project, with the fields below
 -- KEYS[2]  progress of the running round
 -- KEYS[3]  set of all projects that have a hash
--- ARGV     command, project, rq's job key up to the generation, grace in seconds, then the command's own arguments
+-- ARGV     command, project, rq's job id up to the generation, grace in seconds, then the command's own arguments
 --
 -- changes / threshold                  changed annotations since the last round, and how many start the next
 -- annotations                          number of annotations in Label Studio's last event
 -- generation                           number of the last requested round
 -- waiting[_reason|_at]                 the one round that waits
+-- popped_at                            when the queue was first seen without the job of a round that nobody has begun
 -- running[_reason|_at|_changes] token  the one round that runs, the changes that it took, and the run that may publish
 -- failures / not_before                failed rounds in a row; before that time changes start no round
 -- retry_reason                         of the failed round that is retried at that time; missing: it is not retried
@@ -35,8 +36,12 @@ local function state()
   return fields
 end
 
+local function status_of(generation)
+  return redis.call('HGET', rq_job .. jobs .. generation, 'status')
+end
+
 local function dead(generation, since)
-  local status = redis.call('HGET', jobs .. generation, 'status')
+  local status = status_of(generation)
   if not status then
     -- Reserved, and not enqueued yet: another client is between the two.
     return now - since > grace
@@ -89,8 +94,26 @@ local function fail(error, retry)
   drop_running()
 end
 
+local function popped(generation)
+  return generation and status_of(generation) == 'queued' and not redis.call('LPOS', rq_queue, jobs .. generation)
+end
+
+-- rq forgets a job whose worker was stopped or killed between taking it from the queue and beginning it.
+local function return_popped_job(waiting, running)
+  local generation = popped(waiting) and waiting or popped(running) and running
+  if generation and not get('popped_at') then
+    redis.call('HSET', key, 'popped_at', now)
+  elseif generation and now - number('popped_at') > grace then
+    redis.call('LPUSH', rq_queue, jobs .. generation)
+    redis.call('HDEL', key, 'popped_at')
+  elseif not generation then
+    redis.call('HDEL', key, 'popped_at')
+  end
+end
+
 local function heal()
   local waiting, running = get('waiting'), get('running')
+  return_popped_job(waiting, running)
   if waiting and dead(waiting, number('waiting_at')) then
     -- Its event may never be sent again.
     if stronger(get('waiting_reason'), get('retry_reason')) then

@@ -18,7 +18,7 @@ from ml_backend.config import Settings
 from ml_backend.errors import EmptyPool, LabelStudioError, QueueError, StaleRound, TooFewLabels, UnknownProject
 from ml_backend.scheduling import RoundQueue, connect_redis
 from ml_backend.schemas import ProjectKey
-from tests.integration.processes import free_port
+from tests.integration.processes import free_port, wait_until
 
 PROJECT = ProjectKey(id=7, created=1795384774)
 OTHER = ProjectKey(id=8, created=1795384774)
@@ -403,6 +403,24 @@ class TestRequestDue:
 
         assert queue.request_due_rounds() == 1
         assert queue.status(PROJECT).waiting == "images"
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_a_job_that_its_worker_took_and_never_began(self, redis, begun):
+        """A worker that waits can be stopped or killed at just this moment; ``begun``: rq had enqueued a round again."""
+        queue = RoundQueue(redis, grace_s=0.2)
+        queue.request_round(PROJECT, "labels")
+        if begun:
+            claim(queue)
+        taken = redis.lpop("rq:queue:rounds")
+
+        queue.status(PROJECT)
+        assert redis.llen("rq:queue:rounds") == 0  # it may begin yet
+        wait_until(lambda: (queue.status(PROJECT), redis.llen("rq:queue:rounds"))[1] == 1)
+        assert redis.lindex("rq:queue:rounds", 0) == taken
+        time.sleep(0.5)
+        queue.status(PROJECT)
+        queue.status(PROJECT)
+        assert redis.llen("rq:queue:rounds") == 1
 
     def test_the_stronger_of_two_that_were_lost(self, queue, redis):
         """A failed round waits to be tried again, and the job of another that was asked for meanwhile is gone."""

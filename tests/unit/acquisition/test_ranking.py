@@ -275,6 +275,7 @@ class TestSpellings:
 
         assert expanded.order.tolist() == copied.order.tolist()
 
+    @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     @pytest.mark.parametrize("name", STRATEGIES)
     def test_on_a_gpu_with_a_gradient(self, name: str) -> None:

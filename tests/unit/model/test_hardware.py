@@ -204,6 +204,7 @@ class TestFindExecutableBatchSize:
             find_executable_batch_size(gpu.run, 4, "")
         assert gpu.tried == [4]
 
+    @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_a_real_gpu_that_is_full(self) -> None:
         """Each image takes 1 / 8 of the free memory: 32 and 16 cannot fit, 4 does, with torch's own overhead."""

@@ -386,6 +386,7 @@ class TestWarmStart:
         assert "the last network was for ['normal', 'moderate', 'severe'], not" in caplog.text
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 class TestGpu:
     @FINETUNE
