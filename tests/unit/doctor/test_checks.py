@@ -11,7 +11,14 @@ import torch
 from torchvision import models
 
 from ml_backend.doctor import checks
-from ml_backend.doctor.checks import CHECKS, CUDA_OVERHEAD, PER_WEIGHT, ground_truth_note, step_memory
+from ml_backend.doctor.checks import (
+    CHECKS,
+    CUDA_OVERHEAD,
+    PER_WEIGHT,
+    connect_notes,
+    ground_truth_note,
+    step_memory,
+)
 from ml_backend.doctor.runner import examine
 from ml_backend.errors import SettingsError
 from ml_backend.scheduling import LastError, QueueStatus
@@ -439,6 +446,17 @@ class TestLabels:
             "1 label is a ground truth; it overrides 1 differing answer"
         )
         assert "the option ground_truth says what they count as" in ground_truth_note(installation.context())
+
+    def test_connect_ends_with_the_pages(self, installation, tmp_path):
+        """Both as a browser finds them: Label Studio by the name that it gave to /setup."""
+        installation.settings["public_url"] = "https://al.example.org/"
+        stored = RoundStore(tmp_path).project(KEY).folder / "connection.json"
+        stored.write_text(stored.read_text().replace("http://ls:8080", "https://ls.example.org"))
+
+        assert connect_notes(installation.context()) == [
+            "the project in Label Studio: https://ls.example.org/projects/7/data",
+            f"the owner's page: https://al.example.org/projects/{KEY}",
+        ]
 
     @pytest.mark.parametrize("row", [{"ground_truth_number": 0}, {"ground_truth_number": 1, "label_config": "<View/>"}])
     def test_connect_says_nothing_where_there_is_nothing_and_never_fails(self, installation, row):
