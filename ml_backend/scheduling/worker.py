@@ -157,6 +157,9 @@ def work(settings: Settings, burst: bool = False) -> None:
         StorageError: the data folder cannot be written.
         QueueError: Redis does not answer at the start; later the worker waits for it.
     """
+    # Until rq has handlers of its own. Process 1 of a container would ignore a signal that it does not handle.
+    for one in STOP_SIGNALS:
+        signal.signal(one, lambda *_: sys.exit(0))
     enable_deterministic_blas()
     set_up_logs(settings)
     check_writable(settings.data_dir, make=True)

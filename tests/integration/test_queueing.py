@@ -406,7 +406,7 @@ class TestRequestDue:
 
     @pytest.mark.parametrize("begun", [False, True])
     def test_a_job_that_its_worker_took_and_never_began(self, redis, begun):
-        """A waiting worker can be stopped or killed at this moment; ``begun``: rq had enqueued a round again."""
+        """A worker that waits can be stopped or killed at just this moment; ``begun``: rq had enqueued a run again."""
         queue = RoundQueue(redis, grace_s=0.2)
         queue.request_round(PROJECT, "labels")
         if begun:

@@ -35,6 +35,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def handles(pid: int, signum: signal.Signals) -> bool:
+    [caught] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return bool(int(caught.split()[1], 16) >> (signum - 1) & 1)
+
+
 def events(log):
     return [line["event"] for line in log()]
 
@@ -148,9 +153,18 @@ class TestShutdown:
         assert not is_alive(log()[0]["pid"])
         assert queue.status(PROJECT).running == "labels"
 
+    def test_a_worker_that_still_loads_pytorch_ends(self, start, tmp_path):
+        worker = start(sys.executable, "-m", "ml_backend", "work", AL_DEVICE="cpu")
+        wait_until(lambda: handles(worker.pid, signal.SIGTERM))
+
+        worker.send_signal(signal.SIGTERM)
+
+        assert worker.wait(timeout=30) == 0
+        assert "waiting for rounds" not in (tmp_path / "child-0.log").read_text()
+
     def test_a_worker_that_waits_ends(self, redis, start_worker):
         worker = start_worker()
-        wait_until(lambda: is_registered(redis))
+        wait_until(lambda: [one.get_state() for one in Worker.all(connection=redis)] == ["idle"])
 
         worker.send_signal(signal.SIGTERM)
 
