@@ -98,7 +98,7 @@ local function popped(generation)
   return generation and status_of(generation) == 'queued' and not redis.call('LPOS', rq_queue, jobs .. generation)
 end
 
--- rq forgets a job whose worker was stopped or killed between taking it from the queue and beginning it.
+-- rq forgets a job whose worker was killed between taking it from the queue and beginning it.
 local function return_popped_job(waiting, running)
   local generation = popped(waiting) and waiting or popped(running) and running
   if generation and not get('popped_at') then

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from redis import RedisError
@@ -53,6 +53,21 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = structlog.get_logger()
 
 
+class JobQueue(Queue):
+    """An rq queue that remembers the job it gave last.
+
+    Attributes:
+        taken: key of the list and id of a job that no work-horse has begun; of this process.
+    """
+
+    taken: ClassVar[tuple[bytes, bytes] | None] = None
+
+    @classmethod
+    def lpop(cls, *args: Any, **kwargs: Any) -> Any:
+        JobQueue.taken = super().lpop(*args, **kwargs)
+        return JobQueue.taken
+
+
 class RoundWorker(Worker):
     """An rq worker whose work-horse dies with it, and which survives a Redis that restarts or is emptied.
 
@@ -61,6 +76,8 @@ class RoundWorker(Worker):
     At SIGTERM or SIGINT it takes no further job, and passes the signal on to the work-horse, whose ``SHUTDOWN`` ends
     the job at its next step. At a second signal, a second or more later, it kills the work-horse.
     """
+
+    queue_class = JobQueue
 
     stop_signal = signal.SIGTERM
     """That has ended this worker."""
@@ -85,6 +102,16 @@ class RoundWorker(Worker):
         with structlog.contextvars.bound_contextvars(**fields):
             super().execute_job(job, queue)
 
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        worked = super().work(*args, **kwargs)
+        # Stopped between taking a job and beginning it: for rq it would be gone.
+        if JobQueue.taken is not None:
+            try:
+                self.connection.lpush(*JobQueue.taken)
+            except RedisError as error:
+                log.warning("a job that was not begun is not returned to the queue", error=str(error))
+        return worked
+
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         self.stop_signal = signal.Signals(signum)
         log.info("stopping", signal=self.stop_signal.name)
@@ -98,6 +125,7 @@ class RoundWorker(Worker):
                 os.kill(self.horse_pid, self.stop_signal)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        JobQueue.taken = None
         # Until the work-horse has handlers of its own, a signal to it waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         super().fork_work_horse(job, queue)

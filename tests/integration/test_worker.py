@@ -153,6 +153,14 @@ class TestShutdown:
         assert not is_alive(log()[0]["pid"])
         assert queue.status(PROJECT).running == "labels"
 
+    def test_a_job_that_was_taken_and_not_begun_waits_for_another_worker(self, queue, redis, start):
+        queue.request_round(PROJECT, "labels")
+        worker = start(sys.executable, str(FAKE_WORKER), TEST_STOPS_AS_IT_TAKES_A_JOB="1")
+
+        assert worker.wait(timeout=60) == 0
+        assert redis.llen("rq:queue:rounds") == 1
+        assert (queue.status(PROJECT).waiting, queue.status(PROJECT).running) == ("labels", None)
+
     def test_a_worker_that_still_loads_pytorch_ends(self, start, tmp_path):
         worker = start(sys.executable, "-m", "ml_backend", "work", AL_DEVICE="cpu")
         wait_until(lambda: handles(worker.pid, signal.SIGTERM))
