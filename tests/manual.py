@@ -142,6 +142,7 @@ RUNNERS: tuple[Runner, ...] = (
     Runner("make help", _HERE),
     # NOT run, and why; what can be known of them without running is checked.
     Runner("make chaos", _HERE, why="NOT run: 24 minutes; `make test` runs the same file with fewer kills"),
+    Runner("make compat", _HERE, why="NOT run: an hour; `make test` runs the same files on one Label Studio"),
     Runner("make laws", _HERE, why="NOT run: `make test` runs the same file with fewer examples"),
     Runner("make gpu-check", _HERE, why="NOT run: a test runs the command behind it with --tiny; make reads the line"),
     Runner("make lock", _HERE, why="NOT run: it asks a registry for today's versions; make reads the line"),

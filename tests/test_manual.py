@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.compat.table import FILES
 from tests.manual import ROOT, RUNNERS, Command, commands, commands_run_by, pages, runner_of, unmarked
 
 CI = (ROOT / ".ci" / "run").read_text()
@@ -137,6 +138,13 @@ class TestMake:
         assert "AL_EACH_EXTRA=1 " in line
         assert "pytest -q tests/test_package.py" in line
 
+    def test_compat_runs_on_other_releases_what_make_test_runs_too(self):
+        [line] = [line for line in recipe("compat") if "tests.compat" in line]
+
+        assert "make compat" in CHECKED_HERE
+        assert line.split()[-2:] == ["-m", "tests.compat"]
+        assert {Path(name).parent for name in FILES} == {Path("tests/system")}
+
     def test_laws_tries_more_examples_of_what_make_test_runs_too(self):
         [line] = [line for line in recipe("laws") if "pytest" in line]
 
@@ -182,7 +190,10 @@ class TestNotRun:
 
     def test_nothing_else_is_left_to_this_file(self):
         """What is not asked about above."""
-        targets = (*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "laws", "release", "gpu-check", "help")
+        targets = (
+            *(*IN_CI, *ASKS_A_REGISTRY, "test", "unit", "system", "chaos", "compat", "laws", "release", "gpu-check"),
+            "help",
+        )
         rest = CHECKED_HERE - {f"make {target}" for target in targets}
 
         assert {text.split()[0] for text in rest} == {"uv", "AL_SCREENSHOTS=docs"}
