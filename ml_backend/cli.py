@@ -1,6 +1,7 @@
 """The ``ml-backend`` command: parse, call, exit status. Each sub-command imports what it needs when it runs."""
 
 import json as json_text
+import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -54,6 +55,8 @@ def work(
     study: Annotated[bool, typer.Option("--study", help="run studies of `simulate --redis` instead")] = False,
 ) -> None:
     """Run rounds from the queue: train, rank, publish (the process that uses the GPU)."""
+    # Before anything is imported: process 1 of a container would ignore a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     require("simulate" if study else "worker", "`work`")
     from ml_backend.config import Settings
 

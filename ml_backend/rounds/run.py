@@ -9,14 +9,14 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 
 from ml_backend.consensus.rules import Consensus
-from ml_backend.errors import EmptyPool, UnusablePool
+from ml_backend.errors import EmptyPool, UnusablePool, WorkerStopping
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.cold_start import StartFeatures, random_order, typical_order, unreadable_pool
 from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
@@ -250,7 +250,8 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
         published = project.publish(report)
     if is_cold_start:
         # Readers have their order: until the start set is complete, the caches fill for the first training.
-        with timer.stage("features"):
+        # A worker that is stopped meanwhile ends the round: what it has cached stays.
+        with timer.stage("features"), suppress(WorkerStopping):
             learner.prepare([*(label.image for label in data.labels), *data.pool])
     return RoundResult(report, published, training)
 

@@ -22,6 +22,7 @@ from redis.retry import Retry as RedisRetry
 from rq import Queue, RateLimit, Retry, Worker
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job
+from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from ml_backend.config import Settings
@@ -60,6 +61,7 @@ _RULES = json.dumps({reason: rule._asdict() for reason, rule in RULES.items()})
 SCRIPT = (
     f"local rules, first_pause, longest_pause = cjson.decode('{_RULES}'), {FIRST_PAUSE_S}, {LONGEST_PAUSE_S}\n"
     f"local rq_queue, rq_job = '{Queue.redis_queue_namespace_prefix}{QUEUE}', '{Job.redis_job_namespace_prefix}'\n"
+    f"local rq_started = '{StartedJobRegistry.key_template.format(QUEUE)}'\n"
     + files("ml_backend.scheduling").joinpath("state.lua").read_text()
 )
 

@@ -104,6 +104,13 @@ local function return_popped_job(waiting, running)
   if generation and not get('popped_at') then
     redis.call('HSET', key, 'popped_at', now)
   elseif generation and now - number('popped_at') > grace then
+    -- The lost worker's execution would expire while the job runs elsewhere, and rq would queue the job once more.
+    local execution = jobs .. generation .. ':'
+    for _, member in ipairs(redis.call('ZRANGE', rq_started, 0, -1)) do
+      if member:sub(1, #execution) == execution then
+        redis.call('ZREM', rq_started, member)
+      end
+    end
     redis.call('LPUSH', rq_queue, jobs .. generation)
     redis.call('HDEL', key, 'popped_at')
   elseif not generation then

@@ -104,8 +104,9 @@ class RoundWorker(Worker):
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
         worked = super().work(*args, **kwargs)
-        # Stopped between taking a job and beginning it: for rq it would be gone.
-        if JobQueue.taken is not None:
+        # Stopped between taking a job and beginning it: for rq it would be gone. Not after an error of rq about the
+        # job, which the next worker would meet too.
+        if JobQueue.taken is not None and self._shutdown_requested_date is not None:
             try:
                 self.connection.lpush(*JobQueue.taken)
             except RedisError as error:
@@ -128,8 +129,10 @@ class RoundWorker(Worker):
         JobQueue.taken = None
         # Until the work-horse has handlers of its own, a signal to it waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        super().fork_work_horse(job, queue)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        try:
+            super().fork_work_horse(job, queue)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if self._stop_requested:  # before there was a work-horse
             self.handle_warm_shutdown_request()
 
@@ -399,8 +402,13 @@ def chosen_images(report: RoundReport) -> list[str]:
 
 
 def draw_images(images: Iterable[ImageRef], cache: ImageCache) -> Iterator[tuple[str, bytes]]:
-    """Image ids with a JPEG each, in the proportions of the original; unreadable images are left out."""
+    """Image ids with a JPEG each, in the proportions of the original; unreadable images are left out.
+
+    It ends early where the worker is asked to stop: a page shows a placeholder for the rest.
+    """
     for image in images:
+        if SHUTDOWN.signal is not None:
+            return
         try:
             read = cache.read(image, sized=True)
             yield image.id, thumbnail(read.pixels, read.size or (1, 1))

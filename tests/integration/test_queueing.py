@@ -412,11 +412,14 @@ class TestRequestDue:
         if begun:
             claim(queue)
         taken = redis.lpop("rq:queue:rounds")
+        # rq's note of the lost worker: once it expires, rq would queue a second run of a job that has begun elsewhere.
+        redis.zadd("rq:wip:rounds", {taken + b":lost": time.time() + 40, b"another:one": time.time() + 40})
 
         queue.status(PROJECT)
         assert redis.llen("rq:queue:rounds") == 0  # it may begin yet
         wait_until(lambda: (queue.status(PROJECT), redis.llen("rq:queue:rounds"))[1] == 1)
         assert redis.lindex("rq:queue:rounds", 0) == taken
+        assert redis.zrange("rq:wip:rounds", 0, -1) == [b"another:one"]
         time.sleep(0.5)
         queue.status(PROJECT)
         queue.status(PROJECT)

@@ -161,6 +161,16 @@ class TestShutdown:
         assert redis.llen("rq:queue:rounds") == 1
         assert (queue.status(PROJECT).waiting, queue.status(PROJECT).running) == ("labels", None)
 
+    def test_a_job_that_rq_cannot_read_does_not_come_first_again(self, queue, redis, start_worker):
+        """Of another version of rq, for example: it would end one worker after another."""
+        redis.hset("rq:job:unreadable", mapping={"data": "[]", "status": "of another version"})
+        redis.lpush("rq:queue:rounds", "unreadable")
+        queue.request_round(PROJECT, "labels")
+
+        start_worker().wait(timeout=60)
+
+        assert b"unreadable" not in redis.lrange("rq:queue:rounds", 0, -1)
+
     def test_a_worker_that_still_loads_pytorch_ends(self, start, tmp_path):
         worker = start(sys.executable, "-m", "ml_backend", "work", AL_DEVICE="cpu")
         wait_until(lambda: handles(worker.pid, signal.SIGTERM))

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 import pytest
 
 from ml_backend.consensus import Consensus
-from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound, StorageError, UnusablePool, WeightsError
+from ml_backend.errors import (
+    EmptyPool,
+    LabelStudioError,
+    StaleRound,
+    StorageError,
+    UnusablePool,
+    WeightsError,
+    WorkerStopping,
+)
 from ml_backend.rounds.run import RoundResult, inputs_digest, run_round
 from ml_backend.rounds.split import fixed_split, mix_in_holdout, stable_split
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, PublishedRanking, RoundReport, RoundTrigger
@@ -33,6 +41,11 @@ def trainable() -> FakeProject:
 
 def run(project: FakeProject, learner: FakeLearner | None = None, **changes: object) -> RoundResult:
     return run_round(make_request(**changes), project, learner or FakeLearner(), FakeStrategy())
+
+
+class Stopped(FakeLearner):
+    def prepare(self, images: Sequence[ImageRef]) -> None:
+        raise WorkerStopping(f"SIGTERM at stage 'features', 0 of {len(images)}")
 
 
 class WithoutWeights(FakeLearner):
@@ -101,6 +114,12 @@ class TestColdStart:
 
         assert project.journal == ["save", "publish"]
         assert project.stages[-1][0] == "features"
+
+    def test_a_worker_that_is_stopped_while_they_fill_ends_the_round(self):
+        """Its order is served: given back, the round would be run and published again."""
+        result = run(FakeProject(FakeLabels(pool=POOL)), Stopped())
+
+        assert result.published.image_ids == result.report.ranking.image_ids
 
 
 class TestTypicalStart:

@@ -1,6 +1,7 @@
 """Pictures of what a round chose: the batch and what stands by chance, and never a reason for a round to fail."""
 
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ml_backend.config import Settings
 from ml_backend.images import FolderSource, ImageCache
 from ml_backend.images.thumbnail import SIDE, thumbnail
 from ml_backend.label_studio.sync import CachedTask, TaskCache
+from ml_backend.scheduling.queue import SHUTDOWN
 from ml_backend.scheduling.worker import chosen_images, draw_images, draw_thumbnails
 from ml_backend.schemas import Connection, ImageRef, Ranking
 from ml_backend.storage import RoundStore
@@ -68,6 +70,13 @@ class TestDrawing:
         images = [ImageRef(id="1", uri="1.png"), ImageRef(id="2", uri="missing.png")]
 
         assert [name for name, _ in draw_images(images, cache)] == ["1"]
+
+    def test_none_once_the_worker_is_asked_to_stop(self, tmp_path, monkeypatch):
+        film(tmp_path / "1.png")
+        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", 224)
+        monkeypatch.setattr(SHUTDOWN, "signal", signal.SIGTERM)
+
+        assert list(draw_images([ImageRef(id="1", uri="1.png")], cache)) == []
 
     def test_in_the_proportions_of_the_film(self, tmp_path):
         film(tmp_path / "1.png", 400, 200)
