@@ -191,9 +191,10 @@ class CheckContext:
     @cached_property
     def studio_url(self) -> str | None:
         """Address of Label Studio; None where it is not known yet."""
-        known = self.stored_connection
-        hostname = self.settings.trusted_hostname(known.hostname if known else None)
-        url = self.settings.label_studio_url or hostname
+        url = self.settings.label_studio_url
+        if not url:
+            known = self.stored_connection
+            url = self.settings.trusted_hostname(known.hostname if known else None)
         return checked_address(url) if url else None
 
     @cached_property
@@ -738,7 +739,10 @@ def check_ground_truths(context: CheckContext) -> Result:
 
 def connect_notes(context: CheckContext) -> list[str]:
     """What ``connect`` prints about a project that it has connected: what to know, and where its pages are."""
-    known = context.stored_connection
+    try:
+        known = context.stored_connection
+    except BackendError:  # the file may be readable for the server's user alone
+        known = None
     studio = browser_address(context.client.url, known.hostname if known else None)
     backend = context.settings.public_url or context.url
     return [

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from httpx import codes
 
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.errors import LabelStudioError, RequestRefused, SettingsError
+from ml_backend.errors import LabelStudioError, RequestRefused, SettingsError, Unreachable
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, question
 from ml_backend.label_studio.publisher import wanted_project
@@ -172,7 +172,14 @@ def half_connections(backends: Iterable[Json], webhooks: Iterable[Json], setting
         webhooks: of the project.
         settings: with the user that callers of this backend give.
     """
-    served = {str(hook["url"]).rstrip("/").removesuffix("/webhook") for hook in webhooks}
+    backends = list(backends)
+    served = {
+        str(hook["url"]).rstrip("/").removesuffix("/webhook")
+        for hook in webhooks
+        if str(hook["url"]).rstrip("/").endswith("/webhook")
+    }
+    if served - {str(row["url"]).rstrip("/") for row in backends}:
+        return []  # a webhook made by hand may bring the events of any of the backends
     return [
         row
         for row in backends
@@ -285,6 +292,7 @@ def choose_project(
             "which project? Give --project N, or for a new one --create TITLE --config NAME; "
             + _projects_listed(client)
         )
+    title = title.strip()  # as Label Studio stores it
     found = [int(row["id"]) for row in client.projects(title) if row["title"] == title]
     if len(found) > 1:
         numbers = " or ".join(f"--project {number}" for number in sorted(found))
@@ -421,6 +429,8 @@ class _Connection:
             if hide:
                 self._client.patch_project(self._project_id, {"show_collab_predictions": True})
             raise _with_remedy(error) from None
+        except Unreachable as error:  # Label Studio may have added the backend
+            raise Unreachable(error.what, f"{error.remedy}; then run `connect` again, which completes it") from None
         return backend
 
     def update_backend(self, backend: Json, options: Mapping[str, object] | None) -> None:

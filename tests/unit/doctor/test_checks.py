@@ -458,6 +458,12 @@ class TestLabels:
             f"the owner's page: https://al.example.org/projects/{KEY}",
         ]
 
+    def test_connect_ends_with_the_pages_for_a_user_who_may_not_read_the_data_folder(self, installation, tmp_path):
+        installation.settings["label_studio_url"] = "http://ls:8080"
+        (RoundStore(tmp_path).project(KEY).folder / "connection.json").write_text("no JSON")
+
+        assert connect_notes(installation.context())[-1].endswith(f"/projects/{KEY}")
+
     @pytest.mark.parametrize("row", [{"ground_truth_number": 0}, {"ground_truth_number": 1, "label_config": "<View/>"}])
     def test_connect_says_nothing_where_there_is_nothing_and_never_fails(self, installation, row):
         installation.project |= row

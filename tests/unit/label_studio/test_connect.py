@@ -159,6 +159,7 @@ LEFT = {"id": 3, "url": NO_DOT, "title": "Active learning", "basic_auth_user": "
         (GUARDED, LEFT | {"basic_auth_user": "sam"}, [], False),
         (GUARDED, LEFT | {"basic_auth_user": None}, [], False),
         (GUARDED, LEFT, [hook(NO_DOT, is_active=False)], False),
+        (GUARDED, LEFT, [hook("http://172.18.0.5:9090")], False),  # made by hand: it may be this backend's
         (Settings(), LEFT | {"basic_auth_user": None}, [], False),
     ],
 )
@@ -166,7 +167,9 @@ def test_half_connections(
     settings: Settings, row: dict[str, Any], webhooks: list[dict[str, Any]], *, is_ours: bool
 ) -> None:
     """Deleted without a question: so title, user and address must all say that it is ours, and of no use."""
-    assert half_connections([row], webhooks, settings) == ([row] if is_ours else [])
+    other = {"id": 4, "url": BACKEND, "title": "SAM"}
+
+    assert half_connections([row, other], webhooks, settings) == ([row] if is_ours else [])
 
 
 def test_an_address_without_a_dot_is_refused_before_anything_is_asked() -> None:
