@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs into /opt/venv, at build time:  install.sh uv | server | worker | worker-cpu | product
-# Every package is installed once, and checked against its hash in requirements.lock.
+# Every package is installed once, and checked against its hash in requirements.lock, except PyTorch's build for the CPU.
 set -eu
 
 if [ -s /local/ca.pem ]; then
