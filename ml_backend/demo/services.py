@@ -69,8 +69,8 @@ def install_label_studio(folder: Path, lock: Path = SHIPPED_LOCK) -> Path:
                         f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]
                     )
                     raise ServiceError(
-                        f"Label Studio could not be installed into {folder}: mend what pip says and try again, or let "
-                        f"AL_LABEL_STUDIO_BIN name a label-studio 1.23 program. The log {log} ends:\n{tail}"
+                        f"Label Studio could not be installed into {folder}: correct what pip reports and try again, "
+                        f"or let AL_LABEL_STUDIO_BIN name a label-studio program. The log {log} ends:\n{tail}"
                     )
         write_atomically(done, lock.read_bytes())
     return folder / "bin" / "label-studio"

@@ -8,12 +8,13 @@ import httpx
 import pytest
 
 from ml_backend.config import Settings
-from ml_backend.errors import LabelStudioError, SettingsError
+from ml_backend.errors import LabelStudioError, SettingsError, Unreachable
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import (
     TESTED,
     authorization,
     browser_address,
+    choose_project,
     connect_project,
     half_connections,
     hint,
@@ -181,6 +182,33 @@ def test_an_address_without_a_dot_is_refused_before_anything_is_asked() -> None:
     with pytest.raises(SettingsError, match=r"'backend' has no dot; nothing was changed: .*backend\.internal"):
         connect_project(Settings.load(), 1, NO_DOT, client=client)
     assert "is no valid domain name" in str(webhook_refusal("http://my_backend.example.org:9090"))
+
+
+def test_a_title_is_compared_as_label_studio_stores_it() -> None:
+    """Without the blanks around it: otherwise every run would make another project."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.url.params["title"]) == ("GET", "Chest X-rays")
+        return httpx.Response(200, json={"count": 1, "results": [{"id": 7, "title": "Chest X-rays"}], "next": None})
+
+    client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(answer))
+
+    assert choose_project(client, None, " Chest X-rays ", "severity")[0] == 7
+
+
+def test_a_backend_whose_adding_timed_out_is_completed_by_another_run() -> None:
+    """Label Studio may have added it, and shows no predictions until then."""
+    server = GuardedLabelStudio()
+
+    def slow(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            raise httpx.ReadTimeout("timed out", request=request)
+        return server(request)
+
+    client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(slow))
+
+    with pytest.raises(Unreachable, match="run `connect` again"):
+        connect_project(Settings.load(), 1, BACKEND, client=client)
 
 
 def test_says_which_releases_are_tested() -> None:
