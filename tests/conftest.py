@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from structlog.contextvars import clear_contextvars
 
 from ml_backend.blas import enable_deterministic_blas
 
 # Before torch is loaded: results must not depend on the thread count.
 enable_deterministic_blas()
+
+# No law depends on the speed of the machine. In a fresh checkout the first text alone takes a second to generate.
+settings.register_profile("untimed", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]))
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent.parent
 FIGURE = "figure"
