@@ -182,8 +182,15 @@ def simulate(
     features: Annotated[Path | None, typer.Option(help="npz file with X and path, instead of images")] = None,
     strategies: Annotated[str, typer.Option(help=f"separated by commas: {', '.join(STRATEGIES)}")] = "entropy,mean_std",
     no_random: Annotated[bool, typer.Option("--no-random", help="leave out the baseline `random`")] = False,
-    seeds: Annotated[str, typer.Option(help="number of seeds (10), or the seeds (3,5,7)")] = "10",
+    seeds: Annotated[str | None, typer.Option(help="number of seeds, or the seeds (3,5,7); default: 20")] = None,
     profile: Annotated[str, typer.Option(help="defaults of the options below: paper or best")] = "paper",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="live (default): the first labels are found as in a live loop, and every label counts; "
+            "given: a start set is found by the true labels, as in the paper"
+        ),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="classes, least severe first: 'normal=normal;diseased=bacterial,viral'")
     ] = None,
@@ -194,7 +201,17 @@ def simulate(
     weights: Annotated[str | None, typer.Option(help="imagenet, none, or a file")] = None,
     passes: Annotated[int | None, typer.Option(help="stochastic forward passes T")] = None,
     batch_size: Annotated[int | None, typer.Option(help="images per round")] = None,
-    initial: Annotated[int | None, typer.Option(help="labelled images per class at the start")] = None,
+    initial: Annotated[int | None, typer.Option(help="labelled images per class in a given start")] = None,
+    min_labels_per_class: Annotated[
+        int | None, typer.Option(help="labels of every class before the first network of a live start")
+    ] = None,
+    cold_start: Annotated[
+        str | None, typer.Option(help="order before the first network of a live start; `random` keeps to random")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="another project option, e.g. -o committee=5"),
+    ] = None,
     budget: Annotated[str, typer.Option(help="maximum number of labels, or fraction of the training images")] = "0.5",
     workers: Annotated[int, typer.Option(help="processes on this machine, each with one thread", min=1)] = 1,
     redis: Annotated[
@@ -209,7 +226,7 @@ def simulate(
     from ml_backend.simulation.options import SimulateOptions
     from ml_backend.simulation.study import simulate as run
 
-    run(SimulateOptions(**given))
+    run(SimulateOptions(**given | {"option": option or ()}))
 
 
 @app.command()

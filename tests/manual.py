@@ -75,7 +75,7 @@ _EXPERIMENTS = "tests/integration/simulation/test_experiments.py"
 _PROJECT = "tests/system/test_manual_project.py"
 _HERE = "tests/test_manual.py"
 _DOCKER = "tests/test_docker.py"
-_FEW = "with 25 labels of a class before the first round, 80 images would not do"
+_FEW = "with 25 labels of a class before the first network, 80 images would not do"
 _ALONE = "each worker loads PyTorch for seconds, and those of docs/researchers.md are started"
 _STANDS = "project, addresses, keys and folders are those of the test"
 _ENGINE = "no engine here, see tests/containers/run"
@@ -83,14 +83,21 @@ _CI = "CI has run all of it with `make test`"
 
 RUNNERS: tuple[Runner, ...] = (
     # In a folder with tables, 80 images of 64 pixels, random features and weights.
-    Runner("ml-backend simulate --labels", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
+    Runner(
+        "ml-backend simulate --labels", _TABLES, "--seeds 1 --min-labels-per-class 3 --workers 1", f"{_FEW}; {_ALONE}"
+    ),
     Runner(
         "ml-backend simulate --images images/",
         _TABLES,
-        "--seeds 1 --initial 3 --backbone resnet18 --weights none",
+        "--seeds 1 --min-labels-per-class 3 --backbone resnet18 --weights none",
         f"{_FEW}; no test downloads ImageNet weights",
     ),
-    Runner("ml-backend simulate --images images", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"),
+    Runner(
+        "ml-backend simulate --images images",
+        _TABLES,
+        "--seeds 1 --min-labels-per-class 3 --workers 1",
+        f"{_FEW}; {_ALONE}",
+    ),
     Runner("ml-backend experiment loss-ablation --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
     Runner("ml-backend experiment profiles --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
     Runner(

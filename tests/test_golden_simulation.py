@@ -50,7 +50,7 @@ def features(folder: Path) -> list[str]:
 def test_keeps_its_figures(name, data, tmp_path):
     out = tmp_path / "out"
     command = ["simulate", *data(tmp_path / "data"), "--out", str(out), "--task", ";".join(CLASSES)]
-    command += ["--batch-size", "8", "--initial", "3", "--device", "cpu"]
+    command += ["--batch-size", "8", "--start", "given", "--initial", "3", "--device", "cpu"]
     assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
 
     # What depends on the clock is replaced; the same command then only makes the tables and the report.

@@ -7,7 +7,7 @@ Runs of one seed share split and start set, and are compared in pairs.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -20,14 +20,16 @@ from scipy.stats import bootstrap, wilcoxon
 
 from ml_backend.acquisition.batch import PASSES_PER_PICK
 from ml_backend.simulation.metrics import Metric, RoundMetrics
-from ml_backend.simulation.run_log import BatchRow, RoundRow, StudyResults
+from ml_backend.simulation.plan import RANDOM as REFERENCE
+from ml_backend.simulation.run_log import AnyRound, BatchRow, RoundRow, StudyResults
 
-RANDOM: Final = "random"
+RANDOM: Final = REFERENCE
 WINDOW: Final = 3  # rounds of the running median
 RESAMPLES: Final = 9_999
 CONFIDENCE: Final = 0.95
 SHORTER: Final = 0.1  # of the rounds of the longest run of the same strategy
-SEEDS_FOR_A_CLAIM: Final = 10
+SEEDS_FOR_A_CLAIM: Final = 20
+EARLY: Final = 100  # labels
 QUARTILES: Final = (0.25, 0.5, 0.75)
 WIDE: Final = 0.5  # of the median
 TOLERANCE: Final = 0.02
@@ -52,6 +54,13 @@ class Group(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.strategy}, {self.variant}" if self.variant else self.strategy
+
+
+class RunKey(NamedTuple):
+    """A run of a study."""
+
+    group: Group
+    seed: int
 
 
 class Quartiles(NamedTuple):
@@ -165,13 +174,16 @@ class LabelsNeeded:
     never: int
 
 
-def labels_needed_table(curves: pd.DataFrame, baselines: Baselines, window: int = WINDOW) -> tuple[LabelsNeeded, ...]:
+def labels_needed_table(
+    curves: pd.DataFrame, baselines: Baselines, window: int = WINDOW, untrained: Collection[RunKey] = ()
+) -> tuple[LabelsNeeded, ...]:
     """Labels needed by group and target; every run is compared with the baseline of its own variant and seed.
 
     Args:
         curves: of one metric; runs without a baseline are left out.
         baselines: of the same metric.
         window: see ``labels_needed``.
+        untrained: runs without a curve, which never got there; of groups without any curve there is no row.
     """
     rows = []
     for key, group in curves.groupby(["strategy", "variant"], sort=False):
@@ -183,10 +195,10 @@ def labels_needed_table(curves: pd.DataFrame, baselines: Baselines, window: int 
         sizes = np.array([run["train_images"].iloc[-1] for _, run in runs])
         for target, value in TARGETS.items() if runs else ():
             needed = np.array([labels_needed(run["value"], value(baseline), window) for baseline, run in runs])
-            never = int(np.isinf(needed).sum())
-            rows.append(
-                LabelsNeeded(Group(*key), target, quartiles(needed), quartiles(needed / sizes), len(runs), never)
-            )
+            missing = [math.inf] * sum(run.group == key and (key[1], run.seed) in baselines for run in untrained)
+            labels, shares = (quartiles([*found, *missing]) for found in (needed, needed / sizes))
+            never = int(np.isinf(needed).sum()) + len(missing)
+            rows.append(LabelsNeeded(Group(*key), target, labels, shares, len(runs) + len(missing), never))
     return tuple(rows)
 
 
@@ -274,6 +286,11 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0) 
         raise ValueError(
             f"no pair of runs to compare: seeds {list(first.columns)} and {list(second.columns)} share no label count"
         )
+    return mean_difference(found, seed)
+
+
+def mean_difference(found: Sequence[float], seed: int = 0) -> PairedDifference:
+    """Mean of paired differences, at least one, as ``paired_difference`` has it."""
     differences = np.array(found)
     low = high = None
     if len(found) > 1:
@@ -302,6 +319,70 @@ def differences_from_random(curves: pd.DataFrame) -> dict[Group, PairedDifferenc
         if (table * reference).notna().any(axis=None):
             compared[group] = paired_difference(table, reference)
     return compared
+
+
+def first_ranking(results: StudyResults) -> dict[RunKey, float]:
+    """Labels of every run when its first network ranked the pool; ``inf`` where none did."""
+    found: dict[RunKey, float] = {}
+    for row in results.all_rounds:
+        key = RunKey(Group(row.strategy, row.variant), row.seed)
+        labels = float(row.labels) if isinstance(row, RoundRow) else math.inf
+        found[key] = min(found.get(key, math.inf), labels)
+    return found
+
+
+def first_ranking_quartiles(results: StudyResults) -> dict[Group, Quartiles]:
+    """Labels until the first ranking by a network: quartiles over the seeds, by group."""
+    runs: dict[Group, list[float]] = {}
+    for (group, _), labels in first_ranking(results).items():
+        runs.setdefault(group, []).append(labels)
+    return {group: quartiles(labels) for group, labels in runs.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Mean balanced accuracy of the groups over the first labels.
+
+    Attributes:
+        labels: from none to so many, at most ``EARLY``: fewer where a run ended earlier.
+        by_group: quartiles over the seeds.
+        differences: from ``random`` of the variant, over the seeds of both.
+    """
+
+    labels: int
+    by_group: Mapping[Group, Quartiles]
+    differences: Mapping[Group, PairedDifference]
+
+
+def early(results: StudyResults) -> Early | None:
+    """Mean balanced accuracy over the first labels, every label counted; None where a run ended without one.
+
+    A step function of the labels: the network that was trained last, and chance level, 1 / C, before the first one.
+
+    Args:
+        results: complete runs.
+    """
+    runs: dict[RunKey, list[tuple[int, float]]] = {}
+    chance = 1.0 / len(results.summary.classes)
+    for row in results.all_rounds:
+        value = row.metrics.balanced_accuracy if isinstance(row, RoundRow) else chance
+        runs.setdefault(RunKey(Group(row.strategy, row.variant), row.seed), [(0, chance)]).append((row.labels, value))
+    end = min([EARLY, *(steps[-1][0] for steps in runs.values())])
+    if not runs or not end:
+        return None
+    means: dict[Group, dict[int, float]] = {}
+    for (group, seed), steps in runs.items():
+        begins = np.minimum([labels for labels, _ in steps], end)
+        widths = np.diff(begins, append=end)
+        means.setdefault(group, {})[seed] = float(widths @ np.array([value for _, value in steps]) / end)
+    differences = {}
+    for group, of_seed in means.items():
+        reference = means.get(Group(RANDOM, group.variant), {})
+        if group.strategy != RANDOM and (
+            pairs := [of_seed[seed] - reference[seed] for seed in of_seed if seed in reference]
+        ):
+            differences[group] = mean_difference(pairs)
+    return Early(end, {group: quartiles([*of_seed.values()]) for group, of_seed in means.items()}, differences)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -379,6 +460,7 @@ def metric_statistics(metric: Metric, results: StudyResults) -> MetricStatistics
         results: complete runs, see ``complete_runs``.
     """
     curves = learning_curves(results, lambda row: metric.of(row.metrics))
+    untrained = [run for run, labels in first_ranking(results).items() if math.isinf(labels)]
     compared = curves if metric.higher_is_better else curves.iloc[:0]
     baselines = {
         (row.variant, row.seed): value for row in results.baselines if (value := metric.of(row.metrics)) is not None
@@ -388,7 +470,7 @@ def metric_statistics(metric: Metric, results: StudyResults) -> MetricStatistics
         curves=curves,
         bands=bands(curves),
         baselines=baselines,
-        needed=labels_needed_table(compared, baselines),
+        needed=labels_needed_table(compared, baselines, untrained=untrained),
         areas=areas_of(compared),
         differences=differences_from_random(compared),
         wins=wins(compared),
@@ -405,7 +487,7 @@ def complete_runs(results: StudyResults) -> tuple[StudyResults, dict[str, tuple[
         The rest, and what was left out: run -> its rounds, and those of the longest.
     """
     rounds: dict[Group, Counter[int]] = {}
-    for row in results.rounds:
+    for row in results.all_rounds:
         runs = rounds.setdefault(Group(row.strategy, row.variant), Counter())
         runs[row.seed] = max(runs[row.seed], row.round)
     left_out = {
@@ -415,10 +497,15 @@ def complete_runs(results: StudyResults) -> tuple[StudyResults, dict[str, tuple[
         if count < max(runs.values()) - max(1.0, SHORTER * max(runs.values()))
     }
 
-    def stays(row: RoundRow | BatchRow) -> bool:
+    def stays(row: AnyRound | BatchRow) -> bool:
         return (Group(row.strategy, row.variant), row.seed) not in left_out
 
-    kept = replace(results, rounds=tuple(filter(stays, results.rounds)), batches=tuple(filter(stays, results.batches)))
+    kept = replace(
+        results,
+        rounds=tuple(filter(stays, results.rounds)),
+        batches=tuple(filter(stays, results.batches)),
+        cold=tuple(filter(stays, results.cold)),
+    )
     return kept, {f"{group}, seed {seed}": counts for (group, seed), counts in left_out.items()}
 
 
@@ -448,7 +535,8 @@ def picked_median_curves(results: StudyResults, column: Literal["epistemic", "al
 
 def _batches(results: StudyResults) -> pd.DataFrame:
     return pd.DataFrame([(row.run, row.round, row.label, row.epistemic, row.aleatoric) for row in results.batches],
-                        columns=["run", "round", "label", "epistemic", "aleatoric"])  # fmt: skip
+                        columns=["run", "round", "label", "epistemic", "aleatoric"]
+                        ).astype({"epistemic": float, "aleatoric": float})  # fmt: skip
 
 
 Kind = Literal[

@@ -183,6 +183,7 @@ def load_dataset(
     task: TaskMapping | None = None,
     imbalance: Mapping[str, float] | None = None,
     split_seed: int = 0,
+    join_validation: bool = False,
 ) -> DataSet:
     """Read a study's tables and check them against each other.
 
@@ -197,6 +198,7 @@ def load_dataset(
         task: which labels make which class; without one every label is a class of its own.
         imbalance: class -> its share on every side, see ``subsample_to_prevalence``.
         split_seed: of the split and of the subsampling.
+        join_validation: count the validation side as training side.
 
     Raises:
         SettingsError: a table is wrong, tables do not fit each other, a class or a file is missing, a patient has
@@ -231,6 +233,7 @@ def load_dataset(
         notes.append(f"split by patient, seed {split_seed}, shares {', '.join(f'{share:g}' for share in SHARES)}")
         split = split_by_patient(kept, truth, split_seed, SHARES)
     notes += _note_copies(kept, same, split)
+    notes += _join_validation(split) if join_validation else []
     sources = {row.path: row.source for row in rows if row.source and row.path in truth}
     tables = {"labels": labels, "ratings": ratings, "features": features}
     data = DataSet(
@@ -248,12 +251,22 @@ def load_dataset(
         ids = subsample_to_prevalence(data.truth, data.split, data.classes, imbalance, split_seed)
         notes.append(f"for the shares {_listed(imbalance)}, {len(ids)} of {len(kept)} images were kept")
         data = data.keep(ids)
-    validation = data.counts()["val"]
-    if not any(validation.values()):
-        notes.append("there is no validation side")
-    else:
-        notes += [f"no image of class {name!r} is on the validation side" for name, n in validation.items() if not n]
+    notes += ["validation is drawn from the labels"] if join_validation else _note_validation(data)
     return replace(data, notes=tuple(notes))
+
+
+def _join_validation(split: dict[str, Side]) -> list[str]:
+    """Put the validation side on the training side; what to note about it."""
+    joined = [path for path, side in split.items() if side == "val"]
+    split |= dict.fromkeys(joined, "train")
+    return [f"{len(joined)} images of the validation side count as training side"] if joined else []
+
+
+def _note_validation(data: DataSet) -> list[str]:
+    counts = data.counts()["val"]
+    if not any(counts.values()):
+        return ["there is no validation side"]
+    return [f"no image of class {name!r} is on the validation side" for name, n in counts.items() if not n]
 
 
 def split_by_patient(

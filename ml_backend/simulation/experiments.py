@@ -4,6 +4,7 @@ Without tables of the user, studies run on synthetic images with simulated reade
 """
 
 import io
+import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,17 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 from ml_backend.acquisition import seeded_order
-from ml_backend.errors import SettingsError
+from ml_backend.errors import RoundError, SettingsError
 from ml_backend.images.cache import ImageCache
 from ml_backend.images.source import FolderSource
 from ml_backend.model.backbones import load_backbone
 from ml_backend.model.data import FeatureExtractor
 from ml_backend.model.hardware import Precision, one_thread
 from ml_backend.schemas import FrozenModel, ImageRef
-from ml_backend.simulation.analysis import SEEDS_FOR_A_CLAIM, few_seeds
+from ml_backend.simulation.analysis import SEEDS_FOR_A_CLAIM, few_seeds, first_ranking
 from ml_backend.simulation.conclusions import CONCLUSIONS, FinishedStudy
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.options import SimulateOptions
+from ml_backend.simulation.run_log import StudyResults
 from ml_backend.simulation.specs import EXPERIMENTS, ExperimentSpec, StudySpec
 from ml_backend.simulation.study import simulate
 from ml_backend.simulation.synthetic import write_synthetic_study
@@ -55,6 +57,8 @@ QUICK_INITIAL: Final = 3
 QUICK_BATCH: Final = 4
 QUICK_PASSES: Final = 10
 QUICK_ROUNDS: Final = 2
+QUICK_LIVE_BATCH: Final = 20
+QUICK_LIVE_BUDGET: Final = "100"  # its start is found
 QUICK_POOL: Final = 100
 QUICK_SEEDS: Final = 2
 
@@ -158,9 +162,11 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
         except KeyboardInterrupt:
             say(f"to continue the experiment: {options.command()}")
             raise
+        _check_trained(study_options.out, results)
         finished.append(FinishedStudy(study.name, title, study_options, results))
     conclusion = CONCLUSIONS[spec.name](finished)
     notes = [NOT_PATIENTS] if context.tables.synthetic else []
+    notes += dict.fromkeys(one.results.summary.protocol for one in finished)
     if few_seeds(context.seeds):
         seeds = f"{context.seeds} {'seed' if context.seeds == 1 else 'seeds'}"
         notes.append(f"{seeds}: too few for a claim. Run {SEEDS_FOR_A_CLAIM} seeds or more.")
@@ -186,6 +192,14 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
     verdict = f"not as expected: {'; '.join(report.surprises)}" if report.surprises else "as expected"
     say("\n".join((*(f"note: {note}" for note in report.notes), verdict)))
     return report
+
+
+def _check_trained(out: Path, results: StudyResults) -> None:
+    if without := [run for run, labels in first_ranking(results).items() if math.isinf(labels)]:
+        raise RoundError(
+            f"{len(without)} runs of the study in {out} trained no network within the budget, the first: "
+            f"{without[0].group}, seed {without[0].seed}; give tables with more images of the rarest class"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,14 +254,14 @@ class ExperimentContext:
         if spec.tables == "pool":
             pool = QUICK_POOL if quick else POOL
             used = with_pool_of(used, self.data, pool, initial, folder / f"pool-{pool}.csv")
-        elif spec.tables == "no_validation":
-            used = without_validation(used, self.data, folder / "two-sides.csv")
         elif spec.tables == "centres":
             trained, tested = (two_centres(self.data)[int(place) - 1] for place in spec.name.split("-to-"))
             used = across_centres(used, self.data, trained, tested, folder / f"{spec.name}.csv")
             title = f"{trained} -> {tested}"
-        start, budget = initial * len(used.classes), spec.budget
-        if spec.one_round or quick:
+        start, budget, batch = initial * len(used.classes), spec.budget, QUICK_BATCH
+        if spec.start == "live":
+            budget, batch = (QUICK_LIVE_BUDGET, QUICK_LIVE_BATCH) if quick else (budget, batch)
+        elif spec.one_round or quick:
             budget = str(start if spec.one_round else start + (QUICK_ROUNDS - 1) * QUICK_BATCH)
         options = SimulateOptions(
             labels=used.labels,
@@ -266,8 +280,10 @@ class ExperimentContext:
             backbone=self.options.backbone,
             weights=self.options.weights,
             passes=QUICK_PASSES if quick else None,
-            batch_size=QUICK_BATCH if quick else None,
-            initial=initial,
+            batch_size=batch if quick else None,
+            start=spec.start,
+            initial=initial if spec.start == "given" else None,
+            min_labels_per_class=initial if spec.start == "live" else None,
             budget=budget,
             device=self.options.device,
             workers=1 if spec.one_worker else self.options.workers,
@@ -410,20 +426,6 @@ def with_pool_of(tables: Tables, data: DataSet, pool: int, initial: int, file: P
     stay = set(sorted(order, key=lambda image_id: image_id not in first)[: pool + initial * len(data.classes)])
     kept = [image for image in data.images if data.split[image.id] != "train" or image.id in stay]
     return _written(tables, data, kept, file)
-
-
-def without_validation(tables: Tables, data: DataSet, file: Path) -> Tables:
-    """Add the validation side to the training side: validation is drawn from the labels then, as in a live loop.
-
-    Args:
-        tables: files of ``data``.
-        data: all sides.
-        file: of the new table; not written without a validation side.
-    """
-    if not data.labels("val"):
-        return tables
-    joined = {image: "train" if side == "val" else side for image, side in data.split.items()}
-    return _written(tables, replace(data, split=joined), data.images, file)
 
 
 def _written(tables: Tables, data: DataSet, images: Sequence[ImageRef], file: Path) -> Tables:

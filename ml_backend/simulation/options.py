@@ -3,7 +3,7 @@
 import platform
 import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,15 @@ from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
 from ml_backend.simulation.plan import PROFILES, StudyPlan
+from ml_backend.storage.atomic import read_record
 
 Loss = Literal["weighted", "unweighted"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
+WITH_FLAGS: Final = (
+    "finetune", "backbone", "weights", "passes", "batch_size", "min_labels_per_class", "cold_start",
+)  # fmt: skip
+OF_THE_STUDY: Final = {"strategy": "--strategies", "seed": "--seeds", "loss": "--loss"}
+SEEDS: Final = "20"
 PACKAGES: Final = ("label-studio-active-learning", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 
 
@@ -26,7 +32,12 @@ class SimulateOptions:
 
     Attributes:
         strategies: names, separated by commas.
-        seeds: their number (``10`` means 0 to 9), or a list (``3,5,7``).
+        seeds: their number (``20``, the default, means 0 to 19), or a list (``3,5,7``).
+        start: ``live``, the default, counts labels as a team would: nothing is labelled at the start, and a validation
+            side counts as training side; ``given`` is the paper's protocol. See ``StudyPlan.start``.
+        initial: images of every class in a given start set.
+        min_labels_per_class: of a live start, likewise ``cold_start``: as of ``ProjectOptions``.
+        option: other project options, each as ``NAME=VALUE``.
         imbalance: ``class=share``, separated by commas.
         loss: ``weighted``, ``unweighted`` or both, separated by a comma; with both, every run is done twice.
         budget: most labels that a round trains on; with a decimal point, as a fraction of the training side.
@@ -41,8 +52,9 @@ class SimulateOptions:
     ratings: Path | None = None
     features: Path | None = None
     strategies: str = "entropy,mean_std"
-    seeds: str = "10"
+    seeds: str | None = None
     profile: str = "paper"
+    start: str | None = None
     task: str | None = None
     imbalance: str | None = None
     loss: str = "weighted"
@@ -52,6 +64,9 @@ class SimulateOptions:
     passes: int | None = None
     batch_size: int | None = None
     initial: int | None = None
+    min_labels_per_class: int | None = None
+    cold_start: str | None = None
+    option: Sequence[str] = ()
     budget: str = "0.5"
     device: str = "auto"
     no_random: bool = False
@@ -64,8 +79,10 @@ class SimulateOptions:
         for field in fields(self):
             value = getattr(self, field.name)
             is_default = value is None or (field.default is not MISSING and value == field.default)
-            if field.name not in {"workers", "redis"} and not is_default:
-                words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            if field.name in {"workers", "redis"} or is_default:
+                continue
+            for one in value if field.name == "option" else [value]:
+                words += [f"--{field.name.replace('_', '-')}", *([] if one is True else [str(one)])]
         return shlex.join(words)
 
 
@@ -80,10 +97,20 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     profile = PROFILES.get(options.profile)
     if profile is None:
         raise SettingsError(f"--profile {options.profile!r}: there is no such profile; known are {', '.join(PROFILES)}")
+    if _is_older(options.out):
+        # What was the default then.
+        options = replace(
+            options,
+            start="given" if options.start is None else options.start,
+            seeds="10" if options.seeds is None else options.seeds,
+        )
+    start = _start(options)
     strategies = _strategies(options)
     chosen = _project_options(options, strategies, profile.options)
     initial = profile.initial if options.initial is None else options.initial
-    if initial < 2:
+    if start == "live":
+        initial = 0
+    elif initial < 2:
         raise SettingsError(
             f"--initial {initial}: every class needs 2 labels or more, one to train and one to validate"
         )
@@ -95,6 +122,7 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         features=options.features,
         task=None if options.task is None else parse_task(options.task),
         imbalance=imbalance,
+        join_validation=start == "live",
     )
     digests = dict(data.digests)
     if chosen.weights not in {"imagenet", "none"} and options.features is None:
@@ -115,8 +143,9 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         imbalance=imbalance,
         strategies=strategies,
         losses=_losses(options.loss),
-        seeds=_seeds(options.seeds),
+        seeds=_seeds(SEEDS if options.seeds is None else options.seeds),
         profile=options.profile,
+        start=start,
         initial=initial,
         budget=_budget(options.budget, data, initial),
         options=chosen.model_dump(mode="json"),
@@ -125,6 +154,31 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
     return plan, data
+
+
+def _is_older(out: Path) -> bool:
+    """Whether the folder holds a study from before there was a live start."""
+    begun = read_record(out / "plan.json", StudyPlan)
+    return begun is not None and "start" not in begun.model_fields_set
+
+
+def _start(options: SimulateOptions) -> Literal["live", "given"]:
+    if options.start in {None, "live"}:
+        if options.initial is not None:
+            raise SettingsError(
+                f"--initial {options.initial}: a live start has no start set, its labels are found; give "
+                f"--min-labels-per-class {options.initial} for the labels before the first network, or --start given"
+            )
+        return "live"
+    if options.start == "given":
+        for name in ("min_labels_per_class", "cold_start"):
+            if (value := getattr(options, name)) is not None:
+                raise SettingsError(
+                    f"--{name.replace('_', '-')} {value}: a given start has no cold start; leave it away, or give "
+                    "--start live"
+                )
+        return "given"
+    raise SettingsError(f"--start {options.start!r}: expected live or given")
 
 
 def _strategies(options: SimulateOptions) -> tuple[str, ...]:
@@ -138,8 +192,8 @@ def _strategies(options: SimulateOptions) -> tuple[str, ...]:
 
 
 def _project_options(options: SimulateOptions, strategies: Sequence[str], profile: dict[str, object]) -> ProjectOptions:
-    given = {name: getattr(options, name) for name in ("finetune", "backbone", "weights", "passes", "batch_size")}
-    chosen = profile | {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(options, name) for name in WITH_FLAGS}
+    chosen = profile | {name: value for name, value in given.items() if value is not None} | _others(options.option)
     if options.features is not None:
         if chosen.get("finetune") == "full":
             raise SettingsError(
@@ -158,6 +212,22 @@ def _project_options(options: SimulateOptions, strategies: Sequence[str], profil
         if resolved.passes < STRATEGIES[name].min_passes:
             raise SettingsError(f"--passes {resolved.passes}: {name} needs {STRATEGIES[name].min_passes} or more")
     return resolved
+
+
+def _others(pairs: Sequence[str]) -> dict[str, object]:
+    """Options as ``NAME=VALUE`` that have no flag of their own."""
+    found: dict[str, object] = {}
+    for text in pairs:
+        name, equals, value = (piece.strip() for piece in text.partition("="))
+        if not (equals and name):
+            raise SettingsError(f"--option {text!r}: expected NAME=VALUE, for example committee=5")
+        if name in OF_THE_STUDY or name in WITH_FLAGS:
+            flag = OF_THE_STUDY.get(name, f"--{name.replace('_', '-')}")
+            raise SettingsError(f"--option {text!r}: {name} has a flag of its own; give {flag}")
+        if name in found:
+            raise SettingsError(f"--option {text!r}: {name} is given twice; once is enough")
+        found[name] = value
+    return found
 
 
 def _losses(text: str) -> tuple[Loss, ...]:
@@ -203,6 +273,8 @@ def _budget(text: str, data: DataSet, initial: int) -> int:
         raise SettingsError(f"--budget {text!r} is not a number: {expected}") from None
     if not 0 <= share <= 1 or labels > train:
         raise SettingsError(f"--budget {text}: there are {train} training images; {expected}")
+    if labels < 1:
+        raise SettingsError(f"--budget {text} are no labels: {expected}")
     if labels < (start := initial * len(data.classes)):
         raise SettingsError(
             f"--budget {text} are {labels} labels, fewer than the {start} of the start set "

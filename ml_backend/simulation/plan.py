@@ -9,9 +9,10 @@ from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
 
+RANDOM: Final = "random"
 BASELINE: Final = "baseline"  # no strategy: every label of the training side
 LOCAL_PROJECT: Final = ProjectKey(id=1, created=0)
-# The study draws the start set; a round trains on those of its images that the readers gave a class.
+# A given start set is complete: a round trains on those of its images that the readers gave a class.
 LEAST_TO_TRAIN: Final = 2
 MISMATCHED: Final = {"command", "started_at"}  # may differ where a study goes on
 
@@ -20,7 +21,7 @@ class Profile(FrozenModel):
     """A named set of choices.
 
     Attributes:
-        initial: labelled images of every class before the first round.
+        initial: labelled images of every class before the first round of a given start.
         options: of the project, where they differ from the defaults of ``ProjectOptions``.
     """
 
@@ -62,6 +63,9 @@ class StudyPlan(FrozenModel):
         command: as typed.
         started_at: ISO 8601, UTC.
         images: folder, absolute, so that a worker finds it; likewise the tables.
+        start: ``live``: nothing is labelled, and the cold start of the live loop finds the first labels, which count
+            like all others; ``given``: a start set is found by the true labels, and a validation side is not counted.
+        initial: labelled images of every class in a given start set; 0 in a live start.
         budget: labels that a round trains on at most.
         options: ``ProjectOptions`` as JSON; each run has its own strategy, seed and loss.
         device: resolved, since another one gives other bits.
@@ -81,7 +85,8 @@ class StudyPlan(FrozenModel):
     losses: Annotated[tuple[Literal["weighted", "unweighted"], ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     profile: str
-    initial: Annotated[int, Field(ge=2)]
+    start: Literal["live", "given"] = "given"  # a plan without the field is older than the live start
+    initial: Annotated[int, Field(ge=0)]
     budget: Annotated[int, Field(ge=1)]
     options: dict[str, object]
     device: Literal["cpu", "cuda"]
@@ -122,21 +127,25 @@ class StudyPlan(FrozenModel):
     def request(self, run: Run, classes: tuple[str, ...]) -> RoundRequest:
         """The request of a run's rounds; ``round_id`` is that of the first."""
         options = self.options_of(run)
+        # Every field that is an option, also one that was added later.
+        fields = RoundRequest.model_fields.keys() & ProjectOptions.model_fields.keys()
+        chosen = {name: getattr(options, name) for name in fields}
+        if self.start == "given":
+            chosen |= {"min_labels_per_class": LEAST_TO_TRAIN, "cold_start": "random"}
+        elif run.strategy == RANDOM:
+            # The reference is a team without active learning: a random order from the first label on.
+            chosen["cold_start"] = "random"
         return RoundRequest(
             project=LOCAL_PROJECT,
             round_id="r000001",
             reason="labels",
             classes=classes,
-            strategy=run.strategy,
-            batch_size=options.batch_size,
-            min_labels_per_class=LEAST_TO_TRAIN,
-            control_share=options.control_share,
-            validation_share=options.validation_share,
-            seed=run.seed,
+            **chosen,
+            options=options.model_dump(mode="json"),
         )
 
     def rounds(self, classes: int, train_images: int) -> int:
-        """The most rounds of a run: those that train on no more labels than the budget, with a pool left to rank."""
+        """The most rounds of a run: those with no more labels than the budget, and with a pool left to rank."""
         start = classes * self.initial
         last = min(self.budget, train_images - 1)
         return max(0, (last - start) // int(str(self.options["batch_size"])) + 1)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.table import Table
 
 from ml_backend.charts import Interval, Line, interval_chart, line_chart, swatch, value_words
 from ml_backend.simulation.analysis import (
     RANDOM,
     SEEDS_FOR_A_CLAIM,
     TARGETS,
+    Early,
     Group,
     LabelsNeeded,
     MetricStatistics,
@@ -29,7 +31,9 @@ from ml_backend.simulation.analysis import (
     Quartiles,
     bands,
     complete_runs,
+    early,
     findings,
+    first_ranking_quartiles,
     learning_curves,
     metric_statistics,
     picked_median_curves,
@@ -37,8 +41,8 @@ from ml_backend.simulation.analysis import (
     quartiles,
     rarest_class,
 )
-from ml_backend.simulation.metrics import METRICS, Metric, rare_class_metric
-from ml_backend.simulation.run_log import RoundRow, StudyResults
+from ml_backend.simulation.metrics import ACCURACY, METRICS, Metric, rare_class_metric
+from ml_backend.simulation.run_log import DifferenceSummary, EarlySummary, RoundRow, StudyResults
 
 SPOKEN_OF: Final = ("accuracy", "balanced_accuracy")  # in the headline; findings go by the first
 NAMED: Final = 3  # strategies of a sentence, besides random
@@ -86,6 +90,7 @@ def report_page(results: StudyResults) -> str:
     spoken_of = [one for name in SPOKEN_OF for one in statistics if one.metric.name == name]
     primary = spoken_of[0]
     target = headline_target(primary)
+    begun = early(kept)
     styles = _styles(results)
     found: dict[str, list[Mapping[str, object]]] = {}
     for one in findings(kept, primary, incomplete):
@@ -102,6 +107,8 @@ def report_page(results: StudyResults) -> str:
         "metrics": [metric_charts(one, styles) for one in statistics],
         "forests": _interval_charts(spoken_of, styles),
         "comparisons": [one for one in statistics if one.metric.higher_is_better],
+        "begun": begun,
+        "starts": starts(kept, begun),
         "balance": _balance(kept, styles),
         "uncertainty": _uncertainty(kept, styles),
         "times": times(kept),
@@ -140,6 +147,81 @@ def _templates() -> Environment:
     return environment
 
 
+def summarized(results: StudyResults) -> StudyResults:
+    """The results, with the labels until the first ranking and the start of the curves in their summary."""
+    kept, _ = complete_runs(results)
+    started = early(kept)
+    found = {
+        "first_ranking": {
+            str(group): tuple(None if math.isinf(labels) else labels for labels in of)
+            for group, of in first_ranking_quartiles(kept).items()
+        },
+        "early": started
+        and EarlySummary(
+            labels=started.labels,
+            quartiles={str(group): tuple(of) for group, of in started.by_group.items()},
+            minus_random={
+                str(group): DifferenceSummary(**asdict(difference)) for group, difference in started.differences.items()
+            },
+        ),
+    }
+    return replace(results, summary=results.summary.model_copy(update=found))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How the runs of a group begin, as text.
+
+    Attributes:
+        ranked: labels until a network ranks the pool.
+        early: mean balanced accuracy over the first labels; empty where it is not known, like the next two.
+        difference: of it from ``random``.
+        p: of the difference.
+    """
+
+    group: Group
+    ranked: str
+    early: str
+    difference: str
+    p: str
+
+
+def starts(results: StudyResults, begun: Early | None) -> list[Start]:
+    """How every group begins, in the order of the study.
+
+    Args:
+        results: complete runs.
+        begun: of the same runs.
+    """
+    by_group, differences = (begun.by_group, begun.differences) if begun else ({}, {})
+    return [
+        Start(
+            group,
+            label_words(ranked),
+            quartile_words(by_group[group]) if group in by_group else "",
+            difference_words(differences[group]) if group in differences else "",
+            p_words(differences[group]) if group in differences else "",
+        )
+        for group, ranked in first_ranking_quartiles(results).items()
+    ]
+
+
+def conclusion(results: StudyResults) -> Table:
+    """What a study shows of every group, as a table for the terminal; at least one round has trained a network."""
+    kept, _ = complete_runs(results)
+    begun, target = early(kept), HEADLINE_TARGETS[0]
+    needed = metric_statistics(ACCURACY, kept).needed_for(target)
+    over = f"balanced accuracy over the first {begun.labels} labels" if begun else "early balanced accuracy"
+    table = Table(
+        "strategy", "labels until a network ranks", f"labels for {target} of accuracy", over, "minus random's", "p"
+    )
+    for one in starts(kept, begun):
+        row = needed.get(one.group)
+        reached = f"{label_words(row.labels)}, {share_words(row.share)}" if row else ""
+        table.add_row(str(one.group), one.ranked, reached, one.early, one.difference, one.p)
+    return table
+
+
 def metrics_of(results: StudyResults) -> tuple[Metric, ...]:
     """The metrics that are defined in at least one round.
 
@@ -176,6 +258,17 @@ def difference_words(difference: PairedDifference) -> str:
 def quartile_words(values: Quartiles) -> str:
     """``0.812 [0.805–0.820]``."""
     return f"{values.median:.3f} [{values.q25:.3f}–{values.q75:.3f}]"
+
+
+def label_words(labels: Quartiles) -> str:
+    """``180 [140–240]``; ``never`` where they are infinite."""
+    q25, median, q75 = ("never" if math.isinf(one) else f"{one:.0f}" for one in labels)
+    return median if q25 == median == q75 else f"{median} [{q25}–{q75}]"
+
+
+def p_words(difference: PairedDifference) -> str:
+    """``0.012``; empty where all pairs are equal."""
+    return "" if difference.p is None else f"{difference.p:.2g}"
 
 
 def seconds_words(values: Quartiles) -> str:

@@ -1,4 +1,4 @@
-"""One run of a study: a strategy and a seed, from the start set to the end of the budget, by the live loop's rounds."""
+"""One run of a study: a strategy and a seed, from its start to the end of the budget, by the live loop's rounds."""
 
 import time
 from collections import Counter
@@ -33,7 +33,7 @@ from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.metrics import RoundMetrics, round_metrics
 from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.plan import Run, StudyPlan
-from ml_backend.simulation.run_log import BaselineRow, BatchRow, RoundRow, RunLog
+from ml_backend.simulation.run_log import BaselineRow, BatchRow, ColdRow, RoundRow, RunLog
 
 PROBS: Final[frozenset[Need]] = frozenset({"probs"})
 
@@ -101,6 +101,7 @@ def load_data(plan: StudyPlan) -> DataSet:
         features=features,
         task=None if plan.task is None else parse_task(plan.task),
         imbalance=plan.imbalance,
+        join_validation=plan.start == "live",
     )
     if changed := [name for name, digest in data.digests.items() if plan.digests.get(name) != digest]:
         raise SettingsError(f"the {' and the '.join(changed)} have changed since the study began: give a new --out")
@@ -167,19 +168,26 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
     while len(labelled := oracle.revealed) <= plan.budget and (result := next(rounds, None)) is not None:
         number += 1
         report, training = result.report, result.training
+        counter = Counter(data.truth[image_id] for image_id in labelled)
+        so_far = {
+            **_of_run(run),
+            "round": number,
+            "labels": len(labelled),
+            "share": len(labelled) / train_images,
+            "labels_per_class": {name: counter[name] for name in data.classes},
+        }
         if report.fit is None or training is None:
+            if plan.start == "live":
+                log.append(ColdRow(**so_far), _batch_rows(run, number, report.ranking, None, data))
+                on_round()
+                continue
             counts = ", ".join(f"{name}: {labels}" for name, labels in report.labels_per_class.items())
             raise RoundError(
                 f"round {number} of {run.name} has too few labels to train on ({counts}): readers gave images of the "
                 "start set no class; give a larger --initial"
             )
-        counter = Counter(data.truth[image_id] for image_id in labelled)
         row = RoundRow(
-            **_of_run(run),
-            round=number,
-            labels=len(labelled),
-            share=len(labelled) / train_images,
-            labels_per_class={name: counter[name] for name in data.classes},
+            **so_far,
             metrics=_test_metrics(learner, data),
             epochs=report.fit.epochs,
             train_seconds=report.seconds["train"],
@@ -344,6 +352,7 @@ class GuardedLearner:
         self._learner.prepare(images)
 
     def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        _require("ranked by its features", (image.id for image in images), self._train)
         return self._learner.embed(images)
 
     def save(self, folder: str) -> None:
@@ -367,11 +376,20 @@ def _test_metrics(learner: GuardedLearner, data: DataSet) -> RoundMetrics:
     return round_metrics(outputs.probs.mean(axis=1, dtype=np.float64), targets, data.classes)
 
 
-def _batch_rows(run: Run, number: int, ranking: Ranking, outputs: PoolPredictions, data: DataSet) -> list[BatchRow]:
+def _batch_rows(
+    run: Run, number: int, ranking: Ranking, outputs: PoolPredictions | None, data: DataSet
+) -> list[BatchRow]:
+    """The picks of a round; ``outputs`` is None before the first network."""
     batch = ranking.image_ids[: ranking.batch_size]
-    row_of = {image_id: row for row, image_id in enumerate(outputs.image_ids)}
-    probs = torch.from_numpy(outputs.probs[[row_of[image_id] for image_id in batch]])
-    picks = zip(batch, ranking.scores[: len(batch)], bald(probs).tolist(), entropy(probs).tolist(), strict=True)
+    uncertainty: list[tuple[float | None, float | None]] = [(None, None)] * len(batch)
+    if outputs is not None:
+        row_of = {image_id: row for row, image_id in enumerate(outputs.image_ids)}
+        probs = torch.from_numpy(outputs.probs[[row_of[image_id] for image_id in batch]])
+        # Rounding must not make the aleatoric part negative.
+        uncertainty = [
+            (own, max(0.0, h - own)) for own, h in zip(bald(probs).tolist(), entropy(probs).tolist(), strict=True)
+        ]
+    picks = zip(batch, ranking.scores[: len(batch)], uncertainty, strict=True)
     return [
         BatchRow(
             **_of_run(run),
@@ -381,8 +399,7 @@ def _batch_rows(run: Run, number: int, ranking: Ranking, outputs: PoolPrediction
             label=data.truth[image_id],
             score=score,
             epistemic=epistemic,
-            # Rounding must not make it negative.
-            aleatoric=max(0.0, total - epistemic),
+            aleatoric=aleatoric,
         )
-        for rank, (image_id, score, epistemic, total) in enumerate(picks, start=1)
+        for rank, (image_id, score, (epistemic, aleatoric)) in enumerate(picks, start=1)
     ]

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ml_backend.errors import StorageError
 from ml_backend.schemas import FrozenModel
@@ -25,13 +25,20 @@ class _RunRow(FrozenModel):
     seed: int
 
 
-class RoundRow(_RunRow):
-    """One round of one run: a network trained on ``labels`` labels, and its metrics on the test side."""
-
+class _Round(_RunRow):
     round: Annotated[int, Field(ge=1)]
-    labels: Annotated[int, Field(ge=1)]  # of the training side
+    labels: Annotated[int, Field(ge=0)]  # of the training side
     share: Annotated[float, Field(ge=0.0, le=1.0)]  # of the training side's images
     labels_per_class: dict[str, int]  # of the training side
+
+
+class ColdRow(_Round):
+    """One round of one run before its first network: the cold start ordered the pool."""
+
+
+class RoundRow(_Round):
+    """One round of one run: a network trained on ``labels`` labels, and its metrics on the test side."""
+
     metrics: RoundMetrics
     epochs: Annotated[int, Field(ge=1)]
     train_seconds: float
@@ -46,8 +53,8 @@ class BatchRow(_RunRow):
     image_id: str
     label: str  # its true class, which the strategy did not know
     score: float
-    epistemic: float  # nats: the passes' disagreement, H(mean) - mean H
-    aleatoric: float  # nats: the mean entropy of the passes, mean H
+    epistemic: float | None  # nats: the passes' disagreement, H(mean) - mean H; None before the first network
+    aleatoric: float | None  # nats: the mean entropy of the passes, mean H; likewise
 
 
 class BaselineRow(FrozenModel):
@@ -59,6 +66,24 @@ class BaselineRow(FrozenModel):
     metrics: RoundMetrics
     epochs: int
     train_seconds: float
+
+
+class DifferenceSummary(FrozenModel):
+    """A mean of paired differences, see ``analysis.PairedDifference``."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    pairs: int
+
+
+class EarlySummary(FrozenModel):
+    """Mean balanced accuracy over the first ``labels`` labels, see ``analysis.early``; groups by name."""
+
+    labels: int
+    quartiles: dict[str, tuple[float, float, float]]
+    minus_random: dict[str, DifferenceSummary]
 
 
 class StudySummary(FrozenModel):
@@ -76,7 +101,12 @@ class StudySummary(FrozenModel):
     rounds: int
     passes: int
     batch_size: int
-    initial_per_class: int
+    start: Literal["live", "given"] = "given"
+    protocol: str = ""  # how a run starts, and which labels count
+    initial_per_class: int  # 0 in a live start
+    # Labels until a network ranks: quartiles, None for never.
+    first_ranking: dict[str, tuple[float | None, float | None, float | None]] = Field(default_factory=dict)
+    early: EarlySummary | None = None
     profile: str
     options: dict[str, object]  # ProjectOptions as JSON
     versions: dict[str, str]  # package -> version
@@ -84,6 +114,7 @@ class StudySummary(FrozenModel):
     notes: tuple[str, ...] = ()  # dropped rows, subsampling and the like
 
 
+AnyRound: TypeAlias = RoundRow | ColdRow
 R = TypeVar("R", bound=FrozenModel)
 
 
@@ -125,7 +156,7 @@ class RunLog:
             fcntl.flock(file, fcntl.LOCK_EX)  # a killed process holds nothing
             yield
 
-    def append(self, row: RoundRow, batch: Sequence[BatchRow]) -> None:
+    def append(self, row: AnyRound, batch: Sequence[BatchRow]) -> None:
         """Add a finished round. The batch is written first: every round in the log has its batch.
 
         Raises:
@@ -134,7 +165,7 @@ class RunLog:
         _append(self._batches, _Batch(round=row.round, rows=tuple(batch)))
         _append(self._rounds, row)
 
-    def read(self) -> tuple[tuple[RoundRow, ...], tuple[BatchRow, ...]]:
+    def read(self) -> tuple[tuple[AnyRound, ...], tuple[BatchRow, ...]]:
         """All finished rounds and their picks. What a crash left incomplete is skipped.
 
         Raises:
@@ -143,7 +174,7 @@ class RunLog:
         rounds, batches = self._complete()
         return tuple(rounds), tuple(row for batch in batches for row in batch.rows)
 
-    def mend(self) -> tuple[tuple[RoundRow, ...], tuple[BatchRow, ...]]:
+    def mend(self) -> tuple[tuple[AnyRound, ...], tuple[BatchRow, ...]]:
         """As ``read``, and remove what is skipped, so that more can be appended.
 
         Raises:
@@ -156,9 +187,12 @@ class RunLog:
                 write_atomically(path, content)
         return self.read()
 
-    def _complete(self) -> tuple[list[RoundRow], list[_Batch]]:
+    def _complete(self) -> tuple[list[AnyRound], list[_Batch]]:
         """Rounds that have both their lines."""
-        rounds, batches = _read_lines(self._rounds, RoundRow), _read_lines(self._batches, _Batch)
+        rounds, batches = (
+            _read_lines(self._rounds, TypeAdapter[AnyRound](AnyRound)),
+            _read_lines(self._batches, TypeAdapter(_Batch)),
+        )
         complete = min(len(rounds), len(batches))
         return rounds[:complete], batches[:complete]
 
@@ -197,7 +231,7 @@ def _append(path: Path, row: FrozenModel) -> None:
         ) from error
 
 
-def _read_lines(path: Path, kind: type[R]) -> list[R]:
+def _read_lines(path: Path, kind: TypeAdapter[R]) -> list[R]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -208,7 +242,7 @@ def _read_lines(path: Path, kind: type[R]) -> list[R]:
     # The rest after the last line end is a line that a crash cut off.
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            rows.append(kind.model_validate_json(line))
+            rows.append(kind.validate_json(line))
         except ValidationError as error:
             raise StorageError(
                 f"{path}, line {number} is damaged: remove the folder {path.parent}, and its run is done again"
@@ -218,12 +252,32 @@ def _read_lines(path: Path, kind: type[R]) -> list[R]:
 
 @dataclass(frozen=True, slots=True)
 class StudyResults:
-    """The results of a study, finished or not."""
+    """The results of a study, finished or not.
+
+    Attributes:
+        rounds: those that trained a network, in the order of the runs.
+        cold: those before the first network of a run, likewise.
+    """
 
     summary: StudySummary
     rounds: tuple[RoundRow, ...]
     batches: tuple[BatchRow, ...]
     baselines: tuple[BaselineRow, ...]
+    cold: tuple[ColdRow, ...] = ()
+
+    @property
+    def all_rounds(self) -> tuple[AnyRound, ...]:
+        """Run by run in the order of the plan, each in the order of its rounds."""
+        rows: tuple[AnyRound, ...] = (*self.rounds, *self.cold)
+        summary = self.summary
+        strategies = list(dict.fromkeys([*summary.strategies, *(row.strategy for row in rows)]))
+        variants = list(dict.fromkeys([*summary.variants, *(row.variant for row in rows)]))
+        seeds = list(dict.fromkeys([*summary.seeds, *(row.seed for row in rows)]))
+
+        def place(row: AnyRound) -> tuple[int, ...]:
+            return strategies.index(row.strategy), variants.index(row.variant), seeds.index(row.seed), row.round
+
+        return tuple(sorted(rows, key=place))
 
 
 def to_frame(rows: Sequence[FrozenModel]) -> "pd.DataFrame":
@@ -253,7 +307,7 @@ def write_results(results: StudyResults, out: Path) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    tables = {"rounds": results.rounds, "batches": results.batches, "baselines": results.baselines}
+    tables = {"rounds": results.all_rounds, "batches": results.batches, "baselines": results.baselines}
     try:
         for name, rows in tables.items():
             write_atomically(out / f"{name}.csv", to_frame(rows).to_csv(index=False, lineterminator="\n").encode())

@@ -22,6 +22,7 @@ from ml_backend.simulation.run import do_run, open_study
 from ml_backend.simulation.run_log import (
     BaselineRow,
     BatchRow,
+    ColdRow,
     RoundRow,
     RunLog,
     StudyResults,
@@ -73,13 +74,26 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
             except KeyboardInterrupt:
                 progress.say(f"stopped; the same command continues from here: {plan.command}")
                 raise
-    results = collect(plan, data, out)
-    write_results(results, out)
     # Imports what only a report needs.
-    from ml_backend.simulation.report import write_report  # noqa: PLC0415
+    from ml_backend.simulation.report import conclusion, summarized, write_report  # noqa: PLC0415
 
+    results = summarized(collect(plan, data, out))
+    write_results(results, out)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(results.summary.protocol)
+    if not results.rounds:
+        (out / "report.html").unlink(missing_ok=True)
+        say(
+            f"no network was trained: {plan.budget} labels did not complete the start; give a larger --budget or a "
+            "smaller --min-labels-per-class"
+        )
+        return results
     write_report(results, out / "report.html")
-    console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(conclusion(results), markup=False, highlight=False)
+    say(f"report: {out / 'report.html'}")
     return results
 
 
@@ -90,6 +104,7 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
         StorageError: the log of a run is damaged.
     """
     rounds: list[RoundRow] = []
+    cold: list[ColdRow] = []
     batches: list[BatchRow] = []
     baselines: list[BaselineRow] = []
     for run in plan.runs():
@@ -98,10 +113,11 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
             baselines += [row for row in [log.baseline()] if row is not None]
         else:
             done, picked = log.read()
-            rounds += done
+            rounds += [row for row in done if isinstance(row, RoundRow)]
+            cold += [row for row in done if isinstance(row, ColdRow)]
             batches += picked
     counts = data.counts()
-    same = {"command", "started_at", "strategies", "seeds", "profile", "options", "versions", "digests"}
+    same = {"command", "started_at", "start", "strategies", "seeds", "profile", "options", "versions", "digests"}
     summary = StudySummary(
         **plan.model_dump(include=same),
         seconds=_seconds_spent(out),
@@ -109,13 +125,23 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
         images={side: sum(counts[side].values()) for side in SIDES},
         labels_per_class={side: counts[side] for side in SIDES},
         variants=plan.variants,
-        rounds=max((row.round for row in rounds), default=0),
+        protocol=protocol(plan, data),
+        rounds=max((row.round for row in (*rounds, *cold)), default=0),
         passes=int(str(plan.options["passes"])),
         batch_size=int(str(plan.options["batch_size"])),
         initial_per_class=plan.initial,
         notes=data.notes,
     )
-    return StudyResults(summary, tuple(rounds), tuple(batches), tuple(baselines))
+    return StudyResults(summary, tuple(rounds), tuple(batches), tuple(baselines), tuple(cold))
+
+
+def protocol(plan: StudyPlan, data: DataSet) -> str:
+    """How the runs of a study start, and which labels count, in a sentence."""
+    if plan.start == "live":
+        return "Live start: every label counts, the start and the validation included."
+    uncounted = f", and {n} validation labels that are not counted" if (n := len(data.labels("val"))) else ""
+    start = plan.initial * len(data.classes)
+    return f"Given start (the paper's protocol): {start} start images found by their true label{uncounted}."
 
 
 def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress: "StudyProgress") -> None:

@@ -147,7 +147,7 @@ def test_a_study_in_python(at_the_desk: Callable[[str], Path], shell: dict[str, 
     [code] = re.findall(
         r"```python\n(.*?simulate.*?)```", pages()["docs/researchers.md"].split("## Simulation")[1], re.DOTALL
     )
-    small = 'workers=2, seeds="1", initial=3, backbone="resnet18", weights="none")'
+    small = 'workers=2, seeds="1", min_labels_per_class=3, backbone="resnet18", weights="none")'
     folder = at_the_desk("images")
     (folder / "study.py").write_text(code.replace("workers=2)", small))
 

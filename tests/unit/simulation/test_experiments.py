@@ -49,7 +49,6 @@ from ml_backend.simulation.experiments import (
     run_experiment,
     two_centres,
     with_pool_of,
-    without_validation,
 )
 from ml_backend.simulation.options import SimulateOptions
 from ml_backend.simulation.plan import PROFILES
@@ -172,7 +171,7 @@ class TestContext:
 
         assert options.command() == (
             "ml-backend simulate --labels labels.csv --out out/part --features features.npz --strategies entropy "
-            "--seeds 3 --task 'normal;moderate;severe' --imbalance normal=0.1 --initial 25"
+            "--seeds 3 --start given --task 'normal;moderate;severe' --imbalance normal=0.1 --initial 25"
         )
         assert options.workers == 2
         assert self.resolve(StudySpec(one_worker=True)).workers == 1
@@ -233,16 +232,6 @@ class TestDerivedTables:
         assert Counter(row.split for row in rows) == {"train": trained_on, "val": 9, "test": 12}
         assert len(classes) == 3
         assert min(classes.values()) >= 2
-
-    def test_without_validation_its_images_are_trained_on(self, tmp_path):
-        data = make_data()
-        tables = without_validation(TABLES, data, tmp_path / "two.csv")
-
-        sides = {row.path: row.split for row in read_labels(tables.labels)}
-        assert sides == {image: "train" if side == "val" else side for image, side in data.split.items()}
-        assert set(sides.values()) == {"train", "test"}
-        assert without_validation(TABLES, replace(data, split=sides), tmp_path / "unused.csv") is TABLES  # type: ignore[arg-type]
-        assert not (tmp_path / "unused.csv").exists()
 
 
 class TestInterval:

@@ -21,6 +21,7 @@ def options(tmp_path: Path) -> SimulateOptions:
     return SimulateOptions(
         **write_tables(tmp_path),
         out=tmp_path / "out",
+        start="given",
         initial=2,
         batch_size=5,
         device="cpu",
@@ -33,7 +34,7 @@ class TestMakePlan:
         plan, data = make_plan(replace(options, batch_size=None))
 
         assert plan.strategies == ("random", "entropy", "mean_std")
-        assert plan.seeds == tuple(range(10))
+        assert plan.seeds == tuple(range(20))
         assert plan.losses == ("weighted",)
         assert plan.budget == 24
         names = ("batch_size", "patience", "passes", "finetune")

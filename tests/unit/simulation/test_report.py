@@ -163,7 +163,7 @@ class TestReportPage:
         assert Reader(page).all("script") == []
 
     def test_the_headline_comes_first(self):
-        page = report_page(drawn_results(seeds=10, rounds=20))
+        page = report_page(drawn_results(seeds=20, rounds=20))
 
         assert page.index("On these images, ") < page.index("Choosing images pays here") < page.index("<main>")
 
@@ -252,7 +252,7 @@ class TestWarnings:
         ("height", "kind"), [(0.3, "learns more slowly than"), (None, "is not shown to be better than")]
     )
     def test_of_strategies_that_random_is_level_with_or_ahead_of(self, height, kind):
-        results = drawn_results(("random", "entropy"), seeds=10, rounds=8)
+        results = drawn_results(("random", "entropy"), seeds=20, rounds=8)
         of_random = {(r.seed, r.round): r.metrics for r in results.rounds if r.strategy == "random"}
         rows = [
             row.model_copy(
@@ -419,7 +419,7 @@ class TestHeadline:
 
     def test_sentences(self):
         """A variant in brackets, where its comma would divide the sentence."""
-        weighted = (steps("entropy", [20] * 10, "weighted"), steps("random", [None] * 10, "weighted"))
+        weighted = (steps("entropy", [20] * 20, "weighted"), steps("random", [None] * 20, "weighted"))
         results = replace(
             weighted[0],
             rounds=(*weighted[0].rounds, *weighted[1].rounds),
@@ -431,17 +431,17 @@ class TestHeadline:
         words = page_words(results)
         assert (
             "On these images, entropy (weighted) needed 20 % [20–20] of the labels to come within a point of the "
-            "accuracy of all labels (0.800); random (weighted) did not get there in 10 of 10 runs. (Median"
+            "accuracy of all labels (0.800); random (weighted) did not get there in 20 of 20 runs. (Median"
         ) in words
         assert "Choosing images pays here: the learning curve of entropy (weighted) lies +0." in words
 
 
 class TestVerdict:
-    RANDOM = steps("random", [50, 60] * 5)
+    RANDOM = steps("random", [50, 60] * 10)
 
     @pytest.mark.parametrize(
         ("at", "status"),
-        [([20, 30] * 5, "pays"), ([80, 90] * 5, "behind"), ([20, 80] * 5, "open"), ([20] * 3, "few_seeds")],
+        [([20, 30] * 10, "pays"), ([80, 90] * 10, "behind"), ([20, 80] * 10, "open"), ([20] * 3, "few_seeds")],
     )
     def test_by_the_interval_and_the_number_of_seeds(self, at, status):
         found = verdict(statistics(self.RANDOM, steps("entropy", at)))
@@ -450,13 +450,13 @@ class TestVerdict:
         assert (found.status, found.compared) == (status, 1)
 
     def test_names_the_best_of_several(self):
-        found = verdict(statistics(self.RANDOM, steps("bald", [30, 40] * 5), steps("entropy", [20, 30] * 5)))
+        found = verdict(statistics(self.RANDOM, steps("bald", [30, 40] * 10), steps("entropy", [20, 30] * 10)))
         assert found is not None
 
         assert (str(found.group), found.compared) == ("entropy", 2)
 
     def test_of_equal_means_the_surer_one(self):
-        found = verdict(statistics(self.RANDOM, steps("bald", [20, 50] * 5), steps("entropy", [30, 40] * 5)))
+        found = verdict(statistics(self.RANDOM, steps("bald", [20, 50] * 10), steps("entropy", [30, 40] * 10)))
         assert found is not None
 
         assert str(found.group) == "entropy"

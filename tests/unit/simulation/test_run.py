@@ -22,7 +22,7 @@ from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.plan import Run
 from ml_backend.simulation.run import GuardedLearner, LeakageError, SimulatedProject, Study, do_run, simulated_rounds
-from ml_backend.simulation.run_log import BatchRow, RunLog
+from ml_backend.simulation.run_log import BatchRow, RoundRow, RunLog
 from tests.fakes import CLASSES, NOON, FakeLearner, FakeStrategy, make_request, one_reader
 from tests.unit.simulation.tiny import make_data, make_plan, make_study
 
@@ -54,6 +54,10 @@ def run(
     log = RunLog(folder, run.name)
     do_run(run, study or make_study(), log, on_round)
     return log
+
+
+def trained(log: RunLog) -> list[RoundRow]:
+    return [row for row in log.read()[0] if isinstance(row, RoundRow)]
 
 
 def study_with(learner: Learner) -> Study:
@@ -127,7 +131,7 @@ class TestRounds:
         test = data.labels("test")
         probs = learner.outputs([label.image for label in test], frozenset()).probs.mean(axis=1)
 
-        rounds, _ = run(tmp_path).read()
+        rounds = trained(run(tmp_path))
 
         right = [CLASSES[best] == label.value for best, label in zip(probs.argmax(axis=1), test, strict=True)]
         assert rounds[0].metrics.accuracy == pytest.approx(np.mean(right))
@@ -142,6 +146,8 @@ class TestRounds:
         for row in batches:
             [probs] = learner.outputs([ImageRef(id=row.image_id, uri="x")], frozenset()).probs.astype(np.float64)
             assert row.aleatoric == pytest.approx(entropy(probs, axis=-1).mean(), abs=1e-6)
+            assert row.epistemic is not None
+            assert row.aleatoric is not None
             assert row.epistemic + row.aleatoric == pytest.approx(row.score, abs=1e-6)
             assert row.score == pytest.approx(entropy(probs.mean(axis=0)), abs=1e-6)
 
@@ -155,7 +161,7 @@ class TestRounds:
         assert all(validation for _, validation in learner.fits)
 
     def test_an_unreadable_test_image_is_left_out_of_the_metrics(self, tmp_path):
-        rounds, _ = run(tmp_path, study=make_study(unreadable=["test/003.png"])).read()
+        rounds = trained(run(tmp_path, study=make_study(unreadable=["test/003.png"])))
 
         assert rounds[0].metrics.images == 11
 

@@ -28,6 +28,7 @@ def options(tmp_path: Path) -> SimulateOptions:
         out=tmp_path / "out",
         strategies="entropy",
         seeds="1",
+        start="given",
         initial=2,
         batch_size=5,
         budget="16",
