@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,8 +17,11 @@ from ml_backend.registry import Need
 from ml_backend.schemas import FitReport, ImageRef, Label
 from ml_backend.seeding import derive
 
-FoldSplitter: TypeAlias = Callable[[Sequence[Label], int], Sequence[tuple[Sequence[Label], Sequence[Label]]]]
-"""Labels and number of networks -> training and validation labels of each network."""
+Fold: TypeAlias = tuple[Sequence[Label], Sequence[Label]]
+"""Training and validation labels."""
+
+FoldSplitter: TypeAlias = Callable[[Sequence[Label], int], Sequence[Fold]]
+"""Labels and number of folds -> training and validation labels of each fold; fewer folds where labels are few."""
 
 MemberFactory: TypeAlias = Callable[[ProjectOptions, int, LearnerProgress], McDropoutLearner]
 """Options, seed and progress callback -> the learner of one network."""
@@ -28,6 +32,10 @@ class EnsembleLearner:
 
     The mean of networks that were trained on different folds has a lower error than any of them, and all of them but
     one are trained on each label. Their disagreement shows in the passes, as the uncertainty of each of them does.
+
+    With labels of few patients there are fewer folds than networks: then several networks have the same fold, and
+    differ by their initial weights and dropout. A fold that trains on fewer classes than another is not used: a class
+    that is not trained on is lost, one that is not validated on only unmeasured.
 
     Args:
         members: learners with equal options except for seed and passes.
@@ -53,11 +61,12 @@ class EnsembleLearner:
             network was validated on. With folds every readable label counts as trained and as validated on.
 
         Raises:
-            TooFewLabels, SettingsError, WeightsError, RoundError: as of one network.
+            TooFewLabels: not even 2 folds are possible; or as of one network.
+            SettingsError, WeightsError, RoundError: as of one network.
         """
-        sets: Sequence[tuple[Sequence[Label], Sequence[Label]]] = [(train, validation)] * len(self._members)
+        sets: Sequence[Fold] = [(train, validation)] * len(self._members)
         if self._folds is not None:
-            sets = self._folds([*train, *validation], len(self._members))
+            sets = _assign(self._folds([*train, *validation], len(self._members)), len(self._members))
         reports = [member.fit(*each, classes) for member, each in zip(self._members, sets, strict=True)]
         return _combine(reports, folded=self._folds is not None)
 
@@ -134,6 +143,17 @@ def make_learner(
         ],
         folds,
     )
+
+
+def _assign(folds: Sequence[Fold], networks: int) -> list[Fold]:
+    """The fold of every network; see ``EnsembleLearner``."""
+
+    def worth(fold: Fold) -> tuple[int, bool]:
+        train, _ = fold
+        return len({label.value for label in train}), len(train) >= 2
+
+    best = max(map(worth, folds))
+    return list(islice(cycle(fold for fold in folds if worth(fold) == best), networks))
 
 
 def _combine(reports: Sequence[FitReport], *, folded: bool) -> FitReport:

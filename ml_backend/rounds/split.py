@@ -92,7 +92,8 @@ def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, .
 
     Args:
         labels: in any order.
-        folds: 2 or more.
+        folds: wanted, 2 or more. As many are made as there are patients and labels of the largest class, if those are
+            fewer, and so few that none is empty.
         seed: of the assignment of patients to folds.
 
     Returns:
@@ -100,7 +101,7 @@ def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, .
         ids.
 
     Raises:
-        TooFewLabels: fewer patients than folds, or no class with as many labels; says how many there are.
+        TooFewLabels: not even 2 folds are possible; says how many labels there are.
 
     Source:
         scikit-learn's ``StratifiedGroupKFold``.
@@ -109,23 +110,20 @@ def fold_split(labels: Sequence[Label], folds: int, seed: int) -> tuple[Sides, .
     group_of = groups_of(label.image for label in labels)
     groups, values = [group_of[label.image.id] for label in in_order], [label.value for label in in_order]
     most = max(Counter(values).values(), default=0)
-    if (enough := min(len(set(groups)), most)) < folds:
-        raise TooFewLabels(
-            f"{len(labels)} labels of {len(set(groups))} patients, at most {most} of a class, cannot be split for "
-            f"{folds} networks: label images of more patients, or set committee to {max(enough, 1)} or less"
-        )
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
-    with warnings.catch_warnings():
-        # A class with fewer labels than folds: some networks are not validated on it, all but one are trained on it.
-        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        sides = list(splitter.split(values, values, groups))
-    if empty := sum(not len(validation) for _, validation in sides):
-        raise TooFewLabels(
-            f"{empty} of {folds} networks would have no label to be validated on: label more images, or set a smaller "
-            "committee"
-        )
-    return tuple(
-        (tuple(in_order[i] for i in train), tuple(in_order[i] for i in validation)) for train, validation in sides
+    for count in range(min(folds, len(set(groups)), most), 1, -1):
+        splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32)
+        with warnings.catch_warnings():
+            # A class with fewer labels than folds: some folds validate without it, all but one train on it.
+            warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+            sides = list(splitter.split(values, values, groups))
+        if all(len(validation) for _, validation in sides):
+            return tuple(
+                (tuple(in_order[i] for i in train), tuple(in_order[i] for i in validation))
+                for train, validation in sides
+            )
+    raise TooFewLabels(
+        f"{len(labels)} labels of {len(set(groups))} patients, at most {most} of a class, cannot be split into folds: "
+        "at least 2 patients and 2 labels of a class are needed; label more images"
     )
 
 

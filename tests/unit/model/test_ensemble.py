@@ -101,6 +101,36 @@ class TestFit:
             name: pytest.approx(np.mean([each.class_weights[name] for each in alone])) for name in CLASSES
         }
 
+    def test_four_labels_of_two_of_three_classes(self, image_dir: Path, cache: Path) -> None:
+        """Two folds for three networks: the third has the first one's labels, and other weights and dropout."""
+        given = labelled(image_dir, 0, 30)
+        labels = [label for name in CLASSES[:2] for label in [one for one in given if one.value == name][:2]]
+        ensemble, members = make_ensemble(image_dir, cache)
+
+        report = ensemble.fit(labels, [], CLASSES)
+
+        assert [(len(member.trained_on), len(member.validated_on)) for member in members] == [(2, 2)] * 3
+        assert members[0].trained_on == members[2].trained_on != members[1].trained_on
+        assert report.class_weights == pytest.approx({"normal": 2 / 3, "moderate": 2 / 3, "severe": 0.0})
+        assert report.validation_recall["severe"] is None
+        first, _, third = (member.outputs(pool(image_dir, 30, 45), PROBS).probs for member in members)
+        assert not np.allclose(first.mean(axis=1), third.mean(axis=1), atol=1e-3)
+
+    def test_a_class_of_one_patient_is_trained_on_by_all(self, image_dir: Path, cache: Path) -> None:
+        labels = [
+            label.model_copy(update={"image": label.image.model_copy(update={"patient_id": "p"})})
+            if label.value == "severe"
+            else label
+            for label in labelled(image_dir, 0, 18)
+        ]
+        ensemble, members = make_ensemble(image_dir, cache)
+
+        report = ensemble.fit(labels, [], CLASSES)
+
+        severe = {label.image.id for label in labels if label.value == "severe"}
+        assert all(severe <= member.trained_on for member in members)
+        assert report.validation_recall["severe"] is None
+
     def test_unreadable_images_are_named_once(self, image_dir: Path, cache: Path) -> None:
         report = make_ensemble(image_dir, cache)[0].fit(labelled(image_dir, 31, 61), [], CLASSES)
 
