@@ -1,13 +1,16 @@
 """Pool predictions in, ranking out.
 
-``pointwise`` scores images one by one; ``batch`` (BatchBALD, PowerBALD) and ``diversity`` (core-set, BADGE, TypiClust)
-choose a batch together. Each function has its specification beside it; ``rank`` ranks a pool by any of them.
+``pointwise`` scores images one by one, ``predictive`` (EPIG) by what they say about the others; ``batch`` (BatchBALD,
+PowerBALD), ``diversity`` (core-set, BADGE, TypiClust) and ``herding`` (Uncertainty Herding) choose a batch together.
+Each function has its specification beside it; ``rank`` ranks a pool by any of them.
 """
 
 from ml_backend.acquisition.batch import batch_bald, power_bald
 from ml_backend.acquisition.diversity import badge, core_set, typiclust
+from ml_backend.acquisition.herding import uherding
 from ml_backend.acquisition.inputs import AcquisitionInputs, Gradients, Selection
 from ml_backend.acquisition.pointwise import bald, entropy, least_confidence, margin, mean_std, variation_ratios
+from ml_backend.acquisition.predictive import epig
 from ml_backend.acquisition.strategy import AcquisitionRanking, CatalogStrategy, rank, rank_by_features
 from ml_backend.registry import STRATEGIES, StrategySpec, acquisition_function
 from ml_backend.seeding import places, seeded_draws, seeded_order
@@ -26,6 +29,7 @@ __all__ = [
     "batch_bald",
     "core_set",
     "entropy",
+    "epig",
     "least_confidence",
     "margin",
     "mean_std",
@@ -36,5 +40,6 @@ __all__ = [
     "seeded_draws",
     "seeded_order",
     "typiclust",
+    "uherding",
     "variation_ratios",
 ]

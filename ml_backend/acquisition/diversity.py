@@ -287,7 +287,7 @@ def typiclust(
     Source:
         Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794.
     """
-    rows = _of_length_1(computable(features, "features"))
+    rows = of_length_1(computable(features, "features"))
     images = len(rows)
     if not images:
         return Selection(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
@@ -295,8 +295,8 @@ def typiclust(
     rows = rows[torch.from_numpy(order).to(rows.device)]
     labelled = rows[:0]
     if labelled_features is not None:
-        labelled = _of_length_1(_in_one_order(float_tensor("labelled_features", labelled_features).to(rows)))
-    with _one_thread():
+        labelled = of_length_1(in_one_order(float_tensor("labelled_features", labelled_features).to(rows)))
+    with one_thread():
         clusters = _clusters(torch.cat([rows, labelled]), min(batch_size, images) + len(labelled), seed)
         typicality = _typicality(rows, labelled, clusters)
     covered = np.bincount(clusters[images:], minlength=int(clusters.max()) + 1)
@@ -307,7 +307,7 @@ def typiclust(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """K-means adds up its centres thread by thread: with more than one, their number would change the result."""
     before = torch.get_num_threads()
     with threadpool_limits(1):
@@ -318,11 +318,12 @@ def _one_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _of_length_1(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+def of_length_1(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+    """The rows divided by their lengths; a row of zeros stays."""
     return torch.nn.functional.normalize(rows, dim=1)
 
 
-def _in_one_order(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+def in_one_order(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
     """Labelled images bear no ids here: ordered by their values."""
     values = rows.cpu().numpy()
     return rows[sorted(range(len(rows)), key=lambda i: values[i].tobytes())]

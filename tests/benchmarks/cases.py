@@ -221,7 +221,7 @@ def others(bench: Bench) -> Case:
     runs = bench.measure(
         {
             name: Task(bench.ours, "rank_pool", strategy=name, batch_size=bench["batch"], **given)
-            for name in ("power_bald", "badge", "core_set", "typiclust")
+            for name in ("power_bald", "epig", "badge", "core_set", "typiclust")
         }
     )
     figures = [Figure(name, "s", cpu_s(found)) for name, found in runs.items()]

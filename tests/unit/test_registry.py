@@ -32,7 +32,9 @@ class TestStrategies:
             "batch_bald", "entropy", "least_confidence", "margin", "mean_std", "random", "variation_ratios",
         }  # fmt: skip
 
-        assert of_the_paper | {"badge", "bald", "core_set", "power_bald", "typiclust"} == set(STRATEGIES)
+        assert of_the_paper | {"badge", "bald", "core_set", "epig", "power_bald", "typiclust", "uherding"} == set(
+            STRATEGIES
+        )
 
     @pytest.mark.parametrize("name", STRATEGIES)
     def test_a_specification_is_complete_and_its_function_is_there(self, name):
