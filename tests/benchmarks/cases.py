@@ -121,7 +121,7 @@ def batch_bald_100000(bench: Bench) -> Case:
         path = bench.save(name, near_duplicate_pool(bench[name], bench["passes"], 3, seed=0))
         tasks[name] = Task(bench.ours, "batch_bald", probs=path, batch_size=bench["batch"], seed=0)
     runs = bench.measure(tasks)
-    with Side(sys.executable, "memory", exact_memory=True) as side:
+    with Side(sys.executable, "memory", exact_memory=True, quick=bench.quick) as side:
         run = Task(side, "batch_bald", **tasks["large_pool"].arguments).run()
     name = f"{bench['batch']} of {bench['large_pool']:,}, K = 3"
     small = (f"of {bench['pool']:,}", cpu_s(runs["pool"]))
@@ -177,7 +177,7 @@ def pointwise(bench: Bench) -> Case:
             ((name, cpu_s(found[name])) for name in tasks if name != "ours"), key=lambda p: p[1], default=None
         )
         figures.append(Figure(function, "s", cpu_s(found["ours"]), fastest, ("<=", 1.0)))
-    with Side(sys.executable, "memory", exact_memory=True) as side:
+    with Side(sys.executable, "memory", exact_memory=True, quick=bench.quick) as side:
         for function in POINTWISE:
             peaks = []
             for path in (half, whole):

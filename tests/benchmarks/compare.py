@@ -57,9 +57,10 @@ class Side:
         python: its interpreter.
         name: of the log, which has what the libraries print.
         exact_memory: return freed memory to the system at once; for measuring memory, because it costs time.
+        quick: run a short task once, instead of for a fifth of a second.
     """
 
-    def __init__(self, python: str, name: str, *, exact_memory: bool = False) -> None:
+    def __init__(self, python: str, name: str, *, exact_memory: bool = False, quick: bool = False) -> None:
         self.log = BUILT / f"{name}.log"
         self.log.parent.mkdir(exist_ok=True)
         environment = os.environ | dict.fromkeys(THREADS, "1") | (EXACT_MEMORY if exact_memory else {})
@@ -67,6 +68,7 @@ class Side:
         environment |= {"PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT) if python == sys.executable else ""}
         # -P: a module of this folder must not be imported in place of a library's.
         command, pipe = [python, "-P", str(Path(__file__).with_name("tasks.py"))], subprocess.PIPE
+        command += ["0"] if quick else []
         with self.log.open("wb") as stream:
             self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stream, env=environment)
 
@@ -314,10 +316,10 @@ def _report(
 ) -> dict[str, Any]:
     load, measured = os.getloadavg()[0], dict[str, Case]()
     with ExitStack() as stack:
-        ours, peers = stack.enter_context(Side(sys.executable, "ours")), None
+        ours, peers = stack.enter_context(Side(sys.executable, "ours", quick=args.quick)), None
         versions = {"ours": Task(ours, "versions", packages=OURS).run().result}
         if not args.no_peers:
-            peers = stack.enter_context(Side(str(BUILT / "peers" / "bin" / "python"), "peers"))
+            peers = stack.enter_context(Side(str(BUILT / "peers" / "bin" / "python"), "peers", quick=args.quick))
             versions["peers"] = Task(peers, "versions", packages=PEERS).run().result
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
         bench = Bench(ours, peers, sizes, args.quick, args.repeats or (1 if args.quick else 5), folder)
