@@ -80,7 +80,8 @@ def connect(
             "--option",
             "-o",
             metavar="NAME=VALUE",
-            help="a project option, e.g. -o strategy=batch_bald; replaces all options of the connection",
+            help="a project option, e.g. -o strategy=batch_bald; replaces all options of the connection. "
+            "Without profile=paper, profile=best is set",
         ),
     ] = None,
     create: Annotated[
@@ -109,7 +110,7 @@ def connect(
         number, found = choose_project(client, project, create, config, options)
         if found:
             typer.echo(found)
-        for line in connect_project(settings, number, url, options, client):
+        for line in connect_project(settings, number, url, options, client, profile="best"):
             typer.echo(line)
     with closing(CheckContext(number, url, lambda: settings)) as context:
         for line in connect_notes(context):

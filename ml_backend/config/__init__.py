@@ -2,18 +2,11 @@
 
 Both are read once, validated whole (every bad value is reported at once), and passed on; nothing reads the
 environment later.
-
-::
-
-    installation.py   Settings
-    options.py        ProjectOptions
-    addresses.py      where images may come from; what an address may be, and what of it may be shown
-    network.py        the environment's certificates and proxies; why a connection failed
-    refusals.py       validation errors in words
 """
 
 from ml_backend.config.settings import (
     OPTION_PREFIX,
+    PROFILES,
     ImageHosts,
     ProjectOptions,
     Settings,
@@ -25,6 +18,7 @@ from ml_backend.config.settings import (
 
 __all__ = [
     "OPTION_PREFIX",
+    "PROFILES",
     "ImageHosts",
     "ProjectOptions",
     "Settings",

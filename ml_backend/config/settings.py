@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from pydantic import (
@@ -23,6 +23,7 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -381,15 +382,29 @@ ConsensusName = Annotated[
 ]
 
 
+PROFILES: Final[Mapping[str, Mapping[str, object]]] = {
+    # The defaults are those of Gabriel et al. 2025 (arXiv:2508.21263).
+    "paper": {},
+    # docs/experiments.md gives what it gains.
+    "best": {"committee": 5},
+}
+"""Options of each profile, where they differ from the defaults."""
+
+
 class ProjectOptions(BaseModel):
     """Options of a project.
 
     Set as ``extra_params`` of the connection, else as ``model_<name>`` attributes of the Choices tag, else as
-    ``AL_<NAME>`` in the backend's environment, else as the default below.
+    ``AL_<NAME>`` in the backend's environment, else as the profile sets them, else as the default below.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    profile: Literal["paper", "best"] = Field(
+        "paper",
+        description="values of the options that are not set: those of the paper, or what has paid since; "
+        "`ml-backend connect` sets `best`",
+    )
     strategy: StrategyName = Field("entropy", description="acquisition function that ranks the pool")
     batch_size: int = Field(20, ge=1, le=1000, description="images that a round chooses together")
     reserve: int | Literal["all"] = Field(
@@ -479,6 +494,14 @@ class ProjectOptions(BaseModel):
     validation_share: float = Field(0.2, gt=0.0, lt=1.0, description="share of the patients kept for validation")
     seed: int = Field(0, ge=0, description="seed of the split, the training, the masks and every tie")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_profile(cls, values: object) -> object:
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("profile")
+        return {**PROFILES.get(name if isinstance(name, str) else "paper", {}), **values}
+
     @field_validator("ignore_classes", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
@@ -511,7 +534,9 @@ class ProjectOptions(BaseModel):
     @classmethod
     def _committees_begin_anew(cls, value: str, info: ValidationInfo) -> str:
         if value == "warm" and (networks := info.data.get("committee", 1)) > 1:
-            raise ValueError(f"must be scratch with committee={networks}: a warm start goes on from one network")
+            raise ValueError(
+                f"must be scratch with committee={networks}: a warm start goes on from one network; or set committee=1"
+            )
         return value
 
     @field_validator("min_epochs")

@@ -2,6 +2,7 @@
 
 import base64
 import ipaddress
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 
 from httpx import codes
 
-from ml_backend.config import ProjectOptions, Settings
+from ml_backend.config import OPTION_PREFIX, ProjectOptions, Settings
 from ml_backend.errors import LabelStudioError, RequestRefused, SettingsError, Unreachable
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, question
@@ -325,6 +326,8 @@ def connect_project(
     backend_url: str,
     options: Mapping[str, object] | None = None,
     client: LabelStudioClient | None = None,
+    *,
+    profile: str | None = None,
 ) -> list[str]:
     """Add this backend to a project, and change the project's settings so that readers are served its ranking.
 
@@ -334,6 +337,7 @@ def connect_project(
         backend_url: where Label Studio reaches this backend.
         options: of the project, stored as the connection's ``extra_params``; None keeps the present ones.
         client: instead of one made from the settings.
+        profile: of a new connection and of new options, unless these, the label config or the environment set one.
 
     Returns:
         A line that names what is learned, then one for each change, or one that nothing had to change.
@@ -348,6 +352,8 @@ def connect_project(
     project, backend = client.project(project_id), find_backend(client, project_id, url)
     # Everything that can be wrong is checked before anything is changed.
     config = parse_label_config(project["label_config"])
+    if profile is not None and (backend is None or options is not None):
+        options = _with_profile(profile, options or {}, config.attributes)
     params = (backend or {}).get("extra_params") if options is None else options
     resolved = ProjectOptions.resolve(dict(params or {}), config.attributes)
     learned = question(config, resolved)
@@ -366,6 +372,12 @@ def connect_project(
         connection.changes.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
     notes = prediction_notes(client, project_id, held_before)
     return [learned, *(connection.changes or [NOTHING_TO_CHANGE]), *notes]
+
+
+def _with_profile(profile: str, options: Mapping[str, object], attributes: Mapping[str, str]) -> Mapping[str, object]:
+    """The options with this profile, unless they, the label config or the environment set one."""
+    is_set = "profile" in options or f"{OPTION_PREFIX}profile" in attributes or "AL_PROFILE" in os.environ
+    return options if is_set else {"profile": profile, **options}
 
 
 def prediction_notes(client: LabelStudioClient, project_id: int, before: Mapping[str, int]) -> list[str]:

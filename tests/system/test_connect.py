@@ -45,15 +45,21 @@ class Case:
     project_id: int
     recorder: RecordingBackend
 
-    def connect(self, options: dict[str, object] | None = None, **settings: Any) -> list[str]:
+    def connect(
+        self, options: dict[str, object] | None = None, profile: str | None = None, **settings: Any
+    ) -> list[str]:
         own = {
             "label_studio_url": self.client.url,
             "basic_auth_user": "al",
             "basic_auth_pass": "first",
         } | settings
         return connect_project(
-            Settings.load(**own), self.project_id, f"{self.recorder.url}/", options, client=self.client
+            Settings.load(**own), self.project_id, f"{self.recorder.url}/", options, self.client, profile=profile
         )
+
+    def options(self) -> dict[str, object]:
+        (backend,) = self.client.backends(self.project_id)
+        return dict(backend["extra_params"])
 
     def project(self) -> dict[str, Any]:
         return self.client.project(self.project_id)
@@ -98,6 +104,21 @@ def test_connects_once_and_then_changes_nothing(case: Case) -> None:
     assert project["show_collab_predictions"] is True
     assert project["model_version"] == ""  # and not the backend's title, which serves in random order
     assert len(case.client.webhooks(case.project_id)) == 1
+
+
+def test_new_connections_and_new_options_get_the_profile_unless_one_is_set(case: Case) -> None:
+    case.connect(profile="best")
+    assert case.options() == {"profile": "best"}
+    case.connect({"strategy": "bald"})
+    assert case.connect(profile="best")[1:] == [NOTHING_TO_CHANGE]
+    assert case.options() == {"strategy": "bald"}
+    case.connect({"strategy": "bald"}, profile="best")
+    assert case.options() == {"profile": "best", "strategy": "bald"}
+    case.connect({"profile": "paper"}, profile="best")
+    assert case.options() == {"profile": "paper"}
+    case.ask(XML.replace("<Choices", '<Choices model_profile="paper"'))
+    case.connect({"strategy": "margin"}, profile="best")
+    assert case.options() == {"strategy": "margin"}
 
 
 def test_everything_comes_with_the_options_and_the_credentials(case: Case) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.config import ImageHosts, ProjectOptions, Settings, shown_address
+from ml_backend.config import PROFILES, ImageHosts, ProjectOptions, Settings, shown_address
 from ml_backend.errors import SettingsError
 
 
@@ -22,6 +22,17 @@ class TestProjectOptions:
 
         assert (options.batch_size, options.min_labels_per_class, options.patience) == (20, 25, 3)
         assert (options.validation_share, options.loss) == (0.2, "weighted")
+
+    def test_a_profile_gives_the_options_that_are_set_nowhere(self):
+        best = ProjectOptions.resolve({"profile": "best"}, environ={})
+        assert {name: getattr(best, name) for name in PROFILES["best"]} == PROFILES["best"]
+        assert PROFILES["best"] != PROFILES["paper"] == {}
+        assert ProjectOptions.resolve({"profile": "best"}, {"model_committee": "3"}, {}).committee == 3
+        assert ProjectOptions.resolve({"profile": "paper"}, environ={"AL_PROFILE": "best"}).committee == 1
+        # A stored record holds every option: it does not change with what a profile sets in a later version.
+        assert ProjectOptions.model_validate(best.model_dump() | {"committee": 2}).committee == 2
+        with pytest.raises(SettingsError, match=r"profile='fast' \(from extra_params\): input should be 'paper' or"):
+            ProjectOptions.resolve({"profile": "fast"}, environ={})
 
     def test_the_connection_wins_over_the_tag_and_the_tag_over_the_environment(self):
         options = ProjectOptions.resolve(
