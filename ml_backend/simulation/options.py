@@ -9,17 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from ml_backend.config import ProjectOptions
+from ml_backend.config import PROFILES, ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
-from ml_backend.simulation.plan import PROFILES, StudyPlan
+from ml_backend.simulation.plan import INITIAL, StudyPlan
 from ml_backend.storage.atomic import read_record
 
 Loss = Literal["weighted", "unweighted"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
 WITH_FLAGS: Final = (
-    "finetune", "backbone", "weights", "passes", "batch_size", "min_labels_per_class", "cold_start",
+    "profile", "finetune", "backbone", "weights", "passes", "batch_size", "min_labels_per_class", "cold_start",
 )  # fmt: skip
 OF_THE_STUDY: Final = {"strategy": "--strategies", "seed": "--seeds", "loss": "--loss"}
 SEEDS: Final = "20"
@@ -94,8 +94,7 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     """
     if options.workers < 1:
         raise SettingsError(f"--workers {options.workers}: expected 1 or more")
-    profile = PROFILES.get(options.profile)
-    if profile is None:
+    if options.profile not in PROFILES:
         raise SettingsError(f"--profile {options.profile!r}: there is no such profile; known are {', '.join(PROFILES)}")
     if _is_older(options.out):
         # What was the default then.
@@ -106,8 +105,8 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         )
     start = _start(options)
     strategies = _strategies(options)
-    chosen = _project_options(options, strategies, profile.options)
-    initial = profile.initial if options.initial is None else options.initial
+    chosen = _project_options(options, strategies)
+    initial = INITIAL if options.initial is None else options.initial
     if start == "live":
         initial = 0
     elif initial < 2:
@@ -191,9 +190,9 @@ def _strategies(options: SimulateOptions) -> tuple[str, ...]:
     return names if options.no_random or "random" in names else ("random", *names)
 
 
-def _project_options(options: SimulateOptions, strategies: Sequence[str], profile: dict[str, object]) -> ProjectOptions:
+def _project_options(options: SimulateOptions, strategies: Sequence[str]) -> ProjectOptions:
     given = {name: getattr(options, name) for name in WITH_FLAGS}
-    chosen = profile | {name: value for name, value in given.items() if value is not None} | _others(options.option)
+    chosen = {name: value for name, value in given.items() if value is not None} | _others(options.option)
     if options.features is not None:
         if chosen.get("finetune") == "full":
             raise SettingsError(

@@ -14,28 +14,8 @@ BASELINE: Final = "baseline"  # no strategy: every label of the training side
 LOCAL_PROJECT: Final = ProjectKey(id=1, created=0)
 # A given start set is complete: a round trains on those of its images that the readers gave a class.
 LEAST_TO_TRAIN: Final = 2
+INITIAL: Final = 25  # images of every class in a given start set, as in Gabriel et al. 2025 (arXiv:2508.21263)
 MISMATCHED: Final = {"command", "started_at"}  # may differ where a study goes on
-
-
-class Profile(FrozenModel):
-    """A named set of choices.
-
-    Attributes:
-        initial: labelled images of every class before the first round of a given start.
-        options: of the project, where they differ from the defaults of ``ProjectOptions``.
-    """
-
-    initial: Annotated[int, Field(ge=2)]
-    options: dict[str, object]
-
-
-_PAPER: Final = {"batch_size": 20, "patience": 3, "min_epochs": 1, "retrain": "scratch"}
-PROFILES: Final[dict[str, Profile]] = {
-    # As Gabriel et al. 2025 (arXiv:2508.21263).
-    "paper": Profile(initial=25, options={**_PAPER}),
-    # docs/experiments.md gives its gain.
-    "best": Profile(initial=25, options={**_PAPER, "committee": 5}),
-}
 
 
 class Run(FrozenModel):

@@ -73,7 +73,7 @@ class TestProjectOptions:
             )
 
         message = str(caught.value)
-        assert "strategi (from extra_params): no such option; known are strategy, batch_size" in message
+        assert "strategi (from extra_params): no such option; known are profile, strategy" in message
         assert "passes=1 (from extra_params)" in message
         assert "strategy='best' (from Choices tag)" in message
         assert "batch_bald" in message

@@ -51,7 +51,6 @@ from ml_backend.simulation.experiments import (
     with_pool_of,
 )
 from ml_backend.simulation.options import SimulateOptions
-from ml_backend.simulation.plan import PROFILES
 from ml_backend.simulation.run_log import RoundRow, StudyResults
 from ml_backend.simulation.specs import EXPERIMENTS, SEVEN, StudySpec, markdown
 from ml_backend.simulation.tables import read_labels
@@ -87,7 +86,7 @@ class TestSpecs:
         assert len(set(SEVEN.split(","))) == 7
 
     def test_a_start_set_of_profiles_has_a_label_of_every_class_for_each_network(self):
-        networks = ProjectOptions.model_validate(PROFILES["best"].options).committee
+        networks = ProjectOptions(profile="best").committee
 
         assert {study.least_initial for study in EXPERIMENTS["profiles"].studies} == {networks}
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.options import SimulateOptions, make_plan
-from ml_backend.simulation.plan import BASELINE, PROFILES
+from ml_backend.simulation.plan import BASELINE
 from ml_backend.simulation.run import load_data
 from tests.unit.simulation.tiny import make_data, write_tables
 from tests.unit.simulation.tiny import make_plan as tiny_plan
@@ -243,16 +242,3 @@ class TestCheckSame:
 
         assert message in str(refused.value)
         assert "give a new --out, or repeat `ml-backend simulate" in str(refused.value)
-
-
-class TestProfiles:
-    @pytest.mark.parametrize("name", PROFILES)
-    def test_hold_options_that_there_are(self, name):
-        ProjectOptions.resolve(PROFILES[name].options, environ={})
-
-    def test_the_papers(self):
-        """25 a class, 20 a round, patience 3, from scratch."""
-        options = ProjectOptions.resolve(PROFILES["paper"].options, environ={})
-
-        assert PROFILES["paper"].initial == 25
-        assert (options.batch_size, options.patience, options.retrain) == (20, 3, "scratch")
