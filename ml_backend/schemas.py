@@ -17,6 +17,8 @@ Seconds = Annotated[float, Field(ge=0.0)]
 RoundTrigger = Literal["connected", "images", "labels", "forced", "topup", "rerank"]
 """Cause of a round. Two train nothing: ``topup`` publishes more of the last ranking, ``rerank`` ranks the last
 predictions again, since the owner chose another strategy."""
+ColdStart = Literal["random", "typiclust", "herding"]
+"""Orders before the first network."""
 ExclusionKind = Literal[
     "no image",
     "label without image",
@@ -183,8 +185,8 @@ class Ranking(FrozenModel):
     """The whole pool in the order in which it should be labelled, label first at the front.
 
     Scores are acquisition values aligned with ``image_ids`` (higher = label first, except that a batch-aware
-    acquisition function orders its batch by its picks, and that a holdout image has a random place), in the unit of
-    the function's specification.
+    acquisition function orders its batch by its picks, and that a holdout image has a random place and a sought one
+    every second), in the unit of the function's specification.
     """
 
     strategy: str
@@ -194,6 +196,7 @@ class Ranking(FrozenModel):
     suggestions: dict[str, str] = {}  # image id -> the network's most probable class, where there is a network
     confidences: dict[str, Share] = {}  # image id -> the probability of that class, averaged over the passes
     control: tuple[str, ...] = ()  # the random holdout: images with a random place; see ``rounds.split``
+    sought: dict[str, str] = {}  # image id -> the class with few labels that it resembles; see ``rounds.seek``
     exclusions: tuple[Exclusion, ...] = ()
 
     @model_validator(mode="after")
@@ -219,9 +222,14 @@ class RoundRequest(FrozenModel):
     min_labels_per_class: Annotated[int, Field(ge=2)]
     control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``rounds.split``
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
-    cold_start: Literal["random", "typiclust"] = "random"
+    cold_start: ColdStart = "random"
     seed: int
     options: dict[str, object] = {}  # all of the project's, those of the learner among them
+
+    @property
+    def has_trained_features(self) -> bool:
+        """Whether the backbone's weights were trained before: otherwise its features distinguish images poorly."""
+        return self.options.get("weights") != "none"
 
 
 class RoundReport(FrozenModel):

@@ -1,4 +1,4 @@
-"""Uncertain images that cover the other uncertain ones: Uncertainty Herding."""
+"""Images that represent the pool, or its uncertain images: MaxHerding and Uncertainty Herding."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ml_backend.acquisition.coverage import facility_location
+from ml_backend.acquisition.coverage import MOST_IMAGES, facility_location
 from ml_backend.acquisition.diversity import computable, in_one_order, of_length_1, one_thread
 from ml_backend.acquisition.inputs import AcquisitionInputs, Selection, given
 from ml_backend.acquisition.pointwise import margin
@@ -21,6 +21,70 @@ _COPIES = 1e-5
 _MOST_LABELLED = 4096
 """Labelled images that are compared with each other."""
 _BLOCK = 512
+_SAMPLE: Final = 512
+"""Images whose nearest neighbour is looked for."""
+_LEAST_WIDTH: Final = 0.01
+"""Where most images are copies."""
+
+
+def neighbour_distance(features: Float[Tensor, "images dims"], ties: Int64[npt.NDArray[np.int64], " images"]) -> float:
+    """Median distance of an image to its nearest neighbour, between features of length 1: 0.01 to 2.
+
+    Of the first 512 images in ``ties``, to the first ``MOST_IMAGES``; 1 where there are fewer than two images.
+    """
+    rows = computable(features, "features")
+    if len(rows) < 2:
+        return 1.0
+    part = of_length_1(rows[torch.from_numpy(np.argsort(ties)[:MOST_IMAGES]).to(rows.device)])
+    # About their mean the products are small, and cancel less.
+    about = part - part.mean(dim=0)
+    with one_thread():
+        lengths = about.square().sum(dim=1)
+        squared = torch.addmm(lengths, about[:_SAMPLE], about.T, alpha=-2.0) + lengths[:_SAMPLE, None]
+    squared.fill_diagonal_(torch.inf)  # no image is its own neighbour
+    return max(float(squared.min(dim=1).values.clamp_(min=0.0).sqrt_().median()), _LEAST_WIDTH)
+
+
+def herding(
+    features: Float[Tensor, "images dims"],
+    batch_size: int,
+    *,
+    ties: Int64[npt.NDArray[np.int64], " images"],
+    labelled_features: Float[Tensor, "labelled dims"] | None = None,
+) -> Selection:
+    """Select the images that represent most of the pool that no labelled image represents.
+
+    ``facility_location`` with a kernel as wide as the median image is far from its nearest neighbour.
+
+    Args:
+        features: of the pool; they are brought to length 1.
+        batch_size: images to pick; a smaller pool is picked whole.
+        ties: place of each image in the order that settles ties; the lower wins.
+        labelled_features: of the images that have a label; None or empty where there are none.
+
+    Returns:
+        Picks in order. Scores in images: the similarity, 0 to 1 each, that an image adds over the pool.
+
+    Source:
+        Bae, Noh & Sutherland 2024, arXiv:2407.12212; there the width is fixed at 1.
+    """
+    width = neighbour_distance(features, ties)
+    return facility_location(features, batch_size, ties=ties, width=width, covered=labelled_features)
+
+
+@acquisition_function(
+    "herding",
+    summary="images that represent most of the pool that no labelled image represents; needs no labels",
+    unit="images",
+    range="0 .. images of the pool: similarity that it adds, summed over the pool; for the rest, after all picks",
+    requires=frozenset({"features"}),
+    source="Bae, Noh & Sutherland 2024, arXiv:2407.12212",
+    batch=True,
+)
+def rank_herding(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Selection:
+    """The batch by ``herding``; then the rest, by what each would add."""
+    features = given(inputs.features, "features", "herding")
+    return herding(features, batch_size, ties=inputs.ties(seed), labelled_features=inputs.labelled_features)
 
 
 @acquisition_function(

@@ -294,6 +294,7 @@ _UNSEEN: Final[dict[str, str]] = {
     "random": "drawn at random",
     "typiclust": "typical of a group of images without a label",
     "core_set": "unlike every labelled image",
+    "herding": "represents images that no labelled one represents",
 }
 
 
@@ -344,6 +345,7 @@ _SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
     "batch_bald": lambda image: f"{_UNLIKE}: adds {_of_maximum(image.score, image)} of what a label can hold",
     "core_set": lambda image: f"{_UNLIKE}: {image.score:.3g} from the nearest labelled or chosen image",
     "entropy": lambda image: f"undecided between {' and '.join(_most_probable(image)[:2])}",
+    "herding": lambda _: f"{_UNLIKE}: represents images that no labelled one represents",
     "least_confidence": lambda image: f"unsure of its prediction, {_most_probable(image)[0]}",
     "margin": lambda image: f"small margin between {' and '.join(_most_probable(image)[:2])}",
     "mean_std": lambda image: f"the passes disagree: {100 * image.score:.0f} points about a class's probability",

@@ -30,6 +30,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ml_backend.config.network import check_network
 from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES, plugins, strategy_spec
+from ml_backend.schemas import ColdStart
 
 
 def explain(
@@ -412,10 +413,12 @@ class ProjectOptions(BaseModel):
     )
     retrain_after: int = Field(20, ge=1, description="changed annotations that start the next round")
     min_labels_per_class: int = Field(
-        25, ge=2, description="labels that every class needs before the first training; random order until then"
+        25, ge=2, description="labels of two classes from which on a network is trained; no other class is waited for"
     )
-    cold_start: Literal["random", "typiclust"] = Field(
-        "random", description="order until then: random, or the most typical image of every cluster first"
+    cold_start: ColdStart = Field(
+        "random",
+        description="order until then: random, the most typical image of every cluster first (`typiclust`), or the "
+        "images that represent most of the others (`herding`); with these two, classes with few labels are sought",
     )
     control_share: float = Field(
         0.0,

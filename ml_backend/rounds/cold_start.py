@@ -1,11 +1,11 @@
-"""Rankings before the first network: a random order, or the most typical images first.
+"""Rankings before the first network: a random order, or one by features of the pretrained backbone.
 
-The typical order is computed from features of the untrained backbone. The round records where the feature cache keeps
-them, with a digest of each, and replay reads them from there: the features of 100,000 images take 800 MB, the record
-11 MB.
+A round that ranks or seeks by such features records where the feature cache keeps them, with a digest of each, and
+replay reads them from there: the features of 100,000 images take 800 MB, the record 11 MB.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Self
@@ -20,7 +20,8 @@ from ml_backend.images.cache import DiskCache
 from ml_backend.model.data import FOLDER, cached_features
 from ml_backend.predictions import ImageFeatures
 from ml_backend.rounds.interfaces import Learner
-from ml_backend.schemas import Exclusion, FrozenModel, ImageRef, Ranking, natural_order
+from ml_backend.rounds.seek import seek
+from ml_backend.schemas import Exclusion, FrozenModel, ImageRef, Label, Ranking, natural_order
 
 START_FEATURES: Final = "features"
 """Name of the record of ``StartFeatures`` in a round's folder."""
@@ -43,27 +44,38 @@ def random_order(image_ids: Sequence[str], batch_size: int, seed: int) -> Rankin
     )
 
 
-def typical_order(
-    learner: Learner, labelled: Sequence[ImageRef], pool: Sequence[ImageRef], batch_size: int, seed: int
-) -> tuple[Ranking, "StartFeatures | None"]:
-    """The order of the strategy ``typiclust`` on the features of the untrained backbone.
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Features of the pretrained backbone: of the pool, and of the labelled images where there are any."""
 
-    Clusters that hold a labelled image count as covered.
+    pool: ImageFeatures
+    labelled: ImageFeatures | None
 
-    Returns:
-        The ranking, and where its features are cached; None where the learner does not cache them.
+    @classmethod
+    def by(cls, learner: Learner, labels: Sequence[Label], pool: Sequence[ImageRef]) -> Self:
+        """Compute them, or read them from the learner's cache.
 
-    Raises:
-        UnusablePool: no image of the pool could be read.
-        WeightsError, SettingsError, RoundError: see ``Learner.embed``.
-    """
-    embedded = [learner.embed(pool)]
-    if not embedded[0].image_ids:
-        raise unreadable_pool(len(pool), embedded[0].exclusions)
-    if labelled:
-        embedded.append(learner.embed(labelled))
-    covered = embedded[1].features if labelled else None
-    return rank_by_features("typiclust", embedded[0], covered, batch_size, seed), StartFeatures.of(*embedded)
+        Raises:
+            UnusablePool: no image of the pool could be read.
+            WeightsError, SettingsError, RoundError: see ``Learner.embed``.
+        """
+        embedded = learner.embed(pool)
+        if not embedded.image_ids:
+            raise unreadable_pool(len(pool), embedded.exclusions)
+        return cls(embedded, learner.embed([label.image for label in labels]) if labels else None)
+
+    def rank(self, strategy: str, batch_size: int, seed: int) -> Ranking:
+        """The order of ``typiclust`` or ``herding``; what resembles a labelled image counts as covered."""
+        covered = None if self.labelled is None else self.labelled.features
+        return rank_by_features(strategy, self.pool, covered, batch_size, seed)
+
+    def seek(self, ranking: Ranking, labels: Sequence[Label], sought: Sequence[str]) -> Ranking:
+        """See ``rounds.seek``."""
+        return ranking if self.labelled is None else seek(ranking, self.pool, self.labelled, labels, sought)
+
+    def record(self) -> "StartFeatures | None":
+        """Where the features are cached; None where the learner does not cache them."""
+        return StartFeatures.of(self.pool, *([] if self.labelled is None else [self.labelled]))
 
 
 def unreadable_pool(images: int, exclusions: Sequence[Exclusion]) -> UnusablePool:
@@ -76,7 +88,7 @@ class FeaturesLost(Exception):
 
 
 class StartFeatures(FrozenModel):
-    """Where the features behind a typical order are cached, and their digests.
+    """Where the features behind an order are cached, and their digests.
 
     Attributes:
         ending: common end of all cache keys, after the image's own part: preprocessing, weights and precision.

@@ -132,8 +132,9 @@ def run_live_round(
         with run_periodically(project.top_up), context.quarantine.settled():
             result = train_live(project, reason, raise_if_preempted)
             is_random_start = not result.report.by_network and result.report.ranking.strategy == "random"
-            if project.options.cold_start == "typiclust" and is_random_start:
-                # Readers have an order now, and the features are cached: the typical order follows at once.
+            request = result.report.request
+            if request.cold_start != "random" and request.has_trained_features and is_random_start:
+                # Readers have an order now, and the features are cached: the order by features follows at once.
                 result = train_live(project, reason, raise_if_preempted)
             return project.drop_copies() or (result.report, result.published)
 
@@ -524,7 +525,8 @@ def rerank_live(project: LiveProject) -> Served | None:
     log.info("ranking again", strategy=request.strategy, base=base.request.round_id, by=standing.verdict)
     # A network may need an hour for the pool.
     with run_periodically(project.top_up):
-        result = rerank(request, base, project, scorer, CatalogStrategy(request.strategy))
+        learner = project.context.learner(ProjectOptions.model_validate(request.options), project.report_progress)
+        result = rerank(request, base, project, scorer, CatalogStrategy(request.strategy), learner=learner)
     return result.report, result.published
 
 

@@ -6,6 +6,7 @@ Each manifest holds the hash of the one before it, so that no round can be repla
 import hashlib
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import metadata
@@ -20,18 +21,19 @@ import torch
 from pydantic import Field, ValidationError
 
 import ml_backend
-from ml_backend.acquisition.strategy import CatalogStrategy, rank_by_features
+from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.analytics.few_labels import sought_classes
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import OtherFormat, StorageError
 from ml_backend.model.backbones import weights_file
 from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.predictions import ImageFeatures
 from ml_backend.registry import strategy_spec
-from ml_backend.rounds.cold_start import START_FEATURES, FeaturesLost, StartFeatures, random_order
+from ml_backend.rounds.cold_start import START_FEATURES, Embedded, FeaturesLost, StartFeatures, random_order
 from ml_backend.rounds.reuse import rank_all, reranked_digest
 from ml_backend.rounds.run import ProjectData, inputs_digest
 from ml_backend.rounds.split import mix_in_holdout
-from ml_backend.schemas import FrozenModel, Ranking, RoundReport, natural_order
+from ml_backend.schemas import FrozenModel, Label, Ranking, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import (
     INPUTS,
@@ -72,7 +74,7 @@ def make_manifest(
         SettingsError: unknown backbone.
     """
     options = ProjectOptions.model_validate(report.request.options)
-    # A random order before the first training needs no network; a typical one needs a backbone.
+    # A random order before the first training needs no network; one by features needs a backbone.
     by_network = report.by_network or report.ranking.strategy != "random"
     weights = weights_file(options.backbone, options.weights) if by_network else None
     earlier = reversed([saved for saved in store.round_ids() if saved < report.request.round_id])
@@ -176,7 +178,7 @@ def replays(store: ProjectStore, cache: Path, only: str | None = None, device: D
 
     Args:
         store: of the project.
-        cache: of the installation; features of a typical order are read from it.
+        cache: of the installation; features of the pretrained backbone are read from it.
         only: the one round to repeat; None for all.
         device: the installation's setting.
 
@@ -262,7 +264,12 @@ def _select_again(store: ProjectStore, report: RoundReport, cache: Path) -> Rank
     ]
     if missing:
         raise _NotStored(f"its {' and '.join(missing)} are stored for the last rounds only")
-    return rank_all(request, CatalogStrategy(ranking.strategy), predictions, ranking.image_ids)
+    whole = rank_all(request, CatalogStrategy(ranking.strategy), predictions, ranking.image_ids)
+    if ranking.sought:
+        # An image that the round has ranked may have become unreadable before it sought.
+        embedded = _embedded_again(store, report, cache, only_recorded=True)
+        whole = embedded.seek(whole, *_sought_again(store, report))
+    return mix_in_holdout(whole, request.control_share, request.seed, request.round_id)
 
 
 def _start_again(store: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
@@ -270,16 +277,37 @@ def _start_again(store: ProjectStore, report: RoundReport, cache: Path) -> Ranki
     request, ids = report.request, tuple(sorted(report.ranking.image_ids, key=natural_order))
     if report.ranking.strategy == "random":
         return random_order(ids, request.batch_size, request.seed)
-    record = store.record(request.round_id, START_FEATURES, StartFeatures)
+    embedded = _embedded_again(store, report, cache)
+    start = embedded.rank(report.ranking.strategy, request.batch_size, request.seed)
+    return embedded.seek(start, *_sought_again(store, report)) if report.ranking.sought else start
+
+
+def _embedded_again(store: ProjectStore, report: RoundReport, cache: Path, *, only_recorded: bool = False) -> Embedded:
+    """The features behind a start or behind seeking; raises as ``_select_again``."""
+    ids = set(report.ranking.image_ids)
+    record = store.record(report.request.round_id, START_FEATURES, StartFeatures)
     if record is None:
         raise _NotStored("it did not record where its features are cached: an older version made it")
-    labelled = sorted(record.kept.keys() - set(ids), key=natural_order)
+    pool = tuple(sorted(ids & record.kept.keys() if only_recorded else ids, key=natural_order))
+    labelled = tuple(sorted(record.kept.keys() - ids, key=natural_order))
     try:
-        pool = ImageFeatures(ids, record.read(ids, cache))
-        covered = record.read(labelled, cache) if labelled else None
+        return Embedded(
+            ImageFeatures(pool, record.read(pool, cache)),
+            ImageFeatures(labelled, record.read(labelled, cache)) if labelled else None,
+        )
     except FeaturesLost as lost:
         raise _NotStored(f"of its features, {lost}") from lost
-    return rank_by_features(report.ranking.strategy, pool, covered, request.batch_size, request.seed)
+
+
+def _sought_again(store: ProjectStore, report: RoundReport) -> tuple[tuple[Label, ...], tuple[str, ...]]:
+    """The labels of a round, and the classes that it sought; raises as ``_select_again``."""
+    inputs = store.record(report.request.round_id, INPUTS, RoundInputs)
+    if inputs is None:
+        raise _NotStored("its labels are not stored")
+    # Of these labels: a reranking's report counts those of its network.
+    counts = Counter(label.value for label in inputs.labels)
+    per_class = {name: counts[name] for name in report.request.classes}
+    return inputs.labels, sought_classes(per_class, report.request.min_labels_per_class)
 
 
 def _differences(stored: Ranking, repeated: Ranking) -> Iterator[str]:
@@ -294,6 +322,8 @@ def _differences(stored: Ranking, repeated: Ranking) -> Iterator[str]:
         if score is not None and not isclose(was, score, rel_tol=SCORE_TOLERANCE, abs_tol=SCORE_TOLERANCE):
             yield f"image {image_id}: score {was:.9g} stored, {score:.9g} now"
             break
+    if stored.sought != repeated.sought:
+        yield f"sought images: {len(stored.sought)} stored, {len(repeated.sought)} now, or others"
     if stored.control != repeated.control:
         yield f"holdout images: {len(stored.control)} stored, {len(repeated.control)} now, or others"
 

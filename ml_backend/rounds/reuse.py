@@ -21,8 +21,8 @@ from ml_backend.errors import BackendError, StorageError
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.cold_start import unreadable_pool
-from ml_backend.rounds.interfaces import LabelSource, Scorer, Strategy
-from ml_backend.rounds.run import Project, RoundResult, StageTimer, empty_pool, inputs_digest
+from ml_backend.rounds.interfaces import LabelSource, Learner, Scorer, Strategy
+from ml_backend.rounds.run import Project, RoundResult, StageTimer, empty_pool, inputs_digest, seek_few_labels
 from ml_backend.rounds.split import mix_in_holdout
 from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import ProjectStore
@@ -205,7 +205,7 @@ class StoredPasses:
 
 
 def rerank(
-    request: RoundRequest, base: RoundReport, project: Project, scorer: Scorer, strategy: Strategy
+    request: RoundRequest, base: RoundReport, project: Project, scorer: Scorer, strategy: Strategy, *, learner: Learner
 ) -> RoundResult:
     """Rank the unlabelled images by the predictions of an earlier round's network, save that as a round, publish it.
 
@@ -217,6 +217,7 @@ def rerank(
         project: where labels come from and rankings go.
         scorer: the stored passes of ``base``, or its network.
         strategy: ranks the predictions.
+        learner: computes pretrained features where a class is sought; it needs no network.
 
     Raises:
         EmptyPool: no image is without a label.
@@ -241,6 +242,8 @@ def rerank(
         ranking = rank_all(request, strategy, predictions, [image.id for image in data.pool])
     if not ranking.image_ids:
         raise unreadable_pool(len(data.pool), predictions.exclusions)
+    ranking, start_features = seek_few_labels(request, learner, data, ranking, timer)
+    ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
     report = RoundReport(
         request=request,
         labels_per_class=base.labels_per_class,
@@ -255,7 +258,7 @@ def rerank(
     )
     project.ensure_current()
     with timer.stage("save"):
-        project.save(report, predictions, None, data)
+        project.save(report, predictions, None, data, start_features)
     with timer.stage("publish"):
         return RoundResult(report, project.publish(report))
 
@@ -264,7 +267,7 @@ def rank_all(request: RoundRequest, strategy: Strategy, predictions: PoolPredict
     """Rank a pool; its images without a prediction come last, in seeded order.
 
     Args:
-        request: seed, batch size and holdout share of the ranking.
+        request: seed and batch size of the ranking.
         strategy: ranks the predictions.
         predictions: of the network; the images that it could not read stay out.
         pool: image ids.
@@ -276,14 +279,13 @@ def rank_all(request: RoundRequest, strategy: Strategy, predictions: PoolPredict
     known = {*ranking.image_ids, *(exclusion.image_id for exclusion in predictions.exclusions)}
     new = [image_id for image_id in pool if image_id not in known]
     lowest = min(ranking.scores, default=0.0)
-    whole = ranking.model_copy(
+    return ranking.model_copy(
         update={
             "image_ids": (*ranking.image_ids, *(new[index] for index in seeded_order(new, request.seed))),
             "scores": (*ranking.scores, *(lowest for _ in new)),
             "exclusions": predictions.exclusions,
         }
     )
-    return mix_in_holdout(whole, request.control_share, request.seed, request.round_id)
 
 
 def reranked_digest(request: RoundRequest, base: RoundReport, labels: Sequence[Label], pool: Sequence[ImageRef]) -> str:

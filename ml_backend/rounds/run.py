@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 
 import structlog
 
+from ml_backend.analytics.few_labels import can_train, sought_classes
 from ml_backend.consensus.rules import Consensus
 from ml_backend.errors import EmptyPool, UnusablePool, WorkerStopping
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.cold_start import StartFeatures, random_order, typical_order, unreadable_pool
+from ml_backend.rounds.cold_start import Embedded, StartFeatures, random_order, unreadable_pool
 from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
 from ml_backend.rounds.split import Sides, mix_in_holdout, stable_split
 from ml_backend.schemas import (
@@ -59,8 +60,15 @@ class ProjectData:
         return {name: counts[name] for name in classes}
 
     def is_cold_start(self, request: RoundRequest) -> bool:
-        """Whether a class has fewer labels than a training needs."""
-        return min(self.per_class(request.classes).values()) < request.min_labels_per_class
+        """Whether fewer than two classes have the labels that a training needs."""
+        return not can_train(self.per_class(request.classes), request.min_labels_per_class)
+
+    def sought_classes(self, request: RoundRequest) -> tuple[str, ...]:
+        """The classes whose images are sought; with ``random``, and with untrained features, there are none."""
+        order = request.cold_start if self.is_cold_start(request) else request.strategy
+        if order == "random" or not request.has_trained_features:
+            return ()
+        return sought_classes(self.per_class(request.classes), request.min_labels_per_class)
 
 
 class Project(ABC):
@@ -100,7 +108,7 @@ class Project(ABC):
             predictions: of the pool; None before the first training.
             learner: writes its network; None where none was trained.
             data: labels and pool of the round.
-            start_features: location of the cached features behind a ``typiclust`` start.
+            start_features: location of the cached features behind a start that is not random, or behind seeking.
         """
 
     def read(self, classes: Sequence[str]) -> ProjectData:
@@ -183,9 +191,11 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
 
     - The round that readers are served had the same inputs, and only changed labels triggered this one: nothing to do.
     - The last round had the same inputs and was saved but not published: it is published, without another training.
-    - Cold start, while a class has fewer than ``request.min_labels_per_class`` labels: the ranking is a seeded random
-      order, which is stable from round to round; after it is published, the learner fills its caches. With
-      ``request.cold_start`` typiclust, and once readers have an order, the most typical images come first.
+    - Cold start, while fewer than two classes have ``request.min_labels_per_class`` labels: the ranking is a seeded
+      random order, which is stable from round to round; after it is published, the learner fills its caches. With
+      another ``request.cold_start``, and once readers have an order, the images are ordered by pretrained features.
+
+    Images that resemble a class with few labels come first in half of the places; see ``rounds.seek``.
 
     Args:
         request: the round's number, trigger, classes and options.
@@ -226,6 +236,7 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
             with timer.stage("train"):
                 fit = learner.fit(train, validation, request.classes)
             predictions, ranking = _predict_and_rank(request, learner, strategy, data.pool, timer)
+            ranking, start_features = seek_few_labels(request, learner, data, ranking, timer)
             passes = PoolPredictions(predictions.image_ids, predictions.classes, predictions.probs)
             training = Training(train, validation, data.pool, passes)
         ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
@@ -259,11 +270,26 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
 def _rank_untrained(
     request: RoundRequest, project: Project, learner: Learner, data: ProjectData, timer: StageTimer
 ) -> tuple[Ranking, StartFeatures | None]:
-    if request.cold_start == "random" or not project.has_order():
+    if request.cold_start != "random" and not request.has_trained_features:
+        log.warning("the order is random: an untrained backbone hardly distinguishes images; set the option weights")
+    if request.cold_start == "random" or not (request.has_trained_features and project.has_order()):
         return random_order([image.id for image in data.pool], request.batch_size, request.seed), None
     with timer.stage("features"):
-        labelled = [label.image for label in data.labels]
-        return typical_order(learner, labelled, data.pool, request.batch_size, request.seed)
+        embedded = Embedded.by(learner, data.labels, data.pool)
+        ranking = embedded.rank(request.cold_start, request.batch_size, request.seed)
+        return embedded.seek(ranking, data.labels, data.sought_classes(request)), embedded.record()
+
+
+def seek_few_labels(
+    request: RoundRequest, learner: Learner, data: ProjectData, ranking: Ranking, timer: StageTimer
+) -> tuple[Ranking, StartFeatures | None]:
+    """The ranking with the images of the sought classes at the front, and where the features behind it are cached."""
+    if not (sought := data.sought_classes(request)):
+        return ranking, None
+    log.info("classes with few labels are sought", classes=sought)
+    with timer.stage("features"):
+        embedded = Embedded.by(learner, data.labels, data.pool)
+        return embedded.seek(ranking, data.labels, sought), embedded.record()
 
 
 def _predict_and_rank(

@@ -17,7 +17,7 @@ from ml_backend.acquisition.coverage import facility_location
 
 def unit_rows(images: int, dims: int, seed: int) -> Tensor:
     rows = torch.randn(images, dims, generator=torch.Generator().manual_seed(seed))
-    return rows / rows.norm(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(rows, dim=1)
 
 
 def kernel(rows: Tensor, others: Tensor, width: float) -> npt.NDArray[np.float64]:

@@ -299,6 +299,7 @@ SAID = {
     "batch_bald": "differs from the others of its batch: adds 23 % of what a label can hold",
     "core_set": "differs from the others of its batch: 0.25 from the nearest",
     "entropy": "undecided between moderate 48 % and severe 43 %",
+    "herding": "differs from the others of its batch: represents images",
     "least_confidence": "unsure of its prediction, moderate 48 %",
     "margin": "small margin between moderate 48 % and severe 43 %",
     "mean_std": "the passes disagree: 25 points",

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ml_backend.errors import EmptyPool
 from ml_backend.images.cache import DiskCache
 from ml_backend.predictions import ImageFeatures
-from ml_backend.rounds.cold_start import FeaturesLost, StartFeatures, random_order, typical_order
-from ml_backend.schemas import ImageRef, Ranking, natural_order
+from ml_backend.rounds.cold_start import Embedded, FeaturesLost, StartFeatures, random_order
+from ml_backend.schemas import ColdStart, ImageRef, Label, Ranking, natural_order
 from tests.fakes import FakeLearner, make_image
 
 IDS = st.lists(st.integers(1, 10**6).map(str), unique=True, max_size=20)
@@ -62,46 +62,53 @@ def groups_of(image_ids: Sequence[str]) -> set[str]:
     return {image_id[-1] for image_id in image_ids}
 
 
-def typical(
-    images: Sequence[ImageRef], batch_size: int = 6, seed: int = 0, *, labelled: Sequence[ImageRef] = ()
+def labels(*images: ImageRef) -> list[Label]:
+    return [Label(image=image, value="normal", raters=1) for image in images]
+
+
+def ranked(
+    by: ColdStart, images: Sequence[ImageRef], batch_size: int = 6, seed: int = 0, *, labelled: Sequence[ImageRef] = ()
 ) -> Ranking:
-    return typical_order(FakeLearner(), labelled, images, batch_size, seed)[0]
+    return Embedded.by(FakeLearner(), labels(*labelled), images).rank(by, batch_size, seed)
 
 
-class TestTypicalOrder:
-    def test_an_image_of_every_group_among_the_first(self):
-        ranking = typical(pool())
+@pytest.mark.parametrize("by", ["typiclust", "herding"])
+class TestOrderByFeatures:
+    def test_an_image_of_every_group_among_the_first(self, by):
+        ranking = ranked(by, pool())
 
         assert groups_of(ranking.image_ids[:6]) == set("012345")
-        assert (ranking.strategy, ranking.batch_size) == ("typiclust", 6)
+        assert (ranking.strategy, ranking.batch_size) == (by, 6)
         assert sorted(ranking.image_ids) == sorted(image.id for image in pool())
 
-    def test_a_random_order_has_fewer(self):
+    def test_a_random_order_has_fewer(self, by):
         """Of six draws from six groups all differ in 1 of 65 cases; on average 4.0 groups are seen."""
         ids = [image.id for image in pool()]
         seen = [len(groups_of(random_order(ids, 6, seed).image_ids[:6])) for seed in range(100)]
 
         assert np.mean(seen) == pytest.approx(4.0, abs=0.4)
 
-    def test_groups_that_hold_a_label_come_later(self):
+    def test_groups_that_hold_a_label_come_later(self, by):
         """Four groups are labelled: the batch of two is of the other two."""
-        ranking = typical(pool(), 2, labelled=[make_image(1000 + group) for group in range(4)])
+        ranking = ranked(by, pool(), 2, labelled=[make_image(1000 + group) for group in range(4)])
 
         assert groups_of(ranking.image_ids[:2]) == set("45")
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_the_same_however_the_pool_arrives(self, seed):
-        assert typical(pool()[::-1], seed=seed) == typical(pool(), seed=seed) == typical(pool(), seed=seed)
+    def test_the_same_however_the_pool_arrives(self, by, seed):
+        assert ranked(by, pool()[::-1], seed=seed) == ranked(by, pool(), seed=seed) == ranked(by, pool(), seed=seed)
 
-    def test_unreadable_images_are_named(self):
-        ranking, _ = typical_order(FakeLearner(unreadable=["10", "25"]), [], pool(), 6, seed=0)
+    def test_unreadable_images_are_named(self, by):
+        ranking = Embedded.by(FakeLearner(unreadable=["10", "25"]), [], pool()).rank(by, 6, seed=0)
 
         assert [exclusion.image_id for exclusion in ranking.exclusions] == ["10", "25"]
         assert len(ranking.image_ids) == len(pool()) - 2
 
+
+class TestEmbedded:
     def test_nothing_readable(self):
         with pytest.raises(EmptyPool, match="none of the 72 unlabelled images could be read"):
-            typical_order(FakeLearner(unreadable=[image.id for image in pool()]), [], pool(), 6, seed=0)
+            Embedded.by(FakeLearner(unreadable=[image.id for image in pool()]), [], pool())
 
     def test_records_where_the_features_of_pool_and_labelled_images_are_cached(self):
         class Caching(FakeLearner):
@@ -109,15 +116,15 @@ class TestTypicalOrder:
                 features = super().embed(images)
                 return replace(features, keys=tuple(f"{image_id}|weights" for image_id in features.image_ids))
 
-        labelled = [make_image(2)]
-        _, record = typical_order(Caching(unreadable=["11"]), labelled, [make_image(10), make_image(11)], 1, seed=0)
+        images = [make_image(10), make_image(11)]
+        record = Embedded.by(Caching(unreadable=["11"]), labels(make_image(2)), images).record()
 
         assert record is not None
         assert {name: kept.split()[0] for name, kept in record.kept.items()} == {"2": "2", "10": "10"}
         assert record.ending == "|weights"
 
     def test_a_learner_without_a_cache_leaves_no_record(self):
-        assert typical_order(FakeLearner(), [], pool(), 6, seed=0)[1] is None
+        assert Embedded.by(FakeLearner(), [], pool()).record() is None
 
 
 ROWS = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)

@@ -51,7 +51,7 @@ from tests.fakes import (
 
 POOL = tuple(make_image(number) for number in range(100, 130))
 LABELLED = [make_annotation(number, CLASSES[number % 3]) for number in range(12)]
-OPTIONS = ProjectOptions(weights="none").model_dump(mode="json")
+OPTIONS = ProjectOptions().model_dump(mode="json")
 
 
 class SeeingLearner(FakeLearner):
@@ -125,7 +125,9 @@ def ranked_anew(project: ProjectStore, base_id: str, strategy: str) -> str:
     changes = {"round_id": round_id, "reason": "rerank", "strategy": strategy}
     request = base.request.model_copy(update=changes)
     labels = FakeLabels(LABELLED, (*POOL[1:], make_image(900)))
-    rerank(request, base, StoringProject(project, labels), StoredPasses(base, kept), CatalogStrategy(strategy))
+    learner = SeeingLearner(["103"], project.folder / "cache")
+    scorer, target = StoredPasses(base, kept), StoringProject(project, labels)
+    rerank(request, base, target, scorer, CatalogStrategy(strategy), learner=learner)
     return round_id
 
 

@@ -299,7 +299,7 @@ class Reranking:
         )
         self.project = project or FakeProject(FakeLabels(annotations, pool))
         scorer = scorer or StoredPasses(self.base, self.passes)
-        return rerank(self.request, self.base, self.project, scorer, CatalogStrategy(strategy))
+        return rerank(self.request, self.base, self.project, scorer, CatalogStrategy(strategy), learner=FakeLearner())
 
 
 class TestFromStoredPasses:
