@@ -56,7 +56,7 @@ class TestWork:
         assert queue.status(PROJECT).changes == 0
 
     def test_shows_its_progress(self, queue, start_worker, plan):
-        plan("burn 2")
+        plan("burn 1")
         queue.request_round(PROJECT, "labels")
         start_worker()
 
@@ -66,7 +66,7 @@ class TestWork:
 
     def test_changes_during_a_round_start_the_next(self, queue, start_worker, plan, log):
         """At once, as a waiting round, and at the latest when the first ends."""
-        plan("burn 2")
+        plan("burn 1")
         queue.request_round(PROJECT, "labels")
         start_worker()
         wait_until(lambda: queue.status(PROJECT).running)
@@ -334,7 +334,7 @@ class TestPause:
 class TestRedis:
     def test_emptied_under_a_round(self, queue, redis, start_worker, plan, environ):
         """The round is published, the worker stays registered and runs the next."""
-        plan("burn 8")
+        plan("burn 4")
         start_worker()
         queue.request_round(PROJECT, "labels")
         wait_until(lambda: queue.status(PROJECT).running)
@@ -361,16 +361,16 @@ class TestRedis:
         wait_until(lambda: is_registered(redis), timeout_s=20)
 
     def test_restarted_under_a_round(self, own_valkey, start, tmp_path):
-        """It is away for three seconds; the round and the worker live on, and the log says so."""
+        """It is away for two seconds; the round and the worker live on, and the log says so."""
         url, restart = own_valkey
         queue = RoundQueue(connect_redis(url, patient=True))
-        queue.redis.rpush("test:plan", "burn 6")
+        queue.redis.rpush("test:plan", "burn 4")
         start(sys.executable, str(FAKE_WORKER), AL_REDIS_URL=url)
         queue.count_changes(PROJECT, 20)
         queue.request_round(PROJECT, "labels")
         wait_until(lambda: queue.status(PROJECT).running)
 
-        restart(3.0)
+        restart(2.0)
 
         wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
         queue.request_round(PROJECT, "forced")

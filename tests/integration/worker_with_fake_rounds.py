@@ -1,5 +1,7 @@
 """A real worker with real jobs, work-horses and claims; only the round itself is replaced.
 
+It looks after rounds and Redis every second instead of every fifth.
+
 Each round takes the next step of the Redis list ``test:plan``: ``quick`` (also when the list is empty), ``burn <s>``
 (in many steps), ``deaf <s>`` (in one step),
 ``empty`` (a BackendError), ``away`` (one that passes by itself), ``bug`` (an unexpected error), ``kill`` (the process
@@ -21,7 +23,7 @@ import structlog
 
 from ml_backend.config import Settings
 from ml_backend.errors import EmptyPool, LabelStudioError
-from ml_backend.scheduling import connect_redis
+from ml_backend.scheduling import connect_redis, worker
 from ml_backend.scheduling.worker import RoundWorker, work
 from ml_backend.schemas import ProjectKey, PublishedRanking, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
@@ -102,5 +104,6 @@ if __name__ == "__main__":
     if "TEST_STOPS_AS_IT_TAKES_A_JOB" in os.environ:
         stop: Any = lambda *_, **_named: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
         RoundWorker.reorder_queues = stop  # type: ignore[method-assign]
+    worker.MONITORING_S = worker.MAINTENANCE_S = 1
     work(Settings.load())
     assert "torch" not in sys.modules
