@@ -1,7 +1,8 @@
 """The log of a run is read back as it was written, and damage is named; the tables hold every digit."""
 
 import csv
-import multiprocessing
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,18 @@ def log(tmp_path: Path) -> RunLog:
     return log
 
 
-def hold(out: Path, seconds: float) -> None:
-    with RunLog(out, "r").held():
-        (out / "held").touch()
-        time.sleep(seconds)
-        (out / "let go").touch()
+# In a process that does not load PyTorch, as one that imports this file would.
+HOLD = """
+import sys, time
+from pathlib import Path
+from ml_backend.simulation.run_log import RunLog
+
+out = Path(sys.argv[1])
+with RunLog(out, "r").held():
+    (out / "held").touch()
+    time.sleep(0.5)
+    (out / "let go").touch()
+"""
 
 
 class TestRunLog:
@@ -63,14 +71,13 @@ class TestRunLog:
 
     def test_only_one_process_at_a_time_holds_a_run(self, tmp_path):
         """The second waits until the first has let go."""
-        other = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, 0.5))
-        other.start()
-        while not (tmp_path / "held").exists():
-            time.sleep(0.02)
+        with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)]) as other:
+            while not (tmp_path / "held").exists():
+                assert other.poll() is None
+                time.sleep(0.02)
 
-        with RunLog(tmp_path, "r").held():
-            assert (tmp_path / "let go").exists()
-        other.join()
+            with RunLog(tmp_path, "r").held():
+                assert (tmp_path / "let go").exists()
 
 
 @pytest.fixture(scope="module")
