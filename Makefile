@@ -47,7 +47,8 @@ $(CURDIR)/.tools/uv/bin/uv:
 demo: setup ## Run the main job end to end (ROUNDS=3, IMAGES=folder LABELS=table, ARGS=...)
 	@$(BIN)/ml-backend demo $(ARGS)
 
-test: setup lint types imports ## Lint, types, import contracts, then every test
+test: setup ## Lint, types, import contracts, then every test
+	@$(MAKE) --no-print-directory --jobs=2 types lint imports
 	@rm -rf .test-results && mkdir -p .test-results
 	@$(BIN)/python -m coverage erase
 	@$(BIN)/python -m pytest tests -m "not system" $(IN_TURN) --cov --cov-report= --cov-fail-under=0 --junit-xml=.test-results/fast.xml $(ARGS)
