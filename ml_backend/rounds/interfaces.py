@@ -69,6 +69,15 @@ class Scorer(Protocol):
         """
         ...
 
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        """Features of the backbone as loaded, whatever was fitted since; takes as long as ``prepare``.
+
+        Raises:
+            WeightsError, SettingsError: as ``prepare``.
+            RoundError: the GPU's memory is too small.
+        """
+        ...
+
 
 class Learner(Scorer, Protocol):
     """A network that is trained on labels; ``outputs`` predicts with the network of the last ``fit``."""
@@ -89,15 +98,6 @@ class Learner(Scorer, Protocol):
 
         Raises:
             WeightsError, SettingsError: as the first ``fit`` would, but before readers have labelled a start set.
-        """
-        ...
-
-    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
-        """Features of the backbone as loaded, whatever was fitted since; takes as long as ``prepare``.
-
-        Raises:
-            WeightsError, SettingsError: as ``prepare``.
-            RoundError: the GPU's memory is too small.
         """
         ...
 

@@ -454,6 +454,7 @@ def train_live(
         min_labels_per_class=options.min_labels_per_class,
         cold_start=options.cold_start,
         control_share=options.control_share,
+        per_patient=options.per_patient,
         validation_share=options.validation_share,
         seed=options.seed,
         options=options.model_dump(mode="json"),
@@ -542,7 +543,9 @@ def _scorer(project: LiveProject, standing: OrderState, base: RoundReport, round
         if standing.verdict == "passes":
             try:
                 if (passes := store.outputs(base_id)) is not None:
-                    return StoredPasses(base, passes)
+                    return StoredPasses(
+                        base, passes, lambda images: context.learner(options, project.report_progress).embed(images)
+                    )
                 reasons.append(f"the passes of round {base_id} are gone from {store.folder}")
             except StorageError as error:
                 reasons.append(str(error))

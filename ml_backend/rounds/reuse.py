@@ -18,12 +18,13 @@ import structlog
 
 from ml_backend.acquisition import seeded_order
 from ml_backend.errors import BackendError, StorageError
-from ml_backend.predictions import PoolPredictions
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.cold_start import unreadable_pool
 from ml_backend.rounds.interfaces import LabelSource, Scorer, Strategy
 from ml_backend.rounds.run import Project, RoundResult, StageTimer, empty_pool, inputs_digest
 from ml_backend.rounds.split import mix_in_holdout
+from ml_backend.rounds.spread import spread_batches
 from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import ProjectStore
 
@@ -177,9 +178,16 @@ class StoredPasses:
     Args:
         base: the round. Images that it could not read are excluded again.
         predictions: its passes.
+        embed: features of the backbone as loaded; see ``Learner.embed``.
     """
 
-    def __init__(self, base: RoundReport, predictions: PoolPredictions) -> None:
+    def __init__(
+        self,
+        base: RoundReport,
+        predictions: PoolPredictions,
+        embed: Callable[[Sequence[ImageRef]], ImageFeatures],
+    ) -> None:
+        self.embed = embed
         self._exclusions = {one.image_id: one for one in (*base.exclusions, *base.ranking.exclusions)}
         self._predictions = predictions
         self._rows = {image_id: row for row, image_id in enumerate(predictions.image_ids)}
@@ -239,6 +247,7 @@ def rerank(
             predictions = replace(predictions, labelled_features=labelled.features)
     with timer.stage("rank"):
         ranking = rank_all(request, strategy, predictions, [image.id for image in data.pool])
+        ranking = spread_batches(request, ranking, data.pool, scorer.embed)
     if not ranking.image_ids:
         raise unreadable_pool(len(data.pool), predictions.exclusions)
     report = RoundReport(

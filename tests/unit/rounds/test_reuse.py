@@ -298,7 +298,7 @@ class Reranking:
             update={"strategy": strategy, "round_id": "r000002", "reason": "rerank", "control_share": control_share}
         )
         self.project = project or FakeProject(FakeLabels(annotations, pool))
-        scorer = scorer or StoredPasses(self.base, self.passes)
+        scorer = scorer or StoredPasses(self.base, self.passes, FakeLearner().embed)
         return rerank(self.request, self.base, self.project, scorer, CatalogStrategy(strategy))
 
 
