@@ -181,12 +181,19 @@ class FitReport(FrozenModel):
     exclusions: tuple[Exclusion, ...] = ()
 
 
+class PutOff(FrozenModel):
+    """An image that comes in a later batch than the strategy chose it for, with the reason; see ``rounds.spread``."""
+
+    image_id: str
+    reason: str
+
+
 class Ranking(FrozenModel):
     """The whole pool in the order in which it should be labelled, label first at the front.
 
     Scores are acquisition values aligned with ``image_ids`` (higher = label first, except that a batch-aware
-    acquisition function orders its batch by its picks, and that a holdout image has a random place and a sought one
-    every second), in the unit of the function's specification.
+    acquisition function orders its batch by its picks, that a holdout image has a random place and a sought one every
+    second, and that images are put off), in the unit of the function's specification.
     """
 
     strategy: str
@@ -197,6 +204,8 @@ class Ranking(FrozenModel):
     confidences: dict[str, Share] = {}  # image id -> the probability of that class, averaged over the passes
     control: tuple[str, ...] = ()  # the random holdout: images with a random place; see ``rounds.split``
     sought: dict[str, str] = {}  # image id -> the class with few labels that it resembles; see ``rounds.seek``
+    put_off: tuple[PutOff, ...] = ()  # in a later batch than the strategy chose them for; see ``rounds.spread``
+    near_duplicates: tuple[tuple[str, str], ...] = ()  # each passed over for the second, which its batch has
     exclusions: tuple[Exclusion, ...] = ()
 
     @model_validator(mode="after")
@@ -221,6 +230,7 @@ class RoundRequest(FrozenModel):
     batch_size: Annotated[int, Field(ge=1)]
     min_labels_per_class: Annotated[int, Field(ge=2)]
     control_share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # of the ranking's places; see ``rounds.split``
+    per_patient: Annotated[int, Field(ge=0)] | None = None  # None: of a version without it, which bounded nothing
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)]
     cold_start: ColdStart = "random"
     seed: int

@@ -1,6 +1,7 @@
 """Small stand-ins for the ports of a round, and builders for its records."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -172,8 +173,9 @@ class FakeLearner:
         """Images whose ids end in the same digit look almost alike."""
         self.embedded.append([image.id for image in images])
         readable = [image for image in images if image.id not in self.unreadable]
-        noise = [np.random.default_rng(int(image.id)).normal(0.0, 0.01, 10) for image in readable]
-        groups = np.array([int(image.id[-1]) for image in readable], dtype=np.int64)
+        numbers = [int(re.sub(r"\D", "", image.id)) for image in readable]  # of a path too
+        noise = [np.random.default_rng(number).normal(0.0, 0.01, 10) for number in numbers]
+        groups = np.array([number % 10 for number in numbers], dtype=np.int64)
         return ImageFeatures(
             image_ids=tuple(image.id for image in readable),
             features=(np.eye(10)[groups] + np.array(noise).reshape(-1, 10)).astype(np.float32),

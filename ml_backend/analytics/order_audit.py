@@ -254,7 +254,7 @@ def _exception(span: _Taken, kind: ExceptionKind, why: str) -> OrderException:
     return OrderException(image_id=answer.image_id, rater=answer.rater, at=span.served, kind=kind, why=why)
 
 
-RANKING_OPTIONS: Final = ("strategy", "batch_size", "control_share")
+RANKING_OPTIONS: Final = ("strategy", "batch_size", "control_share", "per_patient")
 """Options that decide how a network's predictions are ranked, and not what the network is."""
 
 
@@ -299,7 +299,8 @@ def order_state(project: ProjectStore, options: ProjectOptions, classes: Sequenc
     base = latest if latest.base is None else project.summary(latest.base)
     if base.classes != tuple(classes):
         return OrderState("next round", "the network was trained on other classes", latest, base)
-    if all(getattr(latest.request, name) == getattr(options, name) for name in RANKING_OPTIONS):
+    # None: a version without the option ranked it, and an upgrade alone is no choice of the owner.
+    if all(getattr(latest.request, name) in {None, getattr(options, name)} for name in RANKING_OPTIONS):
         published = project.published()
         done = published is not None and published.completes(latest.round_id)
         return OrderState("as chosen" if done else "saved", "", latest, base)

@@ -426,6 +426,9 @@ class ProjectOptions(BaseModel):
         le=0.5,
         description="fraction of the published images drawn at random, as a holdout that measures the gain",
     )
+    per_patient: int = Field(
+        2, ge=0, description="most images of one patient in a batch, which then has no near-duplicates either; 0: any"
+    )
     noise_every: int = Field(
         5, ge=0, description="measure the variation between seeds again every so many trained rounds; 0: never"
     )

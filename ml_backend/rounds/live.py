@@ -455,6 +455,7 @@ def train_live(
         min_labels_per_class=options.min_labels_per_class,
         cold_start=options.cold_start,
         control_share=options.control_share,
+        per_patient=options.per_patient,
         validation_share=options.validation_share,
         seed=options.seed,
         options=options.model_dump(mode="json"),

@@ -33,6 +33,7 @@ from ml_backend.rounds.cold_start import START_FEATURES, Embedded, FeaturesLost,
 from ml_backend.rounds.reuse import rank_all, reranked_digest
 from ml_backend.rounds.run import ProjectData, inputs_digest
 from ml_backend.rounds.split import mix_in_holdout
+from ml_backend.rounds.spread import spread_again
 from ml_backend.schemas import FrozenModel, Label, Ranking, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import (
@@ -198,7 +199,7 @@ def _replay(store: ProjectStore, cache: Path, round_id: str, device: Device) -> 
     try:
         report = store.report(round_id)
         strategy = report.ranking.strategy
-        repeated = _select_again(store, report, cache)
+        repeated = _spread_again(store, report, _select_again(store, report, cache))
     except (StorageError, _NotStored, ValueError) as error:  # ValueError: predictions that no round can have made
         if not isinstance(error, _NotStored):
             faults.append(str(error))
@@ -308,6 +309,16 @@ def _sought_again(store: ProjectStore, report: RoundReport) -> tuple[tuple[Label
     counts = Counter(label.value for label in inputs.labels)
     per_class = {name: counts[name] for name in report.request.classes}
     return inputs.labels, sought_classes(per_class, report.request.min_labels_per_class)
+
+
+def _spread_again(store: ProjectStore, report: RoundReport, ranking: Ranking) -> Ranking:
+    """What a batch holds too many of is put off again; raises as ``_select_again``."""
+    if not (bound := report.request.per_patient):
+        return ranking
+    inputs = store.record(report.request.round_id, INPUTS, RoundInputs)
+    if inputs is None:
+        raise _NotStored("the patients of its images are not stored")
+    return spread_again(ranking, {image.id: image.patient_id for image in inputs.pool}, bound, report.ranking)
 
 
 def _differences(stored: Ranking, repeated: Ranking) -> Iterator[str]:

@@ -24,6 +24,7 @@ from ml_backend.rounds.cold_start import unreadable_pool
 from ml_backend.rounds.interfaces import LabelSource, Learner, Scorer, Strategy
 from ml_backend.rounds.run import Project, RoundResult, StageTimer, empty_pool, inputs_digest, seek_few_labels
 from ml_backend.rounds.split import mix_in_holdout
+from ml_backend.rounds.spread import spread_batches
 from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import ProjectStore
 
@@ -217,7 +218,8 @@ def rerank(
         project: where labels come from and rankings go.
         scorer: the stored passes of ``base``, or its network.
         strategy: ranks the predictions.
-        learner: computes pretrained features where a class is sought; it needs no network.
+        learner: computes pretrained features, for classes that are sought and for near-duplicates; it needs no
+            network.
 
     Raises:
         EmptyPool: no image is without a label.
@@ -244,6 +246,7 @@ def rerank(
         raise unreadable_pool(len(data.pool), predictions.exclusions)
     ranking, start_features = seek_few_labels(request, learner, data, ranking, timer)
     ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
+    ranking = spread_batches(request, ranking, data.pool, learner.embed)
     report = RoundReport(
         request=request,
         labels_per_class=base.labels_per_class,

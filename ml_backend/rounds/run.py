@@ -22,6 +22,7 @@ from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.cold_start import Embedded, StartFeatures, random_order, unreadable_pool
 from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
 from ml_backend.rounds.split import Sides, mix_in_holdout, stable_split
+from ml_backend.rounds.spread import spread_batches
 from ml_backend.schemas import (
     Annotation,
     Exclusion,
@@ -240,6 +241,7 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
             passes = PoolPredictions(predictions.image_ids, predictions.classes, predictions.probs)
             training = Training(train, validation, data.pool, passes)
         ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
+        ranking = spread_batches(request, ranking, data.pool, learner.embed)
         unreadable = fit.exclusions if fit else ()
         report = RoundReport(
             request=request,
@@ -324,7 +326,8 @@ def inputs_digest(request: RoundRequest, labels: Sequence[Label], pool: Sequence
         labels: to train on, in any order.
         pool: to rank, in any order.
     """
-    options = json.dumps(request.model_dump(mode="json", exclude={"round_id", "reason"}), sort_keys=True)
+    without = {"round_id", "reason"} | ({"per_patient"} if request.per_patient is None else set())
+    options = json.dumps(request.model_dump(mode="json", exclude=without), sort_keys=True)
     trained = sorted(repr((*_fields(one.image), one.value, one.raters, one.disputed)) for one in labels)
     ranked = sorted(repr(_fields(image)) for image in pool)
     text = "\n".join((options, str(len(trained)), *trained, *ranked))

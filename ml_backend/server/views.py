@@ -295,6 +295,8 @@ def round_view(
         "control_tiles": _tiles(chosen, thumbnails, behind=True),
         "insight": chosen.insight,
         "balance": _balance(line, chosen),
+        "put_off": report.ranking.put_off[:LISTED_EXCLUSIONS],
+        "more_put_off": max(len(report.ranking.put_off) - LISTED_EXCLUSIONS, 0),
         "exclusions": report.exclusions[:LISTED_EXCLUSIONS],
         "more_exclusions": max(len(report.exclusions) - LISTED_EXCLUSIONS, 0),
         "moment": _moment,

@@ -81,6 +81,7 @@ class RoundSummary(FrozenModel, extra="ignore"):
         classes: ordinal, least severe first.
         images: number of images ranked.
         control: number of these that were drawn at random, as a holdout.
+        put_off: number of these that were moved into a later batch; see ``rounds.spread``.
         excluded: number of images that could not be used.
         started_at: ISO 8601, UTC.
         seconds: stage -> wall time.
@@ -98,6 +99,7 @@ class RoundSummary(FrozenModel, extra="ignore"):
     min_labels_per_class: int
     images: int
     control: int
+    put_off: int = 0
     labels_per_class: dict[str, int]
     disputed: int
     excluded: int
@@ -138,6 +140,7 @@ class RoundSummary(FrozenModel, extra="ignore"):
             min_labels_per_class=request.min_labels_per_class,
             images=len(ranking.image_ids),
             control=len(ranking.control),
+            put_off=len({one.image_id for one in ranking.put_off}),
             labels_per_class=report.labels_per_class,
             disputed=len(report.disputed),
             excluded=len(report.exclusions),

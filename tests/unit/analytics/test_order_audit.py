@@ -386,6 +386,14 @@ class TestOrderState:
         assert (state.verdict, state.due) == (verdict, verdict != "as chosen")
         assert state.base == state.latest == served.summary("r000001")
 
+    @pytest.mark.parametrize(("ranked_with", "verdict"), [(None, "as chosen"), (2, "as chosen"), (3, "passes")])
+    def test_after_a_change_of_the_bound_of_a_patients_images(self, project, ranked_with, verdict):
+        """An upgrade from a version without it is no change: the next round takes it up."""
+        project.save(trained(per_patient=ranked_with), OUTPUTS, Network())
+        serve(project)
+
+        assert order_state(project, CHOSEN, CLASSES).verdict == verdict
+
     def test_a_network_that_is_gone(self, served):
         """Three are kept."""
         next(served.folder.rglob("model.safetensors")).unlink()

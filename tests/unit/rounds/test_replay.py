@@ -103,12 +103,19 @@ class StoringProject(FakeProject):
         self._store.save(report, predictions, learner, records, seal)
 
 
-def a_round(project: ProjectStore, strategy: str = "entropy", *, annotations: Any = LABELLED, **changes: object) -> str:
+def a_round(
+    project: ProjectStore,
+    strategy: str = "entropy",
+    *,
+    annotations: Any = LABELLED,
+    pool: Sequence[ImageRef] = POOL,
+    **changes: object,
+) -> str:
     """Run a round and keep it; its id."""
     round_id = project.next_round_id()
-    request = make_request(round_id=round_id, strategy=strategy, options=OPTIONS, **changes)
+    request = make_request(**{"round_id": round_id, "strategy": strategy, "options": OPTIONS, **changes})
     learner = SeeingLearner(["103"], project.folder / "cache")
-    run_round(request, StoringProject(project, FakeLabels(annotations, POOL)), learner, CatalogStrategy(strategy))
+    run_round(request, StoringProject(project, FakeLabels(annotations, pool)), learner, CatalogStrategy(strategy))
     return round_id
 
 
@@ -176,6 +183,31 @@ class TestSame:
             "r000003 bald: same 3 of 3, same order of 29",
         ]
         assert all(one.sound and not one.faults and not one.notes for one in found)
+
+    @pytest.mark.parametrize("annotations", [LABELLED, LABELLED[:2]], ids=["trained", "typical start"])
+    def test_images_that_were_put_off(self, project, annotations, tmp_path):
+        """By their patients, and as near-duplicates, of which replay has no features."""
+        weights = tmp_path / "weights.pt"
+        weights.write_bytes(b"of a backbone")
+        pool = [make_image(int(image.id), f"p{int(image.id) % 9}") for image in POOL]
+        a_round(
+            project,
+            annotations=annotations,
+            pool=pool,
+            cold_start="typiclust",
+            control_share=0.2,
+            batch_size=5,
+            per_patient=1,
+            options=OPTIONS | {"weights": str(weights)},
+        )
+
+        kept = project.report("r000001").ranking
+        assert kept.near_duplicates
+        assert {one.reason.split()[0] for one in kept.put_off} == {"more", "nearly"}
+        assert only(project).sentence.endswith(": same 5 of 5, same order of 29")
+
+        (folder(project) / "inputs.json").unlink()
+        assert "the patients of its images are not stored" in only(project).sentence
 
     @pytest.mark.parametrize("strategy", ["batch_bald", "power_bald", "core_set", "typiclust", "badge", "random"])
     def test_batches_noise_features_and_gradients(self, project, strategy):
