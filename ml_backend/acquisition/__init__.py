@@ -1,10 +1,12 @@
 """Pool predictions in, ranking out.
 
 ``pointwise`` scores images one by one, ``predictive`` (EPIG) by what they say about the others; ``batch`` (BatchBALD,
-PowerBALD), ``diversity`` (core-set, BADGE, TypiClust) and ``herding`` (MaxHerding, Uncertainty Herding) choose a batch
-together. Each function has its specification beside it; ``rank`` ranks a pool by any of them.
+PowerBALD), ``balanced`` (class-stratified entropy), ``diversity`` (core-set, BADGE, TypiClust) and ``herding``
+(MaxHerding, Uncertainty Herding) choose a batch together. Each function has its specification beside it; ``rank`` ranks
+a pool by any of them.
 """
 
+from ml_backend.acquisition.balanced import class_balanced
 from ml_backend.acquisition.batch import batch_bald, power_bald
 from ml_backend.acquisition.coverage import facility_location
 from ml_backend.acquisition.diversity import badge, core_set, typiclust
@@ -28,6 +30,7 @@ __all__ = [
     "badge",
     "bald",
     "batch_bald",
+    "class_balanced",
     "core_set",
     "entropy",
     "epig",

@@ -325,6 +325,10 @@ def _most_probable(image: ImageInsight) -> list[str]:
     return [f"{name} {_percent(probability)}" for name, probability in ordered]
 
 
+def _undecided(image: ImageInsight) -> str:
+    return f"undecided between {' and '.join(_most_probable(image)[:2])}"
+
+
 def _disagreement(image: ImageInsight) -> str:
     return f"the passes disagree: {_of_maximum(image.epistemic, image)} of the maximum"
 
@@ -343,8 +347,10 @@ _SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
     "badge": lambda _: f"{_UNLIKE}: its label would change the network in another direction",
     "bald": _disagreement,
     "batch_bald": lambda image: f"{_UNLIKE}: adds {_of_maximum(image.score, image)} of what a label can hold",
+    "class_balanced": lambda image: f"{_undecided(image)}, in a batch that is divided over the classes",
     "core_set": lambda image: f"{_UNLIKE}: {image.score:.3g} from the nearest labelled or chosen image",
-    "entropy": lambda image: f"undecided between {' and '.join(_most_probable(image)[:2])}",
+    "entropy": _undecided,
+    "epig": lambda image: f"tells about the other images: {_of_maximum(image.score, image)} of what a label can hold",
     "herding": lambda _: f"{_UNLIKE}: represents images that no labelled one represents",
     "least_confidence": lambda image: f"unsure of its prediction, {_most_probable(image)[0]}",
     "margin": lambda image: f"small margin between {' and '.join(_most_probable(image)[:2])}",
@@ -352,5 +358,6 @@ _SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
     "power_bald": lambda image: f"{_disagreement(image)}; spread over the pool at random",
     "random": lambda _: "drawn at random",
     "typiclust": lambda _: f"{_UNLIKE}: typical of a group of images without a label",
+    "uherding": lambda image: f"stands for {image.score:.3g} uncertain images without a label near them",
     "variation_ratios": lambda image: f"{_percent(image.score)} of the passes vote against the most voted class",
 }

@@ -221,10 +221,29 @@ def others(bench: Bench) -> Case:
     runs = bench.measure(
         {
             name: Task(bench.ours, "rank_pool", strategy=name, batch_size=bench["batch"], **given)
-            for name in ("power_bald", "epig", "badge", "core_set", "typiclust")
+            for name in ("power_bald", "badge", "core_set", "typiclust")
         }
     )
     figures = [Figure(name, "s", cpu_s(found)) for name, found in runs.items()]
+    return Case(figures, runs, [f"{bench['batch']} of {given}; the features are uniform and form no clusters"])
+
+
+def of_100000(bench: Bench) -> Case:
+    """A batch of a large pool on one core, and its memory beside the pool in a fresh process."""
+    given = {"images": bench["large_pool"], "dims": bench["features"], "passes": bench["passes"]}
+    tasks = {
+        name: Task(bench.ours, "rank_pool", strategy=name, batch_size=bench["batch"], **given)
+        for name in ("class_balanced", "epig", "uherding")
+    }
+    runs = bench.measure(tasks)
+    figures = [Figure(name, "s", cpu_s(found), target=("<=", 10.0), absolute=True) for name, found in runs.items()]
+    for name, task in tasks.items():
+        with Side(sys.executable, "memory", exact_memory=True) as side:
+            run = Task(side, "rank_pool", **task.arguments).run()
+        runs |= {f"{name}: fresh process": [run]}
+        if run.extra_mib is not None:
+            title = f"{name}, extra memory"
+            figures.append(Figure(title, "MiB", run.extra_mib, target=("<=", 2048.0), absolute=True))
     return Case(figures, runs, [f"{bench['batch']} of {given}; the features are uniform and form no clusters"])
 
 
@@ -280,6 +299,7 @@ CASES: Final[dict[str, Callable[[Bench], Case]]] = {
     "decode_jpeg": partial(decode, kind="jpeg"),
     "decode_png": partial(decode, kind="png"),
     "others": others,
+    "of_100000": of_100000,
     "training": training,
     "pages": pages,
 }

@@ -32,7 +32,10 @@ class TestStrategies:
             "batch_bald", "entropy", "least_confidence", "margin", "mean_std", "random", "variation_ratios",
         }  # fmt: skip
 
-        beyond = {"badge", "bald", "core_set", "epig", "herding", "power_bald", "typiclust", "uherding"}
+        beyond = {
+            "badge", "bald", "class_balanced", "core_set", "epig", "herding", "power_bald", "typiclust", "uherding",
+        }  # fmt: skip
+
         assert of_the_paper | beyond == set(STRATEGIES)
 
     @pytest.mark.parametrize("name", STRATEGIES)

@@ -297,8 +297,10 @@ SAID = {
     "badge": "differs from the others of its batch",
     "bald": "the passes disagree: 28 % of the maximum",  # 0.31 of log 3
     "batch_bald": "differs from the others of its batch: adds 23 % of what a label can hold",
+    "class_balanced": "undecided between moderate 48 % and severe 43 %, in a batch that is divided over the classes",
     "core_set": "differs from the others of its batch: 0.25 from the nearest",
     "entropy": "undecided between moderate 48 % and severe 43 %",
+    "epig": "tells about the other images: 23 % of what a label can hold",
     "herding": "differs from the others of its batch: represents images",
     "least_confidence": "unsure of its prediction, moderate 48 %",
     "margin": "small margin between moderate 48 % and severe 43 %",
@@ -306,6 +308,7 @@ SAID = {
     "power_bald": "the passes disagree: 28 % of the maximum; spread over the pool at random",
     "random": "drawn at random",
     "typiclust": "differs from the others of its batch: typical",
+    "uherding": "stands for 0.25 uncertain images without a label near them",
     "variation_ratios": "25 % of the passes vote against",
 }
 
