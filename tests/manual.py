@@ -84,7 +84,7 @@ _CI = "CI has run all of it with `make test`"
 RUNNERS: tuple[Runner, ...] = (
     # In a folder with tables, 80 images of 64 pixels, random features and weights.
     Runner(
-        "ml-backend simulate --labels", _TABLES, "--seeds 1 --min-labels-per-class 3 --workers 1", f"{_FEW}; {_ALONE}"
+        "ml-backend simulate --start given --labels", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"
     ),
     Runner(
         "ml-backend simulate --images images/",
@@ -93,9 +93,9 @@ RUNNERS: tuple[Runner, ...] = (
         f"{_FEW}; no test downloads ImageNet weights",
     ),
     Runner(
-        "ml-backend simulate --images images",
+        "ml-backend simulate --start given --images images",
         _TABLES,
-        "--seeds 1 --min-labels-per-class 3 --workers 1",
+        "--seeds 1 --initial 3 --workers 1",
         f"{_FEW}; {_ALONE}",
     ),
     Runner("ml-backend experiment loss-ablation --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),

@@ -189,7 +189,7 @@ def test_help_lists_all_options(command: Command, run: Run) -> None:
 @those("ml-backend work --study")
 def test_a_worker_elsewhere_does_a_study(command: Command, run: Run, type_in: TypeIn, redis: Redis, environ) -> None:
     """The study of another command, which waits for it."""
-    study = next(one for one in COMMANDS if one.text.startswith("ml-backend simulate --labels"))
+    study = next(one for one in COMMANDS if one.text.startswith("ml-backend simulate --start given --labels"))
     with type_in(f"{study.run_as} --strategies entropy --no-random --redis {environ['AL_REDIS_URL']}") as waits:
         wait_until(redis.dbsize)
         run(command)
