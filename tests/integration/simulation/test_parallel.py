@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ml_backend.errors import QueueError, RoundError, ServiceError
+from ml_backend.simulation import parallel
 from ml_backend.simulation.parallel import StudyQueue, run_in_processes
 from ml_backend.simulation.plan import StudyPlan
 from ml_backend.simulation.run import do_run, open_study
@@ -89,9 +92,9 @@ from ml_backend.simulation import parallel
 def tell():
     pathlib.Path({str(tmp_path)!r}, "child").write_text(str(active_children()[0].pid))
     time.sleep(60)
-parallel.run_in_processes(["r"], pathlib.Path({str(tmp_path)!r}), "cpu", workers=1, watch=tell, note=print)
+parallel.run_in_processes(["r"], pathlib.Path({str(tmp_path)!r}), "cuda", workers=1, watch=tell, note=print)
 """
-        os.mkfifo(tmp_path / "plan.json")  # the run waits for its plan
+        os.mkfifo(tmp_path / "plan.json")  # the run waits for its plan, and loads no PyTorch before it is started
         parent = start(sys.executable, "-c", command)
         pid = int(wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text()))
 
@@ -112,8 +115,10 @@ def stop() -> None:
 
 
 class TestAnyRedis:
-    def test_a_run_that_was_taken_and_never_begun_is_put_back(self, tmp_path, redis, start):
-        """Its worker died between the two, and was the last one."""
+    def test_a_run_that_was_taken_and_never_begun_is_put_back(self, tmp_path, redis, start, monkeypatch):
+        """Its worker died between the two, and was the last one. The pauses are shortened."""
+        monkeypatch.setattr(parallel, "CLEANUP_EVERY_S", 0.5)
+        monkeypatch.setattr(parallel, "BETWEEN_S", 2.0)
         plan = begin_study(tmp_path / "data", tmp_path / "out")
         queue = StudyQueue(redis, tmp_path / "out")
         first = next(iter(plan.runs()))
@@ -155,7 +160,7 @@ class TestAnyRedis:
 
     def test_without_redis_it_says_so(self, tmp_path):
         with (
-            Redis(port=free_port()) as nobody,
+            Redis(port=free_port(), retry=Retry(NoBackoff(), 0)) as nobody,
             pytest.raises(QueueError, match=r"Redis does not answer \(ConnectionError\): start it"),
         ):
             StudyQueue(nobody, tmp_path).do(["entropy-s0"], nothing)
