@@ -39,7 +39,7 @@ LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which L
 # Second and third what needs no Label Studio: meanwhile the first process makes the database for both.
 LONGEST_FIRST = (
     *("chaos", "page", "report", "postgres", "browser", "nginx", "demo", "manual_project", "events", "proof", "noise"),
-    *("doctor", "order", "while_training", "install", "newcomer", "rerank", "publisher", "typical_start", "upgrade"),
+    *("doctor", "order", "install", "newcomer", "rerank", "publisher", "typical_start", "upgrade"),
     *("reconcile", "bad_input"),
 )
 

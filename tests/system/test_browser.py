@@ -118,7 +118,7 @@ def test_the_page_sends_what_is_recorded(browser, ranked):
     assert page.errors() == []
 
 
-IMAGES = 30
+IMAGES = 23
 OPTIONS = SMALL_NETWORK | {"epochs": 3, "batch_size": 10, "reserve": 40, "retrain_after": 16, "strategy": "entropy"}
 
 

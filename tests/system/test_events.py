@@ -19,6 +19,9 @@ import pytest
 
 from ml_backend.demo.options import DRAWN_CLASSES, draw_images
 from ml_backend.demo.readers import choice_result, file_name
+from ml_backend.scheduling import RoundQueue, connect_redis
+from ml_backend.scheduling.reconciler import Reconciler
+from ml_backend.storage import RoundStore
 from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = pytest.mark.system
@@ -140,7 +143,17 @@ def annotations_and_labels(tasks: Iterable[Json]) -> tuple[set[str], Counter[str
     return held, values
 
 
-def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, say):
+@pytest.fixture
+def reconciler(backend, valkey):
+    """The server's own one, which looks once a minute; a test lets it look at once."""
+    with connect_redis(valkey.url) as redis:
+        store = RoundStore(backend.settings.data_dir)
+        reconciler = Reconciler(backend.settings, store, RoundQueue(redis))
+        yield reconciler
+        reconciler.stop()
+
+
+def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, reconciler, say):
     project = live_project(draw_images(IMAGES, seed=SEED, side=32), OPTIONS)
     folder = project.store
     wait_for("the first order", lambda: bool(project.follower.poll().rounds_finished))
@@ -171,6 +184,7 @@ def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, say):
 
     # Repeated events, and two changes without one: the counts are corrected.
     def is_quiet() -> bool:
+        reconciler.look()
         status = project.follower.poll(patient=True)
         return status.running is None and status.waiting is None and status.changes < RETRAIN_AFTER
 
@@ -179,7 +193,7 @@ def test_bursts_of_events_a_fifth_of_them_lost(live_project, backend, say):
     for _ in range(LOST_AT_THE_END):
         labels.change()
         lost += BURST
-    wait_for("the round that no event starts", lambda: len(folder.round_ids()) > rounds and is_quiet())
+    wait_for("the round that no event starts", lambda: is_quiet() and len(folder.round_ids()) > rounds)
 
     report = folder.latest()
     assert report is not None

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.system
 OPTIONS = SMALL_NETWORK | {
     # Long enough to request another round in the middle of the training.
     "finetune": "full",
-    "epochs": 30,
-    "patience": 30,
+    "epochs": 12,
+    "patience": 12,
     "batch_size": 5,
     "noise_every": 1,
 }
