@@ -24,7 +24,7 @@ STOP_S = 3.0 if IS_SHORT else 30.0  # that Label Studio is stopped
 # Two minutes until a killed worker's round begins again, and what a round takes on a busy machine.
 WITHIN_S = 240.0
 STEPS_IN_A_PROJECT = 24
-IMAGES_OF_A_STEP = 18
+IMAGES_OF_A_STEP = 24
 FEWEST_LEFT = 60  # images, with which a new project is begun
 
 STEPS = plan(KILLS, SEED, most_labels=RETRAIN_AFTER)

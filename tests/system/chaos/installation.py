@@ -49,7 +49,7 @@ OPTIONS: dict[str, object] = {
 FIRST_LABELS = 4  # of each class, before the first round
 READERS = 2
 START_S = 240.0  # two workers load PyTorch beside a server
-PACE_S = 0.4
+PACE_S = 0.2
 LONGEST_S = 120.0
 
 
