@@ -89,7 +89,7 @@ RUNNERS: tuple[Runner, ...] = (
     Runner(
         "ml-backend simulate --images images/",
         _TABLES,
-        "--seeds 1 --min-labels-per-class 3 --backbone resnet18 --weights none",
+        "--seeds 1 --min-labels-per-class 3 --backbone shufflenet_v2_x0_5 --weights none",
         f"{_FEW}; no test downloads ImageNet weights",
     ),
     Runner(

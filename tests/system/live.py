@@ -1,12 +1,11 @@
 """A project on the running services: its readers' annotations, its owner's actions, and what is stored and served."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import httpx
@@ -23,6 +22,7 @@ from ml_backend.processes import Service
 from ml_backend.scheduling import QueueStatus
 from ml_backend.schemas import PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
+from tests.command_line import run_cli
 
 WITHIN_S = 120.0
 SMALL_NETWORK: dict[str, object] = {
@@ -168,9 +168,10 @@ class LiveProject:
         url = f"{self.backend.url}/projects/{self.follower.project}"
         return httpx.get(url, headers={"Accept": accept}, auth=auth, timeout=60).raise_for_status()
 
-    def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run ``ml-backend`` with the backend's environment and ``environ``."""
-        command = [sys.executable, "-m", "ml_backend", *words]
-        return subprocess.run(
-            command, env=self.backend.environ | environ, capture_output=True, text=True, timeout=300, check=False
-        )
+    def run(self, *words: str, **environ: str) -> CompletedProcess[str]:
+        """Run ``ml-backend`` with the backend's environment and ``environ``, in this process, on one thread."""
+        # PyTorch is loaded where a test needs it. On some processors the last bits depend on the number of threads.
+        from ml_backend.model.hardware import one_thread
+
+        with one_thread():
+            return run_cli(words, self.backend.environ | environ)

@@ -19,11 +19,12 @@ from tests.system.live import RunningLabelStudio
 
 KILLS = int(os.environ.get("AL_CHAOS_KILLS", "8"))
 SEED = int(os.environ.get("AL_CHAOS_SEED", "7"))
-STOP_S = 3.0 if KILLS <= 8 else 30.0  # that Label Studio is stopped
+IS_SHORT = KILLS <= 8
+STOP_S = 3.0 if IS_SHORT else 30.0  # that Label Studio is stopped
 # Two minutes until a killed worker's round begins again, and what a round takes on a busy machine.
 WITHIN_S = 240.0
 STEPS_IN_A_PROJECT = 24
-IMAGES_OF_A_STEP = 18
+IMAGES_OF_A_STEP = 24
 FEWEST_LEFT = 60  # images, with which a new project is begun
 
 STEPS = plan(KILLS, SEED, most_labels=RETRAIN_AFTER)
@@ -100,7 +101,7 @@ def check_order(project: LabelledProject, report: RoundReport, published: Publis
 def test_after_a_fault_the_order_is_served(system: LiveSystem, step: Step, say: Callable[[str], None]) -> None:
     project = system.project()
     before = set(project.folder.round_ids())
-    injector = FaultInjector(project, step, STOP_S)
+    injector = FaultInjector(project, step, STOP_S, waits=not IS_SHORT)
     try:
         injector.run()
     finally:

@@ -93,17 +93,20 @@ class FaultInjector:
         project: whose rounds it meets.
         step: fault and phase.
         stop_s: seconds for which Label Studio is suspended.
+        waits: for the 40 s after which a killed worker's round, and the 15 s after which a failed round begins again;
+            otherwise both are cut short.
 
     Attributes:
         at: monotonic seconds of the fault.
         met: phase in which the round really was.
     """
 
-    def __init__(self, project: LabelledProject, step: Step, stop_s: float) -> None:
+    def __init__(self, project: LabelledProject, step: Step, stop_s: float, *, waits: bool) -> None:
         self.project = project
         self.installation = project.installation
         self.step = step
         self.stop_s = stop_s
+        self.waits = waits
         self.held: Held | None = None
         self.at = 0.0
         self.met = ""
@@ -190,6 +193,8 @@ class FaultInjector:
         self._release()
         self._label()
         worker.start().wait(START_S)
+        if found and not self.waits:
+            self.installation.miss_heartbeats()
 
     def _server(self) -> None:
         kill(self.installation.server, group=True)
@@ -226,3 +231,5 @@ class FaultInjector:
             self._label()
         finally:
             self.installation.disk.free()
+        if not self.waits:
+            self.installation.end_pause(self.project.key)

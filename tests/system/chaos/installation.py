@@ -49,7 +49,7 @@ OPTIONS: dict[str, object] = {
 FIRST_LABELS = 4  # of each class, before the first round
 READERS = 2
 START_S = 240.0  # two workers load PyTorch beside a server
-PACE_S = 0.4
+PACE_S = 0.2
 LONGEST_S = 120.0
 
 
@@ -293,6 +293,16 @@ class Installation:
             if pid is not None and worker.pid == int(pid) and (horses := children(int(pid))):
                 return worker, horses[0]
         return None
+
+    def miss_heartbeats(self) -> None:
+        """Let the rounds that run now have had no heartbeat for as long as another worker waits for one."""
+        for job in self.redis.zrange("rq:wip:rounds", 0, -1):
+            self.redis.zadd("rq:wip:rounds", {job: time.time() - 1}, xx=True)
+
+    def end_pause(self, key: ProjectKey) -> None:
+        """Let the pause after a failed round of the project be over."""
+        if self.redis.hexists(f"al:{key}", "not_before"):
+            self.redis.hset(f"al:{key}", "not_before", time.time())
 
     def logs(self, lines: int = 12) -> str:
         """The ends of all logs, for the message of a failure."""
