@@ -64,10 +64,15 @@ class EnsembleLearner:
             TooFewLabels: not even 2 folds are possible; or as of one network.
             SettingsError, WeightsError, RoundError: as of one network.
         """
-        sets: Sequence[Fold] = [(train, validation)] * len(self._members)
-        if self._folds is not None:
-            sets = _assign(self._folds([*train, *validation], len(self._members)), len(self._members))
-        reports = [member.fit(*each, classes) for member, each in zip(self._members, sets, strict=True)]
+        # The images are read once: the networks share their backbone, as it was loaded.
+        if self._folds is None:
+            sets = [self._members[0].load(train, validation, classes)] * len(self._members)
+        else:
+            labels = [*train, *validation]
+            folds = _assign(self._folds(labels, len(self._members)), len(self._members))
+            data, _ = self._members[0].load(labels, [], classes)
+            sets = [(data.select(training), data.select(held_out)) for training, held_out in folds]
+        reports = [member.fit_loaded(*each, classes) for member, each in zip(self._members, sets, strict=True)]
         return _combine(reports, folded=self._folds is not None)
 
     def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
@@ -130,7 +135,8 @@ def make_learner(
     each, left = divmod(options.passes, networks)
 
     def member_progress(number: int, stage: LearnerStage, done: int, total: int) -> None:
-        progress(stage, number * total + done, networks * total)
+        # Features are read once, by the first network.
+        progress(stage, *((done, total) if stage == "features" else (number * total + done, networks * total)))
 
     return EnsembleLearner(
         [

@@ -121,12 +121,28 @@ class McDropoutLearner:
             WeightsError: the backbone's weights are unavailable.
             RoundError: training diverged, or the GPU's memory is too small.
         """
+        return self.fit_loaded(*self.load(train, validation, classes), classes)
+
+    def load(
+        self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]
+    ) -> tuple[LabelledDataset, LabelledDataset]:
+        """Read the labelled images of a fit; the first half of ``fit``.
+
+        Raises:
+            SettingsError, WeightsError, RoundError: as ``fit``.
+        """
         self._fit = None
         total = len(train) + len(validation)
-        train_set = self._load(train, classes, lambda done: self._progress("features", done, total))
-        validation_set = self._load(
-            validation, classes, lambda done: self._progress("features", len(train) + done, total)
+        return (
+            self._load(train, classes, lambda done: self._progress("features", done, total)),
+            self._load(validation, classes, lambda done: self._progress("features", len(train) + done, total)),
         )
+
+    def fit_loaded(
+        self, train_set: LabelledDataset, validation_set: LabelledDataset, classes: Sequence[str]
+    ) -> FitReport:
+        """Train on what ``load`` of this learner, or of one with the same backbone, has read; see ``fit``."""
+        self._fit = None
         require_enough(train_set, validation_set)
         earlier = self._warm_start_network(classes)
         network, result = self._train(train_set, validation_set, classes, earlier)

@@ -8,13 +8,14 @@ import pytest
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, WeightsError
 from ml_backend.images.source import FolderSource
+from ml_backend.model.data import LabelledDataset
 from ml_backend.model.ensemble import EnsembleLearner, FoldSplitter, make_learner
 from ml_backend.model.learner import LearnerProgress, LearnerStage, McDropoutLearner
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner
 from ml_backend.rounds.split import fold_split
-from ml_backend.schemas import FitReport, ImageRef, Label
+from ml_backend.schemas import FitReport, ImageRef
 from tests.unit.model.synthetic_images import BOTH, CLASSES, OPTIONS, PROBS, labelled, learner, pool
 
 FOLDS: FoldSplitter = partial(fold_split, seed=0)
@@ -26,10 +27,12 @@ class RecordingMember(McDropoutLearner):
     trained_on: set[str]
     validated_on: set[str]
 
-    def fit(self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]) -> FitReport:
-        self.trained_on = {label.image.id for label in train}
-        self.validated_on = {label.image.id for label in validation}
-        return super().fit(train, validation, classes)
+    def fit_loaded(
+        self, train_set: LabelledDataset, validation_set: LabelledDataset, classes: Sequence[str]
+    ) -> FitReport:
+        self.trained_on = {image.id for image in train_set.images}
+        self.validated_on = {image.id for image in validation_set.images}
+        return super().fit_loaded(train_set, validation_set, classes)
 
 
 def no_progress(stage: LearnerStage, done: int, total: int) -> None:
