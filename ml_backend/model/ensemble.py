@@ -83,6 +83,8 @@ class EnsembleLearner:
         Raises:
             RoundError: an image was readable for one network and not for another; or see ``McDropoutLearner``.
         """
+        if self._members[0].head_only:
+            return self._members[0].outputs(pool, needs, self._members[1:])
         first, *others = (
             member.outputs(pool, needs if number == 0 else frozenset({"probs"}))
             for number, member in enumerate(self._members)
@@ -135,20 +137,19 @@ def make_learner(
     each, left = divmod(options.passes, networks)
 
     def member_progress(number: int, stage: LearnerStage, done: int, total: int) -> None:
-        # Features are read once, by the first network.
-        progress(stage, *((done, total) if stage == "features" else (number * total + done, networks * total)))
+        # Of a frozen backbone the features are read once, by the first network.
+        once = stage == "features" or (stage == "score" and members[0].head_only)
+        progress(stage, *((done, total) if once else (number * total + done, networks * total)))
 
-    return EnsembleLearner(
-        [
-            make_member(
-                options.model_copy(update={"committee": 1, "passes": each + (number < left)}),
-                derive(options.seed, f"network {number}"),
-                partial(member_progress, number),
-            )
-            for number in range(networks)
-        ],
-        folds,
-    )
+    members = [
+        make_member(
+            options.model_copy(update={"committee": 1, "passes": each + (number < left)}),
+            derive(options.seed, f"network {number}"),
+            partial(member_progress, number),
+        )
+        for number in range(networks)
+    ]
+    return EnsembleLearner(members, folds)
 
 
 def _assign(folds: Sequence[Fold], networks: int) -> list[Fold]:

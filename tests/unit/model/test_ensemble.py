@@ -166,18 +166,31 @@ class TestOutputs:
         assert outputs.labelled_features is not None
         assert len(outputs.labelled_features) == 30
 
-    def test_an_image_that_one_network_alone_could_read(
-        self, image_dir: Path, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        ensemble, members, _ = fitted
-        outputs = members[-1].outputs
+    def test_the_pool_is_read_once(self, image_dir: Path, cache: Path, tmp_path: Path, fitted: Fitted) -> None:
+        fitted[0].save(str(tmp_path))
+        seen: list[tuple[str, int, int]] = []
+        ensemble, _ = make_ensemble(image_dir, cache, progress=lambda *progress: seen.append(progress))
+        ensemble.restore(str(tmp_path))
 
-        def without_the_first(images: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
-            return outputs(images[1:], needs)
+        ensemble.outputs(pool(image_dir, 30, 50), PROBS)
 
-        monkeypatch.setattr(members[-1], "outputs", without_the_first)
+        assert seen == [("score", 16, 20), ("score", 20, 20)]
+
+    def test_an_image_that_one_network_alone_could_read(self, image_dir: Path, cache: Path) -> None:
+        """Of networks that are trained whole, each reads the pool with its own backbone."""
+
+        class Scored(McDropoutLearner):
+            def outputs(
+                self, pool: Sequence[ImageRef], needs: frozenset[Need], others: Sequence[McDropoutLearner] = ()
+            ) -> PoolPredictions:
+                ids = tuple(image.id for image in pool[self._seed :])
+                return PoolPredictions(ids, CLASSES, np.full((len(ids), 2, 3), 1 / 3, dtype=np.float32))
+
+        options = OPTIONS.model_copy(update={"finetune": "full"})
+        members = [Scored(options, FolderSource(image_dir), cache, device="cpu", seed=seed) for seed in (0, 1)]
+
         with pytest.raises(RoundError, match="for one network of the ensemble and not for another"):
-            ensemble.outputs(pool(image_dir, 30, 35), PROBS)
+            EnsembleLearner(members, FOLDS).outputs(pool(image_dir, 30, 35), PROBS)
 
     def test_embed(self, image_dir: Path, fitted: Fitted) -> None:
         """All networks have the same backbone."""
