@@ -348,6 +348,10 @@ class FeatureExamples:
         features = self.features[rows]
         return features if augmentation is None else augmentation(features)
 
+    def select(self, rows: Int64[Tensor, " images"]) -> Self:
+        """A copy of these rows."""
+        return type(self)(self.features[rows], self.targets[rows], self.dropout)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PixelExamples:
@@ -369,6 +373,10 @@ class PixelExamples:
         """The network's input for these rows (indices on the CPU)."""
         pixels: Tensor = self.pixels[rows].to(self.targets.device)
         return to_input(pixels if augmentation is None else augmentation(pixels))
+
+    def select(self, rows: Int64[Tensor, " images"]) -> Self:
+        """A copy of these rows."""
+        return type(self)(self.pixels[rows], self.targets[rows])
 
 
 Examples: TypeAlias = FeatureExamples | PixelExamples
@@ -433,6 +441,17 @@ class LabelledDataset:
         """Pixels on the CPU, targets on the device of the training."""
         loaded = load_labelled(labels, classes, images.read, progress)
         return cls(loaded.images, PixelExamples(loaded.pixels, loaded.targets.to(device)), loaded.exclusions)
+
+    def select(self, labels: Sequence[Label]) -> Self:
+        """The part of these labels, in their order."""
+        row_of = {image.id: row for row, image in enumerate(self.images)}
+        ids = [label.image.id for label in labels]
+        rows = torch.tensor([row_of[image_id] for image_id in ids if image_id in row_of], dtype=torch.int64)
+        return type(self)(
+            tuple(self.images[row] for row in rows.tolist()),
+            self.examples.select(rows),
+            tuple(exclusion for exclusion in self.exclusions if exclusion.image_id in set(ids)),
+        )
 
     def features(self, extractor: FeatureSource) -> Float32[Tensor, "images dims"]:
         """The head's input for these images."""

@@ -64,10 +64,15 @@ class EnsembleLearner:
             TooFewLabels: not even 2 folds are possible; or as of one network.
             SettingsError, WeightsError, RoundError: as of one network.
         """
-        sets: Sequence[Fold] = [(train, validation)] * len(self._members)
-        if self._folds is not None:
-            sets = _assign(self._folds([*train, *validation], len(self._members)), len(self._members))
-        reports = [member.fit(*each, classes) for member, each in zip(self._members, sets, strict=True)]
+        # The images are read once: the networks share their backbone, as it was loaded.
+        if self._folds is None:
+            sets = [self._members[0].load(train, validation, classes)] * len(self._members)
+        else:
+            labels = [*train, *validation]
+            folds = _assign(self._folds(labels, len(self._members)), len(self._members))
+            data, _ = self._members[0].load(labels, [], classes)
+            sets = [(data.select(training), data.select(held_out)) for training, held_out in folds]
+        reports = [member.fit_loaded(*each, classes) for member, each in zip(self._members, sets, strict=True)]
         return _combine(reports, folded=self._folds is not None)
 
     def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
@@ -78,6 +83,8 @@ class EnsembleLearner:
         Raises:
             RoundError: an image was readable for one network and not for another; or see ``McDropoutLearner``.
         """
+        if self._members[0].head_only:
+            return self._members[0].outputs(pool, needs, self._members[1:])
         first, *others = (
             member.outputs(pool, needs if number == 0 else frozenset({"probs"}))
             for number, member in enumerate(self._members)
@@ -130,19 +137,19 @@ def make_learner(
     each, left = divmod(options.passes, networks)
 
     def member_progress(number: int, stage: LearnerStage, done: int, total: int) -> None:
-        progress(stage, number * total + done, networks * total)
+        # Of a frozen backbone the features are read once, by the first network.
+        once = stage == "features" or (stage == "score" and members[0].head_only)
+        progress(stage, *((done, total) if once else (number * total + done, networks * total)))
 
-    return EnsembleLearner(
-        [
-            make_member(
-                options.model_copy(update={"committee": 1, "passes": each + (number < left)}),
-                derive(options.seed, f"network {number}"),
-                partial(member_progress, number),
-            )
-            for number in range(networks)
-        ],
-        folds,
-    )
+    members = [
+        make_member(
+            options.model_copy(update={"committee": 1, "passes": each + (number < left)}),
+            derive(options.seed, f"network {number}"),
+            partial(member_progress, number),
+        )
+        for number in range(networks)
+    ]
+    return EnsembleLearner(members, folds)
 
 
 def _assign(folds: Sequence[Fold], networks: int) -> list[Fold]:

@@ -7,7 +7,7 @@ the same hardware, the numbers are the same to the bit.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float32
@@ -43,7 +43,11 @@ class FittedNetwork:
     labelled_features: Callable[[], Float32[Tensor, "labelled dims"]] | None = None
 
     def outputs(
-        self, pool: Sequence[ImageRef], needs: frozenset[Need], progress: Callable[[int], None]
+        self,
+        pool: Sequence[ImageRef],
+        needs: frozenset[Need],
+        progress: Callable[[int], None],
+        others: Sequence[Self] = (),
     ) -> PoolPredictions:
         """Score the readable images.
 
@@ -51,21 +55,23 @@ class FittedNetwork:
             pool: any number of images.
             needs: of the strategy; the passes are drawn in any case, for pre-labels and reports.
             progress: called with the number of images done.
+            others: networks with the same extractor, whose passes follow this one's.
 
         Raises:
             RoundError: the GPU's memory is too small.
         """
         batches = _with_progress(self.extractor.batches(pool), progress)
-        shards = [self._score(shard, needs) for shard in _join_shards(batches)]
+        networks = (self, *others)
+        shards = [self._score(shard, needs, networks) for shard in _join_shards(batches)]
         if not shards:
             none = torch.empty(0, self.network.backbone.dims, device=self.network.head.hidden.weight.device)
-            shards = [self._score(FeatureBatch((), none, ()), needs)]
+            shards = [self._score(FeatureBatch((), none, ()), needs, networks)]
         outputs = join(shards)
         if "features" not in needs or self.labelled_features is None:
             return outputs
         return replace(outputs, labelled_features=self.labelled_features().cpu().numpy())
 
-    def _score(self, shard: FeatureBatch, needs: frozenset[Need]) -> PoolPredictions:
+    def _score(self, shard: FeatureBatch, needs: frozenset[Need], networks: Sequence[Self]) -> PoolPredictions:
         head = self.network.head
         gradients = None
         if "gradients" in needs:
@@ -74,7 +80,9 @@ class FittedNetwork:
         return PoolPredictions(
             image_ids=tuple(image.id for image in shard.images),
             classes=self.classes,
-            probs=head.passes(shard.features, self.masks).cpu().numpy(),
+            probs=torch.cat([each.network.head.passes(shard.features, each.masks) for each in networks], 1)
+            .cpu()
+            .numpy(),
             features=shard.features.cpu().numpy() if "features" in needs else None,
             gradients=gradients,
             exclusions=shard.exclusions,

@@ -121,12 +121,28 @@ class McDropoutLearner:
             WeightsError: the backbone's weights are unavailable.
             RoundError: training diverged, or the GPU's memory is too small.
         """
+        return self.fit_loaded(*self.load(train, validation, classes), classes)
+
+    def load(
+        self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]
+    ) -> tuple[LabelledDataset, LabelledDataset]:
+        """Read the labelled images of a fit; the first half of ``fit``.
+
+        Raises:
+            SettingsError, WeightsError, RoundError: as ``fit``.
+        """
         self._fit = None
         total = len(train) + len(validation)
-        train_set = self._load(train, classes, lambda done: self._progress("features", done, total))
-        validation_set = self._load(
-            validation, classes, lambda done: self._progress("features", len(train) + done, total)
+        return (
+            self._load(train, classes, lambda done: self._progress("features", done, total)),
+            self._load(validation, classes, lambda done: self._progress("features", len(train) + done, total)),
         )
+
+    def fit_loaded(
+        self, train_set: LabelledDataset, validation_set: LabelledDataset, classes: Sequence[str]
+    ) -> FitReport:
+        """Train on what ``load`` of this learner, or of one with the same backbone, has read; see ``fit``."""
+        self._fit = None
         require_enough(train_set, validation_set)
         earlier = self._warm_start_network(classes)
         network, result = self._train(train_set, validation_set, classes, earlier)
@@ -149,17 +165,34 @@ class McDropoutLearner:
             exclusions=train_set.exclusions + validation_set.exclusions,
         )
 
-    def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
+    @property
+    def head_only(self) -> bool:
+        """Whether the backbone is frozen: all learners with the same options then compute the same features."""
+        return self._head_only
+
+    def outputs(
+        self, pool: Sequence[ImageRef], needs: frozenset[Need], others: Sequence["McDropoutLearner"] = ()
+    ) -> PoolPredictions:
         """Draw the stochastic passes over the pool, with one set of masks; see ``rounds.interfaces.Learner``.
 
         An image gets the same probabilities in any pool: up to rounding, and to the bit if its shard of
         ``inference.SHARD_IMAGES`` is the same. ``labelled_features`` are known if this learner was fitted.
 
+        Args:
+            pool: any number of images.
+            needs: of the strategy.
+            others: learners with the same frozen backbone, whose passes follow this one's; the images are read once.
+
         Raises:
             RoundError: nothing was fitted yet, or the GPU's memory is too small.
         """
         fit = self._require_fit()
-        outputs = fit.outputs(pool, needs, lambda done: self._progress("score", done, len(pool)))
+        outputs = fit.outputs(
+            pool,
+            needs,
+            lambda done: self._progress("score", done, len(pool)),
+            [other._require_fit() for other in others],  # noqa: SLF001 - of this class
+        )
         self._trim(fit.extractor)
         return outputs
 

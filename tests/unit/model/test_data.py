@@ -111,6 +111,19 @@ class TestLabelledDataset:
         assert dataset.examples.features.tolist() == [[1.0, 10.0], [3.0, 30.0]]
         assert [each.image_id for each in dataset.exclusions] == ["2"]
 
+    def test_select(self) -> None:
+        """In the order asked for; unreadable images of that part only."""
+        dataset = from_table(["1", "3", "4"], "normal", "severe", "moderate", "severe", "normal")
+        given = labels("normal", "severe", "moderate", "severe", "normal")
+
+        part = dataset.select([given[3], given[1], given[0]])
+
+        assert [image.id for image in part.images] == ["4", "1"]
+        assert isinstance(part.examples, FeatureExamples)
+        assert part.examples.features.tolist() == [[4.0, 40.0], [1.0, 10.0]]
+        assert part.examples.targets.tolist() == [2, 0]
+        assert [exclusion.image_id for exclusion in part.exclusions] == ["2"]
+
     def test_features_are_not_computed_again(self) -> None:
         dataset = from_table(["1", "2"], "normal", "severe")
         other = TableFeatures(FeatureTable(["1"], np.zeros((1, 2), dtype=np.float32)), torch.device("cpu"))

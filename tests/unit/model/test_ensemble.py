@@ -8,13 +8,14 @@ import pytest
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, WeightsError
 from ml_backend.images.source import FolderSource
+from ml_backend.model.data import LabelledDataset
 from ml_backend.model.ensemble import EnsembleLearner, FoldSplitter, make_learner
 from ml_backend.model.learner import LearnerProgress, LearnerStage, McDropoutLearner
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Learner
 from ml_backend.rounds.split import fold_split
-from ml_backend.schemas import FitReport, ImageRef, Label
+from ml_backend.schemas import FitReport, ImageRef
 from tests.unit.model.synthetic_images import BOTH, CLASSES, OPTIONS, PROBS, labelled, learner, pool
 
 FOLDS: FoldSplitter = partial(fold_split, seed=0)
@@ -26,10 +27,12 @@ class RecordingMember(McDropoutLearner):
     trained_on: set[str]
     validated_on: set[str]
 
-    def fit(self, train: Sequence[Label], validation: Sequence[Label], classes: Sequence[str]) -> FitReport:
-        self.trained_on = {label.image.id for label in train}
-        self.validated_on = {label.image.id for label in validation}
-        return super().fit(train, validation, classes)
+    def fit_loaded(
+        self, train_set: LabelledDataset, validation_set: LabelledDataset, classes: Sequence[str]
+    ) -> FitReport:
+        self.trained_on = {image.id for image in train_set.images}
+        self.validated_on = {image.id for image in validation_set.images}
+        return super().fit_loaded(train_set, validation_set, classes)
 
 
 def no_progress(stage: LearnerStage, done: int, total: int) -> None:
@@ -163,18 +166,31 @@ class TestOutputs:
         assert outputs.labelled_features is not None
         assert len(outputs.labelled_features) == 30
 
-    def test_an_image_that_one_network_alone_could_read(
-        self, image_dir: Path, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        ensemble, members, _ = fitted
-        outputs = members[-1].outputs
+    def test_the_pool_is_read_once(self, image_dir: Path, cache: Path, tmp_path: Path, fitted: Fitted) -> None:
+        fitted[0].save(str(tmp_path))
+        seen: list[tuple[str, int, int]] = []
+        ensemble, _ = make_ensemble(image_dir, cache, progress=lambda *progress: seen.append(progress))
+        ensemble.restore(str(tmp_path))
 
-        def without_the_first(images: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
-            return outputs(images[1:], needs)
+        ensemble.outputs(pool(image_dir, 30, 50), PROBS)
 
-        monkeypatch.setattr(members[-1], "outputs", without_the_first)
+        assert seen == [("score", 16, 20), ("score", 20, 20)]
+
+    def test_an_image_that_one_network_alone_could_read(self, image_dir: Path, cache: Path) -> None:
+        """Of networks that are trained whole, each reads the pool with its own backbone."""
+
+        class Scored(McDropoutLearner):
+            def outputs(
+                self, pool: Sequence[ImageRef], needs: frozenset[Need], others: Sequence[McDropoutLearner] = ()
+            ) -> PoolPredictions:
+                ids = tuple(image.id for image in pool[self._seed :])
+                return PoolPredictions(ids, CLASSES, np.full((len(ids), 2, 3), 1 / 3, dtype=np.float32))
+
+        options = OPTIONS.model_copy(update={"finetune": "full"})
+        members = [Scored(options, FolderSource(image_dir), cache, device="cpu", seed=seed) for seed in (0, 1)]
+
         with pytest.raises(RoundError, match="for one network of the ensemble and not for another"):
-            ensemble.outputs(pool(image_dir, 30, 35), PROBS)
+            EnsembleLearner(members, FOLDS).outputs(pool(image_dir, 30, 35), PROBS)
 
     def test_embed(self, image_dir: Path, fitted: Fitted) -> None:
         """All networks have the same backbone."""
