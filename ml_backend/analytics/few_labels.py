@@ -14,6 +14,16 @@ def can_train(labels_per_class: Mapping[str, int], minimum: int) -> bool:
     return sum(count >= minimum for count in labels_per_class.values()) >= TRAINABLE
 
 
+def seeks(order: str, weights: object) -> bool:
+    """Whether classes with few labels are sought: random stays random, and an untrained backbone finds no class.
+
+    Args:
+        order: strategy that ranks the other images, of the cold start or of a network.
+        weights: the option; ``none`` for an untrained backbone.
+    """
+    return order != "random" and weights != "none"
+
+
 def sought_classes(labels_per_class: Mapping[str, int], minimum: int) -> tuple[str, ...]:
     """The classes whose images are sought, fewest labels first.
 

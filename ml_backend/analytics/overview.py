@@ -265,10 +265,7 @@ def chosen_images(project: ProjectStore, round_id: str) -> ChosenImages:
     said = {} if insight is None else {one.image_id: one for one in (*insight.control, *insight.batch)}
 
     def with_predictions(images: Sequence[RankedImage]) -> tuple[BatchImage, ...]:
-        return tuple(
-            BatchImage(image_id=one.image_id, place=one.place, control=one.control, said=said.get(one.image_id))
-            for one in images
-        )
+        return tuple(BatchImage(**one.model_dump(), said=said.get(one.image_id)) for one in images)
 
     return ChosenImages(
         round_id=round_id,

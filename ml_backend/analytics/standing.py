@@ -1,6 +1,5 @@
 """The state of a project's labelling: what waits, what is left out and why, and what the next training waits for."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from math import ceil
@@ -11,6 +10,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ml_backend.analytics.few_labels import TRAINABLE, can_train, seeks, sought_classes
 from ml_backend.analytics.history import KnownNetwork
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import rule
@@ -26,7 +26,7 @@ PRIOR: Final = 1.0
 MOST: Final = 1e9
 """Images: no pool holds more, and NumPy's Poisson draws overflow later."""
 RARE: Final = 10
-"""Times as many images as the start set needs labels: a class that takes more is too rare to wait for."""
+"""Times as many images as the start set needs labels: a class that takes more is rare."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -35,11 +35,11 @@ class StartEstimate(FrozenModel):
     """The labels missing until the next training, and the estimated number of images until then.
 
     Attributes:
-        missing: class -> labels that it lacks; only classes that lack some.
+        missing: class -> labels that it lacks; only classes that lack some. Two complete classes are enough.
         more: images, the median; None where there is no label to estimate the classes from. 0 where none is missing.
         low: 5th percentile, at most the pool.
         high: 95th percentile, at most the pool.
-        enough: probability that the pool holds enough of every class; None as with ``more``.
+        enough: probability that the pool holds enough of two classes; None as with ``more``.
         sentence: for the owner.
         ways_out: alternatives where a class is too rare; empty as long as labelling on is enough.
     """
@@ -65,29 +65,31 @@ def start_estimate(
     seed: int = 0,
     *,
     random_order: bool = True,
-    ignored: Sequence[str] = (),
 ) -> StartEstimate:
-    """Estimate how many images must be labelled until every class has its labels.
+    """Estimate how many images must be labelled until two classes have their labels.
 
     The shares of the classes are drawn from their posterior, Dirichlet(1 + labels), and for each draw the number of
-    images until the last class is complete. Both assume that images come in random order.
+    images until the second class is complete. Both assume that images come in random order.
 
     Args:
         labels_per_class: labels so far, of every class.
-        minimum: labels that every class needs.
+        minimum: labels that two classes need.
         pool: images without a label.
         seed: of the draws: the same numbers give the same estimate.
         random_order: whether the order of the start is random; where not, the sentence says what the estimate assumes.
-        ignored: current value of the option ``ignore_classes``, which a way out must keep.
     """
     missing = {name: minimum - count for name, count in labels_per_class.items() if count < minimum}
-    if not missing:
-        sentence = f"Every class has the {minimum} labels that the first training needs."
+    if can_train(labels_per_class, minimum):
+        sentence = f"Two classes have the {minimum} labels that the first training needs."
         return StartEstimate(missing={}, more=0, low=0, high=0, enough=1.0, sentence=sentence)
+    classes = TRAINABLE - len(labels_per_class) + len(missing)  # that must still be completed
     parts = [f"{count} more '{name}'" for name, count in missing.items()]
-    needed = f"{', '.join(parts[:-1])} and {parts[-1]} needed" if len(parts) > 1 else f"{parts[0]} needed"
-    ways_out = _ways_out(labels_per_class, missing, minimum, ignored)
-    if sum(missing.values()) > pool:
+    if len(parts) == classes:
+        needed = f"{_listed(parts)} needed"
+    else:
+        needed = f"{_listed(parts, 'or')} needed" if classes == 1 else f"two of {_listed(parts)} needed"
+    ways_out = _ways_out(minimum, random_order=random_order)
+    if sum(sorted(missing.values())[:classes]) > pool:
         words = {0: "no image without a label is left", 1: "the one image without a label cannot hold them"}
         why = words.get(pool, f"the {pool} images without a label cannot hold them")
         return StartEstimate(
@@ -107,8 +109,8 @@ def start_estimate(
         if enough < 0.95:
             estimate += f", and the pool of {pool} may not hold enough"
     if not random_order:
-        estimate += " (estimated for a random order; a typicality order usually needs fewer)"
-    rare = enough < 0.5 or more > RARE * minimum * len(labels_per_class)
+        estimate += " (estimated for a random order; the chosen one usually needs fewer)"
+    rare = enough < 0.5 or more > RARE * minimum * TRAINABLE
     return StartEstimate(
         missing=missing, more=more, low=low, high=high, enough=enough, sentence=f"{needed}; {estimate}.",
         ways_out=ways_out if rare else (),
@@ -116,43 +118,84 @@ def start_estimate(
 
 
 def _images_until_complete(labels: Mapping[str, int], minimum: int, seed: int) -> Int64[NDArray[np.int64], " draws"]:
-    """Images until the last class has its labels, for each draw of the class shares.
+    """Images until the second class has its labels, for each draw of the class shares.
 
     Images come as a Poisson process, one a unit of time: then the classes come independently of each other, class c
-    complete after a time Gamma(missing_c) / share_c. Until the last one is, each other class has its missing images and
-    a Poisson number of further ones, which is exact.
+    complete after a time Gamma(missing_c) / share_c. By the time that the second one is, each complete class has its
+    missing images and a Poisson number of further ones, and of each other class those but the last have arrived at
+    uniform times before its completion; both are exact.
     """
     rng = np.random.default_rng(seed)
     counts = np.array(list(labels.values()), dtype=np.float64)
     missing = np.maximum(minimum - counts, 0.0)
     shares = np.maximum(rng.dirichlet(PRIOR + counts, size=DRAWS), np.finfo(np.float64).tiny)
     complete = rng.standard_gamma(missing, size=shares.shape) / shares
-    last = complete.max(axis=1, keepdims=True)
-    further = rng.poisson(np.minimum(shares * (last - complete), MOST))
-    images: Int64[NDArray[np.int64], " draws"] = (missing + further).sum(axis=1).astype(np.int64)
+    second = np.sort(complete, axis=1)[:, TRAINABLE - 1 : TRAINABLE]
+    further = rng.poisson(np.clip(shares * (second - complete), 0.0, MOST))
+    early = rng.binomial(np.maximum(missing - 1, 0).astype(np.int64), second / np.maximum(complete, second))
+    arrived = np.where(complete <= second, missing + further, early)
+    images: Int64[NDArray[np.int64], " draws"] = arrived.sum(axis=1).astype(np.int64)
     return images
 
 
-def _ways_out(
-    labels: Mapping[str, int], missing: Mapping[str, int], minimum: int, ignored: Sequence[str]
-) -> tuple[str, ...]:
-    """Alternatives to waiting for rare classes; two classes must be left to learn."""
-    lower = f"lower the option min_labels_per_class, {minimum} now and 2 at least"
-    if len(labels) == 2:
-        return (lower,)
-    if len(labels) - len(missing) < 2:
-        names, them = "a rare class", "it"
-        option = f"{','.join(ignored)},its name" if ignored else "its name"
-    else:
-        names, them = " and ".join(map(repr, missing)), "it" if len(missing) == 1 else "them"
-        values = (*ignored, *missing)
-        # As JSON where commas would cut a name.
-        option = json.dumps(values, ensure_ascii=False) if any("," in one for one in values) else ",".join(values)
-    return (
-        f"take {names} out of the choices of the label config, so that there are fewer classes",
-        lower,
-        f"continue without {them}: the option ignore_classes={option} leaves the labels out while it is set",
-    )
+def _listed(parts: Sequence[str], word: str = "and") -> str:
+    return f"{', '.join(parts[:-1])} {word} {parts[-1]}" if len(parts) > 1 else parts[0]
+
+
+def _ways_out(minimum: int, *, random_order: bool) -> tuple[str, ...]:
+    """Alternatives to waiting where no second class comes."""
+    ways_out = []
+    if random_order:
+        ways_out.append("set the option cold_start=herding: images that resemble a class with few labels come first")
+    if minimum > 2:
+        ways_out.append(f"lower the option min_labels_per_class, {minimum} now and 2 at least")
+    return tuple(ways_out)
+
+
+class FewLabels(FrozenModel):
+    """Classes with fewer labels than ``min_labels_per_class``.
+
+    Attributes:
+        missing: class -> labels that it lacks.
+        sought: the classes whose images are sought; see ``few_labels.sought_classes``.
+        sentence: for the owner.
+    """
+
+    missing: dict[str, Annotated[int, Field(ge=1)]]
+    sought: tuple[str, ...] = ()
+    sentence: str
+
+
+def classes_with_few_labels(labels_per_class: Mapping[str, int], options: ProjectOptions) -> FewLabels | None:
+    """What the owner should know of the classes with few labels; None where every class has its minimum.
+
+    Args:
+        labels_per_class: labels so far, of every class.
+        options: of the project.
+    """
+    minimum = options.min_labels_per_class
+    missing = {name: minimum - count for name, count in labels_per_class.items() if count < minimum}
+    trainable = can_train(labels_per_class, minimum)
+    order = options.strategy if trainable else options.cold_start
+    sought = sought_classes(labels_per_class, minimum)
+    parts = []
+    if trainable:
+        if none := [f"'{name}'" for name in missing if not labels_per_class[name]]:
+            them = "it" if len(none) == 1 else "them"
+            parts.append(f"No label yet of {_listed(none)}: the network cannot predict {them}.")
+        if some := [f"{count} of '{name}'" for name in missing if (count := labels_per_class[name])]:
+            parts.append(f"Only {_listed(some)} labelled, fewer than {minimum}.")
+    if sought and seeks(order, options.weights):
+        names = _listed([f"'{name}'" for name in sought])
+        parts.append(f"Images that resemble those of {names} come first in half of the places.")
+    elif order != "random" and not seeks(order, options.weights) and (sought or not trainable):
+        parts.append(
+            "Images of classes with few labels are not sought: with weights=none an untrained backbone hardly "
+            "distinguishes images" + ("." if trainable else ", and the order is random.")
+        )
+    if not parts:
+        return None
+    return FewLabels(missing=missing, sought=sought if seeks(order, options.weights) else (), sentence=" ".join(parts))
 
 
 WORDS: Final[dict[ExclusionKind, tuple[str, str]]] = {
@@ -201,7 +244,8 @@ class Standing(FrozenModel):
 
     Attributes:
         verdict: ``no images``; ``waiting``: images wait for a reader; ``unusable``: images wait, and none of them can
-            be used; ``blocked``: none waits, and a class lacks the labels for a first network; ``labelled``: the end.
+            be used; ``blocked``: none waits, and fewer than two classes have the labels for a first network;
+            ``labelled``: the end.
         sentence: the verdict, for the owner.
         tasks: of the project.
         waiting: usable images without an answer.
@@ -210,6 +254,7 @@ class Standing(FrozenModel):
         labels_per_class: of the classes that are learned.
         left_out: by kind; each task once.
         start: what the next training waits for; None where it waits for nothing, and at the end.
+        few: classes with few labels, which no training waits for; None where nothing is to be said, and at the end.
     """
 
     verdict: Literal["no images", "waiting", "unusable", "blocked", "labelled"]
@@ -221,6 +266,7 @@ class Standing(FrozenModel):
     labels_per_class: dict[str, int]
     left_out: tuple[LeftOut, ...] = ()
     start: StartEstimate | None = None
+    few: FewLabels | None = None
 
     @property
     def waits(self) -> bool:
@@ -280,13 +326,12 @@ def project_standing(
     unusable = without_image + len(unanswered & quarantined.keys())
     untrained = network is None or not network.knows(classes)
     start: StartEstimate | None = None
-    if mirror.tasks and (untrained or min(counts.values()) < options.min_labels_per_class):
+    if mirror.tasks and (untrained or not can_train(counts, options.min_labels_per_class)):
         start = start_estimate(
             counts,
             options.min_labels_per_class,
             waiting + skipped,
             random_order=options.cold_start == "random",
-            ignored=options.ignore_classes,
         )
 
     number = len({images.copies(task) for task in mirror.tasks})
@@ -327,6 +372,7 @@ def project_standing(
         labels_per_class=counts,
         left_out=left_out,
         start=None if verdict == "labelled" else start,
+        few=classes_with_few_labels(counts, options) if verdict not in {"no images", "labelled"} else None,
     )
 
 

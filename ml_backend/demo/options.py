@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from ml_backend.analytics.few_labels import can_train
 from ml_backend.config import ProjectOptions
 from ml_backend.demo.services import Login
 from ml_backend.demo.summary import View
@@ -238,9 +239,10 @@ def check_enough(
     more = "a larger --count" if demo.images is None else "more images"
     counts = Counter(image.label for image in images)
     least = options.min_labels_per_class
-    if short := [f"{name} has {counts[name]}" for name in classes if counts[name] < least]:
+    short = [f"{name} has {counts[name]}" for name in classes if counts[name] < least]
+    if not can_train({name: counts[name] for name in classes}, least):
         raise SettingsError(
-            f"a network is trained once every class has {least} labels, but {' and '.join(short)} of {len(images)} "
+            f"a network is trained once two classes have {least} labels, but {' and '.join(short)} of {len(images)} "
             f"images: give {more}, or set AL_MIN_LABELS_PER_CLASS"
         )
     # At best the start set is the first batch; readers label half a batch at most while a round runs.

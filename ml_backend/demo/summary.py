@@ -273,7 +273,7 @@ def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
     """The rounds as a table that fits into 80 columns."""
     table = Table(
         title="Rounds",
-        caption="–: nothing was trained: random order, until every class has the labels that a\n"
+        caption="–: nothing was trained: random order, until two classes have the labels that a\n"
         "network needs, or ranked again by an earlier network\n"
         "+n: images that readers had on the screen when the ranking came",
         box=SIMPLE_HEAD,

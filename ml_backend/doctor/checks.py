@@ -789,7 +789,8 @@ def check_labelling(context: CheckContext) -> Result:
         if standing.mendable:
             return failed(standing.sentence, "; or ".join((MENDABLE[standing.mendable[0].kind], *start.ways_out)))
         return ok(f"{standing.sentence} To train one, {'; or '.join(('import more images', *start.ways_out))}")
-    return ok(f"{standing.sentence} {start.advice}" if start is not None else standing.sentence)
+    few = () if standing.few is None else (standing.few.sentence,)
+    return ok(" ".join((standing.sentence, *(() if start is None else (start.advice,)), *few)))
 
 
 # Redis, worker and rounds

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from ml_backend.analytics.few_labels import can_train, sought_classes
+from ml_backend.analytics.few_labels import can_train, seeks, sought_classes
 from ml_backend.consensus.rules import Consensus
 from ml_backend.errors import EmptyPool, UnusablePool, WorkerStopping
 from ml_backend.predictions import PoolPredictions
@@ -67,7 +67,7 @@ class ProjectData:
     def sought_classes(self, request: RoundRequest) -> tuple[str, ...]:
         """The classes whose images are sought; with ``random``, and with untrained features, there are none."""
         order = request.cold_start if self.is_cold_start(request) else request.strategy
-        if order == "random" or not request.has_trained_features:
+        if not seeks(order, request.options.get("weights")):
             return ()
         return sought_classes(self.per_class(request.classes), request.min_labels_per_class)
 

@@ -98,7 +98,7 @@ METRICS: Final = (
     ),
     _Metric("al_disputed_labels", "newest.disputed", "Labels of the newest round on which readers disagree"),
     _Metric(
-        "al_labels_wanted_per_class", "newest.min_labels_per_class", "Labels that every class needs before a training"
+        "al_labels_wanted_per_class", "newest.min_labels_per_class", "Labels that two classes need before a training"
     ),
     _Metric(
         "al_validation_images", "fit.validation_images", "Labelled images that the newest network was validated on"

@@ -344,10 +344,11 @@ def _tiles(chosen: ChosenImages, thumbnails: Thumbnails, *, behind: bool = False
 
 def _tile(image: BatchImage, strategy: str, drawn: frozenset[str]) -> Tile:
     said = image.said
+    why = reason_unseen(strategy, control=image.control) if said is None else reason(strategy, said)
     return Tile(
         image_id=image.image_id,
         place=image.place,
-        why=reason_unseen(strategy, control=image.control) if said is None else reason(strategy, said),
+        why=f"resembles a labelled image of {image.sought}" if image.sought else why,
         control=image.control,
         predicted=None if said is None else said.suggestion,
         confidence=None if said is None else f"{100 * said.confidence:.0f} %",

@@ -77,7 +77,7 @@ class RoundSummary(FrozenModel, extra="ignore"):
     """A round without anything that grows with the pool.
 
     Attributes:
-        strategy: that ordered the images; ``asked`` is the owner's, which waits until every class has its labels.
+        strategy: that ordered the images; ``asked`` is the owner's, which waits for the first training.
         classes: ordinal, least severe first.
         images: number of images ranked.
         control: number of these that were drawn at random, as a holdout.
@@ -164,6 +164,7 @@ class RankedImage(FrozenModel):
     image_id: str
     place: int
     control: bool = False
+    sought: str = ""
 
 
 class RankingHead(FrozenModel, extra="ignore"):
@@ -185,7 +186,12 @@ class RankingHead(FrozenModel, extra="ignore"):
         ranking = report.ranking
         control = set(ranking.control)
         images = [
-            RankedImage(image_id=image_id, place=place, control=image_id in control)
+            RankedImage(
+                image_id=image_id,
+                place=place,
+                control=image_id in control,
+                sought="" if image_id in control else ranking.sought.get(image_id, ""),
+            )
             for place, image_id in enumerate(ranking.image_ids, start=1)
             if place <= min(ranking.batch_size, HEAD_IMAGES) or image_id in control
         ]

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ml_backend.acquisition import coverage as module
 from ml_backend.acquisition.coverage import facility_location
+from ml_backend.acquisition.herding import herding, neighbour_distance
+from ml_backend.acquisition.seek import resemblance
 
 
 def unit_rows(images: int, dims: int, seed: int) -> Tensor:
@@ -147,3 +149,49 @@ class TestFacilityLocation:
         for weights in ([1.0, -1.0], [1.0, math.nan]):
             with pytest.raises(ValueError, match="weights must be finite"):
                 facility_location(torch.eye(2), 1, ties=np.arange(2), width=1.0, weights=np.array(weights))
+
+
+class TestHerding:
+    def test_the_largest_group_first_and_soon_every_group(self) -> None:
+        """Four groups of 8, 16, 24 and 32 images; labelled ones cover the largest."""
+        sizes, generator = (8, 16, 24, 32), torch.Generator().manual_seed(0)
+        groups = np.repeat(np.arange(4), sizes)
+        rows = torch.eye(4)[groups] + 0.05 * torch.randn(80, 4, generator=generator)
+
+        chosen = groups[herding(rows, 20, ties=np.arange(80)).picks]
+        beside = groups[herding(rows, 20, ties=np.arange(80), labelled_features=rows[48:60]).picks]
+
+        assert chosen[0] == 3
+        assert set(chosen) == {0, 1, 2, 3}
+        assert beside[0] == 2
+        assert sum(beside == 3) < sum(chosen == 3)
+
+    def test_the_width_is_the_median_distance_to_the_nearest_neighbour(self) -> None:
+        """At 0, 60, 90 and 180 degrees the nearest neighbours are 60, 30, 30 and 90 degrees away."""
+        angles = torch.deg2rad(torch.tensor([0.0, 60.0, 90.0, 180.0]))
+        rows = 3.0 * torch.stack([angles.cos(), angles.sin()], dim=1)
+
+        # Of an even number the lower median: 2 sin(30° / 2).
+        assert neighbour_distance(rows, np.arange(4)) == pytest.approx(2 * math.sin(math.radians(15)), abs=1e-5)
+        assert neighbour_distance(rows[:1], np.arange(1)) == 1.0
+        assert neighbour_distance(torch.ones(9, 2), np.arange(9)) == 0.01
+
+
+class TestResemblance:
+    def test_hand_computed(self) -> None:
+        rows = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+        own, others = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+
+        assert resemblance(rows, own, others).tolist() == pytest.approx([-1.0, 1.0, 0.0], abs=1e-6)
+        assert resemblance(rows, own, others[:0]).tolist() == pytest.approx([0.0, 1.0, math.sqrt(0.5)], abs=1e-6)
+
+    def test_neither_threads_nor_the_order_of_the_labelled_change_a_bit(self) -> None:
+        rows, own, others = unit_rows(2000, 64, 0), unit_rows(30, 64, 1), unit_rows(300, 64, 2)
+        before, found = torch.get_num_threads(), []
+        for threads, one, other in ((1, own, others), (2, own.flip(0), others.flip(0))):
+            torch.set_num_threads(threads)
+            found.append(resemblance(rows, one, other))
+        torch.set_num_threads(before)
+
+        assert torch.equal(*found)
+        assert torch.equal(resemblance(rows.flip(0), own, others), found[0].flip(0))

@@ -190,8 +190,13 @@ class TestCheckEnough:
             self.check(30, 34, 7, images=Path("images"), labels=Path("labels.csv"))
 
     def test_names_the_class_that_is_too_small(self):
-        with pytest.raises(SettingsError, match="every class has 4 labels, but severe has 3 of 103 images"):
-            self.check(50, 50, 3)
+        with pytest.raises(
+            SettingsError, match="two classes have 4 labels, but moderate has 3 and severe has 3 of 106 im"
+        ):
+            self.check(100, 3, 3)
+
+    def test_a_class_that_is_absent_is_not_waited_for(self):
+        self.check(50, 50, 0)
 
 
 def visitor(folder: Path, labels: list[str]) -> DemoOptions:
@@ -261,5 +266,5 @@ class TestMakePlan:
         question = choose_question(options.labels)
         assert options.labels is not None
 
-        with pytest.raises(SettingsError, match="every class has 4 labels, but normal has 1"):
+        with pytest.raises(SettingsError, match="two classes have 4 labels, but normal has 1"):
             make_plan(options, question, read_images(tmp_path, options.labels, question.classes), view)

@@ -508,7 +508,8 @@ class TestLabelling:
 
         assert failures(found) == set()
         assert "no network can be trained yet" in found["labelling"].seen
-        assert "To train one, import more images; or lower the option min_labels_per_class" in found["labelling"].seen
+        advice = "To train one, import more images; or set the option cold_start=herding"
+        assert advice in found["labelling"].seen
 
     def test_images_under_another_key(self, installation):
         installation.project["label_config"] = LABEL_CONFIG.replace("$image", "$film")

@@ -124,14 +124,22 @@ def a_typical_start(project: ProjectStore, **changes: Any) -> str:
     return a_round(project, annotations=LABELLED[:2], cold_start="typiclust", **changes)
 
 
-def ranked_anew(project: ProjectStore, base_id: str, strategy: str) -> str:
+MOSTLY_NORMAL = [make_annotation(number, CLASSES[number % 2]) for number in range(12)] + [make_annotation(12, "severe")]
+
+
+def a_seeking_round(project: ProjectStore, **changes: Any) -> str:
+    """A round that trains while one class has a single label; or, with a larger minimum, an order before it."""
+    return a_round(project, annotations=MOSTLY_NORMAL, **{"min_labels_per_class": 3, **changes})
+
+
+def ranked_anew(project: ProjectStore, base_id: str, strategy: str, annotations: Any = LABELLED) -> str:
     """Another strategy from the passes of a round, over a pool that has lost an image and won one."""
     base, kept = project.report(base_id), project.outputs(base_id)
     assert kept is not None
     round_id = project.next_round_id()
     changes = {"round_id": round_id, "reason": "rerank", "strategy": strategy}
     request = base.request.model_copy(update=changes)
-    labels = FakeLabels(LABELLED, (*POOL[1:], make_image(900)))
+    labels = FakeLabels(annotations, (*POOL[1:], make_image(900)))
     learner = SeeingLearner(["103"], project.folder / "cache")
     scorer, target = StoredPasses(base, kept), StoringProject(project, labels)
     rerank(request, base, target, scorer, CatalogStrategy(strategy), learner=learner)
@@ -226,6 +234,21 @@ class TestSame:
         assert all(one.sound and not one.notes for one in replays(project))
         assert project.report("r000002").ranking.control
         assert not list(project.folder.rglob("*.npz"))  # the features themselves are in the cache alone
+
+    def test_rounds_that_sought_a_class(self, project):
+        """Of a network with a holdout, before the first one, and ranked anew."""
+        a_seeking_round(project, control_share=0.2)
+        a_seeking_round(project, min_labels_per_class=9, cold_start="herding")
+        ranked_anew(project, "r000001", "bald", MOSTLY_NORMAL)
+
+        assert [one.sentence for one in replays(project)] == [
+            "r000001 entropy: same 3 of 3, same order of 29",
+            "r000002 herding: same 3 of 3, same order of 29",
+            "r000003 bald: same 3 of 3, same order of 29",
+        ]
+        assert all(one.sound and not one.notes for one in replays(project))
+        for round_id in project.round_ids():
+            assert set(project.report(round_id).ranking.sought.values()) == {"severe"}
 
     def test_a_round_without_a_manifest_is_sound(self, project):
         a_round(project)

@@ -32,6 +32,7 @@ from tests.fakes import (
 POOL = tuple(make_image(number) for number in range(100, 110))
 FOUR_A_CLASS = [make_annotation(number, CLASSES[number % 3]) for number in range(12)]
 LABELS = one_reader(FOUR_A_CLASS, CLASSES).labels
+UNTRAINED = {"weights": "none"}
 
 
 def trainable() -> FakeProject:
@@ -152,11 +153,83 @@ class TestTypicalStart:
         assert "103" not in result.published.image_ids
         assert [exclusion.image_id for exclusion in result.report.exclusions] == ["103"]
 
+    def test_untrained_features_leave_the_order_random_and_the_log_says_so(self, capsys):
+        learner = FakeLearner()
+
+        report = run(FakeProject(FakeLabels(pool=POOL)), learner, cold_start="herding", options=UNTRAINED).report
+
+        assert report.ranking == run(FakeProject(FakeLabels(pool=POOL))).report.ranking
+        assert learner.embedded == []
+        assert "an untrained backbone hardly distinguishes images" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("cold_start", "sought"), [("random", 0), ("typiclust", 5), ("herding", 5)])
+    def test_a_class_is_sought_from_its_first_label_on(self, cold_start, sought):
+        """Ids that end in 1 look like the severe image's: of five batches of two, every second place."""
+        labelled = [make_annotation(11, "severe"), make_annotation(2, "normal"), make_annotation(3, "normal")]
+        pool = [make_image(number) for number in range(100, 160)]
+
+        ranking = run(FakeProject(FakeLabels(labelled, pool)), cold_start=cold_start, batch_size=2).report.ranking
+
+        assert list(ranking.sought.values()) == ["severe"] * sought
+        assert {image_id[-1] for image_id in ranking.sought} == ({"1"} if sought else set())
+        assert [one for one in ranking.image_ids[:10] if one in ranking.sought] == list(ranking.sought)
+        assert sorted(ranking.image_ids) == sorted(image.id for image in pool)
+
     def test_no_effect_once_a_network_is_trained(self):
         learner = FakeLearner()
 
         assert run(trainable(), learner, cold_start="typiclust").report.ranking.strategy == "fake"
         assert learner.embedded == []
+
+
+class TestFewLabels:
+    """A network exists, and a class has fewer labels than its minimum, or none."""
+
+    def labelled(self, severe: int) -> FakeProject:
+        values = ["normal"] * 9 + ["moderate"] * 6 + ["severe"] * severe
+        annotations = [make_annotation(10 * number + 4, value) for number, value in enumerate(values, 1)]
+        return FakeProject(FakeLabels(annotations, [make_image(number) for number in range(200, 260)]))
+
+    def test_a_class_without_a_label_is_not_waited_for(self):
+        project = self.labelled(0)
+
+        report = run(project, min_labels_per_class=5, batch_size=4).report
+
+        assert report.trained
+        assert report.labels_per_class == {"normal": 9, "moderate": 6, "severe": 0}
+        assert report.ranking.sought == {}
+        assert project.published == [report]
+
+    @pytest.mark.parametrize(
+        ("severe", "changes", "sought"),
+        [
+            (1, {}, 10),
+            (4, {}, 10),
+            (5, {}, 0),  # the minimum
+            (1, {"strategy": "random"}, 0),
+            (1, {"options": UNTRAINED}, 0),
+        ],
+    )
+    def test_its_images_are_sought(self, severe, changes, sought):
+        learner = FakeLearner()
+        project = self.labelled(severe)
+
+        report = run(project, learner, min_labels_per_class=5, batch_size=4, **changes).report
+
+        assert (report.trained, len(report.ranking.sought)) == (True, sought)
+        assert len(learner.embedded) == (2 if sought else 0)
+        places = [place for place, one in enumerate(report.ranking.image_ids, 1) if one in report.ranking.sought]
+        assert places == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20][:sought]
+
+    def test_the_holdout_comes_after(self):
+        plain = run(self.labelled(1), min_labels_per_class=5, batch_size=4).report.ranking
+        mixed = run(self.labelled(1), min_labels_per_class=5, batch_size=4, control_share=0.25).report.ranking
+
+        drawn = set(mixed.control)
+        assert len(drawn) == 15
+        assert [one for one in mixed.image_ids if one not in drawn] == [
+            one for one in plain.image_ids if one not in drawn
+        ]
 
 
 class TestTrainedRound:

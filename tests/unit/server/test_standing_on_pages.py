@@ -81,12 +81,12 @@ class TestNetwork:
         assert "Until the" not in Shown(client).page
 
     def test_none_before_the_first_training(self, show):
-        shown = show(*PLENTY[:7], task(), rounds=[make_report()])
+        shown = show(*PLENTY[:4], task(), rounds=[make_report()])
 
         assert "Until the first training" in shown.page
         assert "1 of 3" in shown.page  # by the reading, and not by the round, which saw no label
         assert "none yet" in shown.page
-        assert "none yet: random order until every class has 3 labels" in shown.index
+        assert "none yet: trained once two classes have" in shown.index
         assert (shown.json["network"], shown.of_index["network"]) == (None, None)
 
     def test_of_other_classes(self, show):
@@ -98,11 +98,11 @@ class TestNetwork:
         assert "Until the next training" in shown.page
 
     def test_grows_again_where_a_class_lost_labels(self, show):
-        shown = show(*PLENTY[:8], *[task()] * 5, rounds=[trained(), make_report("r000003")])
+        shown = show(*PLENTY[:4], *[task()] * 5, rounds=[trained(), make_report("r000003")])
 
         assert "Until the next training" in shown.page
         assert shown.json["network"]["ranks"] is False
-        assert shown.json["start"]["missing"] == {"severe": 1}
+        assert shown.json["start"]["missing"] == {"moderate": 2, "severe": 3}
 
 
 class TestLeftOut:
@@ -155,26 +155,27 @@ class TestTheEnd:
         assert show(*PLENTY, rounds=[trained()], error="WeightsError").states == {"failed"}
 
     def test_without_a_network_it_tells_the_ways_to_one(self, show):
-        shown = show(*PLENTY[:7], rounds=[make_report()], error="EmptyPool")
+        shown = show(*PLENTY[:4], rounds=[make_report()], error="EmptyPool")
 
         assert shown.states == {"done"}
         assert shown.json["standing"]["verdict"] == "blocked"
         assert "Complete" in shown.page
-        assert "2 more &#39;severe&#39; needed; no image without a label is left: import more." in shown.page
-        assert "the option ignore_classes=severe leaves the labels out while it is set" in shown.page
+        assert "2 more &#39;moderate&#39; or 3 more &#39;severe&#39; needed; no image without a label" in shown.page
+        assert "lower the option min_labels_per_class, 3 now and 2 at least" in shown.page
         assert "complete: every image is labelled, and no network could be trained" in shown.index
 
     def test_labels_that_cannot_be_used_wait_for_their_owner(self, show):
         """More images are no help: the labels are there."""
-        shown = show(*PLENTY[:7], task(said("grave")), rounds=[make_report()], error="EmptyPool")
+        shown = show(*PLENTY[:4], task(said("grave")), rounds=[make_report()], error="EmptyPool")
 
         assert shown.states == {"blocked"}
         assert "Waits for you" in shown.page
         assert "1 image is labelled as no class" in shown.page
 
-    @pytest.mark.parametrize("way_out", [{"ignore_classes": "severe"}, {"min_labels_per_class": 2}])
-    def test_each_way_out_leads_on(self, show, way_out):
-        assert show(*PLENTY[:8], rounds=[make_report()], **way_out).states == {"done"}
+    def test_a_lower_minimum_leads_on(self, show):
+        assert (
+            show(*PLENTY[:5], rounds=[make_report()], min_labels_per_class=2).json["standing"]["verdict"] == "labelled"
+        )
 
     def test_a_project_without_images_is_new(self, show):
         shown = show(error="EmptyPool")
@@ -186,11 +187,29 @@ class TestTheEnd:
 
 
 class TestAClassThatNeverComes:
-    def test_the_ways_out_are_told_where_they_are_due_and_not_before(self, show):
-        early, late = [task(said("normal"))] * 2, [task(said("normal")), task(said("moderate"))] * 10
+    def test_is_not_waited_for_and_named(self, show):
+        shown = show(*[task(said("normal")), task(said("moderate"))] * 10, *[task()] * 10, rounds=[trained()])
 
-        assert "ignore_classes" not in show(*early, *[task()] * 40).page
+        assert shown.json["start"] is None
+        assert shown.json["standing"]["few"] == {
+            "missing": {"severe": 3}, "sought": [],
+            "sentence": "No label yet of 'severe': the network cannot predict it.",
+        }  # fmt: skip
+        for told in (shown.page, shown.index):
+            assert "No label yet of &#39;severe&#39;: the network cannot predict it." in told
+
+    def test_its_images_are_sought_from_the_first_on(self, show):
+        labelled = [task(said("normal")), task(said("moderate"))] * 10
+        shown = show(*labelled, task(said("severe")), *[task()] * 10, rounds=[trained()])
+
+        assert shown.json["standing"]["few"]["sought"] == ["severe"]
+        assert "Images that resemble those of &#39;severe&#39; come first in half of the places." in shown.page
+
+    def test_the_ways_out_are_told_where_they_are_due_and_not_before(self, show):
+        early, late = [task(said("normal"))] * 2, [task(said("normal"))] * 40
+
+        assert "cold_start=herding" not in show(*early, *[task()] * 40).page
         shown = show(*late, *[task()] * 10)
         assert "will probably not hold enough: import more." in shown.page
-        assert "the option ignore_classes=severe" in shown.page
-        assert len(shown.json["start"]["ways_out"]) == 3
+        assert "set the option cold_start=herding" in shown.page
+        assert len(shown.json["start"]["ways_out"]) == 2

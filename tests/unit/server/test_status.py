@@ -58,7 +58,7 @@ class TestIndex:
         assert (
             "after 20 changed annotations; 7 so far. The failed one is tried again by itself at 00:00:00 UTC." in page
         )
-        assert "random order until every class has 25 labels" in page
+        assert "none yet: trained once two classes have" in page
         assert "&lt;b&gt;no weights&lt;/b&gt;" in page
 
     def test_why_label_studio_cannot_be_read(self, connected, store):
