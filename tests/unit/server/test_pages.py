@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from ml_backend.config import Settings
 from ml_backend.scheduling import LastError, QueueStatus
-from ml_backend.schemas import Ranking
+from ml_backend.schemas import PutOff, Ranking
 from ml_backend.server.actions import MESSAGES, CsrfTokens, is_same_origin
 from ml_backend.server.app import create_app
 from ml_backend.storage.project_state import Pause, Thumbnails
@@ -102,6 +102,19 @@ class TestProject:
         assert rows[0][:2] == ["place", "image"]
         assert rows[2][1] == "'=1+1"
         assert connected.get(f"{PAGE}/rounds.csv").text.count("r000001") == 1
+
+    def test_a_round_names_what_it_put_off(self, connected, store):
+        report = make_report()
+        put_off = (PutOff(image_id="2", reason="more than 2 images of patient <b>17</b> in the batch"),)
+        ranking = report.ranking.model_copy(update={"put_off": put_off})
+        store.project(PROJECT).save(report.model_copy(update={"ranking": ranking}), None, None)
+
+        page = connected.get(f"{PAGE}/rounds/r000001", headers=HTML).text
+        answer = connected.get(f"{PAGE}/rounds/r000001").json
+
+        assert "1 image to a later batch" in page
+        assert "Task 2: more than 2 images of patient &lt;b&gt;17&lt;/b&gt; in the batch" in page
+        assert answer["report"]["ranking"]["put_off"] == [one.model_dump() for one in put_off]
 
     def test_pictures_are_served_to_who_may_see_them(self, connected, store):
         save_round(store)
