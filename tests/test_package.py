@@ -35,54 +35,26 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build(tmp_path_factory.mktemp("dist"))
 
 
-@pytest.fixture(scope="module", params=EXTRAS, ids=lambda extra: f"[{extra}]")
-def resolving(
-    request: pytest.FixtureRequest, built: Built, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, dict[str, Pip]]]:
-    """The extra, and pip resolving it for every Python at once: it mostly waits for the registry."""
-    extra: str = request.param
+@pytest.fixture(scope="module", autouse=True)
+def resolving(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Pip]]:
+    """Extra and Python -> pip resolving one for the other, all at once and beside the other tests of this file.
+
+    It mostly waits for the registry.
+    """
     # Lazy wheels: where a registry serves no metadata, pip would fetch gigabytes to read some kilobytes.
     options = ["--dry-run", "--ignore-installed", "--use-feature=fast-deps", "--no-input"]
-    wanted = f"{built.wheel}[{extra}]" if extra else str(built.wheel)
     running = {
-        minor: Pip(python, [*options, wanted], tmp_path_factory.mktemp(f"pip-{minor}"))
+        (extra, minor): Pip(
+            python,
+            [*options, f"{built.wheel}[{extra}]" if extra else str(built.wheel)],
+            tmp_path_factory.mktemp(f"pip-{minor}"),
+        )
+        for extra in EXTRAS
         for minor, python in PYTHONS.items()
     }
-    yield extra, running
+    yield running
     for pip in running.values():
         pip.stop()
-
-
-class TestResolution:
-    @pytest.mark.parametrize("minor", MINORS)
-    def test_by_plain_pip(self, resolving, minor):
-        extra, running = resolving
-        if minor not in running:
-            pytest.skip(f"no Python {minor} on this machine: its resolution is not tested")
-
-        found = running[minor].installed()
-
-        assert found["label-studio-active-learning"] == PROJECT["version"]
-        assert Version(found["flask"]) >= Version("3.1")
-        trains = extra in {"worker", "simulate", "all"}
-        assert TRAINING & set(found) == (TRAINING if trains else set())
-        assert ("pydicom" in found) == (extra in {"dicom", "all"})
-
-    def test_of_what_the_manual_installs(self):
-        """Its lines install the checkout, with an extra or without."""
-        shown = {re.sub(r"^\.(\[([\w-]+)\])?$", r"\2", one.words[2]) for one in commands_run_by(__file__)}
-
-        assert shown
-        assert shown <= {"", *RESOLVED_BY_PIP}
-
-    def test_for_the_running_python_at_least(self):
-        assert set(PYTHONS) & set(MINORS)
-
-    def test_all_includes_every_extra_that_pip_can_resolve(self):
-        [everything] = map(Requirement, PROJECT["optional-dependencies"]["all"])
-
-        assert everything.name == PROJECT["name"]
-        assert everything.extras == set(RESOLVED_BY_PIP) - {"all"}
 
 
 class TestFiles:
@@ -150,3 +122,35 @@ class TestInstallLabelStudio:
         with pytest.raises(ServiceError, match=r"(?s)could not be installed .*AL_LABEL_STUDIO_BIN.*HASHES"):
             install_label_studio(folder, lock)
         assert python.exists()
+
+
+class TestResolution:
+    @pytest.mark.parametrize("minor", MINORS)
+    @pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: f"[{extra}]")
+    def test_by_plain_pip(self, resolving, extra, minor):
+        if (extra, minor) not in resolving:
+            pytest.skip(f"no Python {minor} on this machine: its resolution is not tested")
+
+        found = resolving[extra, minor].installed()
+
+        assert found["label-studio-active-learning"] == PROJECT["version"]
+        assert Version(found["flask"]) >= Version("3.1")
+        trains = extra in {"worker", "simulate", "all"}
+        assert TRAINING & set(found) == (TRAINING if trains else set())
+        assert ("pydicom" in found) == (extra in {"dicom", "all"})
+
+    def test_of_what_the_manual_installs(self):
+        """Its lines install the checkout, with an extra or without."""
+        shown = {re.sub(r"^\.(\[([\w-]+)\])?$", r"\2", one.words[2]) for one in commands_run_by(__file__)}
+
+        assert shown
+        assert shown <= {"", *RESOLVED_BY_PIP}
+
+    def test_for_the_running_python_at_least(self):
+        assert set(PYTHONS) & set(MINORS)
+
+    def test_all_includes_every_extra_that_pip_can_resolve(self):
+        [everything] = map(Requirement, PROJECT["optional-dependencies"]["all"])
+
+        assert everything.name == PROJECT["name"]
+        assert everything.extras == set(RESOLVED_BY_PIP) - {"all"}

@@ -38,8 +38,8 @@ LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which L
 # Two processes of xdist take a file in turn: what takes long comes first, so that none waits for the other at the end.
 # Second and third what needs no Label Studio: meanwhile the first process makes the database for both.
 LONGEST_FIRST = (
-    *("chaos", "page", "report", "postgres", "browser", "nginx", "demo", "manual_project", "events", "proof", "noise"),
-    *("doctor", "order", "install", "newcomer", "rerank", "publisher", "typical_start", "upgrade"),
+    *("chaos", "page", "report", "postgres", "browser", "nginx", "demo", "manual_project", "events", "proof"),
+    *("doctor", "connect", "publisher", "order", "install", "newcomer", "rerank", "noise", "typical_start", "upgrade"),
     *("reconcile", "bad_input"),
 )
 
