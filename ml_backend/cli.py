@@ -198,7 +198,9 @@ def simulate(
     imbalance: Annotated[str | None, typer.Option(help="fractions to subsample to: normal=0.14")] = None,
     loss: Annotated[str, typer.Option(help="weighted, unweighted, or both: weighted,unweighted")] = "weighted",
     finetune: Annotated[str | None, typer.Option(help="head or full")] = None,
-    backbone: Annotated[str | None, typer.Option(help="torchvision name of the network")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="network: torchvision's name, timm/NAME, or one for radiographs")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, none, or a file")] = None,
     passes: Annotated[int | None, typer.Option(help="stochastic forward passes T")] = None,
     batch_size: Annotated[int | None, typer.Option(help="images per round")] = None,
@@ -240,7 +242,9 @@ def experiment(
     ratings: Annotated[Path | None, typer.Option(help="CSV file with path,rater,label")] = None,
     features: Annotated[Path | None, typer.Option(help="npz file with X and path, instead of images")] = None,
     task: Annotated[str | None, typer.Option(help="classes of the table, least severe first")] = None,
-    backbone: Annotated[str | None, typer.Option(help="torchvision name of the network")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="network: torchvision's name, timm/NAME, or one for radiographs")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, none, or a file")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; default: in experiments/")] = None,
     seeds: Annotated[int | None, typer.Option(help="number of seeds; default: that of the experiment", min=1)] = None,

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from ml_backend.errors import MissingExtra
 
 DISTRIBUTION = "label-studio-active-learning"
-_WORKER = ("torch", "torchvision", "sklearn", "safetensors", "threadpoolctl")
+_WORKER = ("torch", "torchvision", "sklearn", "safetensors", "threadpoolctl", "timm")
 MODULES = {"worker": _WORKER, "simulate": (*_WORKER, "pandas")}
 
 

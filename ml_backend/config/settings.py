@@ -463,8 +463,16 @@ class ProjectOptions(BaseModel):
         1, ge=1, le=20, description="networks of an ensemble, each validated on other labels; they share the passes"
     )
     dropout: float = Field(0.5, gt=0.0, lt=1.0, description="dropout rate of the head")
-    backbone: str = Field("resnet50", min_length=1, description="torchvision name of the network")
-    weights: str = Field("imagenet", min_length=1, description="`imagenet`, `none`, or a file (safetensors or torch)")
+    backbone: str = Field(
+        "resnet50",
+        min_length=1,
+        description="network: a name of torchvision's, `timm/` and a name of timm's, or a network for radiographs",
+    )
+    weights: str = Field(
+        "imagenet",
+        min_length=1,
+        description="`imagenet`: the published weights; `none`; or a file (safetensors or torch)",
+    )
     finetune: Literal["auto", "head", "full"] = Field(
         "auto", description="train the head on cached features, or the whole network; auto: full on a GPU"
     )
@@ -496,7 +504,12 @@ class ProjectOptions(BaseModel):
         "auto", description="precision of the network; auto: bfloat16 on a GPU that supports it natively"
     )
     channels_last: bool = Field(True, description="memory layout in which convolutions are faster")
-    image_side: int = Field(224, ge=32, le=1024, description="side of the network's square input in pixels")
+    image_side: int | None = Field(
+        None,
+        ge=32,
+        le=1024,
+        description="side of the network's square input in pixels; by default the network's own, 224 for torchvision's",
+    )
     validation_share: float = Field(0.2, gt=0.0, lt=1.0, description="share of the patients kept for validation")
     seed: int = Field(0, ge=0, description="seed of the split, the training, the masks and every tie")
 

@@ -14,8 +14,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import httpx
@@ -68,7 +68,7 @@ from ml_backend.label_studio.publisher import (
     serving_problems,
 )
 from ml_backend.label_studio.sync import TaskCache, TaskImages, read_project
-from ml_backend.registry import build_plugin, plugins
+from ml_backend.registry import plugins
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.schemas import Connection, FrozenModel, ProjectKey
 from ml_backend.storage import ProjectStore, RoundStore, check_writable
@@ -688,7 +688,7 @@ def check_images(context: CheckContext) -> Result:
             try:
                 image = read_image(task, context.config)
                 content = with_plugins(source).fetch(image)
-                decode(content, context.options.image_side, image.id)
+                decode(content, _side(context.options), image.id)
                 sizes.append(len(content))
             except ImageError as error:
                 remedy = REMEDIES[error.kind]
@@ -870,6 +870,15 @@ def check_data_folder(context: CheckContext) -> Result:
     return ok(f"{folder.absolute()} can be written")
 
 
+def _side(options: ProjectOptions) -> int:
+    """Side of the decoded images; where PyTorch is not installed, that of most networks unless the option is set."""
+    if options.image_side is not None or find_spec("timm") is None:
+        return options.image_side or 224
+    from ml_backend.model.backbones import input_side
+
+    return input_side(options.backbone, None)
+
+
 @check("space", needs=("data folder", "classes"))
 def check_space(context: CheckContext) -> Result:
     """Passes and networks of a round need room on the disk; without room for its caches it is only slower."""
@@ -877,7 +886,7 @@ def check_space(context: CheckContext) -> Result:
     passes = images * options.passes * len(context.classes) * PER_PROBABILITY
     needed = passes + options.committee * NETWORK
     limit = context.settings.cache_gb * GB
-    caches = min(images * (options.image_side**2 + HASHES), limit) + min(images * PER_FEATURES, limit)
+    caches = min(images * (_side(options) ** 2 + HASHES), limit) + min(images * PER_FEATURES, limit)
     free = shutil.disk_usage(context.settings.data_dir).free
     seen = f"{free / GB:.1f} GB free; a round of {images:,} images keeps up to {needed / GB:.1f} GB"
     if free < needed:
@@ -892,20 +901,21 @@ def check_weights(context: CheckContext) -> Result:
     require("worker", WORKERS_CHECK)
     import torch
 
-    from ml_backend.model.backbones import last_layer, load_backbone, weights_file
+    from ml_backend.model.backbones import build_network, hub_folder, load_backbone, weights_file
 
     options = context.options
     if options.backbone in plugins("backbones"):
         load_backbone(options.backbone, options.weights)
         return ok(f"of {options.backbone}, which an installed package provides")
     if options.weights == "none":
-        last_layer(options.backbone)  # raises for an unknown network
+        with torch.device("meta"):
+            build_network(options.backbone, side=options.image_side)  # raises for an unknown network
         return ok(f"none for {options.backbone}, as set in the options: it is untrained")
     path = weights_file(options.backbone, options.weights)
     if path is None:
         if options.weights == "imagenet":
-            missing, folder = f"ImageNet's weights for {options.backbone}", Path(torch.hub.get_dir()) / "checkpoints"
-            remedy = f"let the worker fetch them at its first round; without internet put the file into {folder}"
+            missing = f"the published weights of {options.backbone}"
+            remedy = f"let the worker fetch them at its first round; without internet put the file into {hub_folder()}"
         else:
             missing, remedy = f"the file {options.weights}", "put it there"
         return failed(
@@ -913,7 +923,7 @@ def check_weights(context: CheckContext) -> Result:
             f"{remedy}; or set the option weights to a file of yours, or to none for an untrained network",
         )
     try:
-        load_backbone(options.backbone, options.weights)
+        load_backbone(options.backbone, options.weights, options.image_side)
     except WeightsError as error:
         return failed(str(error), "take another file, or name the backbone that these weights are of")
     return ok(f"of {options.backbone}, from {path}")
@@ -941,7 +951,7 @@ def check_gpu(context: CheckContext) -> Result:  # noqa: PLR0911 - one for each 
     if options.finetune == "head":
         return ok(f"{gpu}; only heads are trained, which takes little")
     precision = Precision.from_options(device, options.precision, channels_last=options.channels_last)
-    step = step_memory(options.backbone, options.image_side, half=precision.dtype == torch.bfloat16)
+    step = step_memory(options.backbone, _side(options), half=precision.dtype == torch.bfloat16)
     # A batch that is too large for a GPU is halved automatically, down to 2 images.
     if step.of(2) > total:
         return failed(
@@ -971,7 +981,7 @@ def step_memory(backbone: str, side: int, *, half: bool) -> StepMemory:
     Adam needs.
 
     Args:
-        backbone: name of the network, torchvision's or a package's.
+        backbone: name of the network.
         side: of the square input in pixels.
         half: products are bfloat16, so that most of what is kept takes half of the memory.
 
@@ -980,16 +990,12 @@ def step_memory(backbone: str, side: int, *, half: bool) -> StepMemory:
     """
     import torch
     from torch.autograd.graph import saved_tensors_hooks
-    from torchvision import models
 
-    from ml_backend.model.backbones import last_layer
+    from ml_backend.model.backbones import build_network, normalisation_of
 
-    added = plugins("backbones")
-    if backbone not in added:
-        last_layer(backbone)
     with torch.device("meta"):
-        network = build_plugin("backbones", backbone, "none") if backbone in added else models.get_model(backbone)
-        images = torch.empty(2, 3, side, side)
+        network = build_network(backbone, side=side)
+        images = torch.empty(2, normalisation_of(backbone).channels, side, side)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}  # noqa: SLF001
     saved: dict[int, torch.Tensor] = {}
 

@@ -1,6 +1,7 @@
 """Grey levels -> the network's input, with or without augmentation. On whatever device the batch lies."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -10,6 +11,22 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Mean and standard deviation of a network's input channels, on the 0 to 1 scale; ImageNet's by default."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return len(self.mean)
+
+
+IMAGENET = Normalisation()
+
 ROTATION_DEGREES = 10.0
 TRANSLATION = 0.05  # of the side
 CONTRAST = 0.1  # of the contrast, and of the full scale for the brightness
@@ -17,18 +34,20 @@ CONTRAST = 0.1  # of the contrast, and of the full scale for the brightness
 
 def to_input(
     pixels: UInt8[Tensor, "images side side"] | Float32[Tensor, "images side side"],
-) -> Float32[Tensor, "images 3 side side"]:
-    """Grey levels as three equal channels, normalised as ImageNet was.
+    normalisation: Normalisation = IMAGENET,
+) -> Float32[Tensor, "images channels side side"]:
+    """Grey levels in each of the network's channels, normalised as its weights were trained with.
 
     Args:
         pixels: grey levels from 0 to 255.
+        normalisation: of the network.
 
     Returns:
-        Per channel (level / 255 - mean) / std: about -2.1 to 2.6.
+        Per channel (level / 255 - mean) / std: about -2.1 to 2.6 with ImageNet's.
     """
     gray = pixels.to(torch.float32).div(255.0)[:, None]
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)[None, :, None, None]
-    std = torch.tensor(IMAGENET_STD, device=pixels.device)[None, :, None, None]
+    mean = torch.tensor(normalisation.mean, device=pixels.device)[None, :, None, None]
+    std = torch.tensor(normalisation.std, device=pixels.device)[None, :, None, None]
     return (gray - mean) / std
 
 

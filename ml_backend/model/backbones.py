@@ -1,4 +1,4 @@
-"""torchvision networks without their last layer, and their weights: ImageNet's, none, or a file."""
+"""Networks without their last layer, of torchvision, timm or a package, and their weights: published, none, a file."""
 
 import contextlib
 import hashlib
@@ -16,10 +16,13 @@ import torch
 from jaxtyping import Float32
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ml_backend.config.network import Server, environment_context, explain_failure, proxy_for
 from ml_backend.errors import SettingsError, WeightsError
+from ml_backend.images.transforms import IMAGENET, Normalisation
 from ml_backend.model.hardware import seeded
+from ml_backend.model.timm_networks import RADIOGRAPHS, TimmNetwork, find_network
 from ml_backend.registry import build_plugin, plugins
 
 # Family -> the layer after global average pooling (and flattening), replaced by the identity. Families without such
@@ -37,6 +40,9 @@ LAST_LAYER = {
     "wide_resnet": "fc",
 }
 
+# Side of the input of torchvision's networks, which take any other as well, and of a package's.
+_SIDE = 224
+
 # An untrained backbone must be the same in every round and process, or cached features would be worthless.
 _UNTRAINED_SEED = 0
 
@@ -45,55 +51,119 @@ _DOWNLOAD_TIMEOUT_S = 600.0
 _TORCH_FILE = (b"PK", b"\x80")  # a ZIP archive, before torch 1.6 a bare pickle
 _HUB = Server("", "its address")
 _ADVICE = (
-    "put the file into {folder}, or name a file of your own "
+    "put the file there as {path}, or name a file of your own "
     '(`weights: /path/file` in extra_params, model_weights="..." on the Choices tag, or AL_WEIGHTS), '
     "or set `weights: none` to continue with an untrained backbone"
 )
+_MISFIT = "the weights {path} do not fit backbone={name}: {why}: name the backbone that they were trained with"
 
 
 class Backbone(nn.Module):
     """Images -> pooled features. Untrained when built, always with the same weights.
 
     Args:
-        name: as torchvision spells it: ``resnet50``, ``mobilenet_v2``, ...; or of a backbone that an installed package
-            adds through the entry-point group ``ml_backend.backbones``: a function that takes ``weights``, as the
-            option spells it, and returns a module of images [images, 3, side, side] to features [images, dims].
+        name: as torchvision spells it: ``resnet50``, ``mobilenet_v2``, ...; ``timm/`` and a name of timm's; a network
+            for radiographs, see ``timm_networks.RADIOGRAPHS``; or of a backbone that an installed package adds
+            through the entry-point group ``ml_backend.backbones``: a function that takes ``weights``, as the option
+            spells it, and returns a module of images [images, 3, side, side] to features [images, dims].
         weights: of a package's backbone, which loads them itself.
+        side: of the images in pixels; None for the network's own.
 
     Attributes:
         dims: length of a feature vector.
+        normalisation: of the images, see ``images.transforms.to_input``; its channels are the network's.
         weights: which weights it was filled with, as the setting spells it.
+        traceable: its convolutions and normalisations can be fused by ``torch.fx``.
 
     Raises:
-        SettingsError: torchvision has no such network, or it is of no family in ``LAST_LAYER``.
+        SettingsError: there is no such network, it is of no family in ``LAST_LAYER``, or it cannot be built for this
+            side.
     """
 
-    def __init__(self, name: str, weights: str = "none") -> None:
+    def __init__(self, name: str, weights: str = "none", side: int | None = None) -> None:
         super().__init__()
         self.name = name
         self.weights = "none"
+        known = _timm_network(name)
+        self.normalisation = normalisation_of(name)
+        self.traceable = known is None
         with seeded(_UNTRAINED_SEED, "backbone"):
-            self.network = _plugin_network(name, weights) if name in plugins("backbones") else _headless_network(name)
+            self.network = build_network(name, weights, side)
         # Measured, because every family keeps the number in another attribute.
         self.network.eval()
-        with torch.inference_mode():
-            features = self.network(torch.zeros(1, 3, 64, 64))
+        if known is None:
+            with torch.inference_mode():
+                features = self.network(torch.zeros(1, 3, 64, 64))
+        else:
+            features = _fake_features(known, self.network, side or known.side)
         if not isinstance(features, Tensor) or features.ndim != 2:
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise SettingsError(f"backbone={name!r} must return features [images, dims], got {shape}")
         self.dims = int(features.shape[1])
         self.network.train()
 
-    def forward(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images dims"]:
+    def forward(self, images: Float32[Tensor, "images channels side side"]) -> Float32[Tensor, "images dims"]:
         return cast("Tensor", self.network(images))
 
     def digest(self) -> str:
-        """Identifies these weights, in cache keys and checkpoints."""
+        """Identifies these weights and their normalisation, in cache keys and checkpoints."""
         digest = hashlib.sha256(self.name.encode())
+        if self.normalisation != IMAGENET:
+            digest.update(repr(self.normalisation).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(f"|{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def build_network(name: str, weights: str = "none", side: int | None = None) -> nn.Module:
+    """The untrained network of a ``Backbone``, for its arguments.
+
+    Raises:
+        SettingsError: see ``Backbone``.
+    """
+    if name in plugins("backbones"):
+        return _plugin_network(name, weights)
+    if (known := _timm_network(name)) is not None:
+        return known.build(side or known.side)
+    return _headless_network(name)
+
+
+def input_side(backbone: str, side: int | None) -> int:
+    """Side of the images in pixels: the option ``image_side``, else the network's own, 224 for torchvision's.
+
+    Raises:
+        SettingsError: timm has no such network.
+    """
+    if side is not None:
+        return side
+    return _SIDE if (known := _timm_network(backbone)) is None else known.side
+
+
+def normalisation_of(backbone: str) -> Normalisation:
+    """Normalisation of the images; ImageNet's for torchvision's networks and a package's.
+
+    Raises:
+        SettingsError: timm has no such network.
+    """
+    return IMAGENET if (known := _timm_network(backbone)) is None else known.normalisation
+
+
+def _timm_network(name: str) -> TimmNetwork | None:
+    """None for a network of a package, even under a name of timm's, and of torchvision."""
+    return None if name in plugins("backbones") else find_network(name)
+
+
+def _fake_features(known: TimmNetwork, network: nn.Module, side: int) -> object:
+    """Features without their values: a large network would take seconds to compute them."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+            return network(torch.zeros(1, known.normalisation.channels, side, side))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise SettingsError(
+            f"image_side={side}, but backbone={known.name!r} takes no such images: {error}: "
+            f"leave image_side out for its own {known.side} pixels"
+        ) from error
 
 
 def _headless_network(name: str) -> nn.Module:
@@ -122,31 +192,40 @@ def last_layer(name: str) -> str:
 
     known = [known for known in models.list_models(module=models) if known.startswith(tuple(LAST_LAYER))]
     if name not in known:
-        listed = ", ".join(sorted([*known, *plugins("backbones")]))
-        raise SettingsError(f"backbone={name!r} is not known; known are {listed}")
+        listed = ", ".join(sorted([*known, *RADIOGRAPHS, *plugins("backbones")]))
+        raise SettingsError(f"backbone={name!r} is not known; known are timm/ with a name of timm's, {listed}")
     return LAST_LAYER[next(family for family in LAST_LAYER if name.startswith(family))]
 
 
-def load_backbone(name: str, weights: str) -> Backbone:
+def load_backbone(name: str, weights: str, side: int | None = None) -> Backbone:
     """Build a backbone and fill it.
 
     Args:
-        name: torchvision's name of the network, or a package's; see ``Backbone``.
-        weights: ``imagenet`` (torchvision's first version for that network, as in the paper's time, downloaded once
-            into torch.hub's folder), ``none`` (untrained, the same every time), or the path of a file: safetensors,
-            or a torch file that holds tensors alone. A last layer in it is ignored.
+        name: of the network; see ``Backbone``.
+        weights: ``imagenet`` for the published ones (of torchvision's networks the first version, as in the paper's
+            time; of timm's those of the name's tag, else of its default tag), downloaded once into torch.hub's folder
+            unless the Hugging Face cache has them; ``none`` (untrained, the same every time); or the path of a file:
+            safetensors, or a torch file that holds tensors alone. A last layer in it is ignored; see
+            ``TimmNetwork.convert`` for the layouts that a network of timm takes.
+        side: of the images in pixels; None for the network's own.
 
     Raises:
-        SettingsError: no such backbone.
+        SettingsError: no such backbone, or not for this side.
         WeightsError: the file is unavailable, unreadable, or belongs to another network.
     """
-    backbone = Backbone(name, weights)
-    if name in plugins("backbones"):
-        backbone.weights = weights
-    elif weights != "none":
-        path = _imagenet_file(name) if weights == "imagenet" else Path(weights).expanduser()
-        _fill(backbone, _strip_names(_read(path), last_layer(name)), path)
-        backbone.weights = weights
+    path = None
+    if weights != "none" and name not in plugins("backbones"):
+        path = _published_file(name) if weights == "imagenet" else Path(weights).expanduser()
+    backbone = Backbone(name, weights, side)
+    backbone.weights = weights
+    if path is not None:
+        tensors = _strip_prefixes(_read(path))
+        known = find_network(name)
+        try:
+            tensors = _without_last_layer(name, tensors) if known is None else known.convert(backbone.network, tensors)
+        except ValueError as error:
+            raise WeightsError(_MISFIT.format(path=path, name=name, why=error)) from error
+        _fill(backbone, tensors, path)
     return backbone
 
 
@@ -159,11 +238,26 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     if weights == "none" or (weights == "imagenet" and backbone in plugins("backbones")):
         return None
     if weights == "imagenet":
-        url = _imagenet_url(backbone)
-        path = None if url is None else _hub_path(url)
+        published = _published(backbone)
+        path = None if published is None else published[1]
     else:
         path = Path(weights).expanduser()
     return path if path is not None and path.is_file() else None
+
+
+def _published(backbone: str) -> tuple[str, Path] | None:
+    """Address of the published weights, and the file that has or will have them; None if there are none."""
+    if (known := find_network(backbone)) is None:
+        url = _imagenet_url(backbone)
+        return None if url is None else (url, hub_folder() / Path(urlparse(url).path).name)
+    if known.published is None:
+        return None
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache  # noqa: PLC0415 - timm brings it
+
+    cached = try_to_load_from_cache(known.published.repository, known.published.name)
+    name = backbone.replace("/", "-") + Path(known.published.name).suffix
+    path = Path(cached) if isinstance(cached, str) else hub_folder() / name
+    return hf_hub_url(known.published.repository, known.published.name), path
 
 
 def _imagenet_url(backbone: str) -> str | None:
@@ -174,19 +268,23 @@ def _imagenet_url(backbone: str) -> str | None:
     return versions.get("IMAGENET1K_V1") or next(iter(versions.values()), None)
 
 
-def _hub_path(url: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+def hub_folder() -> Path:
+    """Folder of downloaded weights: torch.hub's."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _imagenet_file(backbone: str) -> Path:
-    url = _imagenet_url(backbone)
-    if url is None:
-        raise WeightsError(f"torchvision has no ImageNet weights of {backbone}: name a file, or set `weights: none`")
-    path = _hub_path(url)
+def _published_file(name: str) -> Path:
+    published = _published(name)
+    if published is None:
+        raise WeightsError(
+            f"there are no published weights of {name} to load as `weights: imagenet`: name a file, or set "
+            "`weights: none`"
+        )
+    url, path = published
     if downloaded := not path.is_file():
         _download(url, path)
     # torchvision's file names end in the first digits of their SHA-256.
-    expected = path.stem.rpartition("-")[2]
+    expected = path.stem.rpartition("-")[2] if find_network(name) is None else ""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(expected):
@@ -194,7 +292,7 @@ def _imagenet_file(backbone: str) -> Path:
             path.unlink(missing_ok=True)
             raise WeightsError(
                 f"the download from {url} is damaged: its sha256 begins with {found[:8]}, not {expected}: try again, "
-                "or " + _ADVICE.format(folder=path.parent)
+                "or " + _ADVICE.format(path=path)
             )
         raise WeightsError(f"{path} is damaged: its sha256 begins with {found[:8]}, not {expected}: delete it")
     return path
@@ -204,6 +302,7 @@ def _download(url: str, path: Path) -> None:
     """Download in one attempt of bounded length: without a network, a worker must report so within seconds."""
     deadline = time.monotonic() + _DOWNLOAD_TIMEOUT_S
     partial: Path | None = None
+    received = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -215,8 +314,11 @@ def _download(url: str, path: Path) -> None:
             partial = Path(file.name)
             while block := response.read(1 << 20):
                 file.write(block)
+                received += len(block)
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"not complete after {_DOWNLOAD_TIMEOUT_S:.0f} s")
+            if (expected := response.headers["Content-Length"]) is not None and received < int(expected):
+                raise http.client.IncompleteRead(b"", int(expected) - received)
         partial.replace(path)
     except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError, time-outs and a full disk alike
         if partial is not None:
@@ -224,7 +326,7 @@ def _download(url: str, path: Path) -> None:
                 partial.unlink()
         why = explain_failure(error, url, _HUB, proxy_for(url)).what
         raise WeightsError(
-            f"the ImageNet weights could not be downloaded from {url} ({why}): " + _ADVICE.format(folder=path.parent)
+            f"the published weights could not be downloaded from {url} ({why}): " + _ADVICE.format(path=path)
         ) from error
 
 
@@ -256,14 +358,17 @@ def _load(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _strip_names(tensors: Mapping[str, Tensor], last: str) -> dict[str, Tensor]:
-    """Remove the prefixes of DataParallel and of our own checkpoints, and leave out last layer and head."""
-    plain = {}
-    for name, tensor in tensors.items():
-        bare = name.removeprefix("module.").removeprefix("backbone.").removeprefix("network.")
-        if not bare.startswith((f"{last}.", "head.")):
-            plain[bare] = tensor
-    return plain
+def _strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes of DataParallel and of our own checkpoints, and leave out the head of the latter."""
+    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    if any(name.startswith("backbone.") for name in plain):
+        plain = {name: tensor for name, tensor in plain.items() if name.startswith("backbone.")}
+    return {name.removeprefix("backbone.").removeprefix("network."): tensor for name, tensor in plain.items()}
+
+
+def _without_last_layer(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    last = f"{last_layer(name)}."
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(last)}
 
 
 def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -279,10 +384,8 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None
     ]
     mismatches += [f"{name} is surplus" for name in tensors if name not in expected]
     if mismatches:
-        raise WeightsError(
-            f"the weights {path} do not fit backbone={backbone.name}: {'; '.join(mismatches[:3])} "
-            f"({len(mismatches)} mismatches in all): name the backbone that they were trained with"
-        )
+        why = f"{'; '.join(mismatches[:3])} ({len(mismatches)} mismatches in all)"
+        raise WeightsError(_MISFIT.format(path=path, name=backbone.name, why=why))
     if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise WeightsError(f"the weights {path} hold NaN or infinity in {broken[0]}: choose another file")
     backbone.network.load_state_dict(dict(tensors), strict=False)

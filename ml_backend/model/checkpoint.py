@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import WeightsError
 from ml_backend.images.decode import PREPROCESSING
-from ml_backend.images.transforms import IMAGENET_MEAN, IMAGENET_STD
-from ml_backend.model.backbones import Backbone, load_backbone
+from ml_backend.images.transforms import Normalisation
+from ml_backend.model.backbones import Backbone, input_side, load_backbone
 from ml_backend.model.data import TABLE, TableBackbone
 from ml_backend.model.network import McDropoutClassifier
 
@@ -83,9 +83,9 @@ def save_checkpoint(
         backbone_digest=network.backbone.digest() if frozen_backbone else None,
         dropout=network.head.dropout.p,
         preprocessing=PREPROCESSING,
-        side=options.image_side,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        side=input_side(network.backbone.name, options.image_side),
+        mean=network.backbone.normalisation.mean,
+        std=network.backbone.normalisation.std,
         seed=seed,
         options=options,
     )
@@ -130,6 +130,8 @@ def load_checkpoint(
     _require(path, "backbone", metadata.backbone, name)
     _require(path, "preprocessing", metadata.preprocessing, PREPROCESSING)
     network = McDropoutClassifier(len(metadata.classes), _backbone(path, metadata, loaded), dropout=metadata.dropout)
+    trained_with = Normalisation(metadata.mean, metadata.std)
+    _require(path, "normalisation", trained_with, network.backbone.normalisation)
     if metadata.backbone_digest is not None:
         tensors |= {name: t for name, t in network.state_dict().items() if name.startswith("backbone.")}
     try:
@@ -168,7 +170,9 @@ def load_compatible(
     checkpoint = load_checkpoint(path, classes, options.backbone if table is None else table)
     trained_part = {True: "head", False: "full"}
     _require(path, "weights", checkpoint.options.weights, options.weights)
-    _require(path, "image_side", checkpoint.options.image_side, options.image_side)
+    backbone = checkpoint.network.backbone.name
+    sides = [input_side(backbone, each.image_side) for each in (checkpoint.options, options)]
+    _require(path, "image_side", *sides)
     _require(path, "finetune", trained_part[checkpoint.frozen_backbone], trained_part[head_only])
     return checkpoint
 
@@ -181,12 +185,12 @@ def _require(path: Path, name: str, found: object, expected: object) -> None:
 def _backbone(path: Path, metadata: _Metadata, loaded: Backbone | None) -> Backbone:
     if metadata.backbone_digest is None:
         # The file's weights are loaded into it.
-        backbone = Backbone(metadata.backbone)
+        backbone = Backbone(metadata.backbone, side=metadata.side)
         backbone.weights = metadata.backbone_weights
         return backbone
     if loaded is None and metadata.backbone == TABLE:
         raise WeightsError(f"the checkpoint {path} is a head for a table of features: give that table, or train again")
-    backbone = load_backbone(metadata.backbone, metadata.backbone_weights) if loaded is None else loaded
+    backbone = load_backbone(metadata.backbone, metadata.backbone_weights, metadata.side) if loaded is None else loaded
     if backbone.digest() != metadata.backbone_digest:
         if metadata.backbone == TABLE:
             raise WeightsError(f"the checkpoint {path} is a head for another table of features: train again")

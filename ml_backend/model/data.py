@@ -21,7 +21,7 @@ from ml_backend.errors import RoundError, TooFewLabels
 from ml_backend.images.cache import DiskCache, ImageCache
 from ml_backend.images.dataset import load_labelled, read_ahead
 from ml_backend.images.decode import Pixels
-from ml_backend.images.transforms import augment, to_input
+from ml_backend.images.transforms import IMAGENET, Normalisation, augment, to_input
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.hardware import Precision, find_executable_batch_size, generator
 from ml_backend.schemas import Exclusion, ImageRef, Label
@@ -206,7 +206,7 @@ class FeatureExtractor(FeatureSource):
         parts = [torch.empty(0, self._dims, device=self._device)]
         for part in torch.split(pixels, batch):
             # Moved as bytes: a twelfth of the size of the network's input.
-            inputs = self._precision.format_images(to_input(part.to(self._device)))
+            inputs = self._precision.format_images(to_input(part.to(self._device), self._backbone.normalisation))
             with self._precision.autocast():
                 parts.append(self._network(inputs).float())
         return torch.cat(parts)
@@ -215,7 +215,8 @@ class FeatureExtractor(FeatureSource):
     def _network(self) -> nn.Module:
         """A copy for inference, made on first use; on a CPU with folded normalisations, which is a third faster."""
         network = copy.deepcopy(self._backbone.network).eval().to(self._device)
-        return self._precision.place(fuse(network) if self._device.type == "cpu" else network)
+        fusable = self._device.type == "cpu" and self._backbone.traceable
+        return self._precision.place(fuse(network) if fusable else network)
 
 
 def cached_features(cache: DiskCache, key: str) -> Float32[npt.NDArray[np.float32], " dims"] | None:
@@ -305,10 +306,11 @@ class TableBackbone(Backbone):
         nn.Module.__init__(self)
         self.name = TABLE
         self.weights = TABLE
+        self.normalisation = IMAGENET
         self.dims = table.dims
         self._table = table
 
-    def forward(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images dims"]:
+    def forward(self, images: Float32[Tensor, "images channels side side"]) -> Float32[Tensor, "images dims"]:
         """Always raises RoundError: there are no images."""
         del images
         raise RoundError(_NO_IMAGES)
@@ -363,6 +365,7 @@ class PixelExamples:
 
     pixels: UInt8[Tensor, "images side side"]
     targets: Int64[Tensor, " images"]
+    normalisation: Normalisation = IMAGENET
 
     def augmentation(self, seed: int) -> Augmentation:
         """The augmentation of one training; the same seed repeats it."""
@@ -372,7 +375,7 @@ class PixelExamples:
     def inputs(self, rows: Int64[Tensor, " batch"], augmentation: Augmentation | None) -> Tensor:
         """The network's input for these rows (indices on the CPU)."""
         pixels: Tensor = self.pixels[rows].to(self.targets.device)
-        return to_input(pixels if augmentation is None else augmentation(pixels))
+        return to_input(pixels if augmentation is None else augmentation(pixels), self.normalisation)
 
     def select(self, rows: Int64[Tensor, " images"]) -> Self:
         """A copy of these rows."""
@@ -437,10 +440,13 @@ class LabelledDataset:
         images: ImageCache,
         device: torch.device,
         progress: Callable[[int], None],
+        *,
+        normalisation: Normalisation,
     ) -> Self:
-        """Pixels on the CPU, targets on the device of the training."""
+        """Pixels on the CPU, targets on the device of the training; the network's normalisation."""
         loaded = load_labelled(labels, classes, images.read, progress)
-        return cls(loaded.images, PixelExamples(loaded.pixels, loaded.targets.to(device)), loaded.exclusions)
+        examples = PixelExamples(loaded.pixels, loaded.targets.to(device), normalisation)
+        return cls(loaded.images, examples, loaded.exclusions)
 
     def select(self, labels: Sequence[Label]) -> Self:
         """The part of these labels, in their order."""

@@ -15,10 +15,11 @@ from ml_backend.images.cache import ImageCache
 from ml_backend.images.dataset import read_ahead
 from ml_backend.images.source import ImageSource
 from ml_backend.model import training
-from ml_backend.model.backbones import Backbone, load_backbone
+from ml_backend.model.backbones import Backbone, input_side, load_backbone
 from ml_backend.model.checkpoint import FILE_NAME, load_compatible, save_checkpoint
 from ml_backend.model.data import (
     FOLDER,
+    TABLE,
     FeatureExamples,
     FeatureExtractor,
     FeatureSource,
@@ -75,8 +76,8 @@ class McDropoutLearner:
         table: of features, for a simulation without images; backbone and weights of the options are ignored.
 
     Raises:
-        SettingsError: ``cuda`` on a machine without a usable GPU, a precision that the device lacks,
-            ``min_epochs`` above ``epochs``, or ``finetune: full`` with a table.
+        SettingsError: ``cuda`` on a machine without a usable GPU, a precision that the device lacks, a network that
+            timm does not have, ``min_epochs`` above ``epochs``, or ``finetune: full`` with a table.
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class McDropoutLearner:
         self._cache_limit_bytes = cache_limit_bytes
         self._seed = seed
         self._progress = progress
-        self._images = ImageCache(source, cache / IMAGES, options.image_side, cache_limit_bytes)
+        self._side = input_side(options.backbone if table is None else TABLE, options.image_side)
+        self._images = ImageCache(source, cache / IMAGES, self._side, cache_limit_bytes)
         self._feature_folder = cache / FOLDER
         self._table = None if table is None else TableBackbone(table)
         on_cpu = self._device.type == "cpu"
@@ -325,12 +327,14 @@ class McDropoutLearner:
     ) -> LabelledDataset:
         if self._head_only:
             return LabelledDataset.from_features(labels, classes, self._frozen_extractor(), progress)
-        return LabelledDataset.from_pixels(labels, classes, self._images, self._device, progress)
+        return LabelledDataset.from_pixels(
+            labels, classes, self._images, self._device, progress, normalisation=self._backbone().normalisation
+        )
 
     def _backbone(self) -> Backbone:
         """The backbone as loaded; never trained."""
         if self._loaded is None:
-            self._loaded = load_backbone(self._options.backbone, self._options.weights)
+            self._loaded = load_backbone(self._options.backbone, self._options.weights, self._side)
         return self._loaded
 
     def _frozen_extractor(self) -> FeatureSource:

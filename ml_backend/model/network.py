@@ -105,11 +105,11 @@ class DropoutHead(nn.Module):
 
 
 class McDropoutClassifier(nn.Module):
-    """A torchvision backbone, global average pooling and a ``DropoutHead``.
+    """A backbone with pooled features and a ``DropoutHead``.
 
     Args:
         classes: number of classes, at least 2.
-        backbone: torchvision's name of the network, or a loaded backbone.
+        backbone: name of the network, see ``backbones.Backbone``; or a loaded backbone.
         weights: of the backbone: ``imagenet``, ``none`` (untrained, the same every time), or a file; ignored if the
             backbone is loaded.
         dropout: rate of the head.
@@ -132,11 +132,11 @@ class McDropoutClassifier(nn.Module):
         self.backbone = load_backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.head = DropoutHead(self.backbone.dims, classes, dropout)
 
-    def features(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images dims"]:
+    def features(self, images: Float32[Tensor, "images channels side side"]) -> Float32[Tensor, "images dims"]:
         """Pooled backbone features: the input of the head."""
         return cast("Tensor", self.backbone(images)).float()
 
-    def forward(self, images: Float32[Tensor, "images 3 side side"]) -> Float32[Tensor, "images classes"]:
+    def forward(self, images: Float32[Tensor, "images channels side side"]) -> Float32[Tensor, "images classes"]:
         """Logits."""
         return cast("Tensor", self.head(self.features(images)))
 
@@ -148,7 +148,7 @@ class McDropoutClassifier(nn.Module):
         Everything but the dropout runs in eval mode; the module's own mode is restored.
 
         Args:
-            images: [images, 3, side, side], normalised (see ``images.transforms.to_input``), or a loader of such
+            images: [images, channels, side, side], normalised (see ``images.transforms.to_input``), or a loader of such
                 batches (the first element of a tuple counts).
             passes: T.
             seed: of the masks: the same for every batch size.

@@ -45,6 +45,7 @@ from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.publisher import LabelStudioPublisher, is_lost, low_water, read_serving
 from ml_backend.label_studio.sync import Counts, LabelStudioLabels, shared_digests
 from ml_backend.model import inference
+from ml_backend.model.backbones import input_side
 from ml_backend.model.checkpoint import FILE_NAME
 from ml_backend.model.ensemble import EnsembleLearner, make_learner
 from ml_backend.model.inference import hardware_fingerprint
@@ -370,7 +371,7 @@ class LiveProject(Project):
         Returns:
             Whether that differs from what was noted before.
         """
-        context, side = self.context, self.options.image_side
+        context, side = self.context, input_side(self.options.backbone, self.options.image_side)
         known = context.read_digests(images)
         unread = [image for image in images if image.uri not in known]
         limit = int(context.settings.cache_gb * BYTES_PER_GB)

@@ -137,6 +137,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision,
+        "timm": metadata.version("timm"),
         "numpy": np.__version__,
     }
 

@@ -357,6 +357,8 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
         BackendError: the project is not connected, or its options are wrong.
         OSError: the disk refuses.
     """
+    from ml_backend.model.backbones import input_side  # noqa: PLC0415 - imports torch
+
     store = RoundStore(settings.data_dir)
     project = store.project(key)
     connection, mirror = project.connection(), ReadingStore(project.folder).mirror(TaskCache)
@@ -369,7 +371,9 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
         LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client,
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as source,
     ):
-        cache = ImageCache(with_plugins(source), store.cache / "images", options.image_side)
+        cache = ImageCache(
+            with_plugins(source), store.cache / "images", input_side(options.backbone, options.image_side)
+        )
 
         def draw(one: RoundReport) -> int:
             return thumbnails.keep(one.request.round_id, draw_images(_images(one, mirror, config), cache))

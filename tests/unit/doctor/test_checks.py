@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision import models
 
 from ml_backend.doctor import checks
 from ml_backend.doctor.checks import (
@@ -21,6 +20,7 @@ from ml_backend.doctor.checks import (
 )
 from ml_backend.doctor.runner import examine
 from ml_backend.errors import SettingsError
+from ml_backend.model.backbones import Backbone
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.storage import RoundStore
 from tests.fakes import make_fit, make_report
@@ -347,7 +347,7 @@ class TestMachine:
         found = installation.examine()
 
         assert failures(found) == {"weights"}
-        assert "ImageNet's weights for resnet18: not on this machine" in found["weights"].seen
+        assert "the published weights of resnet18: not on this machine" in found["weights"].seen
         assert str(tmp_path / "hub" / "checkpoints") in found["weights"].remedy
 
     def test_a_server_without_torch_skips_what_is_the_workers(self, installation, monkeypatch):
@@ -573,7 +573,7 @@ class TestStepMemory:
         assert first < step_memory("resnet18", 224, half=False).per_image < 20 * first
 
     def test_counts_every_weight_once(self):
-        weights = sum(parameter.numel() for parameter in models.resnet18().parameters())
+        weights = sum(parameter.numel() for parameter in Backbone("resnet18").parameters())
 
         assert step_memory("resnet18", 64, half=False).fixed == PER_WEIGHT * weights + CUDA_OVERHEAD
 
@@ -582,6 +582,11 @@ class TestStepMemory:
 
         assert half.per_image == whole.per_image // 2
         assert half.fixed == whole.fixed
+
+    def test_a_network_of_timm(self):
+        small, large = (step_memory("timm/test_vit", side, half=False) for side in (64, 128))
+
+        assert large.per_image > 4 * small.per_image
 
     def test_an_unknown_network(self):
         with pytest.raises(SettingsError, match="resnet51"):

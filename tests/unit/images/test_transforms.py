@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml_backend.images.transforms import augment, to_input
+from ml_backend.images.transforms import Normalisation, augment, to_input
 
 
 def film(side: int = 41) -> Tensor:
@@ -26,6 +26,12 @@ class TestToInput:
         assert inputs.shape == (1, 3, 1, 2)
         assert inputs[0, :, 0, 0].tolist() == pytest.approx([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225])
         assert inputs[0, :, 0, 1].tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+
+    def test_one_channel(self) -> None:
+        """torchxrayvision's: from -1024 to 1024."""
+        inputs = to_input(torch.tensor([[[255, 0]]], dtype=torch.uint8), Normalisation((0.5,), (1 / 2048,)))
+
+        assert inputs.tolist() == [[[[1024.0, -1024.0]]]]
 
 
 class TestAugment:

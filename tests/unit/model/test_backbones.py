@@ -195,7 +195,7 @@ class TestImagenet:
         torch.save(tensors, tmp_path / "served-00000000.pth")
         monkeypatch.setattr(backbones, "_imagenet_url", lambda _: (tmp_path / "served-00000000.pth").as_uri())
 
-        with pytest.raises(WeightsError, match=r"is damaged: its sha256 .* try again, or put the file into"):
+        with pytest.raises(WeightsError, match=r"is damaged: its sha256 .* try again, or put the file there as"):
             load_backbone("shufflenet_v2_x0_5", "imagenet")
         assert not list(hub.iterdir())
 
