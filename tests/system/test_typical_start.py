@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from torchvision.models import resnet18
 
 from ml_backend.demo.options import draw_images
 from ml_backend.rounds.cold_start import random_order
@@ -20,8 +22,12 @@ OPTIONS = SMALL_NETWORK | {
 
 
 @pytest.fixture(scope="module")
-def project(live_project) -> LiveProject:
-    project: LiveProject = live_project(draw_images(40, seed=17, side=64), OPTIONS)
+def project(live_project, tmp_path_factory) -> LiveProject:
+    """With weights from a file: those of ``weights=none`` would leave the order random."""
+    weights = tmp_path_factory.mktemp("weights") / "resnet18.pt"
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), weights)
+    project: LiveProject = live_project(draw_images(40, seed=17, side=64), OPTIONS | {"weights": str(weights)})
     project.wait_for(lambda report: report.ranking.strategy == "typiclust")
     return project
 
