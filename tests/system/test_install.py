@@ -20,7 +20,7 @@ from tests.package import CLEAN, Pip, build
 pytestmark = pytest.mark.system
 IMAGES = 6
 SMALL = ("--option", "backbone=resnet18", "--option", "weights=none", "--option", "image_side=64")
-EXTRA = "needs torch, torchvision, sklearn, safetensors, threadpoolctl, which are not installed"
+EXTRA = "needs torch, torchvision, sklearn, safetensors, threadpoolctl, timm, which are not installed"
 
 
 class InstalledBackend(Backend):
