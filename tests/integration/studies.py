@@ -21,6 +21,13 @@ OPTIONS = {
     "batch_size": 4,
     "precision": "float32",
 }
+LIVE: dict[str, object] = {
+    "start": "live",
+    "initial": 0,
+    "budget": 24,
+    "options": ProjectOptions.resolve({**OPTIONS, "min_labels_per_class": 3}, environ={}).model_dump(mode="json"),
+}
+"""Changes of a plan: seven rounds, the first of them without a network."""
 
 
 def draw_table(folder: Path, *, validation: bool = True) -> Path:

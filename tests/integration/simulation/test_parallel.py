@@ -17,7 +17,7 @@ from ml_backend.simulation.plan import StudyPlan
 from ml_backend.simulation.run import do_run, open_study
 from ml_backend.simulation.run_log import RunLog
 from tests.integration.processes import free_port, wait_until
-from tests.integration.studies import begin_study
+from tests.integration.studies import LIVE, begin_study
 
 
 def nothing() -> None:
@@ -38,9 +38,9 @@ def done(plan: StudyPlan, out: Path) -> list[object]:
     return found
 
 
-def alone(folder: Path, out: Path) -> list[object]:
+def alone(folder: Path, out: Path, **changes: object) -> list[object]:
     """The same study, in this process."""
-    plan = begin_study(folder, out)
+    plan = begin_study(folder, out, **changes)
     for run in plan.runs():
         do_run(run, open_study(plan, out), RunLog(out, run.name))
     return done(plan, out)
@@ -136,12 +136,13 @@ class TestAnyRedis:
         assert RunLog(tmp_path / "out", first.name).is_done
 
     def test_a_worker_elsewhere_does_the_runs(self, tmp_path, redis, start):
-        plan = begin_study(tmp_path / "data", tmp_path / "out")
+        """From a live start, so that a worker needs the cold start too."""
+        plan = begin_study(tmp_path / "data", tmp_path / "out", **LIVE)
         start(sys.executable, "-m", "ml_backend", "work", "--study", AL_DEVICE="cpu")
 
         StudyQueue(redis, tmp_path / "out").do([run.name for run in plan.runs()], nothing)
 
-        assert done(plan, tmp_path / "out") == alone(tmp_path / "data", tmp_path / "alone")
+        assert done(plan, tmp_path / "out") == alone(tmp_path / "data", tmp_path / "alone", **LIVE)
 
     def test_a_run_that_cannot_be_done_is_told_with_its_reason(self, tmp_path, redis, start):
         """On the worker the folder is missing: not shared."""

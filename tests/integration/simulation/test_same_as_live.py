@@ -19,7 +19,7 @@ from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.plan import StudyPlan
 from ml_backend.simulation.run import do_run, open_study
 from ml_backend.simulation.run_log import RoundRow, RunLog
-from tests.integration.studies import CLASSES, OPTIONS, begin_study, draw_table
+from tests.integration.studies import CLASSES, LIVE, OPTIONS, begin_study, draw_table
 
 
 class FakeLabelStudio(Project):
@@ -75,19 +75,11 @@ def test_the_batches_are_the_same(tmp_path: Path, strategy: str) -> None:
 @pytest.mark.parametrize("cold_start", get_args(ProjectOptions.model_fields["cold_start"].annotation))
 def test_those_of_a_live_start_too(tmp_path: Path, cold_start: str) -> None:
     """From the first label on; the images of the validation side are on the training side."""
-    chosen = {**OPTIONS, "min_labels_per_class": 3, "cold_start": cold_start}
-    options = ProjectOptions.resolve(chosen, environ={}).model_dump(mode="json")
+    options = {**OPTIONS, "min_labels_per_class": 3, "cold_start": cold_start}
+    chosen = ProjectOptions.resolve(options, environ={}).model_dump(mode="json")
     draw_table(tmp_path / "data")
-    plan = begin_study(
-        tmp_path / "data",
-        tmp_path / "out",
-        start="live",
-        initial=0,
-        options=options,
-        strategies=("entropy",),
-        seeds=(3,),
-        budget=24,
-    )
+    changes = {**LIVE, "options": chosen, "strategies": ("entropy",), "seeds": (3,)}
+    plan = begin_study(tmp_path / "data", tmp_path / "out", **changes)
 
     trained = simulated_as_live(tmp_path, plan)
 

@@ -176,7 +176,7 @@ class TestOptions:
             ({"option": ("loss=weighted",)}, "give --loss"),
             ({"option": ("batch_size=3",)}, "give --batch-size"),
             ({"option": ("dropout=0.1", "dropout=0.2")}, "dropout is given twice"),
-            ({"option": ("dropuot=0.1",)}, "dropuot.*no such option; known are strategy"),
+            ({"option": ("dropuot=0.1",)}, "dropuot.*no such option; known are .*strategy"),
             ({"option": ("dropout=2",)}, "dropout='2'.*less than 1"),
         ],
     )
