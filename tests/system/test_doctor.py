@@ -441,7 +441,7 @@ def test_everything_is_labelled(checked: CheckedProject) -> None:
     page = " ".join(checked.live.page().text.split())
 
     assert failures(blocked) == set()
-    assert "lower the option min_labels_per_class, 25 now" in blocked["labelling"].seen
+    assert "lower the option min_labels_per_class, 5 now" in blocked["labelling"].seen
     assert (stuck["state"], stuck["standing"]["verdict"]) == ("done", "blocked")
     assert stuck["queue"]["last_error"]["kind"] == done["queue"]["last_error"]["kind"] == "EmptyPool"
     assert shown.exit_code == 0, shown.output
