@@ -387,7 +387,7 @@ PROFILES: Final[Mapping[str, Mapping[str, object]]] = {
     # The defaults are those of Gabriel et al. 2025 (arXiv:2508.21263).
     "paper": {},
     # docs/experiments.md gives what it gains.
-    "best": {"committee": 5, "cold_start": "herding"},
+    "best": {"committee": 5, "cold_start": "herding", "min_labels_per_class": 5},
 }
 """Options of each profile, where they differ from the defaults."""
 
@@ -413,7 +413,7 @@ class ProjectOptions(BaseModel):
     )
     retrain_after: int = Field(20, ge=1, description="changed annotations that start the next round")
     min_labels_per_class: int = Field(
-        5, ge=2, description="labels of two classes from which on a network is trained; no other class is waited for"
+        2, ge=2, description="labels of two classes from which on a network is trained; no other class is waited for"
     )
     cold_start: ColdStart = Field(
         "random",

@@ -12,7 +12,6 @@ from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
 RANDOM: Final = "random"
 BASELINE: Final = "baseline"  # no strategy: every label of the training side
 LOCAL_PROJECT: Final = ProjectKey(id=1, created=0)
-# A given start set is complete: a round trains on those of its images that the readers gave a class.
 LEAST_TO_TRAIN: Final = 2
 INITIAL: Final = 25  # images of every class in a given start set, as in Gabriel et al. 2025 (arXiv:2508.21263)
 MISMATCHED: Final = {"command", "started_at"}  # may differ where a study goes on
@@ -110,11 +109,10 @@ class StudyPlan(FrozenModel):
         # Every field that is an option, also one that was added later.
         fields = RoundRequest.model_fields.keys() & ProjectOptions.model_fields.keys()
         chosen = {name: getattr(options, name) for name in fields}
-        if self.start == "given":
+        if self.start == "given" or run.strategy == RANDOM:
+            # A given start set is complete. The reference is a team without active learning: its order is random from
+            # the first label on, and its networks, which order nothing, are measured as soon as they can be trained.
             chosen |= {"min_labels_per_class": LEAST_TO_TRAIN, "cold_start": "random"}
-        elif run.strategy == RANDOM:
-            # The reference is a team without active learning: a random order from the first label on.
-            chosen["cold_start"] = "random"
         return RoundRequest(
             project=LOCAL_PROJECT,
             round_id="r000001",

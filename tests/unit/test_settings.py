@@ -20,7 +20,7 @@ class TestProjectOptions:
         """20 images a round, 20 % of the labels for validation, patience 3."""
         options = ProjectOptions.resolve(environ={})
 
-        assert (options.batch_size, options.min_labels_per_class, options.patience) == (20, 5, 3)
+        assert (options.batch_size, options.min_labels_per_class, options.patience) == (20, 2, 3)
         assert (options.validation_share, options.loss) == (0.2, "weighted")
 
     def test_a_profile_gives_the_options_that_are_set_nowhere(self):

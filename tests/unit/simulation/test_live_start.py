@@ -102,10 +102,11 @@ class TestRun:
         assert [row.labels for row in log.read()[0]] == [0, 5, 10, 15, 20, 25, 30]
 
     def test_random_is_a_team_without_active_learning(self):
-        plan = live_plan(cold_start="typiclust")
+        plan = live_plan(enough=5, cold_start="typiclust")
+        random, entropy = plan.request(RANDOM_RUN, CLASSES), plan.request(ENTROPY, CLASSES)
 
-        assert plan.request(RANDOM_RUN, CLASSES).cold_start == "random"
-        assert plan.request(ENTROPY, CLASSES).cold_start == "typiclust"
+        assert (random.cold_start, random.min_labels_per_class) == ("random", 2)
+        assert (entropy.cold_start, entropy.min_labels_per_class) == ("typiclust", 5)
         given = tiny_plan(options=plan.options)
         assert given.request(ENTROPY, CLASSES).cold_start == "random"
         assert given.request(ENTROPY, CLASSES).min_labels_per_class == 2
@@ -205,6 +206,7 @@ class TestStudy:
         assert set(results.summary.first_ranking) == {"random", "entropy"}
 
     def test_stopped_in_the_cold_start_goes_on_to_the_same_tables(self, options, tmp_path, monkeypatch):
+        options = replace(options, no_random=True)
         simulate(replace(options, out=tmp_path / "whole"), Console(file=io.StringIO()))
         monkeypatch.setattr(study, "do_run", stopping(2))
         with pytest.raises(KeyboardInterrupt):
@@ -219,11 +221,12 @@ class TestStudy:
 
     def test_without_any_network_says_why_there_is_no_report(self, options):
         text = io.StringIO()
-        results = simulate(replace(options, seeds="1", min_labels_per_class=20), Console(file=text, width=200))
+        changed = replace(options, seeds="1", min_labels_per_class=20, no_random=True)
+        results = simulate(changed, Console(file=text, width=200))
 
         assert results.rounds == ()
-        assert len(results.cold) == 12
-        assert results.summary.first_ranking == {"random": (None,) * 3, "entropy": (None,) * 3}
+        assert len(results.cold) == 6
+        assert results.summary.first_ranking == {"entropy": (None,) * 3}
         assert "no network was trained: 25 labels did not complete the start; give a larger --budget" in text.getvalue()
         assert not (options.out / "report.html").exists()
 
