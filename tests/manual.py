@@ -87,6 +87,12 @@ RUNNERS: tuple[Runner, ...] = (
         "ml-backend simulate --start given --labels", _TABLES, "--seeds 1 --initial 3 --workers 1", f"{_FEW}; {_ALONE}"
     ),
     Runner(
+        "ml-backend simulate --labels",
+        _TABLES,
+        "--seeds 1 --budget 40 --passes 10 --workers 1",
+        f"an ensemble and twenty seeds take minutes; {_ALONE}",
+    ),
+    Runner(
         "ml-backend simulate --images images/",
         _TABLES,
         "--seeds 1 --min-labels-per-class 3 --backbone shufflenet_v2_x0_5 --weights none",
@@ -157,6 +163,7 @@ RUNNERS: tuple[Runner, ...] = (
     Runner(
         "pip install", "tests/test_package.py", why="resolved, not installed; tests/system/test_install.py installs"
     ),
+    Runner("hf download", _HERE, why="NOT run: it downloads gigabytes; tests load files of the same layout"),
     Runner("make audit", _HERE, why="NOT run: it asks a registry for what is known today; make reads the line"),
     Runner("uv pip install", _HERE, why="NOT run: gigabytes, and the environment of the tests; uv knows its options"),
     Runner("AL_SCREENSHOTS=docs", _HERE, why="NOT run: it writes into docs; the file that it names runs"),

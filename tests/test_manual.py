@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,14 @@ class TestMake:
 
 
 class TestNotRun:
+    def test_hf_knows_the_options(self):
+        found = [one for one in commands_run_by(__file__) if one.words[0] == "hf"]
+        hf = Path(sys.executable).with_name("hf")  # of the worker's packages
+        data = subprocess.run([hf, "download", "--help"], capture_output=True, text=True, timeout=60, check=True)
+
+        assert {word for one in found for word in one.words if word.startswith("--")} == {"--local-dir"}
+        assert "--local-dir" in data.stdout
+
     def test_uv_knows_the_options(self):
         [command] = [one for one in commands_run_by(__file__) if one.words[0] == "uv"]
         uv = shutil.which("uv") or str(ROOT / ".tools" / "uv" / "bin" / "uv")
@@ -196,5 +205,4 @@ class TestNotRun:
         )
         rest = CHECKED_HERE - {f"make {target}" for target in targets}
 
-        assert {text.split()[0] for text in rest} == {"uv", "AL_SCREENSHOTS=docs"}
-        assert len(rest) == 2
+        assert {text.split()[0] for text in rest} == {"uv", "hf", "AL_SCREENSHOTS=docs"}
