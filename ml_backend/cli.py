@@ -80,8 +80,8 @@ def connect(
             "--option",
             "-o",
             metavar="NAME=VALUE",
-            help="a project option, e.g. -o strategy=batch_bald; replaces all options of the connection. "
-            "Without profile=paper, profile=best is set",
+            help="a project option, e.g. -o strategy=batch_bald; replaces all options of the connection "
+            "but its profile; a new connection has profile=best unless profile=paper is given",
         ),
     ] = None,
     create: Annotated[
@@ -206,7 +206,7 @@ def simulate(
     batch_size: Annotated[int | None, typer.Option(help="images per round")] = None,
     initial: Annotated[int | None, typer.Option(help="labelled images per class in a given start")] = None,
     min_labels_per_class: Annotated[
-        int | None, typer.Option(help="labels of every class before the first network of a live start")
+        int | None, typer.Option(help="labels of two classes before the first network of a live start")
     ] = None,
     cold_start: Annotated[
         str | None, typer.Option(help="order before the first network of a live start; `random` keeps to random")

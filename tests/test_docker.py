@@ -524,7 +524,7 @@ class TestWeights:
         with pytest.raises(WeightsError, match="could not be downloaded") as caught:
             weights.main("resnet18")
 
-        assert f"put the file into {tmp_path}/hub/checkpoints" in str(caught.value)
+        assert f"put the file there as {tmp_path}/hub/checkpoints/resnet18-f37072fd.pth" in str(caught.value)
 
 
 def resnet18(seed: int) -> bytes:

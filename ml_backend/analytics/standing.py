@@ -65,6 +65,7 @@ def start_estimate(
     seed: int = 0,
     *,
     random_order: bool = True,
+    can_seek: bool = True,
 ) -> StartEstimate:
     """Estimate how many images must be labelled until two classes have their labels.
 
@@ -77,6 +78,7 @@ def start_estimate(
         pool: images without a label.
         seed: of the draws: the same numbers give the same estimate.
         random_order: whether the order of the start is random; where not, the sentence says what the estimate assumes.
+        can_seek: whether the backbone's features are trained, so that another start would seek rare classes.
     """
     missing = {name: minimum - count for name, count in labels_per_class.items() if count < minimum}
     if can_train(labels_per_class, minimum):
@@ -88,7 +90,8 @@ def start_estimate(
         needed = f"{_listed(parts)} needed"
     else:
         needed = f"{_listed(parts, 'or')} needed" if classes == 1 else f"two of {_listed(parts)} needed"
-    ways_out = _ways_out(minimum, random_order=random_order)
+    seen = any(labels_per_class[name] for name in missing)
+    ways_out = _ways_out(minimum, seek=random_order and can_seek and seen and pool > 0)
     if sum(sorted(missing.values())[:classes]) > pool:
         words = {0: "no image without a label is left", 1: "the one image without a label cannot hold them"}
         why = words.get(pool, f"the {pool} images without a label cannot hold them")
@@ -142,10 +145,10 @@ def _listed(parts: Sequence[str], word: str = "and") -> str:
     return f"{', '.join(parts[:-1])} {word} {parts[-1]}" if len(parts) > 1 else parts[0]
 
 
-def _ways_out(minimum: int, *, random_order: bool) -> tuple[str, ...]:
+def _ways_out(minimum: int, *, seek: bool) -> tuple[str, ...]:
     """Alternatives to waiting where no second class comes."""
     ways_out = []
-    if random_order:
+    if seek:
         ways_out.append("set the option cold_start=herding: images that resemble a class with few labels come first")
     if minimum > 2:
         ways_out.append(f"lower the option min_labels_per_class, {minimum} now and 2 at least")
@@ -331,7 +334,8 @@ def project_standing(
             counts,
             options.min_labels_per_class,
             waiting + skipped,
-            random_order=options.cold_start == "random",
+            random_order=not seeks(options.cold_start, options.weights),
+            can_seek=options.weights != "none",
         )
 
     number = len({images.copies(task) for task in mirror.tasks})

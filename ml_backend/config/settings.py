@@ -546,7 +546,9 @@ class ProjectOptions(BaseModel):
     @classmethod
     def _two_passes_each(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and 2 * value > (passes := info.data.get("passes", 2 * value)):
-            raise ValueError(f"must be at most half of passes, which is {passes}: every network draws two or more")
+            raise ValueError(
+                f"must be at most half of passes, which is {passes}: a network draws two or more; or set committee=1"
+            )
         return value
 
     @field_validator("retrain")

@@ -901,7 +901,7 @@ def check_weights(context: CheckContext) -> Result:
     require("worker", WORKERS_CHECK)
     import torch
 
-    from ml_backend.model.backbones import build_network, hub_folder, load_backbone, weights_file
+    from ml_backend.model.backbones import build_network, load_backbone, published_weights, weights_file
 
     options = context.options
     if options.backbone in plugins("backbones"):
@@ -913,15 +913,17 @@ def check_weights(context: CheckContext) -> Result:
         return ok(f"none for {options.backbone}, as set in the options: it is untrained")
     path = weights_file(options.backbone, options.weights)
     if path is None:
-        if options.weights == "imagenet":
-            missing = f"the published weights of {options.backbone}"
-            remedy = f"let the worker fetch them at its first round; without internet put the file into {hub_folder()}"
+        own = "set the option weights to a file of yours, or to none for an untrained network"
+        published = published_weights(options.backbone) if options.weights == "imagenet" else None
+        if options.weights != "imagenet":
+            missing, remedy = f"the file {options.weights}: not on this machine", f"put it there; or {own}"
+        elif published is None:
+            missing, remedy = f"the published weights of {options.backbone}: there are none", own
         else:
-            missing, remedy = f"the file {options.weights}", "put it there"
-        return failed(
-            f"{missing}: not on this machine",
-            f"{remedy}; or set the option weights to a file of yours, or to none for an untrained network",
-        )
+            url, path = published
+            missing = f"the published weights of {options.backbone}: not on this machine"
+            remedy = f"let the worker fetch them at its first round; without internet save {url} as {path}; or {own}"
+        return failed(missing, remedy)
     try:
         load_backbone(options.backbone, options.weights, options.image_side)
     except WeightsError as error:

@@ -337,7 +337,8 @@ def connect_project(
         backend_url: where Label Studio reaches this backend.
         options: of the project, stored as the connection's ``extra_params``; None keeps the present ones.
         client: instead of one made from the settings.
-        profile: of a new connection and of new options, unless these, the label config or the environment set one.
+        profile: of a new connection, unless the options, the label config or the environment set one. New options of an
+            existing connection keep its profile.
 
     Returns:
         A line that names what is learned, then one for each change, or one that nothing had to change.
@@ -352,8 +353,10 @@ def connect_project(
     project, backend = client.project(project_id), find_backend(client, project_id, url)
     # Everything that can be wrong is checked before anything is changed.
     config = parse_label_config(project["label_config"])
-    if profile is not None and (backend is None or options is not None):
-        options = _with_profile(profile, options or {}, config.attributes)
+    if backend is None and profile is not None and f"{OPTION_PREFIX}profile" not in config.attributes:
+        options = ({} if "AL_PROFILE" in os.environ else {"profile": profile}) | dict(options or {})
+    elif backend is not None and options is not None and (kept := (backend.get("extra_params") or {}).get("profile")):
+        options = {"profile": kept, **options}
     params = (backend or {}).get("extra_params") if options is None else options
     resolved = ProjectOptions.resolve(dict(params or {}), config.attributes)
     learned = question(config, resolved)
@@ -372,12 +375,6 @@ def connect_project(
         connection.changes.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
     notes = prediction_notes(client, project_id, held_before)
     return [learned, *(connection.changes or [NOTHING_TO_CHANGE]), *notes]
-
-
-def _with_profile(profile: str, options: Mapping[str, object], attributes: Mapping[str, str]) -> Mapping[str, object]:
-    """The options with this profile, unless they, the label config or the environment set one."""
-    is_set = "profile" in options or f"{OPTION_PREFIX}profile" in attributes or "AL_PROFILE" in os.environ
-    return options if is_set else {"profile": profile, **options}
 
 
 def prediction_notes(client: LabelStudioClient, project_id: int, before: Mapping[str, int]) -> list[str]:

@@ -238,15 +238,19 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     if weights == "none" or (weights == "imagenet" and backbone in plugins("backbones")):
         return None
     if weights == "imagenet":
-        published = _published(backbone)
+        published = published_weights(backbone)
         path = None if published is None else published[1]
     else:
         path = Path(weights).expanduser()
     return path if path is not None and path.is_file() else None
 
 
-def _published(backbone: str) -> tuple[str, Path] | None:
-    """Address of the published weights, and the file that has or will have them; None if there are none."""
+def published_weights(backbone: str) -> tuple[str, Path] | None:
+    """Address of the published weights, and the file that has or will have them; None if there are none.
+
+    Raises:
+        SettingsError: no such backbone.
+    """
     if (known := find_network(backbone)) is None:
         url = _imagenet_url(backbone)
         return None if url is None else (url, hub_folder() / Path(urlparse(url).path).name)
@@ -274,7 +278,7 @@ def hub_folder() -> Path:
 
 
 def _published_file(name: str) -> Path:
-    published = _published(name)
+    published = published_weights(name)
     if published is None:
         raise WeightsError(
             f"there are no published weights of {name} to load as `weights: imagenet`: name a file, or set "

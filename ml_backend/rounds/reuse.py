@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from ml_backend.acquisition import seeded_order
-from ml_backend.errors import BackendError, StorageError
+from ml_backend.errors import BackendError, SettingsError, StorageError, WeightsError
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.cold_start import unreadable_pool
@@ -244,7 +244,11 @@ def rerank(
         ranking = rank_all(request, strategy, predictions, [image.id for image in data.pool])
     if not ranking.image_ids:
         raise unreadable_pool(len(data.pool), predictions.exclusions)
-    ranking, start_features = seek_few_labels(request, learner, data, ranking, timer)
+    start_features = None
+    try:
+        ranking, start_features = seek_few_labels(request, learner, data, ranking, timer)
+    except (SettingsError, WeightsError) as error:  # the passes are stored, and the backbone may be gone
+        log.warning("classes with few labels are not sought", error=str(error))
     ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
     ranking = spread_batches(request, ranking, data.pool, learner.embed)
     report = RoundReport(

@@ -21,7 +21,7 @@ from ml_backend.errors import EmptyPool, UnusablePool, WorkerStopping
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.cold_start import Embedded, StartFeatures, random_order, unreadable_pool
 from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
-from ml_backend.rounds.split import Sides, mix_in_holdout, stable_split
+from ml_backend.rounds.split import Sides, can_split, mix_in_holdout, stable_split
 from ml_backend.rounds.spread import spread_batches
 from ml_backend.schemas import (
     Annotation,
@@ -61,8 +61,8 @@ class ProjectData:
         return {name: counts[name] for name in classes}
 
     def is_cold_start(self, request: RoundRequest) -> bool:
-        """Whether fewer than two classes have the labels that a training needs."""
-        return not can_train(self.per_class(request.classes), request.min_labels_per_class)
+        """Whether fewer than two classes have the labels that a training needs, or no class has two patients."""
+        return not (can_train(self.per_class(request.classes), request.min_labels_per_class) and can_split(self.labels))
 
     def sought_classes(self, request: RoundRequest) -> tuple[str, ...]:
         """The classes whose images are sought; with ``random``, and with untrained features, there are none."""
@@ -192,9 +192,10 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
 
     - The round that readers are served had the same inputs, and only changed labels triggered this one: nothing to do.
     - The last round had the same inputs and was saved but not published: it is published, without another training.
-    - Cold start, while fewer than two classes have ``request.min_labels_per_class`` labels: the ranking is a seeded
-      random order, which is stable from round to round; after it is published, the learner fills its caches. With
-      another ``request.cold_start``, and once readers have an order, the images are ordered by pretrained features.
+    - Cold start, while fewer than two classes have ``request.min_labels_per_class`` labels, or each class those of one
+      patient only, which leaves nothing to validate on: the ranking is a seeded random order, which is stable from
+      round to round; after it is published, the learner fills its caches. With another ``request.cold_start``, and once
+      readers have an order, the images are ordered by pretrained features.
 
     Images that resemble a class with few labels come first in half of the places; see ``rounds.seek``.
 

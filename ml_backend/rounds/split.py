@@ -49,9 +49,7 @@ def stable_split(labels: Sequence[Label], validation_share: float, seed: int) ->
     if not 0.0 < validation_share < 1.0:
         raise ValueError(f"validation_share must lie above 0 and below 1, got {validation_share}")
     group_of = groups_of(label.image for label in labels)
-    classes_of: dict[str, set[str]] = {}
-    for label in labels:
-        classes_of.setdefault(group_of[label.image.id], set()).add(label.value)
+    classes_of = _classes_of_groups(labels, group_of)
     groups = Counter(name for classes in classes_of.values() for name in classes)
     if max(groups.values(), default=0) < 2:
         found = ", ".join(f"{name}: {count}" for name, count in sorted(groups.items())) or "no label at all"
@@ -64,6 +62,19 @@ def stable_split(labels: Sequence[Label], validation_share: float, seed: int) ->
     # Nearest the border first; the name breaks ties, not the order of arrival.
     drawn.serve_every_class(sorted(draws, key=lambda group: (abs(draws[group] - validation_share), group)))
     return _sides(labels, lambda label: group_of[label.image.id] in drawn.members)
+
+
+def can_split(labels: Sequence[Label]) -> bool:
+    """Whether ``stable_split`` can divide the labels: some class has labels of two patients."""
+    found = _classes_of_groups(labels, groups_of(label.image for label in labels)).values()
+    return max(Counter(name for classes in found for name in classes).values(), default=0) >= 2
+
+
+def _classes_of_groups(labels: Sequence[Label], group_of: Mapping[str, str]) -> dict[str, set[str]]:
+    classes_of: dict[str, set[str]] = {}
+    for label in labels:
+        classes_of.setdefault(group_of[label.image.id], set()).add(label.value)
+    return classes_of
 
 
 def fixed_split(validation_ids: Collection[str]) -> Callable[[Sequence[Label], float, int], Sides]:

@@ -25,6 +25,8 @@ NEIGHBOUR: Final = 3
 """The neighbour whose distance is the usual one: not the first, which is a copy where most images have one."""
 NEAR: Final = 0.5
 """Near-duplicates are nearer than this fraction of the usual distance."""
+REACH: Final = 20
+"""Batches at the front of the ranking that the places are filled from: beyond, an image is not worth its place."""
 _ROWS = 512
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -96,7 +98,8 @@ def spread(
     Every ``batch_size`` places of the first ``BATCHES`` batches hold at most ``per_patient`` images of a patient, and
     no two near-duplicates. An image that does not fit into a batch comes in the first later one into which it fits,
     ahead of those ranked behind it; beyond the batches that are spread, at the front of the rest. Only if no other
-    image fits either, the first of those that do not fit fill the batch: no place stays empty.
+    image of the first ``REACH`` batches fits either, the first of those that do not fit fill the batch: no place stays
+    empty.
 
     Holdout images keep their places, and count as the others do: they are drawn at random, and stay so.
 
@@ -129,7 +132,8 @@ def spread(
         for image_id in places:
             if image_id in control:
                 batch.add(image_id)
-        chosen, waiting = batch.fill(waiting, sum(image_id not in control for image_id in places))
+        chosen, left = batch.fill(waiting[: REACH * size], sum(image_id not in control for image_id in places))
+        waiting = [*left, *waiting[REACH * size :]]
         # What counts is the reason in an image's own batch, if it was passed over there.
         reasons |= {
             one: why for one, why in batch.refused.items() if one not in reasons or start // size <= before[one]
@@ -137,8 +141,8 @@ def spread(
         pairs |= dict.fromkeys(batch.pairs)
         taken = iter(chosen)
         order += [image_id if image_id in control else next(taken) for image_id in places]
-    left = iter(waiting)
-    order += [image_id if image_id in control else next(left) for image_id in ids[len(order) :]]
+    rest = iter(waiting)
+    order += [image_id if image_id in control else next(rest) for image_id in ids[len(order) :]]
     later = {image_id for place, image_id in enumerate(order) if place // size > before[image_id]}
     put_off = [PutOff(image_id=image_id, reason=reason) for image_id, reason in reasons.items() if image_id in later]
     scores = dict(zip(ids, ranking.scores, strict=True))

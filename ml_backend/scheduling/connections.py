@@ -121,7 +121,7 @@ def _learned(connection: Connection) -> tuple[object, ...] | None:
     """What the first training depends on, then the options that rank; None if there is a mistake in them."""
     try:
         config, options = configuration(connection)
-        training = training_classes(config, options), options.min_labels_per_class
+        training = training_classes(config, options), options.min_labels_per_class, options.cold_start
     except BackendError:
         return None
     return training, *(getattr(options, name) for name in RANKING_OPTIONS)

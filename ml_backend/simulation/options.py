@@ -2,7 +2,7 @@
 
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +23,14 @@ WITH_FLAGS: Final = (
 )  # fmt: skip
 OF_THE_STUDY: Final = {"strategy": "--strategies", "seed": "--seeds", "loss": "--loss"}
 SEEDS: Final = "20"
+OLDER_DEFAULTS: Final[Mapping[str, object]] = {
+    "min_labels_per_class": 25,
+    "cold_start": "random",
+    "per_patient": 0,
+    "image_side": 224,
+}
+"""Of the project options, where a study is from before there was a live start; of every profile then."""
+
 PACKAGES: Final = ("label-studio-active-learning", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 
 
@@ -96,8 +104,10 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         raise SettingsError(f"--workers {options.workers}: expected 1 or more")
     if options.profile not in PROFILES:
         raise SettingsError(f"--profile {options.profile!r}: there is no such profile; known are {', '.join(PROFILES)}")
+    defaults: Mapping[str, object] = {}
     if _is_older(options.out):
         # What was the default then.
+        defaults = OLDER_DEFAULTS
         options = replace(
             options,
             start="given" if options.start is None else options.start,
@@ -105,7 +115,7 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         )
     start = _start(options)
     strategies = _strategies(options)
-    chosen = _project_options(options, strategies)
+    chosen = _project_options(options, strategies, defaults)
     initial = INITIAL if options.initial is None else options.initial
     if start == "live":
         initial = 0
@@ -190,9 +200,12 @@ def _strategies(options: SimulateOptions) -> tuple[str, ...]:
     return names if options.no_random or "random" in names else ("random", *names)
 
 
-def _project_options(options: SimulateOptions, strategies: Sequence[str]) -> ProjectOptions:
+def _project_options(
+    options: SimulateOptions, strategies: Sequence[str], defaults: Mapping[str, object]
+) -> ProjectOptions:
     given = {name: getattr(options, name) for name in WITH_FLAGS}
-    chosen = {name: value for name, value in given.items() if value is not None} | _others(options.option)
+    chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    chosen |= _others(options.option)
     if options.features is not None:
         if chosen.get("finetune") == "full":
             raise SettingsError(

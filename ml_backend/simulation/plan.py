@@ -101,7 +101,8 @@ class StudyPlan(FrozenModel):
     def options_of(self, run: Run) -> ProjectOptions:
         """The options of one run."""
         own = {"loss": run.loss, "seed": run.seed} | ({} if run.is_baseline else {"strategy": run.strategy})
-        return ProjectOptions.resolve({**self.options, **own}, environ={})
+        # A plan without `per_patient` is of a version that bounded nothing.
+        return ProjectOptions.resolve({"per_patient": 0, **self.options, **own}, environ={})
 
     def request(self, run: Run, classes: tuple[str, ...]) -> RoundRequest:
         """The request of a run's rounds; ``round_id`` is that of the first."""
@@ -113,6 +114,8 @@ class StudyPlan(FrozenModel):
             # A given start set is complete. The reference is a team without active learning: its order is random from
             # the first label on, and its networks, which order nothing, are measured as soon as they can be trained.
             chosen |= {"min_labels_per_class": LEAST_TO_TRAIN, "cold_start": "random"}
+        if self.start == "given":
+            chosen["per_patient"] = 0  # the paper's batches are not bounded
         return RoundRequest(
             project=LOCAL_PROJECT,
             round_id="r000001",
@@ -129,12 +132,15 @@ class StudyPlan(FrozenModel):
         return max(0, (last - start) // int(str(self.options["batch_size"])) + 1)
 
     def check_same(self, earlier: "StudyPlan") -> None:
-        """Make sure that this is the command that began the study.
+        """Make sure that this is the command that began the study; options that it did not have are not compared.
 
         Raises:
             SettingsError: names every difference.
         """
-        if changed := list(_changes(earlier.model_dump(mode="json"), self.model_dump(mode="json"))):
+        now = self.model_dump(mode="json")
+        # An option of a later version must not keep a study from going on.
+        now["options"] = {name: value for name, value in now["options"].items() if name in earlier.options}
+        if changed := list(_changes(earlier.model_dump(mode="json"), now)):
             raise SettingsError(
                 f"--out holds a study begun with another command ({'; '.join(changed)}): "
                 f"give a new --out, or repeat `{earlier.command}`"

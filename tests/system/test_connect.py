@@ -106,19 +106,26 @@ def test_connects_once_and_then_changes_nothing(case: Case) -> None:
     assert len(case.client.webhooks(case.project_id)) == 1
 
 
-def test_new_connections_and_new_options_get_the_profile_unless_one_is_set(case: Case) -> None:
-    case.connect(profile="best")
-    assert case.options() == {"profile": "best"}
-    case.connect({"strategy": "bald"})
+def test_a_new_connection_gets_the_profile_and_new_options_keep_it(case: Case) -> None:
+    case.connect({"passes": "40"}, profile="best")
+    assert case.options() == {"profile": "best", "passes": "40"}
     assert case.connect(profile="best")[1:] == [NOTHING_TO_CHANGE]
-    assert case.options() == {"strategy": "bald"}
     case.connect({"strategy": "bald"}, profile="best")
     assert case.options() == {"profile": "best", "strategy": "bald"}
     case.connect({"profile": "paper"}, profile="best")
     assert case.options() == {"profile": "paper"}
-    case.ask(XML.replace("<Choices", '<Choices model_profile="paper"'))
+
+
+def test_a_connection_of_before_stays_without_a_profile(case: Case) -> None:
+    case.connect({"strategy": "bald"})
     case.connect({"strategy": "margin"}, profile="best")
     assert case.options() == {"strategy": "margin"}
+
+
+def test_the_label_config_s_profile_wins_over_that_of_connect(case: Case) -> None:
+    case.ask(XML.replace("<Choices", '<Choices model_profile="paper"'))
+    case.connect(profile="best")
+    assert case.options() == {}
 
 
 def test_everything_comes_with_the_options_and_the_credentials(case: Case) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ml_backend.acquisition import coverage as module
+from ml_backend.acquisition import seek
 from ml_backend.acquisition.coverage import facility_location
 from ml_backend.acquisition.herding import herding, neighbour_distance
 from ml_backend.acquisition.seek import resemblance
@@ -195,3 +196,13 @@ class TestResemblance:
 
         assert torch.equal(*found)
         assert torch.equal(resemblance(rows.flip(0), own, others), found[0].flip(0))
+
+    def test_in_blocks_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows, own, others = 3.0 * unit_rows(50, 64, 0), unit_rows(5, 64, 1), unit_rows(9, 64, 2)
+        whole = resemblance(rows, own, others)
+        monkeypatch.setattr(seek, "BLOCK_ROWS", 20)
+
+        cosines = torch.nn.functional.normalize(rows).double() @ torch.cat([own, others]).double().T
+        expected = cosines[:, :5].amax(dim=1) - cosines[:, 5:].amax(dim=1)
+        assert resemblance(rows, own, others).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+        assert torch.equal(resemblance(rows, own, others), whole)

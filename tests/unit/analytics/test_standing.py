@@ -141,7 +141,7 @@ class TestVerdict:
             "Every image is labelled, and no network can be trained yet: 1 more 'moderate' or 2 more 'severe' needed"
         )
         assert found.start is not None
-        assert len(found.start.ways_out) == 1
+        assert found.start.ways_out == ()  # the minimum is 2 already, and no image is left to seek
 
     def test_skipped_is_not_labelled(self):
         assert standing(task(said(None))).sentence.startswith("Every image was answered or skipped, and no network")
@@ -453,7 +453,7 @@ class TestWaysOut:
             ({"normal": 18, "severe": 60}, 25, 50, False),
             ({"normal": 0, "severe": 0}, 25, 500, False),
             ({"normal": 4, "severe": 1}, 25, 5000, False),
-            ({"normal": 9, "severe": 0}, 2, 20, True),
+            ({"normal": 9, "severe": 0}, 2, 20, False),
             ({"normal": 30, "moderate": 40, "severe": 0}, 25, 0, False),
             ({"normal": 30, "moderate": 5, "severe": 5}, 25, 19, True),
             ({"normal": 0, "moderate": 0, "severe": 0}, 25, 49, True),
@@ -465,9 +465,9 @@ class TestWaysOut:
         assert bool(start_estimate(counts, minimum, pool).ways_out) == told
 
     def test_are_two(self):
-        found = start_estimate({"normal": 30, "severe": 5}, 25, 0)
+        found = start_estimate({"normal": 30, "severe": 5}, 25, 9)
 
-        assert found.sentence == "20 more 'severe' needed; no image without a label is left: import more."
+        assert found.sentence == "20 more 'severe' needed; the 9 images without a label cannot hold them: import more."
         assert found.ways_out == (
             "set the option cold_start=herding: images that resemble a class with few labels come first",
             "lower the option min_labels_per_class, 25 now and 2 at least",
@@ -476,3 +476,13 @@ class TestWaysOut:
 
     def test_none_that_was_taken(self):
         assert start_estimate({"normal": 9, "severe": 0}, 2, 5, random_order=False).ways_out == ()
+
+    @pytest.mark.parametrize(
+        ("severe", "pool", "options"),
+        [(5, 0, {}), (0, 90, {}), (5, 90, {"can_seek": False}), (5, 90, {"random_order": False})],
+    )
+    def test_seeking_is_no_way_out_where_it_finds_nothing(self, severe, pool, options):
+        """No image is left, no label of the class yet, features of an untrained network, or it is sought already."""
+        found = start_estimate({"normal": 900, "severe": severe}, 25, pool, **options)
+
+        assert found.ways_out == ("lower the option min_labels_per_class, 25 now and 2 at least",)

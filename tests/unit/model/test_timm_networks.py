@@ -208,7 +208,8 @@ class TestRadiographs:
         with torch.inference_mode():
             expected = reference.features((2 * (torch.stack(levels) / 255) - 1) * 1024).relu().mean(dim=(2, 3))
         assert expected.std() > 0.01
-        assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
+        # Float32 rounds to its largest values, which are in the thousands here.
+        assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
 
     @pytest.mark.parametrize(("name", "dims"), [("rad-dino", 768), ("biomedclip", 768)])
     def test_are_built(self, name: str, dims: int) -> None:

@@ -358,7 +358,7 @@ def ranked(run, monkeypatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def rerank(
-        request: RoundRequest, base: RoundReport, project: LiveProject, scorer: Any, strategy: Any
+        request: RoundRequest, base: RoundReport, project: LiveProject, scorer: Any, strategy: Any, *, learner: Any
     ) -> RoundResult:
         found.update(request=request, base=base, project=project, scorer=scorer, strategy=strategy)
         reranked = make_report("r000002").model_copy(update={"request": request, "base": "r000001"})

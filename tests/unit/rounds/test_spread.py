@@ -22,7 +22,7 @@ from ml_backend.predictions import ImageFeatures
 from ml_backend.rounds.reuse import StoredPasses, rerank
 from ml_backend.rounds.run import inputs_digest, run_round
 from ml_backend.rounds.split import mix_in_holdout
-from ml_backend.rounds.spread import BATCHES, near_duplicates, spread, spread_again, spread_batches
+from ml_backend.rounds.spread import BATCHES, REACH, near_duplicates, spread, spread_again, spread_batches
 from ml_backend.schemas import ImageRef, PutOff, Ranking
 from tests.fakes import CLASSES, FakeLabels, FakeLearner, FakeProject, make_annotation, make_image, make_request
 
@@ -69,6 +69,17 @@ class TestSpread:
         assert found.scores == (9.0, 8.0, 5.0, 7.0, 6.0, 4.0, 3.0, 2.0, 1.0)
         assert found.put_off == (PutOff(image_id="3", reason="more than 2 images of patient a in the batch"),)
 
+    def test_nothing_is_fetched_from_far_behind(self):
+        """A name that stands for many patients does not bring the last image of the ranking into the first batch."""
+        ids = [str(number) for number in range(3 * REACH + 1)]
+
+        found = spread(ranked(*ids), dict.fromkeys(ids[:-1], "ANON"), 2)
+
+        assert found.image_ids[:3] == tuple(ids[:3])
+        assert spread(ranked(*ids[1:]), dict.fromkeys(ids[:-1], "ANON"), 2).image_ids[2] == ids[-1]
+
+    def test_near_duplicates_by_hand(self):
+        patients = dict.fromkeys("1234", "a") | {"5": "b"}
         found = spread(ranked(*"123456789"), patients, 2, {"4": {"3"}, "3": {"4"}})
 
         assert found.image_ids == tuple("125367489")

@@ -173,6 +173,7 @@ class TestWhatTheFirstTrainingWaitsFor:
         [
             ({"ignore_classes": "severe"}, ["connected"]),
             ({"min_labels_per_class": 5}, ["connected"]),
+            ({"cold_start": "herding"}, ["connected"]),
             ({"seed": 3}, []),
         ],
     )

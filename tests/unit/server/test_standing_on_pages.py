@@ -206,7 +206,7 @@ class TestAClassThatNeverComes:
         assert "Images that resemble those of &#39;severe&#39; come first in half of the places." in shown.page
 
     def test_the_ways_out_are_told_where_they_are_due_and_not_before(self, show):
-        early, late = [task(said("normal"))] * 2, [task(said("normal"))] * 40
+        early, late = ([task(said("normal"))] * many + [task(said("moderate"))] for many in (2, 200))
 
         assert "cold_start=herding" not in show(*early, *[task()] * 40).page
         shown = show(*late, *[task()] * 10)

@@ -107,9 +107,13 @@ class TestRun:
 
         assert (random.cold_start, random.min_labels_per_class) == ("random", 2)
         assert (entropy.cold_start, entropy.min_labels_per_class) == ("typiclust", 5)
-        given = tiny_plan(options=plan.options)
-        assert given.request(ENTROPY, CLASSES).cold_start == "random"
-        assert given.request(ENTROPY, CLASSES).min_labels_per_class == 2
+        assert entropy.per_patient == 2
+
+    def test_a_given_start_is_the_papers_protocol(self):
+        given = tiny_plan(options=live_plan(enough=5, cold_start="typiclust").options)
+        request = given.request(ENTROPY, CLASSES)
+
+        assert (request.cold_start, request.min_labels_per_class, request.per_patient) == ("random", 2, 0)
 
     def test_a_request_has_every_option_that_a_round_knows(self):
         plan = live_plan(enough=7, validation_share=0.4, control_share=0.1)
@@ -230,19 +234,33 @@ class TestStudy:
         assert "no network was trained: 25 labels did not complete the start; give a larger --budget" in text.getvalue()
         assert not (options.out / "report.html").exists()
 
-    def test_of_an_older_version_goes_on_as_it_began(self, options):
-        """Its plan does not say how it starts, and the defaults were a given start and ten seeds."""
-        older = replace(options, seeds=None, min_labels_per_class=None, initial=2, budget="6")
+    @pytest.mark.parametrize("profile", ["paper", "best"])
+    def test_of_an_older_version_goes_on_as_it_began(self, options, profile):
+        """Its plan lacks what came later, and its defaults were others."""
+        older = replace(
+            options, seeds=None, min_labels_per_class=None, initial=2, budget="6", passes=10, profile=profile
+        )
         plan, _ = make_plan(replace(older, start="given", seeds="10"))
         written = plan.model_dump(mode="json")
         del written["start"]
+        for name in ("profile", "per_patient"):
+            del written["options"][name]
+        written["options"] |= {"image_side": 224, "min_labels_per_class": 25, "cold_start": "random"}
         options.out.mkdir()
         (options.out / "plan.json").write_text(json.dumps(written))
 
         again, data = make_plan(older)
 
         assert (again.start, again.seeds, len(data.labels("val"))) == ("given", tuple(range(10)), 9)
-        again.check_same(StudyPlan.model_validate_json((options.out / "plan.json").read_bytes()))
+        earlier = StudyPlan.model_validate_json((options.out / "plan.json").read_bytes())
+        again.check_same(earlier)
+        for each in (again, earlier):
+            assert each.options_of(ENTROPY).image_side == 224
+            assert each.options_of(ENTROPY).per_patient == 0
+
+        other, _ = make_plan(replace(older, option=("epochs=3", "image_side=64")))
+        with pytest.raises(SettingsError, match=r"another command \(options image_side: 224 then, 64 now\)"):
+            other.check_same(earlier)
 
 
 def live_results(ranks_at: dict[tuple[str, int], int], height: float = 0.8) -> StudyResults:

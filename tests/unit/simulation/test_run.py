@@ -170,10 +170,10 @@ class TestRounds:
         unsure = tuple(
             Annotation(image=image, rater="ann", value=None, updated_at=NOON)
             for image in data.images
-            if data.split[image.id] == "train" and data.truth[image.id] == "severe"
+            if data.split[image.id] == "train" and data.truth[image.id] != "normal"
         )
 
-        with pytest.raises(RoundError, match=r"too few labels to train on \(normal: 2, moderate: 2, severe: 0\)"):
+        with pytest.raises(RoundError, match=r"too few labels to train on \(normal: 2, moderate: 0, severe: 0\)"):
             run(tmp_path, study=make_study(data=replace(data, ratings=unsure)))
 
 
