@@ -1,16 +1,14 @@
 """Pool predictions in, ranking out.
 
 ``pointwise`` scores images one by one, ``predictive`` (EPIG) by what they say about the others; ``batch`` (BatchBALD,
-PowerBALD), ``balanced`` (class-stratified entropy), ``diversity`` (core-set, BADGE, TypiClust) and ``herding``
-(MaxHerding, Uncertainty Herding) choose a batch together. Each function has its specification beside it; ``rank`` ranks
-a pool by any of them.
+PowerBALD, class-stratified entropy), ``diversity`` (core-set, BADGE, TypiClust) and ``coverage`` (MaxHerding,
+Uncertainty Herding) choose a batch together. Each function has its specification beside it; ``rank`` ranks a pool by
+any of them.
 """
 
-from ml_backend.acquisition.balanced import class_balanced
-from ml_backend.acquisition.batch import batch_bald, power_bald
-from ml_backend.acquisition.coverage import facility_location
+from ml_backend.acquisition.batch import batch_bald, class_balanced, power_bald
+from ml_backend.acquisition.coverage import facility_location, herding, uherding
 from ml_backend.acquisition.diversity import badge, core_set, typiclust
-from ml_backend.acquisition.herding import herding, uherding
 from ml_backend.acquisition.inputs import AcquisitionInputs, Gradients, Selection
 from ml_backend.acquisition.pointwise import bald, entropy, least_confidence, margin, mean_std, variation_ratios
 from ml_backend.acquisition.predictive import epig

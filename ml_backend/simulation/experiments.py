@@ -260,7 +260,7 @@ class ExperimentContext:
             title = f"{trained} -> {tested}"
         start, budget, batch = initial * len(used.classes), spec.budget, QUICK_BATCH
         if spec.start == "live":
-            budget, batch = (QUICK_LIVE_BUDGET, QUICK_LIVE_BATCH) if quick else (budget, batch)
+            budget, batch = (self._quick_live_budget(), QUICK_LIVE_BATCH) if quick else (budget, batch)
         elif spec.one_round or quick:
             budget = str(start if spec.one_round else start + (QUICK_ROUNDS - 1) * QUICK_BATCH)
         options = SimulateOptions(
@@ -289,6 +289,10 @@ class ExperimentContext:
             workers=1 if spec.one_worker else self.options.workers,
         )
         return title, options
+
+    def _quick_live_budget(self) -> str:
+        images = self.data.counts()
+        return str(min(int(QUICK_LIVE_BUDGET), sum(images["train"].values()) + sum(images["val"].values())))
 
     def _imbalance(self, spec: StudySpec) -> str | None:
         names = self.tables.classes

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ml_backend.acquisition import rank
-from ml_backend.acquisition.balanced import class_balanced
+from ml_backend.acquisition.batch import class_balanced
 from ml_backend.acquisition.pointwise import entropy
 
 

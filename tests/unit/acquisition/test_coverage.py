@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ml_backend.acquisition import coverage as module
-from ml_backend.acquisition import seek
-from ml_backend.acquisition.coverage import facility_location
-from ml_backend.acquisition.herding import herding, neighbour_distance
-from ml_backend.acquisition.seek import resemblance
+from ml_backend.acquisition.coverage import facility_location, herding, neighbour_distance
+from ml_backend.rounds import seek
+from ml_backend.rounds.seek import resemblance
 
 
 def unit_rows(images: int, dims: int, seed: int) -> Tensor:

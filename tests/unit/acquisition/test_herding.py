@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ml_backend.acquisition import rank
-from ml_backend.acquisition.coverage import facility_location
-from ml_backend.acquisition.herding import FIRST_WIDTH, kernel_width, uherding
+from ml_backend.acquisition.coverage import FIRST_WIDTH, facility_location, kernel_width, uherding
 from ml_backend.acquisition.pointwise import margin
 
 Rows = npt.NDArray[np.float64]
