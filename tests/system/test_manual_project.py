@@ -241,7 +241,7 @@ def test_connect_says_what_it_changed_and_a_second_time_nothing(
     assert "extra_params" in replaced.stdout
     live = office.live()
     [backend] = live.client.backends(live.id)
-    assert {name: int(value) for name, value in backend["extra_params"].items()} == {"passes": 100}
+    assert {name: str(value) for name, value in backend["extra_params"].items()} == {"profile": "best", "passes": "100"}
 
 
 @each("ml-backend doctor")
