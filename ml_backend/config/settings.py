@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -519,7 +520,13 @@ class ProjectOptions(BaseModel):
         if not isinstance(values, Mapping):
             return values
         name = values.get("profile")
-        return {**PROFILES.get(name if isinstance(name, str) else "paper", {}), **values}
+        chosen = dict(PROFILES.get(name if isinstance(name, str) else "paper", {}))
+        if isinstance(networks := chosen.get("committee"), int):
+            # As many networks as the other options allow: a profile never makes them a mistake.
+            with suppress(KeyError, TypeError, ValueError):
+                networks = max(1, min(networks, int(values["passes"]) // 2))
+            chosen["committee"] = 1 if values.get("retrain") == "warm" else networks
+        return {**chosen, **values}
 
     @field_validator("ignore_classes", mode="before")
     @classmethod

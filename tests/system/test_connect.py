@@ -399,7 +399,7 @@ class TestCommand:
         assert project["label_config"].split() == XML.split()
         assert project["sampling"] == "Uncertainty sampling"
         [backend] = command.client.backends(row["id"])
-        assert (backend["url"], backend["extra_params"]) == (command.url, {"strategy": "bald"})
+        assert (backend["url"], backend["extra_params"]) == (command.url, {"profile": "best", "strategy": "bald"})
         lines = first.output.splitlines()
         release = label_studio_version(command.client.url)
         assert lines[0] == f"Label Studio {release}: {version_note(release)}"

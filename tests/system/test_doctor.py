@@ -430,6 +430,7 @@ def test_images_under_another_key_are_named_and_not_called_for(checked: CheckedP
 def test_everything_is_labelled(checked: CheckedProject) -> None:
     """Before a network there are ways out, and after one of them it is the end, also for a round that finds nothing."""
     images = sorted(checked.live.images())
+    checked.connect(OPTIONS | {"min_labels_per_class": 5})
     checked.live.annotate(dict(zip(images, ["normal", "moderate", "severe"] * 2, strict=True)))
     blocked = checked.examine()
     checked.live.start_training()

@@ -29,6 +29,9 @@ class TestProjectOptions:
         assert PROFILES["best"] != PROFILES["paper"] == {}
         assert ProjectOptions.resolve({"profile": "best"}, {"model_committee": "3"}, {}).committee == 3
         assert ProjectOptions.resolve({"profile": "paper"}, environ={"AL_PROFILE": "best"}).committee == 1
+        # Another option that needs fewer networks gets them.
+        assert ProjectOptions.resolve({"profile": "best", "passes": "7"}, environ={}).committee == 3
+        assert ProjectOptions.resolve({"profile": "best", "retrain": "warm"}, environ={}).committee == 1
         # A stored record holds every option: it does not change with what a profile sets in a later version.
         assert ProjectOptions.model_validate(best.model_dump() | {"committee": 2}).committee == 2
         with pytest.raises(SettingsError, match=r"profile='fast' \(from extra_params\): input should be 'paper' or"):
