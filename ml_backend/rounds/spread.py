@@ -68,7 +68,7 @@ def spread_batches(
     front = [images[image_id] for image_id in first if image_id in images]
     if len(front) < LEAST_IMAGES:
         return bounded
-    if request.options.get("weights") == "none":
+    if not request.has_trained_features:
         log.info("near-duplicates are not looked for: weights=none, and an untrained backbone may take others for them")
         return bounded
     try:

@@ -20,10 +20,9 @@ from scipy.stats import bootstrap, wilcoxon
 
 from ml_backend.acquisition.batch import PASSES_PER_PICK
 from ml_backend.simulation.metrics import Metric, RoundMetrics
-from ml_backend.simulation.plan import RANDOM as REFERENCE
+from ml_backend.simulation.plan import RANDOM
 from ml_backend.simulation.run_log import AnyRound, BatchRow, RoundRow, StudyResults
 
-RANDOM: Final = REFERENCE
 WINDOW: Final = 3  # rounds of the running median
 RESAMPLES: Final = 9_999
 CONFIDENCE: Final = 0.95

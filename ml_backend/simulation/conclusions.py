@@ -20,7 +20,6 @@ from ml_backend.model.hardware import one_thread
 from ml_backend.schemas import Annotation
 from ml_backend.simulation.analysis import (
     CONFIDENCE,
-    RANDOM,
     Group,
     PairedDifference,
     labels_needed_table,
@@ -32,7 +31,7 @@ from ml_backend.simulation.analysis import (
 )
 from ml_backend.simulation.metrics import ACCURACY, AUROC, Metric
 from ml_backend.simulation.options import SimulateOptions, make_plan
-from ml_backend.simulation.plan import Run
+from ml_backend.simulation.plan import RANDOM, Run
 from ml_backend.simulation.report import difference_words, share_words
 from ml_backend.simulation.run import Study, fit_on_all, open_study
 from ml_backend.simulation.run_log import RoundRow, StudyResults

@@ -20,7 +20,6 @@ from rich.table import Table
 
 from ml_backend.charts import Interval, Line, interval_chart, line_chart, swatch, value_words
 from ml_backend.simulation.analysis import (
-    RANDOM,
     SEEDS_FOR_A_CLAIM,
     TARGETS,
     Early,
@@ -42,6 +41,7 @@ from ml_backend.simulation.analysis import (
     rarest_class,
 )
 from ml_backend.simulation.metrics import ACCURACY, METRICS, Metric, rare_class_metric
+from ml_backend.simulation.plan import RANDOM
 from ml_backend.simulation.run_log import DifferenceSummary, EarlySummary, RoundRow, StudyResults
 
 SPOKEN_OF: Final = ("accuracy", "balanced_accuracy")  # in the headline; findings go by the first

@@ -10,8 +10,8 @@ import pytest
 from structlog.contextvars import bound_contextvars, get_contextvars
 
 from ml_backend.acquisition import CatalogStrategy, seeded_order
-from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound, UnusablePool
-from ml_backend.predictions import PoolPredictions
+from ml_backend.errors import EmptyPool, LabelStudioError, StaleRound, UnusablePool, WeightsError
+from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
 from ml_backend.rounds.interfaces import Scorer
 from ml_backend.rounds.reuse import (
@@ -302,7 +302,28 @@ class Reranking:
         return rerank(self.request, self.base, self.project, scorer, CatalogStrategy(strategy), learner=FakeLearner())
 
 
+class WithoutBackbone(FakeLearner):
+    def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
+        raise WeightsError(f"weights for {len(images)} images are missing")
+
+
 class TestFromStoredPasses:
+    def test_a_backbone_that_is_gone_only_ends_the_search_for_few_labels(self):
+        again = Reranking()
+        request = again.base.request.model_copy(
+            update={"strategy": "margin", "round_id": "r000002", "reason": "rerank", "min_labels_per_class": 4}
+        )
+        values = ["normal"] * 6 + ["moderate"] * 6 + ["severe"]
+        project = FakeProject(FakeLabels([make_annotation(n, one) for n, one in enumerate(values)], POOL))
+        scorer = StoredPasses(again.base, again.passes)
+
+        found = [
+            rerank(request, again.base, project, scorer, CatalogStrategy("margin"), learner=learner).report.ranking
+            for learner in (FakeLearner(), WithoutBackbone())
+        ]
+
+        assert [bool(ranking.sought) for ranking in found] == [True, False]
+
     @pytest.mark.parametrize("strategy", ["margin", "bald", "mean_std", "power_bald", "random"])
     def test_the_order_is_that_of_a_round_that_had_this_strategy_from_the_start(self, strategy):
         again = Reranking("entropy")

@@ -221,6 +221,18 @@ class TestFewLabels:
         places = [place for place, one in enumerate(report.ranking.image_ids, 1) if one in report.ranking.sought]
         assert places == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20][:sought]
 
+    def test_without_two_patients_of_any_class_there_is_nothing_to_validate_on(self):
+        annotations = [
+            one.model_copy(update={"image": one.image.model_copy(update={"patient_id": one.value})})
+            for one in self.labelled(0).labels.annotations()
+        ]
+        project = FakeProject(FakeLabels(annotations, [make_image(number) for number in range(200, 260)]))
+
+        report = run(project, min_labels_per_class=5, batch_size=4).report
+
+        assert (report.trained, report.ranking.strategy) == (False, "random")
+        assert project.published == [report]
+
     def test_the_holdout_comes_after(self):
         plain = run(self.labelled(1), min_labels_per_class=5, batch_size=4).report.ranking
         mixed = run(self.labelled(1), min_labels_per_class=5, batch_size=4, control_share=0.25).report.ranking
