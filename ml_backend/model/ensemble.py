@@ -58,7 +58,7 @@ class EnsembleLearner:
 
         Returns:
             Medians of epochs and best epochs; means of losses, accuracies and areas, weighted by the images that each
-            network was validated on. With folds every readable label counts as trained and as validated on.
+            network was validated on. Counts of images are of those that any network was trained or validated on.
 
         Raises:
             TooFewLabels: not even 2 folds are possible; or as of one network.
@@ -73,7 +73,10 @@ class EnsembleLearner:
             data, _ = self._members[0].load(labels, [], classes)
             sets = [(data.select(training), data.select(held_out)) for training, held_out in folds]
         reports = [member.fit_loaded(*each, classes) for member, each in zip(self._members, sets, strict=True)]
-        return _combine(reports, folded=self._folds is not None)
+        trained, validated = (
+            len({image.id for each in side for image in each.images}) for side in zip(*sets, strict=True)
+        )
+        return _combine(reports).model_copy(update={"train_images": trained, "validation_images": validated})
 
     def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """Draw the passes of all networks; see ``rounds.interfaces.Learner``.
@@ -163,19 +166,16 @@ def _assign(folds: Sequence[Fold], networks: int) -> list[Fold]:
     return list(islice(cycle(fold for fold in folds if worth(fold) == best), networks))
 
 
-def _combine(reports: Sequence[FitReport], *, folded: bool) -> FitReport:
+def _combine(reports: Sequence[FitReport]) -> FitReport:
     first = reports[0]
     images = [report.validation_images for report in reports]
     areas = [(report.validation_auroc, count) for report, count in zip(reports, images, strict=True)]
     known = [(area, count) for area, count in areas if area is not None]
     exclusions = {exclusion.image_id: exclusion for report in reports for exclusion in report.exclusions}
-    total = first.train_images + first.validation_images
     return first.model_copy(
         update={
             "epochs": int(np.median([report.epochs for report in reports])),
             "best_epoch": int(np.median([report.best_epoch for report in reports])),
-            "train_images": total if folded else first.train_images,
-            "validation_images": total if folded else first.validation_images,
             "validation_loss": float(np.average([report.validation_loss for report in reports], weights=images)),
             "validation_accuracy": float(
                 np.average([report.validation_accuracy for report in reports], weights=images)

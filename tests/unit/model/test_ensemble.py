@@ -132,6 +132,13 @@ class TestFit:
 
         severe = {label.image.id for label in labels if label.value == "severe"}
         assert all(severe <= member.trained_on for member in members)
+        # The fold with that patient is no network's to validate on.
+        assert report.train_images == 18
+        assert (
+            report.validation_images
+            == len(set.union(*(member.validated_on for member in members)))
+            < 18 - len(severe) + 1
+        )
         assert report.validation_recall["severe"] is None
 
     def test_unreadable_images_are_named_once(self, image_dir: Path, cache: Path) -> None:
