@@ -1,11 +1,16 @@
 """Page object of Label Studio's labelling page, driven by keys; and the requests that the page sends."""
 
+import io
 import json
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
@@ -27,6 +32,14 @@ new MutationObserver(changes => changes.forEach(change => change.addedNodes.forE
 READY = "return Htx.annotationStore.selected && !Htx.isLoading && !Htx.isSubmitting"
 SELECTED = "return document.querySelector('.lsf-choice__item:has(input:checked)')?.innerText"
 TASK = "document.querySelector('.lsf-choice__item') && document.querySelector('.lsf-current-task__task-id')"
+HIDDEN = """
+return [...document.querySelectorAll('.question h3, .lsf-choice__item, [data-testid=bottombar-submit-button]')].filter(
+  one => {
+    const box = one.getBoundingClientRect();
+    return !one.contains(document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2));
+  }).map(one => one.innerText)
+"""
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the window
 
 
 @dataclass
@@ -175,3 +188,71 @@ class LabelingPage:
 
     def _press(self, *keys: str) -> None:
         self._browser.find_element(By.TAG_NAME, "body").send_keys(*keys)
+
+
+class ReadingScreen:
+    """What a reader sees of an image on a screen of some size, measured in screenshots.
+
+    ``AL_SCREENSHOTS`` names a folder that the last screenshot of each size is written to.
+    """
+
+    def __init__(self, browser: webdriver.Chrome) -> None:
+        self._browser = browser
+        self._wait = WebDriverWait(browser, TIMEOUT_S, poll_frequency=0.2)
+        self._pixels: Any = None  # of the last screenshot, uint8[height, width, 3]
+
+    def resize(self, width: int, height: int) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def image(self, colour: tuple[int, int, int]) -> Box:
+        """Where an image of one colour is seen, once it no longer moves."""
+        seen: list[tuple[int, ...] | None] = [None]
+
+        def still(_: webdriver.Chrome) -> tuple[int, ...] | None:
+            shot = self._browser.get_screenshot_as_png()
+            self._pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
+            if folder := os.environ.get("AL_SCREENSHOTS"):
+                Path(folder, f"reading-{self._pixels.shape[1]}.png").write_bytes(shot)
+            rows, columns = np.nonzero((self._pixels == colour).all(axis=-1))
+            box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else []
+            seen.append(tuple(map(int, box)) or None)
+            return seen[-1] if seen[-1] == seen[-2] else None
+
+        found = self._wait.until(still)
+        assert found is not None
+        left, top, right, bottom = found
+        return left, top, right, bottom
+
+    def colour(self, x: int, y: int) -> tuple[int, ...]:
+        """The colour of a pixel when the image was last measured."""
+        return tuple(self._pixels[y, x].tolist())
+
+    def ground(self) -> Box:
+        """The room that Label Studio leaves to the label config."""
+        box = self._browser.find_element(By.CSS_SELECTOR, ".lsf-main-content").rect
+        return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
+
+    def hidden(self) -> list[str]:
+        """Question, choices and submit button, as far as they are outside of the window or covered."""
+        found: list[str] = self._browser.execute_script(HIDDEN)
+        return found
+
+    def toggle_criteria(self) -> str:
+        """Open the reading criteria, or close them; returns the text that is then seen."""
+        panel = (By.CSS_SELECTOR, ".question [role=tabpanel]")
+        before = "".join(one.text for one in self._browser.find_elements(*panel))
+        self._browser.find_element(By.XPATH, "//*[normalize-space(text())='Reading criteria']").click()
+        self._wait.until(lambda b: b.find_element(*panel).text != before)
+        return self._browser.find_element(*panel).text
+
+    def zoom_in(self) -> None:
+        """Turn the wheel over the image, with Ctrl pressed."""
+        box = self._browser.find_element(By.CSS_SELECTOR, ".konvajs-content").rect
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        wheel = {"type": "mouseWheel", "x": x, "y": y, "deltaX": 0, "deltaY": -120, "modifiers": 2}
+        self._browser.execute_cdp_cmd("Input.dispatchMouseEvent", wheel)
+
+    def fit(self) -> None:
+        """Shift+1."""
+        self._browser.find_element(By.TAG_NAME, "body").send_keys(Keys.SHIFT, "1")

@@ -1,5 +1,6 @@
 """Readers in a real browser: the keys of the label config, the order of the ranking, and no answer refused."""
 
+import io
 import random
 import re
 from collections import Counter
@@ -7,8 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from PIL import Image
 
-from ml_backend.demo.options import draw_images
+from ml_backend.demo.options import DemoImage, draw_images
 from ml_backend.demo.project import create_project, upload_images
 from ml_backend.demo.readers import Reader
 from ml_backend.label_studio.client import LabelStudioClient
@@ -16,7 +18,7 @@ from ml_backend.label_studio.connect import read_label_config
 from ml_backend.label_studio.formats import prediction
 from ml_backend.label_studio.publisher import SAMPLING
 from tests.page_requests import RECORDED, page_request
-from tests.system.labeling_page import LabelingPage
+from tests.system.labeling_page import LabelingPage, ReadingScreen
 from tests.system.live import SMALL_NETWORK, LiveProject
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
@@ -43,6 +45,30 @@ class TestBrowser:
         assert stored == dict(zip(seen, [[label] for label in KEYS.values()], strict=True))
 
 
+SHAPES = ((1280, 1280), (2048, 1280))  # pixels: a square and a wide image
+GREEN = (0, 150, 0)  # in no other place of the page
+WINDOWS = {1366: 768, 1920: 1080, 2560: 1440}
+BESIDE_THE_IMAGE = 195  # pixels of the height: Label Studio's two bars, the question and the keys
+
+
+def flat_image(name: str, shape: tuple[int, int]) -> DemoImage:
+    content = io.BytesIO()
+    Image.new("RGB", shape, GREEN).save(content, "PNG")
+    return DemoImage(name, content.getvalue(), "normal", None)
+
+
+def check_screen(screen: ReadingScreen, width: int, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The whole image, as tall as the window allows, in the middle of a black ground; nothing below the fold."""
+    left, top, right, bottom = box = screen.image(GREEN)
+    assert bottom - top >= WINDOWS[width] - BESIDE_THE_IMAGE
+    assert (right - left) / (bottom - top) == pytest.approx(shape[0] / shape[1], rel=0.01)
+    ground = screen.ground()
+    assert abs((left - ground[0]) - (ground[2] - right)) <= 50, "not centred beside the tools"
+    assert {screen.colour(x, (top + bottom) // 2) for x in (left - 3, right + 3)} == {(0, 0, 0)}
+    assert screen.hidden() == []
+    return box
+
+
 @dataclass(frozen=True)
 class Ranked:
     """A project in which two images come without a pre-label, and then four with one."""
@@ -56,7 +82,7 @@ class Ranked:
 def ranked(label_studio) -> Iterator[Ranked]:
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         project_id, config = create_project(client, "Recorded", read_label_config("severity"))
-        images = draw_images(6, seed=3, side=32)
+        images = [flat_image(f"{number}.png", SHAPES[number % 2]) for number in range(6)]
         list(upload_images(client, label_studio.api_key, project_id, config.image_key, images))
         tasks = [str(task["id"]) for task in client.unlabelled_tasks(project_id)]
         suggestions = [None, None, "severe", "severe", "severe", "severe"]
@@ -75,8 +101,11 @@ def ranked(label_studio) -> Iterator[Ranked]:
 
 
 def test_the_page_sends_what_is_recorded(browser, ranked):
-    """And always the prediction that the image was opened from. Simulated readers are held against the recording."""
-    page = LabelingPage(browser, ranked.reader.url)
+    """And always the prediction that the image was opened from. Simulated readers are held against the recording.
+
+    Each of the images comes on another screen, and fills it.
+    """
+    page, screen = LabelingPage(browser, ranked.reader.url), ReadingScreen(browser)
     page.log_in(ranked.reader.email, ranked.reader.password)
     page.sent()
 
@@ -96,12 +125,27 @@ def test_the_page_sends_what_is_recorded(browser, ranked):
         page.choose("1")
         page.back()
 
-    step("open", open_first)
-    step("submit", lambda: page.answer("3"))
-    step("skip", page.skip)
-    step("accept a pre-label", lambda: page.answer("3"))
-    step("choose another class", lambda: page.answer("1"))
-    step("skip with a pre-label", page.skip)
+    first: list[tuple[str, Callable[[], object]]] = [
+        ("open", open_first),
+        ("submit", lambda: page.answer("3")),
+        ("skip", page.skip),
+        ("accept a pre-label", lambda: page.answer("3")),
+        ("choose another class", lambda: page.answer("1")),
+        ("skip with a pre-label", page.skip),
+    ]
+    windows = [(width, shape) for width in WINDOWS for shape in SHAPES]
+    for (name, act), (width, shape) in zip(first, windows, strict=True):
+        screen.resize(width, WINDOWS[width])
+        step(name, act)
+        box = check_screen(screen, width, shape)
+        if name == "open":
+            assert "3 severe: " in screen.toggle_criteria()
+            assert screen.image(GREEN) == box  # they lie over the image, and do not move it
+            assert screen.toggle_criteria() == ""
+            screen.zoom_in()
+            assert screen.image(GREEN) != box
+            screen.fit()
+            assert screen.image(GREEN) == box
     step("leave a choice", leave_a_choice)
     step("look back", page.back)
     page.back()
