@@ -109,10 +109,14 @@ def learning_curves(results: StudyResults, value: Callable[[RoundRow], float | N
 
 def tables(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
     """Values by labels (rows) and seed (columns), NaN where a run has none, of every group in the order of curves."""
-    return {
-        Group(*key): runs.pivot(index="labels", columns="seed", values="value")
-        for key, runs in curves.groupby(["strategy", "variant"], sort=False)
-    }
+    found = {}
+    for key, runs in curves.groupby(["strategy", "variant"], sort=False):
+        labels, row = np.unique(runs["labels"], return_inverse=True)
+        seeds, column = np.unique(runs["seed"], return_inverse=True)
+        values = np.full((len(labels), len(seeds)), np.nan)
+        values[row, column] = runs["value"]
+        found[Group(*key)] = pd.DataFrame(values, pd.Index(labels, name="labels"), pd.Index(seeds, name="seed"))
+    return found
 
 
 def bands(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
@@ -136,7 +140,10 @@ def bands(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
 
 def running_median(values: pd.Series, window: int = WINDOW) -> pd.Series:
     """Median over the ``window`` rounds around each round; at both ends, over those of them that there are."""
-    return values.rolling(window, center=True, min_periods=1).median()
+    padded = np.pad(values.to_numpy(dtype=np.float64), window // 2, constant_values=np.nan)
+    around = np.sort(np.lib.stride_tricks.sliding_window_view(padded, window))  # NaN last
+    count, rows = (~np.isnan(around)).sum(axis=1), np.arange(len(around))
+    return pd.Series((around[rows, (count - 1) // 2] + around[rows, count // 2]) / 2, values.index)
 
 
 def labels_needed(values: pd.Series, target: float, window: int = WINDOW) -> float:
@@ -150,8 +157,12 @@ def labels_needed(values: pd.Series, target: float, window: int = WINDOW) -> flo
         target: value to reach.
         window: odd number of rounds.
     """
-    reached = running_median(values, window) >= target
-    return float(reached.idxmax()) if reached.any() else math.inf
+    return _first_to_reach(running_median(values, window), target)
+
+
+def _first_to_reach(values: pd.Series, target: float) -> float:
+    reached = values.to_numpy() >= target
+    return float(values.index[reached.argmax()]) if reached.any() else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,31 +184,42 @@ class LabelsNeeded:
     never: int
 
 
-def labels_needed_table(
-    curves: pd.DataFrame, baselines: Baselines, window: int = WINDOW, untrained: Collection[RunKey] = ()
-) -> tuple[LabelsNeeded, ...]:
-    """Labels needed by group and target; every run is compared with the baseline of its own variant and seed.
+def labels_needed_by_run(
+    curves: pd.DataFrame, baselines: Baselines, untrained: Collection[RunKey] = ()
+) -> pd.DataFrame:
+    """Labels needed by run and target; every run is compared with the baseline of its own variant and seed.
 
     Args:
         curves: of one metric; runs without a baseline are left out.
         baselines: of the same metric.
-        window: see ``labels_needed``.
-        untrained: runs without a curve, which never got there; of groups without any curve there is no row.
+        untrained: runs without a curve, which never got there.
+
+    Returns:
+        Columns ``strategy``, ``variant``, ``seed``, ``train_images`` (NaN for an untrained run) and the targets.
     """
     rows = []
-    for key, group in curves.groupby(["strategy", "variant"], sort=False):
-        runs = [
-            (baselines[key[1], seed], run.set_index("labels"))
-            for seed, run in group.groupby("seed")
-            if (key[1], seed) in baselines
-        ]
-        sizes = np.array([run["train_images"].iloc[-1] for _, run in runs])
-        for target, value in TARGETS.items() if runs else ():
-            needed = np.array([labels_needed(run["value"], value(baseline), window) for baseline, run in runs])
-            missing = [math.inf] * sum(run.group == key and (key[1], run.seed) in baselines for run in untrained)
-            labels, shares = (quartiles([*found, *missing]) for found in (needed, needed / sizes))
-            never = int(np.isinf(needed).sum()) + len(missing)
-            rows.append(LabelsNeeded(Group(*key), target, labels, shares, len(runs) + len(missing), never))
+    for key, run in curves.groupby(["strategy", "variant", "seed"], sort=False):
+        if (baseline := baselines.get(key[1:])) is not None:
+            values = running_median(pd.Series(run["value"].to_numpy(), run["labels"].to_numpy()))
+            needed = (_first_to_reach(values, value(baseline)) for value in TARGETS.values())
+            rows.append((*key, run["train_images"].iloc[-1], *needed))
+    for group, seed in untrained:
+        if (group.variant, seed) in baselines:
+            rows.append((*group, seed, math.nan, *[math.inf] * len(TARGETS)))
+    return pd.DataFrame(rows, columns=["strategy", "variant", "seed", "train_images", *TARGETS])
+
+
+def labels_needed_table(by_run: pd.DataFrame) -> tuple[LabelsNeeded, ...]:
+    """Labels needed by group and target, from ``labels_needed_by_run``; no row for a group without any curve."""
+    rows = []
+    for key, runs in by_run.groupby(["strategy", "variant"], sort=False):
+        if runs["train_images"].isna().all():
+            continue
+        for target in TARGETS:
+            needed = runs[target].to_numpy()
+            shares = np.where(np.isinf(needed), math.inf, needed / runs["train_images"])
+            never = int(np.isinf(needed).sum())
+            rows.append(LabelsNeeded(Group(*key), target, quartiles(needed), quartiles(shares), len(runs), never))
     return tuple(rows)
 
 
@@ -276,10 +298,11 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0) 
         Efron & Tibshirani 1993, chapter 13; Wilcoxon 1945, doi:10.2307/3001968 (equal pairs are left out).
     """
     found = []
-    for number in first.columns.intersection(second.columns):
-        pair = pd.concat([first[number], second[number]], axis=1, keys=[0, 1]).dropna()
-        if len(pair):
-            of_first, of_second = areas(pair)
+    one, other = first.align(second, join="inner")
+    for pair in np.stack([one, other]).T:
+        shared = ~np.isnan(pair).any(axis=1)
+        if shared.any():
+            of_first, of_second = areas(pd.DataFrame(pair[shared], one.index[shared]))
             found.append(of_first - of_second)
     if not found:
         raise ValueError(
@@ -401,11 +424,11 @@ class Wins:
 def wins(curves: pd.DataFrame) -> Wins | None:
     """Compare groups by area, over the seeds and label counts that all have; None without such, or a single group."""
     found = tables(curves)
-    of_seed = []
-    for seed in sorted(set.intersection(*(set(table.columns) for table in found.values())) if len(found) > 1 else ()):
-        shared = pd.concat([table[seed] for table in found.values()], axis=1, keys=map(str, found)).dropna()
-        if len(shared):
-            of_seed.append(areas(shared).to_numpy())
+    if len(found) < 2:
+        return None
+    # Sorted by labels, seed by seed.
+    joined = pd.concat({str(group): table.stack() for group, table in found.items()}, axis=1, join="inner").dropna()
+    of_seed = [areas(shared.droplevel("seed")).to_numpy() for _, shared in joined.groupby(level="seed")]
     if not of_seed:
         return None
     row, column = np.array(of_seed).T[:, None], np.array(of_seed).T[None]
@@ -421,6 +444,7 @@ class MetricStatistics:
         curves: one a run.
         bands: see ``bands``.
         baselines: where they are defined.
+        needed_by_run: see ``labels_needed_by_run``.
         needed: see ``labels_needed_table``.
         areas: None where the runs share no label count.
         differences: from ``random``, see ``differences_from_random``.
@@ -431,6 +455,7 @@ class MetricStatistics:
     curves: pd.DataFrame
     bands: Mapping[Group, pd.DataFrame]
     baselines: Baselines
+    needed_by_run: pd.DataFrame
     needed: tuple[LabelsNeeded, ...]
     areas: Areas | None
     differences: Mapping[Group, PairedDifference]
@@ -464,12 +489,14 @@ def metric_statistics(metric: Metric, results: StudyResults) -> MetricStatistics
     baselines = {
         (row.variant, row.seed): value for row in results.baselines if (value := metric.of(row.metrics)) is not None
     }
+    needed_by_run = labels_needed_by_run(compared, baselines, untrained=untrained)
     return MetricStatistics(
         metric=metric,
         curves=curves,
         bands=bands(curves),
         baselines=baselines,
-        needed=labels_needed_table(compared, baselines, untrained=untrained),
+        needed_by_run=needed_by_run,
+        needed=labels_needed_table(needed_by_run),
         areas=areas_of(compared),
         differences=differences_from_random(compared),
         wins=wins(compared),

@@ -22,6 +22,7 @@ from ml_backend.simulation.analysis import (
     CONFIDENCE,
     Group,
     PairedDifference,
+    labels_needed_by_run,
     labels_needed_table,
     learning_curves,
     paired_difference,
@@ -173,7 +174,7 @@ def needed_words(
     """
     levels = {(row.variant, row.seed): known(metric.of(row.metrics)) for row in (baselines or results).baselines}
     curves = learning_curves(results, lambda row: metric.of(row.metrics))
-    table = labels_needed_table(curves, levels)
+    table = labels_needed_table(labels_needed_by_run(curves, levels))
     return {str(row.group): share_words(row.share) for row in table if row.target == target}
 
 

@@ -13,14 +13,11 @@ from ml_backend.config import PROFILES, ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
-from ml_backend.simulation.plan import INITIAL, StudyPlan
+from ml_backend.simulation.plan import INITIAL, WITH_FLAGS, StudyPlan
 from ml_backend.storage.atomic import read_record
 
 Loss = Literal["weighted", "unweighted"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
-WITH_FLAGS: Final = (
-    "profile", "finetune", "backbone", "weights", "passes", "batch_size", "min_labels_per_class", "cold_start",
-)  # fmt: skip
 OF_THE_STUDY: Final = {"strategy": "--strategies", "seed": "--seeds", "loss": "--loss"}
 SEEDS: Final = "20"
 OLDER_DEFAULTS: Final[Mapping[str, object]] = {

@@ -69,7 +69,8 @@ def run(out: str, name: str) -> str | None:
             raise SettingsError(
                 f"{out} holds no plan.json: workers need --out, the tables and images in a shared folder"
             )
-        do_run(plan.run(name), open_study(plan, Path(out)), RunLog(Path(out), name))
+        one = plan.run(name)
+        do_run(one, open_study(plan, Path(out)), RunLog.of(one, plan, Path(out)))
     except BackendError as error:
         log.error("run failed", run=name, error=str(error))  # noqa: TRY400 - an expected error has no traceback
         return f"run {name}: {error}"

@@ -14,7 +14,13 @@ BASELINE: Final = "baseline"  # no strategy: every label of the training side
 LOCAL_PROJECT: Final = ProjectKey(id=1, created=0)
 LEAST_TO_TRAIN: Final = 2
 INITIAL: Final = 25  # images of every class in a given start set, as in Gabriel et al. 2025 (arXiv:2508.21263)
-MISMATCHED: Final = {"command", "started_at"}  # may differ where a study goes on
+FREE: Final = {"command", "started_at", "strategies", "seeds", "budget", "strategy"}
+"""Fields of a plan, and of its options, that may differ where a study goes on; see ``StudyPlan.continued``."""
+
+WITH_FLAGS: Final = (
+    "profile", "finetune", "backbone", "weights", "passes", "batch_size", "min_labels_per_class", "cold_start",
+)  # fmt: skip
+"""Project options that have a flag of their own."""
 
 
 class Run(FrozenModel):
@@ -131,31 +137,60 @@ class StudyPlan(FrozenModel):
         last = min(self.budget, train_images - 1)
         return max(0, (last - start) // int(str(self.options["batch_size"])) + 1)
 
-    def check_same(self, earlier: "StudyPlan") -> None:
-        """Make sure that this is the command that began the study; options that it did not have are not compared.
+    def continued(self, earlier: "StudyPlan") -> "StudyPlan":
+        """The plan with which a study goes on under this command: the earlier one, or one that has grown.
+
+        A study grows by more strategies, more seeds and a larger budget. Options that an earlier version did not have
+        are not compared.
 
         Raises:
-            SettingsError: names every difference.
+            SettingsError: the figures could not be compared with those of the study; names every difference.
         """
-        now = self.model_dump(mode="json")
-        # An option of a later version must not keep a study from going on.
+        now, before = self.model_dump(mode="json"), earlier.model_dump(mode="json")
         now["options"] = {name: value for name, value in now["options"].items() if name in earlier.options}
-        if changed := list(_changes(earlier.model_dump(mode="json"), now)):
+        changed = list(_changes(before, now))
+        grown = {}
+        for name in ("strategies", "seeds"):
+            mine, theirs = getattr(self, name), getattr(earlier, name)
+            if lacking := [one for one in theirs if one not in mine]:
+                changed.append(f"--{name} lacks {_short(lacking)}")
+            elif len(mine) > len(theirs):
+                grown[name] = mine
+        if self.budget < earlier.budget:
+            changed.append(f"--budget: {earlier.budget} then, {self.budget} now")
+        elif self.budget > earlier.budget:
+            grown["budget"] = self.budget
+        if grown and "start" not in earlier.model_fields_set:
+            changed.append(f"--{min(grown)}: a study from before there was --start does not grow")
+        if changed:
             raise SettingsError(
-                f"--out holds a study begun with another command ({'; '.join(changed)}): "
-                f"give a new --out, or repeat `{earlier.command}`"
+                f"--out holds a study begun with another command ({'; '.join(changed)}): give a new --out, repeat "
+                f"`{earlier.command}`, or repeat it with more --strategies, more --seeds or a larger --budget"
             )
+        return earlier.model_copy(update={**grown, "command": self.command}) if grown else earlier
 
 
 def _changes(before: Mapping[str, object], now: Mapping[str, object], of: str = "") -> Iterator[str]:
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        if old == new or (not of and name in MISMATCHED):
+        if old == new or name in FREE:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _changes(old, new, f"{name} ")
+            yield from _changes(old, new, name)
         else:
-            yield f"{of}{name}: {_short(old)} then, {_short(new)} now"
+            yield f"{_typed(of, name)}: {_short(old)} then, {_short(new)} now"
+
+
+def _typed(of: str, name: str) -> str:
+    """What is typed for a field of a plan."""
+    if of == "versions":
+        return f"version of {name}"
+    if of == "imbalance":
+        return f"--imbalance {name}"
+    if of == "options" and name not in WITH_FLAGS:
+        return "--loss" if name == "loss" else f"--option {name}"
+    flag = f"--{'loss' if name == 'losses' else name.replace('_', '-')}"
+    return f"content of {flag}" if of == "digests" else flag
 
 
 def _short(value: object) -> str:

@@ -114,7 +114,13 @@ def report_page(results: StudyResults) -> str:
         "times": times(kept),
         "seconds": [
             chart_group(
-                name, title, note, learning_curves(kept, value), styles, axis="seconds", logarithmic_if_spread=True
+                name,
+                title,
+                note,
+                bands(learning_curves(kept, value)),
+                styles,
+                axis="seconds",
+                logarithmic_if_spread=True,
             )
             for name, title, note, value in TIMINGS
         ],
@@ -402,7 +408,7 @@ def chart_group(
     name: str,
     title: str,
     note: str,
-    curves: pd.DataFrame,
+    found: Mapping[Group, pd.DataFrame],
     styles: Styles,
     *,
     panels: Mapping[str, Sequence[Group]] | None = None,
@@ -412,13 +418,13 @@ def chart_group(
     percent: bool = False,
     logarithmic_if_spread: bool = False,
 ) -> ChartGroup:
-    """Bands of any curves.
+    """Charts of bands over the labels, and a table of them.
 
     Args:
         name: for identifiers.
         title: of the quantity.
         note: its definition.
-        curves: see ``analysis``.
+        found: see ``analysis.bands``.
         styles: of the strategies.
         panels: title -> groups of one variant; a chart a variant by default.
         references: variant -> height of a horizontal line.
@@ -427,7 +433,7 @@ def chart_group(
         percent: the values are fractions.
         logarithmic_if_spread: use a logarithmic axis where the values span a factor of ``SPREAD``.
     """
-    found, values = bands(curves), references or {}
+    values = references or {}
     ends = [*values.values(), *(v for band in found.values() for v in band[["q25", "q75"]].to_numpy().ravel().tolist())]
     if panels is None:
         headings = {group: f"{title}, {group.variant}" if group.variant else title for group in found}
@@ -471,16 +477,15 @@ def _numbers(
 ) -> tuple[tuple[int, ...], dict[Group, tuple[str, ...]]]:
     """Label counts that are spread over all, and the cells of every group at them."""
 
-    def cell(band: pd.DataFrame, count: int) -> str:
-        if count not in band.index:
-            return "-"
-        q25, median, q75 = (value_words(v, percent=percent) for v in band.loc[count, ["q25", "median", "q75"]])
-        return f"{median} [{q25}–{q75}]"
+    def cell(values: Sequence[float]) -> str:
+        q25, median, q75 = (value_words(v, percent=percent) for v in values)
+        return "-" if math.isnan(values[0]) else f"{median} [{q25}–{q75}]"
 
     counts = sorted({int(count) for band in found.values() for count in band.index})
     places = np.linspace(0, len(counts) - 1, NUMBERS).round().astype(int) if counts else ()
     columns = tuple(counts[place] for place in np.unique(places))
-    return columns, {group: tuple(cell(band, count) for count in columns) for group, band in found.items()}
+    rows = {group: band[["q25", "median", "q75"]].reindex(columns).to_numpy() for group, band in found.items()}
+    return columns, {group: tuple(map(cell, values)) for group, values in rows.items()}
 
 
 def metric_charts(one: MetricStatistics, styles: Styles, *, pairs: bool = False) -> ChartGroup:
@@ -499,7 +504,7 @@ def metric_charts(one: MetricStatistics, styles: Styles, *, pairs: bool = False)
         "pair" if pairs else metric.name,
         metric.title,
         metric.note,
-        one.curves,
+        one.bands,
         styles,
         panels=panels if pairs else None,
         references={variant: value for variant, value in values.items() if value is not None},
@@ -612,7 +617,7 @@ def _balance(results: StudyResults, styles: Styles) -> list[ChartGroup]:
                 f"picked-{place}",
                 f"Picks of class {name}",
                 "Of all images picked so far, %.",
-                picked_share_curves(results, name),
+                bands(picked_share_curves(results, name)),
                 styles,
                 references=share,
                 reference_name="training side",
@@ -630,7 +635,12 @@ def _uncertainty(results: StudyResults, styles: Styles) -> list[ChartGroup]:
     )
     return [
         chart_group(
-            name, f"{name.title()} part of the picks", note, picked_median_curves(results, name), styles, axis="nats"
+            name,
+            f"{name.title()} part of the picks",
+            note,
+            bands(picked_median_curves(results, name)),
+            styles,
+            axis="nats",
         )
         for name, note in (parts if results.batches else ())
     ]

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ml_backend.errors import StorageError
 from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.metrics import RoundMetrics
+from ml_backend.simulation.plan import Run, StudyPlan
 from ml_backend.storage.atomic import read_record, write_atomically, write_record
 
 if TYPE_CHECKING:
@@ -131,22 +132,38 @@ class RunLog:
     Args:
         out: folder of the study.
         run: name of the run; its folder is made when something is written.
+        budget: labels that a round trains on at most; 0 where the run does not depend on it.
     """
 
-    def __init__(self, out: Path, run: str) -> None:
+    def __init__(self, out: Path, run: str, budget: int = 0) -> None:
+        self._budget = budget
         self._folder = out / "runs" / run
         self._rounds = self._folder / "rounds.jsonl"
         self._batches = self._folder / "batches.jsonl"
         self._baseline = self._folder / "baseline.json"
         self._done = self._folder / "done"
 
+    @classmethod
+    def of(cls, run: Run, plan: StudyPlan, out: Path) -> Self:
+        """The log of a run of a study."""
+        return cls(out, run.name, 0 if run.is_baseline else plan.budget)
+
     @property
     def is_done(self) -> bool:
-        return self._done.exists()
+        """Whether the run is done up to its budget; a worker may have done it under a smaller one."""
+        try:
+            budget = self._done.read_bytes()
+        except FileNotFoundError:
+            return False
+        return not budget or int(budget) >= self._budget  # without a number: of an earlier version
 
     def finish(self) -> None:
-        """Mark the run as done."""
-        write_atomically(self._done, b"")
+        """Mark the run as done up to its budget."""
+        write_atomically(self._done, str(self._budget).encode())
+
+    def reopen(self) -> None:
+        """Let the run go on to a larger budget."""
+        self._done.unlink(missing_ok=True)
 
     @contextmanager
     def held(self) -> Iterator[None]:

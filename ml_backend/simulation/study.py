@@ -42,7 +42,10 @@ class _TimeSpent(FrozenModel):
 
 
 def simulate(options: SimulateOptions, console: Console | None = None) -> StudyResults:
-    """Run a study, or continue an interrupted one, and write its results and report to ``options.out``.
+    """Run a study, or continue one, and write its results and report to ``options.out``.
+
+    A study in that folder goes on where it stopped. With more strategies, more seeds or a larger budget it grows: only
+    the runs and rounds that are missing are done, with the same result as of a new study.
 
     Args:
         options: of the study.
@@ -108,7 +111,7 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
     batches: list[BatchRow] = []
     baselines: list[BaselineRow] = []
     for run in plan.runs():
-        log = RunLog(out, run.name)
+        log = RunLog.of(run, plan, out)
         if run.is_baseline:
             baselines += [row for row in [log.baseline()] if row is not None]
         else:
@@ -146,7 +149,7 @@ def protocol(plan: StudyPlan, data: DataSet) -> str:
 
 def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress: "StudyProgress") -> None:
     out = options.out
-    logs = {run.name: RunLog(out, run.name) for run in plan.runs()}
+    logs = {run.name: RunLog.of(run, plan, out) for run in plan.runs()}
 
     def show() -> None:
         progress.show(sum(log.rounds_done() for log in logs.values()))
@@ -166,13 +169,19 @@ def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress:
 
 
 def _same_or_new(plan: StudyPlan, out: Path) -> StudyPlan:
-    """The plan that began the study in this folder, with its time and command."""
+    """The plan of the study in this folder: that of the command which began it, or which let it grow."""
     earlier = read_record(out / "plan.json", StudyPlan)
     if earlier is None:
         write_record(out / "plan.json", plan)
         return plan
-    plan.check_same(earlier)
-    return earlier
+    plan = plan.continued(earlier)
+    if plan.budget > earlier.budget:
+        for run in earlier.runs():
+            if not run.is_baseline:
+                RunLog(out, run.name).reopen()
+    if plan != earlier:
+        write_record(out / "plan.json", plan)
+    return plan
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from ml_backend.simulation.analysis import (
     few_seeds,
     findings,
     labels_needed,
+    labels_needed_by_run,
     labels_needed_table,
     learning_curves,
     metric_statistics,
@@ -227,10 +228,14 @@ class TestLabelsNeeded:
         assert labels_needed(one, one.max() + 1e-9) == NEVER
 
 
+def needed(curves, baselines):
+    return labels_needed_table(labels_needed_by_run(curves, baselines))
+
+
 class TestLabelsNeededTable:
     def test_hand_computed(self):
         """Three seeds reach 0.8 at 30, 50 and 90 labels; one, whose baseline is 0.9, never gets there."""
-        found = labels_needed_table(
+        found = needed(
             curves({"entropy": rising_to(0.8, 50, 90, 30, 30)}),
             {("", 0): 0.8, ("", 1): 0.8, ("", 2): 0.8, ("", 3): 0.9},
         )
@@ -244,12 +249,12 @@ class TestLabelsNeededTable:
         """Rising by 0.005 a round from 0.75: 0.95 * 0.8 = 0.76 is round 3, 0.79 is round 9, 0.8 is round 11."""
         run = [0.75 + 0.005 * place for place in range(14)]
 
-        found = labels_needed_table(curves({"entropy": [run]}), {("", 0): 0.8 - 1e-9})
+        found = needed(curves({"entropy": [run]}), {("", 0): 0.8 - 1e-9})
 
         assert [row.labels.median for row in found] == [30.0, 90.0, 110.0]
 
     def test_variants_have_their_own_baselines(self):
-        found = labels_needed_table(
+        found = needed(
             curves({Group("entropy", "a"): rising_to(0.8, 40), Group("entropy", "b"): rising_to(0.6, 20)}),
             {("a", 0): 0.8, ("b", 0): 0.6},
         )
@@ -260,9 +265,7 @@ class TestLabelsNeededTable:
         ]
 
     def test_share_is_of_each_runs_own_training_set(self):
-        [row, *_] = labels_needed_table(
-            curves({"entropy": rising_to(0.8, 40, 40)}, sizes=[100, 400]), {("", 0): 0.8, ("", 1): 0.8}
-        )
+        [row, *_] = needed(curves({"entropy": rising_to(0.8, 40, 40)}, sizes=[100, 400]), {("", 0): 0.8, ("", 1): 0.8})
 
         assert row.labels.median == 40.0
         assert row.share.median == pytest.approx((0.4 + 0.1) / 2)
@@ -270,8 +273,8 @@ class TestLabelsNeededTable:
     def test_runs_without_a_baseline_are_left_out(self):
         runs = curves({"entropy": flat([0.5, 0.5])})
 
-        assert {row.runs for row in labels_needed_table(runs, {("", 0): 0.9})} == {1}
-        assert labels_needed_table(runs, {}) == ()
+        assert {row.runs for row in needed(runs, {("", 0): 0.9})} == {1}
+        assert needed(runs, {}) == ()
 
 
 class TestAreas:

@@ -20,6 +20,7 @@ from ml_backend.simulation.analysis import (
     early,
     first_ranking,
     first_ranking_quartiles,
+    labels_needed_by_run,
     labels_needed_table,
     learning_curves,
 )
@@ -253,14 +254,14 @@ class TestStudy:
 
         assert (again.start, again.seeds, len(data.labels("val"))) == ("given", tuple(range(10)), 9)
         earlier = StudyPlan.model_validate_json((options.out / "plan.json").read_bytes())
-        again.check_same(earlier)
+        assert again.continued(earlier) is earlier
         for each in (again, earlier):
             assert each.options_of(ENTROPY).image_side == 224
             assert each.options_of(ENTROPY).per_patient == 0
 
         other, _ = make_plan(replace(older, option=("epochs=3", "image_side=64")))
-        with pytest.raises(SettingsError, match=r"another command \(options image_side: 224 then, 64 now\)"):
-            other.check_same(earlier)
+        with pytest.raises(SettingsError, match=r"another command \(--option image_side: 224 then, 64 now\)"):
+            other.continued(earlier)
 
 
 def live_results(ranks_at: dict[tuple[str, int], int], height: float = 0.8) -> StudyResults:
@@ -317,7 +318,10 @@ class TestFirstRanking:
         baselines = {("", 0): 0.8, ("", 1): 0.8}
         untrained = [RunKey(RANDOM_GROUP, 1)]
 
-        found = {(row.group, row.target): row for row in labels_needed_table(curves, baselines, untrained=untrained)}
+        found = {
+            (row.group, row.target): row
+            for row in labels_needed_table(labels_needed_by_run(curves, baselines, untrained))
+        }
         row = found[RANDOM_GROUP, "baseline"]
         assert (row.runs, row.never, row.labels.q25) == (2, 1, math.inf)
         assert found[ENTROPY_GROUP, "baseline"].labels == (25.0, 30.0, 35.0)

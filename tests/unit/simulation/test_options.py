@@ -218,27 +218,47 @@ class TestRounds:
         assert tiny_plan(budget=budget).rounds(classes=3, train_images=48) == rounds
 
 
-class TestCheckSame:
+class TestContinued:
     def test_the_same_command_at_another_time_goes_on(self):
-        tiny_plan(started_at="2027-01-01T00:00:00+00:00", command="x").check_same(tiny_plan())
+        earlier = tiny_plan()
+
+        assert tiny_plan(started_at="2027-01-01T00:00:00+00:00", command="x").continued(earlier) is earlier
+
+    @pytest.mark.parametrize(
+        "more", [{"seeds": (2, 1, 0)}, {"strategies": ("bald", "entropy", "random")}, {"budget": 31}]
+    )
+    def test_more_of_the_same_grows(self, more):
+        """The command is that of the whole; the time that of the first call."""
+        plan = tiny_plan(started_at="2027-01-01T00:00:00+00:00", command="x", **more).continued(
+            tiny_plan(start="given")
+        )
+
+        assert plan == tiny_plan(start="given", command="x", **more)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"budget": 20}, "budget: 30 then, 20 now"),
-            ({"seeds": (0, 1, 2)}, "seeds: 0,1 then, 0,1,2 now"),
-            ({"digests": {"labels": "aa", "features": "cc"}}, "digests features: bb then, cc now"),
-            ({"versions": {"python": "3.12"}}, "versions python: 3.11 then, 3.12 now"),
-            ({"options": {"batch_size": 20}}, "options batch_size: 5 then, 20 now"),
-            ({"imbalance": {"normal": 0.1}}, "imbalance normal: None then, 0.1 now"),
+            ({"budget": 20}, "(--budget: 30 then, 20 now)"),
+            ({"seeds": (0, 2, 3)}, "(--seeds lacks 1)"),
+            ({"strategies": ("random", "bald")}, "(--strategies lacks entropy)"),
+            ({"losses": ("weighted", "unweighted")}, "(--loss: weighted then, weighted,unweighted now)"),
+            ({"task": "a;b"}, "(--task: None then, a;b now)"),
+            ({"digests": {"labels": "aa", "features": "cc"}}, "(content of --features: bb then, cc now)"),
+            ({"versions": {"python": "3.12"}}, "(version of python: 3.11 then, 3.12 now)"),
+            ({"options": {"batch_size": 20, "dropout": 0.3}}, "(--batch-size: 5 then, 20 now; --option dropout: 0.5"),
+            ({"imbalance": {"normal": 0.1}}, "(--imbalance normal: None then, 0.1 now)"),
         ],
     )
-    def test_another_one_is_refused_with_what_changed(self, changes, message):
+    def test_what_cannot_be_compared_is_refused_by_its_option(self, changes, message):
         if "options" in changes:
             changes = {"options": tiny_plan().options | changes["options"]}
 
         with pytest.raises(SettingsError) as refused:
-            tiny_plan(**changes).check_same(tiny_plan())
+            tiny_plan(**changes).continued(tiny_plan(start="given"))
 
         assert message in str(refused.value)
-        assert "give a new --out, or repeat `ml-backend simulate" in str(refused.value)
+        assert "give a new --out, repeat `ml-backend simulate" in str(refused.value)
+
+    def test_a_study_without_a_start_goes_on_and_does_not_grow(self):
+        with pytest.raises(SettingsError, match="--seeds: a study from before there was --start does not grow"):
+            tiny_plan(seeds=(0, 1, 2)).continued(tiny_plan())

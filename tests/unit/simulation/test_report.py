@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ml_backend.simulation.analysis import MetricStatistics, PairedDifference, Quartiles, metric_statistics
+from ml_backend.simulation.analysis import MetricStatistics, PairedDifference, Quartiles, bands, metric_statistics
 from ml_backend.simulation.metrics import ACCURACY
 from ml_backend.simulation.report import (
     ChartGroup,
@@ -476,7 +476,7 @@ class TestChartGroup:
             for place, value in enumerate(run)
         ]
         columns = ["strategy", "variant", "seed", "labels", "value", "train_images"]
-        return chart_group("x", "X", "", pd.DataFrame(rows, columns=columns), self.STYLES, **changes)  # type: ignore[arg-type]
+        return chart_group("x", "X", "", bands(pd.DataFrame(rows, columns=columns)), self.STYLES, **changes)  # type: ignore[arg-type]
 
     def test_numbers_are_medians_and_quartiles_of_the_runs(self):
         """Entropy ended early."""

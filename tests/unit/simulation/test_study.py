@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,11 +110,27 @@ class TestSimulate:
 
         assert applied == [True]
 
-    def test_another_command_in_the_same_folder_is_refused(self, options):
-        simulate(options, QUIET)
+    def test_grows_by_what_is_missing_to_the_same_bits(self, options, tmp_path, monkeypatch):
+        """From two runs of two rounds, without a third strategy: four more runs, and a round more of the first two."""
+        grown = replace(options, strategies="bald,entropy", seeds="2")
+        simulate(replace(grown, out=tmp_path / "whole"), QUIET)
+        simulate(replace(options, budget="11"), QUIET)
+        done: list[str] = []
 
-        with pytest.raises(SettingsError, match=r"\(seeds: 0 then, 0,1"):
-            simulate(replace(options, seeds="2"), QUIET)
+        def counted(run, opened, log, on_round):
+            really_do_run(run, opened, log, lambda: (done.append(run.name), on_round()))
+
+        monkeypatch.setattr(study, "do_run", counted)
+        results = simulate(grown, QUIET)
+
+        assert Counter(done) == {
+            "random-s0": 1, "entropy-s0": 1, "bald-s0": 3,
+            "random-s1": 3, "entropy-s1": 3, "bald-s1": 3, "baseline-s1": 1,
+        }  # fmt: skip
+        assert tables(options.out) == tables(tmp_path / "whole")
+        assert (results.summary.command, results.summary.seeds) == (grown.command(), (0, 1))
+        with pytest.raises(SettingsError, match=r"\(--seeds lacks 1; --budget: 16 then, 11 now\)"):
+            simulate(replace(grown, seeds="1", budget="11"), QUIET)
 
     def test_a_folder_that_another_command_writes_to_is_refused(self, options):
         with study._locked(options.out), pytest.raises(SettingsError, match="another `ml-backend simulate` writes to"):
