@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.config import Settings
-from ml_backend.errors import BackendError, StorageError
+from ml_backend.errors import BackendError, StorageError, UnknownProject
 from ml_backend.label_studio.formats import (
     Event,
     HealthAnswer,
@@ -60,6 +60,31 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 HTML = "text/html; charset=utf-8"
+ERROR_PAGES: dict[int, tuple[str, str]] = {
+    HTTPStatus.BAD_REQUEST: ("That did not work", "Go back, correct it, and try again."),
+    HTTPStatus.UNAUTHORIZED: (
+        "Sign in to see this page",
+        "Reload the page, and enter the user and password of this backend. They are not those of Label Studio: ask "
+        "whoever installed the backend for them.",
+    ),
+    HTTPStatus.FORBIDDEN: ("That was not accepted", "Open the project's page anew and try again."),
+    HTTPStatus.NOT_FOUND: ("There is nothing at this address", "The list of all projects leads to every page."),
+    HTTPStatus.METHOD_NOT_ALLOWED: (
+        "This address is not a page",
+        "A button or Label Studio sends to it. Open the project's page, and press the button there.",
+    ),
+    HTTPStatus.INTERNAL_SERVER_ERROR: (
+        "That did not work",
+        "Try again in a minute. If it stays so, whoever installed the backend finds the cause in its log, and by "
+        "running ml-backend doctor.",
+    ),
+}
+"""Heading and remedy of an error's page, by status; those of 500 for any other."""
+EXPLANATIONS: dict[int, str] = {
+    HTTPStatus.NOT_FOUND: "No page of this backend has this address: a letter of it may be wrong, or the link is old.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "Nothing can be shown at this address, since it only takes what is sent to it.",
+}
+"""In place of the framework's words, on a page."""
 
 log = structlog.get_logger()
 routes = Blueprint("routes", __name__)
@@ -165,14 +190,13 @@ def _explain_errors(app: Flask) -> None:
     @app.errorhandler(BackendError)
     def refuse(error: BackendError) -> Response:
         log.warning("refused", path=request.path, kind=type(error).__name__, error=str(error))
-        if request.blueprint == pages.name and wants_page():
-            page = render_template("refused.html", error=str(error))
-            return Response(page, status=error.http_status, content_type=HTML)
-        return _answer(error.http_status, str(error))
+        key = None if isinstance(error, UnknownProject) else (request.view_args or {}).get("key")
+        return _answer(error.http_status, str(error), key)
 
     @app.errorhandler(HTTPException)
     def refuse_http(error: HTTPException) -> Response:
-        description = error.description or error.name
+        description = EXPLANATIONS.get(error.code or 500) if wants_page() else None
+        description = description or error.description or error.name
         if error.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             description = f"the body is larger than the {request.max_content_length} bytes that {request.path} takes"
         response = _answer(error.code or 500, description)
@@ -186,9 +210,21 @@ def _explain_errors(app: Flask) -> None:
         return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "an unexpected error; the backend's log says which")
 
 
-def _answer(code: int, message: str) -> Response:
-    """An error as JSON, and as the reason of the status line, which is all that Label Studio shows."""
+def _answer(code: int, message: str, key: str | None = None) -> Response:
+    """An error as a page for a browser, else as JSON.
+
+    It is also the reason of the status line, which is all that Label Studio shows.
+
+    Args:
+        code: of HTTP.
+        message: what happened.
+        key: of the project whose page a page leads to.
+    """
     response = jsonify(error=message)
+    if wants_page():
+        heading, remedy = ERROR_PAGES.get(code, ERROR_PAGES[HTTPStatus.INTERNAL_SERVER_ERROR])
+        page = render_template("refused.html", heading=heading, error=message, remedy=remedy, key=key)
+        response = Response(page, content_type=HTML)
     # A status line holds Latin-1 without control characters; no markup either, since it is shown.
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", message.translate({ord("<"): "[", ord(">"): "]"}))
     reason = line.encode("latin-1", "replace").decode("latin-1")[:MAX_REASON].strip() or "error"

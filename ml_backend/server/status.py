@@ -44,6 +44,8 @@ class ProjectStatus:
         paused: the owner's pause.
         network: the newest; ``fit`` is its training.
         analysis: None where label config or options are wrong, or it was not asked for.
+        workers: of the installation that are alive, busy ones included; a dead one counts for at most 20 s more. None
+            where Redis does not answer.
     """
 
     connection: Connection
@@ -61,6 +63,7 @@ class ProjectStatus:
     network: KnownNetwork | None = None
     fit: FitReport | None = None
     analysis: Analysis | None = None
+    workers: int | None = None
 
     @property
     def standing(self) -> Standing | None:
@@ -144,6 +147,7 @@ class ProjectStatus:
             "network": network_json,
             "standing": None if self.standing is None else self.standing.model_dump(mode="json"),
             "unreadable": self.unreadable,
+            "workers": self.workers,
             "serving": [problem.model_dump() for problem in self.serving],
             "quarantined": {
                 "images": len(self.quarantined),
@@ -158,23 +162,30 @@ def statuses(store: RoundStore, queue: RoundQueue, *, analysed: bool = True) -> 
     Args:
         store: of the installation.
         queue: its rounds.
-        analysed: see ``status_of``.
+        analysed: with their analyses, which take seconds where they must be computed.
 
     Raises:
         StorageError: the list of projects itself cannot be read.
     """
-    return [status_of(connection, store, queue, analysed=analysed) for connection in store.connections()]
+    connections = store.connections()
+    workers = _workers(queue) if connections else None
+    return [replace(_status_of(one, store, queue, analysed=analysed), workers=workers) for one in connections]
 
 
-def status_of(connection: Connection, store: RoundStore, queue: RoundQueue, *, analysed: bool = True) -> ProjectStatus:
-    """One project, as far as it can be read.
+def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> ProjectStatus:
+    """One project with its analysis, as far as it can be read; see ``statuses``."""
+    return replace(_status_of(connection, store, queue, analysed=True), workers=_workers(queue))
 
-    Args:
-        connection: of the project.
-        store: of the installation.
-        queue: its rounds.
-        analysed: with its analysis, which takes seconds where it must be computed.
-    """
+
+def _workers(queue: RoundQueue) -> int | None:
+    try:
+        return queue.workers()
+    except BackendError:
+        return None
+
+
+def _status_of(connection: Connection, store: RoundStore, queue: RoundQueue, *, analysed: bool) -> ProjectStatus:
+    """One project, without the workers, which all projects share."""
     project = store.project(connection.project)
     configured, mistake = config_of(connection)
     rounds, _ = project.summaries()

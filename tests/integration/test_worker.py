@@ -13,12 +13,17 @@ import pytest
 from redis import Redis
 from rq import Worker
 
+from ml_backend.config import Settings
 from ml_backend.processes import valkey_program
 from ml_backend.scheduling import RoundQueue, connect_redis
-from ml_backend.schemas import ProjectKey
+from ml_backend.scheduling.queue import WORKER_FRESH_S
+from ml_backend.scheduling.worker import MONITORING_S
+from ml_backend.schemas import Connection, ProjectKey
+from ml_backend.server.app import create_app
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Pause
 from tests.integration.processes import FAKE_WORKER, PROJECT, free_port, wait_until
+from tests.label_configs import config
 
 OTHER = ProjectKey(id=3, created=1795384774)
 WORKER_ALIVE = Path(__file__).parents[2] / "docker" / "worker_alive.py"
@@ -240,19 +245,27 @@ class TestFailures:
         queue.request_round(PROJECT, "forced")
         wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)
 
-    def test_the_work_horse_of_a_killed_worker_dies(self, queue, start_worker, plan, log):
-        """As an orphan it would train on, beside the run that takes its place."""
+    def test_the_work_horse_of_a_killed_worker_dies(self, queue, start_worker, plan, tmp_path, monkeypatch):
+        """As an orphan it would train on, beside the run that takes its place. The page counts its worker no more."""
+        # These workers send a heartbeat every second, real ones every fifth: the same number may be missed.
+        assert 3 * MONITORING_S <= WORKER_FRESH_S <= 25
+        monkeypatch.setattr("ml_backend.scheduling.queue.WORKER_FRESH_S", WORKER_FRESH_S / MONITORING_S)
         plan("burn 60")
         worker = start_worker()
         queue.request_round(PROJECT, "labels")
-        wait_until(log)
-        horse = log()[0]["pid"]
+        wait_until(lambda: queue.status(PROJECT).progress)
+        [horse] = children(worker.pid)
         assert os.getpgid(horse) != os.getpgid(worker.pid)
+        page = create_app(Settings.load(data_dir=tmp_path), queue).test_client()
+        RoundStore(tmp_path).connect(Connection(project=PROJECT, hostname="http://ls", label_config=config()))
+        shown = lambda: page.get(f"/projects/{PROJECT}").get_json()["workers"]  # noqa: E731
+        assert wait_until(shown) == 1
 
         worker.kill()
         worker.wait()
 
         wait_until(lambda: not is_alive(horse), timeout_s=10)
+        wait_until(lambda: shown() == 0, timeout_s=30)
 
     def test_a_round_that_failed_is_tried_again_by_time_alone(self, queue, redis, start_worker, plan, log):
         """Nobody labels, nobody asks; and meanwhile another project has its round."""

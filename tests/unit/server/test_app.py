@@ -59,6 +59,9 @@ class TestAuthentication:
                 assert response.status_code == 401, (method, path)
                 assert response.headers["WWW-Authenticate"].startswith("Basic")
                 assert method == "HEAD" or "ml-backend connect" in response.json["error"]
+        page = guarded.get("/", headers={"Accept": "text/html"})
+        assert (page.status_code, "WWW-Authenticate" in page.headers) == (401, True)
+        assert "<h1>Sign in to see this page</h1>" in page.text
 
     def test_lets_the_right_one_in_on_every_route(self, app, guarded):
         asked = 0
@@ -203,6 +206,31 @@ class TestErrors:
         wrong = client.get("/webhook")
         assert (wrong.status_code, wrong.headers["Allow"]) == (405, "OPTIONS, POST")
         assert "error" in wrong.json
+
+    @pytest.mark.parametrize(
+        ("path", "code", "heading"),
+        [
+            ("/no/such/page", 404, "There is nothing at this address"),
+            (f"/projects/{PROJECT}/rounds/r9", 404, "There is nothing at this address"),
+            (f"/projects/{PROJECT}/train", 405, "This address is not a page"),
+            (f"/projects/{PROJECT}", 500, "That did not work"),
+        ],
+    )
+    def test_are_pages_for_a_browser_and_lead_on(self, connected, monkeypatch, path, code, heading):
+        def fail(*_):
+            raise RuntimeError("secret detail")
+
+        monkeypatch.setattr("ml_backend.server.views.overview", fail)
+
+        page = connected.get(path, headers={"Accept": "text/html"})
+
+        assert page.status_code == connected.get(path).status_code == code
+        assert "error" in connected.get(path).json
+        assert f"<h1>{heading}</h1>" in page.text
+        assert "secret" not in page.text
+        # Relative, as everywhere: right behind a proxy's path too.
+        assert f'href="{"../" * (path.count("/") - 1) or "./"}">To all projects' in page.text
+        assert ("To the project's page" in page.text) == path.endswith("r9")
 
     def test_the_status_line_is_one_line_of_latin_1_without_markup(self, client):
         """A header cannot be smuggled in, and Label Studio cannot be made to show a script."""

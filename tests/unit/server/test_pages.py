@@ -79,7 +79,7 @@ class TestProject:
             response = connected.get(path, headers=headers)
 
             assert response.status_code == 404
-        assert "<h1>That did not work</h1>" in response.text
+        assert "<h1>There is nothing at this address</h1>" in response.text
         assert "error" in connected.get(path).json
 
     def test_hostile_names_stay_text(self, connected, store):

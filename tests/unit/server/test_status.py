@@ -165,10 +165,14 @@ class TestIndex:
         assert "ml-backend connect" in client.get("/", headers=HTML).text
 
     def test_says_that_redis_is_down(self, connected, queue, monkeypatch):
-        def refuse(_project):
+        def refuse(*_):
             raise QueueError("Redis at localhost:6379/0 does not answer")
 
+        assert connected.get("/").json["projects"][0]["workers"] == 1
         monkeypatch.setattr(queue, "status", refuse)
+        monkeypatch.setattr(queue, "workers", refuse)
+
+        assert connected.get("/").json["projects"][0]["workers"] is None
 
         assert connected.get("/").json["projects"][0]["problem"] == "Redis at localhost:6379/0 does not answer"
         assert "Redis at localhost:6379/0 does not answer" in connected.get("/", headers=HTML).text
