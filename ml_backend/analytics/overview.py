@@ -35,6 +35,7 @@ from ml_backend.analytics.history import (
     strategy_history,
 )
 from ml_backend.analytics.order_audit import OrderFidelity, order_fidelity
+from ml_backend.analytics.reading import ReadingProgress, reading_progress
 from ml_backend.analytics.standing import Standing, StartEstimate, project_standing
 from ml_backend.analytics.stopping import StopAdvice, stop_advice
 from ml_backend.config import ProjectOptions
@@ -63,8 +64,8 @@ class Analysis(FrozenModel):
 
     Attributes:
         inputs: digest of the state of everything that it was computed from.
-        standing: None where the tasks were not read yet; likewise ``ground_truths`` and ``duplicates``, the images in
-            several tasks.
+        standing: None where the tasks were not read yet; likewise ``ground_truths``, ``duplicates`` (the images in
+            several tasks) and ``reading``.
         fidelity: None before the first order.
         control: accuracy on holdout images; None where no round had a holdout.
         stopping: None before the first training.
@@ -74,6 +75,7 @@ class Analysis(FrozenModel):
     standing: Standing | None = None
     ground_truths: GroundTruths | None = None
     duplicates: Duplicates | None = None
+    reading: ReadingProgress | None = None
     fidelity: OrderFidelity | None = None
     control: HoldoutEstimate | None = None
     stopping: StopAdvice | None = None
@@ -165,6 +167,7 @@ def _analysis(
         standing=_readable(standing),
         ground_truths=None if mirror is None else _readable(lambda: ground_truths(mirror, config, options, images)),
         duplicates=None if images is None else images.count(),
+        reading=None if mirror is None else reading_progress(answers),
         fidelity=_readable(fidelity),
         control=control,
         stopping=_readable(stopping),

@@ -36,6 +36,7 @@ from ml_backend.label_studio.formats import (
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.connections import configuration, connect, connection_of, version
 from ml_backend.schemas import Connection
+from ml_backend.server import readers  # noqa: F401 - its route
 from ml_backend.server.actions import is_same_origin
 from ml_backend.server.context import AppContext, context, refreshing, relative_url, wants_page
 from ml_backend.server.metrics import Metrics

@@ -114,6 +114,24 @@ class TestPage:
         if path == f"/projects/{KEY}" and scheme == "light" and width == 1400:
             picture(browser.find_element(By.XPATH, "//section[h2='Chosen to be labelled next']"), "batch-1400.png")
 
+    @pytest.mark.parametrize("width", WIDTHS)
+    def test_the_readers_screen_is_legible_from_two_metres(self, browser, url, width):
+        """At 0.27 mm a pixel, figures of 90 pixels are 24 mm high, and words of 24 pixels 6 mm."""
+        browser.get(f"{url}/projects/{KEY}")  # which analyses it, as the reconciler does
+        open_at(browser, f"{url}/projects/{KEY}/readers?still=1", width)
+
+        sizes = "return [...document.querySelectorAll(arguments[0])].map(e => parseFloat(getComputedStyle(e).fontSize))"
+        figures, words = browser.execute_script(sizes, "dd b"), browser.execute_script(sizes, "dt, dd")
+        assert len(figures) == 5
+        if width == 1400:
+            assert min(figures) >= 90
+            assert min(words) >= 24
+            assert browser.execute_script("return document.documentElement.scrollHeight") <= WIDTHS[width]
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert complaints(browser) == []
+        assert serious_findings(browser) == []
+        picture(browser, f"readers-{width}.png")
+
     def test_a_project_is_paused_and_goes_on(self, browser, url, queue):
         """By its buttons; labels are counted meanwhile and start nothing."""
         open_at(browser, f"{url}/projects/{KEY}", 1400)

@@ -95,6 +95,7 @@ class TestAuthentication:
             "pages.picture",
             "pages.project",
             "pages.ranking_table",
+            "pages.readers",
             "pages.resume",
             "pages.rounds_table",
             "pages.topup",
