@@ -25,6 +25,7 @@ from ml_backend.simulation.analysis import (
     Early,
     Group,
     LabelsNeeded,
+    LabelsRatio,
     MetricStatistics,
     PairedDifference,
     Quartiles,
@@ -33,6 +34,7 @@ from ml_backend.simulation.analysis import (
     early,
     findings,
     first_ranking_quartiles,
+    labels_ratio,
     learning_curves,
     metric_statistics,
     picked_median_curves,
@@ -141,6 +143,7 @@ def _templates() -> Environment:
     environment.filters |= {
         "shares": share_words,
         "difference": difference_words,
+        "ratio": ratio_words,
         "quartiles": quartile_words,
         "duration": duration_words,
         "seconds": seconds_words,
@@ -149,7 +152,7 @@ def _templates() -> Environment:
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     environment.tests["infinite"] = math.isinf
-    environment.globals |= {"targets": tuple(TARGETS), "swatch": swatch, "seeds_for_a_claim": SEEDS_FOR_A_CLAIM}
+    environment.globals |= {"swatch": swatch, "seeds_for_a_claim": SEEDS_FOR_A_CLAIM}
     return environment
 
 
@@ -261,6 +264,14 @@ def difference_words(difference: PairedDifference) -> str:
     return f"{difference.mean:+.3f} [{difference.low:+.3f} to {difference.high:+.3f}]"
 
 
+def ratio_words(ratio: LabelsRatio) -> str:
+    """``0.62 [0.50 to 0.80]``: median and 95 % interval, which fewer than six pairs do not have."""
+    median, *ends = (
+        "never" if math.isinf(v) else f"{v:.2f}" for v in (ratio.median, ratio.low, ratio.high) if v is not None
+    )
+    return f"{median} [{' to '.join(ends)}]" if ends else median
+
+
 def quartile_words(values: Quartiles) -> str:
     """``0.812 [0.805–0.820]``."""
     return f"{values.median:.3f} [{values.q25:.3f}–{values.q75:.3f}]"
@@ -314,8 +325,7 @@ class Headline:
 
 def headline_target(primary: MetricStatistics) -> str | None:
     """The hardest target that any group reached in half of its runs."""
-    reached = {row.target for row in primary.needed if math.isfinite(row.labels.median)}
-    return next((target for target in HEADLINE_TARGETS if target in reached), None)
+    return next((target for target in HEADLINE_TARGETS if target in primary.targets[True]), None)
 
 
 def headline(one: MetricStatistics, target: str | None) -> Headline:
@@ -352,15 +362,20 @@ class Verdict:
     """Whether choosing images beats random picks, by the group with the largest mean difference of the areas.
 
     Attributes:
-        status: ``few_seeds`` for a claim; ``pays``, ``behind`` or ``open`` by the interval.
+        status: ``few_seeds`` for a claim; ``pays``, ``behind`` or ``open`` by the interval of the ratio where there is
+            one, else of the difference.
         group: the best of ``compared`` groups, whose p is not corrected for that.
         difference: from ``random``.
+        ratio: of the labels needed for ``target``, by ``random``'s; None where either reaches no target in most pairs.
+        target: the hardest of ``HEADLINE_TARGETS`` that both reach.
     """
 
     status: Status
     group: Group
     difference: PairedDifference
     compared: int
+    ratio: LabelsRatio | None = None
+    target: str = ""
 
 
 def verdict(primary: MetricStatistics) -> Verdict | None:
@@ -369,14 +384,23 @@ def verdict(primary: MetricStatistics) -> Verdict | None:
         return None
     # Rounded, so that of equal means the surer one is selected and not the one with the larger rounding error.
     group, best = max(primary.differences.items(), key=lambda named: (round(named[1].mean, 9), named[1].low or 0.0))
-    status: Status = "open"
+    reference = Group(RANDOM, group.variant)
+    target, ratio = next(
+        (
+            (target, found)
+            for target in HEADLINE_TARGETS
+            if (found := labels_ratio(primary.labels_of(group, target), primary.labels_of(reference, target)))
+            and 0 < found.median < math.inf
+        ),
+        ("", None),
+    )
+    better, worse = best.low is not None and best.low > 0, best.high is not None and best.high < 0
+    if ratio is not None:
+        better, worse = ratio.high is not None and ratio.high < 1, ratio.low is not None and ratio.low > 1
+    status: Status = "pays" if better else "behind" if worse else "open"
     if best.pairs < SEEDS_FOR_A_CLAIM:
         status = "few_seeds"
-    elif best.low is not None and best.low > 0:
-        status = "pays"
-    elif best.high is not None and best.high < 0:
-        status = "behind"
-    return Verdict(status, group, best, len(primary.differences))
+    return Verdict(status, group, best, len(primary.differences), ratio, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +459,7 @@ def chart_group(
     """
     values = references or {}
     ends = [*values.values(), *(v for band in found.values() for v in band[["q25", "q75"]].to_numpy().ravel().tolist())]
+    shares = [share for band in found.values() for share in band["share"]]
     if panels is None:
         headings = {group: f"{title}, {group.variant}" if group.variant else title for group in found}
         panels = {heading: [one for one in found if headings[one] == heading] for heading in headings.values()}
@@ -454,6 +479,7 @@ def chart_group(
             x_label="labelled, % of the training side",
             y_label=axis or title,
             references={} if reference is None else {label: reference},
+            x_range=(min(shares), max(shares)),
             y_range=(min(ends), max(ends)),
             percent_x=True,
             percent=percent,
@@ -513,10 +539,12 @@ def metric_charts(one: MetricStatistics, styles: Styles, *, pairs: bool = False)
 
 
 def _interval_charts(statistics: Sequence[MetricStatistics], styles: Styles) -> list[Chart]:
-    """Labels needed for the first two targets, then differences from ``random``; without those that have no row."""
+    """Labels needed for the first two targets, where reached; then differences from ``random``."""
     found = []
     for one in statistics:
         for place, target in enumerate(list(TARGETS)[:2]):
+            if target not in one.targets[True]:
+                continue
             rows = [
                 Interval(styles[row.group.strategy], str(row.group), *row.share, share_words(row.share))
                 for row in one.needed_for(target).values()

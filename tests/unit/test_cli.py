@@ -15,7 +15,7 @@ from ml_backend.simulation.options import SimulateOptions
 
 RUNNER = CliRunner()
 COMMANDS = (
-    "serve", "work", "connect", "doctor", "demo", "strategies", "proof", "replay", "simulate", "experiment"
+    "serve", "work", "connect", "doctor", "demo", "strategies", "proof", "replay", "simulate", "compare", "experiment"
 )  # fmt: skip
 
 

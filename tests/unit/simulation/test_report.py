@@ -165,7 +165,24 @@ class TestReportPage:
     def test_the_headline_comes_first(self):
         page = report_page(drawn_results(seeds=20, rounds=20))
 
-        assert page.index("On these images, ") < page.index("Choosing images pays here") < page.index("<main>")
+        [answer] = re.findall(r"</h1>\s*<p[^>]*>(.*?)</p>", page)
+        assert re.fullmatch(
+            r"Yes: (mean_std|entropy), the best of 2 strategies, needs 0\.\d\d \[0\.\d\d to 0\.\d\d\] of "
+            r"random's labels to (come|reach) .* all labels \(0\.80\d\) "
+            r"\(median and 95 % interval; 20 paired seeds\)\.",
+            answer,
+        )
+        assert page.index(answer) < page.index("On these images, ") < page.index("<main>")
+
+    def test_a_target_out_of_reach_is_folded_away(self):
+        """With all labels, accuracy is 0.8: with 115 nobody comes near, with 455 a point below is reached."""
+        [short, long] = (report_page(drawn_results(("random", "entropy"), rounds=rounds)) for rounds in (3, 20))
+        folded = "Not reached by any strategy in half of its runs: 95 % of the baseline, baseline - 1 point, baseline<"
+
+        assert folded in short
+        assert folded not in long
+        assert "Labels needed for 95 % of the baseline: Accuracy" not in short
+        assert "Labels needed for 95 % of the baseline: Accuracy" in long
 
     def test_variants_are_side_by_side_on_one_scale_with_their_baselines(self):
         page = report_page(STUDIES["two classes, two variants"])
@@ -433,7 +450,8 @@ class TestHeadline:
             "On these images, entropy (weighted) needed 20 % [20–20] of the labels to come within a point of the "
             "accuracy of all labels (0.800); random (weighted) did not get there in 20 of 20 runs. (Median"
         ) in words
-        assert "Choosing images pays here: the learning curve of entropy (weighted) lies +0." in words
+        assert "Yes: entropy (weighted) differs by +0." in words
+        assert "in accuracy, averaged over the learning curve (mean and 95 % interval; 20 paired seeds)." in words
 
 
 class TestVerdict:
