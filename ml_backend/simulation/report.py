@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
-from ml_backend.charts import Interval, Line, interval_chart, line_chart, swatch, value_words
+from ml_backend.charts import Interval, Line, interval_chart, line_chart, save_line_chart, swatch, value_words
 from ml_backend.simulation.analysis import (
     SEEDS_FOR_A_CLAIM,
     TARGETS,
@@ -47,6 +47,7 @@ from ml_backend.simulation.plan import RANDOM
 from ml_backend.simulation.run_log import DifferenceSummary, EarlySummary, RoundRow, StudyResults
 
 SPOKEN_OF: Final = ("accuracy", "balanced_accuracy")  # in the headline; findings go by the first
+PRINTED: Final = ("accuracy", "balanced_accuracy", "auroc")  # as figures for a paper
 NAMED: Final = 3  # strategies of a sentence, besides random
 LINE: Final = ("share", "median", "q25", "q75")
 NUMBERS: Final = 6  # label counts of a table
@@ -77,6 +78,44 @@ def write_report(results: StudyResults, path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_figures(results: StudyResults, folder: Path) -> None:
+    """Write the learning curves for a paper, as ``<metric>[-<variant>].svg`` and ``.pdf``.
+
+    Args:
+        results: with at least one round.
+        folder: of the figures; it is made where it is missing.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    kept, _ = complete_runs(results)
+    styles = _styles(results)
+    folder.mkdir(exist_ok=True)
+    for metric in (metric for metric in METRICS if metric.name in PRINTED):
+        levels: dict[str, list[float]] = {}
+        for row in kept.baselines:
+            if (value := metric.of(row.metrics)) is not None:
+                levels.setdefault(row.variant, []).append(value)
+        lines: dict[str, list[Line]] = {}
+        for group, band in bands(learning_curves(kept, partial(_value, metric))).items():
+            columns = (band[name].tolist() for name in ("median", "q25", "q75"))
+            lines.setdefault(group.variant, []).append(
+                Line(styles[group.strategy], group.strategy, band.index.tolist(), *columns)
+            )
+        for variant, found in lines.items():
+            save_line_chart(
+                folder / f"{metric.name}{'-' if variant else ''}{variant}",
+                found,
+                x_label="labels",
+                y_label=metric.title,
+                references={"all labels": float(np.median(levels[variant]))} if variant in levels else {},
+            )
+
+
+def _value(metric: Metric, row: RoundRow) -> float | None:
+    return metric.of(row.metrics)
 
 
 def report_page(results: StudyResults) -> str:

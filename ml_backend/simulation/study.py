@@ -79,7 +79,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
                 progress.say(f"stopped; the same command continues from here: {plan.command}")
                 raise
     # Imports what only a report needs.
-    from ml_backend.simulation.report import conclusion, summarized, write_report  # noqa: PLC0415
+    from ml_backend.simulation.report import conclusion, summarized, write_figures, write_report  # noqa: PLC0415
 
     results = summarized(collect(plan, data, out))
     write_results(results, out)
@@ -96,8 +96,9 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
         )
         return results
     write_report(results, out / "report.html")
+    write_figures(results, out / "figures")
     console.print(conclusion(results), markup=False, highlight=False)
-    say(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}; its curves for a paper, as SVG and PDF: {out / 'figures'}")
     return results
 
 
