@@ -243,6 +243,27 @@ def simulate(
 
 
 @app.command()
+def compare(
+    study1: Annotated[Path, typer.Argument(help="folder of a finished study (--out of `simulate`), the reference")],
+    study2: Annotated[Path, typer.Argument(help="folder of another one")],
+    *,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Compare two studies strategy by strategy: in pairs where they ran the same seeds on the same data."""
+    require("simulate", "`compare`")
+    from rich.console import Console
+
+    from ml_backend.simulation.compare import compare as run
+    from ml_backend.simulation.compare import print_comparison
+
+    found = run(study1, study2)
+    if json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        print_comparison(found, Console())
+
+
+@app.command()
 def experiment(
     name: Annotated[str | None, typer.Argument(help="name of the experiment; see `--list`")] = None,
     *,

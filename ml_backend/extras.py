@@ -6,7 +6,7 @@ from ml_backend.errors import MissingExtra
 
 DISTRIBUTION = "label-studio-active-learning"
 _WORKER = ("torch", "torchvision", "sklearn", "safetensors", "threadpoolctl", "timm")
-MODULES = {"worker": _WORKER, "simulate": (*_WORKER, "pandas")}
+MODULES = {"worker": _WORKER, "simulate": (*_WORKER, "matplotlib", "pandas")}
 
 
 def require(extra: str, user: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from jaxtyping import Float64
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import bootstrap, quantile_test, wilcoxon
 
 from ml_backend.acquisition.batch import PASSES_PER_PICK
 from ml_backend.simulation.metrics import Metric, RoundMetrics
@@ -206,7 +206,8 @@ def labels_needed_by_run(
     for group, seed in untrained:
         if (group.variant, seed) in baselines:
             rows.append((*group, seed, math.nan, *[math.inf] * len(TARGETS)))
-    return pd.DataFrame(rows, columns=["strategy", "variant", "seed", "train_images", *TARGETS])
+    columns = ["strategy", "variant", "seed", "train_images", *TARGETS]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(TARGETS, float))
 
 
 def labels_needed_table(by_run: pd.DataFrame) -> tuple[LabelsNeeded, ...]:
@@ -221,6 +222,67 @@ def labels_needed_table(by_run: pd.DataFrame) -> tuple[LabelsNeeded, ...]:
             never = int(np.isinf(needed).sum())
             rows.append(LabelsNeeded(Group(*key), target, quartiles(needed), quartiles(shares), len(runs), never))
     return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsRatio:
+    """Labels needed by one set of runs, divided by those of another; 1 where both need as many.
+
+    Attributes:
+        median: over the pairs; ``inf`` where the first did not get there in most of them, 0 where the second did not.
+        low: lower end of the 95 % interval of the median; None where there are too few runs for one.
+        high: its upper end.
+        pairs: seeds; of unpaired runs, the smaller number of the two.
+    """
+
+    median: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def labels_ratio(first: pd.Series, second: pd.Series) -> LabelsRatio | None:
+    """Median over the seeds of labels needed, first divided by second; None without a pair.
+
+    The interval is exact for any distribution: two of the ordered ratios, by the binomial distribution. It needs 6
+    pairs. Pairs in which neither run got there say nothing about the ratio, and are left out.
+
+    Args:
+        first: labels needed by seed, ``inf`` for never.
+        second: likewise; seeds of one side only are left out.
+
+    Source:
+        Conover 1999, Practical Nonparametric Statistics, section 3.2; SciPy.
+    """
+    one, other = first.align(second, join="inner")
+    known = np.isfinite(one) | np.isfinite(other)
+    ratios = (one[known] / other[known]).to_numpy()
+    if not len(ratios):
+        return None
+    interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(CONFIDENCE)
+    low, high = (None if math.isnan(end) else float(end) for end in (interval.low, interval.high))
+    return LabelsRatio(quartiles(ratios).median, low, high, len(ratios))
+
+
+def labels_ratio_unpaired(first: pd.Series, second: pd.Series, seed: int = 0) -> LabelsRatio | None:
+    """Ratio of the medians of independent runs, with its 95 % bootstrap interval; None where it is not defined.
+
+    Args:
+        first: labels needed by run, ``inf`` for never.
+        second: likewise.
+        seed: of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    sides = [side.to_numpy() for side in (first, second)]
+    one, other = (np.median(rng.choice(side, (RESAMPLES, len(side))), axis=1) for side in sides)
+    with np.errstate(invalid="ignore"):  # never / never
+        ratio, ratios = np.median(sides[0]) / np.median(sides[1]), one / other
+    if np.isnan(ratio):
+        return None
+    enough = min(map(len, sides)) > 1 and not np.isnan(ratios).any()
+    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(ratios, tails, method="nearest").tolist() if enough else (None, None)
+    return LabelsRatio(float(ratio), low, high, min(map(len, sides)))
 
 
 def areas(table: pd.DataFrame) -> pd.Series:
@@ -466,9 +528,22 @@ class MetricStatistics:
         """In the order of the study."""
         return tuple(tables(self.curves))
 
+    @property
+    def targets(self) -> dict[bool, list[str]]:
+        """Those that any group reached in half of its runs (True), and the others (False)."""
+        found: dict[bool, list[str]] = {True: [], False: []}
+        for target in dict.fromkeys(row.target for row in self.needed):
+            found[any(math.isfinite(row.labels.median) for row in self.needed_for(target).values())].append(target)
+        return found
+
     def needed_for(self, target: str) -> dict[Group, LabelsNeeded]:
         """Labels needed for one target."""
         return {row.group: row for row in self.needed if row.target == target}
+
+    def labels_of(self, group: Group, target: str) -> pd.Series:
+        """Labels that the runs of a group needed for one target, by seed."""
+        runs = self.needed_by_run
+        return runs[(runs["strategy"] == group.strategy) & (runs["variant"] == group.variant)].set_index("seed")[target]
 
     def baseline(self, variant: str) -> float | None:
         """Median of the baselines over the seeds."""

@@ -183,6 +183,11 @@ def _start(options: SimulateOptions) -> Literal["live", "given"]:
                     f"--{name.replace('_', '-')} {value}: a given start has no cold start; leave it away, or give "
                     "--start live"
                 )
+        if (bound := _others(options.option).get("per_patient")) not in {None, "0"}:
+            raise SettingsError(
+                f"--option per_patient={bound}: batches of a given start, the paper's protocol, are not bounded; leave "
+                "it away, or give --start live"
+            )
         return "given"
     raise SettingsError(f"--start {options.start!r}: expected live or given")
 
@@ -208,6 +213,11 @@ def _project_options(
             raise SettingsError(
                 "--finetune full trains the whole network, which --features cannot feed: "
                 "give --images instead, or --finetune head"
+            )
+        if chosen.get("weights") == "none":
+            raise SettingsError(
+                "--weights none: the network trains on --features, whatever they were made with; leave it away, or "
+                "give --images instead of --features"
             )
         # On a GPU `auto` is full.
         chosen["finetune"] = "head" if chosen.get("finetune", "auto") == "auto" else chosen["finetune"]

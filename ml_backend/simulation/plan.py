@@ -148,7 +148,7 @@ class StudyPlan(FrozenModel):
         """
         now, before = self.model_dump(mode="json"), earlier.model_dump(mode="json")
         now["options"] = {name: value for name, value in now["options"].items() if name in earlier.options}
-        changed = list(_changes(before, now))
+        changed = [f"{name}: {_short(old)} then, {_short(new)} now" for name, old, new in _changes(before, now)]
         grown = {}
         for name in ("strategies", "seeds"):
             mine, theirs = getattr(self, name), getattr(earlier, name)
@@ -170,7 +170,17 @@ class StudyPlan(FrozenModel):
         return earlier.model_copy(update={**grown, "command": self.command}) if grown else earlier
 
 
-def _changes(before: Mapping[str, object], now: Mapping[str, object], of: str = "") -> Iterator[str]:
+def differences(first: StudyPlan, second: StudyPlan) -> list[tuple[str, str, str]]:
+    """Options in which two studies differ besides strategies, seeds and budget, with both values."""
+    # Paths say nothing: the digests tell whether the tables are the same.
+    paths = {"labels", "ratings", "features", "images"}
+    one, other = (plan.model_dump(mode="json", exclude=paths) for plan in (first, second))
+    return [(name, _short(old), _short(new)) for name, old, new in _changes(one, other)]
+
+
+def _changes(
+    before: Mapping[str, object], now: Mapping[str, object], of: str = ""
+) -> Iterator[tuple[str, object, object]]:
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if old == new or name in FREE:
@@ -178,7 +188,7 @@ def _changes(before: Mapping[str, object], now: Mapping[str, object], of: str = 
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _changes(old, new, name)
         else:
-            yield f"{_typed(of, name)}: {_short(old)} then, {_short(new)} now"
+            yield _typed(of, name), old, new
 
 
 def _typed(of: str, name: str) -> str:

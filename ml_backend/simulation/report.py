@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -18,13 +18,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
-from ml_backend.charts import Interval, Line, interval_chart, line_chart, swatch, value_words
+from ml_backend.charts import Interval, Line, interval_chart, line_chart, save_line_chart, swatch, value_words
 from ml_backend.simulation.analysis import (
     SEEDS_FOR_A_CLAIM,
     TARGETS,
     Early,
     Group,
     LabelsNeeded,
+    LabelsRatio,
     MetricStatistics,
     PairedDifference,
     Quartiles,
@@ -33,6 +34,7 @@ from ml_backend.simulation.analysis import (
     early,
     findings,
     first_ranking_quartiles,
+    labels_ratio,
     learning_curves,
     metric_statistics,
     picked_median_curves,
@@ -45,6 +47,7 @@ from ml_backend.simulation.plan import RANDOM
 from ml_backend.simulation.run_log import DifferenceSummary, EarlySummary, RoundRow, StudyResults
 
 SPOKEN_OF: Final = ("accuracy", "balanced_accuracy")  # in the headline; findings go by the first
+PRINTED: Final = ("accuracy", "balanced_accuracy", "auroc")  # as figures for a paper
 NAMED: Final = 3  # strategies of a sentence, besides random
 LINE: Final = ("share", "median", "q25", "q75")
 NUMBERS: Final = 6  # label counts of a table
@@ -75,6 +78,44 @@ def write_report(results: StudyResults, path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_figures(results: StudyResults, folder: Path) -> None:
+    """Write the learning curves for a paper, as ``<metric>[-<variant>].svg`` and ``.pdf``.
+
+    Args:
+        results: with at least one round.
+        folder: of the figures; it is made where it is missing.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    kept, _ = complete_runs(results)
+    styles = _styles(results)
+    folder.mkdir(exist_ok=True)
+    for metric in (metric for metric in METRICS if metric.name in PRINTED):
+        levels: dict[str, list[float]] = {}
+        for row in kept.baselines:
+            if (value := metric.of(row.metrics)) is not None:
+                levels.setdefault(row.variant, []).append(value)
+        lines: dict[str, list[Line]] = {}
+        for group, band in bands(learning_curves(kept, partial(_value, metric))).items():
+            columns = (band[name].tolist() for name in ("median", "q25", "q75"))
+            lines.setdefault(group.variant, []).append(
+                Line(styles[group.strategy], group.strategy, band.index.tolist(), *columns)
+            )
+        for variant, found in lines.items():
+            save_line_chart(
+                folder / f"{metric.name}{'-' if variant else ''}{variant}",
+                found,
+                x_label="labels",
+                y_label=metric.title,
+                references={"all labels": float(np.median(levels[variant]))} if variant in levels else {},
+            )
+
+
+def _value(metric: Metric, row: RoundRow) -> float | None:
+    return metric.of(row.metrics)
 
 
 def report_page(results: StudyResults) -> str:
@@ -141,6 +182,7 @@ def _templates() -> Environment:
     environment.filters |= {
         "shares": share_words,
         "difference": difference_words,
+        "ratio": ratio_words,
         "quartiles": quartile_words,
         "duration": duration_words,
         "seconds": seconds_words,
@@ -149,7 +191,7 @@ def _templates() -> Environment:
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     environment.tests["infinite"] = math.isinf
-    environment.globals |= {"targets": tuple(TARGETS), "swatch": swatch, "seeds_for_a_claim": SEEDS_FOR_A_CLAIM}
+    environment.globals |= {"swatch": swatch, "seeds_for_a_claim": SEEDS_FOR_A_CLAIM}
     return environment
 
 
@@ -261,6 +303,14 @@ def difference_words(difference: PairedDifference) -> str:
     return f"{difference.mean:+.3f} [{difference.low:+.3f} to {difference.high:+.3f}]"
 
 
+def ratio_words(ratio: LabelsRatio) -> str:
+    """``0.62 [0.50 to 0.80]``: median and 95 % interval, which fewer than six pairs do not have."""
+    median, *ends = (
+        "never" if math.isinf(v) else f"{v:.2f}" for v in (ratio.median, ratio.low, ratio.high) if v is not None
+    )
+    return f"{median} [{' to '.join(ends)}]" if ends else median
+
+
 def quartile_words(values: Quartiles) -> str:
     """``0.812 [0.805–0.820]``."""
     return f"{values.median:.3f} [{values.q25:.3f}–{values.q75:.3f}]"
@@ -314,8 +364,7 @@ class Headline:
 
 def headline_target(primary: MetricStatistics) -> str | None:
     """The hardest target that any group reached in half of its runs."""
-    reached = {row.target for row in primary.needed if math.isfinite(row.labels.median)}
-    return next((target for target in HEADLINE_TARGETS if target in reached), None)
+    return next((target for target in HEADLINE_TARGETS if target in primary.targets[True]), None)
 
 
 def headline(one: MetricStatistics, target: str | None) -> Headline:
@@ -352,15 +401,20 @@ class Verdict:
     """Whether choosing images beats random picks, by the group with the largest mean difference of the areas.
 
     Attributes:
-        status: ``few_seeds`` for a claim; ``pays``, ``behind`` or ``open`` by the interval.
+        status: ``few_seeds`` for a claim; ``pays``, ``behind`` or ``open`` by the interval of the ratio where there is
+            one, else of the difference.
         group: the best of ``compared`` groups, whose p is not corrected for that.
         difference: from ``random``.
+        ratio: of the labels needed for ``target``, by ``random``'s; None where either reaches no target in most pairs.
+        target: the hardest of ``HEADLINE_TARGETS`` that both reach.
     """
 
     status: Status
     group: Group
     difference: PairedDifference
     compared: int
+    ratio: LabelsRatio | None = None
+    target: str = ""
 
 
 def verdict(primary: MetricStatistics) -> Verdict | None:
@@ -369,14 +423,23 @@ def verdict(primary: MetricStatistics) -> Verdict | None:
         return None
     # Rounded, so that of equal means the surer one is selected and not the one with the larger rounding error.
     group, best = max(primary.differences.items(), key=lambda named: (round(named[1].mean, 9), named[1].low or 0.0))
-    status: Status = "open"
+    reference = Group(RANDOM, group.variant)
+    target, ratio = next(
+        (
+            (target, found)
+            for target in HEADLINE_TARGETS
+            if (found := labels_ratio(primary.labels_of(group, target), primary.labels_of(reference, target)))
+            and 0 < found.median < math.inf
+        ),
+        ("", None),
+    )
+    better, worse = best.low is not None and best.low > 0, best.high is not None and best.high < 0
+    if ratio is not None:
+        better, worse = ratio.high is not None and ratio.high < 1, ratio.low is not None and ratio.low > 1
+    status: Status = "pays" if better else "behind" if worse else "open"
     if best.pairs < SEEDS_FOR_A_CLAIM:
         status = "few_seeds"
-    elif best.low is not None and best.low > 0:
-        status = "pays"
-    elif best.high is not None and best.high < 0:
-        status = "behind"
-    return Verdict(status, group, best, len(primary.differences))
+    return Verdict(status, group, best, len(primary.differences), ratio, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +498,7 @@ def chart_group(
     """
     values = references or {}
     ends = [*values.values(), *(v for band in found.values() for v in band[["q25", "q75"]].to_numpy().ravel().tolist())]
+    shares = [share for band in found.values() for share in band["share"]]
     if panels is None:
         headings = {group: f"{title}, {group.variant}" if group.variant else title for group in found}
         panels = {heading: [one for one in found if headings[one] == heading] for heading in headings.values()}
@@ -454,6 +518,7 @@ def chart_group(
             x_label="labelled, % of the training side",
             y_label=axis or title,
             references={} if reference is None else {label: reference},
+            x_range=(min(shares), max(shares)),
             y_range=(min(ends), max(ends)),
             percent_x=True,
             percent=percent,
@@ -513,10 +578,12 @@ def metric_charts(one: MetricStatistics, styles: Styles, *, pairs: bool = False)
 
 
 def _interval_charts(statistics: Sequence[MetricStatistics], styles: Styles) -> list[Chart]:
-    """Labels needed for the first two targets, then differences from ``random``; without those that have no row."""
+    """Labels needed for the first two targets, where reached; then differences from ``random``."""
     found = []
     for one in statistics:
         for place, target in enumerate(list(TARGETS)[:2]):
+            if target not in one.targets[True]:
+                continue
             rows = [
                 Interval(styles[row.group.strategy], str(row.group), *row.share, share_words(row.share))
                 for row in one.needed_for(target).values()

@@ -4,6 +4,7 @@ import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -78,7 +79,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
                 progress.say(f"stopped; the same command continues from here: {plan.command}")
                 raise
     # Imports what only a report needs.
-    from ml_backend.simulation.report import conclusion, summarized, write_report  # noqa: PLC0415
+    from ml_backend.simulation.report import conclusion, summarized, write_figures, write_report  # noqa: PLC0415
 
     results = summarized(collect(plan, data, out))
     write_results(results, out)
@@ -95,8 +96,9 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
         )
         return results
     write_report(results, out / "report.html")
+    write_figures(results, out / "figures")
     console.print(conclusion(results), markup=False, highlight=False)
-    say(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}; its curves for a paper, as SVG and PDF: {out / 'figures'}")
     return results
 
 
@@ -106,6 +108,44 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
     Raises:
         StorageError: the log of a run is damaged.
     """
+    counts = data.counts()
+    same = {"command", "started_at", "start", "strategies", "seeds", "profile", "options", "versions", "digests"}
+    summary = StudySummary(
+        **plan.model_dump(include=same),
+        seconds=_seconds_spent(out),
+        classes=data.classes,
+        images={side: sum(counts[side].values()) for side in SIDES},
+        labels_per_class={side: counts[side] for side in SIDES},
+        variants=plan.variants,
+        protocol=protocol(plan, data),
+        rounds=0,
+        passes=int(str(plan.options["passes"])),
+        batch_size=int(str(plan.options["batch_size"])),
+        initial_per_class=plan.initial,
+        notes=data.notes,
+    )
+    results = _read_rows(plan, summary, out)
+    last = max((row.round for row in (*results.rounds, *results.cold)), default=0)
+    return replace(results, summary=summary.model_copy(update={"rounds": last}))
+
+
+def read_study(out: Path) -> tuple[StudyPlan, StudyResults]:
+    """The plan and the results of a finished study, without its tables and images.
+
+    Raises:
+        SettingsError: the folder holds no finished study.
+        StorageError: a file of it is damaged.
+    """
+    plan, summary = read_record(out / "plan.json", StudyPlan), read_record(out / "summary.json", StudySummary)
+    if plan is None or summary is None:
+        raise SettingsError(
+            f"{str(out)!r} holds no finished study (no {'plan' if plan is None else 'summary'}.json): give the --out "
+            "of an `ml-backend simulate` that came to its end"
+        )
+    return plan, _read_rows(plan, summary, out)
+
+
+def _read_rows(plan: StudyPlan, summary: StudySummary, out: Path) -> StudyResults:
     rounds: list[RoundRow] = []
     cold: list[ColdRow] = []
     batches: list[BatchRow] = []
@@ -119,22 +159,6 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
             rounds += [row for row in done if isinstance(row, RoundRow)]
             cold += [row for row in done if isinstance(row, ColdRow)]
             batches += picked
-    counts = data.counts()
-    same = {"command", "started_at", "start", "strategies", "seeds", "profile", "options", "versions", "digests"}
-    summary = StudySummary(
-        **plan.model_dump(include=same),
-        seconds=_seconds_spent(out),
-        classes=data.classes,
-        images={side: sum(counts[side].values()) for side in SIDES},
-        labels_per_class={side: counts[side] for side in SIDES},
-        variants=plan.variants,
-        protocol=protocol(plan, data),
-        rounds=max((row.round for row in (*rounds, *cold)), default=0),
-        passes=int(str(plan.options["passes"])),
-        batch_size=int(str(plan.options["batch_size"])),
-        initial_per_class=plan.initial,
-        notes=data.notes,
-    )
     return StudyResults(summary, tuple(rounds), tuple(batches), tuple(baselines), tuple(cold))
 
 

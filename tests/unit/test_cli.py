@@ -17,7 +17,7 @@ from tests.command_line import run_cli
 
 RUNNER = CliRunner()
 COMMANDS = (
-    "serve", "work", "connect", "doctor", "demo", "strategies", "proof", "replay", "simulate", "experiment"
+    "serve", "work", "connect", "doctor", "demo", "strategies", "proof", "replay", "simulate", "compare", "experiment"
 )  # fmt: skip
 
 

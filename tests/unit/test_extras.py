@@ -23,6 +23,7 @@ COMMANDS = {
     "proof --project 1": "worker",
     "replay --project 1": "worker",
     "simulate --labels no.csv --out out": "simulate",
+    "compare a b": "simulate",
     "experiment severity": "simulate",
 }
 

@@ -16,6 +16,7 @@ from ml_backend.simulation.analysis import (
     TARGETS,
     Group,
     LabelsNeeded,
+    LabelsRatio,
     PairedDifference,
     Quartiles,
     areas,
@@ -29,6 +30,8 @@ from ml_backend.simulation.analysis import (
     labels_needed,
     labels_needed_by_run,
     labels_needed_table,
+    labels_ratio,
+    labels_ratio_unpaired,
     learning_curves,
     metric_statistics,
     missed_classes,
@@ -275,6 +278,35 @@ class TestLabelsNeededTable:
 
         assert {row.runs for row in needed(runs, {("", 0): 0.9})} == {1}
         assert needed(runs, {}) == ()
+
+
+class TestLabelsRatio:
+    def test_hand_computed(self):
+        """Ratios 0.1 .. 0.9 and 2.0: of ten, the second smallest and largest bound the median with 97.9 %."""
+        needed = pd.Series([10.0 * n for n in range(1, 10)] + [200.0], range(10))
+        found = labels_ratio(needed, pd.Series(100.0, range(12)))
+        assert found is not None
+
+        assert [found.median, found.low, found.high, found.pairs] == pytest.approx([0.55, 0.2, 0.9, 10])
+
+    def test_never_counts_and_two_of_it_say_nothing(self):
+        found = labels_ratio(pd.Series([10, NEVER, NEVER, 30]), pd.Series([20.0, 20, NEVER, NEVER]))
+
+        assert found == LabelsRatio(0.5, None, None, pairs=3)
+        assert labels_ratio(pd.Series([NEVER]), pd.Series([NEVER])) is None
+
+    def test_of_independent_runs(self):
+        """Of medians; the interval narrows with the number of runs, and holds the ratio."""
+        first, second = pd.Series(np.arange(40.0, 61)), pd.Series(np.arange(80.0, 121))
+        found = labels_ratio_unpaired(first, second)
+        assert found is not None
+
+        assert (found.median, found.pairs) == (0.5, 21)
+        assert found.low is not None
+        assert found.high is not None
+        assert 0.4 < found.low < 0.5 < found.high < 0.6
+        assert labels_ratio_unpaired(first[:1], second) == LabelsRatio(0.4, None, None, pairs=1)
+        assert labels_ratio_unpaired(pd.Series([NEVER]), pd.Series([NEVER])) is None
 
 
 class TestAreas:

@@ -135,6 +135,8 @@ class TestRefusals:
             ({"imbalance": "ill=0.1"}, "ill"),
             ({"finetune": "full"}, "--finetune full trains the whole network, which --features cannot feed"),
             ({"finetune": "feet"}, "finetune='feet'"),
+            ({"weights": "none"}, "--weights none: the network trains on --features"),
+            ({"option": ["per_patient=2"]}, "--option per_patient=2: batches of a given start"),
             ({"passes": 0}, "passes=0"),
             ({"batch_size": 0}, "batch_size=0"),
             ({"device": "tpu"}, "--device 'tpu': expected auto, cpu or cuda"),

@@ -30,6 +30,7 @@ from ml_backend.simulation.report import (
     share_words,
     times,
     verdict,
+    write_figures,
     write_report,
 )
 from ml_backend.simulation.run_log import StudyResults
@@ -165,7 +166,24 @@ class TestReportPage:
     def test_the_headline_comes_first(self):
         page = report_page(drawn_results(seeds=20, rounds=20))
 
-        assert page.index("On these images, ") < page.index("Choosing images pays here") < page.index("<main>")
+        [answer] = re.findall(r"</h1>\s*<p[^>]*>(.*?)</p>", page)
+        assert re.fullmatch(
+            r"Yes: (mean_std|entropy), the best of 2 strategies, needs 0\.\d\d \[0\.\d\d to 0\.\d\d\] of "
+            r"random's labels to (come|reach) .* all labels \(0\.80\d\) "
+            r"\(median and 95 % interval; 20 paired seeds\)\.",
+            answer,
+        )
+        assert page.index(answer) < page.index("On these images, ") < page.index("<main>")
+
+    def test_a_target_out_of_reach_is_folded_away(self):
+        """With all labels, accuracy is 0.8: with 115 nobody comes near, with 455 a point below is reached."""
+        [short, long] = (report_page(drawn_results(("random", "entropy"), rounds=rounds)) for rounds in (3, 20))
+        folded = "Not reached by any strategy in half of its runs: 95 % of the baseline, baseline - 1 point, baseline<"
+
+        assert folded in short
+        assert folded not in long
+        assert "Labels needed for 95 % of the baseline: Accuracy" not in short
+        assert "Labels needed for 95 % of the baseline: Accuracy" in long
 
     def test_variants_are_side_by_side_on_one_scale_with_their_baselines(self):
         page = report_page(STUDIES["two classes, two variants"])
@@ -303,6 +321,28 @@ class TestWriteReport:
         assert "simulate --images film?" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_figures_for_a_paper_are_as_wide_as_a_column(tmp_path):
+    """Accuracies of 0.5 to 0.8 on 75 to 175 labels: the axes begin there. 85 mm are 240.9 points."""
+    for name in ("one", "two"):
+        write_figures(drawn_results(variants=("weighted", "unweighted")), tmp_path / name)
+    drawing = (tmp_path / "one" / "accuracy-weighted.svg").read_text()
+    words = re.findall(r"<text [^>]*>([^<]*)</text>", drawing)
+
+    assert {path.stem for path in (tmp_path / "one").iterdir()} == {
+        f"{metric}-{loss}"
+        for metric in ("accuracy", "balanced_accuracy", "auroc")
+        for loss in ("weighted", "unweighted")
+    }
+    assert {"labels", "Accuracy", "random", "entropy", "mean_std", "all labels"} <= set(words)
+    numbers = {float(word) for word in words if re.fullmatch(r"[\d.]+", word)}
+    assert min(n for n in numbers if n > 1) >= 60
+    assert min(numbers) >= 0.4
+    assert 'width="240.9' in drawing
+    assert re.search(rb"/MediaBox \[ 0 0 240\.9", (tmp_path / "one" / "auroc-weighted.pdf").read_bytes())
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
 class TestMetricsOf:
     def names(self, results: StudyResults) -> list[str]:
         return [metric.name for metric in metrics_of(results)]
@@ -433,7 +473,8 @@ class TestHeadline:
             "On these images, entropy (weighted) needed 20 % [20–20] of the labels to come within a point of the "
             "accuracy of all labels (0.800); random (weighted) did not get there in 20 of 20 runs. (Median"
         ) in words
-        assert "Choosing images pays here: the learning curve of entropy (weighted) lies +0." in words
+        assert "Yes: entropy (weighted) differs by +0." in words
+        assert "in accuracy, averaged over the learning curve (mean and 95 % interval; 20 paired seeds)." in words
 
 
 class TestVerdict:

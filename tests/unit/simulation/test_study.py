@@ -118,11 +118,7 @@ class TestSimulate:
         done: list[str] = []
 
         def counted(run, opened, log, on_round):
-            def noted() -> None:
-                done.append(run.name)
-                on_round()
-
-            really_do_run(run, opened, log, noted)
+            really_do_run(run, opened, log, lambda: done.append(run.name))
 
         monkeypatch.setattr(study, "do_run", counted)
         results = simulate(grown, QUIET)

@@ -1,0 +1,250 @@
+"""``ml-backend compare``: two finished studies side by side, paired where they ran the same seeds on the same data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from ml_backend.errors import SettingsError
+from ml_backend.schemas import FrozenModel
+from ml_backend.simulation.analysis import (
+    CONFIDENCE,
+    TARGETS,
+    Group,
+    LabelsRatio,
+    PairedDifference,
+    areas,
+    complete_runs,
+    labels_needed_by_run,
+    labels_ratio,
+    labels_ratio_unpaired,
+    learning_curves,
+    paired_difference,
+    tables,
+)
+from ml_backend.simulation.metrics import METRICS, Metric
+from ml_backend.simulation.plan import StudyPlan, differences
+from ml_backend.simulation.report import difference_words, p_words, ratio_words
+from ml_backend.simulation.run_log import StudyResults
+from ml_backend.simulation.study import read_study
+
+COMPARED: Final = ("accuracy", "balanced_accuracy", "auroc")
+SAME_DATA: Final = ("--task", "--imbalance", "content of --labels")  # what decides the sides and the true classes
+
+
+class AreaComparison(FrozenModel):
+    """Areas under the learning curves of one strategy, over the label counts of both studies; ``second - first``."""
+
+    metric: str
+    strategy: str
+    variant: str
+    first: float  # mean over the seeds, in the unit of the metric
+    second: float
+    difference: float
+    low: float | None  # of the 95 % interval; None for a single seed
+    high: float | None
+    p: float | None  # Wilcoxon's signed-rank test of pairs, Welch's t test otherwise
+    seeds: tuple[int, int]  # compared, of each study
+
+
+class LabelsComparison(FrozenModel):
+    """Labels that one strategy needed for one target, ``second / first``; None for a number that is not finite."""
+
+    target: str
+    strategy: str
+    variant: str
+    first: float | None  # median over the seeds
+    second: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    seeds: tuple[int, int]
+
+
+class Comparison(FrozenModel):
+    """Two studies side by side.
+
+    Attributes:
+        studies: folders.
+        commands: of the studies.
+        paired: whether runs of one seed are compared in pairs.
+        unpaired_because: why not; empty where they are.
+        differences: option -> its values in both studies.
+        only_in: folder -> strategies that the other study does not have.
+    """
+
+    studies: tuple[str, str]
+    commands: tuple[str, str]
+    protocol: str
+    paired: bool
+    unpaired_because: str
+    differences: dict[str, tuple[str, str]]
+    only_in: dict[str, tuple[str, ...]]
+    areas: tuple[AreaComparison, ...]
+    labels_needed: tuple[LabelsComparison, ...]
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Compare two finished studies, strategy by strategy.
+
+    Where both have the same labels, task and prevalence, and a seed in common, runs of one seed are compared in pairs,
+    with the baselines of the first study as targets of both. Otherwise samples are independent, and each study has its
+    own baselines.
+
+    Args:
+        first: ``--out`` of the study that is the reference.
+        second: of the other.
+
+    Raises:
+        SettingsError: a folder holds no finished study, or their figures cannot be compared: other classes, or another
+            protocol of counting labels.
+    """
+    (plan, one), (other_plan, other) = (read_study(folder) for folder in (first, second))
+    for option, mine, theirs in (
+        ("--task", one.summary.classes, other.summary.classes),
+        ("--start", plan.start, other_plan.start),
+    ):
+        if mine != theirs:
+            raise SettingsError(
+                f"{first} and {second} cannot be compared: {option} gives {_words(mine)} in the first and "
+                f"{_words(theirs)} in the second; run one of them again with the {option} of the other"
+            )
+    differ = {name: (_words(mine), _words(theirs)) for name, mine, theirs in differences(plan, other_plan)}
+    reason = _unpaired_because(plan, other_plan, differ)
+    kept = [complete_runs(results)[0] for results in (one, other)]
+    groups = [{row.strategy for row in results.rounds} for results in kept]
+    only = ((first, groups[0] - groups[1]), (second, groups[1] - groups[0]))
+    metrics = [metric for metric in METRICS if metric.name in COMPARED]
+    return Comparison(
+        studies=(str(first), str(second)),
+        commands=(one.summary.command, other.summary.command),
+        protocol=one.summary.protocol,
+        paired=not reason,
+        unpaired_because=reason,
+        differences=differ,
+        only_in={str(folder): tuple(sorted(names)) for folder, names in only if names},
+        areas=tuple(row for metric in metrics for row in _areas(metric, kept[0], kept[1], paired=not reason)),
+        labels_needed=tuple(_labels(metrics[0], kept[0], kept[1], paired=not reason)),
+    )
+
+
+def _unpaired_because(plan: StudyPlan, other: StudyPlan, differ: Mapping[str, object]) -> str:
+    if unlike := [name for name in differ if name.startswith(SAME_DATA)]:
+        return f"{' and '.join(unlike)} {'differs' if len(unlike) == 1 else 'differ'}"
+    return "" if set(plan.seeds) & set(other.seeds) else "no seed is in both studies"
+
+
+def _areas(metric: Metric, first: StudyResults, second: StudyResults, *, paired: bool) -> list[AreaComparison]:
+    found = [tables(learning_curves(results, lambda row: metric.of(row.metrics))) for results in (first, second)]
+    rows = []
+    for group in [group for group in found[0] if group in found[1]]:
+        one, other = found[0][group], found[1][group]
+        if paired:
+            one, other = one.align(other, join="inner")
+        shared = one.index.intersection(other.index)
+        shared = shared[(one.loc[shared].notna().all(axis=1) & other.loc[shared].notna().all(axis=1)).to_numpy()]
+        if shared.empty or not one.shape[1]:
+            continue
+        mine, theirs = areas(one.loc[shared]), areas(other.loc[shared])
+        row = {"metric": metric.name, "strategy": group.strategy, "variant": group.variant}
+        sizes = {"first": mine.mean(), "second": theirs.mean(), "seeds": (len(mine), len(theirs))}
+        if paired:
+            ahead = paired_difference(other.loc[shared], one.loc[shared])
+            interval = {"difference": ahead.mean, "low": ahead.low, "high": ahead.high, "p": ahead.p}
+        else:
+            interval = _welch(mine, theirs)
+        rows.append(AreaComparison.model_validate(row | sizes | interval))
+    return rows
+
+
+def _welch(first: "pd.Series[float]", second: "pd.Series[float]") -> dict[str, float | None]:
+    """Difference of the means of independent samples, with Welch's interval; without one for a single seed."""
+    found: dict[str, float | None] = {"difference": second.mean() - first.mean(), "low": None, "high": None, "p": None}
+    if min(len(first), len(second)) < 2 or first.nunique() == second.nunique() == 1:
+        return found
+    test = stats.ttest_ind(second, first, equal_var=False)
+    interval = test.confidence_interval(CONFIDENCE)
+    return found | {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
+
+
+def _labels(metric: Metric, first: StudyResults, second: StudyResults, *, paired: bool) -> list[LabelsComparison]:
+    by_group = []
+    for results in (first, second):
+        source = first if paired else results
+        levels = {(r.variant, r.seed): v for r in source.baselines if (v := metric.of(r.metrics)) is not None}
+        needed = labels_needed_by_run(learning_curves(results, lambda row: metric.of(row.metrics)), levels)
+        by_group.append({Group(*key): runs.set_index("seed") for key, runs in needed.groupby(["strategy", "variant"])})
+    rows = []
+    for group in [group for group in by_group[0] if group in by_group[1]]:
+        for target in TARGETS:
+            mine, theirs = by_group[0][group][target], by_group[1][group][target]
+            if paired:
+                mine, theirs = mine.align(theirs, join="inner")
+            if not len(mine) or (np.isinf(mine).all() and np.isinf(theirs).all()):
+                continue
+            ratio = (labels_ratio if paired else labels_ratio_unpaired)(theirs, mine)
+            medians = (None if np.isinf(side.median()) else float(side.median()) for side in (mine, theirs))
+            rows.append(
+                LabelsComparison(
+                    target=target,
+                    strategy=group.strategy,
+                    variant=group.variant,
+                    **dict(zip(("first", "second"), medians, strict=True)),
+                    **{name: _finite(getattr(ratio, name, None)) for name in ("low", "high")},
+                    ratio=_finite(ratio.median if ratio else None),
+                    seeds=(len(mine), len(theirs)),
+                )
+            )
+    return rows
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    """Print a comparison for a reader."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for place, folder in enumerate(found.studies, start=1):
+        say(f"study {place}: {folder}")
+    say(found.protocol)
+    for name, (mine, theirs) in found.differences.items():
+        say(f"{name}: {mine} | {theirs}")
+    for folder, names in found.only_in.items():
+        say(f"only in {folder}: {', '.join(names)}")
+    if found.paired:
+        say("Paired: the same data; runs of one seed are compared, with the baselines of study 1 as targets.")
+    else:
+        say(f"Not paired, since {found.unpaired_because}: the intervals are those of independent runs, and wider.")
+    curves = Table("area under the curve", "strategy", "study 1", "study 2", "2 minus 1, 95 % interval", "p", "seeds")
+    for area in found.areas:
+        ahead = PairedDifference(area.difference, area.low, area.high, area.p, area.seeds[0])
+        named, ends = _name(area), (f"{area.first:.3f}", f"{area.second:.3f}")
+        curves.add_row(area.metric, named, *ends, difference_words(ahead), p_words(ahead), _seeds(area.seeds))
+    console.print(curves, markup=False, highlight=False)
+    needed = Table("labels for, of accuracy", "strategy", "study 1", "study 2", "2 by 1, 95 % interval", "seeds")
+    for row in found.labels_needed:
+        labels = tuple("never" if one is None else f"{one:.0f}" for one in (row.first, row.second))
+        ratio = None if row.ratio is None else LabelsRatio(row.ratio, row.low, row.high, min(row.seeds))
+        needed.add_row(row.target, _name(row), *labels, ratio_words(ratio) if ratio else "-", _seeds(row.seeds))
+    console.print(needed, markup=False, highlight=False)
+
+
+def _name(row: AreaComparison | LabelsComparison) -> str:
+    return str(Group(row.strategy, row.variant))
+
+
+def _seeds(seeds: tuple[int, int]) -> str:
+    return " and ".join(map(str, dict.fromkeys(seeds)))
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

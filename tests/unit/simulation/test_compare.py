@@ -1,0 +1,144 @@
+"""Two studies side by side: which are paired, and the figures of hand-made ones."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ml_backend.cli import app
+from ml_backend.errors import SettingsError
+from ml_backend.simulation.compare import Comparison, compare
+from ml_backend.simulation.run_log import RunLog, StudyResults
+from ml_backend.storage.atomic import write_record
+from tests.unit.simulation.drawn_results import drawn_metrics, drawn_results
+from tests.unit.simulation.tiny import make_plan
+
+
+def write(folder: Path, results: StudyResults, **changes: Any) -> Path:
+    """The folder of a finished study."""
+    fields = {"strategies": results.summary.strategies, "seeds": results.summary.seeds, "start": "live"}
+    write_record(folder / "plan.json", make_plan(**fields | changes))
+    write_record(folder / "summary.json", results.summary)
+    for row in results.rounds:
+        (folder / "runs" / row.run).mkdir(parents=True, exist_ok=True)
+        RunLog(folder, row.run).append(row, [])
+    for baseline in results.baselines:
+        RunLog(folder, f"baseline-s{baseline.seed}").write_baseline(baseline)
+    return folder
+
+
+def study(starts: list[int], *, ahead: float = 0.0, strategy: str = "entropy") -> StudyResults:
+    """One run a seed, on 75 to 255 labels: 0.6, and 0.8 from ``starts`` on, ``ahead`` added; 0.8 with all labels."""
+    drawn = drawn_results((strategy,), seeds=len(starts), rounds=10, batches=False)
+    classes = drawn.summary.classes
+    rows = [
+        row.model_copy(
+            update={"metrics": drawn_metrics((0.8 if row.labels >= starts[row.seed] else 0.6) + ahead, classes)}
+        )
+        for row in drawn.rounds
+    ]
+    baselines = [row.model_copy(update={"metrics": drawn_metrics(0.8, classes)}) for row in drawn.baselines]
+    return replace(drawn, rounds=tuple(rows), baselines=tuple(baselines))
+
+
+SLOW, FAST = [155, 195, 155, 195, 155, 195], [95, 115, 95, 115, 95, 115]
+
+
+class TestCompare:
+    def of(self, tmp_path: Path, first: StudyResults, second: StudyResults, **changes: Any) -> Comparison:
+        return compare(write(tmp_path / "a", first), write(tmp_path / "b", second, **changes))
+
+    def test_pairs_runs_of_one_seed(self, tmp_path):
+        """Everywhere 0.02 higher, and reaching 0.8 after 95 instead of 155 or 115 instead of 195 labels."""
+        found = self.of(tmp_path, study(SLOW), study(SLOW, ahead=0.02))
+        [area] = [row for row in found.areas if row.metric == "accuracy"]
+
+        assert (found.paired, found.unpaired_because, found.differences, found.only_in) == (True, "", {}, {})
+        assert area.difference == pytest.approx(0.02)
+        assert [area.low, area.high] == pytest.approx([0.02, 0.02])
+        assert area.second - area.first == pytest.approx(0.02)
+        assert area.seeds == (6, 6)
+
+    def test_ratio_of_labels_needed_by_the_baselines_of_the_first(self, tmp_path):
+        second = study(FAST)
+        higher = [
+            r.model_copy(update={"metrics": drawn_metrics(0.9, second.summary.classes)}) for r in second.baselines
+        ]
+        found = self.of(tmp_path, study(SLOW), replace(second, baselines=tuple(higher)))
+        [row] = [row for row in found.labels_needed if row.target == "baseline - 1 point"]
+
+        assert (row.first, row.second, row.seeds) == (175.0, 105.0, (6, 6))
+        assert [row.low, row.ratio, row.high] == pytest.approx([115 / 195, (95 / 155 + 115 / 195) / 2, 95 / 155])
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"digests": {"labels": "zz", "features": "bb"}}, "content of --labels differs"),
+            ({"imbalance": {"normal": 0.1}, "task": "a;b"}, "--imbalance normal and --task differ"),
+            ({"seeds": (7, 8)}, "no seed is in both studies"),
+        ],
+    )
+    def test_other_data_or_seeds_are_not_paired(self, tmp_path, changes, reason):
+        second = study(SLOW, ahead=0.02)
+        if "seeds" in changes:
+            rows = (r.model_copy(update={"seed": 7 + r.seed, "run": f"entropy-s{7 + r.seed}"}) for r in second.rounds)
+            second = replace(
+                second,
+                rounds=tuple(row for row in rows if row.seed < 9),
+                baselines=tuple(r.model_copy(update={"seed": 7 + r.seed}) for r in second.baselines[:2]),
+            )
+        found = self.of(tmp_path, study(SLOW), second, **changes)
+        [area] = [row for row in found.areas if row.metric == "accuracy"]
+
+        assert (found.paired, found.unpaired_because) == (False, reason)
+        assert area.low is not None
+        assert area.high is not None
+        assert area.difference == pytest.approx(0.02)
+        assert area.low < 0 < area.high
+
+    def test_names_what_differs_and_what_is_in_one_only(self, tmp_path):
+        both = [study(SLOW, strategy=name) for name in ("entropy", "bald")]
+        options = make_plan().options | {"batch_size": 7}
+        found = self.of(tmp_path, both[0], both[1], options=options)
+
+        assert found.differences == {"--batch-size": ("5", "7")}
+        assert found.only_in == {str(tmp_path / "a"): ("entropy",), str(tmp_path / "b"): ("bald",)}
+        assert (found.areas, found.labels_needed) == ((), ())
+
+    @pytest.mark.parametrize(
+        ("results", "changes", "message"),
+        [
+            (
+                drawn_results(classes=("a", "b")),
+                {},
+                "--task gives normal, viral, bacterial in the first and a, b",
+            ),
+            (drawn_results(), {"start": "given"}, "--start gives live in the first and given in the second"),
+        ],
+    )
+    def test_refuses_figures_that_mean_other_things(self, tmp_path, results, changes, message):
+        with pytest.raises(SettingsError, match=message):
+            self.of(tmp_path, drawn_results(), results, **changes)
+
+    def test_refuses_a_folder_without_a_finished_study(self, tmp_path):
+        folder = write(tmp_path / "a", study(SLOW))
+        (folder / "summary.json").unlink()
+
+        with pytest.raises(SettingsError, match=r"no finished study \(no summary.json\)"):
+            compare(folder, folder)
+
+
+def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    folders = [str(write(tmp_path / "a", study(SLOW))), str(write(tmp_path / "b", study(FAST)))]
+
+    text = CliRunner().invoke(app, ["compare", *folders], catch_exceptions=False).stdout
+    printed = json.loads(CliRunner().invoke(app, ["compare", *folders, "--json"], catch_exceptions=False).stdout)
+
+    assert "Paired: the same data" in text
+    assert "0.60 [0.59 to 0.61]" in text
+    assert printed["paired"] is True
+    assert [row["metric"] for row in printed["areas"]] == ["accuracy", "balanced_accuracy", "auroc"]
