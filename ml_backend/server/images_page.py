@@ -18,7 +18,7 @@ Tab = Literal["chosen", "disagree", "labelled"]
 TABS: Final[dict[Tab, str]] = {
     "chosen": "Chosen next",
     "disagree": "Network and reader disagree",
-    "labelled": "All labelled images that a network was tested on",
+    "labelled": "All labelled images",
 }
 
 
