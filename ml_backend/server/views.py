@@ -55,7 +55,7 @@ USUAL_ROUNDS: Final = 5
 NEWEST_ROUNDS: Final = 12
 """Rounds that the table shows unfolded."""
 LISTED_EXCLUSIONS: Final = 200
-FORMS: Final = frozenset(f"pages.{action}" for action in ACTIONS)
+FORMS: Final = frozenset({*(f"pages.{action}" for action in ACTIONS), "pages.change_options"})
 """The only routes to which a page in a browser may post."""
 HTML: Final = "text/html; charset=utf-8"
 CSV: Final = "text/csv; charset=utf-8"
@@ -411,7 +411,7 @@ def rounds_table(key: str) -> Response:
 @_answers
 def one_round(key: str, round_id: str) -> RoundAnswer | Response:
     """One round: its request, its training, and the images that it chose."""
-    connection, rounds, report = _round(key, round_id)
+    connection, rounds, report = find_round(key, round_id)
     chosen = chosen_images(rounds, round_id)
     if not wants_page():
         without = {"ranking": {"image_ids", "scores", "suggestions", "confidences"}}
@@ -423,7 +423,7 @@ def one_round(key: str, round_id: str) -> RoundAnswer | Response:
 @pages.get("/projects/<key>/rounds/<round_id>.csv")
 def ranking_table(key: str, round_id: str) -> Response:
     """The whole order of a round, one image a row."""
-    connection, rounds, report = _round(key, round_id)
+    connection, rounds, report = find_round(key, round_id)
     return _csv_response(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
 
 
@@ -487,7 +487,12 @@ def find_project(key: str) -> tuple[Connection, ProjectStore]:
     return connection_of(known, context().store), context().store.project(known)
 
 
-def _round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundReport]:
+def find_round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundReport]:
+    """A round of a connected project, whole.
+
+    Raises:
+        UnknownProject, UnknownRound: there is none.
+    """
     connection, rounds = find_project(key)
     if round_id not in rounds.round_ids():
         raise UnknownRound(f"the project has no round {round_id[:60]!r}: its page lists them")
