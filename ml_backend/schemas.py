@@ -165,6 +165,30 @@ class Exclusion(FrozenModel):
     kind: ExclusionKind = ""
 
 
+class HeldOutImage(FrozenModel):
+    """Prediction for a labelled image by a network that was not trained on it.
+
+    Attributes:
+        label: that the round learned from, or measured by.
+        probs: softmax output averaged over the passes, by class; of an ensemble, also over the networks that were not
+            trained on the image.
+    """
+
+    image_id: str
+    label: str
+    probs: dict[str, Share]
+
+    @property
+    def predicted(self) -> str:
+        """The most probable class; of equal ones the least severe."""
+        return max(self.probs, key=lambda name: self.probs[name])
+
+    @property
+    def confidence(self) -> float:
+        """Its probability."""
+        return self.probs[self.predicted]
+
+
 class FitReport(FrozenModel):
     """Result of a training."""
 
@@ -179,6 +203,8 @@ class FitReport(FrozenModel):
     validation_recall: dict[str, Share | None] = {}  # None where validation holds no image of the class
     began: Literal["scratch", "warm"] = "scratch"  # warm: from the last round's network
     exclusions: tuple[Exclusion, ...] = ()
+    # Of every validation image. Not part of the report: a round keeps them as a record of their own.
+    held_out: tuple[HeldOutImage, ...] = Field((), exclude=True)
 
 
 class PutOff(FrozenModel):

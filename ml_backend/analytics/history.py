@@ -13,11 +13,15 @@ from ml_backend.consensus.rules import gather
 from ml_backend.errors import PayloadError
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image, training_classes
 from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
-from ml_backend.schemas import FrozenModel
+from ml_backend.schemas import FrozenModel, HeldOutImage
 from ml_backend.storage import RoundSummary
 
 INSIGHT: Final = "insight"
 """Name of the record ``RoundInsight`` in a round's folder."""
+HELD_OUT: Final = "held-out"
+"""Name of the record ``HeldOutPredictions`` in a round's folder."""
+PREVIEWS: Final = "previews"
+"""Name of the record ``StrategyPreviews`` in a round's folder."""
 
 _LONGEST_S = 1e12
 
@@ -75,6 +79,23 @@ class RoundInsight(FrozenModel):
     predicted: dict[str, int]
     batch: tuple[ImageInsight, ...]
     control: tuple[ImageInsight, ...] = ()
+
+
+class HeldOutPredictions(FrozenModel):
+    """Predictions for every validation image of a round; of an ensemble, for every labelled image."""
+
+    images: tuple[HeldOutImage, ...]
+
+    def disagreements(self) -> list[HeldOutImage]:
+        """The images whose label is not the predicted class, most confident prediction first."""
+        found = [one for one in self.images if one.predicted != one.label]
+        return sorted(found, key=lambda one: -one.confidence)  # stable
+
+
+class StrategyPreviews(FrozenModel):
+    """The images that each strategy would have put first in a round's ranking, by the name of the strategy."""
+
+    first: dict[str, tuple[ImageInsight, ...]]
 
 
 class StrategyChange(FrozenModel):

@@ -41,7 +41,18 @@ def explain(
     origin: Mapping[str, str] | None = None,
     secret: Set[str] = frozenset(),
 ) -> str:
-    """One line a mistake: the key, the value seen, what is allowed.
+    """One line a mistake: the key, the value seen, what is allowed; see ``explained``."""
+    return "; ".join(explained(error, known, spell, origin, secret).values())
+
+
+def explained(
+    error: ValidationError,
+    known: Iterable[str],
+    spell: Callable[[str], str],
+    origin: Mapping[str, str] | None = None,
+    secret: Set[str] = frozenset(),
+) -> dict[str, str]:
+    """The mistake about each key: the key, the value seen, what is allowed.
 
     Args:
         error: of a model without models in it.
@@ -67,7 +78,7 @@ def explain(
         else:
             seen = "(not shown)" if key in secret else _shortened(repr(mistake["input"]))
             lines[key] = f"{name}={seen}{source}: {wanted[0].lower()}{wanted[1:]}"
-    return "; ".join(lines.values())
+    return lines
 
 
 def _shortened(text: str) -> str:
@@ -600,6 +611,18 @@ class ProjectOptions(BaseModel):
             return cls.model_validate(merged)
         except ValidationError as error:
             raise SettingsError(explain(error, cls.model_fields, str, origin)) from None
+
+    @classmethod
+    def mistakes(cls, extra_params: Mapping[str, object], attributes: Mapping[str, str]) -> dict[str, str]:
+        """What ``resolve`` would refuse, by option; empty where it accepts all."""
+        merged: dict[str, object] = {}
+        for _, layer in cls._layers(extra_params, attributes, None):
+            merged |= layer
+        try:
+            cls.model_validate(merged)
+        except ValidationError as error:
+            return explained(error, cls.model_fields, str)
+        return {}
 
     @classmethod
     def overridden(

@@ -1,4 +1,4 @@
-"""A small picture of a decoded image, as a browser shows it."""
+"""A picture of a decoded image, as a browser shows it: small among others, and large by itself."""
 
 import io
 from typing import Final
@@ -8,12 +8,12 @@ from PIL import Image
 
 from ml_backend.images.decode import Pixels
 
-SIDE: Final = 192  # pixels
+SIDE: Final = 512  # pixels
 QUALITY: Final = 82
 
 
 def thumbnail(pixels: UInt8[Pixels, "side side"], size: tuple[int, int]) -> bytes:
-    """A grayscale JPEG of at most 192 pixels a side, in the proportions of the image and not of the network's square.
+    """A grayscale JPEG of at most 512 pixels a side, in the proportions of the image and not of the network's square.
 
     Args:
         pixels: grey levels, 0 black to 255 white; the image squashed to a square.

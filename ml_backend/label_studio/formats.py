@@ -767,6 +767,17 @@ class Form(_Body):
     token: str
 
 
+class OptionsForm(Form):
+    """The form of a project's options; each as it was typed."""
+
+    strategy: str = ""
+    batch_size: str = ""
+    reserve: str = ""
+    control_share: str = ""
+    retrain_after: str = ""
+    per_patient: str = ""
+
+
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 

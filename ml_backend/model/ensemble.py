@@ -1,6 +1,6 @@
 """Several networks instead of one, each validated on other labels, so that no label is used for validation alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
@@ -14,7 +14,7 @@ from ml_backend.errors import RoundError
 from ml_backend.model.learner import LearnerProgress, LearnerStage, McDropoutLearner
 from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.schemas import FitReport, ImageRef, Label
+from ml_backend.schemas import FitReport, HeldOutImage, ImageRef, Label
 from ml_backend.seeding import derive
 
 Fold: TypeAlias = tuple[Sequence[Label], Sequence[Label]]
@@ -191,7 +191,21 @@ def _combine(reports: Sequence[FitReport]) -> FitReport:
                 name: float(np.mean([report.class_weights[name] for report in reports])) for name in first.class_weights
             },
             "exclusions": tuple(exclusions.values()),
+            "held_out": _mean_predictions(image for report in reports for image in report.held_out),
         }
+    )
+
+
+def _mean_predictions(predictions: Iterable[HeldOutImage]) -> tuple[HeldOutImage, ...]:
+    """One prediction an image: where several networks have the same fold, their mean."""
+    of_image: dict[str, list[HeldOutImage]] = {}
+    for one in predictions:
+        of_image.setdefault(one.image_id, []).append(one)
+    return tuple(
+        found[0].model_copy(
+            update={"probs": {name: float(np.mean([one.probs[name] for one in found])) for name in found[0].probs}}
+        )
+        for found in of_image.values()
     )
 
 

@@ -35,7 +35,7 @@ from ml_backend.model.network import McDropoutClassifier
 from ml_backend.model.training import OptimizerConfig, TrainingResult
 from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need
-from ml_backend.schemas import FitReport, ImageRef, Label
+from ml_backend.schemas import FitReport, HeldOutImage, ImageRef, Label
 from ml_backend.seeding import derive
 
 IMAGES: Final = "images"
@@ -165,6 +165,12 @@ class McDropoutLearner:
             validation_recall=training.recalls(probs, targets, classes),
             began="scratch" if earlier is None else "warm",
             exclusions=train_set.exclusions + validation_set.exclusions,
+            held_out=tuple(
+                HeldOutImage(
+                    image_id=image.id, label=classes[target], probs=dict(zip(classes, means.tolist(), strict=True))
+                )
+                for image, target, means in zip(validation_set.images, targets, probs.clip(0.0, 1.0), strict=True)
+            ),
         )
 
     @property

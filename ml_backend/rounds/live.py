@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,10 +18,16 @@ from scipy.special import entr
 from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from ml_backend.acquisition.pointwise import bald
-from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.acquisition.strategy import CatalogStrategy, rank
 from ml_backend.analytics import INSIGHT
 from ml_backend.analytics.agreement import AGREEMENT, FIXED_SET, NOISE, prediction_snapshot, seed_noise_agreement
-from ml_backend.analytics.history import ImageInsight, RoundInsight
+from ml_backend.analytics.history import (
+    HELD_OUT,
+    HeldOutPredictions,
+    ImageInsight,
+    RoundInsight,
+    StrategyPreviews,
+)
 from ml_backend.analytics.order_audit import RANKING_OPTIONS, OrderState, order_state
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.consensus.rules import rule
@@ -51,7 +57,7 @@ from ml_backend.model.ensemble import EnsembleLearner, make_learner
 from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.model.learner import IMAGES, LearnerProgress, McDropoutLearner
 from ml_backend.predictions import PoolPredictions
-from ml_backend.registry import Need
+from ml_backend.registry import STRATEGIES, Need
 from ml_backend.rounds.cold_start import START_FEATURES, StartFeatures
 from ml_backend.rounds.interfaces import Learner, Progress, Scorer, assume_current, no_progress
 from ml_backend.rounds.replay import make_manifest, round_inputs
@@ -69,6 +75,7 @@ from ml_backend.schemas import (
     RoundRequest,
     RoundTrigger,
     Stage,
+    natural_order,
 )
 from ml_backend.seeding import derive, fixed_set
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
@@ -323,6 +330,8 @@ class LiveProject(Project):
             records[INSIGHT] = round_insight(report, predictions)
             if (snapshot := prediction_snapshot(report, predictions)) is not None:
                 records[AGREEMENT] = snapshot
+        if report.fit is not None and report.fit.held_out:
+            records[HELD_OUT] = HeldOutPredictions(images=report.fit.held_out)
         if start_features is not None:
             records[START_FEATURES] = start_features
         self.store.save(
@@ -681,29 +690,16 @@ def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight
     Source:
         Depeweg et al. 2018, arXiv:1710.07283.
     """
-    ranking, row_of = report.ranking, {name: row for row, name in enumerate(outputs.image_ids)}
-    control = set(ranking.control)
-    shown = [
-        (place, image_id)
-        for place, image_id in enumerate(ranking.image_ids, start=1)
-        if image_id in row_of and (place <= ranking.batch_size or image_id in control)
-    ]
-    probs = outputs.probs[[row_of[image_id] for _, image_id in shown]]
-    epistemic = bald(torch.from_numpy(probs)).numpy()
-    aleatoric = entr(probs.astype(np.float64)).sum(axis=2).mean(axis=1)
-    means = probs.mean(axis=1, dtype=np.float64).clip(0.0, 1.0)
-    images = [
-        ImageInsight(
-            image_id=image_id,
-            place=place,
-            probs=dict(zip(outputs.classes, means[row].tolist(), strict=True)),
-            score=ranking.scores[place - 1],
-            aleatoric=float(aleatoric[row]),
-            epistemic=float(epistemic[row]),
-            control=image_id in control,
-        )
-        for row, (place, image_id) in enumerate(shown)
-    ]
+    ranking, known, control = report.ranking, set(outputs.image_ids), set(report.ranking.control)
+    images = _image_insights(
+        outputs,
+        [
+            (place, image_id, score)
+            for place, (image_id, score) in enumerate(zip(ranking.image_ids, ranking.scores, strict=True), start=1)
+            if image_id in known and (place <= ranking.batch_size or image_id in control)
+        ],
+        control,
+    )
     pool = outputs.probs.mean(axis=1, dtype=np.float64)
     expected = pool.mean(axis=0).clip(0.0, 1.0) if len(pool) else np.zeros(len(outputs.classes))
     predicted = Counter(outputs.classes[index] for index in pool.argmax(axis=1).tolist())
@@ -713,4 +709,61 @@ def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight
         predicted={name: predicted[name] for name in outputs.classes},
         batch=tuple(one for one in images if one.place <= ranking.batch_size),
         control=tuple(one for one in images if one.control),
+    )
+
+
+PREVIEWED = 6
+"""Images of a strategy's preview."""
+CHEAP_BATCHES = frozenset({"class_balanced", "power_bald", "random"})
+"""Strategies that choose a batch together, and take no longer than those that score one image at a time."""
+
+
+def strategy_previews(outputs: PoolPredictions, seed: int) -> StrategyPreviews:
+    """The first images by each strategy that ranks a pool by its probabilities within seconds.
+
+    The others need features, gradients or minutes. A plug-in that fails is logged and left out.
+
+    Args:
+        outputs: predictions of the pool.
+        seed: of ties, as in the round.
+    """
+    arrival = sorted(range(len(outputs.image_ids)), key=lambda i: natural_order(outputs.image_ids[i]))
+    ids, probs = [outputs.image_ids[i] for i in arrival], torch.from_numpy(outputs.probs[arrival])
+    found = {}
+    for spec in STRATEGIES.values():
+        slow = spec.batch and spec.name not in CHEAP_BATCHES
+        if slow or spec.needs - {"probs"} or probs.shape[1] < spec.min_passes:
+            continue
+        try:
+            ranking = rank(spec.name, probs, PREVIEWED, seed, ids=ids)
+        except Exception as error:  # noqa: BLE001 - a preview is no reason for a round to fail
+            log.warning("a strategy has no preview", strategy=spec.name, error=str(error))
+            continue
+        first = enumerate(ranking.order[:PREVIEWED].tolist(), start=1)
+        found[spec.name] = _image_insights(
+            outputs, [(place, ids[row], float(ranking.scores[row])) for place, row in first]
+        )
+    return StrategyPreviews(first=found)
+
+
+def _image_insights(
+    outputs: PoolPredictions, shown: Sequence[tuple[int, str, float]], control: Set[str] = frozenset()
+) -> tuple[ImageInsight, ...]:
+    """Insights of these places, images and scores, each of the images with a prediction."""
+    row_of = {name: row for row, name in enumerate(outputs.image_ids)}
+    probs = outputs.probs[[row_of[image_id] for _, image_id, _ in shown]]
+    epistemic = bald(torch.from_numpy(probs)).numpy()
+    aleatoric = entr(probs.astype(np.float64)).sum(axis=2).mean(axis=1)
+    means = probs.mean(axis=1, dtype=np.float64).clip(0.0, 1.0)
+    return tuple(
+        ImageInsight(
+            image_id=image_id,
+            place=place,
+            probs=dict(zip(outputs.classes, means[row].tolist(), strict=True)),
+            score=score,
+            aleatoric=float(aleatoric[row]),
+            epistemic=float(epistemic[row]),
+            control=image_id in control,
+        )
+        for row, (place, image_id, score) in enumerate(shown)
     )

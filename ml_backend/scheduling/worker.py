@@ -19,12 +19,13 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from ml_backend.analytics.history import HELD_OUT, PREVIEWS, HeldOutPredictions, StrategyPreviews
 from ml_backend.blas import enable_deterministic_blas
 from ml_backend.config import Settings
 from ml_backend.errors import BackendError, EmptyPool, QueueError, StorageError, UnusablePool, WorkerStopping
 from ml_backend.images import ImageCache
 from ml_backend.images.source import with_plugins
-from ml_backend.images.thumbnail import thumbnail
+from ml_backend.images.thumbnail import SIDE, thumbnail
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, read_image
 from ml_backend.label_studio.images import LabelStudioImages
@@ -34,7 +35,7 @@ from ml_backend.scheduling.connections import configuration
 from ml_backend.scheduling.queue import QUEUE, SHUTDOWN, Claim, RoundQueue
 from ml_backend.scheduling.shards import QUEUE_SHARDS, ShardQueue
 from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger, Stage
-from ml_backend.storage import RoundStore, check_writable
+from ml_backend.storage import ProjectStore, RoundStore, check_writable
 from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
 
 # With rq's own intervals a round whose machine died begins again after 13 minutes, with these within one.
@@ -253,6 +254,7 @@ def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
 
 
 MAX_THUMBNAILS = 200  # of a round
+DRAWN_DISAGREEMENTS = 60  # of a round
 REDRAWN_ROUNDS = 3  # earlier rounds after each round: the next one waits meanwhile
 PATIENCE_S = 10.0
 
@@ -342,9 +344,24 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
 
 def _show_chosen_images(settings: Settings, key: ProjectKey, report: RoundReport) -> None:
     try:
+        # After the order is published: at a pool of 100,000 the previews take 25 s.
+        keep_previews(RoundStore(settings.data_dir).project(key), report)
         log.debug("thumbnails drawn", images=draw_thumbnails(settings, key, report))
     except Exception as error:  # noqa: BLE001 - the round is published and settled; only pictures are missing
         log.warning("the chosen images are not shown", error=str(error))
+
+
+def keep_previews(project: ProjectStore, report: RoundReport) -> None:
+    """Note which images each strategy would have put first, where the round has predictions.
+
+    Raises:
+        StorageError: these are damaged, or the disk refuses.
+    """
+    round_id = report.request.round_id
+    if (outputs := project.outputs(round_id)) is not None:
+        from ml_backend.rounds.live import strategy_previews  # noqa: PLC0415 - imports torch
+
+        project.set_record(round_id, PREVIEWS, strategy_previews(outputs, report.request.seed))
 
 
 def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) -> int:
@@ -357,26 +374,24 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
         BackendError: the project is not connected, or its options are wrong.
         OSError: the disk refuses.
     """
-    from ml_backend.model.backbones import input_side  # noqa: PLC0415 - imports torch
-
     store = RoundStore(settings.data_dir)
     project = store.project(key)
     connection, mirror = project.connection(), ReadingStore(project.folder).mirror(TaskCache)
     if connection is None or mirror is None:
         return 0
-    config, options = configuration(connection)
+    config, _ = configuration(connection)
     hostname = settings.trusted_hostname(connection.hostname)
     thumbnails = Thumbnails(project.folder)
     with (
         LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client,
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as source,
     ):
-        cache = ImageCache(
-            with_plugins(source), store.cache / "images", input_side(options.backbone, options.image_side)
-        )
+        # A table of its own size: what the network sees is too small to be looked at.
+        cache = ImageCache(with_plugins(source), store.cache / "images", SIDE)
 
         def draw(one: RoundReport) -> int:
-            return thumbnails.keep(one.request.round_id, draw_images(_images(one, mirror, config), cache))
+            chosen = chosen_images(one, _more_images(project, one.request.round_id))
+            return thumbnails.keep(one.request.round_id, draw_images(_images(chosen, mirror, config), cache))
 
         drawn = draw(report)
         for round_id in thumbnails.squashed()[:REDRAWN_ROUNDS]:
@@ -387,9 +402,9 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
         return drawn
 
 
-def _images(report: RoundReport, mirror: TaskCache, config: LabelConfig) -> Iterator[ImageRef]:
-    """The images to draw whose tasks still exist."""
-    for image_id in chosen_images(report):
+def _images(image_ids: Iterable[str], mirror: TaskCache, config: LabelConfig) -> Iterator[ImageRef]:
+    """The images whose tasks still exist."""
+    for image_id in image_ids:
         task = mirror.tasks.get(int(image_id)) if image_id.isdecimal() else None
         if task is not None:
             try:
@@ -398,11 +413,25 @@ def _images(report: RoundReport, mirror: TaskCache, config: LabelConfig) -> Iter
                 log.debug("not drawn", image=image_id, error=str(error))
 
 
-def chosen_images(report: RoundReport) -> list[str]:
-    """Ids of the images to draw, in the order of the ranking: the batch, and the holdout anywhere in it."""
+def chosen_images(report: RoundReport, more: Iterable[str] = ()) -> list[str]:
+    """Ids of the images to draw: the batch, further ones, and the holdout behind the batch."""
     ranking, holdout = report.ranking, set(report.ranking.control)
     batch = ranking.image_ids[: ranking.batch_size]
-    return [*batch, *(name for name in ranking.image_ids[ranking.batch_size :] if name in holdout)][:MAX_THUMBNAILS]
+    behind = (name for name in ranking.image_ids[ranking.batch_size :] if name in holdout)
+    return list(dict.fromkeys([*batch, *more, *behind]))[:MAX_THUMBNAILS]
+
+
+def _more_images(project: ProjectStore, round_id: str) -> list[str]:
+    """The other images that pages show: of the previews, and those about which network and label disagree most."""
+    try:
+        previews = project.record(round_id, PREVIEWS, StrategyPreviews)
+        held_out = project.record(round_id, HELD_OUT, HeldOutPredictions)
+    except StorageError as error:
+        log.debug("not drawn", error=str(error))
+        return []
+    previewed = [one.image_id for images in previews.first.values() for one in images] if previews else []
+    disputed = [one.image_id for one in held_out.disagreements()[:DRAWN_DISAGREEMENTS]] if held_out else []
+    return [*previewed, *disputed]
 
 
 def draw_images(images: Iterable[ImageRef], cache: ImageCache) -> Iterator[tuple[str, bytes]]:

@@ -36,6 +36,7 @@ from ml_backend.label_studio.formats import (
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.connections import configuration, connect, connection_of, version
 from ml_backend.schemas import Connection
+from ml_backend.server import images_page, options_page, state_page  # noqa: F401 - their routes
 from ml_backend.server.actions import is_same_origin
 from ml_backend.server.context import AppContext, context, refreshing, relative_url, wants_page
 from ml_backend.server.metrics import Metrics
@@ -101,7 +102,7 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.strict_slashes = False  # links are relative, and so right with a slash at the end of the address too
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
-    app.extensions["active-learning"] = AppContext(store, queue, Metrics(store, queue))
+    app.extensions["active-learning"] = AppContext(settings, store, queue, Metrics(store, queue))
     app.jinja_env.globals["url_for"] = relative_url
     app.register_blueprint(routes)
     app.register_blueprint(pages)

@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import current_app, request, url_for
 
+from ml_backend.config import Settings
 from ml_backend.scheduling import RoundQueue
 from ml_backend.server.actions import CsrfTokens
 from ml_backend.server.metrics import Metrics
@@ -19,9 +20,11 @@ class AppContext:
     """Shared by the routes of one app.
 
     Attributes:
+        settings: of the installation.
         tokens: of the forms.
     """
 
+    settings: Settings
     store: RoundStore
     queue: RoundQueue
     metrics: Metrics

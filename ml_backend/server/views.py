@@ -55,7 +55,7 @@ USUAL_ROUNDS: Final = 5
 NEWEST_ROUNDS: Final = 12
 """Rounds that the table shows unfolded."""
 LISTED_EXCLUSIONS: Final = 200
-FORMS: Final = frozenset(f"pages.{action}" for action in ACTIONS)
+FORMS: Final = frozenset({*(f"pages.{action}" for action in ACTIONS), "pages.change_options"})
 """The only routes to which a page in a browser may post."""
 HTML: Final = "text/html; charset=utf-8"
 CSV: Final = "text/csv; charset=utf-8"
@@ -387,7 +387,7 @@ def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Respons
 @_answers
 def project(key: str) -> ProjectAnswer | Response:
     """The state of one project and its rounds; a page for a browser, JSON for a program."""
-    connection, rounds = _project(key)
+    connection, rounds = find_project(key)
     status = status_of(connection, context().store, context().queue)
     found = overview(rounds, status.analysis, None if status.published is None else status.published.round_id)
     if not wants_page():
@@ -395,13 +395,13 @@ def project(key: str) -> ProjectAnswer | Response:
     tokens = {action: context().tokens.of(key, action) for action in ACTIONS}
     view = project_view(status, found, rounds.thumbnails, time.time())
     said = MESSAGES.get(request.args.get("done", ""))
-    return _page("project.html", view | refreshing(busy=status.busy) | {"tokens": tokens, "said": said})
+    return render("project.html", view | refreshing(busy=status.busy) | {"tokens": tokens, "said": said})
 
 
 @pages.get("/projects/<key>/rounds.csv")
 def rounds_table(key: str) -> Response:
     """Every round of a project, one a row."""
-    connection, rounds = _project(key)
+    connection, rounds = find_project(key)
     configured, _ = config_of(connection)
     control = None if configured is None else analyse(rounds, *configured).control
     return _csv_response(connection, "rounds", rounds_csv(rounds.summaries()[0], control))
@@ -411,26 +411,26 @@ def rounds_table(key: str) -> Response:
 @_answers
 def one_round(key: str, round_id: str) -> RoundAnswer | Response:
     """One round: its request, its training, and the images that it chose."""
-    connection, rounds, report = _round(key, round_id)
+    connection, rounds, report = find_round(key, round_id)
     chosen = chosen_images(rounds, round_id)
     if not wants_page():
         without = {"ranking": {"image_ids", "scores", "suggestions", "confidences"}}
         dumped = report.model_dump(mode="json", exclude=without)
         return jsonify({"project": key, "round": round_id, "report": dumped, "chosen": chosen.model_dump(mode="json")})
-    return _page("round.html", round_view(connection, report, chosen, rounds.thumbnails))
+    return render("round.html", round_view(connection, report, chosen, rounds.thumbnails))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>.csv")
 def ranking_table(key: str, round_id: str) -> Response:
     """The whole order of a round, one image a row."""
-    connection, rounds, report = _round(key, round_id)
+    connection, rounds, report = find_round(key, round_id)
     return _csv_response(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>/thumbs/<image_id>.jpg")
 def picture(key: str, round_id: str, image_id: str) -> Response:
     """A small picture of an image that a round chose."""
-    _, rounds = _project(key)
+    _, rounds = find_project(key)
     content = rounds.thumbnails.read(round_id, image_id)
     if content is None:
         raise UnknownRound("there is no picture of this image; pictures are kept of the last 20 rounds")
@@ -466,7 +466,7 @@ def resume(key: str, form: Form) -> Response:
 
 
 def _press(action: str, key: str, form: Form) -> Response:
-    connection, _ = _project(key)
+    connection, _ = find_project(key)
     context().tokens.require(key, action, form.token)
     said = perform(action, connection, context().store, context().queue)
     log.info("button pressed", action=action, said=said)
@@ -474,7 +474,12 @@ def _press(action: str, key: str, form: Form) -> Response:
     return Response(status=303, headers={"Location": relative_url("pages.project", key=key, done=said)})
 
 
-def _project(key: str) -> tuple[Connection, ProjectStore]:
+def find_project(key: str) -> tuple[Connection, ProjectStore]:
+    """A connected project, and its store.
+
+    Raises:
+        UnknownProject: there is none of this key.
+    """
     try:
         known = parse_key(key)
     except ValueError as error:
@@ -482,14 +487,20 @@ def _project(key: str) -> tuple[Connection, ProjectStore]:
     return connection_of(known, context().store), context().store.project(known)
 
 
-def _round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundReport]:
-    connection, rounds = _project(key)
+def find_round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundReport]:
+    """A round of a connected project, whole.
+
+    Raises:
+        UnknownProject, UnknownRound: there is none.
+    """
+    connection, rounds = find_project(key)
     if round_id not in rounds.round_ids():
         raise UnknownRound(f"the project has no round {round_id[:60]!r}: its page lists them")
     return connection, rounds, rounds.report(round_id)
 
 
-def _page(template: str, view: dict[str, object]) -> Response:
+def render(template: str, view: dict[str, object]) -> Response:
+    """A page."""
     return Response(render_template(template, **view), content_type=HTML)
 
 

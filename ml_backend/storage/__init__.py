@@ -19,6 +19,8 @@
                        summary.json   RoundSummary: the report without what grows with the pool
                        head.json      RankingHead: the first images of the ranking
                        insight.json   the network's predictions of the images that the owner is shown
+                       held-out.json  predictions for labelled images by networks that were not trained on them
+                       previews.json  the first images by each strategy that ranks probabilities
                        films/12.jpg   pictures of the chosen images (of the last 20 rounds)
                        agreement.json predictions for a fixed set of images; noise.json: agreement with a seed replicate
                        outputs.npz    ids, classes, probs (only with a network)

@@ -270,6 +270,10 @@ class Thumbnails:
         """The rounds whose pictures an earlier version drew, newest first."""
         return [folder.name for folder in reversed(self._with_pictures()) if not (folder / DRAWN).is_dir()]
 
+    def rounds(self) -> list[str]:
+        """The rounds that keep pictures, newest first."""
+        return [folder.name for folder in reversed(self._with_pictures())]
+
     def of_round(self, round_id: str) -> frozenset[str]:
         """The images of a round that have a picture."""
         if not _ID.fullmatch(round_id):

@@ -144,7 +144,7 @@ class RoundSummary(FrozenModel, extra="ignore"):
             labels_per_class=report.labels_per_class,
             disputed=len(report.disputed),
             excluded=len(report.exclusions),
-            fit=None if report.fit is None else report.fit.model_copy(update={"exclusions": ()}),
+            fit=None if report.fit is None else report.fit.model_copy(update={"exclusions": (), "held_out": ()}),
             seconds=dict(report.seconds),
             started_at=report.started_at.isoformat(timespec="seconds"),
             began=report.started_at,

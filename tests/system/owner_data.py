@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from ml_backend.acquisition.pointwise import bald
 from ml_backend.analytics import INSIGHT
 from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
+from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
 from ml_backend.demo.options import draw_images
 from ml_backend.images.decode import decode_image
 from ml_backend.images.thumbnail import thumbnail
@@ -18,7 +20,17 @@ from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.live import round_insight
 from ml_backend.rounds.split import holdout_places
-from ml_backend.schemas import Connection, FitReport, FrozenModel, ProjectKey, PublishedRanking, Ranking, RoundReport
+from ml_backend.scheduling.worker import keep_previews
+from ml_backend.schemas import (
+    Connection,
+    FitReport,
+    FrozenModel,
+    HeldOutImage,
+    ProjectKey,
+    PublishedRanking,
+    Ranking,
+    RoundReport,
+)
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Quarantine, ReadingStore, Thumbnails
 from tests.fakes import make_request
@@ -50,12 +62,20 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
     project = store.project(KEY)
     drawn = [_shaped(image.content, SHAPES[place % 4]) for place, image in enumerate(draw_images(BATCH, 5, side=256))]
     tasks: dict[int, CachedTask] = {}
+    names: Sequence[str] = ()
     for number in range(1, rounds + 1):
         report, outputs = _round(number, rng)
         extra: dict[str, FrozenModel] = {}
         if outputs is not None and report.fit is not None:
-            extra = {INSIGHT: round_insight(report, outputs), AGREEMENT: _marks(report, report.fit, number)}
+            extra = {
+                INSIGHT: round_insight(report, outputs),
+                AGREEMENT: _marks(report, report.fit, number),
+                HELD_OUT: _held_out(names[:READ], number),
+            }
+        names = report.ranking.image_ids
         project.save(report, outputs, None, extra)
+        if outputs is not None:
+            keep_previews(project, report)
         decoded = zip(report.ranking.image_ids[:BATCH], (decode_image(image, 224, "x") for image in drawn), strict=True)
         pictures = [(name, thumbnail(image.pixels, image.size)) for name, image in decoded]
         # One of them could not be drawn.
@@ -139,6 +159,20 @@ def _marks(report: RoundReport, fit: FitReport, number: int) -> PredictionSnapsh
         classes=CLASSES,
         predicted=predicted,
     )
+
+
+def _held_out(names: Sequence[str], number: int) -> HeldOutPredictions:
+    """Of the images that the round before chose: every sixth is taken for another class than its reader's."""
+    rng = np.random.default_rng(number)
+    images = []
+    for place, name in enumerate(names):
+        means, label = rng.dirichlet((0.4, 0.4, 0.4)), place % 3
+        means[[label, int(means.argmax())]] = means[[int(means.argmax()), label]]
+        if place % 6 == 0:
+            means = np.roll(means, 1)
+        probs = dict(zip(CLASSES, means.tolist(), strict=True))
+        images.append(HeldOutImage(image_id=name, label=CLASSES[label], probs=probs))
+    return HeldOutPredictions(images=tuple(images))
 
 
 def _answers(

@@ -99,7 +99,14 @@ def picture(shown: webdriver.Chrome | WebElement, name: str) -> None:
 
 class TestPage:
     @pytest.mark.parametrize("width", WIDTHS)
-    @pytest.mark.parametrize("path", ["/", f"/projects/{KEY}", f"/projects/{KEY}/rounds/r000009"])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/",
+            f"/projects/{KEY}",
+            *(f"/projects/{KEY}/{page}" for page in ("rounds/r000009", "images", "options", "compare", "state")),
+        ],
+    )
     def test_is_whole_on_a_desk_and_on_a_phone(self, browser, url, scheme, width, path):
         # Held still: what reloads by itself must let its reader stop that.
         open_at(browser, f"{url}{path}?still=1", width)

@@ -75,6 +75,7 @@ class TestFit:
         assert sorted(image for member in members for image in member.validated_on) == sorted(everything)
         assert all(member.trained_on == everything - member.validated_on for member in members)
         assert (report.train_images, report.validation_images) == (30, 30)
+        assert sorted(one.image_id for one in report.held_out) == sorted(everything)
 
     def test_a_validation_set_of_its_own_is_never_trained_on(self, image_dir: Path, cache: Path) -> None:
         ensemble, members = make_ensemble(image_dir, cache, folds=None)
@@ -86,6 +87,11 @@ class TestFit:
         assert not any(member.trained_on & validation for member in members)
         assert (report.train_images, report.validation_images) == (24, 6)
         # Different initial weights make different networks of the same labels.
+        alone = [member.fit(labelled(image_dir, 0, 24), labelled(image_dir, 24, 30), CLASSES) for member in members]
+        assert [one.image_id for one in report.held_out] == [one.image_id for one in alone[0].held_out]
+        assert report.held_out[0].probs["normal"] == pytest.approx(
+            np.mean([one.held_out[0].probs["normal"] for one in alone])
+        )
         first, second = (member.outputs(pool(image_dir, 30, 45), PROBS).probs for member in members[:2])
         assert not np.allclose(first.mean(axis=1), second.mean(axis=1), atol=1e-3)
 

@@ -50,6 +50,12 @@ class TestHeadOnly:
         assert report.validation_auroc > 0.6
         assert report.validation_accuracy >= 0.4
         assert list(report.class_weights) == list(CLASSES)
+        assert {one.image_id: one.label for one in report.held_out} == {
+            label.image.id: label.value for label in labelled(image_dir, 35, 60)
+        }
+        right = [one.predicted == one.label for one in report.held_out]
+        assert sum(right) / len(right) == pytest.approx(report.validation_accuracy)
+        assert "held_out" not in report.model_dump_json()
         assert outputs.classes == CLASSES
         assert outputs.probs.shape == (15, 6, 3)
         assert outputs.probs.dtype == np.float32

@@ -1,12 +1,14 @@
 """The insight of a round, hand-computed."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.live import round_insight
+from ml_backend.registry import STRATEGIES
+from ml_backend.rounds.live import PREVIEWED, round_insight, strategy_previews
 from ml_backend.schemas import Ranking
 from tests.fakes import make_report
 
@@ -65,3 +67,26 @@ class TestRoundInsight:
 
         assert found.expected == {"normal": 0.0, "severe": 0.0}
         assert found.batch == ()
+
+
+class TestPreviews:
+    def test_first_by_each_strategy_that_ranks_probabilities(self):
+        """Of BALD the two passes that contradict each other; of the margin what is undecided by the mean."""
+        found = strategy_previews(OUTPUTS, seed=0).first
+
+        assert found["bald"][0].image_id == "b"
+        assert found["bald"][0].score == pytest.approx(math.log(2))
+        assert {one.image_id for one in found["margin"][:2]} == {"a", "b"}
+        assert found["margin"][2].probs == pytest.approx({"normal": 0.0, "severe": 1.0})
+        assert "random" in found
+        assert not {"badge", "batch_bald", "core_set", "epig"} & found.keys()
+
+    def test_no_more_than_are_shown_and_a_plugin_that_fails_is_left_out(self, monkeypatch):
+        outputs = PoolPredictions(tuple("abcdefgh"), TWO, np.full((8, 2, 2), 0.5, np.float32))
+        spec = dataclasses.replace(STRATEGIES["bald"], name="broken", target="no_such_module:f")
+        monkeypatch.setitem(STRATEGIES, "broken", spec)
+
+        found = strategy_previews(outputs, seed=0).first
+
+        assert "broken" not in found
+        assert {len(images) for images in found.values()} == {PREVIEWED}

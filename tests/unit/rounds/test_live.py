@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from ml_backend.analytics import INSIGHT, RoundInsight
 from ml_backend.analytics.agreement import NOISE, stored_noise, stored_snapshots
+from ml_backend.analytics.history import HELD_OUT, PREVIEWS, HeldOutPredictions, StrategyPreviews
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.consensus import Consensus
 from ml_backend.errors import EmptyPool, RequestRefused, RoundError, SettingsError, StorageError, UnknownProject
@@ -33,8 +34,10 @@ from ml_backend.rounds.live import LiveProject
 from ml_backend.rounds.reuse import StoredPasses
 from ml_backend.rounds.run import ProjectData, RoundResult, run_round
 from ml_backend.rounds.sharding import ShardedLearner
+from ml_backend.scheduling.worker import keep_previews
 from ml_backend.schemas import (
     Connection,
+    HeldOutImage,
     ProjectKey,
     PublishedRanking,
     Ranking,
@@ -541,6 +544,25 @@ class TestSaveAndPublish:
         with pytest.raises(StorageError):
             run()
         assert run.store.round_ids() == ["r000001"]
+
+    def test_keeps_what_networks_predict_for_images_that_they_were_not_trained_on(self, run):
+        image = HeldOutImage(image_id="4", label="severe", probs={"normal": 0.9, "moderate": 0.1, "severe": 0.0})
+        fit = make_fit().model_copy(update={"held_out": (image,)})
+        report = make_report().model_copy(update={"fit": fit})
+        probs = np.full((2, 4, 3), 1 / 3, np.float32)
+        predictions = PoolPredictions(report.ranking.image_ids[:2], tuple(image.probs), probs)
+        data = ProjectData([], Consensus(()), [], [])
+        run.during = lambda project: project.save(report, predictions, None, data)
+        run()
+
+        kept = run.store.record("r000001", HELD_OUT, HeldOutPredictions)
+        assert kept is not None
+        assert [(one.predicted, one.label) for one in kept.disagreements()] == [("normal", "severe")]
+        keep_previews(run.store, report)
+        previews = run.store.record("r000001", PREVIEWS, StrategyPreviews)
+        assert previews is not None
+        assert {one.image_id for one in previews.first["bald"]} == set(predictions.image_ids)
+        assert b"held_out" not in (run.store.folder / "rounds/r000001/report.json").read_bytes()
 
     def test_a_published_order_notes_how_many_annotations_there_were(self, run, monkeypatch):
         run.row |= {"total_annotations_number": 5, "skipped_annotations_number": 2}

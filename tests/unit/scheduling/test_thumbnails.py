@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
 from ml_backend.config import Settings
 from ml_backend.images import FolderSource, ImageCache
 from ml_backend.images.thumbnail import SIDE, thumbnail
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.scheduling.queue import SHUTDOWN
 from ml_backend.scheduling.worker import chosen_images, draw_images, draw_thumbnails
-from ml_backend.schemas import Connection, ImageRef, Ranking
+from ml_backend.schemas import Connection, HeldOutImage, ImageRef, Ranking
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import SQUASHED, ReadingStore, Thumbnails
 from tests.fakes import NOON, make_report
@@ -29,29 +30,29 @@ def film(path: Path, width: int = 300, height: int = 300) -> bytes:
 
 class TestThumbnail:
     def test_is_a_small_grey_jpeg(self):
-        picture = Image.open(io.BytesIO(thumbnail(np.full((224, 224), 90, np.uint8), (500, 500))))
+        picture = Image.open(io.BytesIO(thumbnail(np.full((SIDE, SIDE), 90, np.uint8), (500, 500))))
 
         assert (picture.format, picture.mode, picture.size) == ("JPEG", "L", (SIDE, SIDE))
         assert abs(int(picture.getpixel((5, 5)) or 0) - 90) <= 2  # type: ignore[arg-type] # of one channel
 
     @pytest.mark.parametrize(
         ("film", "shown"),
-        [((3000, 1500), (192, 96)), ((1500, 3000), (96, 192)), ((2048, 2500), (157, 192)), ((9000, 10), (192, 1))],
+        [((3000, 1500), (512, 256)), ((1500, 3000), (256, 512)), ((2048, 2500), (419, 512)), ((9000, 10), (512, 1))],
     )
     def test_has_the_proportions_of_its_film(self, film, shown):
-        picture = Image.open(io.BytesIO(thumbnail(np.zeros((224, 224), np.uint8), film)))
+        picture = Image.open(io.BytesIO(thumbnail(np.zeros((SIDE, SIDE), np.uint8), film)))
 
         assert picture.size == shown
 
     def test_a_wide_film_is_not_squashed_and_nothing_of_it_is_cut_off(self):
         """A bright stripe at the right edge of the square is there at the right edge of the picture."""
-        square = np.zeros((224, 224), np.uint8)
+        square = np.zeros((SIDE, SIDE), np.uint8)
         square[:, 200:] = 250
 
         picture = np.asarray(Image.open(io.BytesIO(thumbnail(square, (2000, 1000)))))
 
-        assert picture[:, 180:].mean() > 240
-        assert picture[:, :160].mean() < 10
+        assert picture[:, 205:].mean() > 240
+        assert picture[:, :190].mean() < 10
 
     def test_a_small_square_is_not_blown_up(self):
         assert Image.open(io.BytesIO(thumbnail(np.zeros((64, 64), np.uint8), (20, 10)))).size == (64, 32)
@@ -63,24 +64,26 @@ class TestDrawing:
         ranking = Ranking(strategy="x", image_ids=names, scores=(5, 4, 3, 2, 1), batch_size=2, control=("4", "2"))
 
         assert chosen_images(make_report().model_copy(update={"ranking": ranking})) == ["5", "4", "2"]
+        report = make_report().model_copy(update={"ranking": ranking})
+        assert chosen_images(report, ["1", "4"]) == ["5", "4", "1", "2"]
 
     def test_what_cannot_be_read_is_left_out(self, tmp_path):
         film(tmp_path / "1.png")
-        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", 224)
+        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", SIDE)
         images = [ImageRef(id="1", uri="1.png"), ImageRef(id="2", uri="missing.png")]
 
         assert [name for name, _ in draw_images(images, cache)] == ["1"]
 
     def test_none_once_the_worker_is_asked_to_stop(self, tmp_path, monkeypatch):
         film(tmp_path / "1.png")
-        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", 224)
+        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", SIDE)
         monkeypatch.setattr(SHUTDOWN, "signal", signal.SIGTERM)
 
         assert list(draw_images([ImageRef(id="1", uri="1.png")], cache)) == []
 
     def test_in_the_proportions_of_the_film(self, tmp_path):
         film(tmp_path / "1.png", 400, 200)
-        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", 224)
+        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", SIDE)
 
         [(_, content)] = draw_images([ImageRef(id="1", uri="1.png")], cache)
 
@@ -105,6 +108,13 @@ class TestDrawing:
 
         assert draw_thumbnails(settings, PROJECT, make_report()) == 1
         assert Thumbnails(project.folder).of_round("r000001") == {"2"}
+
+        # And what network and reader disagree about, though no round has chosen it.
+        project.readings.keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks=tasks | {9: CachedTask(data=data)}))
+        found = HeldOutImage(image_id="9", label="severe", probs={"normal": 0.9, "severe": 0.1})
+        project.set_record("r000001", HELD_OUT, HeldOutPredictions(images=(found,)))
+        assert draw_thumbnails(settings, PROJECT, make_report()) == 2
+        assert project.thumbnails.of_round("r000001") == {"2", "9"}
 
     def test_squares_of_an_earlier_version_are_drawn_again_a_few_at_a_time(self, store, tmp_path):
         """The newest first; one whose round is damaged keeps none of the others waiting."""

@@ -90,13 +90,18 @@ class TestAuthentication:
         """Whoever opens another one must say so here."""
         assert OPEN == "routes.health"
         assert {endpoint for _, _, endpoint in every_route(app)} == {
+            "pages.change_options",
+            "pages.compare",
+            "pages.images",
             "pages.one_round",
+            "pages.options",
             "pages.pause",
             "pages.picture",
             "pages.project",
             "pages.ranking_table",
             "pages.resume",
             "pages.rounds_table",
+            "pages.state",
             "pages.topup",
             "pages.train",
             "routes.all_versions",

@@ -1,0 +1,137 @@
+"""A wall of a project's images: what was chosen next, and where networks and readers disagree. Torch-free."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from flask import Response, request
+
+from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
+from ml_backend.analytics.overview import CONTROL, BatchImage, chosen_images, reason, reason_unseen
+from ml_backend.schemas import HeldOutImage
+from ml_backend.server.views import find_project, pages, render
+from ml_backend.storage import ProjectStore
+
+PER_PAGE: Final = 24
+
+Tab = Literal["chosen", "disagree", "labelled"]
+TABS: Final[dict[Tab, str]] = {
+    "chosen": "Chosen next",
+    "disagree": "Network and reader disagree",
+    "labelled": "All labelled images that a network was tested on",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WallImage:
+    """An image as the wall shows it.
+
+    Attributes:
+        label: None where it has none yet.
+        probs: by class, least severe first; empty without a network.
+        picture: the round that keeps a picture of it; None where no round does.
+    """
+
+    image_id: str
+    why: str
+    label: str | None
+    predicted: str | None
+    probs: Mapping[str, float]
+    picture: str | None
+
+
+@pages.get("/projects/<key>/images")
+def images(key: str) -> Response:
+    """A wall of images with the probabilities of all classes, filtered by label, prediction or disagreement."""
+    connection, project = find_project(key)
+    label, predicted = request.args.get("label", ""), request.args.get("predicted", "")
+    asked = request.args.get("tab", "labelled" if label else "chosen")
+    tab: Tab = next((name for name in TABS if name == asked), "chosen")
+    tested, held_out = _held_out(project)
+    found: list[BatchImage] | list[HeldOutImage]
+    if tab == "chosen":
+        published = project.published()
+        ids = project.round_ids()
+        shown = published.round_id if published is not None and published.round_id in ids else ids[-1] if ids else None
+        chosen = None if shown is None else chosen_images(project, shown)
+        found = [] if chosen is None else [*chosen.batch, *chosen.control]
+        strategy, of_round = ("", None) if chosen is None else (chosen.strategy, chosen.round_id)
+    else:
+        strategy, of_round = "", tested
+        found = [] if held_out is None else held_out.disagreements() if tab == "disagree" else list(held_out.images)
+    classes = list(dict.fromkeys(name for one in found for name in _probs(one)))
+    alone = request.args.get("image", "")
+    kept = [one for one in found if _fits(one, label, predicted) and alone in {"", one.image_id}]
+    pages_in_all = max(-(-len(kept) // PER_PAGE), 1)
+    number = min(max(request.args.get("page", 1, type=int), 1), pages_in_all)
+    part = kept[(number - 1) * PER_PAGE : number * PER_PAGE]
+    pictures = pictures_of(project, (one.image_id for one in part))
+    return render(
+        "images.html",
+        {
+            "connection": connection,
+            "tab": tab,
+            "tabs": TABS,
+            "of_round": of_round,
+            "label": label,
+            "predicted": predicted,
+            "labels": classes if tab != "chosen" else [],
+            "classes": classes,
+            "tested": held_out is not None,
+            "images": [_shown(one, strategy, pictures) for one in part],
+            "alone": alone,
+            "total": len(kept),
+            "page": number,
+            "pages": pages_in_all,
+        },
+    )
+
+
+def _held_out(project: ProjectStore) -> tuple[str | None, HeldOutPredictions | None]:
+    """The newest round that keeps its predictions for validation images, and these."""
+    for round_id in reversed(project.rounds_with(HELD_OUT)):
+        return round_id, project.cached_record(round_id, HELD_OUT, HeldOutPredictions)
+    return None, None
+
+
+def _probs(image: BatchImage | HeldOutImage) -> Mapping[str, float]:
+    if isinstance(image, HeldOutImage):
+        return image.probs
+    return {} if image.said is None else image.said.probs
+
+
+def _fits(image: BatchImage | HeldOutImage, label: str, predicted: str) -> bool:
+    """Whether the image has this label and prediction; empty ones fit any."""
+    if isinstance(image, HeldOutImage):
+        return label in {"", image.label} and predicted in {"", image.predicted}
+    return not label and predicted in {"", None if image.said is None else image.said.suggestion}
+
+
+def _shown(image: BatchImage | HeldOutImage, strategy: str, pictures: Mapping[str, str]) -> WallImage:
+    if isinstance(image, HeldOutImage):
+        sure = f"{100 * image.confidence:.0f} %"
+        why = f"the reader's label is {image.label}, and the network is {sure} sure of {image.predicted}"
+        label: str | None = image.label
+        predicted: str | None = image.predicted
+        if label == predicted:
+            why = f"network and reader agree; the network is {sure} sure"
+    else:
+        label, predicted = None, None if image.said is None else image.said.suggestion
+        why = reason_unseen(strategy, control=image.control) if image.said is None else reason(strategy, image.said)
+        if image.sought:
+            why = f"resembles a labelled image of {image.sought}"
+        why = f"no. {image.place} in the order: {CONTROL if image.control else why}"
+    return WallImage(image.image_id, why, label, predicted, _probs(image), pictures.get(image.image_id))
+
+
+def pictures_of(project: ProjectStore, image_ids: Iterable[str]) -> dict[str, str]:
+    """The newest round that keeps a picture of each of the images."""
+    found: dict[str, str] = {}
+    left = set(image_ids)
+    for round_id in project.thumbnails.rounds():
+        if not left:
+            break
+        there = left & project.thumbnails.of_round(round_id)
+        found |= dict.fromkeys(there, round_id)
+        left -= there
+    return found

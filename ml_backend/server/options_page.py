@@ -1,0 +1,190 @@
+"""A form for the owner's options, and a preview of what each strategy would choose. Torch-free.
+
+The options stay where ``connect`` writes them: in the connection of the project in Label Studio.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from flask import Response, request
+from pydantic import AwareDatetime
+
+from ml_backend.analytics.history import PREVIEWS, ImageInsight, StrategyPreviews
+from ml_backend.analytics.overview import reason
+from ml_backend.config import ProjectOptions
+from ml_backend.errors import BackendError, LabelStudioError, StorageError, UnknownProject
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.connect import ONE_CONNECTION, TITLE, connect_project
+from ml_backend.label_studio.formats import OptionsForm, parse_label_config
+from ml_backend.registry import STRATEGIES
+from ml_backend.schemas import Connection, FrozenModel
+from ml_backend.server.context import context, relative_url
+from ml_backend.server.images_page import WallImage, pictures_of
+from ml_backend.server.status import config_of
+from ml_backend.server.views import find_project, pages, render
+from ml_backend.storage import ProjectStore
+
+FIELDS: Final = tuple(name for name in OptionsForm.model_fields if name != "token")
+CHANGES: Final = "option-changes"
+"""Name of the record ``OptionChanges`` of a project."""
+KEPT_CHANGES: Final = 500
+PATIENCE_S: Final = 0.0  # the owner waits for the answer
+
+log = structlog.get_logger()
+
+
+class OptionChange(FrozenModel):
+    """A change that was made on the page.
+
+    Attributes:
+        by: login of the backend; ``the page`` where it needs none.
+        before: value of each changed option, in words.
+        after: likewise.
+    """
+
+    at: AwareDatetime
+    by: str
+    before: dict[str, str]
+    after: dict[str, str]
+
+
+class OptionChanges(FrozenModel):
+    """Changes of a project's options, oldest first."""
+
+    changes: tuple[OptionChange, ...] = ()
+
+
+@pages.get("/projects/<key>/options")
+def options(key: str) -> Response:
+    """A form for the owner's options, and the first images by each strategy."""
+    connection, project = find_project(key)
+    return _form(connection, project, said="Saved." if "done" in request.args else None)
+
+
+@pages.post("/projects/<key>/options")
+def change_options(key: str) -> Response:
+    """Change options of a project; the body is ``OptionsForm``."""
+    connection, project = find_project(key)
+    form = OptionsForm(token=request.form.get("token", ""), **{n: request.form.get(n, "").strip() for n in FIELDS})
+    context().tokens.require(key, "options", form.token)
+    given = {name: getattr(form, name) for name in FIELDS}
+    try:
+        mistakes = _change(connection, project, given)
+    except BackendError as error:
+        log.warning("options not changed", error=str(error))
+        return _form(connection, project, given, {"": str(error)}, status=max(error.http_status, 400))
+    if mistakes:
+        return _form(connection, project, given, mistakes, status=400)
+    return Response(status=303, headers={"Location": f"{relative_url('pages.options', key=key)}?done"})
+
+
+def _change(connection: Connection, project: ProjectStore, given: Mapping[str, str]) -> dict[str, str]:
+    """Write the options that differ from the present ones.
+
+    Returns:
+        The mistakes by option, where there are any; nothing was changed then.
+
+    Raises:
+        BackendError: Label Studio cannot be asked, or refuses.
+    """
+    settings, key = context().settings, connection.project
+    hostname = settings.trusted_hostname(connection.hostname)
+    with LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client:
+        row = client.project(key.id)
+        if int(datetime.fromisoformat(str(row["created_at"])).timestamp()) != key.created:
+            raise UnknownProject(f"project {key} is gone: Label Studio has given its number to another project")
+        attributes = parse_label_config(row["label_config"]).attributes
+        ours = [one for one in client.backends(key.id) if one.get("title") == TITLE]
+        if len(ours) != 1:
+            raise LabelStudioError(
+                f"the project holds {len(ours)} connections to this backend, and one is needed: "
+                + (ONE_CONNECTION if ours else f"run `ml-backend connect --project {key.id}`")
+            )
+        held: dict[str, object] = dict(ours[0].get("extra_params") or {})
+        present = ProjectOptions.resolve(held, attributes)
+        changed: dict[str, object] = {name: text for name, text in given.items() if text != str(getattr(present, name))}
+        if not changed:
+            return {}
+        if mistakes := ProjectOptions.mistakes(held | changed, attributes):
+            return mistakes
+        now = ProjectOptions.resolve(held | changed, attributes)
+        typed = {name: getattr(now, name) for name in changed}
+        connect_project(settings, key.id, str(ours[0]["url"]), held | typed, client)
+    change = OptionChange(
+        at=datetime.now(UTC),
+        by=request.authorization.username or "the page" if request.authorization else "the page",
+        before={name: str(getattr(present, name)) for name in changed},
+        after={name: str(value) for name, value in typed.items()},
+    )
+    noted = project.project_record(CHANGES, OptionChanges) or OptionChanges()
+    project.set_project_record(CHANGES, OptionChanges(changes=(*noted.changes, change)[-KEPT_CHANGES:]))
+    log.info("options changed", by=change.by, before=change.before, after=change.after)
+    return {}
+
+
+def option_changes(project: ProjectStore) -> tuple[OptionChange, ...]:
+    """The changes that were made on the page, oldest first; none where the record is damaged."""
+    try:
+        noted = project.project_record(CHANGES, OptionChanges)
+    except StorageError as error:
+        log.warning("the changes of options cannot be shown", error=str(error))
+        return ()
+    return () if noted is None else noted.changes
+
+
+def _form(
+    connection: Connection,
+    project: ProjectStore,
+    given: Mapping[str, str] | None = None,
+    mistakes: Mapping[str, str] | None = None,
+    *,
+    said: str | None = None,
+    status: int = 200,
+) -> Response:
+    configured, mistake = config_of(connection)
+    present = ProjectOptions() if configured is None else configured.options
+    mistakes = dict(mistakes or {})
+    page = render(
+        "options.html",
+        {
+            "connection": connection,
+            "token": context().tokens.of(str(connection.project), "options"),
+            "values": given or {name: str(getattr(present, name)) for name in FIELDS},
+            "about": {name: ProjectOptions.model_fields[name].description for name in FIELDS},
+            "strategies": STRATEGIES,
+            "mistakes": mistakes,
+            # A mistake that no field of the form stands for.
+            "elsewhere": [text for name, text in mistakes.items() if name not in FIELDS]
+            or ([mistake] if mistake else []),
+            "said": said,
+            "changes": option_changes(project)[::-1],
+            "previews": _previews(project),
+            "chosen": present.strategy,
+        },
+    )
+    page.status_code = status
+    return page
+
+
+def _previews(project: ProjectStore) -> dict[str, list[WallImage]]:
+    """The first images by each strategy, from the newest round that keeps them."""
+    for round_id in reversed(project.rounds_with(PREVIEWS)):
+        try:
+            found = project.cached_record(round_id, PREVIEWS, StrategyPreviews)
+        except StorageError as error:
+            log.warning("previews cannot be shown", error=str(error))
+            continue
+        if found is not None:
+            pictures = pictures_of(project, (one.image_id for images in found.first.values() for one in images))
+            return {
+                name: [_previewed(one, name, pictures) for one in images]
+                for name, images in sorted(found.first.items())
+            }
+    return {}
+
+
+def _previewed(image: ImageInsight, strategy: str, pictures: Mapping[str, str]) -> WallImage:
+    why = reason(strategy, image)
+    return WallImage(image.image_id, why, None, image.suggestion, image.probs, pictures.get(image.image_id))

@@ -1,0 +1,163 @@
+"""The state of a project as one self-contained file, to be printed or kept; and two rounds side by side. Torch-free."""
+
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Final
+
+from flask import Response, request
+
+from ml_backend.analytics.history import RoundInsight
+from ml_backend.analytics.overview import overview
+from ml_backend.charts import legend
+from ml_backend.config import ProjectOptions
+from ml_backend.errors import StorageError, UnknownRound
+from ml_backend.registry import STRATEGIES
+from ml_backend.schemas import RoundReport
+from ml_backend.server.context import context
+from ml_backend.server.figures import balance_chart, learning_lines, recall_lines, shares_chart
+from ml_backend.server.options_page import option_changes
+from ml_backend.server.status import status_of
+from ml_backend.server.views import find_project, find_round, pages, render
+from ml_backend.storage import ProjectStore, RoundSummary
+from ml_backend.storage.rounds import Manifest
+
+Row = tuple[str, object, object]
+"""A name, and its value in each of two rounds."""
+
+
+@pages.get("/projects/<key>/state")
+def state(key: str) -> Response:
+    """All figures, options and versions of a project in one file that loads nothing else."""
+    connection, project = find_project(key)
+    status = status_of(connection, context().store, context().queue)
+    found = overview(project, status.analysis, None if status.published is None else status.published.round_id)
+    learning, recall = learning_lines(found.rounds, found.control), recall_lines(found.rounds)
+    insight = found.chosen.insight if found.chosen else None
+    last = found.rounds[-1] if found.rounds else None
+    options, defaults = status.options, ProjectOptions(profile="paper")
+    return render(
+        "state.html",
+        {
+            "status": status,
+            "found": found,
+            "last": last,
+            "now": datetime.now(UTC),
+            "created": f"{datetime.fromtimestamp(connection.project.created, UTC):%Y-%m-%d}",
+            "version": version("label-studio-active-learning"),
+            "manifest": _manifest(project, found.rounds),
+            "options": [
+                (name, value, value == getattr(defaults, name), ProjectOptions.model_fields[name].description)
+                for name, value in ({} if options is None else options.model_dump(mode="json")).items()
+            ],
+            "changes": option_changes(project),
+            "strategies": STRATEGIES,
+            "learning": shares_chart("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
+            "legend": legend(learning),
+            "recall": shares_chart("recall", "Recall of each class over the labels", recall) if recall else None,
+            "balance": _balance(last, insight),
+        },
+    )
+
+
+def _balance(last: RoundSummary | None, insight: RoundInsight | None) -> object:
+    return None if last is None or insight is None else balance_chart(last.labels_per_class, insight.expected)
+
+
+def _manifest(project: ProjectStore, rounds: tuple[RoundSummary, ...]) -> Manifest | None:
+    """That of the newest round which has one that can be read."""
+    for one in reversed(rounds):
+        try:
+            if (found := project.manifest(one.round_id)) is not None:
+                return found
+        except StorageError:
+            continue
+    return None
+
+
+FIRST: Final = (20, 100, 500)
+"""Numbers of images at the front of two orders of which those in both are counted."""
+
+
+@pages.get("/projects/<key>/compare")
+def compare(key: str) -> Response:
+    """Two rounds side by side; by default the last two."""
+    connection, project = find_project(key)
+    rounds, _ = project.summaries()
+    ids = [one.round_id for one in rounds]
+    if len(ids) < 2:
+        raise UnknownRound(f"the project has {len(ids)} rounds, and two are needed to compare them")
+    chosen = [find_round(key, request.args.get(name, default))[2] for name, default in (("a", ids[-2]), ("b", ids[-1]))]
+    a, b = (RoundSummary.of(one) for one in chosen)
+    return render(
+        "compare.html",
+        {
+            "connection": connection,
+            "a": a,
+            "b": b,
+            "ids": ids[::-1],
+            "options": _options(*chosen),
+            "labels": _labels(a, b),
+            "figures": _figures(a, b),
+            "overlap": _overlap(*chosen),
+        },
+    )
+
+
+def _options(a: RoundReport, b: RoundReport) -> list[Row]:
+    """Those that differ; of an option that a round's version did not have, a dash."""
+    sides = [
+        {"strategy": one.request.strategy, "batch_size": one.request.batch_size, **one.request.options}
+        for one in (a, b)
+    ]
+    names = dict.fromkeys(name for side in sides for name in side)
+    rows = [(name, sides[0].get(name, "–"), sides[1].get(name, "–")) for name in names]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def _labels(a: RoundSummary, b: RoundSummary) -> list[Row]:
+    classes = dict.fromkeys((*a.labels_per_class, *b.labels_per_class))
+    rows: list[Row] = [("all", a.labels, b.labels)]
+    return rows + [(name, a.labels_per_class.get(name, 0), b.labels_per_class.get(name, 0)) for name in classes]
+
+
+def _figures(a: RoundSummary, b: RoundSummary) -> list[Row]:
+    sides = [_figures_of(one) for one in (a, b)]
+    names = dict.fromkeys((*sides[0], *sides[1]))
+    return [(name, sides[0].get(name, "–"), sides[1].get(name, "–")) for name in names]
+
+
+def _figures_of(one: RoundSummary) -> dict[str, object]:
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.0f} %"
+
+    found: dict[str, object] = {}
+    if (fit := one.fit) is not None:
+        found = {
+            "trained on, images": fit.train_images,
+            "validation images": fit.validation_images,
+            "accuracy": share(fit.validation_accuracy),
+            "AU ROC": share(fit.validation_auroc),
+            "validation loss": f"{fit.validation_loss:.3f}",
+            "best epoch": fit.best_epoch,
+            **{f"recall of {name}": share(recall) for name, recall in fit.validation_recall.items()},
+        }
+    return found | {
+        "images ranked": one.images,
+        "images left out": one.excluded,
+        "drawn at random": one.control,
+        "took, seconds": f"{sum(one.seconds.values()):.0f}",
+    }
+
+
+def _overlap(a: RoundReport, b: RoundReport) -> list[tuple[int, int, int]]:
+    """Number of images at the front of both orders, those of these that both rank there, and those expected by chance.
+
+    Only images that are in both orders count: those labelled in between are in one.
+    """
+    common = set(a.ranking.image_ids) & set(b.ranking.image_ids)
+    first, second = ([name for name in one.ranking.image_ids if name in common] for one in (a, b))
+    return [
+        (most, len(set(first[:most]) & set(second[:most])), round(most * most / len(common)))
+        for most in FIRST
+        if most < len(common)
+    ]

@@ -1,0 +1,102 @@
+"""The wall of images: which are shown, in what order, and that hostile names stay text."""
+
+import re
+import time
+
+import pytest
+
+from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
+from ml_backend.schemas import HeldOutImage, Ranking
+from ml_backend.server.images_page import PER_PAGE
+from tests.fakes import make_report
+from tests.unit.server.memory import PROJECT
+from tests.unit.server.test_predictions import save_round
+
+HTML = {"Accept": "text/html"}
+PAGE = f"/projects/{PROJECT}/images"
+HOSTILE = "<script>alert(1)</script>"
+
+
+def tasks(client, query=""):
+    """The tasks that a page shows, in their order."""
+    return re.findall(r">Task (\w+) in Label Studio<", client.get(f"{PAGE}{query}", headers=HTML).text)
+
+
+def image(name, label, normal, severe):
+    return HeldOutImage(image_id=name, label=label, probs={"normal": normal, "severe": severe})
+
+
+@pytest.fixture
+def tested(connected, store):
+    project = store.project(PROJECT)
+    project.save(make_report(), None, None)
+    held_out = (
+        image("1", "normal", 0.9, 0.1),
+        image("2", "severe", 0.6, 0.4),
+        image("3", "severe", 0.95, 0.05),
+        image("4", "normal", 0.2, 0.8),
+    )
+    project.set_record("r000001", HELD_OUT, HeldOutPredictions(images=held_out))
+    project.thumbnails.keep("r000001", [("3", b"\xff\xd8jpeg")])
+    return connected
+
+
+class TestWall:
+    def test_disagreements_with_the_most_confident_first(self, tested):
+        assert tasks(tested, "?tab=disagree") == ["3", "4", "2"]
+
+    def test_a_cell_of_the_confusion_matrix(self, tested):
+        assert tasks(tested, "?label=severe&predicted=normal") == ["2", "3"]
+        assert tasks(tested, "?label=normal&predicted=normal") == ["1"]
+        assert tasks(tested, "?label=severe&predicted=severe") == []
+        assert tasks(tested, "?tab=disagree&predicted=severe") == ["4"]
+
+    def test_one_image_with_all_that_is_known_of_it(self, tested):
+        page = tested.get(f"{PAGE}?tab=disagree&image=3", headers=HTML).text
+
+        assert tasks(tested, "?tab=disagree&image=3") == ["3"]
+        assert "the reader&#39;s label is severe, and the network is 95 % sure of normal" in page
+        assert 'src="../../projects/' in page
+        assert page.count("<progress") == 2
+        assert 'value="0.9500" aria-label="Probability of normal"' in page
+        assert f'/projects/{PROJECT.id}/data?task=3"' in page
+
+    def test_what_was_chosen_next_with_why(self, connected, store):
+        save_round(store)
+
+        page = connected.get(PAGE, headers=HTML).text
+
+        assert tasks(connected) == list(store.project(PROJECT).report("r000001").ranking.image_ids[:1])
+        assert "no. 1 in the order: " in page
+
+    def test_says_where_a_round_kept_no_predictions(self, connected, store):
+        save_round(store)
+
+        page = connected.get(f"{PAGE}?tab=disagree", headers=HTML).text
+
+        assert "earlier versions of the backend kept none" in page
+        assert tasks(connected, "?tab=disagree") == []
+
+    @pytest.mark.parametrize("query", ["?page=0", "?page=x", "?page=99", "?tab=none", "?label=%00&predicted=%ff"])
+    def test_any_query_is_a_page(self, tested, query):
+        assert tested.get(f"{PAGE}{query}", headers=HTML).status_code == 200
+
+    def test_hostile_names_stay_text(self, tested, store):
+        wrong = HeldOutImage(image_id="9", label=HOSTILE, probs={HOSTILE: 0.4, "b": 0.6})
+        store.project(PROJECT).set_record("r000001", HELD_OUT, HeldOutPredictions(images=(wrong,)))
+
+        for query in ("?tab=disagree", f"?label={HOSTILE}&predicted={HOSTILE}", f"?image={HOSTILE}"):
+            assert "<script" not in tested.get(f"{PAGE}{query}", headers=HTML).text
+
+    def test_paged_and_cheap_at_a_pool_of_100_000(self, connected, store):
+        project, report = store.project(PROJECT), make_report()
+        names = tuple(str(number) for number in range(100_000))
+        ranking = Ranking(strategy="x", image_ids=names, scores=(0.5,) * len(names), batch_size=20)
+        project.save(report.model_copy(update={"ranking": ranking}), None, None)
+        held_out = tuple(image(name, "severe", 0.6, 0.4) for name in names[:5000])
+        project.set_record("r000001", HELD_OUT, HeldOutPredictions(images=held_out))
+
+        began = time.process_time()
+        assert tasks(connected, "?tab=disagree&page=3") == list(names[2 * PER_PAGE : 3 * PER_PAGE])
+        assert len(tasks(connected)) == 20
+        assert time.process_time() - began < 1.0
