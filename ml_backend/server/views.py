@@ -256,7 +256,7 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
     """
     rounds = found.rounds
     last = rounds[-1] if rounds else None
-    learning, recall = learning_lines(rounds, found.control), recall_lines(rounds)
+    learning, recall = learning_lines(rounds, found.control, found.proof), recall_lines(rounds)
     insight = found.chosen.insight if found.chosen else None
     return {
         "status": status,
