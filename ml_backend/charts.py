@@ -45,6 +45,7 @@ class Line:
         x: ascending, at least one value.
         y: one value at every ``x``.
         low, high: edges of the band at every ``x``; empty without a band.
+        n: images that each value is measured on; empty where they are not shown.
         meaning: text of the legend.
     """
 
@@ -54,6 +55,7 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    n: Sequence[int] = ()
     meaning: str = ""
 
 
@@ -451,7 +453,8 @@ def _draw_hover(root: ET.Element, axes: Axes, lines: Sequence[Line], *, percent_
         words = [f"{100 * x:.1f} % labelled" if percent_x else f"{x:.0f} labels"]
         for line, place in here:
             middle, *band = (value_words(v[place], percent=percent) for v in (line.y, line.low, line.high) if len(v))
-            words.append(f"{line.name}: {middle}" + (f" [{'–'.join(band)}]" if band else ""))
+            of = f" of {line.n[place]} images" if line.n else ""
+            words.append(f"{line.name}: {middle}" + (f" [{'–'.join(band)}]" if band else "") + of)
         box: dict[str, str | float] = {"class": "strip", "x": left, "y": axes.top}
         size = {"width": max(right - left, 0.1), "height": axes.bottom - axes.top}
         _add(_add(group, "rect", box | size), "title", {}, "\n".join(words))

@@ -321,6 +321,12 @@ class ImportedVersion(FrozenModel):
     replaced_at: AwareDatetime | None = None
 
 
+def round_name(round_id: str) -> str:
+    """A round as people name it, within a sentence: ``round 8`` for ``r000008``."""
+    number = round_id.removeprefix("r")
+    return f"round {int(number) if number.isdecimal() else round_id}"
+
+
 T = TypeVar("T", bound=Hashable)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["check", "digest", "figures", "numbers", "plain", "read_table", "tables"]
+__all__ = ["check", "digest", "figures", "numbers", "plain", "read_table", "tables", "words"]
 
 GOLDEN = Path(__file__).parent / "golden"
 NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")

@@ -14,7 +14,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from tests.golden_entry import Settings, create_app
-from tests.golden_figures import check, digest, figures, plain
+from tests.golden_figures import check, digest, figures, plain, words
 from tests.golden_services import unpack, valkey
 
 LEARNED, COLD = "/projects/7.1795000000", "/projects/8.1795000100"
@@ -79,13 +79,21 @@ def test_json(client):
     check("json", {name: plain(json.loads(get(client, path))) for name, path in JSON.items()})
 
 
+def sentences(page: str) -> list[str]:
+    """The answers of a page, as they are read."""
+    found = re.findall(r'<p class="(?:answer|verdict)">(.*?)</p>', page, re.DOTALL)
+    return [" ".join(words(one).split()) for one in found]
+
+
 def test_pages(client):
     pages = {name: get(client, JSON[name], **BROWSER) for name in PAGES}
     # Of a heading and what is below it; a token is drawn anew by every server.
     sections = {name: [figures(part) for part in re.split("<h[12]", page)[1:]] for name, page in pages.items()}
     links = {name: sorted(set(re.findall(r' (?:href|src|action)="([^"]+)"', page))) for name, page in pages.items()}
 
-    check("pages", {"figures": sections, "links": links})
+    answers = {name: sentences(page) for name, page in pages.items()}
+
+    check("pages", {"answers": answers, "figures": sections, "links": links})
 
 
 def test_tables(client):

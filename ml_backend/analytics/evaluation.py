@@ -20,7 +20,7 @@ from pydantic import Field
 
 from ml_backend.analytics.history import INSIGHT, Answer, RoundInsight
 from ml_backend.errors import StorageError
-from ml_backend.schemas import FrozenModel, Label
+from ml_backend.schemas import FrozenModel, Label, round_name
 from ml_backend.storage import ProjectStore, RoundSummary
 
 MIN_HOLDOUT_IMAGES: Final = 30
@@ -230,11 +230,16 @@ class HoldoutTrend(FrozenModel):
         return self.low > 0
 
     @property
+    def falls(self) -> bool:
+        """Whether it falls significantly."""
+        return self.high < 0
+
+    @property
     def summary(self) -> str:
         """The counts and their difference, as part of a sentence."""
         return (
-            f"the network was right about {self.correct} of the last {self.n}, since {self.since}, and about "
-            f"{self.before} of the {self.n} before ({100 * self.difference:+.0f} points, 95 % interval "
+            f"the network was right about {self.correct} of the last {self.n}, since {round_name(self.since)}, and "
+            f"about {self.before} of the {self.n} before ({100 * self.difference:+.0f} points, 95 % interval "
             f"{100 * self.low:+.0f} to {100 * self.high:+.0f})"
         )
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from itertools import takewhile
+from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 
 import structlog
 from pydantic import AwareDatetime, Field
@@ -13,7 +14,7 @@ from ml_backend.consensus.rules import gather
 from ml_backend.errors import PayloadError
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image, training_classes
 from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
-from ml_backend.schemas import FrozenModel, HeldOutImage
+from ml_backend.schemas import FrozenModel, HeldOutImage, round_name
 from ml_backend.storage import RoundSummary
 
 INSIGHT: Final = "insight"
@@ -132,12 +133,13 @@ def strategy_history(rounds: Iterable[RoundSummary]) -> tuple[StrategyChange, ..
         if one.asked == before:
             continue
         how: How = "with the next round"
-        sentence = f"{one.asked} instead of {before} since {one.round_id}: with the next round, by a new network."
+        named = round_name(one.round_id)
+        sentence = f"{one.asked} instead of {before} since {named}: with the next round, by a new network."
         if before is None:
-            how, sentence = "connected", f"{one.asked} from the first round on ({one.round_id})."
+            how, sentence = "connected", f"{one.asked} from the first round on ({named})."
         elif one.reason == "rerank":
             how = "at once"
-            sentence = f"{one.asked} instead of {before} since {one.round_id}: at once, by the last network."
+            sentence = f"{one.asked} instead of {before} since {named}: at once, by the last network."
         changes.append(
             StrategyChange(
                 round_id=one.round_id, at=one.began, before=before, after=one.asked, how=how, sentence=sentence
@@ -239,6 +241,25 @@ def known_network(rounds: Sequence[RoundSummary]) -> KnownNetwork | None:
     if trained is None:
         return None
     return KnownNetwork(round_id=trained.round_id, classes=trained.classes, ranks=rounds[-1].by_network)
+
+
+class HasClasses(Protocol):
+    """A round, or what is kept of one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+R = TypeVar("R", bound=HasClasses)
+
+
+def same_classes(rounds: Sequence[R]) -> list[R]:
+    """The last rounds with the classes of the newest: networks of other classes cannot be compared with these.
+
+    Args:
+        rounds: oldest first.
+    """
+    return [*takewhile(lambda one: one.classes == rounds[-1].classes, reversed(rounds))][::-1]
 
 
 class GroundTruths(FrozenModel):

@@ -37,7 +37,7 @@ from ml_backend.analytics.history import (
 from ml_backend.analytics.order_audit import OrderFidelity, order_fidelity
 from ml_backend.analytics.reading import ReadingProgress, reading_progress
 from ml_backend.analytics.standing import Standing, StartEstimate, project_standing
-from ml_backend.analytics.stopping import StopAdvice, stop_advice
+from ml_backend.analytics.stopping import StopAdvice, seconds_an_image, stop_advice
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import rule
 from ml_backend.errors import BackendError
@@ -69,6 +69,7 @@ class Analysis(FrozenModel):
         fidelity: None before the first order.
         control: accuracy on holdout images; None where no round had a holdout.
         stopping: None before the first training.
+        seconds_an_image: median time of an answer; None where none was measured.
     """
 
     inputs: str
@@ -79,6 +80,7 @@ class Analysis(FrozenModel):
     fidelity: OrderFidelity | None = None
     control: HoldoutEstimate | None = None
     stopping: StopAdvice | None = None
+    seconds_an_image: float | None = None
 
 
 def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOptions) -> Analysis:
@@ -145,8 +147,9 @@ def _analysis(
         return stop_advice(
             snapshots,
             stored_noise(project, [one.round_id for one in snapshots]),
-            batch_size=options.batch_size,
-            lead_times_s=[one.lead_time_s for one in answers],
+            labels=options.retrain_after,
+            left=None if now is None else now.waiting,
+            seconds=seconds,
             control=control,
         )
 
@@ -161,16 +164,18 @@ def _analysis(
         orders = project.orders()
         return order_fidelity(orders, answers) if orders and mirror is not None else None
 
-    control = _readable(holdout)
+    control, now = _readable(holdout), _readable(standing)
+    seconds = seconds_an_image([one.lead_time_s for one in answers])
     return Analysis(
         inputs=inputs,
-        standing=_readable(standing),
+        standing=now,
         ground_truths=None if mirror is None else _readable(lambda: ground_truths(mirror, config, options, images)),
         duplicates=None if images is None else images.count(),
         reading=None if mirror is None else reading_progress(answers),
         fidelity=_readable(fidelity),
         control=control,
         stopping=_readable(stopping),
+        seconds_an_image=seconds,
     )
 
 

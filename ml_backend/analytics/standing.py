@@ -251,6 +251,7 @@ class Standing(FrozenModel):
             ``labelled``: the end.
         sentence: the verdict, for the owner.
         tasks: of the project.
+        images: that the tasks hold, each once.
         waiting: usable images without an answer.
         skipped: images that were only skipped, and that other readers may still be served.
         further: labelled images that wait for further readers, where an image is shown to several.
@@ -263,6 +264,7 @@ class Standing(FrozenModel):
     verdict: Literal["no images", "waiting", "unusable", "blocked", "labelled"]
     sentence: str
     tasks: Count
+    images: Count
     waiting: Count
     skipped: Count
     further: Count
@@ -370,6 +372,7 @@ def project_standing(
         verdict=verdict,
         sentence=sentence,
         tasks=len(mirror.tasks),
+        images=number,
         waiting=waiting,
         skipped=skipped,
         further=further,

@@ -1,7 +1,7 @@
 """When labelling may stop: advice in one sentence, with its evidence. Nothing acts on it.
 
 Three findings decide: whether successive networks agree as far as two networks of the same labels do, whether the
-validation accuracy still rises, and how much the next batch is expected to gain.
+curves still rise or fall, and how much the next labels are expected to gain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,13 @@ from pydantic import Field
 
 from ml_backend.analytics.agreement import Agreement, PredictionSnapshot, agreement
 from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, HoldoutEstimate
+from ml_backend.analytics.history import same_classes
 from ml_backend.schemas import FrozenModel
 
-Verdict = Literal["too early", "go on", "soon", "stop"]
+Verdict = Literal["too early", "go on", "soon", "stop", "done"]
 
 MIN_ROUNDS: Final = 3
-"""Trained rounds below which there is no advice: two successive agreements."""
+"""Trained rounds below which there is no advice: a slope, and two successive agreements."""
 COMPARED_ROUNDS: Final = 8
 """Last trained rounds whose networks are compared."""
 LEVEL_ROUNDS: Final = 15
@@ -41,7 +42,7 @@ while labels still teach much.
 STABLE_KAPPA_ALONE: Final = 0.99
 """The same where there is no seed replicate; of Bloodgood & Vijay-Shanker 2009."""
 SMALL_GAIN: Final = 0.005
-"""Accuracy that the next batch is expected to gain for "soon"."""
+"""Accuracy that the next labels are expected to gain for "soon", and that a round may have gained lately."""
 NO_GAIN: Final = 0.001
 """The same for "stop"."""
 LONGEST_ANSWER_S: Final = 30 * 60.0
@@ -72,6 +73,11 @@ class Slope(NamedTuple):
         """Whether it rises by more than its standard error."""
         return self.per_round > self.error
 
+    @property
+    def falls(self) -> bool:
+        """Whether it falls by more than its standard error."""
+        return self.per_round < -self.error
+
 
 class AgreementPoint(FrozenModel):
     """A round's network against that of the trained round before."""
@@ -85,12 +91,13 @@ class StopAdvice(FrozenModel):
     """Whether more labels are worth their reading.
 
     Attributes:
-        sentence: for the owner.
+        verdict: ``done``: no image is left to be labelled.
+        sentence: for the owner; the verdict comes first.
         evidence: further sentences.
         agreements: successive networks on the fixed set, oldest first.
         noise_floor: kappa of two networks of the same labels, mean of the last seed replicates; None without any.
-        gain: accuracy that the next batch is expected to add; None where it is not known.
-        minutes: of reading that the batch takes, by the median answer; None where no answer was timed.
+        gain: accuracy that the next labels are expected to add; None where it is not known.
+        minutes: of reading that these take, by the median answer; None where no answer was timed.
         slope: of the accuracy, a round.
         slope_error: its standard error.
     """
@@ -117,54 +124,62 @@ def stop_advice(
     snapshots: Sequence[PredictionSnapshot],
     noise: Mapping[str, Agreement],
     *,
-    batch_size: int,
-    lead_times_s: Sequence[float | None] = (),
+    labels: int,
+    left: int | None = None,
+    seconds: float | None = None,
     control: HoldoutEstimate | None = None,
 ) -> StopAdvice:
     """Advise whether labelling may stop.
 
-    "Soon" needs stable predictions and a small gain (at most 0.5 points of accuracy); "stop" stable predictions twice
-    in a row, an accuracy that does not rise, and next to no gain (at most 0.1 points), over at least 15 rounds.
-    Holdout images can forbid "stop", and never call for it: they are too few to show that nothing rises.
+    "Soon" needs stable predictions, curves that do not fall, and a small gain (at most 0.5 points of accuracy, of the
+    next labels and of the last rounds); "stop" stable predictions twice in a row, an accuracy that does not rise, and
+    next to no gain (at most 0.1 points), over at least 15 rounds. The curves are accuracy and AU ROC on the validation
+    images and the accuracy on holdout images. Holdout images can forbid "stop", and never call for it: they are too
+    few to show that nothing rises. Only rounds with the classes of the newest count.
 
     Args:
         snapshots: of the trained rounds, oldest first; see ``stored_snapshots``.
         noise: round id -> agreement of its network with its seed replicate; see ``stored_noise``.
-        batch_size: labels that the next gain is estimated for.
-        lead_times_s: seconds that each answer took, where it was measured.
+        labels: until the next training: the gain is estimated for these.
+        left: images without a label; the next labels are at most these. None: not known.
+        seconds: that an image takes to read; see ``seconds_an_image``.
         control: accuracy on holdout images; None without a holdout.
     """
-    if len(snapshots) < MIN_ROUNDS:
-        return StopAdvice(
-            verdict="too early",
-            sentence=f"Too early to say when to stop: {_count(len(snapshots), 'network')} trained so far, "
-            f"{MIN_ROUNDS} are needed.",
-        )
-    curve = [CurvePoint(one.labels, one.accuracy) for one in snapshots]
-    floor = _noise_floor([noise[one.round_id] for one in snapshots if one.round_id in noise])
-    # Of rounds with the same classes: after the question has changed there is nothing to compare.
+    same = same_classes(snapshots)
+    level = slope([one.accuracy for one in same[-LEVEL_ROUNDS:]])
+    if level is None:
+        since = "so far" if len(same) == len(snapshots) else "since the classes changed"
+        few = f"Too early to tell: {count(len(same), 'network')} trained {since}, {MIN_ROUNDS} are needed."
+        return StopAdvice(verdict="done" if left == 0 else "too early", sentence=_NOTHING_LEFT if left == 0 else few)
+    more = labels if left is None else min(labels, left)
+    curve = [CurvePoint(one.labels, one.accuracy) for one in same]
+    floor = _noise_floor([noise[one.round_id] for one in same if one.round_id in noise])
     points = tuple(
         AgreementPoint(
             round_id=after.round_id,
             labels=after.labels,
             agreement=agreement(before.predicted, after.predicted, len(after.classes)),
         )
-        for before, after in pairwise(snapshots[-COMPARED_ROUNDS:])
-        if before.classes == after.classes
+        for before, after in pairwise(same[-COMPARED_ROUNDS:])
     )
-    level = slope([point.accuracy for point in curve[-LEVEL_ROUNDS:]])
-    gain = expected_gain(curve, batch_size)
-    rises = level is None or level.rises
-    contradicted = not rises and control is not None and control.trend is not None and control.trend.rises
+    falling = _falling(same[-LEVEL_ROUNDS:], control)
+    gain = expected_gain(curve, more) if more else None
+    trend = None if control is None else control.trend
+    contradicted = not level.rises and trend is not None and trend.rises
 
     verdict: Verdict = "go on"
     last = points[-2:]
-    if last and _is_stable(last[-1].agreement, floor) and gain is not None and gain <= SMALL_GAIN:
+    rising = level.per_round - level.error > SMALL_GAIN
+    small = gain is not None and gain <= SMALL_GAIN and not rising
+    if small and not falling and _is_stable(last[-1].agreement, floor):
         twice = len(last) == 2 and _is_stable(last[0].agreement, floor)
-        enough = len(snapshots) >= LEVEL_ROUNDS and twice and not rises and not contradicted
-        verdict = "stop" if enough and gain <= NO_GAIN else "soon"
+        enough = len(same) >= LEVEL_ROUNDS and twice and not level.rises and not contradicted
+        verdict = "stop" if enough and gain is not None and gain <= NO_GAIN else "soon"
 
-    minutes = reading_minutes(lead_times_s, batch_size)
+    if left == 0:
+        verdict = "done"
+
+    minutes = None if seconds is None else seconds * more / 60.0
     advice = StopAdvice(
         verdict=verdict,
         sentence="",
@@ -172,24 +187,41 @@ def stop_advice(
         noise_floor=None if floor is None else floor.kappa,
         gain=gain,
         minutes=minutes,
-        slope=None if level is None else level.per_round,
-        slope_error=None if level is None else level.error,
+        slope=level.per_round,
+        slope_error=level.error,
     )
-    sentence = f"{_BEGINNINGS[verdict]}: {_agreement_words(points, floor)}; {_gain_words(gain, minutes, batch_size)}"
+    findings = [f"{falling} fell over the last rounds"] if falling else []
+    findings += [f"accuracy rose by {100 * level.per_round:.1f} points a round"] if rising else []
+    findings += [_agreement_words(points, floor), _gain_words(gain, minutes, more)]
+    sentence = f"{_BEGINNINGS[verdict]}: {'; '.join(findings)}"
     if verdict == "soon" and contradicted:
         sentence += ", but on randomly drawn images accuracy still rose"
     return advice.model_copy(
-        update={"sentence": f"{sentence}.", "evidence": tuple(_evidence(advice, rises=rises, control=control))}
+        update={
+            "sentence": _NOTHING_LEFT if left == 0 else f"{sentence}.",
+            "evidence": tuple(_evidence(advice, rises=level.rises, control=control)),
+        }
     )
 
 
-def reading_minutes(lead_times_s: Sequence[float | None], images: int) -> float | None:
-    """Minutes that reading so many images takes, by the median answer.
+def _falling(snapshots: Sequence[PredictionSnapshot], control: HoldoutEstimate | None) -> str:
+    """The curves that fall, as the subject of a sentence; empty where none does."""
+    areas = slope([one.auroc for one in snapshots if one.auroc is not None])
+    accuracy = slope([one.accuracy for one in snapshots])
+    found = ["accuracy"] if accuracy is not None and accuracy.falls else []
+    found += ["AU ROC"] if areas is not None and areas.falls else []
+    if control is not None and control.trend is not None and control.trend.falls:
+        found.append("accuracy on randomly drawn images")
+    return " and ".join(found)
+
+
+def seconds_an_image(lead_times_s: Sequence[float | None]) -> float | None:
+    """The median time of an answer.
 
     Answers of 0 s (a program's) and above 30 minutes (the reader was away) do not count; None where none is left.
     """
     timed = [seconds for seconds in lead_times_s if seconds is not None and 0.0 < seconds <= LONGEST_ANSWER_S]
-    return median(timed) * images / 60.0 if timed else None
+    return median(timed) if timed else None
 
 
 def slope(values: Sequence[float]) -> Slope | None:
@@ -198,7 +230,7 @@ def slope(values: Sequence[float]) -> Slope | None:
     The error is of independent values. Successive rounds share most of their validation labels, so that it is a little
     too small.
     """
-    if len(values) < 3:
+    if len(values) < MIN_ROUNDS:
         return None
     rounds = np.arange(len(values)) - (len(values) - 1) / 2
     per_round = float(rounds @ np.asarray(values) / (rounds @ rounds))
@@ -280,8 +312,10 @@ def _is_stable(found: Agreement, floor: Agreement | None) -> bool:
     return found.kappa >= (STABLE_KAPPA_ALONE if floor is None else STABLE_KAPPA) and _reaches_floor(found, floor)
 
 
+_NOTHING_LEFT: Final = "Nothing is left to label, so there is nothing to stop."
 _BEGINNINGS: Final[dict[Verdict, str]] = {
-    "too early": "Too early to say when to stop",
+    "too early": "Too early to tell",
+    "done": _NOTHING_LEFT,
     "go on": "Go on",
     "soon": "Could stop soon",
     "stop": "Could stop now",
@@ -303,14 +337,14 @@ def _agreement_words(points: Sequence[AgreementPoint], floor: Agreement | None) 
     return words if found.kappa >= STABLE_KAPPA else f"{words}; stopping needs {STABLE_KAPPA}"
 
 
-def _gain_words(gain: float | None, minutes: float | None, batch_size: int) -> str:
-    reading = "" if minutes is None else f" (about {_minutes(minutes)} of reading)"
-    labels = f"the next {_count(batch_size, 'label')}{reading}"
+def _gain_words(gain: float | None, minutes: float | None, labels: int) -> str:
+    reading = "" if minutes is None else f" (about {in_minutes(minutes)} of reading)"
+    those = f"the next {count(labels, 'label')}{reading}"
     if gain is None:
-        return f"the gain of {labels} is not known yet"
+        return f"the gain of {those} is not known yet"
     if (points := 100 * gain) < 0.05:
-        return f"{labels} are expected to gain less than 0.1 points of accuracy"
-    return f"{labels} are expected to gain {points:.1f} points of accuracy"
+        return f"{those} are expected to gain less than 0.1 points of accuracy"
+    return f"{those} are expected to gain {points:.1f} points of accuracy"
 
 
 def _evidence(advice: StopAdvice, *, rises: bool, control: HoldoutEstimate | None) -> list[str]:
@@ -330,7 +364,7 @@ def _evidence(advice: StopAdvice, *, rises: bool, control: HoldoutEstimate | Non
     if control is not None:
         found.append(_holdout_words(control, rises=rises))
     if advice.minutes_per_point is not None:
-        found.append(f"A point of accuracy costs about {_minutes(advice.minutes_per_point)} of reading now.")
+        found.append(f"A point of accuracy costs about {in_minutes(advice.minutes_per_point)} of reading now.")
     return found
 
 
@@ -357,11 +391,13 @@ def _holdout_words(control: HoldoutEstimate, *, rises: bool) -> str:
     return f"Randomly drawn images {_HOLDOUT_SHOWS[rises, trend.rises]}: {trend.summary}; {doubt}."
 
 
-def _minutes(minutes: float) -> str:
+def in_minutes(minutes: float) -> str:
+    """A time of reading in words."""
     if minutes < 1.0:
         return "less than a minute"
-    return _count(round(minutes), "minute") if minutes < 120.0 else f"{minutes / 60:.0f} hours"
+    return count(round(minutes), "minute") if minutes < 120.0 else f"{minutes / 60:.0f} hours"
 
 
-def _count(number: int, word: str) -> str:
+def count(number: int, word: str) -> str:
+    """A number and its noun."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -317,6 +317,7 @@ class Serving(FrozenModel):
             Label Studio calls every backend before it responds.
         foreign: whether ``model_version`` is the ranking of another installation of this backend.
         imported_again: whether predictions of that version were made after it was published.
+        title: of the project, by which its pages name it.
     """
 
     version: str | None
@@ -329,6 +330,7 @@ class Serving(FrozenModel):
     connected: bool = True
     foreign: bool = False
     imported_again: bool = False
+    title: str = ""
 
 
 class ServingProblem(FrozenModel):
@@ -400,6 +402,7 @@ def read_serving(
         foreign=another and model_version not in {one.version for one in imported()},
         # It may be older: the newest prediction is deleted with its task.
         imported_again=imported_at is not None and held.newest is not None and held.newest > imported_at,
+        title=project.get("title") or "",
     )
     if not is_lost(serving):
         return serving

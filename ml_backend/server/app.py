@@ -4,6 +4,7 @@ The types of a route's function are what ``openapi`` publishes of it.
 """
 
 import re
+import time
 from base64 import b64decode
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -38,11 +39,11 @@ from ml_backend.scheduling.connections import configuration, connect, connection
 from ml_backend.schemas import Connection
 from ml_backend.server import images_page, options_page, readers, state_page  # noqa: F401 - their routes
 from ml_backend.server.actions import is_same_origin
-from ml_backend.server.context import AppContext, context, refreshing, relative_url, wants_page
+from ml_backend.server.context import AppContext, context, refreshing, wants_page
 from ml_backend.server.metrics import Metrics
 from ml_backend.server.openapi import OPEN, describe, types_of
 from ml_backend.server.status import statuses
-from ml_backend.server.views import FORMS, pages
+from ml_backend.server.views import FORMS, names, pages, running_of
 from ml_backend.server.webhook import receive
 from ml_backend.storage import RoundStore, check_writable
 
@@ -55,8 +56,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     # Not "no-referrer": a browser would then hide that a form comes from our own page.
     "Referrer-Policy": "same-origin",
-    # The pages load nothing but themselves, our own pictures and forms: no script, no frame.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; "
+    # The pages load nothing but themselves, our own pictures, forms and one script: nothing inline, no frame.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src 'self'; "
     "frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
     "Cache-Control": "no-store",
 }
@@ -103,7 +104,7 @@ def create_app(settings: Settings, queue: RoundQueue | None = None) -> Flask:
     app.url_map.strict_slashes = False  # links are relative, and so right with a slash at the end of the address too
     store, queue = RoundStore(settings.data_dir), queue or RoundQueue.from_settings(settings)
     app.extensions["active-learning"] = AppContext(settings, store, queue, Metrics(store, queue))
-    app.jinja_env.globals["url_for"] = relative_url
+    app.jinja_env.globals.update(names())
     app.register_blueprint(routes)
     app.register_blueprint(pages)
     _log_requests(app)
@@ -270,8 +271,10 @@ def index() -> StatusAnswer | Response:
     """The state of every project: a page for a browser, JSON for other clients."""
     found = statuses(context().store, context().queue)
     if wants_page():
-        busy = any(status.busy for status in found)
-        page = render_template("status.html", statuses=found, **refreshing(busy=busy))
+        view = refreshing(busy=any(status.busy for status in found))
+        rounds = [context().store.project(one.connection.project).summaries()[0] for one in found]
+        view["progress"] = [running_of(one, its, time.time()) for one, its in zip(found, rounds, strict=True)]
+        page = render_template("status.html", statuses=found, **view)
         return Response(page, content_type=HTML)
     return StatusAnswer(projects=[status.as_json() for status in found])
 

@@ -6,15 +6,25 @@ from dataclasses import replace
 from markupsafe import Markup
 
 from ml_backend.analytics.evaluation import WINDOW as CONTROL_WINDOW
-from ml_backend.analytics.evaluation import HoldoutEstimate
+from ml_backend.analytics.evaluation import ActiveAgainstRandom, HoldoutEstimate, wilson
 from ml_backend.charts import Line, bar_chart, line_chart
 from ml_backend.schemas import FitReport
 from ml_backend.storage import RoundSummary
 
 
-def learning_lines(rounds: Sequence[RoundSummary], control: HoldoutEstimate | None = None) -> list[Line]:
-    """Accuracy and AU ROC on the validation images, and accuracy on the holdout where it is large enough."""
+def learning_lines(
+    rounds: Sequence[RoundSummary], control: HoldoutEstimate | None = None, proof: ActiveAgainstRandom | None = None
+) -> list[Line]:
+    """Accuracy and AU ROC on the validation images, and accuracy on the holdout where it is large enough.
+
+    Args:
+        rounds: of the project, oldest first.
+        control: accuracy on holdout images.
+        proof: the comparison with random labels: a point of the curve that these would have.
+    """
     fits = _fits(rounds)
+    counts = [fit.validation_images for _, fit in fits]
+    intervals = [wilson(round(fit.validation_accuracy * n), n) for (_, fit), n in zip(fits, counts, strict=True)]
     labels = {line.round_id: float(line.labels) for line in rounds}
     running = [one for one in (control.running if control else ()) if one.round_id in labels]
     lines = (
@@ -23,7 +33,11 @@ def learning_lines(rounds: Sequence[RoundSummary], control: HoldoutEstimate | No
             name="accuracy",
             x=[x for x, _ in fits],
             y=[fit.validation_accuracy for _, fit in fits],
-            meaning="share of the validation images that are predicted correctly",
+            low=[low for low, _ in intervals],
+            high=[high for _, high in intervals],
+            n=counts,
+            meaning=f"share of the {_span(counts)} validation images that are predicted correctly, with its 95 % "
+            "interval",
         ),
         Line(
             style=2,
@@ -39,10 +53,25 @@ def learning_lines(rounds: Sequence[RoundSummary], control: HoldoutEstimate | No
             y=[one.accuracy for one in running],
             low=[one.low for one in running],
             high=[one.high for one in running],
+            n=[one.n for one in running],
             meaning=f"accuracy on the last images drawn at random, at most {CONTROL_WINDOW}, with its 95 % interval",
         ),
     )
-    return _restyled(lines)
+    return _restyled([*lines, *([] if proof is None else [_random_labels(proof)])])
+
+
+def _random_labels(proof: ActiveAgainstRandom) -> Line:
+    low, high = wilson(proof.random_correct, proof.images)
+    return Line(
+        style=4,
+        name="random labels",
+        x=[sum(proof.labels) / len(proof.labels)],
+        y=[proof.random_correct / proof.images],
+        low=[low],
+        high=[high],
+        n=[proof.images],
+        meaning="accuracy on random images of networks trained on random labels, by ml-backend proof",
+    )
 
 
 def recall_lines(rounds: Sequence[RoundSummary]) -> list[Line]:
@@ -55,6 +84,13 @@ def recall_lines(rounds: Sequence[RoundSummary]) -> list[Line]:
     return _restyled(
         Line(style=1, name=name, x=[x for x, _ in points], y=[y for _, y in points]) for name, points in recalls.items()
     )
+
+
+def _span(counts: Sequence[int]) -> str:
+    """Least and most of them, as a reader's range."""
+    if not counts:
+        return "0"
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _fits(rounds: Sequence[RoundSummary]) -> list[tuple[float, FitReport]]:
@@ -78,7 +114,8 @@ def shares_chart(name: str, title: str, lines: Sequence[Line]) -> Markup:
     last = []
     for line in lines:
         band = f" (95 % interval {100 * line.low[-1]:.0f} to {100 * line.high[-1]:.0f} %)" if line.low else ""
-        last.append(f"{line.name} {100 * line.y[-1]:.0f} % at {line.x[-1]:.0f} labels{band}")
+        of = f" of {line.n[-1]} images" if line.n else ""
+        last.append(f"{line.name} {100 * line.y[-1]:.0f} %{of} at {line.x[-1]:.0f} labels{band}")
     xs = [x for line in lines for x in line.x]
     return line_chart(
         name,

@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from ml_backend.analytics.answers import accuracy_answer, labelled_answer, next_answer
+from ml_backend.analytics.few_labels import can_train
 from ml_backend.analytics.history import KnownNetwork, known_network
 from ml_backend.analytics.overview import Analysis, ProjectConfig, analyse
 from ml_backend.analytics.standing import Standing
+from ml_backend.analytics.stopping import count
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.connect import TITLE
@@ -26,6 +29,20 @@ LISTED_IMAGES: Final = 100
 State = Literal["working", "waiting", "failed", "blocked", "done", "paused", "idle"]
 _STATES: Final[dict[str, State]] = {"unusable": "failed", "blocked": "done", "labelled": "done"}
 """By the verdict of a project's standing."""
+REMEDIES: Final[dict[str, str]] = {
+    "LabelStudioError": "Check that Label Studio runs and answers",
+    "Unreachable": "Check that Label Studio runs, and that the worker can reach it",
+    "RequestRefused": "Check the API key of the backend, and that its user may change the project",
+    "PayloadError": "Correct the project in Label Studio",
+    "SettingsError": "Correct the option or the label config",
+    "TooFewLabels": "Label more images",
+    "UnusablePool": "Correct what is left out, listed below",
+    "WeightsError": "Ask your operator to provide the weights, or choose another backbone",
+    "ImageError": "Check that the worker can read the images",
+    "StorageError": "Ask your operator to check the data folder and its free space",
+    "QueueError": "Ask your operator to check Redis",
+}
+"""What helps against a failed round, by the kind of its error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +63,7 @@ class ProjectStatus:
         analysis: None where label config or options are wrong, or it was not asked for.
         workers: of the installation that are alive, busy ones included; a dead one counts for at most 20 s more. None
             where Redis does not answer.
+        title: of the project in Label Studio, as it was last read; empty before.
     """
 
     connection: Connection
@@ -64,11 +82,79 @@ class ProjectStatus:
     fit: FitReport | None = None
     analysis: Analysis | None = None
     workers: int | None = None
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """The project's title, or its number before that was read."""
+        return self.title or f"Project {self.connection.project.id}"
+
+    @property
+    def sentence(self) -> str:
+        """How good the network is, how much is labelled, when it trains next, and how many workers answer."""
+        control = None if self.analysis is None else self.analysis.control
+        parts = [accuracy_answer(self.fit, control) or self._until_first_network]
+        standing = self.standing
+        if standing is not None and standing.verdict != "no images":
+            seconds = None if self.analysis is None else self.analysis.seconds_an_image
+            parts.append(labelled_answer(standing, seconds))
+        parts.append(self._next)
+        if self.workers is not None:
+            parts.append(f"{count(self.workers, 'worker')}." if self.workers else "No worker answers.")
+        return " ".join(part for part in parts if part)
+
+    @property
+    def threshold(self) -> int:
+        """Changes that start the next round; 0 where none starts by itself."""
+        held = self.paused.threshold if self.paused else self.queue.threshold
+        # Redis learns of a new number with the next event only.
+        return self.options.retrain_after if held and self.options else held
+
+    @property
+    def _until_first_network(self) -> str:
+        standing = self.standing
+        if standing is not None and standing.verdict == "no images":
+            return standing.sentence
+        if standing is not None and standing.start is not None and standing.start.missing:
+            return f"No network yet: {standing.start.sentence}"
+        return "No network yet."
+
+    @property
+    def _next(self) -> str:
+        """When the next round begins."""
+        if self.busy:
+            return "A round runs now." if self.queue.running else "A round waits for a worker."
+        standing = self.standing
+        if self.state in {"failed", "blocked", "done"} or (standing is not None and standing.verdict == "no images"):
+            return "The last round failed." if self.queue.failing and self.state == "failed" else ""
+        if self.paused:
+            return "Paused: no round starts by itself."
+        if not self.threshold:
+            return "" if self.queue.annotations is None else "No round starts by itself."
+        minimum = None if self.options is None else self.options.min_labels_per_class
+        trains = self.network is not None
+        if standing is not None and minimum is not None:
+            trains = can_train(standing.labels_per_class, minimum)
+        missing = max(self.threshold - self.queue.changes, 0)
+        return next_answer(missing, None if standing is None else standing.waiting, trains=trains)
+
+    @property
+    def remedy(self) -> str | None:
+        """What to do about the last round's failure, before its cause; None where the message says all there is."""
+        error = self.queue.last_error
+        return None if error is None else REMEDIES.get(error.kind)
 
     @property
     def standing(self) -> Standing | None:
         """The state of the labelling; None where Label Studio was not read yet."""
         return None if self.analysis is None else self.analysis.standing
+
+    @property
+    def other_classes(self) -> bool:
+        """Whether the classes have changed since the newest network was trained."""
+        if self.network is None or self.standing is None:
+            return False
+        return not self.network.knows(tuple(self.standing.labels_per_class))
 
     @property
     def lost(self) -> bool:
@@ -136,6 +222,8 @@ class ProjectStatus:
             network_json["validation_accuracy"] = None if fit is None else fit.validation_accuracy
         return {
             "project": str(self.connection.project),
+            "title": self.title,
+            "sentence": self.sentence,
             "state": self.state,
             "problem": self.problem,
             "mistake": self.mistake,
@@ -213,6 +301,7 @@ def _status_of(connection: Connection, store: RoundStore, queue: RoundQueue, *, 
     except BackendError as error:
         return replace(status, problem=str(error))
     seen, published = project.readings.serving(Serving), status.published
+    status = replace(status, title="" if seen is None else seen.title)
     # Of another version it is out of date: the reconciler asks again within a minute.
     if status.options is None or seen is None or seen.version != (published.version if published else None):
         return status

@@ -15,6 +15,7 @@ import structlog
 from flask import Blueprint, Response, jsonify, render_template, request
 from markupsafe import Markup
 
+from ml_backend.analytics.answers import learning_answer, pays_answer
 from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, HoldoutEstimate
 from ml_backend.analytics.overview import (
     BatchImage,
@@ -35,7 +36,7 @@ from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES
 from ml_backend.scheduling import Progress
 from ml_backend.scheduling.connections import connection_of
-from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger
+from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger, round_name
 from ml_backend.server.actions import ACTIONS, MESSAGES, perform
 from ml_backend.server.context import context, refreshing, relative_url, wants_page
 from ml_backend.server.figures import balance_chart, learning_lines, recall_lines, shares_chart
@@ -111,6 +112,12 @@ def running(progress: Progress, usual: Mapping[str, float], now: float) -> Runni
         left_s=_left(progress.stage, done, elapsed, usual),
         silent_s=max(now - progress.updated, 0.0),
     )
+
+
+def running_of(status: ProjectStatus, rounds: Sequence[RoundSummary], now: float) -> Running | None:
+    """Where the round of a project is; None where none runs, or it has not reported yet."""
+    queue = status.queue
+    return running(queue.progress, usual_seconds(rounds), now) if queue.running and queue.progress else None
 
 
 def _left(stage: str, done: float, elapsed: float, usual: Mapping[str, float]) -> float | None:
@@ -247,21 +254,17 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         thumbnails: of the project.
         now: unix seconds.
     """
-    queue, rounds, progress = status.queue, found.rounds, status.queue.progress
+    rounds = found.rounds
     last = rounds[-1] if rounds else None
-    learning, recall = learning_lines(rounds, found.control), recall_lines(rounds)
+    learning, recall = learning_lines(rounds, found.control, found.proof), recall_lines(rounds)
     insight = found.chosen.insight if found.chosen else None
     return {
         "status": status,
         "found": found,
-        "state": status.state,
-        "running": running(progress, usual_seconds(rounds), now) if queue.running and progress else None,
-        "triggers": TRIGGERS,
-        "one_connection": ONE_CONNECTION,
-        "one_installation": ONE_INSTALLATION,
-        "threshold": _threshold(status),
+        "running": running_of(status, rounds, now),
+        "learns": learning_answer(rounds),
+        "pays": _pays(status, found) if last and status.fit else "",
         "last": last,
-        "other_classes": _knows_other_classes(status),
         "cold": _cold_start(status, last),
         "learning": shares_chart("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
         "legend": legend(learning),
@@ -271,11 +274,9 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "insight": insight,
         "tiles": _tiles(found.chosen, thumbnails) if found.chosen else [],
         "control_tiles": _tiles(found.chosen, thumbnails, behind=True) if found.chosen else [],
-        "strategies": STRATEGIES,
         "estimates": {one.round_id: one for one in found.control.running} if found.control else {},
         "newest": list(reversed(rounds))[:NEWEST_ROUNDS],
         "older": list(reversed(rounds))[NEWEST_ROUNDS:],
-        "moment": _moment,
     }
 
 
@@ -289,8 +290,6 @@ def round_view(
         "report": report,
         "line": line,
         "fit": report.fit,
-        "triggers": TRIGGERS,
-        "strategies": STRATEGIES,
         "tiles": _tiles(chosen, thumbnails),
         "control_tiles": _tiles(chosen, thumbnails, behind=True),
         "insight": chosen.insight,
@@ -299,15 +298,19 @@ def round_view(
         "more_put_off": max(len(report.ranking.put_off) - LISTED_EXCLUSIONS, 0),
         "exclusions": report.exclusions[:LISTED_EXCLUSIONS],
         "more_exclusions": max(len(report.exclusions) - LISTED_EXCLUSIONS, 0),
-        "moment": _moment,
     }
 
 
-def _threshold(status: ProjectStatus) -> int:
-    """Changes that start the next round; 0 where none starts by itself."""
-    held = status.paused.threshold if status.paused else status.queue.threshold
-    # Redis learns of a new number with the next event only.
-    return status.options.retrain_after if held and status.options else held
+def _pays(status: ProjectStatus, found: Overview) -> str:
+    if status.options is None or (status.standing is None and found.proof is None):
+        return ""
+    return pays_answer(
+        found.control,
+        found.proof,
+        control_share=status.options.control_share,
+        strategy=status.options.strategy,
+        left=None if status.standing is None else status.standing.waiting,
+    )
 
 
 def _cold_start(status: ProjectStatus, last: RoundSummary | None) -> list[tuple[str, int, int]] | None:
@@ -322,13 +325,6 @@ def _cold_start(status: ProjectStatus, last: RoundSummary | None) -> list[tuple[
         return None
     needed = options.min_labels_per_class if options else last.min_labels_per_class
     return [(name, last.labels_per_class.get(name, 0), needed) for name in last.classes]
-
-
-def _knows_other_classes(status: ProjectStatus) -> bool:
-    """Whether the classes have changed since the newest network was trained."""
-    if status.network is None or status.standing is None:
-        return False
-    return not status.network.knows(tuple(status.standing.labels_per_class))
 
 
 def _balance(line: RoundSummary | None, chosen: ChosenImages | None) -> Markup | None:
@@ -356,10 +352,10 @@ def _tile(image: BatchImage, strategy: str, drawn: frozenset[str]) -> Tile:
     )
 
 
-def _moment(value: datetime | str) -> str:
-    """A moment to the minute, in UTC."""
+def _moment(value: datetime | str) -> Markup:
+    """A moment to the minute, in UTC; ``times.js`` writes it in the browser's time zone."""
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
+    return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M} UTC</time>').format(moment.isoformat("T", "seconds"), moment)
 
 
 def _answers(view: Callable[..., Any]) -> Callable[..., Response]:
@@ -381,6 +377,25 @@ def _with_form(view: Callable[[str, Form], Response]) -> Callable[[str], Respons
         return view(key, Form(token=request.form.get("token", "")))
 
     return answer
+
+
+def names() -> dict[str, object]:
+    """What every template may use."""
+    return {
+        "url_for": relative_url,
+        "moment": _moment,
+        "round_name": round_name,
+        "triggers": TRIGGERS,
+        "strategies": STRATEGIES,
+        "one_connection": ONE_CONNECTION,
+        "one_installation": ONE_INSTALLATION,
+    }
+
+
+@pages.get("/times.js")
+def times() -> Response:
+    """The only script of the pages: it writes moments in the browser's time zone."""
+    return Response(render_template("times.js"), content_type="text/javascript; charset=utf-8")
 
 
 @pages.get("/projects/<key>")

@@ -154,7 +154,7 @@ def evaluate_verdict(steps: Sequence[Step], verdicts: frozenset[Verdict], batch_
     for number in range(1, len(steps) + 1):
         marks = [step.marks for step in steps[:number]]
         noise = {step.marks.round_id: step.noise for step in steps[:number] if step.noise is not None}
-        if stop_advice(marks, noise, batch_size=batch_size).verdict in verdicts:
+        if stop_advice(marks, noise, labels=batch_size).verdict in verdicts:
             at = labels[number - 1]
             return VerdictOutcome(at, float(left[number - 1]), at - plateau, plateau)
     return VerdictOutcome(None, 0.0, labels[-1] - plateau, plateau)

@@ -7,6 +7,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from ml_backend.demo.options import draw_images
+from ml_backend.schemas import round_name
 from tests.system.labeling_page import LabelingPage
 from tests.system.live import SMALL_NETWORK
 
@@ -25,7 +26,7 @@ class OwnersPage:
 
     def follow_the_link_to(self, project_id: int) -> None:
         self._browser.get(f"{self._home}/")
-        [link] = self._browser.find_elements(By.PARTIAL_LINK_TEXT, f"Project {project_id}: ")
+        [link] = self._browser.find_elements(By.CSS_SELECTOR, f"h2 a[href*='/projects/{project_id}.']")
         self._browser.get(f"{self._home}{urlsplit(link.get_attribute('href') or '').path}")
 
     def sections(self) -> dict[str, str]:
@@ -67,7 +68,10 @@ def test_from_the_first_label_to_another_strategy(browser, live_project, backend
     assert reranked.base == report.request.round_id
     assert by_std.image_ids != by_entropy.image_ids
     owner.follow_the_link_to(project.id)
-    assert f"mean_std instead of entropy since {reranked.request.round_id}: at once" in owner.sections()["Strategy"]
+    assert (
+        f"mean_std instead of entropy since {round_name(reranked.request.round_id)}: at once"
+        in owner.sections()["Strategy"]
+    )
 
     page = LabelingPage(browser, second.url)
     browser.delete_all_cookies()

@@ -335,7 +335,7 @@ class TestTrend:
 
         assert found is not None
         assert found.summary == (
-            "the network was right about 27 of the last 30, since r000002, and about 18 of the 30 before "
+            "the network was right about 27 of the last 30, since round 2, and about 18 of the 30 before "
             f"(+30 points, 95 % interval {100 * found.low:+.0f} to {100 * found.high:+.0f})"
         )
 

@@ -63,9 +63,9 @@ class TestStrategyHistory:
             [round_of(1, "entropy"), round_of(2, "bald", "rerank"), round_of(3, "margin")]
         )
 
-        assert first.sentence == "entropy from the first round on (r000001)."
-        assert second.sentence == ("bald instead of entropy since r000002: at once, by the last network.")
-        assert third.sentence == "margin instead of bald since r000003: with the next round, by a new network."
+        assert first.sentence == "entropy from the first round on (round 1)."
+        assert second.sentence == ("bald instead of entropy since round 2: at once, by the last network.")
+        assert third.sentence == "margin instead of bald since round 3: with the next round, by a new network."
 
 
 def a_round(number: int, **changed: object) -> RoundReport:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ml_backend.analytics.agreement import Agreement, PredictionSnapshot
 from ml_backend.analytics.evaluation import HoldoutEstimate, holdout_estimate
-from ml_backend.analytics.stopping import CurvePoint, expected_gain, reading_minutes, slope, stop_advice
+from ml_backend.analytics.stopping import CurvePoint, expected_gain, seconds_an_image, slope, stop_advice
 from tests.unit.analytics.test_evaluation import answered
 
 CLASSES = ("normal", "severe")
@@ -51,14 +51,14 @@ STABLE = Story([0, *[20] * 14], [0.8, 0.81, 0.8, 0.81, 0.805] * 3)
 class TestStopAdvice:
     @pytest.mark.parametrize("rounds", [0, 1, 2])
     def test_too_early(self, rounds):
-        advice = stop_advice(RISING.marks()[:rounds], {}, batch_size=20)
+        advice = stop_advice(RISING.marks()[:rounds], {}, labels=20)
 
         assert advice.verdict == "too early"
-        assert advice.sentence.startswith(f"Too early to say when to stop: {rounds} network")
+        assert advice.sentence.startswith(f"Too early to tell: {rounds} network")
 
     def test_go_on_while_networks_change_their_minds(self):
         """100 of 1000 answers changed: 90 % agree, kappa 0.8, where equal labels give 0.92."""
-        advice = stop_advice(RISING.marks(), noise(0.92), batch_size=20)
+        advice = stop_advice(RISING.marks(), noise(0.92), labels=20)
 
         assert advice.verdict == "go on"
         assert "agree on 90 % of 1000 unlabelled images (kappa 0.80), less than" in advice.sentence
@@ -66,7 +66,7 @@ class TestStopAdvice:
 
     def test_stable_and_level_is_stop_with_its_evidence(self):
         """20 answers changed: kappa 0.96, as of two networks of the same labels."""
-        advice = stop_advice(STABLE.marks(), noise(0.96), batch_size=20, lead_times_s=[27.0] * 9)
+        advice = stop_advice(STABLE.marks(), noise(0.96), labels=20, seconds=27.0)
 
         assert advice.verdict == "stop"
         assert advice.sentence == (
@@ -81,13 +81,13 @@ class TestStopAdvice:
 
     def test_a_few_level_rounds_are_no_stop(self):
         """Fourteen of them: soon; the fifteenth makes it a stop."""
-        assert stop_advice(STABLE.marks()[:14], noise(0.96), batch_size=20).verdict == "soon"
-        assert stop_advice(STABLE.marks()[:15], noise(0.96), batch_size=20).verdict == "stop"
+        assert stop_advice(STABLE.marks()[:14], noise(0.96), labels=20).verdict == "soon"
+        assert stop_advice(STABLE.marks()[:15], noise(0.96), labels=20).verdict == "stop"
 
     def test_stable_but_still_gaining_a_little_is_soon(self):
         """A line of accuracy: 0.4 points a batch."""
         story = Story([0, 20, 20], [0.8, 0.804, 0.808])
-        advice = stop_advice(story.marks(), noise(0.96), batch_size=20, lead_times_s=[60.0])
+        advice = stop_advice(story.marks(), noise(0.96), labels=20, seconds=60.0)
 
         assert advice.verdict == "soon"
         assert advice.sentence.startswith("Could stop soon: ")
@@ -99,18 +99,49 @@ class TestStopAdvice:
     def test_stable_but_gaining_much_goes_on(self):
         story = Story([0, 20, 20], [0.7, 0.75, 0.8])
 
-        assert stop_advice(story.marks(), noise(0.96), batch_size=20).verdict == "go on"
+        assert stop_advice(story.marks(), noise(0.96), labels=20).verdict == "go on"
+
+    @pytest.mark.parametrize("curve", ["accuracy", "AU ROC", "accuracy on randomly drawn images"])
+    def test_no_end_while_a_curve_falls(self, curve):
+        """However stable the networks are, and though a falling curve is expected to gain nothing."""
+        falling = [0.9 - 0.01 * place for place in range(15)]
+        story = Story(STABLE.flips, falling) if curve == "accuracy" else STABLE
+        areas = falling if curve == "AU ROC" else [0.9] * 15
+        marks = [one.model_copy(update={"auroc": area}) for one, area in zip(story.marks(), areas, strict=True)]
+        control = WORSE_NOW if curve.endswith("images") else AS_GOOD_THEN
+        advice = stop_advice(marks, noise(0.96), labels=20, control=control)
+
+        assert advice.verdict == "go on"
+        assert advice.sentence.startswith(f"Go on: {curve} fell over the last rounds; the last two networks agree")
+
+    def test_no_end_while_accuracy_rises_though_few_labels_gain_little(self):
+        """0.6 points a round of 20 labels; the next 5 labels gain 0.15."""
+        story = Story([0, 20, 20], [0.8, 0.806, 0.812])
+        advice = stop_advice(story.marks(), noise(0.96), labels=5)
+
+        assert advice.verdict == "go on"
+        assert advice.sentence.startswith("Go on: accuracy rose by 0.6 points a round; ")
+
+    def test_never_more_labels_than_images_are_left(self):
+        found = {
+            left: stop_advice(STABLE.marks(), noise(0.96), labels=20, left=left, seconds=60.0) for left in (0, 7, 50)
+        }
+
+        assert "the next 7 labels (about 7 minutes of reading)" in found[7].sentence
+        assert "the next 20 labels (about 20 minutes of reading)" in found[50].sentence
+        assert (found[0].verdict, found[0].gain) == ("done", None)
+        assert found[0].evidence == found[50].evidence
 
     def test_stability_is_measured_against_its_own_noise(self):
         """The same agreement is little where equal labels give more, and all there is where they give no more."""
-        assert stop_advice(STABLE.marks(), noise(0.99), batch_size=20).verdict == "go on"
-        assert stop_advice(STABLE.marks(), noise(0.80), batch_size=20).verdict == "stop"
+        assert stop_advice(STABLE.marks(), noise(0.99), labels=20).verdict == "go on"
+        assert stop_advice(STABLE.marks(), noise(0.80), labels=20).verdict == "stop"
 
     @pytest.mark.parametrize(("flips", "verdict"), [(26, "go on"), (24, "stop")])
     def test_networks_that_change_their_minds_are_not_stable_for_all_that_twins_differ_as_much(self, flips, verdict):
         """Successive networks begin with the same weights, and twins do not: kappa 0.948 and 0.952 beside 0.90."""
         story = Story([0, *[flips] * 14], STABLE.accuracies)
-        advice = stop_advice(story.marks(), noise(0.90), batch_size=20)
+        advice = stop_advice(story.marks(), noise(0.90), labels=20)
 
         assert advice.verdict == verdict
         assert "about as much as two networks trained on the same labels (0.90)" in advice.sentence
@@ -119,32 +150,36 @@ class TestStopAdvice:
     def test_without_a_twin_only_near_identity_counts(self):
         still = Story([0, *[3] * 14], STABLE.accuracies)
 
-        assert stop_advice(STABLE.marks(), {}, batch_size=20).verdict == "go on"
-        assert "was not measured yet" in stop_advice(STABLE.marks(), {}, batch_size=20).sentence
-        assert stop_advice(still.marks(), {}, batch_size=20).verdict == "stop"
+        assert stop_advice(STABLE.marks(), {}, labels=20).verdict == "go on"
+        assert "was not measured yet" in stop_advice(STABLE.marks(), {}, labels=20).sentence
+        assert stop_advice(still.marks(), {}, labels=20).verdict == "stop"
 
     def test_no_images_in_common(self):
         marks = [
             one.model_copy(update={"predicted": {f"{one.round_id} {name}": 0 for name in one.predicted}})
             for one in STABLE.marks()
         ]
-        advice = stop_advice(marks, {}, batch_size=20)
+        advice = stop_advice(marks, {}, labels=20)
 
         assert advice.verdict == "go on"
         assert "no unlabelled image in common" in advice.sentence
 
     def test_a_network_that_calls_everything_the_same_is_not_stable(self):
         marks = [one.model_copy(update={"predicted": dict.fromkeys(one.predicted, 0)}) for one in STABLE.marks()]
-        advice = stop_advice(marks, noise(0.5), batch_size=20)
+        advice = stop_advice(marks, noise(0.5), labels=20)
 
         assert advice.verdict == "go on"
         assert "the same class for all of them" in advice.sentence
 
     def test_other_classes_are_not_compared(self):
         before, *after = STABLE.marks()[:5]
-        advice = stop_advice([before.model_copy(update={"classes": ("a", "b")}), *after], {}, batch_size=20)
+        others = [before.model_copy(update={"classes": ("a", "b"), "accuracy": 0.0})]
+        advice = stop_advice([*others, *after], {}, labels=20)
 
-        assert [point.round_id for point in advice.agreements] == ["r000003", "r000004", "r000005"]
+        assert advice == stop_advice(after, {}, labels=20)
+        assert stop_advice([*others, *after[:2]], {}, labels=20).sentence == (
+            "Too early to tell: 2 networks trained since the classes changed, 3 are needed."
+        )
 
     @settings(deadline=None, max_examples=30)
     @given(
@@ -155,7 +190,7 @@ class TestStopAdvice:
     def test_always_a_sentence(self, rounds, kappa, lead_times):
         flips, accuracies = zip(*rounds, strict=True)
         marks = Story(list(flips), list(accuracies)).marks()
-        advice = stop_advice(marks, noise(kappa), batch_size=20, lead_times_s=lead_times)
+        advice = stop_advice(marks, noise(kappa), labels=20, seconds=seconds_an_image(lead_times))
 
         assert advice.verdict in {"go on", "soon", "stop"}
         assert advice.sentence.endswith(".")
@@ -168,12 +203,13 @@ def by_chance(*rounds: str) -> HoldoutEstimate | None:
 
 WORSE_THEN = by_chance("n" * 20 + "y" * 10, "n" * 2 + "y" * 28)
 """10 of 30 right, then 28 of 30."""
+WORSE_NOW = by_chance("n" * 2 + "y" * 28, "n" * 20 + "y" * 10)
 AS_GOOD_THEN = by_chance("n" * 6 + "y" * 24, "n" * 5 + "y" * 25)
 
 
 def evidence(story: Story, control: HoldoutEstimate | None) -> str:
     """The one sentence of the evidence that is about randomly drawn images."""
-    found = stop_advice(story.marks(), noise(0.96), batch_size=20, control=control).evidence
+    found = stop_advice(story.marks(), noise(0.96), labels=20, control=control).evidence
     [sentence] = [one for one in found if "randomly drawn images" in one.lower()]
     return sentence
 
@@ -189,7 +225,7 @@ class TestControl:
                 WORSE_THEN,
                 "soon",
                 "Randomly drawn images contradict that it is level: the network was right about 28 of the last 30, "
-                "since r000002, and about 10 of the 30 before (+60 points, 95 % interval ",
+                "since round 2, and about 10 of the 30 before (+60 points, 95 % interval ",
                 "the easy ones are left.",
                 id="a plateau that they contradict",
             ),
@@ -216,7 +252,7 @@ class TestControl:
         ],
     )
     def test_verdict_and_evidence(self, story, control, verdict, begins, ends):
-        advice = stop_advice(story.marks(), noise(0.96), batch_size=20, control=control)
+        advice = stop_advice(story.marks(), noise(0.96), labels=20, control=control)
 
         assert advice.verdict == verdict
         assert advice.sentence.endswith("on randomly drawn images accuracy still rose.") == (verdict == "soon")
@@ -224,18 +260,18 @@ class TestControl:
         assert evidence(story, control).endswith(ends)
 
     def test_without_a_holdout_there_is_no_such_evidence(self):
-        found = stop_advice(STABLE.marks(), noise(0.92), batch_size=20).evidence
+        found = stop_advice(STABLE.marks(), noise(0.92), labels=20).evidence
 
         assert not [one for one in found if "randomly drawn" in one]
 
 
-class TestReadingMinutes:
+class TestSecondsAnImage:
     def test_median_of_what_a_reader_can_have_taken(self):
         """Of 20, 30 and 40 s the middle; away for an hour, a program's 0 s and the unmeasured do not count."""
-        assert reading_minutes([20.0, 3600.0, 40.0, None, 30.0, 0.0], 20) == pytest.approx(10.0)
+        assert seconds_an_image([20.0, 3600.0, 40.0, None, 30.0, 0.0]) == 30.0
 
     def test_nothing_measured(self):
-        assert reading_minutes([None, 0.0, 7200.0], 20) is None
+        assert seconds_an_image([None, 0.0, 7200.0]) is None
 
 
 curves = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 1)), min_size=0, max_size=8)

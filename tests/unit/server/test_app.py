@@ -103,6 +103,7 @@ class TestAuthentication:
             "pages.resume",
             "pages.rounds_table",
             "pages.state",
+            "pages.times",
             "pages.topup",
             "pages.train",
             "routes.all_versions",
@@ -168,12 +169,13 @@ class TestPagesOfOthers:
         assert response.status_code == 403
         assert client.get("/", headers={"Origin": "https://evil.example"}).status_code == 200
 
-    def test_the_page_is_neither_framed_nor_given_a_script(self, client):
+    def test_the_page_is_not_framed_and_runs_our_one_file_alone(self, client):
         policy = client.get("/", headers={"Accept": "text/html"}).headers["Content-Security-Policy"]
 
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
-        assert "script-src" not in policy
+        assert "script-src 'self';" in policy
+        assert client.get("/times.js").content_type == "text/javascript; charset=utf-8"
 
 
 class TestErrors:

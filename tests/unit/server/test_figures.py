@@ -10,6 +10,7 @@ from ml_backend.server.figures import balance_chart, learning_lines, recall_line
 from ml_backend.server.views import rounds_csv
 from ml_backend.storage import RoundSummary
 from tests.fakes import make_fit, make_report
+from tests.unit.analytics.test_answers import PROOF
 from tests.unit.analytics.test_evaluation import answered
 
 
@@ -36,6 +37,16 @@ class TestLearningLines:
         assert [(one.name, one.style) for one in (accuracy, control)] == [("accuracy", 1), ("random images", 2)]
         assert (control.x, control.y) == ([200.0, 300.0], [0.75, 0.8])
         assert list(zip(control.low, control.high, strict=True)) == [wilson(30, 40), wilson(40, 50)]
+        assert (control.n, accuracy.n) == ([40, 50], [2, 2, 2])
+        assert list(zip(accuracy.low, accuracy.high, strict=True)) == [wilson(1, 2)] * 3
+
+    def test_random_labels_are_one_point(self):
+        """Of five folds of 40 to 44 labels each, 25 of 40 right."""
+        proof = PROOF.model_copy(update={"labels": (40, 41, 42, 43, 44)})
+        line = learning_lines(ROUNDS, None, proof)[-1]
+
+        assert (line.name, line.x, line.y) == ("random labels", [42.0], [0.625])
+        assert (line.low[0], line.high[0]) == wilson(25, 40)
 
     @pytest.mark.parametrize("control", [None, holdout(), holdout("y" * 29)])
     def test_too_few_are_no_line(self, control):
@@ -68,18 +79,18 @@ class TestSharesChart:
     def test_description_has_the_last_values(self):
         root = ET.fromstring(shares_chart("learning", "Accuracy", learning_lines(ROUNDS, ENOUGH)))
 
-        low, high = (100 * end for end in wilson(40, 50))
+        (low, high), own = (100 * end for end in wilson(40, 50)), [100 * end for end in wilson(1, 2)]
         assert root.findtext("desc") == (
-            "Last values: accuracy 50 % at 300 labels; random images 80 % at 300 labels "
-            f"(95 % interval {low:.0f} to {high:.0f} %)."
+            f"Last values: accuracy 50 % of 2 images at 300 labels (95 % interval {own[0]:.0f} to {own[1]:.0f} %); "
+            f"random images 80 % of 50 images at 300 labels (95 % interval {low:.0f} to {high:.0f} %)."
         )
 
-    def test_the_interval_is_drawn_around_its_line_and_no_other(self):
+    def test_the_intervals_are_drawn_and_on_hover_how_many_images_they_are_of(self):
         root = ET.fromstring(shares_chart("learning", "Accuracy", learning_lines(ROUNDS, ENOUGH)))
 
-        assert [group.get("class") for group in root.iter("g") if group.find("path[@class='band']") is not None] == [
-            "s2 k2"
-        ]
+        bands = [group.get("class") for group in root.iter("g") if group.find("path[@class='band']") is not None]
+        assert bands == ["s1 k1", "s2 k2"]
+        assert "random images: 80 % [67 %–89 %] of 50 images" in str([*root.iter("title")][-1].text)
 
 
 @pytest.mark.parametrize(("labels", "share"), [({"normal": 30, "severe": 10}, 75), ({}, 0)])

@@ -97,7 +97,8 @@ class TestProject:
         for path in (PAGE, f"{PAGE}/rounds/r000001"):
             page = connected.get(path, headers=HTML)
             assert page.status_code == 200
-            assert "<script" not in page.text
+            assert HOSTILE not in page.text
+            assert page.text.count("<script") == page.text.count('times.js" defer></script>') == 1
         rows = list(csv.reader(connected.get(f"{PAGE}/rounds/r000001.csv").text.lstrip("\ufeff").splitlines()))
         assert rows[0][:2] == ["place", "image"]
         assert rows[2][1] == "'=1+1"

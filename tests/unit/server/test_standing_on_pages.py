@@ -86,7 +86,7 @@ class TestNetwork:
         assert "Until the first training" in shown.page
         assert "1 of 3" in shown.page  # by the reading, and not by the round, which saw no label
         assert "none yet" in shown.page
-        assert "none yet: trained once two classes have" in shown.index
+        assert "none yet" in shown.index
         assert (shown.json["network"], shown.of_index["network"]) == (None, None)
 
     def test_of_other_classes(self, show):
@@ -149,7 +149,7 @@ class TestTheEnd:
             assert "Until the" not in told
             assert "to be labelled next" not in told
         assert "Complete" in shown.page
-        assert "complete: every image is labelled" in shown.index
+        assert "Complete" in shown.index
 
     def test_hides_no_other_failure(self, show):
         assert show(*PLENTY, rounds=[trained()], error="WeightsError").states == {"failed"}
@@ -162,7 +162,7 @@ class TestTheEnd:
         assert "Complete" in shown.page
         assert "2 more &#39;moderate&#39; or 3 more &#39;severe&#39; needed; no image without a label" in shown.page
         assert "lower the option min_labels_per_class, 3 now and 2 at least" in shown.page
-        assert "complete: every image is labelled, and no network could be trained" in shown.index
+        assert "Every image is labelled, and no network can be trained yet" in shown.index
 
     def test_labels_that_cannot_be_used_wait_for_their_owner(self, show):
         """More images are no help: the labels are there."""

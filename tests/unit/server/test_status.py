@@ -17,6 +17,10 @@ from tests.unit.server.test_predictions import save_round
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 EMPTY_POOL = LastError(kind="EmptyPool", message="project 2 has no unlabelled image left", at=0)
 
+SEEN = {"there": 1, "held": 0, "model_version": "", "sampling": None, "maximum_annotations": 1} | {
+    "show_collab_predictions": True
+}
+
 
 def page_of(client) -> str:
     """The page's text as a browser shows it, in that spaces do not count."""
@@ -53,19 +57,32 @@ class TestIndex:
     def test_page_for_a_browser(self, busy):
         page = page_of(busy)
 
-        assert '/projects/2/data">Project 2</a>' in page
-        assert "a round runs (labels): train" in page
-        assert (
-            "after 20 changed annotations; 7 so far. The failed one is tried again by itself at 00:00:00 UTC." in page
-        )
-        assert "none yet: trained once two classes have" in page
-        assert "&lt;b&gt;no weights&lt;/b&gt;" in page
+        assert '/projects/2/data">Open project 2 in Label Studio</a>' in page
+        assert "A round trains the network." in page
+        assert "7 of 20" in page
+        assert "<dd>none yet</dd>" in page
+
+    def test_a_failure_begins_with_its_remedy(self, busy, queue):
+        queue.state = queue.state.model_copy(update={"running": None, "waiting": None})
+
+        for page in (page_of(busy), " ".join(busy.get(f"/projects/{PROJECT}", headers=HTML).text.split())):
+            remedy, cause = page.index("Ask your operator to provide the weights"), page.index("&lt;b&gt;no weights")
+            assert remedy < cause
+            assert 'again by itself at <time datetime="2026-01-01T00:00:00+00:00">2026-01-01 00:00 UTC</time>' in page
+
+    def test_is_named_as_in_label_studio(self, connected, store):
+        named = Serving.model_validate(SEEN | {"version": None, "title": "<b>Chest</b>"})
+        ReadingStore(store.project(PROJECT).folder).keep_serving(named)
+
+        assert connected.get("/").json["projects"][0]["title"] == "<b>Chest</b>"
+        for path in ("/", f"/projects/{PROJECT}"):
+            assert "&lt;b&gt;Chest&lt;/b&gt;</" in connected.get(path, headers=HTML).text
 
     def test_why_label_studio_cannot_be_read(self, connected, store):
         ReadingStore(store.project(PROJECT).folder).note_problem("Label Studio answered 401")
 
         assert connected.get("/").json["projects"][0]["unreadable"] == "Label Studio answered 401"
-        assert '<dt>Label Studio</dt><dd class="wrong">Label Studio answered 401</dd>' in page_of(connected)
+        assert "could not be read when it was last tried: Label Studio answered 401</p>" in page_of(connected)
 
     def test_an_order_that_label_studio_has_lost_is_not_said_to_be_served(self, connected, store):
         save_round(store)
@@ -103,8 +120,7 @@ class TestIndex:
 
     def test_what_was_read_of_an_earlier_order_says_nothing_of_this_one(self, connected, store):
         save_round(store)
-        row = {"there": 1, "held": 0, "model_version": "", "sampling": None, "maximum_annotations": 1}
-        earlier = Serving.model_validate(row | {"version": "al-r000000-random-aaaaaa", "show_collab_predictions": True})
+        earlier = Serving.model_validate(SEEN | {"version": "al-r000000-random-aaaaaa"})
         ReadingStore(store.project(PROJECT).folder).keep_serving(earlier)
 
         assert connected.get("/").json["projects"][0]["serving"] == []
@@ -123,14 +139,14 @@ class TestIndex:
         )
         store.project(PROJECT).save(make_report().model_copy(update={"fit": fit}), None, None)
 
-        assert "validation accuracy 0.75 on 4 images" in page_of(connected)
+        assert "right for 75 % of 4 validation images" in page_of(connected)
 
     def test_page_goes_by_the_options_of_the_next_round(self, client, queue):
         """Redis learns a new ``retrain_after`` with the next event only."""
         client.post("/setup", json=payload("setup") | {"extra_params": {"retrain_after": 5}})
         queue.state = QueueStatus(threshold=20, changes=2)
 
-        assert "after 5 changed annotations; 2 so far" in page_of(client)
+        assert "2 of 5" in page_of(client)
 
     def test_page_says_when_rounds_do_not_start_by_themselves(self, connected, queue):
         queue.state = QueueStatus(annotations=3)
@@ -141,7 +157,7 @@ class TestIndex:
         """Nor after a restart of a Redis that forgets."""
         page = page_of(connected)
 
-        assert "nothing received from Label Studio yet" in page
+        assert "Nothing received from Label Studio yet" in page
         assert "Start model training on annotation submission" not in page
 
     def test_page_calls_it_no_failure_where_no_image_waits(self, connected, queue):
@@ -150,8 +166,8 @@ class TestIndex:
 
         page = page_of(connected)
 
-        assert "Nothing to rank" in page
-        assert "Last round failed" not in page
+        assert "The last round ranked nothing" in page
+        assert "round failed" not in page
 
     def test_says_that_the_label_config_or_an_option_is_wrong(self, connected, store):
         """As an owner's edit in Label Studio's settings can make it: the next round would fail."""
@@ -207,8 +223,7 @@ class TestQuarantine:
         page = page_of(unreadable)
 
         assert f"{LISTED_IMAGES + 5} images, left out of the rounds until they can be read" in page
-        assert '/projects/2/data?task=7">Task 7</a>: damaged since 2026-11-23 09:00 UTC, tried 1 time,' in page
-        assert "&lt;i&gt;film 7&lt;/i&gt; is cut off" in page
+        assert '/projects/2/data?task=7">Task 7</a>: &lt;i&gt;film 7&lt;/i&gt; is cut off (damaged since <time' in page
         assert f"The first {LISTED_IMAGES}; all of them are listed in the project's quarantine.json." in page
 
     def test_none(self, connected):

@@ -1,0 +1,163 @@
+"""The answers on a project's page: a sentence each, with its uncertainty or with what is missing, in numbers."""
+
+from collections.abc import Sequence
+
+from ml_backend.analytics.evaluation import (
+    MIN_HOLDOUT_IMAGES,
+    ActiveAgainstRandom,
+    HoldoutEstimate,
+    newcombe,
+    wilson,
+)
+from ml_backend.analytics.history import same_classes
+from ml_backend.analytics.standing import Standing
+from ml_backend.analytics.stopping import LEVEL_ROUNDS, count, in_minutes, slope
+from ml_backend.schemas import FitReport
+from ml_backend.storage import RoundSummary
+
+SMALL_DIFFERENCE = 0.02
+"""Difference of accuracies below which the images that would show it are not estimated: thousands."""
+
+
+def share_words(share: float, n: int) -> str:
+    """A share of ``n`` images with its 95 % interval, in per cent: ``64 % (45 to 80)``; ``n`` is above 0."""
+    low, high = wilson(round(share * n), n)
+    return f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def accuracy_answer(fit: FitReport | None, control: HoldoutEstimate | None) -> str:
+    """How often the network is right: about random images where they are enough, else about validation images.
+
+    Args:
+        fit: training of the newest network; None before the first.
+        control: accuracy on holdout images; None without a holdout.
+    """
+    if control is not None and control.accuracy is not None and control.enough:
+        return f"Right for {share_words(control.accuracy, control.n)} of the last {control.n} random images."
+    if fit is not None:
+        n = fit.validation_images
+        return f"Right for {share_words(fit.validation_accuracy, n)} of {n} validation images."
+    return ""
+
+
+def labelled_answer(standing: Standing, seconds_an_image: float | None) -> str:
+    """How many images have a label, and what is left to read.
+
+    Args:
+        standing: of the project.
+        seconds_an_image: median time of an answer; None where none was measured.
+    """
+    labelled = sum(standing.labels_per_class.values())
+    done = f"{labelled} of {standing.images} labelled" if labelled < standing.images else f"All {labelled} labelled"
+    if not standing.waiting:
+        return f"{done}, none left to read." if labelled < standing.images else f"{done}."
+    if seconds_an_image is None:
+        return f"{done}, {standing.waiting} left to read."
+    return f"{done}, about {in_minutes(seconds_an_image * standing.waiting / 60)} of reading left."
+
+
+def next_answer(missing: int, left: int | None, *, trains: bool) -> str:
+    """When the next round begins by itself.
+
+    Args:
+        missing: labels until then.
+        left: images without a label; None where that is not known.
+        trains: whether it will train a network.
+    """
+    what = "training" if trains else "round"
+    if not missing:
+        return f"The next {what} is due."
+    if left is None or missing <= left:
+        return f"Next {what} in {count(missing, 'label')}."
+    if not left:
+        return ""
+    return f"{count(left, 'image')} left, too few for the {missing} labels of the next {what}: use “Train now”."
+
+
+def learning_answer(rounds: Sequence[RoundSummary]) -> str:
+    """Whether the network learns: its newest accuracy against that of the first network; empty before the first.
+
+    "Yes" and "No" where the 95 % interval of the difference excludes 0; "Probably" where it does not and the curve
+    rises by more than two standard errors; "Not lately" where it falls by more. The interval is that of independent
+    images, and the two networks share validation images in part: it is rather too wide.
+
+    Args:
+        rounds: of the project, oldest first; those with other classes than the newest network's do not count.
+    """
+    trained = same_classes([one for one in rounds if one.trained])
+    fits = [one.fit for one in trained if one.fit is not None]
+    if not fits:
+        return ""
+    first, last = fits[0], fits[-1]
+    n = last.validation_images
+    now = f"right for {share_words(last.validation_accuracy, n)} of {n} validation images"
+    if len(fits) == 1:
+        return f"Too early to tell: 1 network trained so far, 2 are needed; it is {now}."
+    difference = last.validation_accuracy - first.validation_accuracy
+    low, high = newcombe(_correct(last), n, _correct(first), first.validation_images)
+    begins = "Yes" if low > 0 else "No" if high < 0 else "Not clear yet"
+    level, lately = slope([one.validation_accuracy for one in fits[-LEVEL_ROUNDS:]]), ""
+    if level is not None and (level.rises or level.falls):
+        lately = f"; lately it {'rose' if level.rises else 'fell'} by {abs(100 * level.per_round):.1f} points a round"
+        if level.per_round < -2 * level.error and begins != "No":
+            begins = "Not lately"
+        elif level.per_round > 2 * level.error and begins == "Not clear yet":
+            begins = "Probably"
+    needed = ""
+    if begins == "Not clear yet" and difference >= SMALL_DIFFERENCE:
+        needed = f"; a gain of this size shows from about {_images_to_show(first, last)} validation images on"
+    return (
+        f"{begins}: {now}, {abs(100 * difference):.0f} points {'more' if difference >= 0 else 'less'} than the first "
+        f"network (95 % interval {100 * low:+.0f} to {100 * high:+.0f}){lately}{needed}."
+    )
+
+
+def _correct(fit: FitReport) -> int:
+    return round(fit.validation_accuracy * fit.validation_images)
+
+
+def _images_to_show(first: FitReport, last: FitReport) -> int:
+    """Images on both sides at which the interval of their difference excludes 0, to two digits."""
+    shares = (first.validation_accuracy, last.validation_accuracy)
+    variance = sum(share * (1 - share) for share in shares)
+    return int(float(f"{1.96**2 * variance / (shares[1] - shares[0]) ** 2:.1e}"))
+
+
+def pays_answer(
+    control: HoldoutEstimate | None,
+    proof: ActiveAgainstRandom | None,
+    *,
+    control_share: float,
+    strategy: str,
+    left: int | None,
+) -> str:
+    """Whether chosen labels teach more than random ones.
+
+    Args:
+        control: accuracy on holdout images; None where no round had a holdout.
+        proof: the last comparison; None where none was made.
+        control_share: of the project now.
+        strategy: likewise.
+        left: images without a label; None where that is not known.
+    """
+    if proof is not None:
+        chosen, random = (100 * one / proof.images for one in (proof.active_correct, proof.random_correct))
+        begins = "Yes" if proof.low > 0 else "No" if proof.high < 0 else "Not clear yet"
+        return (
+            f"{begins}: trained on chosen labels the network was right for {chosen:.0f} % of {proof.images} random "
+            f"images, on as many random labels for {random:.0f} %: {100 * proof.difference:+.0f} points (95 % interval "
+            f"{100 * proof.low:+.0f} to {100 * proof.high:+.0f})."
+        )
+    total = 0 if control is None else control.total
+    missing = MIN_HOLDOUT_IMAGES - total
+    if strategy == "random":
+        return "Nothing to compare: the strategy is random, so no image is chosen."
+    if missing <= 0:
+        return f"Not compared yet: {total} random images have a label, enough to compare."
+    have = f"{count(total, 'random image')} {'has' if total == 1 else 'have'} a label, {MIN_HOLDOUT_IMAGES} are needed"
+    if not control_share:
+        return f"Not measured: {have}, and none is drawn. With the option control_share=0.1, one image in ten is."
+    labels = round(missing / control_share)
+    if left is not None and labels > left:
+        return f"Not known, and will not be: {have}, about {labels} more labels, and {count(left, 'image')} left."
+    return f"Not known yet: {have}, about {labels} more labels."
