@@ -58,16 +58,26 @@ def work(
     # Before anything is imported: process 1 of a container would ignore a signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     require("simulate" if study else "worker", "`work`")
-    from ml_backend.config import Settings
+    if sys.stderr.isatty():
+        typer.echo("ml-backend: loading the worker's libraries, which takes some seconds", err=True)
+    import structlog
 
+    from ml_backend.config import Settings
+    from ml_backend.logs import set_up_logs
+
+    settings = Settings.load()
+    set_up_logs(settings)
+    structlog.get_logger(__name__).info(
+        "worker starts", data_folder=str(settings.data_dir.absolute()), device=settings.device
+    )
     if study:
         from ml_backend.simulation.parallel import work_on_studies
 
-        work_on_studies(Settings.load(), burst=burst)
+        work_on_studies(settings, burst=burst)
         return
     from ml_backend.scheduling.worker import work as run
 
-    run(Settings.load(), burst=burst)
+    run(settings, burst=burst)
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """gunicorn around the app: one process, several threads, nothing loaded before the fork."""
 
+import errno
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from ml_backend.config import Settings
-from ml_backend.errors import QueueError
+from ml_backend.errors import QueueError, SettingsError
 from ml_backend.logs import set_up_logs
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.reconciler import Reconciler
@@ -59,10 +61,12 @@ def serve(settings: Settings, host: str, port: int, threads: int = 8) -> None:
         threads: requests answered at the same time.
 
     Raises:
+        SettingsError: the port is in use, or the address is not one of this machine.
         StorageError: the data folder cannot be written.
     """
     set_up_logs(settings)
     check_writable(settings.data_dir, make=True)
+    _check_free(host, port)
     try:
         RoundQueue.from_settings(settings).ping()
     except QueueError as error:
@@ -84,3 +88,24 @@ def serve(settings: Settings, host: str, port: int, threads: int = 8) -> None:
             "worker_tmp_dir": str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None,
         },
     ).run()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Listen once and let go: gunicorn would try for five seconds, and log each attempt twice.
+
+    Raises:
+        SettingsError: this process cannot listen there; says why, and the way out.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            problem = f"--port {port} is in use at {host} (`ss -ltnp` lists by what): stop that, or give another --port"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            problem = f"--port {port} may not be listened on by user {os.geteuid()}: give one of 1024 or above"
+        else:
+            problem = (
+                f"--host {host!r} is no address of this machine: give 127.0.0.1, which only this machine "
+                "reaches, or 0.0.0.0 for all of its addresses"
+            )
+        raise SettingsError(problem) from None

@@ -100,6 +100,8 @@ def _way_out(error: OSError, folder: Path, user: str) -> str:
         return "mount it for writing"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"`chown -R {user} {folder.absolute()}`"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "a file is in its place, move it away"
     return "make it"
 
 

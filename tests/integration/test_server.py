@@ -12,6 +12,11 @@ import pytest
 
 from tests.integration.processes import PAYLOADS, PROJECT, free_port, wait_until
 
+ON_A_TERMINAL = (
+    sys.executable,
+    "-c",
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn([sys.executable, *sys.argv[1:]])))",
+)
 LIMIT_S = 1.0  # Label Studio hangs up then, and sends the event never again
 
 
@@ -95,15 +100,20 @@ class TestServe:
 
     @pytest.mark.parametrize("command", ["serve", "work"])
     def test_does_not_start_where_it_cannot_store(self, start, tmp_path, command):
-        """A file in the place of the data folder stops root too."""
+        """A file in the place of the data folder stops root too. On a terminal, `work` is heard at once."""
         (tmp_path / "file").touch()
 
-        process = start(sys.executable, "-m", "ml_backend", command, AL_DATA_DIR=str(tmp_path / "file" / "data"))
+        process = start(*ON_A_TERMINAL, "-m", "ml_backend", command, AL_DATA_DIR=str(tmp_path / "file" / "data"))
 
         assert process.wait(timeout=60) == 1
-        *_, last = (tmp_path / "child-0.log").read_text().splitlines()
+        *before, last = (tmp_path / "child-0.log").read_text().splitlines()
         assert last.startswith(f"ml-backend: the data folder {tmp_path / 'file' / 'data'} cannot be written by user ")
-        assert "Traceback" not in last
+        assert "a file is in its place" in last
+        if command == "work":
+            assert before[0] == "ml-backend: loading the worker's libraries, which takes some seconds"
+            assert "worker starts" in before[1]
+        else:
+            assert before == []
 
     def test_needs_no_home_and_no_writable_folder(self, serve, tmp_path):
         """As a container runs it: some user, a read-only root."""

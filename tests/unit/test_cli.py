@@ -1,5 +1,6 @@
 """The command line: help, options, and errors as one line with exit status 1."""
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ml_backend.demo.options import DemoOptions
 from ml_backend.errors import SettingsError
 from ml_backend.simulation.experiments import ExperimentOptions
 from ml_backend.simulation.options import SimulateOptions
+from tests.command_line import run_cli
 
 RUNNER = CliRunner()
 COMMANDS = (
@@ -132,6 +134,25 @@ class TestServe:
 
         assert isinstance(result.exception, SettingsError)
         assert "AL_REDIS_URL='nonsense'" in str(result.exception)
+
+    def test_refuses_a_port_that_is_in_use_in_one_line(self, tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = str(other.getsockname()[1])
+
+            done = run_cli(["serve", "--port", port], {"AL_DATA_DIR": str(tmp_path)})
+
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"ml-backend: --port {port} is in use at 127.0.0.1 (`ss -ltnp` lists by what): stop that, or give another "
+            "--port\n"
+        )
+
+    def test_refuses_a_host_of_another_machine(self, tmp_path):
+        """192.0.2.0/24 is of no machine: RFC 5737."""
+        done = run_cli(["serve", "--host", "192.0.2.1"], {"AL_DATA_DIR": str(tmp_path)})
+
+        assert done.returncode == 1
+        assert done.stderr.startswith("ml-backend: --host '192.0.2.1' is no address of this machine")
 
 
 class TestMain:
