@@ -20,6 +20,7 @@ from ml_backend.label_studio.publisher import wanted_project
 TESTED = ("1.19.0", "1.20.0", "1.21.0", "1.22.0", "1.23.0", "1.23.2")
 """Releases of Label Studio that `make compat` runs, oldest first."""
 
+OPTION_SPELT = "-o {}".format  # as a user of `connect` gives one
 NOTHING_TO_CHANGE = "nothing to change"
 TITLE = "Active learning"
 LISTED = 20  # projects in an error message
@@ -307,7 +308,7 @@ def choose_project(
         )
     xml = read_label_config(config)
     parsed = parse_label_config(xml)
-    question(parsed, ProjectOptions.resolve(dict(options or {}), parsed.attributes))
+    question(parsed, ProjectOptions.resolve(dict(options or {}), parsed.attributes, spell=OPTION_SPELT))
     client.validate_label_config(xml)
     made = int(client.create_project({"title": title, "label_config": xml})["id"])
     return made, f"created project {made} {title!r} with the label config {config}"
@@ -358,7 +359,8 @@ def connect_project(
     elif backend is not None and options is not None and (kept := (backend.get("extra_params") or {}).get("profile")):
         options = {"profile": kept, **options}
     params = (backend or {}).get("extra_params") if options is None else options
-    resolved = ProjectOptions.resolve(dict(params or {}), config.attributes)
+    spell = None if options is None else OPTION_SPELT
+    resolved = ProjectOptions.resolve(dict(params or {}), config.attributes, spell=spell)
     learned = question(config, resolved)
     held_before = client.model_versions(project_id) if backend is None else {}
     connection = _Connection(client, settings, project_id, url)

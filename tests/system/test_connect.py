@@ -218,7 +218,7 @@ def test_says_what_becomes_of_the_owners_predictions(case: Case) -> None:
 def test_a_wrong_option_changes_nothing(case: Case) -> None:
     before = case.project()
 
-    with pytest.raises(SettingsError, match=r"strategie \(from extra_params\): no such option"):
+    with pytest.raises(SettingsError, match="-o strategie: no such option; did you mean 'strategy'"):
         case.connect({"strategie": "bald"})
     assert case.client.backends(case.project_id) == []
     assert case.project() == before
