@@ -3,15 +3,18 @@
 import json as json_text
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ml_backend.blas import enable_deterministic_blas
 from ml_backend.errors import BackendError, SettingsError, UnknownProject, UnknownRound
-from ml_backend.extras import require
+from ml_backend.extras import DISTRIBUTION, require
 from ml_backend.registry import STRATEGIES
 
 if TYPE_CHECKING:
@@ -20,15 +23,65 @@ if TYPE_CHECKING:
 
 Project = Annotated[int, typer.Option(help="id of the Label Studio project", min=1)]
 BackendUrl = Annotated[str, typer.Option(help="address of this backend as Label Studio reaches it")]
+RENAMED = {
+    ("simulate", "--strategies"): "--strategy",
+    ("demo", "--folder"): "--out",
+    ("demo", "--json"): "--summary",
+}
+"""Options of a command by their names up to version 0.2 -> their names now. Old names go with version 0.4."""
+
+
+class _Command(TyperCommand):
+    """A command that also takes the old names of its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for i, word in enumerate(args):
+            old, equals, value = word.partition("=")
+            if new := RENAMED.get((self.name or "", old)):
+                args[i] = f"{new}{equals}{value}"
+                typer.echo(f"ml-backend: {old} is deprecated: it is called {new} now", err=True)
+        return super().parse_args(ctx, args)
+
+
+def _strategies(incomplete: str) -> Iterator[str]:
+    """Completions of names with commas between them."""
+    before, comma, name = incomplete.rpartition(",")
+    return (f"{before}{comma}{known}" for known in STRATEGIES if known.startswith(name))
+
+
+def _options(incomplete: str) -> Iterator[str]:
+    """Completions of NAME=VALUE."""
+    from ml_backend.config import ProjectOptions
+
+    return (f"{name}=" for name in ProjectOptions.model_fields if name.startswith(incomplete))
+
+
+def _experiments(incomplete: str) -> Iterator[str]:
+    from ml_backend.simulation.specs import EXPERIMENTS
+
+    return (name for name in EXPERIMENTS if name.startswith(incomplete))
 
 
 app = typer.Typer(
     name="ml-backend",
-    help="Active learning for Label Studio: readers see the most informative images first.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ml-backend {version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Active learning for Label Studio: readers see the most informative images first."""
 
 
 @app.command()
@@ -90,6 +143,7 @@ def connect(
             "--option",
             "-o",
             metavar="NAME=VALUE",
+            autocompletion=_options,
             help="a project option, e.g. -o strategy=batch_bald; replaces all options of the connection "
             "but its profile; a new connection has profile=best unless profile=paper is given",
         ),
@@ -157,7 +211,7 @@ def strategies(
         typer.echo(f"    {spec.source}")
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
     *,
     rounds: Annotated[int, typer.Option(help="rounds with a trained network", min=1, envvar="ROUNDS")] = 3,
@@ -165,10 +219,14 @@ def demo(
     images: Annotated[Path | None, typer.Option(help="folder; default: synthetic images", envvar="IMAGES")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV file with path,label", envvar="LABELS")] = None,
     count: Annotated[int, typer.Option(help="images to draw", min=20)] = 160,
-    strategy: Annotated[str, typer.Option(help=f"acquisition function: {', '.join(STRATEGIES)}")] = "mean_std",
+    strategy: Annotated[
+        str, typer.Option(help=f"acquisition function: {', '.join(STRATEGIES)}", autocompletion=_strategies)
+    ] = "mean_std",
     seed: Annotated[int, typer.Option(help="random seed", min=0)] = 0,
-    folder: Annotated[Path, typer.Option(help="data folder of the demo; reused by the next run")] = Path(".demo"),
-    json: Annotated[Path | None, typer.Option(help="file for the summary as JSON")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="data folder of the demo; reused by the next run")] = Path(
+        ".demo"
+    ),
+    json: Annotated[Path | None, typer.Option("--summary", help="file for the summary as JSON")] = None,
     stay: Annotated[
         bool | None,
         typer.Option(help="keep running at the end, to label by hand; default: only on a terminal"),
@@ -183,7 +241,7 @@ def demo(
     raise typer.Exit(run_demo(DemoOptions(**given)))
 
 
-@app.command()
+@app.command(cls=_Command)
 def simulate(
     *,
     labels: Annotated[Path, typer.Option(help="CSV file with path,label[,patient_id][,split][,source]")],
@@ -191,7 +249,14 @@ def simulate(
     images: Annotated[Path | None, typer.Option(help="root of the paths in the table")] = None,
     ratings: Annotated[Path | None, typer.Option(help="CSV file with path,rater,label")] = None,
     features: Annotated[Path | None, typer.Option(help="npz file with X and path, instead of images")] = None,
-    strategies: Annotated[str, typer.Option(help=f"separated by commas: {', '.join(STRATEGIES)}")] = "entropy,mean_std",
+    strategies: Annotated[
+        str,
+        typer.Option(
+            "--strategy",
+            help=f"acquisition functions, separated by commas: {', '.join(STRATEGIES)}",
+            autocompletion=_strategies,
+        ),
+    ] = "entropy,mean_std",
     no_random: Annotated[bool, typer.Option("--no-random", help="leave out the baseline `random`")] = False,
     seeds: Annotated[str | None, typer.Option(help="number of seeds, or the seeds (3,5,7); default: 20")] = None,
     profile: Annotated[str, typer.Option(help="defaults of the options below: paper or best")] = "paper",
@@ -223,7 +288,13 @@ def simulate(
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="another project option, e.g. -o committee=5"),
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            autocompletion=_options,
+            help="another project option, e.g. -o committee=5",
+        ),
     ] = None,
     budget: Annotated[str, typer.Option(help="maximum number of labels, or fraction of the training images")] = "0.5",
     workers: Annotated[int, typer.Option(help="processes on this machine, each with one thread", min=1)] = 1,
@@ -265,9 +336,11 @@ def compare(
 
 @app.command()
 def experiment(
-    name: Annotated[str | None, typer.Argument(help="name of the experiment; see `--list`")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="name of the experiment; none: a table of them", autocompletion=_experiments)
+    ] = None,
     *,
-    list_all: Annotated[bool, typer.Option("--list", help="list the experiments")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="list the experiments with all that is known")] = False,
     labels: Annotated[Path | None, typer.Option(help="CSV file as for `simulate`; default: synthetic images")] = None,
     images: Annotated[Path | None, typer.Option(help="root of the paths in the table")] = None,
     ratings: Annotated[Path | None, typer.Option(help="CSV file with path,rater,label")] = None,
@@ -285,10 +358,13 @@ def experiment(
 ) -> None:
     """Run one of the shipped experiments, and compare its result with the expected one."""
     given = {**locals()}  # the options, before any other local variable
-    from ml_backend.simulation.specs import markdown
+    from ml_backend.simulation.specs import markdown, print_table
 
-    if given.pop("list_all") or name is None:
+    if given.pop("list_all"):
         typer.echo(markdown())
+        return
+    if name is None:
+        print_table()
         return
     require("simulate", "`experiment`")
     # Not for the list: loading PyTorch takes seconds.

@@ -27,6 +27,8 @@
 A message gives the value seen, the value wanted and the way out.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Literal, TypeAlias
 
 ImageErrorKind: TypeAlias = Literal[
@@ -165,3 +167,9 @@ class QueueError(BackendError):
 
 class ServiceError(BackendError):
     """A service did not start, or ended by itself; the message ends with the last lines of its log."""
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """The end of a message: ``; did you mean 'entropy'?`` for the name most like a wrong one, empty where none is."""
+    names = {name.lower(): name for name in known}
+    return "".join(f"; did you mean {names[name]!r}?" for name in get_close_matches(value.lower(), names, n=1))

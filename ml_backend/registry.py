@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast, get_args
 
-from ml_backend.errors import SettingsError
+from ml_backend.errors import SettingsError, did_you_mean
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +182,9 @@ def strategy_spec(name: str) -> StrategySpec:
         ValueError: there is none of that name; the known ones are listed.
     """
     if name not in STRATEGIES:
-        raise ValueError(f"unknown strategy {name!r}: known are {', '.join(STRATEGIES)}")
+        raise ValueError(
+            f"unknown strategy {name!r}: known are {', '.join(STRATEGIES)}{did_you_mean(name, STRATEGIES)}"
+        )
     return STRATEGIES[name]
 
 

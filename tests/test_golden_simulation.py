@@ -25,7 +25,7 @@ def drawn(folder: Path) -> list[str]:
     draw_study(folder, count=66, shares={"normal": 0.2, "moderate": 0.35, "severe": 0.45}, seed=3, side=64)
     return [
         *("--labels", f"{folder}/labels.csv", "--ratings", f"{folder}/ratings.csv", "--images", str(folder)),
-        *("--strategies", "entropy,mean_std", "--seeds", "2", "--finetune", "head", "--passes", "5"),
+        *("--strategy", "entropy,mean_std", "--seeds", "2", "--finetune", "head", "--passes", "5"),
         *("--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--budget", "25"),
     ]
 
@@ -42,7 +42,7 @@ def features(folder: Path) -> list[str]:
     (folder / "labels.csv").write_text("\n".join(["path,label,patient_id", *rows]) + "\n")
     return [
         *("--labels", f"{folder}/labels.csv", "--features", f"{folder}/features.npz", "--budget", "17"),
-        *("--strategies", INFORMED, "--seeds", "4,", "--profile", "best", "--passes", "10"),
+        *("--strategy", INFORMED, "--seeds", "4,", "--profile", "best", "--passes", "10"),
     ]
 
 

@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_backend.config.network import check_network
-from ml_backend.errors import SettingsError
+from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.registry import STRATEGIES, plugins, strategy_spec
 from ml_backend.schemas import ColdStart
 
@@ -69,10 +69,14 @@ def explained(
         name = _shortened(spell(key))
         source = f" (from {origin[key]})" if origin and key in origin else ""
         if mistake["type"] == "extra_forbidden":
-            lines[key] = f"{name}{source}: no such option; known are {', '.join(known)}"
+            lines[key] = (
+                f"{name}{source}: no such option{did_you_mean(key, known) or '; known are ' + ', '.join(known)}"
+            )
             continue
         # A union reports one mistake per member: gather them in one line.
         wanted = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "literal_error":
+            wanted += did_you_mean(str(mistake["input"]), re.findall("'([^']*)'", mistake["ctx"]["expected"]))
         if key in lines:
             lines[key] += f", or {wanted[0].lower()}{wanted[1:]}"
         else:
@@ -196,6 +200,10 @@ def shown_address(uri: str) -> str:
     return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
 
 
+def _variable(name: str) -> str:
+    return f"AL_{name.upper()}"
+
+
 SECRET = frozenset({"redis_url", "label_studio_url", "label_studio_api_key", "basic_auth_pass"})
 
 
@@ -299,9 +307,7 @@ class Settings(BaseSettings):
         try:
             settings = cls(**overrides)
         except ValidationError as error:
-            raise SettingsError(
-                explain(error, cls.model_fields, lambda key: f"AL_{key.upper()}", secret=SECRET)
-            ) from None
+            raise SettingsError(explain(error, cls.model_fields, _variable, secret=SECRET)) from None
         if mistakes := "; ".join(_mistakes(settings)):
             raise SettingsError(mistakes)
         return settings
@@ -368,7 +374,8 @@ def _is_cut_short(url: str) -> bool:
 
 
 OPTION_PREFIX = "model_"  # of an option that is an attribute of the Choices tag
-SOURCES = {"Choices tag": "label config's Choices tag has", "extra_params": "project's connection has"}
+ENVIRONMENT, TAG, GIVEN = "environment", "Choices tag", "extra_params"
+SOURCES = {TAG: "label config's Choices tag has", GIVEN: "project's connection has"}
 
 
 def _known_strategy(name: str) -> str:
@@ -386,7 +393,8 @@ CONSENSUS_RULES = tuple(sorted({"median", *plugins("consensus")}))
 
 def _known_rule(name: str) -> str:
     if name not in CONSENSUS_RULES:
-        raise ValueError(f"unknown consensus rule {name!r}: known are {', '.join(CONSENSUS_RULES)}")
+        known = f"known are {', '.join(CONSENSUS_RULES)}{did_you_mean(name, CONSENSUS_RULES)}"
+        raise ValueError(f"unknown consensus rule {name!r}: {known}")
     return name
 
 
@@ -591,6 +599,7 @@ class ProjectOptions(BaseModel):
         extra_params: Mapping[str, object] | None = None,
         attributes: Mapping[str, str] | None = None,
         environ: Mapping[str, str] | None = None,
+        spell: Callable[[str], str] | None = None,
     ) -> Self:
         """Merge the three sources, the most specific first, and validate the whole.
 
@@ -598,6 +607,8 @@ class ProjectOptions(BaseModel):
             extra_params: of the connection; keys are option names.
             attributes: of the Choices tag; only those that begin with ``model_`` count.
             environ: the process environment by default; only ``AL_<NAME>`` of a known option counts.
+            spell: an option of ``extra_params`` as its user wrote it, such as ``-o passes``; default: its name, with
+                ``extra_params`` as its origin.
 
         Raises:
             SettingsError: names every wrong key and value, where each came from, and what is allowed.
@@ -610,7 +621,14 @@ class ProjectOptions(BaseModel):
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
-            raise SettingsError(explain(error, cls.model_fields, str, origin)) from None
+            told = {key: name for key, name in origin.items() if name != ENVIRONMENT and not (spell and name == GIVEN)}
+
+            def spelt(key: str) -> str:
+                if spell and origin.get(key) == GIVEN:
+                    return spell(key)
+                return {ENVIRONMENT: _variable(key), TAG: f"{OPTION_PREFIX}{key}"}.get(origin.get(key, ""), key)
+
+            raise SettingsError(explain(error, cls.model_fields, spelt, told)) from None
 
     @classmethod
     def mistakes(cls, extra_params: Mapping[str, object], attributes: Mapping[str, str]) -> dict[str, str]:
@@ -654,7 +672,7 @@ class ProjectOptions(BaseModel):
         environ = os.environ if environ is None else environ
         tag = {k.removeprefix(OPTION_PREFIX): v for k, v in (attributes or {}).items() if k.startswith(OPTION_PREFIX)}
         return [
-            ("environment", {n: environ[v] for n in cls.model_fields if (v := f"AL_{n.upper()}") in environ}),
-            ("Choices tag", dict(tag)),
-            ("extra_params", dict(extra_params or {})),
+            (ENVIRONMENT, {n: environ[v] for n in cls.model_fields if (v := f"AL_{n.upper()}") in environ}),
+            (TAG, dict(tag)),
+            (GIVEN, dict(extra_params or {})),
         ]

@@ -224,7 +224,11 @@ def project_options(demo: DemoOptions, *, has_imagenet: bool, environ: Mapping[s
     chosen = PROJECT_DEFAULTS | {"weights": "imagenet" if has_imagenet else "none"}
     chosen = {name: environ.get(f"AL_{name.upper()}", value) for name, value in chosen.items()}
     chosen |= {"strategy": demo.strategy, "seed": demo.seed}
-    resolved = ProjectOptions.resolve(chosen, environ={}).model_dump()
+    resolved = ProjectOptions.resolve(
+        chosen,
+        environ={},
+        spell=lambda name: f"--{name}" if name in {"strategy", "seed"} else f"AL_{name.upper()}",
+    ).model_dump()
     return {name: resolved[name] for name in chosen}
 
 

@@ -2,11 +2,12 @@
 
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ from ml_backend.storage import RoundStore, write_atomically
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
 POLL_S = 0.5
+EXPORTS = "exports.sh"  # in the demo's folder
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -104,6 +106,10 @@ def _run(options: DemoOptions, view: View, stack: ExitStack, *, stay: bool) -> i
         write_atomically(options.json.absolute(), (summary.model_dump_json(indent=1) + "\n").encode())
     if stay:
         _stay(services, project_id, follower, view, plan.options.retrain_after)
+    view.print(
+        f"Label Studio, backend and worker end now{'' if stay else ' (--stay keeps them)'}. To repeat the choice of "
+        f"every round without them: `. {services.exports} && ml-backend replay --project {project_id}`"
+    )
     return 0 if summary.exact else 1
 
 
@@ -117,6 +123,7 @@ class _Services:
     backend: Backend
     started: list[Service]
     label_studio_step: str
+    exports: str  # file for the shell, quoted
 
     def wait(self, view: View) -> None:
         """Wait until all of them answer.
@@ -168,7 +175,16 @@ def _start(options: DemoOptions, view: View, stack: ExitStack) -> _Services:
         environ["AL_DEVICE"] = "cpu"
     backend = stack.enter_context(Backend(environ, folder / "backend.log").start())
     worker = stack.enter_context(Worker(backend.environ, folder / "worker.log").start())
-    return _Services(url, admin, valkey.url, backend, [valkey, backend, worker, *own], step)
+    write_atomically(folder / EXPORTS, _exports(backend.environ).encode())  # with mode 0600
+    exports = shlex.quote(str(options.folder / EXPORTS))
+    return _Services(url, admin, valkey.url, backend, [valkey, backend, worker, *own], step, exports)
+
+
+def _exports(environ: Mapping[str, str]) -> str:
+    """Lines of a shell that let `ml-backend` work on the demo's project in another terminal."""
+    names = [name for name in sorted(environ) if name.startswith("AL_") or name.lower() == "no_proxy"]
+    lines = [f"export {name}={shlex.quote(environ[name])}" for name in names]
+    return "\n".join([*lines, f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"', ""])
 
 
 def _label_studio_program(folder: Path, view: View) -> Path:
@@ -258,12 +274,23 @@ def _print_summary(summary: Summary, plan: Plan, view: View) -> None:
 
 def _stay(services: _Services, project_id: int, follower: RoundFollower, view: View, retrain_after: int) -> None:
     """Stay up until Ctrl-C; rounds go on with what the visitor labels."""
+    backend = services.backend
     lines = [
-        f"[bold]{services.url}/projects/{project_id}/data[/bold]",
-        f"user      {services.admin.email}",
-        f"password  {services.admin.password}",
-        "",
+        f"Label Studio  [bold]{services.url}/projects/{project_id}/data[/bold]",
+        f"    user      {services.admin.email}",
+        f"    password  {services.admin.password}",
         "Press [bold]Label All Tasks[/bold] and label the next image by hand; a few labels more start the next round.",
+        "",
+        f"Owner's page  [bold]{backend.url}/projects/{follower.project}[/bold]",
+        f"    user      {backend.user}",
+        f"    password  {backend.password}",
+        "",
+        "In another terminal, in this folder:",
+        f"    . {services.exports}",
+        f"    ml-backend doctor --project {project_id} --url {backend.url}",
+        f"    ml-backend replay --project {project_id}",
+        f"    ml-backend proof --project {project_id}",
+        "",
         "[bold]Ctrl-C[/bold] here stops everything.",
     ]
     view.print(Panel(Text.from_markup("\n".join(lines)), title="Now label by hand", expand=False))

@@ -173,6 +173,7 @@ class RoundRow(FrozenModel):
     version: str
     strategy: str
     labels_per_class: dict[str, int]
+    validation_images: int | None
     validation_accuracy: float | None
     validation_auroc: float | None
     training_s: float | None
@@ -191,6 +192,7 @@ class RoundRow(FrozenModel):
             version=published.version,
             strategy=report.ranking.strategy,
             labels_per_class=report.labels_per_class,
+            validation_images=fit.validation_images if fit else None,
             validation_accuracy=fit.validation_accuracy if fit else None,
             validation_auroc=fit.validation_auroc if fit else None,
             training_s=report.seconds.get("train") if fit else None,
@@ -275,6 +277,7 @@ def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
         title="Rounds",
         caption="–: nothing was trained: random order, until two classes have the labels that a\n"
         "network needs, or ranked again by an earlier network\n"
+        "(n): number of validation images, for AU ROC too\n"
         "+n: images that readers had on the screen when the ranking came",
         box=SIMPLE_HEAD,
     )
@@ -285,7 +288,7 @@ def summary_table(rows: Sequence[RoundRow], classes: Sequence[str]) -> Table:
         table.add_row(
             row.round_id.lstrip("r0"),
             "/".join(str(row.labels_per_class[name]) for name in classes),
-            "–" if row.validation_accuracy is None else f"{row.validation_accuracy:.2f}",
+            "–" if row.validation_accuracy is None else f"{row.validation_accuracy:.2f} ({row.validation_images})",
             "–" if row.validation_auroc is None else f"{row.validation_auroc:.2f}",
             "–" if row.training_s is None else f"{row.training_s:.1f} s",
             "–" if row.training_s is None else f"{row.acquisition_s:.1f} s",

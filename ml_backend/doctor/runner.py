@@ -1,4 +1,4 @@
-"""Runs the checks and prints the findings: plain text of at most 80 columns, or JSON."""
+"""Runs the checks and prints the findings: text as wide as the terminal, in colour, or JSON."""
 
 import json
 import re
@@ -7,6 +7,8 @@ from contextlib import closing
 from textwrap import wrap
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from ml_backend.config import checked_address
 from ml_backend.doctor.checks import CHECKS, Check, CheckContext, Result, failed, skipped
@@ -14,9 +16,10 @@ from ml_backend.errors import BackendError, MissingExtra, Unreachable
 
 HIDDEN = "(hidden)"
 SHORTEST_SECRET = 4  # characters: a shorter one would hide half of every message
-COLUMNS = 80
+COLUMNS = 80  # of text that goes to no terminal
 NAME = 19  # columns of a check's name
 INDENT = 6 + NAME + 1
+STYLES = {"ok": "green", "skip": "yellow", "FAIL": "bold red"}
 
 
 class Finding(Result):
@@ -60,19 +63,19 @@ def _run(check: Check, context: CheckContext) -> Result:
         return failed(f"unexpected {type(error).__name__}: {error}", "this check itself is broken: please report it")
 
 
-def lines_of(finding: Finding) -> list[str]:
-    """A finding in lines of 80 columns; an address or a command is never broken."""
-    lines = _wrap(finding.seen, f"{finding.verdict:<4}  {finding.name:<{NAME}} ", INDENT)
-    return lines + _wrap(finding.remedy, " " * INDENT + "-> ", INDENT + 3) if finding.remedy else lines
+def lines_of(finding: Finding, columns: int = COLUMNS) -> list[str]:
+    """A finding in lines of at most so many columns; an address or a command is never broken."""
+    lines = _wrap(finding.seen, f"{finding.verdict:<4}  {finding.name:<{NAME}} ", INDENT, columns)
+    return lines + _wrap(finding.remedy, " " * INDENT + "-> ", INDENT + 3, columns) if finding.remedy else lines
 
 
-def _wrap(text: str, first: str, indent: int) -> list[str]:
+def _wrap(text: str, first: str, indent: int, columns: int) -> list[str]:
     # A command in backticks is one word, like an address: `wrap` breaks at ordinary spaces alone.
     no_break = "\N{NO-BREAK SPACE}"
     joined = re.sub(r"`[^`]*`", lambda command: command[0].replace(" ", no_break), text)
     lines = wrap(
         joined,
-        COLUMNS,
+        max(columns, 2 * INDENT),
         initial_indent=first,
         subsequent_indent=" " * indent,
         break_long_words=False,
@@ -117,11 +120,19 @@ def run_doctor(project_id: int, url: str, *, json: bool) -> int:
         SettingsError: the address is invalid.
     """
     url = checked_address(url, "--url")
-    findings = []
+    findings: list[Finding] = []
+    console = Console(highlight=False)  # without colours where NO_COLOR is set
+    columns = console.width if console.is_terminal else COLUMNS
     with closing(CheckContext(project_id, url)) as context:
         for finding in examine(context):
             findings.append(finding)
             if not json:
-                typer.echo("\n".join(lines_of(finding)))
-    typer.echo(as_json(project_id, context.url, findings) if json else f"\n{summary(findings)}")
-    return int(any(finding.verdict == "FAIL" for finding in findings))
+                text = Text("\n".join(lines_of(finding, columns)))
+                text.stylize(STYLES[finding.verdict], 0, len(finding.verdict))
+                console.print(text, soft_wrap=True)
+    sound = all(finding.verdict != "FAIL" for finding in findings)
+    if json:
+        typer.echo(as_json(project_id, context.url, findings))
+    else:
+        console.print(Text(f"\n{summary(findings)}", STYLES["ok" if sound else "FAIL"]), soft_wrap=True)
+    return 0 if sound else 1

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from httpx import codes
 
 from ml_backend.config import OPTION_PREFIX, ProjectOptions, Settings
-from ml_backend.errors import LabelStudioError, RequestRefused, SettingsError, Unreachable
+from ml_backend.errors import LabelStudioError, RequestRefused, SettingsError, Unreachable, did_you_mean
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, question
 from ml_backend.label_studio.publisher import wanted_project
@@ -20,6 +20,7 @@ from ml_backend.label_studio.publisher import wanted_project
 TESTED = ("1.19.0", "1.20.0", "1.21.0", "1.22.0", "1.23.0", "1.23.2")
 """Releases of Label Studio that `make compat` runs, oldest first."""
 
+OPTION_SPELT = "-o {}".format  # as a user of `connect` gives one
 NOTHING_TO_CHANGE = "nothing to change"
 TITLE = "Active learning"
 LISTED = 20  # projects in an error message
@@ -41,6 +42,7 @@ NOT_REACHED = {
     "Connection refused": "does `ml-backend serve` run, and does it listen (--host) where Label Studio's machine, or "
     "container, reaches it?",
     "ConnectTimeout": "does a firewall let Label Studio's machine through to this address?",
+    "404 Client Error": "another server answers there: give the address of this backend with --url",
 }
 RESERVED = "reserved network address"  # part of Label Studio's error where it may not call an address
 REFUSED_US = "401 Client Error"  # part of Label Studio's error where the backend refuses it
@@ -256,7 +258,7 @@ def read_label_config(name: str) -> str:
         known = ", ".join(shipped)
         raise SettingsError(
             f"no label config {name!r} ({getattr(error, 'strerror', None) or error}): expected one of {known}, or the "
-            "path of an XML file"
+            f"path of an XML file{did_you_mean(name, shipped)}"
         ) from None
 
 
@@ -307,10 +309,35 @@ def choose_project(
         )
     xml = read_label_config(config)
     parsed = parse_label_config(xml)
-    question(parsed, ProjectOptions.resolve(dict(options or {}), parsed.attributes))
+    question(parsed, ProjectOptions.resolve(dict(options or {}), parsed.attributes, spell=OPTION_SPELT))
     client.validate_label_config(xml)
     made = int(client.create_project({"title": title, "label_config": xml})["id"])
     return made, f"created project {made} {title!r} with the label config {config}"
+
+
+def read_project(client: LabelStudioClient, project_id: int) -> Json:
+    """The project of that id, with its settings.
+
+    Raises:
+        SettingsError: Label Studio shows the key's user none; names those that it shows.
+        LabelStudioError: Label Studio refuses or does not answer.
+    """
+    try:
+        return client.project(project_id)
+    except RequestRefused as error:
+        if error.status != codes.NOT_FOUND:
+            raise
+    try:
+        there = _projects_listed(client)
+    except RequestRefused:
+        raise SettingsError(
+            f"AL_LABEL_STUDIO_URL={client.url} is the address of a page: give that of Label Studio itself, mostly "
+            "http://host:port"
+        ) from None
+    raise SettingsError(
+        f"Label Studio shows the user of AL_LABEL_STUDIO_API_KEY no project {project_id}; {there}: is --project right, "
+        "and is the key one of a user of the project?"
+    )
 
 
 def _projects_listed(client: LabelStudioClient) -> str:
@@ -350,7 +377,7 @@ def connect_project(
     client = client or LabelStudioClient.from_settings(settings)
     url = backend_url.rstrip("/")
     check_backend_address(url)
-    project, backend = client.project(project_id), find_backend(client, project_id, url)
+    project, backend = read_project(client, project_id), find_backend(client, project_id, url)
     # Everything that can be wrong is checked before anything is changed.
     config = parse_label_config(project["label_config"])
     if backend is None and profile is not None and f"{OPTION_PREFIX}profile" not in config.attributes:
@@ -358,7 +385,8 @@ def connect_project(
     elif backend is not None and options is not None and (kept := (backend.get("extra_params") or {}).get("profile")):
         options = {"profile": kept, **options}
     params = (backend or {}).get("extra_params") if options is None else options
-    resolved = ProjectOptions.resolve(dict(params or {}), config.attributes)
+    spell = None if options is None else OPTION_SPELT
+    resolved = ProjectOptions.resolve(dict(params or {}), config.attributes, spell=spell)
     learned = question(config, resolved)
     held_before = client.model_versions(project_id) if backend is None else {}
     connection = _Connection(client, settings, project_id, url)
@@ -437,7 +465,7 @@ class _Connection:
                 self._client.delete_backend(int(half["id"]))
             if hide:
                 self._client.patch_project(self._project_id, {"show_collab_predictions": True})
-            raise _with_remedy(error) from None
+            raise _with_remedy(error, self._url) from None
         except Unreachable as error:  # Label Studio may have added the backend
             raise Unreachable(error.what, f"{error.remedy}; then run `connect` again, which completes it") from None
         return backend
@@ -453,7 +481,7 @@ class _Connection:
         try:
             self._client.patch_backend(int(backend["id"]), fields)
         except RequestRefused as error:
-            raise _with_remedy(error) from None
+            raise _with_remedy(error, self._url) from None
         self.changes.append(f"updated the backend {self._url}: {', '.join(changes) or 'credentials'}")
 
     def set_webhook(self) -> None:
@@ -499,9 +527,8 @@ class _Connection:
             raise LabelStudioError(f"project {self._project_id} holds no complete connection to {self._url}: try again")
         if backend["state"] != CONNECTED:
             problem = str(backend.get("error_message") or backend.get("readable_state"))
-            remedy = hint(problem)
-            raise LabelStudioError(
-                f"Label Studio cannot work with the backend {self._url}: {problem}{f'; {remedy}' if remedy else ''}"
+            raise _with_remedy(
+                LabelStudioError(f"Label Studio cannot work with the backend {self._url}: {problem}"), self._url
             )
 
     def _find_webhook(self) -> Json | None:
@@ -513,6 +540,10 @@ class _Connection:
         return bool((webhook.get("headers") or {}) != wanted_webhook(self._settings, self._url, webhook)["headers"])
 
 
-def _with_remedy(error: RequestRefused) -> LabelStudioError:
-    remedy = hint(str(error), error.status)
-    return LabelStudioError(f"{error}; {remedy}") if remedy else error
+def _with_remedy(error: LabelStudioError, url: str) -> LabelStudioError:
+    """The error with its remedy; a page of text from the library that Label Studio calls with becomes its reason."""
+    for reason, remedy in NOT_REACHED.items():
+        if reason in str(error):
+            return LabelStudioError(f"Label Studio cannot reach the backend {url} ({reason}): {remedy}")
+    found = hint(str(error), error.status if isinstance(error, RequestRefused) else None)
+    return LabelStudioError(f"{error}; {found}") if found else error

@@ -260,9 +260,9 @@ def statuses(store: RoundStore, queue: RoundQueue, *, analysed: bool = True) -> 
     return [replace(_status_of(one, store, queue, analysed=analysed), workers=workers) for one in connections]
 
 
-def status_of(connection: Connection, store: RoundStore, queue: RoundQueue) -> ProjectStatus:
-    """One project with its analysis, as far as it can be read; see ``statuses``."""
-    return replace(_status_of(connection, store, queue, analysed=True), workers=_workers(queue))
+def status_of(connection: Connection, store: RoundStore, queue: RoundQueue, *, analysed: bool = True) -> ProjectStatus:
+    """One project, by default with its analysis, as far as it can be read; see ``statuses``."""
+    return replace(_status_of(connection, store, queue, analysed=analysed), workers=_workers(queue))
 
 
 def _workers(queue: RoundQueue) -> int | None:

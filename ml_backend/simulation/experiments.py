@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ml_backend.acquisition import seeded_order
-from ml_backend.errors import RoundError, SettingsError
+from ml_backend.errors import RoundError, SettingsError, did_you_mean
 from ml_backend.images.cache import ImageCache
 from ml_backend.images.source import FolderSource
 from ml_backend.model.backbones import load_backbone
@@ -131,7 +131,8 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
     console = console or Console()
     spec = EXPERIMENTS.get(options.name)
     if spec is None:
-        raise SettingsError(f"there is no experiment {options.name!r}; known are {', '.join(EXPERIMENTS)}")
+        known = f"known are {', '.join(EXPERIMENTS)}{did_you_mean(options.name, EXPERIMENTS)}"
+        raise SettingsError(f"there is no experiment {options.name!r}; {known}")
     if options.seeds is not None and options.seeds < 1:
         raise SettingsError(f"--seeds {options.seeds}: expected 1 or more")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from ml_backend.config import PROFILES, ProjectOptions
-from ml_backend.errors import SettingsError
+from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
 from ml_backend.simulation.plan import INITIAL, WITH_FLAGS, StudyPlan
@@ -18,7 +18,7 @@ from ml_backend.storage.atomic import read_record
 
 Loss = Literal["weighted", "unweighted"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
-OF_THE_STUDY: Final = {"strategy": "--strategies", "seed": "--seeds", "loss": "--loss"}
+OF_THE_STUDY: Final = {"strategy": "--strategy", "seed": "--seeds", "loss": "--loss"}
 SEEDS: Final = "20"
 OLDER_DEFAULTS: Final[Mapping[str, object]] = {
     "min_labels_per_class": 25,
@@ -36,7 +36,7 @@ class SimulateOptions:
     """The options of ``ml-backend simulate``, as strings of the command line; its ``--help`` describes all of them.
 
     Attributes:
-        strategies: names, separated by commas.
+        strategies: names, separated by commas: the option ``--strategy``.
         seeds: their number (``20``, the default, means 0 to 19), or a list (``3,5,7``).
         start: ``live``, the default, counts labels as a team would: nothing is labelled at the start, and a validation
             side counts as training side; ``given`` is the paper's protocol. See ``StudyPlan.start``.
@@ -87,7 +87,8 @@ class SimulateOptions:
             if field.name in {"workers", "redis"} or is_default:
                 continue
             for one in value if field.name == "option" else [value]:
-                words += [f"--{field.name.replace('_', '-')}", *([] if one is True else [str(one)])]
+                flag = "strategy" if field.name == "strategies" else field.name.replace("_", "-")
+                words += [f"--{flag}", *([] if one is True else [str(one)])]
         return shlex.join(words)
 
 
@@ -100,7 +101,8 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     if options.workers < 1:
         raise SettingsError(f"--workers {options.workers}: expected 1 or more")
     if options.profile not in PROFILES:
-        raise SettingsError(f"--profile {options.profile!r}: there is no such profile; known are {', '.join(PROFILES)}")
+        known = f"known are {', '.join(PROFILES)}{did_you_mean(options.profile, PROFILES)}"
+        raise SettingsError(f"--profile {options.profile!r}: there is no such profile; {known}")
     defaults: Mapping[str, object] = {}
     if _is_older(options.out):
         # What was the default then.
@@ -193,12 +195,15 @@ def _start(options: SimulateOptions) -> Literal["live", "given"]:
 
 
 def _strategies(options: SimulateOptions) -> tuple[str, ...]:
-    names = _listed(options.strategies, "--strategies", "entropy,mean_std")
+    names = _listed(options.strategies, "--strategy", "entropy,mean_std")
     for name in names:
         if name not in STRATEGIES:
-            raise SettingsError(f"--strategies: there is no strategy {name!r}; known are {', '.join(STRATEGIES)}")
+            raise SettingsError(
+                f"--strategy: there is no strategy {name!r}; known are {', '.join(STRATEGIES)}"
+                f"{did_you_mean(name, STRATEGIES)}"
+            )
     if options.no_random and "random" in names:
-        raise SettingsError("--no-random, but --strategies names random: give one of the two")
+        raise SettingsError("--no-random, but --strategy names random: give one of the two")
     return names if options.no_random or "random" in names else ("random", *names)
 
 
@@ -223,7 +228,11 @@ def _project_options(
         chosen["finetune"] = "head" if chosen.get("finetune", "auto") == "auto" else chosen["finetune"]
     # One T for all strategies: the passes are part of the network that is measured on the test side.
     strategy = "batch_bald" if "batch_bald" in strategies else strategies[0]
-    resolved = ProjectOptions.resolve({**chosen, "strategy": strategy}, environ={})
+    resolved = ProjectOptions.resolve(
+        {**chosen, "strategy": strategy},
+        environ={},
+        spell=lambda name: f"--{name.replace('_', '-')}" if name in WITH_FLAGS else f"-o {name}",
+    )
     if resolved.weights not in {"imagenet", "none"}:
         # A worker may run in another folder.
         resolved = resolved.model_copy(update={"weights": str(Path(resolved.weights).absolute())})

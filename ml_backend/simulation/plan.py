@@ -165,7 +165,7 @@ class StudyPlan(FrozenModel):
         if changed:
             raise SettingsError(
                 f"--out holds a study begun with another command ({'; '.join(changed)}): give a new --out, repeat "
-                f"`{earlier.command}`, or repeat it with more --strategies, more --seeds or a larger --budget"
+                f"`{earlier.command}`, or repeat it with more of --strategy, more --seeds or a larger --budget"
             )
         return earlier.model_copy(update={**grown, "command": self.command}) if grown else earlier
 
@@ -199,7 +199,7 @@ def _typed(of: str, name: str) -> str:
         return f"--imbalance {name}"
     if of == "options" and name not in WITH_FLAGS:
         return "--loss" if name == "loss" else f"--option {name}"
-    flag = f"--{'loss' if name == 'losses' else name.replace('_', '-')}"
+    flag = {"losses": "--loss", "strategies": "--strategy"}.get(name, f"--{name.replace('_', '-')}")
     return f"content of {flag}" if of == "digests" else flag
 
 

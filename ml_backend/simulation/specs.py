@@ -6,6 +6,10 @@ Imports nothing large, so that ``ml-backend experiment --list`` opens at once.
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
 from ml_backend.registry import STRATEGIES
 
 SEVEN: Final = "entropy,mean_std,bald,batch_bald,least_confidence,margin,variation_ratios"
@@ -204,4 +208,19 @@ def markdown() -> str:
         f"### `ml-backend experiment {one.name}`\n\n{one.question}\n\n- Runs: {one.runs}\n- Time: {one.time}\n"
         f"- Expected: {one.expectation}"
         for one in EXPERIMENTS.values()
+    )
+
+
+def print_table() -> None:
+    """Print name, question, seeds and minutes of each experiment, as wide as the terminal."""
+    table = Table(Column("experiment", no_wrap=True), "question", box=SIMPLE_HEAD)
+    for heading in ("seeds", "minutes"):
+        table.add_column(heading, justify="right")
+    for one in EXPERIMENTS.values():
+        table.add_row(one.name, one.question, str(one.seeds), str(one.minutes))
+    console = Console()
+    console.print(table, markup=False)
+    console.print(
+        "minutes: on one core, with synthetic images. `ml-backend experiment NAME` runs one; `--list` gives more",
+        markup=False,
     )

@@ -135,7 +135,7 @@ def test_a_study_is_done_as_it_was_asked_for(command: Command, run_here: Run, tm
     assert printed.rstrip().endswith(f" {Path(asked['--out'], 'report.html')}")
     assert (out / "report.html").stat().st_size > 10_000
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary["strategies"]) == {"random", *asked["--strategies"].split(",")}
+    assert set(summary["strategies"]) == {"random", *asked["--strategy"].split(",")}
     assert len(summary["seeds"]) == int(asked["--seeds"])
     assert summary["variants"] == asked.get("--loss", "").split(",")
     if "--task" in asked:
@@ -191,7 +191,7 @@ def test_help_lists_all_options(command: Command, run: Run) -> None:
 def test_a_worker_elsewhere_does_a_study(command: Command, run: Run, run_here: Run, redis: Redis, environ) -> None:
     """The study of another command, which waits for it."""
     study = next(one for one in COMMANDS if one.text.startswith("ml-backend simulate --start given --labels"))
-    text = f"{study.text} --strategies entropy --no-random --redis {environ['AL_REDIS_URL']}"
+    text = f"{study.text} --strategy entropy --no-random --redis {environ['AL_REDIS_URL']}"
 
     def work() -> str:
         wait_until(redis.dbsize)

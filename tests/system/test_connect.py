@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ def test_says_what_becomes_of_the_owners_predictions(case: Case) -> None:
 def test_a_wrong_option_changes_nothing(case: Case) -> None:
     before = case.project()
 
-    with pytest.raises(SettingsError, match=r"strategie \(from extra_params\): no such option"):
+    with pytest.raises(SettingsError, match="-o strategie: no such option; did you mean 'strategy'"):
         case.connect({"strategie": "bald"})
     assert case.client.backends(case.project_id) == []
     assert case.project() == before
@@ -300,7 +300,7 @@ def test_a_backend_that_fails_later_is_told(case: Case) -> None:
 
 
 def test_a_project_that_is_none(case: Case) -> None:
-    with pytest.raises(LabelStudioError, match="404"):
+    with pytest.raises(SettingsError, match="no project 1000000; "):
         connect_project(Settings.load(), 10**6, case.recorder.url, client=case.client)
 
 
@@ -431,6 +431,13 @@ class TestCommand:
             (tmp_path / f"{name}.xml").write_text(xml)
 
         assert f"{case.project_id} {title!r}" in command.refused()
+        stranger = command.refused("--project", "999999")
+        assert f"no project 999999; {command.client.url} has {case.project_id} {title!r}" in stranger
+        page = {**command.environ, "AL_LABEL_STUDIO_URL": f"{command.client.url}/projects/{case.project_id}"}
+        assert "is the address of a page" in replace(command, environ=page).refused("--project", str(case.project_id))
+        assert "no label config 'severty'" in command.refused(*new, "--config", "severty")
+        away = command.refused("--project", str(case.project_id), url="http://127.0.0.1:1")
+        assert away.startswith("Label Studio cannot reach the backend http://127.0.0.1:1 (Connection refused): does ")
         assert "leave out --create" in command.refused("--project", str(case.project_id), *new)
         assert "one of normal_diseased, severity" in command.refused(*new)
         assert "no label config 'grave' (No such file" in command.refused(*new, "--config", "grave")

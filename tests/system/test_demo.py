@@ -155,7 +155,7 @@ class TestManual:
         new = Command('make demo ARGS="--count 50"', "docs/new.md")
 
         assert [command.text for command in data if command not in COMMANDS] == [
-            "make demo", 'make demo ARGS="--json demo.json"'
+            "make demo", 'make demo ARGS="--summary demo.json"'
         ]  # fmt: skip
         assert new in worth_running([*data, new])
 
@@ -163,7 +163,7 @@ class TestManual:
 class TestDemo:
     def test_a_visitors_table_with_a_bad_row_is_refused_before_anything_starts(self, environ, tmp_path):
         (tmp_path / "labels.csv").write_text("path,label\na.png,mild\n")
-        arguments = command("--images", tmp_path, "--labels", tmp_path / "labels.csv", "--folder", tmp_path / "demo")
+        arguments = command("--images", tmp_path, "--labels", tmp_path / "labels.csv", "--out", tmp_path / "demo")
 
         done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
@@ -174,7 +174,7 @@ class TestDemo:
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
     @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
     def test_however_it_ends_nothing_of_it_runs_on(self, environ, ctrl_c, tmp_path, ending):
-        arguments = command("--rounds", 1, "--count", 30, "--folder", tmp_path / "demo")
+        arguments = command("--rounds", 1, "--count", 30, "--out", tmp_path / "demo")
         demo = subprocess.Popen(arguments, env=environ, stdout=subprocess.PIPE, text=True)
         assert demo.stdout is not None
         for line in demo.stdout:

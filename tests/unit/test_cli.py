@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ml_backend.demo.options import DemoOptions
 from ml_backend.errors import SettingsError
 from ml_backend.simulation.experiments import ExperimentOptions
 from ml_backend.simulation.options import SimulateOptions
+from ml_backend.simulation.specs import EXPERIMENTS
 from tests.command_line import run_cli
 
 RUNNER = CliRunner()
@@ -84,9 +86,9 @@ class TestSimulate:
     def test_hands_every_option_on(self, tmp_path, monkeypatch):
         """Those of the command are those of the study, by the same names."""
         seen = calls_of(STUDY, monkeypatch, stopped=True)
-        words = ["simulate", "--labels", "l.csv", "--out", "o", "--no-random"]
+        words = ["simulate", "--labels", "l.csv", "--out", "o", "--no-random", "--strategy", "bald"]
         given = {
-            "images": "i", "ratings": "r.csv", "features": "f.npz", "strategies": "bald", "seeds": "3",
+            "images": "i", "ratings": "r.csv", "features": "f.npz", "seeds": "3",
             "profile": "paper", "task": "a;b", "imbalance": "a=0.1", "loss": "unweighted", "finetune": "head",
             "backbone": "resnet18", "weights": "none", "passes": "7", "batch-size": "5", "initial": "4",
             "budget": "0.25", "workers": "2", "redis": "redis://h", "device": "cpu",
@@ -99,6 +101,7 @@ class TestSimulate:
         assert result.exit_code == 130
         [options] = seen
         assert options.no_random
+        assert options.strategies == "bald"
         assert {name: str(getattr(options, name.replace("-", "_"))) for name in given} == given
 
     def test_has_the_defaults_of_a_study(self, monkeypatch):
@@ -153,6 +156,87 @@ class TestServe:
 
         assert done.returncode == 1
         assert done.stderr.startswith("ml-backend: --host '192.0.2.1' is no address of this machine")
+
+
+class TestVersion:
+    def test_is_that_of_the_package(self):
+        done = run_cli(["--version"], {})
+
+        assert (done.returncode, done.stdout) == (0, f"ml-backend {version('label-studio-active-learning')}\n")
+
+
+class TestOldNames:
+    @pytest.mark.parametrize("given", [["--folder", "x"], ["--folder=x"]])
+    def test_work_and_say_the_new_one(self, given, monkeypatch):
+        seen = calls_of("ml_backend.demo.run.run_demo", monkeypatch)
+
+        done = RUNNER.invoke(cli.app, ["demo", *given, "--json", "j"])
+
+        assert seen == [DemoOptions(folder=Path("x"), json=Path("j"))]
+        assert done.stderr.splitlines() == [
+            "ml-backend: --folder is deprecated: it is called --out now",
+            "ml-backend: --json is deprecated: it is called --summary now",
+        ]
+
+    def test_are_not_in_the_help_and_new_ones_are_silent(self, monkeypatch):
+        seen = calls_of(STUDY, monkeypatch)
+        given = ["simulate", "--labels", "l", "--out", "o", "--strategy", "bald"]
+
+        assert RUNNER.invoke(cli.app, given).stderr == ""
+        assert RUNNER.invoke(cli.app, ["simulate", "--help"]).output.count("--strategies") == 0
+        assert RUNNER.invoke(cli.app, [*given[:5], "--strategies", "bald"]).exit_code == 0
+        assert seen[0] == seen[1]
+
+    def test_are_told_apart_by_their_command(self):
+        """`--json` of `doctor` is another option."""
+        assert "deprecated" not in RUNNER.invoke(cli.app, ["doctor", "--json"]).stderr
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("typed", "expected"),
+        [
+            ("simulate --strategy entropy,mea", ["entropy,mean_std"]),
+            ("connect -o committ", ["committee="]),
+            ("experiment paper-m", ["paper-multiclass"]),
+            ("strat", ["strategies"]),
+        ],
+    )
+    def test_of_bash(self, typed, expected):
+        asked = {"COMP_WORDS": f"ml-backend {typed}", "COMP_CWORD": str(len(typed.split()))}
+
+        done = run_cli([], {"_ML_BACKEND_COMPLETE": "complete_bash"} | asked)
+
+        assert done.stdout.split() == expected
+
+
+class TestExperiment:
+    def test_without_a_name_prints_a_table(self):
+        done = run_cli(["experiment"], {"COLUMNS": "100"})
+
+        assert done.returncode == 0
+        rows = [line.split() for line in done.stdout.splitlines()]
+        assert ["20", "60"] in [row[-2:] for row in rows if row[:1] == ["profiles"]]
+        assert set(EXPERIMENTS) <= {row[0] for row in rows if row}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["-o", "committee=zero"], "-o committee='zero': input should be a valid integer"),
+        (["-o", "comittee=3"], "-o comittee: no such option; did you mean 'committee'?"),
+        (["--passes", "1"], "--passes=1: input should be greater than or equal to 2"),
+        (["--finetune", "heads"], "--finetune='heads': input should be 'auto', 'head' or 'full'; did you mean 'head'?"),
+        (["--strategy", "Entropie"], "variation_ratios; did you mean 'entropy'?"),
+        (["--profile", "papr"], "known are paper, best; did you mean 'paper'?"),
+    ],
+)
+def test_a_wrong_value_is_named_as_it_was_typed(given, expected, tmp_path):
+    done = run_cli(["simulate", "--labels", "l.csv", "--out", str(tmp_path / "out"), *given], {})
+
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert done.stderr.startswith("ml-backend: -")
 
 
 class TestMain:

@@ -70,17 +70,18 @@ class TestProjectOptions:
     def test_every_mistake_is_reported_at_once_with_its_origin(self):
         with pytest.raises(SettingsError) as caught:
             ProjectOptions.resolve(
-                extra_params={"strategi": "bald", "passes": 1},
+                extra_params={"strategi": "bald", "xyz": 1, "passes": 1},
                 attributes={"model_strategy": "best"},
                 environ={"AL_RESERVE": "-3"},
             )
 
         message = str(caught.value)
-        assert "strategi (from extra_params): no such option; known are profile, strategy" in message
+        assert "strategi (from extra_params): no such option; did you mean 'strategy'?" in message
+        assert "xyz (from extra_params): no such option; known are profile, strategy" in message
         assert "passes=1 (from extra_params)" in message
-        assert "strategy='best' (from Choices tag)" in message
+        assert "model_strategy='best' (from Choices tag)" in message
         assert "batch_bald" in message
-        assert "reserve='-3' (from environment)" in message
+        assert "AL_RESERVE='-3': " in message
         assert len(message.split("; ")) >= 4
 
     def test_a_mistake_is_not_followed_by_its_consequences(self):

@@ -329,6 +329,6 @@ class TestSummaryTable:
 
         text = written(out)
         assert max(map(len, text.splitlines())) <= 80
-        for figure in ("12", "4/5/3", "0.50", "4.0 s", "2.5 s", "32/32 +2", "20/21 +2"):
+        for figure in ("12", "4/5/3", "0.50 (2)", "4.0 s", "2.5 s", "32/32 +2", "20/21 +2"):
             assert figure in text
         assert "…" not in text

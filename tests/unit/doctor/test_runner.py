@@ -1,6 +1,10 @@
 """The runner: what it runs, prints and returns."""
 
 import json
+import os
+import pty
+import re
+import sys
 
 import pytest
 
@@ -77,6 +81,12 @@ class TestLines:
         assert max(map(len, lines)) <= 80
         assert " ".join(lines).replace("->", "").split()[2:] == (words * 2).split()
 
+    def test_are_as_wide_as_they_may_be(self):
+        words = "a remedy that goes on and on " * 9
+
+        assert 100 < max(map(len, lines_of(finding("FAIL", seen=words), 120))) <= 120
+        assert len(lines_of(finding("FAIL", seen=words), 1)) > 9  # there is no such terminal; it must not fail
+
     def test_break_no_address(self):
         """It is there to be copied."""
         address = f"http://backend.example.org:9090/{'x' * 80}"
@@ -138,3 +148,31 @@ class TestRunDoctor:
         told = json.loads(capsys.readouterr().out)
         assert told["url"] == "http://backend.internal:9090"
         assert told["well"] is (status == 0)
+
+    @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+    def test_on_a_terminal_it_has_colours_and_its_width(self, no_color, coloured, monkeypatch):
+        words = "seen " * 30
+        monkeypatch.setattr(runner, "examine", lambda _: iter([finding("FAIL", seen=words, remedy="mend it")]))
+        terminal, program = pty.openpty()
+        for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLORTERM"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("COLUMNS", "132")  # otherwise that of the terminal in which the tests run
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("NO_COLOR", no_color)
+        with os.fdopen(program, "w") as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+
+            assert run_doctor(7, "http://backend.internal:9090/", json=False) == 1
+
+            stream.flush()
+            shown = os.read(terminal, 10_000).decode()
+            while "begin with" not in shown:
+                shown += os.read(terminal, 10_000).decode()
+        os.close(terminal)
+        assert ("\x1b[1;31mFAIL\x1b[0m" in shown) is coloured
+        plain = re.sub(r"\x1b\[[\d;]*m", "", shown).replace("\r\n", "\n")
+        assert plain.splitlines() == [
+            *lines_of(finding("FAIL", seen=words, remedy="mend it"), 132),
+            "",
+            "1 of 1 checks failed; begin with: webhook",
+        ]

@@ -106,10 +106,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"strategies": "entropie"}, "--strategies: there is no strategy 'entropie'; known are badge, bald"),
+            ({"strategies": "entropie"}, "--strategy: there is no strategy 'entropie'; known are badge, bald"),
             ({"strategies": " , "}, "names nothing: expected, for example, entropy,mean_std"),
             ({"strategies": "bald,bald"}, "names bald twice"),
-            ({"strategies": "random", "no_random": True}, "--no-random, but --strategies names random"),
+            ({"strategies": "random", "no_random": True}, "--no-random, but --strategy names random"),
             ({"seeds": "ten"}, "--seeds 'ten': expected how many (10) or which (3,5,7)"),
             ({"seeds": "-1"}, "--seeds '-1'"),
             ({"seeds": "0"}, "--seeds 0: a study needs 1 seed or more; for the seed 0 alone write `0,`"),
@@ -137,8 +137,8 @@ class TestRefusals:
             ({"finetune": "feet"}, "finetune='feet'"),
             ({"weights": "none"}, "--weights none: the network trains on --features"),
             ({"option": ["per_patient=2"]}, "--option per_patient=2: batches of a given start"),
-            ({"passes": 0}, "passes=0"),
-            ({"batch_size": 0}, "batch_size=0"),
+            ({"passes": 0}, "--passes=0"),
+            ({"batch_size": 0}, "--batch-size=0"),
             ({"device": "tpu"}, "--device 'tpu': expected auto, cpu or cuda"),
             ({"features": None}, "give --images, --features, or both"),
             ({"task": "normal"}, "2 are the least"),
@@ -242,7 +242,7 @@ class TestContinued:
         [
             ({"budget": 20}, "(--budget: 30 then, 20 now)"),
             ({"seeds": (0, 2, 3)}, "(--seeds lacks 1)"),
-            ({"strategies": ("random", "bald")}, "(--strategies lacks entropy)"),
+            ({"strategies": ("random", "bald")}, "(--strategy lacks entropy)"),
             ({"losses": ("weighted", "unweighted")}, "(--loss: weighted then, weighted,unweighted now)"),
             ({"task": "a;b"}, "(--task: None then, a;b now)"),
             ({"digests": {"labels": "aa", "features": "cc"}}, "(content of --features: bb then, cc now)"),
