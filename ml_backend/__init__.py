@@ -42,4 +42,21 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     errors         the tree of errors
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml_backend.simulation.frames import simulate
+
+__all__ = ["simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    """``simulate``, imported when it is first used: it loads PyTorch and pandas."""
+    if name != "simulate":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ml_backend.extras import require  # noqa: PLC0415
+
+    require("simulate", "`ml_backend.simulate`")
+    from ml_backend.simulation.frames import simulate  # noqa: PLC0415
+
+    return simulate

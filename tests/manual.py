@@ -109,6 +109,11 @@ RUNNERS: tuple[Runner, ...] = (
     Runner(
         "ml-backend experiment --list", "tests/unit/simulation/test_experiments.py", why="in the process of the test"
     ),
+    Runner(
+        "ml-backend compare",
+        "tests/unit/simulation/test_compare.py",
+        why="in the process of the test, on studies that it writes",
+    ),
     Runner("ml-backend strategies", _TABLES),
     Runner("ml-backend demo --help", _TABLES),
     Runner("ml-backend work --study", _TABLES, "--burst", "it ends when the study is done"),

@@ -11,9 +11,11 @@
     run_log.py    rows of the results; RunLog, from which a stopped run goes on; CSV files and pandas
     parallel.py   runs in processes of this machine, or on rq workers of several
     study.py      simulate: options in, StudyResults out, with a report
+    frames.py     ml_backend.simulate: the same from Python, data frames out
     synthetic.py  synthetic images and simulated readers
 
-    metrics.py, analysis.py, report.py, templates/   results in, report.html out
+    metrics.py, analysis.py, report.py, templates/   results in, report.html and figures out
+    compare.py                                       two finished studies side by side
     specs.py, experiments.py, conclusions.py         ``ml-backend experiment``: what is run, running it, the results
 """
 

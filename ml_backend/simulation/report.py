@@ -417,22 +417,23 @@ class Verdict:
     target: str = ""
 
 
+def labels_ratio_from_random(one: MetricStatistics, group: Group) -> tuple[str, LabelsRatio | None]:
+    """Labels needed by ``random``'s, for the hardest of ``HEADLINE_TARGETS`` that both reach in most pairs."""
+    reference = Group(RANDOM, group.variant)
+    for target in HEADLINE_TARGETS if group != reference else ():
+        found = labels_ratio(one.labels_of(group, target), one.labels_of(reference, target))
+        if found and 0 < found.median < math.inf:
+            return target, found
+    return "", None
+
+
 def verdict(primary: MetricStatistics) -> Verdict | None:
     """The verdict of a study; None where no group can be compared with ``random``."""
     if not primary.differences:
         return None
     # Rounded, so that of equal means the surer one is selected and not the one with the larger rounding error.
     group, best = max(primary.differences.items(), key=lambda named: (round(named[1].mean, 9), named[1].low or 0.0))
-    reference = Group(RANDOM, group.variant)
-    target, ratio = next(
-        (
-            (target, found)
-            for target in HEADLINE_TARGETS
-            if (found := labels_ratio(primary.labels_of(group, target), primary.labels_of(reference, target)))
-            and 0 < found.median < math.inf
-        ),
-        ("", None),
-    )
+    target, ratio = labels_ratio_from_random(primary, group)
     better, worse = best.low is not None and best.low > 0, best.high is not None and best.high < 0
     if ratio is not None:
         better, worse = ratio.high is not None and ratio.high < 1, ratio.low is not None and ratio.low > 1

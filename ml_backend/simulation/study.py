@@ -98,7 +98,8 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
     write_report(results, out / "report.html")
     write_figures(results, out / "figures")
     console.print(conclusion(results), markup=False, highlight=False)
-    say(f"report: {out / 'report.html'}; its curves for a paper, as SVG and PDF: {out / 'figures'}")
+    say(f"learning curves for a paper, as SVG and PDF: {out / 'figures'}")
+    say(f"report: {out / 'report.html'}")
     return results
 
 

@@ -13,6 +13,7 @@ from ml_backend.errors import SettingsError
 from ml_backend.simulation.compare import Comparison, compare
 from ml_backend.simulation.run_log import RunLog, StudyResults
 from ml_backend.storage.atomic import write_record
+from tests.manual import commands_run_by
 from tests.unit.simulation.drawn_results import drawn_metrics, drawn_results
 from tests.unit.simulation.tiny import make_plan
 
@@ -133,10 +134,14 @@ class TestCompare:
 
 def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    folders = [str(write(tmp_path / "a", study(SLOW))), str(write(tmp_path / "b", study(FAST)))]
+    monkeypatch.chdir(tmp_path)
+    [command] = commands_run_by(__file__)
+    _, *words = command.words
+    for name, starts in zip(words[1:], (SLOW, FAST), strict=True):
+        write(Path(name), study(starts))
 
-    text = CliRunner().invoke(app, ["compare", *folders], catch_exceptions=False).stdout
-    printed = json.loads(CliRunner().invoke(app, ["compare", *folders, "--json"], catch_exceptions=False).stdout)
+    text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    printed = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)
 
     assert "Paired: the same data" in text
     assert "0.60 [0.59 to 0.61]" in text

@@ -1,15 +1,19 @@
 """The study from options to results, on a table of features and a real, tiny network."""
 
+import inspect
 import io
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+import ml_backend
 from ml_backend.errors import SettingsError
 from ml_backend.simulation import study
 from ml_backend.simulation.options import SimulateOptions
@@ -142,6 +146,38 @@ class TestSimulate:
         assert results.summary.variants == ("weighted", "unweighted")
         assert [row.run for row in results.rounds] == ["random-weighted-s0", "random-unweighted-s0"]
         assert len(results.baselines) == 2
+
+
+class TestFromPython:
+    def test_data_frames_of_the_engine_of_the_command(self, options, tmp_path):
+        """The same tables as the command writes; two rounds of each run."""
+        given = {field.name: getattr(options, field.name) for field in fields(options)}
+        task = {name: [name] for name in ("normal", "moderate", "severe")}
+        changed = {"seeds": (4, 7), "budget": 11, "option": {"epochs": 20}, "task": task, "quiet": True}
+        found = ml_backend.simulate(**given | changed)
+        text = {"seeds": "4,7", "budget": "11", "option": ("epochs=20",), "out": tmp_path / "command"}
+        simulate(replace(options, **text, task="normal=normal;moderate=moderate;severe=severe"), QUIET)
+
+        assert tables(options.out) == tables(tmp_path / "command")
+        assert found.curves["run"].value_counts().unique().tolist() == [2]
+        assert (len(found.labels_needed), len(found.summary), len(found.baselines)) == (3 * 4, 3 * 2, 2)
+        entropy = found.summary.set_index(["metric", "strategy"]).loc["accuracy", "entropy"]
+        area = found.curves.groupby(["strategy", "seed"])["accuracy"].mean()  # of two rounds, the trapezoid
+        assert entropy["minus_random"] == pytest.approx((area["entropy"] - area["random"]).mean())
+        assert entropy["low"] <= entropy["minus_random"] <= entropy["high"]
+        assert entropy["seeds"] == 2
+
+    def test_options_are_those_of_the_command(self):
+        theirs = {field.name for field in fields(SimulateOptions)}
+
+        assert set(inspect.signature(ml_backend.simulate).parameters) == theirs | {"quiet"}
+
+    def test_costs_nothing_until_it_is_used(self):
+        code = "import ml_backend, sys; assert not {'pydantic', 'pandas', 'torch', 'numpy'} & set(sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+        with pytest.raises(AttributeError, match="no attribute 'simulation_of'"):
+            ml_backend.simulation_of  # noqa: B018
 
 
 class Clock:

@@ -1,0 +1,190 @@
+"""``ml_backend.simulate``: a study from Python, with its results as data frames."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import pandas as pd
+from rich.console import Console
+
+from ml_backend.simulation.analysis import complete_runs, metric_statistics
+from ml_backend.simulation.metrics import METRICS
+from ml_backend.simulation.options import SEEDS, SimulateOptions
+from ml_backend.simulation.report import PRINTED, labels_ratio_from_random
+from ml_backend.simulation.run_log import StudyResults, to_frame
+from ml_backend.simulation.study import simulate as run_study
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulation:
+    """Results of a study as data frames; values that are not defined are NaN.
+
+    Attributes:
+        curves: one row a round of a run that trained a network: ``strategy``, ``variant``, ``seed``, ``round``,
+            ``labels``, ``share`` (of the training images), the test metrics, epochs and seconds.
+        labels_needed: one row a run and metric: the labels at which the smoothed curve reaches each target; ``inf``
+            where it never does.
+        summary: one row a strategy and metric: ``seeds``; ``area``, the median area under the learning curve;
+            ``minus_random``, the mean of the paired differences of the areas from ``random``, with the 95 % interval
+            ``low`` to ``high`` and ``p`` of Wilcoxon's test; ``labels_ratio``, the median of the labels needed for
+            ``target`` divided by those of ``random``, with ``ratio_low`` to ``ratio_high``.
+        baselines: one row a network that was trained on all labels.
+        batches: one row a chosen image.
+        results: the same as records, with the summary of the study.
+        out: folder of the study, with ``report.html`` and the figures.
+    """
+
+    curves: pd.DataFrame
+    labels_needed: pd.DataFrame
+    summary: pd.DataFrame
+    baselines: pd.DataFrame
+    batches: pd.DataFrame
+    results: StudyResults
+    out: Path
+
+
+def simulate(
+    labels: AnyPath,
+    out: AnyPath,
+    *,
+    images: AnyPath | None = None,
+    ratings: AnyPath | None = None,
+    features: AnyPath | None = None,
+    strategies: str | Sequence[str] = ("entropy", "mean_std"),
+    seeds: int | Sequence[int] = int(SEEDS),
+    profile: str = "paper",
+    start: Literal["live", "given"] = "live",
+    task: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    imbalance: Mapping[str, float] | None = None,
+    loss: str | Sequence[str] = "weighted",
+    finetune: str | None = None,
+    backbone: str | None = None,
+    weights: AnyPath | None = None,
+    passes: int | None = None,
+    batch_size: int | None = None,
+    initial: int | None = None,
+    min_labels_per_class: int | None = None,
+    cold_start: str | None = None,
+    option: Mapping[str, object] | None = None,
+    budget: float = 0.5,
+    device: str = "auto",
+    no_random: bool = False,
+    workers: int = 1,
+    redis: str | None = None,
+    quiet: bool = False,
+) -> Simulation:
+    """Run a study on labelled images, or continue one, as ``ml-backend simulate`` does.
+
+    The options are those of the command, with Python's types. A study in ``out`` goes on where it stopped; with more
+    strategies, more seeds or a larger budget it grows.
+
+    Args:
+        labels: CSV file with ``path,label[,patient_id][,split][,source]``.
+        out: folder of the results.
+        images: root of the paths in the table.
+        ratings: CSV file with ``path,rater,label``.
+        features: npz file with ``X`` and ``path``, instead of images.
+        strategies: names of acquisition functions.
+        seeds: their number, or the seeds.
+        profile: defaults of the options below, ``paper`` or ``best``.
+        start: ``live`` counts labels as a team would; ``given`` is the paper's protocol.
+        task: classes, least severe first, each with the labels that it joins; by default those of the table.
+        imbalance: class -> fraction to subsample to.
+        loss: ``weighted``, ``unweighted``, or both.
+        finetune: ``head`` or ``full``.
+        backbone: torchvision's name, ``timm/NAME``, or one for radiographs.
+        weights: ``imagenet``, ``none`` or a file.
+        passes: stochastic forward passes T.
+        batch_size: images per round.
+        initial: labelled images of every class in a given start.
+        min_labels_per_class: labels of two classes before the first network of a live start.
+        cold_start: order before the first network of a live start.
+        option: other project options.
+        budget: most labels of a round: a number (int), or a fraction of the training images (float).
+        device: ``auto``, ``cpu`` or ``cuda``.
+        no_random: leave out the strategy ``random``.
+        workers: processes on this machine; a script then needs ``if __name__ == "__main__":``.
+        redis: address of a Redis whose workers do the runs, instead.
+        quiet: print no progress.
+
+    Raises:
+        SettingsError: an option or a table is wrong, or the folder holds another study.
+        BackendError: a run failed, or the disk or Redis refuses.
+    """
+    options = SimulateOptions(
+        labels=Path(labels),
+        out=Path(out),
+        **{
+            name: None if path is None else Path(path)
+            for name, path in {"images": images, "ratings": ratings, "features": features}.items()
+        },
+        strategies=_listed(strategies),
+        seeds=str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds),
+        profile=profile,
+        start=start,
+        task=_task(task),
+        imbalance=_listed([f"{name}={share}" for name, share in imbalance.items()]) if imbalance else None,
+        loss=_listed(loss),
+        finetune=finetune,
+        backbone=backbone,
+        weights=None if weights is None else os.fspath(weights),
+        passes=passes,
+        batch_size=batch_size,
+        initial=initial,
+        min_labels_per_class=min_labels_per_class,
+        cold_start=cold_start,
+        option=[f"{name}={value}" for name, value in (option or {}).items()],
+        budget=str(budget),
+        device=device,
+        no_random=no_random,
+        workers=workers,
+        redis=redis,
+    )
+    results = run_study(options, Console(quiet=quiet))
+    needed, summary = _statistics(results) if results.rounds else (pd.DataFrame(), pd.DataFrame())
+    return Simulation(
+        curves=to_frame(results.rounds),
+        labels_needed=needed,
+        summary=summary,
+        baselines=to_frame(results.baselines),
+        batches=to_frame(results.batches),
+        results=results,
+        out=options.out,
+    )
+
+
+def _listed(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else ",".join(value)
+
+
+def _task(task: str | Sequence[str] | Mapping[str, Sequence[str]] | None) -> str | None:
+    if task is None or isinstance(task, str):
+        return task
+    if isinstance(task, Mapping):
+        return ";".join(f"{name}={_listed(joined)}" for name, joined in task.items())
+    return ";".join(task)
+
+
+def _statistics(results: StudyResults) -> tuple[pd.DataFrame, pd.DataFrame]:
+    kept, _ = complete_runs(results)
+    needed, rows = [], []
+    for metric in (metric for metric in METRICS if metric.name in PRINTED):
+        one = metric_statistics(metric, kept)
+        needed.append(one.needed_by_run.assign(metric=metric.name))
+        for group in one.groups:
+            ahead, (target, ratio) = one.differences.get(group), labels_ratio_from_random(one, group)
+            row: dict[str, Any] = {"metric": metric.name, "strategy": group.strategy, "variant": group.variant}
+            row["seeds"] = one.curves[
+                (one.curves["strategy"] == group.strategy) & (one.curves["variant"] == group.variant)
+            ]["seed"].nunique()
+            row["area"] = one.areas.by_group[group].median if one.areas else math.nan
+            row |= {"minus_random": ahead and ahead.mean, "low": ahead and ahead.low, "high": ahead and ahead.high}
+            row |= {"p": ahead and ahead.p, "target": target, "labels_ratio": ratio and ratio.median}
+            rows.append(row | {"ratio_low": ratio and ratio.low, "ratio_high": ratio and ratio.high})
+    numbers = ["area", "minus_random", "low", "high", "p", "labels_ratio", "ratio_low", "ratio_high"]
+    return pd.concat(needed, ignore_index=True), pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
