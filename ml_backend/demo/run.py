@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from ml_backend.config import ProjectOptions
 from ml_backend.config.network import bypass_proxies, trusted_certificates
 from ml_backend.demo.options import DemoOptions, Plan, choose_question, make_plan, read_images
 from ml_backend.demo.project import (
@@ -105,7 +106,7 @@ def _run(options: DemoOptions, view: View, stack: ExitStack, *, stay: bool) -> i
     if options.json is not None:
         write_atomically(options.json.absolute(), (summary.model_dump_json(indent=1) + "\n").encode())
     if stay:
-        _stay(services, project_id, follower, view, plan.options.retrain_after)
+        _stay(services, project_id, follower, view, plan.options)
     view.print(
         f"Label Studio, backend and worker end now{'' if stay else ' (--stay keeps them)'}. To repeat the choice of "
         f"every round without them: `. {services.exports} && ml-backend replay --project {project_id}`"
@@ -272,7 +273,7 @@ def _print_summary(summary: Summary, plan: Plan, view: View) -> None:
         )
 
 
-def _stay(services: _Services, project_id: int, follower: RoundFollower, view: View, retrain_after: int) -> None:
+def _stay(services: _Services, project_id: int, follower: RoundFollower, view: View, options: ProjectOptions) -> None:
     """Stay up until Ctrl-C; rounds go on with what the visitor labels."""
     backend = services.backend
     lines = [
@@ -289,7 +290,8 @@ def _stay(services: _Services, project_id: int, follower: RoundFollower, view: V
         f"    . {services.exports}",
         f"    ml-backend doctor --project {project_id} --url {backend.url}",
         f"    ml-backend replay --project {project_id}",
-        f"    ml-backend proof --project {project_id}",
+        # It needs a holdout: with AL_CONTROL_SHARE the demo has one.
+        *([f"    ml-backend proof --project {project_id}"] if options.control_share else []),
         "",
         "[bold]Ctrl-C[/bold] here stops everything.",
     ]
@@ -304,7 +306,7 @@ def _stay(services: _Services, project_id: int, follower: RoundFollower, view: V
                 try:
                     status = follower.poll(patient=True)
                     bars.show(follower, status)
-                    show_labels(view, status.changes, retrain_after)
+                    show_labels(view, status.changes, options.retrain_after)
                 except RoundError as error:
                     # Not the end: more labels may solve it. Printed once.
                     if str(error) != shown:

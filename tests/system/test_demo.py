@@ -15,6 +15,8 @@ import pytest
 
 from ml_backend.demo.options import draw_images
 from ml_backend.demo.summary import Summary
+from ml_backend.label_studio.client import LabelStudioClient
+from tests.command_line import run_cli
 from tests.manual import ROOT, Command, commands_run_by
 
 pytestmark = pytest.mark.system
@@ -130,7 +132,14 @@ class TestManual:
         assert int(served) == int(of) >= 12 * rounds
         assert " ".join(done.stdout.split()).count("; validation accuracy ") == rounds
         assert (checkout / ".demo").is_dir()
-        if "--json" in command.text:
+        exports = (checkout / ".demo" / "exports.sh").read_text()
+        project = re.search(r"replay --project (\d+)", done.stdout)
+        assert project is not None
+        named = dict(shlex.split(line)[1].split("=", 1) for line in exports.splitlines())
+        replayed = run_cli(["replay", "--project", project[1]], named, checkout)
+        assert (replayed.returncode, replayed.stderr) == (0, "")
+        assert len(replayed.stdout.splitlines()) >= rounds
+        if "--summary" in command.text:
             self.require_the_table(checkout / "demo.json", shlex.split(command.words[-1].removeprefix("ARGS=")))
         if "IMAGES=" in command.text:
             assert "drawing images" not in done.stdout
@@ -171,6 +180,23 @@ class TestDemo:
         assert "line 2, column label: 'mild' is not a class" in done.stderr
         assert not (tmp_path / "demo" / "backend.log").exists()
 
+    @staticmethod
+    def require_exports(file: Path, line: str) -> None:
+        """They let `doctor` work on the running demo, and only their owner reads them."""
+        assert file.stat().st_mode & 0o777 == 0o600
+        named = dict(shlex.split(line)[1].split("=", 1) for line in file.read_text().splitlines())
+        project = line.split()[1]
+        with LabelStudioClient(named["AL_LABEL_STUDIO_URL"], named["AL_LABEL_STUDIO_API_KEY"]) as client:
+            [url] = client.backends(int(project))
+
+        done = run_cli(["doctor", "--project", project, "--url", url["url"], "--json"], named)
+
+        found = {one["name"]: one["verdict"] for one in json.loads(done.stdout)["findings"]}
+        assert {name for name, verdict in found.items() if verdict == "FAIL"} == set(), done.stdout
+        assert all(
+            found[name] == "ok" for name in ("API key", "backend", "webhook", "event arrives", "Redis", "worker")
+        )
+
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
     @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
     def test_however_it_ends_nothing_of_it_runs_on(self, environ, ctrl_c, tmp_path, ending):
@@ -181,6 +207,8 @@ class TestDemo:
             if "begin to label" in line:
                 break
         started = descendants(demo.pid)
+        if ending == signal.SIGINT:
+            self.require_exports(tmp_path / "demo" / "exports.sh", line)
 
         demo.send_signal(ending)
         demo.wait(60)

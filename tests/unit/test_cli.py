@@ -1,6 +1,8 @@
 """The command line: help, options, and errors as one line with exit status 1."""
 
+import os
 import socket
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -208,6 +210,13 @@ class TestCompletion:
         done = run_cli([], {"_ML_BACKEND_COMPLETE": "complete_bash"} | asked)
 
         assert done.stdout.split() == expected
+
+    def test_is_installed_for_the_shell_that_asks(self, tmp_path):
+        line = f"{Path(sys.executable).parent}/ml-backend --install-completion; exit $?"  # bash stays the parent
+        subprocess.run(["bash", "-c", line], env={**os.environ, "HOME": str(tmp_path)}, check=True, capture_output=True)
+
+        [script] = tmp_path.rglob("ml-backend.sh")
+        assert "complete -o default -F _ml_backend_completion ml-backend" in script.read_text()
 
 
 class TestExperiment:
