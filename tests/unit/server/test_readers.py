@@ -8,9 +8,11 @@ import pytest
 from flask.testing import FlaskClient
 
 from ml_backend.analytics.overview import analyse
+from ml_backend.errors import QueueError
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.scheduling import QueueStatus
 from ml_backend.scheduling.connections import configuration
+from ml_backend.schemas import ProjectKey
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Pause
 from tests.unit.server.memory import PROJECT
@@ -113,6 +115,18 @@ class TestReaders:
         Pause(store.project(PROJECT).folder).begin(20)
 
         assert figures(connected)["Next ranking"] == "– paused: the order stays as it is"
+
+    def test_goes_on_without_redis(self, connected, store, queue, monkeypatch):
+        """An error's page would not reload by itself."""
+        reconciled(store, answers=9)
+
+        def fails(_: ProjectKey) -> QueueStatus:
+            raise QueueError("Redis does not answer")
+
+        monkeypatch.setattr(queue, "status", fails)
+
+        assert figures(connected)["Next ranking"] == "– not known at the moment"
+        assert figures(connected)["Labelled in all"] == "9"
 
     def test_its_owner_finds_it(self, connected):
         page = connected.get(f"/projects/{PROJECT}", headers={"Accept": "text/html"}).text
