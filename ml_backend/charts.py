@@ -44,8 +44,8 @@ class Line:
         name: label at the end of the line.
         x: ascending, at least one value.
         y: one value at every ``x``.
-        low, high: edges of the band at every ``x``; empty without a band.
-        n: images that each value is measured on; empty where they are not shown.
+        low, high: edges of the band at the last of the ``x``; empty without a band.
+        n: images that each of these is measured on; empty where they are not shown.
         meaning: text of the legend.
     """
 
@@ -417,14 +417,14 @@ def path(points: Sequence[tuple[float, float]]) -> str:
 
 def _draw_line(root: ET.Element, axes: Axes, line: Line, *, dots: bool) -> None:
     def points(values: Sequence[float]) -> list[tuple[float, float]]:
-        return [(axes.x(x), axes.y(v)) for x, v in zip(line.x, values, strict=True)]
+        return [(axes.x(x), axes.y(v)) for x, v in zip(line.x[-len(values) :], values, strict=True)]
 
     group = _add(root, "g", {"class": _style(line.style)})
     middle = points(line.y)
     if len(line.low):
         upper, lower = points(line.high), points(line.low)
         _add(group, "path", {"class": "band", "d": path([*upper, *reversed(lower)]) + "Z"})
-        if len(middle) == 1:  # a band without a width
+        if len(upper) == 1:  # a band without a width
             _add(group, "path", {"class": "tie", "d": path([*upper, *lower])})
     if len(middle) > 1:
         _add(group, "path", {"class": "line", "d": path(middle)} | _dash(line.style))
@@ -452,8 +452,10 @@ def _draw_hover(root: ET.Element, axes: Axes, lines: Sequence[Line], *, percent_
         here.sort(key=lambda found: -found[0].y[found[1]])
         words = [f"{100 * x:.1f} % labelled" if percent_x else f"{x:.0f} labels"]
         for line, place in here:
-            middle, *band = (value_words(v[place], percent=percent) for v in (line.y, line.low, line.high) if len(v))
-            of = f" of {line.n[place]} images" if line.n else ""
+            from_end = place - len(line.x)
+            shown = [v[from_end] for v in (line.y, line.low, line.high) if -from_end <= len(v)]
+            middle, *band = (value_words(value, percent=percent) for value in shown)
+            of = f" of {line.n[from_end]} images" if -from_end <= len(line.n) else ""
             words.append(f"{line.name}: {middle}" + (f" [{'–'.join(band)}]" if band else "") + of)
         box: dict[str, str | float] = {"class": "strip", "x": left, "y": axes.top}
         size = {"width": max(right - left, 0.1), "height": axes.bottom - axes.top}

@@ -9,7 +9,7 @@ from ml_backend.analytics.evaluation import (
     newcombe,
     wilson,
 )
-from ml_backend.analytics.history import same_classes
+from ml_backend.analytics.history import Confusion, same_classes
 from ml_backend.analytics.standing import Standing
 from ml_backend.analytics.stopping import LEVEL_ROUNDS, count, in_minutes, slope
 from ml_backend.schemas import FitReport
@@ -121,6 +121,20 @@ def _images_to_show(first: FitReport, last: FitReport) -> int:
     shares = (first.validation_accuracy, last.validation_accuracy)
     variance = sum(share * (1 - share) for share in shares)
     return int(float(f"{1.96**2 * variance / (shares[1] - shares[0]) ** 2:.1e}"))
+
+
+def confusion_answer(confusion: Confusion) -> str:
+    """Which class is most often taken for which other.
+
+    Args:
+        confusion: of one round; at least one image.
+    """
+    of_label = {label: sum(row.values()) for label, row in confusion.items()}
+    wrong = [(n, label, name) for label, row in confusion.items() for name, n in row.items() if name != label and n]
+    if not wrong:
+        return f"It confuses nothing: right about all {sum(of_label.values())} images."
+    n, label, name = max(wrong, key=lambda one: one[0])
+    return f"Most often it takes '{label}' for '{name}': {n} of {of_label[label]} images of '{label}'."
 
 
 def pays_answer(

@@ -1,9 +1,10 @@
 """What rounds and readers have left on record: insights of rounds, changes of the strategy, answers, ground truths."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import takewhile
-from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import structlog
 from pydantic import AwareDatetime, Field
@@ -28,6 +29,8 @@ _LONGEST_S = 1e12
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
+Confusion: TypeAlias = dict[str, dict[str, Count]]
+"""Label -> predicted class -> images; classes least severe first."""
 How = Literal["connected", "at once", "with the next round"]
 
 log = structlog.get_logger(__name__)
@@ -86,6 +89,12 @@ class HeldOutPredictions(FrozenModel):
     """Predictions for every validation image of a round; of an ensemble, for every labelled image."""
 
     images: tuple[HeldOutImage, ...]
+
+    def confusion(self) -> Confusion:
+        """The confusion matrix of these images."""
+        counts = Counter((one.label, one.predicted) for one in self.images)
+        classes = self.images[0].probs if self.images else ()
+        return {label: {name: counts[label, name] for name in classes} for label in classes}
 
     def disagreements(self) -> list[HeldOutImage]:
         """The images whose label is not the predicted class, most confident prediction first."""

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Final, NamedTuple, TypeVar
 
 import structlog
+from pydantic import Field
 
 from ml_backend.analytics.agreement import NOISE, stored_noise, stored_snapshots
 from ml_backend.analytics.evaluation import (
@@ -24,8 +25,11 @@ from ml_backend.analytics.evaluation import (
     stored_labels_by_origin,
 )
 from ml_backend.analytics.history import (
+    HELD_OUT,
     INSIGHT,
+    Confusion,
     GroundTruths,
+    HeldOutPredictions,
     ImageInsight,
     RoundInsight,
     StrategyChange,
@@ -48,6 +52,8 @@ from ml_backend.schemas import FrozenModel
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
 from ml_backend.storage.rounds import RankedImage
 
+CONFUSIONS: Final = 20
+"""Last rounds whose predictions for labelled images are counted: each is a file of all labels."""
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -70,6 +76,7 @@ class Analysis(FrozenModel):
         control: accuracy on holdout images; None where no round had a holdout.
         stopping: None before the first training.
         seconds_an_image: median time of an answer; None where none was measured.
+        confusions: round -> labels against predictions of networks that were not trained on them, of the last rounds.
     """
 
     inputs: str
@@ -81,6 +88,7 @@ class Analysis(FrozenModel):
     control: HoldoutEstimate | None = None
     stopping: StopAdvice | None = None
     seconds_an_image: float | None = None
+    confusions: dict[str, Confusion] = Field(default={})
 
 
 def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOptions) -> Analysis:
@@ -164,6 +172,11 @@ def _analysis(
         orders = project.orders()
         return order_fidelity(orders, answers) if orders and mirror is not None else None
 
+    def confusions() -> dict[str, Confusion]:
+        last = project.rounds_with(HELD_OUT)[-CONFUSIONS:]
+        records = {one: project.record(one, HELD_OUT, HeldOutPredictions) for one in last}
+        return {one: found.confusion() for one, found in records.items() if found is not None and found.images}
+
     control, now = _readable(holdout), _readable(standing)
     seconds = seconds_an_image([one.lead_time_s for one in answers])
     return Analysis(
@@ -176,6 +189,7 @@ def _analysis(
         control=control,
         stopping=_readable(stopping),
         seconds_an_image=seconds,
+        confusions=_readable(confusions) or {},
     )
 
 
@@ -216,6 +230,7 @@ class Overview(FrozenModel):
         chosen: by the round that is served; else by the last one.
         start: what the next training waits for; see ``Standing``.
         proof: the last comparison with random images, where one was made.
+        confusions: see ``Analysis``.
     """
 
     rounds: tuple[RoundSummary, ...] = ()
@@ -229,6 +244,7 @@ class Overview(FrozenModel):
     proof: ActiveAgainstRandom | None = None
     ground_truths: GroundTruths | None = None
     duplicates: Duplicates | None = None
+    confusions: dict[str, Confusion] = Field(default={})
 
     def as_json(self) -> dict[str, object]:
         """The same for a program, without what only the store needs."""
@@ -257,6 +273,7 @@ def overview(project: ProjectStore, analysis: Analysis | None = None, served: st
         control=analysis.control,
         ground_truths=analysis.ground_truths,
         duplicates=analysis.duplicates,
+        confusions=analysis.confusions,
         proof=_readable(lambda: project.project_record(PROOF, ActiveAgainstRandom)),
         start=None if analysis.standing is None else analysis.standing.start,
     )

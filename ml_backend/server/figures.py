@@ -2,14 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from markupsafe import Markup
 
 from ml_backend.analytics.evaluation import WINDOW as CONTROL_WINDOW
 from ml_backend.analytics.evaluation import ActiveAgainstRandom, HoldoutEstimate, wilson
+from ml_backend.analytics.history import Confusion
 from ml_backend.charts import Line, bar_chart, line_chart
 from ml_backend.schemas import FitReport
 from ml_backend.storage import RoundSummary
+
+_NO_CONFUSIONS: Final[Mapping[str, Confusion]] = {}
 
 
 def learning_lines(
@@ -74,16 +78,36 @@ def _random_labels(proof: ActiveAgainstRandom) -> Line:
     )
 
 
-def recall_lines(rounds: Sequence[RoundSummary]) -> list[Line]:
-    """Recall of every class on the validation images."""
-    fits = _fits(rounds)
-    recalls = {
-        name: [(x, recall) for x, fit in fits if (recall := fit.validation_recall.get(name)) is not None]
-        for name in dict.fromkeys(name for _, fit in fits for name in fit.validation_recall)
-    }
-    return _restyled(
-        Line(style=1, name=name, x=[x for x, _ in points], y=[y for _, y in points]) for name, points in recalls.items()
-    )
+def recall_lines(rounds: Sequence[RoundSummary], confusions: Mapping[str, Confusion] = _NO_CONFUSIONS) -> list[Line]:
+    """Recall of every class on the validation images, with its interval where their number is known.
+
+    Args:
+        rounds: of the project, oldest first.
+        confusions: of its last rounds.
+    """
+    trained = [one for one in rounds if one.fit is not None and one.trained]
+    classes = dict.fromkeys(name for one in trained if one.fit is not None for name in one.fit.validation_recall)
+    return _restyled(_recall_line(name, trained, confusions) for name in classes)
+
+
+def _recall_line(name: str, trained: Sequence[RoundSummary], confusions: Mapping[str, Confusion]) -> Line:
+    x: list[float] = []
+    y: list[float] = []
+    counts: list[tuple[int, int]] = []  # correct and all, of the last rounds that have them without a gap
+    for one in trained:
+        row = confusions.get(one.round_id, {}).get(name, {})
+        recall = None if one.fit is None else one.fit.validation_recall.get(name)
+        if n := sum(row.values()):
+            counts.append((row[name], n))
+            recall = row[name] / n
+        elif recall is not None:
+            counts.clear()
+        if recall is not None:
+            x.append(float(one.labels))
+            y.append(recall)
+    intervals = [wilson(correct, n) for correct, n in counts]
+    low, high, of = [low for low, _ in intervals], [high for _, high in intervals], [n for _, n in counts]
+    return Line(style=1, name=name, x=x, y=y, low=low, high=high, n=of)
 
 
 def _span(counts: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ import structlog
 from flask import Blueprint, Response, jsonify, render_template, request
 from markupsafe import Markup
 
-from ml_backend.analytics.answers import learning_answer, pays_answer
+from ml_backend.analytics.answers import confusion_answer, learning_answer, pays_answer, share_words
 from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, HoldoutEstimate
 from ml_backend.analytics.overview import (
     BatchImage,
@@ -256,13 +256,14 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
     """
     rounds = found.rounds
     last = rounds[-1] if rounds else None
-    learning, recall = learning_lines(rounds, found.control, found.proof), recall_lines(rounds)
+    learning, recall = learning_lines(rounds, found.control, found.proof), recall_lines(rounds, found.confusions)
     insight = found.chosen.insight if found.chosen else None
     return {
         "status": status,
         "found": found,
         "running": running_of(status, rounds, now),
         "learns": learning_answer(rounds),
+        "confusion": _confusion(found),
         "pays": _pays(status, found) if last and status.fit else "",
         "last": last,
         "cold": _cold_start(status, last),
@@ -299,6 +300,28 @@ def round_view(
         "exclusions": report.exclusions[:LISTED_EXCLUSIONS],
         "more_exclusions": max(len(report.exclusions) - LISTED_EXCLUSIONS, 0),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusionTable:
+    """The newest network's labels against predictions; a row's recall is in words, with its interval."""
+
+    round_id: str
+    answer: str
+    images: int
+    rows: list[tuple[str, dict[str, int], str]]
+
+
+def _confusion(found: Overview) -> ConfusionTable | None:
+    last = next((one.round_id for one in reversed(found.rounds) if one.trained), "")
+    if last not in found.confusions:
+        return None
+    counts, rows = found.confusions[last], list[tuple[str, dict[str, int], str]]()
+    for label, row in counts.items():
+        n = sum(row.values())
+        rows.append((label, row, f"{share_words(row[label] / n, n)} of {n}" if n else "no image"))
+    images = sum(sum(row.values()) for row in counts.values())
+    return ConfusionTable(round_id=last, answer=confusion_answer(counts), images=images, rows=rows)
 
 
 def _pays(status: ProjectStatus, found: Overview) -> str:

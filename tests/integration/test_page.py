@@ -75,6 +75,18 @@ class TestSentences:
         ]
         assert "Randomly drawn images" in told["When to stop?"]
 
+    def test_a_confusion_leads_to_its_images(self, client):
+        """As many as the matrix counts, each of that label and prediction."""
+        page = client.get(PAGE, headers={"Accept": "text/html"}).text
+        cells = re.findall(r'href="\.\.(/projects/[^"]*/images\?label=(\w+)&amp;predicted=(\w+))"[^>]*>(\d+)<', page)
+        counts = figures(client)["confusions"]["r000014"]
+
+        assert {(label, name): int(n) for _, label, name, n in cells} == {
+            (label, name): n for label, row in counts.items() for name, n in row.items() if n
+        }
+        for path, _, _, n in cells:
+            assert f"<b>{n}</b> image" in client.get(unescape(path), headers={"Accept": "text/html"}).text
+
     def test_where_there_is_no_network_yet(self, tmp_path, queue):
         store = prepare(tmp_path, rounds=2)
         client = create_app(Settings.load(data_dir=store.root), queue).test_client()

@@ -6,6 +6,7 @@ import pytest
 
 from ml_backend.analytics.answers import (
     accuracy_answer,
+    confusion_answer,
     labelled_answer,
     learning_answer,
     next_answer,
@@ -105,6 +106,14 @@ class TestLearning:
 
         assert learning_answer([*before, *after]) == learning_answer(after)
         assert learning_answer([]) == ""
+
+
+class TestConfusion:
+    def test_names_the_most_frequent_mistake(self):
+        found = {"normal": {"normal": 9, "severe": 3}, "severe": {"normal": 2, "severe": 6}}
+
+        assert confusion_answer(found) == "Most often it takes 'normal' for 'severe': 3 of 12 images of 'normal'."
+        assert "all 1 images" in confusion_answer({"normal": {"normal": 1, "severe": 0}})
 
 
 PROOF = ActiveAgainstRandom(

@@ -75,6 +75,22 @@ def test_recall_has_a_line_a_class_of_the_rounds_that_have_one():
     ]
 
 
+def test_recall_has_an_interval_where_its_images_were_counted():
+    """The first round is of a version that counted none; 3 of 4 in the second, 6 of 8 in the third."""
+    confusions = {
+        f"r{number:06d}": {"normal": {"normal": 3 * n, "severe": n}, "severe": {"normal": 0, "severe": 0}}
+        for number, n in ((2, 1), (3, 2))
+    }
+    fit = make_fit().model_copy(update={"validation_recall": {"normal": 0.5, "severe": None}})
+    rounds = [one.model_copy(update={"fit": fit}) for one in ROUNDS]
+    [normal] = recall_lines(rounds, confusions)
+
+    assert (normal.y, normal.n) == ([0.5, 0.75, 0.75], [4, 8])
+    assert list(zip(normal.low, normal.high, strict=True)) == [wilson(3, 4), wilson(6, 8)]
+    root = ET.fromstring(shares_chart("recall", "Recall", [normal]))
+    assert [str(one.text).rpartition(" of ")[2] for one in root.iter("title")][-2:] == ["4 images", "8 images"]
+
+
 class TestSharesChart:
     def test_description_has_the_last_values(self):
         root = ET.fromstring(shares_chart("learning", "Accuracy", learning_lines(ROUNDS, ENOUGH)))
