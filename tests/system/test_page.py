@@ -28,6 +28,8 @@ pytestmark = [pytest.mark.system, pytest.mark.browser]
 
 WIDTHS = {1400: 1000, 390: 844}  # CSS pixels: a desk, a phone
 TIMEOUT_S = 30
+TIMES = ("/", f"/projects/{KEY}", f"/projects/{KEY}/rounds/r000009")
+"""Pages that show moments, in the browser's time zone."""
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,9 @@ class TestPage:
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         assert complaints(browser) == []
         assert serious_findings(browser) == []
+        times = browser.execute_script("return [...document.querySelectorAll('time')].map(t => [t.title, t.innerText])")
+        assert all(title.endswith(" UTC") and "UTC" not in shown for title, shown in times)
+        assert bool(times) == (path in TIMES)
         if path == f"/projects/{KEY}" and scheme == "light":
             assert len(browser.find_elements(By.CSS_SELECTOR, ".tiles img")) == 11
             picture(browser, f"page-{width}.png")

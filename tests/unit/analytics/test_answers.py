@@ -90,6 +90,9 @@ class TestLearning:
             pytest.param([0.60, 0.65, 0.70, 0.75], 20, "Probably", id="few images, and a straight line upwards"),
             pytest.param([0.2, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7], 20, "Yes", id="a fall within two standard errors"),
             pytest.param([0.2, *[0.95 - 0.02 * n for n in range(15)]], 20, "Not lately", id="a fall beyond them"),
+            pytest.param(
+                [0.2, *[0.95 - 0.02 * n + 0.08 * (n % 2) for n in range(15)]], 20, "Not lately", id="by four of them"
+            ),
             pytest.param([0.5], 20, "Too early to tell", id="one network"),
         ],
     )

@@ -102,6 +102,7 @@ class FakeStudio:
         return {
             "id": 2,
             "email": "admin@example.com",
+            "title": "Chest",
             "created_at": "2026-11-22T21:59:34.027258Z",
             "min_annotations_to_start_training": 1,
             "model_version": self.model_version,

@@ -88,6 +88,10 @@ def test_recall_has_an_interval_where_its_images_were_counted():
     assert (normal.y, normal.n) == ([0.5, 0.75, 0.75], [4, 8])
     assert list(zip(normal.low, normal.high, strict=True)) == [wilson(3, 4), wilson(6, 8)]
     root = ET.fromstring(shares_chart("recall", "Recall", [normal]))
+    band, dots = root.find(".//path[@class='band']"), root.findall(".//circle")
+    assert band is not None
+    assert float(str(band.get("d"))[1:].split()[0]) == float(str(dots[1].get("cx")))
+    assert recall_lines(rounds, confusions | {"r000003": {}})[0].n == []
     assert [str(one.text).rpartition(" of ")[2] for one in root.iter("title")][-2:] == ["4 images", "8 images"]
 
 

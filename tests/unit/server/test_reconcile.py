@@ -317,7 +317,7 @@ class TestWhatLabelStudioHolds:
         reconciler.look()
 
         seen = readings.serving(Serving)
-        assert (seen.version, seen.held, seen.there, queue.requests) == ("v", 3, 58, [])
+        assert (seen.title, seen.version, seen.held, seen.there, queue.requests) == ("Chest", "v", 3, 58, [])
 
     @pytest.mark.parametrize("running", [None, "labels"])
     def test_the_analysis_is_ready_for_the_page(self, reconciler, queue, store, monkeypatch, running):

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from ml_backend import errors
 from ml_backend.errors import QueueError
 from ml_backend.label_studio.publisher import Serving
 from ml_backend.scheduling import LastError, Progress, QueueStatus
 from ml_backend.schemas import FitReport
-from ml_backend.server.status import LISTED_IMAGES
+from ml_backend.server.status import LISTED_IMAGES, REMEDIES
 from ml_backend.storage.project_state import Quarantine, ReadingStore
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT, payload
@@ -69,6 +70,9 @@ class TestIndex:
             remedy, cause = page.index("Ask your operator to provide the weights"), page.index("&lt;b&gt;no weights")
             assert remedy < cause
             assert 'again by itself at <time datetime="2026-01-01T00:00:00+00:00">2026-01-01 00:00 UTC</time>' in page
+
+    def test_remedies_are_of_errors_that_exist(self):
+        assert {name for name in REMEDIES if not issubclass(getattr(errors, name), errors.BackendError)} == set()
 
     def test_is_named_as_in_label_studio(self, connected, store):
         named = Serving.model_validate(SEEN | {"version": None, "title": "<b>Chest</b>"})
