@@ -352,7 +352,7 @@ def _locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise ServiceError(
                 f"another demo (process {file.read().strip() or 'unknown'}) runs in {folder}: "
-                "stop it with Ctrl-C, or choose another --folder"
+                "stop it with Ctrl-C, or choose another --out"
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -153,7 +153,7 @@ class StudyPlan(FrozenModel):
         for name in ("strategies", "seeds"):
             mine, theirs = getattr(self, name), getattr(earlier, name)
             if lacking := [one for one in theirs if one not in mine]:
-                changed.append(f"--{name} lacks {_short(lacking)}")
+                changed.append(f"{_named(name)} lacks {_short(lacking)}")
             elif len(mine) > len(theirs):
                 grown[name] = mine
         if self.budget < earlier.budget:
@@ -161,7 +161,7 @@ class StudyPlan(FrozenModel):
         elif self.budget > earlier.budget:
             grown["budget"] = self.budget
         if grown and "start" not in earlier.model_fields_set:
-            changed.append(f"--{min(grown)}: a study from before there was --start does not grow")
+            changed.append(f"{_named(min(grown))}: a study from before there was --start does not grow")
         if changed:
             raise SettingsError(
                 f"--out holds a study begun with another command ({'; '.join(changed)}): give a new --out, repeat "
@@ -199,8 +199,11 @@ def _typed(of: str, name: str) -> str:
         return f"--imbalance {name}"
     if of == "options" and name not in WITH_FLAGS:
         return "--loss" if name == "loss" else f"--option {name}"
-    flag = {"losses": "--loss", "strategies": "--strategy"}.get(name, f"--{name.replace('_', '-')}")
-    return f"content of {flag}" if of == "digests" else flag
+    return f"content of {_named(name)}" if of == "digests" else _named(name)
+
+
+def _named(name: str) -> str:
+    return {"losses": "--loss", "strategies": "--strategy"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _short(value: object) -> str:
