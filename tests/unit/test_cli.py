@@ -207,7 +207,15 @@ class TestCompletion:
     def test_of_bash(self, typed, expected):
         asked = {"COMP_WORDS": f"ml-backend {typed}", "COMP_CWORD": str(len(typed.split()))}
 
-        done = run_cli([], {"_ML_BACKEND_COMPLETE": "complete_bash"} | asked)
+        # A process of its own: the completion's variable is named after the program.
+        program = Path(sys.executable).with_name("ml-backend")
+        done = subprocess.run(
+            [program],
+            env=os.environ | {"_ML_BACKEND_COMPLETE": "complete_bash"} | asked,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
         assert done.stdout.split() == expected
 
