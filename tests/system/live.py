@@ -162,10 +162,10 @@ class LiveProject:
         self.start_training()
         return self.wait_for(lambda report: report.fit is not None and report.request.round_id not in before)
 
-    def page(self, accept: str = "text/html") -> httpx.Response:
-        """The owner's page of this project, or its JSON."""
+    def page(self, accept: str = "text/html", below: str = "") -> httpx.Response:
+        """The owner's page of this project, or one below it; or its JSON."""
         auth = (self.backend.user, self.backend.password)
-        url = f"{self.backend.url}/projects/{self.follower.project}"
+        url = f"{self.backend.url}/projects/{self.follower.project}{below}"
         return httpx.get(url, headers={"Accept": accept}, auth=auth, timeout=60).raise_for_status()
 
     def run(self, *words: str, **environ: str) -> CompletedProcess[str]:

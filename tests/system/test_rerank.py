@@ -2,6 +2,7 @@
 
 import re
 
+import httpx
 import numpy as np
 import pytest
 
@@ -24,6 +25,18 @@ def edit_config(project: LiveProject, strategy: str) -> None:
     edited, times = re.subn(r'model_strategy="\w+"', f'model_strategy="{strategy}"', config)
     assert times == 1
     project.client.patch_project(project.id, {"label_config": edited})
+
+
+def choose(project: LiveProject, **options: str) -> None:
+    """Change options in the form of the project's page, and leave the others as it shows them."""
+    page = project.page("text/html", "/options")
+    form = page.text.partition("<form")[2].partition("</form")[0]
+    shown = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form))
+    shown["strategy"] = re.findall(r'<option value="(\w+)" selected', form)[0]
+    origin = {"Origin": project.backend.url, "Accept": "text/html"}
+    auth = (project.backend.user, project.backend.password)
+    answer = httpx.post(str(page.url), data=shown | options, headers=origin, auth=auth, timeout=120)
+    assert answer.status_code == 303, answer.text
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +79,16 @@ class TestAnotherStrategy:
         assert "none yet" not in page
 
     def test_in_the_connection_is_served_at_once_by_the_saved_network(self, project):
+        """Chosen on the page, by a form that the page fills with what is there."""
         base = project.newest()[0].base
+        before = project.client.backends(project.id)[0]["extra_params"]
 
-        report, published = project.after(lambda: project.connect(strategy="typiclust", batch_size=6))
+        report, published = project.after(lambda: choose(project, strategy="typiclust", batch_size="6"))
+
+        after = project.client.backends(project.id)[0]["extra_params"]
+        assert after == before | {"strategy": "typiclust", "batch_size": 6}
+        page = project.page("text/html", "/options").text
+        assert f"UTC, {project.backend.user}: strategy margin → typiclust, batch_size 4 → 6" in page
 
         assert (report.request.strategy, report.request.reason, report.base) == ("typiclust", "rerank", base)
         assert (report.ranking.strategy, report.ranking.batch_size) == ("typiclust", 6)
