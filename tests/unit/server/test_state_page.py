@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.schemas import Ranking
+from ml_backend.schemas import Ranking, round_name
 from ml_backend.server.app import create_app
 from ml_backend.storage import RoundStore
 from tests.fakes import make_fit, make_report
@@ -42,7 +42,7 @@ class TestState:
         assert re.search(r'<th scope="row">dropout</th><td class="wrap">0.5</td>', answer.text)
         newest = project.latest_summary()
         for one in project.summaries()[0]:
-            assert f'<th scope="row">{one.round_id}</th>' in answer.text
+            assert f'<th scope="row">{round_name(one.round_id).capitalize()}</th>' in answer.text
         assert f"accuracy {newest.fit.validation_accuracy:.3f}" in answer.text
         assert ", ".join(f"{name} {count}" for name, count in newest.labels_per_class.items()) in answer.text
         assert answer.text.count("<svg") >= 3
