@@ -45,9 +45,9 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ml_backend.simulation.frames import simulate
+    from ml_backend.simulation.frames import simulate as simulate
 
-__all__ = ["simulate"]
+__all__: list[str] = []
 
 
 def __getattr__(name: str) -> Any:

@@ -253,7 +253,7 @@ def simulate(
         str,
         typer.Option(
             "--strategy",
-            help=f"acquisition functions, separated by commas: {', '.join(STRATEGIES)}",
+            help=f"acquisition functions, separated by commas: {', '.join(STRATEGIES)}; or module:function",
             autocompletion=_strategies,
         ),
     ] = "entropy,mean_std",

@@ -6,9 +6,11 @@ behind them, so the web process lists every acquisition function and never loads
 """
 
 import ast
+import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -175,6 +177,37 @@ def load_acquisition_function(name: str) -> Callable[..., Any]:
         raise SettingsError(f"acquisition function {name} ({module}:{function}) cannot be loaded: {error}") from error
 
 
+def add_function(target: str) -> str:
+    """Make an importable function a strategy of this process, by the name ``module:function``.
+
+    Its specification is that of ``acquisition_function``; a function without one takes ``probs`` and nothing else. The
+    working directory is searched too. It imports code by name: never call it with a name that came over the network.
+
+    Returns:
+        The source text of the function.
+
+    Raises:
+        SettingsError: it cannot be imported, has no source, or takes no ``probs``.
+    """
+    module, _, name = target.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        function = getattr(import_module(module), name)
+        source = inspect.getsource(function)
+        spec = next(_declared(source, module), None)
+        if spec is None:
+            spec = StrategySpec(target, "a function of this study", "score", "any", target, target=target)
+            inspect.signature(function).bind(probs=None)
+    except Exception as error:
+        raise SettingsError(
+            f"strategy {target!r} cannot be used: {error}; expected module:function, importable from {here} or "
+            "installed, with @acquisition_function or of the one argument probs"
+        ) from error
+    STRATEGIES[target] = replace(spec, name=target)
+    return source
+
+
 def strategy_spec(name: str) -> StrategySpec:
     """Specification of an acquisition function.
 
@@ -200,7 +233,8 @@ def markdown_table() -> str:
 @cache
 def _built_in() -> dict[str, StrategySpec]:
     folder = Path(__file__).parent / "acquisition"
-    found = [spec for path in folder.glob("*.py") for spec in _declared(path, f"ml_backend.acquisition.{path.stem}")]
+    modules = {f"ml_backend.acquisition.{path.stem}": path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    found = [spec for module, source in modules.items() for spec in _declared(source, module)]
     return {spec.name: spec for spec in sorted(found, key=lambda spec: spec.name)}
 
 
@@ -227,7 +261,7 @@ def _of_entry_point(point: EntryPoint) -> StrategySpec:
         path = path.parent.joinpath(*rest)
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     target = f"{point.module}:{point.attr}"
-    for spec in _declared(path, point.module):
+    for spec in _declared(path.read_text(encoding="utf-8"), point.module):
         if spec.target == target:
             if spec.name != point.name:
                 raise ValueError(f"its decorator names it {spec.name!r}")
@@ -235,9 +269,9 @@ def _of_entry_point(point: EntryPoint) -> StrategySpec:
     raise ValueError(f"{path} has no function {point.attr} decorated with @acquisition_function")
 
 
-def _declared(path: Path, module: str) -> Iterator[StrategySpec]:
-    """Specifications of the decorated functions in a source file."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+def _declared(source: str, module: str) -> Iterator[StrategySpec]:
+    """Specifications of the decorated functions in a source text."""
+    for node in ast.parse(source).body:
         if not isinstance(node, ast.FunctionDef):
             continue
         for call in node.decorator_list:

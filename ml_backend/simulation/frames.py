@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -55,7 +55,7 @@ def simulate(
     images: AnyPath | None = None,
     ratings: AnyPath | None = None,
     features: AnyPath | None = None,
-    strategies: str | Sequence[str] = ("entropy", "mean_std"),
+    strategies: str | Sequence[str | Callable[..., Any]] = ("entropy", "mean_std"),
     seeds: int | Sequence[int] = int(SEEDS),
     profile: str = "paper",
     start: Literal["live", "given"] = "live",
@@ -89,7 +89,8 @@ def simulate(
         images: root of the paths in the table.
         ratings: CSV file with ``path,rater,label``.
         features: npz file with ``X`` and ``path``, instead of images.
-        strategies: names of acquisition functions.
+        strategies: acquisition functions: names, ``module:function``, or functions of your own, which take ``probs`` or
+            have ``acquisition_function``; with several workers, only such as can be imported.
         seeds: their number, or the seeds.
         profile: defaults of the options below, ``paper`` or ``best``.
         start: ``live`` counts labels as a team would; ``given`` is the paper's protocol.
@@ -123,7 +124,9 @@ def simulate(
             name: None if path is None else Path(path)
             for name, path in {"images": images, "ratings": ratings, "features": features}.items()
         },
-        strategies=_listed(strategies),
+        strategies=strategies
+        if isinstance(strategies, str)
+        else _listed([one if isinstance(one, str) else f"{one.__module__}:{one.__qualname__}" for one in strategies]),
         seeds=str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds),
         profile=profile,
         start=start,

@@ -13,7 +13,7 @@ from ml_backend.config import PROFILES, ProjectOptions
 from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
-from ml_backend.simulation.plan import INITIAL, WITH_FLAGS, StudyPlan
+from ml_backend.simulation.plan import INITIAL, WITH_FLAGS, StudyPlan, digest_of_function
 from ml_backend.storage.atomic import read_record
 
 Loss = Literal["weighted", "unweighted"]
@@ -132,7 +132,7 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         imbalance=imbalance,
         join_validation=start == "live",
     )
-    digests = dict(data.digests)
+    digests = {**data.digests, **{name: digest_of_function(name) for name in strategies if ":" in name}}
     if chosen.weights not in {"imagenet", "none"} and options.features is None:
         try:
             digests["weights"] = sha256(Path(chosen.weights))
@@ -197,9 +197,11 @@ def _start(options: SimulateOptions) -> Literal["live", "given"]:
 def _strategies(options: SimulateOptions) -> tuple[str, ...]:
     names = _listed(options.strategies, "--strategy", "entropy,mean_std")
     for name in names:
-        if name not in STRATEGIES:
+        if ":" in name:
+            digest_of_function(name)
+        elif name not in STRATEGIES:
             raise SettingsError(
-                f"--strategy: there is no strategy {name!r}; known are {', '.join(STRATEGIES)}"
+                f"--strategy: there is no strategy {name!r}; known are {', '.join(STRATEGIES)}, or module:function"
                 f"{did_you_mean(name, STRATEGIES)}"
             )
     if options.no_random and "random" in names:

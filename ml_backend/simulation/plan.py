@@ -1,5 +1,6 @@
 """The plan of a study: its runs, tables and options, kept as ``plan.json`` beside the results."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal
 
@@ -7,6 +8,7 @@ from pydantic import Field
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
+from ml_backend.registry import add_function
 from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
 
 RANDOM: Final = "random"
@@ -54,7 +56,7 @@ class StudyPlan(FrozenModel):
         budget: labels that a round trains on at most.
         options: ``ProjectOptions`` as JSON; each run has its own strategy, seed and loss.
         device: resolved, since another one gives other bits.
-        digests: labels, ratings, features, weights -> SHA-256.
+        digests: labels, ratings, features, weights, strategies as ``module:function`` (their source) -> SHA-256.
         versions: package -> version.
     """
 
@@ -77,6 +79,16 @@ class StudyPlan(FrozenModel):
     device: Literal["cpu", "cuda"]
     digests: dict[str, str]
     versions: dict[str, str]
+
+    def add_functions(self) -> None:
+        """Make the study's own functions strategies of this process.
+
+        Raises:
+            SettingsError: one cannot be imported, or has changed since the study began.
+        """
+        for name in self.strategies:
+            if ":" in name and digest_of_function(name) != self.digests.get(name):
+                raise SettingsError(f"the code of {name} has changed since the study began: give a new --out")
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -148,12 +160,15 @@ class StudyPlan(FrozenModel):
         """
         now, before = self.model_dump(mode="json"), earlier.model_dump(mode="json")
         now["options"] = {name: value for name, value in now["options"].items() if name in earlier.options}
+        # The code of functions that the study grows by.
+        known = before["digests"]
+        now["digests"] = {name: one for name, one in now["digests"].items() if ":" not in name or name in known}
         changed = [f"{name}: {_short(old)} then, {_short(new)} now" for name, old, new in _changes(before, now)]
         grown = {}
         for name in ("strategies", "seeds"):
             mine, theirs = getattr(self, name), getattr(earlier, name)
             if lacking := [one for one in theirs if one not in mine]:
-                changed.append(f"{_named(name)} lacks {_short(lacking)}")
+                changed.append(f"{_typed('', name)} lacks {_short(lacking)}")
             elif len(mine) > len(theirs):
                 grown[name] = mine
         if self.budget < earlier.budget:
@@ -161,13 +176,20 @@ class StudyPlan(FrozenModel):
         elif self.budget > earlier.budget:
             grown["budget"] = self.budget
         if grown and "start" not in earlier.model_fields_set:
-            changed.append(f"{_named(min(grown))}: a study from before there was --start does not grow")
+            changed.append(f"{_typed('', min(grown))}: a study from before there was --start does not grow")
         if changed:
             raise SettingsError(
                 f"--out holds a study begun with another command ({'; '.join(changed)}): give a new --out, repeat "
                 f"`{earlier.command}`, or repeat it with more of --strategy, more --seeds or a larger --budget"
             )
-        return earlier.model_copy(update={**grown, "command": self.command}) if grown else earlier
+        if not grown:
+            return earlier
+        return earlier.model_copy(update={**grown, "command": self.command, "digests": self.digests})
+
+
+def digest_of_function(target: str) -> str:
+    """Make a function a strategy, see ``registry.add_function``; the SHA-256 of its source."""
+    return hashlib.sha256(add_function(target).encode()).hexdigest()
 
 
 def differences(first: StudyPlan, second: StudyPlan) -> list[tuple[str, str, str]]:
@@ -199,11 +221,10 @@ def _typed(of: str, name: str) -> str:
         return f"--imbalance {name}"
     if of == "options" and name not in WITH_FLAGS:
         return "--loss" if name == "loss" else f"--option {name}"
-    return f"content of {_named(name)}" if of == "digests" else _named(name)
-
-
-def _named(name: str) -> str:
-    return {"losses": "--loss", "strategies": "--strategy"}.get(name, f"--{name.replace('_', '-')}")
+    if ":" in name:
+        return f"code of {name}"
+    flag = {"losses": "--loss", "strategies": "--strategy"}.get(name, f"--{name.replace('_', '-')}")
+    return f"content of {flag}" if of == "digests" else flag
 
 
 def _short(value: object) -> str:

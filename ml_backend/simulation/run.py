@@ -68,8 +68,9 @@ def open_study(plan: StudyPlan, out: Path, data: DataSet | None = None) -> Study
         data: of the plan, where it was read already.
 
     Raises:
-        SettingsError: a table is wrong, or has changed since the study began.
+        SettingsError: a table or a function is wrong, or has changed since the study began.
     """
+    plan.add_functions()
     opened = load_data(plan) if data is None else data
     ids = [image.id for image in opened.images]
     table = None if opened.features is None else FeatureTable(ids, opened.features)

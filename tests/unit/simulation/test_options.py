@@ -261,6 +261,14 @@ class TestContinued:
         assert message in str(refused.value)
         assert "give a new --out, repeat `ml-backend simulate" in str(refused.value)
 
+    def test_own_functions_are_compared_by_their_code(self):
+        digests = {"labels": "aa", "features": "bb", "own:score": "cc"}
+        grown = tiny_plan(start="given", strategies=("random", "entropy", "own:score"), digests=digests)
+
+        assert grown.continued(tiny_plan(start="given")) == grown
+        with pytest.raises(SettingsError, match=r"\(code of own:score: cc then, dd now\)"):
+            grown.model_copy(update={"digests": digests | {"own:score": "dd"}}).continued(grown)
+
     def test_a_study_without_a_start_goes_on_and_does_not_grow(self):
         with pytest.raises(SettingsError, match="--seeds: a study from before there was --start does not grow"):
             tiny_plan(seeds=(0, 1, 2)).continued(tiny_plan())

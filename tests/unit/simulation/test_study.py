@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import linecache
 import re
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 import ml_backend
 from ml_backend.errors import SettingsError
-from ml_backend.simulation import study
+from ml_backend.registry import STRATEGIES
+from ml_backend.simulation import parallel, study
 from ml_backend.simulation.options import SimulateOptions
 from ml_backend.simulation.run import do_run as really_do_run
 from ml_backend.simulation.run_log import StudySummary
@@ -146,6 +149,67 @@ class TestSimulate:
         assert results.summary.variants == ("weighted", "unweighted")
         assert [row.run for row in results.rounds] == ["random-weighted-s0", "random-unweighted-s0"]
         assert len(results.baselines) == 2
+
+
+OWN = """
+from ml_backend.acquisition import acquisition_function
+
+@acquisition_function("x", summary="s", unit="u", range="r", source="o", requires={"features"})
+def declared(features):
+    return features[:, 0]
+
+def plain(probs):
+    return probs.mean(dim=1)[:, -1]
+
+def of_two(probs, features):
+    return probs
+"""
+
+
+class TestOwnFunctions:
+    @pytest.fixture
+    def own(self, tmp_path, monkeypatch):
+        (tmp_path / "own_functions.py").write_text(OWN)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        yield tmp_path / "own_functions.py"
+        for name in [name for name in STRATEGIES if ":" in name]:
+            del STRATEGIES[name]
+        sys.modules.pop("own_functions", None)
+
+    def test_rank_by_module_and_name_in_any_process(self, own, options):
+        chosen = replace(options, strategies="own_functions:declared,own_functions:plain", no_random=True, budget="6")
+        results = simulate(chosen, QUIET)
+
+        assert [row.strategy for row in results.rounds] == ["own_functions:declared", "own_functions:plain"]
+        assert STRATEGIES["own_functions:declared"].needs == {"features"}
+        data = np.load(options.features)
+        first = dict(zip(data["path"], data["X"][:, 0], strict=True))
+        picks = [row for row in results.batches if row.strategy == "own_functions:declared"]
+        assert [row.score for row in picks] == pytest.approx([first[row.image_id] for row in picks])
+        STRATEGIES.pop("own_functions:plain")
+        assert parallel.run(str(options.out), "own_functions:plain-s0") is None
+
+        own.write_text(OWN.replace("-1]", "0]"))
+        linecache.checkcache()
+        sys.modules.pop("own_functions")
+        refused = parallel.run(str(options.out), "own_functions:plain-s0")
+        assert refused is not None
+        assert "the code of own_functions:plain has changed" in refused
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("own_functions:no", "module 'own_functions' has no attribute 'no'; expected module:function"),
+            ("no_module:f", "No module named 'no_module'"),
+            ("own_functions:of_two", "missing a required argument: 'features'"),
+        ],
+    )
+    def test_name_what_is_wrong(self, own, options, name, message):
+        with pytest.raises(SettingsError) as refused:
+            simulate(replace(options, strategies=name), QUIET)
+
+        assert message in str(refused.value)
 
 
 class TestFromPython:
