@@ -49,6 +49,16 @@ class TestRunLog:
         assert (log.rounds_done(), log.is_done) == (0, False)
         assert not (tmp_path / "runs").exists()
 
+    def test_done_under_a_smaller_budget_is_not_done_under_a_larger_one(self, tmp_path):
+        """A mark without a number is of an earlier version: done, until the study grows."""
+        RunLog(tmp_path, "r", 20).finish()
+
+        assert [RunLog(tmp_path, "r", budget).is_done for budget in (19, 20, 21)] == [True, True, False]
+        (tmp_path / "runs" / "r" / "done").write_bytes(b"")
+        assert RunLog(tmp_path, "r", 21).is_done
+        RunLog(tmp_path, "r").reopen()
+        assert not RunLog(tmp_path, "r").is_done
+
     def test_counts_its_rounds(self, log):
         assert log.rounds_done() == len(log.read()[0]) == 5
         assert log.is_done
