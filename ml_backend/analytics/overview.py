@@ -352,7 +352,7 @@ def _undecided(image: ImageInsight) -> str:
 
 
 def _disagreement(image: ImageInsight) -> str:
-    return f"the passes disagree: {_of_maximum(image.epistemic, image)} of the maximum"
+    return f"its prediction varies from pass to pass, by {_of_maximum(image.epistemic, image)} of the maximum"
 
 
 def _of_maximum(nats: float, image: ImageInsight) -> str:
@@ -376,7 +376,7 @@ _SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
     "herding": lambda _: f"{_UNLIKE}: represents images that no labelled one represents",
     "least_confidence": lambda image: f"unsure of its prediction, {_most_probable(image)[0]}",
     "margin": lambda image: f"small margin between {' and '.join(_most_probable(image)[:2])}",
-    "mean_std": lambda image: f"the passes disagree: {100 * image.score:.0f} points about a class's probability",
+    "mean_std": lambda image: f"its prediction varies from pass to pass, by {100 * image.score:.0f} points a class",
     "power_bald": lambda image: f"{_disagreement(image)}; spread over the pool at random",
     "random": lambda _: "drawn at random",
     "typiclust": lambda _: f"{_UNLIKE}: typical of a group of images without a label",

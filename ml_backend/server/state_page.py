@@ -31,7 +31,8 @@ def state(key: str) -> Response:
     connection, project = find_project(key)
     status = status_of(connection, context().store, context().queue)
     found = overview(project, status.analysis, None if status.published is None else status.published.round_id)
-    learning, recall = learning_lines(found.rounds, found.control), recall_lines(found.rounds)
+    learning = learning_lines(found.rounds, found.control, found.proof)
+    recall = recall_lines(found.rounds, found.confusions)
     insight = found.chosen.insight if found.chosen else None
     last = found.rounds[-1] if found.rounds else None
     options, defaults = status.options, ProjectOptions(profile="paper")

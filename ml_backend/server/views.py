@@ -31,7 +31,7 @@ from ml_backend.charts import legend
 from ml_backend.errors import UnknownProject, UnknownRound
 from ml_backend.label_studio.connect import ONE_CONNECTION
 from ml_backend.label_studio.formats import Form, ProjectAnswer, RoundAnswer, parse_key
-from ml_backend.label_studio.publisher import ONE_INSTALLATION
+from ml_backend.label_studio.publisher import ONE_INSTALLATION, Serving
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES
 from ml_backend.scheduling import Progress
@@ -538,7 +538,10 @@ def find_round(key: str, round_id: str) -> tuple[Connection, ProjectStore, Round
 
 
 def render(template: str, view: dict[str, object]) -> Response:
-    """A page."""
+    """A page; of a connected project with its title as ``title``."""
+    if isinstance(connection := view.get("connection"), Connection):
+        seen = context().store.project(connection.project).readings.serving(Serving)
+        view = {"title": (seen and seen.title) or f"Project {connection.project.id}", **view}
     return Response(render_template(template, **view), content_type=HTML)
 
 

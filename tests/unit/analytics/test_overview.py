@@ -295,7 +295,7 @@ IMAGE = ImageInsight(
 )
 SAID = {
     "badge": "differs from the others of its batch",
-    "bald": "the passes disagree: 28 % of the maximum",  # 0.31 of log 3
+    "bald": "its prediction varies from pass to pass, by 28 % of the maximum",  # 0.31 of log 3
     "batch_bald": "differs from the others of its batch: adds 23 % of what a label can hold",
     "class_balanced": "undecided between moderate 48 % and severe 43 %, in a batch that is divided over the classes",
     "core_set": "differs from the others of its batch: 0.25 from the nearest",
@@ -304,8 +304,8 @@ SAID = {
     "herding": "differs from the others of its batch: represents images",
     "least_confidence": "unsure of its prediction, moderate 48 %",
     "margin": "small margin between moderate 48 % and severe 43 %",
-    "mean_std": "the passes disagree: 25 points",
-    "power_bald": "the passes disagree: 28 % of the maximum; spread over the pool at random",
+    "mean_std": "its prediction varies from pass to pass, by 25 points",
+    "power_bald": "its prediction varies from pass to pass, by 28 % of the maximum; spread over the pool at random",
     "random": "drawn at random",
     "typiclust": "differs from the others of its batch: typical",
     "uherding": "stands for 0.25 uncertain images without a label near them",

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
+from ml_backend.label_studio.publisher import Serving
 from ml_backend.schemas import HeldOutImage, Ranking
 from ml_backend.server.images_page import PER_PAGE
 from tests.fakes import make_report
@@ -39,6 +40,21 @@ def tested(connected, store):
     project.set_record("r000001", HELD_OUT, HeldOutPredictions(images=held_out))
     project.thumbnails.keep("r000001", [("3", b"\xff\xd8jpeg")])
     return connected
+
+
+@pytest.mark.parametrize("page", ["images", "options", "state", "rounds/r000001"])
+def test_a_page_names_the_project_by_its_title(tested, store, page):
+    def names():
+        text = tested.get(f"/projects/{PROJECT}/{page}", headers=HTML).text
+        return re.findall(r'href="[./]*projects/[\d.]+">([^<]*)</a>', text)[:1]
+
+    assert names() == [f"Project {PROJECT.id}"]
+    seen = Serving(
+        version=None, there=0, held=0, model_version="", sampling=None, maximum_annotations=1,
+        show_collab_predictions=True, title="Chests <2026>",
+    )  # fmt: skip
+    store.project(PROJECT).readings.keep_serving(seen)
+    assert names() == ["Chests &lt;2026&gt;"]
 
 
 class TestWall:

@@ -162,6 +162,6 @@ def test_the_first_images_by_each_strategy(studio, store):
     page = studio.client.get(PAGE, headers=HTML).text
 
     assert "<h3>mean_std (chosen)</h3>" in page
-    assert "the passes disagree: 50 % of the maximum" in page
+    assert "its prediction varies from pass to pass, by 50 % of the maximum" in page
     assert "undecided between a 60 % and b 40 %" in page
     assert page.count("thumbs/7.jpg") == 3
