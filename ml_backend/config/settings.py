@@ -633,14 +633,19 @@ class ProjectOptions(BaseModel):
     @classmethod
     def mistakes(cls, extra_params: Mapping[str, object], attributes: Mapping[str, str]) -> dict[str, str]:
         """What ``resolve`` would refuse, by option; empty where it accepts all."""
-        merged: dict[str, object] = {}
-        for _, layer in cls._layers(extra_params, attributes, None):
-            merged |= layer
         try:
-            cls.model_validate(merged)
+            cls.model_validate(cls.given(extra_params, attributes))
         except ValidationError as error:
             return explained(error, cls.model_fields, str)
         return {}
+
+    @classmethod
+    def given(cls, extra_params: Mapping[str, object], attributes: Mapping[str, str]) -> dict[str, object]:
+        """The values that ``resolve`` merges, as they were given and before they are checked."""
+        merged: dict[str, object] = {}
+        for _, layer in cls._layers(extra_params, attributes, None):
+            merged |= layer
+        return merged
 
     @classmethod
     def overridden(

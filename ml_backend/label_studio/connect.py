@@ -405,6 +405,24 @@ def connect_project(
     return [learned, *(connection.changes or [NOTHING_TO_CHANGE]), *notes]
 
 
+def update_options(
+    client: LabelStudioClient, settings: Settings, project_id: int, backend: Json, options: Json
+) -> None:
+    """Replace the options of a connection, and nothing else of the project.
+
+    Args:
+        client: of Label Studio.
+        settings: with the credentials that callers of this backend must give.
+        project_id: of Label Studio.
+        backend: the connection, as ``LabelStudioClient.backends`` lists it.
+        options: checked by ``ProjectOptions.resolve``.
+
+    Raises:
+        LabelStudioError: Label Studio refused.
+    """
+    _Connection(client, settings, project_id, str(backend["url"])).update_backend(backend, options)
+
+
 def prediction_notes(client: LabelStudioClient, project_id: int, before: Mapping[str, int]) -> list[str]:
     """What the owner should know of the predictions that a project holds.
 

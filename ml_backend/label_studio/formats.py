@@ -768,8 +768,13 @@ class Form(_Body):
 
 
 class OptionsForm(Form):
-    """The form of a project's options; each as it was typed."""
+    """The form of a project's options; each as it was typed.
 
+    Attributes:
+        shown: JSON object of the values that the form showed; only what differs from them is changed.
+    """
+
+    shown: str = "{}"
     strategy: str = ""
     batch_size: str = ""
     reserve: str = ""

@@ -3,20 +3,21 @@
 The options stay where ``connect`` writes them: in the connection of the project in Label Studio.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 from flask import Response, request
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from ml_backend.analytics.history import PREVIEWS, ImageInsight, StrategyPreviews
 from ml_backend.analytics.overview import reason
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError, LabelStudioError, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.connect import ONE_CONNECTION, TITLE, connect_project
+from ml_backend.label_studio.connect import ONE_CONNECTION, TITLE, update_options
 from ml_backend.label_studio.formats import OptionsForm, parse_label_config
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import Connection, FrozenModel
@@ -26,11 +27,13 @@ from ml_backend.server.status import config_of
 from ml_backend.server.views import find_project, pages, render
 from ml_backend.storage import ProjectStore
 
-FIELDS: Final = tuple(name for name in OptionsForm.model_fields if name != "token")
+FIELDS: Final = tuple(name for name in OptionsForm.model_fields if name not in ("token", "shown"))
 CHANGES: Final = "option-changes"
 """Name of the record ``OptionChanges`` of a project."""
 KEPT_CHANGES: Final = 500
 PATIENCE_S: Final = 0.0  # the owner waits for the answer
+
+_SHOWN: Final = TypeAdapter(dict[str, str])
 
 log = structlog.get_logger()
 
@@ -67,11 +70,18 @@ def options(key: str) -> Response:
 def change_options(key: str) -> Response:
     """Change options of a project; the body is ``OptionsForm``."""
     connection, project = find_project(key)
-    form = OptionsForm(token=request.form.get("token", ""), **{n: request.form.get(n, "").strip() for n in FIELDS})
+    form = OptionsForm(
+        **{name: request.form[name].strip() for name in OptionsForm.model_fields if name in request.form}
+    )
     context().tokens.require(key, "options", form.token)
     given = {name: getattr(form, name) for name in FIELDS}
     try:
-        mistakes = _change(connection, project, given)
+        # What was not touched here may have changed elsewhere since the form was opened.
+        shown = _SHOWN.validate_json(form.shown)
+        touched = {name: text for name, text in given.items() if text != shown.get(name)}
+        mistakes = _change(connection, project, touched)
+    except ValidationError:
+        return _form(connection, project, given, {"": "shown: expected a JSON object of texts"}, status=400)
     except BackendError as error:
         log.warning("options not changed", error=str(error))
         return _form(connection, project, given, {"": str(error)}, status=max(error.http_status, 400))
@@ -80,8 +90,8 @@ def change_options(key: str) -> Response:
     return Response(status=303, headers={"Location": f"{relative_url('pages.options', key=key)}?done"})
 
 
-def _change(connection: Connection, project: ProjectStore, given: Mapping[str, str]) -> dict[str, str]:
-    """Write the options that differ from the present ones.
+def _change(connection: Connection, project: ProjectStore, touched: Mapping[str, str]) -> dict[str, str]:
+    """Write those of the touched options that differ from the present ones.
 
     Returns:
         The mistakes by option, where there are any; nothing was changed then.
@@ -103,25 +113,38 @@ def _change(connection: Connection, project: ProjectStore, given: Mapping[str, s
                 + (ONE_CONNECTION if ours else f"run `ml-backend connect --project {key.id}`")
             )
         held: dict[str, object] = dict(ours[0].get("extra_params") or {})
-        present = ProjectOptions.resolve(held, attributes)
-        changed: dict[str, object] = {name: text for name, text in given.items() if text != str(getattr(present, name))}
+        wanted = {**held, **touched}
+        if touched and (mistakes := ProjectOptions.mistakes(wanted, attributes)):
+            return mistakes
+        now = ProjectOptions.resolve(wanted, attributes)
+        before = _values(ProjectOptions.given(held, attributes))
+        # In the option's type: "020" is no change of 20.
+        changed = {name: getattr(now, name) for name in touched if str(getattr(now, name)) != before[name]}
         if not changed:
             return {}
-        if mistakes := ProjectOptions.mistakes(held | changed, attributes):
-            return mistakes
-        now = ProjectOptions.resolve(held | changed, attributes)
-        typed = {name: getattr(now, name) for name in changed}
-        connect_project(settings, key.id, str(ours[0]["url"]), held | typed, client)
+        update_options(client, settings, key.id, ours[0], held | changed)
     change = OptionChange(
         at=datetime.now(UTC),
         by=request.authorization.username or "the page" if request.authorization else "the page",
-        before={name: str(getattr(present, name)) for name in changed},
-        after={name: str(value) for name, value in typed.items()},
+        before={name: before[name] for name in changed},
+        after={name: str(value) for name, value in changed.items()},
     )
-    noted = project.project_record(CHANGES, OptionChanges) or OptionChanges()
-    project.set_project_record(CHANGES, OptionChanges(changes=(*noted.changes, change)[-KEPT_CHANGES:]))
     log.info("options changed", by=change.by, before=change.before, after=change.after)
+    try:
+        noted = project.project_record(CHANGES, OptionChanges) or OptionChanges()
+        project.set_project_record(CHANGES, OptionChanges(changes=(*noted.changes, change)[-KEPT_CHANGES:]))
+    except StorageError as error:
+        log.warning("a change of options cannot be recorded", error=str(error))
     return {}
+
+
+def _values(given: Mapping[str, object]) -> dict[str, str]:
+    """The options of the form as text, as they were given or by default; also where one of them is a mistake."""
+    try:
+        checked = ProjectOptions.model_validate(given)
+    except ValidationError:
+        return {name: str(given.get(name, ProjectOptions.model_fields[name].default)) for name in FIELDS}
+    return {name: str(getattr(checked, name)) for name in FIELDS}
 
 
 def option_changes(project: ProjectStore) -> tuple[OptionChange, ...]:
@@ -143,15 +166,19 @@ def _form(
     said: str | None = None,
     status: int = 200,
 ) -> Response:
-    configured, mistake = config_of(connection)
-    present = ProjectOptions() if configured is None else configured.options
-    mistakes = dict(mistakes or {})
+    _, mistake = config_of(connection)
+    try:
+        attributes = parse_label_config(connection.label_config).attributes
+    except BackendError:  # which `mistake` names
+        attributes = {}
+    values, mistakes = _values(ProjectOptions.given(connection.extra_params, attributes)), dict(mistakes or {})
     page = render(
         "options.html",
         {
             "connection": connection,
             "token": context().tokens.of(str(connection.project), "options"),
-            "values": given or {name: str(getattr(present, name)) for name in FIELDS},
+            "values": given or values,
+            "shown": request.form.get("shown") or json.dumps(values),
             "about": {name: ProjectOptions.model_fields[name].description for name in FIELDS},
             "strategies": STRATEGIES,
             "mistakes": mistakes,
@@ -161,7 +188,7 @@ def _form(
             "said": said,
             "changes": option_changes(project)[::-1],
             "previews": _previews(project),
-            "chosen": present.strategy,
+            "chosen": values["strategy"],
         },
     )
     page.status_code = status

@@ -244,7 +244,7 @@ class TestExperiment:
         (["-o", "comittee=3"], "-o comittee: no such option; did you mean 'committee'?"),
         (["--passes", "1"], "--passes=1: input should be greater than or equal to 2"),
         (["--finetune", "heads"], "--finetune='heads': input should be 'auto', 'head' or 'full'; did you mean 'head'?"),
-        (["--strategy", "Entropie"], "variation_ratios; did you mean 'entropy'?"),
+        (["--strategy", "Entropie"], "or module:function; did you mean 'entropy'?"),
         (["--profile", "papr"], "known are paper, best; did you mean 'paper'?"),
     ],
 )

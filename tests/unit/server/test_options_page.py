@@ -1,5 +1,6 @@
 """The form of the options: what it writes into Label Studio, and what it refuses. Label Studio is in memory."""
 
+import html
 import json
 import re
 from datetime import UTC, datetime
@@ -74,11 +75,22 @@ def studio(store, queue, monkeypatch):
     return found
 
 
+def opened(studio) -> dict[str, str]:
+    """The form as a browser would send it back."""
+    page = (
+        studio.client.get(PAGE, headers=HTML)
+        .text.partition('<form method="post" class="options')[2]
+        .partition("</form")[0]
+    )
+    fields = {
+        re.search(r'name="(\w+)"', tag)[1]: html.unescape(re.search(r'value="([^"]*)"', tag)[1])
+        for tag in re.findall(r"<input[^>]*>", page)
+    }
+    return fields | {"strategy": re.search(r'<option value="(\w+)" selected', page)[1]}
+
+
 def send(studio, **form):
-    found = re.search(r'name="token" value="(\w+)"', studio.client.get(PAGE, headers=HTML).text)
-    assert found
-    shown = {"retrain_after": "20", "per_patient": "2", "token": found[1]}
-    return studio.client.post(PAGE, data=PRESENT | shown | form, headers=HTML)
+    return studio.client.post(PAGE, data=opened(studio) | form, headers=HTML)
 
 
 def test_what_differs_is_written_and_the_rest_is_kept(studio, store):
@@ -119,8 +131,59 @@ def test_a_mistake_is_told_beside_its_field_and_nothing_is_changed(studio, store
 
 def test_nothing_is_written_where_nothing_differs(studio, store):
     assert send(studio).status_code == 303
-    assert "strategy" not in studio.backend["extra_params"]
+    assert send(studio, control_share="0.00", batch_size="020").status_code == 303
+    assert studio.backend["extra_params"] == {"profile": "paper", "epochs": 7}
     assert store.project(PROJECT).project_record(CHANGES, OptionChanges) is None
+
+
+def test_the_owners_settings_in_label_studio_are_left_alone(studio):
+    """Automatic training that the owner switched off, above all."""
+    own = {"min_annotations_to_start_training": 0, "sampling": "Sequential sampling", "maximum_annotations": 3}
+    studio.row |= own
+
+    assert send(studio, batch_size="30").status_code == 303
+    assert studio.backend["extra_params"]["batch_size"] == 30
+    assert studio.row.items() >= own.items()
+    assert studio.webhooks == []
+
+
+def test_what_was_changed_elsewhere_since_the_form_was_opened_stays(studio):
+    form = opened(studio)
+    studio.backend["extra_params"] |= {"batch_size": 50, "retrain_after": 50}
+
+    assert studio.client.post(PAGE, data=form | {"strategy": "bald"}, headers=HTML).status_code == 303
+    assert studio.backend["extra_params"] == {
+        "profile": "paper", "epochs": 7, "batch_size": 50, "retrain_after": 50, "strategy": "bald",
+    }  # fmt: skip
+
+
+def test_a_wrong_option_is_shown_and_can_be_corrected(studio, store):
+    """Of an older version, for example, whose strategy is gone."""
+    studio.backend["extra_params"] |= {"strategy": "nope", "batch_size": 12}
+    [connection] = store.connections()
+    store.connect(connection.model_copy(update={"extra_params": studio.backend["extra_params"]}))
+
+    assert (opened(studio)["strategy"], opened(studio)["batch_size"]) == ("nope", "12")
+    assert send(studio, batch_size="30").status_code == 400
+    assert send(studio, strategy="bald").status_code == 303
+    assert studio.backend["extra_params"] == {"profile": "paper", "epochs": 7, "strategy": "bald", "batch_size": 12}
+
+
+def test_a_change_that_cannot_be_recorded_is_made(studio, store):
+    store.project(PROJECT).set_project_record(CHANGES, OptionChanges())
+    [path] = store.root.rglob(f"{CHANGES}*")
+    path.write_bytes(b"{")
+
+    assert send(studio, strategy="bald").status_code == 303
+    assert studio.backend["extra_params"]["strategy"] == "bald"
+
+
+def test_shown_values_that_are_none(studio):
+    answer = send(studio, shown="[]", strategy="bald")
+
+    assert answer.status_code == 400
+    assert "expected a JSON object" in answer.text
+    assert "strategy" not in studio.backend["extra_params"]
 
 
 def test_label_studio_refuses_or_holds_no_single_connection(studio):

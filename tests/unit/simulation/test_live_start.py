@@ -199,7 +199,8 @@ class TestStudy:
         first = "Live start: every label counts, the start and the validation included."
         page = (options.out / "report.html").read_text()
         assert first in text.getvalue()
-        assert page[page.index("<h1>") :].index(first) < page[page.index("<h1>") :].index('class="headline')
+        body = page[page.index("<body") :]
+        assert body.index(first) < body.index("<h1>") < body.index('class="headline')
         assert results.summary.protocol == first
         table = pd.read_csv(options.out / "rounds.csv")
         assert table["labels"].tolist() == [0, 5, 10, 15, 20, 25] * 4
