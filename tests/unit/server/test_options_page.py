@@ -77,16 +77,11 @@ def studio(store, queue, monkeypatch):
 
 def opened(studio) -> dict[str, str]:
     """The form as a browser would send it back."""
-    page = (
-        studio.client.get(PAGE, headers=HTML)
-        .text.partition('<form method="post" class="options')[2]
-        .partition("</form")[0]
-    )
-    fields = {
-        re.search(r'name="(\w+)"', tag)[1]: html.unescape(re.search(r'value="([^"]*)"', tag)[1])
-        for tag in re.findall(r"<input[^>]*>", page)
-    }
-    return fields | {"strategy": re.search(r'<option value="(\w+)" selected', page)[1]}
+    text = studio.client.get(PAGE, headers=HTML).text.partition('<form method="post" class="options')[2]
+    form = text.partition("</form")[0]
+    fields = re.findall(r'<input[^>]*?name="(\w+)" value="([^"]*)"', form)
+    [strategy] = re.findall(r'<option value="(\w+)" selected', form)
+    return {name: html.unescape(value) for name, value in fields} | {"strategy": strategy}
 
 
 def send(studio, **form):
