@@ -467,7 +467,7 @@ def _cross_calibrated(
 
 def _sentence(n: int, correct: int, low: float, high: float) -> str:
     if n == 0:
-        return "No randomly drawn image has a label yet, so the network's accuracy is not known."
+        return "No randomly drawn image has a label yet, so the accuracy on the remaining images is not known."
     if n < MIN_HOLDOUT_IMAGES:
         below, above = wilson(25, 50)
         return (

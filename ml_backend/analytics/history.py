@@ -24,6 +24,8 @@ HELD_OUT: Final = "held-out"
 """Name of the record ``HeldOutPredictions`` in a round's folder."""
 PREVIEWS: Final = "previews"
 """Name of the record ``StrategyPreviews`` in a round's folder."""
+SHOWN_PREVIEW: Final = 6
+"""Images of a strategy's preview that a page shows; more are kept."""
 
 _LONGEST_S = 1e12
 

@@ -8,7 +8,7 @@ date does.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from importlib.metadata import version
 from typing import Final, NamedTuple, TypeVar
@@ -27,12 +27,14 @@ from ml_backend.analytics.evaluation import (
 from ml_backend.analytics.history import (
     HELD_OUT,
     INSIGHT,
+    PREVIEWS,
     Confusion,
     GroundTruths,
     HeldOutPredictions,
     ImageInsight,
     RoundInsight,
     StrategyChange,
+    StrategyPreviews,
     answers_of,
     ground_truths,
     known_network,
@@ -77,6 +79,7 @@ class Analysis(FrozenModel):
         stopping: None before the first training.
         seconds_an_image: median time of an answer; None where none was measured.
         confusions: round -> labels against predictions of networks that were not trained on them, of the last rounds.
+        answered: of the images that the newest rounds chose or previewed, those that no longer wait for a reader.
     """
 
     inputs: str
@@ -89,6 +92,7 @@ class Analysis(FrozenModel):
     stopping: StopAdvice | None = None
     seconds_an_image: float | None = None
     confusions: dict[str, Confusion] = Field(default={})
+    answered: frozenset[str] = frozenset()
 
 
 def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOptions) -> Analysis:
@@ -122,7 +126,7 @@ def _digest_of_inputs(project: ProjectStore, configured: ProjectConfig, rounds: 
         project.states(("tasks", "same-content", "quarantine", "published")),
         [(one.round_id, one.report_bytes) for one in rounds],
         # Measured after the round was published; those of earlier rounds change no more.
-        project.states((NOISE,), rounds[-1].round_id) if rounds else None,
+        project.states((NOISE, PREVIEWS), rounds[-1].round_id) if rounds else None,
     )
     return blake2b(repr(state).encode(), digest_size=16).hexdigest()
 
@@ -190,7 +194,35 @@ def _analysis(
         stopping=_readable(stopping),
         seconds_an_image=seconds,
         confusions=_readable(confusions) or {},
+        answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
     )
+
+
+def served_round(project: ProjectStore) -> str | None:
+    """The round whose images are shown as chosen next: the one that is served, else the last."""
+    published, ids = project.published(), project.round_ids()
+    return published.round_id if published is not None and published.round_id in ids else ids[-1] if ids else None
+
+
+def newest_previews(project: ProjectStore) -> tuple[str, StrategyPreviews] | None:
+    """The newest round that keeps previews which can be read, and these."""
+    for round_id in reversed(project.rounds_with(PREVIEWS)):
+        if found := _readable(partial(project.cached_record, round_id, PREVIEWS, StrategyPreviews)):
+            return round_id, found
+    return None
+
+
+def _answered(project: ProjectStore, mirror: TaskCache | None, images: TaskImages | None) -> frozenset[str]:
+    """Those of the images that pages show as chosen next, or in a preview, which no longer wait for a reader."""
+    if mirror is None or images is None:
+        return frozenset()
+    served, previews = served_round(project), newest_previews(project)
+    head = None if served is None else project.head(served)
+    shown = [] if head is None else [one.image_id for one in (*head.batch, *head.behind)]
+    if previews is not None:
+        shown += [one.image_id for images in previews[1].first.values() for one in images]
+    tasks = {int(name) for name in shown if name.isdecimal()} & mirror.tasks.keys()
+    return frozenset(map(str, tasks.difference(images.waiting(mirror)[0], images.refused)))
 
 
 class BatchImage(RankedImage):

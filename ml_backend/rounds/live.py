@@ -23,6 +23,7 @@ from ml_backend.analytics import INSIGHT
 from ml_backend.analytics.agreement import AGREEMENT, FIXED_SET, NOISE, prediction_snapshot, seed_noise_agreement
 from ml_backend.analytics.history import (
     HELD_OUT,
+    SHOWN_PREVIEW,
     HeldOutPredictions,
     ImageInsight,
     RoundInsight,
@@ -712,13 +713,13 @@ def round_insight(report: RoundReport, outputs: PoolPredictions) -> RoundInsight
     )
 
 
-PREVIEWED = 6
-"""Images of a strategy's preview."""
+KEPT_PREVIEW = 100
+"""Images of a strategy's preview at most: a page shows the first of them that have no answer yet."""
 CHEAP_BATCHES = frozenset({"class_balanced", "power_bald", "random"})
 """Strategies that choose a batch together, and take no longer than those that score one image at a time."""
 
 
-def strategy_previews(outputs: PoolPredictions, seed: int) -> StrategyPreviews:
+def strategy_previews(outputs: PoolPredictions, seed: int, batch_size: int) -> StrategyPreviews:
     """The first images by each strategy that ranks a pool by its probabilities within seconds.
 
     The others need features, gradients or minutes. A plug-in that fails is logged and left out.
@@ -726,7 +727,9 @@ def strategy_previews(outputs: PoolPredictions, seed: int) -> StrategyPreviews:
     Args:
         outputs: predictions of the pool.
         seed: of ties, as in the round.
+        batch_size: of the round; two batches more than are shown are kept, since readers answer the first ones.
     """
+    most = min(SHOWN_PREVIEW + 2 * batch_size, KEPT_PREVIEW)
     arrival = sorted(range(len(outputs.image_ids)), key=lambda i: natural_order(outputs.image_ids[i]))
     ids, probs = [outputs.image_ids[i] for i in arrival], torch.from_numpy(outputs.probs[arrival])
     found = {}
@@ -735,11 +738,11 @@ def strategy_previews(outputs: PoolPredictions, seed: int) -> StrategyPreviews:
         if slow or spec.needs - {"probs"} or probs.shape[1] < spec.min_passes:
             continue
         try:
-            ranking = rank(spec.name, probs, PREVIEWED, seed, ids=ids)
+            ranking = rank(spec.name, probs, most, seed, ids=ids)
         except Exception as error:  # noqa: BLE001 - a preview is no reason for a round to fail
             log.warning("a strategy has no preview", strategy=spec.name, error=str(error))
             continue
-        first = enumerate(ranking.order[:PREVIEWED].tolist(), start=1)
+        first = enumerate(ranking.order[:most].tolist(), start=1)
         found[spec.name] = _image_insights(
             outputs, [(place, ids[row], float(ranking.scores[row])) for place, row in first]
         )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from importlib import import_module
+from itertools import chain, zip_longest
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ml_backend.analytics.history import HELD_OUT, PREVIEWS, HeldOutPredictions, StrategyPreviews
+from ml_backend.analytics.history import HELD_OUT, PREVIEWS, SHOWN_PREVIEW, HeldOutPredictions, StrategyPreviews
 from ml_backend.blas import enable_deterministic_blas
 from ml_backend.config import Settings
 from ml_backend.errors import BackendError, EmptyPool, QueueError, StorageError, UnusablePool, WorkerStopping
@@ -253,8 +254,9 @@ def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
         )
 
 
-MAX_THUMBNAILS = 200  # of a round
+MAX_THUMBNAILS = 300  # of a round
 DRAWN_DISAGREEMENTS = 60  # of a round
+DRAWN_LATER = 100  # of a round's previews, behind what is shown first
 REDRAWN_ROUNDS = 3  # earlier rounds after each round: the next one waits meanwhile
 PATIENCE_S = 10.0
 
@@ -361,7 +363,8 @@ def keep_previews(project: ProjectStore, report: RoundReport) -> None:
     if (outputs := project.outputs(round_id)) is not None:
         from ml_backend.rounds.live import strategy_previews  # noqa: PLC0415 - imports torch
 
-        project.set_record(round_id, PREVIEWS, strategy_previews(outputs, report.request.seed))
+        request = report.request
+        project.set_record(round_id, PREVIEWS, strategy_previews(outputs, request.seed, request.batch_size))
 
 
 def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) -> int:
@@ -429,9 +432,11 @@ def _more_images(project: ProjectStore, round_id: str) -> list[str]:
     except StorageError as error:
         log.debug("not drawn", error=str(error))
         return []
-    previewed = [one.image_id for images in previews.first.values() for one in images] if previews else []
+    places = zip_longest(*previews.first.values()) if previews else ()
+    previewed = [[one.image_id for one in place if one] for place in places]
+    first, later = (list(chain(*part)) for part in (previewed[:SHOWN_PREVIEW], previewed[SHOWN_PREVIEW:]))
     disputed = [one.image_id for one in held_out.disagreements()[:DRAWN_DISAGREEMENTS]] if held_out else []
-    return [*previewed, *disputed]
+    return [*first, *disputed, *list(dict.fromkeys(later))[:DRAWN_LATER]]
 
 
 def draw_images(images: Iterable[ImageRef], cache: ImageCache) -> Iterator[tuple[str, bytes]]:

@@ -7,8 +7,17 @@ from typing import Final, Literal
 from flask import Response, request
 
 from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
-from ml_backend.analytics.overview import CONTROL, BatchImage, chosen_images, reason, reason_unseen
-from ml_backend.schemas import HeldOutImage
+from ml_backend.analytics.overview import (
+    CONTROL,
+    BatchImage,
+    analyse,
+    chosen_images,
+    reason,
+    reason_unseen,
+    served_round,
+)
+from ml_backend.schemas import Connection, HeldOutImage
+from ml_backend.server.status import config_of
 from ml_backend.server.views import find_project, pages, render
 from ml_backend.storage import ProjectStore
 
@@ -18,7 +27,7 @@ Tab = Literal["chosen", "disagree", "labelled"]
 TABS: Final[dict[Tab, str]] = {
     "chosen": "Chosen next",
     "disagree": "Network and reader disagree",
-    "labelled": "All labelled images",
+    "labelled": "Labelled images the network was tested on",
 }
 
 
@@ -48,19 +57,21 @@ def images(key: str) -> Response:
     asked = request.args.get("tab", "labelled" if label else "chosen")
     tab: Tab = next((name for name in TABS if name == asked), "chosen")
     tested, held_out = _held_out(project)
+    alone = request.args.get("image", "")
     found: list[BatchImage] | list[HeldOutImage]
+    answered = 0
     if tab == "chosen":
-        published = project.published()
-        ids = project.round_ids()
-        shown = published.round_id if published is not None and published.round_id in ids else ids[-1] if ids else None
+        shown = served_round(project)
         chosen = None if shown is None else chosen_images(project, shown)
         found = [] if chosen is None else [*chosen.batch, *chosen.control]
+        ranked, gone = len(found), frozenset[str]() if alone else answered_since(connection, project)
+        found = [one for one in found if one.image_id not in gone]
+        answered = ranked - len(found)
         strategy, of_round = ("", None) if chosen is None else (chosen.strategy, chosen.round_id)
     else:
         strategy, of_round = "", tested
         found = [] if held_out is None else held_out.disagreements() if tab == "disagree" else list(held_out.images)
     classes = list(dict.fromkeys(name for one in found for name in _probs(one)))
-    alone = request.args.get("image", "")
     kept = [one for one in found if _fits(one, label, predicted) and alone in {"", one.image_id}]
     pages_in_all = max(-(-len(kept) // PER_PAGE), 1)
     number = min(max(request.args.get("page", 1, type=int), 1), pages_in_all)
@@ -77,7 +88,11 @@ def images(key: str) -> Response:
             "predicted": predicted,
             "labels": classes if tab != "chosen" else [],
             "classes": classes,
-            "tested": held_out is not None,
+            "tested": None if held_out is None else len(held_out.images),
+            "untested": 0 if held_out is None else _untested(project, tested, len(held_out.images)),
+            "answered": answered,
+            "ranked": answered + len(found),
+            "filtered": bool(label or predicted or alone),
             "images": [_shown(one, strategy, pictures) for one in part],
             "alone": alone,
             "total": len(kept),
@@ -92,6 +107,18 @@ def _held_out(project: ProjectStore) -> tuple[str | None, HeldOutPredictions | N
     for round_id in reversed(project.rounds_with(HELD_OUT)):
         return round_id, project.cached_record(round_id, HELD_OUT, HeldOutPredictions)
     return None, None
+
+
+def _untested(project: ProjectStore, round_id: str | None, tested: int) -> int:
+    """Labels of a round that its network was trained on, so that it could not be tested on them."""
+    labels = next((one.labels for one in project.summaries()[0] if one.round_id == round_id), tested)
+    return max(labels - tested, 0)
+
+
+def answered_since(connection: Connection, project: ProjectStore) -> frozenset[str]:
+    """The chosen and previewed images that no longer wait for a reader; empty where answers cannot be read."""
+    configured, _ = config_of(connection)
+    return frozenset() if configured is None else analyse(project, *configured).answered
 
 
 def _probs(image: BatchImage | HeldOutImage) -> Mapping[str, float]:

@@ -12,17 +12,17 @@ import structlog
 from flask import Response, request
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from ml_backend.analytics.history import PREVIEWS, ImageInsight, StrategyPreviews
-from ml_backend.analytics.overview import reason
+from ml_backend.analytics.history import SHOWN_PREVIEW, ImageInsight
+from ml_backend.analytics.overview import newest_previews, reason
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError, LabelStudioError, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import ONE_CONNECTION, TITLE, update_options
 from ml_backend.label_studio.formats import OptionsForm, parse_label_config
-from ml_backend.registry import STRATEGIES
+from ml_backend.registry import STRATEGIES, StrategySpec
 from ml_backend.schemas import Connection, FrozenModel
 from ml_backend.server.context import context, relative_url
-from ml_backend.server.images_page import WallImage, pictures_of
+from ml_backend.server.images_page import WallImage, answered_since, pictures_of
 from ml_backend.server.status import config_of
 from ml_backend.server.views import find_project, pages, render
 from ml_backend.storage import ProjectStore
@@ -187,7 +187,7 @@ def _form(
             or ([mistake] if mistake else []),
             "said": said,
             "changes": option_changes(project)[::-1],
-            "previews": _previews(project),
+            **_previews(connection, project, values["strategy"]),
             "chosen": values["strategy"],
         },
     )
@@ -195,21 +195,30 @@ def _form(
     return page
 
 
-def _previews(project: ProjectStore) -> dict[str, list[WallImage]]:
-    """The first images by each strategy, from the newest round that keeps them."""
-    for round_id in reversed(project.rounds_with(PREVIEWS)):
-        try:
-            found = project.cached_record(round_id, PREVIEWS, StrategyPreviews)
-        except StorageError as error:
-            log.warning("previews cannot be shown", error=str(error))
-            continue
-        if found is not None:
-            pictures = pictures_of(project, (one.image_id for images in found.first.values() for one in images))
-            return {
-                name: [_previewed(one, name, pictures) for one in images]
-                for name, images in sorted(found.first.items())
-            }
-    return {}
+def _previews(connection: Connection, project: ProjectStore, chosen: str) -> dict[str, object]:
+    """The first images without an answer by each strategy, the chosen one first; and why the others have none."""
+    newest = newest_previews(project)
+    if newest is None:
+        return {"previews": {}, "previews_of": None, "without_preview": {}}
+    round_id, found = newest
+    gone = answered_since(connection, project)
+    first = {
+        name: [one for one in found.first[name] if one.image_id not in gone][:SHOWN_PREVIEW]
+        for name in sorted(found.first, key=lambda name: (name != chosen, name))
+    }
+    pictures = pictures_of(project, (one.image_id for images in first.values() for one in images))
+    return {
+        "previews": {name: [_previewed(one, name, pictures) for one in images] for name, images in first.items()},
+        "previews_of": round_id,
+        "without_preview": {name: _why_none(spec) for name, spec in sorted(STRATEGIES.items()) if name not in first},
+    }
+
+
+def _why_none(spec: StrategySpec) -> str:
+    """Why a round makes no preview of a strategy."""
+    if more := sorted(spec.needs - {"probs"}):
+        return f"needs {' and '.join(more)} of every image"
+    return "takes minutes" if spec.batch else "needs more passes, or failed: the worker's log says which"
 
 
 def _previewed(image: ImageInsight, strategy: str, pictures: Mapping[str, str]) -> WallImage:

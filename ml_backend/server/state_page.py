@@ -1,5 +1,6 @@
 """The state of a project as one self-contained file, to be printed or kept; and two rounds side by side. Torch-free."""
 
+import json
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Final
@@ -35,7 +36,8 @@ def state(key: str) -> Response:
     recall = recall_lines(found.rounds, found.confusions)
     insight = found.chosen.insight if found.chosen else None
     last = found.rounds[-1] if found.rounds else None
-    options, defaults = status.options, ProjectOptions(profile="paper")
+    options = {} if status.options is None else status.options.model_dump(mode="json")
+    defaults = ProjectOptions(profile="paper").model_dump(mode="json")
     return render(
         "state.html",
         {
@@ -47,8 +49,8 @@ def state(key: str) -> Response:
             "version": version("label-studio-active-learning"),
             "manifest": _manifest(project, found.rounds),
             "options": [
-                (name, value, value == getattr(defaults, name), ProjectOptions.model_fields[name].description)
-                for name, value in ({} if options is None else options.model_dump(mode="json")).items()
+                (name, _written(value), value == defaults[name], ProjectOptions.model_fields[name].description)
+                for name, value in options.items()
             ],
             "changes": option_changes(project),
             "strategies": STRATEGIES,
@@ -58,6 +60,13 @@ def state(key: str) -> Response:
             "balance": _balance(last, insight),
         },
     )
+
+
+def _written(value: object) -> str:
+    """An option's value, as the documentation writes it."""
+    if value is None:
+        return "by default"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _balance(last: RoundSummary | None, insight: RoundInsight | None) -> object:
@@ -112,7 +121,7 @@ def _options(a: RoundReport, b: RoundReport) -> list[Row]:
     ]
     names = dict.fromkeys(name for side in sides for name in side)
     rows = [(name, sides[0].get(name, "–"), sides[1].get(name, "–")) for name in names]
-    return [row for row in rows if row[1] != row[2]]
+    return [(name, _written(one), _written(other)) for name, one, other in rows if one != other]
 
 
 def _labels(a: RoundSummary, b: RoundSummary) -> list[Row]:

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
@@ -258,6 +258,8 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
     last = rounds[-1] if rounds else None
     learning, recall = learning_lines(rounds, found.control, found.proof), recall_lines(rounds, found.confusions)
     insight = found.chosen.insight if found.chosen else None
+    answered = frozenset[str]() if status.analysis is None else status.analysis.answered
+    tiles = _tiles(found.chosen, thumbnails, answered) if found.chosen else []
     return {
         "status": status,
         "found": found,
@@ -273,8 +275,9 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "recall": shares_chart("recall", "Recall of each class over the labels", recall) if recall else None,
         "balance": _balance(last, found.chosen),
         "insight": insight,
-        "tiles": _tiles(found.chosen, thumbnails) if found.chosen else [],
-        "control_tiles": _tiles(found.chosen, thumbnails, behind=True) if found.chosen else [],
+        "tiles": tiles,
+        "answered": len(found.chosen.batch) - len(tiles) if found.chosen else 0,
+        "control_tiles": _tiles(found.chosen, thumbnails, answered, behind=True) if found.chosen else [],
         "estimates": {one.round_id: one for one in found.control.running} if found.control else {},
         "newest": list(reversed(rounds))[:NEWEST_ROUNDS],
         "older": list(reversed(rounds))[NEWEST_ROUNDS:],
@@ -356,9 +359,12 @@ def _balance(line: RoundSummary | None, chosen: ChosenImages | None) -> Markup |
     return balance_chart(line.labels_per_class, chosen.insight.expected)
 
 
-def _tiles(chosen: ChosenImages, thumbnails: Thumbnails, *, behind: bool = False) -> list[Tile]:
+def _tiles(
+    chosen: ChosenImages, thumbnails: Thumbnails, without: Set[str] = frozenset(), *, behind: bool = False
+) -> list[Tile]:
     drawn = thumbnails.of_round(chosen.round_id)
-    return [_tile(one, chosen.strategy, drawn) for one in (chosen.control if behind else chosen.batch)]
+    images = chosen.control if behind else chosen.batch
+    return [_tile(one, chosen.strategy, drawn) for one in images if one.image_id not in without]
 
 
 def _tile(image: BatchImage, strategy: str, drawn: frozenset[str]) -> Tile:

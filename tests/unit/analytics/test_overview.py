@@ -12,6 +12,7 @@ import pytest
 from ml_backend.analytics import INSIGHT, ImageInsight, RoundInsight
 from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
 from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
+from ml_backend.analytics.history import PREVIEWS, StrategyPreviews
 from ml_backend.analytics.overview import CONTROL, Overview, analyse, overview, reason, reason_unseen
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import parse_label_config
@@ -204,6 +205,7 @@ class TestAnalysis:
             lambda project: project.readings.keep_digests({"a": "x", "b": "x"}),
             lambda project: project.save(make_report("r000002"), None, None),
             lambda project: project.set_record("r000001", NOISE, Agreement(images=2, agreed=1.0)),
+            lambda project: project.set_record("r000001", PREVIEWS, StrategyPreviews(first={})),
             lambda project: project.set_published(
                 PublishedRanking(version="v", round_id="r000001", image_ids=("2",), seconds={}, published_at=NOON)
             ),

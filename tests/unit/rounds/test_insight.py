@@ -8,7 +8,7 @@ import pytest
 
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES
-from ml_backend.rounds.live import PREVIEWED, round_insight, strategy_previews
+from ml_backend.rounds.live import KEPT_PREVIEW, round_insight, strategy_previews
 from ml_backend.schemas import Ranking
 from tests.fakes import make_report
 
@@ -72,7 +72,7 @@ class TestRoundInsight:
 class TestPreviews:
     def test_first_by_each_strategy_that_ranks_probabilities(self):
         """Of BALD the two passes that contradict each other; of the margin what is undecided by the mean."""
-        found = strategy_previews(OUTPUTS, seed=0).first
+        found = strategy_previews(OUTPUTS, seed=0, batch_size=4).first
 
         assert found["bald"][0].image_id == "b"
         assert found["bald"][0].score == pytest.approx(math.log(2))
@@ -81,12 +81,13 @@ class TestPreviews:
         assert "random" in found
         assert not {"badge", "batch_bald", "core_set", "epig"} & found.keys()
 
-    def test_no_more_than_are_shown_and_a_plugin_that_fails_is_left_out(self, monkeypatch):
-        outputs = PoolPredictions(tuple("abcdefgh"), TWO, np.full((8, 2, 2), 0.5, np.float32))
+    @pytest.mark.parametrize(("batch_size", "kept"), [(1, 8), (20, 46), (80, KEPT_PREVIEW)])
+    def test_two_batches_more_than_are_shown_and_a_plugin_that_fails_is_left_out(self, monkeypatch, batch_size, kept):
+        outputs = PoolPredictions(tuple(map(str, range(120))), TWO, np.full((120, 2, 2), 0.5, np.float32))
         spec = dataclasses.replace(STRATEGIES["bald"], name="broken", target="no_such_module:f")
         monkeypatch.setitem(STRATEGIES, "broken", spec)
 
-        found = strategy_previews(outputs, seed=0).first
+        found = strategy_previews(outputs, seed=0, batch_size=batch_size).first
 
         assert "broken" not in found
-        assert {len(images) for images in found.values()} == {PREVIEWED}
+        assert {len(images) for images in found.values()} == {kept}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
+from ml_backend.analytics.history import HELD_OUT, PREVIEWS, HeldOutPredictions, ImageInsight, StrategyPreviews
 from ml_backend.config import Settings
 from ml_backend.images import FolderSource, ImageCache
 from ml_backend.images.thumbnail import SIDE, thumbnail
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.scheduling.queue import SHUTDOWN
-from ml_backend.scheduling.worker import chosen_images, draw_images, draw_thumbnails
+from ml_backend.scheduling.worker import DRAWN_LATER, _more_images, chosen_images, draw_images, draw_thumbnails
 from ml_backend.schemas import Connection, HeldOutImage, ImageRef, Ranking
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import SQUASHED, ReadingStore, Thumbnails
@@ -115,6 +115,21 @@ class TestDrawing:
         project.set_record("r000001", HELD_OUT, HeldOutPredictions(images=(found,)))
         assert draw_thumbnails(settings, PROJECT, make_report()) == 2
         assert project.thumbnails.of_round("r000001") == {"2", "9"}
+
+    def test_what_previews_show_first_is_drawn_before_what_they_show_later(self, store):
+        def image(name):
+            return ImageInsight(image_id=name, place=1, probs={"a": 1.0}, score=0, aleatoric=0, epistemic=0)
+
+        first = {one: tuple(image(f"{one}{place}") for place in range(100)) for one in ("x", "y")}
+        found = HeldOutImage(image_id="9", label="severe", probs={"normal": 0.9, "severe": 0.1})
+        project = store.project(PROJECT)
+        project.set_record("r000001", PREVIEWS, StrategyPreviews(first=first))
+        project.set_record("r000001", HELD_OUT, HeldOutPredictions(images=(found,)))
+
+        names = _more_images(project, "r000001")
+
+        assert names[:2] + names[12:15] == ["x0", "y0", "9", "x6", "y6"]
+        assert len(names) == 13 + DRAWN_LATER
 
     def test_squares_of_an_earlier_version_are_drawn_again_a_few_at_a_time(self, store, tmp_path):
         """The newest first; one whose round is damaged keeps none of the others waiting."""

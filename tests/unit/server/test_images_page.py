@@ -10,6 +10,7 @@ from ml_backend.label_studio.publisher import Serving
 from ml_backend.schemas import HeldOutImage, Ranking
 from ml_backend.server.images_page import PER_PAGE
 from tests.fakes import make_report
+from tests.unit.analytics.test_standing import mirror_of, said, task
 from tests.unit.server.memory import PROJECT
 from tests.unit.server.test_predictions import save_round
 
@@ -84,6 +85,43 @@ class TestWall:
 
         assert tasks(connected) == list(store.project(PROJECT).report("r000001").ranking.image_ids[:1])
         assert "no. 1 in the order: " in page
+
+    def test_what_was_answered_since_is_left_out_and_counted(self, connected, store):
+        """On the wall and on the project's page; task 9 was deleted, which is no answer."""
+        project, report = store.project(PROJECT), make_report()
+        names = ("1", "2", "3", "9", "4")
+        ranking = Ranking(strategy="x", image_ids=names, scores=(0.5,) * 5, batch_size=4, control=("4",))
+        project.save(report.model_copy(update={"ranking": ranking}), None, None)
+
+        def pages(*answers):
+            project.readings.keep_mirror(mirror_of(*(task(*(said(one) for one in of)) for of in answers)))
+            paths = (PAGE, f"/projects/{PROJECT}")
+            return [" ".join(connected.get(path, headers=HTML).text.split()) for path in paths]
+
+        told = ("2 of the 5 images were answered since and are", "1 of the 4 images was answered since and is")
+        for page, counted in zip(pages((), ["normal"], [None], ["severe"]), told, strict=True):
+            assert re.findall(r">Task (\d+)(?: in Label Studio)?<", page) == ["1", "3", "9"]
+            assert f"{counted} left out." in page
+        wall, _ = pages(["normal"], ["normal"], ["normal"], ["severe"])
+        assert "4 of the 5 images were answered since and are left out." in wall
+        assert tasks(connected, "?image=1") == ["1"]
+
+    def test_says_how_many_labels_were_tested(self, tested, store):
+        project = store.project(PROJECT)
+        report = make_report("r000002").model_copy(update={"labels_per_class": {"normal": 50, "severe": 11}})
+        project.save(report, None, None)
+        agreed = HeldOutPredictions(images=tuple(image(str(one), "normal", 0.9, 0.1) for one in range(9)))
+        project.set_record("r000002", HELD_OUT, agreed)
+
+        page = tested.get(f"{PAGE}?tab=disagree", headers=HTML).text
+        filtered = tested.get(f"{PAGE}?tab=disagree&predicted=severe", headers=HTML).text
+
+        told = "No disagreement among the 9 labels tested; 52 labels were not tested (the network was trained on them)."
+        assert told in page
+        assert "every label is tested by a network that did not see it" in page
+        assert "No such image here." not in page
+        assert "No such image here." in filtered
+        assert "9 labels were tested; 52 labels" in filtered
 
     def test_says_where_a_round_kept_no_predictions(self, connected, store):
         save_round(store)

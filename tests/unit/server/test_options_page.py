@@ -15,6 +15,7 @@ from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.server.app import create_app
 from ml_backend.server.options_page import CHANGES, OptionChanges
 from tests.fakes import make_report
+from tests.unit.analytics.test_standing import mirror_of, said, task
 from tests.unit.server.memory import PROJECT, payload
 
 HTML = {"Accept": "text/html", "Origin": "http://localhost"}
@@ -212,14 +213,28 @@ def test_the_first_images_by_each_strategy(studio, store):
     project = store.project(PROJECT)
     project.save(make_report(), None, None)
     doubt = ImageInsight(image_id="7", place=1, probs={"a": 0.6, "b": 0.4}, score=0.4, aleatoric=0.6, epistemic=0.3466)
+    previewed = tuple(doubt.model_copy(update={"image_id": str(number)}) for number in range(7, 20))
     project.set_record(
-        "r000001", PREVIEWS, StrategyPreviews(first=dict.fromkeys(("bald", "entropy", "mean_std"), (doubt,)))
+        "r000001", PREVIEWS, StrategyPreviews(first=dict.fromkeys(("bald", "entropy", "mean_std"), previewed))
     )
     project.thumbnails.keep("r000001", [("7", b"jpeg")])
 
     page = studio.client.get(PAGE, headers=HTML).text
 
-    assert "<h3>mean_std (chosen)</h3>" in page
+    assert re.findall("<h3>(.*?)</h3>", page) == ["mean_std (chosen)", "bald", "entropy"]
+    assert "As of round 1" in page
+    assert "badge (needs gradients of every image)" in page
+    assert "batch_bald (takes minutes)" in page
     assert "its prediction varies from pass to pass, by 50 % of the maximum" in page
     assert "undecided between a 60 % and b 40 %" in page
     assert page.count("thumbs/7.jpg") == 3
+    assert re.findall(r">Task (\d+)<", page)[:7] == ["7", "8", "9", "10", "11", "12", "7"]
+
+    def open_tasks(*left):
+        answered = (task(said("normal")) for _ in range(20))
+        tasks = [task() if number in left else one for number, one in enumerate(answered, start=1)]
+        project.readings.keep_mirror(mirror_of(*tasks))
+        return studio.client.get(PAGE, headers=HTML).text
+
+    assert re.findall(r">Task (\d+)<", open_tasks(8, 19)) == ["8", "19"] * 3
+    assert open_tasks(20).count("All that the round noted were answered since") == 3

@@ -38,8 +38,10 @@ class TestState:
         assert answer.status_code == 200
         for name in ProjectOptions.model_fields:
             assert f'<th scope="row">{name}</th>' in answer.text
-        assert re.search(r'<th scope="row">strategy</th><td class="wrap">bald \*</td>', answer.text)
-        assert re.search(r'<th scope="row">dropout</th><td class="wrap">0.5</td>', answer.text)
+        assert re.search(r'<th scope="row">strategy</th><td>bald \*</td>', answer.text)
+        assert re.search(r'<th scope="row">dropout</th><td>0.5</td>', answer.text)
+        for name, value in (("ignore_classes", "[]"), ("channels_last", "true"), ("prelabel", "false")):
+            assert f'<th scope="row">{name}</th><td>{value}</td>' in answer.text
         newest = project.latest_summary()
         for one in project.summaries()[0]:
             assert f'<th scope="row">{round_name(one.round_id).capitalize()}</th>' in answer.text
@@ -61,7 +63,12 @@ class TestCompare:
         names = [str(number) for number in range(200)]
         for round_id, order, options, fit in (
             ("r000001", names, {"epochs": 50, "dropout": 0.5}, None),
-            ("r000002", [*names[10:30], *names[:10], *names[30:190]], {"epochs": 9, "dropout": 0.5}, make_fit()),
+            (
+                "r000002",
+                [*names[10:30], *names[:10], *names[30:190]],
+                {"epochs": 9, "dropout": 0.5, "prelabel": True},
+                make_fit(),
+            ),
         ):
             ranking = Ranking(strategy="x", image_ids=tuple(order), scores=(0.5,) * len(order), batch_size=5)
             request = report.request.model_copy(update={"round_id": round_id, "options": options})
@@ -69,7 +76,7 @@ class TestCompare:
 
         page = connected.get(f"/projects/{PROJECT}/compare", headers=HTML).text
 
-        assert table(page, "Options that differ") == {"epochs": ["50", "9"]}
+        assert table(page, "Options that differ") == {"epochs": ["50", "9"], "prelabel": ["–", "true"]}
         assert table(page, "Labels when the round began")["all"] == ["0", "0"]
         figures = table(page, "Training and ranking")
         assert figures["accuracy"] == ["–", "50 %"]
@@ -77,8 +84,14 @@ class TestCompare:
         # The first 20 of both are 0 to 19 and 10 to 29; of 190 images in common.
         assert "10 of the first 20 are the same; by chance about 2 would be." in page
         assert "100 of the first 100 are the same" in page
+        assert "Round 1 trained no network." in page
+        anew = report.model_copy(update={"request": report.request.model_copy(update={"round_id": "r000003"})})
+        project.save(anew.model_copy(update={"base": "r000002"}), None, None)
+        assert "Round 3 only ranked anew, by the network of round 2: it has no training of its own." in (
+            connected.get(f"/projects/{PROJECT}/compare", headers=HTML).text
+        )
         other = connected.get(f"/projects/{PROJECT}/compare?a=r000002&b=r000001", headers=HTML).text
-        assert table(other, "Options that differ") == {"epochs": ["9", "50"]}
+        assert table(other, "Options that differ") == {"epochs": ["9", "50"], "prelabel": ["true", "–"]}
 
     @pytest.mark.parametrize("query", ["", "?a=r9&b=r000001", f"?a={HOSTILE}"])
     def test_rounds_that_there_are_not(self, connected, store, query):
