@@ -58,12 +58,13 @@ LEARNED = {
             '<Choice value="normal" alias="0"/><Choice value="severe" alias="2"/><Choice value="Unreadable" alias="9"/>'
         ),
         ("0", "2"),
-        "learns Choices 'label': 0 (normal) < 2 (severe); no class: 9 (Unreadable)",
+        "learns 'label', from least to most severe: 0 (normal), 2 (severe); "
+        "images answered 9 (Unreadable) are left out",
     ),
     "an alias means unreadable": Learned(
         config(AB + '<Choice value="cannot be judged" alias="unreadable"/>'),
         ("a", "b"),
-        "no class: unreadable (cannot be judged)",
+        "images answered unreadable (cannot be judged) are left out",
     ),
     "alias of its own value": Learned(config('<Choice value="a" alias="a"/><Choice value="b"/>'), ("a", "b")),
     "value from the task under an alias": Learned(
@@ -109,12 +110,13 @@ LEARNED = {
     "two questions": Learned(
         view(asked("quality", choices=GOOD_BAD), asked("severity")),
         ("good", "bad"),
-        "learns Choices 'quality': good < bad; not 'severity' (give the one that counts a model_ attribute)",
+        "learns 'quality', from least to most severe: good, bad; not 'severity' (give the one that counts a model_ "
+        "attribute)",
     ),
     "the second question counts": Learned(
         view(asked("quality"), asked("label", 'model_passes="9"', GOOD_BAD)),
         ("good", "bad"),
-        "learns Choices 'label': good < bad; not 'quality' (give",
+        "learns 'label', from least to most severe: good, bad; not 'quality' (give",
     ),
     "a question of one choice before it": Learned(
         view(asked("seen", choices='<Choice value="seen"/>'), asked("label")),

@@ -11,10 +11,12 @@ from ml_backend.analytics.evaluation import (
 )
 from ml_backend.analytics.history import Confusion, same_classes
 from ml_backend.analytics.standing import Standing
-from ml_backend.analytics.stopping import LEVEL_ROUNDS, count, in_minutes, slope
+from ml_backend.analytics.stopping import LEVEL_ROUNDS, MIN_VALIDATION_IMAGES, count, in_minutes, slope
 from ml_backend.schemas import FitReport
 from ml_backend.storage import RoundSummary
 
+CONTROL_SHARES = (0.1, 0.3, 0.5)
+"""Values of the option ``control_share`` that are recommended, the last one its maximum."""
 SMALL_DIFFERENCE = 0.02
 """Difference of accuracies below which the images that would show it are not estimated: thousands."""
 
@@ -53,7 +55,7 @@ def labelled_answer(standing: Standing, seconds_an_image: float | None) -> str:
         return f"{done}, none left to read." if labelled < standing.images else f"{done}."
     if seconds_an_image is None:
         return f"{done}, {standing.waiting} left to read."
-    return f"{done}, about {in_minutes(seconds_an_image * standing.waiting / 60)} of reading left."
+    return f"{done}, {in_minutes(seconds_an_image * standing.waiting / 60)} of reading left."
 
 
 def next_answer(missing: int, left: int | None, *, trains: bool) -> str:
@@ -78,7 +80,8 @@ def learning_answer(rounds: Sequence[RoundSummary]) -> str:
     """Whether the network learns: its newest accuracy against that of the first network; empty before the first.
 
     "Yes" and "No" where the 95 % interval of the difference excludes 0; "Probably" where it does not and the curve
-    rises by more than two standard errors; "Not lately" where it falls by more. The interval is that of independent
+    rises by more than two standard errors; "Not lately" where it falls by more. For the curve only accuracies on 30
+    validation images or more count. The interval is that of independent
     images, and the two networks share validation images in part: it is rather too wide.
 
     Args:
@@ -96,9 +99,13 @@ def learning_answer(rounds: Sequence[RoundSummary]) -> str:
     difference = last.validation_accuracy - first.validation_accuracy
     low, high = newcombe(_correct(last), n, _correct(first), first.validation_images)
     begins = "Yes" if low > 0 else "No" if high < 0 else "Not clear yet"
-    level, lately = slope([one.validation_accuracy for one in fits[-LEVEL_ROUNDS:]]), ""
+    measured = [one for one in fits if one.validation_images >= MIN_VALIDATION_IMAGES][-LEVEL_ROUNDS:]
+    latest = [one.validation_accuracy for one in measured]
+    level, lately = slope(latest, [one.validation_images for one in measured]), ""
     if level is not None and (level.rises or level.falls):
         lately = f"; lately it {'rose' if level.rises else 'fell'} by {abs(100 * level.per_round):.1f} points a round"
+        if level.rises and (fell := latest[-2] - latest[-1]) > 0:
+            lately = f"; in the newest round it fell by {100 * fell:.1f} points"
         if level.per_round < -2 * level.error and begins != "No":
             begins = "Not lately"
         elif level.per_round > 2 * level.error and begins == "Not clear yet":
@@ -169,9 +176,19 @@ def pays_answer(
     if missing <= 0:
         return f"Not compared yet: {total} random images have a label, enough to compare."
     have = f"{count(total, 'random image')} {'has' if total == 1 else 'have'} a label, {MIN_HOLDOUT_IMAGES} are needed"
-    if not control_share:
-        return f"Not measured: {have}, and none is drawn. With the option control_share=0.1, one image in ten is."
-    labels = round(missing / control_share)
-    if left is not None and labels > left:
-        return f"Not known, and will not be: {have}, about {labels} more labels, and {count(left, 'image')} left."
-    return f"Not known yet: {have}, about {labels} more labels."
+    if control_share and _fits(missing, control_share, left):
+        return f"Not known yet: {have}, about {round(missing / control_share)} more labels."
+    now = f"at control_share={control_share} too few come" if control_share else "none is drawn"
+    wider = next((one for one in CONTROL_SHARES if one > control_share and _fits(missing, one, left)), None)
+    if wider is not None:
+        labels = round(missing / wider)
+        return f"Not measured: {have}, and {now}. With the option control_share={wider}, about {labels} more labels do."
+    return (
+        f"Cannot be measured with the {count(left or 0, 'image')} left: {have}, and at most every second image is "
+        "drawn at random (control_share=0.5). Importing more images could change that."
+    )
+
+
+def _fits(missing: int, control_share: float, left: int | None) -> bool:
+    """Whether so many random images are expected among those that are left."""
+    return left is None or round(missing / control_share) <= left

@@ -100,7 +100,10 @@ def order_fidelity(
     if verdicts:
         sentence = f"{in_order} of {len(verdicts)} answers came in the chosen order."
         if assumed:
-            sentence += f" Ahead of {assumed} of them was an image without an answer, probably open at another reader."
+            sentence += (
+                f" For {assumed} of these, an earlier image was still unanswered: another reader probably had it"
+            )
+            sentence += " open."
         if exceptions:
             kinds = Counter(one.kind for one in exceptions).most_common()
             listed = ", ".join(f"{number} {_SHORT[kind]}" for kind, number in kinds)

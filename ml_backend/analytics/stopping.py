@@ -23,6 +23,8 @@ Verdict = Literal["too early", "go on", "soon", "stop", "done"]
 
 MIN_ROUNDS: Final = 3
 """Trained rounds below which there is no advice: a slope, and two successive agreements."""
+MIN_VALIDATION_IMAGES: Final = MIN_HOLDOUT_IMAGES
+"""Validation images of a round below which its accuracy counts neither for a slope nor for an expected gain."""
 COMPARED_ROUNDS: Final = 8
 """Last trained rounds whose networks are compared."""
 LEVEL_ROUNDS: Final = 15
@@ -99,7 +101,7 @@ class StopAdvice(FrozenModel):
         gain: accuracy that the next labels are expected to add; None where it is not known.
         minutes: of reading that these take, by the median answer; None where no answer was timed.
         slope: of the accuracy, a round.
-        slope_error: its standard error.
+        slope_error: its standard error, see ``slope``.
     """
 
     verdict: Verdict
@@ -125,6 +127,7 @@ def stop_advice(
     noise: Mapping[str, Agreement],
     *,
     labels: int,
+    images: Mapping[str, int] | None = None,
     left: int | None = None,
     seconds: float | None = None,
     control: HoldoutEstimate | None = None,
@@ -135,24 +138,35 @@ def stop_advice(
     next labels and of the last rounds); "stop" stable predictions twice in a row, an accuracy that does not rise, and
     next to no gain (at most 0.1 points), over at least 15 rounds. The curves are accuracy and AU ROC on the validation
     images and the accuracy on holdout images. Holdout images can forbid "stop", and never call for it: they are too
-    few to show that nothing rises. Only rounds with the classes of the newest count.
+    few to show that nothing rises. Only rounds with the classes of the newest count, and of these the accuracies on 30
+    validation images or more.
 
     Args:
         snapshots: of the trained rounds, oldest first; see ``stored_snapshots``.
         noise: round id -> agreement of its network with its seed replicate; see ``stored_noise``.
         labels: until the next training: the gain is estimated for these.
+        images: round id -> validation images of its network. None: not known, and every accuracy counts.
         left: images without a label; the next labels are at most these. None: not known.
         seconds: that an image takes to read; see ``seconds_an_image``.
         control: accuracy on holdout images; None without a holdout.
     """
     same = same_classes(snapshots)
-    level = slope([one.accuracy for one in same[-LEVEL_ROUNDS:]])
-    if level is None:
+    measured = [one for one in same if images is None or images.get(one.round_id, 0) >= MIN_VALIDATION_IMAGES]
+    latest = [one.accuracy for one in measured[-LEVEL_ROUNDS:]]
+    level = slope(latest, None if images is None else [images[one.round_id] for one in measured[-LEVEL_ROUNDS:]])
+    # The verdict must not take for a plateau what too few images cannot show: all accuracies, by their own scatter.
+    by_scatter = slope([one.accuracy for one in same[-LEVEL_ROUNDS:]])
+    if level is None or by_scatter is None:
         since = "so far" if len(same) == len(snapshots) else "since the classes changed"
         few = f"Too early to tell: {count(len(same), 'network')} trained {since}, {MIN_ROUNDS} are needed."
+        if images is not None and len(same) >= MIN_ROUNDS:
+            few = (
+                f"Too early to tell: {count(len(measured), 'network')} validated on {MIN_VALIDATION_IMAGES} images or "
+                f"more, {MIN_ROUNDS} are needed; the newest was validated on {images.get(same[-1].round_id, 0)}."
+            )
         return StopAdvice(verdict="done" if left == 0 else "too early", sentence=_NOTHING_LEFT if left == 0 else few)
     more = labels if left is None else min(labels, left)
-    curve = [CurvePoint(one.labels, one.accuracy) for one in same]
+    curve = [CurvePoint(one.labels, one.accuracy) for one in measured]
     floor = _noise_floor([noise[one.round_id] for one in same if one.round_id in noise])
     points = tuple(
         AgreementPoint(
@@ -169,11 +183,11 @@ def stop_advice(
 
     verdict: Verdict = "go on"
     last = points[-2:]
-    rising = level.per_round - level.error > SMALL_GAIN
+    rising = by_scatter.per_round - by_scatter.error > SMALL_GAIN
     small = gain is not None and gain <= SMALL_GAIN and not rising
     if small and not falling and _is_stable(last[-1].agreement, floor):
         twice = len(last) == 2 and _is_stable(last[0].agreement, floor)
-        enough = len(same) >= LEVEL_ROUNDS and twice and not level.rises and not contradicted
+        enough = len(same) >= LEVEL_ROUNDS and twice and not by_scatter.rises and not contradicted
         verdict = "stop" if enough and gain is not None and gain <= NO_GAIN else "soon"
 
     if left == 0:
@@ -191,7 +205,12 @@ def stop_advice(
         slope_error=level.error,
     )
     findings = [f"{falling} fell over the last rounds"] if falling else []
-    findings += [f"accuracy rose by {100 * level.per_round:.1f} points a round"] if rising else []
+    if rising and (fell := latest[-2] - latest[-1]) > 0:
+        findings.append(f"accuracy fell by {100 * fell:.1f} points in the newest round")
+    elif rising and level.rises:
+        findings.append(f"accuracy rose by {100 * level.per_round:.1f} points a round")
+    elif rising:
+        findings.append("whether accuracy still rises is not clear")
     findings += [_agreement_words(points, floor), _gain_words(gain, minutes, more)]
     sentence = f"{_BEGINNINGS[verdict]}: {'; '.join(findings)}"
     if verdict == "soon" and contradicted:
@@ -224,18 +243,29 @@ def seconds_an_image(lead_times_s: Sequence[float | None]) -> float | None:
     return median(timed) if timed else None
 
 
-def slope(values: Sequence[float]) -> Slope | None:
+def slope(values: Sequence[float], images: Sequence[int] | None = None) -> Slope | None:
     """Least squares through one value a round; None with fewer than three.
 
     The error is of independent values. Successive rounds share most of their validation labels, so that it is a little
     too small.
+
+    Args:
+        values: oldest first.
+        images: that each value is a share of, above 0. The error is then at least the binomial one, with two images
+            more right and two more wrong than were counted (Agresti & Coull 1998, doi:10.1080/00031305.1998.10480550):
+            three values on a line by chance have none of their own.
     """
     if len(values) < MIN_ROUNDS:
         return None
     rounds = np.arange(len(values)) - (len(values) - 1) / 2
     per_round = float(rounds @ np.asarray(values) / (rounds @ rounds))
     residuals = np.asarray(values) - np.mean(values) - per_round * rounds
-    return Slope(per_round, sqrt(float(residuals @ residuals) / (len(values) - 2) / float(rounds @ rounds)))
+    error = sqrt(float(residuals @ residuals) / (len(values) - 2) / float(rounds @ rounds))
+    if images is not None:
+        n = np.asarray(images) + 4
+        shares = (np.asarray(values) * images + 2) / n
+        error = max(error, sqrt(float(rounds**2 @ (shares * (1 - shares) / n))) / float(rounds @ rounds))
+    return Slope(per_round, error)
 
 
 def expected_gain(curve: Sequence[CurvePoint], more: int) -> float | None:
@@ -250,20 +280,22 @@ def expected_gain(curve: Sequence[CurvePoint], more: int) -> float | None:
         more: labels, above 0.
 
     Returns:
-        0 or more: labels are not expected to harm. None with fewer than two points of different numbers of labels.
+        From 0, since labels are not expected to harm, to what the last accuracy lacks of 1. None with fewer than two
+        points of different numbers of labels.
     """
     points = [point for point in curve if point.labels > 0]
     different = {point.labels for point in points}
     if len(different) < 2:
         return None
+    most = 1.0 - curve[-1].accuracy
     if len(different) >= MIN_CURVE_POINTS:
-        return _power_law_gain(points, more)
+        return min(_power_law_gain(points, more), most)
     last = curve[-_LINE_POINTS:]
     labels = np.array([point.labels for point in last], dtype=np.float64)
     if not (spread := float(((labels - labels.mean()) ** 2).sum())):
         return None
     accuracy = np.array([point.accuracy for point in last])
-    return max(0.0, float((labels - labels.mean()) @ accuracy / spread) * more)
+    return min(max(0.0, float((labels - labels.mean()) @ accuracy / spread) * more), most)
 
 
 def _power_law_gain(curve: Sequence[CurvePoint], more: int) -> float:
@@ -338,7 +370,7 @@ def _agreement_words(points: Sequence[AgreementPoint], floor: Agreement | None) 
 
 
 def _gain_words(gain: float | None, minutes: float | None, labels: int) -> str:
-    reading = "" if minutes is None else f" (about {in_minutes(minutes)} of reading)"
+    reading = "" if minutes is None else f" ({in_minutes(minutes)} of reading)"
     those = f"the next {count(labels, 'label')}{reading}"
     if gain is None:
         return f"the gain of {those} is not known yet"
@@ -364,7 +396,7 @@ def _evidence(advice: StopAdvice, *, rises: bool, control: HoldoutEstimate | Non
     if control is not None:
         found.append(_holdout_words(control, rises=rises))
     if advice.minutes_per_point is not None:
-        found.append(f"A point of accuracy costs about {in_minutes(advice.minutes_per_point)} of reading now.")
+        found.append(f"A point of accuracy costs {in_minutes(advice.minutes_per_point)} of reading now.")
     return found
 
 
@@ -392,10 +424,10 @@ def _holdout_words(control: HoldoutEstimate, *, rises: bool) -> str:
 
 
 def in_minutes(minutes: float) -> str:
-    """A time of reading in words."""
+    """A time of reading in words: ``about 5 minutes``, or ``less than a minute``."""
     if minutes < 1.0:
         return "less than a minute"
-    return count(round(minutes), "minute") if minutes < 120.0 else f"{minutes / 60:.0f} hours"
+    return f"about {count(round(minutes), 'minute') if minutes < 120.0 else f'{minutes / 60:.0f} hours'}"
 
 
 def count(number: int, word: str) -> str:

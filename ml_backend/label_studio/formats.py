@@ -383,10 +383,11 @@ def question(config: LabelConfig, options: ProjectOptions) -> str:
         SettingsError: see ``training_classes``.
     """
     classes = training_classes(config, options)
-    learned = " < ".join(shown(choice, config) for choice in classes)
+    learned = ", ".join(shown(choice, config) for choice in classes)
     rest = [shown(choice, config) for choice in config.classes if choice not in classes]
-    no_class = [f"no class: {', '.join(rest)}"] if rest else []
-    return "; ".join([f"learns Choices {config.from_name!r}: {learned}", *no_class, *config.not_learned])
+    no_class = [f"images answered {' or '.join(rest)} are left out"] if rest else []
+    learns = f"learns {config.from_name!r}, from least to most severe: {learned}"
+    return "; ".join([learns, *no_class, *config.not_learned])
 
 
 def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str, ...]:

@@ -91,7 +91,10 @@ def basic(password: str) -> str:
 def test_connects_once_and_then_changes_nothing(case: Case) -> None:
     message = case.connect({"strategy": "bald"})
 
-    assert message[0] == "learns Choices 'severity': normal < moderate < severe; no class: unreadable"
+    assert message[0] == (
+        "learns 'severity', from least to most severe: normal, moderate, severe; "
+        "images answered unreadable are left out"
+    )
     assert any("added the backend" in line and "bald" in line for line in message)
     assert any("webhook" in line and "headers" in line for line in message)
     assert any("'Sequential sampling' -> 'Uncertainty sampling'" in line for line in message)

@@ -87,11 +87,12 @@ class TestLearning:
             pytest.param([0.4, 0.6, 0.8], 50, "Yes", id="20 of 50, then 40 of 50"),
             pytest.param([0.8, 0.6, 0.4], 50, "No", id="the other way round"),
             pytest.param([0.6, 0.8], 20, "Not clear yet", id="12 of 20, then 16 of 20"),
-            pytest.param([0.60, 0.65, 0.70, 0.75], 20, "Probably", id="few images, and a straight line upwards"),
-            pytest.param([0.2, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7], 20, "Yes", id="a fall within two standard errors"),
-            pytest.param([0.2, *[0.95 - 0.02 * n for n in range(15)]], 20, "Not lately", id="a fall beyond them"),
+            pytest.param([0.66, 0.6, 0.64, 0.68, 0.72, 0.76, 0.8], 50, "Probably", id="a long line upwards"),
+            pytest.param([0.60, 0.65, 0.70, 0.75], 50, "Not clear yet", id="a line that 50 images draw by chance"),
+            pytest.param([0.2, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7], 50, "Yes", id="a fall within two standard errors"),
+            pytest.param([0.2, *[0.95 - 0.02 * n for n in range(15)]], 50, "Not lately", id="a fall beyond them"),
             pytest.param(
-                [0.2, *[0.95 - 0.02 * n + 0.08 * (n % 2) for n in range(15)]], 20, "Not lately", id="by four of them"
+                [0.2, *[0.95 - 0.02 * n + 0.08 * (n % 2) for n in range(15)]], 50, "Not lately", id="by four of them"
             ),
             pytest.param([0.5], 20, "Too early to tell", id="one network"),
         ],
@@ -103,6 +104,17 @@ class TestLearning:
         """0.2 of 0.6 against 0.8: 1.96**2 * (0.24 + 0.16) / 0.04 = 38.4."""
         assert "from about 38 validation images on" in learning_answer(rounds(0.6, 0.8, images=20))
         assert "validation images on" not in learning_answer(rounds(0.8, 0.8, images=20))
+
+    @pytest.mark.parametrize(
+        ("curve", "images", "lately"),
+        [
+            pytest.param([0.5, 0.7, 0.9], 50, "; lately it rose by 20.0 points a round.", id="a rise"),
+            pytest.param([0.5, 0.7, 0.9], 29, " interval +18 to +60).", id="too few images for a slope"),
+            pytest.param([0.5, 0.8, 1.0, 0.92], 50, "; in the newest round it fell by 8.0 points.", id="a newest fall"),
+        ],
+    )
+    def test_lately(self, curve, images, lately):
+        assert learning_answer(rounds(*curve, images=images)).endswith(lately)
 
     def test_networks_of_other_classes_do_not_count(self):
         before, after = rounds(0.1, images=100, classes=("a", "b")), rounds(0.8, 0.8, images=100)
@@ -149,7 +161,27 @@ class TestPays:
     def test_says_what_is_missing_in_numbers(self):
         """Twelve more at one in ten: 120 labels."""
         assert "18 random images have a label, 30 are needed, about 120 more" in self.answer(holdout("y" * 18))
-        assert self.answer(holdout("y" * 18), left=119).startswith("Not known, and will not be: ")
         assert self.answer(holdout("y" * 30)).startswith("Not compared yet: 30 random images")
-        assert "control_share=0.1" in self.answer(share=0.0)
         assert self.answer(strategy="random").startswith("Nothing to compare")
+
+    @pytest.mark.parametrize(
+        ("share", "left", "option"),
+        [
+            (0.0, None, "control_share=0.1, about 300 more"),
+            (0.0, 300, "control_share=0.1, about 300 more"),
+            (0.0, 299, "control_share=0.3, about 100 more"),
+            (0.1, 100, "control_share=0.3, about 100 more"),
+            (0.1, 77, "control_share=0.5, about 60 more"),
+            (0.4, 74, "control_share=0.5, about 60 more"),
+        ],
+    )
+    def test_recommends_a_share_at_which_the_images_left_are_enough(self, share, left, option):
+        assert self.answer(share=share, left=left).startswith("Not measured: ")
+        assert option in self.answer(share=share, left=left)
+
+    @pytest.mark.parametrize(("share", "left"), [(0.0, 59), (0.1, 59), (0.5, 0)])
+    def test_recommends_no_share_where_none_is_enough(self, share, left):
+        found = self.answer(share=share, left=left)
+
+        assert found.startswith(f"Cannot be measured with the {left} images left: 0 random images have a label, 30 are")
+        assert "Importing more images" in found

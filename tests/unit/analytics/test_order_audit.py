@@ -193,7 +193,7 @@ class TestSentences:
         found = order_fidelity([order("abc")], [answer("b", 1), answer("c", 2)])
 
         assert (found.in_order, found.assumed_held) == (2, 2)
-        assert "Ahead of 2 of them was an image without an answer" in found.sentence
+        assert "For 2 of these, an earlier image was still unanswered" in found.sentence
 
     def test_a_reader_who_goes_on_answering_holds_nothing_meanwhile(self):
         """Nobody answers b and c. When ann takes d only one unknown can hold one of them: ben still answers e."""

@@ -89,9 +89,12 @@ class TestControl:
         assert found is not None
         assert (found.n, found.correct, found.enough) == (1, 1, False)
 
-    def test_what_came_by_chance_is_evidence_of_when_to_stop(self, project):
-        for number in (2, 3):
-            later = {"fit": make_fit(), "started_at": NOON + timedelta(hours=number)}
+    @pytest.mark.parametrize("images", [29, 30])
+    def test_what_came_by_chance_is_evidence_of_when_to_stop(self, project, images):
+        """After three rounds of 30 validation images; the first round, of two, does not count."""
+        for number in (2, 3, 4):
+            fit = make_fit().model_copy(update={"validation_images": images})
+            later = {"fit": fit, "started_at": NOON + timedelta(hours=number)}
             report = make_report(f"r{number:06d}").model_copy(update=later)
             marks = PredictionSnapshot(
                 round_id=report.request.round_id, labels=9, accuracy=0.5, classes=CLASSES, predicted={"5": 0, "6": 1}
@@ -102,7 +105,7 @@ class TestControl:
         found = shown(project).stopping
 
         assert found is not None
-        assert "1 of them has a label, 60 are needed" in found.evidence[-1]
+        assert ["1 of them has a label, 60 are needed" in one for one in found.evidence[-1:]] == [True] * (images == 30)
 
     def test_none_where_nothing_ever_came_by_chance(self, tmp_path):
         without = RoundStore(tmp_path).project(PROJECT)

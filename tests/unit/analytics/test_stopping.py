@@ -181,6 +181,39 @@ class TestStopAdvice:
             "Too early to tell: 2 networks trained since the classes changed, 3 are needed."
         )
 
+    def test_no_promise_from_a_handful_of_validation_images(self):
+        """All right, on 3, 6 and 9 images: no slope and no gain."""
+        marks = Story([0, 20, 20, 20, 20], [0.6, 0.67, 0.83, 1.0, 1.0]).marks()
+        few = dict(zip([one.round_id for one in marks], (3, 9, 30, 30, 30), strict=True))
+        advice = stop_advice(marks[:-1], noise(0.96), labels=20, images=few)
+
+        assert (advice.verdict, advice.gain, advice.slope) == ("too early", None, None)
+        assert (
+            "2 networks validated on 30 images or more, 3 are needed; the newest was validated on 30" in advice.sentence
+        )
+        assert stop_advice(marks, noise(0.96), labels=20, images=few).verdict == "go on"
+
+    def test_accuracies_of_few_images_do_not_count(self):
+        """Beside three of 30 images, all equal, the first two are left out of slope and gain."""
+        marks = Story([0, 20, 20, 20, 20], [0.2, 0.4, 0.8, 0.8, 0.8]).marks()
+        images = dict(zip([one.round_id for one in marks], (3, 9, 30, 30, 30), strict=True))
+        advice = stop_advice(marks, noise(0.96), labels=20, images=images)
+
+        assert advice.slope == pytest.approx(0.0)
+        assert advice.gain == pytest.approx(0.0)
+        assert (advice.slope_error or 0) > 0.04
+        assert advice.sentence.startswith("Go on: whether accuracy still rises is not clear")
+
+    def test_does_not_say_rose_when_the_newest_fell(self):
+        advice = stop_advice(Story([0, 20, 20, 20], [0.5, 0.8, 1.0, 0.92]).marks(), noise(0.96), labels=20)
+
+        assert advice.sentence.startswith("Go on: accuracy fell by 8.0 points in the newest round; ")
+
+    def test_less_than_a_minute_is_not_about(self):
+        said = stop_advice(STABLE.marks(), noise(0.96), labels=20, seconds=1.0).sentence
+
+        assert "the next 20 labels (less than a minute of reading)" in said
+
     @settings(deadline=None, max_examples=30)
     @given(
         st.lists(st.tuples(st.integers(0, 1000), st.floats(0, 1)), min_size=3, max_size=6),
@@ -296,6 +329,14 @@ class TestSlope:
         assert found.per_round == pytest.approx(expected)
         assert found.error == pytest.approx((covariance[0, 0] * (left @ left) / 3) ** 0.5)
 
+    def test_error_is_at_least_that_of_the_images(self):
+        """28 of 30 right thrice: 30 of 34 with Agresti and Coull's four; the line's ends are weighted 1/2 each."""
+        found = slope([28 / 30] * 3, [30, 30, 30])
+
+        assert found is not None
+        assert found.error == pytest.approx((2 * 30 / 34 * 4 / 34 / 34) ** 0.5 / 2)
+        assert slope([0.1, 0.9, 0.1], [1000] * 3) == slope([0.1, 0.9, 0.1])
+
     def test_two_points_say_nothing(self):
         assert slope([0.1, 0.9]) is None
 
@@ -321,6 +362,14 @@ class TestExpectedGain:
 
     def test_a_falling_line_is_no_loss(self):
         assert expected_gain([CurvePoint(50, 0.7), CurvePoint(90, 0.6)], 20) == 0.0
+
+    @pytest.mark.parametrize("labels", [(50, 70, 90), (50, 70, 90, 110)])
+    def test_never_above_all_right(self, labels):
+        """Rising by 10 points in 20 labels, and 1 point is left."""
+        curve = [CurvePoint(n, 0.99 - 0.1 * place) for place, n in enumerate(reversed(labels))][::-1]
+
+        assert expected_gain(curve, 1000) == pytest.approx(0.01, abs=0.001)
+        assert (expected_gain(curve, 1000) or 1) <= 1 - curve[-1].accuracy
 
     def test_nothing_can_be_told(self):
         assert expected_gain([], 20) is None

@@ -50,7 +50,7 @@ class TestProject:
         """That which counts of several, and what is not learned."""
         told = payload("setup")
         assert connected.post("/setup", json=told | {"schema": LEARNED["two questions"].xml}).status_code == 200
-        learned = "learns Choices 'quality': good < bad; not 'severity' (give the one that counts a model_ attribute)"
+        learned = LEARNED["two questions"].not_learned
 
         assert f"It {escape(learned)}." in connected.get(PAGE, headers=HTML).text
         assert connected.get("/").json["projects"][0]["question"] == learned
