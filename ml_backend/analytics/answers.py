@@ -51,11 +51,13 @@ def labelled_answer(standing: Standing, seconds_an_image: float | None) -> str:
     """
     labelled = sum(standing.labels_per_class.values())
     done = f"{labelled} of {standing.images} labelled" if labelled < standing.images else f"All {labelled} labelled"
-    if not standing.waiting:
+    if not standing.left:
         return f"{done}, none left to read." if labelled < standing.images else f"{done}."
+    if standing.further:
+        done += f", {standing.further} of them by too few readers"
     if seconds_an_image is None:
-        return f"{done}, {standing.waiting} left to read."
-    return f"{done}, {in_minutes(seconds_an_image * standing.waiting / 60)} of reading left."
+        return f"{done}, {standing.left} left to read."
+    return f"{done}, {in_minutes(seconds_an_image * standing.left / 60)} of reading left."
 
 
 def next_answer(missing: int, left: int | None, *, trains: bool) -> str:
@@ -63,7 +65,7 @@ def next_answer(missing: int, left: int | None, *, trains: bool) -> str:
 
     Args:
         missing: labels until then.
-        left: images without a label; None where that is not known.
+        left: images that a reader may be served; None where that is not known.
         trains: whether it will train a network.
     """
     what = "training" if trains else "round"
@@ -80,9 +82,9 @@ def learning_answer(rounds: Sequence[RoundSummary]) -> str:
     """Whether the network learns: its newest accuracy against that of the first network; empty before the first.
 
     "Yes" and "No" where the 95 % interval of the difference excludes 0; "Probably" where it does not and the curve
-    rises by more than two standard errors; "Not lately" where it falls by more. For the curve only accuracies on 30
-    validation images or more count. The interval is that of independent
-    images, and the two networks share validation images in part: it is rather too wide.
+    rises beyond the 95 % interval of its slope; "Not lately" where it falls beyond it. For the curve only accuracies on
+    30 validation images or more count. The interval is that of independent images, and the two networks share
+    validation images in part: it is rather too wide.
 
     Args:
         rounds: of the project, oldest first; those with other classes than the newest network's do not count.
@@ -106,9 +108,9 @@ def learning_answer(rounds: Sequence[RoundSummary]) -> str:
         lately = f"; lately it {'rose' if level.rises else 'fell'} by {abs(100 * level.per_round):.1f} points a round"
         if level.rises and (fell := latest[-2] - latest[-1]) > 0:
             lately = f"; in the newest round it fell by {100 * fell:.1f} points"
-        if level.per_round < -2 * level.error and begins != "No":
+        if level.per_round < -level.margin and begins != "No":
             begins = "Not lately"
-        elif level.per_round > 2 * level.error and begins == "Not clear yet":
+        elif level.per_round > level.margin and begins == "Not clear yet":
             begins = "Probably"
     needed = ""
     if begins == "Not clear yet" and difference >= SMALL_DIFFERENCE:

@@ -161,7 +161,7 @@ def _analysis(
             stored_noise(project, [one.round_id for one in snapshots]),
             labels=options.retrain_after,
             images={one.round_id: one.fit.validation_images for one in rounds if one.fit is not None},
-            left=None if now is None else now.waiting,
+            left=None if now is None else now.left,
             seconds=seconds,
             control=control,
         )

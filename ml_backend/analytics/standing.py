@@ -279,6 +279,11 @@ class Standing(FrozenModel):
         return self.verdict == "waiting" or self.skipped > 0
 
     @property
+    def left(self) -> int:
+        """Images that a reader may be served: without a label, or for a further reader."""
+        return self.waiting + self.further
+
+    @property
     def mendable(self) -> tuple[LeftOut, ...]:
         """What was left out by mistake, and can be mended."""
         return tuple(one for one in self.left_out if one.kind in MENDABLE)

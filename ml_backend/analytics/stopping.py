@@ -64,11 +64,23 @@ class CurvePoint(NamedTuple):
     accuracy: float
 
 
+_STUDENT_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16)
+"""By degrees of freedom, from 1; scipy.stats takes over a second to import."""
+_ROUNDING: Final = 1e-9
+"""Accuracy a round below which a slope and its error are rounding."""
+
+
 class Slope(NamedTuple):
-    """A straight line through the last points, in accuracy a round, and its standard error."""
+    """A straight line through the last points, in accuracy a round, its standard error, and their number."""
 
     per_round: float
     error: float
+    points: int
+
+    @property
+    def margin(self) -> float:
+        """Half of its 95 % interval, by Student's t."""
+        return self.error * _STUDENT_95[min(self.points - 2, len(_STUDENT_95)) - 1]
 
     @property
     def rises(self) -> bool:
@@ -146,7 +158,7 @@ def stop_advice(
         noise: round id -> agreement of its network with its seed replicate; see ``stored_noise``.
         labels: until the next training: the gain is estimated for these.
         images: round id -> validation images of its network. None: not known, and every accuracy counts.
-        left: images without a label; the next labels are at most these. None: not known.
+        left: images that a reader may be served; the next labels are at most these. None: not known.
         seconds: that an image takes to read; see ``seconds_an_image``.
         control: accuracy on holdout images; None without a holdout.
     """
@@ -265,7 +277,9 @@ def slope(values: Sequence[float], images: Sequence[int] | None = None) -> Slope
         n = np.asarray(images) + 4
         shares = (np.asarray(values) * images + 2) / n
         error = max(error, sqrt(float(rounds**2 @ (shares * (1 - shares) / n))) / float(rounds @ rounds))
-    return Slope(per_round, error)
+    if max(abs(per_round), error) < _ROUNDING:
+        return Slope(0.0, 0.0, len(values))
+    return Slope(per_round, error, len(values))
 
 
 def expected_gain(curve: Sequence[CurvePoint], more: int) -> float | None:
@@ -361,9 +375,15 @@ def _agreement_words(points: Sequence[AgreementPoint], floor: Agreement | None) 
     words = f"the last two networks agree on {100 * found.agreed:.0f} % of {found.images} unlabelled images"
     if found.kappa is None:
         return f"{words}, but predict the same class for all of them, which shows little"
-    words += f" (kappa {found.kappa:.2f})"
+    # Rounded down: 0.946 does not reach 0.95.
+    words += f" (kappa {np.floor(100 * found.kappa) / 100:.2f})"
     if floor is None or floor.kappa is None:
-        return f"{words}; the agreement of two networks trained on the same labels was not measured yet"
+        words += "; the agreement of two networks trained on the same labels was not measured yet"
+        return (
+            words
+            if found.kappa >= STABLE_KAPPA_ALONE
+            else f"{words}, and without it stopping needs {STABLE_KAPPA_ALONE}"
+        )
     much = "about as much as" if _reaches_floor(found, floor) else "less than"
     words += f", {much} two networks trained on the same labels ({floor.kappa:.2f})"
     return words if found.kappa >= STABLE_KAPPA else f"{words}; stopping needs {STABLE_KAPPA}"

@@ -51,7 +51,7 @@ def next_ranking(
     """
     # Redis learns of a new number with the next event only.
     missing = (options.retrain_after if options else queue.threshold) - queue.changes
-    left = missing if standing is None else standing.waiting + standing.further
+    left = missing if standing is None else standing.left
     found = (
         (queue.running, "now", "it is being computed"),
         (queue.waiting, "soon", "it waits to be computed"),

@@ -136,7 +136,7 @@ class ProjectStatus:
         if standing is not None and minimum is not None:
             trains = can_train(standing.labels_per_class, minimum)
         missing = max(self.threshold - self.queue.changes, 0)
-        return next_answer(missing, None if standing is None else standing.waiting, trains=trains)
+        return next_answer(missing, None if standing is None else standing.left, trains=trains)
 
     @property
     def remedy(self) -> str | None:

@@ -61,6 +61,15 @@ class TestLabelled:
         assert labelled_answer(standing(*[task(said("normal"))] * 2), 40.0) == "All 2 labelled."
         assert labelled_answer(standing(task(said("normal")), task(said(None))), 40.0).startswith("1 of 2 labelled")
 
+    def test_of_several_readers(self):
+        found = standing(*[task(said("normal"))] * 2, annotations_per_task=2)
+
+        assert (
+            labelled_answer(found, 60.0)
+            == "All 2 labelled, 2 of them by too few readers, about 2 minutes of reading left."
+        )
+        assert labelled_answer(found, None) == "All 2 labelled, 2 of them by too few readers, 2 left to read."
+
 
 class TestNext:
     @pytest.mark.parametrize(
@@ -87,7 +96,8 @@ class TestLearning:
             pytest.param([0.4, 0.6, 0.8], 50, "Yes", id="20 of 50, then 40 of 50"),
             pytest.param([0.8, 0.6, 0.4], 50, "No", id="the other way round"),
             pytest.param([0.6, 0.8], 20, "Not clear yet", id="12 of 20, then 16 of 20"),
-            pytest.param([0.66, 0.6, 0.64, 0.68, 0.72, 0.76, 0.8], 50, "Probably", id="a long line upwards"),
+            pytest.param([0.66, *[0.6 + 0.02 * n for n in range(11)]], 50, "Probably", id="a long line upwards"),
+            pytest.param([0.6] * 8, 50, "Not clear yet", id="the same eight times"),
             pytest.param([0.60, 0.65, 0.70, 0.75], 50, "Not clear yet", id="a line that 50 images draw by chance"),
             pytest.param([0.2, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7], 50, "Yes", id="a fall within two standard errors"),
             pytest.param([0.2, *[0.95 - 0.02 * n for n in range(15)]], 50, "Not lately", id="a fall beyond them"),

@@ -311,6 +311,20 @@ curves = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 1)), min_size=0, 
 
 
 class TestSlope:
+    @pytest.mark.parametrize("rounds", range(3, 16))
+    def test_of_a_level_line_rounding_is_no_rise(self, rounds):
+        for right in range(1, 30):
+            found = slope([right / 30] * rounds)
+            assert found is not None
+            assert (found.per_round, found.error, found.rises, found.falls) == (0.0, 0.0, False, False)
+
+    def test_margin_of_five_points(self):
+        """Student's t of three degrees of freedom."""
+        found = slope([0.5, 0.7, 0.65, 0.8, 0.78])
+
+        assert found is not None
+        assert found.margin == pytest.approx(3.182 * found.error, rel=1e-3)
+
     def test_hand_computed(self):
         """Through 1 2 4 goes 1.5 a round; off by 1/6, -1/3, 1/6: squares 1/6, one degree of freedom, over 2."""
         found = slope([1.0, 2.0, 4.0])
