@@ -110,9 +110,11 @@ def _held_out(project: ProjectStore) -> tuple[str | None, HeldOutPredictions | N
 
 
 def _untested(project: ProjectStore, round_id: str | None, tested: int) -> int:
-    """Labels of a round that its network was trained on, so that it could not be tested on them."""
-    labels = next((one.labels for one in project.summaries()[0] if one.round_id == round_id), tested)
-    return max(labels - tested, 0)
+    """Labels of a round that its network was trained on, so that it could not be tested on them; of a committee, 0."""
+    found = next((one for one in project.summaries()[0] if one.round_id == round_id), None)
+    if found is None or found.request.options.get("committee", 1) != 1:
+        return 0
+    return max(found.labels - tested, 0)
 
 
 def answered_since(connection: Connection, project: ProjectStore) -> frozenset[str]:

@@ -28,6 +28,18 @@ pytestmark = [pytest.mark.system, pytest.mark.browser]
 
 WIDTHS = {1400: 1000, 390: 844}  # CSS pixels: a desk, a phone
 TIMEOUT_S = 30
+A4 = {"width": 670, "height": 950, "deviceScaleFactor": 1, "mobile": False}  # within the margins, at 96 dpi
+BROKEN_WORDS = r"""
+return [...document.querySelectorAll('th, td')].flatMap(cell => {
+  const text = cell.firstChild, found = [];
+  if (text && text.nodeType === 3) for (const word of text.data.matchAll(/[^\s-]+/g)) {
+    const range = document.createRange();
+    range.setStart(text, word.index); range.setEnd(text, word.index + word[0].length);
+    if (range.getClientRects().length > 1) found.push(word[0]);
+  }
+  return found;
+});"""
+"""Script: the words in tables that a line break divides."""
 TIMES = ("/", f"/projects/{KEY}", f"/projects/{KEY}/rounds/r000009")
 """Pages that show moments, in the browser's time zone."""
 
@@ -120,6 +132,14 @@ class TestPage:
         times = browser.execute_script("return [...document.querySelectorAll('time')].map(t => [t.title, t.innerText])")
         assert all(title.endswith(" UTC") and "UTC" not in shown for title, shown in times)
         assert bool(times) == (path in TIMES)
+        if path.endswith("/state"):
+            ends = "return [...document.querySelectorAll('.meanings td')].map(t => t.getBoundingClientRect().right)"
+            assert 0 < max(browser.execute_script(ends)) <= width
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", A4)
+            broken = browser.execute_script(BROKEN_WORDS)
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+            assert broken == []
         if path == f"/projects/{KEY}" and scheme == "light":
             assert len(browser.find_elements(By.CSS_SELECTOR, ".tiles img")) == 11
             picture(browser, f"page-{width}.png")

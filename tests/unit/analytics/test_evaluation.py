@@ -182,7 +182,7 @@ class TestEstimate:
     @pytest.mark.parametrize(
         ("images", "accuracy", "begins"),
         [
-            (0, None, "No randomly drawn image has a label yet"),
+            (0, None, "No randomly drawn image has a label yet, so the accuracy on the remaining images is not known."),
             (12, 1.0, "12 randomly drawn images have a label so far, too few"),
         ],
     )

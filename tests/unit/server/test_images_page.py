@@ -122,6 +122,11 @@ class TestWall:
         assert "No such image here." not in page
         assert "No such image here." in filtered
         assert "9 labels were tested; 52 labels" in filtered
+        ensemble = report.request.model_copy(update={"round_id": "r000003", "options": {"committee": 3}})
+        project.save(report.model_copy(update={"request": ensemble}), None, None)
+        project.set_record("r000003", HELD_OUT, agreed)
+        page = tested.get(f"{PAGE}?tab=disagree", headers=HTML).text
+        assert "No disagreement among the 9 labels tested.</p>" in page
 
     def test_says_where_a_round_kept_no_predictions(self, connected, store):
         save_round(store)
