@@ -178,11 +178,11 @@ def pays_answer(
     have = f"{count(total, 'random image')} {'has' if total == 1 else 'have'} a label, {MIN_HOLDOUT_IMAGES} are needed"
     if control_share and _fits(missing, control_share, left):
         return f"Not known yet: {have}, about {round(missing / control_share)} more labels."
-    now = f"at control_share={control_share} too few come" if control_share else "none is drawn"
+    now = f"too few of the {left} left come at control_share={control_share}" if control_share else "none is drawn"
     wider = next((one for one in CONTROL_SHARES if one > control_share and _fits(missing, one, left)), None)
     if wider is not None:
-        labels = round(missing / wider)
-        return f"Not measured: {have}, and {now}. With the option control_share={wider}, about {labels} more labels do."
+        enough = f"about {round(missing / wider)} more labels are enough"
+        return f"Not measured: {have}, and {now}. With the option control_share={wider}, {enough}."
     return (
         f"Cannot be measured with the {count(left or 0, 'image')} left: {have}, and at most every second image is "
         "drawn at random (control_share=0.5). Importing more images could change that."

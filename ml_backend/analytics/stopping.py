@@ -161,8 +161,8 @@ def stop_advice(
         few = f"Too early to tell: {count(len(same), 'network')} trained {since}, {MIN_ROUNDS} are needed."
         if images is not None and len(same) >= MIN_ROUNDS:
             few = (
-                f"Too early to tell: {count(len(measured), 'network')} validated on {MIN_VALIDATION_IMAGES} images or "
-                f"more, {MIN_ROUNDS} are needed; the newest was validated on {images.get(same[-1].round_id, 0)}."
+                f"Too early to tell: {MIN_ROUNDS} networks validated on {MIN_VALIDATION_IMAGES} images or more are "
+                f"needed, {len(measured)} so far; the newest was validated on {images.get(same[-1].round_id, 0)}."
             )
         return StopAdvice(verdict="done" if left == 0 else "too early", sentence=_NOTHING_LEFT if left == 0 else few)
     more = labels if left is None else min(labels, left)

@@ -8,12 +8,13 @@ from markupsafe import escape
 from pydantic import SecretStr
 
 from ml_backend.config import Settings
+from ml_backend.label_studio.sync import TaskCache
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.schemas import PutOff, Ranking
 from ml_backend.server.actions import MESSAGES, CsrfTokens, is_same_origin
 from ml_backend.server.app import create_app
 from ml_backend.storage.project_state import Pause, Thumbnails
-from tests.fakes import make_report
+from tests.fakes import NOON, make_fit, make_report
 from tests.label_configs import LEARNED
 from tests.unit.server.memory import PROJECT, payload
 from tests.unit.server.test_predictions import save_round
@@ -103,6 +104,23 @@ class TestProject:
         assert rows[0][:2] == ["place", "image"]
         assert rows[2][1] == "'=1+1"
         assert connected.get(f"{PAGE}/rounds.csv").text.count("r000001") == 1
+
+    def test_a_round_that_only_ranked_again_names_its_network(self, connected, store):
+        """Nor does the page suggest a comparison that would end for want of random images, or no page of options."""
+        report, project = make_report(), store.project(PROJECT)
+        request = report.request.model_copy(update={"control_share": 0.1})
+        project.save(report.model_copy(update={"request": request, "fit": make_fit()}), None, None)
+        again = request.model_copy(update={"round_id": "r000002", "reason": "rerank"})
+        project.save(report.model_copy(update={"request": again, "base": "r000001"}), None, None)
+        project.readings.keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks={}))
+
+        page = connected.get(PAGE, headers=HTML).text
+
+        assert "ranked again by round 1's network" in page
+        assert "not trained<" not in page
+        assert "Randomly drawn images, unmarked among the others" in page
+        assert "ml-backend proof" not in page
+        assert f'On the page <a href="..{PAGE}/options">' in page
 
     def test_a_round_names_what_it_put_off(self, connected, store):
         report = make_report()
