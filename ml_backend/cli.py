@@ -316,18 +316,26 @@ def simulate(
 @app.command()
 def compare(
     study1: Annotated[Path, typer.Argument(help="folder of a finished study (--out of `simulate`), the reference")],
-    study2: Annotated[Path, typer.Argument(help="folder of another one")],
+    study2: Annotated[Path | None, typer.Argument(help="folder of another one")] = None,
     *,
+    reference: Annotated[
+        str | None, typer.Option(help="of one study: the strategy to compare its others with; default: random")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Compare two studies strategy by strategy: in pairs where they ran the same seeds on the same data."""
+    """Compare two studies strategy by strategy, or the strategies of one study with one of them.
+
+    Runs are compared in pairs where they ran the same seeds on the same data.
+    """
     require("simulate", "`compare`")
     from rich.console import Console
 
     from ml_backend.simulation.compare import compare as run
-    from ml_backend.simulation.compare import print_comparison
+    from ml_backend.simulation.compare import compare_strategies, print_comparison
 
-    found = run(study1, study2)
+    if study2 is not None and reference is not None:
+        raise SettingsError(f"--reference {reference} compares strategies of one study; leave {study2} or it away")
+    found = compare_strategies(study1, reference or "random") if study2 is None else run(study1, study2)
     if json:
         typer.echo(found.model_dump_json(indent=1))
     else:

@@ -106,9 +106,9 @@ def acquisition_function(
     """Declare the specification of an acquisition function.
 
     The decorated function takes its required inputs as keywords (``probs`` [images, passes, classes], ``features``
-    [images, dims], ``gradients``) and returns one score per image, higher = label first. With ``batch=True`` it is
-    called as ``function(inputs, batch_size, seed)`` with ``AcquisitionInputs``, and returns such scores, or a
-    ``Selection`` whose picks come first.
+    [images, dims], ``gradients``), torch tensors, and returns one score per image, higher = label first, as a tensor,
+    array or list. With ``batch=True`` it is called as ``function(inputs, batch_size, seed)`` with
+    ``AcquisitionInputs``, and returns such scores, or a ``Selection`` whose picks come first.
 
     Args:
         name: the value of the option ``strategy``; of a plug-in, the name of its entry point.

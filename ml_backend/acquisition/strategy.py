@@ -11,11 +11,22 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from ml_backend.acquisition.inputs import Gradients, Selection, acquisition_inputs, given
+from ml_backend.errors import SettingsError
 from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need, load_acquisition_function, strategy_spec
 from ml_backend.schemas import Ranking, natural_order
 
 Array: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
+
+
+class WrongScores(SettingsError, ValueError):
+    """An acquisition function, such as one of a plug-in or of a study, returned something else than scores."""
+
+    def __init__(self, name: str, images: int, got: object) -> None:
+        super().__init__(
+            f"acquisition function {name} must return one score an image, higher = label first, as a tensor, array or "
+            f"list [{images}], got {got}"
+        )
 
 
 class AcquisitionRanking(NamedTuple):
@@ -89,13 +100,17 @@ def rank(
 
 def _checked(scores: object, images: int, name: str) -> Float[Tensor, " images"]:
     """Check the scores of any function, plug-ins included: a NaN would silently sort to one end of the ranking."""
-    if not isinstance(scores, Tensor) or scores.shape != (images,):
-        shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"{name} must return one score an image, a tensor [{images}], got {shape}")
-    scores = scores.detach().double().cpu()
-    if scores.isnan().any():
-        raise ValueError(f"{name} scored image {int(scores.isnan().nonzero()[0])} of the pool as NaN")
-    return scores
+    try:
+        # A copy, since torch takes no array of negative strides.
+        values = torch.as_tensor(scores.copy() if isinstance(scores, np.ndarray) else scores)
+        values = values.detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise WrongScores(name, images, type(scores).__name__) from None
+    if values.shape != (images,):
+        raise WrongScores(name, images, list(values.shape))
+    if values.isnan().any():
+        raise WrongScores(name, images, f"NaN for image {int(values.isnan().nonzero()[0])} of the pool")
+    return values
 
 
 @dataclass(frozen=True, slots=True)

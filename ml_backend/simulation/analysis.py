@@ -28,6 +28,7 @@ RESAMPLES: Final = 9_999
 CONFIDENCE: Final = 0.95
 SHORTER: Final = 0.1  # of the rounds of the longest run of the same strategy
 SEEDS_FOR_A_CLAIM: Final = 20
+PAIRS_FOR_AN_INTERVAL: Final = 6  # fewer have no exact 95 % interval of the median, and no p below 0.05
 EARLY: Final = 100  # labels
 QUARTILES: Final = (0.25, 0.5, 0.75)
 WIDE: Final = 0.5  # of the median
@@ -233,19 +234,22 @@ class LabelsRatio:
         low: lower end of the 95 % interval of the median; None where there are too few runs for one.
         high: its upper end.
         pairs: seeds; of unpaired runs, the smaller number of the two.
+        never: pairs in which one of the two did not get there, and counts as infinitely many labels.
     """
 
     median: float
     low: float | None
     high: float | None
     pairs: int
+    never: int = 0
 
 
 def labels_ratio(first: pd.Series, second: pd.Series) -> LabelsRatio | None:
     """Median over the seeds of labels needed, first divided by second; None without a pair.
 
     The interval is exact for any distribution: two of the ordered ratios, by the binomial distribution. It needs 6
-    pairs. Pairs in which neither run got there say nothing about the ratio, and are left out.
+    pairs. Pairs in which neither run got there say nothing about the ratio, and are left out. With fewer than 6 pairs,
+    of which one run did not get there, there is no ratio: it would be a bound at best.
 
     Args:
         first: labels needed by seed, ``inf`` for never.
@@ -257,11 +261,14 @@ def labels_ratio(first: pd.Series, second: pd.Series) -> LabelsRatio | None:
     one, other = first.align(second, join="inner")
     known = np.isfinite(one) | np.isfinite(other)
     ratios = (one[known] / other[known]).to_numpy()
-    if not len(ratios):
+    never = int((np.isinf(ratios) | (ratios == 0)).sum())
+    if len(ratios) < (PAIRS_FOR_AN_INTERVAL if never else 1):
         return None
+    # As between a number and infinity lies infinity, between 0 and a number lies 0.
+    median = quartiles(ratios).median if np.quantile(ratios, 0.5, method="lower") else 0.0
     interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(CONFIDENCE)
     low, high = (None if math.isnan(end) else float(end) for end in (interval.low, interval.high))
-    return LabelsRatio(quartiles(ratios).median, low, high, len(ratios))
+    return LabelsRatio(median, low, high, len(ratios), never)
 
 
 def labels_ratio_unpaired(first: pd.Series, second: pd.Series, seed: int = 0) -> LabelsRatio | None:
@@ -328,10 +335,10 @@ class PairedDifference:
 
     Attributes:
         mean: over the pairs, in the unit of the metric; above 0 where the first is better.
-        low: lower end of the 95 % bootstrap interval of the mean; None for a single pair.
+        low: lower end of the 95 % bootstrap interval of the mean; None for fewer than 6 pairs.
         high: its upper end.
-        p: two-sided, of Wilcoxon's signed-rank test; None where every pair is equal. Not corrected for the number of
-            strategies that were compared.
+        p: two-sided, of Wilcoxon's signed-rank test; None for fewer than 6 pairs, and where every pair is equal. Not
+            corrected for the number of strategies that were compared.
         pairs: seeds.
     """
 
@@ -359,37 +366,43 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0) 
     Source:
         Efron & Tibshirani 1993, chapter 13; Wilcoxon 1945, doi:10.2307/3001968 (equal pairs are left out).
     """
+    found = paired_areas(first, second)
+    if not found:
+        raise ValueError(
+            f"no pair of runs to compare: seeds {list(first.columns)} and {list(second.columns)} share no label count"
+        )
+    return mean_difference([of_first - of_second for of_first, of_second in found], seed)
+
+
+def paired_areas(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[float, float]]:
+    """Areas of the two runs of every seed of both, over the label counts that both runs have; none without such."""
     found = []
     one, other = first.align(second, join="inner")
     for pair in np.stack([one, other]).T:
         shared = ~np.isnan(pair).any(axis=1)
         if shared.any():
             of_first, of_second = areas(pd.DataFrame(pair[shared], one.index[shared]))
-            found.append(of_first - of_second)
-    if not found:
-        raise ValueError(
-            f"no pair of runs to compare: seeds {list(first.columns)} and {list(second.columns)} share no label count"
-        )
-    return mean_difference(found, seed)
+            found.append((float(of_first), float(of_second)))
+    return found
 
 
 def mean_difference(found: Sequence[float], seed: int = 0) -> PairedDifference:
     """Mean of paired differences, at least one, as ``paired_difference`` has it."""
     differences = np.array(found)
-    low = high = None
-    if len(found) > 1:
-        interval = bootstrap(
-            (differences,),
-            np.mean,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
+    mean = float(differences.mean())
+    if len(found) < PAIRS_FOR_AN_INTERVAL:
+        return PairedDifference(mean, None, None, None, len(found))
+    interval = bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     # Without a difference there is nothing to rank, and SciPy would divide 0 by 0.
     p = float(wilcoxon(differences).pvalue) if differences.any() else None
-    return PairedDifference(float(differences.mean()), low, high, p, len(found))
+    return PairedDifference(mean, float(interval.low), float(interval.high), p, len(found))
 
 
 def differences_from_random(curves: pd.DataFrame) -> dict[Group, PairedDifference]:
@@ -702,14 +715,13 @@ def few_seeds(seeds: int) -> list[Finding]:
 def random_level(differences: Mapping[Group, PairedDifference]) -> list[Finding]:
     """Groups that are not shown to be better than ``random``.
 
-    ``random`` is ahead where the whole interval lies below 0, and level where the interval holds 0. A single seed has
-    no interval: its difference alone decides.
+    ``random`` is ahead where the whole interval lies below 0, and level where the interval holds 0. Without an
+    interval it is level where the difference is not above 0.
     """
     found = []
     for group, one in differences.items():
-        low, high = (one.mean, one.mean) if one.low is None or one.high is None else (one.low, one.high)
-        if low <= 0:
-            kind: Kind = "random_ahead" if high < 0 else "random_level"
+        if (one.mean if one.low is None else one.low) <= 0:
+            kind: Kind = "random_ahead" if one.high is not None and one.high < 0 else "random_level"
             found.append(Finding(kind, {"group": group, "difference": one}))
     return found
 

@@ -1,4 +1,7 @@
-"""``ml-backend compare``: two finished studies side by side, paired where they ran the same seeds on the same data."""
+"""``ml-backend compare``: two finished studies side by side, or the strategies of one beside one of them.
+
+Runs are paired where they ran the same seeds on the same data.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from ml_backend.errors import SettingsError
+from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.analysis import (
     CONFIDENCE,
     TARGETS,
     Group,
     LabelsRatio,
+    MetricStatistics,
     PairedDifference,
     areas,
     complete_runs,
@@ -24,6 +28,9 @@ from ml_backend.simulation.analysis import (
     labels_ratio,
     labels_ratio_unpaired,
     learning_curves,
+    mean_difference,
+    metric_statistics,
+    paired_areas,
     paired_difference,
     tables,
 )
@@ -76,6 +83,7 @@ class Comparison(FrozenModel):
         unpaired_because: why not; empty where they are.
         differences: option -> its values in both studies.
         only_in: folder -> strategies that the other study does not have.
+        reference: strategy of one study with which its others are compared; empty for two studies.
     """
 
     studies: tuple[str, str]
@@ -87,6 +95,47 @@ class Comparison(FrozenModel):
     only_in: dict[str, tuple[str, ...]]
     areas: tuple[AreaComparison, ...]
     labels_needed: tuple[LabelsComparison, ...]
+    reference: str = ""
+
+
+def compare_strategies(study: Path, reference: str) -> Comparison:
+    """Compare the strategies of a finished study with one of them, seed by seed; no run is repeated.
+
+    Args:
+        study: its ``--out``.
+        reference: strategy that takes the place of the first study.
+
+    Raises:
+        SettingsError: the folder holds no finished study, or the study has no such strategy.
+    """
+    _, results = read_study(study)
+    kept, _ = complete_runs(results)
+    names = dict.fromkeys(row.strategy for row in kept.rounds)
+    if reference not in names:
+        raise SettingsError(
+            f"--reference {reference!r}: {study} has no rounds of it; expected one of {', '.join(names)}"
+            f"{did_you_mean(reference, names)}"
+        )
+    statistics = [metric_statistics(metric, kept) for metric in METRICS if metric.name in COMPARED]
+    pairs = [(group, Group(reference, group.variant)) for group in statistics[0].groups if group.strategy != reference]
+    return Comparison(
+        studies=(str(study), str(study)),
+        commands=(results.summary.command, results.summary.command),
+        protocol=results.summary.protocol,
+        paired=True,
+        unpaired_because="",
+        differences={},
+        only_in={},
+        areas=tuple(row for one in statistics for pair in pairs for row in _area_against(one, *pair)),
+        labels_needed=tuple(
+            row
+            for group, other in pairs
+            for target in TARGETS
+            for sides in [(statistics[0].labels_of(one, target) for one in (other, group))]
+            for row in _labels_row(group, target, *sides, paired=True)
+        ),
+        reference=reference,
+    )
 
 
 def compare(first: Path, second: Path) -> Comparison:
@@ -162,6 +211,29 @@ def _areas(metric: Metric, first: StudyResults, second: StudyResults, *, paired:
     return rows
 
 
+def _area_against(one: MetricStatistics, group: Group, reference: Group) -> list[AreaComparison]:
+    found = tables(one.curves)
+    pairs = paired_areas(found[reference], found[group]) if {reference, group} <= found.keys() else []
+    if not pairs:
+        return []
+    mine, theirs = np.array(pairs).T
+    ahead = mean_difference(theirs - mine)
+    return [
+        AreaComparison(
+            metric=one.metric.name,
+            strategy=group.strategy,
+            variant=group.variant,
+            first=mine.mean(),
+            second=theirs.mean(),
+            difference=ahead.mean,
+            low=ahead.low,
+            high=ahead.high,
+            p=ahead.p,
+            seeds=(len(pairs), len(pairs)),
+        )
+    ]
+
+
 def _welch(first: "pd.Series[float]", second: "pd.Series[float]") -> dict[str, float | None]:
     """Difference of the means of independent samples, with Welch's interval; without one for a single seed."""
     found: dict[str, float | None] = {"difference": second.mean() - first.mean(), "low": None, "high": None, "p": None}
@@ -179,28 +251,35 @@ def _labels(metric: Metric, first: StudyResults, second: StudyResults, *, paired
         levels = {(r.variant, r.seed): v for r in source.baselines if (v := metric.of(r.metrics)) is not None}
         needed = labels_needed_by_run(learning_curves(results, lambda row: metric.of(row.metrics)), levels)
         by_group.append({Group(*key): runs.set_index("seed") for key, runs in needed.groupby(["strategy", "variant"])})
-    rows = []
-    for group in [group for group in by_group[0] if group in by_group[1]]:
-        for target in TARGETS:
-            mine, theirs = by_group[0][group][target], by_group[1][group][target]
-            if paired:
-                mine, theirs = mine.align(theirs, join="inner")
-            if not len(mine) or (np.isinf(mine).all() and np.isinf(theirs).all()):
-                continue
-            ratio = (labels_ratio if paired else labels_ratio_unpaired)(theirs, mine)
-            medians = (None if np.isinf(side.median()) else float(side.median()) for side in (mine, theirs))
-            rows.append(
-                LabelsComparison(
-                    target=target,
-                    strategy=group.strategy,
-                    variant=group.variant,
-                    **dict(zip(("first", "second"), medians, strict=True)),
-                    **{name: _finite(getattr(ratio, name, None)) for name in ("low", "high")},
-                    ratio=_finite(ratio.median if ratio else None),
-                    seeds=(len(mine), len(theirs)),
-                )
-            )
-    return rows
+    return [
+        row
+        for group in by_group[0]
+        if group in by_group[1]
+        for target in TARGETS
+        for row in _labels_row(group, target, *(side[group][target] for side in by_group), paired=paired)
+    ]
+
+
+def _labels_row(
+    group: Group, target: str, mine: "pd.Series[float]", theirs: "pd.Series[float]", *, paired: bool
+) -> list[LabelsComparison]:
+    if paired:
+        mine, theirs = mine.align(theirs, join="inner")
+    if not len(mine) or (np.isinf(mine).all() and np.isinf(theirs).all()):
+        return []
+    ratio = (labels_ratio if paired else labels_ratio_unpaired)(theirs, mine)
+    medians = (None if np.isinf(side.median()) else float(side.median()) for side in (mine, theirs))
+    return [
+        LabelsComparison(
+            target=target,
+            strategy=group.strategy,
+            variant=group.variant,
+            **dict(zip(("first", "second"), medians, strict=True)),
+            **{name: _finite(getattr(ratio, name, None)) for name in ("low", "high")},
+            ratio=_finite(ratio.median if ratio else None),
+            seeds=(len(mine), len(theirs)),
+        )
+    ]
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
@@ -209,24 +288,32 @@ def print_comparison(found: Comparison, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    for place, folder in enumerate(found.studies, start=1):
-        say(f"study {place}: {folder}")
+    sides, reference = ("study 1", "study 2"), found.reference
+    minus, by = "2 minus 1", "2 by 1"
+    if reference:
+        sides, minus, by = (reference, "it"), f"minus {reference}", f"by {reference}'s"
+        say(f"study: {found.studies[0]}")
+    else:
+        for place, folder in enumerate(found.studies, start=1):
+            say(f"study {place}: {folder}")
     say(found.protocol)
     for name, (mine, theirs) in found.differences.items():
         say(f"{name}: {mine} | {theirs}")
     for folder, names in found.only_in.items():
         say(f"only in {folder}: {', '.join(names)}")
-    if found.paired:
+    if reference:
+        say(f"Every strategy against {reference}; runs of one seed are compared.")
+    elif found.paired:
         say("Paired: the same data; runs of one seed are compared, with the baselines of study 1 as targets.")
     else:
         say(f"Not paired, since {found.unpaired_because}: the intervals are those of independent runs, and wider.")
-    curves = Table("area under the curve", "strategy", "study 1", "study 2", "2 minus 1, 95 % interval", "p", "seeds")
+    curves = Table("area under the curve", "strategy", *sides, f"{minus}, 95 % interval", "p", "seeds")
     for area in found.areas:
         ahead = PairedDifference(area.difference, area.low, area.high, area.p, area.seeds[0])
         named, ends = _name(area), (f"{area.first:.3f}", f"{area.second:.3f}")
         curves.add_row(area.metric, named, *ends, difference_words(ahead), p_words(ahead), _seeds(area.seeds))
     console.print(curves, markup=False, highlight=False)
-    needed = Table("labels for, of accuracy", "strategy", "study 1", "study 2", "2 by 1, 95 % interval", "seeds")
+    needed = Table("labels for, of accuracy", "strategy", *sides, f"{by}, 95 % interval", "seeds")
     for row in found.labels_needed:
         labels = tuple("never" if one is None else f"{one:.0f}" for one in (row.first, row.second))
         ratio = None if row.ratio is None else LabelsRatio(row.ratio, row.low, row.high, min(row.seeds))

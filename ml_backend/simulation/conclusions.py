@@ -187,7 +187,9 @@ def _of(metric: Metric) -> Callable[[RoundRow], float | None]:
 
 
 def _p_words(ahead: PairedDifference) -> str:
-    return "all equal" if ahead.p is None else f"p = {ahead.p:.3f}"
+    if ahead.p is None:
+        return "no p" if ahead.low is None else "all equal"
+    return f"p = {ahead.p:.3f}"
 
 
 def _rarest(results: StudyResults) -> str:

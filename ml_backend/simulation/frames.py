@@ -32,7 +32,8 @@ class Simulation:
         summary: one row a strategy and metric: ``seeds``; ``area``, the median area under the learning curve;
             ``minus_random``, the mean of the paired differences of the areas from ``random``, with the 95 % interval
             ``low`` to ``high`` and ``p`` of Wilcoxon's test; ``labels_ratio``, the median of the labels needed for
-            ``target`` divided by those of ``random``, with ``ratio_low`` to ``ratio_high``.
+            ``target`` divided by those of ``random``, with ``ratio_low`` to ``ratio_high``. Intervals and p need six
+            seeds; ``ml-backend compare STUDY --reference NAME`` gives differences from another strategy.
         baselines: one row a network that was trained on all labels.
         batches: one row a chosen image.
         results: the same as records, with the summary of the study.
@@ -89,8 +90,9 @@ def simulate(
         images: root of the paths in the table.
         ratings: CSV file with ``path,rater,label``.
         features: npz file with ``X`` and ``path``, instead of images.
-        strategies: acquisition functions: names, ``module:function``, or functions of your own, which take ``probs`` or
-            have ``acquisition_function``; with several workers, only such as can be imported.
+        strategies: acquisition functions: names, ``module:function``, or functions of your own, which take ``probs``
+            (a tensor [images, passes, classes]) and return a score an image, or have ``acquisition_function``; with
+            several workers, only such as can be imported.
         seeds: their number, or the seeds.
         profile: defaults of the options below, ``paper`` or ``best``.
         start: ``live`` counts labels as a team would; ``given`` is the paper's protocol.

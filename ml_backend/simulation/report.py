@@ -20,6 +20,7 @@ from rich.table import Table
 
 from ml_backend.charts import Interval, Line, interval_chart, line_chart, save_line_chart, swatch, value_words
 from ml_backend.simulation.analysis import (
+    PAIRS_FOR_AN_INTERVAL,
     SEEDS_FOR_A_CLAIM,
     TARGETS,
     Early,
@@ -191,7 +192,11 @@ def _templates() -> Environment:
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     environment.tests["infinite"] = math.isinf
-    environment.globals |= {"swatch": swatch, "seeds_for_a_claim": SEEDS_FOR_A_CLAIM}
+    environment.globals |= {
+        "swatch": swatch,
+        "seeds_for_a_claim": SEEDS_FOR_A_CLAIM,
+        "pairs_for_an_interval": PAIRS_FOR_AN_INTERVAL,
+    }
     return environment
 
 
@@ -297,9 +302,9 @@ def share_words(share: Quartiles) -> str:
 
 
 def difference_words(difference: PairedDifference) -> str:
-    """``+0.021 [+0.012 to +0.030]``: mean and 95 % interval, which one seed does not have."""
+    """``+0.021 [+0.012 to +0.030]``: mean and 95 % interval, which fewer than six pairs do not have."""
     if difference.low is None or difference.high is None:
-        return f"{difference.mean:+.3f} (one seed)"
+        return f"{difference.mean:+.3f} (no interval below {PAIRS_FOR_AN_INTERVAL} seeds)"
     return f"{difference.mean:+.3f} [{difference.low:+.3f} to {difference.high:+.3f}]"
 
 
@@ -323,7 +328,7 @@ def label_words(labels: Quartiles) -> str:
 
 
 def p_words(difference: PairedDifference) -> str:
-    """``0.012``; empty where all pairs are equal."""
+    """``0.012``; empty where all pairs are equal, or fewer than six."""
     return "" if difference.p is None else f"{difference.p:.2g}"
 
 

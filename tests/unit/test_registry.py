@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -188,8 +189,19 @@ class TestExample:
     def test_an_acquisition_function_must_return_one_score_an_image(self, monkeypatch: pytest.MonkeyPatch):
         probs = torch.full((3, 2, 2), 0.5)
         monkeypatch.setattr(pointwise, "entropy", lambda probs: probs[:2, 0, 0])
-        with pytest.raises(ValueError, match=r"entropy must return one score an image, a tensor \[3\], got \[2\]"):
+        with pytest.raises(ValueError, match=r"entropy must return one score an image, .* list \[3\], got \[2\]"):
+            rank("entropy", probs, 1)
+        monkeypatch.setattr(pointwise, "entropy", lambda **_: None)
+        with pytest.raises(SettingsError, match=r"got NoneType"):  # the command prints one line
             rank("entropy", probs, 1)
         monkeypatch.setattr(pointwise, "entropy", lambda probs: probs[:, 0, 0] * torch.nan)
-        with pytest.raises(ValueError, match="entropy scored image 0 of the pool as NaN"):
+        with pytest.raises(ValueError, match="got NaN for image 0 of the pool"):
             rank("entropy", probs, 1)
+
+    @pytest.mark.parametrize(
+        "found", [[0.1, 0.3, 0.2], np.array([0.2, 0.3, 0.1])[::-1], np.array([0.1, 0.3, 0.2], np.float16)]
+    )
+    def test_scores_may_be_a_list_or_an_array(self, monkeypatch: pytest.MonkeyPatch, found):
+        monkeypatch.setattr(pointwise, "entropy", lambda **_: found)
+
+        assert rank("entropy", torch.full((3, 2, 2), 0.5), 1).order.tolist() == [1, 2, 0]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ml_backend.simulation.analysis import (
+    PAIRS_FOR_AN_INTERVAL,
     TARGETS,
     Group,
     LabelsNeeded,
@@ -290,10 +291,22 @@ class TestLabelsRatio:
         assert [found.median, found.low, found.high, found.pairs] == pytest.approx([0.55, 0.2, 0.9, 10])
 
     def test_never_counts_and_two_of_it_say_nothing(self):
-        found = labels_ratio(pd.Series([10, NEVER, NEVER, 30]), pd.Series([20.0, 20, NEVER, NEVER]))
+        first, second = pd.Series([10, 10, 10, 10, NEVER, 30, NEVER]), pd.Series([20.0, 20, 20, 20, 20, NEVER, NEVER])
 
-        assert found == LabelsRatio(0.5, None, None, pairs=3)
+        assert labels_ratio(first, second) == LabelsRatio(0.5, 0.0, NEVER, pairs=6, never=2)
         assert labels_ratio(pd.Series([NEVER]), pd.Series([NEVER])) is None
+
+    def test_between_never_and_a_number_lies_never(self):
+        """Not half of the number: 0, 0, 0, 1, 1, 1."""
+        got_there, half = pd.Series(20.0, range(6)), pd.Series([NEVER, NEVER, NEVER, 20, 20, 20])
+
+        assert [found.median for one in (half, got_there) if (found := labels_ratio(got_there, one))] == [0.0, 1.0]
+        assert [found.median for one in (half, got_there) if (found := labels_ratio(one, got_there))] == [NEVER, 1.0]
+
+    def test_a_bound_is_not_a_ratio_of_few_runs(self):
+        """The second run of the other took more labels than there were: 0.75 would be too low."""
+        assert labels_ratio(pd.Series([30.0, 30]), pd.Series([20.0, NEVER])) is None
+        assert labels_ratio(pd.Series([30.0, 30]), pd.Series([20.0, 20])) == LabelsRatio(1.5, None, None, pairs=2)
 
     def test_of_independent_runs(self):
         """Of medians; the interval narrows with the number of runs, and holds the ratio."""
@@ -341,18 +354,18 @@ class TestAreas:
 
 class TestPairedDifference:
     def test_hand_computed(self):
-        """Differences 0.1, 0.2, 0.3, 0.4, whose ranks are all on one side: p = 2 / 2^4."""
-        got = paired_difference(table([0.6, 0.6, 0.8, 0.8]), table([0.5, 0.4, 0.5, 0.4]))
+        """Differences 0.1 to 0.4, whose ranks are all on one side: p = 2 / 2^6."""
+        got = paired_difference(table([0.6, 0.6, 0.8, 0.8, 0.65, 0.75]), table([0.5, 0.4, 0.5, 0.4, 0.5, 0.4]))
 
-        assert (got.mean, got.p) == pytest.approx((0.25, 0.125))
-        assert got.pairs == 4
+        assert (got.mean, got.p) == pytest.approx((0.25, 0.03125))
+        assert got.pairs == 6
         assert got.low is not None
         assert got.high is not None
         assert 0.1 <= got.low < 0.25 < got.high <= 0.4
 
     def test_pairs_are_made_by_seed_not_by_place(self):
-        """By place, the differences would be 0.3 and -0.1; by seed both are 0.1."""
-        got = paired_difference(table([0.6, 0.3]), table([0.5, 0.2])[[1, 0]])
+        """By place, the differences would be 0.4 and -0.2; by seed all are 0.1."""
+        got = paired_difference(table([0.6, 0.3] * 3), table([0.5, 0.2] * 3)[[1, 0, 3, 2, 5, 4]])
 
         assert got.mean == got.low == got.high == pytest.approx(0.1)
 
@@ -362,19 +375,22 @@ class TestPairedDifference:
 
         assert paired_difference(short, long) == PairedDifference(0.0, None, None, None, 1)
 
-    def test_one_seed_has_no_interval(self):
-        got = paired_difference(table([0.6]), table([0.5]))
+    @pytest.mark.parametrize("seeds", [1, 5])
+    def test_few_seeds_have_no_interval_and_no_p(self, seeds):
+        got = paired_difference(table([0.6] * seeds), table([0.5] * seeds))
 
-        assert (got.low, got.high, got.p, got.pairs) == (None, None, 1.0, 1)
+        assert (got.low, got.high, got.p, got.pairs) == (None, None, None, seeds)
 
     def test_equal_curves_have_no_p(self):
-        assert paired_difference(table([0.6, 0.7]), table([0.6, 0.7])) == PairedDifference(0.0, 0.0, 0.0, None, 2)
+        same = table([0.6, 0.7] * 3)
+
+        assert paired_difference(same, same) == PairedDifference(0.0, 0.0, 0.0, None, 6)
 
     def test_interval_is_the_percentile_bootstrap(self):
-        """Two pairs, 0 and 1: their resampled mean is 0, 1/2 or 1 with 1/4, 1/2, 1/4, so the interval is all of it."""
-        got = paired_difference(table([0.0, 1.0]), table([0.0, 0.0]))
+        """Half of six pairs are 0, half 1: their resampled mean is k/6, k binomial; 2.5 % and 97.5 % lie at 1 and 5."""
+        got = paired_difference(table([0.0, 1.0] * 3), table([0.0] * 6))
 
-        assert (got.low, got.high) == (0.0, 1.0)
+        assert (got.low, got.high) == pytest.approx((1 / 6, 5 / 6))
 
     def test_interval_of_many_is_that_of_the_normal_distribution(self):
         """200 differences: mean ± 1.96 standard errors, within the resolution of 9,999 resamples."""
@@ -389,8 +405,8 @@ class TestPairedDifference:
     @settings(deadline=None, max_examples=30)
     def test_agrees_with_scipy_and_turns_round(self, first, second):
         """Zeros and ties are common in heights of eighths."""
-        a = [height / 8 for height in first]
-        b = [height / 8 for height in (second * 8)[: len(a)]]
+        a, b = (np.resize(heights, 2 * PAIRS_FOR_AN_INTERVAL) / 8 for heights in (first, second))
+        a, b = a.tolist(), b.tolist()
         got, back = paired_difference(table(a), table(b)), paired_difference(table(b), table(a))
         differences = np.subtract(a, b)
 
@@ -554,18 +570,17 @@ class TestRandomLevel:
     @pytest.mark.parametrize(
         ("heights", "expected"),
         [
-            ([0.7, 0.71, 0.73, 0.74], []),
-            ([0.5, 0.51, 0.52, 0.53], ["random_ahead"]),
-            ([0.65, 0.66, 0.67, 0.56], ["random_level"]),  # ahead on average, but behind in one seed by more
-            ([0.55, 0.56, 0.57, 0.70], ["random_level"]),  # behind on average, but ahead in one seed
-            ([0.6, 0.61, 0.62, 0.63], ["random_level"]),
-            ([0.7], []),  # one seed: by its difference
-            ([0.6], ["random_level"]),
-            ([0.5], ["random_ahead"]),
+            ([0.7, 0.71, 0.73, 0.74] * 2, []),
+            ([0.5, 0.51, 0.52, 0.53] * 2, ["random_ahead"]),
+            ([0.65, 0.66, 0.67, 0.56] * 2, ["random_level"]),  # ahead on average, but behind in one of four by more
+            ([0.55, 0.56, 0.57, 0.70] * 2, ["random_level"]),  # behind on average, but ahead in one of four
+            ([0.6, 0.61, 0.62, 0.63] * 2, ["random_level"]),
+            ([0.7] * 5, []),  # too few for an interval: by the difference
+            ([0.5] * 5, ["random_level"]),
         ],
     )
     def test_by_the_interval(self, heights, expected):
-        runs = curves({"entropy": flat(heights), "random": flat([0.6, 0.61, 0.62, 0.63])})
+        runs = curves({"entropy": flat(heights), "random": flat([0.6, 0.61, 0.62, 0.63] * 2)})
 
         assert [one.kind for one in random_level(differences_from_random(runs))] == expected
 

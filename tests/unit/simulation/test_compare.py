@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from ml_backend.cli import app
 from ml_backend.errors import SettingsError
-from ml_backend.simulation.compare import Comparison, compare
+from ml_backend.simulation.analysis import metric_statistics
+from ml_backend.simulation.compare import Comparison, compare, compare_strategies
+from ml_backend.simulation.metrics import METRICS
 from ml_backend.simulation.run_log import RunLog, StudyResults
 from ml_backend.storage.atomic import write_record
 from tests.manual import commands_run_by
@@ -132,10 +134,51 @@ class TestCompare:
             compare(folder, folder)
 
 
+def both() -> StudyResults:
+    """One study of ``entropy``, slow, and of ``bald``, fast."""
+    slow, fast = study(SLOW), study(FAST, strategy="bald")
+    summary = slow.summary.model_copy(update={"strategies": ("entropy", "bald")})
+    return replace(slow, summary=summary, rounds=(*slow.rounds, *fast.rounds))
+
+
+class TestCompareStrategies:
+    def test_every_other_with_the_reference_seed_by_seed(self, tmp_path):
+        found = compare_strategies(write(tmp_path / "a", both()), "entropy")
+        [row] = [row for row in found.labels_needed if row.target == "baseline - 1 point"]
+        [area] = [row for row in found.areas if row.metric == "accuracy"]
+
+        assert (row.strategy, row.first, row.second, row.seeds) == ("bald", 175.0, 105.0, (6, 6))
+        assert [row.low, row.ratio, row.high] == pytest.approx([115 / 195, (95 / 155 + 115 / 195) / 2, 95 / 155])
+        # Three and four of nine steps of 0.2 earlier.
+        assert area.difference == pytest.approx(0.2 * 3.5 / 9)
+        assert area.second - area.first == pytest.approx(area.difference)
+        assert area.p == pytest.approx(2 / 2**6)
+
+    def test_agrees_with_the_report(self, tmp_path):
+        """Runs whose networks begin at different label counts are compared over what each pair shares."""
+        drawn = drawn_results(seeds=6, rounds=8)
+        rounds = tuple(row for row in drawn.rounds if row.seed or row.strategy == "random" or row.round > 3)
+        found = compare_strategies(write(tmp_path / "a", replace(drawn, rounds=rounds)), "random")
+        compared = {row.strategy: row for row in found.areas if row.metric == "auroc"}
+        [auroc] = [metric for metric in METRICS if metric.name == "auroc"]
+        reported = metric_statistics(auroc, replace(drawn, rounds=rounds)).differences
+
+        assert set(compared) == {group.strategy for group in reported} != set()
+        for group, one in reported.items():
+            row = compared[group.strategy]
+            assert (row.difference, row.low, row.high, row.p) == pytest.approx((one.mean, one.low, one.high, one.p))
+
+    def test_names_a_strategy_that_was_not_run(self, tmp_path):
+        with pytest.raises(
+            SettingsError, match=r"--reference 'entrop': .* expected one of entropy, bald; did you mean"
+        ):
+            compare_strategies(write(tmp_path / "a", both()), "entrop")
+
+
 def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
-    [command] = commands_run_by(__file__)
+    command, within = commands_run_by(__file__)
     _, *words = command.words
     for name, starts in zip(words[1:], (SLOW, FAST), strict=True):
         write(Path(name), study(starts))
@@ -143,6 +186,14 @@ def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     printed = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)
 
+    _, *words_within = within.words
+    write(Path(words_within[1]), both())
+    one = CliRunner().invoke(app, words_within, catch_exceptions=False).stdout
+    refused = CliRunner().invoke(app, [*words, "--reference", "entropy"])
+
+    assert "minus entropy, 95 % interval" in one
+    assert "0.60 [0.59 to 0.61]" in one
+    assert "--reference entropy compares strategies of one study" in str(refused.exception)
     assert "Paired: the same data" in text
     assert "0.60 [0.59 to 0.61]" in text
     assert printed["paired"] is True

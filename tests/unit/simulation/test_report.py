@@ -170,10 +170,26 @@ class TestReportPage:
         assert re.fullmatch(
             r"Yes: (mean_std|entropy), the best of 2 strategies, needs 0\.\d\d \[0\.\d\d to 0\.\d\d\] of "
             r"random's labels to (come|reach) .* all labels \(0\.80\d\) "
-            r"\(median and 95 % interval; 20 paired seeds\)\.",
+            r"\(median and 95 % interval; 20 paired seeds, of which 1 has one side that never got there and "
+            r"counts as infinitely many labels\)\.",
             answer,
         )
         assert page.index(answer) < page.index("On these images, ") < page.index("<main>")
+
+    def test_of_few_seeds_claims_neither_interval_nor_p_nor_ratio(self):
+        """Entropy is there after 30 labels; random after 60, and in the second run never."""
+        few, more = (
+            page_words(together(steps("entropy", [30, 30] * pairs), steps("random", [60, None] * pairs)))
+            for pairs in (1, 3)
+        )
+
+        assert "entropy differs by +" in few
+        assert "(no interval below 6 seeds) from random" in few
+        assert "2 seeds: an interval and a p of the differences need 6 or more." in few
+        assert "Wilcoxon p" not in few
+        assert "of random's labels" not in few
+        assert "Wilcoxon p = 0.031" in more
+        assert "6 seeds: Wilcoxon's test cannot give less than p = 0.031" in more
 
     def test_a_target_out_of_reach_is_folded_away(self):
         """With all labels, accuracy is 0.8: with 115 nobody comes near, with 455 a point below is reached."""
@@ -258,7 +274,7 @@ class TestWarnings:
     def test_of_a_study_with_few_seeds_passes_and_labels(self):
         words = page_words(drawn_results(("random", "batch_bald", "entropy"), rounds=3, variants=("weighted",)))
 
-        assert "3 seeds: Wilcoxon's test cannot give less than p = 0.25" in words
+        assert "3 seeds: an interval and a p of the differences need 6 or more" in words
         assert "batch_bald picked batches of 20 with 50 passes, which carry at most 3.9 nats" in words
         assert "Draw 100 passes or more, or pick batches of 10 or less." in words
         assert (
@@ -381,7 +397,8 @@ class TestWords:
         assert share_words(Quartiles(q25, median, q75)) == expected
 
     @pytest.mark.parametrize(
-        ("low", "high", "expected"), [(0.012, 0.03, "+0.021 [+0.012 to +0.030]"), (None, None, "+0.021 (one seed)")]
+        ("low", "high", "expected"),
+        [(0.012, 0.03, "+0.021 [+0.012 to +0.030]"), (None, None, "+0.021 (no interval below 6 seeds)")],
     )
     def test_difference(self, low, high, expected):
         assert difference_words(PairedDifference(0.0214, low, high, 0.002, 10)) == expected
@@ -411,14 +428,18 @@ def steps(strategy: str, at: Sequence[int | None], variant: str = "") -> StudyRe
     return replace(drawn, rounds=tuple(rows))
 
 
-def statistics(*studies: StudyResults, baseline: float | None = 0.8) -> MetricStatistics:
+def together(*studies: StudyResults, baseline: float | None = 0.8) -> StudyResults:
     rows = tuple(
         row.model_copy(update={"metrics": drawn_metrics(baseline or 0.0, ("a", "b"))})
         for row in studies[0].baselines
         if baseline is not None
     )
     rounds = tuple(row for one in studies for row in one.rounds)
-    return metric_statistics(ACCURACY, replace(studies[0], rounds=rounds, baselines=rows))
+    return replace(studies[0], rounds=rounds, baselines=rows)
+
+
+def statistics(*studies: StudyResults, baseline: float | None = 0.8) -> MetricStatistics:
+    return metric_statistics(ACCURACY, together(*studies, baseline=baseline))
 
 
 class TestHeadline:

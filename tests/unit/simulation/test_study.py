@@ -159,7 +159,7 @@ def declared(features):
     return features[:, 0]
 
 def plain(probs):
-    return probs.mean(dim=1)[:, -1]
+    return probs.mean(dim=1)[:, -1].tolist()
 
 def of_two(probs, features):
     return probs
@@ -228,7 +228,7 @@ class TestFromPython:
         entropy = found.summary.set_index(["metric", "strategy"]).loc["accuracy", "entropy"]
         area = found.curves.groupby(["strategy", "seed"])["accuracy"].mean()  # of two rounds, the trapezoid
         assert entropy["minus_random"] == pytest.approx((area["entropy"] - area["random"]).mean())
-        assert entropy["low"] <= entropy["minus_random"] <= entropy["high"]
+        assert entropy[["low", "high", "p"]].isna().all()  # of two seeds
         assert entropy["seeds"] == 2
 
     def test_options_are_those_of_the_command(self):
