@@ -12,6 +12,14 @@ SIDE: Final = 512  # pixels
 QUALITY: Final = 82
 
 
+def is_current(content: bytes) -> bool:
+    """Whether a picture is as large as this version draws it, so that it need not be drawn again."""
+    try:
+        return max(Image.open(io.BytesIO(content)).size) == SIDE
+    except OSError:
+        return False
+
+
 def thumbnail(pixels: UInt8[Pixels, "side side"], size: tuple[int, int]) -> bytes:
     """A grayscale JPEG of at most 512 pixels a side, in the proportions of the image and not of the network's square.
 

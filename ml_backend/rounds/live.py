@@ -719,15 +719,24 @@ CHEAP_BATCHES = frozenset({"class_balanced", "power_bald", "random"})
 """Strategies that choose a batch together, and take no longer than those that score one image at a time."""
 
 
-def strategy_previews(outputs: PoolPredictions, seed: int, batch_size: int) -> StrategyPreviews:
+def strategy_previews(
+    outputs: PoolPredictions,
+    seed: int,
+    batch_size: int,
+    chosen: str = "",
+    make_way: Callable[[], None] = assume_current,
+) -> StrategyPreviews:
     """The first images by each strategy that ranks a pool by its probabilities within seconds.
 
-    The others need features, gradients or minutes. A plug-in that fails is logged and left out.
+    The others need features, gradients or minutes. Of plug-ins only the chosen one is asked, which may take long; one
+    that fails is logged and left out.
 
     Args:
         outputs: predictions of the pool.
         seed: of ties, as in the round.
         batch_size: of the round; two batches more than are shown are kept, since readers answer the first ones.
+        chosen: strategy of the round.
+        make_way: called before each strategy; raises where the worker is needed elsewhere.
     """
     most = min(SHOWN_PREVIEW + 2 * batch_size, KEPT_PREVIEW)
     arrival = sorted(range(len(outputs.image_ids)), key=lambda i: natural_order(outputs.image_ids[i]))
@@ -735,17 +744,18 @@ def strategy_previews(outputs: PoolPredictions, seed: int, batch_size: int) -> S
     found = {}
     for spec in STRATEGIES.values():
         slow = spec.batch and spec.name not in CHEAP_BATCHES
-        if slow or spec.needs - {"probs"} or probs.shape[1] < spec.min_passes:
+        added = not spec.target.startswith("ml_backend.") and spec.name != chosen
+        if added or slow or spec.needs - {"probs"} or probs.shape[1] < spec.min_passes:
             continue
+        make_way()
         try:
             ranking = rank(spec.name, probs, most, seed, ids=ids)
+            first = enumerate(ranking.order[:most].tolist(), start=1)
+            found[spec.name] = _image_insights(
+                outputs, [(place, ids[row], float(ranking.scores[row])) for place, row in first]
+            )
         except Exception as error:  # noqa: BLE001 - a preview is no reason for a round to fail
             log.warning("a strategy has no preview", strategy=spec.name, error=str(error))
-            continue
-        first = enumerate(ranking.order[:most].tolist(), start=1)
-        found[spec.name] = _image_insights(
-            outputs, [(place, ids[row], float(ranking.scores[row])) for place, row in first]
-        )
     return StrategyPreviews(first=found)
 
 

@@ -127,7 +127,7 @@ def _without_password(url: str) -> str:
 
 
 class RoundQueue:
-    """The queue of rounds. Every method but ``write_progress`` raises QueueError if Redis does not answer.
+    """The queue of rounds. But for ``write_progress`` and ``round_waits``, each method raises QueueError without Redis.
 
     Args:
         redis: a client that answers in bytes.
@@ -344,6 +344,16 @@ class RoundQueue:
         with self._reachable():
             token = self.redis.hget(_keys(project)[0], "token")
         return None if token is None else _text(token)
+
+    def round_waits(self, project: ProjectKey) -> bool:
+        """Whether a round of any project waits for a worker, or one of this project for its turn.
+
+        Never raises: with a Redis that is away none waits.
+        """
+        try:
+            return bool(self._progress.llen(self._jobs.key) or self._progress.hget(_keys(project)[0], "waiting"))
+        except RedisError:
+            return False
 
     def write_progress(self, project: ProjectKey, progress: Progress) -> None:
         """Store the position of a round. Never raises: a round does not fail for its progress bar."""

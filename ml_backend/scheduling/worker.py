@@ -23,10 +23,19 @@ from rq.serializers import JSONSerializer
 from ml_backend.analytics.history import HELD_OUT, PREVIEWS, SHOWN_PREVIEW, HeldOutPredictions, StrategyPreviews
 from ml_backend.blas import enable_deterministic_blas
 from ml_backend.config import Settings
-from ml_backend.errors import BackendError, EmptyPool, QueueError, StorageError, UnusablePool, WorkerStopping
-from ml_backend.images import ImageCache
+from ml_backend.errors import (
+    BackendError,
+    EmptyPool,
+    QueueError,
+    StaleRound,
+    StorageError,
+    UnusablePool,
+    WorkerStopping,
+)
+from ml_backend.images import ImageSource
+from ml_backend.images.decode import decode_image
 from ml_backend.images.source import with_plugins
-from ml_backend.images.thumbnail import SIDE, thumbnail
+from ml_backend.images.thumbnail import SIDE, is_current, thumbnail
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, read_image
 from ml_backend.label_studio.images import LabelStudioImages
@@ -307,7 +316,7 @@ def run(project: str, generation: int, reason: RoundTrigger) -> dict[str, str]:
     outcome = {"round": report.request.round_id, "version": published.version}
     structlog.contextvars.bind_contextvars(round=report.request.round_id)
     log.info("round published", **outcome, seconds=dict(report.seconds))
-    _show_chosen_images(settings, key, report)
+    _show_chosen_images(settings, claim, report)
     return {"outcome": "published", **outcome}
 
 
@@ -344,34 +353,67 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
     )
 
 
-def _show_chosen_images(settings: Settings, key: ProjectKey, report: RoundReport) -> None:
+def _show_chosen_images(settings: Settings, claim: Claim, report: RoundReport) -> None:
+    def awaited() -> bool:
+        return _stopping() or claim.queue.round_waits(claim.project)
+
     try:
         # After the order is published: at a pool of 100,000 the previews take 25 s.
-        keep_previews(RoundStore(settings.data_dir).project(key), report)
-        log.debug("thumbnails drawn", images=draw_thumbnails(settings, key, report))
-    except Exception as error:  # noqa: BLE001 - the round is published and settled; only pictures are missing
+        keep_previews(RoundStore(settings.data_dir).project(claim.project), report, awaited)
+    except StaleRound as reason:
+        log.info("the strategies have no previews", why=str(reason))
+    except Exception as error:  # noqa: BLE001 - the round is published and settled; only previews are missing
+        log.warning("the strategies have no previews", error=str(error))
+    try:
+        log.debug("thumbnails drawn", images=draw_thumbnails(settings, claim.project, report, awaited))
+    except Exception as error:  # noqa: BLE001 - likewise
         log.warning("the chosen images are not shown", error=str(error))
 
 
-def keep_previews(project: ProjectStore, report: RoundReport) -> None:
+def _stopping() -> bool:
+    return SHUTDOWN.signal is not None
+
+
+def keep_previews(project: ProjectStore, report: RoundReport, awaited: Callable[[], bool] = _stopping) -> None:
     """Note which images each strategy would have put first, where the round has predictions.
 
+    Args:
+        project: its store.
+        report: of the round.
+        awaited: whether the worker is needed elsewhere; asked before each strategy.
+
     Raises:
+        StaleRound: it is, and nothing is noted.
         StorageError: these are damaged, or the disk refuses.
     """
+
+    def make_way() -> None:
+        if awaited():
+            raise StaleRound("the worker is needed for another round, or stops")
+
     round_id = report.request.round_id
     if (outputs := project.outputs(round_id)) is not None:
         from ml_backend.rounds.live import strategy_previews  # noqa: PLC0415 - imports torch
 
         request = report.request
-        project.set_record(round_id, PREVIEWS, strategy_previews(outputs, request.seed, request.batch_size))
+        found = strategy_previews(outputs, request.seed, request.batch_size, request.strategy, make_way)
+        project.set_record(round_id, PREVIEWS, found)
 
 
-def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) -> int:
-    """Draw the images of a round's batch and of its holdout; returns the number of those drawn for this round.
+def draw_thumbnails(
+    settings: Settings, key: ProjectKey, report: RoundReport, awaited: Callable[[], bool] = _stopping
+) -> int:
+    """Draw the images of a round's batch and of its holdout; returns the number of this round's pictures.
 
-    An unreadable image is left out: its page shows a placeholder. Some earlier rounds are drawn again, newest first,
-    if their thumbnails are those of a version that drew every image as a square.
+    An unreadable image is left out: its page shows a placeholder. A picture that an earlier round keeps is taken over.
+    Some earlier rounds are drawn again, newest first, if their thumbnails are those of a version that drew every image
+    as a square.
+
+    Args:
+        settings: of the installation.
+        key: of the project.
+        report: of the round.
+        awaited: whether the worker is needed elsewhere: no further image is fetched then.
 
     Raises:
         BackendError: the project is not connected, or its options are wrong.
@@ -389,17 +431,20 @@ def draw_thumbnails(settings: Settings, key: ProjectKey, report: RoundReport) ->
         LabelStudioClient.from_settings(settings, hostname, patience_s=PATIENCE_S) as client,
         closing(LabelStudioImages(client, connection.hostname, hosts=settings.allowed_image_hosts)) as source,
     ):
-        # A table of its own size: what the network sees is too small to be looked at.
-        cache = ImageCache(with_plugins(source), store.cache / "images", SIDE)
+        # Not by the cache of pixels: what the network sees is too small to be looked at, and these would displace it.
+        originals = with_plugins(source)
 
-        def draw(one: RoundReport) -> int:
-            chosen = chosen_images(one, _more_images(project, one.request.round_id))
-            return thumbnails.keep(one.request.round_id, draw_images(_images(chosen, mirror, config), cache))
+        def pictures(one: RoundReport) -> list[tuple[str, bytes]]:
+            images = _images(chosen_images(one, _more_images(project, one.request.round_id)), mirror, config)
+            return list(draw_images(images, originals, _kept_pictures(thumbnails), awaited))
 
-        drawn = draw(report)
+        drawn = thumbnails.keep(report.request.round_id, pictures(report))
         for round_id in thumbnails.squashed()[:REDRAWN_ROUNDS]:
             try:
-                draw(project.report(round_id))
+                drawn_again = pictures(project.report(round_id))
+                if awaited():  # the squares are better than half of the pictures
+                    break
+                thumbnails.keep(round_id, drawn_again)
             except StorageError as error:
                 log.debug("thumbnails not drawn again", round=round_id, error=str(error))
         return drawn
@@ -417,11 +462,11 @@ def _images(image_ids: Iterable[str], mirror: TaskCache, config: LabelConfig) ->
 
 
 def chosen_images(report: RoundReport, more: Iterable[str] = ()) -> list[str]:
-    """Ids of the images to draw: the batch, further ones, and the holdout behind the batch."""
+    """Ids of the images to draw: the batch, the holdout behind it, and further ones."""
     ranking, holdout = report.ranking, set(report.ranking.control)
     batch = ranking.image_ids[: ranking.batch_size]
     behind = (name for name in ranking.image_ids[ranking.batch_size :] if name in holdout)
-    return list(dict.fromkeys([*batch, *more, *behind]))[:MAX_THUMBNAILS]
+    return list(dict.fromkeys([*batch, *behind, *more]))[:MAX_THUMBNAILS]
 
 
 def _more_images(project: ProjectStore, round_id: str) -> list[str]:
@@ -439,16 +484,42 @@ def _more_images(project: ProjectStore, round_id: str) -> list[str]:
     return [*first, *disputed, *list(dict.fromkeys(later))[:DRAWN_LATER]]
 
 
-def draw_images(images: Iterable[ImageRef], cache: ImageCache) -> Iterator[tuple[str, bytes]]:
+def _kept_pictures(thumbnails: Thumbnails) -> Callable[[str], bytes | None]:
+    """A function that reads the newest picture of an image that earlier rounds keep, as this version draws them."""
+    squashed = set(thumbnails.squashed())
+    rounds = [one for one in reversed(thumbnails.rounds()) if one not in squashed]
+    round_of = {image_id: one for one in rounds for image_id in thumbnails.of_round(one)}
+
+    def kept(image_id: str) -> bytes | None:
+        found = thumbnails.read(round_of[image_id], image_id) if image_id in round_of else None
+        return found if found is not None and is_current(found) else None
+
+    return kept
+
+
+def draw_images(
+    images: Iterable[ImageRef],
+    originals: ImageSource,
+    kept: Callable[[str], bytes | None] = lambda _: None,
+    awaited: Callable[[], bool] = _stopping,
+) -> Iterator[tuple[str, bytes]]:
     """Image ids with a JPEG each, in the proportions of the original; unreadable images are left out.
 
-    It ends early where the worker is asked to stop: a page shows a placeholder for the rest.
+    Args:
+        images: to draw.
+        originals: where they are fetched, one after the other.
+        kept: the picture of an image that need not be drawn.
+        awaited: whether the worker is needed elsewhere: then only kept pictures come, and a page shows a placeholder
+            for the rest.
     """
     for image in images:
-        if SHUTDOWN.signal is not None:
-            return
+        if (picture := kept(image.id)) is not None:
+            yield image.id, picture
+            continue
+        if awaited():
+            continue
         try:
-            read = cache.read(image, sized=True)
-            yield image.id, thumbnail(read.pixels, read.size or (1, 1))
+            decoded = decode_image(originals.fetch(image), SIDE, image.id)
+            yield image.id, thumbnail(decoded.pixels, decoded.size)
         except BackendError as error:
             log.debug("not drawn", image=image.id, error=str(error))

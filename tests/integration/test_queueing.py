@@ -146,12 +146,17 @@ class TestRequestRound:
 
         assert claim(queue).reason == reason
 
-    def test_another_waits_while_one_runs(self, queue):
+    def test_another_waits_while_one_runs(self, queue, redis):
         queue.request_round(PROJECT, "labels")
         claim(queue)
+        assert queue.round_waits(OTHER)  # no worker has taken the job
+        redis.delete("rq:queue:rounds")
+        assert not queue.round_waits(PROJECT)
 
         assert queue.request_round(PROJECT, "forced")
         assert not queue.request_round(PROJECT, "forced")
+        assert queue.round_waits(PROJECT)
+        assert not queue.round_waits(OTHER)
         assert (queue.status(PROJECT).running, queue.status(PROJECT).waiting) == ("labels", "forced")
 
     def test_only_if_idle(self, queue):

@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ml_backend.acquisition.strategy import AcquisitionRanking, rank
+from ml_backend.errors import StaleRound
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES
 from ml_backend.rounds.live import KEPT_PREVIEW, round_insight, strategy_previews
@@ -87,7 +90,44 @@ class TestPreviews:
         spec = dataclasses.replace(STRATEGIES["bald"], name="broken", target="no_such_module:f")
         monkeypatch.setitem(STRATEGIES, "broken", spec)
 
-        found = strategy_previews(outputs, seed=0, batch_size=batch_size).first
+        found = strategy_previews(outputs, seed=0, batch_size=batch_size, chosen="broken").first
 
         assert "broken" not in found
         assert {len(images) for images in found.values()} == {kept}
+
+    def test_of_plugins_only_the_chosen_one(self, monkeypatch):
+        asked = list[str]()
+
+        def noted(name: str, *args: Any, **options: Any) -> AcquisitionRanking:
+            asked.append(name)
+            return rank(name, *args, **options)
+
+        monkeypatch.setattr("ml_backend.rounds.live.rank", noted)
+        for name in ("chosen", "installed"):
+            spec = dataclasses.replace(STRATEGIES["bald"], name=name, target="no_such_module:f")
+            monkeypatch.setitem(STRATEGIES, name, spec)
+
+        strategy_previews(OUTPUTS, seed=0, batch_size=2, chosen="chosen")
+
+        assert "chosen" in asked
+        assert "installed" not in asked
+
+    def test_a_plugin_whose_scores_cannot_be_shown_is_left_out(self, monkeypatch):
+        """No number is no error of ``rank``."""
+
+        def broken(*_: object, **__: object) -> object:
+            raise KeyError("no such image")
+
+        monkeypatch.setattr("ml_backend.rounds.live._image_insights", broken)
+
+        assert strategy_previews(OUTPUTS, seed=0, batch_size=2).first == {}
+
+    def test_makes_way_between_two_strategies(self):
+        calls = iter([None, StaleRound("another round waits")])
+
+        def make_way() -> None:
+            if (error := next(calls)) is not None:
+                raise error
+
+        with pytest.raises(StaleRound, match="another round waits"):
+            strategy_previews(OUTPUTS, seed=0, batch_size=2, make_way=make_way)

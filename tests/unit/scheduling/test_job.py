@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.errors import EmptyPool, UnusablePool, WeightsError
+from ml_backend.errors import EmptyPool, StaleRound, StorageError, UnusablePool, WeightsError
 from ml_backend.scheduling import Claim, LastError, Progress, QueueStatus, RoundQueue
 from ml_backend.scheduling import worker as job
 from ml_backend.schemas import ProjectKey, PublishedRanking, RoundTrigger
@@ -85,6 +85,20 @@ class TestRun:
         }
         assert seen == [(PROJECT, "labels")]
         assert queue.ends == [None]
+
+    @pytest.mark.parametrize("error", [StorageError("damaged"), StaleRound("another round waits")])
+    def test_pictures_are_drawn_though_there_are_no_previews(self, queue, round_does, monkeypatch, error):
+        drawn = []
+
+        def fails(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(job, "keep_previews", fails)
+        monkeypatch.setattr(job, "draw_thumbnails", lambda *_: drawn.append("pictures"))
+        round_does(lambda *_args, **_kwargs: (make_report(), PUBLISHED))
+
+        assert job.run("2.1795384774", 1, "labels")["outcome"] == "published"
+        assert drawn == ["pictures"]
 
     @pytest.mark.parametrize("kind", [WeightsError, UnusablePool])
     def test_a_refused_round_is_told_and_does_not_raise(self, queue, round_does, kind):

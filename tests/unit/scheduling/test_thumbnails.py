@@ -10,8 +10,9 @@ from PIL import Image
 
 from ml_backend.analytics.history import HELD_OUT, PREVIEWS, HeldOutPredictions, ImageInsight, StrategyPreviews
 from ml_backend.config import Settings
-from ml_backend.images import FolderSource, ImageCache
+from ml_backend.images import FolderSource
 from ml_backend.images.thumbnail import SIDE, thumbnail
+from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.scheduling.queue import SHUTDOWN
 from ml_backend.scheduling.worker import DRAWN_LATER, _more_images, chosen_images, draw_images, draw_thumbnails
@@ -65,27 +66,43 @@ class TestDrawing:
 
         assert chosen_images(make_report().model_copy(update={"ranking": ranking})) == ["5", "4", "2"]
         report = make_report().model_copy(update={"ranking": ranking})
-        assert chosen_images(report, ["1", "4"]) == ["5", "4", "1", "2"]
+        assert chosen_images(report, ["1", "4"]) == ["5", "4", "2", "1"]
+
+    def test_further_images_displace_no_image_of_the_holdout(self):
+        names = tuple(str(number) for number in range(300))
+        ranking = Ranking(
+            strategy="x", image_ids=names, scores=(0.5,) * 300, batch_size=100, control=names[:10] + names[200:290]
+        )
+        report = make_report().model_copy(update={"ranking": ranking})
+
+        found = chosen_images(report, (f"more-{number}" for number in range(200)))
+
+        assert len(found) == 200
+        assert set(names[:100] + names[200:290]) <= set(found)
 
     def test_what_cannot_be_read_is_left_out(self, tmp_path):
         film(tmp_path / "1.png")
-        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", SIDE)
         images = [ImageRef(id="1", uri="1.png"), ImageRef(id="2", uri="missing.png")]
 
-        assert [name for name, _ in draw_images(images, cache)] == ["1"]
+        assert [name for name, _ in draw_images(images, FolderSource(tmp_path))] == ["1"]
 
     def test_none_once_the_worker_is_asked_to_stop(self, tmp_path, monkeypatch):
         film(tmp_path / "1.png")
-        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", SIDE)
         monkeypatch.setattr(SHUTDOWN, "signal", signal.SIGTERM)
 
-        assert list(draw_images([ImageRef(id="1", uri="1.png")], cache)) == []
+        assert list(draw_images([ImageRef(id="1", uri="1.png")], FolderSource(tmp_path))) == []
+
+    def test_only_kept_pictures_while_a_round_waits(self, tmp_path):
+        film(tmp_path / "1.png")
+        images, kept = [ImageRef(id="1", uri="1.png"), ImageRef(id="2", uri="2.png")], {"2": b"kept"}
+
+        found = list(draw_images(images, FolderSource(tmp_path), kept.get, lambda: True))
+
+        assert found == [("2", b"kept")]
 
     def test_in_the_proportions_of_the_film(self, tmp_path):
         film(tmp_path / "1.png", 400, 200)
-        cache = ImageCache(FolderSource(tmp_path), tmp_path / "cache", SIDE)
-
-        [(_, content)] = draw_images([ImageRef(id="1", uri="1.png")], cache)
+        [(_, content)] = draw_images([ImageRef(id="1", uri="1.png")], FolderSource(tmp_path))
 
         assert Image.open(io.BytesIO(content)).size == (SIDE, SIDE // 2)
 
@@ -130,6 +147,45 @@ class TestDrawing:
 
         assert names[:2] + names[12:15] == ["x0", "y0", "9", "x6", "y6"]
         assert len(names) == 13 + DRAWN_LATER
+
+    def test_a_picture_that_a_round_keeps_is_not_drawn_again(self, store, tmp_path, monkeypatch):
+        """But for one of a version that drew them smaller. Nothing is added to the cache of pixels."""
+        import base64
+
+        source = f"data:image/png;base64,{base64.b64encode(film(tmp_path / 'x.png')).decode()}"
+        project = store.project(PROJECT)
+        tasks = {number: CachedTask(data={"image": source}) for number in (1, 2, 3)}
+        project.readings.keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks=tasks))
+        large, small = (thumbnail(np.zeros((side, side), np.uint8), (1, 1)) for side in (SIDE, SIDE // 2))
+        Thumbnails(project.folder).keep("r000001", [("2", large), ("1", small)])
+        report = make_report("r000002")
+        ranking = Ranking(strategy="x", image_ids=("1", "2", "3"), scores=(0.5,) * 3, batch_size=3)
+        report = report.model_copy(update={"ranking": ranking})
+        project.save(report, None, None)
+        fetched, fetch = list[str](), LabelStudioImages.fetch
+
+        def noted(self: LabelStudioImages, image: ImageRef) -> bytes:
+            fetched.append(image.id)
+            return fetch(self, image)
+
+        monkeypatch.setattr(LabelStudioImages, "fetch", noted)
+        settings = Settings(data_dir=tmp_path, label_studio_url="http://127.0.0.1:1", label_studio_api_key="k")
+
+        assert draw_thumbnails(settings, PROJECT, report) == 3
+        assert fetched == ["1", "3"]
+        assert Thumbnails(project.folder).read("r000002", "2") == large
+        assert not list(store.cache.rglob("pixels/*/*"))
+
+    def test_squares_are_kept_while_a_round_waits(self, store, tmp_path):
+        """Rather than removed for pictures that nobody has drawn."""
+        project = store.project(PROJECT)
+        project.readings.keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks={2: CachedTask(data={"image": "x"})}))
+        (project.folder / "rounds/r000001" / SQUASHED).mkdir()
+        project.save(make_report("r000002"), None, None)
+        settings = Settings(data_dir=tmp_path, label_studio_url="http://127.0.0.1:1", label_studio_api_key="k")
+
+        assert draw_thumbnails(settings, PROJECT, make_report("r000002"), lambda: True) == 0
+        assert Thumbnails(project.folder).squashed() == ["r000001"]
 
     def test_squares_of_an_earlier_version_are_drawn_again_a_few_at_a_time(self, store, tmp_path):
         """The newest first; one whose round is damaged keeps none of the others waiting."""
