@@ -6,19 +6,20 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
 from ml_backend.analytics import INSIGHT, ImageInsight, RoundInsight
 from ml_backend.analytics.agreement import AGREEMENT, NOISE, Agreement, PredictionSnapshot
 from ml_backend.analytics.evaluation import PROOF, ActiveAgainstRandom
-from ml_backend.analytics.history import PREVIEWS, StrategyPreviews
+from ml_backend.analytics.history import HELD_OUT, PREVIEWS, HeldOutPredictions, StrategyPreviews
 from ml_backend.analytics.overview import CONTROL, Overview, analyse, overview, reason, reason_unseen
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import PublishedRanking
+from ml_backend.schemas import HeldOutImage, PublishedRanking
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.project_state import ReadingStore
 from tests.fakes import CLASSES, NOON, make_fit, make_report
@@ -123,6 +124,30 @@ class TestControl:
         project.set_project_record(PROOF, made)
 
         assert overview(project).proof == made
+
+
+class TestConfusions:
+    def test_counted_once_a_round_however_labels_change(self, project, monkeypatch):
+        images = tuple(
+            HeldOutImage(image_id=str(number), label="severe", probs={"normal": 0.1, "moderate": 0.2, "severe": 0.7})
+            for number in range(3)
+        )
+        read, record = list[str](), ProjectStore.record
+
+        def noted(self: ProjectStore, round_id: str, name: str, kind: type[Any]) -> Any:
+            if name == HELD_OUT:
+                read.append(round_id)
+            return record(self, round_id, name, kind)
+
+        monkeypatch.setattr(ProjectStore, "record", noted)
+        readings = ReadingStore(project.folder)
+        for number in (1, 2):
+            project.set_record(f"r{number:06d}", HELD_OUT, HeldOutPredictions(images=images[number:]))
+            readings.keep_mirror(answered(number))
+            found = shown(project).confusions
+
+        assert read == ["r000001", "r000002"]
+        assert [found[name]["severe"]["severe"] for name in found] == [2, 1]
 
 
 class TestReading:
