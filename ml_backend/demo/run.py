@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
@@ -37,6 +38,7 @@ from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
 from ml_backend.processes import Service, Valkey, private_folder
 from ml_backend.scheduling import RoundQueue, connect_redis
+from ml_backend.schemas import ProjectKey
 from ml_backend.storage import RoundStore, write_atomically
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
@@ -115,7 +117,7 @@ def _run(options: DemoOptions, view: View, stack: ExitStack, *, stay: bool) -> i
 
 
 @dataclass(frozen=True, slots=True)
-class _Services:
+class Services:
     """The services, of which the demo has started all but perhaps Label Studio and Redis."""
 
     url: str  # of Label Studio
@@ -141,7 +143,7 @@ class _Services:
         view.step(self.label_studio_step, 1, 1)
 
 
-def _start(options: DemoOptions, view: View, stack: ExitStack) -> _Services:
+def _start(options: DemoOptions, view: View, stack: ExitStack) -> Services:
     """Start Valkey, Label Studio, the backend and the worker, which ``stack`` will stop.
 
     Raises:
@@ -177,8 +179,13 @@ def _start(options: DemoOptions, view: View, stack: ExitStack) -> _Services:
     backend = stack.enter_context(Backend(environ, folder / "backend.log").start())
     worker = stack.enter_context(Worker(backend.environ, folder / "worker.log").start())
     write_atomically(folder / EXPORTS, _exports(backend.environ).encode())  # with mode 0600
-    exports = shlex.quote(str(options.folder / EXPORTS))
-    return _Services(url, admin, valkey.url, backend, [valkey, backend, worker, *own], step, exports)
+    exports = shell_path(options.folder)
+    return Services(url, admin, valkey.url, backend, [valkey, backend, worker, *own], step, exports)
+
+
+def shell_path(folder: Path) -> str:
+    """The demo's file for the shell, quoted; ``./exports.sh`` in the working folder, since ``.`` looks in PATH."""
+    return shlex.quote(f"{folder}/{EXPORTS}")
 
 
 def _exports(environ: Mapping[str, str]) -> str:
@@ -206,7 +213,7 @@ def _label_studio_program(folder: Path, view: View) -> Path:
 
 
 def _prepare(
-    options: DemoOptions, plan: Plan, services: _Services, view: View, stack: ExitStack
+    options: DemoOptions, plan: Plan, services: Services, view: View, stack: ExitStack
 ) -> tuple[int, ReadingRoom, RoundFollower]:
     """Create the project, upload the images, sign the readers up and connect the backend."""
     client = stack.enter_context(LabelStudioClient(services.url, services.admin.token))
@@ -273,8 +280,15 @@ def _print_summary(summary: Summary, plan: Plan, view: View) -> None:
         )
 
 
-def _stay(services: _Services, project_id: int, follower: RoundFollower, view: View, options: ProjectOptions) -> None:
-    """Stay up until Ctrl-C; rounds go on with what the visitor labels."""
+def by_hand(services: Services, project_id: int, project: ProjectKey, *, holdout: bool) -> Text:
+    """Where the visitor goes on, and with which passwords.
+
+    Args:
+        services: that run.
+        project_id: of Label Studio.
+        project: its key.
+        holdout: whether the demo has one.
+    """
     backend = services.backend
     lines = [
         f"Label Studio  [bold]{services.url}/projects/{project_id}/data[/bold]",
@@ -282,20 +296,31 @@ def _stay(services: _Services, project_id: int, follower: RoundFollower, view: V
         f"    password  {services.admin.password}",
         "Press [bold]Label All Tasks[/bold] and label the next image by hand; a few labels more start the next round.",
         "",
-        f"Owner's page  [bold]{backend.url}/projects/{follower.project}[/bold]",
+        f"Owner's page  [bold]{backend.url}/projects/{project}[/bold]",
         f"    user      {backend.user}",
         f"    password  {backend.password}",
         "",
         "In another terminal, in this folder:",
-        f"    . {services.exports}",
+        f"    . {escape(services.exports)}",
         f"    ml-backend doctor --project {project_id} --url {backend.url}",
         f"    ml-backend replay --project {project_id}",
         # It needs a holdout: with AL_CONTROL_SHARE the demo has one.
-        *([f"    ml-backend proof --project {project_id}"] if options.control_share else []),
+        *([f"    ml-backend proof --project {project_id}"] if holdout else []),
         "",
         "[bold]Ctrl-C[/bold] here stops everything.",
     ]
-    view.print(Panel(Text.from_markup("\n".join(lines)), title="Now label by hand", expand=False))
+    return Text.from_markup("\n".join(lines))
+
+
+def _stay(services: Services, project_id: int, follower: RoundFollower, view: View, options: ProjectOptions) -> None:
+    """Stay up until Ctrl-C; rounds go on with what the visitor labels."""
+    view.print(
+        Panel(
+            by_hand(services, project_id, follower.project, holdout=bool(options.control_share)),
+            title="Now label by hand",
+            expand=False,
+        )
+    )
     shown = ""
     bars = RoundProgress(view, announced=len(follower.rounds))
     try:
