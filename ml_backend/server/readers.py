@@ -57,6 +57,8 @@ def next_ranking(
         (queue.waiting, "soon", "it waits to be computed"),
         (standing is not None and not standing.waits, "–", "no image waits for a label"),
         (paused, "–", "paused: the order stays as it is"),
+        # Before Label Studio has sent anything.
+        (not queue.threshold and queue.annotations is None, "–", "not known yet"),
         (not queue.threshold, "–", "the owner starts it"),
         (missing <= 0, "soon", "it is due"),
         (left < missing, "–", "too few images are left for another one"),

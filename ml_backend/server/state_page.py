@@ -95,7 +95,9 @@ def compare(key: str) -> Response:
     rounds, _ = project.summaries()
     ids = [one.round_id for one in rounds]
     if len(ids) < 2:
-        raise UnknownRound(f"the project has {len(ids)} rounds, and two are needed to compare them")
+        raise UnknownRound(
+            f"the project has {len(ids)} round{'' if len(ids) == 1 else 's'}, and two are needed to compare them"
+        )
     chosen = [find_round(key, request.args.get(name, default))[2] for name, default in (("a", ids[-2]), ("b", ids[-1]))]
     a, b = (RoundSummary.of(one) for one in chosen)
     return render(

@@ -100,7 +100,16 @@ class TestCompare:
         answer = connected.get(f"/projects/{PROJECT}/compare{query}", headers=HTML)
 
         assert answer.status_code == 404
+        assert query or "the project has 1 round, and two are needed" in answer.text
         assert "<script" not in answer.text
+
+    def test_offered_from_two_rounds_on(self, connected, store):
+        for number, offered in ((1, False), (2, True)):
+            store.project(PROJECT).save(make_report(f"r{number:06d}"), None, None)
+
+            page = connected.get(f"/projects/{PROJECT}", headers=HTML).text
+
+            assert ("Compare two rounds" in page) is offered
 
     def test_any_two_rounds_of_a_project_that_has_learned(self, learned):
         client, _ = learned
