@@ -396,8 +396,8 @@ def keep_previews(project: ProjectStore, report: RoundReport, awaited: Callable[
         from ml_backend.rounds.live import strategy_previews  # noqa: PLC0415 - imports torch
 
         request = report.request
-        previews = strategy_previews(outputs, request.seed, request.batch_size, request.strategy, make_way)
-        project.set_record(round_id, PREVIEWS, previews)
+        found = strategy_previews(outputs, request.seed, request.batch_size, request.strategy, make_way)
+        project.set_record(round_id, PREVIEWS, found)
 
 
 def draw_thumbnails(

@@ -107,7 +107,7 @@ class TestPreviews:
             spec = dataclasses.replace(STRATEGIES["bald"], name=name, target="no_such_module:f")
             monkeypatch.setitem(STRATEGIES, name, spec)
 
-        strategy_previews(OUTPUTS, seed=0, batch_size=4, chosen="chosen")
+        strategy_previews(OUTPUTS, seed=0, batch_size=2, chosen="chosen")
 
         assert "chosen" in asked
         assert "installed" not in asked
@@ -120,7 +120,7 @@ class TestPreviews:
 
         monkeypatch.setattr("ml_backend.rounds.live._image_insights", broken)
 
-        assert strategy_previews(OUTPUTS, seed=0, batch_size=4).first == {}
+        assert strategy_previews(OUTPUTS, seed=0, batch_size=2).first == {}
 
     def test_makes_way_between_two_strategies(self):
         calls = iter([None, StaleRound("another round waits")])
@@ -130,4 +130,4 @@ class TestPreviews:
                 raise error
 
         with pytest.raises(StaleRound, match="another round waits"):
-            strategy_previews(OUTPUTS, seed=0, batch_size=4, make_way=make_way)
+            strategy_previews(OUTPUTS, seed=0, batch_size=2, make_way=make_way)

@@ -15,7 +15,14 @@ from ml_backend.images.thumbnail import SIDE, thumbnail
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.scheduling.queue import SHUTDOWN
-from ml_backend.scheduling.worker import DRAWN_LATER, _more_images, chosen_images, draw_images, draw_thumbnails
+from ml_backend.scheduling.worker import (
+    DRAWN_LATER,
+    MAX_THUMBNAILS,
+    _more_images,
+    chosen_images,
+    draw_images,
+    draw_thumbnails,
+)
 from ml_backend.schemas import Connection, HeldOutImage, ImageRef, Ranking
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import SQUASHED, ReadingStore, Thumbnails
@@ -75,9 +82,9 @@ class TestDrawing:
         )
         report = make_report().model_copy(update={"ranking": ranking})
 
-        found = chosen_images(report, (f"more-{number}" for number in range(300)))
+        found = chosen_images(report, (f"more-{number}" for number in range(MAX_THUMBNAILS)))
 
-        assert len(found) == 300
+        assert len(found) == MAX_THUMBNAILS
         assert set(names[:100] + names[200:290]) <= set(found)
 
     def test_what_cannot_be_read_is_left_out(self, tmp_path):
