@@ -81,7 +81,7 @@ def test_a_plugin_ranks_a_live_project(plugin: Path, tmp_path: Path) -> None:
     assert "least_seen" in strategies
     # The worker's thumbnails are read through the package's image source too.
     thumbnails = list((tmp_path / "data").glob(f"projects/*/rounds/{newest['round_id']}/films/*.jpg"))
-    assert len(thumbnails) >= OPTIONS["batch_size"]
+    assert len(thumbnails) >= OPTIONS["batch_size"]  # and those of previews
 
 
 @pytest.mark.parametrize(
