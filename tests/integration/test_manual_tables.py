@@ -184,7 +184,9 @@ def test_an_experiment_says_what_it_found(command: Command, run_here: Run, tmp_p
 def test_help_lists_all_options(command: Command, run: Run) -> None:
     printed = run(command)
 
-    assert {"--rounds", "--readers", "--images", "--labels", "--summary", "--stay"} <= set(re.findall(r"--\w+", printed))
+    assert {"--rounds", "--readers", "--images", "--labels", "--summary", "--stay"} <= set(
+        re.findall(r"--\w+", printed)
+    )
 
 
 @those("ml-backend work --study")
