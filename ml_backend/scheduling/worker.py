@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from importlib import import_module
@@ -268,6 +269,7 @@ DRAWN_DISAGREEMENTS = 60  # of a round
 DRAWN_LATER = 100  # of a round's previews, behind what is shown first
 REDRAWN_ROUNDS = 3  # earlier rounds after each round: the next one waits meanwhile
 PATIENCE_S = 10.0
+SHOWN_WITHIN_S = 10.0  # a round that waits for the worker waits no longer for previews and pictures of the last one
 
 
 def run(project: str, generation: int, reason: RoundTrigger) -> dict[str, str]:
@@ -354,8 +356,11 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
 
 
 def _show_chosen_images(settings: Settings, claim: Claim, report: RoundReport) -> None:
+    began = time.monotonic()
+
     def awaited() -> bool:
-        return _stopping() or claim.queue.round_waits(claim.project)
+        late = time.monotonic() - began > SHOWN_WITHIN_S
+        return _stopping() or (late and claim.queue.round_waits(claim.project))
 
     try:
         # After the order is published: at a pool of 100,000 the previews take 25 s.

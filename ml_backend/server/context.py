@@ -57,4 +57,4 @@ def relative_url(endpoint: str, **values: Any) -> str:
 
 def refreshing(*, busy: bool) -> dict[str, object]:
     """Variables of ``base.html``: the seconds until a page reloads, and whether its reader has stopped that."""
-    return {"refresh_s": 5 if busy else 30, "still": "still" in request.args}
+    return {"refresh_s": 5 if busy else 15, "still": "still" in request.args}

@@ -8,9 +8,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -108,6 +109,17 @@ class Studio(BaseHTTPRequestHandler):
         """Quiet."""
 
 
+class Server(ThreadingHTTPServer):
+    """Takes no offence at a client that hangs up."""
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        with suppress(Exception):
+            super().process_request_thread(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet."""
+
+
 SOUND = (200, {"Content-Type": "application/json"}, b'{"email": "owner@example.com", "release": "1.23.2"}')
 
 
@@ -116,9 +128,8 @@ def studio(
     certificate: Path | None = None, answer: tuple[int, dict[str, str], bytes] = SOUND
 ) -> Iterator[tuple[str, list[str]]]:
     """Its address, and the paths that it is asked for."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Studio)
+    server = Server(("127.0.0.1", 0), Studio)
     server.answer, server.asked = answer, []  # type: ignore[attr-defined]
-    server.handle_error = lambda *_: None  # type: ignore[method-assign] # a client that hangs up
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
