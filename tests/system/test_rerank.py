@@ -1,5 +1,6 @@
 """The owner chooses another strategy in mid-project, and the next image served is the first of its order."""
 
+import html
 import re
 
 import httpx
@@ -31,7 +32,8 @@ def choose(project: LiveProject, **options: str) -> None:
     """Change options in the form of the project's page, and leave the others as it shows them."""
     page = project.page("text/html", "/options")
     form = page.text.partition("<form")[2].partition("</form")[0]
-    shown = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form))
+    fields = re.findall(r'name="(\w+)" value="([^"]*)"', form)
+    shown = {name: html.unescape(value) for name, value in fields}
     shown["strategy"] = re.findall(r'<option value="(\w+)" selected', form)[0]
     origin = {"Origin": project.backend.url, "Accept": "text/html"}
     auth = (project.backend.user, project.backend.password)
