@@ -18,7 +18,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     demo           `make demo`: services, simulated readers, live view, table
     doctor         `ml-backend doctor`: checks every connection between Label Studio and the worker
     server         HTTP endpoints for Label Studio and the owner's pages; torch-free
-    simulation     `ml-backend simulate`, `experiment`: the same rounds with an oracle instead of Label Studio
+    simulation     `ml-backend simulate`, `compare`, `experiment`: the same rounds, with an oracle as reader
     worker         shims: the dotted paths of jobs as Redis holds them
     scheduling     when a round is due (policy), the queue on Redis and rq, the worker, the reconciler
     rounds         one round: run (the story), live, reuse, cold_start, split (and the random holdout), spread, replay
