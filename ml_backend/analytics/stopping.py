@@ -265,7 +265,7 @@ def slope(values: Sequence[float], images: Sequence[int] | None = None) -> Slope
         values: oldest first.
         images: that each value is a share of, above 0. The error is then at least the binomial one, with two images
             more right and two more wrong than were counted (Agresti & Coull 1998, doi:10.1080/00031305.1998.10480550):
-            three values on a line by chance have none of their own.
+            three values that happen to lie on a line leave no residuals.
     """
     if len(values) < MIN_ROUNDS:
         return None

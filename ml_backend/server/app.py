@@ -67,7 +67,7 @@ ERROR_PAGES: dict[int, tuple[str, str]] = {
     HTTPStatus.UNAUTHORIZED: (
         "Sign in to see this page",
         "Reload the page, and enter the user and password of this backend. They are not those of Label Studio: ask "
-        "whoever installed the backend for them.",
+        "your operator for them.",
     ),
     HTTPStatus.FORBIDDEN: ("That was not accepted", "Open the project's page anew and try again."),
     HTTPStatus.NOT_FOUND: ("There is nothing at this address", "The list of all projects leads to every page."),
@@ -77,7 +77,7 @@ ERROR_PAGES: dict[int, tuple[str, str]] = {
     ),
     HTTPStatus.INTERNAL_SERVER_ERROR: (
         "That did not work",
-        "Try again in a minute. If it stays so, whoever installed the backend finds the cause in its log, and by "
+        "Try again in a minute. If it stays so, your operator finds the cause in its log, and by "
         "running ml-backend doctor.",
     ),
 }

@@ -162,7 +162,7 @@ def _figures_of(one: RoundSummary) -> dict[str, object]:
 
 
 def _overlap(a: RoundReport, b: RoundReport) -> list[tuple[int, int, int]]:
-    """Number of images at the front of both orders, those of these that both rank there, and those expected by chance.
+    """Number of images at the front of two orders, how many are in both, and how many would be in two random orders.
 
     Only images that are in both orders count: those labelled in between are in one.
     """

@@ -86,8 +86,8 @@ class ProjectStatus:
 
     @property
     def name(self) -> str:
-        """The project's title, or its number before that was read."""
-        return self.title or f"Project {self.connection.project.id}"
+        """See ``project_name``."""
+        return project_name(self.connection, self.title)
 
     @property
     def sentence(self) -> str:
@@ -307,6 +307,11 @@ def _status_of(connection: Connection, store: RoundStore, queue: RoundQueue, *, 
         return status
     waits = status.standing is None or status.standing.waits
     return replace(status, serving=tuple(serving_problems(seen, status.options, TITLE, waits=waits)))
+
+
+def project_name(connection: Connection, title: str) -> str:
+    """The project's title in Label Studio, or its number where ``title`` is empty: before it was read."""
+    return title or f"Project {connection.project.id}"
 
 
 def config_of(connection: Connection) -> tuple[ProjectConfig | None, str | None]:

@@ -40,7 +40,7 @@ from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, R
 from ml_backend.server.actions import ACTIONS, MESSAGES, perform
 from ml_backend.server.context import context, refreshing, relative_url, wants_page
 from ml_backend.server.figures import balance_chart, learning_lines, recall_lines, shares_chart
-from ml_backend.server.status import ProjectStatus, config_of, status_of
+from ml_backend.server.status import ProjectStatus, config_of, project_name, status_of
 from ml_backend.storage import ProjectStore, RoundSummary, Thumbnails
 
 TRIGGERS: Final[dict[RoundTrigger, str]] = {
@@ -547,7 +547,7 @@ def render(template: str, view: dict[str, object]) -> Response:
     """A page; of a connected project with its title as ``title``."""
     if isinstance(connection := view.get("connection"), Connection):
         seen = context().store.project(connection.project).readings.serving(Serving)
-        view = {"title": (seen and seen.title) or f"Project {connection.project.id}", **view}
+        view = {"title": project_name(connection, seen.title if seen else ""), **view}
     return Response(render_template(template, **view), content_type=HTML)
 
 
