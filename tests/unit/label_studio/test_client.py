@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -64,7 +65,7 @@ def client(server: Callable[[httpx.Request], httpx.Response], key: str = LEGACY,
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda _: None))
 
 
 class TestAddress:
@@ -98,7 +99,7 @@ class TestApiKey:
     def test_a_personal_token_is_exchanged_and_renewed_in_time(self, monkeypatch):
         """300 s long: kept at 209 s, renewed at 210 s; and once refused, by the first of two threads alone."""
         now, numbers = [1000.0], count(1)
-        monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("ml_backend.label_studio.client.time", SimpleNamespace(monotonic=lambda: now[0]))
         key = ApiKey(PERSONAL, lambda personal: f"{personal} {next(numbers)}")
 
         headers = [key.header()]
@@ -168,7 +169,9 @@ class TestLongRounds:
         """27 requests of 40 s are 18 minutes; renewed every 210 s, and no request is ever refused."""
         server = ExpiringServer(40)
         # Our clock and Label Studio's run alike, 49,000 s apart.
-        monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: server.now - 49_000)
+        monkeypatch.setattr(
+            "ml_backend.label_studio.client.time", SimpleNamespace(monotonic=lambda: server.now - 49_000)
+        )
 
         run_round(server, key)
 
@@ -178,7 +181,7 @@ class TestLongRounds:
 
     def test_a_token_that_expires_in_the_middle_is_renewed_once_and_the_request_repeated(self, monkeypatch):
         """Our clock stands still, as that of a machine that was put to sleep."""
-        monkeypatch.setattr("ml_backend.label_studio.client.time.monotonic", lambda: 0.0)
+        monkeypatch.setattr("ml_backend.label_studio.client.time", SimpleNamespace(monotonic=lambda: 0.0))
         server = ExpiringServer(40)
 
         run_round(server, PERSONAL)

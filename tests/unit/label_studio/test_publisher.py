@@ -1,8 +1,10 @@
 """Against a small Label Studio that keeps to what the real one was seen to do; tests/system has the real one."""
 
 import json
+import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -375,7 +377,10 @@ class TestImportWithoutAnAnswer:
         def arrive(_seconds: float) -> None:
             server.versions[late[0]["model_version"]] = late
 
-        monkeypatch.setattr("ml_backend.label_studio.publisher.time.sleep", arrive)
+        monkeypatch.setattr(
+            "ml_backend.label_studio.publisher.time",
+            SimpleNamespace(sleep=arrive, monotonic=time.monotonic, perf_counter=time.perf_counter),
+        )
         publisher(answer, arrival_s=60.0).publish(report(2, 1), assume_current)
 
         assert server.served() == [2, 1]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -248,7 +249,8 @@ class TestCertificates:
 
     def test_nothing_is_asked_twice(self, certificates, monkeypatch):
         """A worker that waits minutes for a Label Studio that starts must not wait for a certificate."""
-        monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: pytest.fail("it waits"))
+        # The name in tenacity, not `time.sleep`: servers of earlier tests may still sleep in their threads.
+        monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda _: pytest.fail("it waits")))
         with studio(certificates["here"]) as (url, _), pytest.raises(Unreachable):
             LabelStudioClient(url, "legacy", retries=99, patience_s=600).whoami()
 
