@@ -149,12 +149,27 @@ class Annotation(FrozenModel):
 
 
 class Label(FrozenModel):
-    """Consensus of the annotations of one image."""
+    """Consensus of the annotations of one image.
+
+    Attributes:
+        value: its class.
+        raters: number of answers that count.
+        disputed: the rule had to choose between classes, or a ground truth overrides an answer: worth an adjudication.
+        probabilities: class -> probability by the consensus rule; they add up to 1. Empty if only one answer counts, or
+            the rule gives none.
+    """
 
     image: ImageRef
     value: str
     raters: Annotated[int, Field(ge=1)]
-    disputed: bool = False  # the rule had to choose between classes: worth an adjudication
+    disputed: bool = False
+    probabilities: dict[str, Share] = {}
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.probabilities and abs((total := sum(self.probabilities.values())) - 1.0) > 1e-3:
+            raise ValueError(f"the probabilities of image {self.image.id} add up to {total:.4g}, not to 1")
+        return self
 
 
 class Exclusion(FrozenModel):

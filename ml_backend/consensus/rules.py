@@ -10,11 +10,32 @@ from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_o
 
 
 @dataclass(frozen=True, slots=True)
+class ReaderEstimate:
+    """What a rule found out about one reader.
+
+    Attributes:
+        rater: as in the annotations.
+        reads: answers that are classes, those that a ground truth overrides among them.
+        bias: by how many classes the reader answers too severely on average; negative: too mildly.
+        precision: inverse variance of the reader's error, in 1 / classes^2; higher is better.
+    """
+
+    rater: str
+    reads: int
+    bias: float
+    precision: float
+
+
+@dataclass(frozen=True, slots=True)
 class Consensus:
-    """At most one label per image, and the images without one; both in the order of their image ids."""
+    """At most one label per image, and the images without one; both in the order of their image ids.
+
+    ``readers`` are in the order of their names; only ``ordinal`` estimates them.
+    """
 
     labels: tuple[Label, ...]
     exclusions: tuple[Exclusion, ...] = ()
+    readers: tuple[ReaderEstimate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +172,30 @@ def median(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consens
             disputed = len(set(answer.votes)) > 1 or answer.unsure or answer.disputes(value) > 0
         labels.append(Label(image=answer.image, value=value, raters=len(answer.votes), disputed=disputed))
     return Consensus(tuple(labels), tuple(exclusions))
+
+
+def adjudication(annotations: Sequence[Annotation], classes: Sequence[str], ordered: bool) -> tuple[str, ...]:
+    """Images whose readers disagree so far that somebody should decide: those without a ground truth.
+
+    Args:
+        annotations: in any order; which of them count, see ``gather``.
+        classes: least severe first, if they are ordered.
+        ordered: two answers must lie two classes apart, or one class where there are only two classes; otherwise any
+            difference counts.
+
+    Returns:
+        Image ids, the widest disagreement first: by the distance of the extreme answers (unordered: the number of
+        different ones), then by the share of answers that differ from the most frequent one, then by id.
+    """
+    wide = 2 if ordered and len(classes) > 2 else 1
+    found = []
+    for answer in gather(annotations, classes)[0]:
+        votes = answer.votes
+        distance = votes[-1] - votes[0] if ordered else len(set(votes)) - 1
+        if distance >= wide and not answer.ground_truth:
+            minority = 1.0 - max(map(votes.count, votes)) / len(votes)
+            found.append((-distance, -minority, natural_order(answer.image.id), answer.image.id))
+    return tuple(image_id for *_, image_id in sorted(found))
 
 
 Rule = Callable[[Sequence[Annotation], Sequence[str]], Consensus]

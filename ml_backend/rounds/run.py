@@ -324,12 +324,24 @@ def inputs_digest(request: RoundRequest, labels: Sequence[Label], pool: Sequence
 
     Args:
         request: with all options.
-        labels: to train on, in any order.
+        labels: to train on, in any order; their probabilities count only where ``soft_labels`` is set.
         pool: to rank, in any order.
     """
     without = {"round_id", "reason"} | ({"per_patient"} if request.per_patient is None else set())
     options = json.dumps(request.model_dump(mode="json", exclude=without), sort_keys=True)
-    trained = sorted(repr((*_fields(one.image), one.value, one.raters, one.disputed)) for one in labels)
+    soft = bool(request.options.get("soft_labels"))
+    trained = sorted(
+        repr(
+            (
+                *_fields(one.image),
+                one.value,
+                one.raters,
+                one.disputed,
+                *sorted(one.probabilities.items() if soft else ()),
+            )
+        )
+        for one in labels
+    )
     ranked = sorted(repr(_fields(image)) for image in pool)
     text = "\n".join((options, str(len(trained)), *trained, *ranked))
     return hashlib.sha256(text.encode()).hexdigest()

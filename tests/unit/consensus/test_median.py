@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.config.settings import CONSENSUS_RULES
-from ml_backend.consensus import RULES, Consensus, median, rule
+from ml_backend.consensus import RULES, Consensus, adjudication, median, rule
 from ml_backend.rounds.interfaces import ConsensusRule
 from ml_backend.schemas import Annotation, ImageRef, Label
 
@@ -271,6 +271,51 @@ class TestLaws:
         assert 2 * sum(s < at for s in severity) <= len(values)
         assert 2 * sum(s > at for s in severity) <= len(values)
         assert label.disputed == (2 * sum(s < at for s in severity) == len(values))
+
+
+def of_images(**answers: str) -> list[Annotation]:
+    """``i7="nns"``: image 7 read by three readers, by the first letters of the classes."""
+    by_letter = {name[0]: name for name in CLASSES}
+    return [
+        annotation(by_letter[letter], f"reader {i}", image_id[1:])
+        for image_id, letters in answers.items()
+        for i, letter in enumerate(letters)
+    ]
+
+
+class TestAdjudication:
+    ANSWERS = of_images(i1="nm", i2="ms", i3="sn", i4="nns", i5="nnn", i10="sn", i6="s", i7="nmms", i8="nms")
+
+    def test_ordered_classes_two_apart_the_widest_and_most_even_first(self) -> None:
+        assert adjudication(self.ANSWERS, CLASSES, ordered=True) == ("8", "3", "7", "10", "4")
+
+    def test_unordered_classes_that_differ_at_all(self) -> None:
+        assert adjudication(self.ANSWERS, CLASSES, ordered=False) == ("8", "7", "1", "2", "3", "10", "4")
+
+    def test_two_classes_have_no_wider_disagreement_than_one(self) -> None:
+        annotations = of_images(i1="nn", i2="nm")
+
+        assert adjudication(annotations, CLASSES[:2], ordered=True) == ("2",)
+
+    def test_a_ground_truth_has_decided(self) -> None:
+        annotations = of_images(i1="ns")
+
+        assert adjudication(annotations, CLASSES, ordered=True) == ("1",)
+        truth = annotation("normal", "expert", ground_truth=True)
+        assert adjudication([*annotations, truth], CLASSES, ordered=True) == ()
+
+    def test_one_reader_who_changed_an_answer_does_not_disagree(self) -> None:
+        annotations = [annotation("normal", "a"), annotation("severe", "a", minute=1), annotation(None, "b")]
+
+        assert adjudication(annotations, CLASSES, ordered=True) == ()
+
+
+class TestProbabilities:
+    def test_must_add_up_to_one(self) -> None:
+        image = ImageRef(id="7", uri="7.png")
+
+        with pytest.raises(ValueError, match=r"the probabilities of image 7 add up to 0\.9, not to 1"):
+            Label(image=image, value="normal", raters=2, probabilities={"normal": 0.5, "severe": 0.4})
 
 
 class TestRules:

@@ -514,3 +514,11 @@ class TestInputsDigest:
     )
     def test_all_that_decides_the_result_does(self, request_, labels, pool):
         assert inputs_digest(request_, labels, pool) != inputs_digest(make_request(), LABELS, POOL)
+
+    def test_probabilities_count_where_they_are_learned_from(self):
+        """Otherwise the digests of rounds stored before labels had probabilities stay valid."""
+        soft = [one.model_copy(update={"probabilities": {one.value: 0.7, "other": 0.3}}) for one in LABELS]
+        hard_request, soft_request = make_request(), make_request(options={"soft_labels": True})
+
+        assert inputs_digest(hard_request, soft, POOL) == inputs_digest(hard_request, LABELS, POOL)
+        assert inputs_digest(soft_request, soft, POOL) != inputs_digest(soft_request, LABELS, POOL)
