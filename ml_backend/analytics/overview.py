@@ -56,6 +56,7 @@ from ml_backend.storage.rounds import RankedImage
 
 CONFUSIONS: Final = 20
 """Last rounds whose predictions for labelled images are counted: each is a file of all labels."""
+R = TypeVar("R", bound=FrozenModel)
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -185,7 +186,8 @@ def _analysis(
     def confusions() -> dict[str, Confusion]:
         last = project.rounds_with(HELD_OUT)[-CONFUSIONS:]
         # A saved round changes no more, and 20 of 20,000 images each take three seconds to read.
-        records = {one: project.record(one, HELD_OUT, HeldOutPredictions) for one in last if one not in counted}
+        read = partial(project.record, name=HELD_OUT, kind=HeldOutPredictions)
+        records = {one: _readable(partial(read, one)) for one in last if one not in counted}
         fresh = {one: found.confusion() for one, found in records.items() if found is not None and found.images}
         known = {**counted, **fresh}
         return {one: known[one] for one in last if one in known}
@@ -213,10 +215,10 @@ def served_round(project: ProjectStore) -> str | None:
     return published.round_id if published is not None and published.round_id in ids else ids[-1] if ids else None
 
 
-def newest_previews(project: ProjectStore) -> tuple[str, StrategyPreviews] | None:
-    """The newest round that keeps previews which can be read, and these."""
-    for round_id in reversed(project.rounds_with(PREVIEWS)):
-        if found := _readable(partial(project.cached_record, round_id, PREVIEWS, StrategyPreviews)):
+def newest_record(project: ProjectStore, name: str, kind: type[R]) -> tuple[str, R] | None:
+    """The newest round with a record of this name that can be read, and the record; the log names damaged ones."""
+    for round_id in reversed(project.rounds_with(name)):
+        if (found := _readable(partial(project.cached_record, round_id, name, kind))) is not None:
             return round_id, found
     return None
 
@@ -225,7 +227,7 @@ def _answered(project: ProjectStore, mirror: TaskCache | None, images: TaskImage
     """Those of the images that pages show as chosen next, or in a preview, which no longer wait for a reader."""
     if mirror is None or images is None:
         return frozenset()
-    served, previews = served_round(project), newest_previews(project)
+    served, previews = served_round(project), newest_record(project, PREVIEWS, StrategyPreviews)
     head = None if served is None else project.head(served)
     shown = [] if head is None else [one.image_id for one in (*head.batch, *head.behind)]
     if previews is not None:

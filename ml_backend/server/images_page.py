@@ -12,6 +12,7 @@ from ml_backend.analytics.overview import (
     BatchImage,
     analyse,
     chosen_images,
+    newest_record,
     reason,
     reason_unseen,
     served_round,
@@ -56,10 +57,11 @@ def images(key: str) -> Response:
     label, predicted = request.args.get("label", ""), request.args.get("predicted", "")
     asked = request.args.get("tab", "labelled" if label else "chosen")
     tab: Tab = next((name for name in TABS if name == asked), "chosen")
-    tested, held_out = _held_out(project)
     alone = request.args.get("image", "")
     found: list[BatchImage] | list[HeldOutImage]
-    answered = 0
+    answered = untested = 0
+    tested: int | None = None
+    damaged: str | None = None
     if tab == "chosen":
         shown = served_round(project)
         chosen = None if shown is None else chosen_images(project, shown)
@@ -69,8 +71,14 @@ def images(key: str) -> Response:
         answered = ranked - len(found)
         strategy, of_round = ("", None) if chosen is None else (chosen.strategy, chosen.round_id)
     else:
-        strategy, of_round = "", tested
-        found = [] if held_out is None else held_out.disagreements() if tab == "disagree" else list(held_out.images)
+        newest, strategy = newest_record(project, HELD_OUT, HeldOutPredictions), ""
+        of_round, found = None if newest is None else newest[0], []
+        if newest is not None:
+            found = newest[1].disagreements() if tab == "disagree" else list(newest[1].images)
+            tested = len(newest[1].images)
+            untested = _untested(project, of_round, tested)
+        if (last := project.rounds_with(HELD_OUT)[-1:]) != [of_round]:
+            damaged = next(iter(last), None)
     classes = list(dict.fromkeys(name for one in found for name in _probs(one)))
     kept = [one for one in found if _fits(one, label, predicted) and alone in {"", one.image_id}]
     pages_in_all = max(-(-len(kept) // PER_PAGE), 1)
@@ -88,8 +96,9 @@ def images(key: str) -> Response:
             "predicted": predicted,
             "labels": classes if tab != "chosen" else [],
             "classes": classes,
-            "tested": None if held_out is None else len(held_out.images),
-            "untested": 0 if held_out is None else _untested(project, tested, len(held_out.images)),
+            "tested": tested,
+            "untested": untested,
+            "damaged": damaged,
             "answered": answered,
             "ranked": answered + len(found),
             "filtered": bool(label or predicted or alone),
@@ -100,13 +109,6 @@ def images(key: str) -> Response:
             "pages": pages_in_all,
         },
     )
-
-
-def _held_out(project: ProjectStore) -> tuple[str | None, HeldOutPredictions | None]:
-    """The newest round that keeps its predictions for validation images, and these."""
-    for round_id in reversed(project.rounds_with(HELD_OUT)):
-        return round_id, project.cached_record(round_id, HELD_OUT, HeldOutPredictions)
-    return None, None
 
 
 def _untested(project: ProjectStore, round_id: str | None, tested: int) -> int:

@@ -12,8 +12,8 @@ import structlog
 from flask import Response, request
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from ml_backend.analytics.history import SHOWN_PREVIEW, ImageInsight
-from ml_backend.analytics.overview import newest_previews, reason
+from ml_backend.analytics.history import PREVIEWS, SHOWN_PREVIEW, ImageInsight, StrategyPreviews
+from ml_backend.analytics.overview import newest_record, reason
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError, LabelStudioError, StorageError, UnknownProject
 from ml_backend.label_studio.client import LabelStudioClient
@@ -197,7 +197,7 @@ def _form(
 
 def _previews(connection: Connection, project: ProjectStore, chosen: str) -> dict[str, object]:
     """The first images without an answer by each strategy, the chosen one first; and why the others have none."""
-    newest = newest_previews(project)
+    newest = newest_record(project, PREVIEWS, StrategyPreviews)
     if newest is None:
         return {"previews": {}, "previews_of": None, "without_preview": {}}
     round_id, found = newest

@@ -8,10 +8,10 @@ from typing import Final
 from flask import Response, request
 
 from ml_backend.analytics.history import RoundInsight
-from ml_backend.analytics.overview import overview
+from ml_backend.analytics.overview import newest_record, overview
 from ml_backend.charts import legend
 from ml_backend.config import ProjectOptions
-from ml_backend.errors import StorageError, UnknownRound
+from ml_backend.errors import UnknownRound
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import RoundReport
 from ml_backend.server.context import context
@@ -19,8 +19,8 @@ from ml_backend.server.figures import balance_chart, learning_lines, recall_line
 from ml_backend.server.options_page import option_changes
 from ml_backend.server.status import status_of
 from ml_backend.server.views import find_project, find_round, pages, render
-from ml_backend.storage import ProjectStore, RoundSummary
-from ml_backend.storage.rounds import Manifest
+from ml_backend.storage import RoundSummary
+from ml_backend.storage.rounds import MANIFEST, Manifest
 
 Row = tuple[str, object, object]
 """A name, and its value in each of two rounds."""
@@ -36,6 +36,7 @@ def state(key: str) -> Response:
     recall = recall_lines(found.rounds, found.confusions)
     insight = found.chosen.insight if found.chosen else None
     last = found.rounds[-1] if found.rounds else None
+    manifest = newest_record(project, MANIFEST, Manifest)
     options = {} if status.options is None else status.options.model_dump(mode="json")
     defaults = ProjectOptions(profile="paper").model_dump(mode="json")
     return render(
@@ -47,7 +48,7 @@ def state(key: str) -> Response:
             "now": datetime.now(UTC),
             "created": f"{datetime.fromtimestamp(connection.project.created, UTC):%Y-%m-%d}",
             "version": version("label-studio-active-learning"),
-            "manifest": _manifest(project, found.rounds),
+            "manifest": None if manifest is None else manifest[1],
             "options": [
                 (name, _written(value), value == defaults[name], ProjectOptions.model_fields[name].description)
                 for name, value in options.items()
@@ -71,17 +72,6 @@ def _written(value: object) -> str:
 
 def _balance(last: RoundSummary | None, insight: RoundInsight | None) -> object:
     return None if last is None or insight is None else balance_chart(last.labels_per_class, insight.expected)
-
-
-def _manifest(project: ProjectStore, rounds: tuple[RoundSummary, ...]) -> Manifest | None:
-    """That of the newest round which has one that can be read."""
-    for one in reversed(rounds):
-        try:
-            if (found := project.manifest(one.round_id)) is not None:
-                return found
-        except StorageError:
-            continue
-    return None
 
 
 FIRST: Final = (20, 100, 500)

@@ -64,7 +64,7 @@ NETWORK: Final = "model.*"
 """What a learner saves."""
 INPUTS: Final = "inputs"
 """Name of the record ``RoundInputs`` in a round's folder."""
-_MANIFEST, _SUMMARY, _HEAD = "manifest", "summary", "head"
+MANIFEST, _SUMMARY, _HEAD = "manifest", "summary", "head"
 _NO_RECORDS: Final[Mapping[str, FrozenModel]] = MappingProxyType({})
 _CACHED_SUMMARIES = 20_000  # over all projects; about a kilobyte each
 _CACHED_SUGGESTIONS = 4  # rounds; about 25 MB each for a pool of 100,000
@@ -445,7 +445,7 @@ class ProjectStore:
             (folder / f"{_HEAD}.json").write_text(RankingHead.of(report).model_dump_json(indent=1))
             (folder / f"{_SUMMARY}.json").write_text(RoundSummary.of(report, size).model_dump_json(indent=1))
             if seal is not None:
-                (folder / f"{_MANIFEST}.json").write_text(seal(folder).model_dump_json(indent=1))
+                (folder / f"{MANIFEST}.json").write_text(seal(folder).model_dump_json(indent=1))
             publish_folder(folder, target)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -555,11 +555,11 @@ class ProjectStore:
 
     def manifest(self, round_id: str) -> Manifest | None:
         """A round's manifest."""
-        return self.record(round_id, _MANIFEST, Manifest)
+        return self.record(round_id, MANIFEST, Manifest)
 
     def manifest_hash(self, round_id: str) -> str | None:
         """The sha256 of a round's manifest file, whether or not it can be parsed."""
-        path = self._round(round_id) / f"{_MANIFEST}.json"
+        path = self._round(round_id) / f"{MANIFEST}.json"
         try:
             return sha256_of(path)
         except FileNotFoundError:
@@ -647,7 +647,7 @@ def sha256_of_files(folder: Path) -> dict[str, str]:
         OSError: one cannot be read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths if path.name != f"{_MANIFEST}.json"}
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths if path.name != f"{MANIFEST}.json"}
 
 
 def file_faults(folder: Path, files: Mapping[str, str]) -> list[str]:

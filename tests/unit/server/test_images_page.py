@@ -136,6 +136,24 @@ class TestWall:
         assert "earlier versions of the backend kept none" in page
         assert tasks(connected, "?tab=disagree") == []
 
+    def test_damaged_predictions_hide_no_tab_and_are_named(self, tested, store):
+        """Neither the only record nor the newest of two; what an earlier round kept is shown."""
+        project = store.project(PROJECT)
+
+        def pages():
+            asked = [tested.get(f"{PAGE}?tab={tab}", headers=HTML) for tab in ("chosen", "disagree", "labelled")]
+            assert [page.status_code for page in asked] == [200, 200, 200]
+            return [re.findall("The predictions of (round [0-9]) cannot be read", page.text) for page in asked]
+
+        assert pages() == [[], [], []]
+        project.save(make_report("r000002"), None, None)
+        (project.folder / "rounds" / "r000002" / f"{HELD_OUT}.json").write_text("{")
+        assert pages() == [[], ["round 2"], ["round 2"]]
+        assert tasks(tested, "?tab=disagree") == ["3", "4", "2"]
+        (project.folder / "rounds" / "r000001" / f"{HELD_OUT}.json").write_text("{")
+        assert pages() == [[], ["round 2"], ["round 2"]]
+        assert tasks(tested, "?tab=disagree") == []
+
     @pytest.mark.parametrize("query", ["?page=0", "?page=x", "?page=99", "?tab=none", "?label=%00&predicted=%ff"])
     def test_any_query_is_a_page(self, tested, query):
         assert tested.get(f"{PAGE}{query}", headers=HTML).status_code == 200
