@@ -387,7 +387,8 @@ StrategyName = Annotated[
 ]
 
 
-CONSENSUS_RULES = tuple(sorted({"median", *plugins("consensus")}))
+_OUR_RULES: Final = ("median", "majority", "dawid_skene", "ordinal", "latest")
+CONSENSUS_RULES = tuple(dict.fromkeys([*_OUR_RULES, *plugins("consensus")]))
 """Names of the consensus rules, of this package and of installed ones; not imported here."""
 
 
