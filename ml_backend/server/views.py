@@ -414,6 +414,7 @@ def names() -> dict[str, object]:
         "url_for": relative_url,
         "moment": _moment,
         "round_name": round_name,
+        "several_rounds": lambda key: len(context().store.project(key).round_ids()) > 1,
         "triggers": TRIGGERS,
         "strategies": STRATEGIES,
         "one_connection": ONE_CONNECTION,
