@@ -163,7 +163,8 @@ class Label(FrozenModel):
     value: str
     raters: Annotated[int, Field(ge=1)]
     disputed: bool = False
-    probabilities: dict[str, Share] = {}
+    # Not in JSON if empty: the digests of the labels of earlier versions stay valid.
+    probabilities: dict[str, Share] = Field({}, exclude_if=lambda found: not found)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
