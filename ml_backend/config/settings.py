@@ -446,6 +446,12 @@ class ProjectOptions(BaseModel):
         le=0.5,
         description="fraction of the published images drawn at random, as a holdout that measures the gain",
     )
+    reread_share: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.5,
+        description="most images of a batch, as a share, that are labelled ones for another reader; 0: never",
+    )
     per_patient: int = Field(
         2, ge=0, description="most images of one patient in a batch, which then has no near-duplicates either; 0: any"
     )
@@ -566,6 +572,16 @@ class ProjectOptions(BaseModel):
     def _reserve_not_negative(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 0:
             raise ValueError("must be 0 or more, or 'all'")
+        return value
+
+    @field_validator("annotations_per_task")
+    @classmethod
+    def _one_reader(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and (share := info.data.get("reread_share", 0.0)):
+            raise ValueError(
+                f"must be 1 with reread_share={share}: Label Studio serves what several readers shall have in random "
+                "order; or set reread_share=0"
+            )
         return value
 
     @field_validator("committee")

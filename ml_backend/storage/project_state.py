@@ -85,6 +85,15 @@ class ReadingStore:
         """Replace that record. Never raises."""
         self._write("analysis", analysis)
 
+    def disagreements_tab(self, kind: type[R]) -> R | None:
+        """The Data Manager's tab of disagreements; None where this installation has made none."""
+        return self._read("disagreements-tab", kind)
+
+    def keep_disagreements_tab(self, tab: FrozenModel) -> None:
+        """Replace that record where it changed. Never raises."""
+        if tab != self.disagreements_tab(type(tab)):
+            self._write("disagreements-tab", tab)
+
     def digests(self) -> dict[str, str]:
         """Address -> digest of the bytes there, of images that equal another, as far as rounds have read them."""
         found = self._read("same-content", _SameContent)
