@@ -485,6 +485,7 @@ class ProjectOptions(BaseModel):
         "count as one more `reader`'s answer, or `ignore` them",
     )
     annotations_per_task: int = Field(1, ge=1, le=20, description="readers an image is shown to")
+    reader_names: bool = Field(False, description="show readers' names on the page of readers, instead of numbers")
     prelabel: bool = Field(
         False,
         description="show readers the predicted class, pre-selected: it biases, and the hotkey of that class clears it",

@@ -426,6 +426,12 @@ class LabelStudioClient:
         """The user whose key is sent: ``email``, ``permissions``."""
         return self._row(self._sdk.users.with_raw_response.whoami)
 
+    def reader_names(self) -> dict[str, str]:
+        """User id -> first and last name, or the user name where both are empty."""
+        users = _expect(self._call(self._sdk.users.with_raw_response.list).response, list)
+        names = ((one["id"], f"{one.get('first_name', '')} {one.get('last_name', '')}".strip(), one) for one in users)
+        return {str(number): name or str(one.get("username") or one.get("email")) for number, name, one in names}
+
     def is_authenticated(self) -> bool:
         """Whether this is a Label Studio that accepts the key: only then "not found" means that an object is gone."""
         try:

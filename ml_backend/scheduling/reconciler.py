@@ -129,7 +129,9 @@ class Reconciler:
             if order_lost := is_lost(serving):
                 log.warning("Label Studio does not hold the published order")
             self._act(connection, readings, reading, status, before, order_lost=order_lost)
-        analyse(project, *configuration(project.connection() or connection))  # before a page needs it
+        config, options = configuration(project.connection() or connection)
+        readings.keep_reader_names(client.reader_names() if options.reader_names else {})
+        analyse(project, config, options)  # before a page needs it
 
     def _act(
         self,
