@@ -52,7 +52,7 @@ from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import FrozenModel
+from ml_backend.schemas import Annotation, Exclusion, FrozenModel
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
 from ml_backend.storage.rounds import RankedImage
 
@@ -154,12 +154,15 @@ def _analysis(
     images = None if mirror is None else TaskImages.of(mirror, config, project.readings.digests())
     answers = [] if mirror is None else answers_of(mirror, config, options)
 
+    @cache
+    def read() -> tuple[list[Annotation], list[Exclusion]]:
+        return ([], []) if mirror is None else annotations_in(mirror, config, options, images)
+
     def holdout() -> HoldoutEstimate | None:
         if mirror is None or not any(one.request.control_share for one in rounds):
             return None
         classes = training_classes(config, options)
-        annotations, _ = annotations_in(mirror, config, options, images)
-        labels = rule(options.consensus)(annotations, classes).labels
+        labels = rule(options.consensus)(read()[0], classes).labels
         return holdout_estimate(stored_labels_by_origin(project, labels, answers).control, classes)
 
     def stopping() -> StopAdvice | None:
@@ -181,7 +184,7 @@ def _analysis(
             return None
         quarantined = {one.image_id: one.reason for one in project.quarantine().listed()}
         network = known_network(rounds)
-        return project_standing(mirror, config, options, images, quarantined=quarantined, network=network)
+        return project_standing(mirror, config, options, images, quarantined=quarantined, network=network, read=read())
 
     def fidelity() -> OrderFidelity | None:
         orders = project.orders()
@@ -210,23 +213,23 @@ def _analysis(
         seconds_an_image=seconds,
         confusions=_readable(confusions) or {},
         answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
-        readers=_readable(partial(_readers, project, configured, mirror, images, answers)),
+        readers=_readable(partial(_readers, project, configured, images, answers, read)),
     )
 
 
 def _readers(
     project: ProjectStore,
     configured: ProjectConfig,
-    mirror: TaskCache | None,
     images: TaskImages | None,
     answers: Sequence[Answer],
+    read: Callable[[], tuple[list[Annotation], list[Exclusion]]],
 ) -> ReaderAgreement | None:
-    if mirror is None or images is None:
+    if images is None:
         return None
     config, options = configured
     classes, ordered = training_classes(config, options), bool(getattr(options, "ordinal", True))
     several = len({one.rater for one in answers}) > 1  # else nothing further is read
-    annotations = annotations_in(mirror, config, options, images)[0] if several else []
+    annotations = read()[0] if several else []
     rounds = project.rounds_with(INSIGHT) if several else []
     insights = {one: found for one in rounds if (found := project.record(one, INSIGHT, RoundInsight)) is not None}
     return reader_agreement(
