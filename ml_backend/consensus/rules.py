@@ -263,7 +263,7 @@ def _reads(answers: Sequence[Answers], classes: int) -> tuple[Reads, list[str]]:
     """The answers as the models take them, and the names of the readers."""
     raters = sorted({rater for one in answers for rater, _ in one.reads})
     index = {rater: place for place, rater in enumerate(raters)}
-    rows = [(image, index[rater], vote) for image, one in enumerate(answers) for rater, vote in sorted(one.reads)]
+    rows = [(image, index[rater], vote) for image, one in enumerate(answers) for rater, vote in one.reads]
     images, readers, votes = np.array(rows, dtype=np.int64).reshape(-1, 3).T
     truths = np.array([one.ground_truth for one in answers], bool)
     return Reads(images, readers, votes, _shares(answers, classes), truths), raters

@@ -196,6 +196,20 @@ class TestOrdinal:
 POOR = [name for name in RULES if name != "latest"]  # `latest` takes the last reader's answer, right or wrong
 
 
+class TestShrunk:
+    def test_hand_worked(self):
+        """Reader 0 has one read that can be compared, reader 1 has two, one of them with a ground truth."""
+        reads = Reads(
+            images=np.array([0, 0, 1, 2]),
+            readers=np.array([0, 1, 0, 1]),
+            answers=np.array([0, 1, 1, 1]),
+            shares=np.tile([0.0, 1.0], (3, 1)),
+            truths=np.array([False, False, True]),
+        )
+
+        assert reads.shrunk(np.tile([1.0, 0.0], (3, 1)))[:, 0] == pytest.approx([1.5 / 11.5, 1 / 11, 0.0])
+
+
 class TestEdgeCases:
     @ALL_RULES
     @pytest.mark.parametrize(
