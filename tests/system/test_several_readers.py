@@ -181,3 +181,12 @@ def test_the_label_of_an_image_with_two_readers(reading):
     sys.stdout.write(f"distance to the truth over {len(labels)} images with two readers or more: {errors}\n")
 
     assert len(labels) >= 3
+
+
+def test_another_number_of_readers_holds_for_all_images(reading):
+    """Label Studio would give it only to the images that are to be read again, were there any."""
+    project = reading.project
+    tasks = [*map(int, project.images()), *(int(task["id"]) for task in project.exported())]
+    project.connect(reread_share=0, annotations_per_task=2)
+
+    assert {row["overlap"] for row in project.client.task_counts(project.id, tasks).values()} == {2}
