@@ -324,7 +324,7 @@ def _predict_and_rank(
 
 def is_ordered(request: RoundRequest) -> bool:
     """Whether the classes have an order."""
-    return bool(request.options.get("ordinal", True))
+    return request.options.get("ordinal") is not False or len(request.classes) == 2
 
 
 def empty_pool(request: RoundRequest, data: ProjectData) -> EmptyPool:
