@@ -13,7 +13,7 @@ from math import atanh, comb, sqrt, tanh
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -38,7 +38,7 @@ _Z: Final = 1.959964
 _ADDED: Final = 2  # images
 
 Shares: TypeAlias = Float64[NDArray[np.float64], "images classes"]
-Values: TypeAlias = Float64[NDArray[np.float64], " images"]
+Values: TypeAlias = Float[NDArray[np.floating[Any]], " images"]
 
 
 class Estimate(FrozenModel):
@@ -327,7 +327,7 @@ def _kappa(apart: Values, one: Shares, other: Shares, weights: NDArray[np.int64]
     observed, total = float(apart.mean()), n + _ADDED
     shrunk = (n * observed + _ADDED * expected) / total
 
-    def influence(apart: NDArray[np.float64], by_chance: NDArray[np.float64]) -> NDArray[np.float64]:
+    def influence(apart: NDArray[np.floating[Any]], by_chance: NDArray[np.float64]) -> NDArray[np.float64]:
         effect: NDArray[np.float64] = (shrunk - apart) / expected + shrunk / expected**2 * (by_chance - 2 * expected)
         return effect
 
