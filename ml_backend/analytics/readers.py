@@ -13,7 +13,7 @@ from math import atanh, comb, sqrt, tanh
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from ml_backend.analytics.agreement import disagreement_weights
 from ml_backend.analytics.answers import share_words
 from ml_backend.analytics.history import Answer, Count, ImageInsight, RoundInsight
 from ml_backend.analytics.stopping import count, seconds_an_image
+from ml_backend.label_studio.formats import NO_AUTHOR
 from ml_backend.schemas import FrozenModel
 
 FEW_IMAGES: Final = 30
@@ -28,8 +29,6 @@ FEW_IMAGES: Final = 30
 LISTED_DISPUTES: Final = 200
 MIN_ROUND_IMAGES: Final = 10
 """Images of a round below which no correlation is given."""
-NO_AUTHOR: Final = "unknown, annotation "
-"""Begin of the names of raters that are one annotation each; see ``label_studio.formats``."""
 LEVELS: Final = (
     (0.0, "no"), (0.2, "slight"), (0.4, "fair"), (0.6, "moderate"), (0.8, "substantial"), (1.0, "almost perfect"),
 )  # fmt: skip
@@ -38,7 +37,7 @@ _Z: Final = 1.959964
 _ADDED: Final = 2  # images
 
 Shares: TypeAlias = Float64[NDArray[np.float64], "images classes"]
-Values: TypeAlias = Float64[NDArray[np.float64], " images"]
+Values: TypeAlias = Float[NDArray[np.floating[Any]], " images"]
 
 
 class Estimate(FrozenModel):
@@ -162,6 +161,8 @@ def _gathered(
         if one.ground_truth and ground_truth != "reader":
             if ground_truth == "override" and value is not None:
                 reads.truths[image].append(value)
+            if one.lead_time_s is not None:  # given in a browser: a read, which is compared with nothing
+                reads.of_reader[one.rater].append(one)
             continue
         reads.of_reader[one.rater].append(one)
         if value is not None:
@@ -327,7 +328,7 @@ def _kappa(apart: Values, one: Shares, other: Shares, weights: NDArray[np.int64]
     observed, total = float(apart.mean()), n + _ADDED
     shrunk = (n * observed + _ADDED * expected) / total
 
-    def influence(apart: NDArray[np.float64], by_chance: NDArray[np.float64]) -> NDArray[np.float64]:
+    def influence(apart: NDArray[np.floating[Any]], by_chance: NDArray[np.float64]) -> NDArray[np.float64]:
         effect: NDArray[np.float64] = (shrunk - apart) / expected + shrunk / expected**2 * (by_chance - 2 * expected)
         return effect
 

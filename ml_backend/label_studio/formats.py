@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 from defusedxml.ElementTree import XMLParser  # type: ignore[import-untyped]
@@ -627,6 +627,10 @@ def _is_named(choice: str, config: LabelConfig, given: Collection[str]) -> bool:
     return not {name.strip().casefold() for name in names}.isdisjoint(name.strip().casefold() for name in given)
 
 
+NO_AUTHOR: Final = "unknown, annotation "
+"""Begin of a rater's name that stands for one annotation."""
+
+
 def _rater(item: Json) -> str:
     """A user's id, which some exports hold in an object.
 
@@ -635,7 +639,7 @@ def _rater(item: Json) -> str:
     completed_by = item.get("completed_by")
     if isinstance(completed_by, Mapping):
         completed_by = completed_by.get("id")
-    return f"unknown, annotation {item.get('id')}" if completed_by is None else str(completed_by)
+    return f"{NO_AUTHOR}{item.get('id')}" if completed_by is None else str(completed_by)
 
 
 PROJECT_KEY = r"^[1-9][0-9]{0,17}\.[0-9]{1,18}$"

@@ -164,10 +164,14 @@ class TestReference:
 
         assert [one.rater for one in found.readers] == ["a", "b"]
         assert found.readers[0].confusion["severe"]["normal"] == 1.0
-        assert [len(compared(given, ground_truth=how).readers) for how in ("reader", "ignore")] == [
-            3,
-            2,
-        ]
+        assert [len(compared(given, ground_truth=how).readers) for how in ("reader", "ignore")] == [3, 2]
+
+    def test_an_answer_that_is_the_ground_truth_itself(self):
+        """It is a read, and compared with nothing; the other readers are compared with it."""
+        given = answers([("2", "a", 1), ("2", "b", 0)], lead_time_s=9.0)
+        given[0] = given[0].model_copy(update={"ground_truth": True})
+
+        assert [(one.reads, one.compared) for one in compared(given).readers] == [(1, 0), (1, 1)]
 
     def test_readers_who_never_overlap(self):
         found = compared(answers([("1", "a", 0), ("2", "b", 1)]))
