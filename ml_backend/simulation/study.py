@@ -180,7 +180,8 @@ def protocol(plan: StudyPlan, data: DataSet) -> str:
     if plan.readers or data.ratings:
         who = f"{len(plan.readers)} synthetic readers" if plan.readers else "the readers of --ratings"
         reads = f"at most {plan.reads}" if plan.reads else "all"
-        read = f" Labels: {plan.options['consensus']} of {reads} answers an image by {who}."
+        answers = "answer" if plan.reads == 1 else "answers"
+        read = f" Labels: {plan.options['consensus']} of {reads} {answers} an image, by {who}."
     if plan.count == "reads":
         read += " Budget, curves and labels needed count reads, not images."
     if plan.start == "live":

@@ -9,6 +9,7 @@ import pytest
 
 from ml_backend.errors import SettingsError
 from ml_backend.schemas import Annotation
+from ml_backend.simulation.analysis import first_ranking, learning_curves
 from ml_backend.simulation.dataset import READ_AT
 from ml_backend.simulation.frames import _readers
 from ml_backend.simulation.oracle import Oracle
@@ -16,6 +17,7 @@ from ml_backend.simulation.readers import NAMED, answers_of, named_matrix, read_
 from ml_backend.simulation.run import do_run
 from ml_backend.simulation.run_log import RoundRow, RunLog
 from tests.fakes import CLASSES
+from tests.unit.simulation.drawn_results import drawn_results
 from tests.unit.simulation.tiny import make_data, make_plan, make_study
 
 DATA = make_data()
@@ -162,3 +164,18 @@ class TestRun:
         right = [CLASSES[place] == DATA.truth[image] for image, place in severest.items()]
         assert rows[0].label_accuracy == sum(right) / 12
         assert 0 < sum(right) < 12
+
+    def test_curves_and_first_rankings_count_reads_where_the_study_does(self):
+        """Two reads an image, of which one image had three."""
+        drawn = drawn_results(("random",), seeds=1, rounds=2)
+        rows = tuple(row.model_copy(update={"reads": 2 * row.labels + 1}) for row in drawn.rounds)
+        by_image = replace(drawn, rounds=rows)
+        by_read = replace(by_image, summary=drawn.summary.model_copy(update={"count": "reads"}))
+
+        counted = [learning_curves(one, lambda row: row.share)["labels"].tolist() for one in (by_image, by_read)]
+        assert counted[1] == [2 * labels + 1 for labels in counted[0]]
+        assert [*first_ranking(by_read).values()] == [counted[1][0]]
+        shares = learning_curves(by_read, lambda row: row.share)
+        assert (shares["labels"] / shares["train_images"]).tolist() == pytest.approx(
+            [row.share for row in rows], abs=1e-3
+        )
