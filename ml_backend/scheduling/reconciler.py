@@ -14,7 +14,7 @@ from ml_backend.analytics.overview import analyse
 from ml_backend.analytics.standing import another_look
 from ml_backend.config import Settings
 from ml_backend.consensus import rule
-from ml_backend.errors import BackendError, PayloadError, RequestRefused, StorageError
+from ml_backend.errors import BackendError, PayloadError, QueueError, RequestRefused, StorageError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import training_classes
 from ml_backend.label_studio.publisher import is_lost, read_serving
@@ -97,7 +97,8 @@ class Reconciler:
                     readings.note_problem(None)
                 except BackendError as error:
                     log.warning("a project could not be compared with Label Studio", error=str(error))
-                    readings.note_problem(str(error))
+                    if not isinstance(error, QueueError):  # pages show that Redis does not answer by themselves
+                        readings.note_problem(str(error))
                 except Exception as error:
                     # A bug that one project's data reveal must not end the comparison of the others.
                     log.exception("a project could not be compared with Label Studio")

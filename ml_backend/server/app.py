@@ -274,6 +274,8 @@ def index() -> StatusAnswer | Response:
         view = refreshing(busy=any(status.busy for status in found))
         rounds = [context().store.project(one.connection.project).summaries()[0] for one in found]
         view["progress"] = [running_of(one, its, time.time()) for one, its in zip(found, rounds, strict=True)]
+        # A project's card says it by itself.
+        view["degraded"] = [] if found else degraded(context().store, context().queue)
         page = render_template("status.html", statuses=found, **view)
         return Response(page, content_type=HTML)
     return StatusAnswer(projects=[status.as_json() for status in found])
