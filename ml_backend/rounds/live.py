@@ -63,12 +63,21 @@ from ml_backend.registry import STRATEGIES, Need
 from ml_backend.rounds.cold_start import START_FEATURES, StartFeatures
 from ml_backend.rounds.interfaces import Learner, Progress, Scorer, assume_current, no_progress
 from ml_backend.rounds.replay import make_manifest, round_inputs
-from ml_backend.rounds.reuse import StoredPasses, rerank, run_periodically, served_round, top_up, unpublished_round
+from ml_backend.rounds.reuse import (
+    StoredPasses,
+    nothing_readable,
+    rerank,
+    run_periodically,
+    served_round,
+    top_up,
+    unpublished_round,
+)
 from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, is_ordered, run_round
 from ml_backend.rounds.sharding import ShardBoard, ShardedLearner
 from ml_backend.rounds.split import fold_split
 from ml_backend.schemas import (
     Connection,
+    Exclusion,
     FrozenModel,
     ImageRef,
     ProjectKey,
@@ -146,7 +155,7 @@ def run_live_round(
             if request.cold_start != "random" and request.has_trained_features and is_random_start:
                 # Readers have an order now, and the features are cached: the order by features follows at once.
                 result = train_live(project, reason, raise_if_preempted)
-            return project.drop_copies() or (result.report, result.published)
+            return project.drop_useless() or (result.report, result.published)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +374,8 @@ class LiveProject(Project):
         labels = self._new_labels()
         served = self.store.published()
         with self._publishing, bound_contextvars(**({} if served is None else {"round": served.round_id})):
-            return top_up(labels, self.store, low_water(self.options), self.publish, partial(self._is_held, labels))
+            is_held, unreadable = partial(self._is_held, labels), self.context.quarantine.current()
+            return top_up(labels, self.store, low_water(self.options), self.publish, is_held, quarantined=unreadable)
 
     def top_up_or_served(self) -> Served:
         """Top up where it is needed; otherwise the round and the ranking that readers are served.
@@ -387,29 +397,43 @@ class LiveProject(Project):
         Returns:
             Whether that differs from what was noted before.
         """
-        context, side = self.context, input_side(self.options.backbone, self.options.image_side)
-        known = context.read_digests(images)
+        known = self.context.read_digests(images)
         unread = [image for image in images if image.uri not in known]
-        limit = int(context.settings.cache_gb * BYTES_PER_GB)
-        cache = ImageCache(context.images, context.installation.cache / IMAGES, side, limit)
         # An unreadable one is named by the training.
-        for done, _ in enumerate(read_ahead(unread, lambda image: cache.read(image).key), start=1):
+        for done, _ in enumerate(self._read(unread), start=1):
             self.report_progress("labels", done, len(unread))
         return self._note_copies()
 
-    def drop_copies(self) -> Served | None:
-        """Note which images have equal content, after a round has read them; remove new copies from the order.
+    def unreadable(self, data: ProjectData) -> Sequence[Exclusion]:
+        """See ``Project``; none where no image of the project could be read. Those due for another try are read."""
+        listed = self.context.quarantine.current()
+        if nothing_readable(listed, data.annotations, data.pool):
+            return ()
+        found = [one for _, one in self._read([image for image in data.pool if image.id in listed])]
+        return [one.model_copy(update={"kind": "unreadable image"}) for one in found if isinstance(one, Exclusion)]
 
-        Errors are logged: the round is published, and a later top-up or round removes the copies as well.
+    def _read(self, images: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, str | Exclusion]]:
+        """Read images into the cache; see ``read_ahead``."""
+        context, side = self.context, input_side(self.options.backbone, self.options.image_side)
+        limit = int(context.settings.cache_gb * BYTES_PER_GB)
+        cache = ImageCache(context.images, context.installation.cache / IMAGES, side, limit)
+        return read_ahead(images, lambda image: cache.read(image).key)
+
+    def drop_useless(self) -> Served | None:
+        """Remove from the order what a round has found after it was published: copies, and unreadable images.
+
+        Errors are logged: the round is published, and a later top-up or round removes them as well.
 
         Returns:
             What is served instead; None where nothing had to be published.
         """
         try:
-            if self._note_copies():
+            published = self.store.published()
+            served = set() if published is None else {*published.image_ids}
+            if self._note_copies() or self.context.quarantine.current() & served:
                 return self.top_up()
         except BackendError as error:
-            log.warning("copies of images stay in the order for now", error=str(error), kind=type(error).__name__)
+            log.warning("useless images stay in the order for now", error=str(error), kind=type(error).__name__)
         return None
 
     def show_disagreements(self) -> None:

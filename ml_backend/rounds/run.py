@@ -122,6 +122,10 @@ class Project(ABC):
         """Training and validation labels; see ``Splitter``."""
         return stable_split(labels, validation_share, seed)
 
+    def unreadable(self, data: ProjectData) -> Sequence[Exclusion]:  # noqa: ARG002 - for subclasses
+        """Images of the pool that earlier rounds could not read, and that still cannot be read."""
+        return ()
+
     def find_copies(self, images: Sequence[ImageRef]) -> bool:  # noqa: ARG002 - for subclasses
         """Look for images with equal content; True if any were found and the labels must be read again."""
         return False
@@ -292,7 +296,12 @@ def _rank_untrained(
     if request.cold_start != "random" and not request.has_trained_features:
         log.warning("the order is random: an untrained backbone hardly distinguishes images; set the option weights")
     if request.cold_start == "random" or not (request.has_trained_features and project.has_order()):
-        return random_order([image.id for image in data.pool], request.batch_size, request.seed), None
+        unreadable = project.unreadable(data)
+        left_out = {one.image_id for one in unreadable}
+        if not (ids := [image.id for image in data.pool if image.id not in left_out]):
+            raise unreadable_pool(len(data.pool), unreadable)
+        ranking = random_order(ids, request.batch_size, request.seed)
+        return ranking.model_copy(update={"exclusions": tuple(unreadable)}), None
     with timer.stage("features"):
         embedded = Embedded.by(learner, data.labels, data.pool)
         ranking = embedded.rank(request.cold_start, request.batch_size, request.seed)

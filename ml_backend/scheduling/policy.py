@@ -363,7 +363,9 @@ def _on_comparison(state: ProjectState, found: Compared, options: ProjectOptions
             return Action("labels")
         if published is None and not failed:
             return Action("connected", only_if_idle=True)  # the request was lost with Redis
-        if queue.ran_out and _may_find_an_image(queue, found):
+        if (queue.ran_out and _may_find_an_image(queue, found)) or (
+            not failed and not found.readable and found.image_may_be_read
+        ):
             return Action("images")
     if published is None:
         return NOTHING

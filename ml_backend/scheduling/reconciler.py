@@ -186,7 +186,8 @@ class Reconciler:
             rerank_due=rerank_due,
             labels_differ=labels_differ,
             images_changed=changed,
-            image_may_be_read=status.ran_out and another_look(waiting, quarantined, datetime.now(UTC)),
+            image_may_be_read=(status.ran_out or not readable)
+            and another_look(waiting, quarantined, datetime.now(UTC)),
             now=time.time(),
         )
         action = decide(ProjectState(status, published, paused), found, options)

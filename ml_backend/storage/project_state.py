@@ -381,6 +381,11 @@ class Quarantine:
             return ()
         return () if found is None else found.images
 
+    def current(self) -> frozenset[str]:
+        """Images that this round could not read, and listed ones that it has not tried again."""
+        with self._lock:
+            return frozenset(self._new) | (self._known.keys() - self._on_trial)
+
     @contextmanager
     def settled(self) -> Iterator[None]:
         """A round: the list is written at its end.
