@@ -160,10 +160,10 @@ class TestCheckWritable:
         (tmp_path / "projects" / "notes.txt").touch()
         check_writable(tmp_path)
 
-        def refuse(**given: Path) -> Any:
-            if given["dir"] == place:
+        def refuse(*, dir: Path) -> Any:  # noqa: A002 - as TemporaryFile names it
+            if dir == place:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-            return write(**given)
+            return write(dir=dir)
 
         monkeypatch.setattr("ml_backend.storage.atomic.tempfile", SimpleNamespace(TemporaryFile=refuse))
         monkeypatch.setattr("ml_backend.storage.atomic.os.access", lambda path, _: path != place)
