@@ -15,6 +15,7 @@ from ml_backend.analytics.readers import (
     estimate_words,
 )
 from ml_backend.charts import Interval, bar_chart, interval_chart, shorten
+from ml_backend.label_studio.disagreements import DisagreementsTab
 from ml_backend.schemas import Connection
 from ml_backend.server.status import config_of
 from ml_backend.server.views import csv_response, csv_text, find_project, pages, render
@@ -45,6 +46,7 @@ def agreement(key: str) -> Response:
             "found": found,
             "answer": "" if found is None else agreement_answer(found),
             "image_count": image_count,
+            "tab": project.readings.disagreements_tab(DisagreementsTab),
             **charts,
         },
     )

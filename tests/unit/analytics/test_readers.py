@@ -214,7 +214,7 @@ class TestReference:
         ({"a": [0] * 40}, "Only one reader has answered so far"),
         ({"a": [0, 1] * 5, "b": [0, 2] * 5}, "Too early to tell, on so few images: kappa 0.64"),
         ({"a": [0, 1] * 20, "b": [0, 1] * 20}, "Almost perfect agreement: kappa 1.00"),
-        ({"a": [0, 1, 2, 2] * 20, "b": [0, 2, 2, 0] * 20}, "Slight to moderate agreement: kappa 0.27 (95 % interval 0.06"),
+        ({"a": [0, 1, 2, 2] * 20, "b": [0, 2, 2, 0] * 20}, "Slight to moderate agreement: kappa 0.27 (95 %"),
         ({"a": [1] * 40, "b": [1] * 40}, "Not known yet: 100 % (91 to 100) of 40 images"),
     ],
 )
