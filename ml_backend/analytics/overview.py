@@ -227,7 +227,8 @@ def _readers(
     if images is None:
         return None
     config, options = configured
-    classes, ordered = training_classes(config, options), bool(getattr(options, "ordinal", True))
+    classes = training_classes(config, options)
+    ordered = options.ordered(classes)
     several = len({one.rater for one in answers}) > 1  # else nothing further is read
     annotations = read()[0] if several else []
     rounds = project.rounds_with(INSIGHT) if several else []
