@@ -160,7 +160,7 @@ class TestCheckWritable:
         (tmp_path / "projects" / "notes.txt").touch()
         check_writable(tmp_path)
 
-        def refuse(**given: Path) -> Any:
+        def refuse(**given: Any) -> Any:
             if given["dir"] == place:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
             return write(**given)
