@@ -14,7 +14,7 @@ from ml_backend.analytics.overview import analyse
 from ml_backend.analytics.standing import another_look
 from ml_backend.config import Settings
 from ml_backend.consensus import rule
-from ml_backend.errors import BackendError, PayloadError, RequestRefused, StorageError
+from ml_backend.errors import BackendError, PayloadError, QueueError, RequestRefused, StorageError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import training_classes
 from ml_backend.label_studio.publisher import is_lost, read_serving
@@ -95,6 +95,10 @@ class Reconciler:
                 try:
                     self._compare(connection, readings)
                     readings.note_problem(None)
+                except (
+                    QueueError
+                ) as error:  # of Redis, and Label Studio may answer: the page names it as long as it lasts
+                    log.warning("a project could not be compared with Label Studio", error=str(error))
                 except BackendError as error:
                     log.warning("a project could not be compared with Label Studio", error=str(error))
                     readings.note_problem(str(error))

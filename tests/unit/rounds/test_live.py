@@ -335,7 +335,7 @@ class TestUnreadableImages:
     """Rounds of a random start over three images."""
 
     @pytest.fixture
-    def start(self, run, monkeypatch, tmp_path):
+    def start(self, run: LiveRun, monkeypatch, tmp_path):
         """Runs a round with these images unreadable, so many seconds after noon: the ids that are published."""
         lost, now = set[str](), [NOON]
         for number in (1, 2, 3):
@@ -357,7 +357,7 @@ class TestUnreadableImages:
         orders = list[str]()
         run.tasks = [{"id": n, "data": {"image": f"/data/upload/2/{n}.png"}, "annotations": []} for n in (1, 2, 3)]
         run.row["task_number"] = 3
-        run._answer = answer
+        monkeypatch.setattr(run, "_answer", answer)
         monkeypatch.setattr(live, "run_round", run_round)
         monkeypatch.setattr(live, "is_lost", lambda _: False)
         monkeypatch.setattr(live, "Quarantine", lambda folder: Quarantine(folder, lambda: now[0]))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from ml_backend.config import Settings
-from ml_backend.errors import LabelStudioError
+from ml_backend.errors import LabelStudioError, QueueError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.publisher import Serving
 from ml_backend.label_studio.sync import read_project
@@ -466,6 +466,15 @@ class TestProjects:
         Reconciler(Settings(data_dir=store.root), store, queue, connect).look()
 
         assert "unexpected ZeroDivisionError" in readings.problem()
+
+    def test_redis_is_no_fault_of_label_studio(self, reconciler, queue, readings, monkeypatch):
+        def refuse(*_: object) -> QueueStatus:
+            raise QueueError("Redis does not answer")
+
+        monkeypatch.setattr(queue, "status", refuse)
+        reconciler.look()
+
+        assert readings.problem() is None
 
     def test_without_a_key_it_says_so(self, store, queue, readings):
         Reconciler(Settings(data_dir=store.root, label_studio_url="http://ls"), store, queue).look()
