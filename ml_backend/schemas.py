@@ -44,7 +44,7 @@ STAGES: Final[dict[str, str]] = {
     "rank": "chooses the next images",
     "save": "saves the round",
     "publish": "publishes the new order to Label Studio",
-    "features": "prepares the images for the first training; the order is served already",
+    "features": "computes the features of the images",
     "noise": "trains a second network to measure the variation between seeds; the order is served already",
 }
 """Stages of a round in their order, each as the predicate of a sentence about the round."""

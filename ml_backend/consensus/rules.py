@@ -130,18 +130,18 @@ def _of_one_image(annotations: Sequence[Annotation], severity: Mapping[str, int]
             reason=f"image {image.id} is labelled {', '.join(map(repr, ignored))}, which ignore_classes leaves out",
         )
     if not values:
-        who = "its ground truth" if truths else f"every one of its {len(counted)} readers"
+        who = "its ground truth" if truths else "its reader" if len(counted) == 1 else f"all {len(counted)} readers"
         if all(annotation.unanswered for annotation in counted):
             return Exclusion(
                 image_id=image.id,
                 kind="no answer",
-                reason=f"unanswered: {who} gave image {image.id} no answer to the question: it is optional, or its "
+                reason=f"{who} gave image {image.id} no answer to the question: it is optional, or its "
                 "condition was not met",
             )
         return Exclusion(
             image_id=image.id,
             kind="no answer",
-            reason=f"unreadable: {who} skipped image {image.id} or gave it no class",
+            reason=f"{who} skipped image {image.id} or gave it no class",
         )
     votes = tuple(sorted(severity[value] for value in values))
     reads = tuple(

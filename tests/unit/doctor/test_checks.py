@@ -238,7 +238,7 @@ SOUND: dict[str, tuple[Callable[[Installation], object], dict[str, str]]] = {
     "one image": (lambda it: keep_images(it, 1), {"images": "1 decoded"}),
     "a round that runs and one that waits": (
         lambda it: last_round(it, running="labels", waiting="images", changes=12, threshold=20),
-        {"rounds": "runs: labels, waits: images; 12 of 20 labels to the next; 0 done, 0 failed"},
+        {"rounds": "runs: labels, waits: images; 12 of the 20 labels for the next are given; 0 done, 0 failed"},
     ),
 }  # fmt: skip
 
@@ -509,7 +509,7 @@ class TestLabelling:
         found = installation.examine()
 
         assert failures(found) == set()
-        assert found["labelling"].seen.startswith("Every image is labelled: 3 images.")
+        assert found["labelling"].seen == "No image is left to read: 2 labelled, 1 left out."
 
     def test_everything_is_labelled_and_the_predictions_were_deleted(self, installation):
         """Nothing waits for a label, so that nothing is published again."""
@@ -565,11 +565,12 @@ class TestLabelling:
 
     def test_what_is_left_out_on_purpose_is_told_and_no_failure(self, installation):
         installation.answer(None, "normal")
+        installation.project["skip_queue"] = "IGNORE_SKIPPED"
 
         found = installation.examine()
 
         assert failures(found) == set()
-        assert "1 image was skipped, unreadable or left unanswered" in found["left out"].seen
+        assert "1 image has no answer: its reader skipped image 1" in found["left out"].seen
 
     def test_a_large_project_that_was_never_read(self, installation):
         installation.project["task_number"] = 1001
