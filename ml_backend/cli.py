@@ -317,13 +317,17 @@ def simulate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
-    """Simulate active learning on labelled images: compare strategies by their labels needed, in one report."""
+    """Simulate active learning on labelled images: compare strategies by their labels needed, in one report.
+
+    Exit status 1 where no network was trained.
+    """
     given = {**locals()}  # the options, before any other local variable
     require("simulate", "`simulate`")
     from ml_backend.simulation.options import SimulateOptions
     from ml_backend.simulation.study import simulate as run
 
-    run(SimulateOptions(**given | {"option": option or ()}))
+    if not run(SimulateOptions(**given | {"option": option or ()})).rounds:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -347,7 +351,9 @@ def compare(
     from ml_backend.simulation.compare import compare_strategies, print_comparison
 
     if study2 is not None and reference is not None:
-        raise SettingsError(f"--reference {reference} compares strategies of one study; leave {study2} or it away")
+        raise SettingsError(
+            f"--reference {reference} compares strategies of one study: leave out {study2}, or --reference"
+        )
     found = compare_strategies(study1, reference or "random") if study2 is None else run(study1, study2)
     if json:
         typer.echo(found.model_dump_json(indent=1))

@@ -38,7 +38,7 @@ from ml_backend.simulation.metrics import METRICS, Metric
 from ml_backend.simulation.plan import StudyPlan, differences
 from ml_backend.simulation.report import difference_words, p_words, ratio_words
 from ml_backend.simulation.run_log import StudyResults
-from ml_backend.simulation.study import read_study
+from ml_backend.simulation.study import print_table, read_study
 
 COMPARED: Final = ("accuracy", "balanced_accuracy", "auroc")
 SAME_DATA: Final = ("--task", "--imbalance", "content of --labels")  # what decides the sides and the true classes
@@ -106,15 +106,19 @@ def compare_strategies(study: Path, reference: str) -> Comparison:
         reference: strategy that takes the place of the first study.
 
     Raises:
-        SettingsError: the folder holds no finished study, or the study has no such strategy.
+        SettingsError: the folder holds no finished study with a network, or it has no such strategy, or no other.
     """
-    _, results = read_study(study)
+    _, results = _read(study)
     kept, _ = complete_runs(results)
     names = dict.fromkeys(row.strategy for row in kept.rounds)
     if reference not in names:
         raise SettingsError(
             f"--reference {reference!r}: {study} has no rounds of it; expected one of {', '.join(names)}"
             f"{did_you_mean(reference, names)}"
+        )
+    if len(names) < 2:
+        raise SettingsError(
+            f"{study} has no strategy besides {reference}: run it with more of --strategy, or give two studies"
         )
     statistics = [metric_statistics(metric, kept) for metric in METRICS if metric.name in COMPARED]
     pairs = [(group, Group(reference, group.variant)) for group in statistics[0].groups if group.strategy != reference]
@@ -150,10 +154,14 @@ def compare(first: Path, second: Path) -> Comparison:
         second: of the other.
 
     Raises:
-        SettingsError: a folder holds no finished study, or their figures cannot be compared: other classes, or another
-            way of counting labels.
+        SettingsError: a folder holds no finished study with a network, both are the same, the studies have no strategy
+            in common, or their figures cannot be compared: other classes, or another way of counting labels.
     """
-    (plan, one), (other_plan, other) = (read_study(folder) for folder in (first, second))
+    (plan, one), (other_plan, other) = (_read(folder) for folder in (first, second))
+    if first.resolve() == second.resolve():
+        raise SettingsError(
+            f"{first} is compared with itself: give another study, or this one alone to compare its strategies"
+        )
     for option, mine, theirs in (
         ("--task", one.summary.classes, other.summary.classes),
         ("--start", plan.start, other_plan.start),
@@ -169,6 +177,11 @@ def compare(first: Path, second: Path) -> Comparison:
     kept = [complete_runs(results)[0] for results in (one, other)]
     groups = [{row.strategy for row in results.rounds} for results in kept]
     only = ((first, groups[0] - groups[1]), (second, groups[1] - groups[0]))
+    if not groups[0] & groups[1]:
+        lists = " and ".join(", ".join(sorted(names)) for names in groups)
+        raise SettingsError(
+            f"{first} and {second} have no strategy in common ({lists}): run one of them again with more of --strategy"
+        )
     metrics = [metric for metric in METRICS if metric.name in COMPARED]
     return Comparison(
         studies=(str(first), str(second)),
@@ -181,6 +194,13 @@ def compare(first: Path, second: Path) -> Comparison:
         areas=tuple(row for metric in metrics for row in _areas(metric, kept[0], kept[1], paired=not reason)),
         labels_needed=tuple(_labels(metrics[0], kept[0], kept[1], paired=not reason)),
     )
+
+
+def _read(study: Path) -> tuple[StudyPlan, StudyResults]:
+    plan, results = read_study(study)
+    if not results.rounds:
+        raise SettingsError(f"no network was trained in {study}: run it again with a larger --budget")
+    return plan, results
 
 
 def _unpaired_because(plan: StudyPlan, other: StudyPlan, differ: Mapping[str, object]) -> str:
@@ -290,9 +310,9 @@ def print_comparison(found: Comparison, console: Console) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     sides, reference = ("study 1", "study 2"), found.reference
-    minus, by = "2 minus 1", "2 by 1"
+    minus, by = "2 minus 1", "2 / 1"
     if reference:
-        sides, minus, by = (reference, "it"), f"minus {reference}", f"by {reference}'s"
+        sides, minus, by = (reference, "this one"), f"minus {reference}", f"/ {reference}"
         say(f"study: {found.studies[0]}")
     else:
         for place, folder in enumerate(found.studies, start=1):
@@ -308,18 +328,26 @@ def print_comparison(found: Comparison, console: Console) -> None:
         say("Paired: the same data; runs of one seed are compared, with the baselines of study 1 as targets.")
     else:
         say(f"Not paired, since {found.unpaired_because}: the intervals are those of independent runs, and wider.")
-    curves = Table("area under the curve", "strategy", *sides, f"{minus}, 95 % interval", "p", "seeds")
+    _print_tables(found, console, sides, minus, by)
+    if not found.labels_needed:
+        say("Labels needed: no strategy reached a target of accuracy in any run.")
+
+
+def _print_tables(found: Comparison, console: Console, sides: tuple[str, str], minus: str, by: str) -> None:
+    means, medians = ([f"{side}, {name}" for side in sides] for name in ("mean", "median"))
+    curves = Table("area under the curve", "strategy", *means, f"{minus}, 95 % interval", "p", "seeds")
     for area in found.areas:
         ahead = PairedDifference(area.difference, area.low, area.high, area.p, area.seeds[0])
         named, ends = _name(area), (f"{area.first:.3f}", f"{area.second:.3f}")
         curves.add_row(area.metric, named, *ends, difference_words(ahead), p_words(ahead), _seeds(area.seeds))
-    console.print(curves, markup=False, highlight=False)
-    needed = Table("labels for, of accuracy", "strategy", *sides, f"{by}, 95 % interval", "seeds")
+    print_table(curves, console)
+    needed = Table("labels for (accuracy)", "strategy", *medians, f"{by}, median, 95 % interval", "seeds")
     for row in found.labels_needed:
         labels = tuple("never" if one is None else f"{one:.0f}" for one in (row.first, row.second))
         ratio = None if row.ratio is None else LabelsRatio(row.ratio, row.low, row.high, min(row.seeds))
         needed.add_row(row.target, _name(row), *labels, ratio_words(ratio) if ratio else "-", _seeds(row.seeds))
-    console.print(needed, markup=False, highlight=False)
+    if found.labels_needed:
+        print_table(needed, console)
 
 
 def _name(row: AreaComparison | LabelsComparison) -> str:

@@ -33,7 +33,7 @@ from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.options import SimulateOptions
 from ml_backend.simulation.run_log import StudyResults
 from ml_backend.simulation.specs import EXPERIMENTS, ExperimentSpec, StudySpec
-from ml_backend.simulation.study import simulate
+from ml_backend.simulation.study import print_table, simulate
 from ml_backend.simulation.synthetic import write_synthetic_study
 from ml_backend.simulation.tables import read_labels
 from ml_backend.storage.atomic import write_atomically, write_record
@@ -190,7 +190,7 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
     for row in report.rows:
         table.add_row(*row)
     say("\n".join(("", *report.found)))
-    console.print(table, markup=False, highlight=False)
+    print_table(table, console)
     verdict = f"not as expected: {'; '.join(report.surprises)}" if report.surprises else "as expected"
     say("\n".join((*(f"note: {note}" for note in report.notes), verdict)))
     return report

@@ -182,6 +182,11 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         digests=digests,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
+    if plan.start == "live" and plan.budget < (first := plan.first_network()):
+        raise SettingsError(
+            f"--budget {options.budget} is {plan.budget} labels; the first network needs {first}: "
+            "--min-labels-per-class of two classes, in batches of --batch-size; give a larger --budget, or less of these"
+        )
     return plan, data
 
 
@@ -356,7 +361,7 @@ def _budget(options: SimulateOptions, data: DataSet, initial: int, train: int) -
     if not 0 <= share <= 1 or labels > train:
         raise SettingsError(f"--budget {text}: there are {train} {unit}; {expected}")
     if labels < 1:
-        raise SettingsError(f"--budget {text} are no labels: {expected}")
+        raise SettingsError(f"--budget {text}: {expected}")
     if labels < (start := initial * len(data.classes)):
         raise SettingsError(
             f"--budget {text} are {labels} labels, fewer than the {start} of the start set "

@@ -1,11 +1,13 @@
 """The plan of a study: its runs, tables and options, kept as ``plan.json`` beside the results."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from ml_backend.analytics.few_labels import TRAINABLE
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.registry import add_function
@@ -157,6 +159,13 @@ class StudyPlan(FrozenModel):
         start = classes * self.initial
         last = min(self.budget // (self.reads or 1) if self.count == "reads" else self.budget, train_images - 1)
         return max(0, (last - start) // int(str(self.options["batch_size"])) + 1)
+
+    def first_network(self) -> int:
+        """The fewest labels on which a live start can train a network that ranks."""
+        batch, least = (int(str(self.options[name])) for name in ("batch_size", "min_labels_per_class"))
+        if set(self.strategies) == {RANDOM}:
+            least = LEAST_TO_TRAIN
+        return batch * math.ceil(TRAINABLE * least / batch)
 
     def continued(self, earlier: "StudyPlan") -> "StudyPlan":
         """The plan with which a study goes on under this command: the earlier one, or one that has grown.

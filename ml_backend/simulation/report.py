@@ -17,6 +17,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
+from rich.text import Text
 
 from ml_backend.charts import Interval, Line, interval_chart, line_chart, save_line_chart, swatch, value_words
 from ml_backend.simulation.analysis import (
@@ -267,11 +268,12 @@ def conclusion(results: StudyResults) -> Table:
     needed = metric_statistics(ACCURACY, kept).needed_for(target)
     over = f"balanced accuracy over the first {begun.labels} labels" if begun else "early balanced accuracy"
     table = Table(
-        "strategy", "labels until a network ranks", f"labels for {target} of accuracy", over, "minus random's", "p"
-    )
+        "strategy", "labels until a network ranks", f"labels for {target} of accuracy", over, "minus random's, mean",
+        "p", caption=Text("Median [quartiles], where the heading says nothing else."), caption_justify="left",
+    )  # fmt: skip
     for one in starts(kept, begun):
         row = needed.get(one.group)
-        reached = f"{label_words(row.labels)}, {share_words(row.share)}" if row else ""
+        reached = ", ".join(dict.fromkeys([label_words(row.labels), share_words(row.share)])) if row else ""
         table.add_row(str(one.group), one.ranked, reached, one.early, one.difference, one.p)
     return table
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from ml_backend.blas import enable_deterministic_blas
 from ml_backend.errors import SettingsError, StorageError
@@ -34,6 +36,7 @@ from ml_backend.simulation.tables import SIDES
 from ml_backend.storage.atomic import read_record, write_record
 
 LINE_EVERY_S: Final = 30.0
+UNLIMITED: Final = 10_000  # characters of a line in a file
 
 
 class _TimeSpent(FrozenModel):
@@ -72,7 +75,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
         with StudyProgress(console, compared * rounds + baselines) as progress:
             for note in data.notes:
                 progress.say(f"note: {note}")
-            progress.say(f"runs: {compared} of {rounds} rounds at most; baselines: {baselines}")
+            progress.say(f"runs: {compared}, each of at most {rounds} rounds; baselines: {baselines}")
             try:
                 _do_runs(options, plan, data, progress)
             except KeyboardInterrupt:
@@ -97,7 +100,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
         return results
     write_report(results, out / "report.html")
     write_figures(results, out / "figures")
-    console.print(conclusion(results), markup=False, highlight=False)
+    print_table(conclusion(results), console)
     say(f"learning curves for a paper, as SVG and PDF: {out / 'figures'}")
     say(f"report: {out / 'report.html'}")
     return results
@@ -258,6 +261,16 @@ def _clock(out: Path) -> Iterator[None]:
 
 def _seconds_spent(out: Path) -> float:
     return (read_record(out / "spent.json", _TimeSpent) or _TimeSpent()).seconds
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table without cutting a cell off: folded on a terminal, as wide as it needs elsewhere."""
+    for column in table.columns:
+        column.overflow = "fold"
+    table.box, table.show_edge, table.pad_edge = SIMPLE_HEAD, False, False
+    if not console.is_terminal:
+        table.width = console.measure(table, options=console.options.update_width(UNLIMITED)).maximum
+    console.print(table, markup=False, highlight=False, crop=False)
 
 
 class StudyProgress(Progress):

@@ -103,13 +103,12 @@ class TestCompare:
         assert area.low < 0 < area.high
 
     def test_names_what_differs_and_what_is_in_one_only(self, tmp_path):
-        both = [study(SLOW, strategy=name) for name in ("entropy", "bald")]
         options = make_plan().options | {"batch_size": 7}
-        found = self.of(tmp_path, both[0], both[1], options=options)
+        found = self.of(tmp_path, both(), study(SLOW), options=options)
 
         assert found.differences == {"--batch-size": ("5", "7")}
-        assert found.only_in == {str(tmp_path / "a"): ("entropy",), str(tmp_path / "b"): ("bald",)}
-        assert (found.areas, found.labels_needed) == ((), ())
+        assert found.only_in == {str(tmp_path / "a"): ("bald",)}
+        assert {row.strategy for row in found.areas} == {row.strategy for row in found.labels_needed} == {"entropy"}
 
     @pytest.mark.parametrize(
         ("results", "changes", "message"),
@@ -121,6 +120,8 @@ class TestCompare:
             ),
             (drawn_results(), {"start": "given"}, "--start gives live in the first and given in the second"),
             (drawn_results(), {"count": "reads"}, "--count gives images in the first and reads in the second"),
+            (study(SLOW, strategy="bald"), {}, r"no strategy in common \(entropy, mean_std, random and bald\)"),
+            (replace(drawn_results(), rounds=()), {}, "no network was trained in .*b: run it again with a larger"),
         ],
     )
     def test_refuses_figures_that_mean_other_things(self, tmp_path, results, changes, message):
@@ -133,6 +134,12 @@ class TestCompare:
 
         with pytest.raises(SettingsError, match=r"no finished study \(no summary.json\)"):
             compare(folder, folder)
+
+    def test_refuses_a_study_with_itself(self, tmp_path):
+        folder = write(tmp_path / "a", study(SLOW))
+
+        with pytest.raises(SettingsError, match="is compared with itself: give another study"):
+            compare(folder, folder / ".." / "a")
 
 
 def both() -> StudyResults:
@@ -175,6 +182,10 @@ class TestCompareStrategies:
         ):
             compare_strategies(write(tmp_path / "a", both()), "entrop")
 
+    def test_refuses_a_study_of_one_strategy(self, tmp_path):
+        with pytest.raises(SettingsError, match="no strategy besides entropy: run it with more of --strategy"):
+            compare_strategies(write(tmp_path / "a", study(SLOW)), "entropy")
+
 
 def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
@@ -191,9 +202,16 @@ def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     write(Path(words_within[1]), both())
     one = CliRunner().invoke(app, words_within, catch_exceptions=False).stdout
     refused = CliRunner().invoke(app, [*words, "--reference", "entropy"])
+    for name in ("low", "lower"):
+        write(Path(name), study([10_000] * 6))
+    unreached = CliRunner().invoke(app, ["compare", "low", "lower"], catch_exceptions=False).stdout
 
     assert "minus entropy, 95 % interval" in one
     assert "0.60 [0.59 to 0.61]" in one
+    assert "entropy, mean" in one
+    assert "entropy, median" in one
+    assert "Labels needed: no strategy reached a target" in unreached
+    assert "labels for" not in unreached
     assert "--reference entropy compares strategies of one study" in str(refused.exception)
     assert "Paired: the same data" in text
     assert "0.60 [0.59 to 0.61]" in text

@@ -3,13 +3,16 @@
 import io
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from ml_backend.cli import app
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.rounds.cold_start import random_order
@@ -175,7 +178,8 @@ class TestOptions:
             ({"start": "given"}, "--min-labels-per-class 3: a given start has no cold start.*give --start live"),
             ({"min_labels_per_class": 1}, "--min-labels-per-class=1.*greater than or equal to 2"),
             ({"cold_start": "warm"}, "--cold-start='warm'"),
-            ({"budget": "0"}, "--budget 0 are no labels"),
+            ({"budget": "0"}, r"--budget 0: expected labels \(200\) or"),
+            ({"min_labels_per_class": 20}, "--budget 25 is 25 labels; the first network needs 40:"),
             ({"option": ("committee",)}, "--option 'committee': expected NAME=VALUE"),
             ({"option": ("seed=3",)}, "--option 'seed=3': seed has a flag of its own; give --seeds"),
             ({"option": ("strategy=bald",)}, "give --strategy"),
@@ -227,7 +231,7 @@ class TestStudy:
 
     def test_without_any_network_says_why_there_is_no_report(self, options):
         text = io.StringIO()
-        changed = replace(options, seeds="1", min_labels_per_class=20, no_random=True)
+        changed = replace(options, seeds="1", min_labels_per_class=12, no_random=True)
         results = simulate(changed, Console(file=text, width=200))
 
         assert results.rounds == ()
@@ -235,6 +239,8 @@ class TestStudy:
         assert results.summary.first_ranking == {"entropy": (None,) * 3}
         assert "no network was trained: 25 labels did not complete the start; give a larger --budget" in text.getvalue()
         assert not (options.out / "report.html").exists()
+        again = CliRunner().invoke(app, shlex.split(results.summary.command)[1:], catch_exceptions=False)
+        assert again.exit_code == 1
 
     @pytest.mark.parametrize("profile", ["paper", "best"])
     def test_of_an_older_version_goes_on_as_it_began(self, options, profile):

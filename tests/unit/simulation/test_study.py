@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 import ml_backend
 from ml_backend.errors import SettingsError
@@ -22,7 +23,7 @@ from ml_backend.simulation import parallel, study
 from ml_backend.simulation.options import SimulateOptions
 from ml_backend.simulation.run import do_run as really_do_run
 from ml_backend.simulation.run_log import StudySummary
-from ml_backend.simulation.study import StudyProgress, simulate
+from ml_backend.simulation.study import StudyProgress, print_table, simulate
 from tests.unit.simulation.tiny import write_tables
 
 QUIET = Console(file=io.StringIO())
@@ -298,3 +299,18 @@ class TestStudyProgress:
 
         assert "30/100" in text.getvalue()
         assert "left" in text.getvalue()
+
+
+def test_a_table_is_whole_in_a_file_and_folded_on_a_terminal():
+    words = ["batch_bald", "0.530 [0.515–0.543] and more words than fit", "7" * 50]
+    text = {terminal: io.StringIO() for terminal in (False, True)}
+    for terminal, file in text.items():
+        table = Table("strategy", "median [quartiles]", "number")
+        table.add_row(*words)
+        print_table(table, Console(file=file, width=80, force_terminal=terminal, no_color=True))
+
+    assert all(word in text[False].getvalue() for word in [*words, "median [quartiles]"])
+    lines = text[True].getvalue().splitlines()
+    assert "…" not in text[True].getvalue()
+    assert text[True].getvalue().count("7") == 50
+    assert len(lines[-1]) <= 80
