@@ -132,7 +132,8 @@ class TestWithRereads:
         assert self.of(control=("100", "101", "102", "103")).rereads == ()
 
     def test_an_only_reader_is_never_asked_again(self):
-        assert self.of(answers=[make_annotation(1, "severe"), make_annotation(2, "moderate")]).rereads == ()
+        for rater in ("ann", "ann, task 3"):  # who answered another task of the image otherwise
+            assert self.of(answers=[make_annotation(1, "severe"), make_annotation(2, "moderate", rater)]).rereads == ()
 
     @pytest.mark.parametrize(
         "more",
