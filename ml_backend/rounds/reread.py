@@ -182,7 +182,7 @@ def with_rereads(
         counts[one.image.id] = counts.get(one.image.id, 0) + 1
     readers = sorted({_reader(one) for one in annotations if not one.ground_truth and one.value is not None})
     judged = [label for label in labels if label.image.id not in truths and label.value in classes]
-    if not budget or len(readers) < 2 or not judged or not predictions.image_ids:
+    if not budget or not judged or not predictions.image_ids:
         return ranking
     column = {rater: place for place, rater in enumerate(readers)}
     answers = np.full((len(judged), len(readers)), -1, dtype=np.int64)
