@@ -222,7 +222,7 @@ EXPERIMENTS: Final = {
             runs="random picks from a live start, each image read once, twice or three times by turns of five "
             f"synthetic readers, of whom one is poor ({PANEL}); median, majority, dawid_skene, ordinal, and soft "
             f"labels of dawid_skene; budgets count reads, {READS} in all.",
-            minutes=10,
+            minutes=12,
             expectation="with two and with three reads an image, labels by dawid_skene and by ordinal are "
             "significantly closer to the truth than by median; with the same number of reads, one read an image is not "
             "significantly worse for the network than two or three.",
