@@ -19,7 +19,7 @@ from tests.unit.label_studio.studio import LABEL_CONFIG
 
 
 @pytest.mark.parametrize(("waits", "drawn"), [(True, {"1", "2"}), (False, {"1", "2", "3", "4"})])
-def test_pictures_give_way_to_a_round_that_waits(queue, tmp_path, monkeypatch, waits, drawn):
+def test_pictures_give_way_to_a_round_that_waits(queue, redis, tmp_path, monkeypatch, waits, drawn):
     """After 10 s: every look at the clock takes 4 s, the first of them when the round has ended."""
     file, clock = io.BytesIO(), count(0.0, 4.0)
     Image.new("L", (64, 64)).save(file, "PNG")
@@ -36,8 +36,8 @@ def test_pictures_give_way_to_a_round_that_waits(queue, tmp_path, monkeypatch, w
     project.readings.keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks=tasks))
     monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=clock.__next__))
     queue.request_round(PROJECT, "labels")
-    running = queue.claim(PROJECT, int(queue.redis.hget(f"al:{PROJECT}", "waiting")))
-    queue.redis.delete(*queue.redis.keys("rq:queue:*"))  # the worker has taken its job
+    running = queue.claim(PROJECT, int(redis.hget(f"al:{PROJECT}", "waiting")))
+    redis.delete(*redis.keys("rq:queue:*"))  # the worker has taken its job
     if waits:
         queue.request_round(PROJECT, "forced")
 
