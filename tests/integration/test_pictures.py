@@ -18,8 +18,8 @@ from tests.integration.processes import PROJECT
 from tests.unit.label_studio.studio import LABEL_CONFIG
 
 
-@pytest.mark.parametrize(("waits", "drawn"), [(True, {"1", "2"}), (False, {"1", "2", "3", "4"})])
-def test_pictures_give_way_to_a_round_that_waits(queue, redis, tmp_path, monkeypatch, waits, drawn):
+@pytest.mark.parametrize("waits", [True, False])
+def test_pictures_give_way_to_a_round_that_waits(queue, redis, tmp_path, monkeypatch, waits):
     """After 10 s: every look at the clock takes 4 s, the first of them when the round has ended."""
     file, clock = io.BytesIO(), count(0.0, 4.0)
     Image.new("L", (64, 64)).save(file, "PNG")
@@ -43,4 +43,4 @@ def test_pictures_give_way_to_a_round_that_waits(queue, redis, tmp_path, monkeyp
 
     worker._show_chosen_images(settings, running, report)
 
-    assert project.thumbnails.of_round(report.request.round_id) == drawn
+    assert project.thumbnails.of_round(report.request.round_id) == frozenset(names[:2] if waits else names)
