@@ -31,7 +31,7 @@ from ml_backend.analytics.history import (
 )
 from ml_backend.analytics.order_audit import RANKING_OPTIONS, OrderState, order_state
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.consensus.rules import rule
+from ml_backend.consensus.rules import adjudication, rule
 from ml_backend.errors import (
     BackendError,
     EmptyPool,
@@ -47,6 +47,7 @@ from ml_backend.images.cache import ImageCache, content_digests
 from ml_backend.images.dataset import read_ahead
 from ml_backend.images.source import with_plugins
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.disagreements import keep_tab
 from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.publisher import LabelStudioPublisher, is_lost, low_water, read_serving
@@ -71,7 +72,7 @@ from ml_backend.rounds.reuse import (
     top_up,
     unpublished_round,
 )
-from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, run_round
+from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, is_ordered, run_round
 from ml_backend.rounds.sharding import ShardBoard, ShardedLearner
 from ml_backend.rounds.split import fold_split
 from ml_backend.schemas import (
@@ -283,6 +284,7 @@ class LiveProject(Project):
         self._publisher = LabelStudioPublisher(context.client, context.key.id, self.config, self.options, self.store)
         # The round and its top-ups publish from two threads.
         self._publishing = threading.RLock()
+        self._disagreements: tuple[str, ...] | None = None  # of the round that was saved
         self._progress = progress
         self._ensure_current = ensure_current
 
@@ -329,6 +331,7 @@ class LiveProject(Project):
 
         A reranking has learned from no more than the round before it.
         """
+        self._disagreements = adjudication(data.annotations, self.classes, is_ordered(report.request))
         round_id = report.request.round_id
         if report.base is None:
             self.readings.keep_learned(round_id, self.labels.states())
@@ -361,6 +364,9 @@ class LiveProject(Project):
             self.ensure_current()
             self.store.set_published(published)
             return published
+
+    def images_of_several_tasks(self) -> Set[str]:
+        return self.labels.images_of_several_tasks()
 
     def top_up(self) -> Served | None:
         """Publish more of the last ranking, where it is needed; see ``reuse.top_up``."""
@@ -429,6 +435,11 @@ class LiveProject(Project):
         except BackendError as error:
             log.warning("useless images stay in the order for now", error=str(error), kind=type(error).__name__)
         return None
+
+    def show_disagreements(self) -> None:
+        """Let the tab of the Data Manager show the images about which the readers of the last round disagree."""
+        if self._disagreements is not None:
+            keep_tab(self.context.client, self.context.key.id, self._disagreements, self.readings)
 
     def _note_copies(self) -> bool:
         images = self.labels.images()
@@ -499,6 +510,7 @@ def train_live(
         lambda tell: context.learner(options, tell, warm_from), options, round_id, project.report_progress
     )
     result = run_round(request, project, learner, CatalogStrategy(options.strategy))
+    project.show_disagreements()
     store = project.store
     measured = store.rounds_with(NOISE)
     if result.training and seed_noise_is_due(store.rounds_with(AGREEMENT), measured, options.noise_every):

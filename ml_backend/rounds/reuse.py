@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import accumulate
 
 import numpy as np
 import structlog
@@ -96,11 +97,14 @@ def remaining_ranking(report: RoundReport, annotations: Sequence[Annotation], po
     scores = dict(zip(ranking.image_ids, ranking.scores, strict=True))
     lowest = min(ranking.scores, default=0.0)
     holdout = set(ranking.control)
+    before = [0, *accumulate(image_id in unlabelled for image_id in ranking.image_ids)]
+    rereads = [one.model_copy(update={"after": before[min(one.after, len(before) - 1)]}) for one in ranking.rereads]
     return ranking.model_copy(
         update={
             "image_ids": tuple(order),
             "scores": tuple(scores.get(image_id, lowest) for image_id in order),
             "control": tuple(image_id for image_id in order if image_id in holdout),
+            "rereads": tuple(rereads),
         }
     )
 
@@ -261,6 +265,7 @@ def rerank(
         log.warning("classes with few labels are not sought", error=str(error))
     ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
     ranking = spread_batches(request, ranking, data.pool, learner.embed)
+    ranking = ranking.model_copy(update={"rereads": base.ranking.rereads})
     report = RoundReport(
         request=request,
         labels_per_class=base.labels_per_class,

@@ -8,7 +8,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from ml_backend.errors import EmptyPool, UnusablePool, WorkerStopping
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.cold_start import Embedded, StartFeatures, random_order, unreadable_pool
 from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
+from ml_backend.rounds.reread import with_rereads
 from ml_backend.rounds.split import Sides, can_split, mix_in_holdout, stable_split
 from ml_backend.rounds.spread import spread_batches
 from ml_backend.schemas import (
@@ -128,6 +129,10 @@ class Project(ABC):
     def find_copies(self, images: Sequence[ImageRef]) -> bool:  # noqa: ARG002 - for subclasses
         """Look for images with equal content; True if any were found and the labels must be read again."""
         return False
+
+    def images_of_several_tasks(self) -> Set[str]:
+        """Ids of the images that several tasks of the project hold."""
+        return frozenset()
 
     def report_progress(self, stage: Stage, done: int, total: int) -> None:  # noqa: B027 - reporting is optional
         """See ``Progress``."""
@@ -247,6 +252,17 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
             training = Training(train, validation, data.pool, passes)
         ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
         ranking = spread_batches(request, ranking, data.pool, learner.embed)
+        if fit is not None and predictions is not None and (share := request.options.get("reread_share")):
+            ranking = with_rereads(
+                ranking,
+                float(str(share)),
+                annotations=data.annotations,
+                labels=data.labels,
+                held_out=fit.held_out,
+                predictions=predictions,
+                ordered=is_ordered(request),
+                barred=project.images_of_several_tasks(),
+            )
         unreadable = fit.exclusions if fit else ()
         report = RoundReport(
             request=request,
@@ -313,6 +329,11 @@ def _predict_and_rank(
         raise unreadable_pool(len(pool), predictions.exclusions)
     with timer.stage("rank"):
         return predictions, strategy.rank(predictions, request.batch_size, request.seed)
+
+
+def is_ordered(request: RoundRequest) -> bool:
+    """Whether the classes have an order."""
+    return request.options.get("ordinal") is not False or len(request.classes) == 2
 
 
 def empty_pool(request: RoundRequest, data: ProjectData) -> EmptyPool:

@@ -335,7 +335,7 @@ def _on_import(state: ProjectState, event: TasksImported) -> Action:
     queue, published = state.queue, state.published
     if event.annotated and queue.due:
         return Action("labels")
-    used_up = published is not None and queue.running is None and queue.changes >= len(published.image_ids)
+    used_up = published is not None and queue.running is None and queue.changes >= published.first_reads
     if published is None or queue.ran_out or used_up:
         # In a pause nothing trains, but readers get the new images.
         return Action("topup" if state.paused else "images")

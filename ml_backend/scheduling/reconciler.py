@@ -95,13 +95,10 @@ class Reconciler:
                 try:
                     self._compare(connection, readings)
                     readings.note_problem(None)
-                except (
-                    QueueError
-                ) as error:  # of Redis, and Label Studio may answer: the page names it as long as it lasts
-                    log.warning("a project could not be compared with Label Studio", error=str(error))
                 except BackendError as error:
                     log.warning("a project could not be compared with Label Studio", error=str(error))
-                    readings.note_problem(str(error))
+                    if not isinstance(error, QueueError):  # pages show that Redis does not answer by themselves
+                        readings.note_problem(str(error))
                 except Exception as error:
                     # A bug that one project's data reveal must not end the comparison of the others.
                     log.exception("a project could not be compared with Label Studio")
@@ -133,7 +130,9 @@ class Reconciler:
             if order_lost := is_lost(serving):
                 log.warning("Label Studio does not hold the published order")
             self._act(connection, readings, reading, status, before, order_lost=order_lost)
-        analyse(project, *configuration(project.connection() or connection))  # before a page needs it
+        config, options = configuration(project.connection() or connection)
+        readings.keep_reader_names(client.reader_names() if options.reader_names else {})
+        analyse(project, config, options)  # before a page needs it
 
     def _act(
         self,

@@ -151,12 +151,13 @@ def compare(first: Path, second: Path) -> Comparison:
 
     Raises:
         SettingsError: a folder holds no finished study, or their figures cannot be compared: other classes, or another
-            protocol of counting labels.
+            way of counting labels.
     """
     (plan, one), (other_plan, other) = (read_study(folder) for folder in (first, second))
     for option, mine, theirs in (
         ("--task", one.summary.classes, other.summary.classes),
         ("--start", plan.start, other_plan.start),
+        ("--count", plan.count, other_plan.count),
     ):
         if mine != theirs:
             raise SettingsError(

@@ -235,7 +235,9 @@ SOUND: dict[str, tuple[Callable[[Installation], object], dict[str, str]]] = {
         lambda it: keep_images(it, 2), {"predictions": "1 images were deleted since"}
     ),
     "rounds by hand": (lambda it: it.project.update(min_annotations_to_start_training=0), {"automatic rounds": "off"}),
-    "one image": (lambda it: keep_images(it, 1), {"images": "1 decoded"}),
+    "one image": (
+        lambda it: keep_images(it, 1), {"images": "1 decoded", "quarantine": "no round has read the images yet"}
+    ),
     "a round that runs and one that waits": (
         lambda it: last_round(it, running="labels", waiting="images", changes=12, threshold=20),
         {"rounds": "runs: labels, waits: images; 12 of the 20 labels for the next are given; 0 done, 0 failed"},

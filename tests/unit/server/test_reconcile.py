@@ -73,6 +73,22 @@ def quarantine(store: RoundStore, numbers: Iterable[int]) -> None:
             listed.enter(str(number), "file", "damaged", "it is damaged", passing=False)
 
 
+class TestReaderNames:
+    def test_are_read_while_the_owner_asks_for_them(self, reconciler, store, readings, studio):
+        studio.users = [
+            {"id": 1, "first_name": "Ada", "last_name": "Ärztin", "username": "ada"},
+            {"id": 2, "first_name": "", "last_name": "", "username": "bob", "email": "bob@example.com"},
+        ]
+        reconciler.look()
+        assert readings.reader_names() == {}
+
+        for asked, names in ((True, {"1": "Ada Ärztin", "2": "bob"}), (False, {})):
+            before = store.connection(PROJECT.id)
+            store.connect(before.model_copy(update={"extra_params": {"reader_names": asked}}))
+            reconciler.look()
+            assert readings.reader_names() == names
+
+
 class TestCounting:
     def test_nothing_to_tell(self, reconciler, publish, queue, studio):
         publish()
@@ -467,11 +483,12 @@ class TestProjects:
 
         assert "unexpected ZeroDivisionError" in readings.problem()
 
-    def test_redis_is_no_fault_of_label_studio(self, reconciler, queue, readings, monkeypatch):
-        def refuse(*_: object) -> QueueStatus:
-            raise QueueError("Redis does not answer")
+    def test_a_redis_that_is_away_is_no_problem_of_label_studio(self, reconciler, readings, queue, monkeypatch):
+        def refuse(_):
+            raise QueueError("it is away")
 
         monkeypatch.setattr(queue, "status", refuse)
+
         reconciler.look()
 
         assert readings.problem() is None

@@ -195,8 +195,15 @@ class TestIndex:
         assert "has no Image tag" in connected.get("/").json["projects"][0]["mistake"]
         assert "has no Image tag" in page_of(connected)
 
-    def test_page_without_a_project(self, client):
+    def test_page_without_a_project(self, client, queue, monkeypatch):
         assert "ml-backend connect" in client.get("/", headers=HTML).text
+        assert "Redis" not in client.get("/", headers=HTML).text
+
+        def refuse():
+            raise QueueError("it is away")
+
+        monkeypatch.setattr(queue, "workers", refuse)
+        assert "Redis does not answer: the backend's log says why" in client.get("/", headers=HTML).text
 
     def test_says_that_redis_is_down(self, connected, queue, store, monkeypatch):
         def refuse(*_):
@@ -216,7 +223,7 @@ class TestIndex:
         assert "Redis at localhost:6379/0 does not answer" in page_of(connected)
         page = " ".join(connected.get(f"/projects/{PROJECT}", headers=HTML).text.split())
         assert "1 published image in the order of round 1" in page
-        assert all(word in page for word in ("Chest", "Failed", "Not known at the moment"))
+        assert all(word in page for word in ("<title>Problem: Chest", "Not known at the moment"))
         assert not any(word in page for word in ("no order yet", "Nothing received", "Idle", "Project 2"))
         assert "al_unreadable_projects 1.0" in connected.get("/metrics").text
 

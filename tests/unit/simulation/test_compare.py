@@ -120,6 +120,7 @@ class TestCompare:
                 "--task gives normal, viral, bacterial in the first and a, b",
             ),
             (drawn_results(), {"start": "given"}, "--start gives live in the first and given in the second"),
+            (drawn_results(), {"count": "reads"}, "--count gives images in the first and reads in the second"),
         ],
     )
     def test_refuses_figures_that_mean_other_things(self, tmp_path, results, changes, message):
