@@ -122,6 +122,10 @@ def keep_images(installation: Installation, number: int) -> None:
 
 WEIGHTS_GONE = LastError(kind="WeightsError", message="the weights are gone", at=1_700_000_000.0)
 BROKEN: dict[str, tuple[Callable[[Installation], object], set[str], str, str]] = {
+    "a round whose worker died": (
+        lambda it: vars(it.queue).update(alive=0, state=QueueStatus(running="labels")),
+        {"worker", "rounds"}, "labels stopped: no worker answers", "ml-backend work",
+    ),
     "another server at Label Studio's address": (
         lambda it: setattr(it, "release", {"version": "5.0"}),
         {"Label Studio"}, "is no Label Studio", "AL_LABEL_STUDIO_URL",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -344,7 +344,7 @@ class TestUnreadableImages:
 
         def answer(request: httpx.Request) -> httpx.Response:
             if not request.url.path.startswith("/data/"):
-                return cast("httpx.Response", usual(request))
+                return usual(request)
             if (number := request.url.path[-5]) in lost:
                 return httpx.Response(404)
             return httpx.Response(200, content=(tmp_path / f"{number}.png").read_bytes())
