@@ -169,11 +169,11 @@ def stop_advice(
     if level is None:
         since = "so far" if len(same) == len(snapshots) else "since the classes changed"
         few = f"Too early to tell: {count(len(same), 'network')} trained {since}, {MIN_ROUNDS} are needed."
-        newest = None if images is None or not same else images.get(same[-1].round_id, 0)
-        if newest is not None and (len(same) >= MIN_ROUNDS or newest < MIN_VALIDATION_IMAGES):
+        newest_on = None if images is None or not same else images.get(same[-1].round_id, 0)
+        if newest_on is not None and (len(same) >= MIN_ROUNDS or newest_on < MIN_VALIDATION_IMAGES):
             few = (
                 f"Too early to tell: {MIN_ROUNDS} networks validated on {MIN_VALIDATION_IMAGES} images or more are "
-                f"needed, {len(measured)} so far; the newest was validated on {newest}."
+                f"needed, {len(measured)} so far; the newest was validated on {newest_on}."
             )
         return StopAdvice(verdict="done" if left == 0 else "too early", sentence=_NOTHING_LEFT if left == 0 else few)
     more = labels if left is None else min(labels, left)

@@ -95,10 +95,6 @@ class Reconciler:
                 try:
                     self._compare(connection, readings)
                     readings.note_problem(None)
-                except (
-                    QueueError
-                ) as error:  # of Redis, and Label Studio may answer: the page names it as long as it lasts
-                    log.warning("a project could not be compared with Label Studio", error=str(error))
                 except BackendError as error:
                     log.warning("a project could not be compared with Label Studio", error=str(error))
                     if not isinstance(error, QueueError):  # pages show that Redis does not answer by themselves

@@ -122,6 +122,10 @@ def keep_images(installation: Installation, number: int) -> None:
 
 WEIGHTS_GONE = LastError(kind="WeightsError", message="the weights are gone", at=1_700_000_000.0)
 BROKEN: dict[str, tuple[Callable[[Installation], object], set[str], str, str]] = {
+    "a round whose worker died": (
+        lambda it: vars(it.queue).update(alive=0, state=QueueStatus(running="labels")),
+        {"worker", "rounds"}, "labels stopped: no worker answers", "ml-backend work",
+    ),
     "another server at Label Studio's address": (
         lambda it: setattr(it, "release", {"version": "5.0"}),
         {"Label Studio"}, "is no Label Studio", "AL_LABEL_STUDIO_URL",
@@ -235,7 +239,9 @@ SOUND: dict[str, tuple[Callable[[Installation], object], dict[str, str]]] = {
         lambda it: keep_images(it, 2), {"predictions": "1 images were deleted since"}
     ),
     "rounds by hand": (lambda it: it.project.update(min_annotations_to_start_training=0), {"automatic rounds": "off"}),
-    "one image": (lambda it: keep_images(it, 1), {"images": "1 decoded"}),
+    "one image": (
+        lambda it: keep_images(it, 1), {"images": "1 decoded", "quarantine": "no round has read the images yet"}
+    ),
     "a round that runs and one that waits": (
         lambda it: last_round(it, running="labels", waiting="images", changes=12, threshold=20),
         {"rounds": "runs: labels, waits: images; 12 of the 20 labels for the next are given; 0 done, 0 failed"},

@@ -253,3 +253,6 @@ def test_the_first_images_by_each_strategy(studio, store, monkeypatch):
 
     assert re.findall(r">Task (\d+)<", open_tasks(8, 19)) == ["8", "19"] * 3
     assert open_tasks(20).count("All that the round noted were answered since") == 3
+    project.save(make_report("r000002").model_copy(update={"base": "r000001"}), None, None)
+    project.set_record("r000002", PREVIEWS, StrategyPreviews(first={"bald": previewed}))
+    assert "As of round 2, by the network of round 1:" in studio.client.get(PAGE, headers=HTML).text

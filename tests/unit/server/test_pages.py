@@ -158,6 +158,15 @@ class TestButtons:
         assert queue.requests == ["forced"]
         assert MESSAGES["asked"] in connected.get(f"{PAGE}?done=asked", headers=HTML).text
 
+    def test_train_now_says_that_no_label_has_changed(self, connected, queue, store):
+        project = store.project(PROJECT)
+        project.save(make_report(), None, None)
+        assert press(connected, "train").headers["Location"].endswith("done=asked")  # nothing is trained yet
+        project.save(make_report("r000002").model_copy(update={"fit": make_fit()}), None, None)
+        assert press(connected, "train").headers["Location"].endswith("done=asked-again")
+        queue.state = QueueStatus(changes=1)
+        assert press(connected, "train").headers["Location"].endswith("done=asked")
+
     def test_top_up(self, connected, queue):
         press(connected, "topup")
 

@@ -223,7 +223,7 @@ class TestIndex:
         assert "Redis at localhost:6379/0 does not answer" in page_of(connected)
         page = " ".join(connected.get(f"/projects/{PROJECT}", headers=HTML).text.split())
         assert "1 published image in the order of round 1" in page
-        assert all(word in page for word in ("Problem: Chest", "Not known at the moment"))
+        assert all(word in page for word in ("<title>Problem: Chest", "Not known at the moment"))
         assert not any(word in page for word in ("no order yet", "Nothing received", "Idle", "Project 2"))
         assert "al_unreadable_projects 1.0" in connected.get("/metrics").text
 
