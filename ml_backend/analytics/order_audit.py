@@ -37,7 +37,6 @@ _SHORT: Final[dict[ExceptionKind, str]] = {
     "by hand": 'opened by hand or labelled "As Displayed"',
     "not in order": "not in the published order",
     "before any order": "answered before any order was published",
-    "again": "a further answer to an image that had one",
     "after a skip": "served again after a skip",
 }
 
@@ -99,18 +98,21 @@ def order_fidelity(
     exceptions = sorted((one for one in verdicts if isinstance(one, OrderException)), key=lambda one: one.at)
     assumed = sum(verdict == "assumed held" for verdict in verdicts)
     in_order = len(verdicts) - len(exceptions)
+    kinds = Counter(one.kind for one in exceptions)
+    # Where several readers read each image, Label Studio serves the further reads at random.
+    further = kinds.pop("again", 0)
     sentence = "No reader has answered yet."
     if verdicts:
-        sentence = f"{in_order} of {len(verdicts)} answers came in the chosen order."
+        sentence = f"{in_order} of {len(verdicts) - further} answers came in the chosen order."
         if assumed:
             sentence += (
-                f" For {assumed} of these, an earlier image was still unanswered: another reader probably had it"
+                f" For {assumed} of these, an earlier image was still unanswered: another reader probably had it open."
             )
-            sentence += " open."
-        if exceptions:
-            kinds = Counter(one.kind for one in exceptions).most_common()
-            listed = ", ".join(f"{number} {_SHORT[kind]}" for kind, number in kinds)
-            sentence += f" The other{'s' if len(exceptions) > 1 else ''}: {listed}."
+        if kinds:
+            listed = ", ".join(f"{number} {_SHORT[kind]}" for kind, number in kinds.most_common())
+            sentence += f" The other{'s' if kinds.total() > 1 else ''}: {listed}."
+        if further:
+            sentence += f" Not counted: {further} further answer{'s' if further > 1 else ''} to images that had one."
     return OrderFidelity(
         answered=len(verdicts),
         in_order=in_order,

@@ -227,6 +227,15 @@ class TestSentences:
     def test_no_answer_yet(self):
         assert order_fidelity([order("ab")], []).sentence == "No reader has answered yet."
 
+    def test_further_answers_are_not_out_of_order(self):
+        """Label Studio serves them at random where several readers read each image."""
+        found = order_fidelity([order("ab")], [answer("a", 1), answer("a", 2, "ben"), answer("b", 3)])
+
+        assert (
+            found.sentence
+            == "2 of 2 answers came in the chosen order. Not counted: 1 further answer to images that had one."
+        )
+
 
 @dataclass
 class Room:
