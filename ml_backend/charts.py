@@ -424,7 +424,8 @@ def _draw_line(root: ET.Element, axes: Axes, line: Line, *, dots: bool) -> None:
     middle = points(line.y)
     if len(line.low):
         upper, lower = points(line.high), points(line.low)
-        _add(group, "path", {"class": "band", "d": path([*upper, *reversed(lower)]) + "Z"})
+        edge = path([*upper, *reversed(lower)]) + "Z"
+        _add(group, "path", {"class": "band", "d": edge} | _dash(line.style))
         if len(upper) == 1:  # a band without a width
             _add(group, "path", {"class": "tie", "d": path([*upper, *lower])})
     if len(middle) > 1:

@@ -247,7 +247,10 @@ def simulate(
     labels: Annotated[Path, typer.Option(help="CSV file with path,label[,patient_id][,split][,source]")],
     out: Annotated[Path, typer.Option(help="folder of the results; the same command resumes a stopped run")],
     images: Annotated[Path | None, typer.Option(help="root of the paths in the table")] = None,
-    ratings: Annotated[Path | None, typer.Option(help="CSV file with path,rater,label")] = None,
+    ratings: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with path,rater,label: the readers' answers, played through `-o consensus=RULE`"),
+    ] = None,
     features: Annotated[Path | None, typer.Option(help="npz file with X and path, instead of images")] = None,
     strategies: Annotated[
         str,
@@ -258,6 +261,16 @@ def simulate(
         ),
     ] = "entropy,mean_std",
     no_random: Annotated[bool, typer.Option("--no-random", help="leave out the baseline `random`")] = False,
+    readers: Annotated[
+        str | None,
+        typer.Option(
+            help="synthetic readers instead of --ratings: good*4,poor (good, fair, poor, severe, mild), or a "
+            "CSV or JSON file of confusion matrices"
+        ),
+    ] = None,
+    reads: Annotated[int | None, typer.Option(help="answers an image at most; default: all", min=1)] = None,
+    count: Annotated[str, typer.Option(help="what the budget and the curves count: images or reads")] = "images",
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="train no network on all labels")] = False,
     seeds: Annotated[str | None, typer.Option(help="number of seeds, or the seeds (3,5,7); default: 20")] = None,
     profile: Annotated[str, typer.Option(help="defaults of the options below: paper or best")] = "paper",
     start: Annotated[

@@ -163,7 +163,8 @@ class Label(FrozenModel):
     value: str
     raters: Annotated[int, Field(ge=1)]
     disputed: bool = False
-    probabilities: dict[str, Share] = {}
+    # Not in JSON if empty: the digests of the labels of earlier versions stay valid.
+    probabilities: dict[str, Share] = Field({}, exclude_if=lambda found: not found)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -229,6 +230,23 @@ class PutOff(FrozenModel):
     reason: str
 
 
+class Reread(FrozenModel):
+    """A labelled image that another reader shall read; see ``rounds.reread``.
+
+    Attributes:
+        after: number of the ranking's images that come before it.
+        value: of another read, 0 to 1, on the scale on which a first read is worth as much or less.
+        label_error: cross-entropy of the label minus entropy of a held-out prediction, in nats; None without one.
+        answers: number of its annotations then, skips included; where there are more, it has been read again.
+    """
+
+    image_id: str
+    after: Annotated[int, Field(ge=0)]
+    value: Share
+    label_error: float | None = None
+    answers: Annotated[int, Field(ge=1)]
+
+
 class Ranking(FrozenModel):
     """The whole pool in the order in which it should be labelled, label first at the front.
 
@@ -248,6 +266,7 @@ class Ranking(FrozenModel):
     put_off: tuple[PutOff, ...] = ()  # in a later batch than the strategy chose them for; see ``rounds.spread``
     near_duplicates: tuple[tuple[str, str], ...] = ()  # each passed over for the second, which its batch has
     exclusions: tuple[Exclusion, ...] = ()
+    rereads: tuple[Reread, ...] = ()  # labelled images, not among ``image_ids``, in the order of their places
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -314,10 +333,16 @@ class PublishedRanking(FrozenModel):
     version: Annotated[str, Field(min_length=1)]
     round_id: str
     image_ids: tuple[str, ...]  # in the order in which they will be served
+    rereads: tuple[str, ...] = ()  # those of them that have a label, and are served to another reader
     annotations: int | None = None  # with skips, as Label Studio counted them just before; None: not noted
     seconds: Mapping[str, Seconds]  # import, switch, delete
     published_at: datetime
     imported_at: AwareDatetime | None = None  # by Label Studio's clock, its newest prediction; None: not noted
+
+    @property
+    def first_reads(self) -> int:
+        """Number of its images that had no label: an only reader is served no others."""
+        return len(self.image_ids) - len(self.rereads)
 
     def completes(self, round_id: str) -> bool:
         """Whether that round is served and, the last step, what no reader can hold any more is deleted."""

@@ -105,7 +105,9 @@ RUNNERS: tuple[Runner, ...] = (
         f"{_FEW}; {_ALONE}",
     ),
     Runner("ml-backend experiment loss-ablation --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
-    Runner("ml-backend experiment profiles --labels", _TABLES, "--quick --workers 1", f"else minutes; {_ALONE}"),
+    Runner(
+        "ml-backend experiment profiles --labels", _TABLES, "--quick --seeds 1 --workers 1", f"else minutes; {_ALONE}"
+    ),
     Runner(
         "ml-backend experiment --list", "tests/unit/simulation/test_experiments.py", why="in the process of the test"
     ),

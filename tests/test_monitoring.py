@@ -11,10 +11,12 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from prometheus_client import generate_latest
 
+from ml_backend.analytics.overview import Analysis
+from ml_backend.analytics.readers import Estimate, ReaderAgreement
 from ml_backend.server.metrics import Metrics
 from ml_backend.storage import RoundStore
 from tests.test_docker import BIN, DOCKER, DOCKER_COMPOSE, ROOT, SECRETS, check, compose_config
-from tests.unit.server.memory import MemoryQueue
+from tests.unit.server.memory import PROJECT, MemoryQueue
 from tests.unit.server.test_metrics import RUNNING, learned
 
 DASHBOARD: dict[str, Any] = json.loads((DOCKER / "grafana" / "active-learning.json").read_text())
@@ -51,6 +53,8 @@ def labels(tmp_path: Path) -> dict[str, set[str]]:
     """Name -> the labels that it carries, of a server whose one project has all that can be told."""
     store, queue = RoundStore(tmp_path), MemoryQueue()
     learned(store)
+    readers = ReaderAgreement(ordered=True, kappa=Estimate(value=0.6, low=0.4, high=0.8, n=50), images=50)
+    store.project(PROJECT).readings.keep_analysis(Analysis(inputs="", readers=readers))
     queue.state = RUNNING
     metrics = Metrics(store, queue)
     metrics.count_webhook("START_TRAINING")

@@ -6,6 +6,7 @@
     agreement.py    predictions of successive networks, or of seed replicates, on a fixed set of images
     evaluation.py   accuracy and calibration on randomly drawn holdout images
     answers.py      whether it learns and pays, and how good it is, in a sentence each
+    readers.py      whether readers agree, and how each answers; whether uncertainty foretold disagreement
     stopping.py     whether more labels are worth their reading
     order_audit.py  whether readers were served the published order; whether it can be ranked anew
     standing.py     what waits, what is left out and why, what the next training waits for

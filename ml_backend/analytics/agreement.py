@@ -158,14 +158,19 @@ def cohen_kappa(counts: Counts, *, quadratic: bool = False) -> float | None:
     images = counts.sum()
     if not images:
         return None
-    places = np.arange(len(counts))
-    apart = np.subtract.outer(places, places)
-    weights = apart**2 if quadratic else (apart != 0).astype(np.int64)
+    weights = disagreement_weights(len(counts), quadratic=quadratic)
     # Integers until the division, so that the undefined case is exactly 0.
     expected = (weights * np.outer(counts.sum(axis=1), counts.sum(axis=0))).sum()
     if not expected:
         return None
     return float(1.0 - (weights * counts).sum() * images / expected)
+
+
+def disagreement_weights(classes: int, *, quadratic: bool) -> Counts:
+    """Weight of each pair of classes: the square of their distance, or 1 for any two that differ."""
+    places = np.arange(classes)
+    apart: Counts = np.subtract.outer(places, places)
+    return apart**2 if quadratic else (apart != 0).astype(np.int64)
 
 
 def stored_snapshots(project: ProjectStore) -> list[PredictionSnapshot]:

@@ -178,19 +178,26 @@ def pays_answer(
     if missing <= 0:
         return f"Not compared yet: {total} random images have a label, enough to compare."
     have = f"{count(total, 'random image')} {'has' if total == 1 else 'have'} a label, {MIN_HOLDOUT_IMAGES} are needed"
-    if control_share and _fits(missing, control_share, left):
-        return f"Not known yet: {have}, about {round(missing / control_share)} more labels."
+    share = sufficient_share(missing, control_share, left)
+    if share is not None and share == control_share:
+        return f"Not known yet: {have}, about {round(missing / share)} more labels."
     now = f"too few of the {left} left come at control_share={control_share}" if control_share else "none is drawn"
-    wider = next((one for one in CONTROL_SHARES if one > control_share and _fits(missing, one, left)), None)
-    if wider is not None:
-        enough = f"about {round(missing / wider)} more labels are enough"
-        return f"Not measured: {have}, and {now}. With the option control_share={wider}, {enough}."
+    if share is not None:
+        enough = f"about {round(missing / share)} more labels are enough"
+        return f"Not measured: {have}, and {now}. With the option control_share={share}, {enough}."
     return (
         f"Cannot be measured with the {count(left or 0, 'image')} left: {have}, and at most every second image is "
         "drawn at random (control_share=0.5). Importing more images could change that."
     )
 
 
-def _fits(missing: int, control_share: float, left: int | None) -> bool:
-    """Whether so many random images are expected among those that are left."""
-    return left is None or round(missing / control_share) <= left
+def sufficient_share(missing: int, control_share: float, left: int | None) -> float | None:
+    """The present ``control_share`` or the least recommended one above it that draws the missing images; None: none.
+
+    Args:
+        missing: holdout images, above 0.
+        control_share: of the project now.
+        left: images without a label; None where that is not known.
+    """
+    shares = (one for one in sorted({control_share, *CONTROL_SHARES}) if one and one >= control_share)
+    return next((one for one in shares if left is None or round(missing / one) <= left), None)

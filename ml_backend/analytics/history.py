@@ -168,6 +168,7 @@ class Answer(FrozenModel):
             it was not measured.
         skipped: by the button of that name.
         value: the class; None where the reader skipped or called the image unreadable.
+        ground_truth: marked as such.
     """
 
     image_id: str
@@ -176,6 +177,7 @@ class Answer(FrozenModel):
     lead_time_s: Annotated[float, Field(ge=0.0)] | None = None
     skipped: bool = False
     value: str | None = None
+    ground_truth: bool = False
 
 
 def answers_of(mirror: TaskCache, config: LabelConfig, options: ProjectOptions) -> list[Answer]:
@@ -220,6 +222,7 @@ def _answer(
         lead_time_s=float(lead_time) if measured else None,
         skipped=bool(item["was_cancelled"]),
         value=annotation.value,
+        ground_truth=annotation.ground_truth,
     )
 
 

@@ -26,6 +26,9 @@ CLOCK_TOLERANCE: Final = timedelta(seconds=5)
 LOCK: Final = timedelta(days=1)
 """How long Label Studio reserves an image for the reader who opened it (its TASK_LOCK_TTL)."""
 
+LISTED_EXCEPTIONS: Final = 200
+"""With several readers, two thirds of the answers are further ones: a list of all would be megabytes at every view."""
+
 ExceptionKind = Literal["held", "by hand", "not in order", "before any order", "again", "after a skip"]
 InOrder = Literal["in order", "assumed held"]
 
@@ -63,7 +66,7 @@ class OrderFidelity(FrozenModel):
         answered: answers, including skips; an edit is none.
         in_order: those whose image was the first free one of its order.
         assumed_held: of ``in_order``, those that are so only if another reader held an image without an answer.
-        exceptions: the others, oldest first.
+        exceptions: the others, oldest first; at most ``LISTED_EXCEPTIONS``, while ``sentence`` counts all.
         sentence: for the owner.
     """
 
@@ -112,7 +115,7 @@ def order_fidelity(
         answered=len(verdicts),
         in_order=in_order,
         assumed_held=assumed,
-        exceptions=tuple(exceptions),
+        exceptions=tuple(exceptions[:LISTED_EXCEPTIONS]),
         sentence=sentence,
     )
 
@@ -135,7 +138,7 @@ class _Order:
 
     def __init__(self, published: PublishedRanking, ends: datetime | None) -> None:
         self.begins, self.ends = published.published_at, ends
-        self.ids = published.image_ids
+        self.ids, self.rereads = published.image_ids, frozenset(published.rereads)
         self.place = {image_id: place for place, image_id in enumerate(self.ids)}
         self._front = 0
 
@@ -192,12 +195,11 @@ class _Auditor:
 
     def verdict(self, span: _Taken) -> OrderException | InOrder:
         image_id = span.answer.image_id
-        if image_id in self._answered:
-            return _exception(span, "again", "the image had an answer already: a further opinion")
+        again = image_id in self._answered
         if not span.answer.skipped:
             self._answered.add(image_id)
         current = bisect_right(self._orders, span.served + self._tolerance, key=lambda order: order.begins) - 1
-        if current < 0:
+        if current < 0 and not again:
             return _exception(span, "before any order", "it was answered before the first order that is on record")
         missing: list[list[str]] = []
         # The order in force when the image was served, then those before it under which it can have been served.
@@ -205,7 +207,7 @@ class _Auditor:
             if order.ends is not None and order.ends + self._tolerance < span.earliest:
                 break
             gaps = self._gaps(order, span)
-            if gaps is None:
+            if gaps is None or (again and image_id not in order.rereads):
                 continue
             if len(gaps) > self._idle(span) or self._first.keys() & gaps:
                 missing.append(gaps)
@@ -215,6 +217,8 @@ class _Auditor:
                 )
             else:
                 return "assumed held" if gaps else "in order"
+        if again:
+            return _exception(span, "again", "the image had an answer already: a further opinion")
         return self._out_of_order(span, missing)
 
     def _out_of_order(self, span: _Taken, missing: Sequence[Sequence[str]]) -> OrderException:

@@ -28,6 +28,7 @@ from ml_backend.analytics.history import (
     HELD_OUT,
     INSIGHT,
     PREVIEWS,
+    Answer,
     Confusion,
     GroundTruths,
     HeldOutPredictions,
@@ -41,16 +42,17 @@ from ml_backend.analytics.history import (
     strategy_history,
 )
 from ml_backend.analytics.order_audit import OrderFidelity, order_fidelity
+from ml_backend.analytics.readers import ReaderAgreement, RoundForesight, reader_agreement
 from ml_backend.analytics.reading import ReadingProgress, reading_progress
 from ml_backend.analytics.standing import Standing, StartEstimate, project_standing
 from ml_backend.analytics.stopping import StopAdvice, seconds_an_image, stop_advice
 from ml_backend.config import ProjectOptions
-from ml_backend.consensus import rule
+from ml_backend.consensus import adjudication, rule
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import FrozenModel
+from ml_backend.schemas import Annotation, Exclusion, FrozenModel
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
 from ml_backend.storage.rounds import RankedImage
 
@@ -81,6 +83,7 @@ class Analysis(FrozenModel):
         seconds_an_image: median time of an answer; None where none was measured.
         confusions: round -> labels against predictions of networks that were not trained on them, of the last rounds.
         answered: of the images that the newest rounds chose or previewed, those that no longer wait for a reader.
+        readers: whether they agree; None where the tasks were not read yet.
     """
 
     inputs: str
@@ -94,6 +97,7 @@ class Analysis(FrozenModel):
     seconds_an_image: float | None = None
     confusions: dict[str, Confusion] = Field(default={})
     answered: frozenset[str] = frozenset()
+    readers: ReaderAgreement | None = None
 
 
 def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOptions) -> Analysis:
@@ -150,12 +154,15 @@ def _analysis(
     images = None if mirror is None else TaskImages.of(mirror, config, project.readings.digests())
     answers = [] if mirror is None else answers_of(mirror, config, options)
 
+    @cache
+    def read() -> tuple[list[Annotation], list[Exclusion]]:
+        return ([], []) if mirror is None else annotations_in(mirror, config, options, images)
+
     def holdout() -> HoldoutEstimate | None:
         if mirror is None or not any(one.request.control_share for one in rounds):
             return None
         classes = training_classes(config, options)
-        annotations, _ = annotations_in(mirror, config, options, images)
-        labels = rule(options.consensus)(annotations, classes).labels
+        labels = rule(options.consensus)(read()[0], classes).labels
         return holdout_estimate(stored_labels_by_origin(project, labels, answers).control, classes)
 
     def stopping() -> StopAdvice | None:
@@ -177,7 +184,7 @@ def _analysis(
             return None
         quarantined = {one.image_id: one.reason for one in project.quarantine().listed()}
         network = known_network(rounds)
-        return project_standing(mirror, config, options, images, quarantined=quarantined, network=network)
+        return project_standing(mirror, config, options, images, quarantined=quarantined, network=network, read=read())
 
     def fidelity() -> OrderFidelity | None:
         orders = project.orders()
@@ -206,6 +213,33 @@ def _analysis(
         seconds_an_image=seconds,
         confusions=_readable(confusions) or {},
         answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
+        readers=_readable(partial(_readers, project, configured, images, answers, read)),
+    )
+
+
+def _readers(
+    project: ProjectStore,
+    configured: ProjectConfig,
+    images: TaskImages | None,
+    answers: Sequence[Answer],
+    read: Callable[[], tuple[list[Annotation], list[Exclusion]]],
+) -> ReaderAgreement | None:
+    if images is None:
+        return None
+    config, options = configured
+    classes, ordered = training_classes(config, options), bool(getattr(options, "ordinal", True))
+    several = len({one.rater for one in answers}) > 1  # else nothing further is read
+    annotations = read()[0] if several else []
+    rounds = project.rounds_with(INSIGHT) if several else []
+    insights = {one: found for one in rounds if (found := project.record(one, INSIGHT, RoundInsight)) is not None}
+    return reader_agreement(
+        answers,
+        classes,
+        ordered=ordered,
+        ground_truth=options.ground_truth,
+        image_of=lambda task: str(images.copies(int(task))),
+        disputed=adjudication(annotations, classes, ordered),
+        insights=insights,
     )
 
 
@@ -274,6 +308,7 @@ class Overview(FrozenModel):
         start: what the next training waits for; see ``Standing``.
         proof: the last comparison with random images, where one was made.
         confusions: see ``Analysis``.
+        foresight: by round, whether the network's uncertainty foretold disagreement of readers; see ``readers``.
     """
 
     rounds: tuple[RoundSummary, ...] = ()
@@ -288,6 +323,7 @@ class Overview(FrozenModel):
     ground_truths: GroundTruths | None = None
     duplicates: Duplicates | None = None
     confusions: dict[str, Confusion] = Field(default={})
+    foresight: tuple[RoundForesight, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """The same for a program, without what only the store needs."""
@@ -317,6 +353,7 @@ def overview(project: ProjectStore, analysis: Analysis | None = None, served: st
         ground_truths=analysis.ground_truths,
         duplicates=analysis.duplicates,
         confusions=analysis.confusions,
+        foresight=() if analysis.readers is None else analysis.readers.foresight,
         proof=_readable(lambda: project.project_record(PROOF, ActiveAgainstRandom)),
         start=None if analysis.standing is None else analysis.standing.start,
     )

@@ -16,7 +16,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus import rule
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
-from ml_backend.schemas import Exclusion, ExclusionKind, FrozenModel
+from ml_backend.schemas import Annotation, Exclusion, ExclusionKind, FrozenModel
 from ml_backend.storage.project_state import QuarantinedImage
 
 DRAWS: Final = 4000
@@ -297,6 +297,7 @@ def project_standing(
     *,
     quarantined: Mapping[str, str],
     network: KnownNetwork | None,
+    read: tuple[list[Annotation], list[Exclusion]] | None = None,
 ) -> Standing:
     """Determine the state of a project's labelling.
 
@@ -307,13 +308,14 @@ def project_standing(
         images: of the mirror; by default as the addresses distinguish them.
         quarantined: image id -> why it cannot be read.
         network: the newest; None before the first training.
+        read: what ``annotations_in`` has found, where it is known.
 
     Raises:
         SettingsError: label config and options leave no classes to learn.
     """
     classes = training_classes(config, options)
     images = TaskImages.of(mirror, config) if images is None else images
-    annotations, unreadable = annotations_in(mirror, config, options, images)
+    annotations, unreadable = read or annotations_in(mirror, config, options, images)
     consensus = rule(options.consensus)(annotations, classes)
     counts = dict.fromkeys(classes, 0)
     for label in consensus.labels:

@@ -146,12 +146,12 @@ def stop_advice(
 ) -> StopAdvice:
     """Advise whether labelling may stop.
 
-    "Soon" needs stable predictions, curves that do not fall, and a small gain (at most 0.5 points of accuracy, of the
-    next labels and of the last rounds); "stop" stable predictions twice in a row, an accuracy that does not rise, and
-    next to no gain (at most 0.1 points), over at least 15 rounds. The curves are accuracy and AU ROC on the validation
-    images and the accuracy on holdout images. Holdout images can forbid "stop", and never call for it: they are too
-    few to show that nothing rises. Only rounds with the classes of the newest count, and of these the accuracies on 30
-    validation images or more.
+    "Soon" needs stable predictions, curves that do not fall, and a small gain: at most 0.5 points of accuracy by the
+    next labels, and at most 0.5 points a round lately, with a standard error that is no larger. "Stop" needs stable
+    predictions twice in a row, an accuracy that does not rise, and next to no gain (at most 0.1 points), over at
+    least 15 rounds. The curves are accuracy and AU ROC on the validation images and the accuracy on holdout images.
+    Holdout images can forbid "stop", and never call for it: they are too few to show that nothing rises. Only rounds
+    with the classes of the newest count, and of these those with 30 validation images or more.
 
     Args:
         snapshots: of the trained rounds, oldest first; see ``stored_snapshots``.
@@ -166,9 +166,7 @@ def stop_advice(
     measured = [one for one in same if images is None or images.get(one.round_id, 0) >= MIN_VALIDATION_IMAGES]
     latest = [one.accuracy for one in measured[-LEVEL_ROUNDS:]]
     level = slope(latest, None if images is None else [images[one.round_id] for one in measured[-LEVEL_ROUNDS:]])
-    # The verdict must not take for a plateau what too few images cannot show: all accuracies, by their own scatter.
-    by_scatter = slope([one.accuracy for one in same[-LEVEL_ROUNDS:]])
-    if level is None or by_scatter is None:
+    if level is None:
         since = "so far" if len(same) == len(snapshots) else "since the classes changed"
         few = f"Too early to tell: {count(len(same), 'network')} trained {since}, {MIN_ROUNDS} are needed."
         if images is not None and len(same) >= MIN_ROUNDS:
@@ -188,18 +186,19 @@ def stop_advice(
         )
         for before, after in pairwise(same[-COMPARED_ROUNDS:])
     )
-    falling = _falling(same[-LEVEL_ROUNDS:], control)
+    falling = _falling(level, measured[-LEVEL_ROUNDS:], control)
     gain = expected_gain(curve, more) if more else None
     trend = None if control is None else control.trend
     contradicted = not level.rises and trend is not None and trend.rises
 
     verdict: Verdict = "go on"
     last = points[-2:]
-    rising = by_scatter.per_round - by_scatter.error > SMALL_GAIN
+    # Too few images to tell are no plateau.
+    rising = max(level.per_round, level.error) > SMALL_GAIN
     small = gain is not None and gain <= SMALL_GAIN and not rising
     if small and not falling and _is_stable(last[-1].agreement, floor):
         twice = len(last) == 2 and _is_stable(last[0].agreement, floor)
-        enough = len(same) >= LEVEL_ROUNDS and twice and not by_scatter.rises and not contradicted
+        enough = len(measured) >= LEVEL_ROUNDS and twice and not level.rises and not contradicted
         verdict = "stop" if enough and gain is not None and gain <= NO_GAIN else "soon"
 
     if left == 0:
@@ -216,12 +215,12 @@ def stop_advice(
         slope=level.per_round,
         slope_error=level.error,
     )
-    findings = [f"{falling} fell over the last rounds"] if falling else []
-    if rising and (fell := latest[-2] - latest[-1]) > 0:
-        findings.append(f"accuracy fell by {100 * fell:.1f} points in the newest round")
-    elif rising and level.rises:
-        findings.append(f"accuracy rose by {100 * level.per_round:.1f} points a round")
-    elif rising:
+    findings = [falling] if falling else []
+    if rising and level.rises:
+        fell = latest[-2] - latest[-1]
+        newest = f"accuracy fell by {100 * fell:.1f} points in the newest round"
+        findings.append(newest if fell > 0 else f"accuracy rose by {100 * level.per_round:.1f} points a round")
+    elif rising and not level.falls:
         findings.append("whether accuracy still rises is not clear")
     findings += [_agreement_words(points, floor), _gain_words(gain, minutes, more)]
     sentence = f"{_BEGINNINGS[verdict]}: {'; '.join(findings)}"
@@ -235,15 +234,15 @@ def stop_advice(
     )
 
 
-def _falling(snapshots: Sequence[PredictionSnapshot], control: HoldoutEstimate | None) -> str:
-    """The curves that fall, as the subject of a sentence; empty where none does."""
+def _falling(level: Slope, snapshots: Sequence[PredictionSnapshot], control: HoldoutEstimate | None) -> str:
+    """The curves that fall, in words; empty where none does. Within its 95 % interval a curve only may have fallen."""
     areas = slope([one.auroc for one in snapshots if one.auroc is not None])
-    accuracy = slope([one.accuracy for one in snapshots])
-    found = ["accuracy"] if accuracy is not None and accuracy.falls else []
-    found += ["AU ROC"] if areas is not None and areas.falls else []
+    lines = {"accuracy": level, "AU ROC": areas}
+    found = {name: line.per_round < -line.margin for name, line in lines.items() if line is not None and line.falls}
     if control is not None and control.trend is not None and control.trend.falls:
-        found.append("accuracy on randomly drawn images")
-    return " and ".join(found)
+        found["accuracy on randomly drawn images"] = True
+    verb = "fell" if all(found.values()) else "may have fallen"
+    return f"{' and '.join(found)} {verb} over the last rounds" if found else ""
 
 
 def seconds_an_image(lead_times_s: Sequence[float | None]) -> float | None:

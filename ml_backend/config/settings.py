@@ -7,7 +7,7 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -387,8 +387,11 @@ StrategyName = Annotated[
 ]
 
 
-CONSENSUS_RULES = tuple(sorted({"median", *plugins("consensus")}))
+_OUR_RULES: Final = ("median", "majority", "dawid_skene", "ordinal", "latest")
+CONSENSUS_RULES = tuple(dict.fromkeys([*_OUR_RULES, *plugins("consensus")]))
 """Names of the consensus rules, of this package and of installed ones; not imported here."""
+NEED_ORDER: Final = ("median", "ordinal")
+"""Those for which classes must be ordered."""
 
 
 def _known_rule(name: str) -> str:
@@ -446,6 +449,12 @@ class ProjectOptions(BaseModel):
         le=0.5,
         description="fraction of the published images drawn at random, as a holdout that measures the gain",
     )
+    reread_share: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.5,
+        description="most images of a batch, as a share, that are labelled ones for another reader; 0: never",
+    )
     per_patient: int = Field(
         2, ge=0, description="most images of one patient in a batch, which then has no near-duplicates either; 0: any"
     )
@@ -461,13 +470,22 @@ class ProjectOptions(BaseModel):
         description="classes that are not learned, by value or alias, separated by commas: their labels are left out "
         "while the option is set",
     )
+    ordinal: bool | tuple[str, ...] = Field(
+        True,
+        description="order of the classes: that of the choices, `false` where they have none, or their names by value "
+        "or alias, least severe first, separated by commas",
+    )
     consensus: ConsensusName = Field("median", description="rule that turns several readers' answers into a label")
+    soft_labels: bool = Field(
+        False, description="train on the probability of each class by the rule, where several readers answered"
+    )
     ground_truth: Literal["override", "reader", "ignore"] = Field(
         "override",
         description="effect of annotations marked as ground truth, as every imported one is: `override` the readers, "
         "count as one more `reader`'s answer, or `ignore` them",
     )
     annotations_per_task: int = Field(1, ge=1, le=20, description="readers an image is shown to")
+    reader_names: bool = Field(False, description="show readers' names on the page of readers, instead of numbers")
     prelabel: bool = Field(
         False,
         description="show readers the predicted class, pre-selected: it biases, and the hotkey of that class clears it",
@@ -547,11 +565,21 @@ class ProjectOptions(BaseModel):
             chosen["committee"] = 1 if values.get("retrain") == "warm" else networks
         return {**chosen, **values}
 
-    @field_validator("ignore_classes", mode="before")
+    def ordered(self, classes: Sequence[str]) -> bool:
+        """Whether the classes have an order; two always have."""
+        return self.ordinal is not False or len(classes) == 2
+
+    @field_validator("ignore_classes", "ordinal", mode="before")
     @classmethod
-    def _listed(cls, value: object) -> object:
+    def _listed(cls, value: object, info: ValidationInfo) -> object:
         """Text is split at its commas; a list, also as JSON in text, may hold names with commas in them."""
         parts = value
+        if info.field_name == "ordinal" and isinstance(value, bool | str):
+            word = str(value).strip().casefold()
+            if word in {"true", "yes", "false", "no"}:
+                return word in {"true", "yes"}
+            if "," not in word:
+                raise ValueError("must be true, false, or the classes, least severe first, with commas between them")
         if isinstance(value, str):
             try:
                 parts = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
@@ -566,6 +594,16 @@ class ProjectOptions(BaseModel):
     def _reserve_not_negative(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 0:
             raise ValueError("must be 0 or more, or 'all'")
+        return value
+
+    @field_validator("annotations_per_task")
+    @classmethod
+    def _one_reader(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and (share := info.data.get("reread_share", 0.0)):
+            raise ValueError(
+                f"must be 1 with reread_share={share}: Label Studio serves what several readers shall have in random "
+                "order; or set reread_share=0"
+            )
         return value
 
     @field_validator("committee")

@@ -1,12 +1,18 @@
 """Consensus rules: the annotations of several readers in, at most one label per image out."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from ml_backend.config.settings import CONSENSUS_RULES
+from ml_backend.consensus import readers as models
+from ml_backend.consensus.readers import Probabilities, Reads
 from ml_backend.registry import load_plugin
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, natural_order
+from ml_backend.seeding import seeded_draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class Answers:
         ground_truth: the votes are ground truths, which override the readers.
         overridden: answers of readers that a ground truth overrides, without skips; a value need not be a class.
         unsure: one ground truth gives a class, and another says that none can be given.
+        reads: reader and class of each reader's answer, the latest last; those that a ground truth overrides too.
     """
 
     image: ImageRef
@@ -56,6 +63,7 @@ class Answers:
     ground_truth: bool = False
     overridden: tuple[str, ...] = ()
     unsure: bool = False
+    reads: tuple[tuple[str, int], ...] = ()
 
     def disputes(self, value: str) -> int:
         """How many readers' answers a ground truth overrides with this label."""
@@ -79,13 +87,14 @@ def gather(annotations: Sequence[Annotation], classes: Sequence[str]) -> tuple[l
         Images with at least one vote, and the images that can have no label, each with the reason; both in the order
         of their ids, however the annotations came.
     """
+    severity = {name: index for index, name in enumerate(classes)}
     by_image: dict[str, list[Annotation]] = {}
     for annotation in annotations:
         by_image.setdefault(annotation.image.id, []).append(annotation)
     answers: list[Answers] = []
     exclusions: list[Exclusion] = []
     for image_id in sorted(by_image, key=natural_order):
-        found = _of_one_image(by_image[image_id], classes)
+        found = _of_one_image(by_image[image_id], severity)
         if isinstance(found, Answers):
             answers.append(found)
         else:
@@ -93,16 +102,16 @@ def gather(annotations: Sequence[Annotation], classes: Sequence[str]) -> tuple[l
     return answers, exclusions
 
 
-def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> Answers | Exclusion:
+def _of_one_image(annotations: Sequence[Annotation], severity: Mapping[str, int]) -> Answers | Exclusion:
     # Equal times must not leave the choice to the order of arrival: then the more severe answer counts.
-    severity = {name: index for index, name in enumerate(classes)}
     in_time = sorted(
         annotations,
         key=lambda a: (a.updated_at, severity.get(a.value or "", -1), a.value or "", a.rater, a.ground_truth),
     )
     image = in_time[-1].image
     truths = [annotation for annotation in in_time if annotation.ground_truth]
-    latest = list({annotation.rater: annotation for annotation in in_time}.values())
+    last_of = {annotation.rater: place for place, annotation in enumerate(in_time)}
+    latest = [in_time[place] for place in sorted(last_of.values())]
     counted = truths or latest
     values = [annotation.value for annotation in counted if annotation.value is not None]
     ignored = sorted({annotation.value or "" for annotation in counted if annotation.ignored})
@@ -111,7 +120,7 @@ def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> 
             image_id=image.id,
             kind="no class",
             reason=f"image {image.id} is labelled {', '.join(map(repr, unknown))}, which is not a class of this "
-            f"project: known are {', '.join(classes)}; correct the annotation, or, if a class was renamed in Label "
+            f"project: known are {', '.join(severity)}; correct the annotation, or, if a class was renamed in Label "
             f"Studio, add alias={unknown[0]!r} to its Choice, which keeps these labels",
         )
     if ignored:
@@ -135,12 +144,17 @@ def _of_one_image(annotations: Sequence[Annotation], classes: Sequence[str]) -> 
             reason=f"unreadable: {who} skipped image {image.id} or gave it no class",
         )
     votes = tuple(sorted(severity[value] for value in values))
+    reads = tuple(
+        (one.rater, severity[one.value or ""])
+        for one in latest
+        if not one.ground_truth and (one.value or "") in severity
+    )
     if not truths:
-        return Answers(image, votes)
+        return Answers(image, votes, reads=reads)
     # A reader whose latest annotation is the ground truth has no other answer: it was given up for that.
     overridden = tuple(one.value for one in latest if not one.ground_truth and one.value is not None)
     unsure = any(one.value is None and not one.unanswered for one in truths)
-    return Answers(image, votes, ground_truth=True, overridden=overridden, unsure=unsure)
+    return Answers(image, votes, ground_truth=True, overridden=overridden, unsure=unsure, reads=reads)
 
 
 def median(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
@@ -158,19 +172,151 @@ def median(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consens
 
     Returns:
         Labels and exclusions in the order of the image ids. ``raters`` of a label is the number of answers that count,
-        or of ground truths if these decide.
+        or of ground truths if these decide; ``probabilities`` are the shares of these.
 
     Source:
         Gabriel et al. 2025, arXiv:2508.21263, for the median; the even case is not in the paper.
     """
     answers, exclusions = gather(annotations, classes)
+    shares = _shares(answers, len(classes))
+    return _consensus(answers, exclusions, classes, _middle(shares), shares)
+
+
+def majority(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
+    """The most frequent answer of each image; the classes need no order.
+
+    Of several that are equally frequent one is drawn, by a hash of the image's id, so that the same one is drawn in
+    every round; the label is marked as disputed.
+
+    The arguments and the result are those of ``median``.
+    """
+    answers, exclusions = gather(annotations, classes)
+    shares = _shares(answers, len(classes))
+    return _consensus(answers, exclusions, classes, _most_frequent(answers, shares), shares)
+
+
+def dawid_skene(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
+    """The most probable class of each image, with a confusion matrix per reader; the classes need no order.
+
+    See ``readers.dawid_skene``; where readers have few reads the probabilities are shrunk to the shares of the answers.
+    Ground truths override, and show how their readers err. A label is marked as disputed if answers differ and no
+    class has two thirds of the probability.
+
+    The arguments and the result are those of ``median``.
+    """
+    answers, exclusions = gather(annotations, classes)
+    reads, _ = _reads(answers, len(classes))
+    found = reads.shrunk(models.dawid_skene(reads))
+    chosen = _most_frequent(answers, found)
+    return _consensus(answers, exclusions, classes, _doubted(chosen, reads.shares, found), found)
+
+
+def ordinal(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
+    """The median of each image's class under a model of its severity, and of each reader's bias and precision.
+
+    See ``readers.ordinal``; where readers have few reads the probabilities are shrunk to the shares of the answers,
+    whose median is that of ``median``, ties apart. Ground truths override, and show how their readers err. A label is
+    marked as disputed if answers differ and no class has two thirds of the probability.
+
+    The arguments and the result are those of ``median``; ``Consensus.readers`` has the estimates.
+    """
+    answers, exclusions = gather(annotations, classes)
+    reads, raters = _reads(answers, len(classes))
+    fit = models.ordinal(reads)
+    found = reads.shrunk(fit.probabilities)
+    chosen = _doubted(_middle(found), reads.shares, found)
+    estimates = tuple(
+        ReaderEstimate(*one)
+        for one in zip(raters, reads.per_reader().tolist(), fit.biases.tolist(), fit.precisions.tolist(), strict=True)
+    )
+    return replace(_consensus(answers, exclusions, classes, chosen, found), readers=estimates)
+
+
+def latest(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
+    """The latest answer of each image, whoever gave it; the classes need no order.
+
+    Of several at the same time the most severe counts. Ground truths count as under ``majority``: neither time nor
+    author says which of them is right. A label has no probabilities, and is disputed only by ground truths.
+
+    The arguments and the result are those of ``median``.
+    """
+    answers, exclusions = gather(annotations, classes)
+    chosen, _ = _most_frequent(answers, _shares(answers, len(classes)))
+    last = [index if one.ground_truth else one.reads[-1][1] for one, index in zip(answers, chosen, strict=True)]
+    return _consensus(answers, exclusions, classes, (np.array(last, int), np.zeros(len(answers), bool)))
+
+
+_EQUAL: Final = 1e-9  # shares and probabilities that differ by less are equal
+_DIGITS: Final = 6  # of a probability
+
+
+def _shares(answers: Sequence[Answers], classes: int) -> Probabilities:
+    """Share of each class in the votes of each image."""
+    counts = np.array([len(one.votes) for one in answers], int)
+    cells = np.repeat(np.arange(len(answers)) * classes, counts) + [vote for one in answers for vote in one.votes]
+    found = np.bincount(cells.astype(int), minlength=len(answers) * classes).reshape(len(answers), classes)
+    shares: Probabilities = found / counts[:, None]
+    return shares
+
+
+def _reads(answers: Sequence[Answers], classes: int) -> tuple[Reads, list[str]]:
+    """The answers as the models take them, and the names of the readers."""
+    raters = sorted({rater for one in answers for rater, _ in one.reads})
+    index = {rater: place for place, rater in enumerate(raters)}
+    rows = [(image, index[rater], vote) for image, one in enumerate(answers) for rater, vote in one.reads]
+    images, readers, votes = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    truths = np.array([one.ground_truth for one in answers], bool)
+    return Reads(images, readers, votes, _shares(answers, classes), truths), raters
+
+
+Chosen = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
+"""Index of each image's class, and whether it was a tie."""
+
+
+def _middle(probabilities: Probabilities) -> Chosen:
+    """The least severe class up to which there is more than half."""
+    below = np.cumsum(probabilities, axis=1)[:, :-1]
+    tied = np.any(np.abs(below - 0.5) <= _EQUAL, axis=1)
+    return (below <= 0.5 + _EQUAL).sum(axis=1), tied
+
+
+def _most_frequent(answers: Sequence[Answers], probabilities: Probabilities) -> Chosen:
+    """The class with the most; of equal ones one by a hash of the image's id."""
+    best = probabilities >= probabilities.max(axis=1, keepdims=True, initial=0.0) - _EQUAL
+    count = best.sum(axis=1)
+    draws = seeded_draws([one.image.id for one in answers], 0, "majority ")
+    nth = (draws % np.maximum(count, 1).astype(np.uint64)).astype(int)
+    return (np.cumsum(best, axis=1) > nth[:, None]).argmax(axis=1), count > 1
+
+
+def _doubted(chosen: Chosen, shares: Probabilities, probabilities: Probabilities) -> Chosen:
+    """The choice, with those images as ties too whose answers differ, and no class of which has two thirds."""
+    index, tied = chosen
+    differ, doubt = shares.max(axis=1, initial=0.0) < 1.0, probabilities.max(axis=1, initial=0.0) < 2 / 3 - _EQUAL
+    return index, tied | (differ & doubt)
+
+
+def _consensus(
+    answers: Sequence[Answers],
+    exclusions: Sequence[Exclusion],
+    classes: Sequence[str],
+    chosen: Chosen,
+    probabilities: Probabilities | None = None,
+) -> Consensus:
+    rows = [()] * len(answers) if probabilities is None else np.round(probabilities, _DIGITS).tolist()
     labels = []
-    for answer in answers:
-        lower, upper = answer.votes[(len(answer.votes) - 1) // 2], answer.votes[len(answer.votes) // 2]
-        value, disputed = classes[upper], lower != upper
-        if answer.ground_truth:
-            disputed = len(set(answer.votes)) > 1 or answer.unsure or answer.disputes(value) > 0
-        labels.append(Label(image=answer.image, value=value, raters=len(answer.votes), disputed=disputed))
+    for answer, index, tied, row in zip(answers, chosen[0].tolist(), chosen[1].tolist(), rows, strict=True):
+        value = classes[index]
+        differs = len(set(answer.votes)) > 1 or answer.unsure or answer.disputes(value) > 0
+        labels.append(
+            Label(
+                image=answer.image,
+                value=value,
+                raters=len(answer.votes),
+                disputed=differs if answer.ground_truth else tied,
+                probabilities=dict(zip(classes, row, strict=True)) if row and len(answer.votes) > 1 else {},
+            )
+        )
     return Consensus(tuple(labels), tuple(exclusions))
 
 
@@ -201,7 +347,13 @@ def adjudication(annotations: Sequence[Annotation], classes: Sequence[str], orde
 Rule = Callable[[Sequence[Annotation], Sequence[str]], Consensus]
 """Called with all annotations of a project and its classes, least severe first."""
 
-RULES: Final[dict[str, Rule]] = {"median": median}
+RULES: Final[dict[str, Rule]] = {
+    "median": median,
+    "majority": majority,
+    "dawid_skene": dawid_skene,
+    "ordinal": ordinal,
+    "latest": latest,
+}
 """The rules of this package, by name; installed packages add more."""
 
 

@@ -433,10 +433,12 @@ def check_classes(context: CheckContext) -> Result:
     try:
         learned = context.classes
     except SettingsError as error:
-        return failed(str(error), "give the Choices tag at least two classes, and name the option's choice among them")
+        return failed(str(error), "correct the option or the Choices tag that is named; at least two classes remain")
     left_out = [shown(choice, context.config) for choice in context.config.classes if choice not in learned]
     no_class = f"; no class: {', '.join(left_out)}" if left_out else ""
-    return ok(f"least to most severe: {' < '.join(shown(choice, context.config) for choice in learned)}{no_class}")
+    names = [shown(choice, context.config) for choice in learned]
+    order = f"least to most severe: {' < '.join(names)}"
+    return ok(f"{order if context.options.ordered(learned) else 'in no order: ' + ', '.join(names)}{no_class}")
 
 
 # The connection and its events

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import struct
 import tempfile
 import threading
 import time
@@ -17,7 +16,7 @@ from jaxtyping import UInt8
 
 from ml_backend.config import is_data_uri
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import PREPROCESSING, DecodedPixels, Pixels, UndecodableImage, decode_image
+from ml_backend.images.decode import PREPROCESSING, Pixels, UndecodableImage, decode_image
 from ml_backend.images.quarantine import QuarantinedSource
 from ml_backend.images.source import ImageSource
 from ml_backend.schemas import ImageRef
@@ -155,7 +154,6 @@ def _drop(path: Path) -> bool:
 
 
 _HASHES_SHARE = 12  # one part in so many of the limit
-_SIZE = struct.Struct("<II")  # width and height, behind the pixels
 _SHOWN = 200  # characters of an address in an error
 _HASHES = "hashes"
 
@@ -167,13 +165,10 @@ class DecodedImage:
     Attributes:
         key: names the pixels by what they were made from; the same image under two uris has one key.
         pixels: grey levels, 0 black to 255 white.
-        size: width and height of the upright image before it was squashed; None for pixels that an earlier version
-            kept without it.
     """
 
     key: str
     pixels: UInt8[Pixels, "side side"]
-    size: tuple[int, int] | None = None
 
 
 class ImageCache:
@@ -204,28 +199,22 @@ class ImageCache:
         content_hash = self._hashes.get(self._source.cache_key(image))
         return None if content_hash is None else self._key(content_hash.decode())
 
-    def read(self, image: ImageRef, *, sized: bool = False) -> DecodedImage:
+    def read(self, image: ImageRef) -> DecodedImage:
         """The image from the cache, else fetched, decoded and kept.
-
-        Args:
-            image: what to read.
-            sized: with its size, even where that takes fetching it again.
 
         Raises:
             ImageError: it cannot be fetched or decoded; never kept, because the next attempt may succeed.
         """
         known = self.key(image)
-        found = None if known is None else self._find(known)
-        if found is not None and not (sized and found.size is None):
+        if known is not None and (found := self._find(known)) is not None:
             return found
         content = self._source.fetch(image)
         content_hash = hashlib.sha256(content).hexdigest()
         key = self._key(content_hash)
         decoded = self._find(key)
-        if decoded is None or (sized and decoded.size is None):
-            fresh = self._decode(image, content)
-            decoded = DecodedImage(key, fresh.pixels, fresh.size)
-            self._pixels.put(key, fresh.pixels.tobytes() + _SIZE.pack(*fresh.size))
+        if decoded is None:
+            decoded = DecodedImage(key, self._decode(image, content))
+            self._pixels.put(key, decoded.pixels.tobytes())
         # Last, so that a hash is only known of an image that can be decoded.
         self._hashes.put(self._source.cache_key(image), content_hash.encode())
         return decoded
@@ -235,9 +224,9 @@ class ImageCache:
         self._pixels.trim()
         self._hashes.trim()
 
-    def _decode(self, image: ImageRef, content: bytes) -> DecodedPixels:
+    def _decode(self, image: ImageRef, content: bytes) -> UInt8[Pixels, "side side"]:
         try:
-            return decode_image(content, self._side, _name(image))
+            return decode_image(content, self._side, _name(image)).pixels
         except UndecodableImage as error:
             # Only here is it known that what was fetched is no picture.
             if isinstance(self._source, QuarantinedSource):
@@ -249,10 +238,10 @@ class ImageCache:
 
     def _find(self, key: str) -> DecodedImage | None:
         payload, pixels = self._pixels.get(key), self._side**2
-        if payload is None or len(payload) not in (pixels, pixels + _SIZE.size):
+        # Version 0.2 kept the image's width and height behind the pixels.
+        if payload is None or len(payload) not in (pixels, pixels + 8):
             return None
-        size = _SIZE.unpack_from(payload, pixels) if len(payload) > pixels else None
-        return DecodedImage(key, np.frombuffer(payload, np.uint8, pixels).reshape(self._side, self._side), size)
+        return DecodedImage(key, np.frombuffer(payload, np.uint8, pixels).reshape(self._side, self._side))
 
 
 def content_digests(source: ImageSource, folder: Path, images: Iterable[ImageRef]) -> dict[str, str]:

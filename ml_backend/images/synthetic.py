@@ -126,43 +126,21 @@ _FADING = 0.5
 _IMAGES_PER_PATIENT = (1, 2, 2, 3, 4)
 
 
-def draw_phantom(
-    severity: int,
-    classes: int,
-    seed: int,
-    side: int = 512,
-    patient_seed: int | None = None,
-    *,
-    difficulty: float = 0.0,
-    centre: int = 0,
-) -> UInt8[npt.NDArray[np.uint8], "side side"]:
-    """Draw one frontal chest X-ray.
+@dataclass(frozen=True, slots=True)
+class ImagePlan:
+    """A frontal chest X-ray before it is drawn.
 
-    Args:
+    Attributes:
         severity: index of the class, 0 least severe.
         classes: number of classes, at least 2.
         seed: decides everything but the anatomy; the same seed draws the same image.
-        side: side of the square image in pixels.
-        patient_seed: decides the anatomy; by default ``seed``.
+        patient_seed: decides the anatomy.
         difficulty: 0 to 1; from 0 upwards the classes overlap more, the opacities fade, and there are confounders.
         centre: whose X-ray machine took it; every centre has its own look, and 0 the plain one.
-
-    Returns:
-        Grey levels, 0 black (air) to 255 white (bone).
+        patient: id of the patient, where the image is one of a pool.
 
     Raises:
-        ValueError: no such class, a side under 32, or a difficulty that is not 0 to 1.
-    """
-    plan = ImagePlan(severity, classes, seed, seed if patient_seed is None else patient_seed, difficulty, centre)
-    return plan.draw(side)
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePlan:
-    """A image before it is drawn; the arguments of ``draw_phantom``.
-
-    Attributes:
-        patient: id of the patient, where the image is one of a pool.
+        ValueError: no such class or centre, or a difficulty that is not 0 to 1.
     """
 
     severity: int
@@ -200,7 +178,7 @@ class ImagePlan:
             ValueError: a side under 32.
         """
         if side < 32:
-            raise ValueError(f"a image needs a side of at least 32 pixels, got {side}")
+            raise ValueError(f"an image needs a side of at least 32 pixels, got {side}")
         patient, rng = np.random.default_rng([1, self.patient_seed]), self._rng()
         x, y = _coordinates(_pose(rng), side)
         lungs = _lungs(patient, x, y)
@@ -241,7 +219,7 @@ def plan_pool(count: int, shares: Shares, seed: int, *, difficulty: float = 0.0,
         count: number of images.
         shares: of the classes, least severe first; need not sum to 1. Every class gets its share to the image.
         seed: the same seed plans the same pool.
-        difficulty: of every image, see ``draw_phantom``.
+        difficulty: of every image, see ``ImagePlan``.
         centres: the patients are spread evenly over so many centres.
 
     Raises:
@@ -273,7 +251,7 @@ def plan_pool(count: int, shares: Shares, seed: int, *, difficulty: float = 0.0,
 def draw_pool(
     count: int, shares: Shares, seed: int, side: int = 512, *, difficulty: float = 0.0, centres: int = 1
 ) -> tuple[list[UInt8[npt.NDArray[np.uint8], "side side"]], Int64[npt.NDArray[np.int64], " images"], list[str]]:
-    """Draw a pool of images, see ``plan_pool``; ``side`` is that of a image in pixels.
+    """Draw a pool of images, see ``plan_pool``; ``side`` is that of an image in pixels.
 
     Returns:
         The images, the index of the class of each, and the id of the patient of each.

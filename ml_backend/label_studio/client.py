@@ -426,6 +426,12 @@ class LabelStudioClient:
         """The user whose key is sent: ``email``, ``permissions``."""
         return self._row(self._sdk.users.with_raw_response.whoami)
 
+    def reader_names(self) -> dict[str, str]:
+        """User id -> first and last name, or the user name where both are empty."""
+        users = _expect(self._call(self._sdk.users.with_raw_response.list).response, list)
+        names = ((one["id"], f"{one.get('first_name', '')} {one.get('last_name', '')}".strip(), one) for one in users)
+        return {str(number): name or str(one.get("username") or one.get("email")) for number, name, one in names}
+
     def is_authenticated(self) -> bool:
         """Whether this is a Label Studio that accepts the key: only then "not found" means that an object is gone."""
         try:
@@ -568,14 +574,29 @@ class LabelStudioClient:
         """Those of the tasks that exist."""
         return self._select(project_id, task_ids, [])
 
+    def task_counts(self, project_id: int, task_ids: Iterable[int]) -> dict[int, Json]:
+        """Those of the tasks that exist, by id: ``overlap``, ``total_annotations`` and ``cancelled_annotations``."""
+        fields = "id,overlap,total_annotations,cancelled_annotations"
+        return {int(task["id"]): task for task in self._selected(project_id, task_ids, [], fields)}
+
+    def patch_task(self, task_id: int, fields: Mapping[str, object]) -> None:
+        """Change fields of a task; one that is deleted is no error. Label Studio sends no webhook."""
+        try:
+            self.send("PATCH", f"/api/tasks/{task_id}/", body=dict(fields))
+        except RequestRefused as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+
     def _select(self, project_id: int, task_ids: Iterable[int], conditions: list[Condition]) -> set[int]:
+        return {int(task["id"]) for task in self._selected(project_id, task_ids, conditions, "id")}
+
+    def _selected(
+        self, project_id: int, task_ids: Iterable[int], conditions: list[Condition], fields: str
+    ) -> Iterator[Json]:
         ids = list(task_ids)
-        found: set[int] = set()
         for start in range(0, len(ids), IDS_IN_A_QUERY):
             selected = {"all": False, "included": ids[start : start + IDS_IN_A_QUERY]}
-            tasks = self._tasks(project_id, conditions, {"include": "id"}, selectedItems=selected)
-            found.update(int(task["id"]) for task in tasks)
-        return found
+            yield from self._tasks(project_id, conditions, {"include": fields}, selectedItems=selected)
 
     def _tasks(
         self, project_id: int, conditions: Iterable[Condition], query: Mapping[str, str], **view: object

@@ -519,6 +519,11 @@ class _Connection:
         if project.get("model_version") == title:
             wanted["model_version"] = ""  # the title serves in random order
         if changes := {name: value for name, value in wanted.items() if project.get(name) != value}:
+            if options.annotations_per_task > 1 and "maximum_annotations" in changes:
+                # Where some tasks have another overlap, as those that are read again, Label Studio would change theirs
+                # alone; another share of tasks makes it go over all.
+                self._client.patch_project(self._project_id, changes | {"overlap_cohort_percentage": 99})
+                changes = {"overlap_cohort_percentage": 100}
             self._client.patch_project(self._project_id, changes)
         self.changes += [
             f"set {name}: {before.get(name)!r} -> {value!r}"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 from defusedxml.ElementTree import XMLParser  # type: ignore[import-untyped]
@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from ml_backend.config import OPTION_PREFIX, ProjectOptions
+from ml_backend.config.settings import NEED_ORDER
 from ml_backend.errors import PayloadError, SettingsError
 from ml_backend.schemas import PATIENT_KEY, Annotation, ImageRef, ProjectKey, is_patient_key, patient_of
 
@@ -386,18 +387,21 @@ def question(config: LabelConfig, options: ProjectOptions) -> str:
     learned = ", ".join(shown(choice, config) for choice in classes)
     rest = [shown(choice, config) for choice in config.classes if choice not in classes]
     no_class = [f"images answered {' or '.join(rest)} are left out"] if rest else []
-    learns = f"learns {config.from_name!r}, from least to most severe: {learned}"
+    order = "from least to most severe" if options.ordered(classes) else "in no order"
+    learns = f"learns {config.from_name!r}, {order}: {learned}"
     return "; ".join([learns, *no_class, *config.not_learned])
 
 
 def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str, ...]:
     """The classes that the network learns: the choices without ``unreadable`` and ``ignore_classes``.
 
-    Both options match the value or the alias of a choice, in any case.
+    They are in the order of the choices, or in that of the option ``ordinal``. The options match the value or the alias
+    of a choice, in any case.
 
     Raises:
         SettingsError: fewer than two remain, ``unreadable`` is set and is none of the choices, one of
-            ``ignore_classes`` is none of them, or ``prelabel`` cannot work.
+            ``ignore_classes`` is none of them, ``ordinal`` does not name each class once, the classes have no order and
+            ``consensus`` needs one, or ``prelabel`` cannot work.
     """
     offered = ", ".join(repr(shown(choice, config)) for choice in config.classes)
     learned = tuple(choice for choice in config.classes if not _is_named(choice, config, [options.unreadable]))
@@ -426,7 +430,28 @@ def training_classes(config: LabelConfig, options: ProjectOptions) -> tuple[str,
             f"prelabel=True: Label Studio imports no predictions for Choices {config.from_name!r}, which has "
             "allowNested='true': leave one of the two out"
         )
-    return classes
+    return _in_order(classes, config, options)
+
+
+def _in_order(classes: tuple[str, ...], config: LabelConfig, options: ProjectOptions) -> tuple[str, ...]:
+    offered = ", ".join(repr(shown(choice, config)) for choice in classes)
+    if not options.ordered(classes) and options.consensus in NEED_ORDER:
+        raise SettingsError(
+            f"consensus={options.consensus} needs the order of the classes, and ordinal=false says that {offered} have "
+            "none: set consensus=majority or dawid_skene, or give the order, least severe first: "
+            f"ordinal={','.join(classes)}"
+        )
+    if isinstance(options.ordinal, bool):
+        return classes
+    # Choices that are no class may be named too.
+    named = [[choice for choice in config.classes if _is_named(choice, config, [name])] for name in options.ordinal]
+    ordered = tuple(choice for found in named for choice in found if choice in classes)
+    if not all(named) or Counter(ordered) != Counter(classes):
+        raise SettingsError(
+            f"ordinal={','.join(options.ordinal)!r} must name each of the classes {offered} of Choices "
+            f"{config.from_name!r} once, and no other, least severe first; or leave the option out"
+        )
+    return ordered
 
 
 def read_image(task: Json, config: LabelConfig) -> ImageRef:
@@ -602,6 +627,10 @@ def _is_named(choice: str, config: LabelConfig, given: Collection[str]) -> bool:
     return not {name.strip().casefold() for name in names}.isdisjoint(name.strip().casefold() for name in given)
 
 
+NO_AUTHOR: Final = "unknown, annotation "
+"""Begin of a rater's name that stands for one annotation."""
+
+
 def _rater(item: Json) -> str:
     """A user's id, which some exports hold in an object.
 
@@ -610,7 +639,7 @@ def _rater(item: Json) -> str:
     completed_by = item.get("completed_by")
     if isinstance(completed_by, Mapping):
         completed_by = completed_by.get("id")
-    return f"unknown, annotation {item.get('id')}" if completed_by is None else str(completed_by)
+    return f"{NO_AUTHOR}{item.get('id')}" if completed_by is None else str(completed_by)
 
 
 PROJECT_KEY = r"^[1-9][0-9]{0,17}\.[0-9]{1,18}$"

@@ -56,15 +56,15 @@ def low_water(options: ProjectOptions) -> int:
 
 
 def remaining_published(published: PublishedRanking, annotations: int | None) -> int:
-    """Lower bound of the published images without an answer or a skip.
+    """Lower bound of the published images without an answer or a skip; those that are to be read again are not counted.
 
     Args:
         published: what is served.
         annotations: Label Studio's count now, skips included; None where it is not known, and no image counts as used.
     """
     if annotations is None or published.annotations is None:
-        return len(published.image_ids)
-    return len(published.image_ids) - max(0, annotations - published.annotations)
+        return published.first_reads
+    return published.first_reads - max(0, annotations - published.annotations)
 
 
 # Publishing
@@ -78,6 +78,10 @@ class PublishedStore(Protocol):
     def imported_versions(self) -> tuple[ImportedVersion, ...]: ...
 
     def set_imported_versions(self, versions: Sequence[ImportedVersion]) -> None: ...
+
+    def asked_again(self) -> tuple[int, ...]: ...
+
+    def set_asked_again(self, tasks: Sequence[int]) -> None: ...
 
 
 class LabelStudioPublisher:
@@ -126,7 +130,7 @@ class LabelStudioPublisher:
         guard()
         before = self._store.imported_versions()
         with _timed(seconds, "import"):
-            image_ids, imported_at = self._import(report.ranking, version)
+            image_ids, rereads, imported_at = self._import(report.ranking, version)
         guard()
         with _timed(seconds, "switch"):
             self._client.patch_project(self._project_id, {"model_version": version})
@@ -134,6 +138,7 @@ class LabelStudioPublisher:
             version=version,
             round_id=report.request.round_id,
             image_ids=image_ids,
+            rereads=rereads,
             seconds=dict(seconds),
             published_at=datetime.now(UTC),
             imported_at=imported_at,
@@ -142,14 +147,17 @@ class LabelStudioPublisher:
         self._store.set_published(published)
         guard()
         with _timed(seconds, "delete"):
+            self._put_back(rereads)
             self._delete_expired(before, published)
             self._confirm(version, guard)
         published = published.model_copy(update={"seconds": seconds})
         self._store.set_published(published)
         return published
 
-    def _import(self, ranking: Ranking, version: str) -> tuple[tuple[str, ...], datetime | None]:
-        image_ids = self._choose(ranking)
+    def _import(self, ranking: Ranking, version: str) -> tuple[tuple[str, ...], tuple[str, ...], datetime | None]:
+        chosen = self._choose(ranking)
+        rereads = self._ask_again(ranking)
+        image_ids = _with_rereads(ranking, chosen, rereads)
         # Before the import: Label Studio must never hold a version of ours that is not on record.
         self._store.set_imported_versions((*self._store.imported_versions(), ImportedVersion(version=version)))
         try:
@@ -159,7 +167,8 @@ class LabelStudioPublisher:
                 self._await_arrival(version, len(image_ids), error)
             else:
                 # One task deleted since the choice makes Label Studio refuse the whole import.
-                remaining = self._choose(ranking)
+                chosen, rereads = self._choose(ranking), self._ask_again(ranking)
+                remaining = _with_rereads(ranking, chosen, rereads)
                 if remaining == image_ids:
                     raise
                 image_ids = remaining
@@ -173,7 +182,45 @@ class LabelStudioPublisher:
                 f"Label Studio took {held.number} of {len(image_ids)} predictions of version {version}, which was "
                 "deleted again: its log names those that it dropped"
             )
-        return image_ids, held.newest
+        return image_ids, tuple(image_id for image_id in image_ids if image_id in rereads), held.newest
+
+    def _ask_again(self, ranking: Ranking) -> dict[str, int]:
+        """Let Label Studio serve the ranking's re-reads to a reader who has not had them.
+
+        It serves a task while ``is_labeled`` is false and its annotations and locks are fewer than its ``overlap``.
+        A crash leaves no task with an overlap that is not on record: the next publish puts it right.
+
+        Returns:
+            Image id -> number of the ranking's images that come before it, of those without a new annotation.
+        """
+        if not ranking.rereads:
+            return {}
+        skips_count = self._client.project(self._project_id).get("skip_queue") != "REQUEUE_FOR_OTHERS"
+        found = self._client.task_counts(self._project_id, (int(one.image_id) for one in ranking.rereads))
+        rereads = {}
+        asked = {}
+        for one in ranking.rereads:
+            task = found.get(int(one.image_id))
+            total, skips = (0, 0) if task is None else (task["total_annotations"], task["cancelled_annotations"])
+            if total and total + skips <= one.answers:
+                rereads[one.image_id] = one.after
+                asked[int(one.image_id)] = total + (skips if skips_count else 0) + 1
+        self._store.set_asked_again(list(dict.fromkeys((*self._store.asked_again(), *asked))))
+        for task_id, overlap in asked.items():
+            if found[task_id]["overlap"] != overlap:
+                self._client.patch_task(task_id, {"overlap": overlap, "is_labeled": False})
+        return rereads
+
+    def _put_back(self, kept: Sequence[str]) -> None:
+        """Give the tasks that are not to be read again any more the project's overlap."""
+        before, stay = self._store.asked_again(), set(map(int, kept))
+        if not (ended := [task_id for task_id in before if task_id not in stay]):
+            return
+        overlap = self._options.annotations_per_task
+        for task_id, task in self._client.task_counts(self._project_id, ended).items():
+            fields = {"overlap": overlap, "is_labeled": task["total_annotations"] >= overlap}
+            self._client.patch_task(task_id, fields)
+        self._store.set_asked_again([task_id for task_id in before if task_id in stay])
 
     def _await_arrival(self, version: str, expected: int, error: LabelStudioError) -> None:
         """Wait for an import without a response, which may have been done, or be done soon.
@@ -269,6 +316,13 @@ class LabelStudioPublisher:
             log.warning("an old model version could not be deleted", version=version, error=str(error))
             return False
         return True
+
+
+def _with_rereads(ranking: Ranking, chosen: Sequence[str], rereads: Mapping[str, int]) -> tuple[str, ...]:
+    """The chosen images with the re-reads at their places: image id -> number of the ranking's images before it."""
+    place = {image_id: float(number) for number, image_id in enumerate(ranking.image_ids)}
+    place |= {image_id: after - 0.5 for image_id, after in rereads.items()}
+    return tuple(sorted((*chosen, *rereads), key=place.__getitem__))
 
 
 def expired(versions: Sequence[ImportedVersion], held: Mapping[str, int], now: datetime) -> list[str]:

@@ -443,6 +443,10 @@ class LabelStudioLabels:
             self._read()
         return list(self._images.images.values())
 
+    def images_of_several_tasks(self) -> frozenset[str]:
+        """Ids of the images that two tasks or more held when the annotations were read."""
+        return frozenset(map(str, self._images.first))
+
     def states(self) -> dict[str, str]:
         """A digest of each annotation that was read last, by its id, whatever question it answers."""
         return self.reading.cache.states(self._options.ground_truth)

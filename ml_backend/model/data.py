@@ -320,6 +320,22 @@ class TableBackbone(Backbone):
         return self._table.digest
 
 
+SoftTargets: TypeAlias = Float32[Tensor, "images classes"]
+"""Probabilities of the classes; each row sums to 1."""
+
+
+def _rows_of(soft: SoftTargets | None, rows: Int64[Tensor, " images"]) -> SoftTargets | None:
+    return None if soft is None else soft[rows]
+
+
+def soft_targets(labels: Sequence[Label], images: Sequence[ImageRef], classes: Sequence[str]) -> SoftTargets:
+    """The labels' probabilities of these images, 1 for the class of a label without any."""
+    label_of = {label.image.id: label for label in labels}
+    found = [label_of[image.id] for image in images]
+    rows = [[(one.probabilities or {one.value: 1.0}).get(name, 0.0) for name in classes] for one in found]
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(classes))
+
+
 Augmentation = Callable[[Tensor], Tensor]
 """Changes a batch at random; draws from a stream of its own."""
 
@@ -332,11 +348,13 @@ class FeatureExamples:
         features: input of the network.
         targets: on the same device.
         dropout: rate, to 1 part in 65,536. Kept features are not scaled up: ``features`` are divided by 1 - p already.
+        soft: probabilities to train on, on the device of the targets; None: the targets alone.
     """
 
     features: Float32[Tensor, "images dims"]
     targets: Int64[Tensor, " images"]
     dropout: float = 0.0
+    soft: SoftTargets | None = None
 
     def augmentation(self, seed: int) -> Augmentation:
         """The dropout of one training; the same seed repeats it."""
@@ -352,7 +370,7 @@ class FeatureExamples:
 
     def select(self, rows: Int64[Tensor, " images"]) -> Self:
         """A copy of these rows."""
-        return type(self)(self.features[rows], self.targets[rows], self.dropout)
+        return type(self)(self.features[rows], self.targets[rows], self.dropout, _rows_of(self.soft, rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -366,6 +384,7 @@ class PixelExamples:
     pixels: UInt8[Tensor, "images side side"]
     targets: Int64[Tensor, " images"]
     normalisation: Normalisation = IMAGENET
+    soft: SoftTargets | None = None  # see FeatureExamples
 
     def augmentation(self, seed: int) -> Augmentation:
         """The augmentation of one training; the same seed repeats it."""
@@ -379,7 +398,7 @@ class PixelExamples:
 
     def select(self, rows: Int64[Tensor, " images"]) -> Self:
         """A copy of these rows."""
-        return type(self)(self.pixels[rows], self.targets[rows])
+        return type(self)(self.pixels[rows], self.targets[rows], self.normalisation, _rows_of(self.soft, rows))
 
 
 Examples: TypeAlias = FeatureExamples | PixelExamples
@@ -425,12 +444,17 @@ class LabelledDataset:
         classes: Sequence[str],
         extractor: FeatureSource,
         progress: Callable[[int], None],
+        *,
+        soft: bool = False,
     ) -> Self:
-        """Features of a frozen backbone, on the extractor's device."""
+        """Features of a frozen backbone, on the extractor's device; ``soft``: with the labels' probabilities."""
         batch = extractor.all([label.image for label in labels], progress)
         value_of = {label.image.id: label.value for label in labels}
         targets = torch.tensor([classes.index(value_of[image.id]) for image in batch.images], dtype=torch.int64)
-        return cls(batch.images, FeatureExamples(batch.features, targets.to(batch.features.device)), batch.exclusions)
+        device = batch.features.device
+        probabilities = soft_targets(labels, batch.images, classes).to(device) if soft else None
+        examples = FeatureExamples(batch.features, targets.to(device), soft=probabilities)
+        return cls(batch.images, examples, batch.exclusions)
 
     @classmethod
     def from_pixels(
@@ -442,10 +466,12 @@ class LabelledDataset:
         progress: Callable[[int], None],
         *,
         normalisation: Normalisation,
+        soft: bool = False,
     ) -> Self:
-        """Pixels on the CPU, targets on the device of the training; the network's normalisation."""
+        """Pixels on the CPU, targets on the device of the training; the network's normalisation; ``soft`` as above."""
         loaded = load_labelled(labels, classes, images.read, progress)
-        examples = PixelExamples(loaded.pixels, loaded.targets.to(device), normalisation)
+        probabilities = soft_targets(labels, loaded.images, classes).to(device) if soft else None
+        examples = PixelExamples(loaded.pixels, loaded.targets.to(device), normalisation, probabilities)
         return cls(loaded.images, examples, loaded.exclusions)
 
     def select(self, labels: Sequence[Label]) -> Self:

@@ -331,10 +331,12 @@ class McDropoutLearner:
     def _load(
         self, labels: Sequence[Label], classes: Sequence[str], progress: Callable[[int], None]
     ) -> LabelledDataset:
+        soft = self._options.soft_labels
         if self._head_only:
-            return LabelledDataset.from_features(labels, classes, self._frozen_extractor(), progress)
+            return LabelledDataset.from_features(labels, classes, self._frozen_extractor(), progress, soft=soft)
+        normalisation = self._backbone().normalisation
         return LabelledDataset.from_pixels(
-            labels, classes, self._images, self._device, progress, normalisation=self._backbone().normalisation
+            labels, classes, self._images, self._device, progress, normalisation=normalisation, soft=soft
         )
 
     def _backbone(self) -> Backbone:

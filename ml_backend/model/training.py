@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError
-from ml_backend.model.data import Examples, FeatureExamples
+from ml_backend.model.data import Examples, FeatureExamples, SoftTargets
 from ml_backend.model.hardware import Precision, find_executable_batch_size, generator, seeded
 from ml_backend.model.network import DropoutHead
 
@@ -159,7 +159,7 @@ def head_problem(
     scaled = head.standardise(training.features).div_(1.0 - head.dropout.p)
     return (
         layers,
-        FeatureExamples(scaled, training.targets, head.dropout.p),
+        FeatureExamples(scaled, training.targets, head.dropout.p, training.soft),
         FeatureExamples(head.standardise(validation.features), validation.targets),
     )
 
@@ -192,18 +192,39 @@ class WeightedCrossEntropy:
 
     weights: Float32[Tensor, " classes"]
 
-    def training(self, logits: Float32[Tensor, "images classes"], targets: Int64[Tensor, " images"]) -> Tensor:
-        return nn.functional.cross_entropy(logits, targets, weight=self.weights)
+    def training(
+        self,
+        logits: Float32[Tensor, "images classes"],
+        targets: Int64[Tensor, " images"],
+        soft: SoftTargets | None = None,
+    ) -> Tensor:
+        """With soft targets, less what no prediction could avoid: 0 is the least, as with targets of one class."""
+        if soft is None:
+            return nn.functional.cross_entropy(logits, targets, weight=self.weights)
+        weighted = soft * self.weights
+        losses = -(weighted * nn.functional.log_softmax(logits, dim=1)).sum()
+        return losses / weighted.sum() - self._least(weighted)
 
     def validation(self, logits: Float32[Tensor, "images classes"], targets: Int64[Tensor, " images"]) -> float:
         # All weights are 0 if no class of validation has a training label.
         weights = self.weights if bool(self.weights[targets].any()) else None
         return float(nn.functional.cross_entropy(logits, targets, weight=weights))
 
-    def chance_level(self, targets: Int64[Tensor, " images"]) -> float:
-        """Lowest loss of a constant prediction for these images."""
+    def chance_level(self, targets: Int64[Tensor, " images"], soft: SoftTargets | None = None) -> float:
+        """Lowest ``training`` loss of a constant prediction for these images."""
+        if soft is not None:
+            weighted = soft * self.weights
+            return float(self._least(weighted.sum(dim=0, keepdim=True)) - self._least(weighted))
         shares = torch.bincount(targets, minlength=len(self.weights)) * self.weights
         return float(torch.special.entr(shares / shares.sum()).sum())
+
+    @staticmethod
+    def _least(weighted: Float32[Tensor, "images classes"]) -> Tensor:
+        """Lowest cross-entropy of any prediction: the entropy of the weighted targets, averaged over the images."""
+        of_image = weighted.sum(dim=1, keepdim=True)
+        shares = weighted / of_image.clamp_min(torch.finfo(weighted.dtype).tiny)
+        least: Tensor = (torch.special.entr(shares) * of_image).sum() / weighted.sum()
+        return least
 
 
 class EarlyStopping:
@@ -280,7 +301,7 @@ class _Trainer:
     def run(self, progress: Callable[[int, int], None]) -> TrainingResult:
         """Train until early stopping, and load the best weights; see ``train``."""
         config = self._config
-        stopping = EarlyStopping(config, self._loss.chance_level(self._training.targets))
+        stopping = EarlyStopping(config, self._loss.chance_level(self._training.targets, self._training.soft))
         best: dict[str, Tensor] = {}
         while not stopping.stopped:
             training_loss = self._train_epoch(lambda: progress(stopping.epoch, config.epochs))
@@ -301,13 +322,13 @@ class _Trainer:
     def _train_epoch(self, after_step: Callable[[], None]) -> float:
         """Take one step a batch; returns the mean of their losses, with dropout, which may be NaN."""
         self._network.train()
-        targets = self._training.targets
+        targets, soft = self._training.targets, self._training.soft
         batches = _split_into_batches(torch.randperm(len(targets), generator=self._order), self._batch)
         total = torch.zeros((), device=targets.device)
         for rows in batches:
             self._optimizer.zero_grad()
             logits = self._logits(self._network, self._training.inputs(rows, self._augmentation))
-            loss = self._loss.training(logits, targets[rows])
+            loss = self._loss.training(logits, targets[rows], None if soft is None else soft[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             total += loss.detach()

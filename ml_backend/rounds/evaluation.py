@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
+from ml_backend.analytics.answers import sufficient_share
 from ml_backend.analytics.evaluation import (
     MIN_HOLDOUT_IMAGES,
     PROOF,
@@ -22,7 +23,7 @@ from ml_backend.analytics.evaluation import (
 from ml_backend.analytics.history import answers_of
 from ml_backend.config import Settings
 from ml_backend.errors import PayloadError, TooFewLabels
-from ml_backend.label_studio.sync import TaskCache
+from ml_backend.label_studio.sync import TaskCache, TaskImages
 from ml_backend.rounds.interfaces import Learner, Progress, no_progress
 from ml_backend.rounds.live import LiveProject, open_project
 from ml_backend.rounds.split import fold_split, stable_split
@@ -65,6 +66,7 @@ def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress)
         mirror = project.readings.mirror(TaskCache)
         if mirror is None:
             raise PayloadError(f"the tasks of project {key.id} could not be stored: is the data folder writable?")
+        images = TaskImages.of(mirror, project.config, project.readings.digests())
         # The quarantine excludes images here too, but is not settled: that would release every image not looked at.
         result = active_vs_random(
             stored_labels_by_origin(project.store, labels, answers_of(mirror, project.config, project.options)),
@@ -73,6 +75,7 @@ def prove(settings: Settings, key: ProjectKey, progress: Progress = no_progress)
             validation_share=project.options.validation_share,
             seed=project.options.seed,
             control_share=project.options.control_share,
+            left=len(images.waiting(mirror)[0]),
             progress=lambda done, total: progress("train", done, total),
         )
         context.store.set_project_record(PROOF, result)
@@ -87,6 +90,7 @@ def active_vs_random(
     validation_share: float,
     seed: int,
     control_share: float,
+    left: int,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ActiveAgainstRandom:
     """Train pairs of networks on equally many labels, and compare them on holdout images of other patients.
@@ -102,6 +106,7 @@ def active_vs_random(
         validation_share: of the labels of each network.
         seed: of folds, splits and the bootstrap.
         control_share: as it is now, to estimate how long it takes until there are enough labels.
+        left: images without a label, likewise.
         progress: called with the networks trained and their total.
 
     Raises:
@@ -109,7 +114,7 @@ def active_vs_random(
             missing.
         BackendError: see ``Learner``.
     """
-    _require_enough(labels, control_share)
+    _require_enough(labels, control_share, left)
     correct: tuple[dict[str, bool], dict[str, bool]] = ({}, {})
     folds = [_fold(test, labels) for _, test in fold_split([one.label for one in labels.control], FOLDS, seed)]
     for number, fold in enumerate(folds):
@@ -137,18 +142,19 @@ def table(result: ActiveAgainstRandom) -> str:
     return "\n".join(f"{name:<32}{active:>12}{random:>12}" for name, active, random in rows)
 
 
-def _require_enough(labels: LabelsByOrigin, control_share: float) -> None:
-    if labels.random and not (labels.chosen or labels.control):
-        raise TooFewLabels(
-            f"all {len(labels.random)} labels since the first network are of randomly selected images "
-            "(strategy=random), with nothing to compare them with; set another strategy, for example strategy=entropy, "
-            "and control_share=0.1"
-        )
+def _require_enough(labels: LabelsByOrigin, control_share: float, left: int) -> None:
     if (missing := MIN_HOLDOUT_IMAGES - len(labels.control)) > 0:
-        if control_share > 0:
-            advice = f"at control_share={control_share:g} that takes about {round(missing / control_share)} more labels"
+        if (share := sufficient_share(missing, control_share, left)) is None:
+            advice = f"of the {left} images left at most every second is drawn at random, too few: import more images"
         else:
-            advice = "set control_share, to 0.1 for example, so that some images are selected randomly"
+            by = "at" if share == control_share else "with the option"
+            advice = f"{by} control_share={share:g} that takes about {round(missing / share)} more labels"
+        if labels.random and not (labels.chosen or labels.control):
+            raise TooFewLabels(
+                f"all {len(labels.random)} labels since the first network are of randomly selected images "
+                "(strategy=random), with nothing to compare them with; set another strategy, for example "
+                f"strategy=entropy, until {missing} holdout images have a label: {advice}"
+            )
         random = f", {len(labels.random)} under strategy=random" if labels.random else ""
         raise TooFewLabels(
             f"{len(labels.control)} holdout images have a label, and {MIN_HOLDOUT_IMAGES} are needed: {missing} more; "

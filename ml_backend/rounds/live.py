@@ -31,7 +31,7 @@ from ml_backend.analytics.history import (
 )
 from ml_backend.analytics.order_audit import RANKING_OPTIONS, OrderState, order_state
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.consensus.rules import rule
+from ml_backend.consensus.rules import adjudication, rule
 from ml_backend.errors import (
     BackendError,
     EmptyPool,
@@ -47,6 +47,7 @@ from ml_backend.images.cache import ImageCache, content_digests
 from ml_backend.images.dataset import read_ahead
 from ml_backend.images.source import with_plugins
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.disagreements import keep_tab
 from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.publisher import LabelStudioPublisher, is_lost, low_water, read_serving
@@ -62,12 +63,21 @@ from ml_backend.registry import STRATEGIES, Need
 from ml_backend.rounds.cold_start import START_FEATURES, StartFeatures
 from ml_backend.rounds.interfaces import Learner, Progress, Scorer, assume_current, no_progress
 from ml_backend.rounds.replay import make_manifest, round_inputs
-from ml_backend.rounds.reuse import StoredPasses, rerank, run_periodically, served_round, top_up, unpublished_round
-from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, run_round
+from ml_backend.rounds.reuse import (
+    StoredPasses,
+    nothing_readable,
+    rerank,
+    run_periodically,
+    served_round,
+    top_up,
+    unpublished_round,
+)
+from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, is_ordered, run_round
 from ml_backend.rounds.sharding import ShardBoard, ShardedLearner
 from ml_backend.rounds.split import fold_split
 from ml_backend.schemas import (
     Connection,
+    Exclusion,
     FrozenModel,
     ImageRef,
     ProjectKey,
@@ -145,7 +155,7 @@ def run_live_round(
             if request.cold_start != "random" and request.has_trained_features and is_random_start:
                 # Readers have an order now, and the features are cached: the order by features follows at once.
                 result = train_live(project, reason, raise_if_preempted)
-            return project.drop_copies() or (result.report, result.published)
+            return project.drop_useless() or (result.report, result.published)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +284,7 @@ class LiveProject(Project):
         self._publisher = LabelStudioPublisher(context.client, context.key.id, self.config, self.options, self.store)
         # The round and its top-ups publish from two threads.
         self._publishing = threading.RLock()
+        self._disagreements: tuple[str, ...] | None = None  # of the round that was saved
         self._progress = progress
         self._ensure_current = ensure_current
 
@@ -320,6 +331,7 @@ class LiveProject(Project):
 
         A reranking has learned from no more than the round before it.
         """
+        self._disagreements = adjudication(data.annotations, self.classes, is_ordered(report.request))
         round_id = report.request.round_id
         if report.base is None:
             self.readings.keep_learned(round_id, self.labels.states())
@@ -353,13 +365,17 @@ class LiveProject(Project):
             self.store.set_published(published)
             return published
 
+    def images_of_several_tasks(self) -> Set[str]:
+        return self.labels.images_of_several_tasks()
+
     def top_up(self) -> Served | None:
         """Publish more of the last ranking, where it is needed; see ``reuse.top_up``."""
         # A source of its own: the round's keeps what the round has read.
         labels = self._new_labels()
         served = self.store.published()
         with self._publishing, bound_contextvars(**({} if served is None else {"round": served.round_id})):
-            return top_up(labels, self.store, low_water(self.options), self.publish, partial(self._is_held, labels))
+            is_held, unreadable = partial(self._is_held, labels), self.context.quarantine.current()
+            return top_up(labels, self.store, low_water(self.options), self.publish, is_held, quarantined=unreadable)
 
     def top_up_or_served(self) -> Served:
         """Top up where it is needed; otherwise the round and the ranking that readers are served.
@@ -381,30 +397,49 @@ class LiveProject(Project):
         Returns:
             Whether that differs from what was noted before.
         """
-        context, side = self.context, input_side(self.options.backbone, self.options.image_side)
-        known = context.read_digests(images)
+        known = self.context.read_digests(images)
         unread = [image for image in images if image.uri not in known]
-        limit = int(context.settings.cache_gb * BYTES_PER_GB)
-        cache = ImageCache(context.images, context.installation.cache / IMAGES, side, limit)
         # An unreadable one is named by the training.
-        for done, _ in enumerate(read_ahead(unread, lambda image: cache.read(image).key), start=1):
+        for done, _ in enumerate(self._read(unread), start=1):
             self.report_progress("labels", done, len(unread))
         return self._note_copies()
 
-    def drop_copies(self) -> Served | None:
-        """Note which images have equal content, after a round has read them; remove new copies from the order.
+    def unreadable(self, data: ProjectData) -> Sequence[Exclusion]:
+        """See ``Project``; none where no image of the project could be read. Those due for another try are read."""
+        listed = self.context.quarantine.current()
+        if nothing_readable(listed, data.annotations, data.pool):
+            return ()
+        found = [one for _, one in self._read([image for image in data.pool if image.id in listed])]
+        return [one.model_copy(update={"kind": "unreadable image"}) for one in found if isinstance(one, Exclusion)]
 
-        Errors are logged: the round is published, and a later top-up or round removes the copies as well.
+    def _read(self, images: Sequence[ImageRef]) -> Iterator[tuple[ImageRef, str | Exclusion]]:
+        """Read images into the cache; see ``read_ahead``."""
+        context, side = self.context, input_side(self.options.backbone, self.options.image_side)
+        limit = int(context.settings.cache_gb * BYTES_PER_GB)
+        cache = ImageCache(context.images, context.installation.cache / IMAGES, side, limit)
+        return read_ahead(images, lambda image: cache.read(image).key)
+
+    def drop_useless(self) -> Served | None:
+        """Remove from the order what a round has found after it was published: copies, and unreadable images.
+
+        Errors are logged: the round is published, and a later top-up or round removes them as well.
 
         Returns:
             What is served instead; None where nothing had to be published.
         """
         try:
-            if self._note_copies():
+            published = self.store.published()
+            served = set() if published is None else {*published.image_ids}
+            if self._note_copies() or self.context.quarantine.current() & served:
                 return self.top_up()
         except BackendError as error:
-            log.warning("copies of images stay in the order for now", error=str(error), kind=type(error).__name__)
+            log.warning("useless images stay in the order for now", error=str(error), kind=type(error).__name__)
         return None
+
+    def show_disagreements(self) -> None:
+        """Let the tab of the Data Manager show the images about which the readers of the last round disagree."""
+        if self._disagreements is not None:
+            keep_tab(self.context.client, self.context.key.id, self._disagreements, self.readings)
 
     def _note_copies(self) -> bool:
         images = self.labels.images()
@@ -475,6 +510,7 @@ def train_live(
         lambda tell: context.learner(options, tell, warm_from), options, round_id, project.report_progress
     )
     result = run_round(request, project, learner, CatalogStrategy(options.strategy))
+    project.show_disagreements()
     store = project.store
     measured = store.rounds_with(NOISE)
     if result.training and seed_noise_is_due(store.rounds_with(AGREEMENT), measured, options.noise_every):

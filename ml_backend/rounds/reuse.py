@@ -8,10 +8,11 @@
 import contextvars
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import accumulate
 
 import numpy as np
 import structlog
@@ -96,13 +97,22 @@ def remaining_ranking(report: RoundReport, annotations: Sequence[Annotation], po
     scores = dict(zip(ranking.image_ids, ranking.scores, strict=True))
     lowest = min(ranking.scores, default=0.0)
     holdout = set(ranking.control)
+    before = [0, *accumulate(image_id in unlabelled for image_id in ranking.image_ids)]
+    rereads = [one.model_copy(update={"after": before[min(one.after, len(before) - 1)]}) for one in ranking.rereads]
     return ranking.model_copy(
         update={
             "image_ids": tuple(order),
             "scores": tuple(scores.get(image_id, lowest) for image_id in order),
             "control": tuple(image_id for image_id in order if image_id in holdout),
+            "rereads": tuple(rereads),
         }
     )
+
+
+def nothing_readable(quarantined: Set[str], annotations: Sequence[Annotation], pool: Sequence[ImageRef]) -> bool:
+    """Whether no image of a project could be read: then images are not to blame, and readers may go on labelling."""
+    labelled = {one.image.id for one in annotations if one.value is not None}
+    return quarantined >= labelled.union(image.id for image in pool)
 
 
 def top_up(
@@ -111,6 +121,8 @@ def top_up(
     low: int,
     publish: Callable[[RoundReport], PublishedRanking],
     is_held: Callable[[PublishedRanking], bool],
+    *,
+    quarantined: Set[str] = frozenset(),
 ) -> tuple[RoundReport, PublishedRanking] | None:
     """Publish more of the last ranking where few images of it are left, or where it serves images needlessly.
 
@@ -120,6 +132,7 @@ def top_up(
         low: number of images that must be left.
         publish: publishes a ranking.
         is_held: whether Label Studio holds the ranking as it was published; called after the labels were read.
+        quarantined: ids of images that could not be read.
 
     Returns:
         The round and its published ranking; None where nothing had to be published, or no image is left.
@@ -134,13 +147,14 @@ def top_up(
     annotations = labels.annotations()
     pool, unusable = labels.unlabelled()
     report = store.report(published.round_id)
-    ranking = remaining_ranking(report, annotations, pool)
+    unreadable = frozenset() if nothing_readable(quarantined, annotations, pool) else quarantined
+    ranking = remaining_ranking(report, annotations, [image for image in pool if image.id not in unreadable])
     annotated = {annotation.image.id for annotation in annotations}
     fresh = [image_id for image_id in ranking.image_ids if image_id not in annotated]
     served = set(published.image_ids)
     left = sum(image_id in served for image_id in fresh)
-    # Served although it needs no answer: another task holds the same image, for example.
-    needless = len(served & {one.image_id for one in unusable} - annotated)
+    # Served although it needs no answer, or can teach nothing: another task holds the same image, for example.
+    needless = len(served & {*unreadable, *(one.image_id for one in unusable)} - annotated)
     enough = (left >= low or left == len(fresh)) and not needless
     if not fresh or (enough and is_held(published)):
         return None
@@ -251,6 +265,7 @@ def rerank(
         log.warning("classes with few labels are not sought", error=str(error))
     ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
     ranking = spread_batches(request, ranking, data.pool, learner.embed)
+    ranking = ranking.model_copy(update={"rereads": base.ranking.rereads})
     report = RoundReport(
         request=request,
         labels_per_class=base.labels_per_class,

@@ -8,7 +8,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from ml_backend.errors import EmptyPool, UnusablePool, WorkerStopping
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.cold_start import Embedded, StartFeatures, random_order, unreadable_pool
 from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
+from ml_backend.rounds.reread import with_rereads
 from ml_backend.rounds.split import Sides, can_split, mix_in_holdout, stable_split
 from ml_backend.rounds.spread import spread_batches
 from ml_backend.schemas import (
@@ -121,9 +122,17 @@ class Project(ABC):
         """Training and validation labels; see ``Splitter``."""
         return stable_split(labels, validation_share, seed)
 
+    def unreadable(self, data: ProjectData) -> Sequence[Exclusion]:  # noqa: ARG002 - for subclasses
+        """Images of the pool that earlier rounds could not read, and that still cannot be read."""
+        return ()
+
     def find_copies(self, images: Sequence[ImageRef]) -> bool:  # noqa: ARG002 - for subclasses
         """Look for images with equal content; True if any were found and the labels must be read again."""
         return False
+
+    def images_of_several_tasks(self) -> Set[str]:
+        """Ids of the images that several tasks of the project hold."""
+        return frozenset()
 
     def report_progress(self, stage: Stage, done: int, total: int) -> None:  # noqa: B027 - reporting is optional
         """See ``Progress``."""
@@ -243,6 +252,17 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
             training = Training(train, validation, data.pool, passes)
         ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
         ranking = spread_batches(request, ranking, data.pool, learner.embed)
+        if fit is not None and predictions is not None and (share := request.options.get("reread_share")):
+            ranking = with_rereads(
+                ranking,
+                float(str(share)),
+                annotations=data.annotations,
+                labels=data.labels,
+                held_out=fit.held_out,
+                predictions=predictions,
+                ordered=is_ordered(request),
+                barred=project.images_of_several_tasks(),
+            )
         unreadable = fit.exclusions if fit else ()
         report = RoundReport(
             request=request,
@@ -276,7 +296,12 @@ def _rank_untrained(
     if request.cold_start != "random" and not request.has_trained_features:
         log.warning("the order is random: an untrained backbone hardly distinguishes images; set the option weights")
     if request.cold_start == "random" or not (request.has_trained_features and project.has_order()):
-        return random_order([image.id for image in data.pool], request.batch_size, request.seed), None
+        unreadable = project.unreadable(data)
+        left_out = {one.image_id for one in unreadable}
+        if not (ids := [image.id for image in data.pool if image.id not in left_out]):
+            raise unreadable_pool(len(data.pool), unreadable)
+        ranking = random_order(ids, request.batch_size, request.seed)
+        return ranking.model_copy(update={"exclusions": tuple(unreadable)}), None
     with timer.stage("features"):
         embedded = Embedded.by(learner, data.labels, data.pool)
         ranking = embedded.rank(request.cold_start, request.batch_size, request.seed)
@@ -304,6 +329,11 @@ def _predict_and_rank(
         raise unreadable_pool(len(pool), predictions.exclusions)
     with timer.stage("rank"):
         return predictions, strategy.rank(predictions, request.batch_size, request.seed)
+
+
+def is_ordered(request: RoundRequest) -> bool:
+    """Whether the classes have an order."""
+    return request.options.get("ordinal") is not False or len(request.classes) == 2
 
 
 def empty_pool(request: RoundRequest, data: ProjectData) -> EmptyPool:

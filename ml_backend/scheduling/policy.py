@@ -335,7 +335,7 @@ def _on_import(state: ProjectState, event: TasksImported) -> Action:
     queue, published = state.queue, state.published
     if event.annotated and queue.due:
         return Action("labels")
-    used_up = published is not None and queue.running is None and queue.changes >= len(published.image_ids)
+    used_up = published is not None and queue.running is None and queue.changes >= published.first_reads
     if published is None or queue.ran_out or used_up:
         # In a pause nothing trains, but readers get the new images.
         return Action("topup" if state.paused else "images")
@@ -363,7 +363,9 @@ def _on_comparison(state: ProjectState, found: Compared, options: ProjectOptions
             return Action("labels")
         if published is None and not failed:
             return Action("connected", only_if_idle=True)  # the request was lost with Redis
-        if queue.ran_out and _may_find_an_image(queue, found):
+        if (queue.ran_out and _may_find_an_image(queue, found)) or (
+            not failed and not found.readable and found.image_may_be_read
+        ):
             return Action("images")
     if published is None:
         return NOTHING

@@ -14,7 +14,7 @@ from ml_backend.analytics.overview import analyse
 from ml_backend.analytics.standing import another_look
 from ml_backend.config import Settings
 from ml_backend.consensus import rule
-from ml_backend.errors import BackendError, PayloadError, RequestRefused, StorageError
+from ml_backend.errors import BackendError, PayloadError, QueueError, RequestRefused, StorageError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import training_classes
 from ml_backend.label_studio.publisher import is_lost, read_serving
@@ -97,7 +97,8 @@ class Reconciler:
                     readings.note_problem(None)
                 except BackendError as error:
                     log.warning("a project could not be compared with Label Studio", error=str(error))
-                    readings.note_problem(str(error))
+                    if not isinstance(error, QueueError):  # pages show that Redis does not answer by themselves
+                        readings.note_problem(str(error))
                 except Exception as error:
                     # A bug that one project's data reveal must not end the comparison of the others.
                     log.exception("a project could not be compared with Label Studio")
@@ -129,7 +130,9 @@ class Reconciler:
             if order_lost := is_lost(serving):
                 log.warning("Label Studio does not hold the published order")
             self._act(connection, readings, reading, status, before, order_lost=order_lost)
-        analyse(project, *configuration(project.connection() or connection))  # before a page needs it
+        config, options = configuration(project.connection() or connection)
+        readings.keep_reader_names(client.reader_names() if options.reader_names else {})
+        analyse(project, config, options)  # before a page needs it
 
     def _act(
         self,
@@ -183,7 +186,8 @@ class Reconciler:
             rerank_due=rerank_due,
             labels_differ=labels_differ,
             images_changed=changed,
-            image_may_be_read=status.ran_out and another_look(waiting, quarantined, datetime.now(UTC)),
+            image_may_be_read=(status.ran_out or not readable)
+            and another_look(waiting, quarantined, datetime.now(UTC)),
             now=time.time(),
         )
         action = decide(ProjectState(status, published, paused), found, options)

@@ -37,7 +37,7 @@ from ml_backend.label_studio.formats import (
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.connections import configuration, connect, connection_of, version
 from ml_backend.schemas import Connection
-from ml_backend.server import images_page, options_page, readers, state_page  # noqa: F401 - their routes
+from ml_backend.server import agreement_page, images_page, options_page, readers, state_page  # noqa: F401 - their routes
 from ml_backend.server.actions import is_same_origin
 from ml_backend.server.context import AppContext, context, refreshing, wants_page
 from ml_backend.server.metrics import Metrics
@@ -274,6 +274,8 @@ def index() -> StatusAnswer | Response:
         view = refreshing(busy=any(status.busy for status in found))
         rounds = [context().store.project(one.connection.project).summaries()[0] for one in found]
         view["progress"] = [running_of(one, its, time.time()) for one, its in zip(found, rounds, strict=True)]
+        # A project's card says it by itself.
+        view["degraded"] = [] if found else degraded(context().store, context().queue)
         page = render_template("status.html", statuses=found, **view)
         return Response(page, content_type=HTML)
     return StatusAnswer(projects=[status.as_json() for status in found])

@@ -10,6 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from ml_backend.analytics import INSIGHT, RoundInsight
+from ml_backend.analytics.overview import Analysis
+from ml_backend.analytics.readers import ReaderAgreement
 from ml_backend.errors import QueueError, StorageError
 from ml_backend.scheduling import Progress, QueueStatus, RoundQueue
 from ml_backend.schemas import FitReport
@@ -26,6 +28,7 @@ class _Project(NamedTuple):
     newest: RoundSummary | None
     fit: FitReport | None  # of the newest network
     pool: RoundInsight | None
+    readers: ReaderAgreement | None
 
     @property
     def progress(self) -> Progress | None:
@@ -49,6 +52,8 @@ class _Project(NamedTuple):
             "published_at": published and published.published_at.timestamp(),
             "published_images": published and len(published.image_ids),
             "quarantined": len(status.quarantined),
+            "reader_count": self.readers and len(self.readers.readers),
+            "reader_kappa": self.readers and self.readers.kappa and self.readers.kappa.value,
             "newest_at": self.newest and self.newest.began.timestamp(),
         }
 
@@ -92,6 +97,10 @@ METRICS: Final = (
     _Metric("al_published_timestamp_seconds", "published_at", "When the served order was published"),
     _Metric("al_published_images", "published_images", "Images in the served order"),
     _Metric("al_quarantined_images", "quarantined", "Images that rounds leave out because they cannot be read"),
+    _Metric("al_readers", "reader_count", "Readers with an answer"),
+    _Metric("al_reader_kappa", "reader_kappa", "Agreement over all pairs of readers: Cohen's kappa, at most 1"),
+    _Metric("al_images_read_twice", "readers.images", "Images that two or more readers gave a class"),
+    _Metric("al_images_to_adjudicate", "readers.disputed", "Images on which readers disagree too far to go on"),
     _Metric("al_newest_round_timestamp_seconds", "newest_at", "When the newest saved round began"),
     _Metric(
         "al_labels", "newest.labels_per_class", "Images with a label of the class when the newest round began", "class"
@@ -174,6 +183,8 @@ class _Collector(Collector):
             newest=rounds[-1] if rounds else None,
             fit=next((one.fit for one in reversed(rounds) if one.fit), None),
             pool=_newest_insight(project),
+            # Never computed here: the reconciler renews it within a minute.
+            readers=analysis.readers if (analysis := project.readings.analysis(Analysis)) else None,
         )
 
 

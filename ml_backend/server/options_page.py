@@ -218,6 +218,8 @@ def _why_none(spec: StrategySpec) -> str:
     """Why a round makes no preview of a strategy."""
     if more := sorted(spec.needs - {"probs"}):
         return f"needs {' and '.join(more)} of every image"
+    if not spec.target.startswith("ml_backend."):
+        return "an added function, which may take long: previewed once a round has ranked by it"
     return "takes minutes" if spec.batch else "needs more passes, or failed: the worker's log says which"
 
 

@@ -9,11 +9,13 @@ from flask import Response, request
 
 from ml_backend.analytics.history import RoundInsight
 from ml_backend.analytics.overview import newest_record, overview
+from ml_backend.analytics.readers import agreement_answer, foresight_answer
 from ml_backend.charts import legend
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import UnknownRound
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import RoundReport
+from ml_backend.server.agreement_page import readers_of
 from ml_backend.server.context import context
 from ml_backend.server.figures import balance_chart, learning_lines, recall_lines, shares_chart
 from ml_backend.server.options_page import option_changes
@@ -37,6 +39,7 @@ def state(key: str) -> Response:
     insight = found.chosen.insight if found.chosen else None
     last = found.rounds[-1] if found.rounds else None
     manifest = newest_record(project, MANIFEST, Manifest)
+    found_readers, readers = readers_of(connection, project)
     options = {} if status.options is None else status.options.model_dump(mode="json")
     defaults = ProjectOptions(profile="paper").model_dump(mode="json")
     return render(
@@ -59,6 +62,10 @@ def state(key: str) -> Response:
             "legend": legend(learning),
             "recall": shares_chart("recall", "Recall of each class over the labels", recall) if recall else None,
             "balance": _balance(last, insight),
+            "readers": readers,
+            "found_readers": found_readers,
+            "agreement": "" if found_readers is None else agreement_answer(found_readers),
+            "foresight": foresight_answer(found.foresight),
         },
     )
 

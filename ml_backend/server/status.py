@@ -215,8 +215,10 @@ class ProjectStatus:
                 "seconds": newest.seconds,
             }
         if published is not None:
-            published_json = published.model_dump(mode="json", exclude={"image_ids"})
+            published_json = published.model_dump(mode="json", exclude={"image_ids", "rereads"})
             published_json["images"] = len(published.image_ids)
+            if published.rereads:
+                published_json["rereads"] = len(published.rereads)
         if network is not None:
             network_json = network.model_dump(mode="json")
             network_json["validation_accuracy"] = None if fit is None else fit.validation_accuracy

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from ml_backend.analytics.answers import confusion_answer, learning_answer, pays_answer, share_words
 from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, HoldoutEstimate
 from ml_backend.analytics.overview import (
+    Analysis,
     BatchImage,
     ChosenImages,
     Overview,
@@ -27,7 +28,8 @@ from ml_backend.analytics.overview import (
     reason,
     reason_unseen,
 )
-from ml_backend.charts import legend
+from ml_backend.analytics.readers import RoundForesight, estimate_words, foresight_answer, pooled
+from ml_backend.charts import Interval, interval_chart, legend
 from ml_backend.errors import UnknownProject, UnknownRound
 from ml_backend.label_studio.connect import ONE_CONNECTION
 from ml_backend.label_studio.formats import Form, ProjectAnswer, RoundAnswer, parse_key
@@ -171,7 +173,7 @@ def ranking_csv(report: RoundReport, outputs: PoolPredictions | None) -> str:
 
     head = ["place", "image", f"score_{ranking.strategy}", "by_chance", "predicted", *(f"p_{name}" for name in classes)]
     images = zip(ranking.image_ids, ranking.scores, strict=True)
-    return _csv(head, (row(place, name, score) for place, (name, score) in enumerate(images, start=1)))
+    return csv_text(head, (row(place, name, score) for place, (name, score) in enumerate(images, start=1)))
 
 
 def rounds_csv(rounds: Sequence[RoundSummary], control: HoldoutEstimate | None = None) -> str:
@@ -209,10 +211,11 @@ def rounds_csv(rounds: Sequence[RoundSummary], control: HoldoutEstimate | None =
             *(one.seconds.get(stage, "") for stage in stages),
         ]
 
-    return _csv(head, map(row, rounds))
+    return csv_text(head, map(row, rounds))
 
 
-def _csv(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+def csv_text(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV, without cells that a spreadsheet takes for a formula."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([_harmless(cell) for cell in head])
@@ -274,6 +277,8 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "enough": MIN_HOLDOUT_IMAGES,
         "recall": shares_chart("recall", "Recall of each class over the labels", recall) if recall else None,
         "balance": _balance(last, found.chosen),
+        "foresight": foresight_answer(found.foresight),
+        "foresight_chart": foresight_chart(found.foresight),
         "insight": insight,
         "tiles": tiles,
         "answered": len(found.chosen.batch) - len(tiles) if found.chosen else 0,
@@ -285,7 +290,11 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
 
 
 def round_view(
-    connection: Connection, report: RoundReport, chosen: ChosenImages, thumbnails: Thumbnails
+    connection: Connection,
+    report: RoundReport,
+    chosen: ChosenImages,
+    thumbnails: Thumbnails,
+    foresight: RoundForesight | None,
 ) -> dict[str, object]:
     """The variables of ``round.html``."""
     line = RoundSummary.of(report)
@@ -300,9 +309,22 @@ def round_view(
         "balance": _balance(line, chosen),
         "put_off": report.ranking.put_off[:LISTED_EXCLUSIONS],
         "more_put_off": max(len(report.ranking.put_off) - LISTED_EXCLUSIONS, 0),
+        "foresight": foresight,
         "exclusions": report.exclusions[:LISTED_EXCLUSIONS],
         "more_exclusions": max(len(report.exclusions) - LISTED_EXCLUSIONS, 0),
     }
+
+
+def foresight_chart(rounds: Sequence[RoundForesight]) -> Markup | None:
+    """How well each part of the uncertainty foretold disagreement, over all rounds."""
+    rows = [
+        Interval(style, part, one.low, one.value, one.high, f"{estimate_words(one)}, n = {one.n}")
+        for style, part in enumerate(("aleatoric", "epistemic"), start=1)
+        if (one := pooled(getattr(each, part) for each in rounds)) is not None
+    ]
+    words = "; ".join(f"{row.name}: {row.words}" for row in rows)
+    title = "Rank correlation of uncertainty and later disagreement"
+    return interval_chart("foresight", title, words, rows, x_label="rank correlation") if rows else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,10 +436,12 @@ def names() -> dict[str, object]:
         "url_for": relative_url,
         "moment": _moment,
         "round_name": round_name,
+        "several_rounds": lambda key: len(context().store.project(key).round_ids()) > 1,
         "triggers": TRIGGERS,
         "strategies": STRATEGIES,
         "one_connection": ONE_CONNECTION,
         "one_installation": ONE_INSTALLATION,
+        "estimate_words": estimate_words,
     }
 
 
@@ -448,7 +472,7 @@ def rounds_table(key: str) -> Response:
     connection, rounds = find_project(key)
     configured, _ = config_of(connection)
     control = None if configured is None else analyse(rounds, *configured).control
-    return _csv_response(connection, "rounds", rounds_csv(rounds.summaries()[0], control))
+    return csv_response(connection, "rounds", rounds_csv(rounds.summaries()[0], control))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>")
@@ -461,14 +485,16 @@ def one_round(key: str, round_id: str) -> RoundAnswer | Response:
         without = {"ranking": {"image_ids", "scores", "suggestions", "confidences"}}
         dumped = report.model_dump(mode="json", exclude=without)
         return jsonify({"project": key, "round": round_id, "report": dumped, "chosen": chosen.model_dump(mode="json")})
-    return render("round.html", round_view(connection, report, chosen, rounds.thumbnails))
+    known = analysis.readers if (analysis := rounds.readings.analysis(Analysis)) else None
+    foresight = next((one for one in known.foresight if one.round_id == round_id), None) if known else None
+    return render("round.html", round_view(connection, report, chosen, rounds.thumbnails, foresight))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>.csv")
 def ranking_table(key: str, round_id: str) -> Response:
     """The whole order of a round, one image a row."""
     connection, rounds, report = find_round(key, round_id)
-    return _csv_response(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
+    return csv_response(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
 
 
 @pages.get("/projects/<key>/rounds/<round_id>/thumbs/<image_id>.jpg")
@@ -551,7 +577,8 @@ def render(template: str, view: dict[str, object]) -> Response:
     return Response(render_template(template, **view), content_type=HTML)
 
 
-def _csv_response(connection: Connection, name: str, text: str) -> Response:
+def csv_response(connection: Connection, name: str, text: str) -> Response:
+    """A table as a file named after the project."""
     # With a byte order mark: without it a spreadsheet reads umlauts wrong.
     response = Response(f"\ufeff{text}", content_type=CSV)
     response.headers["Content-Disposition"] = f'attachment; filename="project-{connection.project.id}-{name}.csv"'

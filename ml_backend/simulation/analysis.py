@@ -95,12 +95,13 @@ def learning_curves(results: StudyResults, value: Callable[[RoundRow], float | N
     strategies = list(dict.fromkeys([*summary.strategies, *(row.strategy for row in results.rounds)]))
     variants = list(dict.fromkeys([*summary.variants, *(row.variant for row in results.rounds)]))
     rows = [
-        (row.strategy, row.variant, row.seed, row.labels, found, row.labels / row.share if row.share else row.labels)
+        (row.strategy, row.variant, row.seed, labels, found, labels / row.share if row.share else labels)
         for row in sorted(
             results.rounds,
             key=lambda row: (strategies.index(row.strategy), variants.index(row.variant), row.seed, row.round),
         )
         if (found := value(row)) is not None and math.isfinite(found)
+        for labels in [results.labels(row)]
     ]
     curves = pd.DataFrame(rows, columns=["strategy", "variant", "seed", "labels", "value", "train_images"])
     curves["train_images"] = curves["train_images"].astype(float).round()
@@ -423,7 +424,7 @@ def first_ranking(results: StudyResults) -> dict[RunKey, float]:
     found: dict[RunKey, float] = {}
     for row in results.all_rounds:
         key = RunKey(Group(row.strategy, row.variant), row.seed)
-        labels = float(row.labels) if isinstance(row, RoundRow) else math.inf
+        labels = float(results.labels(row)) if isinstance(row, RoundRow) else math.inf
         found[key] = min(found.get(key, math.inf), labels)
     return found
 
@@ -463,7 +464,9 @@ def early(results: StudyResults) -> Early | None:
     chance = 1.0 / len(results.summary.classes)
     for row in results.all_rounds:
         value = row.metrics.balanced_accuracy if isinstance(row, RoundRow) else chance
-        runs.setdefault(RunKey(Group(row.strategy, row.variant), row.seed), [(0, chance)]).append((row.labels, value))
+        runs.setdefault(RunKey(Group(row.strategy, row.variant), row.seed), [(0, chance)]).append(
+            (results.labels(row), value)
+        )
     end = min([EARLY, *(steps[-1][0] for steps in runs.values())])
     if not runs or not end:
         return None

@@ -155,8 +155,7 @@ def compare(first: Path, second: Path) -> Comparison:
 
     Raises:
         SettingsError: a folder holds no finished study with a network, both are the same, the studies have no strategy
-            in common, or their figures cannot be compared: other classes, or another
-            protocol of counting labels.
+            in common, or their figures cannot be compared: other classes, or another way of counting labels.
     """
     (plan, one), (other_plan, other) = (_read(folder) for folder in (first, second))
     if first.resolve() == second.resolve():
@@ -166,6 +165,7 @@ def compare(first: Path, second: Path) -> Comparison:
     for option, mine, theirs in (
         ("--task", one.summary.classes, other.summary.classes),
         ("--start", plan.start, other_plan.start),
+        ("--count", plan.count, other_plan.count),
     ):
         if mine != theirs:
             raise SettingsError(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -15,6 +14,7 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from ml_backend.acquisition import bald, entropy, least_confidence, margin, mean_std, variation_ratios
+from ml_backend.analytics import readers
 from ml_backend.errors import RoundError, SettingsError
 from ml_backend.model.hardware import one_thread
 from ml_backend.schemas import Annotation
@@ -505,33 +505,21 @@ def uncertainty_conclusion(table: pd.DataFrame, ceiling: float) -> Conclusion:
 
 
 def disagreement(ratings: Sequence[Annotation]) -> dict[str, float]:
-    """Share of the pairs of readers of an image that gave it different classes, 0 to 1.
-
-    By pairs, because the entropy of three answers is biased against that of six.
+    """Disagreement about each image, as ``analytics.readers`` measures it.
 
     Args:
-        ratings: annotations; those without a class do not count, nor images with fewer than two.
+        ratings: annotations; those without a class do not count.
     """
     answers: dict[str, list[str]] = {}
     for rating in ratings:
         if rating.value is not None:
             answers.setdefault(rating.image.id, []).append(rating.value)
-    return {
-        image_id: sum(a != b for a, b in combinations(values, 2)) / math.comb(len(values), 2)
-        for image_id, values in answers.items()
-        if len(values) > 1
-    }
+    return readers.disagreement(answers)
 
 
 def rank_correlation(uncertainty: Values, disagreeing: Values) -> float:
-    """Spearman's correlation, -1 to 1; 0 where one of the two is constant.
-
-    Source:
-        Spearman 1904, doi:10.2307/1412159; SciPy.
-    """
-    if np.ptp(uncertainty) == 0.0 or np.ptp(disagreeing) == 0.0:
-        return 0.0
-    return float(stats.spearmanr(uncertainty, disagreeing).statistic)
+    """Spearman's correlation, -1 to 1; 0 where one of the two is constant."""
+    return readers.rank_correlation(uncertainty, disagreeing) or 0.0
 
 
 def share_in_top(uncertainty: Values, disagreeing: Values, top: float = TOP) -> float:

@@ -202,8 +202,9 @@ def load_dataset(
         join_validation: count the validation side as training side.
 
     Raises:
-        SettingsError: a table is wrong, tables do not fit each other, a class or a file is missing, a patient has
-            images on two sides, or the imbalance cannot be reached; names the rows, images, patients or numbers.
+        SettingsError: a table is wrong, tables do not fit each other, a class or a file is missing, a reader gives no
+            class, a patient has images on two sides, or the imbalance cannot be reached; names the rows, readers,
+            images, patients or numbers.
     """
     if images is None and features is None:
         raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
@@ -464,6 +465,13 @@ def _annotations(
         for label, times in sorted(unknown.items())
     ]
     in_order = sorted(answers, key=lambda answer: (natural_order(answer.path), answer.rater))
+    counts = Counter(answer.rater for answer in answers)
+    if mute := counts.keys() - {answer.rater for answer in answers if answer.label in task.of}:
+        names = ", ".join(f"{name!r} (rows: {counts[name]})" for name in sorted(mute))
+        raise SettingsError(
+            f"the ratings have readers without an answer: {names}; expected a class of the task at least once, "
+            f"{', '.join(map(repr, task.of))}: correct their labels, or remove their rows"
+        )
     return [
         Annotation(
             image=refs[answer.path],

@@ -56,6 +56,7 @@ QUICK_CENTRES: Final = 2
 QUICK_INITIAL: Final = 3
 QUICK_BATCH: Final = 4
 QUICK_PASSES: Final = 10
+QUICK_EPOCHS: Final = 5
 QUICK_ROUNDS: Final = 2
 QUICK_LIVE_BATCH: Final = 20
 QUICK_LIVE_BUDGET: Final = "100"  # its start is found
@@ -291,6 +292,7 @@ class ExperimentContext:
             weights=self.options.weights,
             passes=QUICK_PASSES if quick else None,
             batch_size=batch if quick else None,
+            option=(f"epochs={QUICK_EPOCHS}",) if quick else (),
             start=spec.start,
             initial=initial if spec.start == "given" else None,
             min_labels_per_class=initial if spec.start == "live" else None,

@@ -1,5 +1,6 @@
 """``ml_backend.simulate``: a study from Python, with its results as data frames."""
 
+import json
 import math
 import os
 import re
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
 
@@ -78,6 +81,10 @@ def simulate(
     budget: float = 0.5,
     device: str = "auto",
     no_random: bool = False,
+    readers: AnyPath | Sequence[str] | Mapping[str, npt.ArrayLike] | None = None,
+    reads: int | None = None,
+    count: Literal["images", "reads"] = "images",
+    no_baseline: bool = False,
     workers: int = 1,
     redis: str | None = None,
     quiet: bool = False,
@@ -114,6 +121,11 @@ def simulate(
         budget: most labels of a round: a number (int), or a fraction of the training images (float).
         device: ``auto``, ``cpu`` or ``cuda``.
         no_random: leave out the strategy ``random``.
+        readers: synthetic readers instead of ``ratings``: names such as ``["good*4", "poor"]``, a CSV or JSON file, or
+            reader -> confusion matrix, rows (true class) and columns (answer) in the order of the classes.
+        reads: answers an image at most; all by default.
+        count: whether the budget and the curves count images or reads.
+        no_baseline: train no network on all labels.
         workers: processes on this machine; a script then needs ``if __name__ == "__main__":``.
         redis: address of a Redis whose workers do the runs, instead.
         quiet: print no progress.
@@ -150,6 +162,10 @@ def simulate(
         budget=str(budget),
         device=device,
         no_random=no_random,
+        readers=_readers(readers),
+        reads=reads,
+        count=count,
+        no_baseline=no_baseline,
         workers=workers,
         redis=redis,
     )
@@ -171,6 +187,14 @@ def simulate(
 
 def _listed(value: str | Sequence[str]) -> str:
     return value if isinstance(value, str) else ",".join(value)
+
+
+def _readers(readers: AnyPath | Sequence[str] | Mapping[str, npt.ArrayLike] | None) -> str | None:
+    if isinstance(readers, Mapping):
+        return json.dumps({name: np.asarray(rows, dtype=float).tolist() for name, rows in readers.items()})
+    if isinstance(readers, os.PathLike):
+        return os.fspath(readers)
+    return None if readers is None else _listed(readers)
 
 
 def _task(task: str | Sequence[str] | Mapping[str, Sequence[str]] | None) -> str | None:

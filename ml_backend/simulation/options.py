@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
 from ml_backend.simulation.plan import INITIAL, WITH_FLAGS, StudyPlan, digest_of_function
+from ml_backend.simulation.readers import Matrix, answers_of, read_readers
+from ml_backend.simulation.tables import first_ten
 from ml_backend.storage.atomic import read_record
 
 Loss = Literal["weighted", "unweighted"]
@@ -48,6 +51,10 @@ class SimulateOptions:
         budget: most labels that a round trains on; with a decimal point, as a fraction of the training side.
         no_random: leave out the strategy ``random``, which is added otherwise.
         workers: number of processes on this machine.
+        readers: synthetic readers instead of ``ratings``, see ``readers.read_readers``.
+        reads: answers an image at most; all by default.
+        count: ``images`` or ``reads``: what the budget and the curves count.
+        no_baseline: train no network on all labels: saves time where the labels needed for a target are not asked for.
         redis: address of a Redis whose workers do the runs, instead of ``workers``.
     """
 
@@ -75,6 +82,10 @@ class SimulateOptions:
     budget: str = "0.5"
     device: str = "auto"
     no_random: bool = False
+    readers: str | None = None
+    reads: int | None = None
+    count: str = "images"
+    no_baseline: bool = False
     workers: int = 1
     redis: str | None = None
 
@@ -98,11 +109,7 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     Raises:
         SettingsError: an option or a table is wrong; gives the value, the expected one and the way out.
     """
-    if options.workers < 1:
-        raise SettingsError(f"--workers {options.workers}: expected 1 or more")
-    if options.profile not in PROFILES:
-        known = f"known are {', '.join(PROFILES)}{did_you_mean(options.profile, PROFILES)}"
-        raise SettingsError(f"--profile {options.profile!r}: there is no such profile; {known}")
+    _check(options)
     defaults: Mapping[str, object] = {}
     if _is_older(options.out):
         # What was the default then.
@@ -132,6 +139,16 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         imbalance=imbalance,
         join_validation=start == "live",
     )
+    readers = _readers(options, data)
+    train = sum(data.counts()["train"].values())
+    if options.count == "reads":
+        found = answers_of(data, readers, options.reads, 0)
+        train = sum(data.split[answer.image.id] == "train" for answer in found)
+    if options.reads and (few := [i for i, times in _ratings_of(data).items() if times < options.reads]):
+        note = (
+            f"{len(few)} images have fewer than {options.reads} ratings, all of which are used: {first_ten(few, ', ')}"
+        )
+        data = replace(data, notes=(*data.notes, note))
     digests = {**data.digests, **{name: digest_of_function(name) for name in strategies if ":" in name}}
     if chosen.weights not in {"imagenet", "none"} and options.features is None:
         try:
@@ -155,7 +172,11 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         profile=options.profile,
         start=start,
         initial=initial,
-        budget=_budget(options.budget, data, initial),
+        budget=_budget(options, data, initial, train),
+        readers=readers,
+        reads=options.reads,
+        count=options.count,
+        baseline=not options.no_baseline,
         options=chosen.model_dump(mode="json"),
         device=usable_device(options.device),
         digests=digests,
@@ -167,6 +188,18 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
             "--min-labels-per-class of two classes, in batches of --batch-size; give a larger --budget or less of these"
         )
     return plan, data
+
+
+def _check(options: SimulateOptions) -> None:
+    if options.workers < 1:
+        raise SettingsError(f"--workers {options.workers}: expected 1 or more")
+    if options.readers is not None and options.ratings is not None:
+        raise SettingsError(
+            "--readers and --ratings: synthetic readers answer instead of real ones; give one of the two"
+        )
+    if options.profile not in PROFILES:
+        known = f"known are {', '.join(PROFILES)}{did_you_mean(options.profile, PROFILES)}"
+        raise SettingsError(f"--profile {options.profile!r}: there is no such profile; {known}")
 
 
 def _is_older(out: Path) -> bool:
@@ -297,10 +330,29 @@ def _imbalance(text: str | None) -> dict[str, float]:
     return shares
 
 
-def _budget(text: str, data: DataSet, initial: int) -> int:
-    counts = data.counts()["train"]
-    train = sum(counts.values())
-    expected = f"expected labels (200) or a fraction of the {train} training images (0.5)"
+def _readers(options: SimulateOptions, data: DataSet) -> dict[str, Matrix]:
+    """The synthetic readers, checked against the other options."""
+    if options.count not in {"images", "reads"}:
+        raise SettingsError(f"--count {options.count!r}: expected images or reads")
+    readers = {} if options.readers is None else read_readers(options.readers, data.classes)
+    for flag, given in (("--count reads", options.count == "reads"), (f"--reads {options.reads}", options.reads)):
+        if given and not readers and not data.ratings:
+            raise SettingsError(f"{flag} needs readers: give --ratings, or --readers such as good*4,poor")
+    most = len(readers) or max(_ratings_of(data).values(), default=1)
+    if options.reads is not None and not 1 <= options.reads <= most:
+        raise SettingsError(f"--reads {options.reads}: expected 1 to {most}, the most readers of an image")
+    return readers
+
+
+def _ratings_of(data: DataSet) -> Counter[str]:
+    """Number of ratings by image."""
+    return Counter(rating.image.id for rating in data.ratings)
+
+
+def _budget(options: SimulateOptions, data: DataSet, initial: int, train: int) -> int:
+    text, counts = options.budget, data.counts()["train"]
+    unit = "reads of the training images" if options.count == "reads" else "training images"
+    expected = f"expected labels (200) or a fraction of the {train} {unit} (0.5)"
     try:
         labels = int(text) if text.strip().isdecimal() else int(float(text) * train + 1e-9)
         share = 0.0 if text.strip().isdecimal() else float(text)
@@ -309,7 +361,7 @@ def _budget(text: str, data: DataSet, initial: int) -> int:
     if labels < 1:
         raise SettingsError(f"--budget {text}: {expected}")
     if share > 1 or labels > train:
-        raise SettingsError(f"--budget {text}: there are {train} training images; {expected}")
+        raise SettingsError(f"--budget {text}: there are {train} {unit}; {expected}")
     if labels < (start := initial * len(data.classes)):
         raise SettingsError(
             f"--budget {text} is {labels} labels, fewer than the {start} of the start set "

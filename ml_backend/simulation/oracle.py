@@ -17,8 +17,8 @@ class Oracle:
 
     Args:
         truth: one label for each image that a round may ask for.
-        ratings: readers' answers; an image that has some is answered by all of them, any other by its true label.
-            Answers about images that the oracle does not know are ignored.
+        ratings: readers' answers, see ``readers.answers_of``; an image that has some is answered by all of them in
+            their order, any other by its true label. Answers about images that are not in the truth are ignored.
         always_known: labels of images that are answered from the start and never in the pool: a fixed validation set.
 
     Raises:
@@ -39,22 +39,28 @@ class Oracle:
             raise ValueError("the truth holds no image: give at least one")
         self._truth = {label.image.id: label for label in pool}
         self._ratings: dict[str, list[Annotation]] = {}
-        for rating in sorted(ratings, key=lambda rating: rating.rater):
+        for rating in ratings:
             self._ratings.setdefault(rating.image.id, []).append(rating)
         self._annotations: list[Annotation] = []
         self._revealed: dict[str, None] = {}  # in the order of the answers
         for label in known:
             self._answer(label)
+        self._known = len(self._annotations)
 
     @classmethod
-    def of(cls, data: DataSet) -> "Oracle":
+    def of(cls, data: DataSet, ratings: Iterable[Annotation] = ()) -> "Oracle":
         """The pool is the training side, and the validation side is always known; the test side is left out."""
-        return cls(data.labels("train"), data.ratings, always_known=data.labels("val"))
+        return cls(data.labels("train"), ratings, always_known=data.labels("val"))
 
     @property
     def revealed(self) -> tuple[str, ...]:
         """The images that were asked for so far, in the order in which they were labelled."""
         return tuple(self._revealed)
+
+    @property
+    def reads(self) -> int:
+        """The number of answers about the revealed images."""
+        return len(self._annotations) - self._known
 
     def annotations(self) -> Sequence[Annotation]:
         """Every answer about the images that are always known, then about the revealed ones; a second apart."""

@@ -12,6 +12,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.registry import add_function
 from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
+from ml_backend.simulation.readers import Matrix
 
 RANDOM: Final = "random"
 BASELINE: Final = "baseline"  # no strategy: every label of the training side
@@ -56,7 +57,11 @@ class StudyPlan(FrozenModel):
         start: ``live``: nothing is labelled, and the cold start of the live loop finds the first labels, which count
             like all others; ``given``: a start set is found by the true labels, and a validation side is not counted.
         initial: labelled images of every class in a given start set; 0 in a live start.
-        budget: labels that a round trains on at most.
+        budget: labels that a round trains on at most, or their reads, as ``count`` says.
+        readers: synthetic readers; where there are none, the ratings are played back, or the true labels.
+        reads: answers an image at most; None for all.
+        count: what the budget and the learning curves count.
+        baseline: whether a network is trained on every label of the training side.
         options: ``ProjectOptions`` as JSON; each run has its own strategy, seed and loss.
         device: resolved, since another one gives other bits.
         digests: labels, ratings, features, weights, strategies as ``module:function`` (their source) -> SHA-256.
@@ -78,6 +83,10 @@ class StudyPlan(FrozenModel):
     start: Literal["live", "given"] = "given"  # a plan without the field is older than the live start
     initial: Annotated[int, Field(ge=0)]
     budget: Annotated[int, Field(ge=1)]
+    readers: dict[str, Matrix] = Field(default_factory=dict)
+    reads: Annotated[int, Field(ge=1)] | None = None
+    count: Literal["images", "reads"] = "images"
+    baseline: bool = True
     options: dict[str, object]
     device: Literal["cpu", "cuda"]
     digests: dict[str, str]
@@ -99,7 +108,7 @@ class StudyPlan(FrozenModel):
 
     def runs(self) -> Iterator[Run]:
         """Every run in the order of the tables: by strategy, variant and seed; the baselines last."""
-        for strategy in (*self.strategies, BASELINE):
+        for strategy in (*self.strategies, *([BASELINE] if self.baseline else [])):
             for variant, loss in zip(self.variants, self.losses, strict=True):
                 for seed in self.seeds:
                     yield Run(strategy=strategy, variant=variant, seed=seed, loss=loss)
@@ -149,7 +158,7 @@ class StudyPlan(FrozenModel):
     def rounds(self, classes: int, train_images: int) -> int:
         """The most rounds of a run: those with no more labels than the budget, and with a pool left to rank."""
         start = classes * self.initial
-        last = min(self.budget, train_images - 1)
+        last = min(self.budget // (self.reads or 1) if self.count == "reads" else self.budget, train_images - 1)
         return max(0, (last - start) // int(str(self.options["batch_size"])) + 1)
 
     def first_network(self) -> int:
@@ -220,7 +229,7 @@ def _changes(
         old, new = before.get(name), now.get(name)
         if old == new or name in FREE:
             continue
-        if isinstance(old, dict) and isinstance(new, dict):
+        if isinstance(old, dict) and isinstance(new, dict) and name != "readers":
             yield from _changes(old, new, name)
         else:
             yield _typed(of, name), old, new

@@ -110,7 +110,7 @@ def write_figures(results: StudyResults, folder: Path) -> None:
             save_line_chart(
                 folder / f"{metric.name}{'-' if variant else ''}{variant}",
                 found,
-                x_label="labels",
+                x_label="reads" if results.summary.count == "reads" else "labels",
                 y_label=metric.title,
                 references={"all labels": float(np.median(levels[variant]))} if variant in levels else {},
             )
@@ -154,6 +154,7 @@ def report_page(results: StudyResults) -> str:
         "starts": starts(kept, begun),
         "balance": _balance(kept, styles),
         "uncertainty": _uncertainty(kept, styles),
+        "answers": _answers(kept, styles),
         "times": times(kept),
         "seconds": [
             chart_group(
@@ -706,6 +707,15 @@ def _balance(results: StudyResults, styles: Styles) -> list[ChartGroup]:
             )
         )
     return groups
+
+
+def _answers(results: StudyResults, styles: Styles) -> list[ChartGroup]:
+    """The share of right labels, where readers answered."""
+    if all(row.label_accuracy in {None, 1.0} for row in results.rounds):
+        return []
+    note = "Share of the labels of a round that are the true class: what the rule made of the readers' answers."
+    curves = bands(learning_curves(results, lambda row: row.label_accuracy))
+    return [chart_group("right-labels", "Labels equal to the truth", note, curves, styles, percent=True)]
 
 
 def _uncertainty(results: StudyResults, styles: Styles) -> list[ChartGroup]:

@@ -33,6 +33,7 @@ from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.metrics import RoundMetrics, round_metrics
 from ml_backend.simulation.oracle import Oracle
 from ml_backend.simulation.plan import Run, StudyPlan
+from ml_backend.simulation.readers import answers_of
 from ml_backend.simulation.run_log import BaselineRow, BatchRow, ColdRow, RoundRow, RunLog
 
 PROBS: Final[frozenset[Need]] = frozenset({"probs"})
@@ -57,6 +58,10 @@ class Study:
         """The validation side where the study has one; else validation is drawn from the labels, as in a live loop."""
         validation = [label.image.id for label in self.data.labels("val")]
         return fixed_split(validation) if validation else stable_split
+
+    def oracle(self, seed: int) -> Oracle:
+        """Answers as the readers of the plan do."""
+        return Oracle.of(self.data, answers_of(self.data, self.plan.readers, self.plan.reads, seed))
 
 
 def open_study(plan: StudyPlan, out: Path, data: DataSet | None = None) -> Study:
@@ -158,7 +163,7 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
         # The network that the next round would start from is not kept.
         log.clear()
     past, picked = log.mend()
-    oracle = Oracle.of(data)
+    oracle = study.oracle(run.seed)
     oracle.reveal(oracle.start_set(plan.initial, run.seed))
     oracle.reveal(row.image_id for row in picked)
     learner = GuardedLearner(study.learner(options), data)
@@ -166,7 +171,12 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
     rounds = simulated_rounds(plan.request(run, data.classes), project, learner, strategy, first=len(past) + 1)
     number = len(past)
     train_images = len(data.labels("train"))
-    while len(labelled := oracle.revealed) <= plan.budget and (result := next(rounds, None)) is not None:
+    while True:
+        labelled, reads = oracle.revealed, oracle.reads
+        if (reads if plan.count == "reads" else len(labelled)) > plan.budget:
+            break
+        if (result := next(rounds, None)) is None:
+            break
         number += 1
         report, training = result.report, result.training
         counter = Counter(data.truth[image_id] for image_id in labelled)
@@ -174,6 +184,7 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
             **_of_run(run),
             "round": number,
             "labels": len(labelled),
+            "reads": reads,
             "share": len(labelled) / train_images,
             "labels_per_class": {name: counter[name] for name in data.classes},
         }
@@ -185,10 +196,16 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
             counts = ", ".join(f"{name}: {labels}" for name, labels in report.labels_per_class.items())
             raise RoundError(
                 f"round {number} of {run.name} has too few labels to train on ({counts}): readers gave images of the "
-                "start set no class; give a larger --initial"
+                "start set no class, or another; give a larger --initial"
             )
+        right = [
+            label.value == data.truth[label.image.id]
+            for label in (*training.train, *training.validation)
+            if label.image.id in set(labelled)
+        ]
         row = RoundRow(
             **so_far,
+            label_accuracy=sum(right) / len(right),
             metrics=_test_metrics(learner, data),
             epochs=report.fit.epochs,
             train_seconds=report.seconds["train"],
@@ -280,7 +297,7 @@ def fit_on_all(run: Run, study: Study) -> tuple["GuardedLearner", FitReport, flo
         LeakageError, RoundError: see ``do_run``.
     """
     data, options = study.data, study.plan.options_of(run)
-    oracle = Oracle.of(data)
+    oracle = study.oracle(run.seed)
     oracle.reveal(image.id for image in oracle.unlabelled()[0])
     labels = rule(options.consensus)(oracle.annotations(), data.classes).labels
     train, validation = study.split()(labels, options.validation_share, run.seed)
@@ -353,7 +370,8 @@ class GuardedLearner:
         self._learner.prepare(images)
 
     def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:
-        _require("ranked by its features", (image.id for image in images), self._train)
+        # Known labels tell which class has too few. A given start then ends: nothing is ranked by them.
+        _require("ranked by its features", (image.id for image in images), self._train | self._validation)
         return self._learner.embed(images)
 
     def save(self, folder: str) -> None:

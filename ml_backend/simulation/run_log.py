@@ -31,6 +31,7 @@ class _Round(_RunRow):
     labels: Annotated[int, Field(ge=0)]  # of the training side
     share: Annotated[float, Field(ge=0.0, le=1.0)]  # of the training side's images
     labels_per_class: dict[str, int]  # of the training side
+    reads: int | None = None  # answers about the labelled images; None: of an earlier version
 
 
 class ColdRow(_Round):
@@ -40,6 +41,7 @@ class ColdRow(_Round):
 class RoundRow(_Round):
     """One round of one run: a network trained on ``labels`` labels, and its metrics on the test side."""
 
+    label_accuracy: float | None = None  # share of the labels that are the true class; None: of an earlier version
     metrics: RoundMetrics
     epochs: Annotated[int, Field(ge=1)]
     train_seconds: float
@@ -102,6 +104,7 @@ class StudySummary(FrozenModel):
     rounds: int
     passes: int
     batch_size: int
+    count: Literal["images", "reads"] = "images"  # what curves and labels needed count
     start: Literal["live", "given"] = "given"
     protocol: str = ""  # how a run starts, and which labels count
     initial_per_class: int  # 0 in a live start
@@ -281,6 +284,10 @@ class StudyResults:
     batches: tuple[BatchRow, ...]
     baselines: tuple[BaselineRow, ...]
     cold: tuple[ColdRow, ...] = ()
+
+    def labels(self, row: AnyRound) -> int:
+        """Labels of a round, or their reads where the study counts those."""
+        return row.reads if self.summary.count == "reads" and row.reads is not None else row.labels
 
     @property
     def all_rounds(self) -> tuple[AnyRound, ...]:

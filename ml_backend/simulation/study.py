@@ -71,7 +71,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
         plan = _same_or_new(plan, out)
         rounds = plan.rounds(len(data.classes), len(data.labels("train")))
         compared = len(plan.strategies) * len(plan.variants) * len(plan.seeds)
-        baselines = len(plan.variants) * len(plan.seeds)
+        baselines = len(plan.variants) * len(plan.seeds) * plan.baseline
         with StudyProgress(console, compared * rounds + baselines) as progress:
             for note in data.notes:
                 progress.say(f"note: {note}")
@@ -113,7 +113,18 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
         StorageError: the log of a run is damaged.
     """
     counts = data.counts()
-    same = {"command", "started_at", "start", "strategies", "seeds", "profile", "options", "versions", "digests"}
+    same = {
+        "command",
+        "started_at",
+        "start",
+        "count",
+        "strategies",
+        "seeds",
+        "profile",
+        "options",
+        "versions",
+        "digests",
+    }
     summary = StudySummary(
         **plan.model_dump(include=same),
         seconds=_seconds_spent(out),
@@ -168,11 +179,19 @@ def _read_rows(plan: StudyPlan, summary: StudySummary, out: Path) -> StudyResult
 
 def protocol(plan: StudyPlan, data: DataSet) -> str:
     """How the runs of a study start, and which labels count, in a sentence."""
+    read = ""
+    if plan.readers or data.ratings:
+        who = f"{len(plan.readers)} synthetic readers" if plan.readers else "the readers of --ratings"
+        reads = f"at most {plan.reads}" if plan.reads else "all"
+        answers = "answer" if plan.reads == 1 else "answers"
+        read = f" Labels: {plan.options['consensus']} of {reads} {answers} an image, by {who}."
+    if plan.count == "reads":
+        read += " Budget, curves and labels needed count reads, not images."
     if plan.start == "live":
-        return "Live start: every label counts, the start and the validation included."
+        return f"Live start: every label counts, the start and the validation included.{read}"
     uncounted = f", and {n} validation labels that are not counted" if (n := len(data.labels("val"))) else ""
     start = plan.initial * len(data.classes)
-    return f"Given start (the paper's protocol): {start} start images found by their true label{uncounted}."
+    return f"Given start (the paper's protocol): {start} start images found by their true label{uncounted}.{read}"
 
 
 def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress: "StudyProgress") -> None:

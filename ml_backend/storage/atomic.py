@@ -71,7 +71,7 @@ def write_atomically(path: Path, content: bytes, *, parents: bool = True) -> Non
 
 
 def check_writable(folder: Path, *, make: bool = False) -> None:
-    """Write to the data folder, and leave nothing there.
+    """Write to the data folder and to the projects' folders in it, and leave nothing there.
 
     Args:
         folder: the data folder.
@@ -80,15 +80,20 @@ def check_writable(folder: Path, *, make: bool = False) -> None:
     Raises:
         StorageError: names the folder, the user of this process, and the way out.
     """
+    place = folder
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(PROBE_BYTES))
+        for place in (folder, *folder.glob("projects/"), *folder.glob("projects/*/")):
+            # Nothing is written to those of the projects that may be written: there are many, and /health asks often.
+            if place == folder or not os.access(place, os.W_OK | os.X_OK):
+                with tempfile.TemporaryFile(dir=place) as file:
+                    file.write(bytes(PROBE_BYTES))
     except OSError as error:
-        user = f"{os.geteuid()}:{os.getegid()}"
+        user, inside = f"{os.geteuid()}:{os.getegid()}", "" if place == folder else f"{place.absolute()} in "
         raise StorageError(
-            f"the data folder {folder.absolute()} cannot be written by user {user} ({error.strerror or error}): "
+            f"{inside}the data folder {folder.absolute()} cannot be written by user {user} "
+            f"({error.strerror or error}): "
             f"{_way_out(error, folder, user)}, or let AL_DATA_DIR name another folder"
         ) from None
 

@@ -41,6 +41,12 @@ class _SameContent(FrozenModel):
     digests: dict[str, str]
 
 
+class _ReaderNames(FrozenModel):
+    """Names of Label Studio's users, by their ids."""
+
+    names: dict[str, str]
+
+
 class _Problem(FrozenModel):
     problem: str
 
@@ -84,6 +90,25 @@ class ReadingStore:
     def keep_analysis(self, analysis: FrozenModel) -> None:
         """Replace that record. Never raises."""
         self._write("analysis", analysis)
+
+    def disagreements_tab(self, kind: type[R]) -> R | None:
+        """The Data Manager's tab of disagreements; None where this installation has made none."""
+        return self._read("disagreements-tab", kind)
+
+    def keep_disagreements_tab(self, tab: FrozenModel) -> None:
+        """Replace that record where it changed. Never raises."""
+        if tab != self.disagreements_tab(type(tab)):
+            self._write("disagreements-tab", tab)
+
+    def reader_names(self) -> dict[str, str]:
+        """User id -> name, where the owner asks for names."""
+        found = self._read("reader-names", _ReaderNames, read_cached)
+        return {} if found is None else found.names
+
+    def keep_reader_names(self, names: Mapping[str, str]) -> None:
+        """Replace them. Never raises."""
+        if self.reader_names() != dict(names):
+            self._write("reader-names", _ReaderNames(names=dict(names)))
 
     def digests(self) -> dict[str, str]:
         """Address -> digest of the bytes there, of images that equal another, as far as rounds have read them."""
@@ -355,6 +380,11 @@ class Quarantine:
             log.warning("the list of unreadable images starts empty", error=str(error))
             return ()
         return () if found is None else found.images
+
+    def current(self) -> frozenset[str]:
+        """Images that this round could not read, and listed ones that it has not tried again."""
+        with self._lock:
+            return frozenset(self._new) | (self._known.keys() - self._on_trial)
 
     @contextmanager
     def settled(self) -> Iterator[None]:

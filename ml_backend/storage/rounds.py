@@ -266,6 +266,12 @@ class _Imported(FrozenModel):
     versions: tuple[ImportedVersion, ...]
 
 
+class _AskedAgain(FrozenModel):
+    """The tasks of a project whose overlap in Label Studio may be another than its project's."""
+
+    tasks: tuple[int, ...]
+
+
 class RoundStore:
     """All projects of an installation.
 
@@ -625,6 +631,15 @@ class ProjectStore:
     def set_imported_versions(self, versions: Sequence[ImportedVersion]) -> None:
         """Replace that list."""
         write_record(self.folder / "versions.json", _Imported(versions=tuple(versions)))
+
+    def asked_again(self) -> tuple[int, ...]:
+        """Tasks whose overlap this installation may have raised in Label Studio, so that they are read again."""
+        noted = read_record(self.folder / "asked-again.json", _AskedAgain)
+        return () if noted is None else noted.tasks
+
+    def set_asked_again(self, tasks: Sequence[int]) -> None:
+        """Replace that list."""
+        write_record(self.folder / "asked-again.json", _AskedAgain(tasks=tuple(tasks)))
 
     def _round(self, round_id: str) -> Path:
         return self.folder / "rounds" / round_id

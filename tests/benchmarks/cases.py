@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ml_backend.consensus import RULES
 from tests.benchmarks.compare import Bench, Case, Figure, Run, Side, Task, cpu_s, joint_information, main, quantity
 from tests.benchmarks.inputs import near_duplicate_pool, plain_pool, stored_project, write_classes, write_radiographs
 from tests.system.owner_data import KEY
@@ -33,6 +34,7 @@ SIZES: Final[dict[str, tuple[Any, Any]]] = {
     "class_images": (120, 30),
     "feature_pool": (10_000, 200),
     "features": (2_048, 16),
+    "read_images": (10_000, 60),
 }
 PEER_DECODERS: Final = ("Pillow", "torchvision.io", "opencv", "opencv, reduced 4", "opencv, reduced 8", "pyvips")
 POINTWISE: Final = {
@@ -285,6 +287,17 @@ def pages(bench: Bench) -> Case:
     return Case(figures, runs)
 
 
+def consensus(bench: Bench) -> Case:
+    """Every consensus rule on three answers an image, of 50 readers."""
+    images = bench["read_images"]
+    runs = bench.measure({name: Task(bench.ours, "consensus", rule=name, images=images) for name in RULES})
+    figures = [
+        Figure(f"{name}, {3 * images:,} answers", "s", cpu_s(found), target=("<", 2.0), absolute=True)
+        for name, found in runs.items()
+    ]
+    return Case(figures, runs, [f"three of 50 readers about each of {images:,} images"])
+
+
 def _fastest(seconds: dict[str, float]) -> tuple[str, float] | None:
     return min(seconds.items(), key=lambda peer: peer[1], default=None)
 
@@ -302,6 +315,7 @@ CASES: Final[dict[str, Callable[[Bench], Case]]] = {
     "of_100000": of_100000,
     "training": training,
     "pages": pages,
+    "consensus": consensus,
 }
 
 if __name__ == "__main__":

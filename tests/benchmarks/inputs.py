@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from ml_backend.analytics import INSIGHT
-from ml_backend.images.synthetic import draw_phantom
+from ml_backend.images.synthetic import ImagePlan
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.live import round_insight
@@ -62,7 +62,7 @@ def plain_pool(images: int, passes: int, classes: int, seed: int) -> Float32[Pro
 
 def draw_radiograph(height: int, width: int, seed: int) -> UInt8[npt.NDArray[np.uint8], "height width"]:
     """Draw a chest radiograph of any size, with noise that neighbouring pixels share."""
-    small = draw_phantom(severity=seed % 3, classes=3, seed=seed, side=512)
+    small = ImagePlan(seed % 3, 3, seed, seed).draw(512)
     large = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
     noise = np.random.default_rng([6, seed]).standard_normal((height, width), dtype=np.float32)
     noise[:, 1:] += 0.5 * noise[:, :-1]
@@ -82,7 +82,7 @@ def write_classes(folder: Path, count: int, side: int) -> Path:
     """Write drawn images of three classes for a training, ``<class>-<number>.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        image = draw_phantom(severity=number % 3, classes=3, seed=number, side=side)
+        image = ImagePlan(number % 3, 3, number, number).draw(side)
         Image.fromarray(image).save(folder / f"{number % 3}-{number:04d}.png")
     return folder
 

@@ -55,11 +55,13 @@ class Step(FrozenModel):
     """A round of a run, as the owner's page has it, with its true accuracy.
 
     Attributes:
+        images: validation images of its network.
         noise: agreement with a network of another seed, where one was trained.
         truth: accuracy on the images that no round sees.
     """
 
     marks: PredictionSnapshot
+    images: int
     noise: Agreement | None = None
     truth: float
 
@@ -133,7 +135,9 @@ def learning_run(data: DataSet, strategy: str, seed: int, rounds: int, noise_eve
                     raise_if_preempted=assume_current,
                 )
                 noise = None if replicate is None else seed_noise_agreement(predictions, replicate)
-            yield Step(marks=marks, noise=noise, truth=_accuracy(learner, data))
+            assert result.report.fit is not None
+            images = result.report.fit.validation_images
+            yield Step(marks=marks, images=images, noise=noise, truth=_accuracy(learner, data))
 
 
 def _accuracy(learner: Learner, data: DataSet) -> float:
@@ -154,7 +158,8 @@ def evaluate_verdict(steps: Sequence[Step], verdicts: frozenset[Verdict], batch_
     for number in range(1, len(steps) + 1):
         marks = [step.marks for step in steps[:number]]
         noise = {step.marks.round_id: step.noise for step in steps[:number] if step.noise is not None}
-        if stop_advice(marks, noise, labels=batch_size).verdict in verdicts:
+        images = {step.marks.round_id: step.images for step in steps[:number]}
+        if stop_advice(marks, noise, labels=batch_size, images=images).verdict in verdicts:
             at = labels[number - 1]
             return VerdictOutcome(at, float(left[number - 1]), at - plateau, plateau)
     return VerdictOutcome(None, 0.0, labels[-1] - plateau, plateau)

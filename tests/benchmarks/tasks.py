@@ -326,6 +326,25 @@ def page_request(*, data_folder: str, path: str) -> Callable[[], int]:
     return call
 
 
+def consensus(*, rule: str, images: int) -> Callable[[], int]:
+    """A consensus rule from the annotations to the labels; returns their number."""
+    from datetime import UTC, datetime, timedelta
+
+    from ml_backend.consensus import RULES
+    from ml_backend.schemas import Annotation, ImageRef
+
+    draws, classes = np.random.default_rng(0), ("normal", "moderate", "severe")
+    annotations = list[Annotation]()
+    for number in range(images):
+        image, truth = ImageRef(id=str(number + 1), uri=f"{number}.png"), draws.integers(3)
+        for reader in draws.choice(50, 3, replace=False):
+            # A tenth of the readers is poor.
+            value = classes[truth if draws.random() < (0.4 if reader < 5 else 0.8) else draws.integers(3)]
+            at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=len(annotations))
+            annotations.append(Annotation(image=image, rater=str(reader), value=value, updated_at=at))
+    return lambda: len(RULES[rule](annotations, classes).labels)
+
+
 def main(replies: io.BufferedIOBase, short_s: float) -> None:
     """Time tasks until standard input ends."""
     prepared: dict[str, Callable[[], Any]] = {}

@@ -12,7 +12,7 @@ AGREED = {str(image): image % 2 for image in range(100)}
 NOISE = Agreement(images=100, agreed=0.9, kappa=0.8, error=0.05)
 
 
-def run(*truths: float, first_agreed: int = 0) -> list[Step]:
+def run(*truths: float, first_agreed: int = 0, images: int = 1000) -> list[Step]:
     """Rounds of 20 labels whose networks agree from ``first_agreed`` on, with a constant validation accuracy."""
     return [
         Step(
@@ -23,6 +23,7 @@ def run(*truths: float, first_agreed: int = 0) -> list[Step]:
                 classes=("normal", "severe"),
                 predicted=AGREED if number >= first_agreed else {name: (number * ord(name[-1])) % 2 for name in AGREED},
             ),
+            images=images,
             noise=NOISE,
             truth=truth,
         )
@@ -59,6 +60,9 @@ class TestEvaluateVerdict:
         outcome = evaluate_verdict(run(0.7, *LONG, first_agreed=99), VERDICTS["stop"])
 
         assert outcome == VerdictOutcome(labels=None, missed=0.0, late=260, plateau=120)
+
+    def test_never_on_a_handful_of_validation_images(self):
+        assert evaluate_verdict(run(0.7, *LONG, images=29), VERDICTS["soon, or stop"]).labels is None
 
 
 class TestReport:

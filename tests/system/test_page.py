@@ -18,11 +18,13 @@ from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 from werkzeug.serving import make_server
 
+from ml_backend.analytics.overview import analyse
 from ml_backend.config import Settings
 from ml_backend.processes import Valkey
 from ml_backend.scheduling import Progress, RoundQueue, connect_redis
+from ml_backend.scheduling.connections import configuration
 from ml_backend.server.app import create_app
-from tests.system.owner_data import KEY, prepare
+from tests.system.owner_data import KEY, add_readers, prepare
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
@@ -55,7 +57,9 @@ def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundQueue]:
 def url(queue: RoundQueue, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real app on a port, behind its credentials, with a project that has learned for three weeks."""
     folder: Path = tmp_path_factory.mktemp("page")
-    prepare(folder)
+    store = prepare(folder)
+    add_readers(store)
+    analyse(store.project(KEY), *configuration(store.connection(KEY.id)))
     queue.count_changes(KEY, 12, 20, 192)
     settings = Settings.load(data_dir=folder, basic_auth_user="owner", basic_auth_pass="secret")
     server = make_server("127.0.0.1", 0, create_app(settings, queue), threaded=True)
@@ -118,7 +122,10 @@ class TestPage:
         [
             "/",
             f"/projects/{KEY}",
-            *(f"/projects/{KEY}/{page}" for page in ("rounds/r000009", "images", "options", "compare", "state")),
+            *(
+                f"/projects/{KEY}/{page}"
+                for page in ("agreement", "rounds/r000009", "images", "options", "compare", "state")
+            ),
         ],
     )
     def test_is_whole_on_a_desk_and_on_a_phone(self, browser, url, scheme, width, path):

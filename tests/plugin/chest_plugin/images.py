@@ -5,7 +5,7 @@ import io
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.synthetic import draw_phantom
+from ml_backend.images.synthetic import ImagePlan
 from ml_backend.schemas import ImageRef
 
 CLASSES = ("normal", "moderate", "severe")
@@ -24,7 +24,9 @@ class DrawnImages:
         if severity not in CLASSES or not seed.isdecimal():
             raise ImageError(f"image {image.id}: {image.uri} is not drawn://CLASS/SEED", "missing")
         file = io.BytesIO()
-        Image.fromarray(draw_phantom(CLASSES.index(severity), len(CLASSES), int(seed), 64)).save(file, "PNG")
+        Image.fromarray(ImagePlan(CLASSES.index(severity), len(CLASSES), int(seed), int(seed)).draw(64)).save(
+            file, "PNG"
+        )
         return file.getvalue()
 
     def cache_key(self, image: ImageRef) -> str:

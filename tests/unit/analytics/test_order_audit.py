@@ -23,9 +23,14 @@ def at(minute: float) -> datetime:
     return NOON + timedelta(minutes=minute)
 
 
-def order(ids: str, minute: float = 0, version: str = "v1") -> PublishedRanking:
+def order(ids: str, minute: float = 0, version: str = "v1", rereads: str = "") -> PublishedRanking:
     return PublishedRanking(
-        version=version, round_id="r000001", image_ids=tuple(ids), seconds={}, published_at=at(minute)
+        version=version,
+        round_id="r000001",
+        image_ids=tuple(ids),
+        rereads=tuple(rereads),
+        seconds={},
+        published_at=at(minute),
     )
 
 
@@ -55,6 +60,24 @@ SWITCH = [order("abcd"), order("dcb", 2, "v2")]
     [
         pytest.param([order("abc")], [answer("a", 1), answer("b", 2), answer("c", 3)], [], id="down the list"),
         pytest.param([order("ab")], [answer("x", 1)], [("x", "not in order")], id="in no order"),
+        pytest.param(
+            [order("ab"), order("acb", 2, rereads="a")],
+            [answer("a", 1), answer("a", 3, "ben"), answer("c", 4, "ben"), answer("b", 5)],
+            [],
+            id="read again as asked",
+        ),
+        pytest.param(
+            [order("ab"), order("acb", 2, rereads="a")],
+            [answer("a", 1), answer("c", 3), answer("b", 4)],
+            [],
+            id="an only reader has no gap where another is asked",
+        ),
+        pytest.param(
+            [order("ab"), order("cab", 2, rereads="a")],
+            [answer("a", 1, "ben"), answer("a", 3), answer("b", 4), answer("b", 5, "ben"), answer("c", 60)],
+            [("a", "again"), ("b", "by hand"), ("b", "again")],
+            id="read again ahead of its place, and without being asked",
+        ),
         pytest.param(
             [order("ab", 10)], [answer("a", 1), answer("b", 11)], [("a", "before any order")], id="before any order"
         ),

@@ -114,6 +114,13 @@ class TestStopAdvice:
         assert advice.verdict == "go on"
         assert advice.sentence.startswith(f"Go on: {curve} fell over the last rounds; the last two networks agree")
 
+    def test_a_fall_within_its_interval_may_be_none(self):
+        """Falling by 0.7 points a round with a standard error of 0.6."""
+        story = Story([0, *[20] * 4], [0.83, 0.79, 0.81, 0.78, 0.80])
+        advice = stop_advice(story.marks(), noise(0.96), labels=20)
+
+        assert advice.sentence.startswith("Go on: accuracy may have fallen over the last rounds; the last two")
+
     def test_no_end_while_accuracy_rises_though_few_labels_gain_little(self):
         """0.6 points a round of 20 labels; the next 5 labels gain 0.15."""
         story = Story([0, 20, 20], [0.8, 0.806, 0.812])

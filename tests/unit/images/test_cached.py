@@ -1,5 +1,6 @@
 import hashlib
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -144,48 +145,19 @@ def test_both_tables_are_bounded(tmp_path: Path, source: CountingSource) -> None
     assert [len(list((tmp_path / table).glob("*/*"))) for table in ("hashes", "pixels")] == [1, 13]
 
 
-class TestSize:
-    """Of the film, which the network's square does not tell."""
+def test_pixels_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """Behind them it kept the image's width and height."""
+    file = io.BytesIO()
+    Image.new("L", (60, 24), 10).save(file, "PNG")
+    source, pixels = CountingSource({"wide": file.getvalue()}), DiskCache(tmp_path / "pixels")
+    cache = ImageCache(source, tmp_path, 32)
+    key = cache.read(ref("wide")).key
+    pixels.put(key, (pixels.get(key) or b"") + struct.pack("<II", 60, 24))
 
-    @pytest.fixture
-    def wide(self) -> CountingSource:
-        file = io.BytesIO()
-        Image.new("L", (60, 24), 10).save(file, "PNG")
-        return CountingSource({"wide": file.getvalue(), "again": file.getvalue()})
+    found = cache.read(ref("wide"))
 
-    def forget_size(self, folder: Path) -> None:
-        """As an earlier version kept the pixels: without what stands behind them."""
-        pixels = DiskCache(folder / "pixels")
-        [key] = {ImageCache(CountingSource({}), folder, 32).key(ref(uri)) for uri in ("wide", "again")} - {None}
-        pixels.put(str(key), (pixels.get(str(key)) or b"")[: 32 * 32])
-
-    def test_is_kept_with_the_pixels(self, tmp_path: Path, wide: CountingSource) -> None:
-        cache = ImageCache(wide, tmp_path, 32)
-
-        first = cache.read(ref("wide"))
-
-        assert first.size == cache.read(ref("wide"), sized=True).size == cache.read(ref("again")).size == (60, 24)
-        assert wide.fetched == ["wide", "again"]
-        assert first.pixels.shape == cache.read(ref("wide")).pixels.shape == (32, 32)
-
-    def test_pixels_of_an_earlier_version_go_on_without(self, tmp_path: Path, wide: CountingSource) -> None:
-        cache = ImageCache(wide, tmp_path, 32)
-        cache.read(ref("wide"))
-        self.forget_size(tmp_path)
-
-        found = cache.read(ref("wide"))
-
-        assert (found.size, wide.fetched) == (None, ["wide"])
-        assert (found.pixels == 10).all()
-
-    def test_whoever_needs_it_has_it_fetched_once_more(self, tmp_path: Path, wide: CountingSource) -> None:
-        cache = ImageCache(wide, tmp_path, 32)
-        cache.read(ref("wide"))
-        self.forget_size(tmp_path)
-
-        assert cache.read(ref("wide"), sized=True).size == (60, 24)
-        assert cache.read(ref("wide"), sized=True).size == (60, 24)
-        assert wide.fetched == ["wide", "wide"]
+    assert (found.pixels.shape, source.fetched) == ((32, 32), ["wide"])
+    assert (found.pixels == 10).all()
 
 
 class TestContentDigests:

@@ -3,7 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_backend.images.synthetic import ImagePlan, draw_phantom, draw_pool, plan_pool
+from ml_backend.images.synthetic import ImagePlan, draw_pool, plan_pool
+
+
+def draw_phantom(severity, classes, seed, side=512, patient=None, **look):
+    """One image; its anatomy is by its seed, unless it has a patient's."""
+    return ImagePlan(severity, classes, seed, seed if patient is None else patient, **look).draw(side)
 
 
 class TestDrawPhantom:

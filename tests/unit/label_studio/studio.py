@@ -41,6 +41,7 @@ class FakeStudio:
         self.bytes = 0
         self.last_annotation = 0
         self.model_version = ""
+        self.users: list[dict[str, Any]] = []
         self.predictions: dict[str, int] = {}  # how many of each model version
         self.refusal: int | None = None  # the status that everything but "who am I" is answered with
         self.meanwhile: list[Callable[[], None]] = []  # what readers do after each request
@@ -92,6 +93,8 @@ class FakeStudio:
     def _answer(self, request: httpx.Request) -> Any:
         if request.url.path == "/api/tasks":
             return self.page(request)
+        if request.url.path == "/api/users/":
+            return self.users
         if request.url.path.endswith("/model-versions/"):
             rows = [{"model_version": name, "count": count} for name, count in self.predictions.items()]
             return {"static": rows}

@@ -216,6 +216,60 @@ class TestTrainingClasses:
         assert training_classes(config, ProjectOptions()) == ("normal", "severe")
 
 
+class TestOrderOfClasses:
+    CONFIG = LabelConfig(("severe", "unreadable", "0", "mild"), "severity", "i", "i", {}, values={"0": "Normal"})
+
+    @staticmethod
+    def order(**options: object) -> tuple[str, ...]:
+        return training_classes(TestOrderOfClasses.CONFIG, ProjectOptions.resolve(options, environ={}))
+
+    @pytest.mark.parametrize(
+        "value", ["0,mild,severe", " normal , Mild,SEVERE", '["0", "mild", "severe"]', ["0", "mild", "severe"]]
+    )
+    def test_as_the_owner_gives_it(self, value: object) -> None:
+        assert self.order(ordinal=value) == ("0", "mild", "severe")
+
+    @pytest.mark.parametrize("value", [True, "true", "yes"])
+    def test_as_the_choices_have_it(self, value: object) -> None:
+        assert self.order(ordinal=value) == self.order() == ("severe", "0", "mild")
+
+    def test_choices_that_are_no_class_may_be_named(self) -> None:
+        options = ProjectOptions.resolve(
+            {"ordinal": "normal,unreadable,mild,severe", "ignore_classes": "mild"}, environ={}
+        )
+
+        assert training_classes(self.CONFIG, options) == ("0", "severe")
+
+    @pytest.mark.parametrize("value", ["normal,severe", "normal,mild,severe,0", "normal,mild,severe,worse"])
+    def test_every_class_once_and_no_other(self, value: str) -> None:
+        message = f"ordinal='{value}' must name each of the classes 'severe', '0 (Normal)', 'mild' of Choices"
+        with pytest.raises(SettingsError, match=re.escape(message)):
+            self.order(ordinal=value)
+
+    @pytest.mark.parametrize("rule", ["median", "ordinal"])
+    def test_rules_that_need_an_order_refuse_classes_without_one(self, rule: str) -> None:
+        with pytest.raises(
+            SettingsError, match=f"consensus={rule} needs the order .* set consensus=majority or dawid_skene"
+        ):
+            self.order(ordinal="no", consensus=rule)
+
+    @pytest.mark.parametrize("rule", ["majority", "dawid_skene", "latest"])
+    def test_other_rules_take_them(self, rule: str) -> None:
+        options = ProjectOptions.resolve({"ordinal": "false", "consensus": rule}, environ={})
+
+        assert training_classes(self.CONFIG, options) == ("severe", "0", "mild")
+        assert question(self.CONFIG, options).startswith("learns 'severity', in no order: severe, 0 (Normal), mild")
+
+    def test_two_classes_always_have_one(self) -> None:
+        assert self.order(ordinal=False, ignore_classes="mild") == ("severe", "0")
+
+    def test_a_single_name_is_no_order(self) -> None:
+        with pytest.raises(
+            SettingsError, match=r"ordinal='severe'.*: must be true, false, or the classes, least severe"
+        ):
+            self.order(ordinal="severe")
+
+
 class TestReadImage:
     def test_of_a_recorded_task(self) -> None:
         image = read_image(recorded("TASKS_CREATED")["tasks"][2], CONFIG)

@@ -30,7 +30,7 @@ from ml_backend.label_studio.publisher import (
     serving_problems,
 )
 from ml_backend.rounds.interfaces import assume_current
-from ml_backend.schemas import ImportedVersion, PublishedRanking, Ranking, RoundReport
+from ml_backend.schemas import ImportedVersion, PublishedRanking, Ranking, Reread, RoundReport
 from tests.fakes import NOON, make_report
 
 CONFIG = LabelConfig(("normal", "severe", "unreadable"), "severity", "image", "image", {})
@@ -45,6 +45,7 @@ class SmallLabelStudio:
 
     def __init__(self, tasks: int) -> None:
         self.waiting = set(range(1, tasks + 1))
+        self.labelled: dict[int, dict[str, Any]] = {}  # id -> overlap and counts of annotations
         self.deleted: set[int] = set()
         self.project: dict[str, Any] = {"model_version": ""}
         self.versions: dict[str, list[dict[str, Any]]] = {}
@@ -66,19 +67,33 @@ class SmallLabelStudio:
         answers: dict[str, Callable[[], httpx.Response]] = {
             "GET 1": lambda: httpx.Response(200, json=self.project),
             "PATCH 1": lambda: self._patch(body),
-            "GET tasks": lambda: self._tasks(self.waiting & _chosen(request)),
+            "GET tasks": lambda: self._tasks(self.waiting & _chosen(request), self.labelled.keys() & _chosen(request)),
             "POST predictions": lambda: self._import(body),
             "GET model-versions": lambda: httpx.Response(
                 200, json={"static": [{"model_version": v, "count": len(p)} for v, p in self.versions.items()]}
             ),
             "DELETE model-versions": lambda: self._delete(body["model_version"]),
         }
-        answer = answers[step]()
+        answer = self._patch_task(int(step.split()[1]), body) if "/tasks/" in request.url.path else answers[step]()
         self.after(step)
         return answer
 
-    def _tasks(self, ids: set[int]) -> httpx.Response:
-        return httpx.Response(200, json={"tasks": [{"id": i} for i in sorted(ids)], "total": len(ids)})
+    def _tasks(self, ids: set[int], labelled: set[int]) -> httpx.Response:
+        tasks = [{"id": i} for i in sorted(ids)] or [{"id": i} | self.labelled[i] for i in sorted(labelled)]
+        return httpx.Response(200, json={"tasks": tasks, "total": len(tasks)})
+
+    def _patch_task(self, task: int, body: dict[str, Any]) -> httpx.Response:
+        self.labelled[task] |= body
+        return httpx.Response(200, json={})
+
+    def label(self, *ids: int, skips: int = 0) -> None:
+        self.waiting -= {*ids}
+        counts = {"overlap": 1, "is_labeled": True, "total_annotations": 1, "cancelled_annotations": skips}
+        self.labelled |= {i: dict(counts) for i in ids}
+
+    def open_again(self) -> dict[int, int]:
+        """Overlap of the labelled tasks that readers may be served."""
+        return {i: task["overlap"] for i, task in self.labelled.items() if not task["is_labeled"]}
 
     def _patch(self, body: dict[str, Any]) -> httpx.Response:
         if body["model_version"] not in self.versions:
@@ -119,6 +134,13 @@ class Store(list[PublishedRanking]):
     def __init__(self) -> None:
         super().__init__()
         self.imported: tuple[ImportedVersion, ...] = ()
+        self.asked: tuple[int, ...] = ()
+
+    def asked_again(self) -> tuple[int, ...]:
+        return self.asked
+
+    def set_asked_again(self, tasks: Sequence[int]) -> None:
+        self.asked = tuple(tasks)
 
     def set_published(self, published: PublishedRanking) -> None:
         self.append(published)
@@ -208,6 +230,88 @@ class TestPublish:
         assert first.version != second.version
         assert [one.version for one in store.imported] == [first.version, second.version]
         assert [one.replaced_at for one in store.imported] == [second.published_at, None]
+
+
+def asks_again(*places: tuple[int, int], answers: int = 1, round_id: str = "r000001") -> RoundReport:
+    """A ranking of 1, 2, 3, with re-reads: an image and the number of images before it."""
+    again = tuple(Reread(image_id=str(i), after=after, value=0.5, answers=answers) for i, after in places)
+    made = report(1, 2, 3, round_id=round_id)
+    return made.model_copy(update={"ranking": made.ranking.model_copy(update={"rereads": again})})
+
+
+class TestRereads:
+    def test_take_their_places_and_are_opened_to_one_more_reader(self) -> None:
+        server, store = SmallLabelStudio(6), Store()
+        server.label(4, 5)
+
+        published = publisher(server, store).publish(asks_again((5, 0), (4, 2)), assume_current)
+
+        assert published.image_ids == ("5", "1", "2", "4", "3")
+        assert (published.rereads, published.first_reads) == (("5", "4"), 3)
+        assert server.open_again() == {4: 2, 5: 2}
+        assert store.asked == (5, 4)
+
+    def test_a_skip_takes_a_place_where_label_studio_counts_it(self) -> None:
+        for skip_queue, overlap in [("REQUEUE_FOR_OTHERS", 2), ("REQUEUE_FOR_ME", 3), ("IGNORE_SKIPPED", 3)]:
+            server = SmallLabelStudio(4)
+            server.project["skip_queue"] = skip_queue
+            server.label(4, skips=1)
+            publisher(server).publish(asks_again((4, 0), answers=2), assume_current)
+
+            assert server.open_again() == {4: overlap}
+
+    def test_read_again_deleted_or_without_an_answer_meanwhile_are_left_out(self) -> None:
+        server = SmallLabelStudio(6)
+        server.label(4, 5)
+        server.labelled[4]["total_annotations"] = 2
+        server.labelled[5]["total_annotations"] = 0
+
+        published = publisher(server).publish(asks_again((4, 0), (5, 1), (9, 1)), assume_current)
+
+        assert published.image_ids == ("1", "2", "3")
+        assert not published.rereads
+        assert server.open_again() == {}
+
+    def test_of_an_earlier_order_are_put_back(self) -> None:
+        server, store = SmallLabelStudio(6), Store()
+        server.label(4, 5)
+        publisher(server, store).publish(asks_again((4, 0)), assume_current)
+        publisher(server, store).publish(asks_again((5, 1), round_id="r000002"), assume_current)
+
+        assert server.open_again() == {5: 2}
+        assert list(store.asked) == [5]
+
+        publisher(server, store).publish(report(1, 2, 3, round_id="r000003"), assume_current)
+
+        assert server.open_again() == {}
+        assert {task["overlap"] for task in server.labelled.values()} == {1}
+        assert list(store.asked) == []
+
+    @pytest.mark.parametrize("step", ["PATCH 4", "PATCH 5", "POST predictions", "PATCH 1", "GET model-versions"])
+    @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+    def test_a_kill_at_any_step_leaves_no_other_overlap_in_the_end(self, step: str, done: bool) -> None:
+        """The next publish is of another round: its re-reads alone are open then."""
+        server, store = SmallLabelStudio(6), Store()
+        server.label(4, 5)
+        publisher(server, store).publish(asks_again((4, 0)), assume_current)
+        server.labelled[4] |= {"overlap": 1, "is_labeled": True}  # so that it is opened once more
+        setattr(server, "after" if done else "before", fail_at(step, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            publisher(server, store).publish(asks_again((5, 0), (4, 1), round_id="r000002"), assume_current)
+        server.before = server.after = _nothing
+        publisher(server, store).publish(asks_again((5, 0), round_id="r000003"), assume_current)
+
+        assert server.open_again() == {5: 2}
+        assert server.labelled[4]["overlap"] == 1
+        assert store.asked == (5,)
+        assert server.served()[:2] == [1, 2]
+
+    def test_are_no_reserve_for_an_only_reader(self) -> None:
+        server = SmallLabelStudio(6)
+        server.label(4, 5)
+        published = publisher(server).publish(asks_again((4, 0), (5, 0)), assume_current)
+
+        assert remaining_published(published.model_copy(update={"annotations": 2}), 4) == 1
 
 
 class TestReplacedVersions:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ml_backend.errors import TooFewLabels
-from ml_backend.images.transforms import to_input
+from ml_backend.images.transforms import Normalisation, to_input
 from ml_backend.model.data import (
     DropoutMasks,
     FeatureExamples,
@@ -123,6 +123,34 @@ class TestLabelledDataset:
         assert part.examples.features.tolist() == [[4.0, 40.0], [1.0, 10.0]]
         assert part.examples.targets.tolist() == [2, 0]
         assert [exclusion.image_id for exclusion in part.exclusions] == ["2"]
+
+    @pytest.mark.parametrize("soft", [True, False])
+    def test_soft_targets_follow_the_images(self, *, soft: bool) -> None:
+        """A label without probabilities is of its class; the targets stay the classes."""
+        first, *others = labels("severe", "normal", "moderate")
+        first = first.model_copy(update={"probabilities": {"moderate": 0.25, "severe": 0.75}})
+        table = FeatureTable(["1", "3"], np.ones((2, 2), dtype=np.float32))
+        features = TableFeatures(table, torch.device("cpu"))
+        given = [first, *others]
+
+        dataset = LabelledDataset.from_features(given, CLASSES, features, list[int]().append, soft=soft)
+
+        part = dataset.select([given[2], given[0]]).examples
+        assert part.targets.tolist() == [1, 2]
+        assert (None if part.soft is None else part.soft.tolist()) == (
+            [[0.0, 1.0, 0.0], [0.0, 0.25, 0.75]] if soft else None
+        )
+
+    def test_a_part_of_pixels_keeps_the_normalisation(self) -> None:
+        """That of a network other than torchvision's, of which each member of an ensemble trains on a part."""
+        images = tuple(label.image for label in labels("normal", "severe"))
+        own = Normalisation((0.5,), (0.25,))
+        examples = PixelExamples(torch.zeros((2, 4, 4), dtype=torch.uint8), torch.tensor([0, 2]), own)
+
+        part = LabelledDataset(images, examples, ()).select(labels("normal", "severe")[1:]).examples
+
+        assert isinstance(part, PixelExamples)
+        assert part.normalisation == own
 
     def test_features_are_not_computed_again(self) -> None:
         dataset = from_table(["1", "2"], "normal", "severe")

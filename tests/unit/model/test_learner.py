@@ -143,6 +143,27 @@ class TestHeadOnly:
         assert list(dict.fromkeys(stage for stage, _, _ in seen)) == ["features", "train", "score"]
 
 
+@FINETUNE
+def test_probabilities_of_labels_are_learned_where_the_option_says_so(
+    image_dir: Path, cache: Path, finetune: str
+) -> None:
+    """Otherwise they change no bit. What is validated on are the classes, in either case."""
+    train, validation = labelled(image_dir, 0, 20), labelled(image_dir, 20, 30)
+    third = dict.fromkeys(CLASSES, 1 / 3)
+    unsure = [label.model_copy(update={"raters": 3, "probabilities": third}) for label in train]
+    outputs, reports = [], []
+    for soft, labels in ((False, train), (False, unsure), (True, unsure)):
+        it = learner(image_dir, cache, finetune=finetune, epochs=2, train_batch=8, soft_labels=soft)
+        reports.append(it.fit(labels, validation, CLASSES))
+        outputs.append(it.outputs(pool(image_dir, 30, 34), PROBS).probs)
+
+    assert np.array_equal(outputs[0], outputs[1])
+    assert reports[0] == reports[1]
+    assert not np.allclose(outputs[1], outputs[2], atol=1e-4)
+    assert reports[2].class_weights == reports[0].class_weights
+    assert [one.label for one in reports[2].held_out] == [label.value for label in validation]
+
+
 def test_full_finetuning_trains_the_backbone_from_the_same_start(image_dir: Path, tmp_path: Path) -> None:
     labels = labelled(image_dir, 0, 9), labelled(image_dir, 9, 12)
     images = pool(image_dir, 30, 33)

@@ -142,6 +142,61 @@ class TestChanceLevel:
         )
 
 
+class TestSoftTargets:
+    SOFT = torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.5, 0.5], [0.2, 0.2, 0.6], [1.0, 0.0, 0.0]])
+    TARGETS = torch.tensor([0, 1, 2, 0])
+    WEIGHTED = WeightedCrossEntropy(torch.tensor([0.5, 2.0, 1.5]))
+
+    def test_of_one_class_are_the_targets(self) -> None:
+        logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        one_hot = nn.functional.one_hot(self.TARGETS).float()
+
+        hard, soft = (float(self.WEIGHTED.training(logits, self.TARGETS, each)) for each in (None, one_hot))
+        assert soft == pytest.approx(hard)
+        assert self.WEIGHTED.chance_level(self.TARGETS, one_hot) == pytest.approx(
+            self.WEIGHTED.chance_level(self.TARGETS)
+        )
+
+    def test_predicting_them_is_the_least_loss(self) -> None:
+        """It is 0, as with targets of one class, so that early stopping knows when the network has learned."""
+        weighted = self.SOFT * self.WEIGHTED.weights
+        logits = weighted.log().clamp_min(-50.0)
+
+        assert float(self.WEIGHTED.training(logits, self.TARGETS, self.SOFT)) == pytest.approx(0.0, abs=1e-6)
+        assert float(self.WEIGHTED.training(logits * 0.5, self.TARGETS, self.SOFT)) > 0.01
+
+    def test_hand_worked(self) -> None:
+        """Without weights it is the mean divergence from the targets: of a uniform prediction, ln 3 - their entropy."""
+        plain = WeightedCrossEntropy(torch.ones(3))
+        entropy = float(torch.special.entr(self.SOFT).sum(dim=1).mean())
+
+        assert float(plain.training(torch.zeros(4, 3), self.TARGETS, self.SOFT)) == pytest.approx(
+            math.log(3.0) - entropy
+        )
+        shares = self.SOFT.mean(dim=0)
+        chance = plain.chance_level(self.TARGETS, self.SOFT)
+        assert chance == pytest.approx(float(torch.special.entr(shares).sum()) - entropy)
+        assert chance == pytest.approx(float(plain.training(shares.log().repeat(4, 1), self.TARGETS, self.SOFT)))
+
+    def test_a_network_learns_them(self) -> None:
+        """Its mean prediction for a class is theirs; validation and class weights stay on the targets."""
+        data, validation = clouds(300, seed=0), clouds(60, seed=1)
+        soft = torch.full((300, 3), 0.2) + 0.4 * nn.functional.one_hot(data.targets)
+        networks = [head(), head()]
+
+        hard, result = (
+            fit(network, replace(data, soft=each), validation, epochs=20)
+            for network, each in zip(networks, (None, soft), strict=True)
+        )
+
+        confident, calibrated = (
+            float(network(data.features).detach().softmax(1).amax(1).mean()) for network in networks
+        )
+        assert calibrated == pytest.approx(0.6, abs=0.08)
+        assert confident > 0.8
+        assert result.class_weights == hard.class_weights
+
+
 class TestEarlyStopping:
     """Chance level is 1: training losses below 0.6 count as learned."""
 

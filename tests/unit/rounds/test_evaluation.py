@@ -56,7 +56,9 @@ class Knowing(FakeLearner):
         return PoolPredictions(tuple(image.id for image in pool), self._classes, probs)
 
 
-def compared(labels: LabelsByOrigin, active_knows: int = 8, random_knows: int = 5):
+def compared(
+    labels: LabelsByOrigin, active_knows: int = 8, random_knows: int = 5, control_share: float = 0.1, left: int = 1000
+):
     journal: list[tuple[list[str], list[str]]] = []
     found: ActiveAgainstRandom = active_vs_random(
         labels,
@@ -64,7 +66,8 @@ def compared(labels: LabelsByOrigin, active_knows: int = 8, random_knows: int = 
         CLASSES,
         validation_share=0.3,
         seed=0,
-        control_share=0.1,
+        control_share=control_share,
+        left=left,
     )
     return found, journal
 
@@ -167,3 +170,16 @@ class TestTooFewLabels:
     def test_says_what_is_missing(self, labels, words):
         with pytest.raises(TooFewLabels, match=words):
             compared(labels)
+
+    @pytest.mark.parametrize(
+        ("control_share", "left", "words"),
+        [
+            (0.1, 180, "; at control_share=0.1 that takes about 180 more labels"),
+            (0.1, 179, "; with the option control_share=0.3 that takes about 60 more labels"),
+            (0.0, 59, "; with the option control_share=0.5 that takes about 36 more labels"),
+            (0.5, 35, "; of the 35 images left at most every second is drawn at random, too few: import more images"),
+        ],
+    )
+    def test_advises_what_fits_the_images_left(self, control_share, left, words):
+        with pytest.raises(TooFewLabels, match=words):
+            compared(origin(control=12), control_share=control_share, left=left)

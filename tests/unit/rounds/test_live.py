@@ -3,12 +3,15 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from structlog.contextvars import get_contextvars
 from structlog.testing import capture_logs
 
@@ -17,7 +20,16 @@ from ml_backend.analytics.agreement import NOISE, stored_noise, stored_snapshots
 from ml_backend.analytics.history import HELD_OUT, PREVIEWS, HeldOutPredictions, StrategyPreviews
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.consensus import Consensus
-from ml_backend.errors import EmptyPool, RequestRefused, RoundError, SettingsError, StorageError, UnknownProject
+from ml_backend.errors import (
+    EmptyPool,
+    ImageError,
+    RequestRefused,
+    RoundError,
+    SettingsError,
+    StorageError,
+    UnknownProject,
+)
+from ml_backend.images import ImageSource
 from ml_backend.images.cache import DiskCache
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.publisher import LabelStudioPublisher
@@ -38,6 +50,7 @@ from ml_backend.scheduling.worker import keep_previews
 from ml_backend.schemas import (
     Connection,
     HeldOutImage,
+    ImageRef,
     ProjectKey,
     PublishedRanking,
     Ranking,
@@ -47,7 +60,7 @@ from ml_backend.schemas import (
 )
 from ml_backend.seeding import derive
 from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
-from ml_backend.storage.project_state import Pause, ReadingStore
+from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
 from tests.fakes import (
     CLASSES,
     NOON,
@@ -301,8 +314,77 @@ class TestCopies:
         with capture_logs() as logs:
             run()
         assert [one["event"] for one in logs if one["log_level"] == "warning"] == [
-            "copies of images stay in the order for now"
+            "useless images stay in the order for now"
         ]
+
+
+class Reader(FakeLearner):
+    """Reads images, and prepares nothing."""
+
+    def __init__(self, source: ImageSource) -> None:
+        super().__init__()
+        self._source = source
+
+    def prepare(self, images: Sequence[ImageRef]) -> None:
+        for image in images:
+            with suppress(ImageError):
+                self._source.fetch(image)
+
+
+class TestUnreadableImages:
+    """Rounds of a random start over three images."""
+
+    @pytest.fixture
+    def start(self, run, monkeypatch, tmp_path):
+        """Runs a round with these images unreadable, so many seconds after noon: the ids that are published."""
+        lost, now = set[str](), [NOON]
+        for number in (1, 2, 3):
+            Image.fromarray(np.full((32, 32), number, np.uint8)).save(tmp_path / f"{number}.png")
+        usual = run._answer
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            if not request.url.path.startswith("/data/"):
+                return cast("httpx.Response", usual(request))
+            if (number := request.url.path[-5]) in lost:
+                return httpx.Response(404)
+            return httpx.Response(200, content=(tmp_path / f"{number}.png").read_bytes())
+
+        def publish(_self: object, report: RoundReport, _guard: object) -> PublishedRanking:
+            orders.append("".join(sorted(report.ranking.image_ids)))
+            round_id = report.request.round_id
+            return order(image_ids=report.ranking.image_ids, delete=0.1).model_copy(update={"round_id": round_id})
+
+        orders = list[str]()
+        run.tasks = [{"id": n, "data": {"image": f"/data/upload/2/{n}.png"}, "annotations": []} for n in (1, 2, 3)]
+        run.row["task_number"] = 3
+        run._answer = answer
+        monkeypatch.setattr(live, "run_round", run_round)
+        monkeypatch.setattr(live, "is_lost", lambda _: False)
+        monkeypatch.setattr(live, "Quarantine", lambda folder: Quarantine(folder, lambda: now[0]))
+        monkeypatch.setattr(LabelStudioPublisher, "publish", publish)
+        monkeypatch.setattr(live.ProjectContext, "learner", lambda context, *_: Reader(context.images))
+
+        def start(unreadable: str, after_s: float = 0.0) -> list[str]:
+            lost.clear()
+            lost.update(unreadable)
+            now[0] = NOON + timedelta(seconds=after_s)
+            orders.clear()
+            run(reason="forced")
+            return list(orders)
+
+        return start
+
+    def test_leave_the_order_until_they_can_be_read(self, run, start):
+        assert start("2") == ["123", "13"]
+        assert start("2", 1) == ["13"]
+        assert [one.image_id for one in run.store.report("r000002").exclusions] == ["2"]
+        assert start("2", 61) == ["13"]
+        assert start("", 999) == ["123"]
+        assert start("", 1000) == ["123"]
+
+    def test_readers_go_on_where_none_can_be_read(self, start):
+        assert [start("123", after_s) for after_s in (0, 1, 999)] == [["123"]] * 3
+        assert start("", 9999) == ["123"]
 
 
 class TestServedRound:

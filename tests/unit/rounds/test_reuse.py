@@ -176,13 +176,14 @@ class TestTopUp:
         *,
         low: int = 2,
         held: bool = True,
+        quarantined: frozenset[str] = frozenset(),
     ):
         """The rankings that are published, and the result."""
         store.save(report_of(*ranked), None, None)
         if served:
             store.set_published(published(image_ids=served))
         project = FakeProject(labels)
-        done = top_up(labels, store, low, project.publish, lambda _: held)
+        done = top_up(labels, store, low, project.publish, lambda _: held, quarantined=quarantined)
         return [report.ranking.image_ids for report in project.published], done
 
     @pytest.mark.parametrize(
@@ -228,6 +229,19 @@ class TestTopUp:
         rankings, _ = self.top_up(store, FakeLabels(pool=images(3, 4, 5)), "345", "34", held=held)
 
         assert rankings == ([] if held else [("3", "4", "5")])
+
+    @pytest.mark.parametrize(
+        ("labels", "unreadable", "wanted"),
+        [
+            (FakeLabels(pool=images(3, 4, 5)), "4", [("3", "5")]),
+            # None could be read, so that images are not to blame.
+            (FakeLabels(pool=images(3, 4, 5)), "345", []),
+            (FakeLabels([make_annotation(1, "normal")], images(3, 4, 5)), "45", [("3",)]),
+            (FakeLabels([make_annotation(1, "normal")], images(4, 5)), "45", []),
+        ],
+    )
+    def test_an_unreadable_image_is_served_no_longer(self, store, labels, unreadable, wanted):
+        assert self.top_up(store, labels, "345", "345", quarantined=frozenset(unreadable))[0] == wanted
 
     def test_publishes_nothing_lost_where_only_skipped_images_are_left(self, store):
         assert self.top_up(store, FakeLabels(SKIPPED, images(3)), "3", "3", low=1, held=False) == ([], None)

@@ -203,6 +203,8 @@ COMPARISONS: list[tuple[Compared, QueueStatus, Action]] = [
     (Compared(image_may_be_read=True, now=599.0), failed("UnusablePool"), NOTHING),
     (Compared(image_may_be_read=True, now=600.0), failed("UnusablePool"), Action("images")),
     (Compared(image_may_be_read=True), failed("LabelStudioError"), NOTHING),
+    (Compared(image_may_be_read=True, newest_round="r000001"), QueueStatus(), Action("images")),
+    (Compared(image_may_be_read=True, readable=True, newest_round="r000001"), QueueStatus(), NOTHING),
     # Another order was chosen.
     (RERANK, QueueStatus(), Action("rerank", only_if_idle=True, otherwise=NOTHING)),
     (replace(RERANK, readable=False), QueueStatus(), NOTHING),

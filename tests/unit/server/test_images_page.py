@@ -58,9 +58,35 @@ def test_a_page_names_the_project_by_its_title(tested, store, page):
     assert names() == ["Chests &lt;2026&gt;"]
 
 
+@pytest.mark.parametrize(
+    ("page", "current"),
+    [
+        ("", ["Project"]),
+        ("/images?label=severe", ["Images"]),
+        ("/images?tab=disagree", ["Disagreements"]),
+        ("/options", ["Options and preview"]),
+        ("/rounds/r000001", []),
+    ],
+)
+def test_the_navigation_marks_the_current_page(tested, page, current):
+    text = tested.get(f"/projects/{PROJECT}{page}", headers=HTML).text
+    [navigation] = re.findall(r'<nav class="tabs".*?</nav>', text, re.DOTALL)
+
+    assert re.findall(r'aria-current="page">([^<]*)<', navigation) == current
+    assert ">Compare rounds<" not in navigation  # of one round
+
+
 class TestWall:
     def test_disagreements_with_the_most_confident_first(self, tested):
         assert tasks(tested, "?tab=disagree") == ["3", "4", "2"]
+
+    def test_says_of_which_images_pictures_are_kept(self, tested):
+        told = [
+            "Pictures are kept of the images that" in tested.get(f"{PAGE}?tab=disagree{one}", headers=HTML).text
+            for one in ("", "&image=3", "&image=4")
+        ]
+
+        assert told == [True, False, True]
 
     def test_a_cell_of_the_confusion_matrix(self, tested):
         assert tasks(tested, "?label=severe&predicted=normal") == ["2", "3"]

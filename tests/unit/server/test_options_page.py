@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from ml_backend.analytics.history import PREVIEWS, ImageInsight, StrategyPreviews
 from ml_backend.config import Settings
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.registry import STRATEGIES
 from ml_backend.server.app import create_app
 from ml_backend.server.options_page import CHANGES, OptionChanges
 from tests.fakes import make_report
@@ -209,7 +211,9 @@ def test_a_page_of_somebody_else_and_a_wrong_token(studio):
     assert wrong.status_code == 403
 
 
-def test_the_first_images_by_each_strategy(studio, store):
+def test_the_first_images_by_each_strategy(studio, store, monkeypatch):
+    added = replace(STRATEGIES["entropy"], name="added", target="plugin:added")
+    monkeypatch.setitem(STRATEGIES, "added", added)
     project = store.project(PROJECT)
     project.save(make_report(), None, None)
     doubt = ImageInsight(image_id="7", place=1, probs={"a": 0.6, "b": 0.4}, score=0.4, aleatoric=0.6, epistemic=0.3466)
@@ -225,6 +229,7 @@ def test_the_first_images_by_each_strategy(studio, store):
     assert "As of round 1" in page
     assert "badge (needs gradients of every image)" in page
     assert "batch_bald (takes minutes)" in page
+    assert "added (an added function, which may take long: previewed once a round has ranked by it)" in page
     assert "its prediction varies from pass to pass, by 50 % of the maximum" in page
     assert "undecided between a 60 % and b 40 %" in page
     assert page.count("thumbs/7.jpg") == 3

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from ml_backend.config import Settings
-from ml_backend.errors import LabelStudioError
+from ml_backend.errors import LabelStudioError, QueueError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.publisher import Serving
 from ml_backend.label_studio.sync import read_project
@@ -71,6 +71,22 @@ def quarantine(store: RoundStore, numbers: Iterable[int]) -> None:
     with listed.settled():
         for number in numbers:
             listed.enter(str(number), "file", "damaged", "it is damaged", passing=False)
+
+
+class TestReaderNames:
+    def test_are_read_while_the_owner_asks_for_them(self, reconciler, store, readings, studio):
+        studio.users = [
+            {"id": 1, "first_name": "Ada", "last_name": "Ärztin", "username": "ada"},
+            {"id": 2, "first_name": "", "last_name": "", "username": "bob", "email": "bob@example.com"},
+        ]
+        reconciler.look()
+        assert readings.reader_names() == {}
+
+        for asked, names in ((True, {"1": "Ada Ärztin", "2": "bob"}), (False, {})):
+            before = store.connection(PROJECT.id)
+            store.connect(before.model_copy(update={"extra_params": {"reader_names": asked}}))
+            reconciler.look()
+            assert readings.reader_names() == names
 
 
 class TestCounting:
@@ -466,6 +482,16 @@ class TestProjects:
         Reconciler(Settings(data_dir=store.root), store, queue, connect).look()
 
         assert "unexpected ZeroDivisionError" in readings.problem()
+
+    def test_a_redis_that_is_away_is_no_problem_of_label_studio(self, reconciler, readings, queue, monkeypatch):
+        def refuse(_):
+            raise QueueError("it is away")
+
+        monkeypatch.setattr(queue, "status", refuse)
+
+        reconciler.look()
+
+        assert readings.problem() is None
 
     def test_without_a_key_it_says_so(self, store, queue, readings):
         Reconciler(Settings(data_dir=store.root, label_studio_url="http://ls"), store, queue).look()

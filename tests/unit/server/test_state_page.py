@@ -109,7 +109,7 @@ class TestCompare:
 
             page = connected.get(f"/projects/{PROJECT}", headers=HTML).text
 
-            assert ("Compare two rounds" in page) is offered
+            assert ("Compare rounds" in page) is offered
 
     def test_any_two_rounds_of_a_project_that_has_learned(self, learned):
         client, _ = learned

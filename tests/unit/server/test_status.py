@@ -181,8 +181,15 @@ class TestIndex:
         assert "has no Image tag" in connected.get("/").json["projects"][0]["mistake"]
         assert "has no Image tag" in page_of(connected)
 
-    def test_page_without_a_project(self, client):
+    def test_page_without_a_project(self, client, queue, monkeypatch):
         assert "ml-backend connect" in client.get("/", headers=HTML).text
+        assert "Redis" not in client.get("/", headers=HTML).text
+
+        def refuse():
+            raise QueueError("it is away")
+
+        monkeypatch.setattr(queue, "workers", refuse)
+        assert "Redis does not answer: the backend's log says why" in client.get("/", headers=HTML).text
 
     def test_says_that_redis_is_down(self, connected, queue, monkeypatch):
         def refuse(*_):
@@ -196,6 +203,9 @@ class TestIndex:
 
         assert connected.get("/").json["projects"][0]["problem"] == "Redis at localhost:6379/0 does not answer"
         assert "Redis at localhost:6379/0 does not answer" in connected.get("/", headers=HTML).text
+        page = connected.get(f"/projects/{PROJECT}", headers=HTML).text
+        assert "<title>Problem: " in page
+        assert "Idle" not in page
         assert "al_unreadable_projects 1.0" in connected.get("/metrics").text
 
 

@@ -287,6 +287,11 @@ class TestRatings:
         [
             (ANSWERS, None, "median of readers' answers needs the order of the classes: give --task"),
             (ANSWERS[:4], TASK, r"3 images are in .*labels\.csv but not in .*ratings\.csv: c\.png, d\.png, e\.png; e"),
+            (
+                (*ANSWERS, "a.png,dan,blurred"),
+                TASK,
+                r"readers without an answer: 'dan' \(rows: 1\); expected a class of",
+            ),
             ((*ANSWERS, "z.png,ann,normal"), TASK, r"1 images are in .*ratings\.csv but not in .*labels\.csv: z\.png"),
         ],
     )

@@ -58,6 +58,8 @@ class TestMakePlan:
             ({"strategies": "bald,random"}, "strategies", ("bald", "random")),
             ({"strategies": "bald", "no_random": True}, "strategies", ("bald",)),
             ({"loss": "unweighted, weighted"}, "losses", ("weighted", "unweighted")),
+            ({"readers": "good*3", "reads": 2, "count": "reads", "budget": "0.5"}, "budget", 48),
+            ({"readers": "good*3", "count": "reads", "budget": "144"}, "budget", 144),
         ],
     )
     def test_parses_an_option(self, options, changes, field, value):
@@ -142,6 +144,15 @@ class TestRefusals:
             ({"device": "tpu"}, "--device 'tpu': expected auto, cpu or cuda"),
             ({"features": None}, "give --images, --features, or both"),
             ({"task": "normal"}, "expected 2 classes or more, got 1"),
+            ({"readers": "good*2", "reads": 3}, "--reads 3: expected 1 to 2, the most readers of an image"),
+            ({"reads": 2}, "--reads 2 needs readers: give --ratings, or --readers such as good*4,poor"),
+            ({"count": "reads"}, "--count reads needs readers: give --ratings, or --readers"),
+            ({"count": "hours"}, "--count 'hours': expected images or reads"),
+            (
+                {"readers": "good", "ratings": Path("r.csv")},
+                "--readers and --ratings: synthetic readers answer instead",
+            ),
+            ({"readers": "good", "count": "reads", "budget": "49"}, "--budget 49: there are 48 reads of the training"),
         ],
     )
     def test_name_the_value_and_the_way_out(self, options, changes, message):

@@ -235,6 +235,13 @@ class TestReportPage:
         assert "Picks of class diseased" not in page
         assert "training side 14 %" in page
 
+    def test_right_labels_are_shown_where_readers_answered(self):
+        drawn = drawn_results(strategies=("random",), seeds=1)
+        answered = [row.model_copy(update={"label_accuracy": 0.75}) for row in drawn.rounds]
+
+        assert "Labels equal to the truth" not in report_page(drawn)
+        assert "random from 75 % at 75 labels to 75 %" in report_page(replace(drawn, rounds=tuple(answered)))
+
     def test_an_incomplete_run_is_named(self):
         results = drawn_results(rounds=20)
         rows = [r for r in results.rounds if not (r.strategy == "entropy" and r.seed == 1 and r.round > 4)]

@@ -311,7 +311,7 @@ class TestLeakage:
 
     def test_from_a_pool_with_a_test_image(self, tmp_path, monkeypatch):
         """As if the reader of the tables put it there."""
-        with_test = classmethod(lambda cls, data: cls([*data.labels("train"), *data.labels("test")]))
+        with_test = classmethod(lambda cls, data, _ratings: cls([*data.labels("train"), *data.labels("test")]))
         monkeypatch.setattr(Oracle, "of", with_test)
 
         with pytest.raises(LeakageError, match="'test/"):

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import tempfile
 import time
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
@@ -150,3 +152,21 @@ class TestCheckWritable:
         assert f"the data folder {tmp_path} cannot be written by user {os.geteuid()}:" in str(refused.value)
         assert way_out in str(refused.value)
         assert "AL_DATA_DIR" in str(refused.value)
+
+    def test_names_a_folder_of_a_project_that_cannot_be_written(self, tmp_path, monkeypatch):
+        """As the system refuses; root may write anywhere. A file that lies among the projects is none of them."""
+        place, write = tmp_path / "projects" / "2.1", tempfile.TemporaryFile
+        place.mkdir(parents=True)
+        (tmp_path / "projects" / "notes.txt").touch()
+        check_writable(tmp_path)
+
+        def refuse(*, dir: Path) -> Any:  # noqa: A002 - as TemporaryFile names it
+            if dir == place:
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            return write(dir=dir)
+
+        monkeypatch.setattr("ml_backend.storage.atomic.tempfile", SimpleNamespace(TemporaryFile=refuse))
+        monkeypatch.setattr("ml_backend.storage.atomic.os.access", lambda path, _: path != place)
+
+        with pytest.raises(StorageError, match=rf"^{place} in the data folder {tmp_path} cannot be .* `chown -R "):
+            check_writable(tmp_path)

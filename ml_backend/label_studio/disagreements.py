@@ -1,0 +1,96 @@
+"""Keeps a tab of the Data Manager with the images about which readers disagree, for somebody to decide."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import structlog
+
+from ml_backend.errors import LabelStudioError, RequestRefused
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.schemas import FrozenModel
+
+TITLE: Final = "Disagreements"
+MOST: Final = 100
+"""Images of the tab: its filter has a line for each, which the Data Manager shows."""
+
+log = structlog.get_logger(__name__)
+
+
+class DisagreementsTab(FrozenModel):
+    """The tab as this backend made it.
+
+    Attributes:
+        id: in Label Studio.
+        images: ids of the tasks that it shows.
+    """
+
+    id: int
+    images: tuple[str, ...]
+
+
+class TabStore(Protocol):
+    """Keeps the tab between two rounds."""
+
+    def disagreements_tab(self, kind: type[DisagreementsTab]) -> DisagreementsTab | None: ...
+
+    def keep_disagreements_tab(self, tab: DisagreementsTab) -> None:
+        """Never raises."""
+        ...
+
+
+def keep_tab(client: LabelStudioClient, project_id: int, images: Sequence[str], store: TabStore) -> None:
+    """Let the tab show these images, and make it where there is none yet. Errors are logged.
+
+    It is made once, for the first disagreement. The owner may rename it, move it and change its columns; one that is
+    removed does not come back, and one whose filter is not ours any more is left alone.
+
+    Args:
+        client: of Label Studio.
+        project_id: of the project.
+        images: task ids, the widest disagreement first; the first ``MOST`` are shown.
+        store: of the project.
+    """
+    shown = tuple(images[:MOST])
+    try:
+        made = store.disagreements_tab(DisagreementsTab)
+        if made is None and not shown:
+            return
+        if made is None and (made := _adopted(client, project_id)) is None:
+            data: dict[str, Any] = {"title": TITLE, "type": "list", "filters": _only(shown)}
+            view = client.request("POST", "/api/dm/views/", dict, body={"project": project_id, "data": data})
+            made = DisagreementsTab(id=int(view["id"]), images=shown)
+        elif set(made.images) != set(shown):
+            data = client.request("GET", f"/api/dm/views/{made.id}/", dict)["data"]
+            if _shown_by(data) != set(made.images):
+                return
+            data = {**data, "filters": _only(shown)}
+            client.send("PATCH", f"/api/dm/views/{made.id}/", body={"project": project_id, "data": data})
+            made = made.model_copy(update={"images": shown})
+        store.keep_disagreements_tab(made)
+    except RequestRefused as error:
+        if error.status != 404:  # the owner has removed it
+            log.warning("the tab of disagreements stays as it is for now", error=str(error))
+    except (LabelStudioError, KeyError, TypeError, ValueError) as error:
+        log.warning("the tab of disagreements stays as it is for now", error=str(error))
+
+
+def _adopted(client: LabelStudioClient, project_id: int) -> DisagreementsTab | None:
+    """A tab of that title, as an installation leaves whose data folder is gone."""
+    for view in client.request("GET", "/api/dm/views/", list, query={"project": str(project_id)}):
+        if view["data"].get("title") == TITLE and (shown := _shown_by(view["data"])) is not None:
+            return DisagreementsTab(id=int(view["id"]), images=tuple(sorted(shown)))
+    return None
+
+
+def _only(images: Sequence[str]) -> dict[str, object]:
+    """A filter with a line for each image; with one that no task passes where there is none."""
+    line = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number"}
+    return {"conjunction": "or", "items": [line | {"value": int(image_id)} for image_id in images or ("0",)]}
+
+
+def _shown_by(data: dict[str, Any]) -> set[str] | None:
+    """The images of a filter of ours; None where it is another."""
+    items = (data.get("filters") or {}).get("items") or []
+    if not items or any((one["filter"], one["operator"]) != ("filter:tasks:id", "equal") for one in items):
+        return None
+    return {str(one["value"]) for one in items} - {"0"}

@@ -1,0 +1,113 @@
+"""The Data Manager's tab of disagreements, against a small Label Studio with tabs; tests/system has the real one."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.disagreements import MOST, TITLE, keep_tab
+from ml_backend.storage.project_state import ReadingStore
+
+
+class Tabs:
+    """The tabs of one project, by id, and the requests for them."""
+
+    def __init__(self) -> None:
+        self.tabs: dict[int, dict[str, Any]] = {}
+        self.requests: list[str] = []
+        self.broken = False
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        name = request.url.path.strip("/").rpartition("/")[2]
+        self.requests.append(request.method)
+        if self.broken:
+            return httpx.Response(500, text="database is locked")
+        if name == "views" and request.method == "GET":
+            return httpx.Response(200, json=[{"id": i, "data": data} for i, data in self.tabs.items()])
+        if name == "views":
+            self.tabs[7] = json.loads(request.content)["data"]
+            return httpx.Response(201, json={"id": 7})
+        if int(name) not in self.tabs:
+            return httpx.Response(404, json={"detail": "Not found."})
+        if request.method == "PATCH":
+            self.tabs[int(name)] = json.loads(request.content)["data"]
+        return httpx.Response(200, json={"id": int(name), "data": self.tabs[int(name)]})
+
+    def shown(self) -> list[int]:
+        return [one["value"] for one in self.tabs[7]["filters"]["items"]]
+
+
+@pytest.fixture
+def server() -> Tabs:
+    return Tabs()
+
+
+@pytest.fixture
+def show(server, tmp_path):
+    client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server), retries=1)
+    return lambda *images, folder=tmp_path: keep_tab(client, 1, [*map(str, images)], ReadingStore(folder))
+
+
+def test_is_made_for_the_first_disagreement_and_kept_up_to_date(server, show):
+    show()
+    assert server.requests == []
+
+    show(9, 4)
+    assert (server.tabs[7]["title"], server.shown()) == (TITLE, [9, 4])
+
+    server.tabs[7] |= {"title": "To decide", "hiddenColumns": {"explore": ["a"], "labeling": []}}
+    show(4, 5)
+    assert (server.tabs[7]["title"], server.shown()) == ("To decide", [4, 5])
+    assert server.tabs[7]["hiddenColumns"] == {"explore": ["a"], "labeling": []}
+    assert len(server.tabs) == 1
+
+
+def test_shows_no_image_once_all_are_decided(server, show):
+    """A filter without a line would show every image."""
+    show(9)
+    show()
+    assert server.shown() == [0]
+
+    show(3)
+    assert server.shown() == [3]
+
+
+def test_costs_no_request_where_nothing_has_changed(server, show):
+    show(9, 4)
+    asked = len(server.requests)
+    show(4, 9)
+
+    assert len(server.requests) == asked
+
+
+def test_what_the_owner_removed_or_made_his_own_is_left_alone(server, show):
+    show(9)
+    server.tabs[7]["filters"]["items"].append({"filter": "filter:tasks:id", "operator": "equal", "value": 1})
+    show(4)
+    assert server.shown() == [9, 1]
+
+    server.tabs.clear()
+    show(5)
+    assert server.tabs == {}
+
+
+def test_of_an_installation_whose_data_folder_is_gone_is_taken_up(server, show, tmp_path):
+    show(9)
+    show(4, folder=tmp_path / "new")
+
+    assert (len(server.tabs), server.shown()) == (1, [4])
+
+
+def test_shows_the_widest_of_many(server, show):
+    show(*range(1, MOST + 50))
+
+    assert server.shown() == [*range(1, MOST + 1)]
+
+
+def test_an_error_is_logged_and_no_more(server, show):
+    server.broken = True
+    show(9)
+
+    assert server.tabs == {}

@@ -1,0 +1,127 @@
+"""The owner's page of readers: what it says, whom it names, and that a view computes nothing."""
+
+import csv
+import io
+import re
+from html import unescape
+
+import pytest
+
+from ml_backend.analytics.overview import analyse
+from ml_backend.config import Settings
+from ml_backend.scheduling.connections import configuration
+from ml_backend.server.app import create_app
+from ml_backend.storage import RoundStore
+from tests.system.owner_data import KEY, add_readers, prepare
+from tests.unit.server.memory import PROJECT, MemoryQueue
+from tests.unit.server.test_readers import reconciled
+
+HTML = {"Accept": "text/html"}
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory):
+    """Three readers of every image, with trained networks behind them; compared as the reconciler does it."""
+    store: RoundStore = prepare(tmp_path_factory.mktemp("panel"), rounds=8)
+    add_readers(store)
+    analysis = analyse(store.project(KEY), *configuration(store.connection(KEY.id)))
+    assert analysis.readers is not None
+    return create_app(Settings(data_dir=store.root), MemoryQueue()).test_client(), store, analysis.readers
+
+
+def text(client, path):
+    page = client.get(path, headers=HTML)
+    assert page.status_code == 200
+    return " ".join(unescape(re.sub("<[^>]+>", " ", page.text)).split())
+
+
+class TestPage:
+    def test_each_reader(self, panel):
+        client, _, found = panel
+        page = client.get(f"/projects/{KEY}/agreement", headers=HTML).text
+        rows = re.findall(r'<th scope="row">(Reader \d)</th><td>(\d+)</td><td>(\d+)</td><td>(\d+)</td>', page)
+
+        assert rows == [
+            ("Reader 1", "160", "25", "160"),
+            ("Reader 2", "160", "20", "160"),
+            ("Reader 3", "160", "30", "160"),
+        ]
+        assert [one.bias.low > 0.1 for one in found.readers] == [False, False, True]
+        assert page.count(">few<") == 0
+        assert re.search(r'<p class="answer">Substantial agreement: kappa 0\.7\d \(95', page)
+
+    def test_images_to_adjudicate_lead_to_their_tasks(self, panel):
+        client, _, found = panel
+        page = client.get(f"/projects/{KEY}/agreement", headers=HTML).text
+        listed = re.findall(r'data\?task=(\d+)">Task \1</a>: normal, (?:\w+, )?severe', page)
+
+        assert listed == [one.image_id for one in found.disputes]
+        assert len(listed) == found.disputed == found.apart[2] > 0
+
+    def test_the_table_as_csv(self, panel):
+        client, _, found = panel
+        answer = client.get(f"/projects/{KEY}/agreement.csv")
+        rows = list(csv.DictReader(io.StringIO(answer.text.removeprefix("\ufeff"))))
+
+        assert [row["reader"] for row in rows] == ["Reader 1", "Reader 2", "Reader 3"]
+        biases = [one.bias.value for one in found.readers]
+        assert [float(row["bias"]) for row in rows] == pytest.approx(biases, abs=1e-4)
+        assert float(rows[2]["others_normal_reader_moderate"]) == found.readers[2].confusion["normal"]["moderate"]
+        assert sum(float(row["agreement_images"]) for row in rows) == 3 * 160
+
+    def test_metrics_name_nobody(self, panel):
+        client, _, found = panel
+        samples = client.get("/metrics").text
+
+        assert f'al_readers{{project="{KEY}"}} 3.0' in samples
+        assert f'al_reader_kappa{{project="{KEY}"}} {found.kappa.value}' in samples
+        assert f'al_images_to_adjudicate{{project="{KEY}"}} {found.disputed}.0' in samples
+
+    def test_whether_uncertainty_foretold_disagreement(self, panel):
+        client, _, found = panel
+        of_round = next(one for one in found.foresight if one.aleatoric)
+        words = "rank correlation of uncertainty and later disagreement"
+
+        assert f"the {words} is" in text(client, f"/projects/{KEY}")
+        assert f"{words} of readers, on {of_round.images} images" in text(
+            client, f"/projects/{KEY}/rounds/{of_round.round_id}"
+        )
+        assert "Did the network know where readers disagree?" in text(client, f"/projects/{KEY}/state")
+
+    def test_names_where_the_owner_asks(self, panel):
+        client, store, _ = panel
+        store.project(KEY).readings.keep_reader_names({"1": "Ada Ärztin", "3": "=cmd()"})
+        path, before = f"/projects/{KEY}/agreement", store.connection(KEY.id)
+        assert "Ada" not in text(client, path)
+
+        store.connect(before.model_copy(update={"extra_params": before.extra_params | {"reader_names": True}}))
+
+        assert "Ada Ärztin 160 25" in text(client, path)
+        assert "Reader 2 160 20" in text(client, path)
+        assert "\n'=cmd()," in client.get(f"{path}.csv").text
+        assert "Ada" not in client.get("/metrics").text
+        store.connect(before)
+
+    def test_a_view_computes_nothing(self, panel, monkeypatch):
+        client, _, _ = panel
+        for computed in ("label_studio.sync.TaskCache.annotated", "analytics.overview.reader_agreement"):
+            monkeypatch.setattr(f"ml_backend.{computed}", lambda *_, **__: pytest.fail("computes"))
+
+        assert client.get(f"/projects/{KEY}/agreement", headers=HTML).status_code == 200
+
+
+class TestFewReaders:
+    def test_before_anything_is_read(self, connected):
+        assert "Not known yet" in text(connected, f"/projects/{PROJECT}/agreement")
+        assert connected.get(f"/projects/{PROJECT}/agreement.csv").text.startswith("\ufeffreader,")
+
+    def test_one_reader(self, connected, store):
+        reconciled(store, answers=9)
+
+        page = text(connected, f"/projects/{PROJECT}/agreement")
+
+        assert "Only one reader has answered so far" in page
+        assert "annotations_per_task=2" in page
+        assert "Reader 1 9 7 0 – – –" in page
+        assert "Which images need a decision?" not in page
+        assert "al_reader_kappa{" not in connected.get("/metrics").text
