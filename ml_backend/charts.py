@@ -215,10 +215,11 @@ def interval_chart(
     axes = Axes.around((low if from_zero else low - air, high + air), (0, 1), box=(12, 4, WIDTH - 24, bottom))
     root = _svg(name, title, description, WIDTH, bottom + 40)
     _axis_x(root, axes, x_label, percent=percent)
-    if not from_zero:
-        _add(root, "path", {"class": "reference", "d": path([(axes.x(0), axes.top), (axes.x(0), axes.bottom)])})
     for place, row in enumerate(rows):
         top = 4 + ROW_HEIGHT * place
+        if not from_zero:  # between the texts
+            line = [(axes.x(0), top + 17), (axes.x(0), top + ROW_HEIGHT)]
+            _add(root, "path", {"class": "reference", "d": path(line)})
         group = _add(root, "g", {"class": _style(row.style)})
         _add(group, "text", {"class": "name", "x": axes.left, "y": top + 13}, row.name)
         _add(group, "text", {"class": "name value", "x": axes.right, "y": top + 13}, row.words)

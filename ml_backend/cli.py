@@ -391,6 +391,11 @@ def experiment(
         typer.echo(markdown())
         return
     if name is None:
+        defaults = {"quick": False, "workers": 1, "device": "auto"}
+        if typed := [option for option, value in given.items() if value != defaults.get(option)]:
+            raise SettingsError(
+                f"--{typed[0]} without an experiment: give its name (`ml-backend experiment` lists them)"
+            )
         print_table()
         return
     require("simulate", "`experiment`")

@@ -327,7 +327,7 @@ def _stay(services: Services, project_id: int, follower: RoundFollower, view: Vi
         with view:
             while True:
                 for service in services.started:
-                    service.check()
+                    check_or_restart(service, view)
                 try:
                     status = follower.poll(patient=True)
                     bars.show(follower, status)
@@ -340,6 +340,21 @@ def _stay(services: Services, project_id: int, follower: RoundFollower, view: Vi
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
         view.print("stopping")
+
+
+def check_or_restart(service: Service, view: View) -> None:
+    """Start the worker again where it has ended: it goes on with its round.
+
+    Raises:
+        ServiceError: another service has ended, or the worker does not start.
+    """
+    try:
+        service.check()
+    except ServiceError as error:
+        if not isinstance(service, Worker):
+            raise
+        view.print(Text(f"{error}\nThe worker is started again.", style="red"))
+        service.start().wait()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from ml_backend.simulation.tables import (
     RatingRow,
     Side,
     first_ten,
+    is_file,
     read_features,
     read_labels,
     read_ratings,
@@ -78,7 +79,7 @@ def parse_task(text: str) -> TaskMapping:
             if of.setdefault(label, name) != name or labels.count(label) > 1:
                 raise refused(f"label {label!r} is there twice")
     if len(classes) < 2:
-        raise refused(f"{len(classes)} classes, 2 are the least")
+        raise refused(f"expected 2 classes or more, got {len(classes)}")
     return TaskMapping(tuple(classes), of)
 
 
@@ -208,7 +209,7 @@ def load_dataset(
     if images is None and features is None:
         raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
     meant = frozenset() if task is None else frozenset(task.of)
-    rows = _relative(images, read_labels(labels, rated=ratings is not None, meant=meant), labels)
+    rows = _relative(images, read_labels(labels, rated=ratings is not None, meant=meant, folder=images), labels)
     answers: list[RatingRow] = []
     if ratings is not None:
         answers = _relative(images, read_ratings(ratings, meant=meant), ratings)
@@ -548,7 +549,7 @@ def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: M
         raise SettingsError(
             f"{len(outside)} paths of {table} lead out of {folder}: {named(outside)}; give paths inside it"
         )
-    if missing := [image for image in images if not _is_file(root / image.uri)]:
+    if missing := [image for image in images if not is_file(root / image.uri)]:
         way_out = "put them there, correct their paths, or remove their rows"
         if len(missing) == len(images):
             way_out = "give the folder that the paths of the labels start from"
@@ -556,13 +557,6 @@ def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: M
             f"{len(missing)} of {len(images)} images of {table} are not in {folder}: {named(missing)}; "
             f"{_suggestion(root, missing[0].uri)}{way_out}"
         )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long for any file
-        return False
 
 
 def _suggestion(root: Path, uri: str) -> str:

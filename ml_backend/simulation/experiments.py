@@ -27,10 +27,10 @@ from ml_backend.model.backbones import load_backbone
 from ml_backend.model.data import FeatureExtractor
 from ml_backend.model.hardware import Precision, one_thread
 from ml_backend.schemas import FrozenModel, ImageRef
-from ml_backend.simulation.analysis import SEEDS_FOR_A_CLAIM, few_seeds, first_ranking
+from ml_backend.simulation.analysis import PAIRS_FOR_AN_INTERVAL, SEEDS_FOR_A_CLAIM, few_seeds, first_ranking
 from ml_backend.simulation.conclusions import CONCLUSIONS, FinishedStudy
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
-from ml_backend.simulation.options import SimulateOptions
+from ml_backend.simulation.options import SimulateOptions, usable_device
 from ml_backend.simulation.run_log import StudyResults
 from ml_backend.simulation.specs import EXPERIMENTS, ExperimentSpec, StudySpec
 from ml_backend.simulation.study import print_table, simulate
@@ -130,12 +130,7 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
         KeyboardInterrupt: Ctrl-C; the same command goes on from there.
     """
     console = console or Console()
-    spec = EXPERIMENTS.get(options.name)
-    if spec is None:
-        known = f"known are {', '.join(EXPERIMENTS)}{did_you_mean(options.name, EXPERIMENTS)}"
-        raise SettingsError(f"there is no experiment {options.name!r}; {known}")
-    if options.seeds is not None and options.seeds < 1:
-        raise SettingsError(f"--seeds {options.seeds}: expected 1 or more")
+    spec = _checked(options)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -146,7 +141,7 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
             f"{spec.name} compares a network with readers: give --ratings with columns path,rater,label"
         )
     say(f"{spec.name}: {spec.question}\ncommand:  {options.command()}\nruns:     {spec.runs}")
-    say(f"time:     {spec.time}\nexpected: {spec.expectation}")
+    say(f"time:     {'about a minute, at tiny sizes.' if options.quick else spec.time}\nexpected: {spec.expectation}")
     context = ExperimentContext(
         # Without a folder of the user, experiments share the images.
         tables=given or synthetic_tables(spec, (options.out or FOLDER) / "drawn", quick=options.quick, tell=say),
@@ -192,8 +187,22 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
     say("\n".join(("", *report.found)))
     print_table(table, console)
     verdict = f"not as expected: {'; '.join(report.surprises)}" if report.surprises else "as expected"
+    if options.quick or context.seeds < min(spec.seeds, PAIRS_FOR_AN_INTERVAL):
+        verdict = "not judged: too few images or seeds to compare with the expectation"
     say("\n".join((*(f"note: {note}" for note in report.notes), verdict)))
     return report
+
+
+def _checked(options: ExperimentOptions) -> ExperimentSpec:
+    """The experiment of this name; wrong options are refused before images are drawn."""
+    spec = EXPERIMENTS.get(options.name)
+    if spec is None:
+        known = f"known are {', '.join(EXPERIMENTS)}{did_you_mean(options.name, EXPERIMENTS)}"
+        raise SettingsError(f"there is no experiment {options.name!r}; {known}")
+    if options.seeds is not None and options.seeds < 1:
+        raise SettingsError(f"--seeds {options.seeds}: expected 1 or more")
+    usable_device(options.device)
+    return spec
 
 
 def _check_trained(out: Path, results: StudyResults) -> None:

@@ -3,16 +3,18 @@
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
 
+from ml_backend.errors import SettingsError
 from ml_backend.simulation.analysis import complete_runs, metric_statistics
 from ml_backend.simulation.metrics import METRICS
 from ml_backend.simulation.options import SEEDS, SimulateOptions
@@ -21,6 +23,7 @@ from ml_backend.simulation.run_log import StudyResults, to_frame
 from ml_backend.simulation.study import simulate as run_study
 
 AnyPath: TypeAlias = str | os.PathLike[str]
+_FLAG: Final = re.compile(r"(?<![\w/.-])--([a-z][a-z-]+)")  # errors name the options of the command
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +144,7 @@ def simulate(
         strategies=strategies
         if isinstance(strategies, str)
         else _listed([one if isinstance(one, str) else f"{one.__module__}:{one.__qualname__}" for one in strategies]),
-        seeds=str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds),
+        seeds=str(seeds) if isinstance(seeds, int | str) else "".join(f"{seed}," for seed in seeds),
         profile=profile,
         start=start,
         task=_task(task),
@@ -166,7 +169,10 @@ def simulate(
         workers=workers,
         redis=redis,
     )
-    results = run_study(options, Console(quiet=quiet))
+    try:
+        results = run_study(options, Console(quiet=quiet))
+    except SettingsError as error:
+        raise SettingsError(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))) from error
     needed, summary = _statistics(results) if results.rounds else (pd.DataFrame(), pd.DataFrame())
     return Simulation(
         curves=to_frame(results.rounds),

@@ -178,7 +178,7 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         count=options.count,
         baseline=not options.no_baseline,
         options=chosen.model_dump(mode="json"),
-        device=_device(options.device),
+        device=usable_device(options.device),
         digests=digests,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
@@ -358,13 +358,13 @@ def _budget(options: SimulateOptions, data: DataSet, initial: int, train: int) -
         share = 0.0 if text.strip().isdecimal() else float(text)
     except ValueError:
         raise SettingsError(f"--budget {text!r} is not a number: {expected}") from None
-    if not 0 <= share <= 1 or labels > train:
-        raise SettingsError(f"--budget {text}: there are {train} {unit}; {expected}")
     if labels < 1:
         raise SettingsError(f"--budget {text}: {expected}")
+    if share > 1 or labels > train:
+        raise SettingsError(f"--budget {text}: there are {train} {unit}; {expected}")
     if labels < (start := initial * len(data.classes)):
         raise SettingsError(
-            f"--budget {text} are {labels} labels, fewer than the {start} of the start set "
+            f"--budget {text} is {labels} labels, fewer than the {start} of the start set "
             f"({initial} of each of {len(data.classes)} classes): give a larger --budget or a smaller --initial"
         )
     if short := [f"{name} has {n}" for name, n in counts.items() if n < initial]:
@@ -383,7 +383,12 @@ def _listed(text: str, option: str, example: str) -> tuple[str, ...]:
     return parts
 
 
-def _device(name: str) -> Literal["cpu", "cuda"]:
+def usable_device(name: str) -> Literal["cpu", "cuda"]:
+    """The device that ``--device`` means here.
+
+    Raises:
+        SettingsError: it is another word, or there is no such device.
+    """
     if name not in {"auto", "cpu", "cuda"}:
         raise SettingsError(f"--device {name!r}: expected auto, cpu or cuda")
     if name == "cpu":

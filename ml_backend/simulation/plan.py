@@ -22,6 +22,7 @@ INITIAL: Final = 25  # images of every class in a given start set, as in Gabriel
 FREE: Final = {"command", "started_at", "strategies", "seeds", "budget", "strategy"}
 """Fields of a plan, and of its options, that may differ where a study goes on; see ``StudyPlan.continued``."""
 
+TABLES: Final = ("labels", "ratings", "features")
 WITH_FLAGS: Final = (
     "profile", "finetune", "backbone", "weights", "passes", "batch_size", "min_labels_per_class", "cold_start",
 )  # fmt: skip
@@ -180,6 +181,8 @@ class StudyPlan(FrozenModel):
         now["options"] = {name: value for name, value in now["options"].items() if name in earlier.options}
         # The code of functions that the study grows by.
         known = before["digests"]
+        for name in known.keys() & now["digests"].keys() & set(TABLES):  # compared by their contents
+            now[name] = before[name]
         now["digests"] = {name: one for name, one in now["digests"].items() if ":" not in name or name in known}
         changed = [f"{name}: {_short(old)} then, {_short(new)} now" for name, old, new in _changes(before, now)]
         grown = {}
@@ -200,9 +203,10 @@ class StudyPlan(FrozenModel):
                 f"--out holds a study begun with another command ({'; '.join(changed)}): give a new --out, repeat "
                 f"`{earlier.command}`, or repeat it with more of --strategy, more --seeds or a larger --budget"
             )
-        if not grown:
-            return earlier
-        return earlier.model_copy(update={**grown, "command": self.command, "digests": self.digests})
+        if grown:
+            grown |= {"command": self.command, "digests": self.digests}
+        moved = {name: path for name in TABLES if (path := getattr(self, name)) != getattr(earlier, name)}
+        return earlier.model_copy(update={**moved, **grown}) if moved or grown else earlier
 
 
 def digest_of_function(target: str) -> str:

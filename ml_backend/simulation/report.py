@@ -51,7 +51,7 @@ from ml_backend.simulation.run_log import DifferenceSummary, EarlySummary, Round
 SPOKEN_OF: Final = ("accuracy", "balanced_accuracy")  # in the headline; findings go by the first
 PRINTED: Final = ("accuracy", "balanced_accuracy", "auroc")  # as figures for a paper
 NAMED: Final = 3  # strategies of a sentence, besides random
-LINE: Final = ("share", "median", "q25", "q75")
+LINE: Final = ("median", "q25", "q75")
 NUMBERS: Final = 6  # label counts of a table
 SPREAD: Final = 50.0  # highest over lowest value from which an axis is logarithmic
 HEADLINE_TARGETS: Final = ("baseline - 1 point", "95 % of the baseline")  # the first that was reached
@@ -507,7 +507,7 @@ def chart_group(
     """
     values = references or {}
     ends = [*values.values(), *(v for band in found.values() for v in band[["q25", "q75"]].to_numpy().ravel().tolist())]
-    shares = [share for band in found.values() for share in band["share"]]
+    counts = [float(count) for band in found.values() for count in band.index]
     if panels is None:
         headings = {group: f"{title}, {group.variant}" if group.variant else title for group in found}
         panels = {heading: [one for one in found if headings[one] == heading] for heading in headings.values()}
@@ -520,16 +520,20 @@ def chart_group(
             heading,
             _described({group.strategy: found[group]["median"] for group in groups}, percent=percent),
             [
-                Line(styles[group.strategy], group.strategy, *(found[group][column].tolist() for column in LINE))
+                Line(
+                    styles[group.strategy],
+                    group.strategy,
+                    found[group].index.tolist(),
+                    *(found[group][column].tolist() for column in LINE),
+                )
                 # Random last: what all others are compared with must not be covered.
                 for group in sorted(groups, key=lambda group: group.strategy == RANDOM)
             ],
-            x_label="labelled, % of the training side",
+            x_label="labels",
             y_label=axis or title,
             references={} if reference is None else {label: reference},
-            x_range=(min(shares), max(shares)),
+            x_range=(min(counts), max(counts)),
             y_range=(min(ends), max(ends)),
-            percent_x=True,
             percent=percent,
             logarithmic=logarithmic_if_spread and min(ends) > 0 and max(ends) > SPREAD * min(ends),
         )
@@ -612,7 +616,8 @@ def _interval_charts(statistics: Sequence[MetricStatistics], styles: Styles) -> 
             for group, difference in one.differences.items()
         ]
         name, title = f"difference-{one.metric.name}", f"Difference from random: {one.metric.title}"
-        found.append((name, title, "area under the curve minus random's, 95 % interval", rows, False))
+        known = "95 % interval" if any(row.low < row.high for row in rows) else "mean"
+        found.append((name, title, f"area under the curve minus random's, {known}", rows, False))
     return [
         Chart(
             title,

@@ -80,13 +80,16 @@ class RatingRow:
     label: str | None
 
 
-def read_labels(table: Path, *, rated: bool = False, meant: Collection[str] = ()) -> list[LabelRow]:
+def read_labels(
+    table: Path, *, rated: bool = False, meant: Collection[str] = (), folder: Path | None = None
+) -> list[LabelRow]:
     """Read a table of images: ``path,label[,patient_id][,split][,source]``, in any order, other columns ignored.
 
     Args:
         table: see ``read_rows``.
         rated: the images have readers' answers in another table, so that a label may be empty.
         meant: labels that the task names; these may read ``None``, or differ by case only.
+        folder: of the images; where the table is refused, files that are not in it are named too.
 
     Returns:
         One row an image, in the order of the table. Paths have slashes for backslashes, and no ``./`` or ``//``.
@@ -115,6 +118,13 @@ def read_labels(table: Path, *, rated: bool = False, meant: Collection[str] = ()
                 f"image a side ({', '.join(SIDES)}), or remove the column and let the images be split by patient"
             )
 
+    def missing_files(rows: Sequence[LabelRow]) -> Iterator[str]:
+        needed = [row for row in rows if folder is not None and (not meant or row.label is None or row.label in meant)]
+        if missing := [
+            f"line {row.line} ({row.path!r})" for row in needed if not is_file((folder or table) / row.path)
+        ]:
+            yield f"column path: {len(missing)} files are not in {folder}: {first_ten(missing, ', ')}"
+
     return read_rows(
         table,
         ("path", "label"),
@@ -123,6 +133,7 @@ def read_labels(table: Path, *, rated: bool = False, meant: Collection[str] = ()
         whole=lambda rows: chain(
             unlike_spellings(((row.line, row.label) for row in rows), meant), missing_splits(rows)
         ),
+        beside=missing_files,
     )
 
 
@@ -195,6 +206,11 @@ def _arrays(file: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic
     try:
         # Opened here: NumPy leaves its own file open where it is no zip archive.
         with file.open("rb") as content:
+            start = content.read(2)
+            content.seek(0)
+            if start not in {b"PK", b"\x93N"}:  # NumPy would advise to load it as a pickle
+                kind = "a CSV" if file.suffix.lower() == ".csv" else "another"
+                raise SettingsError(f"{str(file)!r} cannot be read: it is {kind} file; {expected}")
             arrays = np.load(content, allow_pickle=False)
             if not isinstance(arrays, Mapping):
                 raise SettingsError(f"{file} holds a single array: {expected}")
@@ -212,6 +228,7 @@ def read_rows(
     *,
     key: Sequence[str] = (),
     whole: Callable[[list[Parsed]], Iterable[str]] = lambda _: (),
+    beside: Callable[[list[Parsed]], Iterable[str]] = lambda _: (),
 ) -> list[Parsed]:
     """Read any table that has a column ``path``, and name all its bad rows at once.
 
@@ -224,6 +241,7 @@ def read_rows(
             should begin with the column.
         key: columns whose values together must be unique; none by default.
         whole: yields what is wrong with the good rows together, one sentence each.
+        beside: likewise, of faults that are named only where there are others: a later check finds them too.
 
     Raises:
         SettingsError: the file cannot be read, is not a table, has an unclosed quote, lacks a column, or has no rows or
@@ -242,6 +260,8 @@ def read_rows(
         except ValueError as error:
             problems.setdefault(_VALUES.sub("", str(error)), []).append(f"line {line}, {error}")
     sentences = list(whole(parsed))
+    if problems or sentences:
+        sentences += beside(parsed)
     if problems:
         raise SettingsError(f"{table} has bad rows: {'; '.join([*map(first_ten, problems.values()), *sentences])}")
     if sentences:
@@ -249,6 +269,14 @@ def read_rows(
     if not parsed:
         raise SettingsError(f"{table} has no rows: expected lines of {','.join(required)} below the header")
     return parsed
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is too long for any file has none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def first_ten(problems: Sequence[str], separator: str = "; ") -> str:

@@ -48,7 +48,7 @@ class TestExperiments:
         assert printed.startswith(f"{name}: {EXPERIMENTS[name].question}\n")
         assert f"command:  ml-backend experiment {name} --quick --device cpu\n" in printed
         assert f"expected: {EXPERIMENTS[name].expectation}\n" in printed
-        verdict = f"not as expected: {'; '.join(report.surprises)}" if report.surprises else "as expected"
+        verdict = "not judged: too few images or seeds to compare with the expectation"
         assert printed.rstrip().splitlines()[-1] == verdict
         assert all(sentence in printed for sentence in report.found)
         assert report.rows

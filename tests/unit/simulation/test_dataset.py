@@ -47,8 +47,8 @@ class TestParseTask:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "0 classes, 2 are the least"),
-            ("normal=normal", "1 classes, 2 are the least"),
+            ("", "expected 2 classes or more, got 0"),
+            ("normal=normal", "expected 2 classes or more, got 1"),
             ("normal=a;=b", "'=b' has an empty name"),
             ("normal=a;diseased=b,,c", "'diseased=b,,c' has an empty name"),
             ("normal=;diseased=b", "'normal=' has an empty name"),

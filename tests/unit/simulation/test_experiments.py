@@ -75,6 +75,11 @@ class TestSpecs:
         assert printed.exit_code == 0
         assert printed.stdout.strip() == markdown()
 
+    def test_an_option_without_a_name_is_refused(self):
+        refused = CliRunner().invoke(app, ["experiment", "--quick"])
+
+        assert "--quick without an experiment: give its name" in str(refused.exception)
+
     def test_every_one_has_a_conclusion(self):
         assert list(CONCLUSIONS) == [*EXPERIMENTS]
 
@@ -106,6 +111,7 @@ class TestOptions:
             (ExperimentOptions("paper"), "there is no experiment 'paper'; known are paper-binary, paper-multiclass"),
             (ExperimentOptions("paper-binary", seeds=0), "--seeds 0: expected 1 or more"),
             (ExperimentOptions("paper-binary", task="a;b"), "--task without --labels"),
+            (ExperimentOptions("paper-binary", device="tpu"), "--device 'tpu': expected auto, cpu or cuda"),
             (
                 ExperimentOptions("uncertainty-quality", labels=Path("l.csv"), features=Path("f.npz"), task="a;b"),
                 "give --ratings",

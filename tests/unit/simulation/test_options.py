@@ -124,7 +124,7 @@ class TestRefusals:
             ({"budget": "1.5"}, "--budget 1.5: there are 48 training images"),
             ({"budget": "nan"}, "--budget 'nan' is not a number"),
             ({"budget": "49"}, "--budget 49: there are 48 training images"),
-            ({"budget": "5"}, "--budget 5 are 5 labels, fewer than the 6 of the start set (2 of each of 3 classes)"),
+            ({"budget": "5"}, "--budget 5 is 5 labels, fewer than the 6 of the start set (2 of each of 3 classes)"),
             ({"initial": 1}, "--initial 1: every class needs 2 labels or more"),
             ({"initial": 17, "budget": "1.0"}, "fewer than the 51 of the start set"),
             # Of 8 normal images on the training side, 9 cannot be the start.
@@ -143,7 +143,7 @@ class TestRefusals:
             ({"batch_size": 0}, "--batch-size=0"),
             ({"device": "tpu"}, "--device 'tpu': expected auto, cpu or cuda"),
             ({"features": None}, "give --images, --features, or both"),
-            ({"task": "normal"}, "2 are the least"),
+            ({"task": "normal"}, "expected 2 classes or more, got 1"),
             ({"readers": "good*2", "reads": 3}, "--reads 3: expected 1 to 2, the most readers of an image"),
             ({"reads": 2}, "--reads 2 needs readers: give --ratings, or --readers such as good*4,poor"),
             ({"count": "reads"}, "--count reads needs readers: give --ratings, or --readers"),
@@ -236,6 +236,11 @@ class TestContinued:
         earlier = tiny_plan()
 
         assert tiny_plan(started_at="2027-01-01T00:00:00+00:00", command="x").continued(earlier) is earlier
+
+    def test_the_same_tables_at_another_place_go_on_from_there(self):
+        moved = tiny_plan(labels="/elsewhere/l.csv", command="x")
+
+        assert moved.continued(tiny_plan()) == tiny_plan(labels="/elsewhere/l.csv")
 
     @pytest.mark.parametrize(
         "more", [{"seeds": (2, 1, 0)}, {"strategies": ("bald", "entropy", "random")}, {"budget": 31}]

@@ -242,6 +242,20 @@ class TestFromPython:
         assert entropy[["low", "high", "p"]].isna().all()  # of two seeds
         assert entropy["seeds"] == 2
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"seeds": "x"}, r"^seeds 'x': expected how many"),
+            ({"budget": -1}, r"^budget -1: expected labels \(200\) or a fraction of the 48 training images"),
+            ({"min_labels_per_class": 2}, r"^min_labels_per_class 2: a given start has no .*or give start live"),
+        ],
+    )
+    def test_errors_name_its_own_options(self, options, changes, message):
+        given = {field.name: getattr(options, field.name) for field in fields(options)} | {"option": {}, "budget": 16}
+
+        with pytest.raises(SettingsError, match=message):
+            ml_backend.simulate(**given | changes)
+
     def test_options_are_those_of_the_command(self):
         theirs = {field.name for field in fields(SimulateOptions)}
 

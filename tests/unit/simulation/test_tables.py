@@ -172,6 +172,15 @@ class TestRefusals:
         with pytest.raises(SettingsError, match=message):
             read_labels(table)
 
+    def test_of_a_bad_row_names_missing_files_too(self, table):
+        table.write_text("path,label\na.png,\ngone.png,normal\nthere.png,severe\n")
+        (table.parent / "there.png").touch()
+
+        with pytest.raises(
+            SettingsError, match=r"line 2, column label.* 1 files are not in .*: line 3 \('gone.png'\)$"
+        ):
+            read_labels(table, folder=table.parent)
+
     def test_of_no_file(self, tmp_path):
         with pytest.raises(SettingsError, match="is a folder: give the table itself"):
             read_labels(tmp_path)
@@ -289,6 +298,12 @@ class TestReadFeatures:
 
         with pytest.raises(SettingsError, match=r"f\.npz' cannot be read: .*expected an npz file"):
             read_features(tmp_path / "f.npz")
+
+    def test_a_csv_file_is_named_as_such(self, tmp_path):
+        (tmp_path / "f.csv").write_text("path,x\na.png,1\n")
+
+        with pytest.raises(SettingsError, match=r"f\.csv' cannot be read: it is a CSV file; expected an npz file"):
+            read_features(tmp_path / "f.csv")
 
     def test_a_single_array_and_no_file_are_refused(self, tmp_path):
         np.save(tmp_path / "one.npy", self.X)
