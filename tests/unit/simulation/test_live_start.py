@@ -179,7 +179,7 @@ class TestOptions:
             ({"min_labels_per_class": 1}, "--min-labels-per-class=1.*greater than or equal to 2"),
             ({"cold_start": "warm"}, "--cold-start='warm'"),
             ({"budget": "0"}, r"--budget 0: expected labels \(200\) or"),
-            ({"min_labels_per_class": 20}, "--budget 25 is 25 labels; the first network needs 40:"),
+            ({"min_labels_per_class": 20}, "--budget 25: the first network needs 40 labels, not 25"),
             ({"option": ("committee",)}, "--option 'committee': expected NAME=VALUE"),
             ({"option": ("seed=3",)}, "--option 'seed=3': seed has a flag of its own; give --seeds"),
             ({"option": ("strategy=bald",)}, "give --strategy"),
