@@ -21,7 +21,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     simulation     `ml-backend simulate`, `compare`, `experiment`: the same rounds, with an oracle as reader
     worker         shims: the dotted paths of jobs as Redis holds them
     scheduling     when a round is due (policy), the queue on Redis and rq, the worker, the reconciler
-    rounds         one round: run (the story), live, reuse, cold_start, split (and the random holdout), spread, reread, replay
+    rounds         one round: run (the story), live, reuse, cold_start, split, holdout, spread, reread, replay
     analytics      what stored rounds and labels show to the owner; torch-free
     model          labels -> network -> pool predictions
     acquisition    pool predictions -> ranking

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,11 +62,11 @@ def calls_of(function: str, monkeypatch: pytest.MonkeyPatch, *, stopped: bool = 
     """The options with which a command calls its function, from now on, instead of running it."""
     seen: list[Any] = []
 
-    def run(options: object) -> int:
+    def run(options: object) -> object:
         seen.append(options)
         if stopped:
             raise KeyboardInterrupt
-        return 0
+        return SimpleNamespace(rounds=("a round",)) if function == STUDY else 0
 
     monkeypatch.setattr(function, run)
     return seen
