@@ -185,7 +185,7 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     if plan.start == "live" and plan.budget < (first := plan.first_network()):
         raise SettingsError(
             f"--budget {options.budget}: the first network needs {first} labels, not {plan.budget} "
-            "(--min-labels-per-class of two classes, in batches of --batch-size); give a larger --budget or less of these"
+            "(--min-labels-per-class of two classes, in batches of --batch-size); raise --budget, or lower one of these"
         )
     return plan, data
 
