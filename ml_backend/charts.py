@@ -248,7 +248,7 @@ def bar_chart(name: str, title: str, description: str, rows: Mapping[str, Mappin
     root = _svg(name, title, description, 420, BAR_ROW_HEIGHT * len(rows) + 4)
     for place, (words, bars) in enumerate(rows.items()):
         top = place * BAR_ROW_HEIGHT
-        _add(root, "text", {"class": "head", "x": left, "y": top + 12}, _short(words, 48))
+        _add(root, "text", {"class": "head", "x": left, "y": top + 12}, shorten(words, 48))
         for number, (kind, share) in enumerate(bars.items()):
             y, width = top + 17 + 13 * number, max(share, 0.0) * (right - left)
             _add(root, "rect", {"class": f"bar {kind}", "x": left, "y": y, "width": width, "height": 11})
@@ -441,7 +441,7 @@ def _draw_names(root: ET.Element, axes: Axes, lines: Sequence[Line]) -> None:
         group = _add(root, "g", {"class": _style(line.style)})
         tie = [(axes.x(line.x[-1]) + 3, end), (axes.right + 4, end), (axes.right + 9, place)]
         _add(group, "path", {"class": "tie", "d": path(tie)})
-        _add(group, "text", {"class": "name", "x": axes.right + 12, "y": place + 4}, _short(line.name, NAME_LENGTH))
+        _add(group, "text", {"class": "name", "x": axes.right + 12, "y": place + 4}, shorten(line.name, NAME_LENGTH))
 
 
 def _draw_hover(root: ET.Element, axes: Axes, lines: Sequence[Line], *, percent_x: bool, percent: bool) -> None:
@@ -487,7 +487,8 @@ def _tick(value: float, percent: bool) -> str:
     return f"{100 * value:.4g}" if percent else f"{value:.4g}"
 
 
-def _short(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
+    """The text, cut to so many characters where it is longer."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

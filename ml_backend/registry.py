@@ -35,6 +35,20 @@ _NEEDED: Final[dict[Need, str]] = {
     "probs": "probabilities of the passes",
 }
 
+PASSES_PER_PICK: Final = 5
+"""Of ``batch_bald``; T passes hold at most log T nats, so that with fewer the last picks of a batch add nothing."""
+
+
+def few_passes(strategy: str, passes: int, batch_size: int) -> str:
+    """A warning where ``batch_bald`` has too few passes for its batch; empty otherwise."""
+    if strategy != "batch_bald" or passes >= (wanted := PASSES_PER_PICK * batch_size):
+        return ""
+    return (
+        f"With passes={passes} the last images of a batch of {batch_size} are little better than random ones: set "
+        f"passes={wanted}, or batch_size={passes // PASSES_PER_PICK}."
+    )
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

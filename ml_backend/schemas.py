@@ -44,7 +44,7 @@ STAGES: Final[dict[str, str]] = {
     "rank": "chooses the next images",
     "save": "saves the round",
     "publish": "publishes the new order to Label Studio",
-    "features": "prepares the images for the first training; the order is served already",
+    "features": "computes the features of the images",
     "noise": "trains a second network to measure the variation between seeds; the order is served already",
 }
 """Stages of a round in their order, each as the predicate of a sentence about the round."""
@@ -266,7 +266,8 @@ class Ranking(FrozenModel):
     put_off: tuple[PutOff, ...] = ()  # in a later batch than the strategy chose them for; see ``rounds.spread``
     near_duplicates: tuple[tuple[str, str], ...] = ()  # each passed over for the second, which its batch has
     exclusions: tuple[Exclusion, ...] = ()
-    rereads: tuple[Reread, ...] = ()  # labelled images, not among ``image_ids``, in the order of their places
+    # Labelled images, not among ``image_ids``, in the order of their places.
+    rereads: tuple[Reread, ...] = Field((), exclude_if=lambda found: not found)
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -333,7 +334,8 @@ class PublishedRanking(FrozenModel):
     version: Annotated[str, Field(min_length=1)]
     round_id: str
     image_ids: tuple[str, ...]  # in the order in which they will be served
-    rereads: tuple[str, ...] = ()  # those of them that have a label, and are served to another reader
+    # Those of them that have a label, and are served to another reader.
+    rereads: tuple[str, ...] = Field((), exclude_if=lambda found: not found)
     annotations: int | None = None  # with skips, as Label Studio counted them just before; None: not noted
     seconds: Mapping[str, Seconds]  # import, switch, delete
     published_at: datetime

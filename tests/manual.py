@@ -132,7 +132,7 @@ RUNNERS: tuple[Runner, ...] = (
         "--tiny",
         "else it needs a GPU",
     ),
-    Runner("ml-backend experiment", _EXPERIMENTS, "--quick", "all eight in the process of the test: they share images"),
+    Runner("ml-backend experiment", _EXPERIMENTS, "--quick", "all nine in the process of the test: they share images"),
     # On a live project, with a Redis, a backend and a worker that were started as the manual has it.
     Runner("export", _PROJECT, why=_STANDS),
     Runner("redis-server", _PROJECT, "--port 6379", f"{_STANDS}, and so is the port"),

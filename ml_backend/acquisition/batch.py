@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ml_backend.acquisition.inputs import AcquisitionInputs, Selection, float_tensor, given, largest
 from ml_backend.acquisition.pointwise import bald, entropy
-from ml_backend.registry import acquisition_function
+from ml_backend.registry import PASSES_PER_PICK, acquisition_function
 from ml_backend.seeding import gumbel, seeded_draws, seeded_order
 
 _log = structlog.get_logger(__name__)
@@ -40,8 +40,6 @@ _TINY = 1e-300
 """Nats that stand in for 0 under a logarithm: such an image comes last, and its score stays a number."""
 STRATIFIED: Final = 0.66
 """Fraction of the batch that is divided over the classes."""
-PASSES_PER_PICK = 5
-"""A batch of 20 needs T = 100: T passes hold at most log T nats, so with fewer the last picks add nothing."""
 
 
 @acquisition_function(

@@ -35,10 +35,11 @@ def accuracy_answer(fit: FitReport | None, control: HoldoutEstimate | None) -> s
         control: accuracy on holdout images; None without a holdout.
     """
     if control is not None and control.accuracy is not None and control.enough:
-        return f"Right for {share_words(control.accuracy, control.n)} of the last {control.n} random images."
+        share = share_words(control.accuracy, control.n)
+        return f"The network is right for {share} of the last {control.n} random images."
     if fit is not None:
         n = fit.validation_images
-        return f"Right for {share_words(fit.validation_accuracy, n)} of {n} validation images."
+        return f"The network is right for {share_words(fit.validation_accuracy, n)} of {n} validation images."
     return ""
 
 
@@ -51,10 +52,12 @@ def labelled_answer(standing: Standing, seconds_an_image: float | None) -> str:
     """
     labelled = sum(standing.labels_per_class.values())
     done = f"{labelled} of {standing.images} labelled" if labelled < standing.images else f"All {labelled} labelled"
-    if not standing.left:
-        return f"{done}, none left to read." if labelled < standing.images else f"{done}."
     if standing.further:
         done += f", {standing.further} of them by too few readers"
+    if standing.skipped:
+        done += f", {standing.skipped} skipped and still offered to other readers"
+    if not standing.left:
+        return f"{done}." if labelled + standing.skipped >= standing.images else f"{done}, none left to read."
     if seconds_an_image is None:
         return f"{done}, {standing.left} left to read."
     return f"{done}, {in_minutes(seconds_an_image * standing.left / 60)} of reading left."

@@ -132,7 +132,10 @@ def stored_labels_by_origin(
         with suppress(StorageError):
             if (insight := project.record(one.round_id, INSIGHT, RoundInsight)) is not None:
                 insights[one.round_id] = insight
-    return labels_by_origin(rounds, insights, labels, answers)
+    published: dict[str, datetime] = {}
+    for order in project.orders():
+        published.setdefault(order.round_id, order.published_at)
+    return labels_by_origin(rounds, insights, labels, answers, published)
 
 
 def labels_by_origin(
@@ -140,10 +143,11 @@ def labels_by_origin(
     insights: Mapping[str, RoundInsight],
     labels: Sequence[Label],
     answers: Sequence[Answer],
+    published: Mapping[str, datetime] | None = None,
 ) -> LabelsByOrigin:
     """Divide the labels by the order in which their images were served.
 
-    That is the order of the newest round with a network that had begun when the image got its first answer. An image
+    That is the newest order of a network that was published when the image got its first answer. An image
     counts as holdout only under the round that drew it: one that was drawn before and is served by choice later has
     been selected. Around a switch an image may have been served in the order before; most of the images that are drawn
     from a fixed permutation are the same in both.
@@ -153,13 +157,15 @@ def labels_by_origin(
         insights: by round; without one, all images of a round count as chosen.
         labels: current ones.
         answers: of the project; a label without any is left out.
+        published: when each round was first published; where that is not known, the beginning of the round counts.
     """
     first: dict[str, datetime] = {}
     for answer in answers:
         if answer.value is not None:
             first[answer.image_id] = min(answer.created_at, first.get(answer.image_id, answer.created_at))
-    ranked = sorted((one for one in rounds if one.by_network), key=lambda one: one.began)
-    begun = [one.began for one in ranked]
+    served = {one.round_id: one.began for one in rounds} | dict(published or {})
+    ranked = sorted((one for one in rounds if one.by_network), key=lambda one: served[one.round_id])
+    since = [served[one.round_id] for one in ranked]
     drawn = {round_id: {image.image_id: image for image in insight.control} for round_id, insight in insights.items()}
     start: list[Label] = []
     control: list[HoldoutLabel] = []
@@ -167,7 +173,7 @@ def labels_by_origin(
     random: list[Label] = []
     dated = [(at, label) for label in labels if (at := first.get(label.image.id)) is not None]
     for at, label in sorted(dated, key=lambda one: one[0]):
-        place = bisect_left(begun, at)
+        place = bisect_left(since, at)
         if place == 0:
             start.append(label)
             continue

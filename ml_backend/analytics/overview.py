@@ -84,6 +84,7 @@ class Analysis(FrozenModel):
         confusions: round -> labels against predictions of networks that were not trained on them, of the last rounds.
         answered: of the images that the newest rounds chose or previewed, those that no longer wait for a reader.
         readers: whether they agree; None where the tasks were not read yet.
+        published_left: published images that still wait for one; None before the first order.
     """
 
     inputs: str
@@ -98,6 +99,7 @@ class Analysis(FrozenModel):
     confusions: dict[str, Confusion] = Field(default={})
     answered: frozenset[str] = frozenset()
     readers: ReaderAgreement | None = None
+    published_left: int | None = None
 
 
 def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOptions) -> Analysis:
@@ -214,6 +216,7 @@ def _analysis(
         confusions=_readable(confusions) or {},
         answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
         readers=_readable(partial(_readers, project, configured, images, answers, read)),
+        published_left=_readable(partial(_published_left, project, mirror, images)),
     )
 
 
@@ -227,7 +230,8 @@ def _readers(
     if images is None:
         return None
     config, options = configured
-    classes, ordered = training_classes(config, options), bool(getattr(options, "ordinal", True))
+    classes = training_classes(config, options)
+    ordered = options.ordered(classes)
     several = len({one.rater for one in answers}) > 1  # else nothing further is read
     annotations = read()[0] if several else []
     rounds = project.rounds_with(INSIGHT) if several else []
@@ -268,6 +272,12 @@ def _answered(project: ProjectStore, mirror: TaskCache | None, images: TaskImage
         shown += [one.image_id for images in previews[1].first.values() for one in images]
     tasks = {int(name) for name in shown if name.isdecimal()} & mirror.tasks.keys()
     return frozenset(map(str, tasks.difference(images.waiting(mirror)[0], images.refused)))
+
+
+def _published_left(project: ProjectStore, mirror: TaskCache | None, images: TaskImages | None) -> int | None:
+    if mirror is None or images is None or (published := project.published()) is None:
+        return None
+    return len({str(number) for number in images.waiting(mirror)[0]}.intersection(published.image_ids))
 
 
 class BatchImage(RankedImage):

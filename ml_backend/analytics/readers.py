@@ -507,7 +507,9 @@ def foresight_answer(rounds: Sequence[RoundForesight]) -> str:
     if not known or all(one.small for one in known.values()):
         return ""
     higher = [name for name, one in known.items() if one.low > 0]
-    begins = "Yes" if higher else "No" if all(one.high < 0.2 for one in known.values()) else "Not clear yet"
+    begins = "No" if all(one.high < 0.2 for one in known.values()) else "Not clear yet"
+    if higher:
+        begins = "Yes" if len(higher) == len(known) else f"Yes, by its {higher[0]} part"
     words = " and ".join(f"{estimate_words(one)} for the {name} part" for name, one in known.items())
     words = words.replace("(", "(95 % interval ", 1)
     images = max(one.n for one in known.values())

@@ -208,10 +208,7 @@ WORDS: Final[dict[ExclusionKind, tuple[str, str]]] = {
     "unreadable answer": ("task has an annotation that cannot be read", "tasks have annotations that cannot be read"),
     "no class": ("image is labelled as no class", "images are labelled as no class"),
     "ignored class": ("label is of an ignored class", "labels are of ignored classes"),
-    "no answer": (
-        "image was skipped, unreadable or left unanswered",
-        "images were skipped, unreadable or left unanswered",
-    ),
+    "no answer": ("image has no answer", "images have no answer"),
     "ignored truth": ("image has ignored ground truths alone", "images have ignored ground truths alone"),
     "same image": ("task holds the image of another task", "tasks hold the images of other tasks"),
     "": ("image is left out", "images are left out"),
@@ -322,6 +319,7 @@ def project_standing(
         counts[label.value] += 1
 
     pool, copies = images.waiting(mirror)
+    offered = {str(number) for number in pool}  # those with a skip to the other readers
     unanswered = {str(number) for number in pool if not mirror.tasks[number].annotations}
     left_out = _left_out(
         [Exclusion(image_id=str(number), reason=why, kind="no image")
@@ -329,7 +327,7 @@ def project_standing(
         + [Exclusion(image_id=one, reason=why, kind="unreadable image")
            for one, why in quarantined.items() if one.isdecimal() and int(one) in mirror.tasks]
         + [Exclusion(image_id=str(number), reason=why, kind="same image") for number, why in copies.items()]
-        + [*unreadable, *consensus.exclusions]
+        + [*unreadable, *(one for one in consensus.exclusions if one.image_id not in offered)]
     )  # fmt: skip
     waiting = len(unanswered - quarantined.keys())
     skipped = len(pool) - len(unanswered)
@@ -347,7 +345,8 @@ def project_standing(
             can_seek=options.weights != "none",
         )
 
-    number = len({images.copies(task) for task in mirror.tasks})
+    number, labels = len({images.copies(task) for task in mirror.tasks}), sum(counts.values())
+    every = "Every image is labelled" if labels + skipped >= number else "No image is left to read"
     verdict: Literal["no images", "waiting", "unusable", "blocked", "labelled"]
     if not mirror.tasks:
         verdict, sentence = "no images", "The project has no images yet: import images in Label Studio to begin."
@@ -369,12 +368,17 @@ def project_standing(
         # More images are no help where the labels are there, and cannot be used.
         mendable = next((one.sentence for one in left_out if one.kind in MENDABLE), None)
         lacking = start.sentence if mendable is None else f"labels are left out. {mendable}"
-        every = "Every image is labelled" if any(counts.values()) else "Every image was answered or skipped"
+        if not any(counts.values()):
+            every = "Every image was answered or skipped"
         sentence = f"{every}, and no network can be trained yet: {lacking}"
     else:
         verdict = "labelled"
+        if labels + skipped < number:
+            every += f": {labels} labelled, {number - labels - skipped} left out"
+        else:
+            every += f": {number} image{'' if number == 1 else 's'}"
         only = f", {skipped} of them only skipped, which other readers may still be served" if skipped else ""
-        sentence = f"Every image is labelled: {number} image{'' if number == 1 else 's'}{only}."
+        sentence = f"{every}{only}."
     return Standing(
         verdict=verdict,
         sentence=sentence,

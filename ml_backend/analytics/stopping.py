@@ -169,10 +169,11 @@ def stop_advice(
     if level is None:
         since = "so far" if len(same) == len(snapshots) else "since the classes changed"
         few = f"Too early to tell: {count(len(same), 'network')} trained {since}, {MIN_ROUNDS} are needed."
-        if images is not None and len(same) >= MIN_ROUNDS:
+        newest_on = None if images is None or not same else images.get(same[-1].round_id, 0)
+        if newest_on is not None and (len(same) >= MIN_ROUNDS or newest_on < MIN_VALIDATION_IMAGES):
             few = (
                 f"Too early to tell: {MIN_ROUNDS} networks validated on {MIN_VALIDATION_IMAGES} images or more are "
-                f"needed, {len(measured)} so far; the newest was validated on {images.get(same[-1].round_id, 0)}."
+                f"needed, {len(measured)} so far; the newest was validated on {newest_on}."
             )
         return StopAdvice(verdict="done" if left == 0 else "too early", sentence=_NOTHING_LEFT if left == 0 else few)
     more = labels if left is None else min(labels, left)
@@ -218,8 +219,8 @@ def stop_advice(
     findings = [falling] if falling else []
     if rising and level.rises:
         fell = latest[-2] - latest[-1]
-        newest = f"accuracy fell by {100 * fell:.1f} points in the newest round"
-        findings.append(newest if fell > 0 else f"accuracy rose by {100 * level.per_round:.1f} points a round")
+        fall = f"accuracy fell by {100 * fell:.1f} points in the newest round"
+        findings.append(fall if fell > 0 else f"accuracy rose by {100 * level.per_round:.1f} points a round")
     elif rising and not level.falls:
         findings.append("whether accuracy still rises is not clear")
     findings += [_agreement_words(points, floor), _gain_words(gain, minutes, more)]

@@ -130,18 +130,18 @@ def _of_one_image(annotations: Sequence[Annotation], severity: Mapping[str, int]
             reason=f"image {image.id} is labelled {', '.join(map(repr, ignored))}, which ignore_classes leaves out",
         )
     if not values:
-        who = "its ground truth" if truths else f"every one of its {len(counted)} readers"
+        who = "its ground truth" if truths else "its reader" if len(counted) == 1 else f"all {len(counted)} readers"
         if all(annotation.unanswered for annotation in counted):
             return Exclusion(
                 image_id=image.id,
                 kind="no answer",
-                reason=f"unanswered: {who} gave image {image.id} no answer to the question: it is optional, or its "
+                reason=f"{who} gave image {image.id} no answer to the question: it is optional, or its "
                 "condition was not met",
             )
         return Exclusion(
             image_id=image.id,
             kind="no answer",
-            reason=f"unreadable: {who} skipped image {image.id} or gave it no class",
+            reason=f"{who} skipped image {image.id} or gave it no class",
         )
     votes = tuple(sorted(severity[value] for value in values))
     reads = tuple(
@@ -199,8 +199,8 @@ def dawid_skene(annotations: Sequence[Annotation], classes: Sequence[str]) -> Co
     """The most probable class of each image, with a confusion matrix per reader; the classes need no order.
 
     See ``readers.dawid_skene``; where readers have few reads the probabilities are shrunk to the shares of the answers.
-    Ground truths override, and show how their readers err. A label is marked as disputed if answers differ and no
-    class has two thirds of the probability.
+    Ground truths override, and show how their readers err. A label is marked as disputed if no reader gave it, or
+    answers differ and no class has two thirds of the probability.
 
     The arguments and the result are those of ``median``.
     """
@@ -216,7 +216,7 @@ def ordinal(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consen
 
     See ``readers.ordinal``; where readers have few reads the probabilities are shrunk to the shares of the answers,
     whose median is that of ``median``, ties apart. Ground truths override, and show how their readers err. A label is
-    marked as disputed if answers differ and no class has two thirds of the probability.
+    marked as disputed if no reader gave it, or answers differ and no class has two thirds of the probability.
 
     The arguments and the result are those of ``median``; ``Consensus.readers`` has the estimates.
     """
@@ -290,10 +290,11 @@ def _most_frequent(answers: Sequence[Answers], probabilities: Probabilities) -> 
 
 
 def _doubted(chosen: Chosen, shares: Probabilities, probabilities: Probabilities) -> Chosen:
-    """The choice, with those images as ties too whose answers differ, and no class of which has two thirds."""
+    """The choice, with ties also where no reader gave it, or answers differ and no class has two thirds."""
     index, tied = chosen
+    invented = np.take_along_axis(shares, index[:, None], axis=1)[:, 0] == 0.0
     differ, doubt = shares.max(axis=1, initial=0.0) < 1.0, probabilities.max(axis=1, initial=0.0) < 2 / 3 - _EQUAL
-    return index, tied | (differ & doubt)
+    return index, tied | invented | (differ & doubt)
 
 
 def _consensus(

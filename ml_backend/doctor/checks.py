@@ -720,8 +720,9 @@ def _tasks(context: CheckContext) -> Iterator[Json]:
 def check_quarantine(context: CheckContext) -> Result:
     barred = Quarantine(context.store.folder).listed()
     if not barred:
-        return ok("no image is left out")
-    return ok(f"{len(barred)} images are left out, such as {barred[0].image_id}: {barred[0].reason}")
+        return ok("no image is left out" if context.store.round_ids() else "no round has read the images yet")
+    are = "1 image is" if len(barred) == 1 else f"{len(barred)} images are"
+    return ok(f"{are} left out, such as {barred[0].image_id}: {barred[0].reason}")
 
 
 @check("same image twice", needs=("options", "rounds on disk"))
@@ -832,10 +833,12 @@ def check_rounds(context: CheckContext) -> Result:
             f"correct what it names, then press Start Training in the backend's menu{retry}",
         )
     running = f"runs: {status.running}" if status.running else "none runs"
+    if status.running and not context.queue.workers():
+        return failed(f"{status.running} stopped: no worker answers", "start `ml-backend work`: it begins again then")
     if status.progress is not None:
         running += f" ({status.progress.stage}, {status.progress.done} of {status.progress.total})"
     waiting = f"waits: {status.waiting}" if status.waiting else "none waits"
-    to_next = f"; {status.changes} of {status.threshold} labels to the next" if status.threshold else ""
+    to_next = f"; {status.changes} of the {status.threshold} labels for the next are given" if status.threshold else ""
     if error is not None:
         to_next += f"; the last one found no image to rank: {error.message}"
     return ok(f"{running}, {waiting}{to_next}; {status.rounds_finished} done, {status.rounds_failed} failed")

@@ -321,7 +321,9 @@ class LabelStudioHttp(httpx.Client):
         self._route.check_answer(response)
         if (following := response.next_request) is not None:
             raise Redirected(f"{_name(request)} was redirected", response.status_code, str(following.url))
-        seen = f"Label Studio answered {response.status_code} to {_name(request)}: {_excerpt(response)}"
+        seen = f"Label Studio answered {response.status_code} to {_name(request)}"
+        if excerpt := _excerpt(response):
+            seen += f": {excerpt}"
         if response.status_code == httpx.codes.UNAUTHORIZED:
             personal = "was it revoked, or an access token, which lasts five minutes?"
             why = personal if self.key.is_personal else "legacy tokens are off by default"

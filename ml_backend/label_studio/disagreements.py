@@ -13,6 +13,7 @@ TITLE: Final = "Disagreements"
 MOST: Final = 100
 """Images of the tab: its filter has a line for each, which the Data Manager shows."""
 
+Json = dict[str, Any]
 log = structlog.get_logger(__name__)
 
 
@@ -41,8 +42,8 @@ class TabStore(Protocol):
 def keep_tab(client: LabelStudioClient, project_id: int, images: Sequence[str], store: TabStore) -> None:
     """Let the tab show these images, and make it where there is none yet. Errors are logged.
 
-    It is made once, for the first disagreement. The owner may rename it, move it and change its columns; one that is
-    removed does not come back, and one whose filter is not ours any more is left alone.
+    It is made once, for the first disagreement, with the columns of the first tab. The owner may rename it, move it and
+    change its columns; one that is removed does not come back, and one whose filter is not ours any more is left alone.
 
     Args:
         client: of Label Studio.
@@ -55,12 +56,14 @@ def keep_tab(client: LabelStudioClient, project_id: int, images: Sequence[str], 
         made = store.disagreements_tab(DisagreementsTab)
         if made is None and not shown:
             return
-        if made is None and (made := _adopted(client, project_id)) is None:
-            data: dict[str, Any] = {"title": TITLE, "type": "list", "filters": _only(shown)}
-            view = client.request("POST", "/api/dm/views/", dict, body={"project": project_id, "data": data})
-            made = DisagreementsTab(id=int(view["id"]), images=shown)
+        if made is None and (made := _adopted(tabs := _tabs(client, project_id))) is None:
+            if not tabs:  # the Data Manager makes this one only where there is none
+                tabs = [_made(client, project_id, {"title": "Default", "type": "list"})]
+            looks: Json = {name: value for name, value in tabs[0]["data"].items() if name != "ordering"}
+            tab = _made(client, project_id, looks | {"title": TITLE, "filters": _only(shown)})
+            made = DisagreementsTab(id=int(tab["id"]), images=shown)
         elif set(made.images) != set(shown):
-            data = client.request("GET", f"/api/dm/views/{made.id}/", dict)["data"]
+            data: Json = client.request("GET", f"/api/dm/views/{made.id}/", dict)["data"]
             if _shown_by(data) != set(made.images):
                 return
             data = {**data, "filters": _only(shown)}
@@ -74,11 +77,19 @@ def keep_tab(client: LabelStudioClient, project_id: int, images: Sequence[str], 
         log.warning("the tab of disagreements stays as it is for now", error=str(error))
 
 
-def _adopted(client: LabelStudioClient, project_id: int) -> DisagreementsTab | None:
+def _tabs(client: LabelStudioClient, project_id: int) -> list[Json]:
+    return client.request("GET", "/api/dm/views/", list, query={"project": str(project_id)})
+
+
+def _made(client: LabelStudioClient, project_id: int, data: Json) -> Json:
+    return client.request("POST", "/api/dm/views/", dict, body={"project": project_id, "data": data})
+
+
+def _adopted(tabs: Sequence[Json]) -> DisagreementsTab | None:
     """A tab of that title, as an installation leaves whose data folder is gone."""
-    for view in client.request("GET", "/api/dm/views/", list, query={"project": str(project_id)}):
-        if view["data"].get("title") == TITLE and (shown := _shown_by(view["data"])) is not None:
-            return DisagreementsTab(id=int(view["id"]), images=tuple(sorted(shown)))
+    for tab in tabs:
+        if tab["data"].get("title") == TITLE and (shown := _shown_by(tab["data"])) is not None:
+            return DisagreementsTab(id=int(tab["id"]), images=tuple(sorted(shown)))
     return None
 
 
@@ -88,7 +99,7 @@ def _only(images: Sequence[str]) -> dict[str, object]:
     return {"conjunction": "or", "items": [line | {"value": int(image_id)} for image_id in images or ("0",)]}
 
 
-def _shown_by(data: dict[str, Any]) -> set[str] | None:
+def _shown_by(data: Json) -> set[str] | None:
     """The images of a filter of ours; None where it is another."""
     items = (data.get("filters") or {}).get("items") or []
     if not items or any((one["filter"], one["operator"]) != ("filter:tasks:id", "equal") for one in items):

@@ -67,8 +67,7 @@ _WAYS_OUT: Final = tuple(
         (r"//|[\w-]+(?:\.[\w-]+)*:\d+(?:/|\Z)", "names no scheme: write https:// or http:// before the host"),
         (
             r"/",
-            "is not a file of Label Studio: its key is sent only to /data/..., /storage-data/... and "
-            f"/tasks/N/resolve/; if this is a path on a disk, {_LOCAL_FILES}",
+            f"is not a file of Label Studio; if this is a path on a disk, {_LOCAL_FILES}",
         ),
         (r"blob:", "exists only in the browser tab that made it: upload the image"),
         (r"s3[an]:", "is not how Label Studio writes this storage: begin it with s3://"),

@@ -112,11 +112,17 @@ def read_values(
 def _agreement(answers: Int64[Ints, "labelled readers"], near: Float64[Floats, "classes classes"]) -> Floats:
     """Mean closeness of each reader's answers to those of others; of a reader without any to compare, the mean."""
     given = answers >= 0
-    both = given[:, :, None] & given[:, None, :] & ~np.eye(answers.shape[1], dtype=bool)
-    sums = np.where(both, near[answers[:, :, None], answers[:, None, :]], 0.0).sum(axis=(0, 2))
-    pairs = both.sum(axis=(0, 2))
+    counts = np.stack([(answers == index).sum(axis=1) for index in range(len(near))], axis=1)
+    # Of an answer to all of its image, less its own.
+    sums = np.where(given, np.take_along_axis(counts @ near, np.maximum(answers, 0), axis=1) - 1.0, 0.0).sum(axis=0)
+    pairs = (given * (given.sum(axis=1) - 1)[:, None]).sum(axis=0)
     found = np.divide(sums, pairs, out=np.zeros_like(sums), where=pairs > 0)
     return np.where(pairs > 0, found, found[pairs > 0].mean())
+
+
+def _reader(annotation: Annotation) -> str:
+    """Who gave it: answers of one reader that count each have a suffix; see ``label_studio.sync``."""
+    return annotation.rater.partition(",")[0]
 
 
 def label_error(one: HeldOutImage) -> float:
@@ -172,11 +178,11 @@ def with_rereads(
     truths = {one.image.id for one in annotations if one.ground_truth}
     for one in sorted(annotations, key=lambda one: one.updated_at):
         value = classes.index(one.value) if one.value in classes else -1
-        seen.setdefault(one.image.id, {})[one.rater] = value
+        seen.setdefault(one.image.id, {})[_reader(one)] = value
         counts[one.image.id] = counts.get(one.image.id, 0) + 1
-    readers = sorted({one.rater for one in annotations if not one.ground_truth and one.value is not None})
+    readers = sorted({_reader(one) for one in annotations if not one.ground_truth and one.value is not None})
     judged = [label for label in labels if label.image.id not in truths and label.value in classes]
-    if not budget or len(readers) < 2 or not judged or not predictions.image_ids:
+    if not budget or not judged or not predictions.image_ids:
         return ranking
     column = {rater: place for place, rater in enumerate(readers)}
     answers = np.full((len(judged), len(readers)), -1, dtype=np.int64)

@@ -17,6 +17,7 @@ ACTIONS: Final = ("train", "topup", "pause", "resume")
 
 MESSAGES: Final[dict[str, str]] = {
     "asked": "A round was asked for; it begins as soon as a worker is free.",
+    "asked-again": "A round was asked for. No label has changed since the last one.",
     "waits": "A round is already queued and will use all labels.",
     "topup-asked": "More images were asked for. Where enough are still served, nothing changes.",
     "paused": "Paused: no round starts by itself. Labels are counted, and readers keep getting images.",
@@ -90,8 +91,13 @@ def perform(action: str, connection: Connection, store: RoundStore, queue: Round
     pause = Pause(project.folder)
     match action:
         case "train" | "topup":
-            requested = queue.perform(key, decide(ProjectState(queue.status(key)), Pressed(action)))
-            return ("asked" if action == "train" else "topup-asked") if requested else "waits"
+            status, (rounds, _) = queue.status(key), project.summaries()
+            if not queue.perform(key, decide(ProjectState(status), Pressed(action))):
+                return "waits"
+            if action == "topup":
+                return "topup-asked"
+            same = rounds and rounds[-1].trained and not (status.changes or status.running)
+            return "asked-again" if same else "asked"
         case "pause":
             pause.begin(queue.status(key).threshold)
             queue.count_changes(key, 0, threshold(None, automatic=True, paused=True))

@@ -14,7 +14,8 @@ from ml_backend.analytics.readers import (
     agreement_answer,
     estimate_words,
 )
-from ml_backend.charts import Interval, bar_chart, interval_chart
+from ml_backend.charts import Interval, bar_chart, interval_chart, shorten
+from ml_backend.label_studio.disagreements import DisagreementsTab
 from ml_backend.schemas import Connection
 from ml_backend.server.status import config_of
 from ml_backend.server.views import csv_response, csv_text, find_project, pages, render
@@ -45,6 +46,7 @@ def agreement(key: str) -> Response:
             "found": found,
             "answer": "" if found is None else agreement_answer(found),
             "image_count": image_count,
+            "tab": project.readings.disagreements_tab(DisagreementsTab),
             **charts,
         },
     )
@@ -127,7 +129,8 @@ def _chart(name: str, title: str, x_label: str, readers: Named, figure: str) -> 
     if not known:
         return None
     rows = [
-        Interval(1, who, one.low, one.value, one.high, estimate_words(one, sign=figure == "bias")) for who, one in known
+        Interval(1, shorten(who, 18), one.low, one.value, one.high, estimate_words(one, sign=figure == "bias"))
+        for who, one in known
     ]
     words = "; ".join(f"{row.name}: {row.words} of {one.n} images" for row, (_, one) in zip(rows, known, strict=True))
     return interval_chart(name, title, words, rows, x_label=x_label)

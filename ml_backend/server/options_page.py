@@ -19,7 +19,7 @@ from ml_backend.errors import BackendError, LabelStudioError, StorageError, Unkn
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import ONE_CONNECTION, TITLE, update_options
 from ml_backend.label_studio.formats import OptionsForm, parse_label_config
-from ml_backend.registry import STRATEGIES, StrategySpec
+from ml_backend.registry import STRATEGIES, StrategySpec, few_passes
 from ml_backend.schemas import Connection, FrozenModel
 from ml_backend.server.context import context, relative_url
 from ml_backend.server.images_page import WallImage, answered_since, pictures_of
@@ -166,7 +166,8 @@ def _form(
     said: str | None = None,
     status: int = 200,
 ) -> Response:
-    _, mistake = config_of(connection)
+    configured, mistake = config_of(connection)
+    now = None if configured is None else configured.options
     try:
         attributes = parse_label_config(connection.label_config).attributes
     except BackendError:  # which `mistake` names
@@ -186,6 +187,7 @@ def _form(
             "elsewhere": [text for name, text in mistakes.items() if name not in FIELDS]
             or ([mistake] if mistake else []),
             "said": said,
+            "few_passes": few_passes(now.strategy, now.passes, now.batch_size) if now else "",
             "changes": option_changes(project)[::-1],
             **_previews(connection, project, values["strategy"]),
             "chosen": values["strategy"],
@@ -201,6 +203,7 @@ def _previews(connection: Connection, project: ProjectStore, chosen: str) -> dic
     if newest is None:
         return {"previews": {}, "previews_of": None, "without_preview": {}}
     round_id, found = newest
+    by = next((one.base or round_id for one in project.summaries()[0] if one.round_id == round_id), round_id)
     gone = answered_since(connection, project)
     first = {
         name: [one for one in found.first[name] if one.image_id not in gone][:SHOWN_PREVIEW]
@@ -210,6 +213,7 @@ def _previews(connection: Connection, project: ProjectStore, chosen: str) -> dic
     return {
         "previews": {name: [_previewed(one, name, pictures) for one in images] for name, images in first.items()},
         "previews_of": round_id,
+        "previews_by": by,
         "without_preview": {name: _why_none(spec) for name, spec in sorted(STRATEGIES.items()) if name not in first},
     }
 

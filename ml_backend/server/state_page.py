@@ -7,7 +7,6 @@ from typing import Final
 
 from flask import Response, request
 
-from ml_backend.analytics.history import RoundInsight
 from ml_backend.analytics.overview import newest_record, overview
 from ml_backend.analytics.readers import agreement_answer, foresight_answer
 from ml_backend.charts import legend
@@ -17,10 +16,10 @@ from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import RoundReport
 from ml_backend.server.agreement_page import readers_of
 from ml_backend.server.context import context
-from ml_backend.server.figures import balance_chart, learning_lines, recall_lines, shares_chart
+from ml_backend.server.figures import learning_lines, recall_lines, shares_chart
 from ml_backend.server.options_page import option_changes
 from ml_backend.server.status import status_of
-from ml_backend.server.views import find_project, find_round, pages, render
+from ml_backend.server.views import class_balance, find_project, find_round, pages, render
 from ml_backend.storage import RoundSummary
 from ml_backend.storage.rounds import MANIFEST, Manifest
 
@@ -36,12 +35,14 @@ def state(key: str) -> Response:
     found = overview(project, status.analysis, None if status.published is None else status.published.round_id)
     learning = learning_lines(found.rounds, found.control, found.proof)
     recall = recall_lines(found.rounds, found.confusions)
-    insight = found.chosen.insight if found.chosen else None
     last = found.rounds[-1] if found.rounds else None
     manifest = newest_record(project, MANIFEST, Manifest)
     found_readers, readers = readers_of(connection, project)
     options = {} if status.options is None else status.options.model_dump(mode="json")
-    defaults = ProjectOptions(profile="paper").model_dump(mode="json")
+    chosen = {"strategy": status.options.strategy} if status.options else {}
+    # Defaults of other options follow from the strategy.
+    defaults = ProjectOptions.model_validate({"profile": "paper", **chosen}).model_dump(mode="json")
+    defaults["strategy"] = ProjectOptions.model_fields["strategy"].default
     return render(
         "state.html",
         {
@@ -61,7 +62,7 @@ def state(key: str) -> Response:
             "learning": shares_chart("learning", "Accuracy and AU ROC over the labels", learning) if learning else None,
             "legend": legend(learning),
             "recall": shares_chart("recall", "Recall of each class over the labels", recall) if recall else None,
-            "balance": _balance(last, insight),
+            "balance": class_balance(found.chosen, found.rounds),
             "readers": readers,
             "found_readers": found_readers,
             "agreement": "" if found_readers is None else agreement_answer(found_readers),
@@ -75,10 +76,6 @@ def _written(value: object) -> str:
     if value is None:
         return "by default"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _balance(last: RoundSummary | None, insight: RoundInsight | None) -> object:
-    return None if last is None or insight is None else balance_chart(last.labels_per_class, insight.expected)
 
 
 FIRST: Final = (20, 100, 500)
@@ -154,7 +151,7 @@ def _figures_of(one: RoundSummary) -> dict[str, object]:
         "images ranked": one.images,
         "images left out": one.excluded,
         "drawn at random": one.control,
-        "took, seconds": f"{sum(one.seconds.values()):.0f}",
+        "computing, seconds": f"{sum(one.seconds.values()):.0f}",
     }
 
 

@@ -37,7 +37,7 @@ REMEDIES: Final[dict[str, str]] = {
     "SettingsError": "Correct the option or the label config",
     "TooFewLabels": "Label more images",
     "UnusablePool": "Correct what is left out, listed below",
-    "WeightsError": "Ask your operator to provide the weights, or choose another backbone",
+    "WeightsError": "Ask your operator to provide the weights, or to set weights=none, which trains without them",
     "ImageError": "Check that the worker can read the images",
     "StorageError": "Ask your operator to check the data folder and its free space",
     "QueueError": "Ask your operator to check Redis",
@@ -122,8 +122,10 @@ class ProjectStatus:
     @property
     def _next(self) -> str:
         """When the next round begins."""
+        if self.problem:
+            return ""
         if self.busy:
-            return "A round runs now." if self.queue.running else "A round waits for a worker."
+            return "A round runs now." if self.state == "working" else "A round waits for a worker."
         standing = self.standing
         if self.state in {"failed", "blocked", "done"} or (standing is not None and standing.verdict == "no images"):
             return "The last round failed." if self.queue.failing and self.state == "failed" else ""
@@ -171,8 +173,9 @@ class ProjectStatus:
         """In a word. Where a round found nothing to rank, the standing decides whether that is a failure."""
         queue, standing = self.queue, self.standing
         if queue.running or queue.waiting:
-            return "working" if queue.running else "waiting"
-        if queue.last_error is not None and not queue.ran_out:
+            # The round of a worker that died waits for another one.
+            return "working" if queue.running and self.workers != 0 else "waiting"
+        if self.problem or (queue.last_error is not None and not queue.ran_out):
             return "failed"
         if standing is not None and standing.verdict == "blocked" and standing.mendable:
             return "blocked"  # the labels are there, and cannot be used
@@ -289,21 +292,17 @@ def _status_of(connection: Connection, store: RoundStore, queue: RoundQueue, *, 
         unreadable=project.readings.problem(),
         quarantined=project.quarantine().listed(),
         paused=project.pause.read(),
+        title="" if (seen := project.readings.serving(Serving)) is None else seen.title,
         network=network,
         fit=next((one.fit for one in rounds if network is not None and one.round_id == network.round_id), None),
         analysis=analyse(project, *configured) if analysed and configured is not None else None,
     )
     try:
-        status = replace(
-            status,
-            queue=queue.status(connection.project),
-            published=project.published(),
-            newest=project.latest_summary(),
-        )
+        status = replace(status, published=project.published(), newest=project.latest_summary())
+        status = replace(status, queue=queue.status(connection.project))
     except BackendError as error:
         return replace(status, problem=str(error))
-    seen, published = project.readings.serving(Serving), status.published
-    status = replace(status, title="" if seen is None else seen.title)
+    published = status.published
     # Of another version it is out of date: the reconciler asks again within a minute.
     if status.options is None or seen is None or seen.version != (published.version if published else None):
         return status

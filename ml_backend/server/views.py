@@ -35,7 +35,7 @@ from ml_backend.label_studio.connect import ONE_CONNECTION
 from ml_backend.label_studio.formats import Form, ProjectAnswer, RoundAnswer, parse_key
 from ml_backend.label_studio.publisher import ONE_INSTALLATION, Serving
 from ml_backend.predictions import PoolPredictions
-from ml_backend.registry import STRATEGIES
+from ml_backend.registry import STRATEGIES, few_passes
 from ml_backend.scheduling import Progress
 from ml_backend.scheduling.connections import connection_of
 from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger, round_name
@@ -86,7 +86,7 @@ class Running:
     @property
     def left(self) -> str:
         """The time left in words."""
-        return "not known yet: no such round has ended" if self.left_s is None else duration(self.left_s)
+        return "not known" if self.left_s is None else duration(self.left_s)
 
 
 def usual_seconds(rounds: Sequence[RoundSummary]) -> dict[str, float]:
@@ -276,7 +276,7 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "legend": legend(learning),
         "enough": MIN_HOLDOUT_IMAGES,
         "recall": shares_chart("recall", "Recall of each class over the labels", recall) if recall else None,
-        "balance": _balance(last, found.chosen),
+        "balance": class_balance(found.chosen, rounds),
         "foresight": foresight_answer(found.foresight),
         "foresight_chart": foresight_chart(found.foresight),
         "insight": insight,
@@ -297,7 +297,8 @@ def round_view(
     foresight: RoundForesight | None,
 ) -> dict[str, object]:
     """The variables of ``round.html``."""
-    line = RoundSummary.of(report)
+    line, ranked = RoundSummary.of(report), {*report.ranking.image_ids}
+    left_out = [one for one in report.exclusions if one.image_id not in ranked]  # a skipped image has no label only
     return {
         "connection": connection,
         "report": report,
@@ -306,12 +307,15 @@ def round_view(
         "tiles": _tiles(chosen, thumbnails),
         "control_tiles": _tiles(chosen, thumbnails, behind=True),
         "insight": chosen.insight,
-        "balance": _balance(line, chosen),
+        "balance": class_balance(chosen, [line]),
+        "few_passes": few_passes(
+            line.strategy, int(str(report.request.options.get("passes", "1000"))), line.batch_size
+        ),
         "put_off": report.ranking.put_off[:LISTED_EXCLUSIONS],
         "more_put_off": max(len(report.ranking.put_off) - LISTED_EXCLUSIONS, 0),
         "foresight": foresight,
-        "exclusions": report.exclusions[:LISTED_EXCLUSIONS],
-        "more_exclusions": max(len(report.exclusions) - LISTED_EXCLUSIONS, 0),
+        "exclusions": left_out[:LISTED_EXCLUSIONS],
+        "more_exclusions": max(len(left_out) - LISTED_EXCLUSIONS, 0),
     }
 
 
@@ -375,10 +379,12 @@ def _cold_start(status: ProjectStatus, last: RoundSummary | None) -> list[tuple[
     return [(name, last.labels_per_class.get(name, 0), needed) for name in last.classes]
 
 
-def _balance(line: RoundSummary | None, chosen: ChosenImages | None) -> Markup | None:
-    if line is None or chosen is None or chosen.insight is None:
+def class_balance(chosen: ChosenImages | None, rounds: Iterable[RoundSummary]) -> Markup | None:
+    """The labels of the round that chose the images, and its estimate for its pool; None where one is not known."""
+    if chosen is None or chosen.insight is None:
         return None
-    return balance_chart(line.labels_per_class, chosen.insight.expected)
+    line = next((one for one in rounds if one.round_id == chosen.round_id), None)
+    return None if line is None else balance_chart(line.labels_per_class, chosen.insight.expected)
 
 
 def _tiles(

@@ -6,6 +6,7 @@
     plan.py       StudyPlan: the runs, tables and options of a study, kept as plan.json
     tables.py     labels, readers' answers and features from files; every bad row named by its line
     dataset.py    DataSet: images, true classes, sides; the split by patient
+    readers.py    who answers about an image, and what: real ratings, or confusion matrices
     oracle.py     Oracle: reveals labels as Label Studio's readers would
     run.py        do_run: one strategy with one seed, through the live loop's rounds, guarded against leakage
     run_log.py    rows of the results; RunLog, from which a stopped run goes on; CSV files and pandas

@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float64
 from scipy.stats import bootstrap, quantile_test, wilcoxon
 
-from ml_backend.acquisition.batch import PASSES_PER_PICK
+from ml_backend.registry import PASSES_PER_PICK
 from ml_backend.simulation.metrics import Metric, RoundMetrics
 from ml_backend.simulation.plan import RANDOM
 from ml_backend.simulation.run_log import AnyRound, BatchRow, RoundRow, StudyResults

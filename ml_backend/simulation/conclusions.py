@@ -22,6 +22,7 @@ from ml_backend.simulation.analysis import (
     CONFIDENCE,
     Group,
     PairedDifference,
+    labels_needed,
     labels_needed_by_run,
     labels_needed_table,
     learning_curves,
@@ -33,7 +34,7 @@ from ml_backend.simulation.analysis import (
 from ml_backend.simulation.metrics import ACCURACY, AUROC, Metric
 from ml_backend.simulation.options import SimulateOptions, make_plan
 from ml_backend.simulation.plan import RANDOM, Run
-from ml_backend.simulation.report import difference_words, share_words
+from ml_backend.simulation.report import difference_words, label_words, share_words
 from ml_backend.simulation.run import Study, fit_on_all, open_study
 from ml_backend.simulation.run_log import RoundRow, StudyResults
 from ml_backend.storage.atomic import write_atomically
@@ -43,6 +44,7 @@ NEAR: Final = 1.0 / 3.0  # numbers of epochs that differ by less are about the s
 PAPERS_BATCH_BALD: Final = 1.5  # times a pointwise function, in the paper
 SAME_COST: Final = 2.0  # functions whose times differ by a smaller factor cost about the same
 TOP: Final = 0.1  # share of the images
+EXPECTED_RULES: Final = ("dawid_skene", "ordinal")  # closer to the truth than the median
 TOTAL_UNCERTAINTY: Final = ("entropy", "least_confidence", "margin")
 FUNCTIONS: Final = {one.__name__: one for one in (bald, entropy, least_confidence, margin, mean_std, variation_ratios)}
 """Pointwise acquisition functions without randomness."""
@@ -426,6 +428,47 @@ def conclude_centres(finished: Sequence[FinishedStudy]) -> Conclusion:
     return Conclusion(tuple(found), columns, tuple(rows), tuple(surprises))
 
 
+def conclude_readers(finished: Sequence[FinishedStudy]) -> Conclusion:
+    """Labels and networks by rule and reads an image, for the same reads in all. Names are ``<rule>-<reads>``."""
+    labels, accuracy, curves = {}, {}, {}
+    for one in finished:
+        [labels[one.name]] = by_run(one.results, lambda row: row.label_accuracy, "last").values()
+        [accuracy[one.name]] = by_run(one.results, _of(ACCURACY), "last").values()
+        [curves[one.name]] = tables(learning_curves(one.results, _of(ACCURACY))).values()
+    target = float(min(of.mean() for of in accuracy.values()))
+    rows, found, surprises = [], [], []
+    for name, table in curves.items():
+        rule, reads = name.split("-")
+        cells = [rule, reads]
+        for values in (labels, accuracy):
+            gain = interval(values[name] - values[f"median-{reads}"])
+            cells += [str(interval(values[name])), "" if rule == "median" else str(gain)]
+            if values is labels and reads != "1" and rule in EXPECTED_RULES and not gain.is_above_zero:
+                surprises.append(
+                    f"{rule} of {reads} reads is not significantly closer to the truth than median ({gain})"
+                )
+        if reads != "1":
+            again = interval(accuracy[name] - accuracy["median-1"])
+            found.append(
+                f"{rule}: network's accuracy of {reads} reads an image minus that of one read of {reads} times the "
+                f"images: {again}."
+            )
+            if again.is_above_zero:
+                surprises.append(f"{rule}: {reads} reads an image are better than one read of more images ({again})")
+        needed = table.apply(labels_needed, target=target, window=1).to_numpy()
+        rows.append((*cells, f"{label_words(quartiles(needed))}, {np.isinf(needed).sum()} of {len(needed)} never"))
+    columns = (
+        "rule",
+        "reads an image",
+        "labels equal to the truth",
+        "minus median",
+        "network's accuracy",
+        "minus median",
+        f"reads for {target:.3f}, the lowest of these",
+    )
+    return Conclusion(tuple(found), columns, tuple(rows), tuple(surprises))
+
+
 def conclude_uncertainty(finished: Sequence[FinishedStudy]) -> Conclusion:
     """Train the baseline of every seed again, and compare its uncertainty about the test side with the readers.
 
@@ -554,4 +597,5 @@ CONCLUSIONS: Final[Mapping[str, Callable[[Sequence[FinishedStudy]], Conclusion]]
     "extreme-imbalance": conclude_imbalance,
     "uncertainty-quality": conclude_uncertainty,
     "cross-centre": conclude_centres,
+    "readers": conclude_readers,
 }

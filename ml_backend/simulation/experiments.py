@@ -150,7 +150,7 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
         options=options,
     )
     finished = []
-    for study in spec.studies:
+    for study in (one for one in spec.studies if one.in_quick or not options.quick):
         title, study_options = context.resolve(study)
         if title:
             say(f"\n{title}")
@@ -269,6 +269,9 @@ class ExperimentContext:
             trained, tested = (two_centres(self.data)[int(place) - 1] for place in spec.name.split("-to-"))
             used = across_centres(used, self.data, trained, tested, folder / f"{spec.name}.csv")
             title = f"{trained} -> {tested}"
+        readers = spec.readers if self.options.ratings is None else None
+        if readers is not None:
+            used = replace(used, ratings=None)
         start, budget, batch = initial * len(used.classes), spec.budget, QUICK_BATCH
         if spec.start == "live":
             budget, batch = (self._quick_live_budget(), QUICK_LIVE_BATCH) if quick else (budget, batch)
@@ -291,8 +294,12 @@ class ExperimentContext:
             backbone=self.options.backbone,
             weights=self.options.weights,
             passes=QUICK_PASSES if quick else None,
-            batch_size=batch if quick else None,
-            option=(f"epochs={QUICK_EPOCHS}",) if quick else (),
+            batch_size=batch if quick else spec.batch_size,
+            readers=readers,
+            reads=spec.reads,
+            count="images" if spec.reads is None else "reads",
+            option=(*spec.option, *([f"epochs={QUICK_EPOCHS}"] if quick else [])),
+            no_baseline=not spec.baseline,
             start=spec.start,
             initial=initial if spec.start == "given" else None,
             min_labels_per_class=initial if spec.start == "live" else None,

@@ -184,8 +184,8 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     )
     if plan.start == "live" and plan.budget < (first := plan.first_network()):
         raise SettingsError(
-            f"--budget {options.budget}: the first network needs {first} labels, not {plan.budget} (--min-labels-per-class "
-            "of two classes, in batches of --batch-size); give a larger --budget or less of these"
+            f"--budget {options.budget}: the first network needs {first} labels, not {plan.budget}: in batches of "
+            "--batch-size, --min-labels-per-class of two classes; give a larger --budget or less of these"
         )
     return plan, data
 

@@ -33,6 +33,10 @@ class StudySpec:
         budget: as of ``SimulateOptions``, like ``loss`` and ``profile``.
         imbalance: shares of the paper, or a share of the first class.
         one_worker: studies of time cannot share the machine.
+        batch_size: as of ``SimulateOptions``, like ``option``, and ``readers`` where the user gives no ratings.
+        reads: likewise; budget and curves then count reads.
+        baseline: train a network on all labels.
+        in_quick: run with ``--quick``, too.
     """
 
     name: str = ""
@@ -48,6 +52,12 @@ class StudySpec:
     imbalance: float | Literal["paper"] | None = None
     profile: str = "paper"
     one_worker: bool = False
+    batch_size: int | None = None
+    readers: str | None = None
+    reads: int | None = None
+    option: tuple[str, ...] = ()
+    baseline: bool = True
+    in_quick: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,14 @@ class ExperimentSpec:
         parallel = "" if self.studies[0].one_worker else "; half of that with `--workers 2`"
         return f"about {self.minutes} minutes on one core, for {self.seeds} seeds of synthetic images{parallel}."
 
+
+PANEL: Final = "fair*4,poor"
+READS: Final = 720
+RULES: Final[dict[str, tuple[str, ...]]] = {
+    **{rule: (f"consensus={rule}",) for rule in ("median", "majority", "dawid_skene", "ordinal")},
+    "soft": ("consensus=dawid_skene", "soft_labels=true"),
+}
+"""Compared ways from answers to labels -> their project options."""
 
 EXPERIMENTS: Final = {
     one.name: one
@@ -197,6 +215,36 @@ EXPERIMENTS: Final = {
             ),
             images=1_200,
             centres=2,
+        ),
+        ExperimentSpec(
+            name="readers",
+            question="Which rule makes the best labels of few answers, and is it better to read again or to read new?",
+            runs="random picks from a live start, each image read once, twice or three times by turns of five "
+            f"synthetic readers, of whom one is poor ({PANEL}); median, majority, dawid_skene, ordinal, and soft "
+            f"labels of dawid_skene; budgets count reads, {READS} in all.",
+            minutes=12,
+            expectation="with two and with three reads an image, labels by dawid_skene and by ordinal are "
+            "significantly closer to the truth than by median; with the same number of reads, one read an image is not "
+            "significantly worse for the network than two or three.",
+            studies=tuple(
+                StudySpec(
+                    f"{rule}-{reads}",
+                    f"{rule}, {reads} {'read' if reads == 1 else 'reads'} an image",
+                    strategies="random",
+                    start="live",
+                    budget=str(READS),
+                    batch_size=READS // 3 // reads,
+                    readers=PANEL,
+                    reads=reads,
+                    option=option,
+                    baseline=False,
+                    in_quick=(rule, reads) in {("median", 1), ("median", 2), ("soft", 2)},
+                )
+                for reads in (1, 2, 3)
+                for rule, option in RULES.items()
+                if reads > 1 or rule == "median"  # of one answer every rule makes that answer
+            ),
+            images=1_300,
         ),
     )
 }  # fmt: skip

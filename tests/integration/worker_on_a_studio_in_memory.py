@@ -1,7 +1,8 @@
 """A real worker whose rounds are real but for Label Studio, which is in its memory.
 
-In the stage named by ``TEST_HOLD`` a round takes its first step, makes the file ``held-<stage>`` in the data folder,
-and waits until its process is asked to stop.
+It does the rounds of the data folders that its arguments name, one after the other; each but the first is asked for
+once the one before is done. In the stage named by ``TEST_HOLD`` a round takes its first step, makes the file
+``held-<stage>`` in the data folder, and waits until its process is asked to stop.
 """
 
 import os
@@ -15,9 +16,10 @@ if __name__ == "__main__":
 
 from ml_backend.config import Settings
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.scheduling import worker
+from ml_backend.scheduling import RoundQueue, worker
 from ml_backend.scheduling.queue import SHUTDOWN, Claim
 from tests.count_modules import make_studio
+from tests.integration.processes import PROJECT
 
 
 def hold(stage: str) -> None:
@@ -41,4 +43,9 @@ if __name__ == "__main__":
     worker.draw_thumbnails = lambda *_: 0
     if stage := os.environ.get("TEST_HOLD"):
         hold(stage)
-    worker.work(Settings.load(), burst=True)
+    for place, folder in enumerate(sys.argv[1:]):
+        os.environ["AL_DATA_DIR"] = folder
+        settings = Settings.load()
+        if place:
+            RoundQueue.from_settings(settings).request_round(PROJECT, "labels")
+        worker.work(settings, burst=True)

@@ -39,20 +39,8 @@ LOCKED = Path(__file__).parents[2] / "requirements-label-studio.lock"  # which L
 # Second and third what needs no Label Studio: meanwhile the first process makes the database for both.
 LONGEST_FIRST = (
     *("chaos", "page", "report", "postgres", "browser", "nginx", "demo", "manual_project", "events", "proof"),
-    *(
-        "doctor",
-        "connect",
-        "publisher",
-        "order",
-        "install",
-        "newcomer",
-        "several_readers",
-        "rerank",
-        "noise",
-        "typical_start",
-        "upgrade",
-    ),
-    *("reconcile", "bad_input"),
+    *("doctor", "connect", "publisher", "order", "install", "newcomer", "rerank", "noise", "typical_start", "upgrade"),
+    *("several_readers", "reconcile", "bad_input"),
 )
 
 

@@ -284,7 +284,7 @@ def test_an_image_that_is_none(client: LabelStudioClient, project_id: int) -> No
         "/data/upload/1/00000000-none.png": "Label Studio answered .*put the file back into media/",
         "/projects/": "is not a file of Label Studio",
         "/user/login/": "is not a file of Label Studio",
-        "/home/me/films/a.png": "is not a file of Label Studio: .*if this is a path on a disk, upload the images",
+        "/home/me/films/a.png": "is not a file of Label Studio; if this is a path on a disk, upload the images",
         "C:\\films\\a.png": "is a path on a disk",
         "s3://bucket/none.png": "answered 404 .*no storage of this project reads s3://bucket: add it in Label Studio",
         "gs://bucket/none.png": r"answered 404 .*reads gs://bucket: .*\(Google Cloud Storage\)",

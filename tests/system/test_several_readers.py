@@ -11,7 +11,6 @@ import pytest
 from ml_backend.analytics.history import answers_of
 from ml_backend.analytics.order_audit import order_fidelity
 from ml_backend.config import ProjectOptions
-from ml_backend.config.settings import CONSENSUS_RULES
 from ml_backend.consensus.rules import adjudication, rule
 from ml_backend.demo.options import DRAWN_CLASSES, draw_images
 from ml_backend.demo.readers import Reader, Submission, file_name
@@ -30,6 +29,7 @@ OPTIONS = SMALL_NETWORK | {
     "committee": 2,
     "passes": 4,
     "strategy": "entropy",
+    "consensus": "ordinal",
 }
 SHIFTS = (-2, -1, 0, 1, 2)
 GOOD, POOR = (0.0, 0.04, 0.92, 0.04, 0.0), (0.25, 0.2, 0.1, 0.2, 0.25)
@@ -169,7 +169,6 @@ def test_the_tab_shows_what_readers_disagree_about(reading):
     assert reading.contested <= set(disagreed)
 
 
-@pytest.mark.skipif("ordinal" not in CONSENSUS_RULES, reason="has no rule of that name")
 def test_the_label_of_an_image_with_two_readers(reading):
     """Which rule comes nearer to the truth on so few reads is chance, and printed."""
     annotations = reading.annotations()

@@ -59,7 +59,10 @@ class TestLabelled:
 
     def test_nothing_is_left(self):
         assert labelled_answer(standing(*[task(said("normal"))] * 2), 40.0) == "All 2 labelled."
-        assert labelled_answer(standing(task(said("normal")), task(said(None))), 40.0).startswith("1 of 2 labelled")
+        skipped = "1 of 2 labelled, 1 skipped and still offered to other readers."
+        assert labelled_answer(standing(task(said("normal")), task(said(None))), 40.0) == skipped
+        answered = standing(task(said("normal")), task(said("unreadable")))
+        assert labelled_answer(answered, 40.0) == "1 of 2 labelled, none left to read."
 
     def test_of_several_readers(self):
         found = standing(*[task(said("normal"))] * 2, annotations_per_task=2)

@@ -108,6 +108,16 @@ class TestLabelsByOrigin:
         assert (found.control, [one.image.id for one in found.chosen]) == ((), ["4"])
         assert [one.image.id for one in found.random] == ["1"]
 
+    def test_until_it_is_published_an_order_chose_nothing(self):
+        later = {one.round_id: one.began + timedelta(minutes=6) for one in ROUNDS}
+        labels, answers = [label(1), label(4), label(5)], [answer(5, 15), answer(4, 25), answer(1, 17)]
+
+        found = labels_by_origin(ROUNDS, INSIGHTS, labels, answers, later)
+
+        assert [one.image.id for one in found.start] == ["5"]
+        assert [one.round_id for one in found.control] == ["r000002"]
+        assert labels_by_origin(ROUNDS, INSIGHTS, labels, answers).start == ()
+
     @pytest.mark.parametrize(
         ("image", "answers", "round_id"),
         [

@@ -117,6 +117,8 @@ class TestVerdict:
         end = standing(*ALL, network=NETWORK)
 
         assert end.sentence == "Every image is labelled: 6 images."
+        some = standing(*ALL, task(said("unreadable")), network=NETWORK)
+        assert some.sentence == "No image is left to read: 6 labelled, 1 left out."
         assert (end.start, end.left_out) == (None, ())
 
     def test_images_under_another_key_are_no_reason_to_import(self):
@@ -173,8 +175,7 @@ class TestLeftOut:
             ),
             (task(said("grave")), {}, "no class", "image 7 is labelled 'grave', which is not a class"),
             (task(said("severe")), {"ignore_classes": "Severe"}, "ignored class", "which ignore_classes leaves out"),
-            (task(said(None)), {}, "no answer", "skipped image 7"),
-            (task(said("unreadable")), {}, "no answer", "image 7 or gave it no class"),
+            (task(said("unreadable")), {}, "no answer", "its reader skipped image 7 or gave it no class"),
             (task(), {"quarantined": {"7": "image 7 is cut off"}}, "unreadable image", "image 7 is cut off"),
             (task(said("normal")), {"quarantined": {"7": "it is cut off"}}, "unreadable image", "it is cut off"),
         ],
@@ -186,6 +187,11 @@ class TestLeftOut:
         assert [one.count for one in found] == [1]
         assert first in found[0].first
         assert found[0].first in found[0].sentence
+
+    def test_a_skipped_image_is_still_offered(self):
+        found = standing(*ALL, task(said(None)), network=NETWORK)
+
+        assert (found.left_out, found.skipped) == ((), 1)
 
     def test_each_task_once(self):
         """A skipped task without an image, and an unreadable image with a label that is no class."""

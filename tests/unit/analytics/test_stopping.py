@@ -188,6 +188,15 @@ class TestStopAdvice:
             "Too early to tell: 2 networks trained since the classes changed, 3 are needed."
         )
 
+    def test_says_from_the_first_network_on_what_is_needed(self):
+        marks = RISING.marks()[:2]
+        images = {one.round_id: 7 for one in marks}
+
+        assert stop_advice(marks, {}, labels=20, images=images).sentence == (
+            "Too early to tell: 3 networks validated on 30 images or more are needed, 0 so far; the newest was "
+            "validated on 7."
+        )
+
     def test_no_promise_from_a_handful_of_validation_images(self):
         """All right, on 3, 6 and 9 images: no slope and no gain."""
         marks = Story([0, 20, 20, 20, 20], [0.6, 0.67, 0.83, 1.0, 1.0]).marks()

@@ -183,7 +183,7 @@ class TestExclusions:
         [exclusion] = consensus.exclusions
         assert consensus.labels == ()
         assert exclusion.image_id == "1"
-        assert exclusion.reason == "unreadable: every one of its 2 readers skipped image 1 or gave it no class"
+        assert exclusion.reason == "all 2 readers skipped image 1 or gave it no class"
 
     def test_unanswered_by_everyone(self) -> None:
         """Of a question that is optional, or was asked on a condition; one who skipped makes it unreadable."""
@@ -193,16 +193,15 @@ class TestExclusions:
         [other] = median([*open_, annotation(None, "c")], CLASSES).exclusions
 
         assert exclusion.reason == (
-            "unanswered: every one of its 2 readers gave image 1 no answer to the question: it is optional, or its "
-            "condition was not met"
+            "all 2 readers gave image 1 no answer to the question: it is optional, or its condition was not met"
         )
-        assert other.reason.startswith("unreadable: every one of its 3 readers")
+        assert other.reason.startswith("all 3 readers skipped")
 
     def test_unreadable_by_ground_truth(self) -> None:
         consensus = median([annotation("normal", "a"), annotation(None, "b", ground_truth=True)], CLASSES)
 
         [exclusion] = consensus.exclusions
-        assert "unreadable: its ground truth" in exclusion.reason
+        assert "its ground truth skipped" in exclusion.reason
 
     def test_an_unknown_value_names_image_value_and_classes(self) -> None:
         """The other reader's answer does not hide it."""

@@ -190,6 +190,7 @@ class TestOrdinal:
 
         assert values(consensus) == [0, 1] * 40 + [1]
         assert consensus.labels[0].disputed
+        assert consensus.labels[-1].disputed  # no reader gave that class
         assert consensus.labels[-1].probabilities == {}
 
 
@@ -238,11 +239,12 @@ class TestEdgeCases:
 
     @ALL_RULES
     def test_readers_who_always_disagree(self, name):
-        """Every image has a label; only ``ordinal``, which has a class between the answers, may choose that."""
+        """Every image has a disputed label; only ``ordinal``, which has a class between the answers, chooses that."""
         consensus = rule(name)(read(*[(0, 2), (2, 0)] * 6), CLASSES)
 
         assert len(consensus.labels) == 12
         assert set(values(consensus)) <= ({1} if name == "ordinal" else {0, 2})
+        assert {label.disputed for label in consensus.labels} == {name != "latest"}
 
     @pytest.mark.parametrize("name", POOR)
     def test_a_reader_with_one_answer_for_everything(self, name):

@@ -259,7 +259,7 @@ class TestRoundProgress:
         publishing, published_now, announced, features = self.lines(out)
         assert publishing == f"{published_now} ..."
         assert announced == "round 1 published"
-        assert "first training" in features
+        assert "features of the images" in features
 
     def test_announces_every_ranking_once(self, view, out, follower):
         bars = RoundProgress(view, announced=1)

@@ -122,6 +122,10 @@ def keep_images(installation: Installation, number: int) -> None:
 
 WEIGHTS_GONE = LastError(kind="WeightsError", message="the weights are gone", at=1_700_000_000.0)
 BROKEN: dict[str, tuple[Callable[[Installation], object], set[str], str, str]] = {
+    "a round whose worker died": (
+        lambda it: vars(it.queue).update(alive=0, state=QueueStatus(running="labels")),
+        {"worker", "rounds"}, "labels stopped: no worker answers", "ml-backend work",
+    ),
     "another server at Label Studio's address": (
         lambda it: setattr(it, "release", {"version": "5.0"}),
         {"Label Studio"}, "is no Label Studio", "AL_LABEL_STUDIO_URL",
@@ -235,10 +239,12 @@ SOUND: dict[str, tuple[Callable[[Installation], object], dict[str, str]]] = {
         lambda it: keep_images(it, 2), {"predictions": "1 images were deleted since"}
     ),
     "rounds by hand": (lambda it: it.project.update(min_annotations_to_start_training=0), {"automatic rounds": "off"}),
-    "one image": (lambda it: keep_images(it, 1), {"images": "1 decoded"}),
+    "one image": (
+        lambda it: keep_images(it, 1), {"images": "1 decoded", "quarantine": "no round has read the images yet"}
+    ),
     "a round that runs and one that waits": (
         lambda it: last_round(it, running="labels", waiting="images", changes=12, threshold=20),
-        {"rounds": "runs: labels, waits: images; 12 of 20 labels to the next; 0 done, 0 failed"},
+        {"rounds": "runs: labels, waits: images; 12 of the 20 labels for the next are given; 0 done, 0 failed"},
     ),
 }  # fmt: skip
 
@@ -509,7 +515,7 @@ class TestLabelling:
         found = installation.examine()
 
         assert failures(found) == set()
-        assert found["labelling"].seen.startswith("Every image is labelled: 3 images.")
+        assert found["labelling"].seen == "No image is left to read: 2 labelled, 1 left out."
 
     def test_everything_is_labelled_and_the_predictions_were_deleted(self, installation):
         """Nothing waits for a label, so that nothing is published again."""
@@ -565,11 +571,12 @@ class TestLabelling:
 
     def test_what_is_left_out_on_purpose_is_told_and_no_failure(self, installation):
         installation.answer(None, "normal")
+        installation.project["skip_queue"] = "IGNORE_SKIPPED"
 
         found = installation.examine()
 
         assert failures(found) == set()
-        assert "1 image was skipped, unreadable or left unanswered" in found["left out"].seen
+        assert "1 image has no answer: its reader skipped image 1" in found["left out"].seen
 
     def test_a_large_project_that_was_never_read(self, installation):
         installation.project["task_number"] = 1001

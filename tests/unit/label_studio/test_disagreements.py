@@ -27,8 +27,10 @@ class Tabs:
         if name == "views" and request.method == "GET":
             return httpx.Response(200, json=[{"id": i, "data": data} for i, data in self.tabs.items()])
         if name == "views":
-            self.tabs[7] = json.loads(request.content)["data"]
-            return httpx.Response(201, json={"id": 7})
+            data = json.loads(request.content)["data"]
+            number = 7 if data["title"] == TITLE else 1
+            self.tabs[number] = data
+            return httpx.Response(201, json={"id": number, "data": data})
         if int(name) not in self.tabs:
             return httpx.Response(404, json={"detail": "Not found."})
         if request.method == "PATCH":
@@ -47,7 +49,7 @@ def server() -> Tabs:
 @pytest.fixture
 def show(server, tmp_path):
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server), retries=1)
-    return lambda *images, folder=tmp_path: keep_tab(client, 1, [*map(str, images)], ReadingStore(folder))
+    return lambda *images, folder="a": keep_tab(client, 1, [*map(str, images)], ReadingStore(tmp_path / folder))
 
 
 def test_is_made_for_the_first_disagreement_and_kept_up_to_date(server, show):
@@ -61,7 +63,19 @@ def test_is_made_for_the_first_disagreement_and_kept_up_to_date(server, show):
     show(4, 5)
     assert (server.tabs[7]["title"], server.shown()) == ("To decide", [4, 5])
     assert server.tabs[7]["hiddenColumns"] == {"explore": ["a"], "labeling": []}
-    assert len(server.tabs) == 1
+    assert len(server.tabs) == 2
+
+
+def test_has_the_columns_of_the_first_tab_which_it_does_not_replace(server, show):
+    """The Data Manager makes a tab of all images only where a project has none."""
+    show(9)
+    assert [tab["title"] for tab in server.tabs.values()] == ["Default", TITLE]
+
+    columns = {"explore": ["tasks:inner_id"], "labeling": []}
+    server.tabs = {3: {"title": "Mine", "hiddenColumns": columns, "ordering": ["-tasks:id"], "filters": {"items": []}}}
+    show(4, folder="b")
+    assert server.tabs[7] == {"title": TITLE, "hiddenColumns": columns, "filters": server.tabs[7]["filters"]}
+    assert server.shown() == [4]
 
 
 def test_shows_no_image_once_all_are_decided(server, show):
@@ -93,11 +107,11 @@ def test_what_the_owner_removed_or_made_his_own_is_left_alone(server, show):
     assert server.tabs == {}
 
 
-def test_of_an_installation_whose_data_folder_is_gone_is_taken_up(server, show, tmp_path):
+def test_of_an_installation_whose_data_folder_is_gone_is_taken_up(server, show):
     show(9)
-    show(4, folder=tmp_path / "new")
+    show(4, folder="b")
 
-    assert (len(server.tabs), server.shown()) == (1, [4])
+    assert (len(server.tabs), server.shown()) == (2, [4])
 
 
 def test_shows_the_widest_of_many(server, show):

@@ -572,7 +572,7 @@ class TestWayOut:
         [
             (
                 "/home/me/films/a.png",
-                r"is not a file of Label Studio: .*if this is a path on a disk, upload the images, or",
+                r"is not a file of Label Studio; if this is a path on a disk, upload the images, or",
             ),
             ("C:\\films\\a.png", "is a path on a disk, .*LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true"),
             ("c:/films/a.png", "is a path on a disk, .*LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/the/folder"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -335,7 +335,7 @@ class TestUnreadableImages:
     """Rounds of a random start over three images."""
 
     @pytest.fixture
-    def start(self, run, monkeypatch, tmp_path):
+    def start(self, run: LiveRun, monkeypatch, tmp_path):
         """Runs a round with these images unreadable, so many seconds after noon: the ids that are published."""
         lost, now = set[str](), [NOON]
         for number in (1, 2, 3):
@@ -344,7 +344,7 @@ class TestUnreadableImages:
 
         def answer(request: httpx.Request) -> httpx.Response:
             if not request.url.path.startswith("/data/"):
-                return cast("httpx.Response", usual(request))
+                return usual(request)
             if (number := request.url.path[-5]) in lost:
                 return httpx.Response(404)
             return httpx.Response(200, content=(tmp_path / f"{number}.png").read_bytes())
@@ -357,7 +357,7 @@ class TestUnreadableImages:
         orders = list[str]()
         run.tasks = [{"id": n, "data": {"image": f"/data/upload/2/{n}.png"}, "annotations": []} for n in (1, 2, 3)]
         run.row["task_number"] = 3
-        run._answer = answer
+        monkeypatch.setattr(run, "_answer", answer)
         monkeypatch.setattr(live, "run_round", run_round)
         monkeypatch.setattr(live, "is_lost", lambda _: False)
         monkeypatch.setattr(live, "Quarantine", lambda folder: Quarantine(folder, lambda: now[0]))

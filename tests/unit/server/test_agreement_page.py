@@ -3,12 +3,16 @@
 import csv
 import io
 import re
+from datetime import UTC, datetime
 from html import unescape
 
 import pytest
 
-from ml_backend.analytics.overview import analyse
+from ml_backend.analytics.history import Answer
+from ml_backend.analytics.overview import Analysis, analyse
+from ml_backend.analytics.readers import reader_agreement
 from ml_backend.config import Settings
+from ml_backend.label_studio.disagreements import DisagreementsTab
 from ml_backend.scheduling.connections import configuration
 from ml_backend.server.app import create_app
 from ml_backend.storage import RoundStore
@@ -51,12 +55,14 @@ class TestPage:
         assert re.search(r'<p class="answer">Substantial agreement: kappa 0\.7\d \(95', page)
 
     def test_images_to_adjudicate_lead_to_their_tasks(self, panel):
-        client, _, found = panel
+        client, store, found = panel
+        store.project(KEY).readings.keep_disagreements_tab(DisagreementsTab(id=41, images=()))
         page = client.get(f"/projects/{KEY}/agreement", headers=HTML).text
         listed = re.findall(r'data\?task=(\d+)">Task \1</a>: normal, (?:\w+, )?severe', page)
 
         assert listed == [one.image_id for one in found.disputes]
         assert len(listed) == found.disputed == found.apart[2] > 0
+        assert f"/projects/{KEY.id}/data?tab=41" in page
 
     def test_the_table_as_csv(self, panel):
         client, _, found = panel
@@ -114,6 +120,24 @@ class TestFewReaders:
     def test_before_anything_is_read(self, connected):
         assert "Not known yet" in text(connected, f"/projects/{PROJECT}/agreement")
         assert connected.get(f"/projects/{PROJECT}/agreement.csv").text.startswith("\ufeffreader,")
+
+    def test_classes_without_an_order(self, connected, store):
+        """Nobody is too severe, and every difference needs a decision."""
+        at = datetime(2026, 11, 2, tzinfo=UTC)
+        given = [
+            Answer(image_id=image, rater=rater, created_at=at, value=value)
+            for image in ("1", "2")
+            for rater, value in (("4", "left"), ("5", "left" if image == "1" else "both"))
+        ]
+        found = reader_agreement(given, ("left", "right", "both"), ordered=False, disputed=("2",))
+        store.project(PROJECT).readings.keep_analysis(Analysis(inputs="", readers=found))
+
+        page = text(connected, f"/projects/{PROJECT}/agreement")
+
+        assert "different: 1 of 2" in page
+        assert "1 image without a ground truth on which readers are of different opinions" in page
+        assert "Task 2 : left, both" in page
+        assert "Bias" not in page
 
     def test_one_reader(self, connected, store):
         reconciled(store, answers=9)

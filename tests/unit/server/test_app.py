@@ -90,6 +90,8 @@ class TestAuthentication:
         """Whoever opens another one must say so here."""
         assert OPEN == "routes.health"
         assert {endpoint for _, _, endpoint in every_route(app)} == {
+            "pages.agreement",
+            "pages.agreement_table",
             "pages.change_options",
             "pages.compare",
             "pages.images",

@@ -63,7 +63,7 @@ def test_a_page_names_the_project_by_its_title(tested, store, page):
     [
         ("", ["Project"]),
         ("/images?label=severe", ["Images"]),
-        ("/images?tab=disagree", ["Disagreements"]),
+        ("/images?tab=disagree", ["Network against readers"]),
         ("/options", ["Options and preview"]),
         ("/rounds/r000001", []),
     ],

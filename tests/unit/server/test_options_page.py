@@ -127,6 +127,16 @@ def test_a_mistake_is_told_beside_its_field_and_nothing_is_changed(studio, store
     assert store.project(PROJECT).project_record(CHANGES, OptionChanges) is None
 
 
+def test_too_few_passes_for_a_batch_are_named(studio):
+    studio.backend["extra_params"] = {"passes": 50}
+
+    assert send(studio, strategy="batch_bald").status_code == 303
+    words = "With passes=50 the last images of a batch of 20 are little better than random ones: set passes=100, or"
+    assert words in studio.client.get(PAGE, headers=HTML).text
+    assert send(studio, batch_size="10").status_code == 303
+    assert "little better than random" not in studio.client.get(PAGE, headers=HTML).text
+
+
 def test_nothing_is_written_where_nothing_differs(studio, store):
     assert send(studio).status_code == 303
     assert send(studio, control_share="0.00", batch_size="020").status_code == 303
@@ -243,3 +253,6 @@ def test_the_first_images_by_each_strategy(studio, store, monkeypatch):
 
     assert re.findall(r">Task (\d+)<", open_tasks(8, 19)) == ["8", "19"] * 3
     assert open_tasks(20).count("All that the round noted were answered since") == 3
+    project.save(make_report("r000002").model_copy(update={"base": "r000001"}), None, None)
+    project.set_record("r000002", PREVIEWS, StrategyPreviews(first={"bald": previewed}))
+    assert "As of round 2, by the network of round 1:" in studio.client.get(PAGE, headers=HTML).text

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from ml_backend.config import Settings
 from ml_backend.label_studio.sync import TaskCache
 from ml_backend.scheduling import LastError, QueueStatus
-from ml_backend.schemas import PutOff, Ranking
+from ml_backend.schemas import PutOff, Ranking, Reread
 from ml_backend.server.actions import MESSAGES, CsrfTokens, is_same_origin
 from ml_backend.server.app import create_app
 from ml_backend.storage.project_state import Pause, Thumbnails
@@ -122,16 +122,19 @@ class TestProject:
         assert "ml-backend proof" not in page
         assert f'On the page <a href="..{PAGE}/options">' in page
 
-    def test_a_round_names_what_it_put_off(self, connected, store):
+    def test_a_round_names_what_it_put_off_and_asks_again(self, connected, store):
         report = make_report()
         put_off = (PutOff(image_id="2", reason="more than 2 images of patient <b>17</b> in the batch"),)
-        ranking = report.ranking.model_copy(update={"put_off": put_off})
+        again = Reread(image_id="9", after=1, value=0.62, label_error=3.14, answers=1)
+        ranking = report.ranking.model_copy(update={"put_off": put_off, "rereads": (again,)})
         store.project(PROJECT).save(report.model_copy(update={"ranking": ranking}), None, None)
 
         page = connected.get(f"{PAGE}/rounds/r000001", headers=HTML).text
         answer = connected.get(f"{PAGE}/rounds/r000001").json
 
         assert "1 image to a later batch" in page
+        assert '/data?task=9">Task 9</a>, after 1 image of the order: value 0.62;' in page
+        assert "(3.1 nats)" in page
         assert "Task 2: more than 2 images of patient &lt;b&gt;17&lt;/b&gt; in the batch" in page
         assert answer["report"]["ranking"]["put_off"] == [one.model_dump() for one in put_off]
 
@@ -154,6 +157,15 @@ class TestButtons:
         assert (response.status_code, response.headers["Location"]) == (303, f"../..{PAGE}?done=asked")
         assert queue.requests == ["forced"]
         assert MESSAGES["asked"] in connected.get(f"{PAGE}?done=asked", headers=HTML).text
+
+    def test_train_now_says_that_no_label_has_changed(self, connected, queue, store):
+        project = store.project(PROJECT)
+        project.save(make_report(), None, None)
+        assert press(connected, "train").headers["Location"].endswith("done=asked")  # nothing is trained yet
+        project.save(make_report("r000002").model_copy(update={"fit": make_fit()}), None, None)
+        assert press(connected, "train").headers["Location"].endswith("done=asked-again")
+        queue.state = QueueStatus(changes=1)
+        assert press(connected, "train").headers["Location"].endswith("done=asked")
 
     def test_top_up(self, connected, queue):
         press(connected, "topup")

@@ -55,13 +55,25 @@ class TestIndex:
         assert project["published"]["images"] == 1
         assert project["last_round"]["labels_per_class"] == {"normal": 0, "moderate": 0, "severe": 0}
 
-    def test_page_for_a_browser(self, busy):
+    def test_page_for_a_browser(self, busy, store):
         page = page_of(busy)
 
         assert '/projects/2/data">Open project 2 in Label Studio</a>' in page
         assert "A round trains the network." in page
         assert "7 of 20" in page
         assert "<dd>none yet</dd>" in page
+        assert "Readers go on labelling meanwhile" in page
+        ReadingStore(store.project(PROJECT).folder).note_problem("it is down")
+        assert "Readers go on labelling meanwhile" not in page_of(busy)
+
+    def test_a_round_without_a_worker_is_not_said_to_run(self, busy, queue, monkeypatch):
+        monkeypatch.setattr(queue, "workers", lambda: 0)
+
+        page = page_of(busy)
+
+        assert "The round stopped: no worker answers. It starts again with a worker." in page
+        assert "Ask your operator to start a worker." in page
+        assert "Working" not in page
 
     def test_a_failure_begins_with_its_remedy(self, busy, queue):
         queue.state = queue.state.model_copy(update={"running": None, "waiting": None})
@@ -86,7 +98,9 @@ class TestIndex:
         ReadingStore(store.project(PROJECT).folder).note_problem("Label Studio answered 401")
 
         assert connected.get("/").json["projects"][0]["unreadable"] == "Label Studio answered 401"
-        assert "could not be read when it was last tried: Label Studio answered 401</p>" in page_of(connected)
+        page = page_of(connected)
+        assert "could not be read when it was last tried: Label Studio answered 401</p>" in page
+        assert "Served now" not in page
 
     def test_an_order_that_label_studio_has_lost_is_not_said_to_be_served(self, connected, store):
         save_round(store)
@@ -107,7 +121,7 @@ class TestIndex:
         for page in (page_of(connected), " ".join(project.split())):
             assert "holds 0 predictions of al-r000001-entropy-0a1b2c" in page
             assert "Label Studio has lost" in page
-            assert "1 images in the order" not in page
+            assert "published image in the order" not in page
         assert "connect --project 2" in project
 
     def test_the_ranking_of_another_installation_has_its_own_way_out(self, connected, store):
@@ -128,7 +142,7 @@ class TestIndex:
         ReadingStore(store.project(PROJECT).folder).keep_serving(earlier)
 
         assert connected.get("/").json["projects"][0]["serving"] == []
-        assert "1 images in the order" in page_of(connected)
+        assert "1 published image in the order" in page_of(connected)
 
     def test_page_tells_how_good_the_network_is(self, connected, store):
         fit = FitReport(
@@ -191,21 +205,26 @@ class TestIndex:
         monkeypatch.setattr(queue, "workers", refuse)
         assert "Redis does not answer: the backend's log says why" in client.get("/", headers=HTML).text
 
-    def test_says_that_redis_is_down(self, connected, queue, monkeypatch):
+    def test_says_that_redis_is_down(self, connected, queue, store, monkeypatch):
         def refuse(*_):
             raise QueueError("Redis at localhost:6379/0 does not answer")
 
         assert connected.get("/").json["projects"][0]["workers"] == 1
+        save_round(store)
+        ReadingStore(store.project(PROJECT).folder).keep_serving(
+            Serving.model_validate(SEEN | {"version": None, "title": "Chest"})
+        )
         monkeypatch.setattr(queue, "status", refuse)
         monkeypatch.setattr(queue, "workers", refuse)
 
         assert connected.get("/").json["projects"][0]["workers"] is None
 
         assert connected.get("/").json["projects"][0]["problem"] == "Redis at localhost:6379/0 does not answer"
-        assert "Redis at localhost:6379/0 does not answer" in connected.get("/", headers=HTML).text
-        page = connected.get(f"/projects/{PROJECT}", headers=HTML).text
-        assert "<title>Problem: " in page
-        assert "Idle" not in page
+        assert "Redis at localhost:6379/0 does not answer" in page_of(connected)
+        page = " ".join(connected.get(f"/projects/{PROJECT}", headers=HTML).text.split())
+        assert "1 published image in the order of round 1" in page
+        assert all(word in page for word in ("<title>Problem: Chest", "Not known at the moment"))
+        assert not any(word in page for word in ("no order yet", "Nothing received", "Idle", "Project 2"))
         assert "al_unreadable_projects 1.0" in connected.get("/metrics").text
 
 

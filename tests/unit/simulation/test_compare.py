@@ -119,9 +119,9 @@ class TestCompare:
                 "--task gives normal, viral, bacterial in the first and a, b",
             ),
             (drawn_results(), {"start": "given"}, "--start gives live in the first and given in the second"),
+            (drawn_results(), {"count": "reads"}, "--count gives images in the first and reads in the second"),
             (study(SLOW, strategy="bald"), {}, r"no strategy in common \(entropy, mean_std, random and bald\)"),
             (replace(drawn_results(), rounds=()), {}, "no network was trained in .*b: run it again with a larger"),
-            (drawn_results(), {"count": "reads"}, "--count gives images in the first and reads in the second"),
         ],
     )
     def test_refuses_figures_that_mean_other_things(self, tmp_path, results, changes, message):

@@ -29,12 +29,11 @@ from tests.unit.simulation.tiny import write_tables
 QUIET = Console(file=io.StringIO())
 
 
-@pytest.fixture
-def options(tmp_path: Path) -> SimulateOptions:
+def options_in(folder: Path) -> SimulateOptions:
     """Three rounds of two runs, and a baseline."""
     return SimulateOptions(
-        **write_tables(tmp_path),
-        out=tmp_path / "out",
+        **write_tables(folder),
+        out=folder / "out",
         strategies="entropy",
         seeds="1",
         start="given",
@@ -45,6 +44,19 @@ def options(tmp_path: Path) -> SimulateOptions:
         device="cpu",
         task="normal;moderate;severe",
     )
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> SimulateOptions:
+    return options_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The tables of a study that nothing interrupted."""
+    options = options_in(tmp_path_factory.mktemp("whole"))
+    simulate(options, QUIET)
+    return tables(options.out)
 
 
 def tables(out: Path) -> dict[str, str]:
@@ -85,17 +97,15 @@ class TestSimulate:
         assert StudySummary.model_validate_json((options.out / "summary.json").read_bytes()) == results.summary
         assert "<html" in (options.out / "report.html").read_text()
 
-    def test_the_same_command_twice_gives_the_same_bits(self, options, tmp_path):
+    def test_the_same_command_twice_gives_the_same_bits(self, options, whole):
         simulate(options, QUIET)
-        simulate(replace(options, out=tmp_path / "again"), QUIET)
 
-        assert tables(options.out) == tables(tmp_path / "again")
+        assert tables(options.out) == whole
         assert re.search(r"\.\d{10}", tables(options.out)["rounds.csv"])
 
     @pytest.mark.parametrize("rounds", [1, 4, 7])
-    def test_goes_on_after_ctrl_c_to_the_same_bits(self, options, tmp_path, monkeypatch, rounds):
+    def test_goes_on_after_ctrl_c_to_the_same_bits(self, options, whole, monkeypatch, rounds):
         """7 rounds in all, the baseline among them; the last Ctrl-C comes when all is done."""
-        simulate(replace(options, out=tmp_path / "whole"), QUIET)
         text = io.StringIO()
         monkeypatch.setattr(study, "do_run", stopping(rounds))
 
@@ -106,7 +116,7 @@ class TestSimulate:
         assert not (options.out / "rounds.csv").exists()
         monkeypatch.undo()
         simulate(options, QUIET)
-        assert tables(options.out) == tables(tmp_path / "whole")
+        assert tables(options.out) == whole
 
     def test_products_are_deterministic_for_a_caller_from_python_too(self, options, monkeypatch):
         """The command applies it at the start of its process; a caller of the function may not know of it."""

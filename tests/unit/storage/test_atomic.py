@@ -160,10 +160,10 @@ class TestCheckWritable:
         (tmp_path / "projects" / "notes.txt").touch()
         check_writable(tmp_path)
 
-        def refuse(*, dir: Path) -> Any:  # noqa: A002 - as TemporaryFile names it
-            if dir == place:
+        def refuse(**given: Any) -> Any:
+            if given["dir"] == place:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-            return write(dir=dir)
+            return write(**given)
 
         monkeypatch.setattr("ml_backend.storage.atomic.tempfile", SimpleNamespace(TemporaryFile=refuse))
         monkeypatch.setattr("ml_backend.storage.atomic.os.access", lambda path, _: path != place)
