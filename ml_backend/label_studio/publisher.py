@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from ml_backend.config import ProjectOptions
-from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused
+from ml_backend.errors import EmptyPool, LabelStudioError, RequestRefused, Unreachable
 from ml_backend.label_studio.client import BUSY, HeldPredictions, LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, prediction
 from ml_backend.schemas import FrozenModel, ImportedVersion, PublishedRanking, Ranking, RoundReport
@@ -130,7 +130,7 @@ class LabelStudioPublisher:
         guard()
         before = self._store.imported_versions()
         with _timed(seconds, "import"):
-            image_ids, rereads, imported_at = self._import(report.ranking, version)
+            image_ids, rereads, imported_at = self._import(report.ranking, version, guard)
         guard()
         with _timed(seconds, "switch"):
             self._client.patch_project(self._project_id, {"model_version": version})
@@ -147,16 +147,18 @@ class LabelStudioPublisher:
         self._store.set_published(published)
         guard()
         with _timed(seconds, "delete"):
-            self._put_back(rereads)
+            self.put_back(rereads, guard)
             self._delete_expired(before, published)
             self._confirm(version, guard)
         published = published.model_copy(update={"seconds": seconds})
         self._store.set_published(published)
         return published
 
-    def _import(self, ranking: Ranking, version: str) -> tuple[tuple[str, ...], tuple[str, ...], datetime | None]:
+    def _import(
+        self, ranking: Ranking, version: str, guard: Callable[[], None]
+    ) -> tuple[tuple[str, ...], tuple[str, ...], datetime | None]:
         chosen = self._choose(ranking)
-        rereads = self._ask_again(ranking)
+        rereads = self._ask_again(ranking, chosen, guard)
         image_ids = _with_rereads(ranking, chosen, rereads)
         # Before the import: Label Studio must never hold a version of ours that is not on record.
         self._store.set_imported_versions((*self._store.imported_versions(), ImportedVersion(version=version)))
@@ -167,7 +169,8 @@ class LabelStudioPublisher:
                 self._await_arrival(version, len(image_ids), error)
             else:
                 # One task deleted since the choice makes Label Studio refuse the whole import.
-                chosen, rereads = self._choose(ranking), self._ask_again(ranking)
+                chosen = self._choose(ranking)
+                rereads = self._ask_again(ranking, chosen, guard)
                 remaining = _with_rereads(ranking, chosen, rereads)
                 if remaining == image_ids:
                     raise
@@ -184,43 +187,72 @@ class LabelStudioPublisher:
             )
         return image_ids, tuple(image_id for image_id in image_ids if image_id in rereads), held.newest
 
-    def _ask_again(self, ranking: Ranking) -> dict[str, int]:
+    def _ask_again(self, ranking: Ranking, chosen: Collection[str], guard: Callable[[], None]) -> dict[str, int]:
         """Let Label Studio serve the ranking's re-reads to a reader who has not had them.
 
         It serves a task while ``is_labeled`` is false and its annotations and locks are fewer than its ``overlap``.
         A crash leaves no task with an overlap that is not on record: the next publish puts it right.
 
         Returns:
-            Image id -> number of the ranking's images that come before it, of those without a new annotation.
+            Image id -> number of the ranking's images that come before it, of those without a new annotation whose
+            task Label Studio has opened. None where the owner has switched re-reads off since the round.
         """
-        if not ranking.rereads:
+        wanted = [one for one in ranking.rereads if one.image_id not in chosen]
+        if not (wanted and self._options.reread_share):
             return {}
         skips_count = self._client.project(self._project_id).get("skip_queue") != "REQUEUE_FOR_OTHERS"
-        found = self._client.task_counts(self._project_id, (int(one.image_id) for one in ranking.rereads))
+        found = self._client.task_counts(self._project_id, (int(one.image_id) for one in wanted))
         rereads = {}
         asked = {}
-        for one in ranking.rereads:
+        for one in wanted:
             task = found.get(int(one.image_id))
             total, skips = (0, 0) if task is None else (task["total_annotations"], task["cancelled_annotations"])
             if total and total + skips <= one.answers:
                 rereads[one.image_id] = one.after
                 asked[int(one.image_id)] = total + (skips if skips_count else 0) + 1
         self._store.set_asked_again(list(dict.fromkeys((*self._store.asked_again(), *asked))))
-        for task_id, overlap in asked.items():
-            if found[task_id]["overlap"] != overlap:
-                self._client.patch_task(task_id, {"overlap": overlap, "is_labeled": False})
-        return rereads
+        closed = {task_id: overlap for task_id, overlap in asked.items() if found[task_id]["overlap"] != overlap}
+        changes = {task_id: {"overlap": overlap, "is_labeled": False} for task_id, overlap in closed.items()}
+        refused = closed.keys() - self._patch_tasks(changes, guard)
+        return {image_id: after for image_id, after in rereads.items() if int(image_id) not in refused}
 
-    def _put_back(self, kept: Sequence[str]) -> None:
-        """Give the tasks that are not to be read again any more the project's overlap."""
-        before, stay = self._store.asked_again(), set(map(int, kept))
-        if not (ended := [task_id for task_id in before if task_id not in stay]):
+    def put_back(self, kept: Collection[str], guard: Callable[[], None]) -> None:
+        """Give the tasks that are not to be read again any more the project's overlap.
+
+        Args:
+            kept: ids of the images that stay open.
+            guard: called before each task.
+
+        Raises:
+            LabelStudioError: the project or the tasks could not be read.
+            StaleRound: from ``guard``.
+        """
+        if not (ended := [task_id for task_id in self._store.asked_again() if str(task_id) not in kept]):
             return
-        overlap = self._options.annotations_per_task
-        for task_id, task in self._client.task_counts(self._project_id, ended).items():
-            fields = {"overlap": overlap, "is_labeled": task["total_annotations"] >= overlap}
-            self._client.patch_task(task_id, fields)
-        self._store.set_asked_again([task_id for task_id in before if task_id in stay])
+        # Not the option, of which Label Studio learns with the next connect.
+        overlap = self._client.project(self._project_id)["maximum_annotations"]
+        found = self._client.task_counts(self._project_id, ended)
+        changes = {
+            task_id: {"overlap": overlap, "is_labeled": task["total_annotations"] >= overlap}
+            for task_id, task in found.items()
+        }
+        done = self._patch_tasks(changes, guard) | (set(ended) - found.keys())
+        self._store.set_asked_again([task_id for task_id in self._store.asked_again() if task_id not in done])
+
+    def _patch_tasks(self, changes: Mapping[int, Mapping[str, object]], guard: Callable[[], None]) -> set[int]:
+        """Change tasks, and return those that were changed: one that is refused must not end the publishing."""
+        done: set[int] = set()
+        for task_id, fields in changes.items():
+            guard()
+            try:
+                self._client.patch_task(task_id, fields)
+            except LabelStudioError as error:
+                log.warning("a task could not be opened or closed to another reader", task=task_id, error=str(error))
+                if isinstance(error, Unreachable):
+                    break  # each of the others would take as long
+            else:
+                done.add(task_id)
+        return done
 
     def _await_arrival(self, version: str, expected: int, error: LabelStudioError) -> None:
         """Wait for an import without a response, which may have been done, or be done soon.

@@ -369,13 +369,17 @@ class LiveProject(Project):
         return self.labels.images_of_several_tasks()
 
     def top_up(self) -> Served | None:
-        """Publish more of the last ranking, where it is needed; see ``reuse.top_up``."""
+        """Publish more of the last ranking where it is needed; close re-reads that are off: see ``reuse.top_up``."""
         # A source of its own: the round's keeps what the round has read.
         labels = self._new_labels()
         served = self.store.published()
         with self._publishing, bound_contextvars(**({} if served is None else {"round": served.round_id})):
             is_held, unreadable = partial(self._is_held, labels), self.context.quarantine.current()
-            return top_up(labels, self.store, low_water(self.options), self.publish, is_held, quarantined=unreadable)
+            low = low_water(self.options)
+            done = top_up(labels, self.store, low, self.publish, is_held, quarantined=unreadable)
+            if done is None and not self.options.reread_share:
+                self._publisher.put_back((), self.ensure_current)
+            return done
 
     def top_up_or_served(self) -> Served:
         """Top up where it is needed; otherwise the round and the ranking that readers are served.

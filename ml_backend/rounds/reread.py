@@ -4,13 +4,15 @@ The scale is ActiveLab's: how far a label, or the network's best guess, is expec
 image with the highest value is the best use of a reader's time, whether the image has a label or not.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64, Int64
 
+from ml_backend.label_studio.formats import NO_AUTHOR
 from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import Annotation, HeldOutImage, Label, Ranking, Reread
 
@@ -120,8 +122,26 @@ def _agreement(answers: Int64[Ints, "labelled readers"], near: Float64[Floats, "
     return np.where(pairs > 0, found, found[pairs > 0].mean())
 
 
-def _reader(annotation: Annotation) -> str:
-    """Who gave it: answers of one reader that count each have a suffix; see ``label_studio.sync``."""
+def _answers(annotations: Sequence[Annotation], classes: Sequence[str]) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Image -> reader -> class of the latest answer, -1 where there is none; and the readers who have answered."""
+    seen: dict[str, dict[str, int]] = {}
+    answered: set[str] = set()
+    for one in sorted(annotations, key=lambda one: one.updated_at):
+        of_image = seen.setdefault(one.image.id, {})
+        reader = _reader(one, of_image)
+        of_image[reader] = classes.index(one.value) if one.value in classes else -1
+        if not one.ground_truth and one.value is not None:
+            answered.add(reader)
+    return seen, sorted(answered)
+
+
+def _reader(annotation: Annotation, of_image: Collection[str]) -> str:
+    """Who gave it: answers of one reader that count each have a suffix; see ``label_studio.sync``.
+
+    Answers without an author are numbered in each image, so that they stay few readers.
+    """
+    if annotation.rater.startswith(NO_AUTHOR):
+        return f"{NO_AUTHOR}{sum(name.startswith(NO_AUTHOR) for name in of_image)}"
     return annotation.rater.partition(",")[0]
 
 
@@ -153,6 +173,8 @@ def with_rereads(
     The first reads that leave the batch are its last; the random holdout stays. Re-reads are spread evenly, so that
     every beginning of the batch holds about their share. Of equal values the likelier label error comes first.
 
+    An answer without an author is a read of its image, and makes nobody a reader who could be waited for.
+
     Not asked again are an image that every reader of the project has had, one with a ground truth, and one about which
     nothing is known: with one answer, and without a prediction by a network that did not learn from it.
 
@@ -164,8 +186,8 @@ def with_rereads(
         held_out: the round's; of one network those of its validation images only, of an ensemble of every label.
         predictions: of the pool.
         ordered: see ``read_values``.
-        barred: images that are not asked again, such as those that several tasks hold: a reader of one would be served
-            the other.
+        barred: images that are not asked again, such as those that cannot be read, and those that several tasks hold:
+            a reader of one would be served the other.
 
     Raises:
         ValueError: the share is below 0 or above 0.5.
@@ -173,14 +195,10 @@ def with_rereads(
     if not 0.0 <= share <= 0.5:
         raise ValueError(f"reread_share must lie between 0 and 0.5, got {share}")
     budget, classes = int(share * ranking.batch_size + 1e-9), predictions.classes
-    seen: dict[str, dict[str, int]] = {}  # image -> reader -> class of the latest answer, -1 where there is none
-    counts: dict[str, int] = {}
+    seen, readers = _answers(annotations, classes)
+    counts = Counter(one.image.id for one in annotations)
     truths = {one.image.id for one in annotations if one.ground_truth}
-    for one in sorted(annotations, key=lambda one: one.updated_at):
-        value = classes.index(one.value) if one.value in classes else -1
-        seen.setdefault(one.image.id, {})[_reader(one)] = value
-        counts[one.image.id] = counts.get(one.image.id, 0) + 1
-    readers = sorted({_reader(one) for one in annotations if not one.ground_truth and one.value is not None})
+    named = {reader for reader in readers if not reader.startswith(NO_AUTHOR)}
     judged = [label for label in labels if label.image.id not in truths and label.value in classes]
     if not budget or not judged or not predictions.image_ids:
         return ranking
@@ -210,7 +228,7 @@ def with_rereads(
     offered = sorted(
         (-float(value), -errors.get(label.image.id, 0.0), len(label.image.id), label.image.id)
         for value, label in zip(values.again, judged, strict=True)
-        if not np.isnan(value) and label.image.id not in barred and column.keys() - seen[label.image.id].keys()
+        if not np.isnan(value) and label.image.id not in barred and named - seen[label.image.id].keys()
     )
     first = dict(zip(predictions.image_ids, values.first.tolist(), strict=True))
     control, batch = set(ranking.control), ranking.image_ids[: ranking.batch_size]

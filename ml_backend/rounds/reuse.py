@@ -26,7 +26,7 @@ from ml_backend.rounds.interfaces import LabelSource, Learner, Scorer, Strategy
 from ml_backend.rounds.run import Project, RoundResult, StageTimer, empty_pool, inputs_digest, seek_few_labels
 from ml_backend.rounds.split import mix_in_holdout
 from ml_backend.rounds.spread import spread_batches
-from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ranking, RoundReport, RoundRequest
+from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ranking, Reread, RoundReport, RoundRequest
 from ml_backend.storage import ProjectStore
 
 CHECK_INTERVAL_S = 30.0
@@ -73,7 +73,12 @@ def _last_round(store: ProjectStore, digest: str) -> tuple[RoundReport | None, P
     return (report if report is not None and report.inputs == digest else None), published
 
 
-def remaining_ranking(report: RoundReport, annotations: Sequence[Annotation], pool: Sequence[ImageRef]) -> Ranking:
+def remaining_ranking(
+    report: RoundReport,
+    annotations: Sequence[Annotation],
+    pool: Sequence[ImageRef],
+    barred: Set[str] = frozenset(),
+) -> Ranking:
     """The ranking of a round, reduced to the images that are still without a label.
 
     The images that it scored come in its order, then images imported since, which have no score, in seeded order, and
@@ -84,6 +89,7 @@ def remaining_ranking(report: RoundReport, annotations: Sequence[Annotation], po
         report: of the round.
         annotations: every annotation now.
         pool: every image without a label now.
+        barred: labelled images that are not asked again.
     """
     ranking = report.ranking
     skipped = {annotation.image.id for annotation in annotations}
@@ -97,15 +103,33 @@ def remaining_ranking(report: RoundReport, annotations: Sequence[Annotation], po
     scores = dict(zip(ranking.image_ids, ranking.scores, strict=True))
     lowest = min(ranking.scores, default=0.0)
     holdout = set(ranking.control)
-    before = [0, *accumulate(image_id in unlabelled for image_id in ranking.image_ids)]
-    rereads = [one.model_copy(update={"after": before[min(one.after, len(before) - 1)]}) for one in ranking.rereads]
     return ranking.model_copy(
         update={
             "image_ids": tuple(order),
             "scores": tuple(scores.get(image_id, lowest) for image_id in order),
             "control": tuple(image_id for image_id in order if image_id in holdout),
-            "rereads": tuple(rereads),
+            "rereads": remaining_rereads(ranking, annotations, unlabelled, barred),
         }
+    )
+
+
+def remaining_rereads(
+    ranking: Ranking, annotations: Sequence[Annotation], unlabelled: Set[str], barred: Set[str] = frozenset()
+) -> tuple[Reread, ...]:
+    """The re-reads of a ranking without those that a ground truth has decided since, at their places in what is left.
+
+    Args:
+        ranking: of a round.
+        annotations: every annotation now.
+        unlabelled: ids of the images without a label now.
+        barred: images that are not asked again.
+    """
+    left_out = barred | {one.image.id for one in annotations if one.ground_truth}
+    before = [0, *accumulate(image_id in unlabelled for image_id in ranking.image_ids)]
+    return tuple(
+        one.model_copy(update={"after": before[min(one.after, len(before) - 1)]})
+        for one in ranking.rereads
+        if one.image_id not in left_out
     )
 
 
@@ -148,7 +172,7 @@ def top_up(
     pool, unusable = labels.unlabelled()
     report = store.report(published.round_id)
     unreadable = frozenset() if nothing_readable(quarantined, annotations, pool) else quarantined
-    ranking = remaining_ranking(report, annotations, [image for image in pool if image.id not in unreadable])
+    ranking = remaining_ranking(report, annotations, [one for one in pool if one.id not in unreadable], unreadable)
     annotated = {annotation.image.id for annotation in annotations}
     fresh = [image_id for image_id in ranking.image_ids if image_id not in annotated]
     served = set(published.image_ids)
@@ -265,7 +289,10 @@ def rerank(
         log.warning("classes with few labels are not sought", error=str(error))
     ranking = mix_in_holdout(ranking, request.control_share, request.seed, request.round_id)
     ranking = spread_batches(request, ranking, data.pool, learner.embed)
-    ranking = ranking.model_copy(update={"rereads": base.ranking.rereads})
+    if request.options.get("reread_share"):
+        waiting, barred = {image.id for image in data.pool}, project.images_of_several_tasks()
+        rereads = remaining_rereads(base.ranking, data.annotations, waiting, barred)
+        ranking = ranking.model_copy(update={"rereads": rereads})
     report = RoundReport(
         request=request,
         labels_per_class=base.labels_per_class,

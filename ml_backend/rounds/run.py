@@ -261,7 +261,7 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
                 held_out=fit.held_out,
                 predictions=predictions,
                 ordered=is_ordered(request),
-                barred=project.images_of_several_tasks(),
+                barred=project.images_of_several_tasks() | {one.image_id for one in fit.exclusions},
             )
         unreadable = fit.exclusions if fit else ()
         report = RoundReport(

@@ -194,6 +194,7 @@ class Compared:
         unpublished: whether one of these is not published.
         copy_published: whether a published image has its answer in another task.
         order_lost: whether Label Studio no longer holds the published order.
+        rereads_ended: whether tasks are open to another reader although the owner has switched re-reads off.
         rerank_due: whether the newest order is not the chosen one, and can be made without training.
         labels_differ: whether labels differ by how ground truths count now.
         images_changed: whether a task that waits has changed since the last comparison.
@@ -208,6 +209,7 @@ class Compared:
     unpublished: bool = False
     copy_published: bool = False
     order_lost: bool = False
+    rereads_ended: bool = False
     rerank_due: bool = False
     labels_differ: bool = False
     images_changed: bool = False
@@ -402,7 +404,7 @@ def _is_low_on_images(published: PublishedRanking, event: AnnotationsChanged, op
     """Whether readers may soon have answered what is published; the top-up counts, and publishes nothing if not."""
     together = publication_size(options)
     # Fewer are published only if there are no more: every further label would request a top-up of nothing.
-    if together is None or len(published.image_ids) < together:
+    if together is None or published.first_reads < together:
         return False
     return remaining_published(published, event.annotations) < low_water(options)
 
@@ -410,7 +412,7 @@ def _is_low_on_images(published: PublishedRanking, event: AnnotationsChanged, op
 def _top_up_is_due(found: Compared, options: ProjectOptions | None) -> bool:
     """Whether a top-up would publish something that readers need; it would be requested every minute otherwise."""
     runs_low = options is not None and found.left < low_water(options) and found.unpublished
-    return runs_low or (found.readable and (found.copy_published or found.order_lost))
+    return runs_low or found.rereads_ended or (found.readable and (found.copy_published or found.order_lost))
 
 
 def _may_find_an_image(queue: QueueStatus, found: Compared) -> bool:

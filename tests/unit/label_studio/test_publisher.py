@@ -47,8 +47,9 @@ class SmallLabelStudio:
         self.waiting = set(range(1, tasks + 1))
         self.labelled: dict[int, dict[str, Any]] = {}  # id -> overlap and counts of annotations
         self.deleted: set[int] = set()
-        self.project: dict[str, Any] = {"model_version": ""}
+        self.project: dict[str, Any] = {"model_version": "", "maximum_annotations": 1}
         self.versions: dict[str, list[dict[str, Any]]] = {}
+        self.refused: set[int] = set()  # tasks whose change is refused
         self.drops = 0  # predictions of an import that vanish in silence
         self.before: Callable[[str], None] = _nothing
         self.after: Callable[[str], None] = _nothing  # done, but not answered
@@ -83,6 +84,8 @@ class SmallLabelStudio:
         return httpx.Response(200, json={"tasks": tasks, "total": len(tasks)})
 
     def _patch_task(self, task: int, body: dict[str, Any]) -> httpx.Response:
+        if task in self.refused:
+            return httpx.Response(400, json={})
         self.labelled[task] |= body
         return httpx.Response(200, json={})
 
@@ -185,6 +188,7 @@ def publisher(
 ) -> LabelStudioPublisher:
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server), retries=1)
     store = Store() if store is None else store
+    options = {"reread_share": 0.5} | options
     return LabelStudioPublisher(client, 1, CONFIG, ProjectOptions(**options), store, arrival_s=arrival_s)
 
 
@@ -286,6 +290,76 @@ class TestRereads:
         assert server.open_again() == {}
         assert {task["overlap"] for task in server.labelled.values()} == {1}
         assert list(store.asked) == []
+
+    @pytest.mark.parametrize("times_out", [False, True])
+    def test_a_task_that_cannot_be_changed_stops_no_publish(self, times_out: bool) -> None:
+        """It is not listed where it cannot be opened, and stays on record where it cannot be closed."""
+        server, store = SmallLabelStudio(6), Store()
+        server.label(4, 5)
+        if times_out:
+            server.before = fail_at("PATCH 4", httpx.ReadTimeout("busy"))
+        else:
+            server.refused = {4}
+        first = publisher(server, store).publish(asks_again((5, 0), (4, 1)), assume_current)
+
+        assert (first.image_ids, first.rereads) == (("5", "1", "2", "3"), ("5",))
+        assert list(store.asked) == [5, 4]
+
+        server.before, server.refused = (_nothing, set())
+        publisher(server, store).publish(asks_again((4, 1), round_id="r000002"), assume_current)
+        server.refused = {4}
+        last = publisher(server, store).publish(report(1, 2, 3, round_id="r000003"), assume_current)
+
+        assert last.completes("r000003")
+        assert list(store.asked) == [4]
+
+        server.refused = set()
+        publisher(server, store).put_back((), assume_current)
+
+        assert not store.asked_again()
+        assert server.open_again() == {}
+
+    def test_are_closed_where_they_are_switched_off(self) -> None:
+        """A top-up publishes the ranking of the last round, which has them; Label Studio has two readers an image."""
+        server, store = SmallLabelStudio(6), Store()
+        server.label(4, 5)
+        publisher(server, store).publish(asks_again((4, 0), (5, 0)), assume_current)
+        server.project["maximum_annotations"], server.labelled[5]["total_annotations"] = 2, 2
+        off = publisher(server, store, reread_share=0, annotations_per_task=3)
+
+        assert not off.publish(asks_again((4, 0)), assume_current).rereads
+        assert store.asked == ()
+        assert [server.labelled[i]["overlap"] for i in (4, 5)] == [2, 2]
+        assert server.open_again() == {4: 2}
+
+    def test_a_run_that_is_superseded_closes_nothing_of_the_newer_one(self) -> None:
+        server, store = SmallLabelStudio(6), Store()
+        server.label(4, 5, 6)
+        publisher(server, store).publish(asks_again((4, 0), (5, 0)), assume_current)
+
+        def newer_run(step: str) -> None:
+            if step == "PATCH 4":
+                store.set_asked_again([*store.asked_again(), 6])
+
+        server.after = newer_run
+        publisher(server, store).put_back(("5",), assume_current)
+
+        assert store.asked == (5, 6)
+
+        def guard() -> None:
+            raise StaleRound
+
+        with pytest.raises(StaleRound):
+            publisher(server, store).put_back((), guard)
+        assert server.open_again() == {5: 2}
+
+    def test_an_image_that_is_new_again_is_served_once(self) -> None:
+        """Its answer was deleted since the round; it is given again between two requests."""
+        server = SmallLabelStudio(3)
+        server.after = lambda step: server.label(3) if step == "GET tasks" else None
+        published = publisher(server).publish(asks_again((3, 0)), assume_current)
+
+        assert (published.image_ids, published.rereads) == (("1", "2", "3"), ())
 
     @pytest.mark.parametrize("step", ["PATCH 4", "PATCH 5", "POST predictions", "PATCH 1", "GET model-versions"])
     @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])

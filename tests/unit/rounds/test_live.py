@@ -261,8 +261,12 @@ class TestTopUp:
         run.store.save(make_report(), None, None)
         run.store.set_published(order())
 
+        run.row["maximum_annotations"] = 1
+        run.store.set_asked_again([5])  # before re-reads were switched off
+
         assert run(reason="topup") == (make_report(), order())
         assert run.rounds == []
+        assert run.store.asked_again() == ()
 
 
 class TestCopies:

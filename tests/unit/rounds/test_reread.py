@@ -12,7 +12,7 @@ from ml_backend.consensus.rules import median
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds.reread import closeness, label_error, read_values, with_rereads
 from ml_backend.rounds.reuse import remaining_ranking
-from ml_backend.schemas import Annotation, HeldOutImage, Ranking
+from ml_backend.schemas import Annotation, HeldOutImage, Ranking, Reread
 from tests.fakes import CLASSES, make_annotation, make_image, make_report
 
 # Of cleanlab 2.9, ``get_active_learning_scores`` without its tempering, on answers and predictions drawn at random.
@@ -147,6 +147,18 @@ class TestWithRereads:
     def test_an_image_that_every_reader_has_had_or_with_a_ground_truth_is_not(self, more):
         assert [one.image_id for one in self.of(answers=[*self.ANSWERS, more]).rereads] == ["2"]
 
+    def test_an_answer_without_an_author_makes_no_reader(self):
+        """An only reader is asked about the image of others; three of these are three answers to it."""
+
+        def rereads(*raters: str) -> Sequence[Reread]:
+            answers = [make_annotation(2, value, rater) for value, rater in zip(CLASSES, raters, strict=True)]
+            return self.of(answers=[make_annotation(1, "severe"), *answers]).rereads
+
+        [again] = rereads(*(f"unknown, annotation {number}" for number in (7, 8, 9)))
+
+        assert (again.image_id, again.answers) == ("2", 3)
+        assert again in [one.model_copy(update={"after": again.after}) for one in rereads("ben", "cat", "dan")]
+
     def test_nor_one_in_several_tasks_or_without_evidence(self):
         assert [one.image_id for one in self.of(barred=frozenset({"1"})).rereads] == ["2"]
         assert [one.image_id for one in self.of(predicted=self.HELD_OUT[1:]).rereads] == ["2"]
@@ -158,3 +170,9 @@ class TestWithRereads:
         left = remaining_ranking(report, self.ANSWERS, pool)
 
         assert [(one.image_id, one.after) for one in left.rereads] == [("1", 0), ("2", 1)]
+
+        star = make_annotation(1, "severe", "owner").model_copy(update={"ground_truth": True})
+        left = remaining_ranking(report, [*self.ANSWERS, star], pool, frozenset({"9"}))
+
+        assert [one.image_id for one in left.rereads] == ["2"]
+        assert remaining_ranking(report, self.ANSWERS, pool, frozenset({"1", "2"})).rereads == ()

@@ -25,7 +25,7 @@ from ml_backend.rounds.reuse import (
 )
 from ml_backend.rounds.run import RoundResult, inputs_digest, run_round
 from ml_backend.rounds.split import mix_in_holdout
-from ml_backend.schemas import Annotation, Exclusion, ImageRef, PublishedRanking, Ranking, RoundReport
+from ml_backend.schemas import Annotation, Exclusion, ImageRef, PublishedRanking, Ranking, Reread, RoundReport
 from ml_backend.storage import ProjectStore
 from tests.fakes import (
     CLASSES,
@@ -370,6 +370,24 @@ class TestFromStoredPasses:
         first = again.run().report.ranking.image_ids
 
         assert again.run(pool=[one for one in POOL if one.id != first[0]]).report.ranking.image_ids == first[1:]
+
+    def test_re_reads_keep_their_places_until_a_ground_truth_decides(self):
+        """The first image is labelled since, and the owner has decided about image 2."""
+        again = Reranking()
+        rereads = [Reread(image_id=str(n), after=n, value=0.5, answers=1) for n in (1, 2, 3)]
+        base = again.base.model_copy(
+            update={
+                "ranking": again.base.ranking.model_copy(update={"rereads": tuple(rereads)}),
+                "request": again.base.request.model_copy(update={"options": {"reread_share": 0.5}}),
+            }
+        )
+        again.base = base
+        star = make_annotation(2, "severe", "owner").model_copy(update={"ground_truth": True})
+        pool = [one for one in POOL if one.id != base.ranking.image_ids[0]]
+
+        ranking = again.run(annotations=[*LABELLED, star], pool=pool).report.ranking
+
+        assert [(one.image_id, one.after) for one in ranking.rereads] == [("1", 0), ("3", 2)]
 
     def test_new_images_come_last_in_seeded_order_with_the_lowest_score(self):
         new = images(900, 901, 902)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from ml_backend.consensus import Consensus
+from ml_backend.consensus.rules import median
 from ml_backend.errors import (
     EmptyPool,
     LabelStudioError,
@@ -326,6 +327,16 @@ class TestExclusions:
             ("2", "unreadable while training"),
         }
         assert "104" not in result.published.image_ids
+
+    @pytest.mark.parametrize(("unreadable", "again"), [([], {"1", "2"}), (["2"], {"1"})])
+    def test_an_image_that_cannot_be_read_is_not_read_again(self, unreadable, again):
+        """Two readers are as far apart as can be about 1 and 2."""
+        far = [make_annotation(n, value, who) for n in (1, 2) for value, who in zip(CLASSES[::2], "ab", strict=True)]
+        labels = FakeLabels([*(one for one in FOUR_A_CLASS if one.image.id not in {"1", "2"}), *far], POOL)
+        project, options = FakeProject(labels, consensus=median), {"reread_share": 0.5}
+        found = run(project, FakeLearner(unreadable), options=options, batch_size=6).report.ranking.rereads
+
+        assert {one.image_id for one in found} == again
 
     def test_disputed_labels_are_named(self):
         def disputing(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:

@@ -91,6 +91,7 @@ class TestAnnotationsChanged:
             (7 + 61, QueueStatus(), HUNDRED, Action("topup")),
             (7 + 61, DUE, HUNDRED, Action("labels")),  # labels that earned a round come first
             (7 + 98, QueueStatus(), HUNDRED.model_copy(update={"image_ids": HUNDRED.image_ids[1:]}), NOTHING),  # all
+            (7 + 98, QueueStatus(), HUNDRED.model_copy(update={"rereads": ("1",)}), NOTHING),  # likewise
             (1000, QueueStatus(), HUNDRED.model_copy(update={"annotations": None}), NOTHING),  # not known
             (1000, QueueStatus(), None, NOTHING),
         ],
@@ -223,6 +224,7 @@ COMPARISONS: list[tuple[Compared, QueueStatus, Action]] = [
     (Compared(left=100, readable=False, copy_published=True), QueueStatus(), NOTHING),
     (Compared(left=100, readable=True, order_lost=True), QueueStatus(), Action("topup")),
     (Compared(left=100, readable=False, order_lost=True), QueueStatus(), NOTHING),
+    (Compared(left=0, rereads_ended=True), QueueStatus(), Action("topup")),
 ]
 
 

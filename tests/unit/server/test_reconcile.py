@@ -103,6 +103,13 @@ class TestCounting:
         assert (queue.state.changes, queue.requests) == (0, [])
         assert studio.requests - before == 3
 
+    def test_re_reads_are_closed_once_they_are_off(self, reconciler, publish, queue, store):
+        publish()
+        store.project(PROJECT).set_asked_again([1])
+        reconciler.look()
+
+        assert queue.requests == ["topup"]
+
     def test_labels_of_lost_events_are_counted_once(self, reconciler, publish, queue, studio):
         publish()
         studio.annotate(3, "normal")
