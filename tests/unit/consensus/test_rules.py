@@ -180,9 +180,9 @@ class TestOrdinal:
         """As if each were a reader's own, but 400 of them in less than 4 MB; a reader of their own takes 12 kB."""
         known, drawn = Readers(1, 200, reads=2).reads, Readers(2, 200, reads=2).reads
         reads = Reads(
-            np.r_[known.images[:100], drawn.images],
-            np.r_[known.readers[:100], np.arange(5, 405)],
-            np.r_[known.answers[:100], drawn.answers],
+            np.r_[known.images[:20], drawn.images],
+            np.r_[known.readers[:20], np.arange(5, 405)],
+            np.r_[known.answers[:20], drawn.answers],
             drawn.shares,
             np.where(np.arange(200) % 9 == 0, drawn.shares.argmax(axis=1), -1),
         )
