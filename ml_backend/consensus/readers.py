@@ -4,7 +4,7 @@ Both fit by expectation maximisation in NumPy: the web process imports this, and
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -41,14 +41,14 @@ class Reads:
         readers: of each read, from 0.
         answers: class of each read.
         shares: share of each class in the counted answers of each image.
-        truths: images whose class is known; it is the one with the largest share.
+        truths: class of each image where it is known, else -1.
     """
 
     images: Indices
     readers: Indices
     answers: Indices
     shares: Probabilities
-    truths: npt.NDArray[np.bool_]
+    truths: Int64[npt.NDArray[np.int64], " images"]
 
     @property
     def classes(self) -> int:
@@ -87,10 +87,11 @@ class Reads:
         of an image, on average, the model has the weight ``n / (n + 10)``. A truth keeps its shares.
         """
         per_image = np.bincount(self.images, minlength=len(self.shares))
-        compared = (per_image > 1) | self.truths
+        known_class = self.truths >= 0
+        compared = (per_image > 1) | known_class
         known = np.bincount(self.readers, weights=compared[self.images])
         mean = np.bincount(self.images, known[self.readers], len(self.shares)) / np.maximum(per_image, 1)
-        weight = np.where(self.truths, 0.0, mean / (mean + _TRUSTED_READS))[:, None]
+        weight = np.where(known_class, 0.0, mean / (mean + _TRUSTED_READS))[:, None]
         mixed: Probabilities = weight * probabilities + (1.0 - weight) * self.shares
         return mixed
 
@@ -161,21 +162,51 @@ def ordinal(reads: Reads, steps: int = 40) -> OrdinalFit:
     known = _known(reads, class_of)
     bias, error, prior, table = _ordinal_grid(classes)
     weights: Array = np.empty((0, len(bias)))
+    rows, first = _alike(reads)
+    counted = replace(reads, images=reads.images[first], readers=rows[first], answers=reads.answers[first])
+    by_row = replace(reads, readers=rows)
 
     def step(posterior: Array) -> Array:
         nonlocal weights
-        counts = reads.counts(posterior)
+        counts = counted.counts(posterior)
         # einsum and not BLAS, whose threads cost more than they save here, and whose sums depend on their number.
         expected = np.einsum("rc,pc->rp", counts.reshape(-1, table.shape[1]), table)
         weights = _softmax(prior + expected)
         frequencies = posterior.sum(axis=0) + 1.0
         log_likelihood = np.einsum("rp,pc->rc", weights, table).reshape(counts.shape)
-        return reads.posterior(known + _log(frequencies / frequencies.sum()), log_likelihood)
+        return by_row.posterior(known + _log(frequencies / frequencies.sum()), log_likelihood)
 
     start = reads.shares[:, class_of] / len(_OFFSETS)
     posterior = _converged(step, start, steps)
     by_class = posterior.reshape(len(posterior), classes, len(_OFFSETS)).sum(axis=2)
-    return OrdinalFit(by_class, weights @ bias, weights @ error**-2.0)
+    row_of = np.empty(len(reads.per_reader()), int)
+    row_of[reads.readers] = rows
+    return OrdinalFit(by_class, (weights @ bias)[row_of], (weights @ error**-2.0)[row_of])
+
+
+def _alike(reads: Reads) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """Row of the model's parameters for each read, and which reads the rows count.
+
+    A reader has a row of their own, except where readers with a single read have given the same answer to images that
+    the model cannot tell apart. All that is known about them is the same, and they share the row of the first: answers
+    whose author was deleted count as a reader each.
+    """
+    who = np.where(reads.per_reader()[reads.readers] == 1, -1, reads.readers).tolist()
+    answers, images = reads.answers.tolist(), reads.images.tolist()
+    of_image: dict[int, list[tuple[int, int]]] = {}
+    for image, *read in zip(images, who, answers, strict=True):
+        of_image.setdefault(image, []).append((read[0], read[1]))
+    seen = {
+        image: (tuple(sorted(found)), int(reads.truths[image]), reads.shares[image].tobytes())
+        for image, found in of_image.items()
+    }
+    known: dict[object, int] = {}
+    rows, first = [], []
+    for image, reader, answer in zip(images, who, answers, strict=True):
+        key = reader if reader >= 0 else (answer, seen[image])
+        first.append(reader >= 0 or key not in known)
+        rows.append(known.setdefault(key, len(known)))
+    return np.array(rows, int), np.array(first, bool)
 
 
 @cache
@@ -216,8 +247,8 @@ def _softmax(logits: Array) -> Array:
 
 def _known(reads: Reads, class_of: Any) -> Array:
     """Log prior that rules out all states but those of the true class, where it is known."""
-    other = reads.shares.argmax(axis=1)[:, None] != class_of
-    return np.where(reads.truths[:, None] & other, -np.inf, 0.0)
+    truths = reads.truths[:, None]
+    return np.where((truths >= 0) & (truths != class_of), -np.inf, 0.0)
 
 
 def _log(values: Array) -> Array:

@@ -205,10 +205,11 @@ def dawid_skene(annotations: Sequence[Annotation], classes: Sequence[str]) -> Co
     The arguments and the result are those of ``median``.
     """
     answers, exclusions = gather(annotations, classes)
-    reads, _ = _reads(answers, len(classes))
+    shares = _shares(answers, len(classes))
+    reads, _ = _reads(answers, shares, _most_frequent(answers, shares)[0])
     found = reads.shrunk(models.dawid_skene(reads))
     chosen = _most_frequent(answers, found)
-    return _consensus(answers, exclusions, classes, _doubted(chosen, reads.shares, found), found)
+    return _consensus(answers, exclusions, classes, _doubted(chosen, shares, found), found)
 
 
 def ordinal(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consensus:
@@ -221,10 +222,11 @@ def ordinal(annotations: Sequence[Annotation], classes: Sequence[str]) -> Consen
     The arguments and the result are those of ``median``; ``Consensus.readers`` has the estimates.
     """
     answers, exclusions = gather(annotations, classes)
-    reads, raters = _reads(answers, len(classes))
+    shares = _shares(answers, len(classes))
+    reads, raters = _reads(answers, shares, _middle(shares)[0])
     fit = models.ordinal(reads)
     found = reads.shrunk(fit.probabilities)
-    chosen = _doubted(_middle(found), reads.shares, found)
+    chosen = _doubted(_middle(found), shares, found)
     estimates = tuple(
         ReaderEstimate(*one)
         for one in zip(raters, reads.per_reader().tolist(), fit.biases.tolist(), fit.precisions.tolist(), strict=True)
@@ -259,14 +261,20 @@ def _shares(answers: Sequence[Answers], classes: int) -> Probabilities:
     return shares
 
 
-def _reads(answers: Sequence[Answers], classes: int) -> tuple[Reads, list[str]]:
-    """The answers as the models take them, and the names of the readers."""
+def _reads(answers: Sequence[Answers], shares: Probabilities, truths: npt.NDArray[np.int64]) -> tuple[Reads, list[str]]:
+    """The answers as the models take them, and the names of the readers.
+
+    Args:
+        answers: of each image.
+        shares: see ``_shares``.
+        truths: the class of each image that has a ground truth, as the rule chooses it where several differ.
+    """
     raters = sorted({rater for one in answers for rater, _ in one.reads})
     index = {rater: place for place, rater in enumerate(raters)}
     rows = [(image, index[rater], vote) for image, one in enumerate(answers) for rater, vote in one.reads]
     images, readers, votes = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-    truths = np.array([one.ground_truth for one in answers], bool)
-    return Reads(images, readers, votes, _shares(answers, classes), truths), raters
+    known = np.where([one.ground_truth for one in answers], truths, -1)
+    return Reads(images, readers, votes, shares, known), raters
 
 
 Chosen = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]

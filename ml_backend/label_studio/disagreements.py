@@ -23,10 +23,12 @@ class DisagreementsTab(FrozenModel):
     Attributes:
         id: in Label Studio.
         images: ids of the tasks that it shows.
+        before: ids that it may show instead, as the change to ``images`` was not seen to succeed.
     """
 
     id: int
     images: tuple[str, ...]
+    before: tuple[str, ...] | None = None
 
 
 class TabStore(Protocol):
@@ -62,13 +64,19 @@ def keep_tab(client: LabelStudioClient, project_id: int, images: Sequence[str], 
             looks: Json = {name: value for name, value in tabs[0]["data"].items() if name != "ordering"}
             tab = _made(client, project_id, looks | {"title": TITLE, "filters": _only(shown)})
             made = DisagreementsTab(id=int(tab["id"]), images=shown)
-        elif set(made.images) != set(shown):
-            data: Json = client.request("GET", f"/api/dm/views/{made.id}/", dict)["data"]
-            if _shown_by(data) != set(made.images):
+        elif made.before is not None or set(made.images) != set(shown):
+            data: Json = client.request("GET", f"/api/dm/views/{made.id}/", dict).get("data") or {}
+            seen = _shown_by(data)
+            if seen is None or seen not in (set(made.images), set(made.before or ())):
+                return
+            # On record first: a change without a response must not pass for the owner's.
+            made = made.model_copy(update={"images": shown, "before": tuple(sorted(seen))})
+            store.keep_disagreements_tab(made)
+            if store.disagreements_tab(DisagreementsTab) != made:
                 return
             data = {**data, "filters": _only(shown)}
             client.send("PATCH", f"/api/dm/views/{made.id}/", body={"project": project_id, "data": data})
-            made = made.model_copy(update={"images": shown})
+            made = made.model_copy(update={"before": None})
         store.keep_disagreements_tab(made)
     except RequestRefused as error:
         if error.status != 404:  # the owner has removed it
@@ -78,7 +86,8 @@ def keep_tab(client: LabelStudioClient, project_id: int, images: Sequence[str], 
 
 
 def _tabs(client: LabelStudioClient, project_id: int) -> list[Json]:
-    return client.request("GET", "/api/dm/views/", list, query={"project": str(project_id)})
+    tabs = client.request("GET", "/api/dm/views/", list, query={"project": str(project_id)})
+    return [tab | {"data": tab.get("data") or {"type": "list"}} for tab in tabs]  # the API makes some without
 
 
 def _made(client: LabelStudioClient, project_id: int, data: Json) -> Json:

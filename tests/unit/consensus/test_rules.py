@@ -1,7 +1,9 @@
 """All consensus rules: what each decides, the models of the readers, and the edge cases."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.consensus import RULES, Consensus, rule
+from ml_backend.consensus import readers as models
 from ml_backend.consensus.readers import Array, Reads, dawid_skene, ordinal
 from ml_backend.schemas import Annotation, ImageRef
 
@@ -74,7 +77,7 @@ class Readers:
             chosen.ravel(),
             answers.ravel(),
             np.stack([(answers == one).mean(axis=1) for one in range(3)], axis=1),
-            np.zeros(images, bool),
+            np.full(images, -1),
         )
 
     def distance(self, probabilities: Array) -> float:
@@ -129,7 +132,7 @@ class TestDawidSkene:
         counts = np.zeros(expected.shape)
         np.add.at(counts, (images, answers), 1)
         shares = counts / counts.sum(axis=1, keepdims=True)
-        reads = Reads(images, readers, answers, shares, np.zeros(len(shares), bool))
+        reads = Reads(images, readers, answers, shares, np.full(len(shares), -1))
 
         assert dawid_skene(reads, right=0.0, wrong=0.0, steps=20) == pytest.approx(expected, abs=1e-5)
 
@@ -173,6 +176,31 @@ class TestOrdinal:
 
         assert np.mean(gains) - 2.09 * np.std(gains, ddof=1) / np.sqrt(20) > 0
 
+    def test_answers_without_an_author_are_counted_together(self, monkeypatch):
+        """As if each were a reader's own, but 400 of them in less than 4 MB; a reader of their own takes 12 kB."""
+        known, drawn = Readers(1, 200, reads=2).reads, Readers(2, 200, reads=2).reads
+        reads = Reads(
+            np.r_[known.images[:20], drawn.images],
+            np.r_[known.readers[:20], np.arange(5, 405)],
+            np.r_[known.answers[:20], drawn.answers],
+            drawn.shares,
+            np.where(np.arange(200) % 9 == 0, drawn.shares.argmax(axis=1), -1),
+        )
+        order = np.argsort(reads.images, kind="stable")
+        reads = replace(reads, images=reads.images[order], readers=reads.readers[order], answers=reads.answers[order])
+        ordinal(reads, steps=1)
+        tracemalloc.start()
+        together = ordinal(reads, steps=3)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        monkeypatch.setattr(models, "_alike", lambda reads: (reads.readers, np.ones(len(reads.readers), bool)))
+        alone = ordinal(reads, steps=3)
+
+        assert peak < 4e6
+        assert together.biases == pytest.approx(alone.biases)
+        assert together.precisions == pytest.approx(alone.precisions)
+        assert together.probabilities == pytest.approx(alone.probabilities)
+
     def test_few_reads_leave_the_median(self):
         annotations = read((0, 0, 2), (0, 1, 2), (2, 2, 0), (1, 1, 2), (0, None, 0))
 
@@ -193,6 +221,21 @@ class TestOrdinal:
         assert consensus.labels[-1].disputed  # no reader gave that class
         assert consensus.labels[-1].probabilities == {}
 
+    @pytest.mark.parametrize("name", ["ordinal", "dawid_skene"])
+    def test_of_ground_truths_that_differ_the_label_is_the_truth(self, name):
+        """Reader 0 calls every image severe: so he does the further one, which nobody else has read."""
+        truths = [annotation(value, f"{value}", number, truth=True) for number in range(1, 31) for value in (0, 2)]
+        answers = read(*[(2, 0)] * 30, (2,))
+        consensus = rule(name)([*truths, *answers], CLASSES)
+        chosen = values(consensus)[:30]
+        right = [one for one in truths if one.value == CLASSES[chosen[int(one.image.id) - 1]]]
+        agree = rule(name)([*right, *answers], CLASSES)
+
+        assert set(chosen) == ({2} if name == "ordinal" else {0, 2})
+        assert values(consensus) == values(agree)
+        for one, other in zip(consensus.readers, agree.readers, strict=True):
+            assert one.bias == pytest.approx(other.bias, abs=1e-4)
+
 
 POOR = [name for name in RULES if name != "latest"]  # `latest` takes the last reader's answer, right or wrong
 
@@ -205,7 +248,7 @@ class TestShrunk:
             readers=np.array([0, 1, 0, 1]),
             answers=np.array([0, 1, 1, 1]),
             shares=np.tile([0.0, 1.0], (3, 1)),
-            truths=np.array([False, False, True]),
+            truths=np.array([-1, -1, 1]),
         )
 
         assert reads.shrunk(np.tile([1.0, 0.0], (3, 1)))[:, 0] == pytest.approx([1.5 / 11.5, 1 / 11, 0.0])

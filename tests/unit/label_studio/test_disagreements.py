@@ -18,6 +18,7 @@ class Tabs:
         self.tabs: dict[int, dict[str, Any]] = {}
         self.requests: list[str] = []
         self.broken = False
+        self.silent: str | None = None  # no response to a PATCH, which is "done" or "lost"
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         name = request.url.path.strip("/").rpartition("/")[2]
@@ -34,7 +35,10 @@ class Tabs:
         if int(name) not in self.tabs:
             return httpx.Response(404, json={"detail": "Not found."})
         if request.method == "PATCH":
-            self.tabs[int(name)] = json.loads(request.content)["data"]
+            if self.silent != "lost":
+                self.tabs[int(name)] = json.loads(request.content)["data"]
+            if self.silent:
+                raise httpx.ReadTimeout("timed out", request=request)
         return httpx.Response(200, json={"id": int(name), "data": self.tabs[int(name)]})
 
     def shown(self) -> list[int]:
@@ -112,6 +116,42 @@ def test_of_an_installation_whose_data_folder_is_gone_is_taken_up(server, show):
     show(4, folder="b")
 
     assert (len(server.tabs), server.shown()) == (2, [4])
+
+
+def test_a_change_without_a_response_is_not_taken_for_the_owner_s(server, show):
+    show(9)
+    for silent, seen in [("done", [9, 4]), ("lost", [9])]:
+        server.silent = silent
+        show(9, 4)
+        assert server.shown() == seen
+        server.silent = None
+        show(9)
+        assert server.shown() == [9]
+
+    server.silent = "done"
+    show(4)
+    server.silent = None
+    server.tabs[7]["filters"]["items"].append({"filter": "filter:tasks:id", "operator": "equal", "value": 1})
+    show(5)
+    assert server.shown() == [4, 1]
+
+
+def test_is_not_changed_where_that_cannot_be_put_on_record(server, show, monkeypatch):
+    show(9)
+    monkeypatch.setattr(ReadingStore, "keep_disagreements_tab", lambda *_: None)  # as on a full disk
+    show(4)
+
+    assert server.shown() == [9]
+
+
+def test_tabs_without_data(server, show):
+    server.tabs[3] = None
+    show(9)
+    assert (server.tabs[7]["title"], server.shown()) == (TITLE, [9])
+
+    server.tabs[7] = None
+    show(4)
+    assert server.tabs[7] is None
 
 
 def test_shows_the_widest_of_many(server, show):
