@@ -68,7 +68,7 @@ class ReaderStatistics(FrozenModel):
         seconds: median time of an answer; None where none was measured.
         compared: images that another reader, or a ground truth, gives a class too.
         agreement: kappa with the others; quadratic-weighted where the classes have an order. None where it is
-            undefined, as where both give the same class to all.
+            undefined, as where one of them gives the same class to all.
         bias: mean difference from the others in classes, above 0 for too severe; None without an order.
         drift: kappa on the second half of the images, in the order of the answers, minus that on the first.
         confusion: class by the others -> class by the reader -> images. Not whole where the others' answer is divided.
