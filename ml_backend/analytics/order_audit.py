@@ -27,7 +27,7 @@ LOCK: Final = timedelta(days=1)
 """How long Label Studio reserves an image for the reader who opened it (its TASK_LOCK_TTL)."""
 
 LISTED_EXCEPTIONS: Final = 200
-"""With several readers, two thirds of the answers are further ones: a list of all would be megabytes at every view."""
+"""A list of all would be megabytes at every view where nobody keeps to the order."""
 
 ExceptionKind = Literal["held", "by hand", "not in order", "before any order", "again", "after a skip"]
 InOrder = Literal["in order", "assumed held"]
@@ -65,7 +65,7 @@ class OrderFidelity(FrozenModel):
         answered: answers, including skips; an edit is none.
         in_order: those whose image was the first free one of its order.
         assumed_held: of ``in_order``, those that are so only if another reader held an image without an answer.
-        exceptions: the others, oldest first; at most ``LISTED_EXCEPTIONS``, while ``sentence`` counts all.
+        exceptions: the others but "again", oldest first; the last ``LISTED_EXCEPTIONS``, while ``sentence`` counts all.
         sentence: for the owner.
     """
 
@@ -117,7 +117,7 @@ def order_fidelity(
         answered=len(verdicts),
         in_order=in_order,
         assumed_held=assumed,
-        exceptions=tuple(exceptions[:LISTED_EXCEPTIONS]),
+        exceptions=tuple([one for one in exceptions if one.kind != "again"][-LISTED_EXCEPTIONS:]),
         sentence=sentence,
     )
 

@@ -235,7 +235,8 @@ def _readers(
     several = len({one.rater for one in answers}) > 1  # else nothing further is read
     annotations = read()[0] if several else []
     rounds = project.rounds_with(INSIGHT) if several else []
-    insights = {one: found for one in rounds if (found := project.record(one, INSIGHT, RoundInsight)) is not None}
+    # A damaged round is left out of the foresight, and the readers are compared all the same.
+    insights = {one: _readable(partial(project.record, one, INSIGHT, RoundInsight)) for one in rounds}
     return reader_agreement(
         answers,
         classes,
@@ -243,7 +244,7 @@ def _readers(
         ground_truth=options.ground_truth,
         image_of=lambda task: str(images.copies(int(task))),
         disputed=adjudication(annotations, classes, ordered),
-        insights=insights,
+        insights={one: found for one, found in insights.items() if found is not None},
     )
 
 

@@ -14,6 +14,7 @@ from ml_backend.analytics.readers import (
     agreement_answer,
     estimate_words,
 )
+from ml_backend.analytics.stopping import count
 from ml_backend.charts import Interval, bar_chart, interval_chart, shorten
 from ml_backend.label_studio.disagreements import DisagreementsTab
 from ml_backend.schemas import Connection
@@ -43,6 +44,7 @@ def agreement(key: str) -> Response:
         {
             "connection": connection,
             "readers": readers,
+            "named": _named(connection),
             "found": found,
             "answer": "" if found is None else agreement_answer(found),
             "image_count": image_count,
@@ -64,12 +66,16 @@ def readers_of(connection: Connection, project: ProjectStore) -> tuple[ReaderAgr
 
     Nothing is computed: the reconciler renews it within a minute.
     """
-    analysis, (configured, _) = project.readings.analysis(Analysis), config_of(connection)
+    analysis = project.readings.analysis(Analysis)
     found = None if analysis is None else analysis.readers
-    asked = configured is not None and configured.options.reader_names
-    names: Mapping[str, str] = project.readings.reader_names() if asked else {}
+    names: Mapping[str, str] = project.readings.reader_names() if _named(connection) else {}
     readers = () if found is None else found.readers
     return found, [(names.get(one.rater, f"Reader {place}"), one) for place, one in enumerate(readers, start=1)]
+
+
+def _named(connection: Connection) -> bool:
+    configured, _ = config_of(connection)
+    return configured is not None and configured.options.reader_names
 
 
 def readers_csv(readers: Named) -> str:
@@ -108,8 +114,8 @@ def image_count(images: float) -> str:
 
 
 def _differences(found: ReaderAgreement) -> dict[str, int]:
-    names = ("no difference", "one class apart", "two or more apart")
-    return dict(zip(names if found.ordered else ("no difference", "different"), found.apart, strict=False))
+    far = ("one class apart", "two or more apart") if found.ordered and found.classes != 2 else ("different",)
+    return dict(zip(("no difference", *far), found.apart, strict=False))
 
 
 def _apart_chart(differences: Mapping[str, int], images: int) -> Markup | None:
@@ -132,5 +138,7 @@ def _chart(name: str, title: str, x_label: str, readers: Named, figure: str) -> 
         Interval(1, shorten(who, 18), one.low, one.value, one.high, estimate_words(one, sign=figure == "bias"))
         for who, one in known
     ]
-    words = "; ".join(f"{row.name}: {row.words} of {one.n} images" for row, (_, one) in zip(rows, known, strict=True))
+    words = "; ".join(
+        f"{row.name}: {row.words} of {count(one.n, 'image')}" for row, (_, one) in zip(rows, known, strict=True)
+    )
     return interval_chart(name, title, words, rows, x_label=x_label)

@@ -100,7 +100,9 @@ METRICS: Final = (
     _Metric("al_readers", "reader_count", "Readers with an answer"),
     _Metric("al_reader_kappa", "reader_kappa", "Agreement over all pairs of readers: Cohen's kappa, at most 1"),
     _Metric("al_images_read_twice", "readers.images", "Images that two or more readers gave a class"),
-    _Metric("al_images_to_adjudicate", "readers.disputed", "Images on which readers disagree too far to go on"),
+    _Metric(
+        "al_images_to_adjudicate", "readers.disputed", "Images to decide: readers are far apart, and no ground truth"
+    ),
     _Metric("al_newest_round_timestamp_seconds", "newest_at", "When the newest saved round began"),
     _Metric(
         "al_labels", "newest.labels_per_class", "Images with a label of the class when the newest round began", "class"

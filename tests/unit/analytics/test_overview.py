@@ -268,6 +268,21 @@ class TestAnalysis:
 
         assert analyse(project, one, ProjectOptions()) == analyse(project, other, ProjectOptions())
 
+    def test_a_damaged_round_hides_no_readers(self, project):
+        [first] = task("severe", NOON).annotations
+        two = CachedTask(
+            data={"image": "/data/upload/1.png"}, annotations=(first, first | {"id": 2, "completed_by": 2})
+        )
+        project.readings.keep_mirror(TaskCache(read_at=NOON, whole_at=NOON, tasks={1: two}))
+        project.readings.keep_digests({"a": "x"})
+        project.set_record("r000001", INSIGHT, RoundInsight(images=9, expected={}, predicted={}, batch=()))
+        (project.folder / "rounds/r000001/insight.json").write_text("{")
+
+        found = analyse(project, CONFIG, ProjectOptions()).readers
+
+        assert found is not None
+        assert [one.rater for one in found.readers] == ["1", "2"]
+
     def test_a_damaged_one_is_computed_again(self, project):
         before = analyse(project, CONFIG, ProjectOptions())
         (project.folder / "analysis.json").write_text("{")

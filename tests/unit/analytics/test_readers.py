@@ -16,6 +16,7 @@ from ml_backend.analytics.readers import (
     agreement_answer,
     correlation,
     disagreement,
+    estimate_words,
     foresight,
     foresight_answer,
     pooled,
@@ -104,12 +105,12 @@ class TestKappa:
         assert found.kappa.value == found.kappa.low == pytest.approx(-1.0)
 
     def test_one_class_for_everything(self):
-        """Kappa is undefined between two such readers, and 0 against others; the bias shows it."""
+        """Kappa is undefined between two such readers, and says nothing against others; the bias shows it."""
         found = compared(panel({"a": [2] * 30, "b": [2] * 30}))
         assert (found.kappa, found.readers[0].agreement, found.readers[0].drift) == (None, None, None)
 
         found = compared(panel({"a": [2] * 30, "b": [0, 1, 2] * 10})).readers[0]
-        assert found.agreement.value == pytest.approx(0.0)
+        assert (found.agreement, found.drift) == (None, None)
         assert found.bias.value == pytest.approx(1.0)
 
     def test_fifty_readers(self):
@@ -177,6 +178,30 @@ class TestReference:
 
         assert [(one.reads, one.compared) for one in compared(given).readers] == [(1, 0), (1, 1)]
 
+    @pytest.mark.parametrize("how", ["override", "ignore", "reader"])
+    def test_a_decision_does_not_make_readers_agree(self, how):
+        """Whether readers agree is the same after each difference was decided for one of them."""
+        drawn = draw(np.random.default_rng(7), 60, (0.2, 0.2))
+        before = [one.model_copy(update={"lead_time_s": 9.0}) for one in read_by(drawn)]
+        apart = drawn[0] != drawn[1]
+        after = [
+            one.model_copy(update={"ground_truth": one.rater == "0" and bool(apart[int(one.image_id)])})
+            for one in before
+        ]
+        found, decided = compared(before), compared(after, ground_truth=how)
+
+        assert 0 < apart.sum() < 60
+        assert (decided.kappa, decided.apart, decided.images) == (found.kappa, found.apart, 60)
+
+    def test_imported_ground_truths_as_readers(self):
+        """Label Studio gives those without an author to the user who imports them: they are no reads of hers."""
+        truths = answers([(str(n), "1", value) for n in range(40) for value in (n % 3, (n + 1) % 3)], ground_truth=True)
+        found = compared([*answers([("0", "2", 0)]), *truths], ground_truth="reader")
+
+        assert [(one.rater, one.compared) for one in found.readers] == [("2", 1)]
+        assert (found.unnamed, found.images) == (80, 40)
+        assert found.kappa.value < 0
+
     def test_readers_who_never_overlap(self):
         found = compared(answers([("1", "a", 0), ("2", "b", 1)]))
 
@@ -198,6 +223,14 @@ class TestReference:
 
         assert (len(found.readers), found.unnamed, found.readers[0].compared) == (1, 1, 1)
 
+    def test_no_answer_has_an_author(self):
+        apart = compared(answers([("1", "unknown, annotation 8", 0), ("2", "unknown, annotation 9", 0)]))
+        found = compared(answers([("1", "unknown, annotation 8", 0), ("1", "unknown, annotation 9", 1)]))
+
+        assert (found.readers, found.images, found.classes) == ((), 1, 3)
+        assert agreement_answer(apart).startswith("No image has answers of two readers yet")
+        assert agreement_answer(found).startswith("Too early to tell")
+
     def test_no_answers(self):
         assert compared([]).readers == ()
 
@@ -205,6 +238,10 @@ class TestReference:
         found = compared(answers([("1", "a", 0), ("2", "b", 0)]), image_of=lambda _: "1")
 
         assert found.images == 1
+
+
+def test_words_of_a_figure_that_is_almost_zero():
+    assert estimate_words(Estimate(value=-0.004, low=-0.2, high=0.2, n=9)) == "0.00 (−0.20 to 0.20)"
 
 
 @pytest.mark.parametrize(
@@ -262,8 +299,9 @@ class TestForesight:
         true: Any = rank_correlation(*drawn(200_000))
         singles: Any = [correlation(*drawn(40)) for _ in range(1000)]
         together: Any = [pooled(correlation(*drawn(20)) for _ in range(8)) for _ in range(400)]
+        small: Any = [pooled(correlation(*drawn(4)) for _ in range(15)) for _ in range(400)]
 
-        for found in (singles, together):
+        for found in (singles, together, small):
             assert np.mean([one.low <= true <= one.high for one in found if one]) == pytest.approx(0.95, abs=0.025)
 
     def test_of_the_last_round_before_the_answers(self):
@@ -303,6 +341,25 @@ class TestForesight:
         assert foresight_answer([one] * 5).startswith(begins)
         assert bool(foresight_answer([one] * 5)) == bool(begins)
         assert foresight_answer([one]) == ""  # too few images
+
+    def test_a_correlation_of_no_use(self):
+        """Above 0, and certainly small."""
+        one = RoundForesight(
+            round_id="r000001", images=600, epistemic=Estimate(value=0.1, low=0.02, high=0.18, n=600), aleatoric=None
+        )
+
+        assert foresight_answer([one]).startswith("Barely: ")
+
+    def test_rounds_of_four_images(self):
+        """As where a fifth of a batch of 20 is read again: together they are enough, and none alone."""
+        alone = correlation(np.arange(4.0), np.arange(4.0))
+        one = RoundForesight(round_id="r000001", images=4, epistemic=alone)
+
+        assert alone is not None
+        assert alone.low < 0.2
+        assert alone.value == pytest.approx(1.0)
+        assert foresight_answer([one] * 7) == ""
+        assert foresight_answer([one] * 8).startswith("Yes: ")
 
     def test_disagreement_is_the_share_of_pairs(self):
         assert disagreement({"1": "aab", "2": "a", "3": "abc"}) == {"1": pytest.approx(2 / 3), "3": 1.0}

@@ -51,7 +51,7 @@ class TestPage:
             ("Reader 3", "160", "30", "160"),
         ]
         assert [one.bias.low > 0.1 for one in found.readers] == [False, False, True]
-        assert page.count(">few<") == 0
+        assert page.count(">few<") == 3  # the drift of each, in halves of 80 images
         assert re.search(r'<p class="answer">Substantial agreement: kappa 0\.7\d \(95', page)
 
     def test_images_to_adjudicate_lead_to_their_tasks(self, panel):
@@ -106,7 +106,10 @@ class TestPage:
         assert "Reader 2 160 20" in text(client, path)
         assert "\n'=cmd()," in client.get(f"{path}.csv").text
         assert "Ada" not in client.get("/metrics").text
+        store.project(KEY).readings.keep_reader_names({})
+        assert "numbered by their first answers." in text(client, path)
         store.connect(before)
+        assert "the option reader_names shows their names instead." in text(client, path)
 
     def test_a_view_computes_nothing(self, panel, monkeypatch):
         client, _, _ = panel
@@ -138,6 +141,24 @@ class TestFewReaders:
         assert "1 image without a ground truth on which readers are of different opinions" in page
         assert "Task 2 : left, both" in page
         assert "Bias" not in page
+
+    def test_two_classes_and_no_author(self, connected, store):
+        at = datetime(2026, 11, 2, tzinfo=UTC)
+        given = [
+            Answer(image_id="1", rater=f"{rater}", created_at=at, value=value)
+            for rater, value in (("unknown, annotation 4", "no"), ("unknown, annotation 5", "yes"))
+        ]
+        for raters in ({}, {"unknown, annotation 4": "4", "unknown, annotation 5": "5"}):
+            named = [one.model_copy(update={"rater": raters.get(one.rater, one.rater)}) for one in given]
+            found = reader_agreement(named, ("no", "yes"), disputed=("1",))
+            store.project(PROJECT).readings.keep_analysis(Analysis(inputs="", readers=found))
+
+            page = text(connected, f"/projects/{PROJECT}/agreement")
+
+            assert "different: 1 of 1" in page
+            assert "readers are of different opinions" in page
+            assert "apart:" not in page
+            assert "of 1 images" not in page
 
     def test_one_reader(self, connected, store):
         reconciled(store, answers=9)
