@@ -368,6 +368,9 @@ class LiveProject(Project):
     def images_of_several_tasks(self) -> Set[str]:
         return self.labels.images_of_several_tasks()
 
+    def annotation_counts(self) -> dict[str, int]:
+        return {str(number): len(task.annotations) for number, task in self.labels.reading.cache.tasks.items()}
+
     def top_up(self) -> Served | None:
         """Publish more of the last ranking where it is needed; close re-reads that are off: see ``reuse.top_up``."""
         # A source of its own: the round's keeps what the round has read.

@@ -166,6 +166,7 @@ def with_rereads(
     held_out: Sequence[HeldOutImage],
     predictions: PoolPredictions,
     ordered: bool = True,
+    counts: Mapping[str, int] | None = None,
     barred: Set[str] = frozenset(),
 ) -> Ranking:
     """The ranking with re-reads among its batch, where another read is worth more than the first read it displaces.
@@ -186,6 +187,7 @@ def with_rereads(
         held_out: the round's; of one network those of its validation images only, of an ensemble of every label.
         predictions: of the pool.
         ordered: see ``read_values``.
+        counts: number of annotations of each image, where it has others than those.
         barred: images that are not asked again, such as those that cannot be read, and those that several tasks hold:
             a reader of one would be served the other.
 
@@ -196,7 +198,7 @@ def with_rereads(
         raise ValueError(f"reread_share must lie between 0 and 0.5, got {share}")
     budget, classes = int(share * ranking.batch_size + 1e-9), predictions.classes
     seen, readers = _answers(annotations, classes)
-    counts = Counter(one.image.id for one in annotations)
+    numbers = Counter(one.image.id for one in annotations) | Counter(counts or {})
     truths = {one.image.id for one in annotations if one.ground_truth}
     named = {reader for reader in readers if not reader.startswith(NO_AUTHOR)}
     judged = [label for label in labels if label.image.id not in truths and label.value in classes]
@@ -245,7 +247,7 @@ def with_rereads(
             after=place * left // len(chosen),
             value=value,
             label_error=errors.get(image_id),
-            answers=counts[image_id],
+            answers=numbers[image_id],
         )
         for place, (image_id, value) in enumerate(chosen)
     )

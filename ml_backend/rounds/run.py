@@ -8,7 +8,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -133,6 +133,13 @@ class Project(ABC):
     def images_of_several_tasks(self) -> Set[str]:
         """Ids of the images that several tasks of the project hold."""
         return frozenset()
+
+    def annotation_counts(self) -> Mapping[str, int]:
+        """Number of annotations of each image, with skips and with those that count for no label.
+
+        An image that is missing has those alone that were read.
+        """
+        return {}
 
     def report_progress(self, stage: Stage, done: int, total: int) -> None:  # noqa: B027 - reporting is optional
         """See ``Progress``."""
@@ -261,6 +268,7 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
                 held_out=fit.held_out,
                 predictions=predictions,
                 ordered=is_ordered(request),
+                counts=project.annotation_counts(),
                 barred=project.images_of_several_tasks() | {one.image_id for one in fit.exclusions},
             )
         unreadable = fit.exclusions if fit else ()

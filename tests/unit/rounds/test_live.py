@@ -391,6 +391,16 @@ class TestUnreadableImages:
         assert start("", 9999) == ["123"]
 
 
+def test_annotations_are_counted_whether_they_can_be_read_or_not(run):
+    answers = [{"id": 1, "was_cancelled": True, "result": []}, {"id": 2, "result": "damaged"}]
+    run.tasks = [{"id": 1, "data": {"image": "http://films.example/1.png"}, "annotations": answers}]
+    run.row["task_number"], run.during = 1, LiveProject.annotation_counts
+
+    run()
+
+    assert run.found == {"1": 2}
+
+
 class TestServedRound:
     """A round with the inputs of the one that is served."""
 

@@ -96,6 +96,7 @@ class TestWithRereads:
         probs: Sequence[float] = SURE,
         predicted: Sequence[HeldOutImage] = HELD_OUT,
         control: tuple[str, ...] = (),
+        counts: dict[str, int] | None = None,
         barred: frozenset[str] = frozenset(),
     ) -> Ranking:
         ids = tuple(str(number) for number in range(100, 110))
@@ -108,6 +109,7 @@ class TestWithRereads:
             labels=median(answers, CLASSES).labels,
             held_out=predicted,
             predictions=pool,
+            counts=counts,
             barred=barred,
         )
 
@@ -117,6 +119,9 @@ class TestWithRereads:
         assert [(one.image_id, one.after, one.answers) for one in rereads] == [("1", 0, 1), ("2", 2, 1)]
         assert rereads[0].value > rereads[1].value
         assert rereads[0].label_error == pytest.approx(label_error(self.HELD_OUT[0]))
+
+    def test_an_annotation_that_counts_for_no_label_is_no_new_one(self):
+        assert [one.answers for one in self.of(counts={"1": 3}).rereads] == [3, 1]
 
     def test_no_more_than_the_share(self):
         assert [one.image_id for one in self.of(share=0.25).rereads] == ["1"]
