@@ -574,10 +574,10 @@ class ProjectOptions(BaseModel):
     def _listed(cls, value: object, info: ValidationInfo) -> object:
         """Text is split at its commas; a list, also as JSON in text, may hold names with commas in them."""
         parts = value
-        if info.field_name == "ordinal" and isinstance(value, bool | str):
-            word = str(value).strip().casefold()
-            if word in {"true", "yes", "false", "no"}:
-                return word in {"true", "yes"}
+        if info.field_name == "ordinal" and (value is None or isinstance(value, bool | str)):
+            word = "" if value is None else str(value).strip().casefold()
+            if word in {"", "true", "yes", "false", "no"}:
+                return word not in {"false", "no"}
             if "," not in word:
                 raise ValueError("must be true, false, or the classes, least severe first, with commas between them")
         if isinstance(value, str):

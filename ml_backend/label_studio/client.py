@@ -471,7 +471,10 @@ class LabelStudioClient:
         Raises:
             LabelStudioError: refused, or a field has another value afterwards.
         """
-        self._call(self._sdk.projects.with_raw_response.update, project_id, **fields)
+        # For these Label Studio goes over all tasks before it responds.
+        slow = SLOW if fields.keys() & {"maximum_annotations", "overlap_cohort_percentage"} else 1
+        options = {"timeout": self._http.timeout_s * slow}
+        self._call(self._sdk.projects.with_raw_response.update, project_id, **fields, request_options=options)
         project = self.project(project_id)
         if wrong := {name: project.get(name) for name, value in fields.items() if project.get(name) != value}:
             raise LabelStudioError(

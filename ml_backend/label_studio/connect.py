@@ -521,7 +521,8 @@ class _Connection:
         if changes := {name: value for name, value in wanted.items() if project.get(name) != value}:
             if options.annotations_per_task > 1 and "maximum_annotations" in changes:
                 # Where some tasks have another overlap, as those that are read again, Label Studio would change theirs
-                # alone; another share of tasks makes it go over all.
+                # alone; another share of tasks makes it go over all. Where this ends in between, 99 % is what the
+                # next run mends, and doctor and pages show.
                 self._client.patch_project(self._project_id, changes | {"overlap_cohort_percentage": 99})
                 changes = {"overlap_cohort_percentage": 100}
             self._client.patch_project(self._project_id, changes)

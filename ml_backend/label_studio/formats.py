@@ -504,7 +504,7 @@ def read_annotation(item: Json, image: ImageRef, config: LabelConfig, options: P
         value = " + ".join(map(repr, choices))
     return Annotation(
         image=image,
-        rater=_rater(item),
+        rater=rater_of(item),
         value=value,
         ignored=value is not None and _is_named(value, config, options.ignore_classes),
         unanswered=not choices and not item["was_cancelled"],
@@ -631,7 +631,7 @@ NO_AUTHOR: Final = "unknown, annotation "
 """Begin of a rater's name that stands for one annotation."""
 
 
-def _rater(item: Json) -> str:
+def rater_of(item: Json) -> str:
     """A user's id, which some exports hold in an object.
 
     An answer of a deleted user has none, and two of them need not be one reader's: each counts on its own.

@@ -412,6 +412,7 @@ class Serving(FrozenModel):
     model_version: str
     sampling: str | None
     maximum_annotations: int | None
+    overlap_cohort_percentage: int | None = None
     show_collab_predictions: bool
     connected: bool = True
     foreign: bool = False
@@ -437,9 +438,12 @@ class ServingProblem(FrozenModel):
 
 def wanted_project(options: ProjectOptions) -> dict[str, object]:
     """Settings of a project under which readers are served the ranking."""
+    # Of all images; a `connect` that was interrupted leaves another share.
+    share = {"overlap_cohort_percentage": 100} if options.annotations_per_task > 1 else {}
     return {
         "sampling": SAMPLING,
         "maximum_annotations": options.annotations_per_task,
+        **share,
         # Off, each "Save" in the project's settings would drop the model version, and the order with it.
         # Our predictions are empty unless the owner asked for pre-labelling, so that nothing is shown.
         "show_collab_predictions": True,
@@ -484,6 +488,7 @@ def read_serving(
         model_version=model_version,
         sampling=project.get("sampling"),
         maximum_annotations=project.get("maximum_annotations"),
+        overlap_cohort_percentage=project.get("overlap_cohort_percentage"),
         show_collab_predictions=bool(project.get("show_collab_predictions")),
         foreign=another and model_version not in {one.version for one in imported()},
         # It may be older: the newest prediction is deleted with its task.
@@ -547,6 +552,9 @@ def _setting_problems(serving: Serving, options: ProjectOptions) -> list[Serving
             f"an image is shown to {serving.maximum_annotations} readers, and annotations_per_task is "
             f"{options.annotations_per_task}"
         )
+        found.append(ServingProblem(aspect="readers per image", seen=seen))
+    elif "overlap_cohort_percentage" in wanted and serving.overlap_cohort_percentage not in (None, 100):
+        seen = f"only {serving.overlap_cohort_percentage} % of the images are shown to more than one reader"
         found.append(ServingProblem(aspect="readers per image", seen=seen))
     if not serving.show_collab_predictions:
         seen = "predictions are switched off: the next Save of the project's settings drops the order"

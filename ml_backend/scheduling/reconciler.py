@@ -14,9 +14,9 @@ from ml_backend.analytics.overview import analyse
 from ml_backend.analytics.standing import another_look
 from ml_backend.config import Settings
 from ml_backend.consensus import rule
-from ml_backend.errors import BackendError, PayloadError, QueueError, RequestRefused, StorageError
+from ml_backend.errors import BackendError, LabelStudioError, PayloadError, QueueError, RequestRefused, StorageError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.formats import training_classes
+from ml_backend.label_studio.formats import rater_of, training_classes
 from ml_backend.label_studio.publisher import is_lost, read_serving
 from ml_backend.label_studio.sync import (
     Counts,
@@ -131,8 +131,8 @@ class Reconciler:
                 log.warning("Label Studio does not hold the published order")
             self._act(connection, readings, reading, status, before, order_lost=order_lost)
         config, options = configuration(project.connection() or connection)
-        readings.keep_reader_names(client.reader_names() if options.reader_names else {})
         analyse(project, config, options)  # before a page needs it
+        _keep_names(readings, client, reading.cache, wanted=options.reader_names)
 
     def _act(
         self,
@@ -206,6 +206,17 @@ class Reconciler:
         if hostname not in self._clients:
             self._clients[hostname] = self._connect(self._settings, hostname)
         return self._clients[hostname]
+
+
+def _keep_names(readings: ReadingStore, client: LabelStudioClient, cache: TaskCache, *, wanted: bool) -> None:
+    """Keep the names of the project's readers, and of nobody else; none where the owner does not ask for them."""
+    try:
+        names = client.reader_names() if wanted else {}
+    except LabelStudioError as error:
+        log.warning("the readers' names cannot be read", error=str(error))
+        return
+    readers = {rater_of(item) for task in cache.tasks.values() for item in task.annotations} if names else set()
+    readings.keep_reader_names({user: name for user, name in names.items() if user in readers})
 
 
 def _created(reading: SyncedProject) -> int:

@@ -11,6 +11,7 @@ from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, SettingsError, Unreachable
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import (
+    NOTHING_TO_CHANGE,
     TESTED,
     authorization,
     browser_address,
@@ -21,6 +22,7 @@ from ml_backend.label_studio.connect import (
     other_connections,
     prediction_notes,
     version_note,
+    wanted_webhook,
     webhook_refusal,
 )
 from tests.unit.label_studio.studio import FakeStudio
@@ -209,6 +211,38 @@ def test_a_backend_whose_adding_timed_out_is_completed_by_another_run() -> None:
 
     with pytest.raises(Unreachable, match="run `connect` again"):
         connect_project(Settings.load(), 1, BACKEND, client=client)
+
+
+def test_a_change_of_the_readers_per_image_that_was_interrupted_is_completed() -> None:
+    """Label Studio goes over all images twice, which may take long."""
+    row: dict[str, Any] = {"label_config": XML, "model_version": "", "maximum_annotations": 1}
+    options = {"annotations_per_task": "2"}
+    backend = {"id": 4, "url": BACKEND, "title": "Active learning", "state": "CO", "extra_params": options}
+    hooks = [{"id": 5} | wanted_webhook(Settings(), BACKEND, None)]
+    patches: list[tuple[dict[str, Any], float]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/model-versions/"):
+            return httpx.Response(200, json={"static": []})
+        if not request.url.path.startswith("/api/projects/"):
+            return httpx.Response(200, json=hooks if "webhooks" in request.url.path else [backend])
+        if request.method == "PATCH":
+            body = json.loads(request.content)
+            patches.append((body, request.extensions["timeout"]["read"]))
+            if body.keys() == {"overlap_cohort_percentage"} and len(patches) == 2:
+                raise httpx.ReadTimeout("timed out", request=request)
+            row.update(body)
+        return httpx.Response(200, json=row)
+
+    client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(answer), timeout_s=60)
+    with pytest.raises(Unreachable):
+        connect_project(Settings(), 1, BACKEND, client=client)
+    assert (row["maximum_annotations"], row["overlap_cohort_percentage"]) == (2, 99)
+
+    assert "set overlap_cohort_percentage: 99 -> 100" in connect_project(Settings(), 1, BACKEND, client=client)
+    assert patches[1:] == [({"overlap_cohort_percentage": 100}, 1200)] * 2
+    assert patches[0][1] == 1200
+    assert connect_project(Settings(), 1, BACKEND, client=client)[1:] == [NOTHING_TO_CHANGE]
 
 
 def test_says_which_releases_are_tested() -> None:

@@ -229,7 +229,7 @@ class TestOrderOfClasses:
     def test_as_the_owner_gives_it(self, value: object) -> None:
         assert self.order(ordinal=value) == ("0", "mild", "severe")
 
-    @pytest.mark.parametrize("value", [True, "true", "yes"])
+    @pytest.mark.parametrize("value", [True, "true", "yes", "", " ", None])
     def test_as_the_choices_have_it(self, value: object) -> None:
         assert self.order(ordinal=value) == self.order() == ("severe", "0", "mild")
 

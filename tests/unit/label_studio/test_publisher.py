@@ -813,7 +813,12 @@ def test_where_no_image_waits_nobody_misses_a_lost_ranking(change):
 def test_readers_per_image_are_as_many_as_the_owner_chose():
     options = ProjectOptions(annotations_per_task=3)
 
-    assert serving_problems(WHOLE.model_copy(update={"maximum_annotations": 3}), options, "t") == []
+    three = WHOLE.model_copy(update={"maximum_annotations": 3})
+    assert serving_problems(three, options, "t") == []
+    [problem] = serving_problems(three.model_copy(update={"overlap_cohort_percentage": 99}), options, "t")
+    assert "only 99 % of the images are shown to more than one reader" in problem.seen
+    one = WHOLE.model_copy(update={"overlap_cohort_percentage": 99})
+    assert serving_problems(one, ProjectOptions(), "t") == []
     [problem] = serving_problems(WHOLE, options, "t")
     assert "shown to 1 readers, and annotations_per_task is 3" in problem.seen
 

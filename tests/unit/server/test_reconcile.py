@@ -75,9 +75,11 @@ def quarantine(store: RoundStore, numbers: Iterable[int]) -> None:
 
 class TestReaderNames:
     def test_are_read_while_the_owner_asks_for_them(self, reconciler, store, readings, studio):
+        studio.annotate(3, "normal", rater=2)
         studio.users = [
             {"id": 1, "first_name": "Ada", "last_name": "Ärztin", "username": "ada"},
             {"id": 2, "first_name": "", "last_name": "", "username": "bob", "email": "bob@example.com"},
+            {"id": 3, "first_name": "Of", "last_name": "Another project", "username": "eve"},
         ]
         reconciler.look()
         assert readings.reader_names() == {}
@@ -87,6 +89,16 @@ class TestReaderNames:
             store.connect(before.model_copy(update={"extra_params": {"reader_names": asked}}))
             reconciler.look()
             assert readings.reader_names() == names
+
+    def test_that_cannot_be_read_hinder_nothing_else(self, reconciler, store, readings, studio):
+        readings.keep_reader_names({"1": "Ada Ärztin"})
+        connection = store.connection(PROJECT.id)
+        store.connect(connection.model_copy(update={"extra_params": {"reader_names": True}}))
+        studio.users = {"detail": "of another form"}
+        reconciler.look()
+
+        assert readings.problem() is None
+        assert readings.reader_names() == {"1": "Ada Ärztin"}
 
 
 class TestCounting:
