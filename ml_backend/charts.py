@@ -137,7 +137,7 @@ def line_chart(
         lower = y - axes.top < 14
         _add(root, "text", {"class": "note", "x": axes.left + 4, "y": y + (12 if lower else -4)}, words)
     _draw_names(root, axes, lines)
-    _draw_hover(root, axes, lines, percent_x=percent_x, percent=percent)
+    _draw_hover(root, axes, lines, "" if percent_x else x_label, percent=percent)
     return _markup(root)
 
 
@@ -444,15 +444,15 @@ def _draw_names(root: ET.Element, axes: Axes, lines: Sequence[Line]) -> None:
         _add(group, "text", {"class": "name", "x": axes.right + 12, "y": place + 4}, shorten(line.name, NAME_LENGTH))
 
 
-def _draw_hover(root: ET.Element, axes: Axes, lines: Sequence[Line], *, percent_x: bool, percent: bool) -> None:
-    """An invisible strip around every x, whose tooltip lists the values there, highest first."""
+def _draw_hover(root: ET.Element, axes: Axes, lines: Sequence[Line], unit: str, *, percent: bool) -> None:
+    """An invisible strip around every x, whose tooltip lists the values there, highest first; no unit: fractions."""
     places = sorted({x for line in lines for x in line.x})
     edges = [axes.left, *((axes.x(a) + axes.x(b)) / 2 for a, b in pairwise(places)), axes.right]
     group = _add(root, "g", {"fill": "none", "pointer-events": "all"})
     for x, (left, right) in zip(places, pairwise(edges), strict=True):
         here = [(line, list(line.x).index(x)) for line in lines if x in line.x]
         here.sort(key=lambda found: -found[0].y[found[1]])
-        words = [f"{100 * x:.1f} % labelled" if percent_x else f"{x:.0f} labels"]
+        words = [f"{x:.0f} {unit}" if unit else f"{100 * x:.1f} % labelled"]
         for line, place in here:
             from_end = place - len(line.x)
             shown = [v[from_end] for v in (line.y, line.low, line.high) if -from_end <= len(v)]

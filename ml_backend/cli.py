@@ -309,7 +309,9 @@ def simulate(
             help="another project option, e.g. -o committee=5",
         ),
     ] = None,
-    budget: Annotated[str, typer.Option(help="maximum number of labels, or fraction of the training images")] = "0.5",
+    budget: Annotated[
+        str, typer.Option(help="maximum number of labels or, as --count says, of reads; or fraction of all")
+    ] = "0.5",
     workers: Annotated[int, typer.Option(help="processes on this machine, each with one thread", min=1)] = 1,
     redis: Annotated[
         str | None,

@@ -83,6 +83,8 @@ class Comparison(FrozenModel):
         unpaired_because: why not; empty where they are.
         differences: option -> its values in both studies.
         only_in: folder -> strategies that the other study does not have.
+        unit: what labels needed and curves count: ``labels`` or ``reads``.
+        has_targets: whether the baselines, from which the targets follow, were trained.
         reference: strategy of one study with which its others are compared; empty for two studies.
     """
 
@@ -95,6 +97,8 @@ class Comparison(FrozenModel):
     only_in: dict[str, tuple[str, ...]]
     areas: tuple[AreaComparison, ...]
     labels_needed: tuple[LabelsComparison, ...]
+    unit: str = "labels"
+    has_targets: bool = True
     reference: str = ""
 
 
@@ -138,6 +142,8 @@ def compare_strategies(study: Path, reference: str) -> Comparison:
             for sides in [(statistics[0].labels_of(one, target) for one in (other, group))]
             for row in _labels_row(group, target, *sides, paired=True)
         ),
+        unit=results.summary.unit,
+        has_targets=bool(kept.baselines),
         reference=reference,
     )
 
@@ -193,6 +199,8 @@ def compare(first: Path, second: Path) -> Comparison:
         only_in={str(folder): tuple(sorted(names)) for folder, names in only if names},
         areas=tuple(row for metric in metrics for row in _areas(metric, kept[0], kept[1], paired=not reason)),
         labels_needed=tuple(_labels(metrics[0], kept[0], kept[1], paired=not reason)),
+        unit=one.summary.unit,
+        has_targets=bool(one.baselines and (other.baselines or not reason)),
     )
 
 
@@ -329,8 +337,14 @@ def print_comparison(found: Comparison, console: Console) -> None:
     else:
         say(f"Not paired, since {found.unpaired_because}: the intervals are those of independent runs, and wider.")
     _print_tables(found, console, sides, minus, by)
-    if not found.labels_needed:
-        say("Labels needed: no strategy reached a target of accuracy in any run.")
+    if not found.has_targets:
+        whose = "the study has" if reference else "study 1 has" if found.paired else "one of the studies has"
+        say(
+            f"{found.unit.capitalize()} needed: not known, since {whose} no baseline, a network trained on all labels; "
+            "repeat its command without --no-baseline."
+        )
+    elif not found.labels_needed:
+        say(f"{found.unit.capitalize()} needed: no strategy reached a target of accuracy in any run.")
 
 
 def _print_tables(found: Comparison, console: Console, sides: tuple[str, str], minus: str, by: str) -> None:
@@ -341,7 +355,7 @@ def _print_tables(found: Comparison, console: Console, sides: tuple[str, str], m
         named, ends = _name(area), (f"{area.first:.3f}", f"{area.second:.3f}")
         curves.add_row(area.metric, named, *ends, difference_words(ahead), p_words(ahead), _seeds(area.seeds))
     print_table(curves, console)
-    needed = Table("labels for (accuracy)", "strategy", *medians, f"{by}, median, 95 % interval", "seeds")
+    needed = Table(f"{found.unit} for (accuracy)", "strategy", *medians, f"{by}, median, 95 % interval", "seeds")
     for row in found.labels_needed:
         labels = tuple("never" if one is None else f"{one:.0f}" for one in (row.first, row.second))
         ratio = None if row.ratio is None else LabelsRatio(row.ratio, row.low, row.high, min(row.seeds))

@@ -32,7 +32,7 @@ from ml_backend.simulation.conclusions import CONCLUSIONS, FinishedStudy
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.options import SimulateOptions, usable_device
 from ml_backend.simulation.run_log import StudyResults
-from ml_backend.simulation.specs import EXPERIMENTS, ExperimentSpec, StudySpec
+from ml_backend.simulation.specs import EXPERIMENTS, LEAST_READS, READS, ExperimentSpec, StudySpec
 from ml_backend.simulation.study import print_table, simulate
 from ml_backend.simulation.synthetic import write_synthetic_study
 from ml_backend.simulation.tables import read_labels
@@ -277,6 +277,8 @@ class ExperimentContext:
             budget, batch = (self._quick_live_budget(), QUICK_LIVE_BATCH) if quick else (budget, batch)
         elif spec.one_round or quick:
             budget = str(start if spec.one_round else start + (QUICK_ROUNDS - 1) * QUICK_BATCH)
+        if spec.reads is not None and not quick:
+            budget, batch = self._of_reads(spec.reads)
         options = SimulateOptions(
             labels=used.labels,
             out=self.out / spec.name,
@@ -294,7 +296,7 @@ class ExperimentContext:
             backbone=self.options.backbone,
             weights=self.options.weights,
             passes=QUICK_PASSES if quick else None,
-            batch_size=batch if quick else spec.batch_size,
+            batch_size=batch if quick or spec.reads is not None else None,
             readers=readers,
             reads=spec.reads,
             count="images" if spec.reads is None else "reads",
@@ -310,8 +312,22 @@ class ExperimentContext:
         return title, options
 
     def _quick_live_budget(self) -> str:
+        return str(min(int(QUICK_LIVE_BUDGET), self._live_images()))
+
+    def _live_images(self) -> int:
         images = self.data.counts()
-        return str(min(int(QUICK_LIVE_BUDGET), sum(images["train"].values()) + sum(images["val"].values())))
+        return sum(images["train"].values()) + sum(images["val"].values())
+
+    def _of_reads(self, reads: int) -> tuple[str, int]:
+        """Budget in reads, the same for any number an image, and the images of a round, a third of it."""
+        if (images := self._live_images()) <= LEAST_READS:
+            raise SettingsError(
+                f"the experiment readers needs more than {LEAST_READS} images to train and validate on, there are "
+                f"{images}: give larger tables, or --quick"
+            )
+        # Of one read an image, an image must be left to rank; and a third of 1, 2 and 3 reads is a whole number.
+        budget = min(READS, (images - 1) // 18 * 18)
+        return str(budget), budget // 3 // reads
 
     def _imbalance(self, spec: StudySpec) -> str | None:
         names = self.tables.classes

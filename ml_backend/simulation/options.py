@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from ml_backend.config import PROFILES, ProjectOptions
+from ml_backend.config.settings import NEED_ORDER
 from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
-from ml_backend.simulation.plan import INITIAL, WITH_FLAGS, StudyPlan, digest_of_function
+from ml_backend.simulation.plan import INITIAL, OLDER_DEFAULTS, WITH_FLAGS, StudyPlan, digest_of_function
 from ml_backend.simulation.readers import Matrix, answers_of, read_readers
 from ml_backend.simulation.tables import first_ten
 from ml_backend.storage.atomic import read_record
@@ -23,14 +24,6 @@ Loss = Literal["weighted", "unweighted"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
 OF_THE_STUDY: Final = {"strategy": "--strategy", "seed": "--seeds", "loss": "--loss"}
 SEEDS: Final = "20"
-OLDER_DEFAULTS: Final[Mapping[str, object]] = {
-    "min_labels_per_class": 25,
-    "cold_start": "random",
-    "per_patient": 0,
-    "image_side": 224,
-}
-"""Of the project options, where a study is from before there was a live start; of every profile then."""
-
 PACKAGES: Final = ("label-studio-active-learning", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 
 
@@ -139,11 +132,11 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         imbalance=imbalance,
         join_validation=start == "live",
     )
+    _check_live_only(chosen, data.classes)
     readers = _readers(options, data)
-    train = sum(data.counts()["train"].values())
+    reads, cost = options.reads, 1
     if options.count == "reads":
-        found = answers_of(data, readers, options.reads, 0)
-        train = sum(data.split[answer.image.id] == "train" for answer in found)
+        reads = cost = _reads_of_every_image(data, readers, reads)
     if options.reads and (few := [i for i, times in _ratings_of(data).items() if times < options.reads]):
         note = (
             f"{len(few)} images have fewer than {options.reads} ratings, all of which are used: {first_ten(few, ', ')}"
@@ -172,9 +165,9 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         profile=options.profile,
         start=start,
         initial=initial,
-        budget=_budget(options, data, initial, train),
+        budget=_budget(options, data, initial, cost),
         readers=readers,
-        reads=options.reads,
+        reads=reads,
         count=options.count,
         baseline=not options.no_baseline,
         options=chosen.model_dump(mode="json"),
@@ -182,9 +175,9 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         digests=digests,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
-    if plan.start == "live" and plan.budget < (first := plan.first_network()):
+    if plan.start == "live" and plan.budget < (first := plan.first_network() * plan.cost):
         raise SettingsError(
-            f"--budget {options.budget}: the first network needs {first} labels, not {plan.budget} "
+            f"--budget {options.budget}: the first network needs {first} {plan.unit}, not {plan.budget} "
             "(--min-labels-per-class of two classes, in batches of --batch-size); raise --budget, or lower one of these"
         )
     return plan, data
@@ -282,6 +275,24 @@ def _project_options(
     return resolved
 
 
+def _check_live_only(chosen: ProjectOptions, classes: Sequence[str]) -> None:
+    """Refuse what a study would ignore, or a live project refuses."""
+    if not chosen.ordered(classes) and chosen.consensus in NEED_ORDER:
+        raise SettingsError(
+            f"-o ordinal=false: consensus={chosen.consensus} needs the order of the classes; give -o "
+            "consensus=majority or dawid_skene too, or leave -o ordinal=false away"
+        )
+    if not isinstance(chosen.ordinal, bool):
+        raise SettingsError(
+            f"-o ordinal={','.join(chosen.ordinal)}: the classes of a study have the order of --task; leave it away"
+        )
+    if chosen.reread_share:
+        raise SettingsError(
+            f"-o reread_share={chosen.reread_share:g}: a study reads no image again later; leave it away, and give "
+            "--reads for the answers an image"
+        )
+
+
 def _others(pairs: Sequence[str]) -> dict[str, object]:
     """Options as ``NAME=VALUE`` that have no flag of their own."""
     found: dict[str, object] = {}
@@ -349,29 +360,46 @@ def _ratings_of(data: DataSet) -> Counter[str]:
     return Counter(rating.image.id for rating in data.ratings)
 
 
-def _budget(options: SimulateOptions, data: DataSet, initial: int, train: int) -> int:
-    text, counts = options.budget, data.counts()["train"]
-    unit = "reads of the training images" if options.count == "reads" else "training images"
-    expected = f"expected labels (200) or a fraction of the {train} {unit} (0.5)"
+def _reads_of_every_image(data: DataSet, readers: Mapping[str, Matrix], reads: int | None) -> int:
+    """Answers about each training image, as many for all: curves of other seeds would have other counts of reads."""
+    times = Counter(answer.image.id for answer in answers_of(data, readers, reads, 0))
+    found = {times[label.image.id] for label in data.labels("train")}
+    fewest, most = min(found), max(found)
+    if fewest < most:
+        raise SettingsError(
+            f"--count reads: training images have {fewest} to {most} ratings each, so that the runs would have no "
+            f"count of reads in common; give --reads {fewest}, the fewest ratings of a training image, or --count "
+            "images"
+        )
+    return fewest
+
+
+def _budget(options: SimulateOptions, data: DataSet, initial: int, cost: int) -> int:
+    """The budget; ``cost`` is what an image takes of it."""
+    text, counts, reads = options.budget, data.counts()["train"], options.count == "reads"
+    train, unit = sum(counts.values()) * cost, "reads of the training images" if reads else "training images"
+    words, of_each = ("reads", f", {cost} reads an image") if reads else ("labels", "")
+    expected = f"expected {words} (200) or a fraction of the {train} {unit} (0.5)"
     try:
-        labels = int(text) if text.strip().isdecimal() else int(float(text) * train + 1e-9)
+        budget = int(text) if text.strip().isdecimal() else int(float(text) * train + 1e-9)
         share = 0.0 if text.strip().isdecimal() else float(text)
     except ValueError:
         raise SettingsError(f"--budget {text!r} is not a number: {expected}") from None
-    if labels < 1:
+    if budget < 1:
         raise SettingsError(f"--budget {text}: {expected}")
-    if share > 1 or labels > train:
+    if share > 1 or budget > train:
         raise SettingsError(f"--budget {text}: there are {train} {unit}; {expected}")
-    if labels < (start := initial * len(data.classes)):
+    if budget < (start := initial * len(data.classes) * cost):
         raise SettingsError(
-            f"--budget {text} is {labels} labels, fewer than the {start} of the start set "
-            f"({initial} of each of {len(data.classes)} classes): give a larger --budget or a smaller --initial"
+            f"--budget {text} is {budget} {words}, fewer than the {start} of the start set "
+            f"({initial} of each of {len(data.classes)} classes{of_each}): give a larger --budget or a smaller "
+            "--initial"
         )
     if short := [f"{name} has {n}" for name, n in counts.items() if n < initial]:
         raise SettingsError(
             f"--initial {initial}: on the training side {' and '.join(short)}; give a smaller --initial or more images"
         )
-    return labels
+    return budget
 
 
 def _listed(text: str, option: str, example: str) -> tuple[str, ...]:

@@ -1,25 +1,35 @@
 """The plan of a study: its runs, tables and options, kept as ``plan.json`` beside the results."""
 
 import hashlib
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from ml_backend.analytics.few_labels import TRAINABLE
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.registry import add_function
 from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
-from ml_backend.simulation.readers import Matrix
+from ml_backend.simulation.readers import NAMED, Matrix, named_matrix
 
 RANDOM: Final = "random"
 BASELINE: Final = "baseline"  # no strategy: every label of the training side
 LOCAL_PROJECT: Final = ProjectKey(id=1, created=0)
 LEAST_TO_TRAIN: Final = 2
 INITIAL: Final = 25  # images of every class in a given start set, as in Gabriel et al. 2025 (arXiv:2508.21263)
-FREE: Final = {"command", "started_at", "strategies", "seeds", "budget", "strategy"}
+OLDER_DEFAULTS: Final[Mapping[str, object]] = {
+    "min_labels_per_class": 25,
+    "cold_start": "random",
+    "per_patient": 0,
+    "image_side": 224,
+}
+"""Of the project options, where a study is from before there was a live start; of every profile then."""
+
+FREE: Final = {"command", "started_at", "strategies", "seeds", "budget", "baseline", "strategy"}
 """Fields of a plan, and of its options, that may differ where a study goes on; see ``StudyPlan.continued``."""
 
 TABLES: Final = ("labels", "ratings", "features")
@@ -59,7 +69,7 @@ class StudyPlan(FrozenModel):
         initial: labelled images of every class in a given start set; 0 in a live start.
         budget: labels that a round trains on at most, or their reads, as ``count`` says.
         readers: synthetic readers; where there are none, the ratings are played back, or the true labels.
-        reads: answers an image at most; None for all.
+        reads: answers an image at most; None for all. Where reads are counted, those of every training image.
         count: what the budget and the learning curves count.
         baseline: whether a network is trained on every label of the training side.
         options: ``ProjectOptions`` as JSON; each run has its own strategy, seed and loss.
@@ -105,6 +115,16 @@ class StudyPlan(FrozenModel):
     @property
     def variants(self) -> tuple[str, ...]:
         return self.losses if len(self.losses) > 1 else ("",)
+
+    @property
+    def unit(self) -> str:
+        """Of the budget and the curves, as a word."""
+        return "reads" if self.count == "reads" else "labels"
+
+    @property
+    def cost(self) -> int:
+        """What an image takes of the budget."""
+        return self.reads or 1 if self.count == "reads" else 1
 
     def runs(self) -> Iterator[Run]:
         """Every run in the order of the tables: by strategy, variant and seed; the baselines last."""
@@ -158,7 +178,7 @@ class StudyPlan(FrozenModel):
     def rounds(self, classes: int, train_images: int) -> int:
         """The most rounds of a run: those with no more labels than the budget, and with a pool left to rank."""
         start = classes * self.initial
-        last = min(self.budget // (self.reads or 1) if self.count == "reads" else self.budget, train_images - 1)
+        last = min(self.budget // self.cost, train_images - 1)
         return max(0, (last - start) // int(str(self.options["batch_size"])) + 1)
 
     def first_network(self) -> int:
@@ -171,31 +191,22 @@ class StudyPlan(FrozenModel):
     def continued(self, earlier: "StudyPlan") -> "StudyPlan":
         """The plan with which a study goes on under this command: the earlier one, or one that has grown.
 
-        A study grows by more strategies, more seeds and a larger budget. Options that an earlier version did not have
-        are not compared.
+        A study grows by more strategies, more seeds, a larger budget, and baselines if it had none. Options that an
+        earlier version did not have must have their defaults.
 
         Raises:
             SettingsError: the figures could not be compared with those of the study; names every difference.
         """
         now, before = self.model_dump(mode="json"), earlier.model_dump(mode="json")
-        now["options"] = {name: value for name, value in now["options"].items() if name in earlier.options}
+        now["options"] = self._known_to(earlier)
         # The code of functions that the study grows by.
         known = before["digests"]
         for name in known.keys() & now["digests"].keys() & set(TABLES):  # compared by their contents
             now[name] = before[name]
         now["digests"] = {name: one for name, one in now["digests"].items() if ":" not in name or name in known}
         changed = [f"{name}: {_short(old)} then, {_short(new)} now" for name, old, new in _changes(before, now)]
-        grown = {}
-        for name in ("strategies", "seeds"):
-            mine, theirs = getattr(self, name), getattr(earlier, name)
-            if lacking := [one for one in theirs if one not in mine]:
-                changed.append(f"{_typed('', name)} lacks {_short(lacking)}")
-            elif len(mine) > len(theirs):
-                grown[name] = mine
-        if self.budget < earlier.budget:
-            changed.append(f"--budget: {earlier.budget} then, {self.budget} now")
-        elif self.budget > earlier.budget:
-            grown["budget"] = self.budget
+        grown, refused = self._growth(earlier)
+        changed += refused
         if grown and "start" not in earlier.model_fields_set:
             changed.append(f"{_typed('', min(grown))}: a study from before there was --start does not grow")
         if changed:
@@ -208,6 +219,32 @@ class StudyPlan(FrozenModel):
         moved = {name: path for name in TABLES if (path := getattr(self, name)) != getattr(earlier, name)}
         return earlier.model_copy(update={**moved, **grown}) if moved or grown else earlier
 
+    def _growth(self, earlier: "StudyPlan") -> tuple[dict[str, object], list[str]]:
+        """Fields in which this plan has more, and in words those in which it has less."""
+        changed: list[str] = []
+        grown: dict[str, object] = {}
+        for name in ("strategies", "seeds"):
+            mine, theirs = getattr(self, name), getattr(earlier, name)
+            if lacking := [one for one in theirs if one not in mine]:
+                changed.append(f"{_typed('', name)} lacks {_short(lacking)}")
+            elif len(mine) > len(theirs):
+                grown[name] = mine
+        if self.budget < earlier.budget:
+            changed.append(f"--budget: {earlier.budget} then, {self.budget} now")
+        elif self.budget > earlier.budget:
+            grown["budget"] = self.budget
+        if earlier.baseline > self.baseline:
+            changed.append("--no-baseline: the study has baselines")
+        grown |= {"baseline": True} if self.baseline > earlier.baseline else {}
+        return grown, changed
+
+    def _known_to(self, earlier: "StudyPlan") -> dict[str, object]:
+        """The options that a plan has or, where it is of a version without them, that are not its defaults."""
+        defaults = ProjectOptions.resolve({"profile": self.profile}, environ={}).model_dump(mode="json")
+        if "start" not in earlier.model_fields_set:
+            defaults |= OLDER_DEFAULTS
+        return {n: one for n, one in self.options.items() if n in earlier.options or one != defaults.get(n)}
+
 
 def digest_of_function(target: str) -> str:
     """Make a function a strategy, see ``registry.add_function``; the SHA-256 of its source."""
@@ -215,7 +252,7 @@ def digest_of_function(target: str) -> str:
 
 
 def differences(first: StudyPlan, second: StudyPlan) -> list[tuple[str, str, str]]:
-    """Options in which two studies differ besides strategies, seeds and budget, with both values."""
+    """Options in which two studies differ besides strategies, seeds, budget and baselines, with both values."""
     # Paths say nothing: the digests tell whether the tables are the same.
     paths = {"labels", "ratings", "features", "images"}
     one, other = (plan.model_dump(mode="json", exclude=paths) for plan in (first, second))
@@ -229,7 +266,9 @@ def _changes(
         old, new = before.get(name), now.get(name)
         if old == new or name in FREE:
             continue
-        if isinstance(old, dict) and isinstance(new, dict) and name != "readers":
+        if name == "readers" and not of:
+            yield _typed(of, name), _panel(old), _panel(new)
+        elif isinstance(old, dict) and isinstance(new, dict):
             yield from _changes(old, new, name)
         else:
             yield _typed(of, name), old, new
@@ -247,6 +286,18 @@ def _typed(of: str, name: str) -> str:
         return f"code of {name}"
     flag = {"losses": "--loss", "strategies": "--strategy"}.get(name, f"--{name.replace('_', '-')}")
     return f"content of {flag}" if of == "digests" else flag
+
+
+def _panel(readers: object) -> str:
+    """A panel as it is typed, with a digest of matrices that have no name of their own."""
+    panel = TypeAdapter(dict[str, Matrix]).validate_python(readers or {})
+    kinds = Counter(name.rpartition("-")[0] for name in panel)
+    if not kinds.keys() <= NAMED.keys() or any(
+        matrix != named_matrix(name.rpartition("-")[0], tuple(matrix)) for name, matrix in panel.items()
+    ):
+        digest = hashlib.sha256(json.dumps(panel, sort_keys=True).encode()).hexdigest()
+        return f"matrices {digest[:8]} of {','.join(panel)}"
+    return ",".join(kind if times == 1 else f"{kind}*{times}" for kind, times in kinds.items()) or "none"
 
 
 def _short(value: object) -> str:

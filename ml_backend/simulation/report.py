@@ -110,7 +110,7 @@ def write_figures(results: StudyResults, folder: Path) -> None:
             save_line_chart(
                 folder / f"{metric.name}{'-' if variant else ''}{variant}",
                 found,
-                x_label="reads" if results.summary.count == "reads" else "labels",
+                x_label=results.summary.unit,
                 y_label=metric.title,
                 references={"all labels": float(np.median(levels[variant]))} if variant in levels else {},
             )
@@ -134,7 +134,7 @@ def report_page(results: StudyResults) -> str:
     primary = spoken_of[0]
     target = headline_target(primary)
     begun = early(kept)
-    styles = _styles(results)
+    styles, unit = _styles(results), results.summary.unit
     found: dict[str, list[Mapping[str, object]]] = {}
     for one in findings(kept, primary, incomplete):
         found.setdefault(one.kind, []).append(one.facts)
@@ -146,9 +146,9 @@ def report_page(results: StudyResults) -> str:
         "headlines": [headline(one, target) for one in spoken_of if one is primary or target],
         "verdict": verdict(primary),
         "primary": primary.metric,
-        "pairs": metric_charts(primary, styles, pairs=True).charts,
-        "metrics": [metric_charts(one, styles) for one in statistics],
-        "forests": _interval_charts(spoken_of, styles),
+        "pairs": metric_charts(primary, styles, pairs=True, unit=unit).charts,
+        "metrics": [metric_charts(one, styles, unit=unit) for one in statistics],
+        "forests": _interval_charts(spoken_of, styles, unit),
         "comparisons": [one for one in statistics if one.metric.higher_is_better],
         "begun": begun,
         "starts": starts(kept, begun),
@@ -163,6 +163,7 @@ def report_page(results: StudyResults) -> str:
                 note,
                 bands(learning_curves(kept, value)),
                 styles,
+                unit=unit,
                 axis="seconds",
                 logarithmic_if_spread=True,
             )
@@ -264,11 +265,11 @@ def starts(results: StudyResults, begun: Early | None) -> list[Start]:
 def conclusion(results: StudyResults) -> Table:
     """What a study shows of every group, as a table for the terminal; at least one round has trained a network."""
     kept, _ = complete_runs(results)
-    begun, target = early(kept), HEADLINE_TARGETS[0]
+    begun, target, unit = early(kept), HEADLINE_TARGETS[0], results.summary.unit
     needed = metric_statistics(ACCURACY, kept).needed_for(target)
-    over = f"balanced accuracy over the first {begun.labels} labels" if begun else "early balanced accuracy"
+    over = f"balanced accuracy over the first {begun.labels} {unit}" if begun else "early balanced accuracy"
     table = Table(
-        "strategy", "labels until a network ranks", f"labels for {target} of accuracy", over, "minus random's, mean",
+        "strategy", f"{unit} until a network ranks", f"{unit} for {target} of accuracy", over, "minus random's, mean",
         "p", caption=Text("Median [quartiles], where the heading says nothing else."), caption_justify="left",
     )  # fmt: skip
     for one in starts(kept, begun):
@@ -486,6 +487,7 @@ def chart_group(
     panels: Mapping[str, Sequence[Group]] | None = None,
     references: Mapping[str, float] | None = None,
     reference_name: str = "all labels",
+    unit: str = "labels",
     axis: str = "",
     percent: bool = False,
     logarithmic_if_spread: bool = False,
@@ -501,6 +503,7 @@ def chart_group(
         panels: title -> groups of one variant; a chart a variant by default.
         references: variant -> height of a horizontal line.
         reference_name: label of that line.
+        unit: what the curves count.
         axis: label of the value axis, with its unit; the title by default.
         percent: the values are fractions.
         logarithmic_if_spread: use a logarithmic axis where the values span a factor of ``SPREAD``.
@@ -518,7 +521,7 @@ def chart_group(
         drawing = line_chart(
             f"{name}-{place}",
             heading,
-            _described({group.strategy: found[group]["median"] for group in groups}, percent=percent),
+            _described({group.strategy: found[group]["median"] for group in groups}, unit, percent=percent),
             [
                 Line(
                     styles[group.strategy],
@@ -529,7 +532,7 @@ def chart_group(
                 # Random last: what all others are compared with must not be covered.
                 for group in sorted(groups, key=lambda group: group.strategy == RANDOM)
             ],
-            x_label="labels",
+            x_label=unit,
             y_label=axis or title,
             references={} if reference is None else {label: reference},
             x_range=(min(counts), max(counts)),
@@ -541,9 +544,9 @@ def chart_group(
     return ChartGroup(name, title, note, tuple(charts), *_numbers(found, percent=percent))
 
 
-def _described(medians: Mapping[str, pd.Series], *, percent: bool) -> str:
+def _described(medians: Mapping[str, pd.Series], unit: str, *, percent: bool) -> str:
     ends = "; ".join(
-        f"{strategy} from {value_words(median.iloc[0], percent=percent)} at {median.index[0]} labels "
+        f"{strategy} from {value_words(median.iloc[0], percent=percent)} at {median.index[0]} {unit} "
         f"to {value_words(median.iloc[-1], percent=percent)} at {median.index[-1]}"
         for strategy, median in medians.items()
     )
@@ -566,7 +569,7 @@ def _numbers(
     return columns, {group: tuple(map(cell, values)) for group, values in rows.items()}
 
 
-def metric_charts(one: MetricStatistics, styles: Styles, *, pairs: bool = False) -> ChartGroup:
+def metric_charts(one: MetricStatistics, styles: Styles, *, pairs: bool = False, unit: str = "labels") -> ChartGroup:
     """Learning curves of a metric with the baselines, or ``pairs`` of each group and ``random``.
 
     Pairs are easier to read where many bands cover each other.
@@ -586,11 +589,12 @@ def metric_charts(one: MetricStatistics, styles: Styles, *, pairs: bool = False)
         styles,
         panels=panels if pairs else None,
         references={variant: value for variant, value in values.items() if value is not None},
+        unit=unit,
         axis=metric.axis,
     )
 
 
-def _interval_charts(statistics: Sequence[MetricStatistics], styles: Styles) -> list[Chart]:
+def _interval_charts(statistics: Sequence[MetricStatistics], styles: Styles, unit: str) -> list[Chart]:
     """Labels needed for the first two targets, where reached; then differences from ``random``."""
     found = []
     for one in statistics:
@@ -601,8 +605,11 @@ def _interval_charts(statistics: Sequence[MetricStatistics], styles: Styles) -> 
                 Interval(styles[row.group.strategy], str(row.group), *row.share, share_words(row.share))
                 for row in one.needed_for(target).values()
             ]
-            name, title = f"needed-{one.metric.name}-{place}", f"Labels needed for {target}: {one.metric.title}"
-            found.append((name, title, "labels needed, % of the training side: median and quartiles", rows, True))
+            name, title = (
+                f"needed-{one.metric.name}-{place}",
+                f"{unit.capitalize()} needed for {target}: {one.metric.title}",
+            )
+            found.append((name, title, f"{unit} needed, % of the training side: median and quartiles", rows, True))
     for one in statistics:
         rows = [
             Interval(
@@ -702,6 +709,7 @@ def _balance(results: StudyResults, styles: Styles) -> list[ChartGroup]:
                 styles,
                 references=share,
                 reference_name="training side",
+                unit=results.summary.unit,
                 axis="of the picks, %",
                 percent=True,
             )
@@ -715,7 +723,8 @@ def _answers(results: StudyResults, styles: Styles) -> list[ChartGroup]:
         return []
     note = "Share of the labels of a round that are the true class: what the rule made of the readers' answers."
     curves = bands(learning_curves(results, lambda row: row.label_accuracy))
-    return [chart_group("right-labels", "Labels equal to the truth", note, curves, styles, percent=True)]
+    title, unit = "Labels equal to the truth", results.summary.unit
+    return [chart_group("right-labels", title, note, curves, styles, unit=unit, percent=True)]
 
 
 def _uncertainty(results: StudyResults, styles: Styles) -> list[ChartGroup]:
@@ -730,6 +739,7 @@ def _uncertainty(results: StudyResults, styles: Styles) -> list[ChartGroup]:
             note,
             bands(picked_median_curves(results, name)),
             styles,
+            unit=results.summary.unit,
             axis="nats",
         )
         for name, note in (parts if results.batches else ())

@@ -198,10 +198,11 @@ def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None]
                 f"round {number} of {run.name} has too few labels to train on ({counts}): readers gave images of the "
                 "start set no class, or another; give a larger --initial"
             )
+        known = frozenset(labelled)
         right = [
             label.value == data.truth[label.image.id]
             for label in (*training.train, *training.validation)
-            if label.image.id in set(labelled)
+            if label.image.id in known
         ]
         row = RoundRow(
             **so_far,

@@ -105,6 +105,7 @@ class StudySummary(FrozenModel):
     passes: int
     batch_size: int
     count: Literal["images", "reads"] = "images"  # what curves and labels needed count
+    baseline: bool = True  # whether networks are trained on all labels
     start: Literal["live", "given"] = "given"
     protocol: str = ""  # how a run starts, and which labels count
     initial_per_class: int  # 0 in a live start
@@ -116,6 +117,11 @@ class StudySummary(FrozenModel):
     versions: dict[str, str]  # package -> version
     digests: dict[str, str]  # labels, ratings, features, weights -> SHA-256
     notes: tuple[str, ...] = ()  # dropped rows, subsampling and the like
+
+    @property
+    def unit(self) -> str:
+        """What curves and labels needed count, as a word."""
+        return "reads" if self.count == "reads" else "labels"
 
 
 AnyRound: TypeAlias = RoundRow | ColdRow

@@ -48,8 +48,8 @@ class _TimeSpent(FrozenModel):
 def simulate(options: SimulateOptions, console: Console | None = None) -> StudyResults:
     """Run a study, or continue one, and write its results and report to ``options.out``.
 
-    A study in that folder goes on where it stopped. With more strategies, more seeds or a larger budget it grows: only
-    the runs and rounds that are missing are done, with the same result as of a new study.
+    A study in that folder goes on where it stopped. With more strategies, more seeds, a larger budget, or without its
+    ``no_baseline``, it grows: only what is missing is done, with the same result as of a new study.
 
     Args:
         options: of the study.
@@ -94,8 +94,8 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
     if not results.rounds:
         (out / "report.html").unlink(missing_ok=True)
         say(
-            f"no network was trained: {plan.budget} labels did not complete the start; give a larger --budget or a "
-            "smaller --min-labels-per-class"
+            f"no network was trained: {plan.budget} {plan.unit} did not complete the start; give a larger --budget or "
+            f"a smaller --{'initial' if plan.start == 'given' else 'min-labels-per-class'}"
         )
         return results
     write_report(results, out / "report.html")
@@ -118,6 +118,7 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
         "started_at",
         "start",
         "count",
+        "baseline",
         "strategies",
         "seeds",
         "profile",

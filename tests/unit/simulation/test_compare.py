@@ -1,17 +1,19 @@
 """Two studies side by side: which are paired, and the figures of hand-made ones."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ml_backend.cli import app
 from ml_backend.errors import SettingsError
 from ml_backend.simulation.analysis import metric_statistics
-from ml_backend.simulation.compare import Comparison, compare, compare_strategies
+from ml_backend.simulation.compare import Comparison, compare, compare_strategies, print_comparison
 from ml_backend.simulation.metrics import METRICS
 from ml_backend.simulation.run_log import RunLog, StudyResults
 from ml_backend.storage.atomic import write_record
@@ -127,6 +129,21 @@ class TestCompare:
     def test_refuses_figures_that_mean_other_things(self, tmp_path, results, changes, message):
         with pytest.raises(SettingsError, match=message):
             self.of(tmp_path, drawn_results(), results, **changes)
+
+    def test_without_baselines_says_that_no_target_is_known_and_what_was_counted(self, tmp_path):
+        bare = replace(both(), baselines=(), summary=both().summary.model_copy(update={"count": "reads"}))
+        first = write(tmp_path / "a", bare, count="reads", baseline=False)
+        second = write(tmp_path / "b", replace(bare, baselines=both().baselines), count="reads")
+
+        for found, whose in (
+            (compare(first, second), "study 1 has"),
+            (compare_strategies(first, "entropy"), "the study has"),
+        ):
+            printed = io.StringIO()
+            print_comparison(found, Console(file=printed, width=200))
+            assert f"Reads needed: not known, since {whose} no baseline" in printed.getvalue()
+            assert "without --no-baseline." in printed.getvalue()
+            assert "no strategy reached" not in printed.getvalue()
 
     def test_refuses_a_folder_without_a_finished_study(self, tmp_path):
         folder = write(tmp_path / "a", study(SLOW))

@@ -193,6 +193,22 @@ class TestContext:
     def test_budget(self, spec, quick, budget):
         assert self.resolve(spec, quick=quick).budget == budget
 
+    def test_budgets_of_reads_fit_small_tables(self):
+        """180 images to train and validate on; of 162, three reads an image would find no first network."""
+        tables, options = Tables(LABELS, "normal;moderate;severe", features=NPZ), ExperimentOptions("readers")
+        context = ExperimentContext(tables, Path("out"), 3, options)
+        studies = EXPERIMENTS["readers"].studies
+        for train, expected in (
+            (900, {("720", 240), ("720", 120), ("720", 80)}),
+            (150, {("162", 54), ("162", 27), ("162", 18)}),
+        ):
+            vars(context)["data"] = make_data({"train": train, "val": 30, "test": 3})
+            found = [context.resolve(study)[1] for study in studies]
+            assert {(one.budget, one.batch_size) for one in found} == expected
+        vars(context)["data"] = make_data({"train": 132, "val": 30, "test": 3})
+        with pytest.raises(SettingsError, match="needs more than 162 images to train and validate on, there are 162"):
+            context.resolve(studies[0])
+
 
 TABLES = Tables(Path("labels.csv"), "n=normal;m=moderate;s=severe", ratings=Path("ratings.csv"), images=Path("images"))
 

@@ -9,9 +9,13 @@ from ml_backend.errors import SettingsError
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.options import SimulateOptions, make_plan
 from ml_backend.simulation.plan import BASELINE
+from ml_backend.simulation.readers import read_readers
 from ml_backend.simulation.run import load_data
+from tests.fakes import CLASSES
 from tests.unit.simulation.tiny import make_data, write_tables
 from tests.unit.simulation.tiny import make_plan as tiny_plan
+
+PANEL = read_readers("good*4,poor", CLASSES)
 
 
 @pytest.fixture
@@ -148,11 +152,29 @@ class TestRefusals:
             ({"reads": 2}, "--reads 2 needs readers: give --ratings, or --readers such as good*4,poor"),
             ({"count": "reads"}, "--count reads needs readers: give --ratings, or --readers"),
             ({"count": "hours"}, "--count 'hours': expected images or reads"),
+            ({"option": ["ordinal=false"]}, "-o ordinal=false: consensus=median needs the order of the classes; give"),
+            ({"option": ["ordinal=severe,moderate,normal"]}, "-o ordinal=severe,moderate,normal: the classes of a s"),
+            ({"option": ["reread_share=0.3"]}, "-o reread_share=0.3: a study reads no image again later; leave it"),
             (
                 {"readers": "good", "ratings": Path("r.csv")},
                 "--readers and --ratings: synthetic readers answer instead",
             ),
             ({"readers": "good", "count": "reads", "budget": "49"}, "--budget 49: there are 48 reads of the training"),
+            (
+                {"readers": "good*4,poor", "reads": 3, "count": "reads", "budget": "10"},
+                "10 reads, fewer than the 18 of the start set (2 of each of 3 classes, 3 reads an image): give",
+            ),
+            (
+                {
+                    "start": "live",
+                    "initial": None,
+                    "min_labels_per_class": 2,
+                    "readers": "good*3",
+                    "count": "reads",
+                    "budget": "12",
+                },
+                "--budget 12: the first network needs 15 reads, not 12",
+            ),
         ],
     )
     def test_name_the_value_and_the_way_out(self, options, changes, message):
@@ -160,6 +182,20 @@ class TestRefusals:
             make_plan(replace(options, **changes))
 
         assert message in str(refused.value)
+
+    def test_reads_are_counted_only_where_every_image_has_as_many(self, options, tmp_path):
+        """Two ratings of every image, but of the first one."""
+        ids = [image.id for image in make_data().images]
+        rows = [f"{image},{rater},severe" for image in ids for rater in "ab"[: 1 + (image != "train/000.png")]]
+        (tmp_path / "r.csv").write_text("\n".join(["path,rater,label", *rows]) + "\n")
+        counted = replace(options, ratings=tmp_path / "r.csv", count="reads")
+
+        for reads in (None, 2):
+            with pytest.raises(SettingsError, match=r"have 1 to 2 ratings each.*; give --reads 1, the fewest"):
+                make_plan(replace(counted, reads=reads))
+        plan, _ = make_plan(replace(counted, reads=1))
+        assert (plan.reads, plan.budget, plan.rounds(3, 48)) == (1, 24, 4)
+        assert make_plan(replace(counted, count="images"))[0].reads is None
 
 
 class TestLoadData:
@@ -229,6 +265,8 @@ class TestRounds:
     def test_train_within_the_budget_while_something_is_left_to_rank(self, budget, rounds):
         """6 labels, then 11, 16 ... 46 of 48."""
         assert tiny_plan(budget=budget).rounds(classes=3, train_images=48) == rounds
+        of_reads = tiny_plan(budget=2 * budget + 1, readers=PANEL, reads=2, count="reads")
+        assert of_reads.rounds(classes=3, train_images=48) == rounds
 
 
 class TestContinued:
@@ -243,15 +281,15 @@ class TestContinued:
         assert moved.continued(tiny_plan()) == tiny_plan(labels="/elsewhere/l.csv")
 
     @pytest.mark.parametrize(
-        "more", [{"seeds": (2, 1, 0)}, {"strategies": ("bald", "entropy", "random")}, {"budget": 31}]
+        "more",
+        [{"seeds": (2, 1, 0)}, {"strategies": ("bald", "entropy", "random")}, {"budget": 31}, {"baseline": True}],
     )
     def test_more_of_the_same_grows(self, more):
         """The command is that of the whole; the time that of the first call."""
-        plan = tiny_plan(started_at="2027-01-01T00:00:00+00:00", command="x", **more).continued(
-            tiny_plan(start="given")
-        )
+        less = {"start": "given", "baseline": "baseline" not in more}
+        plan = tiny_plan(started_at="2027-01-01T00:00:00+00:00", command="x", **more).continued(tiny_plan(**less))
 
-        assert plan == tiny_plan(start="given", command="x", **more)
+        assert plan == tiny_plan(command="x", **less | more)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -265,6 +303,9 @@ class TestContinued:
             ({"versions": {"python": "3.12"}}, "(version of python: 3.11 then, 3.12 now)"),
             ({"options": {"batch_size": 20, "dropout": 0.3}}, "(--batch-size: 5 then, 20 now; --option dropout: 0.5"),
             ({"imbalance": {"normal": 0.1}}, "(--imbalance normal: None then, 0.1 now)"),
+            ({"readers": PANEL}, "(--readers: none then, good*4,poor now)"),
+            ({"readers": {"good-1": PANEL["poor-5"]}}, "(--readers: none then, matrices 715a380c of good-1 now)"),
+            ({"baseline": False}, "(--no-baseline: the study has baselines)"),
         ],
     )
     def test_what_cannot_be_compared_is_refused_by_its_option(self, changes, message):
@@ -276,6 +317,17 @@ class TestContinued:
 
         assert message in str(refused.value)
         assert "give a new --out, repeat `ml-backend simulate" in str(refused.value)
+
+    def test_an_option_that_an_earlier_version_lacked_must_have_its_default(self):
+        plan = tiny_plan(start="given")
+        less = {name: value for name, value in plan.options.items() if name not in {"soft_labels", "per_patient"}}
+        earlier = tiny_plan(start="given", options=less)
+
+        assert plan.continued(earlier) is earlier
+        with pytest.raises(SettingsError, match=r"\(--option soft_labels: None then, True now\)"):
+            tiny_plan(start="given", options=plan.options | {"soft_labels": True}).continued(earlier)
+        older = tiny_plan(options=less)
+        assert tiny_plan(options=plan.options | {"per_patient": 0}).continued(older) is older
 
     def test_own_functions_are_compared_by_their_code(self):
         digests = {"labels": "aa", "features": "bb", "own:score": "cc"}

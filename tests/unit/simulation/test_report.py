@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from ml_backend.simulation.analysis import MetricStatistics, PairedDifference, Quartiles, bands, metric_statistics
 from ml_backend.simulation.metrics import ACCURACY
@@ -20,6 +21,7 @@ from ml_backend.simulation.report import (
     ChartGroup,
     Headline,
     chart_group,
+    conclusion,
     difference_words,
     duration_words,
     headline,
@@ -316,6 +318,21 @@ class TestWarnings:
         assert "6 of 6 runs have no baseline" in words
         assert "mean_std, seed 1 and 1 more." in words
         assert "The strategy random was not run" in words
+
+    def test_of_a_study_without_baselines_that_counts_reads(self):
+        results = drawn_results(("entropy", "random"), seeds=6)
+        of_reads = {"count": "reads", "baseline": False}
+        summary = results.summary.model_copy(update=of_reads)
+        words = page_words(replace(results, baselines=(), summary=summary))
+
+        assert "No network was trained on all labels (--no-baseline), so that reads needed are not known." in words
+        assert "Reads needed are not known without them. Check: Where they are wanted, give the same command" in words
+        assert "Let the study finish" not in words
+        assert re.search(r"Strategy \d+ reads", words)
+        assert "Reads until a network ranks Balanced accuracy" in words
+        assert not re.search(r"\d labels(?!\.csv)", words)
+        table = Console(width=200).render_lines(conclusion(replace(results, summary=summary)))
+        assert "reads until a network ranks" in "".join(part.text for line in table for part in line)
 
     def test_of_runs_that_need_very_different_numbers_of_labels(self):
         words = page_words(steps("entropy", [20, 20, 80, None, None]))
