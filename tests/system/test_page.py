@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rq import Queue, Worker
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -21,7 +22,7 @@ from werkzeug.serving import make_server
 from ml_backend.analytics.overview import analyse
 from ml_backend.config import Settings
 from ml_backend.processes import Valkey
-from ml_backend.scheduling import Progress, RoundQueue, connect_redis
+from ml_backend.scheduling import QUEUE, Progress, RoundQueue, connect_redis
 from ml_backend.scheduling.connections import configuration
 from ml_backend.server.app import create_app
 from tests.system.owner_data import KEY, add_readers, prepare
@@ -192,10 +193,15 @@ class TestPage:
         data = {"started": now, "stage_started": now - 30, "updated": now}
         queue.write_progress(KEY, Progress(generation=1, stage="score", done=1, total=4, **data))
         browser.refresh()
+        assert state(browser) == "Waiting"  # the worker is gone
+        worker = Worker([Queue(QUEUE, connection=queue.redis)], connection=queue.redis)
+        worker.register_birth()
+        browser.refresh()
         assert state(browser) == "Working"
         assert "Time left: about 2 minutes" in " ".join(browser.find_element(By.TAG_NAME, "main").text.split())
 
         claim.finish()
+        worker.register_death()
         press(browser, "Train now")
         assert queue.status(KEY).waiting == "forced"
         assert complaints(browser) == []
