@@ -72,7 +72,7 @@ from ml_backend.rounds.reuse import (
     top_up,
     unpublished_round,
 )
-from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, is_ordered, run_round
+from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, run_round
 from ml_backend.rounds.sharding import ShardBoard, ShardedLearner
 from ml_backend.rounds.split import fold_split
 from ml_backend.schemas import (
@@ -331,7 +331,7 @@ class LiveProject(Project):
 
         A reranking has learned from no more than the round before it.
         """
-        self._disagreements = adjudication(data.annotations, self.classes, is_ordered(report.request))
+        self._disagreements = adjudication(data.annotations, self.classes, self.options.ordered(self.classes))
         round_id = report.request.round_id
         if report.base is None:
             self.readings.keep_learned(round_id, self.labels.states())
