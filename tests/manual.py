@@ -99,6 +99,12 @@ RUNNERS: tuple[Runner, ...] = (
         f"{_FEW}; no test downloads ImageNet weights",
     ),
     Runner(
+        "ml-backend simulate --images images/ --labels labels.csv --task",
+        _TABLES,
+        "--seeds 1 --min-labels-per-class 3 --backbone shufflenet_v2_x0_5 --weights none --finetune head --workers 1",
+        f"{_FEW}; the study without a task trains all layers; {_ALONE}",
+    ),
+    Runner(
         "ml-backend simulate --start given --images images",
         _TABLES,
         "--seeds 1 --initial 3 --workers 1",

@@ -147,7 +147,9 @@ def test_a_study_is_done_as_it_was_asked_for(command: Command, run_here: Run, tm
 def test_a_study_in_python(at_the_desk: Callable[[str], Path], shell: dict[str, str]) -> None:
     """With the options that make it small; it prints the accuracy of every strategy by labels."""
     [code] = re.findall(r"```python\n(import ml_backend\n.*?)```", pages()["docs/researchers.md"], re.DOTALL)
-    small = 'seeds=1, min_labels_per_class=3, backbone="shufflenet_v2_x0_5", weights="none",'
+    small = (
+        'seeds=1, min_labels_per_class=3, backbone="shufflenet_v2_x0_5", weights="none", finetune="head", passes=10,'
+    )
     folder = at_the_desk("images")
     (folder / "study.py").write_text(code.replace("seeds=20,", small))
 

@@ -36,6 +36,7 @@ CHECKS = [
     response_headers_conformance,
     unsupported_method,
 ]
+EXAMPLES = 30
 KEY = {"Authorization": f"Basic {b64encode(b'ls:secret').decode()}"}
 
 
@@ -60,7 +61,7 @@ def test_answers_as_it_says(server: schemathesis.BaseSchema, mode: GenerationMod
         operation = found.ok()
 
         @settings(
-            max_examples=60,
+            max_examples=EXAMPLES,
             deadline=None,
             derandomize=True,
             database=None,
@@ -84,7 +85,7 @@ def test_answers_as_it_says(server: schemathesis.BaseSchema, mode: GenerationMod
         *("POST /predict", "POST /setup", "POST /versions", "POST /webhook"),
         *(f"POST /projects/{{key}}/{action}" for action in (*ACTIONS, "options")),
     }
-    assert min(posts.values()) >= 60
+    assert min(posts.values()) >= EXAMPLES
 
 
 def test_a_stranger_does_not_get_the_document(server: schemathesis.BaseSchema) -> None:
