@@ -19,6 +19,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     doctor         `ml-backend doctor`: checks every connection between Label Studio and the worker
     server         HTTP endpoints for Label Studio and the owner's pages; torch-free
     simulation     `ml-backend simulate`, `compare`, `experiment`: the same rounds, with an oracle as reader
+    imports        `ml-backend import`: files of a hospital -> tasks of a project, de-identified
     worker         shims: the dotted paths of jobs as Redis holds them
     scheduling     when a round is due (policy), the queue on Redis and rq, the worker, the reconciler
     rounds         one round: run (the story), live, reuse, cold_start, split, holdout, spread, reread, replay

@@ -40,7 +40,7 @@ ImageErrorKind: TypeAlias = Literal[
     "too-large",  # in bytes or in pixels
     "empty",
     "not-an-image",  # an HTML page, a ZIP archive, noise
-    "unsupported",  # an image, but not of a format that browsers show
+    "unsupported",  # an image, but of a format or a coding that is not read
     "damaged",
 ]
 

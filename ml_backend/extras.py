@@ -6,7 +6,11 @@ from ml_backend.errors import MissingExtra
 
 DISTRIBUTION = "label-studio-active-learning"
 _WORKER = ("torch", "torchvision", "sklearn", "safetensors", "threadpoolctl", "timm")
-MODULES = {"worker": _WORKER, "simulate": (*_WORKER, "matplotlib", "pandas")}
+MODULES = {
+    "worker": _WORKER,
+    "simulate": (*_WORKER, "matplotlib", "pandas"),
+    "dicom": ("pydicom", "imagecodecs"),
+}
 
 
 def require(extra: str, user: str) -> None:

@@ -8,9 +8,6 @@ import functools
 import io
 import re
 import struct
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -20,6 +17,8 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from ml_backend.errors import ImageError, ImageErrorKind
+from ml_backend.images.dicom import is_dicom, open_dicom, render_dicom
+from ml_backend.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS, budget
 
 
 class UndecodableImage(ImageError):
@@ -290,7 +289,6 @@ _DEEP: Final = "export it as PNG of 8 or 16 bits"
 _FRAME: Final = "export one of its frames as PNG or JPEG"
 _ADDRESS: Final = "open the image's address in a browser; it must lead to the image itself"
 
-_DICOM: Final = Kind("unsupported", f"a DICOM file, which browsers cannot show: {_DEEP}, its window applied")
 _HTML: Final = Kind(
     "not-an-image",
     "an HTML page: was it a login page? Give an address that leads to the image itself without a login, or connect its "
@@ -354,11 +352,6 @@ _STARTS: Final[tuple[tuple[bytes, Kind], ...]] = (
 )  # fmt: skip
 _COMPILED: Final = tuple((re.compile(start, re.DOTALL), kind) for start, kind in _STARTS)
 
-# A data set of DICOM without the preamble of 128 bytes: a first element of group 2 or 8, with its type or its length.
-_BARE_DICOM: Final = re.compile(
-    rb"(?:\x02\x00[\x00\x01\x02\x10\x12]\x00|\x08\x00[\x00\x01\x05\x08\x12\x14\x16\x18\x20]\x00)(?:[A-Z]{2}|..\x00\x00)",
-    re.DOTALL,
-)
 _PLAYED: Final = (b"qt  ", b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"dash", b"3gp")
 
 _PROCESSES: Final = {
@@ -375,8 +368,6 @@ _PROCESSES: Final = {
 
 def kind_of(content: bytes) -> Kind | None:
     """What a file is that could not be decoded; None for damage to a format that is, and for what nobody knows."""
-    if content[128:132] == b"DICM" or _BARE_DICOM.match(content):
-        return _DICOM
     if (brands := iso_brands(content)) is not None:
         return _of_brands(brands)
     if content.startswith(b"\xff\xd8"):
@@ -434,18 +425,8 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 PREPROCESSING = "gray-squash-bilinear-2"
 """Names the path from bytes to pixels; part of every cache key and checkpoint. Change it with this module."""
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF")
-"""What is decoded: what browsers show, but drawings and icons."""
-
-MAX_PIXELS = 80_000_000
-"""The largest image is about 30 million pixels (mammography). Stays below Pillow's own limit of 89 million."""
-
-MAX_BYTES = 256 * 2**20
-"""Of a file. 80 million pixels of noise in 16 bits take 160 MB."""
-
-MAX_SCANS = 100
-"""Of a progressive JPEG, which usual encoders write in about ten. Each scan walks over the whole picture again, so that
-a small file with thousands of them would keep a core busy for hours."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "DICOM")
+"""What is decoded: what browsers show, but drawings and icons; and DICOM."""
 
 # Every other decoder of Pillow stays out of reach of a hostile file.
 _BY_PILLOW = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
@@ -493,7 +474,7 @@ def decode_image(content: bytes, side: int, name: str) -> DecodedPixels:
     brightest pixel, because a 16-bit file with 10 or 12 bits in it does not say so.
 
     Args:
-        content: the file: JPEG, PNG, BMP, GIF (first frame), WebP or AVIF, of any colour mode.
+        content: the file: JPEG, PNG, BMP, GIF (first frame), WebP or AVIF, of any colour mode; or DICOM.
         side: side of the square in pixels.
         name: what an error calls the image.
 
@@ -507,8 +488,10 @@ def decode_image(content: bytes, side: int, name: str) -> DecodedPixels:
         )
     try:
         square, exif, size = _read_square(content, side, name)
-    except ImageError:
+    except UndecodableImage:
         raise
+    except ImageError as error:  # of DICOM
+        raise UndecodableImage(f"image {name} cannot be decoded: {error}", error.kind) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
     except Exception as error:  # decoders raise anything: struct.error, SyntaxError, MemoryError, ...
@@ -524,15 +507,18 @@ def decode_image(content: bytes, side: int, name: str) -> DecodedPixels:
 
 def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, bytes, tuple[int, int]]:
     """The image as it lies in the file, squashed to the square; what its EXIF block says; and its size in the file."""
+    if is_dicom(content):
+        image = Image.fromarray(render_dicom(open_dicom(content)))
+        return _square(image, side, None), b"", image.size
     if content.startswith(PNG_SIGNATURE):
         size = png_size(content)
         _require_decodable_size(size, name)
-        with _budget.hold(size[0] * size[1]):
+        with budget.hold(size[0] * size[1]):
             return _square(Image.fromarray(png_levels(content, size)), side, None), png_exif(content), size
     if {b"avif", b"avis"} & set(iso_brands(content) or ()):
         size = avif_size(content)
         _require_decodable_size(size, name)
-        with _budget.hold(2 * size[0] * size[1]):  # of 12 bits, it takes 24 bytes a pixel
+        with budget.hold(2 * size[0] * size[1]):  # of 12 bits, it takes 24 bytes a pixel
             # Already upright: an AVIF is turned by a property of its own, and EXIF's is to be ignored.
             return _square(Image.fromarray(avif_levels(content, size)), side, None), b"", size
     exif = b""
@@ -547,35 +533,9 @@ def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, byt
         _require_decodable_size(size, name)
         # JPEG only: decodes at the smallest of 1, 1/2, 1/4, 1/8 that is still at least as large as the square.
         drafted = image.draft("L", (side, side))
-        with _budget.hold(_pixels_in_memory(image, size)):
+        with budget.hold(_pixels_in_memory(image, size)):
             square = _square(_gray(image, content, size), side, None if drafted is None else drafted[1])
         return square, exif or image.info.get("exif", b""), size
-
-
-class _PixelBudget:
-    """Lets images into memory as long as all of them together have no more than so many pixels."""
-
-    def __init__(self, pixels: int) -> None:
-        self._all = self._free = pixels
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def hold(self, pixels: int) -> Iterator[None]:
-        wanted = min(pixels, self._all)
-        with self._changed:
-            self._changed.wait_for(lambda: wanted <= self._free)
-            self._free -= wanted
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += wanted
-                self._changed.notify_all()
-
-
-# Decoding takes up to 16 bytes a pixel (an AVIF up to 24, and counts twice), 1.3 GB for the largest image: sixteen
-# threads at once would fill any memory.
-_budget = _PixelBudget(2 * MAX_PIXELS)
 
 
 def _pixels_in_memory(image: Image.Image, size: tuple[int, int]) -> int:

@@ -18,6 +18,7 @@ RGB = GRAY.convert("RGB")
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="48" height="64"><rect width="9" height="9"/></svg>'
 HTML = "an HTML page: was it a login page? Give an address"
 ERROR = "Open the image's address in a browser"
+NO_PICTURE = "a DICOM object without a picture"
 SHOWN = "convert it to PNG or JPEG"
 CONVERT = f" cannot show: {SHOWN}"
 
@@ -114,10 +115,10 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "lossless JPEG": (jpeg_of(0xC3, 16), "unsupported", "a lossless JPEG, as DICOM files hold it"),
     "JPEG-LS": (jpeg_of(0xF7), "unsupported", "a JPEG-LS, as DICOM files hold it"),
     "JPEG of 12 bits": (jpeg_of(0xC1, 12), "unsupported", "a JPEG of 12 bits"),
-    "DICOM": (bytes(128) + b"DICM" + bytes(400), "unsupported", "a DICOM file, which browsers cannot show: export"),
-    "DICOM without preamble": (b"\x08\0\5\0CS\x0a\0ISO_IR 100" + bytes(400), "unsupported", "a DICOM file"),
-    "DICOM of implicit types": (b"\x08\0\x16\0\x1a\0\0\x001.2.840.10008" + bytes(400), "unsupported", "a DICOM file"),
-    "DICOM of meta elements": (b"\2\0\0\0UL\4\0" + bytes(400), "unsupported", "a DICOM file"),
+    "DICOM": (bytes(128) + b"DICM" + bytes(400), "not-an-image", NO_PICTURE),
+    "DICOM without preamble": (b"\x08\0\5\0CS\x0a\0ISO_IR 100" + bytes(400), "not-an-image", NO_PICTURE),
+    "DICOM of implicit types": (b"\x08\0\x16\0\x1a\0\0\x001.2.840.10008" + bytes(400), "not-an-image", NO_PICTURE),
+    "DICOM of meta elements": (b"\2\0\0\0UL\4\0" + bytes(400), "not-an-image", NO_PICTURE),
     "NIfTI": (b"\x5c\1\0\0" + bytes(340) + b"n+1\0" + bytes(99), "unsupported", "a NIfTI volume"),
     "NumPy": (array(), "unsupported", "a NumPy array, which browsers cannot show: export it as PNG of 8 or 16"),
     "TIFF": (encode(RGB, "TIFF"), "unsupported", f"a TIFF, which browsers cannot show: {SHOWN}"),
@@ -150,6 +151,6 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "XML": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "not-an-image", f"the storage? {ERROR}"),
     "XML without a declaration": (b"<Error><Code>AccessDenied</Code></Error>", "not-an-image", "an XML document"),
     "nothing": (b"", "empty", "the file is empty: export the image again"),
-    "text": (b"hello, world", "not-an-image", "no JPEG, PNG, BMP, GIF, WEBP, AVIF: convert the image to PNG or JPEG"),
+    "text": (b"hello, world", "not-an-image", "no JPEG, PNG, BMP, GIF, WEBP, AVIF, DICOM: convert the image"),
     "half a JPEG": (encode(RGB, "JPEG")[:500], "damaged", "export it again, as PNG or JPEG"),
 }  # fmt: skip

@@ -7,7 +7,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from ml_backend.images.decode import MAX_PIXELS, _budget, _PixelBudget, decode, decode_image
+from ml_backend.images.decode import decode, decode_image
+from ml_backend.images.limits import MAX_PIXELS, PixelBudget, budget
 from tests.unit.images.files import deep_png, encode, film, ramp, triangle
 
 
@@ -141,7 +142,7 @@ class TestDecode:
     def test_waits_while_other_images_fill_the_memory(self) -> None:
         content = encode(Image.fromarray(ramp()))
         with ThreadPoolExecutor(1) as pool:
-            with _budget.hold(2 * MAX_PIXELS):
+            with budget.hold(2 * MAX_PIXELS):
                 decoding = pool.submit(decode, content, 32, "x")
                 with pytest.raises(TimeoutError):
                     decoding.result(timeout=0.1)
@@ -152,14 +153,14 @@ class TestDecode:
         """It is 400 x 400 pixels and decoded at an eighth, but its coefficients are kept until the last scan."""
         content = encode(Image.fromarray(ramp(400, 400)), "JPEG", progressive=progressive)
         with ThreadPoolExecutor(1) as pool:
-            with _budget.hold(2 * MAX_PIXELS - 50 * 50):
+            with budget.hold(2 * MAX_PIXELS - 50 * 50):
                 decoding = pool.submit(decode, content, 32, "x")
                 with pytest.raises(TimeoutError) if progressive else contextlib.nullcontext():
                     decoding.result(timeout=0.2 if progressive else 10)
             assert decoding.result(timeout=10).shape == (32, 32)
 
     def test_a_film_larger_than_the_budget_takes_it_alone(self) -> None:
-        room = _PixelBudget(10)
+        room = PixelBudget(10)
 
         with room.hold(11):
             pass

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.decode import MAX_PIXELS, MAX_SCANS, UndecodableImage, decode
+from ml_backend.images.decode import UndecodableImage, decode
+from ml_backend.images.limits import MAX_PIXELS, MAX_SCANS
 from tests.unit.images.files import encode, film, png_header, ramp
 
 STARTS = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\xff\0\0\0WEBP", b"II*\0", b"<?xml"]
@@ -38,7 +39,7 @@ class TestRefusals:
             (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML document"),
             (b'{"detail": "not found"}', "a JSON document"),
             (b"%PDF-1.7", "a PDF"),
-            (b"\0" * 128 + b"DICM", "a DICOM file"),
+            (b"\0" * 128 + b"DICM", "a DICOM object without a picture"),
             (b"II*\0\x08\0\0\0", "a TIFF"),
             (b"\x1f\x8b\x08", "a gzip archive"),
             (b"hello, world", "12 bytes that begin with b'hello, world' are no JPEG, PNG"),
