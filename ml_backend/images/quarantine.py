@@ -1,8 +1,8 @@
 """Image source that skips images known to be unreadable, and distinguishes a bad image from a host that is down.
 
 An unreadable image is listed with its reason, and not tried again until its file changes or a growing pause is over.
-Where one host does not answer for many images in a row, none of them is listed and the host is skipped for half a
-minute, so that a dead host costs a round seconds and not hours.
+Where one host or bucket does not answer, or refuses access, for many images in a row, none of them is listed and it is
+skipped for half a minute: a dead host costs a round seconds and not hours, and a rotated key costs no image its place.
 """
 
 import threading
@@ -17,13 +17,13 @@ from ml_backend.images.decode import FORMATS, PREPROCESSING
 from ml_backend.images.source import ImageSource
 from ml_backend.schemas import ImageRef
 
-PASSING: frozenset[ImageErrorKind] = frozenset({"unreachable", "timed-out"})
-"""Errors of the connection, which say little about the image itself."""
+OF_THE_HOST: frozenset[ImageErrorKind] = frozenset({"unreachable", "timed-out", "forbidden"})
+"""Errors of the connection or of a key, which in a row say little about the image itself."""
 
 OF_THE_FILE: frozenset[ImageErrorKind] = frozenset({"too-large", "empty", "not-an-image", "unsupported", "damaged"})
 """Errors that stay until the file changes; the cause of the others is elsewhere: a setting, a right, a disk."""
 
-STREAK = 20  # images in a row that a host gave no answer for: more than are asked for at once
+STREAK = 20  # images in a row that a host does not hand out: more than are asked for at once
 SPARED_S = 30.0
 
 
@@ -78,8 +78,8 @@ class QuarantinedSource:
         host = _host(image.uri)
         if self._hosts.is_spared(host):
             raise ImageError(
-                f"image {image.id} was not asked for: {host or 'its source'} gave no answer for {STREAK} images in a "
-                "row; the next round asks again"
+                f"image {image.id} was not asked for: {host or 'its source'} gave none of {STREAK} images in a row; "
+                f"the next round asks again. The last error: {self._hosts.errors[host]}"
             )
         try:
             content = self._source.fetch(image)
@@ -111,11 +111,11 @@ class QuarantinedSource:
 
     def _failed(self, image: ImageRef, key: str, host: str, error: ImageError) -> None:
         self._enter(image, key, error)
-        if error.kind not in PASSING:
+        if error.kind not in OF_THE_HOST:
             # It answered, though not with the image.
             self._hosts.answered(host)
         else:
-            self._quarantine.withdraw(self._hosts.gave_no_answer(host, image.id))
+            self._quarantine.withdraw(self._hosts.failed(host, image.id, error))
 
     def _enter(self, image: ImageRef, key: str, error: ImageError) -> None:
         of_the_file = error.kind in OF_THE_FILE
@@ -134,11 +134,12 @@ class QuarantinedSource:
 
 
 class _Hosts:
-    """Hosts that did not answer, with the images in a row that they failed for."""
+    """Hosts that did not hand out images, with those in a row that they failed for."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._lock = threading.Lock()
+        self.errors: dict[str, ImageError] = {}
         self._unanswered: dict[str, list[str]] = {}
         self._spared_until: dict[str, float] = {}
 
@@ -149,13 +150,14 @@ class _Hosts:
         with self._lock:
             self._unanswered.pop(host, None)
 
-    def gave_no_answer(self, host: str, image_id: str) -> list[str]:
+    def failed(self, host: str, image_id: str, error: ImageError) -> list[str]:
         """Images that failed because of their host: the whole row, once it is long enough."""
         with self._lock:
             row = self._unanswered.setdefault(host, [])
             row.append(image_id)
             if len(row) < STREAK:
                 return []
+            self.errors[host] = error
             self._spared_until[host] = self._now() + SPARED_S
             return list(row)
 

@@ -517,6 +517,16 @@ class LabelStudioClient:
     def patch_webhook(self, webhook_id: int, fields: Mapping[str, object]) -> Json:
         return self._row(self._sdk.webhooks.with_raw_response.update, webhook_id, **fields)
 
+    def storages(self, kind: str, project_id: int) -> list[Json]:
+        """The project's source storages of a kind: ``s3``, ``gcs`` or ``azure``."""
+        call = getattr(self._sdk.import_storage, kind).with_raw_response.list
+        return _expect(self._call(call, project=project_id).response, list)
+
+    def add_storage(self, kind: str, project_id: int, fields: Mapping[str, object]) -> Json:
+        """Connect a source storage whose objects are the images; Label Studio tries to list it first."""
+        call = getattr(self._sdk.import_storage, kind).with_raw_response.create
+        return self._row(call, project=project_id, use_blob_urls=True, recursive_scan=True, **fields)
+
     # Without label-studio-sdk
 
     def request(self, method: str, path: str, kind: type[T], **options: Any) -> T:

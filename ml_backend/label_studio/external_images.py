@@ -4,6 +4,7 @@ A host name is resolved once, its addresses are checked, and a checked address i
 give another one. Redirects are returned, not followed.
 """
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -144,7 +145,8 @@ class ExternalImageFetcher:
             if response.status in REDIRECTS and "location" in headers:
                 return Response(location=str(url.join(headers["location"])))
             if response.status != 200:
-                raise FetchError(f"answered {response.status}", response.status)
+                code = _error_code(response.iter_stream())
+                raise FetchError(f"answered {response.status}{code and f' ({code})'}", response.status)
             if (packed := headers.get("content-encoding", "identity")) != "identity":
                 raise FetchError(f"answered with Content-Encoding {packed[:40]!r}, which was not asked for")
             content = bytearray()
@@ -167,10 +169,13 @@ class ExternalImageFetcher:
         # In either spelling: xn--bcher-kva.example is bücher.example.
         if not any(self._hosts.allows(name, port, usual=port == usual) for name in (host, url.host)):
             entry = host if port == usual else f"{host}:{port}"
-            raise BlockedHost(
-                f"{entry} is not among the hosts that images may come from: add it to AL_IMAGE_HOSTS, or connect it "
-                "as a storage in Label Studio"
-            )
+            raise BlockedHost(f"{entry} is not among the hosts that images may come from: add it to AL_IMAGE_HOSTS")
+
+
+def _error_code(body: Iterable[bytes]) -> str:
+    """The code in a bucket's error, such as AccessDenied; empty where there is none in the first part."""
+    found = re.search(rb"<Code>(\w{1,60})</Code>", next(iter(body), b"")[:4096])
+    return "" if found is None else found[1].decode("ascii", "replace")
 
 
 class _CheckedNetwork(httpcore.NetworkBackend):

@@ -13,19 +13,24 @@ from typing import Final
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_exponential, wait_random
 
 from ml_backend.config import ImageHosts, is_data_uri, shown_address
 from ml_backend.errors import ImageError, ImageErrorKind, LabelStudioError, RequestRefused
 from ml_backend.label_studio.client import LabelStudioClient, Redirected
-from ml_backend.label_studio.external_images import ExternalImageFetcher, FetchError
+from ml_backend.label_studio.external_images import BlockedHost, ExternalImageFetcher, FetchError
 from ml_backend.schemas import ImageRef
 
 MAX_BYTES = 256 * 2**20  # a chest radiograph has 10 to 40 MB
 MAX_REDIRECTS = 5
 VERSION_S = 3.0  # a slower host is asked for the file itself in the end
+ATTEMPTS, BACKOFF_S = 6, 0.5  # of a host that is overloaded: 15 s of waiting in all
+OVERLOADED = frozenset({429, 502, 503, 504})
+DENIED = frozenset({400, 401, 403})  # what buckets answer to a signature that they do not accept
 WEB = ("http://", "https://")
 # Scheme -> the storage's name in Label Studio's dialog.
 STORAGES: Final = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "azure-blob": "Microsoft Azure"}
+STORAGES_PAGE = "Settings > Cloud Storage"
 # Label Studio's own addresses that serve files (1.23.2: io_storages/urls.py, data_import/urls.py).
 _FILES: Final = re.compile(r"/(data|storage-data)/.+|/(tasks|projects)/\d+/(resolve|presign)/?")
 _FORMER: Final = re.compile(r"/data/(upload|local-files)/.*|/storage-data/.+|/(tasks|projects)/\d+/(resolve|presign)/?")
@@ -37,12 +42,15 @@ _KINDS: dict[int, ImageErrorKind] = {
     408: "timed-out",
     410: "missing",
     413: "too-large",
+    424: "unreachable",  # Label Studio's proxy, whatever the bucket answered
     429: "unreachable",
     502: "unreachable",
     503: "unreachable",
     504: "unreachable",
 }
 
+# A presigned URL of Amazon S3 (version 4, 2), Google Cloud Storage, Azure.
+_SIGNED: Final = re.compile(r"[?&](X-Amz-Signature|Signature|X-Goog-Signature|sig)=")
 _LOCAL_FILES: Final = (
     "upload the images, or serve their folder: set LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
     "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=/the/folder where Label Studio runs, add a storage of type Local files, "
@@ -92,6 +100,7 @@ class LabelStudioImages:
         max_bytes: size limit of one image.
         timeout_s: time limit in seconds of one image from another host, redirects included.
         fetcher: fetches from these hosts; for tests.
+        backoff_s: the first wait in seconds where a host is overloaded; each further one is twice as long.
     """
 
     def __init__(
@@ -103,11 +112,13 @@ class LabelStudioImages:
         max_bytes: int = MAX_BYTES,
         timeout_s: float = 60.0,
         fetcher: ExternalImageFetcher | None = None,
+        backoff_s: float = BACKOFF_S,
     ) -> None:
         self._client = client
         self._homes = tuple(url.rstrip("/") for url in (client.url, hostname) if url)
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._backoff_s = backoff_s
         self._fetcher = fetcher or ExternalImageFetcher(hosts or ImageHosts(), max_bytes=max_bytes)
 
     def fetch(self, image: ImageRef) -> bytes:
@@ -175,11 +186,20 @@ class LabelStudioImages:
         deadline = time.monotonic() + self._timeout_s
         address = plain_address(image.uri)
         if _storage_of(address) is not None:
-            # Label Studio holds the storage's credentials and passes the file on.
+            # Label Studio holds the storage's credentials: it passes the file on, or signs the bucket's address of it.
             encoded = quote(base64.urlsafe_b64encode(address.encode()).decode())
             address = f"/tasks/{image.id}/resolve/?fileuri={encoded}"
+            try:
+                return self._follow_from(image, address, deadline)
+            except ImageError as error:
+                # The signature may have expired on the way.
+                if not (isinstance(error.__cause__, FetchError) and error.__cause__.status in DENIED):
+                    raise
         elif not address.startswith((*WEB, "/")) or address.startswith("//"):
             raise _error(image, _way_out(address))
+        return self._follow_from(image, address, deadline)
+
+    def _follow_from(self, image: ImageRef, address: str, deadline: float) -> tuple[bytes, str]:
         for _ in range(MAX_REDIRECTS + 1):
             path = self._path(address)
             found = self._from_host(image, address, deadline) if path is None else self._from_label_studio(image, path)
@@ -190,10 +210,16 @@ class LabelStudioImages:
 
     def _from_host(self, image: ImageRef, address: str, deadline: float) -> tuple[bytes, str] | str:
         """The file and its content type, or the address that it is redirected to."""
+        retrying = Retrying(
+            stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(deadline - time.monotonic()),
+            wait=wait_exponential(self._backoff_s) + wait_random(0, self._backoff_s),
+            retry=retry_if_exception(lambda error: isinstance(error, FetchError) and error.status in OVERLOADED),
+            reraise=True,
+        )
         try:
-            response = self._fetcher.get(address, deadline)
+            response = retrying(self._fetcher.get, address, deadline)
         except (FetchError, OSError) as error:
-            why = f"{_redirect(image, address)}{error}{_former_home(address)}"
+            why = f"{_redirect(image, address)}{error}{_host_remedy(image, address, error)}{_former_home(address)}"
             raise _error(image, why, error) from error
         return (response.content, response.kind) if response.location is None else response.location
 
@@ -234,12 +260,12 @@ def _error(image: ImageRef, why: str, cause: Exception | None = None) -> ImageEr
 
 def _kind(error: BaseException | None) -> ImageErrorKind:
     match error:
+        case BlockedHost():
+            return "forbidden"
         case RequestRefused() | FetchError() if error.status is not None:
             return _KINDS.get(error.status, "refused")
-        case httpx.TimeoutException():
-            return "timed-out"
         case httpx.TransportError():
-            return "unreachable"
+            return "timed-out" if isinstance(error, httpx.TimeoutException) else "unreachable"
         case OSError():
             return ImageError.kind_of(error)
         case None:
@@ -251,14 +277,39 @@ def _redirect(image: ImageRef, address: str) -> str:
     return "" if address == image.uri else f"leads to {shown_address(address)}: "
 
 
+def _host_remedy(image: ImageRef, address: str, error: Exception) -> str:
+    """What to do where another host than Label Studio hands out no file."""
+    stored = _storage_of(plain_address(image.uri)) is not None
+    if isinstance(error, BlockedHost):
+        return f", or {'turn off pre-signed URLs of the' if stored else 'connect it as a'} storage in Label Studio"
+    if not isinstance(error, FetchError) or error.status not in DENIED:
+        return ""
+    if stored:
+        return (
+            f"; the bucket does not accept what Label Studio signed: correct the storage's credentials in Label Studio "
+            f"under {STORAGES_PAGE}, and the clock of its machine"
+        )
+    if _SIGNED.search(address):
+        return (
+            "; the signature in the task's address has expired or is not accepted: connect the bucket as a storage in "
+            f"Label Studio ({STORAGES_PAGE}) and import the task with {', '.join(f'{s}://...' for s in STORAGES)}"
+        )
+    return ""
+
+
 def _remedy(image: ImageRef, path: str, status: int) -> str:
     """How to make Label Studio serve a file that it has refused."""
     address = plain_address(image.uri)
     if (scheme := _storage_of(address)) is not None:
         bucket = address.partition("://")[2].partition("/")[0]
+        if status == httpx.codes.FAILED_DEPENDENCY:
+            return (
+                f"; it could not read {scheme}://{bucket} and gives no reason: check the storage's connection in Label "
+                f"Studio under {STORAGES_PAGE}; if that is well, the object is gone"
+            )
         return (
             f"; no storage of this project reads {scheme}://{bucket}: add it in Label Studio under "
-            f"Settings > Cloud Storage > Add Source Storage ({STORAGES[scheme]}), or correct its credentials there"
+            f"{STORAGES_PAGE} > Add Source Storage ({STORAGES[scheme]}), or correct its credentials there"
         )
     if path.startswith("/data/local-files"):
         return (

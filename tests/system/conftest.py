@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from selenium import webdriver
@@ -238,17 +238,17 @@ def worker(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="module")
 def live_project(
     label_studio: RunningLabelStudio, valkey: Valkey, backend: Backend, worker: Worker
-) -> Iterator[Callable[[Sequence[DemoImage], dict[str, object]], LiveProject]]:
+) -> Iterator[Callable[..., LiveProject]]:
     """Creates projects with the severity question from images and options; deletes them at the end of the module."""
     store = RoundStore(Path(backend.environ["AL_DATA_DIR"]))
     with ExitStack() as stack:
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
         queue = RoundQueue(stack.enter_context(connect_redis(valkey.url)))
 
-        def make(images: Sequence[DemoImage], options: dict[str, object]) -> LiveProject:
+        def make(images: Sequence[DemoImage], options: dict[str, object], upload: Any = upload_images) -> LiveProject:
             project_id, config = create_project(client, "System test", read_label_config("severity"))
             stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
-            uploads = upload_images(client, label_studio.api_key, project_id, config.image_key, images)
+            uploads = upload(client, label_studio.api_key, project_id, config.image_key, images)
             assert list(uploads)[-1] == len(images)
             connect_project(backend.settings, project_id, backend.url, options, client)
             follower = RoundFollower(client, store, queue, store.connection(project_id).project)

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from ml_backend.images.decode import UndecodableImage, decode
 from ml_backend.images.source import ImageSource
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.external_images import ExternalImageFetcher
-from ml_backend.label_studio.images import LabelStudioImages, plain_address, read_data_uri, same_home
+from ml_backend.label_studio.images import ATTEMPTS, LabelStudioImages, plain_address, read_data_uri, same_home
 from ml_backend.schemas import ImageRef
 from tests.unit.label_studio.data_uris import DRAWINGS, PNG, SPELLINGS
 
@@ -90,7 +91,7 @@ def images(
     fetcher = ExternalImageFetcher(
         ImageHosts.parse(hosts), max_bytes=max_bytes, network=internet, resolve=internet.resolve
     )
-    return LabelStudioImages(client, HOSTNAME, max_bytes=max_bytes, fetcher=fetcher)
+    return LabelStudioImages(client, HOSTNAME, max_bytes=max_bytes, fetcher=fetcher, backoff_s=0.001)
 
 
 def ref(uri: str) -> ImageRef:
@@ -240,7 +241,7 @@ class TestErrorKind:
     )
     @pytest.mark.parametrize("uri", ["/data/upload/1/a.png", "http://films.example/a.png"])
     def test_by_the_status_of_the_answer(self, uri: str, status: int, kind: str) -> None:
-        source = images(Web(lambda _: httpx.Response(status)), internet=Internet(*[raw_response(status)] * 3))
+        source = images(Web(lambda _: httpx.Response(status)), internet=Internet(*[raw_response(status)] * ATTEMPTS))
 
         with pytest.raises(ImageError) as error:
             source.fetch(ref(uri))
@@ -380,7 +381,81 @@ class TestExternalHosts:
             images(Web(), internet=Internet(raw_response(403))).fetch(
                 ref("https://films.example/a.png?X-Amz-Signature=51gn")
             )
-        assert str(refusal.value) == "image 12 ('https://films.example/a.png?...'): answered 403"
+        assert str(refusal.value).startswith(
+            "image 12 ('https://films.example/a.png?...'): answered 403; the signature"
+        )
+        assert "51gn" not in str(refusal.value)
+
+
+class TestStorages:
+    """The bucket, as Label Studio's redirect leads to it; the whole of it is in tests/system/test_buckets.py."""
+
+    @pytest.fixture
+    def web(self) -> Web:
+        signed = (f"https://films.example/a.png?sig={number}" for number in range(9))
+        return Web(lambda _: httpx.Response(303, headers={"location": next(signed)}))
+
+    @pytest.mark.parametrize("uri", ["s3://films/a.png", "gs://films/a.png", "azure-blob://films/a.png"])
+    @pytest.mark.parametrize(
+        "expired",
+        [
+            (403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"),  # S3
+            (400, b"<Error><Code>ExpiredToken</Code></Error>"),  # Google
+            (403, b"<Error><Code>AuthenticationFailed</Code></Error>"),  # Azure
+        ],
+    )
+    def test_one_that_expired_is_signed_anew(self, web: Web, uri: str, expired: tuple[int, bytes]) -> None:
+        internet = Internet(raw_response(*expired))
+
+        assert images(web, internet=internet).fetch(ref(uri)) == PNG
+        assert re.findall(rb"sig=(\d)", b"".join(internet.sent)) == [b"0", b"1"]
+
+    @pytest.mark.parametrize(("scheme", "name"), [("s3", "S3"), ("gs", "Google"), ("azure-blob", "Azure")])
+    def test_keys_that_are_refused(self, web: Web, scheme: str, name: str) -> None:
+        denied = raw_response(403, b"<Error><Code>InvalidAccessKeyId</Code></Error>")
+
+        with pytest.raises(
+            ImageError, match=r"answered 403 \(InvalidAccessKeyId\); .*correct the storage's cred"
+        ) as error:
+            images(web, internet=Internet(denied, denied, denied)).fetch(ref(f"{scheme}://films/a.png"))
+
+        assert error.value.kind == "forbidden"
+        assert len(web.asked) == 2
+
+    def test_a_bucket_that_is_not_allowed(self, web: Web) -> None:
+        internet = Internet()
+
+        with pytest.raises(ImageError, match=r"add it to AL_IMAGE_HOSTS, or turn off pre-signed URLs of the") as error:
+            images(web, internet=internet, hosts="").fetch(ref("s3://films/a.png"))
+
+        assert error.value.kind == "forbidden"
+        assert (internet.connected, len(web.asked)) == ([], 1)
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_one_that_is_busy_is_asked_again(self, web: Web, status: int) -> None:
+        internet = Internet(*[raw_response(status)] * (ATTEMPTS - 1))
+
+        assert images(web, internet=internet).fetch(ref("s3://films/a.png")) == PNG
+        assert (len(internet.connected), len(web.asked)) == (ATTEMPTS, 1)
+
+    def test_a_busy_one_is_not_asked_for_longer_than_an_image_may_take(self) -> None:
+        internet = Internet(*[raw_response(503)] * ATTEMPTS)
+        client = LabelStudioClient(URL, "secret", transport=httpx.MockTransport(Web()))
+        hosts = ImageHosts.parse("films.example")
+        fetcher = ExternalImageFetcher(hosts, max_bytes=99, network=internet, resolve=internet.resolve)
+
+        with pytest.raises(ImageError, match="answered 503"):
+            LabelStudioImages(client, timeout_s=0.2, fetcher=fetcher, backoff_s=60).fetch(ref("http://films.example/"))
+
+        assert len(internet.connected) == 1
+
+    def test_what_the_proxy_of_label_studio_cannot_read(self) -> None:
+        web = Web(lambda _: httpx.Response(424, json={"error": "Storage stream failed", "detail": "Stream is None"}))
+
+        with pytest.raises(ImageError, match=r"Stream is None.*could not read s3://films and gives no reason") as error:
+            images(web).fetch(ref("s3://films/a.png"))
+
+        assert error.value.kind == "unreachable"
 
 
 class TestRedirects:
