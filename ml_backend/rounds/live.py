@@ -356,8 +356,13 @@ class LiveProject(Project):
         )
 
     def publish(self, report: RoundReport) -> PublishedRanking:
-        """Publish, and note how many annotations there were before: their number now shows how much is used up."""
+        """Publish with what the owner put next in front, which no stored round holds: it ranks as its strategy does.
+
+        The number of annotations before is noted: their number later shows how much is used up.
+        """
         with self._publishing:
+            ranking = report.ranking.with_first(self.store.hand_picked())
+            report = report.model_copy(update={"ranking": ranking})
             before = Counts.of(self.context.client.project(self.context.key.id))
             published = self._publisher.publish(report, self.ensure_current)
             published = published.model_copy(update={"annotations": before.annotations + before.skips})
@@ -378,8 +383,8 @@ class LiveProject(Project):
         served = self.store.published()
         with self._publishing, bound_contextvars(**({} if served is None else {"round": served.round_id})):
             is_held, unreadable = partial(self._is_held, labels), self.context.quarantine.current()
-            low = low_water(self.options)
-            done = top_up(labels, self.store, low, self.publish, is_held, quarantined=unreadable)
+            low, picked = low_water(self.options), self.store.hand_picked()
+            done = top_up(labels, self.store, low, self.publish, is_held, quarantined=unreadable, first=picked)
             if done is None and not self.options.reread_share:
                 self._publisher.put_back((), self.ensure_current)
             return done

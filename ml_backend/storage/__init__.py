@@ -8,6 +8,7 @@
         orders/20261126T140300000000.json  each of the last 500 that it served
         versions.json                 model versions that may be deleted from Label Studio
         paused.json                   the owner's pause
+        hand-picks.json               images that the owner put next in the order, by whom and when
         quarantine.json               unreadable images
         tasks.json                    Label Studio's tasks as they were last read; serving.json: what it serves
         same-content.json             images with equal bytes
