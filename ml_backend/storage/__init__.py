@@ -14,6 +14,7 @@
         same-content.json             images with equal bytes
         reading-problem.json          why Label Studio could not be read
         analysis.json                 what the pages show of tasks and rounds together; computed when these change
+        embedding.npz                 features of the images on 64 axes, for similar images and the map
         proof.json                    the last comparison of the strategy with random images
         learned/r000001.json          the annotations that a round learned from
         rounds/r000001/report.json    RoundReport

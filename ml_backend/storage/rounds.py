@@ -47,11 +47,14 @@ from ml_backend.storage.atomic import (
 from ml_backend.storage.outputs import (
     EVIDENCE,
     OUTPUTS,
+    Embedding,
     SavesItself,
     ScoringFolder,
     ScoringTask,
+    read_embedding,
     read_evidence,
     read_outputs,
+    write_embedding,
     write_round_outputs,
 )
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore, Thumbnails
@@ -554,6 +557,17 @@ class ProjectStore:
     def evidence(self, round_id: str) -> PoolPredictions | None:
         """The same with the features and gradients that its strategy used, as long as these are kept."""
         return read_evidence(self._round(round_id))
+
+    def embedding(self) -> Embedding | None:
+        """Features of the project's images, which only the newest round keeps that computed them."""
+        return read_embedding(self.folder / "embedding.npz")
+
+    def set_embedding(self, embedding: Embedding) -> None:
+        """Replace it."""
+        try:
+            write_embedding(self.folder / "embedding.npz", embedding)
+        except OSError as error:
+            raise StorageError(f"the embedding could not be kept in {self.folder}: {error}") from error
 
     def network(self, round_id: str) -> Path | None:
         """The folder of a round that still holds its network; None where it trained none, or it was removed since."""
