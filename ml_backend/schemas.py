@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from datetime import datetime
+from itertools import accumulate
 from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
@@ -268,6 +269,26 @@ class Ranking(FrozenModel):
     exclusions: tuple[Exclusion, ...] = ()
     # Labelled images, not among ``image_ids``, in the order of their places.
     rereads: tuple[Reread, ...] = Field((), exclude_if=lambda found: not found)
+    by_hand: tuple[str, ...] = Field((), exclude_if=lambda found: not found)  # in front, as the owner put them there
+
+    def with_first(self, image_ids: Iterable[str]) -> "Ranking":
+        """The ranking with those of the images that it holds in front; they are part of the holdout no more."""
+        scores = dict(zip(self.image_ids, self.scores, strict=True))
+        first = dict.fromkeys(image_id for image_id in image_ids if image_id in scores)
+        order = (*first, *(image_id for image_id in self.image_ids if image_id not in first))
+        before = [0, *accumulate(image_id not in first for image_id in self.image_ids)]
+        return self.model_copy(
+            update={
+                "image_ids": order,
+                "scores": tuple(scores[image_id] for image_id in order),
+                "control": tuple(image_id for image_id in self.control if image_id not in first),
+                "rereads": tuple(
+                    one.model_copy(update={"after": len(first) + before[min(one.after, len(before) - 1)]})
+                    for one in self.rereads
+                ),
+                "by_hand": tuple(first),
+            }
+        )
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -336,6 +357,8 @@ class PublishedRanking(FrozenModel):
     image_ids: tuple[str, ...]  # in the order in which they will be served
     # Those of them that have a label, and are served to another reader.
     rereads: tuple[str, ...] = Field((), exclude_if=lambda found: not found)
+    # That the owner put in front, as far as the round ranked them; beyond the reserve they are not served yet.
+    by_hand: tuple[str, ...] = Field((), exclude_if=lambda found: not found)
     annotations: int | None = None  # with skips, as Label Studio counted them just before; None: not noted
     seconds: Mapping[str, Seconds]  # import, switch, delete
     published_at: datetime
@@ -349,6 +372,20 @@ class PublishedRanking(FrozenModel):
     def completes(self, round_id: str) -> bool:
         """Whether that round is served and, the last step, what no reader can hold any more is deleted."""
         return self.round_id == round_id and "delete" in self.seconds
+
+
+class HandPick(FrozenModel):
+    """Images that the owner put next in the order.
+
+    Attributes:
+        by: login of the backend; ``the page`` where it needs none.
+        like: the image that they resemble.
+    """
+
+    at: AwareDatetime
+    by: str
+    like: str
+    image_ids: tuple[str, ...]
 
 
 class ImportedVersion(FrozenModel):

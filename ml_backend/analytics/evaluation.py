@@ -7,7 +7,7 @@ the pool. Also here: which labels are holdout labels, intervals of shares, and t
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from math import hypot
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from ml_backend.analytics.history import INSIGHT, Answer, RoundInsight
 from ml_backend.errors import StorageError
-from ml_backend.schemas import FrozenModel, Label, round_name
+from ml_backend.schemas import FrozenModel, HandPick, Label, round_name
 from ml_backend.storage import ProjectStore, RoundSummary
 
 MIN_HOLDOUT_IMAGES: Final = 30
@@ -111,12 +111,14 @@ class LabelsByOrigin:
         chosen: of images that the strategy chose.
         random: of orders of the strategy ``random``. Random too, but the network has no prediction for them, and
             nothing distinguishes them from what another strategy would have chosen.
+        by_hand: of images that the owner had put next.
     """
 
     start: tuple[Label, ...]
     control: tuple[HoldoutLabel, ...]
     chosen: tuple[Label, ...]
     random: tuple[Label, ...] = ()
+    by_hand: tuple[Label, ...] = ()
 
 
 def stored_labels_by_origin(
@@ -135,7 +137,28 @@ def stored_labels_by_origin(
     published: dict[str, datetime] = {}
     for order in project.orders():
         published.setdefault(order.round_id, order.published_at)
-    return labels_by_origin(rounds, insights, labels, answers, published)
+    by_hand = picked_labels(labels, project.hand_picks(), answers)
+    picked = {label.image.id for label in by_hand}
+    others = [label for label in labels if label.image.id not in picked]
+    return replace(labels_by_origin(rounds, insights, others, answers, published), by_hand=by_hand)
+
+
+def picked_labels(labels: Sequence[Label], picks: Sequence[HandPick], answers: Sequence[Answer]) -> tuple[Label, ...]:
+    """The labels of images that the owner had put next before their first answer, whatever order held them too."""
+    since = {image_id: pick.at for pick in reversed(picks) for image_id in pick.image_ids}
+    first = _first_answers(answers)
+    found = [one for one in labels if one.image.id in since.keys() & first.keys()]
+    found = [one for one in found if since[one.image.id] < first[one.image.id]]
+    return tuple(sorted(found, key=lambda one: first[one.image.id]))
+
+
+def _first_answers(answers: Sequence[Answer]) -> dict[str, datetime]:
+    """When each image got its first answer, skips excepted."""
+    first: dict[str, datetime] = {}
+    for answer in answers:
+        if answer.value is not None:
+            first[answer.image_id] = min(answer.created_at, first.get(answer.image_id, answer.created_at))
+    return first
 
 
 def labels_by_origin(
@@ -159,10 +182,7 @@ def labels_by_origin(
         answers: of the project; a label without any is left out.
         published: when each round was first published; where that is not known, the beginning of the round counts.
     """
-    first: dict[str, datetime] = {}
-    for answer in answers:
-        if answer.value is not None:
-            first[answer.image_id] = min(answer.created_at, first.get(answer.image_id, answer.created_at))
+    first = _first_answers(answers)
     served = {one.round_id: one.began for one in rounds} | dict(published or {})
     ranked = sorted((one for one in rounds if one.by_network), key=lambda one: served[one.round_id])
     since = [served[one.round_id] for one in ranked]
@@ -300,6 +320,7 @@ class ActiveAgainstRandom(FrozenModel):
         difference: of the accuracies, active minus random, -1 to 1.
         low: lower end of its 95 % bootstrap interval over patients; ``high`` its upper end.
         p: of McNemar's exact test, two-sided.
+        by_hand: labels of images that the owner had put next, which are on neither side.
         sentence: for the owner.
     """
 
@@ -314,6 +335,7 @@ class ActiveAgainstRandom(FrozenModel):
     low: float
     high: float
     p: Share
+    by_hand: Count = 0
     seed: int
     made_at: datetime
     sentence: str

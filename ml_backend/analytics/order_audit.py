@@ -108,6 +108,8 @@ def order_fidelity(
             sentence += (
                 f" For {assumed} of these, an earlier image was still unanswered: another reader probably had it open."
             )
+        if picked := len({one for order in orders for one in order.by_hand} & {one.image_id for one in walked}):
+            sentence += f" {picked} of the images had been put next by hand."
         if kinds:
             listed = ", ".join(f"{number} {_SHORT[kind]}" for kind, number in kinds.most_common())
             sentence += f" The other{'s' if kinds.total() > 1 else ''}: {listed}."

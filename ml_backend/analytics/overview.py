@@ -54,7 +54,7 @@ from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, anno
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import Annotation, Exclusion, FrozenModel
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
-from ml_backend.storage.rounds import RankedImage
+from ml_backend.storage.rounds import HAND_PICKS, RankedImage
 
 CONFUSIONS: Final = 20
 """Last rounds whose predictions for labelled images are counted: each is a file of all labels."""
@@ -131,7 +131,7 @@ def _digest_of_inputs(project: ProjectStore, configured: ProjectConfig, rounds: 
         # The order of a set differs from process to process.
         {name: sorted(value) if isinstance(value, frozenset) else value for name, value in config.items()},
         configured.options.model_dump_json(),
-        project.states(("tasks", "same-content", "quarantine", "published")),
+        project.states(("tasks", "same-content", "quarantine", "published", HAND_PICKS)),
         [(one.round_id, one.report_bytes) for one in rounds],
         # Measured after the round was published; those of earlier rounds change no more.
         project.states((NOISE, PREVIEWS), rounds[-1].round_id) if rounds else None,

@@ -139,6 +139,7 @@ class LabelStudioPublisher:
             round_id=report.request.round_id,
             image_ids=image_ids,
             rereads=rereads,
+            by_hand=report.ranking.by_hand,
             seconds=dict(seconds),
             published_at=datetime.now(UTC),
             imported_at=imported_at,

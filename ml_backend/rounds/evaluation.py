@@ -195,6 +195,7 @@ def _compare(
         verdict = "the strategy pays"
     elif high < 0:
         verdict = "the strategy has cost accuracy here"
+    left_out = f" {len(labels.by_hand)} labels of images put next by hand are on neither side." * bool(labels.by_hand)
     return ActiveAgainstRandom(
         images=len(both),
         labels=tuple(len(fold.active) for fold in folds),
@@ -207,12 +208,13 @@ def _compare(
         low=low,
         high=high,
         p=p,
+        by_hand=len(labels.by_hand),
         seed=seed,
         made_at=datetime.now(UTC),
         sentence=(
             f"With {_span(extra)} labels beyond the start set, chosen by the strategy instead of randomly, the "
             f"accuracy on {len(both)} unseen images was {100 * difference:+.1f} points (95 % interval {100 * low:+.1f} "
-            f"to {100 * high:+.1f}; McNemar's p = {p:.2f}): {verdict}."
+            f"to {100 * high:+.1f}; McNemar's p = {p:.2f}): {verdict}." + left_out
         ),
     )
 

@@ -61,6 +61,7 @@ from ml_backend.model.learner import IMAGES, LearnerProgress, McDropoutLearner
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES, Need
 from ml_backend.rounds.cold_start import START_FEATURES, StartFeatures
+from ml_backend.rounds.embedding import keep_embedding
 from ml_backend.rounds.interfaces import Learner, Progress, Scorer, assume_current, no_progress
 from ml_backend.rounds.replay import make_manifest, round_inputs
 from ml_backend.rounds.reuse import (
@@ -150,12 +151,15 @@ def run_live_round(
         # Training may take longer than readers need for what is published.
         with run_periodically(project.top_up), context.quarantine.settled():
             result = train_live(project, reason, raise_if_preempted)
-            is_random_start = not result.report.by_network and result.report.ranking.strategy == "random"
-            request = result.report.request
-            if request.cold_start != "random" and request.has_trained_features and is_random_start:
-                # Readers have an order now, and the features are cached: the order by features follows at once.
+            if orders_again(result.report):
                 result = train_live(project, reason, raise_if_preempted)
             return project.drop_useless() or (result.report, result.published)
+
+
+def orders_again(report: RoundReport) -> bool:
+    """Whether an order by features follows a random one at once: readers have an order now, and these are cached."""
+    is_random_start = not report.by_network and report.ranking.strategy == "random"
+    return is_random_start and report.request.cold_start != "random" and report.request.has_trained_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,8 +360,13 @@ class LiveProject(Project):
         )
 
     def publish(self, report: RoundReport) -> PublishedRanking:
-        """Publish, and note how many annotations there were before: their number now shows how much is used up."""
+        """Publish with what the owner put next in front, which no stored round holds: it ranks as its strategy does.
+
+        The number of annotations before is noted: their number later shows how much is used up.
+        """
         with self._publishing:
+            ranking = report.ranking.with_first(self.store.hand_picked())
+            report = report.model_copy(update={"ranking": ranking})
             before = Counts.of(self.context.client.project(self.context.key.id))
             published = self._publisher.publish(report, self.ensure_current)
             published = published.model_copy(update={"annotations": before.annotations + before.skips})
@@ -378,8 +387,8 @@ class LiveProject(Project):
         served = self.store.published()
         with self._publishing, bound_contextvars(**({} if served is None else {"round": served.round_id})):
             is_held, unreadable = partial(self._is_held, labels), self.context.quarantine.current()
-            low = low_water(self.options)
-            done = top_up(labels, self.store, low, self.publish, is_held, quarantined=unreadable)
+            low, picked = low_water(self.options), self.store.hand_picked()
+            done = top_up(labels, self.store, low, self.publish, is_held, quarantined=unreadable, first=picked)
             if done is None and not self.options.reread_share:
                 self._publisher.put_back((), self.ensure_current)
             return done
@@ -519,6 +528,8 @@ def train_live(
     result = run_round(request, project, learner, CatalogStrategy(options.strategy))
     project.show_disagreements()
     store = project.store
+    if not orders_again(result.report):  # readers wait for the order that follows
+        keep_embedding(store, request, learner, raise_if_preempted)
     measured = store.rounds_with(NOISE)
     if result.training and seed_noise_is_due(store.rounds_with(AGREEMENT), measured, options.noise_every):
         replicate = measure_seed_noise(

@@ -147,8 +147,9 @@ def top_up(
     is_held: Callable[[PublishedRanking], bool],
     *,
     quarantined: Set[str] = frozenset(),
+    first: Sequence[str] = (),
 ) -> tuple[RoundReport, PublishedRanking] | None:
-    """Publish more of the last ranking where few images of it are left, or where it serves images needlessly.
+    """Publish more of the last ranking where few images of it are left, or it serves others than it should.
 
     Args:
         labels: of the project.
@@ -157,6 +158,7 @@ def top_up(
         publish: publishes a ranking.
         is_held: whether Label Studio holds the ranking as it was published; called after the labels were read.
         quarantined: ids of images that could not be read.
+        first: ids of the images that ``publish`` puts in front.
 
     Returns:
         The round and its published ranking; None where nothing had to be published, or no image is left.
@@ -179,10 +181,11 @@ def top_up(
     left = sum(image_id in served for image_id in fresh)
     # Served although it needs no answer, or can teach nothing: another task holds the same image, for example.
     needless = len(served & {*unreadable, *(one.image_id for one in unusable)} - annotated)
-    enough = (left >= low or left == len(fresh)) and not needless
+    picked = len({*first}.intersection(fresh).difference(published.by_hand))
+    enough = (left >= low or left == len(fresh)) and not needless and not picked
     if not fresh or (enough and is_held(published)):
         return None
-    log.info("topping up", left=left, low=low, waiting=len(fresh), needless=needless, lost=enough)
+    log.info("topping up", left=left, low=low, waiting=len(fresh), needless=needless, picked=picked, lost=enough)
     return report, publish(report.model_copy(update={"ranking": ranking}))
 
 

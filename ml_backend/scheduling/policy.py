@@ -194,6 +194,7 @@ class Compared:
         unpublished: whether one of these is not published.
         copy_published: whether a published image has its answer in another task.
         order_lost: whether Label Studio no longer holds the published order.
+        picked: whether an image that the owner put next, and that can be read, was not published as such.
         rereads_ended: whether tasks are open to another reader although the owner has switched re-reads off.
         rerank_due: whether the newest order is not the chosen one, and can be made without training.
         labels_differ: whether labels differ by how ground truths count now.
@@ -209,6 +210,7 @@ class Compared:
     unpublished: bool = False
     copy_published: bool = False
     order_lost: bool = False
+    picked: bool = False
     rereads_ended: bool = False
     rerank_due: bool = False
     labels_differ: bool = False
@@ -412,7 +414,12 @@ def _is_low_on_images(published: PublishedRanking, event: AnnotationsChanged, op
 def _top_up_is_due(found: Compared, options: ProjectOptions | None) -> bool:
     """Whether a top-up would publish something that readers need; it would be requested every minute otherwise."""
     runs_low = options is not None and found.left < low_water(options) and found.unpublished
-    return runs_low or found.rereads_ended or (found.readable and (found.copy_published or found.order_lost))
+    return (
+        runs_low
+        or found.rereads_ended
+        or found.picked
+        or (found.readable and (found.copy_published or found.order_lost))
+    )
 
 
 def _may_find_an_image(queue: QueueStatus, found: Compared) -> bool:

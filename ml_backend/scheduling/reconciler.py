@@ -183,6 +183,7 @@ class Reconciler:
             unpublished=not readable <= served,
             copy_published=any(str(n) in served for n in copies if not tasks[n].annotations),
             order_lost=order_lost,
+            picked=published is not None and bool(readable.intersection(project.hand_picked()) - {*published.by_hand}),
             rereads_ended=not options.reread_share and bool(project.asked_again()),
             rerank_due=rerank_due,
             labels_differ=labels_differ,

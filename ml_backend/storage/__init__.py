@@ -8,11 +8,13 @@
         orders/20261126T140300000000.json  each of the last 500 that it served
         versions.json                 model versions that may be deleted from Label Studio
         paused.json                   the owner's pause
+        hand-picks.json               images that the owner put next in the order, by whom and when
         quarantine.json               unreadable images
         tasks.json                    Label Studio's tasks as they were last read; serving.json: what it serves
         same-content.json             images with equal bytes
         reading-problem.json          why Label Studio could not be read
         analysis.json                 what the pages show of tasks and rounds together; computed when these change
+        embedding.npz                 features of the images on 64 axes, for similar images and the map
         proof.json                    the last comparison of the strategy with random images
         learned/r000001.json          the annotations that a round learned from
         rounds/r000001/report.json    RoundReport

@@ -25,6 +25,7 @@ from ml_backend.schemas import (
     Connection,
     FitReport,
     FrozenModel,
+    HandPick,
     ImageRef,
     ImportedVersion,
     Label,
@@ -46,11 +47,14 @@ from ml_backend.storage.atomic import (
 from ml_backend.storage.outputs import (
     EVIDENCE,
     OUTPUTS,
+    Embedding,
     SavesItself,
     ScoringFolder,
     ScoringTask,
+    read_embedding,
     read_evidence,
     read_outputs,
+    write_embedding,
     write_round_outputs,
 )
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore, Thumbnails
@@ -64,6 +68,8 @@ NETWORK: Final = "model.*"
 """What a learner saves."""
 INPUTS: Final = "inputs"
 """Name of the record ``RoundInputs`` in a round's folder."""
+HAND_PICKS: Final = "hand-picks"
+"""Name of the record of a project that ``hand_picks`` reads."""
 MANIFEST, _SUMMARY, _HEAD = "manifest", "summary", "head"
 _NO_RECORDS: Final[Mapping[str, FrozenModel]] = MappingProxyType({})
 _CACHED_SUMMARIES = 20_000  # over all projects; about a kilobyte each
@@ -270,6 +276,12 @@ class _AskedAgain(FrozenModel):
     """The tasks of a project whose overlap in Label Studio may be another than its project's."""
 
     tasks: tuple[int, ...]
+
+
+class _HandPicks(FrozenModel):
+    """What the owner of a project put next in the order, oldest first."""
+
+    picks: tuple[HandPick, ...] = ()
 
 
 class RoundStore:
@@ -546,6 +558,17 @@ class ProjectStore:
         """The same with the features and gradients that its strategy used, as long as these are kept."""
         return read_evidence(self._round(round_id))
 
+    def embedding(self) -> Embedding | None:
+        """Features of the project's images, which only the newest round keeps that computed them."""
+        return read_embedding(self.folder / "embedding.npz")
+
+    def set_embedding(self, embedding: Embedding) -> None:
+        """Replace it."""
+        try:
+            write_embedding(self.folder / "embedding.npz", embedding)
+        except OSError as error:
+            raise StorageError(f"the embedding could not be kept in {self.folder}: {error}") from error
+
     def network(self, round_id: str) -> Path | None:
         """The folder of a round that still holds its network; None where it trained none, or it was removed since."""
         return folder if any((folder := self._round(round_id)).rglob(NETWORK)) else None
@@ -631,6 +654,24 @@ class ProjectStore:
     def set_imported_versions(self, versions: Sequence[ImportedVersion]) -> None:
         """Replace that list."""
         write_record(self.folder / "versions.json", _Imported(versions=tuple(versions)))
+
+    def hand_picks(self) -> tuple[HandPick, ...]:
+        """What the owner put next in the order, oldest first; a damaged record is logged and hinders no round."""
+        try:
+            found = read_record(self.folder / f"{HAND_PICKS}.json", _HandPicks)
+        except StorageError as error:
+            log.warning("the images put next by hand are not known", error=str(error))
+            return ()
+        return () if found is None else found.picks
+
+    def hand_picked(self) -> tuple[str, ...]:
+        """The images of all ``hand_picks``, those of the last in front; most have a label by now."""
+        return tuple(image_id for pick in reversed(self.hand_picks()) for image_id in pick.image_ids)
+
+    def add_hand_pick(self, pick: HandPick) -> None:
+        """Add images that are to come next; for good, since a label's origin is read from here."""
+        found = read_record(self.folder / f"{HAND_PICKS}.json", _HandPicks) or _HandPicks()
+        write_record(self.folder / f"{HAND_PICKS}.json", _HandPicks(picks=(*found.picks, pick)))
 
     def asked_again(self) -> tuple[int, ...]:
         """Tasks whose overlap this installation may have raised in Label Studio, so that they are read again."""

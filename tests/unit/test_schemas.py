@@ -13,6 +13,7 @@ from ml_backend.schemas import (
     Label,
     ProjectKey,
     Ranking,
+    Reread,
     RoundReport,
     patient_of,
 )
@@ -80,6 +81,21 @@ class TestRanking:
     def test_scores_are_finite(self, score):
         with pytest.raises(ValidationError, match="NaN or infinite"):
             Ranking(strategy="entropy", image_ids=("1",), scores=(score,), batch_size=1)
+
+    def test_hand_picked_images_come_first_and_leave_the_holdout(self):
+        """The re-read after 2 images had 1 and 2 before it: 3 goes past it, so that it has 3, 1 and 2 before it."""
+        reread = Reread(image_id="9", after=2, value=0.5, answers=1)
+        ranking = Ranking(
+            strategy="entropy", image_ids=("1", "2", "3", "4"), scores=(0.4, 0.3, 0.2, 0.1), batch_size=2,
+            control=("2", "3"), rereads=(reread,),
+        )  # fmt: skip
+
+        found = ranking.with_first(["3", "gone", "1", "3"])
+
+        assert (found.image_ids, found.scores) == (("3", "1", "2", "4"), (0.2, 0.4, 0.3, 0.1))
+        assert (found.by_hand, found.control) == (("3", "1"), ("2",))
+        assert [one.after for one in found.rereads] == [3]
+        assert ranking.with_first(["gone"]) == ranking
 
 
 class TestRecord:

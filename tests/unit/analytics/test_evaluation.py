@@ -18,12 +18,13 @@ from ml_backend.analytics.evaluation import (
     holdout_estimate,
     labels_by_origin,
     newcombe,
+    picked_labels,
     running,
     trend,
     wilson,
 )
 from ml_backend.analytics.history import Answer, ImageInsight, RoundInsight
-from ml_backend.schemas import FitReport, Label, RoundReport
+from ml_backend.schemas import FitReport, HandPick, Label, RoundReport
 from ml_backend.storage import RoundSummary
 from tests.fakes import CLASSES, make_image, make_report
 
@@ -98,6 +99,17 @@ class TestLabelsByOrigin:
         found = self.origin([label(1)], [answer(1, 25)])
 
         assert (found.control, [one.image.id for one in found.chosen]) == ((), ["1"])
+
+    def test_what_was_put_next_before_its_first_answer_came_by_hand(self):
+        """All are picked at 22: image 2 has its answer by then, and 3 is answered between its two picks."""
+        labels = [label(number) for number in range(1, 5)]
+        answers = [answer(4, 26), answer(1, 25), answer(2, 21), answer(3, 23)]
+        picks = [
+            HandPick(at=NOON + timedelta(minutes=minute), by="owner", like="9", image_ids=tuple(ids))
+            for minute, ids in ((22, "1243"), (24, "3"))
+        ]
+
+        assert [one.image.id for one in picked_labels(labels, picks, answers)] == ["3", "1", "4"]
 
     def test_what_came_under_random_was_not_chosen(self):
         """Its network was not asked about the images either."""

@@ -233,6 +233,12 @@ class TestSentences:
 
         assert (kinds(found), found.assumed_held) == ([("d", "by hand")], 1)
 
+    def test_what_was_put_next_by_hand_is_counted(self):
+        orders = [order("abc"), order("cb", 1.2).model_copy(update={"by_hand": ("c", "b")})]
+        found = order_fidelity(orders, [answer("a", 1), answer("c", 2)])
+
+        assert found.sentence.endswith(" order. 1 of the images had been put next by hand.")
+
     def test_no_answer_yet(self):
         assert order_fidelity([order("ab")], []).sentence == "No reader has answered yet."
 

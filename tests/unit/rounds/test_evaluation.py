@@ -73,6 +73,15 @@ def compared(
 
 
 class TestCounts:
+    def test_what_came_by_hand_is_on_neither_side(self):
+        picked = (label(3000), label(3001))
+        found, journal = compared(replace(origin(), by_hand=picked))
+
+        assert not {"3000", "3001"} & {image for learned, asked in journal for image in (*learned, *asked)}
+        assert found.by_hand == 2
+        assert found.sentence.endswith(" 2 labels of images put next by hand are on neither side.")
+        assert "by hand" not in compared(origin())[0].sentence
+
     def test_equal_on_both_sides_and_every_control_image_is_asked_once(self):
         found, journal = compared(origin())
 

@@ -49,6 +49,7 @@ from ml_backend.rounds.sharding import ShardedLearner
 from ml_backend.scheduling.worker import keep_previews
 from ml_backend.schemas import (
     Connection,
+    HandPick,
     HeldOutImage,
     ImageRef,
     ProjectKey,
@@ -267,6 +268,26 @@ class TestTopUp:
         assert run(reason="topup") == (make_report(), order())
         assert run.rounds == []
         assert run.store.asked_again() == ()
+
+    def test_what_was_put_next_is_served_first_and_the_round_stays_as_it_was(self, run, monkeypatch):
+        """The last pick in front; image 9 is not the project's."""
+        run.tasks = [{"id": n, "data": {"image": f"http://films.example/{n}.png"}, "annotations": []} for n in (1, 2)]
+        run.row["task_number"] = 2
+        run.store.save(make_report(), None, None)
+        run.store.set_published(order())
+        for picked in (("2", "9"), ("1",)):
+            run.store.add_hand_pick(HandPick(at=NOON, by="owner", like="2", image_ids=picked))
+        published = []
+
+        def publish(self: object, report: RoundReport, guard: object) -> PublishedRanking:
+            published.append(report.ranking)
+            return order(delete=1.0)
+
+        monkeypatch.setattr(LabelStudioPublisher, "publish", publish)
+        run(reason="topup")
+
+        assert [(one.image_ids, one.by_hand) for one in published] == [(("1", "2"), ("1", "2"))]
+        assert run.store.report("r000001") == make_report()
 
 
 class TestCopies:

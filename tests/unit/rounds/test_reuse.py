@@ -243,6 +243,25 @@ class TestTopUp:
     def test_an_unreadable_image_is_served_no_longer(self, store, labels, unreadable, wanted):
         assert self.top_up(store, labels, "345", "345", quarantined=frozenset(unreadable))[0] == wanted
 
+    @pytest.mark.parametrize(
+        ("labels", "picked", "shown", "wanted"),
+        [
+            (FakeLabels(pool=images(3, 4, 5)), "5", "", ["345"]),
+            (FakeLabels(pool=images(3, 4, 5)), "5", "5", []),
+            (FakeLabels([make_annotation(5, "normal")], images(3, 4)), "5", "", []),
+            (FakeLabels(pool=images(3, 4, 5)), "7", "", []),
+        ],
+        ids=["not yet in front", "in front", "labelled meanwhile", "gone"],
+    )
+    def test_publishes_what_was_put_next_once(self, store, labels, picked, shown, wanted):
+        store.save(report_of(*"345"), None, None)
+        store.set_published(published(image_ids="345").model_copy(update={"by_hand": tuple(shown)}))
+        project = FakeProject(labels)
+
+        top_up(labels, store, 1, project.publish, lambda _: True, first=picked)
+
+        assert ["".join(report.ranking.image_ids) for report in project.published] == wanted
+
     def test_publishes_nothing_lost_where_only_skipped_images_are_left(self, store):
         assert self.top_up(store, FakeLabels(SKIPPED, images(3)), "3", "3", low=1, held=False) == ([], None)
 

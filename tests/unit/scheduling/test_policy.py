@@ -225,6 +225,7 @@ COMPARISONS: list[tuple[Compared, QueueStatus, Action]] = [
     (Compared(left=100, readable=True, order_lost=True), QueueStatus(), Action("topup")),
     (Compared(left=100, readable=False, order_lost=True), QueueStatus(), NOTHING),
     (Compared(left=0, rereads_ended=True), QueueStatus(), Action("topup")),
+    (Compared(left=100, readable=True, picked=True), QueueStatus(), Action("topup")),
 ]
 
 

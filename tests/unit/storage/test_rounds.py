@@ -15,6 +15,7 @@ from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import (
     Connection,
     Exclusion,
+    HandPick,
     ImportedVersion,
     ProjectKey,
     PublishedRanking,
@@ -33,6 +34,19 @@ OUTPUTS = PoolPredictions(
     exclusions=(Exclusion(image_id="5", reason="damaged"),),
 )
 PUBLISHED = PublishedRanking(version="al-1", round_id="r000001", image_ids=("2", "1"), seconds={}, published_at=NOON)
+
+
+def test_a_damaged_list_of_picks_hinders_no_round_and_is_not_overwritten(tmp_path):
+    store = ProjectStore(tmp_path)
+    picks = [HandPick(at=NOON, by="owner", like="1", image_ids=ids) for ids in (("2", "3"), ("4",))]
+    for pick in picks:
+        store.add_hand_pick(pick)
+    assert (store.hand_picks(), store.hand_picked()) == (tuple(picks), ("4", "2", "3"))
+
+    (tmp_path / "hand-picks.json").write_text("{")
+    assert store.hand_picked() == ()
+    with pytest.raises(StorageError):
+        store.add_hand_pick(picks[0])
 
 
 class PowerCut(BaseException):
