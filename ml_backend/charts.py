@@ -47,6 +47,7 @@ class Line:
         low, high: edges of the band at the last of the ``x``; empty without a band.
         n: images that each of these is measured on; empty where they are not shown.
         meaning: text of the legend.
+        hundredths: its values are written as 0.90, also where the others are in per cent.
     """
 
     style: int
@@ -57,6 +58,7 @@ class Line:
     high: Sequence[float] = ()
     n: Sequence[int] = ()
     meaning: str = ""
+    hundredths: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,7 +458,7 @@ def _draw_hover(root: ET.Element, axes: Axes, lines: Sequence[Line], unit: str, 
         for line, place in here:
             from_end = place - len(line.x)
             shown = [v[from_end] for v in (line.y, line.low, line.high) if -from_end <= len(v)]
-            middle, *band = (value_words(value, percent=percent) for value in shown)
+            middle, *band = (f"{v:.2f}" if line.hundredths else value_words(v, percent=percent) for v in shown)
             of = f" of {line.n[from_end]} images" if -from_end <= len(line.n) else ""
             words.append(f"{line.name}: {middle}" + (f" [{'–'.join(band)}]" if band else "") + of)
         box: dict[str, str | float] = {"class": "strip", "x": left, "y": axes.top}

@@ -43,7 +43,7 @@ STAGES: Final[dict[str, str]] = {
     "train": "trains the network",
     "score": "scores the images without a label",
     "rank": "chooses the next images",
-    "save": "saves the round",
+    "save": "saves its results",
     "publish": "publishes the new order to Label Studio",
     "features": "computes the features of the images",
     "noise": "trains a second network to measure the variation between seeds; the order is served already",

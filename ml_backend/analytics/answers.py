@@ -11,7 +11,7 @@ from ml_backend.analytics.evaluation import (
 )
 from ml_backend.analytics.history import Confusion, same_classes
 from ml_backend.analytics.standing import Standing
-from ml_backend.analytics.stopping import LEVEL_ROUNDS, MIN_VALIDATION_IMAGES, count, in_minutes, slope
+from ml_backend.analytics.stopping import LEVEL_ROUNDS, MIN_VALIDATION_IMAGES, count, in_minutes, label_unit, slope
 from ml_backend.schemas import FitReport
 from ml_backend.storage import RoundSummary
 
@@ -19,6 +19,8 @@ CONTROL_SHARES = (0.1, 0.3, 0.5)
 """Values of the option ``control_share`` that are recommended, the last one its maximum."""
 SMALL_DIFFERENCE = 0.02
 """Difference of accuracies below which the images that would show it are not estimated: thousands."""
+MOST_IMAGES = 10_000
+"""Validation images of the newest network up to which a difference is looked for."""
 
 
 def share_words(share: float, n: int) -> str:
@@ -81,7 +83,7 @@ def next_answer(missing: int, left: int | None, *, trains: bool) -> str:
     return f"{count(left, 'image')} left, too few for the {missing} labels of the next {what}: use “Train now”."
 
 
-def learning_answer(rounds: Sequence[RoundSummary]) -> str:
+def learning_answer(rounds: Sequence[RoundSummary], unit: int = 20) -> str:
     """Whether the network learns: its newest accuracy against that of the first network; empty before the first.
 
     "Yes" and "No" where the 95 % interval of the difference excludes 0; "Probably" where it does not and the curve
@@ -91,24 +93,27 @@ def learning_answer(rounds: Sequence[RoundSummary]) -> str:
 
     Args:
         rounds: of the project, oldest first; those with other classes than the newest network's do not count.
+        unit: labels that a change of the accuracy is given for.
     """
     trained = same_classes([one for one in rounds if one.trained])
-    fits = [one.fit for one in trained if one.fit is not None]
+    known = [(one.labels, one.fit) for one in trained if one.fit is not None]
+    fits = [fit for _, fit in known]
     if not fits:
         return ""
     first, last = fits[0], fits[-1]
-    n = last.validation_images
+    n, n_first = last.validation_images, first.validation_images
     now = f"right for {share_words(last.validation_accuracy, n)} of {n} validation images"
     if len(fits) == 1:
         return f"Too early to tell: 1 network trained so far, 2 are needed; it is {now}."
     difference = last.validation_accuracy - first.validation_accuracy
-    low, high = newcombe(_correct(last), n, _correct(first), first.validation_images)
+    low, high = newcombe(_correct(last), n, _correct(first), n_first)
     begins = "Yes" if low > 0 else "No" if high < 0 else "Not clear yet"
-    measured = [one for one in fits if one.validation_images >= MIN_VALIDATION_IMAGES][-LEVEL_ROUNDS:]
-    latest = [one.validation_accuracy for one in measured]
-    level, lately = slope(latest, [one.validation_images for one in measured]), ""
+    measured = [one for one in known if one[1].validation_images >= MIN_VALIDATION_IMAGES][-LEVEL_ROUNDS:]
+    latest = [fit.validation_accuracy for _, fit in measured]
+    level, lately = slope(latest, [fit.validation_images for _, fit in measured]), ""
     if level is not None and (level.rises or level.falls):
-        lately = f"; lately it {'rose' if level.rises else 'fell'} by {abs(100 * level.per_round):.1f} points a round"
+        times, of = label_unit([labels for labels, _ in measured], unit)
+        lately = f"; lately it {'rose' if level.rises else 'fell'} by {100 * abs(level.per_round) * times:.2g} {of}"
         if level.rises and (fell := latest[-2] - latest[-1]) > 0:
             lately = f"; in the newest round it fell by {100 * fell:.1f} points"
         if level.per_round < -level.margin and begins != "No":
@@ -117,10 +122,15 @@ def learning_answer(rounds: Sequence[RoundSummary]) -> str:
             begins = "Probably"
     needed = ""
     if begins == "Not clear yet" and difference >= SMALL_DIFFERENCE:
-        needed = f"; a gain of this size shows from about {_images_to_show(first, last)} validation images on"
+        if (enough := _images_to_show(first, last)) is None:
+            needed = f"; against the first network's {n_first} images no gain of this size can show"
+        else:
+            needed = f"; against the first network's {n_first} images a gain of this size shows from about {enough} on"
+    points = abs(round(100 * difference))
+    than = f"{points} points {'more' if difference >= 0 else 'less'} than" if points else "as often as"
     return (
-        f"{begins}: {now}, {abs(100 * difference):.0f} points {'more' if difference >= 0 else 'less'} than the first "
-        f"network (95 % interval {100 * low:+.0f} to {100 * high:+.0f}){lately}{needed}."
+        f"{begins}: {now}, {than} the first network "
+        f"(95 % interval {100 * low:+.0f} to {100 * high:+.0f}){lately}{needed}."
     )
 
 
@@ -128,11 +138,11 @@ def _correct(fit: FitReport) -> int:
     return round(fit.validation_accuracy * fit.validation_images)
 
 
-def _images_to_show(first: FitReport, last: FitReport) -> int:
-    """Images on both sides at which the interval of their difference excludes 0, to two digits."""
-    shares = (first.validation_accuracy, last.validation_accuracy)
-    variance = sum(share * (1 - share) for share in shares)
-    return int(float(f"{1.96**2 * variance / (shares[1] - shares[0]) ** 2:.1e}"))
+def _images_to_show(first: FitReport, last: FitReport) -> int | None:
+    """Images of the newest network, in tens, at which the interval of the difference excludes 0; None: at no number."""
+    images, share = range(last.validation_images // 10 * 10 + 10, MOST_IMAGES, 10), last.validation_accuracy
+    before = (_correct(first), first.validation_images)
+    return next((n for n in images if newcombe(round(share * n), n, *before)[0] > 0), None)
 
 
 def confusion_answer(confusion: Confusion) -> str:
@@ -147,6 +157,20 @@ def confusion_answer(confusion: Confusion) -> str:
         return f"It confuses nothing: right about all {sum(of_label.values())} images."
     n, label, name = max(wrong, key=lambda one: one[0])
     return f"Most often it takes '{label}' for '{name}': {n} of {of_label[label]} images of '{label}'."
+
+
+def calibration_answer(control: HoldoutEstimate | None) -> str:
+    """Whether the network is right as often as its probabilities say; empty where there are too few holdout images."""
+    if control is None or control.ece is None:
+        return ""
+    sure, right = sum(one.n * one.confidence for one in control.bins) / control.n, control.correct / control.n
+    low, high = wilson(control.correct, control.n)
+    begins = "Too sure" if sure > high else "Not sure enough" if sure < low else "Not clearly wrong"
+    return (
+        f"{begins}: on average {100 * sure:.0f} % sure of its prediction, and right for {100 * right:.0f} % "
+        f"({100 * low:.0f} to {100 * high:.0f}) of the last {control.n} random images. Expected calibration error "
+        f"{control.ece:.2f}."
+    )
 
 
 def pays_answer(
@@ -179,7 +203,7 @@ def pays_answer(
     if strategy == "random":
         return "Nothing to compare: the strategy is random, so no image is chosen."
     if missing <= 0:
-        return f"Not compared yet: {total} random images have a label, enough to compare."
+        return f"Ready to compare: {total} random images have a label. Ask your operator to run ml-backend proof."
     have = f"{count(total, 'random image')} {'has' if total == 1 else 'have'} a label, {MIN_HOLDOUT_IMAGES} are needed"
     share = sufficient_share(missing, control_share, left)
     if share is not None and share == control_share:

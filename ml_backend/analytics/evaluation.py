@@ -270,6 +270,14 @@ class HoldoutTrend(FrozenModel):
         )
 
 
+class CalibrationBin(FrozenModel):
+    """Holdout images of similar confidence: how many, their mean confidence, and how many were predicted correctly."""
+
+    n: Annotated[int, Field(ge=1)]
+    confidence: Share
+    correct: Count
+
+
 class HoldoutEstimate(FrozenModel):
     """The network's accuracy on images without a label.
 
@@ -281,6 +289,7 @@ class HoldoutEstimate(FrozenModel):
         temperature: that the probabilities would have to be divided by in logits, fitted on these images alone: above 1
             where the network is too sure; None where the images are fewer than 30.
         ece: expected calibration error of the probabilities as they are, 0 to 1; likewise.
+        bins: what ``ece`` is computed from, least confident first, without empty ones; none where the images are fewer.
         ece_calibrated: of each fifth under the temperature fitted on the others; likewise.
         enough: whether there are 30 or more.
         by_round: all of them, oldest round first.
@@ -300,6 +309,7 @@ class HoldoutEstimate(FrozenModel):
     recall: dict[str, Share | None]
     temperature: float | None
     ece: Share | None
+    bins: tuple[CalibrationBin, ...] = ()
     ece_calibrated: Share | None
     enough: bool
     by_round: tuple[HoldoutRound, ...]
@@ -356,11 +366,13 @@ def holdout_estimate(
     n, correct = len(newest), sum(one.correct for one in newest)
     low, high = wilson(correct, n)
     temperature = ece = ece_calibrated = None
+    bins: tuple[CalibrationBin, ...] = ()
     if n >= MIN_HOLDOUT_IMAGES:
         probs = np.array([list(one.probs.values()) for one in newest])
         targets = np.array([classes.index(one.label.value) for one in newest])
         temperature = fitted_temperature(probs, targets)
         ece = _calibration_error(probs, targets)
+        bins = calibration_bins(probs.max(axis=1), probs.argmax(axis=1) == targets, _BINS)
         ece_calibrated = _calibration_error(_cross_calibrated(probs, targets), targets)
     recall: dict[str, float | None] = {}
     for name in classes:
@@ -376,6 +388,7 @@ def holdout_estimate(
         recall=recall,
         temperature=temperature,
         ece=ece,
+        bins=bins,
         ece_calibrated=ece_calibrated,
         enough=n >= MIN_HOLDOUT_IMAGES,
         by_round=by_round(usable),
@@ -469,9 +482,21 @@ def expected_calibration_error(
     Source:
         Naeini, Cooper & Hauskrecht 2015, doi:10.1609/aaai.v29i1.9602; Guo et al. 2017, arXiv:1706.04599.
     """
+    found = calibration_bins(confidence, correct, bins)
+    return sum(abs(one.correct - one.n * one.confidence) for one in found) / len(correct)
+
+
+def calibration_bins(
+    confidence: Float[Floats, " images"], correct: Bool[npt.NDArray[np.bool_], " images"], bins: int
+) -> tuple[CalibrationBin, ...]:
+    """The bins that hold images; the arguments are those of ``expected_calibration_error``."""
     places = np.ceil(confidence * bins).astype(np.int64).clip(1, bins) - 1
-    gaps = np.bincount(places, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(correct))
+    sums = (np.bincount(places, weights=weights, minlength=bins) for weights in (None, confidence, correct))
+    return tuple(
+        CalibrationBin(n=int(n), confidence=min(float(sure / n), 1.0), correct=int(right))
+        for n, sure, right in zip(*sums, strict=True)
+        if n
+    )
 
 
 def _calibration_error(probs: Float[Floats, "images classes"], targets: Int[npt.NDArray[np.intp], " images"]) -> float:

@@ -235,6 +235,7 @@ def _readers(
     several = len({one.rater for one in answers}) > 1  # else nothing further is read
     annotations = read()[0] if several else []
     rounds = project.rounds_with(INSIGHT) if several else []
+    tested = newest_record(project, HELD_OUT, HeldOutPredictions) if several else None
     # A damaged round is left out of the foresight, and the readers are compared all the same.
     insights = {one: _readable(partial(project.record, one, INSIGHT, RoundInsight)) for one in rounds}
     return reader_agreement(
@@ -244,6 +245,7 @@ def _readers(
         ground_truth=options.ground_truth,
         image_of=lambda task: str(images.copies(int(task))),
         disputed=adjudication(annotations, classes, ordered),
+        asked=() if tested is None else [one.image_id for one in tested[1].disagreements()],
         insights={one: found for one, found in insights.items() if found is not None},
     )
 
@@ -401,6 +403,8 @@ def _readable(part: Callable[[], T]) -> T | None:
         return None
 
 
+UNDECIDED: Final = 0.25
+"""Difference of the two highest probabilities from which on an image is no longer called undecided."""
 CONTROL: Final = "drawn at random, as part of the holdout"
 
 _UNSEEN: Final[dict[str, str]] = {
@@ -439,7 +443,13 @@ def _most_probable(image: ImageInsight) -> list[str]:
 
 
 def _undecided(image: ImageInsight) -> str:
-    return f"undecided between {' and '.join(_most_probable(image)[:2])}"
+    return _two_classes(image, "undecided between", "among the least certain:")
+
+
+def _two_classes(image: ImageInsight, close: str, apart: str) -> str:
+    """The two most probable classes; a strategy also has to choose where no image is close any more."""
+    second, first = sorted(image.probs.values())[-2:]
+    return f"{close if first - second < UNDECIDED else apart} {' and '.join(_most_probable(image)[:2])}"
 
 
 def _disagreement(image: ImageInsight) -> str:
@@ -447,8 +457,9 @@ def _disagreement(image: ImageInsight) -> str:
 
 
 def _of_maximum(nats: float, image: ImageInsight) -> str:
-    """Information in nats as a share of the most that a label can hold."""
-    return _percent(nats / math.log(max(len(image.probs), 2)))
+    """Information in nats as a share of the most that a label can hold; below 10 % with a digit more."""
+    share = nats / math.log(max(len(image.probs), 2))
+    return _percent(share) if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
 def _percent(share: float) -> str:
@@ -465,8 +476,8 @@ _SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
     "entropy": _undecided,
     "epig": lambda image: f"tells about the other images: {_of_maximum(image.score, image)} of what a label can hold",
     "herding": lambda _: f"{_UNLIKE}: represents images that no labelled one represents",
-    "least_confidence": lambda image: f"unsure of its prediction, {_most_probable(image)[0]}",
-    "margin": lambda image: f"small margin between {' and '.join(_most_probable(image)[:2])}",
+    "least_confidence": lambda image: f"least sure prediction: {_most_probable(image)[0]}",
+    "margin": lambda image: _two_classes(image, "small margin between", "among the smallest margins:"),
     "mean_std": lambda image: f"its prediction varies from pass to pass, by {100 * image.score:.0f} points a class",
     "power_bald": lambda image: f"{_disagreement(image)}; spread over the pool at random",
     "random": lambda _: "drawn at random",

@@ -125,6 +125,7 @@ class ReaderAgreement(FrozenModel):
             different, and 0.
         kappa: over all pairs of readers.
         disputes: images to adjudicate, widest disagreement first; at most ``LISTED_DISPUTES`` of ``disputed``.
+        answers: task -> classes that its readers gave, of those asked for that several have read.
         foresight: by round, oldest first.
     """
 
@@ -137,6 +138,7 @@ class ReaderAgreement(FrozenModel):
     kappa: Estimate | None = None
     disputes: tuple[Dispute, ...] = ()
     disputed: Count = 0
+    answers: dict[str, tuple[str, ...]] = Field(default={})
     foresight: tuple[RoundForesight, ...] = ()
 
 
@@ -187,6 +189,7 @@ def reader_agreement(
     ground_truth: str = "override",
     image_of: Callable[[str], str] = str,
     disputed: Sequence[str] = (),
+    asked: Iterable[str] = (),
     insights: Mapping[str, RoundInsight] | None = None,
 ) -> ReaderAgreement:
     """Compare the readers of a project.
@@ -198,6 +201,7 @@ def reader_agreement(
         ground_truth: the option: ground truths ``override``, are answers of a ``reader``, or are left out.
         image_of: task -> image, which several tasks may hold.
         disputed: images to adjudicate, widest disagreement first.
+        asked: tasks whose answers are listed.
         insights: round -> predictions for images that had no label then, oldest first.
     """
     reads, eye = _gathered(answers, classes, ground_truth, image_of), np.eye(len(classes))
@@ -244,6 +248,7 @@ def reader_agreement(
         kappa=_pairwise_kappa(several, ordered=ordered),
         disputes=tuple(Dispute(image_id=one, values=values_of.get(one, ())) for one in disputed[:LISTED_DISPUTES]),
         disputed=len(disputed),
+        answers={task: gave for task in asked if len(gave := values_of.get(image_of(task), ())) > 1},
         foresight=foresight(insights or {}, disagreement(values_of)),
     )
 
@@ -496,8 +501,8 @@ def agreement_answer(found: ReaderAgreement) -> str:
             f"{begins}: agreement needs images that two or more readers answer. With the option annotations_per_task=2 "
             "every image is shown to two."
         )
-    words = f"{share_words(found.apart[0] / found.images, found.images)} of {count(found.images, 'image')}"
-    words += f" with answers of two or more readers {'has' if found.images == 1 else 'have'} no difference"
+    words = f"on {share_words(found.apart[0] / found.images, found.images)} of the {count(found.images, 'image')}"
+    words += " that several read, all chose the same class"
     if (known := found.kappa) is None:
         return f"Not known yet: {words}, and every answer is the same class."
     kappa_words = f"kappa {estimate_words(known).replace('(', '(95 % interval ')}"
@@ -506,6 +511,29 @@ def agreement_answer(found: ReaderAgreement) -> str:
     low, high = (next(word for end, word in LEVELS if value <= end) for value in (known.low, known.high))
     level = low if low == high else f"{low} to {high}"
     return f"{level[0].upper()}{level[1:]} agreement: {kappa_words}; {words}."
+
+
+def outlier_answer(readers: Sequence[tuple[str, ReaderStatistics]]) -> str:
+    """Names the reader whose bias, or else agreement, lies apart from all others' by its 95 % interval.
+
+    Args:
+        readers: each with the name that is shown; with fewer than three nobody can tell, and the answer is empty.
+    """
+    compared = False
+    for figure in ("bias", "agreement"):
+        known = [(one, name) for name, reader in readers if (one := getattr(reader, figure)) is not None]
+        if len(known) < 3 or any(one.small for one, _ in known):
+            continue
+        compared = True
+        for one, name in known:
+            others = [other for other, whose in known if whose != name]
+            above, below = one.low > max(x.high for x in others), one.high < min(x.low for x in others)
+            if figure == "bias" and (above or below):
+                way = "severe" if one.value > 0 else "mild"
+                return f"{name} stands out: too {way}, {estimate_words(one, sign=True)} classes from the others."
+            if figure == "agreement" and below:
+                return f"{name} stands out: agrees least with the others, kappa {estimate_words(one)}."
+    return "No reader clearly stands out." if compared else ""
 
 
 def foresight_answer(rounds: Sequence[RoundForesight]) -> str:

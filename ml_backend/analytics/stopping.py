@@ -217,10 +217,12 @@ def stop_advice(
         slope_error=level.error,
     )
     findings = [falling] if falling else []
+    times, unit = label_unit([one.labels for one in measured[-LEVEL_ROUNDS:]], more or labels)
+    change, error = f"by {100 * abs(level.per_round) * times:.2g} {unit}", f"{100 * level.error * times:.2g}"
     if rising and level.rises:
         fell = latest[-2] - latest[-1]
         fall = f"accuracy fell by {100 * fell:.1f} points in the newest round"
-        findings.append(fall if fell > 0 else f"accuracy rose by {100 * level.per_round:.1f} points a round")
+        findings.append(fall if fell > 0 else f"accuracy rose {change}")
     elif rising and not level.falls:
         findings.append("whether accuracy still rises is not clear")
     findings += [_agreement_words(points, floor), _gain_words(gain, minutes, more)]
@@ -230,7 +232,7 @@ def stop_advice(
     return advice.model_copy(
         update={
             "sentence": _NOTHING_LEFT if left == 0 else f"{sentence}.",
-            "evidence": tuple(_evidence(advice, rises=level.rises, control=control)),
+            "evidence": tuple(_evidence(advice, level, f"{change} (standard error {error})", control)),
         }
     )
 
@@ -280,6 +282,17 @@ def slope(values: Sequence[float], images: Sequence[int] | None = None) -> Slope
     if max(abs(per_round), error) < _ROUNDING:
         return Slope(0.0, 0.0, len(values))
     return Slope(per_round, error, len(values))
+
+
+def label_unit(labels: Sequence[int], unit: int) -> tuple[float, str]:
+    """What a change a round is multiplied by to be one for so many labels, and its unit; 1 where no label was added.
+
+    Args:
+        labels: of the rounds, oldest first; at least two.
+        unit: number of labels.
+    """
+    gained = (labels[-1] - labels[0]) / (len(labels) - 1)
+    return (unit / gained, f"points for every {count(unit, 'label')}") if gained > 0 else (1.0, "points a round")
 
 
 def expected_gain(curve: Sequence[CurvePoint], more: int) -> float | None:
@@ -384,9 +397,12 @@ def _agreement_words(points: Sequence[AgreementPoint], floor: Agreement | None) 
             if found.kappa >= STABLE_KAPPA_ALONE
             else f"{words}, and without it stopping needs {STABLE_KAPPA_ALONE}"
         )
-    much = "about as much as" if _reaches_floor(found, floor) else "less than"
+    much = "about as much as" if (reached := _reaches_floor(found, floor)) else "less than"
     words += f", {much} two networks trained on the same labels ({floor.kappa:.2f})"
-    return words if found.kappa >= STABLE_KAPPA else f"{words}; stopping needs {STABLE_KAPPA}"
+    if found.kappa >= STABLE_KAPPA:
+        return words
+    why = ", because the last two started from the same weights and agree more by that alone" if reached else ""
+    return f"{words}; stopping {'also ' if reached else ''}needs {STABLE_KAPPA}{why}"
 
 
 def _gain_words(gain: float | None, minutes: float | None, labels: int) -> str:
@@ -394,12 +410,11 @@ def _gain_words(gain: float | None, minutes: float | None, labels: int) -> str:
     those = f"the next {count(labels, 'label')}{reading}"
     if gain is None:
         return f"the gain of {those} is not known yet"
-    if (points := 100 * gain) < 0.05:
-        return f"{those} are expected to gain less than 0.1 points of accuracy"
-    return f"{those} are expected to gain {points:.1f} points of accuracy"
+    much = "less than 0.1" if gain < NO_GAIN else f"{100 * gain:.2g}"
+    return f"{those} are expected to gain {much} points of accuracy"
 
 
-def _evidence(advice: StopAdvice, *, rises: bool, control: HoldoutEstimate | None) -> list[str]:
+def _evidence(advice: StopAdvice, level: Slope, change: str, control: HoldoutEstimate | None) -> list[str]:
     found = []
     if advice.agreements:
         kappas = [point.agreement.kappa for point in advice.agreements]
@@ -407,16 +422,15 @@ def _evidence(advice: StopAdvice, *, rises: bool, control: HoldoutEstimate | Non
         found.append(f"Kappa between successive networks, oldest first: {listed}.")
         if (weighted := advice.agreements[-1].agreement.weighted) is not None:
             found.append(f"Counting a disagreement by two classes four times as much as by one: {weighted:.2f}.")
-    if advice.slope is not None and advice.slope_error is not None:
-        found.append(
-            f"Over the last rounds accuracy changed by {100 * advice.slope:+.1f} points a round "
-            f"(standard error {100 * advice.slope_error:.1f}), on the validation labels, which were chosen and not "
-            "drawn at random, so that this is not the accuracy on the pool."
-        )
+    direction = "rose" if level.per_round > 0 else "fell"
+    found.append(
+        f"Over the last {count(level.points, 'round')} accuracy {direction} {change}, on the "
+        "validation labels, which were chosen and not drawn at random, so that this is not the accuracy on the pool."
+    )
     if control is not None:
-        found.append(_holdout_words(control, rises=rises))
+        found.append(_holdout_words(control, rises=level.rises))
     if advice.minutes_per_point is not None:
-        found.append(f"A point of accuracy costs {in_minutes(advice.minutes_per_point)} of reading now.")
+        found.append(f"At this gain a point of accuracy costs {in_minutes(advice.minutes_per_point)} of reading.")
     return found
 
 

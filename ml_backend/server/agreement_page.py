@@ -1,6 +1,7 @@
 """The owner's page of readers: whether they agree, how each of them answers, which images need a decision."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from flask import Response
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from ml_backend.analytics.readers import (
     ReaderStatistics,
     agreement_answer,
     estimate_words,
+    outlier_answer,
 )
 from ml_backend.analytics.stopping import count
 from ml_backend.charts import Interval, bar_chart, interval_chart, shorten
@@ -22,6 +24,8 @@ from ml_backend.server.status import config_of
 from ml_backend.server.views import csv_response, csv_text, find_project, pages, render
 from ml_backend.storage import ProjectStore
 
+FIRST_DISPUTES: Final = 10
+"""Images to decide that are shown unfolded."""
 Named = Sequence[tuple[str, ReaderStatistics]]
 """Readers, each with the name that is shown."""
 
@@ -46,7 +50,8 @@ def agreement(key: str) -> Response:
             "readers": readers,
             "named": _named(connection),
             "found": found,
-            "answer": "" if found is None else agreement_answer(found),
+            "answer": "" if found is None else f"{agreement_answer(found)} {outlier_answer(readers)}".strip(),
+            "first": FIRST_DISPUTES,
             "image_count": image_count,
             "tab": project.readings.disagreements_tab(DisagreementsTab),
             **charts,
@@ -115,7 +120,7 @@ def image_count(images: float) -> str:
 
 def _differences(found: ReaderAgreement) -> dict[str, int]:
     far = ("one class apart", "two or more apart") if found.ordered and found.classes != 2 else ("different",)
-    return dict(zip(("no difference", *far), found.apart, strict=False))
+    return dict(zip(("the same class", *far), found.apart, strict=False))
 
 
 def _apart_chart(differences: Mapping[str, int], images: int) -> Markup | None:

@@ -62,6 +62,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 HTML = "text/html; charset=utf-8"
+ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="3" fill="#5f8fb8"/></svg>'
 ERROR_PAGES: dict[int, tuple[str, str]] = {
     HTTPStatus.BAD_REQUEST: ("That did not work", "Go back, correct it, and try again."),
     HTTPStatus.UNAUTHORIZED: (
@@ -83,10 +84,11 @@ ERROR_PAGES: dict[int, tuple[str, str]] = {
 }
 """Heading and remedy of an error's page, by status; those of 500 for any other."""
 EXPLANATIONS: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "No user and password were sent, or wrong ones.",
     HTTPStatus.NOT_FOUND: "No page of this backend has this address: a letter of it may be wrong, or the link is old.",
     HTTPStatus.METHOD_NOT_ALLOWED: "Nothing can be shown at this address, since it only takes what is sent to it.",
 }
-"""In place of the framework's words, on a page."""
+"""In place of words for programs, on a page."""
 
 log = structlog.get_logger()
 routes = Blueprint("routes", __name__)
@@ -144,11 +146,11 @@ def _authenticate(app: Flask, settings: Settings) -> None:
         if any([compare_digest(given, one) for one in right]):  # noqa: C419 - constant time
             return None
         log.warning("refused", path=request.path, given=bool(given))
-        response = _answer(
-            HTTPStatus.UNAUTHORIZED,
+        why = (
             "expected the user and password of AL_BASIC_AUTH_USER and AL_BASIC_AUTH_PASS; Label Studio sends them with "
-            "webhooks only after `ml-backend connect`",
+            "webhooks only after `ml-backend connect`"
         )
+        response = _answer(HTTPStatus.UNAUTHORIZED, EXPLANATIONS[HTTPStatus.UNAUTHORIZED] if wants_page() else why)
         response.headers["WWW-Authenticate"] = 'Basic realm="ml-backend", charset="UTF-8"'
         return response
 
@@ -263,6 +265,12 @@ def health() -> HealthAnswer:
         log.error("unhealthy", error=str(error))  # noqa: TRY400 - no traceback: it is no bug
         abort(HTTPStatus.SERVICE_UNAVAILABLE, "the data folder cannot be written; the backend's log says why")
     return HealthAnswer(degraded=degraded(context().store, context().queue))
+
+
+@routes.get("/favicon.ico")
+def icon() -> Response:
+    """The icon of the pages."""
+    return Response(ICON, content_type="image/svg+xml")
 
 
 @routes.get("/")

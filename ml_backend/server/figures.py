@@ -7,7 +7,7 @@ from typing import Final
 from markupsafe import Markup
 
 from ml_backend.analytics.evaluation import WINDOW as CONTROL_WINDOW
-from ml_backend.analytics.evaluation import ActiveAgainstRandom, HoldoutEstimate, wilson
+from ml_backend.analytics.evaluation import ActiveAgainstRandom, CalibrationBin, HoldoutEstimate, wilson
 from ml_backend.analytics.history import Confusion
 from ml_backend.charts import Line, bar_chart, line_chart
 from ml_backend.schemas import FitReport
@@ -48,7 +48,8 @@ def learning_lines(
             name="AU ROC",
             x=[x for x, fit in fits if fit.validation_auroc is not None],
             y=[fit.validation_auroc for _, fit in fits if fit.validation_auroc is not None],
-            meaning="how well the classes of the validation images are separated",
+            meaning="how well the classes of the validation images are separated, from 0.50 (guessing) to 1",
+            hundredths=True,
         ),
         Line(
             style=3,
@@ -139,7 +140,8 @@ def shares_chart(name: str, title: str, lines: Sequence[Line]) -> Markup:
     for line in lines:
         band = f" (95 % interval {100 * line.low[-1]:.0f} to {100 * line.high[-1]:.0f} %)" if line.low else ""
         of = f" of {line.n[-1]} images" if line.n else ""
-        last.append(f"{line.name} {100 * line.y[-1]:.0f} %{of} at {line.x[-1]:.0f} labels{band}")
+        value = f"{line.y[-1]:.2f}" if line.hundredths else f"{100 * line.y[-1]:.0f} %"
+        last.append(f"{line.name} {value}{of} at {line.x[-1]:.0f} labels{band}")
     xs = [x for line in lines for x in line.x]
     return line_chart(
         name,
@@ -147,7 +149,7 @@ def shares_chart(name: str, title: str, lines: Sequence[Line]) -> Markup:
         f"Last values: {'; '.join(last)}.",
         lines,
         x_label="labels",
-        y_label="%",
+        y_label="%, AU ROC × 100" if any(line.hundredths for line in lines) else "%",
         x_range=(min(xs), max(xs)),
         y_range=(0.0, 1.0),
         percent=True,
@@ -155,6 +157,15 @@ def shares_chart(name: str, title: str, lines: Sequence[Line]) -> Markup:
         width=420,
         names_width=122,  # for the larger type of a phone
     )
+
+
+def calibration_chart(bins: Sequence[CalibrationBin]) -> Markup:
+    """Two bars a bin of similar confidence: the share predicted correctly, and the mean confidence."""
+    rows = {
+        f"{one.correct} of {one.n} right": {"of-labels": one.correct / one.n, "of-pool": one.confidence} for one in bins
+    }
+    words = "; ".join(f"{100 * one.confidence:.0f} % sure, {one.correct} of {one.n} right" for one in bins)
+    return bar_chart("calibration", "Confidence and accuracy", words, rows)
 
 
 def balance_chart(labels: Mapping[str, int], expected: Mapping[str, float]) -> Markup:

@@ -9,6 +9,7 @@ from flask import Response, request
 from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
 from ml_backend.analytics.overview import (
     CONTROL,
+    Analysis,
     BatchImage,
     analyse,
     chosen_images,
@@ -27,8 +28,8 @@ PER_PAGE: Final = 24
 Tab = Literal["chosen", "disagree", "labelled"]
 TABS: Final[dict[Tab, str]] = {
     "chosen": "Chosen next",
-    "disagree": "Network and reader disagree",
-    "labelled": "Labelled images the network was tested on",
+    "disagree": "Labels to check",
+    "labelled": "All labels tested",
 }
 
 
@@ -38,6 +39,7 @@ class WallImage:
 
     Attributes:
         label: None where it has none yet.
+        readers: classes that its readers gave, where several have read it.
         probs: by class, least severe first; empty without a network.
         picture: the round that keeps a picture of it; None where no round does.
     """
@@ -48,6 +50,7 @@ class WallImage:
     predicted: str | None
     probs: Mapping[str, float]
     picture: str | None
+    readers: tuple[str, ...] = ()
 
 
 @pages.get("/projects/<key>/images")
@@ -85,6 +88,8 @@ def images(key: str) -> Response:
     number = min(max(request.args.get("page", 1, type=int), 1), pages_in_all)
     part = kept[(number - 1) * PER_PAGE : number * PER_PAGE]
     pictures = pictures_of(project, (one.image_id for one in part))
+    known = project.readings.analysis(Analysis) if tab == "disagree" else None
+    answers = known.readers.answers if known is not None and known.readers is not None else {}
     return render(
         "images.html",
         {
@@ -102,7 +107,7 @@ def images(key: str) -> Response:
             "answered": answered,
             "ranked": answered + len(found),
             "filtered": bool(label or predicted or alone),
-            "images": [_shown(one, strategy, pictures) for one in part],
+            "images": [_shown(one, strategy, pictures, answers) for one in part],
             "alone": alone,
             "total": len(kept),
             "page": number,
@@ -138,21 +143,27 @@ def _fits(image: BatchImage | HeldOutImage, label: str, predicted: str) -> bool:
     return not label and predicted in {"", None if image.said is None else image.said.suggestion}
 
 
-def _shown(image: BatchImage | HeldOutImage, strategy: str, pictures: Mapping[str, str]) -> WallImage:
+def _shown(
+    image: BatchImage | HeldOutImage,
+    strategy: str,
+    pictures: Mapping[str, str],
+    answers: Mapping[str, tuple[str, ...]],
+) -> WallImage:
     if isinstance(image, HeldOutImage):
         sure = f"{100 * image.confidence:.0f} %"
-        why = f"the reader's label is {image.label}, and the network is {sure} sure of {image.predicted}"
+        why = f"the label is {image.label}, and the network is {sure} sure of {image.predicted}"
         label: str | None = image.label
         predicted: str | None = image.predicted
         if label == predicted:
-            why = f"network and reader agree; the network is {sure} sure"
+            why = f"network and label agree; the network is {sure} sure"
     else:
         label, predicted = None, None if image.said is None else image.said.suggestion
         why = reason_unseen(strategy, control=image.control) if image.said is None else reason(strategy, image.said)
         if image.sought:
             why = f"resembles a labelled image of {image.sought}"
         why = f"no. {image.place} in the order: {CONTROL if image.control else why}"
-    return WallImage(image.image_id, why, label, predicted, _probs(image), pictures.get(image.image_id))
+    picture, readers = pictures.get(image.image_id), answers.get(image.image_id, ())
+    return WallImage(image.image_id, why, label, predicted, _probs(image), picture, readers)
 
 
 def pictures_of(project: ProjectStore, image_ids: Iterable[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ The options stay where ``connect`` writes them: in the connection of the project
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -13,9 +13,9 @@ from flask import Response, request
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from ml_backend.analytics.history import PREVIEWS, SHOWN_PREVIEW, ImageInsight, StrategyPreviews
-from ml_backend.analytics.overview import newest_record, reason
+from ml_backend.analytics.overview import Analysis, newest_record, reason
 from ml_backend.config import ProjectOptions
-from ml_backend.errors import BackendError, LabelStudioError, StorageError, UnknownProject
+from ml_backend.errors import BackendError, LabelStudioError, StorageError, UnknownProject, Unreachable
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import ONE_CONNECTION, TITLE, update_options
 from ml_backend.label_studio.formats import OptionsForm, parse_label_config
@@ -27,12 +27,19 @@ from ml_backend.server.status import config_of
 from ml_backend.server.views import find_project, pages, render
 from ml_backend.storage import ProjectStore
 
+FEW_LABELS: Final = 100
+"""Labels up to which ``uherding`` is recommended; docs/experiments.md has the measurement."""
 FIELDS: Final = tuple(name for name in OptionsForm.model_fields if name not in ("token", "shown"))
 CHANGES: Final = "option-changes"
 """Name of the record ``OptionChanges`` of a project."""
 KEPT_CHANGES: Final = 500
 PATIENCE_S: Final = 0.0  # the owner waits for the answer
 
+SAID: Final = {
+    "done": "Saved. A strategy or holdout share takes effect at once where the last network can rank again, the rest "
+    "with the next round.",
+    "same": "Nothing was changed: these are the present values.",
+}
 _SHOWN: Final = TypeAdapter(dict[str, str])
 
 log = structlog.get_logger()
@@ -63,7 +70,8 @@ class OptionChanges(FrozenModel):
 def options(key: str) -> Response:
     """A form for the owner's options, and the first images by each strategy."""
     connection, project = find_project(key)
-    return _form(connection, project, said="Saved." if "done" in request.args else None)
+    said = next((words for name, words in SAID.items() if name in request.args), None)
+    return _form(connection, project, said=said)
 
 
 @pages.post("/projects/<key>/options")
@@ -73,28 +81,47 @@ def change_options(key: str) -> Response:
     form = OptionsForm(
         **{name: request.form[name].strip() for name in OptionsForm.model_fields if name in request.form}
     )
+    form = form.model_copy(update={"control_share": form.control_share.replace(",", ".")})  # as in 0,1
     context().tokens.require(key, "options", form.token)
     given = {name: getattr(form, name) for name in FIELDS}
     try:
         # What was not touched here may have changed elsewhere since the form was opened.
         shown = _SHOWN.validate_json(form.shown)
         touched = {name: text for name, text in given.items() if text != shown.get(name)}
-        mistakes = _change(connection, project, touched)
+        mistakes, changed = _change(connection, project, touched)
     except ValidationError:
         return _form(connection, project, given, {"": "shown: expected a JSON object of texts"}, status=400)
     except BackendError as error:
         log.warning("options not changed", error=str(error))
-        return _form(connection, project, given, {"": str(error)}, status=max(error.http_status, 400))
+        why = "The details say why; your operator can correct it."
+        if isinstance(error, Unreachable):
+            why = "Label Studio does not answer. Your values are still below: press “Save” again in a minute."
+        status = max(error.http_status, 400)
+        return _form(connection, project, given, {"": f"Not saved. {why}"}, details=str(error), status=status)
     if mistakes:
-        return _form(connection, project, given, mistakes, status=400)
-    return Response(status=303, headers={"Location": f"{relative_url('pages.options', key=key)}?done"})
+        wrong = {name: f"“{given[name]}” is not possible: {_allowed(name)}." for name in mistakes if name in given}
+        return _form(connection, project, given, mistakes | wrong, status=400)
+    said = "done" if changed else "same"
+    return Response(status=303, headers={"Location": f"{relative_url('pages.options', key=key)}?{said}"})
 
 
-def _change(connection: Connection, project: ProjectStore, touched: Mapping[str, str]) -> dict[str, str]:
+def _allowed(name: str) -> str:
+    """The values of a field of the form, in words."""
+    of = ProjectOptions.model_json_schema()["properties"][name]
+    if "enum" in of:
+        return f"one of {', '.join(of['enum'])}"
+    most = f" to {of['maximum']:g}" if "maximum" in of else ""
+    number = "a number" if of.get("type") == "number" else "a whole number"
+    return f"{number} from {of.get('minimum', 0):g}{most}{', or all' if 'anyOf' in of else ''}"
+
+
+def _change(
+    connection: Connection, project: ProjectStore, touched: Mapping[str, str]
+) -> tuple[dict[str, str], Collection[str]]:
     """Write those of the touched options that differ from the present ones.
 
     Returns:
-        The mistakes by option, where there are any; nothing was changed then.
+        The mistakes by option, where there are any, and the options that were changed: none where there are mistakes.
 
     Raises:
         BackendError: Label Studio cannot be asked, or refuses.
@@ -115,13 +142,13 @@ def _change(connection: Connection, project: ProjectStore, touched: Mapping[str,
         held: dict[str, object] = dict(ours[0].get("extra_params") or {})
         wanted = {**held, **touched}
         if touched and (mistakes := ProjectOptions.mistakes(wanted, attributes)):
-            return mistakes
+            return mistakes, ()
         now = ProjectOptions.resolve(wanted, attributes)
         before = _values(ProjectOptions.given(held, attributes))
         # In the option's type: "020" is no change of 20.
         changed = {name: getattr(now, name) for name in touched if str(getattr(now, name)) != before[name]}
         if not changed:
-            return {}
+            return {}, ()
         update_options(client, settings, key.id, ours[0], held | changed)
     change = OptionChange(
         at=datetime.now(UTC),
@@ -135,7 +162,7 @@ def _change(connection: Connection, project: ProjectStore, touched: Mapping[str,
         project.set_project_record(CHANGES, OptionChanges(changes=(*noted.changes, change)[-KEPT_CHANGES:]))
     except StorageError as error:
         log.warning("a change of options cannot be recorded", error=str(error))
-    return {}
+    return {}, changed
 
 
 def _values(given: Mapping[str, object]) -> dict[str, str]:
@@ -164,6 +191,7 @@ def _form(
     mistakes: Mapping[str, str] | None = None,
     *,
     said: str | None = None,
+    details: str = "",
     status: int = 200,
 ) -> Response:
     configured, mistake = config_of(connection)
@@ -172,6 +200,10 @@ def _form(
         attributes = parse_label_config(connection.label_config).attributes
     except BackendError:  # which `mistake` names
         attributes = {}
+    analysis = project.readings.analysis(Analysis)
+    standing = None if analysis is None else analysis.standing
+    labels = None if standing is None else sum(standing.labels_per_class.values())
+    recommended = "uherding" if labels is None or labels < FEW_LABELS else "entropy"
     values, mistakes = _values(ProjectOptions.given(connection.extra_params, attributes)), dict(mistakes or {})
     page = render(
         "options.html",
@@ -181,7 +213,12 @@ def _form(
             "values": given or values,
             "shown": request.form.get("shown") or json.dumps(values),
             "about": {name: ProjectOptions.model_fields[name].description for name in FIELDS},
+            "allowed": {name: _allowed(name) for name in FIELDS if name != "strategy"},
             "strategies": STRATEGIES,
+            "labels": labels,
+            "recommended": recommended,
+            "few_labels": FEW_LABELS,
+            "details": details,
             "mistakes": mistakes,
             # A mistake that no field of the form stands for.
             "elsewhere": [text for name, text in mistakes.items() if name not in FIELDS]
@@ -189,7 +226,7 @@ def _form(
             "said": said,
             "few_passes": few_passes(now.strategy, now.passes, now.batch_size) if now else "",
             "changes": option_changes(project)[::-1],
-            **_previews(connection, project, values["strategy"]),
+            **_previews(connection, project, (values["strategy"], recommended)),
             "chosen": values["strategy"],
         },
     )
@@ -197,17 +234,18 @@ def _form(
     return page
 
 
-def _previews(connection: Connection, project: ProjectStore, chosen: str) -> dict[str, object]:
-    """The first images without an answer by each strategy, the chosen one first; and why the others have none."""
+def _previews(connection: Connection, project: ProjectStore, begin: tuple[str, ...]) -> dict[str, object]:
+    """The first images without an answer by each strategy, these ones first; and why the others have none."""
     newest = newest_record(project, PREVIEWS, StrategyPreviews)
     if newest is None:
-        return {"previews": {}, "previews_of": None, "without_preview": {}}
+        return {"previews": {}, "previews_of": None, "without_preview": dict.fromkeys(STRATEGIES, "none yet")}
     round_id, found = newest
     by = next((one.base or round_id for one in project.summaries()[0] if one.round_id == round_id), round_id)
     gone = answered_since(connection, project)
     first = {
         name: [one for one in found.first[name] if one.image_id not in gone][:SHOWN_PREVIEW]
-        for name in sorted(found.first, key=lambda name: (name != chosen, name))
+        for name in dict.fromkeys((*begin, *sorted(found.first)))
+        if name in found.first
     }
     pictures = pictures_of(project, (one.image_id for images in first.values() for one in images))
     return {

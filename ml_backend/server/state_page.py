@@ -105,6 +105,8 @@ def compare(key: str) -> Response:
             "labels": _labels(a, b),
             "figures": _figures(a, b),
             "overlap": _overlap(*chosen),
+            "common": len(set(chosen[0].ranking.image_ids) & set(chosen[1].ranking.image_ids)),
+            "least": FIRST[0],
         },
     )
 
@@ -142,7 +144,7 @@ def _figures_of(one: RoundSummary) -> dict[str, object]:
             "trained on, images": fit.train_images,
             "validation images": fit.validation_images,
             "accuracy": share(fit.validation_accuracy),
-            "AU ROC": share(fit.validation_auroc),
+            "AU ROC": "–" if fit.validation_auroc is None else f"{fit.validation_auroc:.2f}",
             "validation loss": f"{fit.validation_loss:.3f}",
             "best epoch": fit.best_epoch,
             **{f"recall of {name}": share(recall) for name, recall in fit.validation_recall.items()},

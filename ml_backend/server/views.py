@@ -12,10 +12,16 @@ from statistics import median
 from typing import Any, Final
 
 import structlog
-from flask import Blueprint, Response, jsonify, render_template, request
+from flask import Blueprint, Response, abort, jsonify, redirect, render_template, request
 from markupsafe import Markup
 
-from ml_backend.analytics.answers import confusion_answer, learning_answer, pays_answer, share_words
+from ml_backend.analytics.answers import (
+    calibration_answer,
+    confusion_answer,
+    learning_answer,
+    pays_answer,
+    share_words,
+)
 from ml_backend.analytics.evaluation import MIN_HOLDOUT_IMAGES, HoldoutEstimate
 from ml_backend.analytics.overview import (
     Analysis,
@@ -41,7 +47,7 @@ from ml_backend.scheduling.connections import connection_of
 from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger, round_name
 from ml_backend.server.actions import ACTIONS, MESSAGES, perform
 from ml_backend.server.context import context, refreshing, relative_url, wants_page
-from ml_backend.server.figures import balance_chart, learning_lines, recall_lines, shares_chart
+from ml_backend.server.figures import balance_chart, calibration_chart, learning_lines, recall_lines, shares_chart
 from ml_backend.server.status import ProjectStatus, config_of, project_name, status_of
 from ml_backend.storage import ProjectStore, RoundSummary, Thumbnails
 
@@ -49,7 +55,7 @@ TRIGGERS: Final[dict[RoundTrigger, str]] = {
     "connected": "the project was connected, or its set-up was corrected",
     "images": "new images were imported",
     "labels": "enough labels changed",
-    "forced": "it was asked for",
+    "forced": "a training was requested by hand",
     "topup": "readers need more images; nothing is trained",
     "rerank": "another strategy was chosen; nothing is trained, unless the last network cannot be used",
 }
@@ -263,11 +269,14 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
     insight = found.chosen.insight if found.chosen else None
     answered = frozenset[str]() if status.analysis is None else status.analysis.answered
     tiles = _tiles(found.chosen, thumbnails, answered) if found.chosen else []
+    published = None if status.analysis is None else status.analysis.published_left
     return {
         "status": status,
         "found": found,
         "running": running_of(status, rounds, now),
-        "learns": learning_answer(rounds),
+        "learns": learning_answer(rounds, status.options.retrain_after) if status.options else learning_answer(rounds),
+        "calibration": calibration_answer(found.control),
+        "calibration_chart": calibration_chart(found.control.bins) if found.control and found.control.bins else None,
         "confusion": _confusion(found),
         "pays": _pays(status, found) if last and status.fit else "",
         "last": last,
@@ -281,6 +290,7 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
         "foresight_chart": foresight_chart(found.foresight),
         "insight": insight,
         "tiles": tiles,
+        "behind": max((published or 0) - len(tiles), 0),
         "answered": len(found.chosen.batch) - len(tiles) if found.chosen else 0,
         "control_tiles": _tiles(found.chosen, thumbnails, answered, behind=True) if found.chosen else [],
         "estimates": {one.round_id: one for one in found.control.running} if found.control else {},
@@ -553,13 +563,19 @@ def _press(action: str, key: str, form: Form) -> Response:
 def find_project(key: str) -> tuple[Connection, ProjectStore]:
     """A connected project, and its store.
 
+    The number of a project leads to its page, where only one connected project has it.
+
     Raises:
         UnknownProject: there is none of this key.
     """
     try:
         known = parse_key(key)
-    except ValueError as error:
-        raise UnknownProject(str(error)) from None
+    except ValueError:
+        same = [str(one.project) for one in context().store.connections() if str(one.project.id) == key]
+        if len(same) == 1 and request.method == "GET" and request.endpoint:
+            query = request.args.to_dict() | (request.view_args or {}) | {"key": same[0]}
+            abort(redirect(relative_url(request.endpoint, **query)))
+        raise UnknownProject(f"there is no project {key[:60]!r}: the list of all projects leads to each") from None
     return connection_of(known, context().store), context().store.project(known)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from ml_backend.analytics.answers import (
     accuracy_answer,
+    calibration_answer,
     confusion_answer,
     labelled_answer,
     learning_answer,
@@ -47,6 +48,26 @@ class TestAccuracy:
         assert "of 25 validation images" in accuracy_answer(fit(0.64), holdout("y" * 29))
         assert "100 % (89 to 100) of the last 30 random images" in accuracy_answer(fit(0.64), holdout("y" * 30))
         assert accuracy_answer(None, None) == ""
+
+
+class TestCalibration:
+    @pytest.mark.parametrize(
+        ("answers", "words"),
+        [
+            (
+                "y" * 15 + "n" * 15,
+                "Too sure: on average 80 % sure of its prediction, and right for 50 % (33 to 67) of the",
+            ),
+            ("y" * 30, "Not sure enough: "),
+            ("y" * 24 + "n" * 6, "Not clearly wrong: "),
+            ("y" * 29, ""),
+        ],
+    )
+    def test_compares_confidence_with_accuracy(self, answers, words):
+        found = calibration_answer(holdout(answers))
+
+        assert found.startswith(words)
+        assert bool(found) == bool(words)
 
 
 class TestLabelled:
@@ -114,14 +135,18 @@ class TestLearning:
         assert learning_answer(rounds(*curve, images=images)).startswith(f"{begins}: ")
 
     def test_says_how_many_images_would_show_a_gain(self):
-        """0.2 of 0.6 against 0.8: 1.96**2 * (0.24 + 0.16) / 0.04 = 38.4."""
-        assert "from about 38 validation images on" in learning_answer(rounds(0.6, 0.8, images=20))
-        assert "validation images on" not in learning_answer(rounds(0.8, 0.8, images=20))
+        """12 of 20, then 80 %: Wilson's upper end of 0.6 is 0.7812, so that 0.0188 are left below the lower of 80 %."""
+        assert "against the first network's 20 images a gain of this size shows from about 110 on." in learning_answer(
+            rounds(0.6, 0.8, images=20)
+        )
+        assert "network's 20 images no gain of this size can show" in learning_answer(rounds(0.7, 0.8, images=20))
+        assert "of this size" not in learning_answer(rounds(0.8, 0.8, images=20))
+        assert "as often as the first network" in learning_answer(rounds(0.8, 0.8, images=20))
 
     @pytest.mark.parametrize(
         ("curve", "images", "lately"),
         [
-            pytest.param([0.5, 0.7, 0.9], 50, "; lately it rose by 20.0 points a round.", id="a rise"),
+            pytest.param([0.5, 0.7, 0.9], 50, "; lately it rose by 20 points a round.", id="a rise"),
             pytest.param([0.5, 0.7, 0.9], 29, " interval +18 to +60).", id="too few images for a slope"),
             pytest.param([0.5, 0.8, 1.0, 0.92], 50, "; in the newest round it fell by 8.0 points.", id="a newest fall"),
         ],
@@ -174,7 +199,7 @@ class TestPays:
     def test_says_what_is_missing_in_numbers(self):
         """Twelve more at one in ten: 120 labels."""
         assert "18 random images have a label, 30 are needed, about 120 more" in self.answer(holdout("y" * 18))
-        assert self.answer(holdout("y" * 30)).startswith("Not compared yet: 30 random images")
+        assert self.answer(holdout("y" * 30)).startswith("Ready to compare: 30 random images")
         assert self.answer(strategy="random").startswith("Nothing to compare")
 
     @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ SAID = {
     "entropy": "undecided between moderate 48 % and severe 43 %",
     "epig": "tells about the other images: 23 % of what a label can hold",
     "herding": "differs from the others of its batch: represents images",
-    "least_confidence": "unsure of its prediction, moderate 48 %",
+    "least_confidence": "least sure prediction: moderate 48 %",
     "margin": "small margin between moderate 48 % and severe 43 %",
     "mean_std": "its prediction varies from pass to pass, by 25 points",
     "power_bald": "its prediction varies from pass to pass, by 28 % of the maximum; spread over the pool at random",

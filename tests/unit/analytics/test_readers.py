@@ -19,6 +19,7 @@ from ml_backend.analytics.readers import (
     estimate_words,
     foresight,
     foresight_answer,
+    outlier_answer,
     pooled,
     rank_correlation,
     reader_agreement,
@@ -252,13 +253,38 @@ def test_words_of_a_figure_that_is_almost_zero():
         ({"a": [0, 1] * 5, "b": [0, 2] * 5}, "Too early to tell, on so few images: kappa 0.64"),
         ({"a": [0, 1] * 20, "b": [0, 1] * 20}, "Almost perfect agreement: kappa 1.00"),
         ({"a": [0, 1, 2, 2] * 20, "b": [0, 2, 2, 0] * 20}, "Slight to moderate agreement: kappa 0.27 (95 %"),
-        ({"a": [1] * 40, "b": [1] * 40}, "Not known yet: 100 % (91 to 100) of 40 images"),
+        ({"a": [1] * 40, "b": [1] * 40}, "Not known yet: on 100 % (91 to 100) of the 40 images that several read, all"),
     ],
 )
 def test_sentence_about_agreement(given, begins):
     found = compared(panel(given) if given else [])
 
     assert agreement_answer(found).startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("third", "ordered", "answer"),
+    [
+        pytest.param([2] * 40, True, "c stands out: too severe, +1.48 (", id="each time a class or two higher"),
+        pytest.param([0, 1] * 20, True, "No reader clearly stands out.", id="as the others"),
+        pytest.param([2, 0] * 20, False, "c stands out: agrees least with the others, kappa −", id="no order"),
+        pytest.param([], True, "", id="of two nobody can tell"),
+        pytest.param([2] * 9 + [None] * 31, True, "", id="too few images"),
+    ],
+)
+def test_the_reader_who_stands_out(third, ordered, answer):
+    others = [0, 1] * 19 + [1, 1]
+    found = compared(
+        panel({"a": others, "b": [*others[:36], 2, 1, 0, 0]} | ({"c": third} if third else {})), ordered=ordered
+    )
+
+    assert outlier_answer([(one.rater, one) for one in found.readers]).startswith(answer)
+
+
+def test_the_answers_about_the_tasks_asked_for():
+    found = compared(panel({"a": [0, 1, 2], "b": [0, 2, None]}), asked=["1", "2", "99"])
+
+    assert found.answers == {"1": ("moderate", "severe")}
 
 
 def test_repeats_and_the_latest_answer():

@@ -122,12 +122,14 @@ class TestStopAdvice:
         assert advice.sentence.startswith("Go on: accuracy may have fallen over the last rounds; the last two")
 
     def test_no_end_while_accuracy_rises_though_few_labels_gain_little(self):
-        """0.6 points a round of 20 labels; the next 5 labels gain 0.15."""
+        """0.6 points a round of 20 labels: 0.15 for 5 labels, in the unit and to the digit of the gain expected."""
         story = Story([0, 20, 20], [0.8, 0.806, 0.812])
         advice = stop_advice(story.marks(), noise(0.96), labels=5)
 
         assert advice.verdict == "go on"
-        assert advice.sentence.startswith("Go on: accuracy rose by 0.6 points a round; ")
+        assert advice.sentence.startswith("Go on: accuracy rose by 0.15 points for every 5 labels; ")
+        assert advice.sentence.endswith("the next 5 labels are expected to gain 0.15 points of accuracy.")
+        assert "accuracy rose by 0.15 points for every 5 labels (standard error 0)" in " ".join(advice.evidence)
 
     def test_never_more_labels_than_images_are_left(self):
         found = {
@@ -152,7 +154,8 @@ class TestStopAdvice:
 
         assert advice.verdict == verdict
         assert "about as much as two networks trained on the same labels (0.90)" in advice.sentence
-        assert ("; stopping needs 0.95; the next" in advice.sentence) == (verdict == "go on")
+        needs = "; stopping also needs 0.95, because the last two started from the same weights"
+        assert (needs in advice.sentence) == (verdict == "go on")
 
     def test_without_a_twin_only_near_identity_counts(self):
         still = Story([0, *[3] * 14], STABLE.accuracies)

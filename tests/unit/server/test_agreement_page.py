@@ -14,6 +14,7 @@ from ml_backend.analytics.readers import reader_agreement
 from ml_backend.config import Settings
 from ml_backend.label_studio.disagreements import DisagreementsTab
 from ml_backend.scheduling.connections import configuration
+from ml_backend.server.agreement_page import FIRST_DISPUTES
 from ml_backend.server.app import create_app
 from ml_backend.storage import RoundStore
 from tests.system.owner_data import KEY, add_readers, prepare
@@ -53,6 +54,7 @@ class TestPage:
         assert [one.bias.low > 0.1 for one in found.readers] == [False, False, True]
         assert page.count(">few<") == 3  # the drift of each, in halves of 80 images
         assert re.search(r'<p class="answer">Substantial agreement: kappa 0\.7\d \(95', page)
+        assert re.search(r"Reader 3 stands out: too severe, \+0\.\d\d \(.*\) classes from the others\.</p>", page)
 
     def test_images_to_adjudicate_lead_to_their_tasks(self, panel):
         client, store, found = panel
@@ -61,7 +63,9 @@ class TestPage:
         listed = re.findall(r'data\?task=(\d+)">Task \1</a>: normal, (?:\w+, )?severe', page)
 
         assert listed == [one.image_id for one in found.disputes]
-        assert len(listed) == found.disputed == found.apart[2] > 0
+        assert len(listed) == found.disputed == found.apart[2] > FIRST_DISPUTES
+        shown, folded = page.split(f"<summary>10 of {found.disputed}: show all</summary>")
+        assert (shown.count(">Task "), folded.count(">Task ")) == (FIRST_DISPUTES, found.disputed - FIRST_DISPUTES)
         assert f"/projects/{KEY.id}/data?tab=41" in page
 
     def test_the_table_as_csv(self, panel):

@@ -62,6 +62,7 @@ class TestAuthentication:
         page = guarded.get("/", headers={"Accept": "text/html"})
         assert (page.status_code, "WWW-Authenticate" in page.headers) == (401, True)
         assert "<h1>Sign in to see this page</h1>" in page.text
+        assert "AL_BASIC_AUTH" not in page.text
 
     def test_lets_the_right_one_in_on_every_route(self, app, guarded):
         asked = 0
@@ -90,6 +91,7 @@ class TestAuthentication:
         """Whoever opens another one must say so here."""
         assert OPEN == "routes.health"
         assert {endpoint for _, _, endpoint in every_route(app)} == {
+            "routes.icon",
             "pages.agreement",
             "pages.agreement_table",
             "pages.change_options",

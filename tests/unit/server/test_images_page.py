@@ -8,7 +8,7 @@ from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
 from ml_backend.label_studio.publisher import Serving
 from ml_backend.schemas import HeldOutImage, Ranking
 from ml_backend.server.images_page import PER_PAGE
-from tests.fakes import make_report
+from tests.fakes import NOON, make_report
 from tests.unit.analytics.test_standing import mirror_of, said, task
 from tests.unit.server.memory import PROJECT
 from tests.unit.server.test_predictions import save_round
@@ -62,7 +62,7 @@ def test_a_page_names_the_project_by_its_title(tested, store, page):
     [
         ("", ["Project"]),
         ("/images?label=severe", ["Images"]),
-        ("/images?tab=disagree", ["Network against readers"]),
+        ("/images?tab=disagree", ["Labels to check"]),
         ("/options", ["Options and preview"]),
         ("/rounds/r000001", []),
     ],
@@ -78,6 +78,23 @@ def test_the_navigation_marks_the_current_page(tested, page, current):
 class TestWall:
     def test_disagreements_with_the_most_confident_first(self, tested):
         assert tasks(tested, "?tab=disagree") == ["3", "4", "2"]
+        page = tested.get(f"{PAGE}?tab=disagree", headers=HTML).text
+        assert "<h1>Labels to check</h1>" in page
+        assert "task 3</a>: the label is severe, and the network is 95\u00a0% sure of normal." in page
+
+    def test_what_each_reader_answered(self, tested, store):
+        """Where several have read an image; as the project was last analysed."""
+        project = store.project(PROJECT)
+        given = (["normal"], ["severe"], ["severe", "severe", "normal"])
+        at = NOON.isoformat()
+        readers = [task(*(said(one, n, created_at=at) for n, one in enumerate(of, start=1))) for of in given]
+        project.readings.keep_mirror(mirror_of(*readers))
+        tested.get(f"/projects/{PROJECT}", headers=HTML)
+
+        page = tested.get(f"{PAGE}?tab=disagree", headers=HTML).text
+
+        assert page.count("(readers: ") == 1
+        assert "Label: <b>severe</b> (readers: normal, severe, severe)" in page
 
     def test_says_of_which_images_pictures_are_kept(self, tested):
         told = [
@@ -97,7 +114,7 @@ class TestWall:
         page = tested.get(f"{PAGE}?tab=disagree&image=3", headers=HTML).text
 
         assert tasks(tested, "?tab=disagree&image=3") == ["3"]
-        assert "the reader&#39;s label is severe, and the network is 95 % sure of normal" in page
+        assert "The label is severe, and the network is 95\u00a0% sure of normal" in page
         assert 'src="../../projects/' in page
         assert page.count("<progress") == 2
         assert 'value="0.9500" aria-label="Probability of normal"' in page
@@ -109,7 +126,7 @@ class TestWall:
         page = connected.get(PAGE, headers=HTML).text
 
         assert tasks(connected) == list(store.project(PROJECT).report("r000001").ranking.image_ids[:1])
-        assert "no. 1 in the order: " in page
+        assert "No. 1 in the order: " in page
 
     def test_what_was_answered_since_is_left_out_and_counted(self, connected, store):
         """On the wall and on the project's page; task 9 was deleted, which is no answer."""

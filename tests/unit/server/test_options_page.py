@@ -43,12 +43,14 @@ class Studio:
         }
         self.backends = [self.backend]
         self.webhooks: list[dict[str, Any]] = []
-        self.refuses = False
+        self.refuses = self.away = False
         self.client: Any = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else {}
         path = request.url.path
+        if self.away:
+            raise httpx.ConnectError("refused", request=request)
         if self.refuses:
             return httpx.Response(400, json={"detail": "down"})
         if path.endswith("/model-versions/"):
@@ -120,11 +122,35 @@ def test_a_mistake_is_told_beside_its_field_and_nothing_is_changed(studio, store
     answer = send(studio, **{"strategy": "bald"} | form)
 
     assert answer.status_code == 400
-    assert f'id="{name}-wrong" role="alert">{name}=' in answer.text
+    assert f'id="{name}-wrong" role="alert">“{html.escape(form[name])}” is not possible: ' in answer.text
+    assert "input should" not in answer.text
     assert answer.text.count("-wrong") == 2  # and what names it for a screen reader
     assert "<b>" not in answer.text.partition("<form")[2].partition("</form")[0]
     assert studio.backend["extra_params"] == before
     assert store.project(PROJECT).project_record(CHANGES, OptionChanges) is None
+
+
+def test_the_values_that_each_field_takes(studio):
+    page = studio.client.get(PAGE, headers=HTML).text
+    found = re.findall(r'id="(\w+)-about">.*?(a (?:whole )?number from .*?)\.</p>', page)
+
+    assert dict(found) == {
+        "batch_size": "a whole number from 1 to 1000",
+        "reserve": "a whole number from 0, or all",
+        "control_share": "a number from 0 to 0.5",
+        "retrain_after": "a whole number from 1",
+        "per_patient": "a whole number from 0",
+    }
+    assert send(studio, control_share="0,1").headers["Location"].endswith("?done")
+    assert studio.backend["extra_params"]["control_share"] == 0.1
+
+
+@pytest.mark.parametrize(("labels", "strategy"), [(99, "uherding"), (100, "entropy")])
+def test_the_strategy_that_is_recommended(studio, store, labels, strategy):
+    store.project(PROJECT).readings.keep_mirror(mirror_of(*(task(said("normal")) for _ in range(labels)), task()))
+    studio.client.get(f"/projects/{PROJECT}", headers=HTML)
+
+    assert f"With {labels} labels: <b>{strategy}</b>" in studio.client.get(PAGE, headers=HTML).text
 
 
 def test_too_few_passes_for_a_batch_are_named(studio):
@@ -138,8 +164,9 @@ def test_too_few_passes_for_a_batch_are_named(studio):
 
 
 def test_nothing_is_written_where_nothing_differs(studio, store):
-    assert send(studio).status_code == 303
-    assert send(studio, control_share="0.00", batch_size="020").status_code == 303
+    assert send(studio).headers["Location"].endswith("?same")
+    assert send(studio, control_share="0,00", batch_size="020").headers["Location"].endswith("?same")
+    assert "Nothing was changed" in studio.client.get(f"{PAGE}?same", headers=HTML).text
     assert studio.backend["extra_params"] == {"profile": "paper", "epochs": 7}
     assert store.project(PROJECT).project_record(CHANGES, OptionChanges) is None
 
@@ -206,6 +233,12 @@ def test_label_studio_refuses_or_holds_no_single_connection(studio):
     assert f"ml-backend connect --project {PROJECT.id}" in none.text
     assert "2 connections" in two.text
     assert '<option value="bald" selected>' in down.text  # what was typed is not lost
+    studio.away = True
+    away = send(studio, strategy="bald")
+    assert away.status_code == 502
+    assert "Not saved. Label Studio does not answer." in away.text
+    assert "AL_LABEL_STUDIO_URL" in away.text.partition("<summary>Details for your operator</summary>")[2]
+    assert "AL_LABEL_STUDIO_URL" not in away.text.partition("<summary>Details for your operator</summary>")[0]
 
 
 def test_another_project_of_the_same_number_is_left_alone(studio):
@@ -235,13 +268,15 @@ def test_the_first_images_by_each_strategy(studio, store, monkeypatch):
 
     page = studio.client.get(PAGE, headers=HTML).text
 
-    assert re.findall("<h3>(.*?)</h3>", page) == ["mean_std (chosen)", "bald", "entropy"]
+    assert re.findall("<h3 .*?>(.*?)</h3>", page) == ["mean_std (chosen)", "bald", "entropy"]
     assert "As of round 1" in page
-    assert "badge (needs gradients of every image)" in page
-    assert "batch_bald (takes minutes)" in page
-    assert "added (an added function, which may take long: previewed once a round has ranked by it)" in page
-    assert "its prediction varies from pass to pass, by 50 % of the maximum" in page
-    assert "undecided between a 60 % and b 40 %" in page
+    listed = dict(re.findall('<dt id="about-(.*?)">.*?No preview: (.*?)\\.</span>', page.replace("</dd>", "\n")))
+    assert listed["badge"] == "needs gradients of every image"
+    assert listed["batch_bald"] == "takes minutes"
+    assert listed["added"] == "an added function, which may take long: previewed once a round has ranked by it"
+    assert re.findall('<dt id="about-(.*?)"', page) == list(STRATEGIES)
+    assert "Its prediction varies from pass to pass, by 50\u00a0% of the maximum" in page
+    assert "Undecided between a 60\u00a0% and b 40\u00a0%" in page
     assert page.count("thumbs/7.jpg") == 3
     assert re.findall(r">Task (\d+)<", page)[:7] == ["7", "8", "9", "10", "11", "12", "7"]
 

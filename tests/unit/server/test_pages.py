@@ -2,6 +2,7 @@
 
 import csv
 import re
+from urllib.parse import urljoin
 
 import pytest
 from markupsafe import escape
@@ -10,7 +11,7 @@ from pydantic import SecretStr
 from ml_backend.config import Settings
 from ml_backend.label_studio.sync import TaskCache
 from ml_backend.scheduling import LastError, QueueStatus
-from ml_backend.schemas import PutOff, Ranking, Reread
+from ml_backend.schemas import ProjectKey, PutOff, Ranking, Reread
 from ml_backend.server.actions import MESSAGES, CsrfTokens, is_same_origin
 from ml_backend.server.app import create_app
 from ml_backend.storage.project_state import Pause, Thumbnails
@@ -55,6 +56,17 @@ class TestProject:
 
         assert f"It {escape(learned)}." in connected.get(PAGE, headers=HTML).text
         assert connected.get("/").json["projects"][0]["question"] == learned
+
+    def test_its_number_alone_leads_to_it(self, connected, store):
+        """With the rest of the address; where two projects had the number, neither is meant."""
+        found = connected.get(f"/projects/{PROJECT.id}/images?tab=disagree", headers=HTML)
+        assert (found.status_code, found.headers["Location"]) == (302, f"../..{PAGE}/images?tab=disagree")
+        bare = connected.get(f"/projects/{PROJECT.id}", headers=HTML)
+        assert urljoin(f"/projects/{PROJECT.id}", bare.headers["Location"]) == PAGE
+        assert connected.post(f"/projects/{PROJECT.id}/train", headers=OURS).status_code == 404
+        [one] = store.connections()
+        store.connect(one.model_copy(update={"project": ProjectKey(id=PROJECT.id, created=5)}))
+        assert connected.get(f"/projects/{PROJECT.id}", headers=HTML).status_code == 404
 
     def test_json_for_anybody_else(self, connected, store):
         save_round(store)

@@ -100,7 +100,7 @@ class TestCompare:
         answer = connected.get(f"/projects/{PROJECT}/compare{query}", headers=HTML)
 
         assert answer.status_code == 404
-        assert query or "the project has 1 round, and two are needed" in answer.text
+        assert query or "The project has 1 round, and two are needed" in answer.text
         assert "<script" not in answer.text
 
     def test_offered_from_two_rounds_on(self, connected, store):
@@ -117,4 +117,4 @@ class TestCompare:
         page = client.get(f"/projects/{KEY}/compare?a=r000002&b=r000006", headers=HTML).text
 
         assert table(page, "Training and ranking")["validation images"] == ["–", "48"]
-        assert "too few images in common" in page
+        assert "more than 20 are needed to compare them" in page
