@@ -23,6 +23,7 @@ from PIL import Image
 
 from ml_backend import extras
 from ml_backend.errors import ImageError, ImageErrorKind, MissingExtra
+from ml_backend.images.burned_in import text_at_borders
 from ml_backend.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS, budget
 
 Gray: TypeAlias = npt.NDArray[np.uint8]
@@ -97,7 +98,8 @@ class DicomImage:
         fields: ``patient_id``, ``study_date`` (YYYYMMDD), ``view`` (``PA``, ``AP``, ``LL``, ``RL``, ``LATERAL``, ...),
             ``modality``, ``laterality`` (``L``, ``R``, ``B``), ``study_uid``, ``series_uid`` and ``sop_uid``, as the
             file gives them; "" where it does not, or where the value is not one that the standard defines.
-        burned_in: why text may be burned into the pixels; "" without a reason.
+        burned_in: why text may be burned into the pixels: the file says so, or is of a kind that often has some, or
+            text was found at a border; "" without a reason.
     """
 
     pixels: UInt8[Gray, "height width"]
@@ -124,8 +126,9 @@ def read_dicom(content: bytes, *, first_frame: bool = False) -> DicomImage:
     """
     dataset = open_dicom(content, first_frame=first_frame)
     with _as_image_error():
-        fields, burned_in = _fields(dataset), _burned_in(dataset)
-    return DicomImage(render_dicom(dataset), fields, burned_in)
+        fields, declared = _fields(dataset), _declared_text(dataset)
+    pixels = render_dicom(dataset)
+    return DicomImage(pixels, fields, declared or text_at_borders(pixels))
 
 
 def open_dicom(content: bytes, *, first_frame: bool = False) -> Any:
@@ -134,6 +137,8 @@ def open_dicom(content: bytes, *, first_frame: bool = False) -> Any:
         extras.require("dicom", "reading DICOM")
     except MissingExtra as error:
         raise ImageError(f"a DICOM file: {error}", "refused") from error  # and tried again: it may be installed by then
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"a DICOM file too large: {len(content):,} bytes, at most {MAX_BYTES:,} are read", "too-large")
     if not content:
         raise ImageError("the file is empty: export the image again", "empty")
     with _as_image_error():
@@ -218,12 +223,16 @@ def _require_picture(dataset: Any) -> None:
         needed = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
         if missing := [keyword for keyword in needed if dataset.get(keyword) in (None, "")]:
             raise ImageError(f"a DICOM image without {', '.join(missing)}: export it again", "damaged")
+        if not re.fullmatch("MONOCHROME[12]|PALETTE COLOR|RGB|YBR_[A-Z0-9_]+", str(dataset.PhotometricInterpretation)):
+            raise ImageError("a DICOM image neither of grey levels, nor of a palette, RGB or YBR", "unsupported")
         return
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise ImageError("a DICOM file of floating-point pixels, which is not read", "unsupported")
     if "Image Storage" in name or "Rows" in dataset:
         raise ImageError("a DICOM image without its pixels: cut off, or never sent: export it again", "damaged")
-    raise NotAnImage(f"a DICOM object without a picture: {name or 'of no named kind'}")
+    if not name:
+        raise ImageError("a DICOM file that is cut off before it says what it holds: export it again", "damaged")
+    raise NotAnImage(f"a DICOM object without a picture: {name}")
 
 
 def _fields(dataset: Any) -> dict[str, str]:
@@ -255,7 +264,7 @@ def _view(dataset: Any) -> str:
     return ""
 
 
-def _burned_in(dataset: Any) -> str:
+def _declared_text(dataset: Any) -> str:
     """What the file says of text in its pixels; see ``DicomImage``."""
     said = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
     if said == "YES":
@@ -313,8 +322,7 @@ def _decoded(dataset: Any) -> Any:
             f"a DICOM file in {_uid_name(syntax) or 'an unknown coding'}, which is not read: export it uncompressed",
             "unsupported",
         ) from None
-    plugin = "imagecodecs" if syntax in DECODER_DEPENDENCIES else "pydicom" if syntax.is_encapsulated else ""
-    levels, _ = decoder.as_array(dataset, index=0, decoding_plugin=plugin)
+    levels, _ = decoder.as_array(dataset, index=0, decoding_plugin="imagecodecs" if syntax.is_encapsulated else "")
     shift = int(dataset.get("HighBit") or 0) + 1 - int(dataset.BitsStored)
     if shift > 0 and not syntax.is_encapsulated and int(dataset.BitsAllocated) > 1:
         raise ImageError(f"a DICOM file with {shift} bits below its pixels' lowest: export it again", "unsupported")
@@ -357,17 +365,19 @@ def _shaded(levels: Any, dataset: Any) -> Gray:
 
 def _table(values: Any, counts: Any, dataset: Any) -> Gray:
     """The grey of each stored value; ``counts`` are the pixels that have it."""
-    pydicom = _pydicom()
-    shown = pydicom.pixels.apply_modality_lut(values, dataset)
+    if dataset.get("ModalityLUTSequence"):
+        shown, _ = _looked_up(values, dataset.ModalityLUTSequence[0], dataset)
+    else:
+        shown = _pydicom().pixels.apply_rescale(values, dataset)
     if dataset.get("VOILUTSequence"):
-        shown = pydicom.pixels.apply_voi(np.rint(shown).astype(np.int64), dataset)
-        shown = shown * (255 / (2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1))
+        shown, bits = _looked_up(np.rint(shown), dataset.VOILUTSequence[0], dataset)
+        shown = shown * (255 / (2**bits - 1))
     elif (window := _window(dataset)) is not None:
         # Of a data set that is 8-bit and unsigned, the function maps onto 0 to 255.
-        to_8_bits = pydicom.Dataset()
+        to_8_bits = _pydicom().Dataset()
         to_8_bits.WindowCenter, to_8_bits.WindowWidth, to_8_bits.VOILUTFunction = window
         to_8_bits.PhotometricInterpretation, to_8_bits.PixelRepresentation, to_8_bits.BitsStored = "MONOCHROME2", 0, 8
-        shown = pydicom.pixels.apply_windowing(shown, to_8_bits)
+        shown = _pydicom().pixels.apply_windowing(shown, to_8_bits)
     elif shown is values and int(dataset.BitsStored) <= 8 and int(dataset.PixelRepresentation) == 0:
         shown = shown * (255 / (2 ** int(dataset.BitsStored) - 1))
     else:
@@ -375,6 +385,18 @@ def _table(values: Any, counts: Any, dataset: Any) -> Gray:
         shown = (shown - low) * (255 / ((high - low) or 1))
     gray: Gray = np.rint(np.clip(shown, 0, 255)).astype(np.uint8)
     return gray
+
+
+def _looked_up(values: Any, item: Any, dataset: Any) -> tuple[Any, int]:
+    """The values of a lookup table, whose ends hold beyond it, and their bits, which pydicom takes 8 or 16 of only."""
+    count, first, bits = (int(number) for number in item.LUTDescriptor)
+    entries = item.LUTData
+    if isinstance(entries, bytes):
+        size = 2 if len(entries) >= 2 * (count or 2**16) else 1
+        order = "<" if _transfer_syntax(dataset).is_little_endian else ">"
+        entries = np.frombuffer(entries, f"{order}u{size}")
+    entries = np.atleast_1d(np.asarray(entries, np.int64))[: count or 2**16]
+    return entries[np.clip(values - first, 0, len(entries) - 1).astype(np.int64)], bits
 
 
 def _window(dataset: Any) -> tuple[float, float, str] | None:
@@ -429,9 +451,10 @@ def _with_square_pixels(gray: Gray, dataset: Any) -> Gray:
 # pydicom's interface to a decoder: these two names, and a function.
 
 DECODER_DEPENDENCIES: Final = {
-    f"1.2.840.10008.1.2.4.{number}": ("imagecodecs",) for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)
+    f"1.2.840.10008.1.2.{syntax}": ("imagecodecs",)
+    for syntax in ("5", *(f"4.{jpeg}" for jpeg in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)))
 }
-"""JPEG baseline, extended, lossless and first-order lossless; JPEG-LS; JPEG 2000; HTJ2K."""
+"""RLE; JPEG baseline, extended, lossless and first-order lossless; JPEG-LS; JPEG 2000; HTJ2K."""
 
 _SAME: Final = {2: "GRAYSCALE", 3: "RGB"}
 
@@ -451,13 +474,16 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     import imagecodecs  # noqa: PLC0415 - an extra
 
     syntax = int(str(runner.transfer_syntax).rpartition(".")[2])
+    if syntax == 5:
+        return _decode_rle(source, runner)
     shape = (runner.rows, runner.columns, runner.samples_per_pixel)[: 2 if runner.samples_per_pixel == 1 else 3]
     photometric = str(runner.photometric_interpretation)
     if syntax >= 90:
         start = source.find(b"\xff\x4f\xff\x51")
         right, bottom, left, top = (int.from_bytes(source[n : n + 4]) for n in range(start + 8, start + 24, 4))
-        if start < 0 or (bottom - top, right - left) != shape[:2]:
-            raise ValueError(f"a frame of {right - left} x {bottom - top} pixels in a file of {shape[1]} x {shape[0]}")
+        components = int.from_bytes(source[start + 40 : start + 42])
+        if start < 0 or (bottom - top, right - left, components) != (*shape[:2], runner.samples_per_pixel):
+            raise ValueError(f"a frame of {right - left} x {bottom - top} x {components} in a file of {shape}")
         levels = imagecodecs.jpeg2k_decode(source)
         runner.set_option("bits_allocated", 8 * levels.dtype.itemsize)
         if photometric in ("YBR_ICT", "YBR_RCT"):
@@ -482,3 +508,20 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
         runner.set_option("planar_configuration", 0)
         runner.set_option("photometric_interpretation", photometric)
     return levels.tobytes()
+
+
+def _decode_rle(source: bytes, runner: Any) -> bytes:
+    """PS3.5 annex G: a segment for each byte of each sample, the highest byte first. pydicom's own has no limit."""
+    import imagecodecs  # noqa: PLC0415 - an extra
+
+    count, *starts = np.frombuffer(source, "<u4", 16).tolist()
+    samples, size = runner.samples_per_pixel, runner.bits_allocated // 8
+    if count != samples * size:
+        raise ValueError(f"{count} segments, {samples * size} expected")
+    planes = np.empty((count, runner.rows * runner.columns), np.uint8)
+    for plane, start, end in zip(planes, starts, [*starts[1:count], len(source)], strict=False):
+        # More than a plane is an error of its own.
+        if len(imagecodecs.packbits_decode(source[start:end], out=plane)) != plane.size:
+            raise ValueError("a segment of less than all pixels")
+    runner.set_option("planar_configuration", 0)
+    return planes.reshape(samples, size, -1)[:, ::-1].transpose(2, 0, 1).tobytes()

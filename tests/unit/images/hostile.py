@@ -89,7 +89,7 @@ def _impostors() -> Iterator[Case]:
     yield Case("JSON", b'{"detail": "gone"}', "not-an-image")
     yield Case("ZIP", b"PK\x03\x04" + bytes(100), "not-an-image")
     yield Case("gzip bomb", b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + zeros_deflated(2**24)[2:], "not-an-image")
-    yield Case("DICOM", bytes(128) + b"DICM" + bytes(400), "not-an-image")
+    yield Case("DICOM", bytes(128) + b"DICM" + bytes(400), "damaged")
     yield Case("PDF", b"%PDF-1.7\n", "unsupported")
     yield Case("TIFF", encode(Image.fromarray(ramp()), "TIFF"), "unsupported")
     yield Case("TIFF bomb", _tiff(60_000), "unsupported")

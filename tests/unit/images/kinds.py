@@ -18,7 +18,7 @@ RGB = GRAY.convert("RGB")
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="48" height="64"><rect width="9" height="9"/></svg>'
 HTML = "an HTML page: was it a login page? Give an address"
 ERROR = "Open the image's address in a browser"
-NO_PICTURE = "a DICOM object without a picture"
+CUT_OFF = "a DICOM file that is cut off before it says"
 SHOWN = "convert it to PNG or JPEG"
 CONVERT = f" cannot show: {SHOWN}"
 
@@ -115,10 +115,10 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "lossless JPEG": (jpeg_of(0xC3, 16), "unsupported", "a lossless JPEG, as DICOM files hold it"),
     "JPEG-LS": (jpeg_of(0xF7), "unsupported", "a JPEG-LS, as DICOM files hold it"),
     "JPEG of 12 bits": (jpeg_of(0xC1, 12), "unsupported", "a JPEG of 12 bits"),
-    "DICOM": (bytes(128) + b"DICM" + bytes(400), "not-an-image", NO_PICTURE),
-    "DICOM without preamble": (b"\x08\0\5\0CS\x0a\0ISO_IR 100" + bytes(400), "not-an-image", NO_PICTURE),
-    "DICOM of implicit types": (b"\x08\0\x16\0\x1a\0\0\x001.2.840.10008" + bytes(400), "not-an-image", NO_PICTURE),
-    "DICOM of meta elements": (b"\2\0\0\0UL\4\0" + bytes(400), "not-an-image", NO_PICTURE),
+    "DICOM": (bytes(128) + b"DICM" + bytes(400), "damaged", CUT_OFF),
+    "DICOM without preamble": (b"\x08\0\5\0CS\x0a\0ISO_IR 100" + bytes(400), "damaged", CUT_OFF),
+    "DICOM of implicit types": (b"\x08\0\x16\0\x1a\0\0\x001.2.840.10008" + bytes(400), "not-an-image", "without a"),
+    "DICOM of meta elements": (b"\2\0\0\0UL\4\0" + bytes(400), "damaged", CUT_OFF),
     "NIfTI": (b"\x5c\1\0\0" + bytes(340) + b"n+1\0" + bytes(99), "unsupported", "a NIfTI volume"),
     "NumPy": (array(), "unsupported", "a NumPy array, which browsers cannot show: export it as PNG of 8 or 16"),
     "TIFF": (encode(RGB, "TIFF"), "unsupported", f"a TIFF, which browsers cannot show: {SHOWN}"),

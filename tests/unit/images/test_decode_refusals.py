@@ -39,7 +39,7 @@ class TestRefusals:
             (b"\xef\xbb\xbf<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML document"),
             (b'{"detail": "not found"}', "a JSON document"),
             (b"%PDF-1.7", "a PDF"),
-            (b"\0" * 128 + b"DICM", "a DICOM object without a picture"),
+            (b"\0" * 128 + b"DICM", "a DICOM file that is cut off"),
             (b"II*\0\x08\0\0\0", "a TIFF"),
             (b"\x1f\x8b\x08", "a gzip archive"),
             (b"hello, world", "12 bytes that begin with b'hello, world' are no JPEG, PNG"),
