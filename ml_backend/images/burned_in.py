@@ -27,7 +27,7 @@ def text_at_borders(pixels: UInt8[npt.NDArray[np.uint8], "height width"]) -> str
         ``bright text near its top border``, ``dark text near its left border``, ...
     """
     image = Image.fromarray(pixels)
-    largest = min(SIDE, max(SIDE // 2, *image.size))
+    largest = min(SIDE, max(min(SIDE // 2, 4 * max(image.size)), *image.size))
     # Large letters are found in the smaller picture, whose strokes are thin again.
     for side in (largest, largest // 2):
         scale = side / max(image.size)

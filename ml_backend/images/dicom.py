@@ -9,11 +9,13 @@ import importlib
 import io
 import logging
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -28,26 +30,21 @@ from ml_backend.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS, budget
 
 Gray: TypeAlias = npt.NDArray[np.uint8]
 
-_TAGS: Final = {
-    "of the file": (
-        "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID StudyDate Modality PatientID ViewPosition "
-        "ViewCodeSequence Laterality ImageLaterality ImageType ConversionType BurnedInAnnotation"
-    ),
-    "of its pixels": (
-        "Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated "
-        "BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit PixelAspectRatio PixelSpacing "
-        "ImagerPixelSpacing NominalScannedPixelSpacing PixelData FloatPixelData DoubleFloatPixelData "
-        "ExtendedOffsetTable ExtendedOffsetTableLengths"
-    ),
-    "of its grey levels": (
-        "ModalityLUTSequence RescaleSlope RescaleIntercept VOILUTSequence WindowCenter WindowWidth VOILUTFunction "
-        "LUTDescriptor LUTData CodeMeaning RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
-        "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
-        "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
-        "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
-    ),
-}
-_READ: Final = " ".join(_TAGS.values()).split()
+_READ: Final = """
+    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID StudyDate Modality PatientID ViewPosition
+    ViewCodeSequence CodeMeaning Laterality ImageLaterality ImageType ConversionType BurnedInAnnotation
+
+    Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored
+    HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit PixelAspectRatio PixelSpacing
+    ImagerPixelSpacing NominalScannedPixelSpacing PixelData FloatPixelData DoubleFloatPixelData ExtendedOffsetTable
+    ExtendedOffsetTableLengths
+
+    ModalityLUTSequence RescaleSlope RescaleIntercept VOILUTSequence WindowCenter WindowWidth VOILUTFunction
+    LUTDescriptor LUTData RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor
+    BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData
+    BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData
+    SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData
+"""
 
 # A data set without the preamble of 128 bytes: a first element of group 2 or 8, with its type or its length; or
 # the same in big-endian.
@@ -68,8 +65,8 @@ LATERAL_VIEWS: Final = frozenset({"LL", "RL", "LATERAL"})
 
 # The word -> how ViewPosition and the meanings of view codes give it, in capitals, with spaces between.
 _VIEWS: Final = {
-    "PA": r"PA( .*)?|POSTERO ?ANTERIOR( .*)?",
-    "AP": r"AP( .*)?|ANTERO ?POSTERIOR( .*)?",
+    "PA": r"(PA|POSTERO ?ANTERIOR)( (?!.*OBL).*)?",
+    "AP": r"(AP|ANTERO ?POSTERIOR)( (?!.*OBL).*)?",
     "LL": r"LL|LLAT|LEFT LAT(ERAL)?",
     "RL": r"RL|RLAT|RIGHT LAT(ERAL)?",
     "LATERAL": r"LAT|LATERAL|LATERO ?(LATERAL|MEDIAL)|MEDIO ?LATERAL",
@@ -80,6 +77,7 @@ _VIEWS: Final = {
 _DERIVED: Final = ("RT Dose Storage", "Segmentation Storage")
 
 _PERCENTILES: Final = (0.5, 99.5)
+_LOADING = threading.Lock()
 
 
 class NotAnImage(ImageError):
@@ -142,7 +140,7 @@ def open_dicom(content: bytes, *, first_frame: bool = False) -> Any:
     if not content:
         raise ImageError("the file is empty: export the image again", "empty")
     with _as_image_error():
-        dataset = _pydicom().dcmread(io.BytesIO(_inflated(content)), force=True, specific_tags=_READ)
+        dataset = _pydicom().dcmread(io.BytesIO(_inflated(content)), force=True, specific_tags=_READ.split())
         _require_picture(dataset)
         frames = int(dataset.get("NumberOfFrames") or 1)
         if frames > 1 and not first_frame:
@@ -162,7 +160,7 @@ def render_dicom(dataset: Any) -> UInt8[Gray, "height width"]:
     The modality LUT or rescale, then the VOI LUT, or the first window (linear, linear exact or sigmoid). Without
     either, unsigned pixels of up to 8 bits keep their values, and those of more are spread from the 0.5th to the 99.5th
     percentile of what is no padding. MONOCHROME1 is inverted. Palettes and colours become ITU-R 601 grey. Pixels that
-    are not square are enlarged along their longer side.
+    are not square are enlarged along their longer side. Overlays are not drawn.
 
     Args:
         dataset: of ``open_dicom``.
@@ -170,13 +168,19 @@ def render_dicom(dataset: Any) -> UInt8[Gray, "height width"]:
     Raises:
         ImageError: see ``read_dicom``.
     """
-    with _as_image_error(), budget.hold(int(dataset.Rows) * int(dataset.Columns)):
-        pixels = _pydicom().pixels
+    with (
+        _as_image_error(),
+        budget.hold(int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)),
+    ):
         levels = _decoded(dataset)
         most = 2 ** int(dataset.BitsStored) - 1
         photometric = str(dataset.PhotometricInterpretation)
         if photometric == "PALETTE COLOR":
-            levels = pixels.apply_color_lut(levels, _with_native_palette(dataset))
+            if not _transfer_syntax(dataset).is_little_endian and "RedPaletteColorLookupTableData" in dataset:
+                raise ImageError(
+                    "a DICOM file with a palette in big-endian: export it again", "unsupported"
+                )  # pydicom's
+            levels = _pydicom().pixels.apply_color_lut(levels, dataset)
             bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
             most = 2 ** min(bits, 8 * levels.dtype.itemsize) - 1
         if levels.ndim == 3:
@@ -188,8 +192,13 @@ def render_dicom(dataset: Any) -> UInt8[Gray, "height width"]:
         return _with_square_pixels(255 - gray if photometric == "MONOCHROME1" else gray, dataset)
 
 
-@functools.cache
 def _pydicom() -> Any:
+    with _LOADING:  # images are read by several threads
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> Any:
     pydicom: Any = importlib.import_module("pydicom")
     importlib.import_module("pydicom.pixels")
     # What it logs may quote the file.
@@ -202,9 +211,8 @@ def _pydicom() -> Any:
 
 def _inflated(content: bytes) -> bytes:
     """The same file without the deflation of its data set, which pydicom undoes without a limit."""
-    end = 144 + int.from_bytes(
-        content[140:144], "little"
-    )  # of the meta elements, the first of which gives their length
+    # The meta elements begin with the length of the others.
+    end = 144 + int.from_bytes(content[140:144], "little")
     head = content[:end]
     if _DEFLATED not in head:
         return content
@@ -240,10 +248,14 @@ def _fields(dataset: Any) -> dict[str, str]:
         value = str(_first(dataset.get(keyword)) or "").strip()
         return value if re.fullmatch(pattern, value) else ""
 
-    date = str(dataset.get("StudyDate") or "").replace(".", "")  # as the standard had them before 1993
+    day = str(dataset.get("StudyDate") or "").replace(".", "")  # as the standard had them before 1993
+    try:
+        date.fromisoformat(day)
+    except ValueError:
+        day = ""
     return {
         "patient_id": str(dataset.get("PatientID") or "").strip(),
-        "study_date": date if re.fullmatch(r"[12]\d{3}[01]\d[0-3]\d", date) else "",
+        "study_date": day if re.fullmatch(r"\d{8}", day) else "",
         "view": _view(dataset),
         "modality": defined("Modality", _MODALITIES),
         "laterality": defined("ImageLaterality", "[LRBU]") or defined("Laterality", "[LRBU]"),
@@ -339,16 +351,6 @@ def _transfer_syntax(dataset: Any) -> Any:
     return dataset.file_meta.TransferSyntaxUID
 
 
-def _with_native_palette(dataset: Any) -> Any:
-    """Swap the bytes of a big-endian palette, which pydicom, unless it is segmented, takes as little-endian."""
-    if not _transfer_syntax(dataset).is_little_endian:
-        for colour in ("Red", "Green", "Blue"):
-            keyword = f"{colour}PaletteColorLookupTableData"
-            if keyword in dataset and int(dataset[f"{colour}PaletteColorLookupTableDescriptor"].value[2]) > 8:
-                dataset[keyword].value = np.frombuffer(dataset[keyword].value, np.uint16).byteswap().tobytes()
-    return dataset
-
-
 def _shaded(levels: Any, dataset: Any) -> Gray:
     """One lookup a grey value, and not a computation a pixel."""
     if levels.dtype.itemsize <= 2:
@@ -368,7 +370,8 @@ def _table(values: Any, counts: Any, dataset: Any) -> Gray:
     if dataset.get("ModalityLUTSequence"):
         shown, _ = _looked_up(values, dataset.ModalityLUTSequence[0], dataset)
     else:
-        shown = _pydicom().pixels.apply_rescale(values, dataset)
+        slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+        shown = values if slope is None or intercept is None else values * float(slope) + float(intercept)
     if dataset.get("VOILUTSequence"):
         shown, bits = _looked_up(np.rint(shown), dataset.VOILUTSequence[0], dataset)
         shown = shown * (255 / (2**bits - 1))
