@@ -9,6 +9,7 @@ import importlib
 import io
 import logging
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -183,8 +184,16 @@ def render_dicom(dataset: Any) -> UInt8[Gray, "height width"]:
         return _with_square_pixels(255 - gray if photometric == "MONOCHROME1" else gray, dataset)
 
 
-@functools.cache
+_starting = threading.Lock()
+
+
 def _pydicom() -> Any:
+    with _starting:  # two threads would both register the decoders, which pydicom refuses
+        return _with_decoders()
+
+
+@functools.cache
+def _with_decoders() -> Any:
     pydicom: Any = importlib.import_module("pydicom")
     importlib.import_module("pydicom.pixels")
     # What it logs may quote the file.
