@@ -146,6 +146,7 @@ RUNNERS: tuple[Runner, ...] = (
     Runner("ml-backend work", _PROJECT, why=_STANDS),
     Runner("ml-backend connect", _PROJECT, why=_STANDS),
     Runner("ml-backend connect --project 7 --option", _PROJECT, "--url http://backend.example.org:9090", _STANDS),
+    Runner("ml-backend import", "tests/system/test_import.py", why=_STANDS),
     Runner("ml-backend doctor", _PROJECT, why=_STANDS),
     Runner("ml-backend replay", _PROJECT, why=_STANDS),
     Runner("ml-backend proof", _PROJECT, why=_STANDS),
