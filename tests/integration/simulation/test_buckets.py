@@ -58,10 +58,12 @@ def test_the_images_are_copied_once(options, bucket, capsys):
 
 
 def test_what_the_bucket_does_not_hold_is_named(options, bucket):
+    bucket.put("chest/../out.png", IMAGES[0].content)
     options.labels.write_text(options.labels.read_text() + "\na b/none.png,normal,9\n../out.png,normal,9")
 
     with pytest.raises(SettingsError, match=r"1 paths of .*lead out of .*\.\./out\.png"):
         make_plan(options)
+    assert not (options.out / "out.png").exists()
     options.labels.write_text(options.labels.read_text().rpartition("\n")[0])
     with pytest.raises(SettingsError, match=r"1 of 41 images .*a b/none\.png"):
         make_plan(options)
