@@ -296,7 +296,9 @@ def simulate(
     *,
     labels: Annotated[Path, typer.Option(help="CSV file with path,label[,patient_id][,split][,source]")],
     out: Annotated[Path, typer.Option(help="folder of the results; the same command resumes a stopped run")],
-    images: Annotated[Path | None, typer.Option(help="root of the paths in the table")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="root of the paths in the table: a folder, or s3://bucket/prefix")
+    ] = None,
     ratings: Annotated[
         Path | None,
         typer.Option(help="CSV file with path,rater,label: the readers' answers, played through `-o consensus=RULE`"),

@@ -1,4 +1,4 @@
-"""Many images at once: read ahead by threads, unreadable ones named and left out."""
+"""Many images at once: read ahead by threads, unreadable ones named and left out; copied from a bucket."""
 
 import os
 from collections import deque
@@ -7,15 +7,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ml_backend.errors import ImageError
+from ml_backend.errors import ImageError, MissingExtra, SettingsError
 from ml_backend.images.cache import DecodedImage
 from ml_backend.schemas import Exclusion, ImageRef, Label
 
@@ -120,3 +123,58 @@ def load_labelled(
         progress(done)
     pixels = torch.from_numpy(np.stack(arrays)) if arrays else torch.empty((0, 0, 0), dtype=torch.uint8)
     return LabelledImages(tuple(kept), pixels, torch.tensor(targets, dtype=torch.int64), tuple(exclusions))
+
+
+def copy_files(uri: str, names: Sequence[str], folder: Path) -> Path:
+    """Copy files of a bucket into a folder. One that is there already is not copied again.
+
+    Args:
+        uri: that the names are relative to, of any file system of fsspec: ``s3://bucket/prefix``, ``gs://``, ``https://``.
+        names: of the files; those that the bucket does not have, and those that lead out of the folder, are left out.
+        folder: the copies; made where it is missing.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MissingExtra: the package for this scheme is not installed.
+        SettingsError: the address is wrong, or the bucket hands out no files.
+    """
+    try:
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - optional
+
+        bucket, prefix = url_to_fs(uri)
+    except ImportError as error:
+        raise MissingExtra(
+            f"{uri}: {error}: `pip install 'label-studio-active-learning[s3]'` for s3:// and https://, else the "
+            "package of that name"
+        ) from error
+    except ValueError as error:
+        raise SettingsError(f"{uri!r}: {error}; expected s3://bucket/prefix, gs://... or https://...") from error
+    root = folder.resolve()
+    targets = {name: (root / name).resolve() for name in names}
+    inside = [name for name, target in targets.items() if target.is_relative_to(root)]
+    root.mkdir(parents=True, exist_ok=True)
+
+    def copy(image: ImageRef) -> None:
+        target = targets[image.uri]
+        try:
+            content = bucket.cat_file(f"{prefix.rstrip('/')}/{image.uri}")
+        except FileNotFoundError:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.part")
+        unfinished.write_bytes(content)
+        unfinished.replace(target)
+
+    wanted = [ImageRef(id=name, uri=name) for name in inside if not targets[name].exists()]
+    copied, bar = read_ahead(wanted, copy), f"copying {len(wanted)} images"
+    try:
+        for _ in track(copied, bar, len(wanted), console=Console(stderr=True), disable=not wanted):
+            pass
+    except Exception as error:  # each file system raises errors of its own
+        raise SettingsError(
+            f"{uri} cannot be copied: {type(error).__name__}: {error}; give keys and endpoint in the variables that "
+            "the provider's own tools read, such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
+        ) from error
+    return root

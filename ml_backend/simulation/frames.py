@@ -97,7 +97,7 @@ def simulate(
     Args:
         labels: CSV file with ``path,label[,patient_id][,split][,source]``.
         out: folder of the results.
-        images: root of the paths in the table.
+        images: root of the paths in the table: a folder, or an address of fsspec, such as ``s3://bucket/prefix``.
         ratings: CSV file with ``path,rater,label``.
         features: npz file with ``X`` and ``path``, instead of images.
         strategies: acquisition functions: names, ``module:function``, or functions of your own, which take ``probs``
@@ -139,8 +139,9 @@ def simulate(
         out=Path(out),
         **{
             name: None if path is None else Path(path)
-            for name, path in {"images": images, "ratings": ratings, "features": features}.items()
+            for name, path in {"ratings": ratings, "features": features}.items()
         },
+        images=None if images is None else os.fspath(images),
         strategies=strategies
         if isinstance(strategies, str)
         else _listed([one if isinstance(one, str) else f"{one.__module__}:{one.__qualname__}" for one in strategies]),

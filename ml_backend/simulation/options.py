@@ -13,11 +13,12 @@ from typing import Final, Literal, get_args
 from ml_backend.config import PROFILES, ProjectOptions
 from ml_backend.config.settings import NEED_ORDER
 from ml_backend.errors import SettingsError, did_you_mean
+from ml_backend.images.dataset import copy_files
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
 from ml_backend.simulation.plan import INITIAL, OLDER_DEFAULTS, WITH_FLAGS, StudyPlan, digest_of_function
 from ml_backend.simulation.readers import Matrix, answers_of, read_readers
-from ml_backend.simulation.tables import first_ten
+from ml_backend.simulation.tables import first_ten, read_labels
 from ml_backend.storage.atomic import read_record
 
 Loss = Literal["weighted", "unweighted"]
@@ -36,6 +37,7 @@ class SimulateOptions:
         seeds: their number (``20``, the default, means 0 to 19), or a list (``3,5,7``).
         start: ``live``, the default, counts labels as a team would: nothing is labelled at the start, and a validation
             side counts as training side; ``given`` is the paper's protocol. See ``StudyPlan.start``.
+        images: folder that the paths of the table start from, or an address of fsspec, such as ``s3://bucket/prefix``.
         initial: images of every class in a given start set.
         min_labels_per_class: of a live start, likewise ``cold_start``: as of ``ProjectOptions``.
         option: other project options, each as ``NAME=VALUE``.
@@ -53,7 +55,7 @@ class SimulateOptions:
 
     labels: Path
     out: Path
-    images: Path | None = None
+    images: Path | str | None = None
     ratings: Path | None = None
     features: Path | None = None
     strategies: str = "entropy,mean_std"
@@ -123,8 +125,9 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
             f"--initial {initial}: every class needs 2 labels or more, one to train and one to validate"
         )
     imbalance = _imbalance(options.imbalance)
+    images = _local_images(options)
     data = load_dataset(
-        options.images,
+        images,
         options.labels,
         ratings=options.ratings,
         features=options.features,
@@ -153,7 +156,7 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
     plan = StudyPlan(
         command=options.command(),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        images=_absolute(options.images),
+        images=_absolute(images),
         labels=str(options.labels.absolute()),
         ratings=_absolute(options.ratings),
         features=_absolute(options.features),
@@ -428,6 +431,15 @@ def usable_device(name: str) -> Literal["cpu", "cuda"]:
     if name == "cuda":
         raise SettingsError("--device cuda, but torch finds no usable GPU: give --device auto or cpu")
     return "cpu"
+
+
+def _local_images(options: SimulateOptions) -> Path | None:
+    """The folder of the images; those of a bucket are copied into the study's own first."""
+    if "://" not in str(options.images):
+        return None if options.images is None else Path(options.images)
+    meant = () if options.task is None else parse_task(options.task).of
+    rows = read_labels(options.labels, rated=options.ratings is not None, meant=meant)
+    return copy_files(str(options.images), [row.path for row in rows], options.out / "images")
 
 
 def _absolute(path: Path | None) -> str | None:
