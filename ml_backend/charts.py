@@ -262,7 +262,7 @@ def scatter_chart(
     """Draw points of several kinds, the first kind below the others, and links over some of them.
 
     Points that would cover each other are drawn once: 100,000 take no more space than ``MOST_POINTS``. The links are
-    left out of the keyboard's order, where hundreds would be in the way; a page lists them as well.
+    for a pointer alone, since hundreds would be in the way of keyboard and screen reader: a page lists them as well.
 
     Args:
         name: prefix of the element ids, unique on the page.
@@ -283,12 +283,13 @@ def scatter_chart(
         if len(shown) <= MOST_POINTS:
             break
     root = _svg(name, title, description, MAP_WIDTH, height)
-    root.set("role", "group")  # an img may hold no links
     for place, style in enumerate(styles):
         data = "".join(f"M{x} {y}h0" for _, x, y in shown[shown[:, 0] == place].tolist())
         _add(root, "path", {"class": f"points {style}", "d": data})
+    root.set("role", "group")  # an img may hold no links
+    links = _add(root, "g", {"aria-hidden": "true"})
     for mark in marks:
-        link = _add(root, "a", {"href": mark.href, "aria-label": mark.words, "tabindex": "-1"})
+        link = _add(links, "a", {"href": mark.href, "tabindex": "-1"})
         x, y = places[mark.row].tolist()
         circle = _add(link, "circle", {"class": f"dot {styles[kinds[mark.row]]}", "cx": x, "cy": y, "r": 5})
         _add(circle, "title", {}, mark.words)

@@ -22,8 +22,8 @@ from ml_backend.storage import ProjectStore
 from ml_backend.storage.rounds import Suggestions
 
 SHOWN: Final = 12
-LINKED_LABELS: Final = 400
-"""Labelled images of the map with a link; more would make the page too large."""
+LINKED_LABELS: Final = 120
+"""Labelled images of the map with a link: with more, nothing else could be seen."""
 SURE: Final = (0.9, 0.75, 0.6)
 """Probabilities of the most probable class that the map distinguishes."""
 VIEWS: Final = {"label": "label", "uncertainty": "uncertainty of the network", "batch": "batch"}

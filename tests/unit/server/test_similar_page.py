@@ -123,9 +123,9 @@ class TestMap:
 
         assert [one for one in legend if not one.endswith(": 0")] == counts
         # Both labelled images, the batch, and what was put next.
-        assert sorted(re.findall(r'<a href="[^"]*similar/(\d)" aria-label', text)) == ["2", "3", "4", "5", "6"]
+        assert sorted(re.findall(r'<a href="[^"]*similar/(\d)" tabindex', text)) == ["2", "3", "4", "5", "6"]
         assert "show 41 % of what tells the 6 images apart" in text
-        assert ("No network has ranked" in text) == (by == "uncertainty")
+        assert ("holds no predictions" in text) == (by == "uncertainty")
 
     def test_by_uncertainty_of_the_served_order(self, connected, project):
         sure = {"6": 0.95, "2": 0.8, "1": 0.7, "4": 0.5, "3": 0.99}
