@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
 COLOURS: Final = 8  # besides the neutral one
@@ -24,6 +25,8 @@ NAME_HEIGHT: Final = 15  # of a name at the end of a line
 NAME_LENGTH: Final = 16  # characters
 ROW_HEIGHT: Final = 36  # of an interval
 BAR_ROW_HEIGHT: Final = 46
+MAP_WIDTH: Final = 720
+MOST_POINTS: Final = 20_000  # about 10 bytes each
 COLUMN_MM: Final = 85.0  # one of a journal's two columns
 PRINT: Final[dict[Any, Any]] = {
     "font.size": 7, "lines.linewidth": 1.0, "axes.linewidth": 0.6, "svg.fonttype": "none", "pdf.fonttype": 42,
@@ -234,6 +237,62 @@ def interval_chart(
             _add(group, "path", {"class": "arrow", "d": path([(end - 5, y - 4), (end, y), (end - 5, y + 4)])})
         if math.isfinite(row.middle):
             _add(group, "circle", {"class": "dot", "cx": axes.x(row.middle), "cy": y, "r": 5})
+    return _markup(root)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point with a link: its row, the address, and its name, which also shows on hover."""
+
+    row: int
+    href: str
+    words: str
+
+
+def scatter_chart(
+    name: str,
+    title: str,
+    description: str,
+    points: npt.NDArray[np.float64],
+    *,
+    styles: Sequence[str],
+    kinds: Sequence[int],
+    marks: Sequence[Mark],
+) -> Markup:
+    """Draw points of several kinds, the first kind below the others, and links over some of them.
+
+    Points that would cover each other are drawn once: 100,000 take no more space than ``MOST_POINTS``. The links are
+    for a pointer alone, since hundreds would be in the way of keyboard and screen reader: a page lists them as well.
+
+    Args:
+        name: prefix of the element ids, unique on the page.
+        title: accessible name.
+        description: accessible description.
+        points: x and y of at least one point; both axes have one scale.
+        styles: class of each kind: ``s0`` to ``s8``, ``u1`` to ``u4``.
+        kinds: of each point, a place in ``styles``.
+        marks: points with a link.
+    """
+    low, span = points.min(axis=0), np.maximum(np.ptp(points, axis=0), 1e-9)
+    scale = (MAP_WIDTH - 20) / span.max()
+    height = max(span[1] * scale + 20, 200.0)
+    places = np.stack([10 + (points[:, 0] - low[0]) * scale, height - 10 - (points[:, 1] - low[1]) * scale], axis=1)
+    of_kind = np.asarray(kinds)
+    for step in (1, 2, 3, 4, 6, 8):
+        shown = np.unique(np.column_stack([of_kind, (places / step).round() * step]).astype(np.int64), axis=0)
+        if len(shown) <= MOST_POINTS:
+            break
+    root = _svg(name, title, description, MAP_WIDTH, height)
+    for place, style in enumerate(styles):
+        data = "".join(f"M{x} {y}h0" for _, x, y in shown[shown[:, 0] == place].tolist())
+        _add(root, "path", {"class": f"points {style}", "d": data})
+    root.set("role", "group")  # an img may hold no links
+    links = _add(root, "g", {"aria-hidden": "true"})
+    for mark in marks:
+        link = _add(links, "a", {"href": mark.href, "tabindex": "-1"})
+        x, y = places[mark.row].tolist()
+        circle = _add(link, "circle", {"class": f"dot {styles[kinds[mark.row]]}", "cx": x, "cy": y, "r": 5})
+        _add(circle, "title", {}, mark.words)
     return _markup(root)
 
 

@@ -84,6 +84,7 @@ class Analysis(FrozenModel):
         confusions: round -> labels against predictions of networks that were not trained on them, of the last rounds.
         answered: of the images that the newest rounds chose or previewed, those that no longer wait for a reader.
         readers: whether they agree; None where the tasks were not read yet.
+        labels: of every labelled image, by its id.
         published_left: published images that still wait for one; None before the first order.
     """
 
@@ -99,6 +100,7 @@ class Analysis(FrozenModel):
     confusions: dict[str, Confusion] = Field(default={})
     answered: frozenset[str] = frozenset()
     readers: ReaderAgreement | None = None
+    labels: dict[str, str] = Field(default={})
     published_left: int | None = None
 
 
@@ -160,11 +162,12 @@ def _analysis(
     def read() -> tuple[list[Annotation], list[Exclusion]]:
         return ([], []) if mirror is None else annotations_in(mirror, config, options, images)
 
+    labels = _readable(lambda: rule(options.consensus)(read()[0], training_classes(config, options)).labels) or ()
+
     def holdout() -> HoldoutEstimate | None:
         if mirror is None or not any(one.request.control_share for one in rounds):
             return None
         classes = training_classes(config, options)
-        labels = rule(options.consensus)(read()[0], classes).labels
         return holdout_estimate(stored_labels_by_origin(project, labels, answers).control, classes)
 
     def stopping() -> StopAdvice | None:
@@ -216,6 +219,7 @@ def _analysis(
         confusions=_readable(confusions) or {},
         answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
         readers=_readable(partial(_readers, project, configured, images, answers, read)),
+        labels={one.image.id: one.value for one in labels},
         published_left=_readable(partial(_published_left, project, mirror, images)),
     )
 

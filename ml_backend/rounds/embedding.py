@@ -33,8 +33,7 @@ def keep_embedding(
 ) -> None:
     """Compute the embedding of a saved round's labelled and unlabelled images, and keep it in the project's folder.
 
-    Does nothing with an untrained backbone, or where the kept one has all of these images. Errors are logged: the
-    round is published.
+    Does nothing where the kept one has all of these images. Errors are logged: the round is published.
 
     Args:
         store: of the project.
@@ -42,8 +41,6 @@ def keep_embedding(
         learner: see ``Learner.embed``.
         raise_if_preempted: raises where another round is due.
     """
-    if not request.has_trained_features:
-        return
     try:
         inputs = store.record(request.round_id, INPUTS, RoundInputs)
         images = [] if inputs is None else [*(label.image for label in inputs.labels), *inputs.pool]

@@ -528,7 +528,7 @@ def train_live(
     result = run_round(request, project, learner, CatalogStrategy(options.strategy))
     project.show_disagreements()
     store = project.store
-    if not orders_again(result.report):  # readers wait for the order that follows
+    if request.has_trained_features and not orders_again(result.report):  # readers wait for the order that follows
         keep_embedding(store, request, learner, raise_if_preempted)
     measured = store.rounds_with(NOISE)
     if result.training and seed_noise_is_due(store.rounds_with(AGREEMENT), measured, options.noise_every):

@@ -22,6 +22,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from ml_backend.analytics.history import HELD_OUT, PREVIEWS, SHOWN_PREVIEW, HeldOutPredictions, StrategyPreviews
+from ml_backend.analytics.similar import neighbours_of
 from ml_backend.blas import enable_deterministic_blas
 from ml_backend.config import Settings
 from ml_backend.errors import (
@@ -48,6 +49,7 @@ from ml_backend.scheduling.shards import QUEUE_SHARDS, ShardQueue
 from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger, Stage
 from ml_backend.storage import ProjectStore, RoundStore, check_writable
 from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
+from ml_backend.storage.rounds import HEAD_IMAGES
 
 # With rq's own intervals a round whose machine died begins again after 13 minutes, with these within one.
 MONITORING_S = 5
@@ -264,7 +266,9 @@ def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
         )
 
 
-MAX_THUMBNAILS = 300  # of a round
+MAX_THUMBNAILS = 500  # of a round
+DRAWN_ALIKE = 200  # of a round, that resemble its batch
+DRAWN_EACH = 6  # with a label, and as many without, for each image of the batch
 DRAWN_DISAGREEMENTS = 60  # of a round
 DRAWN_LATER = 100  # of a round's previews, behind what is shown first
 REDRAWN_ROUNDS = 3  # earlier rounds after each round: the next one waits meanwhile
@@ -440,7 +444,7 @@ def draw_thumbnails(
         originals = with_plugins(source)
 
         def pictures(one: RoundReport) -> list[tuple[str, bytes]]:
-            images = _images(chosen_images(one, _more_images(project, one.request.round_id)), mirror, config)
+            images = _images(chosen_images(one, _more_images(project, one)), mirror, config)
             return list(draw_images(images, originals, _kept_pictures(thumbnails), awaited))
 
         drawn = thumbnails.keep(report.request.round_id, pictures(report))
@@ -474,8 +478,11 @@ def chosen_images(report: RoundReport, more: Iterable[str] = ()) -> list[str]:
     return list(dict.fromkeys([*batch, *behind, *more]))[:MAX_THUMBNAILS]
 
 
-def _more_images(project: ProjectStore, round_id: str) -> list[str]:
-    """The other images that pages show: of the previews, and those about which network and label disagree most."""
+def _more_images(project: ProjectStore, report: RoundReport) -> list[str]:
+    """The other images that pages show: of previews, like those of the batch, and where network and label disagree."""
+    round_id, ranking, embedding = report.request.round_id, report.ranking, project.embedding()
+    batch = ranking.image_ids[: min(ranking.batch_size, HEAD_IMAGES)]
+    alike = neighbours_of(embedding, batch, ranking.image_ids, DRAWN_EACH)[:DRAWN_ALIKE] if embedding else []
     try:
         previews = project.record(round_id, PREVIEWS, StrategyPreviews)
         held_out = project.record(round_id, HELD_OUT, HeldOutPredictions)
@@ -486,7 +493,7 @@ def _more_images(project: ProjectStore, round_id: str) -> list[str]:
     previewed = [[one.image_id for one in place if one] for place in places]
     first, later = (list(chain(*part)) for part in (previewed[:SHOWN_PREVIEW], previewed[SHOWN_PREVIEW:]))
     disputed = [one.image_id for one in held_out.disagreements()[:DRAWN_DISAGREEMENTS]] if held_out else []
-    return [*first, *disputed, *list(dict.fromkeys(later))[:DRAWN_LATER]]
+    return [*first, *alike, *disputed, *list(dict.fromkeys(later))[:DRAWN_LATER]]
 
 
 def _kept_pictures(thumbnails: Thumbnails) -> Callable[[str], bytes | None]:

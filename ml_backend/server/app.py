@@ -37,7 +37,14 @@ from ml_backend.label_studio.formats import (
 from ml_backend.scheduling import RoundQueue
 from ml_backend.scheduling.connections import configuration, connect, connection_of, version
 from ml_backend.schemas import Connection
-from ml_backend.server import agreement_page, images_page, options_page, readers, state_page  # noqa: F401 - their routes
+from ml_backend.server import (  # noqa: F401 - their routes
+    agreement_page,
+    images_page,
+    options_page,
+    readers,
+    similar_page,
+    state_page,
+)
 from ml_backend.server.actions import is_same_origin
 from ml_backend.server.context import AppContext, context, refreshing, wants_page
 from ml_backend.server.metrics import Metrics

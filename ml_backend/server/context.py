@@ -37,6 +37,11 @@ def context() -> AppContext:
     return found
 
 
+def user_name() -> str:
+    """Login of the backend that the request carries; ``the page`` where it needs none."""
+    return (request.authorization.username if request.authorization else None) or "the page"
+
+
 def wants_page() -> bool:
     """Whether the client is a browser; all others get JSON."""
     return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"

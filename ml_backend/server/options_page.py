@@ -21,7 +21,7 @@ from ml_backend.label_studio.connect import ONE_CONNECTION, TITLE, update_option
 from ml_backend.label_studio.formats import OptionsForm, parse_label_config
 from ml_backend.registry import STRATEGIES, StrategySpec, few_passes
 from ml_backend.schemas import Connection, FrozenModel
-from ml_backend.server.context import context, relative_url
+from ml_backend.server.context import context, relative_url, user_name
 from ml_backend.server.images_page import WallImage, answered_since, pictures_of
 from ml_backend.server.status import config_of
 from ml_backend.server.views import find_project, pages, render
@@ -152,7 +152,7 @@ def _change(
         update_options(client, settings, key.id, ours[0], held | changed)
     change = OptionChange(
         at=datetime.now(UTC),
-        by=request.authorization.username or "the page" if request.authorization else "the page",
+        by=user_name(),
         before={name: before[name] for name in changed},
         after={name: str(value) for name, value in changed.items()},
     )

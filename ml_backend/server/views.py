@@ -64,7 +64,7 @@ USUAL_ROUNDS: Final = 5
 NEWEST_ROUNDS: Final = 12
 """Rounds that the table shows unfolded."""
 LISTED_EXCLUSIONS: Final = 200
-FORMS: Final = frozenset({*(f"pages.{action}" for action in ACTIONS), "pages.change_options"})
+FORMS: Final = frozenset({*(f"pages.{action}" for action in ACTIONS), "pages.change_options", "pages.put_next"})
 """The only routes to which a page in a browser may post."""
 HTML: Final = "text/html; charset=utf-8"
 CSV: Final = "text/csv; charset=utf-8"

@@ -83,7 +83,7 @@ def test_answers_as_it_says(server: schemathesis.BaseSchema, mode: GenerationMod
     posts = {key: count for key, count in asked.items() if key.startswith("POST")}
     assert set(posts) == {
         *("POST /predict", "POST /setup", "POST /versions", "POST /webhook"),
-        *(f"POST /projects/{{key}}/{action}" for action in (*ACTIONS, "options")),
+        *(f"POST /projects/{{key}}/{action}" for action in (*ACTIONS, "options", "similar/{image_id}")),
     }
     assert min(posts.values()) >= EXAMPLES
 

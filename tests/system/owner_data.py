@@ -25,6 +25,7 @@ from ml_backend.schemas import (
     Connection,
     FitReport,
     FrozenModel,
+    HandPick,
     HeldOutImage,
     ProjectKey,
     PublishedRanking,
@@ -32,6 +33,7 @@ from ml_backend.schemas import (
     RoundReport,
 )
 from ml_backend.storage import RoundStore
+from ml_backend.storage.outputs import Embedding
 from ml_backend.storage.project_state import Quarantine, ReadingStore, Thumbnails
 from tests.fakes import make_request
 
@@ -102,6 +104,21 @@ def prepare(root: Path, rounds: int = 14) -> RoundStore:
     with quarantine.settled():
         quarantine.enter("91", "file", "damaged", "the file ends in the middle of the picture", passing=False)
     return store
+
+
+def add_embedding(store: RoundStore) -> str:
+    """Features of all images, in three groups, and two images put next by hand; returns an image of the batch."""
+    project, rng = store.project(KEY), np.random.default_rng(4)
+    mirror = project.readings.mirror(TaskCache)
+    assert mirror is not None
+    names = tuple(map(str, sorted(mirror.tasks)))
+    centres = rng.normal(size=(3, 64)) * 3
+    rows = np.array([centres[int(name) % 3] for name in names]) + rng.normal(size=(len(names), 64))
+    project.set_embedding(Embedding(project.round_ids()[-1], "", names, rows.astype(np.float16), 0.34))
+    batch = project.head(project.round_ids()[-1]).batch
+    picked = tuple(one.image_id for one in batch[2:4])
+    project.add_hand_pick(HandPick(at=BEGAN, by="owner", like=batch[0].image_id, image_ids=picked))
+    return batch[0].image_id
 
 
 def add_readers(store: RoundStore) -> None:

@@ -25,7 +25,7 @@ from ml_backend.processes import Valkey
 from ml_backend.scheduling import QUEUE, Progress, RoundQueue, connect_redis
 from ml_backend.scheduling.connections import configuration
 from ml_backend.server.app import create_app
-from tests.system.owner_data import KEY, add_readers, prepare
+from tests.system.owner_data import KEY, add_embedding, add_readers, prepare
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
@@ -60,6 +60,7 @@ def url(queue: RoundQueue, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder: Path = tmp_path_factory.mktemp("page")
     store = prepare(folder)
     add_readers(store)
+    add_embedding(store)
     analyse(store.project(KEY), *configuration(store.connection(KEY.id)))
     queue.count_changes(KEY, 12, 20, 192)
     settings = Settings.load(data_dir=folder, basic_auth_user="owner", basic_auth_pass="secret")
@@ -217,3 +218,30 @@ def press(browser: webdriver.Chrome, text: str) -> None:
 
 def state(browser: webdriver.Chrome) -> str:
     return browser.find_element(By.CSS_SELECTOR, ".state").text.split()[-1]
+
+
+def test_similar_images_are_shown_and_put_next(browser, url, queue):
+    """The map on a phone in the dark, then from an image of its list to the button."""
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [dark]})
+    open_at(browser, f"{url}/projects/{KEY}/map?by=batch", 390)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert serious_findings(browser) == []
+    assert len(browser.find_elements(By.CSS_SELECTOR, "svg a circle")) > 100
+
+    browser.find_element(By.CSS_SELECTOR, "summary").click()
+    browser.find_element(By.CSS_SELECTOR, "details a").click()
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert serious_findings(browser) == []
+    boxes = browser.find_elements(By.NAME, "chosen")
+    chosen = [box.get_attribute("value") for box in boxes[1:]]
+    browser.execute_script("arguments[0].click()", boxes[0])
+    browser.execute_script("arguments[0].click()", browser.find_element(By.CSS_SELECTOR, "form button"))
+
+    said = WebDriverWait(browser, TIMEOUT_S).until(
+        expected.presence_of_element_located((By.CSS_SELECTOR, "[role=status]"))
+    )
+    assert said.text.startswith("Put next.")
+    assert queue.status(KEY).waiting == "topup"
+    assert f"({', '.join(chosen)})" in browser.find_element(By.CSS_SELECTOR, ".long").text
+    assert complaints(browser) == []

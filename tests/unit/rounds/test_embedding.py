@@ -95,9 +95,6 @@ class TestKeepEmbedding:
         keep_inputs(store, 13)
         assert keep(store, learner).image_ids[-1] == "12"
 
-    def test_not_of_an_untrained_backbone(self, store):
-        assert keep(store, FakeLearner(), options={"weights": "none"}) is None
-
     @pytest.mark.parametrize("error", [StaleRound("another round waits"), RoundError("out of memory")])
     def test_what_hinders_it_ends_no_round_and_leaves_the_former(self, store, error):
         def check() -> None:

@@ -25,6 +25,7 @@ from ml_backend.scheduling.worker import (
 )
 from ml_backend.schemas import Connection, HeldOutImage, ImageRef, Ranking
 from ml_backend.storage import RoundStore
+from ml_backend.storage.outputs import Embedding
 from ml_backend.storage.project_state import SQUASHED, ReadingStore, Thumbnails
 from tests.fakes import NOON, make_report
 from tests.unit.server.memory import PROJECT, payload
@@ -150,10 +151,14 @@ class TestDrawing:
         project.set_record("r000001", PREVIEWS, StrategyPreviews(first=first))
         project.set_record("r000001", HELD_OUT, HeldOutPredictions(images=(found,)))
 
-        names = _more_images(project, "r000001")
+        report = make_report()  # of images 2 and 1, in batches of 1
+        for images, alike in (("21", ["1"]), ("2345", ["3", "4", "5"]), ("34", [])):
+            near = np.ones((len(images), 3), np.float16)
+            project.set_embedding(Embedding("r000001", "", tuple(images), near, 0.5))
+            names = _more_images(project, report)
 
-        assert names[:2] + names[12:15] == ["x0", "y0", "9", "x6", "y6"]
-        assert len(names) == 13 + DRAWN_LATER
+            assert names[:2] + names[12:-DRAWN_LATER] == ["x0", "y0", *alike, "9"]
+            assert names[-DRAWN_LATER:][:2] == ["x6", "y6"]
 
     def test_a_picture_that_a_round_keeps_is_not_drawn_again(self, store, tmp_path, monkeypatch):
         """But for one of a version that drew them smaller. Nothing is added to the cache of pixels."""
