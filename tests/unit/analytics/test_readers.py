@@ -265,7 +265,13 @@ def test_sentence_about_agreement(given, begins):
 @pytest.mark.parametrize(
     ("third", "ordered", "answer"),
     [
-        pytest.param([2] * 40, True, "c stands out: too severe, +1.48 (", id="each time a class or two higher"),
+        pytest.param(
+            [2] * 40,
+            True,
+            "c stands out: too severe by 1.48 classes (95 % interval 1.32 to 1.63).",
+            id="each time a class or two higher",
+        ),
+        pytest.param([0] * 40, False, "", id="the same class each time has no kappa"),
         pytest.param([0, 1] * 20, True, "No reader clearly stands out.", id="as the others"),
         pytest.param([2, 0] * 20, False, "c stands out: agrees least with the others, kappa −", id="no order"),
         pytest.param([], True, "", id="of two nobody can tell"),
