@@ -15,7 +15,7 @@ from typing import Annotated, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 
 from ml_backend.analytics.history import INSIGHT, Answer, RoundInsight
@@ -33,8 +33,6 @@ PROOF: Final = "proof"
 """Name of the record ``ActiveAgainstRandom`` of a project."""
 _Z = 1.959963984540054  # of a 95 % interval
 _BINS = 10
-_FOLDS = 5
-_SMALLEST = 1e-12  # of a probability in a logarithm
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -286,11 +284,8 @@ class HoldoutEstimate(FrozenModel):
         correct: of ``n``; ``accuracy`` is their share, None where there is none.
         low: lower end of Wilson's 95 % interval of the accuracy; ``high`` its upper end.
         recall: share correct of each class; None where it has fewer than 10 images.
-        temperature: that the probabilities would have to be divided by in logits, fitted on these images alone: above 1
-            where the network is too sure; None where the images are fewer than 30.
-        ece: expected calibration error of the probabilities as they are, 0 to 1; likewise.
+        ece: expected calibration error of the probabilities, 0 to 1; None where the images are fewer than 30.
         bins: what ``ece`` is computed from, least confident first, without empty ones; none where the images are fewer.
-        ece_calibrated: of each fifth under the temperature fitted on the others; likewise.
         enough: whether there are 30 or more.
         by_round: all of them, oldest round first.
         running: the accuracy as of each round, of the newest images until then; without the rounds at which they were
@@ -307,10 +302,8 @@ class HoldoutEstimate(FrozenModel):
     low: Share
     high: Share
     recall: dict[str, Share | None]
-    temperature: float | None
     ece: Share | None
     bins: tuple[CalibrationBin, ...] = ()
-    ece_calibrated: Share | None
     enough: bool
     by_round: tuple[HoldoutRound, ...]
     running: tuple[HoldoutRound, ...] = ()
@@ -365,15 +358,8 @@ def holdout_estimate(
     newest = usable[-window:]
     n, correct = len(newest), sum(one.correct for one in newest)
     low, high = wilson(correct, n)
-    temperature = ece = ece_calibrated = None
-    bins: tuple[CalibrationBin, ...] = ()
-    if n >= MIN_HOLDOUT_IMAGES:
-        probs = np.array([list(one.probs.values()) for one in newest])
-        targets = np.array([classes.index(one.label.value) for one in newest])
-        temperature = fitted_temperature(probs, targets)
-        ece = _calibration_error(probs, targets)
-        bins = calibration_bins(probs.max(axis=1), probs.argmax(axis=1) == targets, _BINS)
-        ece_calibrated = _calibration_error(_cross_calibrated(probs, targets), targets)
+    enough = n >= MIN_HOLDOUT_IMAGES
+    sure = np.array([max(one.probs.values()) for one in newest]), np.array([one.correct for one in newest], dtype=bool)
     recall: dict[str, float | None] = {}
     for name in classes:
         found = [one.correct for one in newest if one.label.value == name]
@@ -386,11 +372,9 @@ def holdout_estimate(
         low=low,
         high=high,
         recall=recall,
-        temperature=temperature,
-        ece=ece,
-        bins=bins,
-        ece_calibrated=ece_calibrated,
-        enough=n >= MIN_HOLDOUT_IMAGES,
+        ece=expected_calibration_error(*sure, _BINS) if enough else None,
+        bins=calibration_bins(*sure, _BINS) if enough else (),
+        enough=enough,
         by_round=by_round(usable),
         running=running(usable, window=window, enough=MIN_HOLDOUT_IMAGES),
         trend=trend(usable, window=window, enough=MIN_HOLDOUT_IMAGES),
@@ -448,25 +432,6 @@ def trend(images: Sequence[HoldoutLabel], *, window: int, enough: int) -> Holdou
     )
 
 
-def fitted_temperature(probs: Float[Floats, "images classes"], targets: Int[npt.NDArray[np.intp], " images"]) -> float:
-    """The temperature T, 0.05 to 20, for which ``p ** (1 / T)``, normalised, gives the labels the most likelihood.
-
-    Source:
-        Guo, Pleiss, Sun & Weinberger 2017, arXiv:1706.04599.
-    """
-    from scipy.optimize import minimize_scalar  # noqa: PLC0415 - a second that the web server's start is spared
-
-    logs = np.log(np.maximum(probs, _SMALLEST))
-
-    def loss(log_temperature: float) -> float:
-        scaled = logs / np.exp(log_temperature)
-        scaled = scaled - scaled.max(axis=1, keepdims=True)
-        picked = scaled[np.arange(len(targets)), targets]
-        return float((np.log(np.exp(scaled).sum(axis=1)) - picked).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded").x))
-
-
 def expected_calibration_error(
     confidence: Float[Floats, " images"], correct: Bool[npt.NDArray[np.bool_], " images"], bins: int
 ) -> float:
@@ -497,25 +462,6 @@ def calibration_bins(
         for n, sure, right in zip(*sums, strict=True)
         if n
     )
-
-
-def _calibration_error(probs: Float[Floats, "images classes"], targets: Int[npt.NDArray[np.intp], " images"]) -> float:
-    return expected_calibration_error(probs.max(axis=1), probs.argmax(axis=1) == targets, _BINS)
-
-
-def _cross_calibrated(
-    probs: Float[Floats, "images classes"], targets: Int[npt.NDArray[np.intp], " images"]
-) -> Float[Floats, "images classes"]:
-    """Every fifth image's probabilities under the temperature fitted on the other four fifths.
-
-    Not leave-one-out: a temperature fitted without one image is biased away from that image's label.
-    """
-    calibrated = np.empty_like(probs)
-    for first in range(_FOLDS):
-        own = np.arange(len(targets)) % _FOLDS == first
-        scaled = np.maximum(probs[own], _SMALLEST) ** (1.0 / fitted_temperature(probs[~own], targets[~own]))
-        calibrated[own] = scaled / scaled.sum(axis=1, keepdims=True)
-    return calibrated
 
 
 def _sentence(n: int, correct: int, low: float, high: float) -> str:

@@ -528,9 +528,10 @@ def outlier_answer(readers: Sequence[tuple[str, ReaderStatistics]]) -> str:
         for one, name in known:
             others = [other for other, whose in known if whose != name]
             above, below = one.low > max(x.high for x in others), one.high < min(x.low for x in others)
-            if figure == "bias" and (above or below):
-                way = "severe" if one.value > 0 else "mild"
-                return f"{name} stands out: too {way}, {estimate_words(one, sign=True)} classes from the others."
+            if figure == "bias" and ((above and one.low > 0) or (below and one.high < 0)):
+                low, value, high = sorted(abs(x) for x in (one.low, one.value, one.high))
+                way = "severe" if above else "mild"
+                return f"{name} stands out: too {way} by {value:.2f} classes (95 % interval {low:.2f} to {high:.2f})."
             if figure == "agreement" and below:
                 return f"{name} stands out: agrees least with the others, kappa {estimate_words(one)}."
     return "No reader clearly stands out." if compared else ""

@@ -168,11 +168,12 @@ def stop_advice(
     level = slope(latest, None if images is None else [images[one.round_id] for one in measured[-LEVEL_ROUNDS:]])
     if level is None:
         since = "so far" if len(same) == len(snapshots) else "since the classes changed"
-        few = f"Too early to tell: {count(len(same), 'network')} trained {since}, {MIN_ROUNDS} are needed."
+        begins = _BEGINNINGS["too early"]
+        few = f"{begins}: {count(len(same), 'network')} trained {since}, {MIN_ROUNDS} are needed."
         newest_on = None if images is None or not same else images.get(same[-1].round_id, 0)
         if newest_on is not None and (len(same) >= MIN_ROUNDS or newest_on < MIN_VALIDATION_IMAGES):
             few = (
-                f"Too early to tell: {MIN_ROUNDS} networks validated on {MIN_VALIDATION_IMAGES} images or more are "
+                f"{begins}: {MIN_ROUNDS} networks validated on {MIN_VALIDATION_IMAGES} images or more are "
                 f"needed, {len(measured)} so far; the newest was validated on {newest_on}."
             )
         return StopAdvice(verdict="done" if left == 0 else "too early", sentence=_NOTHING_LEFT if left == 0 else few)
@@ -373,9 +374,9 @@ def _is_stable(found: Agreement, floor: Agreement | None) -> bool:
 
 _NOTHING_LEFT: Final = "Nothing is left to label, so there is nothing to stop."
 _BEGINNINGS: Final[dict[Verdict, str]] = {
-    "too early": "Too early to tell",
+    "too early": "Too early to say when to stop",
     "done": _NOTHING_LEFT,
-    "go on": "Go on",
+    "go on": "Go on labelling",
     "soon": "Could stop soon",
     "stop": "Could stop now",
 }

@@ -6,6 +6,7 @@ The options stay where ``connect`` writes them: in the connection of the project
 import json
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Final
 
 import structlog
@@ -105,6 +106,7 @@ def change_options(key: str) -> Response:
     return Response(status=303, headers={"Location": f"{relative_url('pages.options', key=key)}?{said}"})
 
 
+@cache
 def _allowed(name: str) -> str:
     """The values of a field of the form, in words."""
     of = ProjectOptions.model_json_schema()["properties"][name]

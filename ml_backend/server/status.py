@@ -43,13 +43,6 @@ REMEDIES: Final[dict[str, str]] = {
     "QueueError": "Ask your operator to check Redis",
 }
 """What helps against a failed round, by the kind of its error."""
-ADVICE: Final[dict[str, str]] = {
-    "too early": "Too early to say when to stop.",
-    "go on": "Go on labelling.",
-    "soon": "You could stop soon.",
-    "stop": "You could stop now.",
-}
-"""By the verdict of ``StopAdvice``; where all is labelled there is nothing to advise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +102,6 @@ class ProjectStatus:
         if self.workers is not None:
             parts.append(f"{count(self.workers, 'worker')}." if self.workers else "No worker answers.")
         return " ".join(part for part in parts if part)
-
-    @property
-    def advice(self) -> str:
-        """Whether to go on labelling; empty before the first training and at the end."""
-        stopping = None if self.analysis is None else self.analysis.stopping
-        return "" if stopping is None else ADVICE.get(stopping.verdict, "")
 
     @property
     def threshold(self) -> int:

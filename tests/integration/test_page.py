@@ -50,7 +50,7 @@ class TestSentences:
         told, found = sections(client), figures(client)
 
         stop, order, control = found["stopping"], found["fidelity"], found["control"]
-        assert stop["sentence"].startswith(("Go on: ", "Could stop"))
+        assert stop["sentence"].startswith(("Go on labelling: ", "Could stop"))
         assert stop["sentence"] in told["When to stop?"]
         for one in stop["evidence"]:
             assert one in told["When to stop?"]

@@ -58,7 +58,7 @@ def test_from_the_first_label_to_another_strategy(browser, live_project, backend
     after = owner.sections()
     assert "Until the first training" not in after
     assert "Accuracy and AU ROC" in after["Is it learning?"]
-    assert "undecided between" in after["Chosen to be labelled next"]
+    assert "Undecided between" in after["Chosen to be labelled next"]
     assert f"Task {by_entropy.image_ids[0]} no. 1 " in after["Chosen to be labelled next"]
     assert after["Class balance"]
 

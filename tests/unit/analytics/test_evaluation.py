@@ -11,10 +11,8 @@ from scipy.stats import binomtest
 
 from ml_backend.analytics.evaluation import (
     HoldoutLabel,
-    _cross_calibrated,
     by_round,
     expected_calibration_error,
-    fitted_temperature,
     holdout_estimate,
     labels_by_origin,
     newcombe,
@@ -144,37 +142,6 @@ class TestLabelsByOrigin:
         assert self.origin([label(1)], []).chosen == ()
 
 
-class TestTemperature:
-    def drawn(self, temperature: float, n: int = 4000):
-        """Labels drawn from probabilities, and what a network says that is too sure by the temperature."""
-        rng = np.random.default_rng(3)
-        true = rng.dirichlet(np.ones(3), size=n)
-        targets = np.array([rng.choice(3, p=row) for row in true])
-        said = true**temperature
-        return said / said.sum(axis=1, keepdims=True), targets
-
-    @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-    def test_finds_the_one_that_was_planted(self, temperature):
-        assert fitted_temperature(*self.drawn(temperature)) == pytest.approx(temperature, rel=0.1)
-
-    def test_each_fifth_is_calibrated_by_the_others_alone(self):
-        """Another label of the first image changes the others' probabilities, and not those of its own fifth."""
-        probs, targets = self.drawn(2.0, n=40)
-        other = np.concatenate([(targets[:1] + 1) % 3, targets[1:]])
-
-        before, after = _cross_calibrated(probs, targets), _cross_calibrated(probs, other)
-
-        assert np.array_equal(before[::5], after[::5])
-        for place in range(1, 5):
-            assert not np.allclose(before[place::5], after[place::5], rtol=1e-3)
-        assert before.sum(axis=1) == pytest.approx(1.0)
-
-    def test_a_probability_of_zero_is_no_trap(self):
-        probs, targets = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([0, 1, 1])
-
-        assert 0.05 <= fitted_temperature(probs, targets) <= 20.0
-
-
 class TestCalibrationError:
     def test_hand_worked(self):
         """Bin 0.9: two images, one right, gap |1.8 - 1|; bin 0.6: one image, right, gap |0.6 - 1|."""
@@ -212,11 +179,11 @@ class TestEstimate:
         estimate = holdout_estimate([control(n) for n in range(images)], CLASSES)
 
         assert (estimate.n, estimate.accuracy, estimate.enough) == (images, accuracy, False)
-        assert (estimate.temperature, estimate.ece) == (None, None)
+        assert (estimate.ece, estimate.bins) == (None, ())
         assert estimate.sentence.startswith(begins)
 
     def test_enough(self):
-        """24 of 30 right at confidence 0.95: too sure, so that it must be warmed, which makes the error smaller."""
+        """24 of 30 right at confidence 0.95: too sure."""
         images = [control(n, right=n >= 6, confidence=0.95) for n in range(30)]
 
         estimate = holdout_estimate(images, CLASSES)
@@ -224,12 +191,9 @@ class TestEstimate:
         assert (estimate.n, estimate.correct, estimate.accuracy, estimate.enough) == (30, 24, 0.8, True)
         assert (estimate.low, estimate.high) == wilson(24, 30)
         assert estimate.ece == pytest.approx(0.15)
-        assert [(one.n, one.correct) for one in estimate.bins] == [(30, 24)]
-        assert estimate.bins[0].confidence == pytest.approx(0.95)
-        assert estimate.temperature is not None
-        assert estimate.ece_calibrated is not None
-        assert estimate.temperature > 1.5
-        assert estimate.ece_calibrated < 0.1
+        [one] = estimate.bins
+        assert (one.n, one.correct) == (30, 24)
+        assert one.confidence == pytest.approx(0.95)
         assert estimate.recall == {"normal": None, "moderate": None, "severe": 1.0}
         assert estimate.sentence.startswith(
             "The network was right about 24 of the last 30 randomly drawn images: 80 % (95 % interval 63 to 90 %)"

@@ -372,6 +372,13 @@ class TestReason:
         assert reason(strategy, IMAGE.model_copy(update={"control": True})) == CONTROL
         assert reason_unseen(strategy, control=True) == CONTROL
 
+    @pytest.mark.parametrize(
+        ("strategy", "words"), [("entropy", "among the least certain:"), ("margin", "among the smallest margins:")]
+    )
+    def test_calls_nothing_undecided_that_is_not(self, strategy, words):
+        sure = IMAGE.model_copy(update={"probs": {"normal": 0.10, "moderate": 0.21, "severe": 0.69}})
+        assert reason(strategy, sure) == f"{words} severe 69 % and moderate 21 %"
+
     def test_a_strategy_that_is_no_more_shows_its_score(self):
         assert reason("gone", IMAGE) == "score 0.25"
 

@@ -265,20 +265,29 @@ def test_sentence_about_agreement(given, begins):
 @pytest.mark.parametrize(
     ("third", "ordered", "answer"),
     [
-        pytest.param([2] * 40, True, "c stands out: too severe, +1.48 (", id="each time a class or two higher"),
+        pytest.param(
+            [2] * 40,
+            True,
+            "c stands out: too severe by 1.48 classes (95 % interval 1.32 to 1.63).",
+            id="each time a class or two higher",
+        ),
+        pytest.param([0] * 40, False, "", id="the same class each time has no kappa"),
         pytest.param([0, 1] * 20, True, "No reader clearly stands out.", id="as the others"),
         pytest.param([2, 0] * 20, False, "c stands out: agrees least with the others, kappa −", id="no order"),
-        pytest.param([], True, "", id="of two nobody can tell"),
         pytest.param([2] * 9 + [None] * 31, True, "", id="too few images"),
     ],
 )
 def test_the_reader_who_stands_out(third, ordered, answer):
     others = [0, 1] * 19 + [1, 1]
-    found = compared(
-        panel({"a": others, "b": [*others[:36], 2, 1, 0, 0]} | ({"c": third} if third else {})), ordered=ordered
-    )
+    found = compared(panel({"a": others, "b": [*others[:36], 2, 1, 0, 0]} | {"c": third}), ordered=ordered)
 
     assert outlier_answer([(one.rater, one) for one in found.readers]).startswith(answer)
+
+
+def test_of_two_readers_none_stands_out():
+    found = compared(panel({"a": [0, 1] * 20, "b": [2] * 40}))
+
+    assert outlier_answer([(one.rater, one) for one in found.readers]) == ""
 
 
 def test_the_answers_about_the_tasks_asked_for():

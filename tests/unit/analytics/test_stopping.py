@@ -54,7 +54,7 @@ class TestStopAdvice:
         advice = stop_advice(RISING.marks()[:rounds], {}, labels=20)
 
         assert advice.verdict == "too early"
-        assert advice.sentence.startswith(f"Too early to tell: {rounds} network")
+        assert advice.sentence.startswith(f"Too early to say when to stop: {rounds} network")
 
     def test_go_on_while_networks_change_their_minds(self):
         """100 of 1000 answers changed: 90 % agree, kappa 0.8, where equal labels give 0.92."""
@@ -112,14 +112,18 @@ class TestStopAdvice:
         advice = stop_advice(marks, noise(0.96), labels=20, control=control)
 
         assert advice.verdict == "go on"
-        assert advice.sentence.startswith(f"Go on: {curve} fell over the last rounds; the last two networks agree")
+        assert advice.sentence.startswith(
+            f"Go on labelling: {curve} fell over the last rounds; the last two networks agree"
+        )
 
     def test_a_fall_within_its_interval_may_be_none(self):
         """Falling by 0.7 points a round with a standard error of 0.6."""
         story = Story([0, *[20] * 4], [0.83, 0.79, 0.81, 0.78, 0.80])
         advice = stop_advice(story.marks(), noise(0.96), labels=20)
 
-        assert advice.sentence.startswith("Go on: accuracy may have fallen over the last rounds; the last two")
+        assert advice.sentence.startswith(
+            "Go on labelling: accuracy may have fallen over the last rounds; the last two"
+        )
 
     def test_no_end_while_accuracy_rises_though_few_labels_gain_little(self):
         """0.6 points a round of 20 labels: 0.15 for 5 labels, in the unit and to the digit of the gain expected."""
@@ -127,7 +131,7 @@ class TestStopAdvice:
         advice = stop_advice(story.marks(), noise(0.96), labels=5)
 
         assert advice.verdict == "go on"
-        assert advice.sentence.startswith("Go on: accuracy rose by 0.15 points for every 5 labels; ")
+        assert advice.sentence.startswith("Go on labelling: accuracy rose by 0.15 points for every 5 labels; ")
         assert advice.sentence.endswith("the next 5 labels are expected to gain 0.15 points of accuracy.")
         assert "accuracy rose by 0.15 points for every 5 labels (standard error 0)" in " ".join(advice.evidence)
 
@@ -188,7 +192,7 @@ class TestStopAdvice:
 
         assert advice == stop_advice(after, {}, labels=20)
         assert stop_advice([*others, *after[:2]], {}, labels=20).sentence == (
-            "Too early to tell: 2 networks trained since the classes changed, 3 are needed."
+            "Too early to say when to stop: 2 networks trained since the classes changed, 3 are needed."
         )
 
     def test_says_from_the_first_network_on_what_is_needed(self):
@@ -196,8 +200,8 @@ class TestStopAdvice:
         images = {one.round_id: 7 for one in marks}
 
         assert stop_advice(marks, {}, labels=20, images=images).sentence == (
-            "Too early to tell: 3 networks validated on 30 images or more are needed, 0 so far; the newest was "
-            "validated on 7."
+            "Too early to say when to stop: 3 networks validated on 30 images or more are needed, 0 so far; the "
+            "newest was validated on 7."
         )
 
     def test_no_promise_from_a_handful_of_validation_images(self):
@@ -219,12 +223,12 @@ class TestStopAdvice:
         assert advice.slope == pytest.approx(0.0)
         assert advice.gain == pytest.approx(0.0)
         assert (advice.slope_error or 0) > 0.04
-        assert advice.sentence.startswith("Go on: whether accuracy still rises is not clear")
+        assert advice.sentence.startswith("Go on labelling: whether accuracy still rises is not clear")
 
     def test_does_not_say_rose_when_the_newest_fell(self):
         advice = stop_advice(Story([0, 20, 20, 20], [0.5, 0.8, 1.0, 0.92]).marks(), noise(0.96), labels=20)
 
-        assert advice.sentence.startswith("Go on: accuracy fell by 8.0 points in the newest round; ")
+        assert advice.sentence.startswith("Go on labelling: accuracy fell by 8.0 points in the newest round; ")
 
     def test_less_than_a_minute_is_not_about(self):
         said = stop_advice(STABLE.marks(), noise(0.96), labels=20, seconds=1.0).sentence

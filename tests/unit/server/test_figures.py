@@ -113,6 +113,16 @@ class TestSharesChart:
         assert "random images: 80 % [67 %–89 %] of 50 images" in str([*root.iter("title")][-1].text)
 
 
+def test_au_roc_is_written_in_hundredths_everywhere():
+    fit = make_fit().model_copy(update={"validation_auroc": 0.876})
+    root = ET.fromstring(
+        shares_chart("learning", "Accuracy", learning_lines([summary(1, 40).model_copy(update={"fit": fit})]))
+    )
+
+    assert "; AU ROC 0.88 at 40 labels." in str(root.findtext("desc"))
+    assert [*root.iter("title")][-1].text == "40 labels\nAU ROC: 0.88\naccuracy: 50 % [9 %–91 %] of 2 images"
+
+
 @pytest.mark.parametrize(("labels", "share"), [({"normal": 30, "severe": 10}, 75), ({}, 0)])
 def test_balance_chart_describes_both_shares(labels, share):
     described = ET.fromstring(balance_chart(labels, {"normal": 0.5})).findtext("desc")

@@ -132,14 +132,14 @@ def test_a_mistake_is_told_beside_its_field_and_nothing_is_changed(studio, store
 
 def test_the_values_that_each_field_takes(studio):
     page = studio.client.get(PAGE, headers=HTML).text
-    found = re.findall(r'id="(\w+)-about">.*?(a (?:whole )?number from .*?)\.</p>', page)
+    found = re.findall(r'id="(\w+)-about">.*?(A (?:whole )?number from .*?)\.</p>', page)
 
     assert dict(found) == {
-        "batch_size": "a whole number from 1 to 1000",
-        "reserve": "a whole number from 0, or all",
-        "control_share": "a number from 0 to 0.5",
-        "retrain_after": "a whole number from 1",
-        "per_patient": "a whole number from 0",
+        "batch_size": "A whole number from 1 to 1000",
+        "reserve": "A whole number from 0, or all",
+        "control_share": "A number from 0 to 0.5",
+        "retrain_after": "A whole number from 1",
+        "per_patient": "A whole number from 0",
     }
     assert send(studio, control_share="0,1").headers["Location"].endswith("?done")
     assert studio.backend["extra_params"]["control_share"] == 0.1

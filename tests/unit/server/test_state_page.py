@@ -67,7 +67,7 @@ class TestCompare:
                 "r000002",
                 [*names[10:30], *names[:10], *names[30:190]],
                 {"epochs": 9, "dropout": 0.5, "prelabel": True},
-                make_fit(),
+                make_fit().model_copy(update={"validation_auroc": 0.876}),
             ),
         ):
             ranking = Ranking(strategy="x", image_ids=tuple(order), scores=(0.5,) * len(order), batch_size=5)
@@ -80,6 +80,7 @@ class TestCompare:
         assert table(page, "Labels when the round began")["all"] == ["0", "0"]
         figures = table(page, "Training and ranking")
         assert figures["accuracy"] == ["–", "50 %"]
+        assert figures["AU ROC"] == ["–", "0.88"]
         assert figures["images ranked"] == ["200", "190"]
         # The first 20 of both are 0 to 19 and 10 to 29; of 190 images in common.
         assert "10 of the first 20 are the same; by chance about 2 would be." in page
