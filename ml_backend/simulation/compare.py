@@ -3,7 +3,9 @@
 Runs are paired where they ran the same seeds on the same data.
 """
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -11,12 +13,15 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 
 from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.analysis import (
     CONFIDENCE,
+    PAIRS_FOR_AN_INTERVAL,
+    SEEDS_FOR_A_CLAIM,
     TARGETS,
     Group,
     LabelsRatio,
@@ -38,7 +43,7 @@ from ml_backend.simulation.metrics import METRICS, Metric
 from ml_backend.simulation.plan import StudyPlan, differences
 from ml_backend.simulation.report import difference_words, p_words, ratio_words
 from ml_backend.simulation.run_log import StudyResults
-from ml_backend.simulation.study import print_table, read_study
+from ml_backend.simulation.study import print_line, print_table, read_study
 
 COMPARED: Final = ("accuracy", "balanced_accuracy", "auroc")
 SAME_DATA: Final = ("--task", "--imbalance", "content of --labels")  # what decides the sides and the true classes
@@ -60,7 +65,10 @@ class AreaComparison(FrozenModel):
 
 
 class LabelsComparison(FrozenModel):
-    """Labels that one strategy needed for one target, ``second / first``; None for a number that is not finite."""
+    """Labels that one strategy needed for one target, ``second / first``; None for a number that is not finite.
+
+    A ``high`` of None beside a ``low`` is infinite: the interval has no upper end.
+    """
 
     target: str
     strategy: str
@@ -294,7 +302,7 @@ def _labels_row(
 ) -> list[LabelsComparison]:
     if paired:
         mine, theirs = mine.align(theirs, join="inner")
-    if not len(mine) or (np.isinf(mine).all() and np.isinf(theirs).all()):
+    if not len(mine) or (np.isinf(mine.median()) and np.isinf(theirs.median())):
         return []
     ratio = (labels_ratio if paired else labels_ratio_unpaired)(theirs, mine)
     medians = (None if np.isinf(side.median()) else float(side.median()) for side in (mine, theirs))
@@ -313,11 +321,7 @@ def _labels_row(
 
 def print_comparison(found: Comparison, console: Console) -> None:
     """Print a comparison for a reader."""
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    sides, reference = ("study 1", "study 2"), found.reference
+    say, sides, reference = partial(print_line, console), ("study 1", "study 2"), found.reference
     minus, by = "2 minus 1", "2 / 1"
     if reference:
         sides, minus, by = (reference, "this one"), f"minus {reference}", f"/ {reference}"
@@ -344,12 +348,14 @@ def print_comparison(found: Comparison, console: Console) -> None:
             "repeat its command without --no-baseline."
         )
     elif not found.labels_needed:
-        say(f"{found.unit.capitalize()} needed: no strategy reached a target of accuracy in any run.")
+        say(f"{found.unit.capitalize()} needed: no strategy reached a target of accuracy in half of its runs.")
 
 
 def _print_tables(found: Comparison, console: Console, sides: tuple[str, str], minus: str, by: str) -> None:
     means, medians = ([f"{side}, {name}" for side in sides] for name in ("mean", "median"))
-    curves = Table("area under the curve", "strategy", *means, f"{minus}, 95 % interval", "p", "seeds")
+    about = "Area: mean height of the learning curve, in the unit of the metric; 0.01 is one point."
+    curves = Table("area under the curve of", "strategy", *means, f"{minus}, mean, 95 % interval", "p", "seeds",
+                   caption=Text(about), caption_justify="left")  # fmt: skip
     for area in found.areas:
         ahead = PairedDifference(area.difference, area.low, area.high, area.p, area.seeds[0])
         named, ends = _name(area), (f"{area.first:.3f}", f"{area.second:.3f}")
@@ -358,10 +364,15 @@ def _print_tables(found: Comparison, console: Console, sides: tuple[str, str], m
     needed = Table(f"{found.unit} for (accuracy)", "strategy", *medians, f"{by}, median, 95 % interval", "seeds")
     for row in found.labels_needed:
         labels = tuple("never" if one is None else f"{one:.0f}" for one in (row.first, row.second))
-        ratio = None if row.ratio is None else LabelsRatio(row.ratio, row.low, row.high, min(row.seeds))
+        high = math.inf if row.high is None and row.low is not None else row.high
+        ratio = None if row.ratio is None else LabelsRatio(row.ratio, row.low, high, min(row.seeds))
         needed.add_row(row.target, _name(row), *labels, ratio_words(ratio) if ratio else "-", _seeds(row.seeds))
     if found.labels_needed:
         print_table(needed, console)
+    if (seeds := min((min(area.seeds) for area in found.areas), default=SEEDS_FOR_A_CLAIM)) < SEEDS_FOR_A_CLAIM:
+        need = "" if seeds >= PAIRS_FOR_AN_INTERVAL else f" An interval and a p of pairs need {PAIRS_FOR_AN_INTERVAL}."
+        claim = f"Few seeds: {seeds} of the {SEEDS_FOR_A_CLAIM} that a claim needs."
+        print_line(console, f"{claim}{need} A larger --seeds adds to a study.")
 
 
 def _name(row: AreaComparison | LabelsComparison) -> str:

@@ -252,9 +252,9 @@ def _project_options(
                 "--finetune full trains the whole network, which --features cannot feed: "
                 "give --images instead, or --finetune head"
             )
-        if chosen.get("weights") == "none":
+        if ignored := [f"--{name} {chosen[name]}" for name in ("weights", "backbone") if name in chosen]:
             raise SettingsError(
-                "--weights none: the network trains on --features, whatever they were made with; leave it away, or "
+                f"{ignored[0]}: the network trains on --features, whatever they were made with; leave it away, or "
                 "give --images instead of --features"
             )
         # On a GPU `auto` is full.

@@ -110,7 +110,7 @@ class StudyPlan(FrozenModel):
         """
         for name in self.strategies:
             if ":" in name and digest_of_function(name) != self.digests.get(name):
-                raise SettingsError(f"the code of {name} has changed since the study began: give a new --out")
+                raise _changed_code(name)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -204,6 +204,9 @@ class StudyPlan(FrozenModel):
         for name in known.keys() & now["digests"].keys() & set(TABLES):  # compared by their contents
             now[name] = before[name]
         now["digests"] = {name: one for name, one in now["digests"].items() if ":" not in name or name in known}
+        for name, digest in now["digests"].items():
+            if ":" in name and digest != known[name]:
+                raise _changed_code(name)
         changed = [f"{name}: {_short(old)} then, {_short(new)} now" for name, old, new in _changes(before, now)]
         grown, refused = self._growth(earlier)
         changed += refused
@@ -244,6 +247,13 @@ class StudyPlan(FrozenModel):
         if "start" not in earlier.model_fields_set:
             defaults |= OLDER_DEFAULTS
         return {n: one for n, one in self.options.items() if n in earlier.options or one != defaults.get(n)}
+
+
+def _changed_code(name: str) -> SettingsError:
+    return SettingsError(
+        f"the code of {name} has changed since the study in --out began, which would mix the figures of two functions: "
+        "give a new --out, or restore this one and give the new code another name, added to --strategy"
+    )
 
 
 def digest_of_function(target: str) -> str:

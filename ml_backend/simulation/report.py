@@ -52,6 +52,7 @@ SPOKEN_OF: Final = ("accuracy", "balanced_accuracy")  # in the headline; finding
 PRINTED: Final = ("accuracy", "balanced_accuracy", "auroc")  # as figures for a paper
 NAMED: Final = 3  # strategies of a sentence, besides random
 LINE: Final = ("median", "q25", "q75")
+SHOWN_FINDINGS: Final = 2  # of a kind; the others are folded away
 NUMBERS: Final = 6  # label counts of a table
 SPREAD: Final = 50.0  # highest over lowest value from which an axis is logarithmic
 HEADLINE_TARGETS: Final = ("baseline - 1 point", "95 % of the baseline")  # the first that was reached
@@ -198,6 +199,7 @@ def _templates() -> Environment:
     environment.globals |= {
         "swatch": swatch,
         "seeds_for_a_claim": SEEDS_FOR_A_CLAIM,
+        "shown_findings": SHOWN_FINDINGS,
         "pairs_for_an_interval": PAIRS_FOR_AN_INTERVAL,
     }
     return environment
@@ -308,8 +310,8 @@ def share_words(share: Quartiles) -> str:
 def difference_words(difference: PairedDifference) -> str:
     """``+0.021 [+0.012 to +0.030]``: mean and 95 % interval, which fewer than six pairs do not have."""
     if difference.low is None or difference.high is None:
-        return f"{difference.mean:+.3f} (no interval below {PAIRS_FOR_AN_INTERVAL} seeds)"
-    return f"{difference.mean:+.3f} [{difference.low:+.3f} to {difference.high:+.3f}]"
+        return f"{difference.mean:+z.3f} (no interval below {PAIRS_FOR_AN_INTERVAL} seeds)"
+    return f"{difference.mean:+z.3f} [{difference.low:+z.3f} to {difference.high:+z.3f}]"
 
 
 def ratio_words(ratio: LabelsRatio) -> str:
