@@ -66,6 +66,12 @@ def at_the_desk(places: dict[bool, Path], tmp_path: Path) -> Callable[[str], Pat
         for thing in places[any(cause in line for cause in CAUSES[1:])].iterdir():
             if not (tmp_path / thing.name).exists():
                 (tmp_path / thing.name).symlink_to(thing)
+        if "tumours" in line:
+            for name, code in re.findall(
+                r"```python\n# (\w+\.py)\n(.*?)```", pages()["docs/researchers.md"], re.DOTALL
+            ):
+                (tmp_path / name).write_text(code)
+            subprocess.run([sys.executable, "tumours.py"], cwd=tmp_path, check=True)
         return tmp_path
 
     return laid_out
@@ -225,5 +231,6 @@ def test_a_worker_elsewhere_does_a_study(command: Command, run: Run, run_here: R
 def test_every_command_is_asked_about() -> None:
     """By one of the tests above."""
     begins = ("simulate", "experiment", "strategies", "demo --help", "work --study")
+    asked = ("python tumours.py", *(f"ml-backend {words}" for words in begins))
 
-    assert [one.text for one in COMMANDS if not one.text.startswith(tuple(f"ml-backend {b}" for b in begins))] == []
+    assert [one.text for one in COMMANDS if not one.text.startswith(asked)] == []

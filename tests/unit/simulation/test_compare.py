@@ -223,7 +223,7 @@ class TestCompareStrategies:
 def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
-    command, within = commands_run_by(__file__)
+    own, command, within = commands_run_by(__file__)
     _, *words = command.words
     for name, starts in zip(words[1:], (SLOW, FAST), strict=True):
         write(Path(name), study(starts))
@@ -234,6 +234,10 @@ def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     _, *words_within = within.words
     write(Path(words_within[1]), both())
     one = CliRunner().invoke(app, words_within, catch_exceptions=False).stdout
+    write(Path(own.words[2]), both())
+    assert (
+        CliRunner().invoke(app, own.words[1:], catch_exceptions=False).stdout.split("\n", 1)[1] == one.split("\n", 1)[1]
+    )
     refused = CliRunner().invoke(app, [*words, "--reference", "entropy"])
     for name in ("low", "lower"):
         write(Path(name), study([10_000] * 6))
