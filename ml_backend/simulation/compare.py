@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,6 @@ from ml_backend.simulation.analysis import (
     TARGETS,
     Group,
     LabelsRatio,
-    MetricStatistics,
     PairedDifference,
     areas,
     complete_runs,
@@ -36,7 +36,6 @@ from ml_backend.simulation.analysis import (
     mean_difference,
     metric_statistics,
     paired_areas,
-    paired_difference,
     tables,
 )
 from ml_backend.simulation.metrics import METRICS, Metric
@@ -142,7 +141,14 @@ def compare_strategies(study: Path, reference: str) -> Comparison:
         unpaired_because="",
         differences={},
         only_in={},
-        areas=tuple(row for one in statistics for pair in pairs for row in _area_against(one, *pair)),
+        areas=tuple(
+            row
+            for one in statistics
+            for curves in [tables(one.curves)]
+            for group, other in pairs
+            if {group, other} <= curves.keys()
+            for row in _area_row(one.metric, group, curves[other], curves[group], paired=True)
+        ),
         labels_needed=tuple(
             row
             for group, other in pairs
@@ -227,37 +233,30 @@ def _unpaired_because(plan: StudyPlan, other: StudyPlan, differ: Mapping[str, ob
 
 def _areas(metric: Metric, first: StudyResults, second: StudyResults, *, paired: bool) -> list[AreaComparison]:
     found = [tables(learning_curves(results, lambda row: metric.of(row.metrics))) for results in (first, second)]
-    rows = []
-    for group in [group for group in found[0] if group in found[1]]:
-        one, other = found[0][group], found[1][group]
-        if paired:
-            one, other = one.align(other, join="inner")
+    groups = [group for group in found[0] if group in found[1]]
+    return [
+        row for group in groups for row in _area_row(metric, group, *(side[group] for side in found), paired=paired)
+    ]
+
+
+def _area_row(
+    metric: Metric, group: Group, one: pd.DataFrame, other: pd.DataFrame, *, paired: bool
+) -> list[AreaComparison]:
+    if paired:
+        if not (pairs := paired_areas(one, other)):
+            return []
+        mine, theirs = np.array(pairs).T
+        ahead = mean_difference(theirs - mine)
+    else:
         shared = one.index.intersection(other.index)
         shared = shared[(one.loc[shared].notna().all(axis=1) & other.loc[shared].notna().all(axis=1)).to_numpy()]
         if shared.empty or not one.shape[1]:
-            continue
-        mine, theirs = areas(one.loc[shared]), areas(other.loc[shared])
-        row = {"metric": metric.name, "strategy": group.strategy, "variant": group.variant}
-        sizes = {"first": mine.mean(), "second": theirs.mean(), "seeds": (len(mine), len(theirs))}
-        if paired:
-            ahead = paired_difference(other.loc[shared], one.loc[shared])
-            interval = {"difference": ahead.mean, "low": ahead.low, "high": ahead.high, "p": ahead.p}
-        else:
-            interval = _welch(mine, theirs)
-        rows.append(AreaComparison.model_validate(row | sizes | interval))
-    return rows
-
-
-def _area_against(one: MetricStatistics, group: Group, reference: Group) -> list[AreaComparison]:
-    found = tables(one.curves)
-    pairs = paired_areas(found[reference], found[group]) if {reference, group} <= found.keys() else []
-    if not pairs:
-        return []
-    mine, theirs = np.array(pairs).T
-    ahead = mean_difference(theirs - mine)
+            return []
+        mine, theirs = (areas(side.loc[shared]).to_numpy() for side in (one, other))
+        ahead = _welch(mine, theirs)
     return [
         AreaComparison(
-            metric=one.metric.name,
+            metric=metric.name,
             strategy=group.strategy,
             variant=group.variant,
             first=mine.mean(),
@@ -266,19 +265,19 @@ def _area_against(one: MetricStatistics, group: Group, reference: Group) -> list
             low=ahead.low,
             high=ahead.high,
             p=ahead.p,
-            seeds=(len(pairs), len(pairs)),
+            seeds=(len(mine), len(theirs)),
         )
     ]
 
 
-def _welch(first: "pd.Series[float]", second: "pd.Series[float]") -> dict[str, float | None]:
+def _welch(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> PairedDifference:
     """Difference of the means of independent samples, with Welch's interval; without one for a single seed."""
-    found: dict[str, float | None] = {"difference": second.mean() - first.mean(), "low": None, "high": None, "p": None}
-    if min(len(first), len(second)) < 2 or first.nunique() == second.nunique() == 1:
-        return found
+    difference, pairs = float(second.mean() - first.mean()), min(len(first), len(second))
+    if pairs < 2 or not (np.ptp(first) or np.ptp(second)):
+        return PairedDifference(difference, None, None, None, pairs)
     test = stats.ttest_ind(second, first, equal_var=False)
     interval = test.confidence_interval(CONFIDENCE)
-    return found | {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
+    return PairedDifference(difference, float(interval.low), float(interval.high), float(test.pvalue), pairs)
 
 
 def _labels(metric: Metric, first: StudyResults, second: StudyResults, *, paired: bool) -> list[LabelsComparison]:
