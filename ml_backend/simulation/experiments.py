@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ml_backend.acquisition import seeded_order
 from ml_backend.errors import RoundError, SettingsError, did_you_mean
@@ -48,6 +49,7 @@ SIDE: Final = 64
 POOL: Final = 1_000
 BACKBONE: Final = "resnet18"
 NOT_PATIENTS: Final = "Synthetic images and an untrained network: these figures say nothing about patients."
+STATISTICS: Final = "x [a–b]: median and quartiles of the seeds; x [a to b]: mean and 95 % interval."
 
 # Of --quick, a trial of the experiment itself.
 QUICK_IMAGES: Final = 400
@@ -177,7 +179,7 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
         notes=tuple(notes),
     )
     write_record(context.out / "experiment.json", report)
-    table = Table(*report.columns)
+    table = Table(*report.columns, caption=Text(STATISTICS), caption_justify="left")
     for row in report.rows:
         table.add_row(*row)
     say("\n".join(("", *report.found)))

@@ -257,7 +257,8 @@ def conclusion(results: StudyResults) -> Table:
     needed = metric_statistics(ACCURACY, kept).needed_for(target)
     over = f"balanced accuracy over the first {begun.labels} {unit}" if begun else "early balanced accuracy"
     table = Table(
-        "strategy", f"{unit} until a network ranks", f"{unit} for {target} of accuracy", over, "minus random's, mean",
+        "strategy", f"{unit} until a network ranks", f"{unit} for {target} of accuracy", over,
+        "minus random's, mean [95 % interval]",
         "p", caption=Text("Median [quartiles], where the heading says nothing else."), caption_justify="left",
     )  # fmt: skip
     for one in starts(kept, begun):
