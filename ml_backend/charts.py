@@ -89,7 +89,6 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     percent_x: bool = False,
     percent: bool = False,
-    logarithmic: bool = False,
     dots: bool = False,
     width: float = WIDTH,
     names_width: float = 102,
@@ -108,13 +107,12 @@ def line_chart(
         y_range: the axis spans at least this; fitted to the values by default.
         percent_x: x is a fraction, written in per cent; else a count.
         percent: y is a fraction, written in per cent.
-        logarithmic: scale of y, whose values must be above 0.
         dots: mark every value, not only the last.
         width: of the chart, in its own units.
         names_width: of it, the space for the names.
 
     Raises:
-        ValueError: no line, a line without a value, or a value of 0 or less on a logarithmic axis.
+        ValueError: no line, or a line without a value.
     """
     if not lines or not all(len(line.x) for line in lines):
         raise ValueError(f"{title}: a chart needs at least one line, and every line at least one value")
@@ -122,13 +120,10 @@ def line_chart(
     values = [*marks.values(), *(v for line in lines for v in chain(line.low, line.high, line.y))]
     low, high = y_range or (min(values), max(values))
     low, high = min(low, *values), max(high, *values)
-    if logarithmic and low <= 0:
-        raise ValueError(f"{title}: a logarithmic axis needs values above 0, got {low}")
     axes = Axes.around(
         x_range or (0.0, max(line.x[-1] for line in lines)),
         (low, high),
         box=(52, 12, width - names_width, 208),
-        logarithmic=logarithmic,
     )
     root = _svg(name, title, description, width, 250)
     _axis_y(root, axes, y_label, percent=percent)
@@ -351,7 +346,6 @@ class Axes:
     Attributes:
         x_range, y_range: lowest and highest value, not equal.
         left, top, right, bottom: box of the axes.
-        logarithmic: scale of y.
     """
 
     x_range: tuple[float, float]
@@ -360,7 +354,6 @@ class Axes:
     top: float
     right: float
     bottom: float
-    logarithmic: bool = False
 
     @classmethod
     def around(
@@ -369,7 +362,6 @@ class Axes:
         y_range: tuple[float, float],
         *,
         box: tuple[float, float, float, float],
-        logarithmic: bool = False,
     ) -> Self:
         """Axes that hold both ranges, with a margin in y; a range of a single value is widened.
 
@@ -377,17 +369,12 @@ class Axes:
             x_range: lowest and highest value.
             y_range: likewise.
             box: left, top, right and bottom.
-            logarithmic: scale of y; then both ends of ``y_range`` are above 0.
         """
-        if logarithmic:
-            ratio = max((y_range[1] / y_range[0]) ** 0.06, 1.05)
-            y_range = (y_range[0] / ratio, y_range[1] * ratio)
-        else:
-            low, high = _widened(y_range)
-            margin = 0.04 * (high - low)
-            # Fractions, durations and information have no values below 0.
-            y_range = (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
-        return cls(_widened(x_range), y_range, *box, logarithmic)
+        low, high = _widened(y_range)
+        margin = 0.04 * (high - low)
+        # Fractions, durations and information have no values below 0.
+        y_range = (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
+        return cls(_widened(x_range), y_range, *box)
 
     def x(self, value: float) -> float:
         """Position from left to right."""
@@ -397,8 +384,6 @@ class Axes:
     def y(self, value: float) -> float:
         """Position from top to bottom."""
         low, high = self.y_range
-        if self.logarithmic:
-            low, high, value = math.log(low), math.log(high), math.log(value)
         return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
 
@@ -429,20 +414,6 @@ def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     # Rounded, because 3 * 0.1 is not 0.3.
     return [round(place * step, 12) for place in range(first, last + 1)]
-
-
-def ticks_logarithmic(low: float, high: float) -> list[float]:
-    """Powers of ten within a range; with fewer than three of them, also 2 and 5 times the powers.
-
-    Args:
-        low: above 0.
-        high: above ``low``.
-    """
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    whole = [10.0**p for p in powers if low <= 10.0**p <= high]
-    if len(whole) >= 3:
-        return whole
-    return [v for p in powers for s in (1, 2, 5) if low <= (v := s * 10.0**p) <= high]
 
 
 def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -536,7 +507,7 @@ def _axis_x(root: ET.Element, axes: Axes, label: str, *, percent: bool) -> None:
 def _axis_y(root: ET.Element, axes: Axes, label: str, *, percent: bool) -> None:
     # Six, so that a whole axis from 0 to 100 % has steps of 20.
     count = 6 if percent else TICKS
-    for value in ticks_logarithmic(*axes.y_range) if axes.logarithmic else ticks(*axes.y_range, count):
+    for value in ticks(*axes.y_range, count):
         y = axes.y(value)
         _add(root, "path", {"class": "grid", "d": path([(axes.left, y), (axes.right, y)])})
         _add(root, "text", {"class": "tick right", "x": axes.left - 5, "y": y + 4}, _tick(value, percent))

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from jaxtyping import Float64
 from scipy.stats import bootstrap, quantile_test, wilcoxon
 
 from ml_backend.registry import PASSES_PER_PICK
@@ -486,35 +485,6 @@ def early(results: StudyResults) -> Early | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Wins:
-    """Groups against each other, over ``seeds`` seeds.
-
-    Attributes:
-        share: fraction of the seeds in which the row's area is larger than the column's, ties counting half; the
-            array and its transpose add up to 1.
-    """
-
-    groups: tuple[Group, ...]
-    share: Float64[npt.NDArray[np.float64], "groups groups"]
-    seeds: int
-
-
-def wins(curves: pd.DataFrame) -> Wins | None:
-    """Compare groups by area, over the seeds and label counts that all have; None without such, or a single group."""
-    found = tables(curves)
-    if len(found) < 2:
-        return None
-    # Sorted by labels, seed by seed.
-    joined = pd.concat({str(group): table.stack() for group, table in found.items()}, axis=1, join="inner").dropna()
-    of_seed = [areas(shared.droplevel("seed")).to_numpy() for _, shared in joined.groupby(level="seed")]
-    if not of_seed:
-        return None
-    row, column = np.array(of_seed).T[:, None], np.array(of_seed).T[None]
-    share = ((row > column) + 0.5 * (row == column)).mean(axis=-1)
-    return Wins(tuple(found), share, len(of_seed))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class MetricStatistics:
     """Statistics of one metric of a study; of a metric that is better low, curves, bands and baselines only.
 
@@ -526,7 +496,6 @@ class MetricStatistics:
         needed: see ``labels_needed_table``.
         areas: None where the runs share no label count.
         differences: from ``random``, see ``differences_from_random``.
-        wins: see ``wins``.
     """
 
     metric: Metric
@@ -537,7 +506,6 @@ class MetricStatistics:
     needed: tuple[LabelsNeeded, ...]
     areas: Areas | None
     differences: Mapping[Group, PairedDifference]
-    wins: Wins | None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -590,7 +558,6 @@ def metric_statistics(metric: Metric, results: StudyResults) -> MetricStatistics
         needed=labels_needed_table(needed_by_run),
         areas=areas_of(compared),
         differences=differences_from_random(compared),
-        wins=wins(compared),
     )
 
 

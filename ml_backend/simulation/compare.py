@@ -3,24 +3,29 @@
 Runs are paired where they ran the same seeds on the same data.
 """
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 
 from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.analysis import (
     CONFIDENCE,
+    PAIRS_FOR_AN_INTERVAL,
+    SEEDS_FOR_A_CLAIM,
     TARGETS,
     Group,
     LabelsRatio,
-    MetricStatistics,
     PairedDifference,
     areas,
     complete_runs,
@@ -31,14 +36,13 @@ from ml_backend.simulation.analysis import (
     mean_difference,
     metric_statistics,
     paired_areas,
-    paired_difference,
     tables,
 )
 from ml_backend.simulation.metrics import METRICS, Metric
 from ml_backend.simulation.plan import StudyPlan, differences
 from ml_backend.simulation.report import difference_words, p_words, ratio_words
 from ml_backend.simulation.run_log import StudyResults
-from ml_backend.simulation.study import print_table, read_study
+from ml_backend.simulation.study import print_line, print_table, read_study
 
 COMPARED: Final = ("accuracy", "balanced_accuracy", "auroc")
 SAME_DATA: Final = ("--task", "--imbalance", "content of --labels")  # what decides the sides and the true classes
@@ -60,7 +64,10 @@ class AreaComparison(FrozenModel):
 
 
 class LabelsComparison(FrozenModel):
-    """Labels that one strategy needed for one target, ``second / first``; None for a number that is not finite."""
+    """Labels that one strategy needed for one target, ``second / first``; None for a number that is not finite.
+
+    A ``high`` of None beside a ``low`` is infinite: the interval has no upper end.
+    """
 
     target: str
     strategy: str
@@ -134,7 +141,14 @@ def compare_strategies(study: Path, reference: str) -> Comparison:
         unpaired_because="",
         differences={},
         only_in={},
-        areas=tuple(row for one in statistics for pair in pairs for row in _area_against(one, *pair)),
+        areas=tuple(
+            row
+            for one in statistics
+            for curves in [tables(one.curves)]
+            for group, other in pairs
+            if {group, other} <= curves.keys()
+            for row in _area_row(one.metric, group, curves[other], curves[group], paired=True)
+        ),
         labels_needed=tuple(
             row
             for group, other in pairs
@@ -219,37 +233,30 @@ def _unpaired_because(plan: StudyPlan, other: StudyPlan, differ: Mapping[str, ob
 
 def _areas(metric: Metric, first: StudyResults, second: StudyResults, *, paired: bool) -> list[AreaComparison]:
     found = [tables(learning_curves(results, lambda row: metric.of(row.metrics))) for results in (first, second)]
-    rows = []
-    for group in [group for group in found[0] if group in found[1]]:
-        one, other = found[0][group], found[1][group]
-        if paired:
-            one, other = one.align(other, join="inner")
+    groups = [group for group in found[0] if group in found[1]]
+    return [
+        row for group in groups for row in _area_row(metric, group, *(side[group] for side in found), paired=paired)
+    ]
+
+
+def _area_row(
+    metric: Metric, group: Group, one: pd.DataFrame, other: pd.DataFrame, *, paired: bool
+) -> list[AreaComparison]:
+    if paired:
+        if not (pairs := paired_areas(one, other)):
+            return []
+        mine, theirs = np.array(pairs).T
+        ahead = mean_difference(theirs - mine)
+    else:
         shared = one.index.intersection(other.index)
         shared = shared[(one.loc[shared].notna().all(axis=1) & other.loc[shared].notna().all(axis=1)).to_numpy()]
         if shared.empty or not one.shape[1]:
-            continue
-        mine, theirs = areas(one.loc[shared]), areas(other.loc[shared])
-        row = {"metric": metric.name, "strategy": group.strategy, "variant": group.variant}
-        sizes = {"first": mine.mean(), "second": theirs.mean(), "seeds": (len(mine), len(theirs))}
-        if paired:
-            ahead = paired_difference(other.loc[shared], one.loc[shared])
-            interval = {"difference": ahead.mean, "low": ahead.low, "high": ahead.high, "p": ahead.p}
-        else:
-            interval = _welch(mine, theirs)
-        rows.append(AreaComparison.model_validate(row | sizes | interval))
-    return rows
-
-
-def _area_against(one: MetricStatistics, group: Group, reference: Group) -> list[AreaComparison]:
-    found = tables(one.curves)
-    pairs = paired_areas(found[reference], found[group]) if {reference, group} <= found.keys() else []
-    if not pairs:
-        return []
-    mine, theirs = np.array(pairs).T
-    ahead = mean_difference(theirs - mine)
+            return []
+        mine, theirs = (areas(side.loc[shared]).to_numpy() for side in (one, other))
+        ahead = _welch(mine, theirs)
     return [
         AreaComparison(
-            metric=one.metric.name,
+            metric=metric.name,
             strategy=group.strategy,
             variant=group.variant,
             first=mine.mean(),
@@ -258,19 +265,19 @@ def _area_against(one: MetricStatistics, group: Group, reference: Group) -> list
             low=ahead.low,
             high=ahead.high,
             p=ahead.p,
-            seeds=(len(pairs), len(pairs)),
+            seeds=(len(mine), len(theirs)),
         )
     ]
 
 
-def _welch(first: "pd.Series[float]", second: "pd.Series[float]") -> dict[str, float | None]:
+def _welch(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> PairedDifference:
     """Difference of the means of independent samples, with Welch's interval; without one for a single seed."""
-    found: dict[str, float | None] = {"difference": second.mean() - first.mean(), "low": None, "high": None, "p": None}
-    if min(len(first), len(second)) < 2 or first.nunique() == second.nunique() == 1:
-        return found
+    difference, pairs = float(second.mean() - first.mean()), min(len(first), len(second))
+    if pairs < 2 or not (np.ptp(first) or np.ptp(second)):
+        return PairedDifference(difference, None, None, None, pairs)
     test = stats.ttest_ind(second, first, equal_var=False)
     interval = test.confidence_interval(CONFIDENCE)
-    return found | {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
+    return PairedDifference(difference, float(interval.low), float(interval.high), float(test.pvalue), pairs)
 
 
 def _labels(metric: Metric, first: StudyResults, second: StudyResults, *, paired: bool) -> list[LabelsComparison]:
@@ -294,7 +301,7 @@ def _labels_row(
 ) -> list[LabelsComparison]:
     if paired:
         mine, theirs = mine.align(theirs, join="inner")
-    if not len(mine) or (np.isinf(mine).all() and np.isinf(theirs).all()):
+    if not len(mine) or (np.isinf(mine.median()) and np.isinf(theirs.median())):
         return []
     ratio = (labels_ratio if paired else labels_ratio_unpaired)(theirs, mine)
     medians = (None if np.isinf(side.median()) else float(side.median()) for side in (mine, theirs))
@@ -313,11 +320,7 @@ def _labels_row(
 
 def print_comparison(found: Comparison, console: Console) -> None:
     """Print a comparison for a reader."""
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    sides, reference = ("study 1", "study 2"), found.reference
+    say, sides, reference = partial(print_line, console), ("study 1", "study 2"), found.reference
     minus, by = "2 minus 1", "2 / 1"
     if reference:
         sides, minus, by = (reference, "this one"), f"minus {reference}", f"/ {reference}"
@@ -344,12 +347,14 @@ def print_comparison(found: Comparison, console: Console) -> None:
             "repeat its command without --no-baseline."
         )
     elif not found.labels_needed:
-        say(f"{found.unit.capitalize()} needed: no strategy reached a target of accuracy in any run.")
+        say(f"{found.unit.capitalize()} needed: no strategy reached a target of accuracy in half of its runs.")
 
 
 def _print_tables(found: Comparison, console: Console, sides: tuple[str, str], minus: str, by: str) -> None:
     means, medians = ([f"{side}, {name}" for side in sides] for name in ("mean", "median"))
-    curves = Table("area under the curve", "strategy", *means, f"{minus}, 95 % interval", "p", "seeds")
+    about = "Area: mean height of the learning curve, in the unit of the metric; 0.01 is one point."
+    curves = Table("area under the curve of", "strategy", *means, f"{minus}, mean, 95 % interval", "p", "seeds",
+                   caption=Text(about), caption_justify="left")  # fmt: skip
     for area in found.areas:
         ahead = PairedDifference(area.difference, area.low, area.high, area.p, area.seeds[0])
         named, ends = _name(area), (f"{area.first:.3f}", f"{area.second:.3f}")
@@ -358,10 +363,15 @@ def _print_tables(found: Comparison, console: Console, sides: tuple[str, str], m
     needed = Table(f"{found.unit} for (accuracy)", "strategy", *medians, f"{by}, median, 95 % interval", "seeds")
     for row in found.labels_needed:
         labels = tuple("never" if one is None else f"{one:.0f}" for one in (row.first, row.second))
-        ratio = None if row.ratio is None else LabelsRatio(row.ratio, row.low, row.high, min(row.seeds))
+        high = math.inf if row.high is None and row.low is not None else row.high
+        ratio = None if row.ratio is None else LabelsRatio(row.ratio, row.low, high, min(row.seeds))
         needed.add_row(row.target, _name(row), *labels, ratio_words(ratio) if ratio else "-", _seeds(row.seeds))
     if found.labels_needed:
         print_table(needed, console)
+    if (seeds := min((min(area.seeds) for area in found.areas), default=SEEDS_FOR_A_CLAIM)) < SEEDS_FOR_A_CLAIM:
+        need = "" if seeds >= PAIRS_FOR_AN_INTERVAL else f" An interval and a p of pairs need {PAIRS_FOR_AN_INTERVAL}."
+        claim = f"Few seeds: {seeds} of the {SEEDS_FOR_A_CLAIM} that a claim needs."
+        print_line(console, f"{claim}{need} A larger --seeds adds to a study.")
 
 
 def _name(row: AreaComparison | LabelsComparison) -> str:

@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ml_backend.acquisition import seeded_order
 from ml_backend.errors import RoundError, SettingsError, did_you_mean
@@ -33,7 +34,7 @@ from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.options import SimulateOptions, usable_device
 from ml_backend.simulation.run_log import StudyResults
 from ml_backend.simulation.specs import EXPERIMENTS, LEAST_READS, READS, ExperimentSpec, StudySpec
-from ml_backend.simulation.study import print_table, simulate
+from ml_backend.simulation.study import print_line, print_table, simulate
 from ml_backend.simulation.synthetic import write_synthetic_study
 from ml_backend.simulation.tables import read_labels
 from ml_backend.storage.atomic import write_atomically, write_record
@@ -48,6 +49,7 @@ SIDE: Final = 64
 POOL: Final = 1_000
 BACKBONE: Final = "resnet18"
 NOT_PATIENTS: Final = "Synthetic images and an untrained network: these figures say nothing about patients."
+STATISTICS: Final = "x [a–b]: median and quartiles of the seeds; x [a to b]: mean and 95 % interval."
 
 # Of --quick, a trial of the experiment itself.
 QUICK_IMAGES: Final = 400
@@ -55,7 +57,7 @@ QUICK_SIDE: Final = 32
 QUICK_CENTRES: Final = 2
 QUICK_INITIAL: Final = 3
 QUICK_BATCH: Final = 4
-QUICK_PASSES: Final = 10
+QUICK_PASSES: Final = 20
 QUICK_EPOCHS: Final = 5
 QUICK_ROUNDS: Final = 2
 QUICK_LIVE_BATCH: Final = 20
@@ -130,11 +132,7 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
         KeyboardInterrupt: Ctrl-C; the same command goes on from there.
     """
     console = console or Console()
-    spec = _checked(options)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    spec, say = _checked(options), partial(print_line, console)
     given = own_tables(options, spec.classes)
     if spec.name == "uncertainty-quality" and given is not None and given.ratings is None:
         raise SettingsError(
@@ -181,7 +179,7 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
         notes=tuple(notes),
     )
     write_record(context.out / "experiment.json", report)
-    table = Table(*report.columns)
+    table = Table(*report.columns, caption=Text(STATISTICS), caption_justify="left")
     for row in report.rows:
         table.add_row(*row)
     say("\n".join(("", *report.found)))
@@ -387,7 +385,8 @@ def synthetic_tables(spec: ExperimentSpec, folder: Path, *, quick: bool, tell: C
         images, side, centres = QUICK_IMAGES, QUICK_SIDE, QUICK_CENTRES
     # All parameters are in the name, so that features belong to the images next to them.
     place = folder / f"films-{images}-side-{side}-centres-{centres}"
-    tell(f"{images} synthetic images of {side} x {side} pixels in {place}")
+    task = BINARY_TASK if spec.classes == 2 else ";".join(PAPER_SHARES)
+    tell(f"{images} synthetic images of {side} x {side} pixels in {place}; classes: --task '{task}'")
     study = write_synthetic_study(
         place, count=images, shares=PAPER_SHARES, seed=0, side=side, difficulty=DIFFICULTY, centres=centres
     )
@@ -395,7 +394,6 @@ def synthetic_tables(spec: ExperimentSpec, folder: Path, *, quick: bool, tell: C
     if not features.exists():
         paths = [row.path for row in read_labels(study.labels, rated=True)]
         write_atomically(features, _untrained_features(place, paths, side))
-    task = BINARY_TASK if spec.classes == 2 else ";".join(PAPER_SHARES)
     return Tables(study.labels, task, ratings=study.ratings, features=features, synthetic=True)
 
 

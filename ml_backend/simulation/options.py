@@ -16,10 +16,9 @@ from ml_backend.errors import SettingsError, did_you_mean
 from ml_backend.images.dataset import copy_files
 from ml_backend.registry import STRATEGIES
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task, sha256
-from ml_backend.simulation.plan import INITIAL, OLDER_DEFAULTS, WITH_FLAGS, StudyPlan, digest_of_function
+from ml_backend.simulation.plan import INITIAL, WITH_FLAGS, StudyPlan, digest_of_function
 from ml_backend.simulation.readers import Matrix, answers_of, read_readers
 from ml_backend.simulation.tables import first_ten, read_labels
-from ml_backend.storage.atomic import read_record
 
 Loss = Literal["weighted", "unweighted"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
@@ -105,18 +104,9 @@ def make_plan(options: SimulateOptions) -> tuple[StudyPlan, DataSet]:
         SettingsError: an option or a table is wrong; gives the value, the expected one and the way out.
     """
     _check(options)
-    defaults: Mapping[str, object] = {}
-    if _is_older(options.out):
-        # What was the default then.
-        defaults = OLDER_DEFAULTS
-        options = replace(
-            options,
-            start="given" if options.start is None else options.start,
-            seeds="10" if options.seeds is None else options.seeds,
-        )
     start = _start(options)
     strategies = _strategies(options)
-    chosen = _project_options(options, strategies, defaults)
+    chosen = _project_options(options, strategies)
     initial = INITIAL if options.initial is None else options.initial
     if start == "live":
         initial = 0
@@ -198,12 +188,6 @@ def _check(options: SimulateOptions) -> None:
         raise SettingsError(f"--profile {options.profile!r}: there is no such profile; {known}")
 
 
-def _is_older(out: Path) -> bool:
-    """Whether the folder holds a study from before there was a live start."""
-    begun = read_record(out / "plan.json", StudyPlan)
-    return begun is not None and "start" not in begun.model_fields_set
-
-
 def _start(options: SimulateOptions) -> Literal["live", "given"]:
     if options.start in {None, "live"}:
         if options.initial is not None:
@@ -243,21 +227,18 @@ def _strategies(options: SimulateOptions) -> tuple[str, ...]:
     return names if options.no_random or "random" in names else ("random", *names)
 
 
-def _project_options(
-    options: SimulateOptions, strategies: Sequence[str], defaults: Mapping[str, object]
-) -> ProjectOptions:
+def _project_options(options: SimulateOptions, strategies: Sequence[str]) -> ProjectOptions:
     given = {name: getattr(options, name) for name in WITH_FLAGS}
-    chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
-    chosen |= _others(options.option)
+    chosen = {name: value for name, value in given.items() if value is not None} | _others(options.option)
     if options.features is not None:
         if chosen.get("finetune") == "full":
             raise SettingsError(
                 "--finetune full trains the whole network, which --features cannot feed: "
                 "give --images instead, or --finetune head"
             )
-        if chosen.get("weights") == "none":
+        if ignored := [f"--{name} {chosen[name]}" for name in ("weights", "backbone") if name in chosen]:
             raise SettingsError(
-                "--weights none: the network trains on --features, whatever they were made with; leave it away, or "
+                f"{ignored[0]}: the network trains on --features, whatever they were made with; leave it away, or "
                 "give --images instead of --features"
             )
         # On a GPU `auto` is full.

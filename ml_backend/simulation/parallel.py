@@ -30,13 +30,13 @@ from ml_backend.config import Settings
 from ml_backend.errors import BackendError, QueueError, RoundError, ServiceError, SettingsError
 from ml_backend.logs import set_up_logs
 from ml_backend.scheduling import connect_redis
-from ml_backend.scheduling.worker import MAINTENANCE_S, MONITORING_S, WORKER_TTL_S, RoundWorker, preload
+from ml_backend.scheduling.worker import MAINTENANCE_S, MONITORING_S, PRELOADED, WORKER_TTL_S, RoundWorker, preload
 from ml_backend.simulation.plan import StudyPlan
 from ml_backend.storage.atomic import read_record
 
 QUEUE_STUDY: Final = "study"
 JOB: Final = "ml_backend.simulation.parallel.run"
-PRELOADED: Final = "ml_backend.simulation.run"
+RUNS: Final = "ml_backend.simulation.run"
 POLL_S: Final = 0.5
 GRACE_S: Final = 1.0  # a run that is cut off goes on from its last complete round
 CLEANUP_EVERY_S: Final = 5.0
@@ -106,7 +106,7 @@ def run_in_processes(
     # a fork.
     context = get_context("forkserver")
     if device == "cpu":
-        context.set_forkserver_preload([PRELOADED])
+        context.set_forkserver_preload([RUNS, *PRELOADED])
     (out / "workers").mkdir(parents=True, exist_ok=True)
     waiting, attempts = deque(names), Counter[str]()
     running: dict[str, tuple[ForkServerProcess, Connection]] = {}
@@ -305,6 +305,6 @@ def work_on_studies(settings: Settings, burst: bool = False) -> None:
     )
     preload(settings)
     if settings.device == "cpu":
-        import_module(PRELOADED)
+        import_module(RUNS)
     log.info("waiting for runs of studies")
     worker.work(burst=burst, logging_level="DEBUG" if settings.log_level == "DEBUG" else "WARNING")

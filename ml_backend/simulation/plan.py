@@ -21,14 +21,6 @@ BASELINE: Final = "baseline"  # no strategy: every label of the training side
 LOCAL_PROJECT: Final = ProjectKey(id=1, created=0)
 LEAST_TO_TRAIN: Final = 2
 INITIAL: Final = 25  # images of every class in a given start set, as in Gabriel et al. 2025 (arXiv:2508.21263)
-OLDER_DEFAULTS: Final[Mapping[str, object]] = {
-    "min_labels_per_class": 25,
-    "cold_start": "random",
-    "per_patient": 0,
-    "image_side": 224,
-}
-"""Of the project options, where a study is from before there was a live start; of every profile then."""
-
 FREE: Final = {"command", "started_at", "strategies", "seeds", "budget", "baseline", "strategy"}
 """Fields of a plan, and of its options, that may differ where a study goes on; see ``StudyPlan.continued``."""
 
@@ -110,7 +102,7 @@ class StudyPlan(FrozenModel):
         """
         for name in self.strategies:
             if ":" in name and digest_of_function(name) != self.digests.get(name):
-                raise SettingsError(f"the code of {name} has changed since the study began: give a new --out")
+                raise _changed_code(name)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -151,8 +143,7 @@ class StudyPlan(FrozenModel):
     def options_of(self, run: Run) -> ProjectOptions:
         """The options of one run."""
         own = {"loss": run.loss, "seed": run.seed} | ({} if run.is_baseline else {"strategy": run.strategy})
-        # A plan without `per_patient` is of a version that bounded nothing.
-        return ProjectOptions.resolve({"per_patient": 0, **self.options, **own}, environ={})
+        return ProjectOptions.resolve({**self.options, **own}, environ={})
 
     def request(self, run: Run, classes: tuple[str, ...]) -> RoundRequest:
         """The request of a run's rounds; ``round_id`` is that of the first."""
@@ -191,24 +182,24 @@ class StudyPlan(FrozenModel):
     def continued(self, earlier: "StudyPlan") -> "StudyPlan":
         """The plan with which a study goes on under this command: the earlier one, or one that has grown.
 
-        A study grows by more strategies, more seeds, a larger budget, and baselines if it had none. Options that an
-        earlier version did not have must have their defaults.
+        A study grows by more strategies, more seeds, a larger budget, and baselines if it had none; one of another
+        version does not go on.
 
         Raises:
             SettingsError: the figures could not be compared with those of the study; names every difference.
         """
         now, before = self.model_dump(mode="json"), earlier.model_dump(mode="json")
-        now["options"] = self._known_to(earlier)
         # The code of functions that the study grows by.
         known = before["digests"]
         for name in known.keys() & now["digests"].keys() & set(TABLES):  # compared by their contents
             now[name] = before[name]
         now["digests"] = {name: one for name, one in now["digests"].items() if ":" not in name or name in known}
+        for name, digest in now["digests"].items():
+            if ":" in name and digest != known[name]:
+                raise _changed_code(name)
         changed = [f"{name}: {_short(old)} then, {_short(new)} now" for name, old, new in _changes(before, now)]
         grown, refused = self._growth(earlier)
         changed += refused
-        if grown and "start" not in earlier.model_fields_set:
-            changed.append(f"{_typed('', min(grown))}: a study from before there was --start does not grow")
         if changed:
             raise SettingsError(
                 f"--out holds a study begun with another command ({'; '.join(changed)}): give a new --out, repeat "
@@ -238,12 +229,12 @@ class StudyPlan(FrozenModel):
         grown |= {"baseline": True} if self.baseline > earlier.baseline else {}
         return grown, changed
 
-    def _known_to(self, earlier: "StudyPlan") -> dict[str, object]:
-        """The options that a plan has or, where it is of a version without them, that are not its defaults."""
-        defaults = ProjectOptions.resolve({"profile": self.profile}, environ={}).model_dump(mode="json")
-        if "start" not in earlier.model_fields_set:
-            defaults |= OLDER_DEFAULTS
-        return {n: one for n, one in self.options.items() if n in earlier.options or one != defaults.get(n)}
+
+def _changed_code(name: str) -> SettingsError:
+    return SettingsError(
+        f"the code of {name} has changed since the study in --out began, which would mix the figures of two functions: "
+        "give a new --out, or restore this one and give the new code another name, added to --strategy"
+    )
 
 
 def digest_of_function(target: str) -> str:

@@ -6,7 +6,7 @@ Numbers come from ``analysis``, charts from ``ml_backend.charts``, words from ``
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -52,8 +52,8 @@ SPOKEN_OF: Final = ("accuracy", "balanced_accuracy")  # in the headline; finding
 PRINTED: Final = ("accuracy", "balanced_accuracy", "auroc")  # as figures for a paper
 NAMED: Final = 3  # strategies of a sentence, besides random
 LINE: Final = ("median", "q25", "q75")
+SHOWN_FINDINGS: Final = 2  # of a kind; the others are folded away
 NUMBERS: Final = 6  # label counts of a table
-SPREAD: Final = 50.0  # highest over lowest value from which an axis is logarithmic
 HEADLINE_TARGETS: Final = ("baseline - 1 point", "95 % of the baseline")  # the first that was reached
 
 Status: TypeAlias = Literal["few_seeds", "pays", "behind", "open"]
@@ -156,19 +156,6 @@ def report_page(results: StudyResults) -> str:
         "uncertainty": _uncertainty(kept, styles),
         "answers": _answers(kept, styles),
         "times": times(kept),
-        "seconds": [
-            chart_group(
-                name,
-                title,
-                note,
-                bands(learning_curves(kept, value)),
-                styles,
-                unit=unit,
-                axis="seconds",
-                logarithmic_if_spread=True,
-            )
-            for name, title, note, value in TIMINGS
-        ],
         "findings": found,
     }
     return _templates().get_template("report.html").render(content).lstrip()
@@ -198,6 +185,7 @@ def _templates() -> Environment:
     environment.globals |= {
         "swatch": swatch,
         "seeds_for_a_claim": SEEDS_FOR_A_CLAIM,
+        "shown_findings": SHOWN_FINDINGS,
         "pairs_for_an_interval": PAIRS_FOR_AN_INTERVAL,
     }
     return environment
@@ -269,7 +257,8 @@ def conclusion(results: StudyResults) -> Table:
     needed = metric_statistics(ACCURACY, kept).needed_for(target)
     over = f"balanced accuracy over the first {begun.labels} {unit}" if begun else "early balanced accuracy"
     table = Table(
-        "strategy", f"{unit} until a network ranks", f"{unit} for {target} of accuracy", over, "minus random's, mean",
+        "strategy", f"{unit} until a network ranks", f"{unit} for {target} of accuracy", over,
+        "minus random's, mean [95 % interval]",
         "p", caption=Text("Median [quartiles], where the heading says nothing else."), caption_justify="left",
     )  # fmt: skip
     for one in starts(kept, begun):
@@ -308,8 +297,8 @@ def share_words(share: Quartiles) -> str:
 def difference_words(difference: PairedDifference) -> str:
     """``+0.021 [+0.012 to +0.030]``: mean and 95 % interval, which fewer than six pairs do not have."""
     if difference.low is None or difference.high is None:
-        return f"{difference.mean:+.3f} (no interval below {PAIRS_FOR_AN_INTERVAL} seeds)"
-    return f"{difference.mean:+.3f} [{difference.low:+.3f} to {difference.high:+.3f}]"
+        return f"{difference.mean:+z.3f} (no interval below {PAIRS_FOR_AN_INTERVAL} seeds)"
+    return f"{difference.mean:+z.3f} [{difference.low:+z.3f} to {difference.high:+z.3f}]"
 
 
 def ratio_words(ratio: LabelsRatio) -> str:
@@ -490,7 +479,6 @@ def chart_group(
     unit: str = "labels",
     axis: str = "",
     percent: bool = False,
-    logarithmic_if_spread: bool = False,
 ) -> ChartGroup:
     """Charts of bands over the labels, and a table of them.
 
@@ -506,7 +494,6 @@ def chart_group(
         unit: what the curves count.
         axis: label of the value axis, with its unit; the title by default.
         percent: the values are fractions.
-        logarithmic_if_spread: use a logarithmic axis where the values span a factor of ``SPREAD``.
     """
     values = references or {}
     ends = [*values.values(), *(v for band in found.values() for v in band[["q25", "q75"]].to_numpy().ravel().tolist())]
@@ -538,7 +525,6 @@ def chart_group(
             x_range=(min(counts), max(counts)),
             y_range=(min(ends), max(ends)),
             percent=percent,
-            logarithmic=logarithmic_if_spread and min(ends) > 0 and max(ends) > SPREAD * min(ends),
         )
         charts.append(Chart(heading, drawing))
     return ChartGroup(name, title, note, tuple(charts), *_numbers(found, percent=percent))
@@ -675,12 +661,6 @@ def times(results: StudyResults) -> list[Times]:
             )
         )
     return found
-
-
-TIMINGS: Final[tuple[tuple[str, str, str, Callable[[RoundRow], float]], ...]] = (
-    ("training", "Training of a round", "Seconds of work.", lambda row: row.train_seconds),
-    ("acquisition", "Acquisition of a batch", "Seconds: passes and ranking.", lambda row: row.acquisition_seconds),
-)
 
 
 def _styles(results: StudyResults) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """One run of a study: a strategy and a seed, from its start to the end of the budget, by the live loop's rounds."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import structlog
 import torch
+from structlog.typing import EventDict
 from threadpoolctl import threadpool_limits
 
 from ml_backend.acquisition import CatalogStrategy, bald, entropy
@@ -135,7 +139,7 @@ def do_run(
         RoundError, StorageError: see ``run_round`` and ``RunLog``.
     """
     # The same bits on any number of cores, next to any number of other runs.
-    with log.held(), one_thread(), threadpool_limits(1):
+    with log.held(), one_thread(), threadpool_limits(1), _warnings_once():
         if log.is_done:
             return
         if run.is_baseline:
@@ -154,6 +158,31 @@ def do_run(
         else:
             _do_rounds(run, study, log, on_round, strategy or CatalogStrategy(run.strategy))
         log.finish()
+
+
+@contextmanager
+def _warnings_once() -> Iterator[None]:
+    """Log each warning once a process, and nothing below warnings: hundreds of rounds would repeat it."""
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[_once, *before["processors"]],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def _once(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    if event["event"] in _logged:
+        raise structlog.DropEvent
+    _logged.add(str(event["event"]))
+    return event
+
+
+_logged: Final[set[str]] = set()
+"""Warnings that this process has logged."""
 
 
 def _do_rounds(run: Run, study: Study, log: RunLog, on_round: Callable[[], None], strategy: Strategy) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -87,9 +88,7 @@ def simulate(options: SimulateOptions, console: Console | None = None) -> StudyR
     results = summarized(collect(plan, data, out))
     write_results(results, out)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(print_line, console)
     say(results.summary.protocol)
     if not results.rounds:
         (out / "report.html").unlink(missing_ok=True)
@@ -262,6 +261,11 @@ def _clock(out: Path) -> Iterator[None]:
 
 def _seconds_spent(out: Path) -> float:
     return (read_record(out / "spent.json", _TimeSpent) or _TimeSpent()).seconds
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print a text as it is: unmarked, and whole where a line is long."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(table: Table, console: Console) -> None:

@@ -22,7 +22,6 @@ from ml_backend.charts import (
     spread_out,
     swatch,
     ticks,
-    ticks_logarithmic,
     value_words,
 )
 
@@ -138,7 +137,6 @@ class TestLineChart:
         [
             ((), {}, "at least one line"),
             ((line(y=()),), {}, "at least one value"),
-            ((line(y=(0.0, 1.0)),), {"logarithmic": True}, r"above 0, got -0\.1"),
         ],
     )
     def test_refuses_what_cannot_be_drawn(self, lines, changes, message):
@@ -211,11 +209,6 @@ class TestAxes:
     def test_hand_computed(self):
         assert (self.AXES.x(0.5), self.AXES.y(2.5)) == (35, 95)
 
-    def test_logarithmic(self):
-        axes = Axes((0, 1), (1, 100), left=0, top=0, right=10, bottom=100, logarithmic=True)
-
-        assert [axes.y(value) for value in (1, 10, 100)] == pytest.approx([100, 50, 0])
-
     @given(low=numbers, width=st.floats(0, 1e6))
     @settings(deadline=None)
     def test_holds_what_it_is_around(self, low, width):
@@ -251,10 +244,6 @@ class TestTicks:
         assert low - 1e-6 * width <= found[0]
         assert found[-1] <= low + width * (1 + 1e-6)
         assert np.ptp(np.diff(found)) < 1e-6 * width if len(found) > 2 else True
-
-    def test_logarithmic(self):
-        assert ticks_logarithmic(0.004, 3) == [0.01, 0.1, 1]
-        assert ticks_logarithmic(3, 60) == [5, 10, 20, 50]
 
 
 class TestSpreadOut:

@@ -70,7 +70,7 @@ class TestExperiments:
     def test_latency_is_of_the_pool_that_was_asked_for(self, experiment):
         _, report = experiment("acquisition-latency")
 
-        assert report.found[0].startswith("A pool of 100 images, 10 passes, a batch of 4")
+        assert report.found[0].startswith("A pool of 100 images, 20 passes, a batch of 4")
         assert len(report.rows) == len(STRATEGIES)
 
     def test_uncertainty_is_kept_image_by_image(self, experiment):

@@ -45,7 +45,6 @@ from ml_backend.simulation.analysis import (
     running_median,
     tables,
     wide_spread,
-    wins,
 )
 from ml_backend.simulation.metrics import ACCURACY, METRICS, RoundMetrics, round_metrics
 from ml_backend.simulation.run_log import BatchRow, StudyResults
@@ -450,36 +449,6 @@ class TestDifferencesFromRandom:
         assert differences_from_random(curves({"entropy": [[0.5]], "random": [series([0.5], [15])]})) == {}
 
 
-class TestWins:
-    def test_hand_computed(self):
-        """Seed by seed: a > b, a > b, a = b, a < b; random loses to a always, and to b but for one tie."""
-        heights = {"a": [0.9, 0.8, 0.5, 0.4], "b": [0.1, 0.3, 0.5, 0.6], "random": [0.1, 0.1, 0.1, 0.1]}
-        got = wins(curves({name: flat(values) for name, values in heights.items()}))
-        assert got is not None
-
-        assert (list(map(str, got.groups)), got.seeds) == (["a", "b", "random"], 4)
-        assert got.share.tolist() == [[0.5, 0.625, 1.0], [0.375, 0.5, 0.875], [0.0, 0.125, 0.5]]
-
-    def test_over_the_label_counts_and_seeds_that_all_have(self):
-        """The second ended early: over its part the first leads, over all of the first it would lose."""
-        got = wins(curves({"a": [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0]], "b": [[0.4, 0.4]]}))
-        assert got is not None
-
-        assert (got.share.tolist(), got.seeds) == ([[0.5, 1.0], [0.0, 0.5]], 1)
-
-    @given(HEIGHTS, HEIGHTS)
-    @settings(deadline=None)
-    def test_row_and_column_share_the_seeds(self, first, second):
-        got = wins(curves({"a": flat(first), "b": flat(second)}))
-        assert got is not None
-
-        assert got.share + got.share.T == pytest.approx(np.ones((2, 2)))
-
-    def test_none_of_one_group_or_without_a_common_seed(self):
-        assert wins(curves({"a": flat([0.5])})) is None
-        assert wins(curves({"a": [[0.5]], "b": [series([0.5], [15])]})) is None
-
-
 class TestMetricStatistics:
     def test_of_a_metric(self):
         results = drawn_results(rounds=8)
@@ -490,7 +459,6 @@ class TestMetricStatistics:
         assert set(one.needed_for("baseline")) == set(one.groups)
         assert one.areas is not None
         assert (one.areas.first, one.areas.last) == (75, 215)
-        assert one.wins is not None
         assert one.baseline("") == pytest.approx(0.804)
         assert one.baseline("weighted") is None
         found = tables(one.curves)
@@ -500,7 +468,7 @@ class TestMetricStatistics:
         one = metric_statistics(METRICS[-1], drawn_results())
 
         assert len(one.bands) == 3
-        assert (one.needed, one.areas, one.wins, one.differences) == ((), None, None, {})
+        assert (one.needed, one.areas, one.differences) == ((), None, {})
 
 
 def cut(results: StudyResults, strategy: str, seed: int, rounds: int) -> StudyResults:

@@ -139,11 +139,10 @@ class TestCompare:
             (compare(first, second), "study 1 has"),
             (compare_strategies(first, "entropy"), "the study has"),
         ):
-            printed = io.StringIO()
-            print_comparison(found, Console(file=printed, width=200))
-            assert f"Reads needed: not known, since {whose} no baseline" in printed.getvalue()
-            assert "without --no-baseline." in printed.getvalue()
-            assert "no strategy reached" not in printed.getvalue()
+            printed = words(found)
+            assert f"Reads needed: not known, since {whose} no baseline" in printed
+            assert "without --no-baseline." in printed
+            assert "no strategy reached" not in printed
 
     def test_refuses_a_folder_without_a_finished_study(self, tmp_path):
         folder = write(tmp_path / "a", study(SLOW))
@@ -159,11 +158,17 @@ class TestCompare:
             compare(folder, folder / ".." / "a")
 
 
-def both() -> StudyResults:
+def both(first: StudyResults | None = None, second: StudyResults | None = None) -> StudyResults:
     """One study of ``entropy``, slow, and of ``bald``, fast."""
-    slow, fast = study(SLOW), study(FAST, strategy="bald")
+    slow, fast = first or study(SLOW), second or study(FAST, strategy="bald")
     summary = slow.summary.model_copy(update={"strategies": ("entropy", "bald")})
     return replace(slow, summary=summary, rounds=(*slow.rounds, *fast.rounds))
+
+
+def words(found: Comparison) -> str:
+    printed = io.StringIO()
+    print_comparison(found, Console(file=printed, width=200))
+    return printed.getvalue()
 
 
 class TestCompareStrategies:
@@ -193,6 +198,17 @@ class TestCompareStrategies:
             row = compared[group.strategy]
             assert (row.difference, row.low, row.high, row.p) == pytest.approx((one.mean, one.low, one.high, one.p))
 
+    def test_says_that_seeds_are_few_and_an_interval_open_without_a_negative_zero(self, tmp_path):
+        """Four of six runs of ``bald`` get to the baseline: the largest ratios are infinite."""
+        late = study([95, 95, 95, 95, 10_000, 10_000], strategy="bald")
+        six = words(compare_strategies(write(tmp_path / "a", both(study(SLOW), late)), "entropy"))
+        level = both(study(SLOW[:2]), study(SLOW[:2], ahead=-1e-9, strategy="bald"))
+        two = words(compare_strategies(write(tmp_path / "b", level), "entropy"))
+
+        assert "[0.49 to never]" in six
+        assert "-0.000" not in two
+        assert "Few seeds: 2 of the 20 that a claim needs. An interval and a p of pairs need 6." in two
+
     def test_names_a_strategy_that_was_not_run(self, tmp_path):
         with pytest.raises(
             SettingsError, match=r"--reference 'entrop': .* expected one of entropy, bald; did you mean"
@@ -207,7 +223,7 @@ class TestCompareStrategies:
 def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
-    command, within = commands_run_by(__file__)
+    own, command, within = commands_run_by(__file__)
     _, *words = command.words
     for name, starts in zip(words[1:], (SLOW, FAST), strict=True):
         write(Path(name), study(starts))
@@ -218,17 +234,24 @@ def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     _, *words_within = within.words
     write(Path(words_within[1]), both())
     one = CliRunner().invoke(app, words_within, catch_exceptions=False).stdout
+    write(Path(own.words[2]), both())
+    assert (
+        CliRunner().invoke(app, own.words[1:], catch_exceptions=False).stdout.split("\n", 1)[1] == one.split("\n", 1)[1]
+    )
     refused = CliRunner().invoke(app, [*words, "--reference", "entropy"])
     for name in ("low", "lower"):
         write(Path(name), study([10_000] * 6))
     unreached = CliRunner().invoke(app, ["compare", "low", "lower"], catch_exceptions=False).stdout
 
-    assert "minus entropy, 95 % interval" in one
+    assert "minus entropy, mean, 95 % interval" in one
+    assert "Few seeds: 6 of the 20 that a claim needs." in one
+    assert "An interval and a p" not in one
     assert "0.60 [0.59 to 0.61]" in one
     assert "entropy, mean" in one
     assert "entropy, median" in one
     assert "Labels needed: no strategy reached a target" in unreached
     assert "labels for" not in unreached
+    assert "half of its runs" in unreached
     assert "--reference entropy compares strategies of one study" in str(refused.exception)
     assert "Paired: the same data" in text
     assert "0.60 [0.59 to 0.61]" in text

@@ -242,34 +242,6 @@ class TestStudy:
         again = CliRunner().invoke(app, shlex.split(results.summary.command)[1:], catch_exceptions=False)
         assert again.exit_code == 1
 
-    @pytest.mark.parametrize("profile", ["paper", "best"])
-    def test_of_an_older_version_goes_on_as_it_began(self, options, profile):
-        """Its plan lacks what came later, and its defaults were others."""
-        older = replace(
-            options, seeds=None, min_labels_per_class=None, initial=2, budget="6", passes=10, profile=profile
-        )
-        plan, _ = make_plan(replace(older, start="given", seeds="10"))
-        written = plan.model_dump(mode="json")
-        del written["start"]
-        for name in ("profile", "per_patient"):
-            del written["options"][name]
-        written["options"] |= {"image_side": 224, "min_labels_per_class": 25, "cold_start": "random"}
-        options.out.mkdir()
-        (options.out / "plan.json").write_text(json.dumps(written))
-
-        again, data = make_plan(older)
-
-        assert (again.start, again.seeds, len(data.labels("val"))) == ("given", tuple(range(10)), 9)
-        earlier = StudyPlan.model_validate_json((options.out / "plan.json").read_bytes())
-        assert again.continued(earlier) is earlier
-        for each in (again, earlier):
-            assert each.options_of(ENTROPY).image_side == 224
-            assert each.options_of(ENTROPY).per_patient == 0
-
-        other, _ = make_plan(replace(older, option=("epochs=3", "image_side=64")))
-        with pytest.raises(SettingsError, match=r"another command \(--option image_side: 224 then, 64 now\)"):
-            other.continued(earlier)
-
 
 def live_results(ranks_at: dict[tuple[str, int], int], height: float = 0.8) -> StudyResults:
     """Runs on two classes, a round every 20 labels up to 100; networks from a label count on, of one height.

@@ -579,12 +579,6 @@ class TestChartGroup:
 
         assert (columns[0], columns[-1], len(columns)) == (10, 100, 6)
 
-    @pytest.mark.parametrize(("values", "logarithmic"), [([1.0, 2.0], False), ([0.01, 5.0], True)])
-    def test_logarithmic_only_where_values_span_orders_of_magnitude(self, values, logarithmic):
-        [chart] = self.group({("random", ""): [values]}, logarithmic_if_spread=True).charts
-
-        assert (">0.1<" in chart.drawing) is logarithmic
-
     def test_nothing_to_draw(self):
         found = self.group({})
 

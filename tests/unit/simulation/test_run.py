@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import entropy
+from structlog import get_logger
+from structlog.testing import capture_logs
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import EmptyPool, RoundError
@@ -93,6 +95,15 @@ class TestRounds:
         assert len(log.read()[1]) == 42
         assert rows(run(tmp_path, study=study)) == whole
         assert log.is_done
+
+    def test_log_a_warning_once_and_nothing_below(self, tmp_path, monkeypatch):
+        """Four passes are too few for each of five batches."""
+        monkeypatch.setattr(simulation_run, "_logged", set())
+        with capture_logs() as logged:
+            run(tmp_path, Run(strategy="batch_bald", variant="", seed=0, loss="weighted"))
+            get_logger().info("after the run")
+
+        assert [line["event"] for line in logged] == ["few_passes_for_batch_bald", "after the run"]
 
     def test_count_the_labels_of_the_training_side_only(self, tmp_path):
         rounds, batches = run(tmp_path).read()
