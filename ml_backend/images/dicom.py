@@ -60,9 +60,6 @@ _MODALITIES: Final = (
     "AR|BDUS|BI|BMD|CR|CT|DG|DR|DX|ECG|ES|GM|HC|IO|IVOCT|IVUS|MG|MR|NM|OCT|OP|OPM|OPT|OT|PT|PX|RF|RG|RTIMAGE|SC|SM|"
     "TG|US|VA|XA|XC"
 )
-LATERAL_VIEWS: Final = frozenset({"LL", "RL", "LATERAL"})
-"""Of the words for a view, those of a chest radiograph from the side."""
-
 # The word -> how ViewPosition and the meanings of view codes give it, in capitals, with spaces between.
 _VIEWS: Final = {
     "PA": r"(PA|POSTERO ?ANTERIOR)( (?!.*OBL).*)?",

@@ -250,6 +250,8 @@ SAME = [
     ("RG3_UNCR.dcm", ["RG3_J2KR"]),
     ("US1_UNCR.dcm", ["US1_J2KR"]),
     ("JPGExtended.dcm", ["JPEG-lossy"]),
+    ("SC_rgb_jpeg_dcmd.dcm", ["SC_jpeg_no_color_transform"]),
+    ("SC_rgb_jpeg_app14_dcmd.dcm", ["SC_jpeg_no_color_transform_2"]),
 ]
 
 
@@ -377,7 +379,8 @@ class TestFields:
         assert image.fields.pop("patient_id") == NAME
         assert "PLANTED" not in repr((image.fields, image.burned_in))
         assert b"PLANTED" not in image.pixels.tobytes()
-        for broken in (content[: len(content) - 99], content.replace(b"MONOCHROME2", b"ZZPLANTED  ")):
+        numbers = file_of(radiograph(WindowCenter="20480000.5", WindowWidth=1)).replace(b"20480000.5", b"ZZPLANTED ")
+        for broken in (content[: len(content) - 99], content.replace(b"MONOCHROME2", b"ZZPLANTED  "), numbers):
             with pytest.raises(ImageError) as error:
                 read_dicom(broken)
             assert "PLANTED" not in str(error.value)
@@ -457,6 +460,8 @@ class TestRefused:
         frame = np.array([2, 64, 64 + len(run), *[0] * 13], "<u4").tobytes() + run * 2
         with pytest.raises(ImageError, match="TOO_SMALL"):
             rendered(compressed(radiograph(), "5", frame))
+        with pytest.raises(ImageError, match="a segment of less than all pixels"):
+            rendered(compressed(radiograph(), "5", frame[:66]))
         monkeypatch.setitem(open_dicom.__globals__, "MAX_BYTES", 1000)
         with pytest.raises(ImageError, match="at most 1,000 are read"):
             open_dicom(file_of(radiograph()))
