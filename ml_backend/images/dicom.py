@@ -199,7 +199,7 @@ def _loaded() -> Any:
     pydicom: Any = importlib.import_module("pydicom")
     importlib.import_module("pydicom.pixels")
     # What it logs may quote the file.
-    logging.getLogger("pydicom").disabled = True
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its children too
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     for uid in DECODER_DEPENDENCIES:
         pydicom.pixels.get_decoder(uid).add_plugin("imagecodecs", (__name__, "decode_frame"))
