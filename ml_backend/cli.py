@@ -181,6 +181,56 @@ def connect(
             typer.echo(line)
 
 
+@app.command(name="import")
+def import_files(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="folder, ZIP archive, CSV file with path[,patient_id][,study_date][,view], or s3://, gs://"
+        ),
+    ],
+    *,
+    title: Annotated[str | None, typer.Option(help="of the project, which is made where there is none")] = None,
+    project: Annotated[int | None, typer.Option(help="instead of --title: id of the project", min=1)] = None,
+    label_config: Annotated[str, typer.Option(help="of a new project: a name, or an XML file")] = "severity",
+    url: BackendUrl = "http://127.0.0.1:9090",
+    side: Annotated[int, typer.Option(help="longest side of an uploaded image, in pixels", min=64)] = 2048,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="view positions to take, such as PA,AP; images that name none are taken; default: not lateral"
+        ),
+    ] = None,
+    modalities: Annotated[
+        str | None,
+        typer.Option(help="of DICOM to take, or any; files that name none are taken; default: CR,DX,DR,RG,MG,OT"),
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="of the CSV file that go into the tasks as they are")] = None,
+    refuse_burned_in: Annotated[
+        bool, typer.Option("--refuse-burned-in", help="refuse images that may show text")
+    ] = False,
+    first_frame: Annotated[
+        bool, typer.Option("--first-frame", help="take the first frame of a file of several, instead of refusing it")
+    ] = False,
+    key_file: Annotated[
+        Path | None, typer.Option(help="key of the pseudonyms; default: in the folder of --out")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of the key and of what was rendered; keep it")] = Path(
+        "import-state"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="read the files, and change nothing")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print the result as JSON, and the progress to stderr")] = False,
+) -> None:
+    """Make a project of a folder of studies, de-identified and connected, and wait for its first order.
+
+    The same command goes on where it was stopped. Exit status 1 if a file was refused.
+    """
+    given = {**locals()}  # the options, before any other local variable
+    from ml_backend.imports.run import ImportOptions, run_import
+
+    raise typer.Exit(run_import(ImportOptions(**given)))
+
+
 @app.command()
 def doctor(
     project: Project,

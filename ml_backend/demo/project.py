@@ -1,17 +1,14 @@
 """The demo's project in Label Studio: created, filled with images, labelled by readers, its rounds followed."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
-import httpx
-
 from ml_backend.demo.options import DemoImage
-from ml_backend.demo.readers import ReadingRoom, file_name
+from ml_backend.demo.readers import ReadingRoom
 from ml_backend.demo.summary import View, check_order
-from ml_backend.errors import LabelStudioError, RoundError
-from ml_backend.label_studio.client import FAILURES, LABEL_STUDIO, LabelStudioClient, Route
+from ml_backend.errors import RoundError
+from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig, parse_label_config
 from ml_backend.processes import Service
 from ml_backend.scheduling import Progress, QueueStatus, RoundQueue
@@ -19,7 +16,6 @@ from ml_backend.schemas import AFTER_A_ROUND, STAGES, ProjectKey, PublishedRanki
 from ml_backend.storage import RoundStore
 
 BATCH = 40  # files of an upload: each request stays far below Label Studio's limit of 250 MB
-UPLOAD_TIMEOUT_S = 120.0
 PAUSE_S = 0.2
 STALL_S = 300.0  # without progress: the slowest step of a demo round takes a tenth of that
 
@@ -52,43 +48,16 @@ def upload_images(
     Raises:
         LabelStudioError: Label Studio refused, or stored fewer than were sent.
     """
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        uris = _upload_files(client, token, project_id, batch)
-        tasks = []
-        for image in batch:
-            patient = {} if image.patient_id is None else {"patient_id": image.patient_id}
-            tasks.append({"data": {image_key: uris[image.name], **patient}})
-        path = f"/api/projects/{project_id}/import"
-        made = client.request("POST", path, dict, query={"commit_to_project": "true"}, body=tasks)
-        if made.get("task_count") != len(batch):
-            raise LabelStudioError(f"project {project_id} made {made.get('task_count')} tasks of {len(batch)} images")
-        yield start + len(batch)
-
-
-def _upload_files(
-    client: LabelStudioClient, token: str, project_id: int, images: Sequence[DemoImage]
-) -> dict[str, str]:
-    """Upload files without creating tasks; returns name -> address in Label Studio."""
-    url = f"{client.url}/api/projects/{project_id}/import"
-    files = [(image.name, (image.name, image.content)) for image in images]
-    headers = {"Authorization": f"Token {token}"}
-    route, failed = Route(url, LABEL_STUDIO), f"{len(images)} images could not be uploaded to {url}"
-    try:
-        with route.client() as http:
-            query = {"commit_to_project": "false"}
-            answer = http.post(url, params=query, files=files, headers=headers, timeout=UPLOAD_TIMEOUT_S)
-            answer.raise_for_status()
-    except httpx.HTTPStatusError as error:
-        raise LabelStudioError(f"{failed}: {error}") from error
-    except FAILURES as error:
-        raise route.unreachable(error, failed) from error
-    query = {"ids": json.dumps(answer.json()["file_upload_ids"])}
-    rows = client.request("GET", f"/api/projects/{project_id}/file-uploads", list, query=query)
-    uris = {file_name(row["file"]): f"/data/{row['file']}" for row in rows}
-    if missing := sorted({image.name for image in images} - set(uris)):
-        raise LabelStudioError(f"project {project_id} lost {len(missing)} of {len(images)} images: {missing[:3]}")
-    return uris
+    with LabelStudioClient(client.url, token) as owner:
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            uris = owner.upload(project_id, {image.name: image.content for image in batch})
+            tasks = []
+            for image in batch:
+                patient = {} if image.patient_id is None else {"patient_id": image.patient_id}
+                tasks.append({"data": {image_key: uris[image.name], **patient}})
+            client.import_tasks(project_id, tasks)
+            yield start + len(batch)
 
 
 class RoundFollower:

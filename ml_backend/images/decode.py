@@ -429,7 +429,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "DICOM")
 """What is decoded: what browsers show, but drawings and icons; and DICOM."""
 
 # Every other decoder of Pillow stays out of reach of a hostile file.
-_BY_PILLOW = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+BY_PILLOW = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 
 # EXIF orientation -> what undoes it.
 _UPRIGHT = {
@@ -528,7 +528,7 @@ def _read_square(content: bytes, side: int, name: str) -> tuple[Image.Image, byt
             raise ValueError(f"{jpeg.scans:,} scans, at most {MAX_SCANS} are decoded")
         content, exif = jpeg.content, jpeg.exif
     # Pillow reads the header, which says what the fast decoder may be given.
-    with Image.open(io.BytesIO(content), formats=_BY_PILLOW) as image:
+    with Image.open(io.BytesIO(content), formats=BY_PILLOW) as image:
         size = image.size
         _require_decodable_size(size, name)
         # JPEG only: decodes at the smallest of 1, 1/2, 1/4, 1/8 that is still at least as large as the square.
