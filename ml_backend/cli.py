@@ -212,6 +212,17 @@ def import_files(
     first_frame: Annotated[
         bool, typer.Option("--first-frame", help="take the first frame of a file of several, instead of refusing it")
     ] = False,
+    leave_in_place: Annotated[
+        bool,
+        typer.Option("--leave-in-place", help="upload nothing: Label Studio shows the files, their metadata and names"),
+    ] = False,
+    document_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="of Label Studio's local files, for --leave-in-place in a folder",
+            envvar="LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT",
+        ),
+    ] = None,
     key_file: Annotated[
         Path | None, typer.Option(help="key of the pseudonyms; default: in the folder of --out")
     ] = None,

@@ -34,6 +34,11 @@ class Picture:
     burned_in: str
 
 
+def is_shown(content: bytes) -> bool:
+    """Whether browsers show a file as it is, unless it is damaged."""
+    return not is_dicom(content) and not content.startswith(_TIFF)
+
+
 def read_picture(content: bytes, name: str, *, first_frame: bool = False) -> Picture:
     """Render a file at full size.
 

@@ -26,7 +26,8 @@ from ml_backend.images.dicom import NotAnImage
 from ml_backend.images.files import RefusedFile, SourceFile, walk
 from ml_backend.imports.deidentify import Deidentifier, key_file
 from ml_backend.imports.ledger import Ledger, open_ledger
-from ml_backend.imports.pictures import Picture, fingerprint, read_picture, to_png
+from ml_backend.imports.pictures import Picture, fingerprint, is_shown, read_picture, to_png
+from ml_backend.imports.places import Places
 from ml_backend.imports.table import Outcome, Tally, open_tally
 from ml_backend.label_studio.client import LabelStudioClient, label_studio_version
 from ml_backend.label_studio.connect import (
@@ -66,6 +67,8 @@ class ImportOptions:
     columns: str | None = None
     refuse_burned_in: bool = False
     first_frame: bool = False
+    leave_in_place: bool = False
+    document_root: Path | None = None
     key_file: Path | None = None
     out: Path = Path("import-state")
     dry_run: bool = False
@@ -74,11 +77,17 @@ class ImportOptions:
 
 @dataclass(slots=True)
 class _Rendered:
-    """A file that can become a task; ``png`` is empty where the project has its pixels already."""
+    """A file that can become a task.
+
+    Attributes:
+        file: its key in the ledger.
+        png: to upload; empty where the project has its pixels already, or the file stays at its ``address``.
+    """
 
     file: str
     pixels: str
     png: bytes = b""
+    address: str = ""
     fingerprint: bytes = b""
     data: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -111,7 +120,8 @@ def run_import(options: ImportOptions) -> int:
                 number = _project(options, client, view)
                 with suppress(OSError):  # said by what is to be written into it
                     options.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-                target = _Target(client, number, key_file(options.key_file or options.out / "key"))
+                places = Places(client, number, options.source, options.document_root)
+                target = _Target(client, number, key_file(options.key_file or options.out / "key"), places)
                 tally = take_files(options, view, target)
                 if target.pixels:
                     missing = _first_order(settings, client, number, url, view)
@@ -177,6 +187,7 @@ class _Target:
         client: of Label Studio.
         project_id: of the project.
         keys: which its earlier imports must have used too.
+        places: of the images that are not uploaded.
 
     Attributes:
         keys: of its patients.
@@ -186,8 +197,9 @@ class _Target:
         SettingsError: it was imported with another key.
     """
 
-    def __init__(self, client: LabelStudioClient, project_id: int, keys: Deidentifier) -> None:
+    def __init__(self, client: LabelStudioClient, project_id: int, keys: Deidentifier, places: Places) -> None:
         self._client = client
+        self._places = places
         self.id = project_id
         self._image_key = parse_label_config(read_project(client, project_id)["label_config"]).image_key
         self.keys = keys
@@ -204,18 +216,21 @@ class _Target:
                 )
 
     def add(self, images: Sequence[_Rendered]) -> None:
-        """Upload the images and make a task of each."""
-        names = {one.pixels: f"{one.pixels[:32]}.png" for one in images}
-        uris = self._client.upload(self.id, {names[one.pixels]: one.png for one in images})
+        """Make a task of each image; those without an address are uploaded."""
+        names = {one.pixels: f"{one.pixels[:32]}.png" for one in images if not one.address}
+        files = {names[one.pixels]: one.png for one in images if not one.address}
+        uploads = self._client.upload(self.id, files) if files else {}
+        uris = {one.pixels: self._places.address(one.address) for one in images if one.address}
+        uris |= {pixels: uploads[name] for pixels, name in names.items()}
         tasks = [
             {
-                "data": {**one.data, self._image_key: uris[names[one.pixels]]},
+                "data": {**one.data, self._image_key: uris[one.pixels]},
                 "meta": {"pixels": one.pixels, "key": self._key},
             }
             for one in images
         ]
         self._client.import_tasks(self.id, tasks)
-        self.pixels |= names.keys()
+        self.pixels |= uris.keys()
 
 
 class _Import:
@@ -257,6 +272,8 @@ class _Import:
             pixels = self._ledger.pixels(known)
             if pixels is not None and self._target is not None and pixels in self._target.pixels:
                 return _Rendered(known, pixels)
+            if self._options.leave_in_place and (not file.address or not is_shown(content)):
+                return "refused", "browsers cannot show it where it is: import it without --leave-in-place"
             picture = read_picture(content, file.name, first_frame=self._options.first_frame)
         except NotAnImage as error:
             return "skipped", str(error)
@@ -264,20 +281,22 @@ class _Import:
             if _is_no_image(error, file.name, content):
                 return "skipped", "no image, by its name and its content"
             return "refused", str(error)
-        return self._rendered(known, picture, file.fields)
+        return self._rendered(known, picture, file)
 
-    def _rendered(self, file: str, picture: Picture, columns: Mapping[str, str]) -> Result:
-        fields = dict(picture.fields) | {_column(name): value for name, value in columns.items()}
+    def _rendered(self, known: str, picture: Picture, file: SourceFile) -> Result:
+        fields = dict(picture.fields) | {_column(name): value for name, value in file.fields.items()}
         if reason := self._unwanted(fields):
             return "skipped", reason
         if picture.burned_in and self._options.refuse_burned_in:
             return "refused", picture.burned_in
         notes = [picture.burned_in] if picture.burned_in else []
         data = self._data(fields, notes)
-        data |= {name: columns[name] for name in self._columns if name in columns and _column(name) not in data}
+        extra = (name for name in self._columns if name in file.fields and _column(name) not in data)
+        data |= {name: file.fields[name] for name in extra}
         data = {name: value for name, value in data.items() if value}
-        png = to_png(picture.image, self._options.side)
-        return _Rendered(file, picture.pixels, png, fingerprint(picture.image), data, notes)
+        leave = self._options.leave_in_place
+        png, address = (b"", file.address) if leave else (to_png(picture.image, self._options.side), "")
+        return _Rendered(known, picture.pixels, png, address, fingerprint(picture.image), data, notes)
 
     def _unwanted(self, fields: Mapping[str, str]) -> str:
         view, modality = fields.get("view", "").upper(), fields.get("modality", "").upper()

@@ -149,6 +149,14 @@ def start_on_sqlite(
     return start
 
 
+class WithLocalFiles(LabelStudio):
+    """Serves the files in the folder ``local`` of its data folder too."""
+
+    def _environ(self) -> dict[str, str]:
+        local = {"SERVING_ENABLED": "true", "DOCUMENT_ROOT": str(self._folder / "local")}
+        return super()._environ() | {f"LABEL_STUDIO_LOCAL_FILES_{name}": value for name, value in local.items()}
+
+
 @pytest.fixture(scope="session")
 def label_studio(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -167,7 +175,7 @@ def label_studio(
         with label_studio_on_postgres(tmp_path_factory.mktemp("label-studio"), _missing) as (on_postgres, _):
             yield RunningLabelStudio(on_postgres.url, on_postgres.admin.token, on_postgres.admin)
         return
-    with request.getfixturevalue("start_on_sqlite")(LabelStudio) as service:
+    with request.getfixturevalue("start_on_sqlite")(WithLocalFiles) as service:
         yield RunningLabelStudio(service.url, service.admin.token, service.admin)
 
 

@@ -10,8 +10,8 @@ import threading
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,7 +30,10 @@ from redis import Redis
 from ml_backend.demo.options import draw_images
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import read_label_config
+from ml_backend.label_studio.images import LabelStudioImages
+from ml_backend.schemas import ImageRef
 from ml_backend.storage import RoundStore
+from tests.bucket import serving_bucket
 from tests.command_line import run_cli
 from tests.manual import commands_run_by
 
@@ -155,7 +158,7 @@ def proxy(label_studio) -> Iterator[KillingProxy]:
 
 
 def tasks_of(client: LabelStudioClient, project: int) -> list[dict[str, Any]]:
-    query = {"project": str(project), "include": "id,data,meta", "page_size": "1000"}
+    query = {"project": str(project), "include": "id,data,meta", "page_size": "1000", "resolve_uri": "false"}
     return client.request("GET", "/api/tasks", dict, query=query)["tasks"]  # type: ignore[no-any-return]
 
 
@@ -178,6 +181,68 @@ def leaks(folders: list[Path], valkey_url: str, texts: list[bytes]) -> dict[str,
             if secret.lower().encode() in content.lower():
                 found.setdefault(secret, set()).add(name)
     return found
+
+
+@pytest.fixture
+def connected(label_studio, backend, worker, tmp_path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Imports by the command and fetches what the tasks name, as a worker does; deletes the project."""
+    config = tmp_path / "small.xml"
+    config.write_text(read_label_config("severity").replace('model_strategy="mean_std"', SMALL))
+    with LabelStudioClient(label_studio.url, label_studio.api_key) as client, ExitStack() as stack:
+
+        def run(source: str, *words: str, **environ: str) -> dict[str, Any]:
+            words = ("--title", f"Import {len(words)}", "--label-config", str(config), "--url", backend.url, *words)
+            ended = run_cli(["import", source, "--json", *words], backend.environ | environ, tmp_path)
+            assert ended.stdout, ended.stderr
+            found: dict[str, Any] = json.loads(ended.stdout)
+            stack.callback(client.send, "DELETE", f"/api/projects/{found['project']}/")
+            tasks, images = tasks_of(client, found["project"]), LabelStudioImages(client)
+            found["data"] = [task["data"] for task in tasks]
+            found["contents"] = [
+                images.fetch(ImageRef(id=str(task["id"]), uri=task["data"]["image"])) for task in tasks
+            ]
+            return found
+
+        yield run
+
+
+def test_images_in_a_bucket_stay_there(connected):
+    drawn = draw_images(3, seed=4, side=64)
+    with serving_bucket() as bucket:
+        for image in drawn:
+            bucket.put(f"chest/a b/{image.name}", image.content)
+        bucket.put("chest/x.dcm", dicom(1))
+        keys = {"AWS_ACCESS_KEY_ID": "first-key", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL": bucket.url}
+
+        found = connected(f"s3://{bucket.name}/chest", "--leave-in-place", **keys)
+
+    assert (found["taken"], found["refused"], found["missing"]) == (3, 1, "")
+    assert [one["image"] for one in found["data"]] == [f"s3://{bucket.name}/chest/a b/{one.name}" for one in drawn]
+    assert found["contents"] == [one.content for one in drawn]
+
+
+def test_images_below_the_document_root_stay_there(connected, tmp_path_factory: pytest.TempPathFactory):
+    if "AL_TEST_LABEL_STUDIO_URL" in os.environ:
+        pytest.skip("the document root of that Label Studio is not known")
+    [root] = [one for one in tmp_path_factory.getbasetemp().glob("label-studio[0-9]*") if one.is_dir()]
+    folder = root / "local" / "chest"
+    folder.mkdir(parents=True)
+    drawn = draw_images(3, seed=5, side=64)
+    rows = ["path,Patient ID,study_date,sex,site"]
+    for number, image in enumerate(drawn):
+        (folder / image.name).write_bytes(image.content)
+        rows.append(f"{image.name},ORBIS77,2019030{number + 1},f,")
+    (folder / "t.csv").write_text("\n".join(rows))
+    words = ("--leave-in-place", "--document-root", str(root / "local"), "--columns", "sex,Patient ID,study_date,site")
+
+    found = connected(str(folder / "t.csv"), *words)
+
+    assert (found["taken"], found["missing"]) == (3, "")
+    assert [one.pop("image") for one in found["data"]] == [f"/data/local-files/?d=chest/{one.name}" for one in drawn]
+    assert {frozenset(one) for one in found["data"]} == {frozenset({"patient_id", "study_date", "sex"})}
+    assert "ORBIS77" not in json.dumps(found["data"])
+    assert "2019-03" not in json.dumps(found["data"])
+    assert found["contents"] == [one.content for one in drawn]
 
 
 def test_one_command_from_a_folder_to_the_first_order(
