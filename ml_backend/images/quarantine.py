@@ -1,8 +1,9 @@
 """Image source that skips images known to be unreadable, and distinguishes a bad image from a host that is down.
 
 An unreadable image is listed with its reason, and not tried again until its file changes or a growing pause is over.
-Where one host or bucket does not answer, or refuses access, for many images in a row, none of them is listed and it is
-skipped for half a minute: a dead host costs a round seconds and not hours, and a rotated key costs no image its place.
+Where one host does not answer for many images in a row, none of them is listed and the host is skipped for half a
+minute, so that a dead host costs a round seconds and not hours. Where a host or bucket refuses access to many in a row
+and hands out none after them, none is listed either: a key that was rotated says nothing about the images.
 """
 
 import threading
@@ -17,8 +18,8 @@ from ml_backend.images.decode import FORMATS, PREPROCESSING
 from ml_backend.images.source import ImageSource
 from ml_backend.schemas import ImageRef
 
-OF_THE_HOST: frozenset[ImageErrorKind] = frozenset({"unreachable", "timed-out", "forbidden"})
-"""Errors of the connection or of a key, which in a row say little about the image itself."""
+PASSING: frozenset[ImageErrorKind] = frozenset({"unreachable", "timed-out"})
+"""Errors of the connection, which say little about the image itself."""
 
 OF_THE_FILE: frozenset[ImageErrorKind] = frozenset({"too-large", "empty", "not-an-image", "unsupported", "damaged"})
 """Errors that stay until the file changes; the cause of the others is elsewhere: a setting, a right, a disk."""
@@ -86,7 +87,7 @@ class QuarantinedSource:
         except ImageError as error:
             self._failed(image, key, host, error)
             raise
-        self._hosts.answered(host)
+        self._answered(host)
         return content
 
     def cache_key(self, image: ImageRef) -> str:
@@ -111,11 +112,18 @@ class QuarantinedSource:
 
     def _failed(self, image: ImageRef, key: str, host: str, error: ImageError) -> None:
         self._enter(image, key, error)
-        if error.kind not in OF_THE_HOST:
-            # It answered, though not with the image.
-            self._hosts.answered(host)
+        if error.kind in PASSING:
+            self._quarantine.withdraw(self._hosts.gave_no_answer(host, image.id, error))
+        elif error.kind == "forbidden":
+            self._quarantine.withdraw(self._hosts.refused(host, (image, key, str(error))))
         else:
-            self._quarantine.withdraw(self._hosts.failed(host, image.id, error))
+            # It answered, though not with the image.
+            self._answered(host)
+
+    def _answered(self, host: str) -> None:
+        # It has not refused all: the images that it refused are named after all.
+        for image, key, reason in self._hosts.answered(host):
+            self._enter(image, key, ImageError(reason, "forbidden"))
 
     def _enter(self, image: ImageRef, key: str, error: ImageError) -> None:
         of_the_file = error.kind in OF_THE_FILE
@@ -134,23 +142,36 @@ class QuarantinedSource:
 
 
 class _Hosts:
-    """Hosts that did not hand out images, with those in a row that they failed for."""
+    """Hosts that did not answer or refused, with the images in a row that they failed for."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._lock = threading.Lock()
         self.errors: dict[str, ImageError] = {}
         self._unanswered: dict[str, list[str]] = {}
+        self._refused: dict[str, list[tuple[ImageRef, str, str]]] = {}  # image, cache key, reason
         self._spared_until: dict[str, float] = {}
 
     def is_spared(self, host: str) -> bool:
         return self._now() < self._spared_until.get(host, float("-inf"))
 
-    def answered(self, host: str) -> None:
+    def answered(self, host: str) -> list[tuple[ImageRef, str, str]]:
+        """Images that it refused before in a row long enough that they were not listed."""
         with self._lock:
             self._unanswered.pop(host, None)
+            row = self._refused.pop(host, [])
+            return row if len(row) >= STREAK else []
 
-    def failed(self, host: str, image_id: str, error: ImageError) -> list[str]:
+    def refused(self, host: str, failed: tuple[ImageRef, str, str]) -> list[str]:
+        """Images that failed because of their host, and were not returned before."""
+        with self._lock:
+            self._unanswered.pop(host, None)
+            row = self._refused.setdefault(host, [])
+            row.append(failed)
+            new = row if len(row) == STREAK else [failed] if len(row) > STREAK else []
+            return [image.id for image, _, _ in new]
+
+    def gave_no_answer(self, host: str, image_id: str, error: ImageError) -> list[str]:
         """Images that failed because of their host: the whole row, once it is long enough."""
         with self._lock:
             row = self._unanswered.setdefault(host, [])

@@ -42,7 +42,7 @@ _KINDS: dict[int, ImageErrorKind] = {
     408: "timed-out",
     410: "missing",
     413: "too-large",
-    424: "unreachable",  # Label Studio's proxy, whatever the bucket answered
+    424: "forbidden",  # Label Studio's proxy, whatever the bucket answered
     429: "unreachable",
     502: "unreachable",
     503: "unreachable",

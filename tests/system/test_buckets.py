@@ -129,7 +129,7 @@ class TestFetch:
         with pytest.raises(ImageError, match=r"NoSuchKey" if presigned else "the object is gone") as error:
             source.fetch(refs[0])
 
-        assert error.value.kind == ("missing" if presigned else "unreachable")
+        assert error.value.kind == ("missing" if presigned else "forbidden")
 
     def test_a_rotated_key_costs_no_image_its_place(self, source, refs, bucket, project, storage, tmp_path):  # noqa: PLR0917
         bucket.keys = {"second-key"}

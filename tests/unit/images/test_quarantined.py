@@ -1,3 +1,4 @@
+import contextlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,9 +132,8 @@ class TestHostThatIsDown:
             with pytest.raises(ImageError):
                 source.fetch(image(number, host))
 
-    @pytest.mark.parametrize("cause", [ConnectionRefusedError("down"), PermissionError("the key was rotated")])
-    def test_none_of_its_images_is_blamed(self, source, web, notebook, cause):
-        web.failures["http://pacs"] = cause
+    def test_none_of_its_images_is_blamed(self, source, web, notebook):
+        web.failures["http://pacs"] = ConnectionRefusedError("down")
 
         self.fail(source, range(100))
 
@@ -177,6 +177,33 @@ class TestHostThatIsDown:
         self.fail(source, [f"bad{n}" for n in range(3 * STREAK)])
 
         assert len(web.asked) == len(notebook.entered) == 3 * STREAK
+
+
+class TestHostThatRefuses:
+    """A key that was rotated, or objects that are gone, which a bucket may refuse in the same words."""
+
+    def read(self, source, *names):
+        for name in names:
+            with contextlib.suppress(ImageError):
+                source.fetch(image(name))
+
+    def test_all_from_here_on(self, source, web, notebook):
+        self.read(source, "good1", "good2")
+        web.failures["http://pacs"] = PermissionError("denied")
+
+        self.read(source, *range(3 * STREAK))
+
+        assert notebook.entered == {}
+        assert len(web.asked) == 2 + 3 * STREAK
+
+    @pytest.mark.parametrize("number", [STREAK - 1, STREAK, 2 * STREAK])
+    def test_those_between_good_ones_are_named(self, source, web, notebook, number):
+        web.failures["http://pacs/bad"] = PermissionError("denied")
+        bad = [f"bad{n}" for n in range(number)]
+
+        self.read(source, "good1", *bad, "good2")
+
+        assert notebook.entered == dict.fromkeys(bad, ("forbidden", True))
 
 
 class TestOverFiles:

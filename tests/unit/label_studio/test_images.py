@@ -455,7 +455,7 @@ class TestStorages:
         with pytest.raises(ImageError, match=r"Stream is None.*could not read s3://films and gives no reason") as error:
             images(web).fetch(ref("s3://films/a.png"))
 
-        assert error.value.kind == "unreachable"
+        assert error.value.kind == "forbidden"
 
 
 class TestRedirects:

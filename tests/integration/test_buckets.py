@@ -1,8 +1,10 @@
-"""A study whose images lie in a bucket, on an S3 server and by plain HTTP."""
+"""A study and an import whose images lie in a bucket: on an S3 server, and for the study by plain HTTP."""
 
 import functools
 import http.server
+import io
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 import s3fs
 
 from ml_backend.demo.options import draw_images
-from ml_backend.errors import MissingExtra, SettingsError
+from ml_backend.errors import ImageError, MissingExtra, SettingsError
+from ml_backend.images.files import RefusedFile, SourceFile, walk
 from ml_backend.simulation.options import SimulateOptions, make_plan
 from tests.bucket import Bucket, serving_bucket
 
@@ -27,13 +30,17 @@ def bucket() -> Iterator[Bucket]:
         yield served
 
 
-@pytest.fixture
-def options(tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> SimulateOptions:
+@pytest.fixture(autouse=True)
+def keys(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"AWS_ACCESS_KEY_ID": "first-key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": bucket.url}
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()  # which holds the server of another test
     bucket.keys = {"first-key"}
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> SimulateOptions:
     rows = [f"a b/{image.name},{image.label},{image.patient_id}" for image in IMAGES]
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(["path,label,patient_id", *rows]))
@@ -97,3 +104,41 @@ def test_an_address_that_cannot_be_read(options, uri, error, why):
     assert "gcs" in fsspec.available_protocols()
     with pytest.raises(error, match=why):
         make_plan(replace(options, images=uri))
+
+
+class TestWalk:
+    def test_a_prefix(self, bucket):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("in.png", b"packed")
+        for key, content in {
+            "z.zip": packed.getvalue(),
+            "b [1]?.png": b"1",
+            "a/deep.png": b"2",
+            "a/0.png": bytes(999),
+        }.items():
+            bucket.put(f"walk/{key}", content)
+
+        found = list(walk("s3://films/walk", max_bytes=500))
+
+        assert [one.name for one in found] == ["a/0.png", "a/deep.png", "b [1]?.png", "z.zip/in.png"]
+        assert isinstance(found[0], RefusedFile)
+        files = [one for one in found if isinstance(one, SourceFile)]
+        assert [file.read() for file in files] == [b"2", b"1", b"packed"]
+        assert [file.address for file in files] == ["s3://films/walk/a/deep.png", "s3://films/walk/b [1]?.png", ""]
+
+    def test_what_the_bucket_does_not_hand_out_is_one_image(self, bucket):
+        [file] = [one for one in walk("s3://films/chest/a b/image-00000.png") if isinstance(one, SourceFile)]
+        refusals = {"forbidden": (403, "AccessDenied", "no"), "missing": (404, "NoSuchKey", "no")}
+        for kind, refusal in refusals.items():
+            bucket.refuse = lambda _path, refusal=refusal: refusal
+            with pytest.raises(ImageError, match=r"image-00000\.png cannot be read") as error:
+                file.read()
+            assert error.value.kind == kind
+        bucket.refuse = lambda _path: None
+
+    def test_a_bucket_that_refuses_its_list(self, bucket):
+        bucket.keys = set()
+
+        with pytest.raises(SettingsError, match="'s3://films/chest' cannot be listed"):
+            walk("s3://films/chest")
