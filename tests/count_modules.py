@@ -46,7 +46,7 @@ from tests.unit.label_studio.studio import LABEL_CONFIG, FakeStudio
 from tests.unit.server.memory import payload
 
 WANTED = 50
-ALLOWED = 56
+ALLOWED = 55
 """Of today's tree; lowered with every module that leaves the way."""
 PACKAGE = Path(ml_backend.__file__).parent
 LABELLED, IMAGES = 16, 40

@@ -109,6 +109,7 @@ def images(key: str) -> Response:
             "filtered": bool(label or predicted or alone),
             "images": [_shown(one, strategy, pictures, answers) for one in part],
             "alone": alone,
+            "picked": (published := project.published()) is not None and published.by_hand,
             "total": len(kept),
             "page": number,
             "pages": pages_in_all,

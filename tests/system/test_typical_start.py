@@ -1,7 +1,9 @@
 """``cold_start=typiclust``: readers get a random order at once, and the typical one as soon as it is there."""
 
 import json
+import re
 
+import httpx
 import pytest
 import torch
 from torchvision.models import resnet18
@@ -64,6 +66,30 @@ class TestTypicalStart:
         assert not set(labelled) & set(report.ranking.image_ids)
         assert project.first_served("ben") == report.ranking.image_ids[0] == published.image_ids[0]
 
+    def test_similar_images_are_put_next_and_stay_in_front_until_they_have_a_label(self, project):
+        """Two neighbours of the first image; the next round has a label of one of them."""
+        report, published = project.newest()
+        below = f"/similar/{published.image_ids[0]}"
+        page = project.page(below=below)
+        chosen = re.findall(r'name="chosen" value="(\d+)"', page.text)[-2:]
+        token = re.findall(r'name="token" value="(\w+)"', page.text)[0]
+        assert len(re.findall(r"Label: <b>", page.text)) == 6
+        form = {"token": token, "chosen": chosen}
+        headers = {"Origin": project.backend.url, "Accept": "text/html"}
+        auth = (project.backend.user, project.backend.password)
+
+        again, published = project.after(lambda: httpx.post(page.url, data=form, headers=headers, auth=auth))
+
+        assert again == report
+        assert list(published.by_hand) == list(published.image_ids[:2]) == chosen
+        assert project.first_served("cem") == chosen[0]
+        later, published = project.after(lambda: project.label([chosen[0], *published.image_ids[-BATCH + 1 :]]))
+        assert later.request.round_id > report.request.round_id
+        assert (published.by_hand, published.image_ids[0]) == ((chosen[1],), chosen[1])
+        assert later.ranking.by_hand == ()
+        fidelity = project.page("application/json").json()["fidelity"]
+        assert "1 of the images had been put next by hand." in fidelity["sentence"]
+
     def test_every_order_comes_out_again_from_the_cache(self, project):
         done = project.run("replay", "--project", str(project.id), "--json")
 
@@ -71,7 +97,6 @@ class TestTypicalStart:
         assert (done.returncode, done.stderr) == (0, "")
         assert [(one["strategy"], one["verdict"]) for one in found] == [
             ("random", "same"),
-            ("typiclust", "same"),
-            ("typiclust", "same"),
+            *[("typiclust", "same")] * 3,
         ]
         assert all(one["sound"] and not one["notes"] for one in found)

@@ -51,7 +51,7 @@ class TestSimilar:
 
         assert re.findall(r'name="chosen" value="(\d)"', before) == ["6", "2", "4"]
         assert re.findall(r"Task (\d) in Label Studio", labelled) == ["3", "5"]
-        assert re.findall(r"label: <b>(\w+)<", labelled) == ["severe", "normal"]
+        assert re.findall(r"Label: <b>(\w+)<", labelled) == ["severe", "normal"]
         assert re.findall(r"likeness ([\d.]+)", before) == ["1.00", "0.95", "0.09"]
         assert before.count("<img ") == 1  # of image 2; of the others no picture is kept
 
