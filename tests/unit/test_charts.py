@@ -14,11 +14,13 @@ from ml_backend.charts import (
     Axes,
     Interval,
     Line,
+    Mark,
     bar_chart,
     interval_chart,
     legend,
     line_chart,
     path,
+    scatter_chart,
     spread_out,
     swatch,
     ticks,
@@ -279,3 +281,19 @@ def test_value_words(value, percent, expected):
 
 def test_path_has_a_tenth_of_a_unit():
     assert path([(1, 2.26), (3.04, 4)]) == "M1 2.3L3 4"
+
+
+def test_a_scatter_chart_has_one_scale_and_draws_what_coincides_once():
+    """The wider axis, 0 to 7, takes 700 of 720 units; the other ends at 3.5, half of that."""
+    points = np.array([[0, 0], [7, 3.5], [7, 3.501], [3.5, 0]])
+
+    chart = ET.fromstring(
+        scatter_chart(
+            "m", "Map", "words", points, styles=["s0", "s1"], kinds=[0, 1, 1, 0], marks=[Mark(3, "a", "Task 3")]
+        )
+    )
+
+    paths = [one.get("d") for one in chart if one.tag.endswith("path")]
+    assert paths == ["M10 360h0M360 360h0", "M710 10h0"]
+    [circle] = [one for one in chart.iter() if one.tag.endswith("circle")]
+    assert (circle.get("cx"), circle.get("cy")) == ("360", "360.1")

@@ -8,9 +8,9 @@ import pytest
 
 from ml_backend.analytics.overview import analyse
 from ml_backend.scheduling.connections import configuration
-from ml_backend.schemas import Ranking
+from ml_backend.schemas import PublishedRanking, Ranking
 from ml_backend.storage.outputs import Embedding
-from tests.fakes import make_report
+from tests.fakes import NOON, make_report
 from tests.unit.analytics.test_standing import mirror_of, said, task
 from tests.unit.server.memory import PROJECT
 
@@ -84,6 +84,15 @@ class TestPutNext:
         assert "Readers get these images within a minute" in text
         assert re.findall(r'name="chosen" value="(\d)"', text) == ["6", "4"]
         assert "by the page: 1 like task 1 (2)" in text
+
+    def test_the_wall_says_what_comes_before_its_batch(self, connected, project):
+        assert "put next by hand" not in page(connected, "images")
+        published = PublishedRanking(
+            version="v", round_id="r000001", image_ids=("4", "6"), by_hand=("4",), seconds={}, published_at=NOON
+        )
+        project.set_published(published)
+
+        assert "Before them come the images that were put next by hand" in page(connected, "images")
 
     @pytest.mark.parametrize("chosen", [[], ["3"], ["9", "../x"]])
     def test_nothing_that_waits(self, connected, project, queue, chosen):
