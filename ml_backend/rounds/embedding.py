@@ -52,6 +52,8 @@ def keep_embedding(
         log.info("the images are embedded another time", reason=str(reason))
     except BackendError as error:
         log.warning("the images could not be embedded", error=str(error), kind=type(error).__name__)
+    except Exception:
+        log.exception("the images could not be embedded")
 
 
 def source_of(request: RoundRequest, images: Sequence[ImageRef]) -> str:

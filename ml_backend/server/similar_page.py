@@ -10,7 +10,7 @@ from flask import Response, request
 
 from ml_backend.analytics.overview import analyse, served_round
 from ml_backend.analytics.similar import Neighbour, nearest
-from ml_backend.charts import Mark, scatter_chart
+from ml_backend.charts import COLOURS, Mark, scatter_chart
 from ml_backend.label_studio.formats import training_classes
 from ml_backend.schemas import Connection, HandPick
 from ml_backend.server.actions import perform
@@ -27,21 +27,6 @@ LINKED_LABELS: Final = 120
 SURE: Final = (0.9, 0.75, 0.6)
 """Probabilities of the most probable class that the map distinguishes."""
 VIEWS: Final = {"label": "label", "uncertainty": "uncertainty of the network", "batch": "batch"}
-KINDS: Final = {
-    "uncertainty": [
-        ("s0", "labelled, or without a prediction"),
-        ("u1", "the network is 90 % sure or more"),
-        ("u2", "75 to 90 %"),
-        ("u3", "60 to 75 %"),
-        ("u4", "less than 60 %"),
-    ],
-    "batch": [
-        ("s0", "further back in the order"),
-        ("s3", "labelled"),
-        ("s1", "chosen next"),
-        ("s2", "put next by hand"),
-    ],
-}
 SAID: Final = {
     "topup-asked": "Put next. Readers get these images within a minute; an image that is open stays open.",
     "waits": "Put next, with the round that is queued already.",
@@ -121,9 +106,8 @@ def image_map(key: str) -> Response:
         waiting = [one for one in dict.fromkeys((*project.hand_picked(), *batch)) if one in rows and one not in labels]
         labelled = [one for one in embedding.image_ids if one in labels]
         linked = [*waiting, *labelled[:: -(-len(labelled) // LINKED_LABELS) or 1]]
-        classes = _classes(connection)
-        kinds = KINDS.get(by, [("s0", "no label yet"), *((f"s{n}", name) for n, name in enumerate(classes, start=1))])
-        places = _places(by, project, embedding.image_ids, labels, classes=classes, batch=batch)
+        kinds, kind_of = _kinds(by, connection, project, labels, batch)
+        places = [kind_of.get(one, 0) for one in embedding.image_ids]
         legend = [(style, text, places.count(n)) for n, (style, text) in enumerate(kinds)]
         names = [labels.get(one, "no label yet") for one in linked]
         marks = [
@@ -143,29 +127,30 @@ def image_map(key: str) -> Response:
     return render("map.html", view)
 
 
-def _places(
-    by: str, project: ProjectStore, image_ids: Sequence[str], labels: Mapping[str, str], **known: Sequence[str]
-) -> list[int]:
-    """The place in the legend of each image's kind."""
-    if by == "label":
-        place_of = {name: place for place, name in enumerate(known["classes"], start=1)}
-        return [place_of.get(labels.get(one, ""), 0) for one in image_ids]
+def _kinds(
+    by: str, connection: Connection, project: ProjectStore, labels: Mapping[str, str], batch: Sequence[str]
+) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """Style and words of each kind of image, and the place of an image's kind among them; of all others, 0."""
     if by == "batch":
-        kinds = {
-            **dict.fromkeys(known["batch"], 2),
-            **dict.fromkeys(project.hand_picked(), 3),
-            **dict.fromkeys(labels, 1),
-        }
-        return [kinds.get(one, 0) for one in image_ids]
-    sure = _suggestions(project).confidences
-    return [
-        1 + sum(sure[one] < bound for bound in SURE) if one in sure and one not in labels else 0 for one in image_ids
-    ]
-
-
-def _classes(connection: Connection) -> Sequence[str]:
+        kinds = [
+            ("s0", "further back in the order"),
+            ("s3", "labelled"),
+            ("s1", "chosen next"),
+            ("s2", "put next by hand"),
+        ]
+        picked = dict.fromkeys(project.hand_picked(), 3)
+        return kinds, {**dict.fromkeys(batch, 2), **picked, **dict.fromkeys(labels, 1)}
+    if by == "uncertainty":
+        words = ["labelled, or without a prediction", "the network is 90 % sure or more"]
+        words += ["75 to 90 %", "60 to 75 %", "less than 60 %"]
+        sure = {one: share for one, share in _suggestions(project).confidences.items() if one not in labels}
+        kinds = list(zip(("s0", "u1", "u2", "u3", "u4"), words, strict=True))
+        return kinds, {one: 1 + sum(share < bound for bound in SURE) for one, share in sure.items()}
     configured, _ = config_of(connection)
-    return () if configured is None else training_classes(*configured)
+    classes = () if configured is None else training_classes(*configured)
+    styles = (f"s{1 + place % COLOURS}" for place in range(len(classes)))
+    kinds = [("s0", "no label yet"), *zip(styles, classes, strict=True)]
+    return kinds, {one: 1 + classes.index(label) for one, label in labels.items() if label in classes}
 
 
 def _labels(connection: Connection, project: ProjectStore) -> Mapping[str, str]:

@@ -95,7 +95,7 @@ class TestKeepEmbedding:
         keep_inputs(store, 13)
         assert keep(store, learner).image_ids[-1] == "12"
 
-    @pytest.mark.parametrize("error", [StaleRound("another round waits"), RoundError("out of memory")])
+    @pytest.mark.parametrize("error", [StaleRound("another round waits"), RoundError("memory"), MemoryError()])
     def test_what_hinders_it_ends_no_round_and_leaves_the_former(self, store, error):
         def check() -> None:
             raise error
