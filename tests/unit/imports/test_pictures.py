@@ -22,7 +22,7 @@ def saved(image: Image.Image, kind: str, turn: int = 1, **options: object) -> by
     exif[0x010E], exif[0x0112] = SECRET, turn
     text.add_text("Patient", SECRET)
     texts: dict[str, dict[str, object]] = {"PNG": {"pnginfo": text}, "JPEG": {"comment": SECRET, "quality": 90}}
-    image.save(file, kind, exif=exif, **texts.get(kind, {}) | options)
+    image.save(file, kind, exif=exif, icc_profile=SECRET.encode() * 20, **texts.get(kind, {}) | options)
     return file.getvalue()
 
 
