@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ml_backend.errors import ImageError
@@ -108,6 +108,13 @@ class TestReadPicture:
             read_picture(content, "x")
 
         assert refused.value.kind == kind
+
+    def test_text_at_the_border_is_reported(self):
+        image = Image.new("L", (1000, 1000), 20)
+        plain = read_picture(saved(image, "PNG"), "x").burned_in
+        ImageDraw.Draw(image).text((40, 40), f"{SECRET} 1970-01-01", 255, ImageFont.load_default(32))
+
+        assert (plain, read_picture(saved(image, "JPEG"), "x").burned_in) == ("", "bright text near its top border")
 
     def test_a_tiff_of_pages_is_refused_unless_the_first_is_asked_for(self):
         image = Image.fromarray(ramp())
