@@ -243,7 +243,13 @@ def _rows(path: Path, columns: list[str], separator: str, max_bytes: int) -> Fou
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, columns, "", "", delimiter=separator)
         next(rows)
-        for row in rows:
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise SettingsError(f"{path}, after line {rows.line_num}: {error}: save it as CSV UTF-8") from error
             if not (name := row.pop("path").strip()):
                 yield RefusedFile(f"line {rows.line_num}", "its path is empty")
                 continue

@@ -100,13 +100,13 @@ def run_import(options: ImportOptions) -> int:
     """Import files, connect the project, wait for its first order, and print what became of the files.
 
     Returns:
-        The exit status: 1 where a file was refused.
+        The exit status: 1 where a file was refused, or the project could not be connected.
 
     Raises:
         SettingsError: the source, the project, the label config, the key or a setting cannot be used.
         LabelStudioError: Label Studio refused or does not answer; the same command goes on from there.
     """
-    url, missing, number = checked_address(options.url, "--url"), "", None
+    url, number, missing, failed = checked_address(options.url, "--url"), None, "", False
     check_backend_address(url)
     console = Console(stderr=options.json)
     with View(console) as view:
@@ -123,10 +123,10 @@ def run_import(options: ImportOptions) -> int:
                 places = Places(client, number, options.source, options.document_root)
                 target = _Target(client, number, key_file(options.key_file or options.out / "key"), places)
                 tally = take_files(options, view, target)
-                if target.pixels:
-                    missing = _first_order(settings, client, number, url, view)
-                else:
-                    missing = "no image was imported, so that the project was not connected"
+                try:
+                    missing = _first_order(settings, client, target, url, view)
+                except BackendError as error:  # after the table, which took long to make
+                    missing, failed = f"{error}; then the same command again goes on from here", True
         view.clear()
     if options.json:
         print(json.dumps({"project": number, **tally.as_json(), "missing": missing}))  # noqa: T201
@@ -137,7 +137,7 @@ def run_import(options: ImportOptions) -> int:
     console.print(f"{counts}{listed}", markup=False, highlight=False, soft_wrap=True)
     if missing:
         console.print(f"not yet in order: {missing}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if tally["refused"] else 0
+    return 1 if tally["refused"] or failed else 0
 
 
 def take_files(options: ImportOptions, view: View, target: "_Target | None" = None) -> Tally:
@@ -159,10 +159,13 @@ def take_files(options: ImportOptions, view: View, target: "_Target | None" = No
         return tally
 
 
-def _first_order(settings: Settings, client: LabelStudioClient, number: int, url: str, view: View) -> str:
-    for line in connect_project(settings, number, url, None, client, profile="best"):
+def _first_order(settings: Settings, client: LabelStudioClient, target: "_Target", url: str, view: View) -> str:
+    """Connect the project and wait for its order; returns what is missing."""
+    if not target.pixels:
+        return "no image was imported, so that the project was not connected"
+    for line in connect_project(settings, target.id, url, None, client, profile="best"):
         view.print(line)
-    with closing(CheckContext(number, url, lambda: settings)) as context:
+    with closing(CheckContext(target.id, url, lambda: settings)) as context:
         for line in connect_notes(context):
             view.print(line)
         return wait_for_order(context, view)

@@ -10,6 +10,7 @@ from typing import IO, Any, Final, Literal, TypeAlias
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 Outcome: TypeAlias = Literal["taken", "skipped", "refused", "noted"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("taken", "skipped", "refused", "noted")
@@ -68,7 +69,8 @@ class Tally:
         table.columns[1].justify = "right"
         for group in self.groups():
             names = ", ".join(group.first) if group.outcome != "taken" else ""
-            table.add_row(group.outcome, f"{group.count:,}", group.reason, names)
+            # Not as markup: a reason or a name may hold square brackets.
+            table.add_row(group.outcome, f"{group.count:,}", Text(group.reason), Text(names))
         return table
 
 

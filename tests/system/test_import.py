@@ -277,6 +277,8 @@ def test_one_command_from_a_folder_to_the_first_order(
             assert proxy.process.wait(120) == -9
             [row] = [row for row in client.projects(TITLE) if row["title"] == TITLE]
             assert len(tasks_of(client, row["id"])) == (0 if before else TAKEN)
+        alone = run_cli([*words, "--url", "http://127.0.0.1:9"], backend.environ, state)
+        foreign = run_cli([*words, "--key-file", str(state / "another")], backend.environ, state)
         ended = run_cli(words, backend.environ, state)
 
         project = row["id"]
@@ -290,6 +292,12 @@ def test_one_command_from_a_folder_to_the_first_order(
             found = leaks(services, backend.environ["AL_REDIS_URL"], texts)
         finally:
             client.send("DELETE", f"/api/projects/{project}/")
+
+    # The table comes also where the backend does not answer, and no patient gets a second pseudonym.
+    assert alone.returncode == 1
+    assert "does `ml-backend serve` run" in json.loads(alone.stdout)["missing"]
+    assert foreign.returncode == 1
+    assert "was imported with another key" in foreign.stderr
 
     # Nothing twice, everything that was refused named, and an order served.
     assert proxy.uploads == 2

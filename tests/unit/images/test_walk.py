@@ -186,6 +186,12 @@ class TestTable:
         assert three == RefusedFile("no.png", "cannot be read: No such file or directory")
         assert "P 2" not in repr(one)
 
+    def test_another_encoding(self, tmp_path):
+        (tmp_path / "t.csv").write_bytes(b"path,site\n" + b"a.png,x\n" * 2000 + b"b.png,K\xf6ln\n")
+
+        with pytest.raises(SettingsError, match=r"t.csv, after line .*: save it as CSV UTF-8"):
+            list(walk(str(tmp_path / "t.csv")))
+
     def test_without_paths(self, tmp_path):
         (tmp_path / "t.csv").write_text("file,label\n1.png,0\n")
 

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ml_backend.errors import ImageError
@@ -22,7 +22,7 @@ def saved(image: Image.Image, kind: str, turn: int = 1, **options: object) -> by
     exif[0x010E], exif[0x0112] = SECRET, turn
     text.add_text("Patient", SECRET)
     texts: dict[str, dict[str, object]] = {"PNG": {"pnginfo": text}, "JPEG": {"comment": SECRET, "quality": 90}}
-    image.save(file, kind, exif=exif, **texts.get(kind, {}) | options)
+    image.save(file, kind, exif=exif, icc_profile=SECRET.encode() * 20, **texts.get(kind, {}) | options)
     return file.getvalue()
 
 
@@ -108,6 +108,13 @@ class TestReadPicture:
             read_picture(content, "x")
 
         assert refused.value.kind == kind
+
+    def test_text_at_the_border_is_reported(self):
+        image = Image.new("L", (1000, 1000), 20)
+        plain = read_picture(saved(image, "PNG"), "x").burned_in
+        ImageDraw.Draw(image).text((40, 40), f"{SECRET} 1970-01-01", 255, ImageFont.load_default(32))
+
+        assert (plain, read_picture(saved(image, "JPEG"), "x").burned_in) == ("", "bright text near its top border")
 
     def test_a_tiff_of_pages_is_refused_unless_the_first_is_asked_for(self):
         image = Image.fromarray(ramp())
