@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -528,6 +528,100 @@ def replay(
             for note in one.notes:
                 typer.echo(f"    note: {note}")
     raise typer.Exit(0 if sound else 1)
+
+
+@app.command()
+def export(
+    project: Project,
+    out: Annotated[Path, typer.Option(help="new folder for the model")],
+    *,
+    only: Annotated[
+        str | None, typer.Option("--round", help="its number, e.g. 12; default: the newest with a network")
+    ] = None,
+    onnx: Annotated[bool, typer.Option(help="also write ONNX files; needs the extra `export`")] = True,
+) -> None:
+    """Write the network of a round into a folder: safetensors, ONNX, and a model card."""
+    require("export" if onnx else "worker", "`export`")
+    from ml_backend.config import Settings
+
+    settings = Settings.load()
+    key = _connected(settings, project)
+    # After the look-up: loading PyTorch takes seconds.
+    from ml_backend.rounds.export import export_round
+
+    card = export_round(settings, key, out, only, onnx=onnx)
+    typer.echo(f"round {int(card.round_id[1:])} of project {project}: {card.backbone}, {card.passes} passes, in {out}")
+    if card.onnx is not None:
+        typer.echo(
+            f"model.onnx, without dropout, differs from the mean over the passes by {card.onnx.approximation_mean:.3f} "
+            f"on average and {card.onnx.approximation_largest:.3f} at most, on {card.onnx.images} {card.onnx.of} images"
+        )
+    typer.echo(card.notice)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="folder that `ml-backend export` wrote")],
+    *,
+    images: Annotated[
+        str | None, typer.Option(help="folder, ZIP archive, CSV file with the column path, or address (s3://...)")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="CSV file, one row an image")] = Path("predictions.csv"),
+    patients: Annotated[Path | None, typer.Option(help="CSV file, one row a patient")] = None,
+    to_project: Annotated[
+        int | None, typer.Option(help="instead of --images: project whose unlabelled tasks are predicted", min=1)
+    ] = None,
+    shape: Annotated[
+        Literal["prelabels", "order"], typer.Option("--as", help="what its readers get: prelabels or order")
+    ] = "prelabels",
+) -> None:
+    """Predict images with an exported model: probabilities, entropy and mutual information.
+
+    Exit status 1 where an image could not be read; the others are predicted.
+    """
+    require("worker", "`predict`")
+    if (images is None) == (to_project is None):
+        raise SettingsError("give either --images or --to-project: what should be predicted?")
+    from ml_backend.config import Settings
+
+    settings = Settings.load()
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from ml_backend.logs import logs_on_stderr
+    from ml_backend.rounds.predict import predict_files, predict_project
+
+    columns = TextColumn("{task.completed:,.0f} images"), TimeElapsedColumn()
+    with (
+        logs_on_stderr(),
+        Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar,
+    ):
+        task = bar.add_task("", total=None)
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+
+        if to_project is not None:
+            published, unreadable = predict_project(settings, model, to_project, shape, show)
+            done = f"{len(published.image_ids)} tasks of project {to_project} have predictions: {published.version}"
+        else:
+            found = predict_files(
+                model,
+                str(images),
+                out,
+                cache=settings.data_dir / "cache",
+                patients=patients,
+                device=settings.device,
+                cache_gb=settings.cache_gb,
+                progress=show,
+            )
+            unreadable = found.unreadable
+            unknown = f", {found.unknown_patient} without a patient" if patients is not None else ""
+            done = f"{found.images} images in {out}{unknown}"
+    typer.echo(done)
+    for name, reason in unreadable:
+        typer.echo(f"not predicted: {name}: {reason}", err=True)
+    raise typer.Exit(1 if unreadable else 0)
 
 
 def _connected(settings: "Settings", project_id: int) -> "ProjectKey":

@@ -10,6 +10,8 @@ MODULES = {
     "worker": _WORKER,
     "simulate": (*_WORKER, "matplotlib", "pandas"),
     "dicom": ("pydicom", "imagecodecs"),
+    "export": (*_WORKER, "onnx", "onnxruntime", "onnxscript"),
+    "mlflow": (*_WORKER, "mlflow"),
 }
 
 

@@ -73,6 +73,7 @@ _TABLES = "tests/integration/test_manual_tables.py"
 _BENCH = "tests/benchmarks/test_bench.py"
 _EXPERIMENTS = "tests/integration/simulation/test_experiments.py"
 _PROJECT = "tests/system/test_manual_project.py"
+_EXPORT = "tests/unit/rounds/test_export.py"
 _HERE = "tests/test_manual.py"
 _DOCKER = "tests/test_docker.py"
 _FEW = "with 25 labels of a class before the first network, 80 images would not do"
@@ -150,6 +151,9 @@ RUNNERS: tuple[Runner, ...] = (
     Runner("ml-backend doctor", _PROJECT, why=_STANDS),
     Runner("ml-backend replay", _PROJECT, why=_STANDS),
     Runner("ml-backend proof", _PROJECT, why=_STANDS),
+    Runner("ml-backend export", _EXPORT, why=f"in the process of the test; {_STANDS}"),
+    Runner("ml-backend predict --model model --images", _EXPORT, why=f"in the process of the test; {_STANDS}"),
+    Runner("ml-backend predict --model model --to-project", "tests/system/test_publisher.py", why=_STANDS),
     Runner("label-studio-ml start", "tests/integration/test_wsgi.py", why="on a port that is free, with a password"),
     Runner(
         "make demo",

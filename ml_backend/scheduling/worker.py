@@ -319,6 +319,10 @@ def run(project: str, generation: int, reason: RoundTrigger) -> dict[str, str]:
     structlog.contextvars.bind_contextvars(round=report.request.round_id)
     log.info("round published", **outcome, seconds=dict(report.seconds))
     _show_chosen_images(settings, claim, report)
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        from ml_backend.rounds.tracking import track_round  # noqa: PLC0415 - imports torch, and is rarely wanted
+
+        track_round(settings, claim.project, report, _stopping)
     return {"outcome": "published", **outcome}
 
 

@@ -302,6 +302,10 @@ class RoundStore:
     def project(self, key: ProjectKey) -> "ProjectStore":
         return ProjectStore(self.root / "projects" / str(key))
 
+    def predictions(self, key: ProjectKey) -> "ProjectStore":
+        """What an exported model has written into a project that is not connected: its model versions."""
+        return ProjectStore(self.root / "predictions" / str(key))
+
     def connect(self, connection: Connection) -> bool:
         """Save a connection; returns whether it is new or changed."""
         store = self.project(connection.project)

@@ -1,20 +1,34 @@
 """The published ranking is what a real Label Studio serves, also after a crash between any two steps."""
 
+import base64
+import io
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
+from PIL import Image
 
+from ml_backend.acquisition.pointwise import entropy
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import LabelStudioError, StaleRound
+from ml_backend.images.synthetic import draw_pool
+from ml_backend.images.transforms import to_input
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
-from ml_backend.schemas import ProjectKey, Ranking, RoundReport, RoundRequest
+from ml_backend.model.checkpoint import save_checkpoint
+from ml_backend.model.network import McDropoutClassifier
+from ml_backend.schemas import Connection, ProjectKey, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
+from tests.command_line import run_cli
+from tests.manual import commands_run_by
 from tests.system.live import RunningLabelStudio
 
 pytestmark = pytest.mark.system
@@ -101,6 +115,13 @@ def project(label_studio: RunningLabelStudio, tmp_path: Path) -> Iterator[LivePr
         live = LiveProject(client, RoundStore(tmp_path))
         yield live
         client.send("DELETE", f"/api/projects/{live.id}/")
+
+
+def png(levels: npt.NDArray[np.uint8]) -> str:
+    """An image as an address that holds it."""
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def nothing() -> None:
@@ -266,3 +287,70 @@ def test_prelabelled(project: LiveProject) -> None:
     [answer] = task["predictions"][0]["result"]
     assert (answer["value"], answer["score"]) == ({"choices": ["severe"]}, 0.75)
     assert project.order() == project.tasks[:3]
+
+
+def test_an_exported_model_predicts_a_project(
+    project: LiveProject, label_studio: RunningLabelStudio, tmp_path: Path
+) -> None:
+    """As an order, and then as pre-labels; what others have written stays, and so does what a reader may hold."""
+    arrays, _, _ = draw_pool(5, (1, 1, 1), seed=0, side=64)
+    client, pixels = project.client, np.stack(arrays)
+    client.send("POST", f"/api/projects/{project.id}/import", body=[{"data": {"image": png(one)}} for one in arrays])
+    images = [str(task["id"]) for task in client.unlabelled_tasks(project.id)][TASKS:]
+    foreign = {"task": int(images[0]), "result": [], "score": 0.5, "model_version": "al-r000001-entropy-abcdef"}
+    client.import_predictions(project.id, [foreign])
+    client.patch_project(project.id, {"sampling": "Sequential sampling"})
+    options = ProjectOptions(backbone="timm/test_resnet", weights="none", image_side=64, passes=5)
+    network = McDropoutClassifier(3, "timm/test_resnet", "none").eval()
+    with torch.no_grad():  # otherwise all are "severe", for each image alike
+        network.head.output.weight.mul_(30)
+    for name, classes in (("", ("normal", "moderate", "severe")), ("other-", ("normal", "pneumonia", "severe"))):
+        path = tmp_path / f"{name}model" / "model.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(path, network, classes, options, 3, frozen_backbone=False)
+    created = datetime.fromisoformat(client.project(project.id)["created_at"])
+    key = ProjectKey(id=project.id, created=int(created.timestamp()))
+    project.store = RoundStore(tmp_path).predictions(key)
+    environ = {"AL_DATA_DIR": str(tmp_path), "AL_DEVICE": "cpu", "AL_LABEL_STUDIO_URL": label_studio.url}
+    environ["AL_LABEL_STUDIO_API_KEY"] = label_studio.api_key
+
+    def predict(*more: str) -> CompletedProcess[str]:
+        [command] = commands_run_by(__file__)
+        words = [str(project.id) if word == "9" else word for word in command.words[1:]]
+        return run_cli([*words, *more], environ, tmp_path)
+
+    ordered = predict()
+    order, first = project.order(), client.project(project.id)["model_version"]
+    prelabelled = predict("--as", "prelabels")
+
+    probs = network.mc_probs(to_input(torch.from_numpy(pixels), network.backbone.normalisation), 5, 3)
+    by_entropy = entropy(probs).argsort(descending=True).tolist()
+    assert order == [images[place] for place in by_entropy]
+    assert client.project(project.id)["sampling"] == SAMPLING
+    assert ordered.returncode == 1
+    assert ordered.stdout == f"5 tasks of project {project.id} have predictions: {first}\n"
+    assert [line.split(":")[1].strip() for line in ordered.stderr.splitlines()] == project.tasks
+    assert "films.example" in ordered.stderr
+    second = client.project(project.id)["model_version"]
+    assert second in prelabelled.stdout
+    for place, task_id in enumerate(images):
+        task = client.request("GET", f"/api/tasks/{task_id}/", dict)
+        [answer] = [one["result"][0] for one in task["predictions"] if one["model_version"] == second]
+        mean = probs[place].mean(dim=0)
+        assert answer["value"]["choices"] == [("normal", "moderate", "severe")[int(mean.argmax())]]
+        assert answer["score"] == pytest.approx(float(mean.max()), abs=1e-4)
+    assert client.model_versions(project.id) == {foreign["model_version"]: 1, first: 5, second: 5}
+
+    project.age(timedelta(days=8))
+    predict()
+
+    third = client.project(project.id)["model_version"]
+    assert client.model_versions(project.id) == {foreign["model_version"]: 1, second: 5, third: 5}
+    refused = predict("--model", "other-model", "--as", "prelabels")
+    assert (
+        f"project {project.id} asks for normal, moderate, severe, unreadable, and the model also predicts pneumonia"
+        in refused.stderr
+    )
+    RoundStore(tmp_path).connect(Connection(project=key, hostname=label_studio.url, label_config=XML))
+    assert f"project {project.id} is connected to this backend" in predict().stderr
+    assert client.project(project.id)["model_version"] == third

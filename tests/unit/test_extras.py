@@ -25,6 +25,9 @@ COMMANDS = {
     "simulate --labels no.csv --out out": "simulate",
     "compare a b": "simulate",
     "experiment severity": "simulate",
+    "export --project 1 --out model": "export",
+    "export --project 1 --out model --no-onnx": "worker",
+    "predict --model model --images images": "worker",
 }
 
 

@@ -1,0 +1,300 @@
+"""Predicts images with an exported model: files into a table, or the tasks of a project into Label Studio."""
+
+import csv
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+
+from ml_backend.acquisition.pointwise import bald, entropy
+from ml_backend.acquisition.strategy import CatalogStrategy
+from ml_backend.config import ProjectOptions, Settings
+from ml_backend.errors import EmptyPool, PayloadError, SettingsError
+from ml_backend.images.files import RefusedFile, SourceFile, walk
+from ml_backend.images.source import with_plugins
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.formats import parse_label_config, read_image
+from ml_backend.label_studio.images import LabelStudioImages
+from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
+from ml_backend.model.export import ExportedModel, load_networks
+from ml_backend.model.inference import SHARD_IMAGES
+from ml_backend.rounds.interfaces import assume_current
+from ml_backend.rounds.live import BYTES_PER_GB
+from ml_backend.schemas import (
+    Exclusion,
+    ImageRef,
+    ProjectKey,
+    PublishedRanking,
+    RoundReport,
+    RoundRequest,
+    is_patient_key,
+    patient_of,
+)
+from ml_backend.storage import RoundStore
+
+Shape: TypeAlias = Literal["prelabels", "order"]
+"""What readers of a project get."""
+Probabilities: TypeAlias = Float[npt.NDArray[np.float32], "images passes classes"]
+
+
+@dataclass(slots=True)
+class Predicted:
+    """What became of the files.
+
+    Attributes:
+        images: number of images in the table.
+        unknown_patient: number of these without a patient.
+        unreadable: files that are not in the table: name and reason.
+    """
+
+    images: int = 0
+    unknown_patient: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _Files:
+    """Files of a walk as an ``ImageSource``: keyed by their content, so that a cache knows an image by any name.
+
+    Attributes:
+        by_id: image id -> file.
+        patients: image id -> patient, of the files that were read.
+    """
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, SourceFile] = {}
+        self.patients: dict[str, str | None] = {}
+        self._thread = threading.local()
+
+    def fetch(self, image: ImageRef) -> bytes:
+        last = getattr(self._thread, "last", None)
+        if last is None or last[0] != image.id:
+            file = self.by_id[image.id]
+            last = self._thread.last = (image.id, file.read())
+            named = [value for name, value in file.fields.items() if is_patient_key(name)]
+            self.patients[image.id] = patient_of(named[0] if named else _dicom_patient(last[1]))
+        content: bytes = last[1]
+        return content
+
+    def cache_key(self, image: ImageRef) -> str:
+        return hashlib.sha256(self.fetch(image)).hexdigest()
+
+
+class _Table:
+    """A CSV file of predictions.
+
+    Args:
+        path: of the file.
+        classes: of the model.
+        names: of the columns before the probabilities.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str], names: Sequence[str], stack: ExitStack) -> None:
+        self._classes = classes
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"{path} cannot be written: {error.strerror or error}") from error
+        self._rows = csv.writer(file)
+        self._rows.writerow([*names, "prediction", *(f"p_{name}" for name in classes), "entropy", "mutual_information"])
+
+    def write(self, rows: Sequence[Sequence[object]], probs: Probabilities) -> None:
+        """Add rows: the first columns of each, and its passes."""
+        means = probs.mean(axis=1, dtype=np.float64)
+        tensor = torch.from_numpy(probs)
+        figures = zip(rows, means, entropy(tensor).tolist(), bald(tensor).tolist(), strict=True)
+        self._rows.writerows(
+            [
+                *row,
+                self._classes[int(mean.argmax())],
+                *(f"{value:.6f}" for value in mean.tolist()),
+                f"{total:.6f}",
+                f"{epistemic:.6f}",
+            ]
+            for row, mean, total, epistemic in figures
+        )
+
+
+def predict_files(
+    model: Path,
+    source: str,
+    out: Path,
+    *,
+    cache: Path,
+    patients: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    cache_gb: float = 20.0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Predicted:
+    """Predict every image of a source and write one row for each, in the order of their names.
+
+    Entropy is that of the mean over the passes, mutual information that of label and weights, both in nats. A patient's
+    passes are the mean of those of the patient's images. Memory does not grow with the number of images, but with that
+    of patients.
+
+    Args:
+        model: folder that ``export_round`` wrote.
+        source: see ``images.files.walk``. A patient is that of the table's column ``patient_id`` or of the DICOM file.
+        out: CSV file, replaced where it exists.
+        cache: folder of pixels and features; that of the installation holds what its rounds have computed.
+        patients: CSV file with one row a patient; None for none.
+        device: ``auto`` is the GPU if there is one.
+        cache_gb: size in GB that the decoded images may take, and again the features.
+        progress: called with the number of files done.
+
+    Raises:
+        WeightsError: the folder holds no model.
+        SettingsError: the source cannot be listed, or a table cannot be written.
+        RoundError: the GPU's memory is too small.
+    """
+    files, done = _Files(), Predicted()
+    network = ExportedModel(load_networks(model), files, cache, device, int(cache_gb * BYTES_PER_GB))
+    sums: dict[str, tuple[npt.NDArray[np.float64], int]] = {}
+    found, seen = walk(source), 0
+    with ExitStack() as stack:
+        table = _Table(out, network.classes, ("path", "patient_id"), stack)
+        while chunk := list(islice(found, SHARD_IMAGES)):
+            files.patients.clear()
+            files.by_id = {str(number): one for number, one in enumerate(chunk) if isinstance(one, SourceFile)}
+            images = [ImageRef(id=number, uri=one.name) for number, one in files.by_id.items()]
+            outputs = network.outputs(images, partial(_from, progress, seen))
+            seen += len(chunk)
+            ids, probs = outputs.image_ids, outputs.probs
+            table.write([(files.by_id[one].name, files.patients.get(one) or "") for one in ids], probs)
+            for image_id, passes in zip(ids, probs, strict=True):
+                if (patient := files.patients.get(image_id)) is None:
+                    done.unknown_patient += 1
+                elif patients is not None:
+                    total, count = sums.get(patient, (np.zeros(passes.shape), 0))
+                    sums[patient] = (total + passes, count + 1)
+            done.images += len(ids)
+            done.unreadable += _unreadable(chunk, outputs.exclusions)
+            progress(seen)
+        if patients is not None:
+            by_patient = _Table(patients, network.classes, ("patient_id", "images"), stack)
+            for patient, (total, count) in sums.items():
+                by_patient.write([(patient, count)], (total / count)[None].astype(np.float32))
+    return done
+
+
+def _from(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
+
+
+def _unreadable(
+    chunk: Sequence[SourceFile | RefusedFile], exclusions: Sequence[Exclusion]
+) -> Iterator[tuple[str, str]]:
+    reasons = {int(one.image_id): one.reason for one in exclusions}
+    for number, one in enumerate(chunk):
+        if isinstance(one, RefusedFile):
+            yield one.name, one.reason
+        elif number in reasons:
+            yield one.name, reasons[number]
+
+
+def _dicom_patient(content: bytes) -> str | None:
+    from ml_backend.images.dicom import is_dicom, open_dicom  # noqa: PLC0415 - of the extra `dicom`
+
+    return str(open_dicom(content, first_frame=True).get("PatientID", "")) if is_dicom(content) else None
+
+
+def predict_project(
+    settings: Settings,
+    model: Path,
+    project_id: int,
+    shape: Shape,
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[PublishedRanking, list[tuple[str, str]]]:
+    """Predict the unlabelled tasks of a project, and let its readers see the result.
+
+    It is published as a round's ranking is: a new model version is imported and switched to, and those of earlier calls
+    are deleted once no reader can hold one of their tasks. Model versions of others are left alone.
+
+    Args:
+        settings: of the installation; the data folder notes which versions were written.
+        model: folder that ``export_round`` wrote.
+        project_id: of the project, which must not be connected to this backend.
+        shape: ``prelabels`` selects the most probable class in the reader's form; ``order`` serves the images by the
+            entropy of their prediction, highest first, without a class.
+        progress: called with the number of images done.
+
+    Returns:
+        What is served; and tasks that could not be predicted: id and reason.
+
+    Raises:
+        SettingsError: the project is connected, or does not ask for the model's classes.
+        EmptyPool: no task without a label could be predicted.
+        WeightsError, LabelStudioError, RoundError: see ``predict_files`` and ``LabelStudioPublisher.publish``.
+    """
+    installation = RoundStore(settings.data_dir)
+    networks = load_networks(model)
+    with LabelStudioClient.from_settings(settings) as client:
+        row = client.project(project_id)
+        key = ProjectKey(id=project_id, created=int(datetime.fromisoformat(str(row["created_at"])).timestamp()))
+        if installation.project(key).connection() is not None:
+            raise SettingsError(
+                f"project {project_id} is connected to this backend, whose rounds write its predictions: give another "
+                "project"
+            )
+        config = parse_label_config(str(row["label_config"]))
+        if shape == "prelabels" and (unknown := [one for one in networks[0].classes if one not in config.classes]):
+            raise SettingsError(
+                f"project {project_id} asks for {', '.join(config.classes)}, and the model also predicts "
+                f"{', '.join(unknown)}: give those choices the same names, or write an order (--as order)"
+            )
+        images, unreadable = [], []
+        for task in client.unlabelled_tasks(project_id):
+            try:
+                images.append(read_image(task, config))
+            except PayloadError as error:
+                unreadable.append((str(task.get("id")), str(error)))
+        with closing(LabelStudioImages(client, hosts=settings.allowed_image_hosts)) as source:
+            network = ExportedModel(
+                networks,
+                with_plugins(source),
+                installation.cache,
+                settings.device,
+                int(settings.cache_gb * BYTES_PER_GB),
+            )
+            outputs = network.outputs(images, progress)
+        unreadable += [(one.image_id, one.reason) for one in outputs.exclusions]
+        if not outputs.image_ids:
+            raise EmptyPool(f"project {project_id} has no task without a label whose image could be read")
+        options = ProjectOptions(reserve="all", prelabel=shape == "prelabels", reread_share=0.0)
+        ranking = CatalogStrategy("entropy").rank(outputs, len(outputs.image_ids), networks[0].options.seed)
+        report = RoundReport(
+            request=RoundRequest(
+                project=key,
+                round_id="exported-model",
+                reason="forced",
+                classes=networks[0].classes,
+                strategy="entropy",
+                batch_size=len(outputs.image_ids),
+                min_labels_per_class=2,
+                validation_share=0.2,
+                seed=networks[0].options.seed,
+            ),
+            labels_per_class={},
+            fit=None,
+            ranking=ranking,
+            seconds={},
+            started_at=datetime.now(UTC),
+        )
+        # Off, Label Studio would neither show a class nor keep the version.
+        client.patch_project(
+            project_id, {"show_collab_predictions": True, **({"sampling": SAMPLING} if shape == "order" else {})}
+        )
+        store = installation.predictions(key)
+        published = LabelStudioPublisher(client, project_id, config, options, store).publish(report, assume_current)
+    return published, unreadable

@@ -1,0 +1,107 @@
+"""Logs rounds in MLflow, where the environment variable ``MLFLOW_TRACKING_URI`` is set.
+
+mlflow-skinny, of the extra ``mlflow``, is imported only then.
+"""
+
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import copy_context
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from ml_backend.config import Settings
+from ml_backend.extras import require
+from ml_backend.rounds.export import CARD, export_round
+from ml_backend.schemas import ProjectKey, RoundReport
+
+TRACKING: Final = "MLFLOW_TRACKING_URI"
+LIMIT_S: Final = 120.0
+"""Seconds that a round waits for MLflow at most."""
+
+_DEFAULTS: Final = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own 7 take minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # else it reports its use to its makers
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_POLL_S = 0.2
+_PASSWORD: Final = re.compile(r"//[^/@\s]*@")
+
+log = structlog.get_logger(__name__)
+
+
+def track_round(
+    settings: Settings,
+    key: ProjectKey,
+    report: RoundReport,
+    stops: Callable[[], bool] = lambda: False,
+    limit_s: float = LIMIT_S,
+) -> None:
+    """Log a saved round in MLflow, in a thread that is waited for. Never raises: a failure is logged.
+
+    Args:
+        settings: of the installation.
+        key: of the project.
+        report: of the round.
+        stops: whether the worker must end, so that it waits no longer.
+        limit_s: seconds to wait at most. The thread ends with the process.
+    """
+
+    def attempt() -> None:
+        try:
+            require("mlflow", TRACKING)
+            log.info("round logged in MLflow", run=_log_round(settings, key, report))
+        except Exception as error:  # noqa: BLE001 - MLflow raises anything, and the round is published
+            said = _PASSWORD.sub("//", str(error).partition("\n")[0])
+            log.warning("the round is not in MLflow", error=said, kind=type(error).__name__)
+
+    thread = threading.Thread(target=copy_context().run, args=(attempt,), daemon=True, name="mlflow")
+    thread.start()
+    waited = 0.0
+    while thread.is_alive() and waited < limit_s and not stops():
+        thread.join(_POLL_S)
+        waited += _POLL_S
+    if thread.is_alive():
+        server = _PASSWORD.sub("//", os.environ.get(TRACKING, ""))
+        log.warning("the round is not in MLflow, or not as a whole", waited_s=round(waited), server=server)
+
+
+def _log_round(settings: Settings, key: ProjectKey, report: RoundReport) -> str:
+    """Log parameters, figures and, of a round that trained, the model; returns the id of MLflow's run."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: PLC0415 - takes seconds
+
+    request = report.request
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"label-studio-project-{key.id}")
+    tags = {"project": str(key), "round": request.round_id, "reason": request.reason, "base": report.base or ""}
+    with mlflow.start_run(run_name=request.round_id, tags=tags) as run:
+        mlflow.log_params({**request.options, "classes": ",".join(request.classes), "seed": request.seed})
+        mlflow.log_metrics(dict(_figures(report)), step=int(request.round_id.removeprefix("r")))
+        if report.trained:
+            with tempfile.TemporaryDirectory() as folder:
+                card = export_round(settings, key, Path(folder) / "model", request.round_id, onnx=False)
+                for name, figure in (("validation", card.validation), ("holdout", card.holdout)):
+                    if figure is not None:
+                        ends = {"accuracy": figure.value, "low": figure.low, "high": figure.high, "images": figure.n}
+                        mlflow.log_metrics({f"{name}_{end}": float(value) for end, value in ends.items()})
+                mlflow.log_artifacts(str(Path(folder) / "model"), "model")
+                mlflow.set_tags({"manifest": card.manifest or "", "version": card.version, "card": f"model/{CARD}"})
+        return str(run.info.run_id)
+
+
+def _figures(report: RoundReport) -> Iterator[tuple[str, float]]:
+    yield "pool", float(len(report.ranking.image_ids))
+    yield "excluded", float(len(report.exclusions))
+    groups: dict[str, Mapping[str, float | None]] = {"labels": report.labels_per_class, "seconds": report.seconds}
+    if (fit := report.fit) is not None and report.trained:
+        yield "validation_loss", fit.validation_loss
+        yield "epochs", float(fit.epochs)
+        groups |= {"recall": fit.validation_recall, "auroc": {"validation": fit.validation_auroc}}
+    for group, values in groups.items():
+        yield from ((f"{group}_{name}", float(value)) for name, value in values.items() if value is not None)
