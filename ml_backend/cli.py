@@ -618,6 +618,8 @@ def predict(
             unreadable = found.unreadable
             unknown = f", {found.unknown_patient} without a patient" if patients is not None else ""
             done = f"{found.images} images in {out}{unknown}"
+            for name, reason in found.skipped:
+                typer.echo(f"skipped: {name}: {reason}", err=True)
     typer.echo(done)
     for name, reason in unreadable:
         typer.echo(f"not predicted: {name}: {reason}", err=True)

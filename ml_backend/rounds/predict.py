@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from ml_backend.acquisition.pointwise import bald, entropy
 from ml_backend.acquisition.strategy import CatalogStrategy
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import EmptyPool, PayloadError, SettingsError
+from ml_backend.images.dicom import NotAnImage, is_dicom, open_dicom
 from ml_backend.images.files import RefusedFile, SourceFile, walk
 from ml_backend.images.source import with_plugins
 from ml_backend.label_studio.client import LabelStudioClient
@@ -32,7 +33,6 @@ from ml_backend.model.inference import SHARD_IMAGES
 from ml_backend.rounds.interfaces import assume_current
 from ml_backend.rounds.live import BYTES_PER_GB
 from ml_backend.schemas import (
-    Exclusion,
     ImageRef,
     ProjectKey,
     PublishedRanking,
@@ -55,11 +55,13 @@ class Predicted:
     Attributes:
         images: number of images in the table.
         unknown_patient: number of these without a patient.
-        unreadable: files that are not in the table: name and reason.
+        skipped: DICOM objects without a picture, such as reports: name and reason.
+        unreadable: other files that are not in the table: name and reason.
     """
 
     images: int = 0
     unknown_patient: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -69,22 +71,34 @@ class _Files:
     Attributes:
         by_id: image id -> file.
         patients: image id -> patient, of the files that were read.
+        without_picture: ids of DICOM objects that hold none.
     """
 
     def __init__(self) -> None:
         self.by_id: dict[str, SourceFile] = {}
         self.patients: dict[str, str | None] = {}
+        self.without_picture: set[str] = set()
         self._thread = threading.local()
 
     def fetch(self, image: ImageRef) -> bytes:
+        file = self.by_id[image.id]
         last = getattr(self._thread, "last", None)
-        if last is None or last[0] != image.id:
-            file = self.by_id[image.id]
-            last = self._thread.last = (image.id, file.read())
+        if last is None or last[0] is not file:
+            content = file.read()
             named = [value for name, value in file.fields.items() if is_patient_key(name)]
-            self.patients[image.id] = patient_of(named[0] if named else _dicom_patient(last[1]))
-        content: bytes = last[1]
-        return content
+            if not named and is_dicom(content):
+                named.append(self._dicom_patient(image.id, content))
+            self.patients[image.id] = patient_of(named[0]) if named else None
+            last = self._thread.last = (file, content)
+        found: bytes = last[1]
+        return found
+
+    def _dicom_patient(self, image_id: str, content: bytes) -> str:
+        try:
+            return str(open_dicom(content, first_frame=True).get("PatientID") or "")
+        except NotAnImage:
+            self.without_picture.add(image_id)
+            raise
 
     def cache_key(self, image: ImageRef) -> str:
         return hashlib.sha256(self.fetch(image)).hexdigest()
@@ -166,6 +180,7 @@ def predict_files(
         table = _Table(out, network.classes, ("path", "patient_id"), stack)
         while chunk := list(islice(found, SHARD_IMAGES)):
             files.patients.clear()
+            files.without_picture.clear()
             files.by_id = {str(number): one for number, one in enumerate(chunk) if isinstance(one, SourceFile)}
             images = [ImageRef(id=number, uri=one.name) for number, one in files.by_id.items()]
             outputs = network.outputs(images, partial(_from, progress, seen))
@@ -179,7 +194,13 @@ def predict_files(
                     total, count = sums.get(patient, (np.zeros(passes.shape), 0))
                     sums[patient] = (total + passes, count + 1)
             done.images += len(ids)
-            done.unreadable += _unreadable(chunk, outputs.exclusions)
+            reasons = {one.image_id: one.reason for one in outputs.exclusions}
+            for number, one in enumerate(chunk):
+                if isinstance(one, RefusedFile):
+                    done.unreadable.append((one.name, one.reason))
+                elif (reason := reasons.get(str(number))) is not None:
+                    left_out = done.skipped if str(number) in files.without_picture else done.unreadable
+                    left_out.append((one.name, reason))
             progress(seen)
         if patients is not None:
             by_patient = _Table(patients, network.classes, ("patient_id", "images"), stack)
@@ -190,23 +211,6 @@ def predict_files(
 
 def _from(progress: Callable[[int], None], before: int, done: int) -> None:
     progress(before + done)
-
-
-def _unreadable(
-    chunk: Sequence[SourceFile | RefusedFile], exclusions: Sequence[Exclusion]
-) -> Iterator[tuple[str, str]]:
-    reasons = {int(one.image_id): one.reason for one in exclusions}
-    for number, one in enumerate(chunk):
-        if isinstance(one, RefusedFile):
-            yield one.name, one.reason
-        elif number in reasons:
-            yield one.name, reasons[number]
-
-
-def _dicom_patient(content: bytes) -> str | None:
-    from ml_backend.images.dicom import is_dicom, open_dicom  # noqa: PLC0415 - of the extra `dicom`
-
-    return str(open_dicom(content, first_frame=True).get("PatientID", "")) if is_dicom(content) else None
 
 
 def predict_project(

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydicom.uid import BasicTextSRStorage
 from structlog.testing import capture_logs
 
 from ml_backend.acquisition import CatalogStrategy
@@ -47,6 +48,7 @@ from ml_backend.storage.rounds import INPUTS, sha256_of
 from tests.command_line import run_cli
 from tests.fakes import CLASSES, NOON, FakeLabels, FakeProject, make_report, make_request
 from tests.manual import commands_run_by
+from tests.unit.images.test_dicom import dicom_file, file_of, radiograph
 
 EXPORT, PREDICT = commands_run_by(__file__)
 SIDE, LABELLED, IMAGES = 32, 18, 42
@@ -363,14 +365,23 @@ class TestPredict:
         """As the manual has it."""
         (tmp_path / "model").symlink_to(exported)
         shutil.copytree(trained.images, tmp_path / "studies")
+        (tmp_path / "studies" / "dicom").mkdir()
+        for name in "ab":
+            (tmp_path / "studies" / "dicom" / name).write_bytes(dicom_file(PatientID="P7"))
+        report = radiograph(SOPClassUID=BasicTextSRStorage)
+        del report.PixelData, report.Rows
+        (tmp_path / "studies" / "report").write_bytes(file_of(report))
 
         done = trained.run(*PREDICT.words[1:], folder=tmp_path)
 
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == f"{IMAGES} images in predictions.csv, {IMAGES} without a patient\n"
+        assert done.stderr.startswith("skipped: report: ")
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+        assert done.stdout == f"{IMAGES + 2} images in predictions.csv, {IMAGES} without a patient\n"
         rows = rows_of(tmp_path / "predictions.csv")
-        assert [row["path"] for row in rows] == [f"{number:02d}.png" for number in range(IMAGES)]
-        assert {row["patient_id"] for row in rows} == {""}
+        names = [*(f"{number:02d}.png" for number in range(IMAGES)), "dicom/a", "dicom/b"]
+        assert [row["path"] for row in rows] == names
+        assert [row["patient_id"] for row in rows] == [*[""] * IMAGES, "P7", "P7"]
+        assert [(row["patient_id"], row["images"]) for row in rows_of(tmp_path / "patients.csv")] == [("P7", "2")]
 
     @pytest.mark.parametrize("words", [(), ("--images", "x", "--to-project", "9")])
     def test_what_to_predict_is_said_once(self, trained, words):

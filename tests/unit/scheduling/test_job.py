@@ -86,6 +86,20 @@ class TestRun:
         assert seen == [(PROJECT, "labels")]
         assert queue.ends == [None]
 
+    @pytest.mark.parametrize(("address", "logged"), [("http://mlflow", 1), ("", 0)])
+    def test_a_published_round_is_logged_where_mlflow_is_named(self, queue, round_does, monkeypatch, address, logged):
+        seen, tracking = [], ModuleType("ml_backend.rounds.tracking")
+        vars(tracking)["track_round"] = lambda _settings, *what: seen.append((*what, list(queue.ends)))
+        monkeypatch.setitem(sys.modules, "ml_backend.rounds.tracking", tracking)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        report = make_report()
+        round_does(lambda *_args, **_kwargs: (report, PUBLISHED))
+
+        job.run("2.1795384774", 1, "labels")
+
+        # With the claim settled: nobody waits for MLflow.
+        assert seen == [(PROJECT, report, job._stopping, [None])] * logged
+
     @pytest.mark.parametrize("error", [StorageError("damaged"), StaleRound("another round waits")])
     def test_pictures_are_drawn_though_there_are_no_previews(self, queue, round_does, monkeypatch, error):
         drawn = []
