@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ml_backend.errors import ImageError
+from ml_backend.images.burned_in import text_at_borders
 from ml_backend.images.decode import BY_PILLOW, decode
 from ml_backend.images.dicom import is_dicom, read_dicom
 from ml_backend.images.limits import MAX_PIXELS, budget
@@ -66,7 +67,8 @@ def read_picture(content: bytes, name: str, *, first_frame: bool = False) -> Pic
             with budget.hold(image.width * image.height):
                 # Pillow inverts those of 8 bits only.
                 inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _MIN_IS_WHITE
-                return _picture(_eight_bits(ImageOps.exif_transpose(image), inverted=inverted), {}, "")
+                shown = _eight_bits(ImageOps.exif_transpose(image), inverted=inverted)
+                return _picture(shown, {}, text_at_borders(np.asarray(shown.convert("L"))))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
