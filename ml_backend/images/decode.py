@@ -326,6 +326,10 @@ _STARTS: Final[tuple[tuple[bytes, Kind], ...]] = (
     (rb"DDS |qoif|icns|\x01\xda[\x00\x01][\x01\x02]|#define \w+_width|\n\x05\x01[\x01-\x08]", _picture("an image")),
     (rb"%!PS|\xc5\xd0\xd3\xc6", _picture("a PostScript drawing")),
     (rb"%PDF", Kind("unsupported", "a PDF: export its page as PNG or JPEG")),
+    (
+        rb"\x30[\x80-\x84].{0,4}\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07[\x01-\x06]",
+        Kind("unsupported", "an encrypted or signed file, as on a secured CD of DICOM: export it without encryption"),
+    ),
     (rb"\x93NUMPY", _volume("a NumPy array")),
     (rb"\x89HDF\r\n", _volume("an HDF5 file")),
     (rb"MATLAB 5", _volume("a MATLAB file")),

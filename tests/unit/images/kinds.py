@@ -119,6 +119,8 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "DICOM without preamble": (b"\x08\0\5\0CS\x0a\0ISO_IR 100" + bytes(400), "damaged", CUT_OFF),
     "DICOM of implicit types": (b"\x08\0\x16\0\x1a\0\0\x001.2.840.10008" + bytes(400), "not-an-image", "without a"),
     "DICOM of meta elements": (b"\2\0\0\0UL\4\0" + bytes(400), "damaged", CUT_OFF),
+    "CMS envelope": (bytes.fromhex("308006092a864886f70d010703a080") + bytes(99), "unsupported", "an encrypted"),
+    "CMS envelope of a length": (bytes.fromhex("3082104006092a864886f70d010703"), "unsupported", "an encrypted"),
     "NIfTI": (b"\x5c\1\0\0" + bytes(340) + b"n+1\0" + bytes(99), "unsupported", "a NIfTI volume"),
     "NumPy": (array(), "unsupported", "a NumPy array, which browsers cannot show: export it as PNG of 8 or 16"),
     "TIFF": (encode(RGB, "TIFF"), "unsupported", f"a TIFF, which browsers cannot show: {SHOWN}"),

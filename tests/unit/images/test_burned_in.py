@@ -3,7 +3,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from ml_backend.images.burned_in import text_at_borders
-from tests.unit.images.files import film
+from ml_backend.imports.pictures import read_picture
+from tests.unit.images.files import encode, film
 
 
 def labelled(text: str, place: tuple[float, float], *, size: int = 20, style: str = "white", side: int = 700):
@@ -45,3 +46,9 @@ def test_what_is_no_text():
     within = labelled("DOE^JANE", (0.4, 0.45), side=500)
     for pixels in (plain, marked, grid, noise, plain[:1, :1], within):
         assert text_at_borders(pixels) == ""
+
+
+def test_of_what_is_imported_as_a_png():
+    png = encode(Image.fromarray(labelled("DOE^JANE 1961", (0.02, 0.02))))
+
+    assert read_picture(png, "a.png").burned_in == "bright text near its top border"

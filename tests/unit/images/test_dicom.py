@@ -1,6 +1,8 @@
 import io
 import random
 import resource
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -172,6 +174,20 @@ class TestGrayLevels:
         y, x = np.arange(72) / 1.5 - 1 / 6, np.arange(80) / 2 - 0.25
         assert close(tall[1:-1], 30 * np.add.outer(y, 2 * np.arange(40))[1:-1] / 4096)
         assert close(wide[:, 1:-1], 30 * np.add.outer(np.arange(48), 2 * x)[:, 1:-1] / 4096)
+
+    def test_first_read_by_several_threads(self, tmp_path):
+        (tmp_path / "a.dcm").write_bytes(file_of(radiograph()))
+        code = (
+            "import sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
+            "from ml_backend.images.dicom import open_dicom\n"
+            "content = Path(sys.argv[1]).read_bytes()\n"
+            "print(len(list(ThreadPoolExecutor(8).map(lambda _: open_dicom(content), range(8)))))"
+        )
+
+        command = [sys.executable, "-c", code, tmp_path / "a.dcm"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+        assert (done.stdout, done.stderr) == ("8\n", "")
 
     def test_decoded_like_any_other_image(self):
         square = decode(file_of(radiograph(WindowCenter=2048, WindowWidth=4096)), 16, "film 9")
