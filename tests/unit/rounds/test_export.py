@@ -48,7 +48,7 @@ from ml_backend.storage.rounds import INPUTS, sha256_of
 from tests.command_line import run_cli
 from tests.fakes import CLASSES, NOON, FakeLabels, FakeProject, make_report, make_request
 from tests.manual import commands_run_by
-from tests.unit.images.test_dicom import dicom_file, file_of, radiograph
+from tests.unit.images.test_dicom import file_of, radiograph
 
 EXPORT, PREDICT = commands_run_by(__file__)
 SIDE, LABELLED, IMAGES = 32, 18, 42
@@ -367,7 +367,7 @@ class TestPredict:
         shutil.copytree(trained.images, tmp_path / "studies")
         (tmp_path / "studies" / "dicom").mkdir()
         for name in "ab":
-            (tmp_path / "studies" / "dicom" / name).write_bytes(dicom_file(PatientID="P7"))
+            (tmp_path / "studies" / "dicom" / name).write_bytes(file_of(radiograph(PatientID="P7")))
         report = radiograph(SOPClassUID=BasicTextSRStorage)
         del report.PixelData, report.Rows
         (tmp_path / "studies" / "report").write_bytes(file_of(report))
