@@ -253,8 +253,13 @@ def live_project(
         client = stack.enter_context(LabelStudioClient(label_studio.url, label_studio.api_key))
         queue = RoundQueue(stack.enter_context(connect_redis(valkey.url)))
 
-        def make(images: Sequence[DemoImage], options: dict[str, object], upload: Any = upload_images) -> LiveProject:
-            project_id, config = create_project(client, "System test", read_label_config("severity"))
+        def make(
+            images: Sequence[DemoImage],
+            options: dict[str, object],
+            upload: Any = upload_images,
+            label_config: str = read_label_config("severity"),
+        ) -> LiveProject:
+            project_id, config = create_project(client, "System test", label_config)
             stack.callback(client.send, "DELETE", f"/api/projects/{project_id}/")
             uploads = upload(client, label_studio.api_key, project_id, config.image_key, images)
             assert list(uploads)[-1] == len(images)

@@ -1,15 +1,29 @@
-"""A new owner in a real browser: labels up to the first network, changes the strategy, and sees both on the page."""
+"""A new owner, from a folder of studies to a file that predicts.
 
+Imports, labels in a real browser up to the first network, changes the strategy, sees both on the page, and predicts new
+studies with the network.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from ml_backend.demo.options import draw_images
+from ml_backend.demo.options import DemoImage, draw_images
+from ml_backend.label_studio.connect import read_label_config
 from ml_backend.schemas import round_name
+from tests.command_line import run_cli
 from tests.system.labeling_page import LabelingPage
 from tests.system.live import SMALL_NETWORK
+from tests.unit.images.test_dicom import file_of, radiograph
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
@@ -35,8 +49,36 @@ class OwnersPage:
         return {one.find_element(By.TAG_NAME, "h2").text: " ".join(one.text.split()) for one in found}
 
 
-def test_from_the_first_label_to_another_strategy(browser, live_project, backend):
-    project = live_project(draw_images(40, seed=9, side=64), OPTIONS)
+def write_studies(folder: Path, images: Sequence[DemoImage]) -> None:
+    """Every other one as DICOM."""
+    folder.mkdir()
+    for number, image in enumerate(images):
+        content = image.content
+        if number % 2:
+            levels = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+            content = file_of(radiograph(levels, PatientID=f"P{number}"))
+        (folder / f"{number:03}").write_bytes(content)
+
+
+@pytest.fixture
+def imported(live_project, backend, tmp_path) -> Callable[[Sequence[DemoImage]], Any]:
+    """Make a project of images by ``ml-backend import``."""
+
+    def upload(*given: Any) -> Iterator[int]:
+        _, _, project_id, _, images = given
+        write_studies(tmp_path / "studies", images)
+        words = ("studies", "--project", str(project_id), "--url", backend.url)
+        done = run_cli(["import", *words], backend.environ, tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield len(images)
+
+    attributes = " ".join(f'model_{name}="{value}"' for name, value in OPTIONS.items())
+    config = read_label_config("severity").replace('model_strategy="mean_std"', attributes)
+    return lambda images: live_project(images, OPTIONS, upload, config)
+
+
+def test_from_a_folder_of_studies_to_a_file_that_predicts(browser, imported, backend, tmp_path):
+    project = imported(draw_images(40, seed=9, side=64))
     project.wait_for()
     owner = OwnersPage(browser, backend.url, backend.user, backend.password)
     owner.follow_the_link_to(project.id)
@@ -78,3 +120,14 @@ def test_from_the_first_label_to_another_strategy(browser, live_project, backend
     page.log_in(second.email, second.password)
     page.label_all_tasks(project.id)
     assert page.task_id() == next(image for image in by_std.image_ids if image != held)
+
+    # The network, on new studies.
+    write_studies(tmp_path / "new", draw_images(6, seed=10, side=64))
+    exported = run_cli(["export", "--project", str(project.id), "--out", "model"], backend.environ, tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    predicted = run_cli(["predict", "--model", "model", "--images", "new"], backend.environ, tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [Path(row["path"]).name for row in rows] == [f"{number:03}" for number in range(6)]
+    classes = ("normal", "moderate", "severe")
+    assert all(sum(float(row[f"p_{name}"]) for name in classes) == pytest.approx(1, abs=1e-4) for row in rows)
