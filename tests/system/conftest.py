@@ -152,8 +152,12 @@ def start_on_sqlite(
 class WithLocalFiles(LabelStudio):
     """Serves the files in the folder ``local`` of its data folder too."""
 
+    @property
+    def document_root(self) -> Path:
+        return self._folder / "local"
+
     def _environ(self) -> dict[str, str]:
-        local = {"SERVING_ENABLED": "true", "DOCUMENT_ROOT": str(self._folder / "local")}
+        local = {"SERVING_ENABLED": "true", "DOCUMENT_ROOT": str(self.document_root)}
         return super()._environ() | {f"LABEL_STUDIO_LOCAL_FILES_{name}": value for name, value in local.items()}
 
 
@@ -176,7 +180,7 @@ def label_studio(
             yield RunningLabelStudio(on_postgres.url, on_postgres.admin.token, on_postgres.admin)
         return
     with request.getfixturevalue("start_on_sqlite")(WithLocalFiles) as service:
-        yield RunningLabelStudio(service.url, service.admin.token, service.admin)
+        yield RunningLabelStudio(service.url, service.admin.token, service.admin, service.document_root)
 
 
 @contextmanager

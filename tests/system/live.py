@@ -17,7 +17,7 @@ from ml_backend.demo.readers import Reader, annotation_body, choice_result, file
 from ml_backend.demo.services import Backend, Login
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import connect_project
-from ml_backend.label_studio.formats import LabelConfig, read_image
+from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.processes import Service
 from ml_backend.scheduling import QueueStatus
 from ml_backend.schemas import PublishedRanking, RoundReport
@@ -40,11 +40,16 @@ SMALL_NETWORK: dict[str, object] = {
 
 @dataclass(frozen=True)
 class RunningLabelStudio:
-    """A Label Studio to test against."""
+    """A Label Studio to test against.
+
+    Attributes:
+        document_root: of its local files; None where that is not known.
+    """
 
     url: str
     api_key: str
     admin: Login
+    document_root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,7 @@ class LiveProject:
 
     def images(self) -> dict[str, str]:
         """Task id -> address of its image, of the tasks without a label."""
-        images = (read_image(task, self.config) for task in self.client.unlabelled_tasks(self.id))
-        return {image.id: image.uri for image in images}
+        return {str(task["id"]): task["data"]["image"] for task in self.client.unlabelled_tasks(self.id)}
 
     def first_of_each_class(self, count: int) -> list[str]:
         """``count`` unlabelled images of every class."""

@@ -221,11 +221,11 @@ def test_images_in_a_bucket_stay_there(connected):
     assert found["contents"] == [one.content for one in drawn]
 
 
-def test_images_below_the_document_root_stay_there(connected, tmp_path_factory: pytest.TempPathFactory):
-    if "AL_TEST_LABEL_STUDIO_URL" in os.environ:
+def test_images_below_the_document_root_stay_there(connected, label_studio):
+    root = label_studio.document_root
+    if root is None:
         pytest.skip("the document root of that Label Studio is not known")
-    [root] = [one for one in tmp_path_factory.getbasetemp().glob("label-studio[0-9]*") if one.is_dir()]
-    folder = root / "local" / "chest"
+    folder = root / "chest"
     folder.mkdir(parents=True)
     drawn = draw_images(3, seed=5, side=64)
     rows = ["path,Patient ID,study_date,sex,site"]
@@ -233,7 +233,7 @@ def test_images_below_the_document_root_stay_there(connected, tmp_path_factory: 
         (folder / image.name).write_bytes(image.content)
         rows.append(f"{image.name},ORBIS77,2019030{number + 1},f,")
     (folder / "t.csv").write_text("\n".join(rows))
-    words = ("--leave-in-place", "--document-root", str(root / "local"), "--columns", "sex,Patient ID,study_date,site")
+    words = ("--leave-in-place", "--document-root", str(root), "--columns", "sex,Patient ID,study_date,site")
 
     found = connected(str(folder / "t.csv"), *words)
 
