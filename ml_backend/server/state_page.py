@@ -75,6 +75,8 @@ def _written(value: object) -> str:
     """An option's value, as the documentation writes it."""
     if value is None:
         return "by default"
+    if value == []:
+        return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -114,7 +116,12 @@ def compare(key: str) -> Response:
 def _options(a: RoundReport, b: RoundReport) -> list[Row]:
     """Those that differ; of an option that a round's version did not have, a dash."""
     sides = [
-        {"strategy": one.request.strategy, "batch_size": one.request.batch_size, **one.request.options}
+        {
+            "strategy": one.request.strategy,
+            "ordered by": one.ranking.strategy,
+            "batch_size": one.request.batch_size,
+            **one.request.options,
+        }
         for one in (a, b)
     ]
     names = dict.fromkeys(name for side in sides for name in side)
