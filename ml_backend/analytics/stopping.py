@@ -233,9 +233,7 @@ def stop_advice(
     return advice.model_copy(
         update={
             "sentence": _NOTHING_LEFT if left == 0 else f"{sentence}.",
-            "evidence": tuple(
-                _evidence(advice, level, f"{change} (standard error {error})", control, gain_by=_gain_by(curve))
-            ),
+            "evidence": tuple(_evidence(advice, level, f"{change} (standard error {error})", control)),
         }
     )
 
@@ -417,16 +415,7 @@ def _gain_words(gain: float | None, minutes: float | None, labels: int) -> str:
     return f"{those} are expected to gain {much} points of accuracy"
 
 
-def _gain_by(curve: Sequence[CurvePoint]) -> str:
-    """How ``expected_gain`` extrapolates, in words."""
-    if len({point.labels for point in curve if point.labels}) < MIN_CURVE_POINTS:
-        return f"a straight line through the last {count(_LINE_POINTS, 'network')}"
-    return f"a power law through all {len(curve)} networks, which flattens and may differ from that line"
-
-
-def _evidence(
-    advice: StopAdvice, level: Slope, change: str, control: HoldoutEstimate | None, *, gain_by: str
-) -> list[str]:
+def _evidence(advice: StopAdvice, level: Slope, change: str, control: HoldoutEstimate | None) -> list[str]:
     found = []
     if advice.agreements:
         kappas = [point.agreement.kappa for point in advice.agreements]
@@ -440,13 +429,14 @@ def _evidence(
         "validation labels, which were chosen and not drawn at random, so that this is not the accuracy on the pool."
     )
     if advice.gain is not None:
-        found.append(f"The gain expected of the next labels is by {gain_by}.")
+        found.append(
+            "The gain expected of the next labels is by a power law through all networks, which flattens and may differ "
+            f"from that line; with fewer than {MIN_CURVE_POINTS}, by a line through the last {_LINE_POINTS}."
+        )
+    if advice.minutes_per_point is not None:
+        found.append(f"At that gain a point of accuracy costs {in_minutes(advice.minutes_per_point)} of reading.")
     if control is not None:
         found.append(_holdout_words(control, rises=level.rises))
-    if advice.minutes_per_point is not None:
-        found.append(
-            f"At that expected gain a point of accuracy costs {in_minutes(advice.minutes_per_point)} of reading."
-        )
     return found
 
 

@@ -27,7 +27,6 @@ from ml_backend.server.images_page import WallImage, answered_since, pictures_of
 from ml_backend.server.status import config_of
 from ml_backend.server.views import find_project, pages, render
 from ml_backend.storage import ProjectStore
-from ml_backend.storage.rounds import RankedImage
 
 FEW_LABELS: Final = 100
 """Labels up to which ``uherding`` is recommended; docs/experiments.md has the measurement."""
@@ -252,7 +251,10 @@ def _previews(connection: Connection, project: ProjectStore, begin: tuple[str, .
     }
     pictures = pictures_of(project, (one.image_id for images in first.values() for one in images))
     chosen = None if (shown := served_round(project)) is None else project.head(shown)
-    served = {} if chosen is None else {one.image_id: one for one in (*chosen.batch, *chosen.behind)}
+    served = {
+        one.image_id: f"; no. {one.place} of the served order{', drawn at random' if one.control else ''}"
+        for one in ((*chosen.batch, *chosen.behind) if chosen else ())
+    }
     return {
         "previews": {
             name: [_previewed(one, name, pictures, served) for one in images] for name, images in first.items()
@@ -272,10 +274,6 @@ def _why_none(spec: StrategySpec) -> str:
     return "takes minutes" if spec.batch else "needs more passes, or failed: the worker's log says which"
 
 
-def _previewed(
-    image: ImageInsight, strategy: str, pictures: Mapping[str, str], served: Mapping[str, RankedImage]
-) -> WallImage:
-    why = reason(strategy, image)
-    if (known := served.get(image.image_id)) is not None:
-        why += f"; no. {known.place} of the served order{', drawn at random' if known.control else ''}"
+def _previewed(image: ImageInsight, strategy: str, pictures: Mapping[str, str], served: Mapping[str, str]) -> WallImage:
+    why = reason(strategy, image) + served.get(image.image_id, "")
     return WallImage(image.image_id, why, None, image.suggestion, image.probs, pictures.get(image.image_id))
