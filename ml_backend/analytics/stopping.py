@@ -430,8 +430,8 @@ def _evidence(advice: StopAdvice, level: Slope, change: str, control: HoldoutEst
     )
     if advice.gain is not None:
         found.append(
-            "The gain expected of the next labels is by a power law through all networks, which flattens and may differ "
-            f"from that line; with fewer than {MIN_CURVE_POINTS}, by a line through the last {_LINE_POINTS}."
+            "The gain expected of the next labels is by a power law through all networks, which flattens and may "
+            f"differ from that line; with fewer than {MIN_CURVE_POINTS}, by a line through the last {_LINE_POINTS}."
         )
     if advice.minutes_per_point is not None:
         found.append(f"At that gain a point of accuracy costs {in_minutes(advice.minutes_per_point)} of reading.")
