@@ -114,8 +114,8 @@ def learning_answer(rounds: Sequence[RoundSummary], unit: int = 20) -> str:
     if level is not None and (level.rises or level.falls):
         times, of = label_unit([labels for labels, _ in measured], unit)
         lately = f"; lately it {'rose' if level.rises else 'fell'} by {100 * abs(level.per_round) * times:.2g} {of}"
-        if level.rises and (fell := latest[-2] - latest[-1]) > 0:
-            lately = f"; in the newest round it fell by {100 * fell:.1f} points"
+        if level.rises and latest[-1] < latest[-2]:
+            lately += ", though not in the newest round"
         if level.per_round < -level.margin and begins != "No":
             begins = "Not lately"
         elif level.per_round > level.margin and begins == "Not clear yet":
@@ -126,12 +126,11 @@ def learning_answer(rounds: Sequence[RoundSummary], unit: int = 20) -> str:
             needed = f"; against the first network's {n_first} images no gain of this size can show"
         else:
             needed = f"; against the first network's {n_first} images a gain of this size shows from about {enough} on"
-    points = abs(round(100 * difference))
+    # Of the rounded shares: a reader subtracts those that the page shows.
+    points = abs(round(100 * last.validation_accuracy) - round(100 * first.validation_accuracy))
     than = f"{points} points {'more' if difference >= 0 else 'less'} than" if points else "as often as"
-    return (
-        f"{begins}: {now}, {than} the first network "
-        f"(95 % interval {100 * low:+.0f} to {100 * high:+.0f}){lately}{needed}."
-    )
+    interval = f"(95 % interval {100 * low:+.0f} to {100 * high:+.0f})".replace("-", "−")
+    return f"{begins}: {now}, {than} the first network {interval}{lately}{needed}."
 
 
 def _correct(fit: FitReport) -> int:
@@ -155,8 +154,11 @@ def confusion_answer(confusion: Confusion) -> str:
     wrong = [(n, label, name) for label, row in confusion.items() for name, n in row.items() if name != label and n]
     if not wrong:
         return f"It confuses nothing: right about all {sum(of_label.values())} images."
-    n, label, name = max(wrong, key=lambda one: one[0])
-    return f"Most often it takes '{label}' for '{name}': {n} of {of_label[label]} images of '{label}'."
+    most = max(n for n, _, _ in wrong)
+    ties = [
+        f"'{label}' for '{name}': {n} of {of_label[label]} images of '{label}'" for n, label, name in wrong if n == most
+    ]
+    return f"Most often it takes {', and '.join(ties[:3])}{' (others as often)' if ties[3:] else ''}."
 
 
 def calibration_answer(control: HoldoutEstimate | None) -> str:
@@ -196,7 +198,7 @@ def pays_answer(
         return (
             f"{begins}: trained on chosen labels the network was right for {chosen:.0f} % of {proof.images} random "
             f"images, on as many random labels for {random:.0f} %: {100 * proof.difference:+.0f} points (95 % interval "
-            f"{100 * proof.low:+.0f} to {100 * proof.high:+.0f})."
+            f"{100 * proof.low:+.0f} to {100 * proof.high:+.0f}).".replace("-", "−")
         )
     total = 0 if control is None else control.total
     missing = MIN_HOLDOUT_IMAGES - total
@@ -204,7 +206,8 @@ def pays_answer(
         return "Nothing to compare: the strategy is random, so no image is chosen."
     if missing <= 0:
         return f"Ready to compare: {total} random images have a label. Ask your operator to run ml-backend proof."
-    have = f"{count(total, 'random image')} {'has' if total == 1 else 'have'} a label, {MIN_HOLDOUT_IMAGES} are needed"
+    have = f"{count(total, 'random image')} {'has' if total == 1 else 'have'} a label"
+    have += f", {MIN_HOLDOUT_IMAGES} are needed to compare"
     share = sufficient_share(missing, control_share, left)
     if share is not None and share == control_share:
         return f"Not known yet: {have}, about {round(missing / share)} more labels."

@@ -264,7 +264,7 @@ class HoldoutTrend(FrozenModel):
         return (
             f"the network was right about {self.correct} of the last {self.n}, since {round_name(self.since)}, and "
             f"about {self.before} of the {self.n} before ({100 * self.difference:+.0f} points, 95 % interval "
-            f"{100 * self.low:+.0f} to {100 * self.high:+.0f})"
+            f"{100 * self.low:+.0f} to {100 * self.high:+.0f})".replace("-", "−")
         )
 
 
@@ -468,10 +468,10 @@ def _sentence(n: int, correct: int, low: float, high: float) -> str:
     if n == 0:
         return "No randomly drawn image has a label yet, so the accuracy on the remaining images is not known."
     if n < MIN_HOLDOUT_IMAGES:
-        below, above = wilson(25, 50)
+        below, above = wilson(MIN_HOLDOUT_IMAGES // 2, MIN_HOLDOUT_IMAGES)
         return (
-            f"{n} randomly drawn image{'s have' if n > 1 else ' has'} a label so far, too few to report an accuracy; "
-            f"at 50 the interval is about ±{50 * (above - below):.0f} points."
+            f"{n} randomly drawn image{'s have' if n > 1 else ' has'} a label so far, {MIN_HOLDOUT_IMAGES} are needed "
+            f"to report an accuracy, then to about ±{50 * (above - below):.0f} points."
         )
     return (
         f"The network was right about {correct} of the last {n} randomly drawn images: {100 * correct / n:.0f} % "

@@ -85,7 +85,8 @@ class Analysis(FrozenModel):
         answered: of the images that the newest rounds chose or previewed, those that no longer wait for a reader.
         readers: whether they agree; None where the tasks were not read yet.
         labels: of every labelled image, by its id.
-        published_left: published images that still wait for one; None before the first order.
+        published_left: published images that still wait for their first reader; None before the first order.
+        rereads_left: those that still wait for another reader.
     """
 
     inputs: str
@@ -102,6 +103,7 @@ class Analysis(FrozenModel):
     readers: ReaderAgreement | None = None
     labels: dict[str, str] = Field(default={})
     published_left: int | None = None
+    rereads_left: int = 0
 
 
 def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOptions) -> Analysis:
@@ -205,6 +207,7 @@ def _analysis(
         return {one: known[one] for one in last if one in known}
 
     control, now = _readable(holdout), _readable(standing)
+    published_left, rereads_left = _readable(partial(_published_left, project, mirror, images, answers)) or (None, 0)
     seconds = seconds_an_image([one.lead_time_s for one in answers])
     return Analysis(
         inputs=inputs,
@@ -220,7 +223,8 @@ def _analysis(
         answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
         readers=_readable(partial(_readers, project, configured, images, answers, read)),
         labels={one.image.id: one.value for one in labels},
-        published_left=_readable(partial(_published_left, project, mirror, images)),
+        published_left=published_left,
+        rereads_left=rereads_left,
     )
 
 
@@ -281,10 +285,15 @@ def _answered(project: ProjectStore, mirror: TaskCache | None, images: TaskImage
     return frozenset(map(str, tasks.difference(images.waiting(mirror)[0], images.refused)))
 
 
-def _published_left(project: ProjectStore, mirror: TaskCache | None, images: TaskImages | None) -> int | None:
+def _published_left(
+    project: ProjectStore, mirror: TaskCache | None, images: TaskImages | None, answers: Sequence[Answer]
+) -> tuple[int, int] | None:
     if mirror is None or images is None or (published := project.published()) is None:
         return None
-    return len({str(number) for number in images.waiting(mirror)[0]}.intersection(published.image_ids))
+    since = published.imported_at or published.published_at
+    read_again = {one.image_id for one in answers if one.created_at > since}
+    waiting = {str(number) for number in images.waiting(mirror)[0]}
+    return len(waiting.intersection(published.image_ids)), len({*published.rereads} - read_again)
 
 
 class BatchImage(RankedImage):
@@ -486,6 +495,6 @@ _SEEN: Final[dict[str, Callable[[ImageInsight], str]]] = {
     "power_bald": lambda image: f"{_disagreement(image)}; spread over the pool at random",
     "random": lambda _: "drawn at random",
     "typiclust": lambda _: f"{_UNLIKE}: typical of a group of images without a label",
-    "uherding": lambda image: f"stands for {image.score:.3g} uncertain images without a label near them",
+    "uherding": lambda _: "stands for uncertain images near it that no labelled image represents",
     "variation_ratios": lambda image: f"{_percent(image.score)} of the passes vote against the most voted class",
 }

@@ -221,12 +221,12 @@ def stop_advice(
     times, unit = label_unit([one.labels for one in measured[-LEVEL_ROUNDS:]], more or labels)
     change, error = f"by {100 * abs(level.per_round) * times:.2g} {unit}", f"{100 * level.error * times:.2g}"
     if rising and level.rises:
-        fell = latest[-2] - latest[-1]
-        fall = f"accuracy fell by {100 * fell:.1f} points in the newest round"
-        findings.append(fall if fell > 0 else f"accuracy rose {change}")
+        though = ", though not in the newest" if latest[-1] < latest[-2] else ""
+        findings.append(f"accuracy rose {change} (standard error {error}) over the last {level.points} rounds{though}")
     elif rising and not level.falls:
         findings.append("whether accuracy still rises is not clear")
-    findings += [_agreement_words(points, floor), _gain_words(gain, minutes, more)]
+    against = "against that, " if findings and points and _is_stable(points[-1].agreement, floor) else ""
+    findings += [against + _agreement_words(points, floor), _gain_words(gain, minutes, more)]
     sentence = f"{_BEGINNINGS[verdict]}: {'; '.join(findings)}"
     if verdict == "soon" and contradicted:
         sentence += ", but on randomly drawn images accuracy still rose"
@@ -425,13 +425,18 @@ def _evidence(advice: StopAdvice, level: Slope, change: str, control: HoldoutEst
             found.append(f"Counting a disagreement by two classes four times as much as by one: {weighted:.2f}.")
     direction = "rose" if level.per_round > 0 else "fell"
     found.append(
-        f"Over the last {count(level.points, 'round')} accuracy {direction} {change}, on the "
+        f"By a straight line through the last {count(level.points, 'round')}, accuracy {direction} {change}, on the "
         "validation labels, which were chosen and not drawn at random, so that this is not the accuracy on the pool."
     )
+    if advice.gain is not None:
+        found.append(
+            "The gain expected of the next labels is by a power law through all networks, which flattens and may "
+            f"differ from that line; with fewer than {MIN_CURVE_POINTS}, by a line through the last {_LINE_POINTS}."
+        )
+    if advice.minutes_per_point is not None:
+        found.append(f"At that gain a point of accuracy costs {in_minutes(advice.minutes_per_point)} of reading.")
     if control is not None:
         found.append(_holdout_words(control, rises=level.rises))
-    if advice.minutes_per_point is not None:
-        found.append(f"At this gain a point of accuracy costs {in_minutes(advice.minutes_per_point)} of reading.")
     return found
 
 
@@ -447,7 +452,7 @@ _HOLDOUT_SHOWS: Final = {
 def _holdout_words(control: HoldoutEstimate, *, rises: bool) -> str:
     if (trend := control.trend) is None:
         verb = "has" if control.total == 1 else "have"
-        few = f"{control.total} of them {verb} a label, {2 * MIN_HOLDOUT_IMAGES} are needed"
+        few = f"{control.total} of them {verb} a label, {2 * MIN_HOLDOUT_IMAGES} are needed to compare two halves"
         return f"Whether randomly drawn images confirm this is not known yet: {few}."
     # The holdout is drawn from the pool, and a strategy that labels hard images first leaves the easy ones there.
     doubt = (

@@ -8,6 +8,7 @@
 import contextvars
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -116,7 +117,7 @@ def remaining_ranking(
 def remaining_rereads(
     ranking: Ranking, annotations: Sequence[Annotation], unlabelled: Set[str], barred: Set[str] = frozenset()
 ) -> tuple[Reread, ...]:
-    """The re-reads of a ranking without those that a ground truth has decided since, at their places in what is left.
+    """The re-reads of a ranking that no reader and no ground truth has answered since, at their places in what is left.
 
     Args:
         ranking: of a round.
@@ -125,11 +126,12 @@ def remaining_rereads(
         barred: images that are not asked again.
     """
     left_out = barred | {one.image.id for one in annotations if one.ground_truth}
+    answers = Counter(one.image.id for one in annotations)
     before = [0, *accumulate(image_id in unlabelled for image_id in ranking.image_ids)]
     return tuple(
         one.model_copy(update={"after": before[min(one.after, len(before) - 1)]})
         for one in ranking.rereads
-        if one.image_id not in left_out
+        if one.image_id not in left_out and answers[one.image_id] <= one.answers
     )
 
 

@@ -94,6 +94,7 @@ def images(key: str) -> Response:
         "images.html",
         {
             "connection": connection,
+            "comparable": comparable(connection, project),
             "tab": tab,
             "tabs": TABS,
             "of_round": of_round,
@@ -123,6 +124,12 @@ def _untested(project: ProjectStore, round_id: str | None, tested: int) -> int:
     if found is None or found.request.options.get("committee", 1) != 1:
         return 0
     return max(found.labels - tested, 0)
+
+
+def comparable(connection: Connection, project: ProjectStore) -> bool:
+    """Whether rounds store what images are compared by: without pretrained weights they do not."""
+    configured, _ = config_of(connection)
+    return configured is None or configured.options.weights != "none" or project.embedding() is not None
 
 
 def answered_since(connection: Connection, project: ProjectStore) -> frozenset[str]:

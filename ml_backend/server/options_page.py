@@ -14,7 +14,7 @@ from flask import Response, request
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from ml_backend.analytics.history import PREVIEWS, SHOWN_PREVIEW, ImageInsight, StrategyPreviews
-from ml_backend.analytics.overview import Analysis, newest_record, reason
+from ml_backend.analytics.overview import Analysis, newest_record, reason, served_round
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError, LabelStudioError, StorageError, UnknownProject, Unreachable
 from ml_backend.label_studio.client import LabelStudioClient
@@ -250,8 +250,15 @@ def _previews(connection: Connection, project: ProjectStore, begin: tuple[str, .
         if name in found.first
     }
     pictures = pictures_of(project, (one.image_id for images in first.values() for one in images))
+    chosen = None if (shown := served_round(project)) is None else project.head(shown)
+    served = {
+        one.image_id: f"; no. {one.place} of the served order{', drawn at random' if one.control else ''}"
+        for one in ((*chosen.batch, *chosen.behind) if chosen else ())
+    }
     return {
-        "previews": {name: [_previewed(one, name, pictures) for one in images] for name, images in first.items()},
+        "previews": {
+            name: [_previewed(one, name, pictures, served) for one in images] for name, images in first.items()
+        },
         "previews_of": round_id,
         "previews_by": by,
         "without_preview": {name: _why_none(spec) for name, spec in sorted(STRATEGIES.items()) if name not in first},
@@ -267,6 +274,6 @@ def _why_none(spec: StrategySpec) -> str:
     return "takes minutes" if spec.batch else "needs more passes, or failed: the worker's log says which"
 
 
-def _previewed(image: ImageInsight, strategy: str, pictures: Mapping[str, str]) -> WallImage:
-    why = reason(strategy, image)
+def _previewed(image: ImageInsight, strategy: str, pictures: Mapping[str, str], served: Mapping[str, str]) -> WallImage:
+    why = reason(strategy, image) + served.get(image.image_id, "")
     return WallImage(image.image_id, why, None, image.suggestion, image.probs, pictures.get(image.image_id))

@@ -15,7 +15,7 @@ from ml_backend.label_studio.formats import training_classes
 from ml_backend.schemas import Connection, HandPick
 from ml_backend.server.actions import perform
 from ml_backend.server.context import context, relative_url, user_name
-from ml_backend.server.images_page import WallImage, pictures_of
+from ml_backend.server.images_page import WallImage, comparable, pictures_of
 from ml_backend.server.status import config_of
 from ml_backend.server.views import find_project, pages, render
 from ml_backend.storage import ProjectStore
@@ -57,6 +57,7 @@ def similar(key: str, image_id: str) -> Response:
         {
             "connection": connection,
             "embedding": embedding,
+            "comparable": comparable(connection, project),
             "known": known,
             "image": image_id,
             "label": labels.get(image_id),
@@ -101,6 +102,7 @@ def image_map(key: str) -> Response:
     head = None if shown is None else project.head(shown)
     batch = [] if head is None else [one.image_id for one in (*head.batch, *head.behind)]
     view: dict[str, object] = {"connection": connection, "embedding": embedding, "by": by, "views": VIEWS}
+    view["comparable"] = comparable(connection, project)
     if embedding is not None:
         rows = {name: row for row, name in enumerate(embedding.image_ids)}
         waiting = [one for one in dict.fromkeys((*project.hand_picked(), *batch)) if one in rows and one not in labels]

@@ -75,7 +75,7 @@ def _written(value: object) -> str:
     """An option's value, as the documentation writes it."""
     if value is None:
         return "by default"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else "none" if value == [] else json.dumps(value, ensure_ascii=False)
 
 
 FIRST: Final = (20, 100, 500)
@@ -114,8 +114,8 @@ def compare(key: str) -> Response:
 def _options(a: RoundReport, b: RoundReport) -> list[Row]:
     """Those that differ; of an option that a round's version did not have, a dash."""
     sides = [
-        {"strategy": one.request.strategy, "batch_size": one.request.batch_size, **one.request.options}
-        for one in (a, b)
+        {"strategy": of.strategy, "ordered by": ranking.strategy, "batch_size": of.batch_size, **of.options}
+        for of, ranking in ((a.request, a.ranking), (b.request, b.ranking))
     ]
     names = dict.fromkeys(name for side in sides for name in side)
     rows = [(name, sides[0].get(name, "–"), sides[1].get(name, "–")) for name in names]

@@ -148,11 +148,19 @@ class TestLearning:
         [
             pytest.param([0.5, 0.7, 0.9], 50, "; lately it rose by 20 points a round.", id="a rise"),
             pytest.param([0.5, 0.7, 0.9], 29, " interval +18 to +60).", id="too few images for a slope"),
-            pytest.param([0.5, 0.8, 1.0, 0.92], 50, "; in the newest round it fell by 8.0 points.", id="a newest fall"),
+            pytest.param([0.5, 0.8, 1.0, 0.92], 50, "a round, though not in the newest round.", id="a newest fall"),
         ],
     )
     def test_lately(self, curve, images, lately):
         assert learning_answer(rounds(*curve, images=images)).endswith(lately)
+
+    def test_a_difference_is_that_of_the_shares_that_the_page_shows(self):
+        """12.1 points, of 72 and 60 %; of 72.9 and 60.4 %, 13. The interval's ends bear a minus, not a hyphen."""
+        fell = learning_answer(rounds(0.725, 0.604, images=96))
+
+        assert "of 96 validation images, 12 points less than" in fell
+        assert "13 points less than" in learning_answer(rounds(70 / 96, 58 / 96, images=96))
+        assert "(95 % interval −25 to +1)" in fell
 
     def test_networks_of_other_classes_do_not_count(self):
         before, after = rounds(0.1, images=100, classes=("a", "b")), rounds(0.8, 0.8, images=100)
@@ -166,6 +174,11 @@ class TestConfusion:
         found = {"normal": {"normal": 9, "severe": 3}, "severe": {"normal": 2, "severe": 6}}
 
         assert confusion_answer(found) == "Most often it takes 'normal' for 'severe': 3 of 12 images of 'normal'."
+        ties = {"normal": {"normal": 9, "severe": 3}, "severe": {"normal": 3, "severe": 6}}
+        assert confusion_answer(ties) == (
+            "Most often it takes 'normal' for 'severe': 3 of 12 images of 'normal', and 'severe' for 'normal': 3 of 9 "
+            "images of 'severe'."
+        )
         assert "all 1 images" in confusion_answer({"normal": {"normal": 1, "severe": 0}})
 
 
@@ -198,7 +211,9 @@ class TestPays:
 
     def test_says_what_is_missing_in_numbers(self):
         """Twelve more at one in ten: 120 labels."""
-        assert "18 random images have a label, 30 are needed, about 120 more" in self.answer(holdout("y" * 18))
+        assert "18 random images have a label, 30 are needed to compare, about 120 more" in self.answer(
+            holdout("y" * 18)
+        )
         assert self.answer(holdout("y" * 30)).startswith("Ready to compare: 30 random images")
         assert self.answer(strategy="random").startswith("Nothing to compare")
 

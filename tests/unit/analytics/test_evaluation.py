@@ -172,7 +172,11 @@ class TestEstimate:
         ("images", "accuracy", "begins"),
         [
             (0, None, "No randomly drawn image has a label yet, so the accuracy on the remaining images is not known."),
-            (12, 1.0, "12 randomly drawn images have a label so far, too few"),
+            (
+                12,
+                1.0,
+                "12 randomly drawn images have a label so far, 30 are needed to report an accuracy, then to about ±17",
+            ),
         ],
     )
     def test_too_few(self, images, accuracy, begins):

@@ -246,6 +246,20 @@ class TestAnalysis:
 
         assert analyse(project, CONFIG, ProjectOptions()).inputs != before.inputs
 
+    def test_what_waits_of_an_order(self, project):
+        """Image 3 for its first reader, and 1 for another: 2 has had its further read since."""
+        tasks = answered(3).tasks
+        first = tasks[3].model_copy(update={"annotations": (), "data": {"image": "/3.png"}})
+        project.readings.keep_mirror(answered(3).model_copy(update={"tasks": {**tasks, 3: first}}))
+        at = NOON + timedelta(seconds=90)
+        order = PublishedRanking(
+            version="v", round_id="r000001", image_ids=("1", "3", "2"), rereads=("1", "2"), seconds={}, published_at=at
+        )
+        project.set_published(order)
+        found = analyse(project, CONFIG, ProjectOptions())
+
+        assert (found.published_left, found.rereads_left) == (1, 1)
+
     def test_after_another_option(self, project):
         before = analyse(project, CONFIG, ProjectOptions())
 
@@ -353,7 +367,7 @@ SAID = {
     "power_bald": "its prediction varies from pass to pass, by 28 % of the maximum; spread over the pool at random",
     "random": "drawn at random",
     "typiclust": "differs from the others of its batch: typical",
-    "uherding": "stands for 0.25 uncertain images without a label near them",
+    "uherding": "stands for uncertain images near it that no labelled image represents",
     "variation_ratios": "25 % of the passes vote against",
 }
 

@@ -391,9 +391,9 @@ class TestFromStoredPasses:
         assert again.run(pool=[one for one in POOL if one.id != first[0]]).report.ranking.image_ids == first[1:]
 
     def test_re_reads_keep_their_places_until_a_ground_truth_decides(self):
-        """The first image is labelled since, and the owner has decided about image 2."""
+        """The first image is labelled since, the owner has decided about image 2, and image 4 has had its read."""
         again = Reranking()
-        rereads = [Reread(image_id=str(n), after=n, value=0.5, answers=1) for n in (1, 2, 3)]
+        rereads = [Reread(image_id=str(n), after=n, value=0.5, answers=1) for n in (1, 2, 3, 4)]
         base = again.base.model_copy(
             update={
                 "ranking": again.base.ranking.model_copy(update={"rereads": tuple(rereads)}),
@@ -402,9 +402,10 @@ class TestFromStoredPasses:
         )
         again.base = base
         star = make_annotation(2, "severe", "owner").model_copy(update={"ground_truth": True})
+        again_read = [make_annotation(4, "severe", reader) for reader in ("ann", "ben")]
         pool = [one for one in POOL if one.id != base.ranking.image_ids[0]]
 
-        ranking = again.run(annotations=[*LABELLED, star], pool=pool).report.ranking
+        ranking = again.run(annotations=[*LABELLED, star, *again_read], pool=pool).report.ranking
 
         assert [(one.image_id, one.after) for one in ranking.rereads] == [("1", 0), ("3", 2)]
 

@@ -76,6 +76,12 @@ def test_the_navigation_marks_the_current_page(tested, page, current):
 
 
 class TestWall:
+    def test_says_whose_errors_most_disagreements_are(self, tested):
+        page = tested.get(f"{PAGE}?tab=disagree", headers=HTML).text
+
+        assert "contradicts 3 of 4 labels (75&nbsp;%): unless that many labels are wrong, most of these are" in page
+        assert "unless that many" not in tested.get(f"{PAGE}?tab=labelled", headers=HTML).text
+
     def test_disagreements_with_the_most_confident_first(self, tested):
         assert tasks(tested, "?tab=disagree") == ["3", "4", "2"]
         page = tested.get(f"{PAGE}?tab=disagree", headers=HTML).text

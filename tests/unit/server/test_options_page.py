@@ -14,6 +14,7 @@ from ml_backend.analytics.history import PREVIEWS, ImageInsight, StrategyPreview
 from ml_backend.config import Settings
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.registry import STRATEGIES
+from ml_backend.schemas import Ranking
 from ml_backend.server.app import create_app
 from ml_backend.server.options_page import CHANGES, OptionChanges
 from tests.fakes import make_report
@@ -150,7 +151,9 @@ def test_the_strategy_that_is_recommended(studio, store, labels, strategy):
     store.project(PROJECT).readings.keep_mirror(mirror_of(*(task(said("normal")) for _ in range(labels)), task()))
     studio.client.get(f"/projects/{PROJECT}", headers=HTML)
 
-    assert f"With {labels} labels: <b>{strategy}</b>" in studio.client.get(PAGE, headers=HTML).text
+    page = studio.client.get(PAGE, headers=HTML).text
+
+    assert f"With {labels} labels we recommend <b>{strategy}</b>; chosen is mean_std." in page
 
 
 def test_too_few_passes_for_a_batch_are_named(studio):
@@ -258,7 +261,8 @@ def test_the_first_images_by_each_strategy(studio, store, monkeypatch):
     added = replace(STRATEGIES["entropy"], name="added", target="plugin:added")
     monkeypatch.setitem(STRATEGIES, "added", added)
     project = store.project(PROJECT)
-    project.save(make_report(), None, None)
+    ranking = Ranking(strategy="x", image_ids=("6", "7"), scores=(1, 1), batch_size=1, control=("7",))
+    project.save(make_report().model_copy(update={"ranking": ranking}), None, None)
     doubt = ImageInsight(image_id="7", place=1, probs={"a": 0.6, "b": 0.4}, score=0.4, aleatoric=0.6, epistemic=0.3466)
     previewed = tuple(doubt.model_copy(update={"image_id": str(number)}) for number in range(7, 20))
     project.set_record(
@@ -278,6 +282,9 @@ def test_the_first_images_by_each_strategy(studio, store, monkeypatch):
     assert "Its prediction varies from pass to pass, by 50\u00a0% of the maximum" in page
     assert "Undecided between a 60\u00a0% and b 40\u00a0%" in page
     assert page.count("thumbs/7.jpg") == 3
+    assert page.count("7.jpg") == page.count("; no. 2 of the served order, drawn at random</p>")
+    assert page.count("of the served order") == 3
+    assert 'images?tab=chosen">the batch that is served</a>.' in page
     assert re.findall(r">Task (\d+)<", page)[:7] == ["7", "8", "9", "10", "11", "12", "7"]
 
     def open_tasks(*left):

@@ -145,8 +145,9 @@ class TestProject:
         answer = connected.get(f"{PAGE}/rounds/r000001").json
 
         assert "1 image to a later batch" in page
-        assert '/data?task=9">Task 9</a>, after 1 image of the order: value 0.62;' in page
-        assert "(3.1 nats)" in page
+        assert '/data?task=9">Task 9</a>, after 1 image of the order: a network that did not learn from it' in page
+        assert "expects another label with confidence</li>" in page
+        assert "task 9 0.62, 3.1.</p>" in page
         assert "Task 2: more than 2 images of patient &lt;b&gt;17&lt;/b&gt; in the batch" in page
         assert answer["report"]["ranking"]["put_off"] == [one.model_dump() for one in put_off]
 

@@ -57,8 +57,8 @@ class TestReaders:
         queue.state = QueueStatus(changes=8, threshold=20)
 
         assert figures(connected) == {
-            "Read today": "9",
-            "Read in all": "9",
+            "Images read today": "9",
+            "Images read in all": "9",
             "Images left": "21",
             "Seconds an image": "7",
             "Next ranking": "12 more labels",
@@ -67,7 +67,7 @@ class TestReaders:
     def test_yesterdays_labels(self, connected, store, queue):
         reconciled(store, answers=9, at=datetime(2026, 1, 2, 12, tzinfo=UTC))
 
-        assert [figures(connected)[name] for name in ("Read today", "Read in all")] == ["0", "9"]
+        assert [figures(connected)[name] for name in ("Images read today", "Images read in all")] == ["0", "9"]
 
     def test_before_anything_is_read(self, connected):
         assert set(figures(connected).values()) == {"–", "– not known yet"}
@@ -88,7 +88,7 @@ class TestReaders:
             "ml_backend.label_studio.sync.TaskCache.annotated", lambda _: pytest.fail("reads the tasks")
         )
 
-        assert figures(connected)["Read in all"] == "9"
+        assert figures(connected)["Images read in all"] == "9"
 
     @pytest.mark.parametrize(
         "case",
@@ -127,7 +127,7 @@ class TestReaders:
         monkeypatch.setattr(queue, "status", fails)
 
         assert figures(connected)["Next ranking"] == "– not known at the moment"
-        assert figures(connected)["Read in all"] == "9"
+        assert figures(connected)["Images read in all"] == "9"
 
     def test_its_owner_finds_it(self, connected):
         page = connected.get(f"/projects/{PROJECT}", headers={"Accept": "text/html"}).text

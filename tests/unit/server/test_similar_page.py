@@ -70,6 +70,18 @@ class TestSimilar:
 
         assert "The next round stores them" in page(connected, address)
 
+    def test_without_pretrained_weights(self, connected, project, store):
+        """What an earlier round stored is still shown."""
+        before = store.connection(PROJECT.id)
+        store.connect(before.model_copy(update={"extra_params": before.extra_params | {"weights": "none"}}))
+        assert "More like this" in page(connected, "images")
+        (project.folder / "embedding.npz").unlink()
+
+        for address in ("similar/1", "map"):
+            assert "weights=none</code>: without pretrained weights images cannot be" in page(connected, address)
+            assert "next round stores" not in page(connected, address)
+        assert "More like this" not in page(connected, "images")
+
 
 class TestPutNext:
     def test_is_recorded_and_asked_for(self, connected, project, queue):

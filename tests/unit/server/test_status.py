@@ -143,6 +143,11 @@ class TestIndex:
 
         assert connected.get("/").json["projects"][0]["serving"] == []
         assert "1 published image in the order" in page_of(connected)
+        project = store.project(PROJECT)
+        order = project.published()
+        again = {"image_ids": (*order.image_ids, "9"), "rereads": ("9",)}
+        project.set_published(order.model_copy(update=again))
+        assert "1 published image for a first read and 1 for another reader in the order" in page_of(connected)
 
     def test_page_tells_how_good_the_network_is(self, connected, store):
         fit = FitReport(
