@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
@@ -110,8 +111,9 @@ def check_order(
 
     Args:
         served: all readers' images in the order in which Label Studio served them, from the first ranking on.
-        rankings: version -> image ids in the order in which they should be served.
-        rereads: version -> those of them that wait for another reader: once, for one who has not had them.
+        rankings: version -> image ids in the order in which they should be served, oldest version first.
+        rereads: version -> those of them that wait for another reader: once, for one who has not had them. They can be
+            served just before the version is, since the tasks are opened first.
 
     Returns:
         One entry for each published version, and for each version that served without being published.
@@ -123,21 +125,29 @@ def check_order(
     taken: set[str] = set()
     again: set[tuple[str, str]] = set()  # (version or reader, image): served under it, or to them
 
-    def is_free(image: str, version: str, reader: str) -> bool:
-        if image in rereads.get(version, ()):
-            return again.isdisjoint({(version, image), (reader, image)})
-        return image not in taken
+    later = dict(pairwise(rankings))
+
+    def front(version: str, opened: str, reader: str) -> str | None:
+        def is_free(image: str) -> bool:
+            if image in rereads.get(opened, ()):
+                return again.isdisjoint({(opened, image), (reader, image)})
+            return image not in taken
+
+        return next(filter(is_free, rankings.get(version, ())), None)
 
     for event in served:
         if not event.versions:
             raise ValueError(f"image {event.image_id} was served to {event.reader} under no version: expected 1 or 2")
         # Around a publish either ranking may have served; the later one is tried first.
         expected = {
-            version: event.holding
-            or next((image for image in rankings.get(version, ()) if is_free(image, version, event.reader)), None)
-            for version in reversed(event.versions)
+            version: event.holding or front(version, version, event.reader) for version in reversed(event.versions)
         }
         matching = [version for version, image in expected.items() if image == event.image_id]
+        opened = later.get(event.versions[-1], "")
+        if not matching and event.image_id in rereads.get(opened, ()):
+            by_either = (front(one, opened, event.reader) for one in (event.versions[-1], opened))
+            matching = [opened] * (event.image_id in by_either)
+            again.add((opened, event.image_id))
         version = event.versions[-1] if event.holding or not matching else matching[0]
         taken.add(event.image_id)
         again.update((by, event.image_id) for by in (*event.versions, event.reader))
