@@ -103,6 +103,11 @@ class RoundFollower:
         return {published.version: published.image_ids for _, published in self.rounds}
 
     @property
+    def rereads(self) -> dict[str, tuple[str, ...]]:
+        """Version -> those of its images that have a label, and wait for another reader."""
+        return {published.version: published.rereads for _, published in self.rounds}
+
+    @property
     def trained(self) -> int:
         """Number of published rounds that trained a network."""
         return sum(report.trained for report, _ in self.rounds)
@@ -240,7 +245,7 @@ def label_until(
             )
         show_labels(view, status.changes, retrain_after)
         if view.is_live:
-            checks = check_order(room.served, follower.rankings).values()
+            checks = check_order(room.served, follower.rankings, follower.rereads).values()
             in_order, served = sum(one.in_order for one in checks), sum(one.served for one in checks)
             view.step("served in exactly the chosen order", in_order, served)
 

@@ -242,7 +242,7 @@ def _prepare(
 
 
 def _rows(follower: RoundFollower, room: ReadingRoom, retrain_after: int) -> tuple[RoundRow, ...]:
-    checks = check_order(room.served, follower.rankings)
+    checks = check_order(room.served, follower.rankings, follower.rereads)
     rows: list[RoundRow] = []
     previous_claim: datetime | None = None
     for report, published in follower.rounds:

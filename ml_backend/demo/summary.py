@@ -1,8 +1,9 @@
 """What the demo shows: its progress, whether images were served in the chosen order, and a table of the rounds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
@@ -98,7 +99,11 @@ class OrderCheck:
     deviations: list[str] = field(default_factory=list)
 
 
-def check_order(served: Sequence[ServedImage], rankings: Mapping[str, Sequence[str]]) -> dict[str, OrderCheck]:
+def check_order(
+    served: Sequence[ServedImage],
+    rankings: Mapping[str, Sequence[str]],
+    rereads: Mapping[str, Collection[str]] = {},
+) -> dict[str, OrderCheck]:
     """Compare the served images with the published rankings.
 
     This observes what was served. ``analytics.order_audit`` infers it from stored annotations, and ``tests/system``
@@ -106,7 +111,9 @@ def check_order(served: Sequence[ServedImage], rankings: Mapping[str, Sequence[s
 
     Args:
         served: all readers' images in the order in which Label Studio served them, from the first ranking on.
-        rankings: version -> image ids in the order in which they should be served.
+        rankings: version -> image ids in the order in which they should be served, oldest version first.
+        rereads: version -> those of them that wait for another reader: once, for one who has not had them. They can be
+            served just before the version is, since the tasks are opened first.
 
     Returns:
         One entry for each published version, and for each version that served without being published.
@@ -116,17 +123,34 @@ def check_order(served: Sequence[ServedImage], rankings: Mapping[str, Sequence[s
     """
     checks = {version: OrderCheck() for version in rankings}
     taken: set[str] = set()
+    again: set[tuple[str, str]] = set()  # (version or reader, image): served under it, or to them
+
+    later = dict(pairwise(rankings))
+
+    def front(version: str, opened: str, reader: str) -> str | None:
+        def is_free(image: str) -> bool:
+            if image in rereads.get(opened, ()):
+                return again.isdisjoint({(opened, image), (reader, image)})
+            return image not in taken
+
+        return next(filter(is_free, rankings.get(version, ())), None)
+
     for event in served:
         if not event.versions:
             raise ValueError(f"image {event.image_id} was served to {event.reader} under no version: expected 1 or 2")
         # Around a publish either ranking may have served; the later one is tried first.
         expected = {
-            version: event.holding or next((image for image in rankings.get(version, ()) if image not in taken), None)
-            for version in reversed(event.versions)
+            version: event.holding or front(version, version, event.reader) for version in reversed(event.versions)
         }
         matching = [version for version, image in expected.items() if image == event.image_id]
+        opened = later.get(event.versions[-1], "")
+        if not matching and event.image_id in rereads.get(opened, ()):
+            by_either = (front(one, opened, event.reader) for one in (event.versions[-1], opened))
+            matching = [opened] * (event.image_id in by_either)
+            again.add((opened, event.image_id))
         version = event.versions[-1] if event.holding or not matching else matching[0]
         taken.add(event.image_id)
+        again.update((by, event.image_id) for by in (*event.versions, event.reader))
         check = checks.setdefault(version, OrderCheck())
         if event.holding and matching:
             check.held += 1

@@ -514,7 +514,7 @@ class MetricStatistics:
 
     @property
     def targets(self) -> dict[bool, list[str]]:
-        """Those that any group reached in half of its runs (True), and the others (False)."""
+        """Those that any group reached in more than half of its runs (True), and the others (False)."""
         found: dict[bool, list[str]] = {True: [], False: []}
         for target in dict.fromkeys(row.target for row in self.needed):
             found[any(math.isfinite(row.labels.median) for row in self.needed_for(target).values())].append(target)

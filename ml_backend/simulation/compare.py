@@ -4,7 +4,7 @@ Runs are paired where they ran the same seeds on the same data.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -347,7 +347,28 @@ def print_comparison(found: Comparison, console: Console) -> None:
             "repeat its command without --no-baseline."
         )
     elif not found.labels_needed:
-        say(f"{found.unit.capitalize()} needed: no strategy reached a target of accuracy in half of its runs.")
+        say(
+            f"{found.unit.capitalize()} needed: no strategy reached a target of accuracy in more than half of its runs."
+        )
+    for answer in _answers(found):
+        say(answer)
+
+
+def _answers(found: Comparison) -> Iterator[str]:
+    """A sentence for each strategy: whether its curve of accuracy is higher or lower, as far as the interval shows."""
+    for row in found.areas:
+        if row.metric != COMPARED[0]:
+            continue
+        one, other = f"{_name(row)} of study 2", f"{_name(row)} of study 1"
+        if found.reference:
+            one, other = _name(row), str(Group(found.reference, row.variant))
+        ahead = PairedDifference(row.difference, row.low, row.high, row.p, min(row.seeds))
+        measured = f"{difference_words(ahead)}, averaged over the learning curve, {ahead.pairs} seeds."
+        if row.low is None or row.high is None or row.low <= 0 <= row.high:
+            yield f"Answer: no difference in accuracy between {one} and {other} is shown: {measured}"
+        else:
+            is_higher = "higher" if row.low > 0 else "lower"
+            yield f"Answer: the accuracy of {one} is {is_higher} than that of {other}: {measured}"
 
 
 def _print_tables(found: Comparison, console: Console, sides: tuple[str, str], minus: str, by: str) -> None:

@@ -280,7 +280,7 @@ def metrics_of(results: StudyResults) -> tuple[Metric, ...]:
 
 
 def share_words(share: Quartiles) -> str:
-    """``35 % [28–40]``: median and quartiles of fractions; ``never`` where they are infinite."""
+    """``35 % [28–40]`` or ``never [9.4 %–never]``: median and quartiles of fractions; ``never`` where infinite."""
 
     def percent(value: float) -> str:
         if math.isinf(value):
@@ -290,8 +290,8 @@ def share_words(share: Quartiles) -> str:
 
     if math.isinf(share.q25):
         return "never"
-    unit = "" if math.isinf(share.median) else " %"
-    return f"{percent(share.median)}{unit} [{percent(share.q25)}–{percent(share.q75)}]"
+    unit, low_unit = ("", " %") if math.isinf(share.median) else (" %", "")
+    return f"{percent(share.median)}{unit} [{percent(share.q25)}{low_unit}–{percent(share.q75)}]"
 
 
 def difference_words(difference: PairedDifference) -> str:
@@ -345,7 +345,7 @@ class Headline:
 
     Attributes:
         metric: title within a sentence.
-        target: one of ``HEADLINE_TARGETS``; None where no group reached one in half of its runs.
+        target: one of ``HEADLINE_TARGETS``; None where no group reached one in more than half of its runs.
         baselines: median over the seeds, by variant.
         rows: the best groups, then ``random``; those that reached the target first. Empty without a baseline.
         left_out: how many other groups there are.
@@ -361,7 +361,7 @@ class Headline:
 
 
 def headline_target(primary: MetricStatistics) -> str | None:
-    """The hardest target that any group reached in half of its runs."""
+    """The hardest target that any group reached in more than half of its runs."""
     return next((target for target in HEADLINE_TARGETS if target in primary.targets[True]), None)
 
 

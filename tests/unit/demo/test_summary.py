@@ -159,6 +159,21 @@ class TestCheckOrder:
 
         assert check_order(served, {"v1": "abc", "v2": "cb"})["v2"] == OrderCheck(served=1, in_order=1, held=1)
 
+    def test_an_image_that_waits_for_another_reader_is_served_once_more_and_to_another(self):
+        """``a`` is first, but its first reader is served what comes after it, and so is the one after the second."""
+        served = [*serve("ab"), *serve("cad", "v2", readers="abc")]
+
+        assert check_order(served, {"v1": "abcd", "v2": "acd"}, {"v2": "a"})["v2"] == OrderCheck(3, in_order=3)
+        assert check_order([*served, *serve("a", "v2", "b")], {"v2": "acda"}, {"v2": "a"})["v2"].in_order == 3
+        assert check_order(served, {"v1": "abcd", "v2": "acd"})["v2"].in_order == 2
+
+    def test_an_image_that_is_opened_again_just_before_its_ranking_is_served_under_the_one_before(self):
+        served = [*serve("ab"), *serve("a", readers="b"), *serve("d", "v2", "c")]
+        checks = check_order(served, {"v1": "abcd", "v2": "acd"}, {"v2": "a"})
+
+        assert [(one.in_order, one.served) for one in checks.values()] == [(2, 2), (1, 2)]
+        assert checks["v2"].deviations == ["c was served image d under v2, where image c was first"]
+
     def test_beyond_the_ranking_nothing_is_in_order(self):
         check = check_order(serve("abx"), {"v1": "ab"})["v1"]
 

@@ -207,6 +207,10 @@ class TestCompareStrategies:
 
         assert "[0.49 to never]" in six
         assert "-0.000" not in two
+        assert two.endswith(
+            "Answer: no difference in accuracy between bald and entropy is shown: +0.000 (no interval below 6 seeds), "
+            "averaged over the learning curve, 2 seeds.\n"
+        )
         assert "Few seeds: 2 of the 20 that a claim needs. An interval and a p of pairs need 6." in two
 
     def test_names_a_strategy_that_was_not_run(self, tmp_path):
@@ -246,12 +250,16 @@ def test_the_command_prints_tables_or_json(tmp_path, monkeypatch):
     assert "minus entropy, mean, 95 % interval" in one
     assert "Few seeds: 6 of the 20 that a claim needs." in one
     assert "An interval and a p" not in one
+    assert one.rstrip().splitlines()[-1].startswith("Answer: the accuracy of bald is higher than that of entropy")
     assert "0.60 [0.59 to 0.61]" in one
     assert "entropy, mean" in one
     assert "entropy, median" in one
     assert "Labels needed: no strategy reached a target" in unreached
     assert "labels for" not in unreached
-    assert "half of its runs" in unreached
+    assert "in more than half of its runs" in unreached
+    assert (
+        "between entropy of study 2 and entropy of study 1 is shown: +0.000 [+0.000 to +0.000], averaged" in unreached
+    )
     assert "--reference entropy compares strategies of one study" in str(refused.exception)
     assert "Paired: the same data" in text
     assert "0.60 [0.59 to 0.61]" in text

@@ -196,7 +196,8 @@ class TestReportPage:
     def test_a_target_out_of_reach_is_folded_away(self):
         """With all labels, accuracy is 0.8: with 115 nobody comes near, with 455 a point below is reached."""
         [short, long] = (report_page(drawn_results(("random", "entropy"), rounds=rounds)) for rounds in (3, 20))
-        folded = "Not reached by any strategy in half of its runs: 95 % of the baseline, baseline - 1 point, baseline<"
+        targets = "95 % of the baseline, baseline - 1 point, baseline"
+        folded = f"Not reached by any strategy in more than half of its runs: {targets}<"
 
         assert folded in short
         assert folded not in long
@@ -412,7 +413,7 @@ class TestWords:
         [
             (0.28, 0.35, 0.4, "35 % [28–40]"),
             (0.45, 0.75, math.inf, "75 % [45–never]"),
-            (0.45, math.inf, math.inf, "never [45–never]"),
+            (0.45, math.inf, math.inf, "never [45 %–never]"),
             (math.inf, math.inf, math.inf, "never"),
             (0.0699, 0.0723, 0.101, "7.2 % [7.0–10]"),
         ],
