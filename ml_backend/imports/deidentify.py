@@ -5,12 +5,12 @@ docs/security.md says what this promises and what it does not.
 
 import base64
 import hmac
-import os
 import secrets
 from datetime import date, timedelta
 from pathlib import Path
 
 from ml_backend.errors import SettingsError
+from ml_backend.storage.atomic import write_atomically
 
 _KEY_BYTES = 32
 _SHIFT_DAYS = 1826  # five years
@@ -71,15 +71,9 @@ def key_file(path: Path) -> Deidentifier:
         SettingsError: the file cannot be read or written, or holds no key.
     """
     try:
-        try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            text = path.read_text().strip()
-        else:
-            text = secrets.token_hex(_KEY_BYTES)
-            with os.fdopen(file, "w") as opened:
-                opened.write(f"{text}\n")
-        return Deidentifier(bytes.fromhex(text))
+        if not path.exists():
+            write_atomically(path, f"{secrets.token_hex(_KEY_BYTES)}\n".encode(), parents=False)
+        return Deidentifier(bytes.fromhex(path.read_text().strip()))
     except OSError as error:
         raise SettingsError(f"the key file {path} cannot be read or made: {error.strerror or error}") from error
     except ValueError as error:

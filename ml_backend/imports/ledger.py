@@ -5,9 +5,10 @@ ledger that is lost, or a process that is killed between Label Studio's answer a
 """
 
 import fcntl
+import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -17,7 +18,10 @@ NEAR = 11
 """Of the 256 bits of a ``pictures.fingerprint``: of 800 chest radiographs, each re-encoded at quality 60, halved, 15 %
 brighter, of 30 % more contrast or noisy by 5 levels, none moved by more; any two of them differ in 14 or more."""
 
-_TABLE = "CREATE TABLE IF NOT EXISTS rendered (file TEXT PRIMARY KEY, pixels TEXT, patient TEXT, fingerprint BLOB)"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS rendered "
+    "(file TEXT PRIMARY KEY, pixels TEXT, patient TEXT, fingerprint BLOB, notes TEXT)"
+)
 _BY_PATIENT = "CREATE INDEX IF NOT EXISTS by_patient ON rendered (patient)"
 
 
@@ -30,20 +34,23 @@ class Ledger:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def pixels(self, file: str) -> str | None:
-        """The hash of the pixels of a file that was rendered before."""
-        found = self._database.execute("SELECT pixels FROM rendered WHERE file = ?", (file,)).fetchone()
-        return None if found is None else str(found[0])
+    def find(self, file: str) -> tuple[str, list[str]] | None:
+        """The hash of the pixels of a file that was rendered before, and what was noted of it."""
+        found = self._database.execute("SELECT pixels, notes FROM rendered WHERE file = ?", (file,)).fetchone()
+        return None if found is None else (found[0], json.loads(found[1]))
 
-    def has_similar(self, patient: str, pixels: str, fingerprint: bytes) -> bool:
-        """Whether another image of the patient looks like this one."""
+    def has_similar(self, patient: str, pixels: str, fingerprint: bytes, counts: Callable[[str], bool]) -> bool:
+        """Whether another image of the patient looks like this one, of those whose hash counts."""
         bits, query = int.from_bytes(fingerprint), "SELECT pixels, fingerprint FROM rendered WHERE patient = ?"
         rows = self._database.execute(query, (patient,))
-        return any(other != pixels and (bits ^ int.from_bytes(seen)).bit_count() <= NEAR for other, seen in rows)
+        return any(
+            other != pixels and (bits ^ int.from_bytes(seen)).bit_count() <= NEAR and counts(other)
+            for other, seen in rows
+        )
 
-    def add(self, file: str, pixels: str, patient: str, fingerprint: bytes) -> None:
-        row = (file, pixels, patient, fingerprint)
-        self._database.execute("INSERT OR REPLACE INTO rendered VALUES (?, ?, ?, ?)", row)
+    def add(self, file: str, pixels: str, patient: str, fingerprint: bytes, notes: Sequence[str] = ()) -> None:
+        row = (file, pixels, patient, fingerprint, json.dumps(notes))
+        self._database.execute("INSERT OR REPLACE INTO rendered VALUES (?, ?, ?, ?, ?)", row)
 
 
 @contextmanager
@@ -61,6 +68,7 @@ def open_ledger(folder: Path | None) -> Iterator[Ledger]:
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(_locked(folder))
+            Path(path).touch(mode=0o600)
         try:
             # Without transactions: each line is worth keeping by itself.
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)

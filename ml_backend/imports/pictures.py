@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ml_backend.errors import ImageError
 from ml_backend.images.burned_in import text_at_borders
@@ -73,6 +73,8 @@ def read_picture(content: bytes, name: str, *, first_frame: bool = False) -> Pic
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"image {name} is too large: {error}: shrink it", "too-large") from error
+    except UnidentifiedImageError as error:  # whose text holds an address in memory
+        raise ImageError(f"image {name} is of an unknown kind: export it as PNG", "unsupported") from error
     except Exception as error:  # decoders raise anything
         kind = f"{type(error).__name__}: {error}"
         raise ImageError(f"image {name} is damaged or not supported ({kind}): export it again", "damaged") from error

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeAlias
@@ -108,21 +108,25 @@ def run_import(options: ImportOptions) -> int:
     """
     url, number, missing, failed = checked_address(options.url, "--url"), None, "", False
     check_backend_address(url)
+    key, source = options.key_file or options.out / "key", Path(options.source)
+    places = Places(options.source, options.document_root, (options.out, key)) if options.leave_in_place else None
+    if places is not None and source.is_dir():
+        places.check(str(source / "any file"))
     console = Console(stderr=options.json)
     with View(console) as view:
         if options.dry_run:
-            tally = take_files(options, view)
+            with open_ledger(None) as ledger:
+                tally = take_files(options, view, ledger, places)
         else:
             settings = Settings.load()
             with LabelStudioClient.from_settings(settings) as client:
                 release = label_studio_version(client.url)
                 view.print(f"Label Studio {release}: {version_note(release)}")
                 number = _project(options, client, view)
-                with suppress(OSError):  # said by what is to be written into it
-                    options.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-                places = Places(client, number, options.source, options.document_root)
-                target = _Target(client, number, key_file(options.key_file or options.out / "key"), places)
-                tally = take_files(options, view, target)
+                # Before the project is read: an import that ends meanwhile would be imported again.
+                with open_ledger(options.out) as ledger:
+                    target = _Target(client, number, key_file(key))
+                    tally = take_files(options, view, ledger, places, target)
                 try:
                     missing = _first_order(settings, client, target, url, view)
                 except BackendError as error:  # after the table, which took long to make
@@ -140,19 +144,27 @@ def run_import(options: ImportOptions) -> int:
     return 1 if tally["refused"] or failed else 0
 
 
-def take_files(options: ImportOptions, view: View, target: "_Target | None" = None) -> Tally:
-    """Make a task of each image of the source that the target, a project, does not hold; None for a dry run.
+def take_files(
+    options: ImportOptions, view: View, ledger: Ledger, places: Places | None, target: "_Target | None" = None
+) -> Tally:
+    """Make a task of each image of the source that the target does not hold.
+
+    Args:
+        options: of the import.
+        view: shows how far it is.
+        ledger: of its folder.
+        places: of the images that are not uploaded; None to upload.
+        target: the project; None for a dry run.
 
     Returns:
         What became of each file.
     """
     view.step("listing files", 0, None)
-    total = sum(1 for _ in walk(options.source))
+    total = sum(1 for _ in _files(options))
     view.step("listing files", total, total)
-    folder = options.out if target else None
-    with open_ledger(folder) as ledger, open_tally(folder and folder / "files.csv") as tally:
+    with open_tally(options.out / "files.csv" if target else None) as tally:
         try:
-            _Import(options, ledger, tally, target).take_all(view, total)
+            _Import(options, ledger, tally, places, target).take_all(view, total)
         except (BackendError, KeyboardInterrupt):
             view.print(f"stopped after {tally['taken']:,} images; the same command goes on from there")
             raise
@@ -190,7 +202,6 @@ class _Target:
         client: of Label Studio.
         project_id: of the project.
         keys: which its earlier imports must have used too.
-        places: of the images that are not uploaded.
 
     Attributes:
         keys: of its patients.
@@ -200,9 +211,8 @@ class _Target:
         SettingsError: it was imported with another key.
     """
 
-    def __init__(self, client: LabelStudioClient, project_id: int, keys: Deidentifier, places: Places) -> None:
+    def __init__(self, client: LabelStudioClient, project_id: int, keys: Deidentifier) -> None:
         self._client = client
-        self._places = places
         self.id = project_id
         self._image_key = parse_label_config(read_project(client, project_id)["label_config"]).image_key
         self.keys = keys
@@ -218,13 +228,14 @@ class _Target:
                     "give the key file of the first import with --key-file, or the folder of its --out"
                 )
 
-    def add(self, images: Sequence[_Rendered]) -> None:
-        """Make a task of each image; those without an address are uploaded."""
-        names = {one.pixels: f"{one.pixels[:32]}.png" for one in images if not one.address}
-        files = {names[one.pixels]: one.png for one in images if not one.address}
-        uploads = self._client.upload(self.id, files) if files else {}
-        uris = {one.pixels: self._places.address(one.address) for one in images if one.address}
-        uris |= {pixels: uploads[name] for pixels, name in names.items()}
+    def add(self, images: Sequence[_Rendered], places: Places | None) -> None:
+        """Make a task of each image; without places they are uploaded."""
+        if places is None:
+            names = {one.pixels: f"{one.pixels[:32]}.png" for one in images}
+            uploads = self._client.upload(self.id, {names[one.pixels]: one.png for one in images})
+            uris = {pixels: uploads[name] for pixels, name in names.items()}
+        else:
+            uris = {one.pixels: places.address(self._client, self.id, one.address) for one in images}
         tasks = [
             {
                 "data": {**one.data, self._image_key: uris[one.pixels]},
@@ -237,10 +248,13 @@ class _Target:
 
 
 class _Import:
-    def __init__(self, options: ImportOptions, ledger: Ledger, tally: Tally, target: _Target | None) -> None:
+    def __init__(
+        self, options: ImportOptions, ledger: Ledger, tally: Tally, places: Places | None, target: _Target | None
+    ) -> None:
         self._options = options
         self._ledger = ledger
         self._tally = tally
+        self._places = places
         self._target = target
         self._keys = target.keys if target else Deidentifier(secrets.token_bytes(32))
         self._views = _names((options.views or "").upper())
@@ -254,7 +268,7 @@ class _Import:
 
     def take_all(self, view: View, total: int) -> None:
         with ThreadPoolExecutor(_THREADS) as threads:
-            for done, (name, result) in enumerate(_ahead(walk(self._options.source), self._render, threads)):
+            for done, (name, result) in enumerate(_ahead(_files(self._options), self._render, threads)):
                 view.step("importing files", done, total)
                 if isinstance(result, _Rendered):
                     self._take(name, result)
@@ -270,14 +284,18 @@ class _Import:
         """The file as a task needs it, or why it is none. Called from several threads."""
         content = b""
         try:
+            if self._places is not None:
+                self._places.check(file.address)
             content = file.read()
             known = hashlib.sha256(self._variant + content).hexdigest()
-            pixels = self._ledger.pixels(known)
-            if pixels is not None and self._target is not None and pixels in self._target.pixels:
-                return _Rendered(known, pixels)
-            if self._options.leave_in_place and (not file.address or not is_shown(content)):
-                return "refused", "browsers cannot show it where it is: import it without --leave-in-place"
+            found = self._ledger.find(known)
+            if found is not None and self._holds(found[0]):
+                return _Rendered(known, found[0], notes=found[1])
+            if self._places is not None and not is_shown(content):
+                self._places.check("")
             picture = read_picture(content, file.name, first_frame=self._options.first_frame)
+        except SettingsError as error:
+            return "refused", str(error)
         except NotAnImage as error:
             return "skipped", str(error)
         except ImageError as error:
@@ -291,15 +309,15 @@ class _Import:
         if reason := self._unwanted(fields):
             return "skipped", reason
         if picture.burned_in and self._options.refuse_burned_in:
-            return "refused", picture.burned_in
+            held = "; it is in the project already: delete its task" if self._holds(picture.pixels) else ""
+            return "refused", f"{picture.burned_in}{held}"
         notes = [picture.burned_in] if picture.burned_in else []
         data = self._data(fields, notes)
         extra = (name for name in self._columns if name in file.fields and _column(name) not in data)
         data |= {name: file.fields[name] for name in extra}
         data = {name: value for name, value in data.items() if value}
-        leave = self._options.leave_in_place
-        png, address = (b"", file.address) if leave else (to_png(picture.image, self._options.side), "")
-        return _Rendered(known, picture.pixels, png, address, fingerprint(picture.image), data, notes)
+        png = to_png(picture.image, self._options.side) if self._places is None else b""
+        return _Rendered(known, picture.pixels, png, file.address, fingerprint(picture.image), data, notes)
 
     def _unwanted(self, fields: Mapping[str, str]) -> str:
         view, modality = fields.get("view", "").upper(), fields.get("modality", "").upper()
@@ -324,23 +342,37 @@ class _Import:
             self._tally.add("skipped", name, "the same pixels as another file of this import")
             return
         self._seen.add(one.pixels)
-        if self._target is not None and one.pixels in self._target.pixels:
-            self._tally.add("skipped", name, "in the project already")
-            return
-        patient = one.data.get(PATIENT_KEY, "")
-        if patient and self._ledger.has_similar(patient, one.pixels, one.fingerprint):
-            one.notes.append("looks like another image of the same patient")
-        self._ledger.add(one.file, one.pixels, patient, one.fingerprint)
+        if one.fingerprint:  # it was rendered now
+            patient = one.data.get(PATIENT_KEY, "")
+            if patient and self._ledger.has_similar(patient, one.pixels, one.fingerprint, self._is_here):
+                one.notes.append("looks like another image of the same patient")
+            self._ledger.add(one.file, one.pixels, patient, one.fingerprint, one.notes)
         for note in one.notes:
             self._tally.add("noted", name, note)
-        self._batch[one.pixels] = (name, one)
+        if self._holds(one.pixels):
+            self._tally.add("skipped", name, "in the project already")
+        else:
+            self._batch[one.pixels] = (name, one)
+
+    def _holds(self, pixels: str) -> bool:
+        return self._target is not None and pixels in self._target.pixels
+
+    def _is_here(self, pixels: str) -> bool:
+        return pixels in self._seen or self._holds(pixels)
 
     def _flush(self) -> None:
         if self._batch and self._target is not None:
-            self._target.add([one for _, one in self._batch.values()])
+            self._target.add([one for _, one in self._batch.values()], self._places)
         for name, _ in self._batch.values():
             self._tally.add("taken", name)
         self._batch.clear()
+
+
+def _files(options: ImportOptions) -> Iterator[SourceFile | RefusedFile]:
+    """The files of the source, without those of the import itself."""
+    source, out = Path(options.source).resolve(), options.out.resolve()
+    own = f"{out.relative_to(source)}/" if "://" not in options.source and out.is_relative_to(source) else None
+    return (file for file in walk(options.source) if own is None or not file.name.startswith(own))
 
 
 def _ahead(
@@ -391,23 +423,29 @@ def _is_text(content: bytes) -> bool:
     return b"\0" not in content[:512]
 
 
-def wait_for_order(context: CheckContext, view: View, worker_within_s: float = 30.0) -> str:
+def wait_for_order(
+    context: CheckContext, view: View, worker_within_s: float = 30.0, round_within_s: float = 120.0
+) -> str:
     """Wait until Label Studio serves an order of the project's images.
 
     Args:
         context: of the project, connected.
         view: shows the stages of the round.
         worker_within_s: seconds within which a worker must answer.
+        round_within_s: seconds after which a round must wait or run.
 
     Returns:
         What is missing; empty where an order is served.
     """
     later = "the first order follows by itself"
-    patience = time.monotonic() + worker_within_s
+    began = busy = time.monotonic()
     while True:
         served = context.client.project(context.project_id).get("model_version")
-        if served and context.client.model_versions(context.project_id).get(served):
-            view.print(f"Label Studio serves the order {served}: open the project, and press Label All Tasks")
+        if served and (images := context.client.model_versions(context.project_id).get(served)):
+            view.print(
+                f"Label Studio serves the order {served} of {images:,} images: open the project, and press Label All "
+                "Tasks; what was added to the project since follows with a later round"
+            )
             return ""
         try:
             status, workers = context.queue.status(context.key), context.queue.workers()
@@ -415,8 +453,15 @@ def wait_for_order(context: CheckContext, view: View, worker_within_s: float = 3
             return f"whether a worker runs cannot be seen from here ({error}); where one runs, {later}"
         if status.failing and status.last_error is not None:
             return f"the first round failed: {status.last_error.message}; `ml-backend doctor` says more"
-        if not workers and time.monotonic() > patience:
+        now = time.monotonic()
+        if not workers and now > began + worker_within_s:
             return f"no worker answers: start `ml-backend work`, and {later}"
+        if status.waiting or status.running:
+            busy = now
+        elif now > busy + round_within_s:
+            return "no round waits or runs: `ml-backend doctor` says why"
         if (progress := status.progress) is not None:
             view.step(STAGES.get(progress.stage, progress.stage), progress.done, progress.total)
+        else:
+            view.step("waiting for a round", 0, None)
         time.sleep(0.3)

@@ -16,12 +16,12 @@ Outcome: TypeAlias = Literal["taken", "skipped", "refused", "noted"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("taken", "skipped", "refused", "noted")
 FILES: Final = 3  # named of each reason
 # Values and numbers in a reason: what is left tells its kind.
-_VALUES: Final = re.compile(r"b?'[^']*'|b?\"[^\"]*\"|\d[\d,.]*")
+_VALUES: Final = re.compile(r"b?'[^']*'|b?\"[^\"]*\"|0x[0-9a-f]+|\d[\d,.]*")
 
 
 @dataclass(slots=True)
 class Group:
-    """The files with one outcome for one reason; ``first`` names some of them. ``noted`` files were taken as well."""
+    """The files with one outcome for one reason; ``first`` names some. ``noted`` files are in the project as well."""
 
     outcome: Outcome
     reason: str
@@ -44,8 +44,10 @@ class Tally:
 
     def add(self, outcome: Outcome, name: str, reason: str = "") -> None:
         """Count a file; groups take reasons for equal that differ in values and numbers."""
-        # An error names its file, which the line names already.
-        reason = reason.replace(f"image {name} ", "").replace(f"image {name}: ", "").replace(name, "it")
+        # An error begins with its file, which the line names already; a path in it may hold bytes that are no text.
+        for prefix in (f"image {name} ", f"image {name}: ", f"{name} "):
+            reason = reason.removeprefix(prefix)
+        reason = reason.encode(errors="backslashreplace").decode()
         group = self._groups.setdefault((outcome, _VALUES.sub("", reason)), Group(outcome, reason))
         group.count += 1
         group.first += [name] if len(group.first) < FILES else []

@@ -82,12 +82,14 @@ def dicom(number: int, view: str = "PA", **more: object) -> bytes:
 
 
 def write_studies(folder: Path) -> None:
-    """31 files, of which 20 become tasks."""
+    """32 files, of which 20 become tasks."""
     files: dict[str, bytes] = {f"a/{NAME}_{n}.dcm": dicom(n) for n in range(8)}
     files["lateral.dcm"], files["ct"] = dicom(20, "LL"), dicom(21, SOPClassUID=CTImageStorage, Modality="CT")
     files["again.dcm"] = dicom(0, PatientName="Another^One")
     files["frames.dcm"] = dicom(22, NumberOfFrames=2, PixelData=bytes(2 * 2 * 96 * 80))
     files["cut.dcm"], files["empty.dcm"] = dicom(23)[:-500], b""
+    # Of a function that is not known, whose name must not be repeated.
+    files["odd.dcm"] = dicom(24, VOILUTFunction=PLACE.upper(), WindowCenter=2000, WindowWidth=900)
     files["README.txt"], files["noise.png"] = NAME.encode(), os.urandom(500)
     text, exif = PngInfo(), Image.Exif()
     text.add_text("Patient", NAME)
@@ -264,7 +266,7 @@ def test_one_command_from_a_folder_to_the_first_order(
 
     plan = run_cli([own.get(word, word) for word in tried.words[1:]], backend.environ, state)
     assert plan.returncode == 1
-    assert f"{TAKEN} taken, 5 skipped, 6 refused; nothing was changed" in plan.stdout
+    assert f"{TAKEN} taken, 5 skipped, 7 refused; nothing was changed" in plan.stdout
 
     with LabelStudioClient(label_studio.url, label_studio.api_key) as client:
         assert [row for row in client.projects(TITLE) if row["title"] == TITLE] == []
@@ -306,7 +308,7 @@ def test_one_command_from_a_folder_to_the_first_order(
     reasons = {(one["outcome"], one["reason"]): one for one in result["groups"]}
     assert reasons["skipped", "in the project already"]["count"] == TAKEN
     refused = {name for (outcome, _), one in reasons.items() if outcome == "refused" for name in one["first"]}
-    assert refused == {"cut.dcm", "empty.dcm", "frames.dcm", "more.zip/../up.png", "noise.png", "passwd.png"}
+    assert refused == {"cut.dcm", "empty.dcm", "frames.dcm", "more.zip/../up.png", "noise.png", "odd.dcm", "passwd.png"}
     assert held[served] == TAKEN
 
     # What the tasks hold.
@@ -324,6 +326,14 @@ def test_one_command_from_a_folder_to_the_first_order(
             days.setdefault(task["data"]["patient_id"], []).append(date.fromisoformat(task["data"]["study_date"]))
     assert [sorted((day - min(of_one)).days for day in of_one) for of_one in days.values()] == [[0, 2, 4, 6]] * 2
     assert not {day for of_one in days.values() for day in of_one} & {date(2019, 3, n) for n in range(1, 9)}
+
+    # Names of files are printed, and nothing of what is in them; the ledger knows neither.
+    printed = "".join(one.stdout + one.stderr for one in (plan, alone, foreign, ended)).lower()
+    printed += (state / "import" / "files.csv").read_text().lower()
+    assert "odd.dcm" in printed
+    assert not [secret for secret in (PLACE, UID) if secret.lower() in printed]
+    [ledger] = [path.read_bytes().lower() for path in (state / "import").glob("ledger.sqlite3")]
+    assert not [secret for secret in SECRETS if secret.lower().encode() in ledger]
 
     # Nothing else left the files; and the search finds what is there.
     assert found == {}

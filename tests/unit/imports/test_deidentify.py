@@ -1,6 +1,8 @@
+import os
 import re
 import stat
 from datetime import date
+from unittest.mock import Mock
 
 import pytest
 
@@ -61,6 +63,13 @@ class TestKeyFile:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert re.fullmatch(r"[0-9a-f]{64}\n", path.read_text())
         assert made.patient("MRN-1") == read.patient("MRN-1") != key_file(tmp_path / "other").patient("MRN-1")
+
+    def test_reaches_the_disk_whole_or_not_at_all(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
+
+        with pytest.raises(SettingsError, match="No space left"):
+            key_file(tmp_path / "key")
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("text", ["", "a password", "00ff"])
     def test_of_something_else_is_refused(self, tmp_path, text):

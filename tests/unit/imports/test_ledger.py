@@ -13,21 +13,32 @@ def bits(*ones: int) -> bytes:
 def test_remembers_what_was_rendered(tmp_path):
     folder = tmp_path / "a" / "state"
     with open_ledger(folder) as ledger:
-        ledger.add("file", "pixels", "P", bits())
+        ledger.add("file", "pixels", "P", bits(), ["may show\ntext"])
     with open_ledger(folder) as ledger:
-        assert ledger.pixels("file") == "pixels"
-        assert ledger.pixels("other") is None
+        assert ledger.find("file") == ("pixels", ["may show\ntext"])
+        assert ledger.find("other") is None
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_is_for_its_owner_alone_in_a_folder_for_all(tmp_path):
+    tmp_path.chmod(0o755)
+    with open_ledger(tmp_path) as ledger:
+        ledger.add("file", "pixels", "P", bits())
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
 def test_similar_images_of_one_patient():
     with open_ledger(None) as ledger:
         ledger.add("file", "pixels", "P", bits(255))
 
-        assert ledger.has_similar("P", "other", bits(255, *range(NEAR)))
-        assert not ledger.has_similar("P", "other", bits(255, *range(NEAR + 1)))
-        assert not ledger.has_similar("Q", "other", bits(255))
-        assert not ledger.has_similar("P", "pixels", bits(255))
+        def similar(patient: str, pixels: str, *ones: int) -> bool:
+            return ledger.has_similar(patient, pixels, bits(255, *ones), {"pixels"}.__contains__)
+
+        assert similar("P", "other", *range(NEAR))
+        assert not similar("P", "other", *range(NEAR + 1))
+        assert not similar("Q", "other")
+        assert not similar("P", "pixels")
+        assert not ledger.has_similar("P", "other", bits(255), {"of this project"}.__contains__)
 
 
 def test_one_import_at_a_time(tmp_path):
@@ -51,6 +62,6 @@ def test_holds_no_name(tmp_path):
         ledger.add("f", "p", "hash", bits())
     with sqlite3.connect(tmp_path / "ledger.sqlite3") as database:
         assert [row[1] for row in database.execute("PRAGMA table_info(rendered)")] == [
-            *("file", "pixels", "patient", "fingerprint")
+            *("file", "pixels", "patient", "fingerprint", "notes")
         ]
     database.close()

@@ -124,6 +124,10 @@ class TestReadPicture:
             read_picture(content, "x")
         assert np.array_equal(np.asarray(read_picture(content, "x", first_frame=True).image), ramp())
 
+    def test_a_tiff_of_an_unknown_kind(self):
+        with pytest.raises(ImageError, match="image x is of an unknown kind"):
+            read_picture(b"II*\0\x08\0\0\0\0\0\0\0\0\0", "x")
+
 
 class TestToPng:
     @pytest.mark.parametrize(("side", "size"), [(2048, (64, 96)), (96, (64, 96)), (48, (32, 48))])

@@ -28,6 +28,24 @@ def test_reasons_that_differ_in_values_are_one_group(tally):
     assert (tally["refused"], tally["skipped"]) == (5, 0)
 
 
+def test_a_short_name_stays_out_of_a_reason():
+    tally = Tally()
+    tally.add("refused", "1", "image 1 holds 12 frames")
+    tally.add("refused", "a", "a damaged file")
+    tally.add("refused", "b", "b: <io 0x7f6eab>")
+    tally.add("refused", "c", "b: <io 0x7f6eac>")
+
+    assert [one.reason for one in tally.groups()] == ["b: <io 0x7f6eab>", "holds 12 frames", "damaged file"]
+
+
+def test_a_path_that_is_no_text(tmp_path):
+    with open_tally(tmp_path / "files.csv") as found:
+        found.add("refused", "M?ller", "/in/M\udcfcller is a folder")
+
+    assert "/in/M\\udcfcller" in (tmp_path / "files.csv").read_text()
+    assert found.groups()[0].reason.isascii()
+
+
 def test_brackets_are_printed_as_they_are(tally):
     out = io.StringIO()
     Console(file=out, width=120).print(tally.table())
