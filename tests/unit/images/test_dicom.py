@@ -6,6 +6,7 @@ import sys
 import zlib
 from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import imagecodecs
 import numpy as np
@@ -143,13 +144,14 @@ class TestGrayLevels:
 
     def test_of_32_bits(self, monkeypatch):
         """Which take almost four times the memory."""
-        levels, held = LEVELS.astype(np.uint32) * 100_000, []
-        monkeypatch.setattr(budget, "hold", lambda pixels: held.append(pixels) or nullcontext())
+        levels = LEVELS.astype(np.uint32) * 100_000
+        held = Mock(return_value=nullcontext())
+        monkeypatch.setattr(budget, "hold", held)
 
         pixels = rendered(radiograph(levels, BitsStored=32, WindowCenter=150_000_000, WindowWidth=200_000_001))
 
         assert close(pixels, (levels - 149_999_999.5) / 200_000_000 + 0.5)
-        assert held == [4 * 48 * 40]
+        held.assert_called_once_with(4 * 48 * 40)
 
     def test_of_colours(self):
         rgb = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
