@@ -5,6 +5,7 @@ Nothing is refused by raising: a file that must not be read is a ``RefusedFile``
 
 import csv
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ MAX_RATIO = 500
 """Of a ZIP member's size to its compressed size. Deflate reaches 1,032, radiographs stay far below 50."""
 
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "https")
-"""Of addresses. Others of fsspec read this machine's files, or requests that nobody has encrypted."""
+"""Of addresses. Other schemes of fsspec read this machine's files, or its network without encryption."""
 
 _SYMLINK = "a link that leads out of the folder: import from the folder that it leads to"
 
@@ -192,7 +193,8 @@ def _read(open_file: Callable[[], Any], name: str, max_bytes: int) -> bytes:
         raise ImageError(f"{name} cannot be read: it is no longer there", "missing") from error
     except Exception as error:  # zlib, zipfile and each store raise errors of their own
         kind = ImageError.kind_of(error) if isinstance(error, OSError) else "damaged"
-        raise ImageError(f"{name} cannot be read: {type(error).__name__}: {error}", kind) from error
+        why = re.sub(r"\?\S+", "?...", str(error))  # the query of an address may hold a signature
+        raise ImageError(f"{name} cannot be read: {type(error).__name__}: {why}", kind) from error
     if len(content) > max_bytes:
         raise ImageError(f"{name} is {_too_large(len(content), max_bytes)}", "too-large")
     return content

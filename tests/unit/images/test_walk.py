@@ -7,8 +7,10 @@ import struct
 import tempfile
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 
 from ml_backend.errors import ImageError, SettingsError
 from ml_backend.images.files import RefusedFile, SourceFile, walk
@@ -245,13 +247,16 @@ class TestAddress:
         with pytest.raises(ImageError, match="no longer there"):
             two.read()
 
-    def test_a_web_address_is_one_file_that_is_not_requested_before_it_is_read(self):
+    def test_a_web_address_is_one_file_that_is_not_requested_before_it_is_read(self, monkeypatch):
         address = "https://127.0.0.1:9/a/x.png?sig=secret"
+        monkeypatch.setattr(HTTPFileSystem, "open", Mock(side_effect=ValueError(f"403, url='{address}'")))
 
         [file] = walk(address)
 
         assert isinstance(file, SourceFile)
         assert (file.name, file.address) == ("x.png", address)
+        with pytest.raises(ImageError, match=r"x.png cannot be read: .*/a/x.png\?\.\.\.$"):
+            file.read()
 
     @pytest.mark.parametrize("scheme", ["file", "local", "http", "ftp", "memory", "simplecache::s3"])
     def test_other_schemes_are_refused_in_tables_too(self, tmp_path, scheme):
