@@ -1,11 +1,13 @@
 """Finds text that is burned into the border of an image, without reading it."""
 
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import UInt8
 from PIL import Image
+
+_Boxes: TypeAlias = npt.NDArray[np.float64]  # a row of top, bottom, left and right for each shape
 
 SIDE: Final = 2048
 """Larger images are looked at in this size, in which ``ml-backend import`` uploads them."""
@@ -51,6 +53,7 @@ def _text(levels: npt.NDArray[np.float32]) -> str:
 def _line_of_glyphs(mask: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
     """The middle, down and across, of the longest line of glyphs near a border."""
     from scipy.ndimage import find_objects, label  # noqa: PLC0415 - as above
+    from scipy.sparse import csr_array, vstack  # noqa: PLC0415
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
     shapes, _ = label(mask)
@@ -62,22 +65,24 @@ def _line_of_glyphs(mask: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
     boxes = boxes[near & (tall >= _HEIGHTS[0]) & (tall <= _HEIGHTS[1]) & (wide <= 1.5 * tall)]
     if not _MIN_GLYPHS <= len(boxes) <= _MAX_SHAPES:
         return None
-    top, bottom, left, right = boxes.T
-    tall = bottom - top
-    larger, smaller = np.maximum.outer(tall, tall), np.minimum.outer(tall, tall)
-    gap = np.maximum.outer(left, left) - np.minimum.outer(right, right)
-    neighbours = (
-        (smaller > 0.6 * larger)
-        & (np.abs(np.subtract.outer(bottom, bottom)) <= np.maximum(1, 0.12 * smaller))
-        & (gap >= -1)
-        & (gap <= 1.6 * smaller)
-    )
+    # Some at a time, since a matrix of all is large.
+    neighbours = vstack([csr_array(_are_neighbours(boxes[n : n + 64], boxes)) for n in range(0, len(boxes), 64)])
     _, lines = connected_components(neighbours, directed=False)
     sizes = np.bincount(lines)
     if sizes.max() < _MIN_GLYPHS:
         return None
     box = boxes[lines == sizes.argmax()]
     return float(box[:, :2].mean()), float(box[:, 2:].mean())
+
+
+def _are_neighbours(some: _Boxes, boxes: _Boxes) -> npt.NDArray[np.bool_]:
+    """Whether two shapes may be glyphs of one line, side by side."""
+    (top, bottom, left, right), (tops, bottoms, lefts, rights) = some.T[..., None], boxes.T
+    larger, smaller = np.maximum(bottom - top, bottoms - tops), np.minimum(bottom - top, bottoms - tops)
+    gap = np.maximum(left, lefts) - np.minimum(right, rights)
+    is_one_line = (smaller > 0.6 * larger) & (np.abs(bottom - bottoms) <= np.maximum(1, 0.12 * smaller))
+    near: npt.NDArray[np.bool_] = is_one_line & (gap >= -1) & (gap <= 1.6 * smaller)
+    return near
 
 
 def _side(middle: tuple[float, float], shape: tuple[int, ...]) -> str:

@@ -432,7 +432,7 @@ PREPROCESSING = "gray-squash-bilinear-2"
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "AVIF", "DICOM")
 """What is decoded: what browsers show, but drawings and icons; and DICOM."""
 
-# Every other decoder of Pillow stays out of reach of a hostile file.
+# Every other decoder of Pillow stays out of reach of a hostile file, but for TIFF's in an import.
 BY_PILLOW = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 
 # EXIF orientation -> what undoes it.

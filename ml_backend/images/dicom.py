@@ -62,13 +62,19 @@ _MODALITIES: Final = (
 )
 # The word -> how ViewPosition and the meanings of view codes give it, in capitals, with spaces between.
 _VIEWS: Final = {
+    "LL": r"LL|(L|LEFT) ?LAT(ERAL)?|LAT(ERAL)? (L|LEFT)",
+    "RL": r"RL|(R|RIGHT) ?LAT(ERAL)?|LAT(ERAL)? (R|RIGHT)",
+    "LATERAL": r"(?!.*(OBL|DECUB))(.* )?([LR]?LAT(ERAL[A-Z]*)?|LATERO ?MEDIAL|(LATERO|MEDIO)LATERAL)( .*)?",
     "PA": r"(PA|POSTERO ?ANTERIOR)( (?!.*OBL).*)?",
     "AP": r"(AP|ANTERO ?POSTERIOR)( (?!.*OBL).*)?",
-    "LL": r"LL|LLAT|LEFT LAT(ERAL)?",
-    "RL": r"RL|RLAT|RIGHT LAT(ERAL)?",
-    "LATERAL": r"LAT|LATERAL|LATERO ?(LATERAL|MEDIAL)|MEDIO ?LATERAL",
-    **{view: view for view in ("LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "CC", "MLO", "ML", "LM", "LMO")},
+    "FRONTAL": r"FRONTAL( (?!.*OBL).*)?",
+    **{view: view for view in ("LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "ML", "LM", "LMO")},
+    "CC": r"CC|CRANIO ?CAUDAL",
+    "MLO": r"MLO|MEDIO ?LATERAL OBLIQUE",
 }
+
+UNKNOWN_VIEW: Final = "UNKNOWN"
+"""Of a file that names a view, but none of these."""
 
 # Pixels, but of dose or of drawn regions: no picture to read.
 _DERIVED: Final = ("RT Dose Storage", "Segmentation Storage")
@@ -90,9 +96,10 @@ class DicomImage:
 
     Attributes:
         pixels: grey levels, 0 black to 255 white, with square pixels, at full resolution.
-        fields: ``patient_id``, ``study_date`` (YYYYMMDD), ``view`` (``PA``, ``AP``, ``LL``, ``RL``, ``LATERAL``, ...),
-            ``modality``, ``laterality`` (``L``, ``R``, ``B``), ``study_uid``, ``series_uid`` and ``sop_uid``, as the
-            file gives them; "" where it does not, or where the value is not one that the standard defines.
+        fields: ``patient_id``, ``study_date`` (YYYYMMDD), ``view`` (``PA``, ``AP``, ``LL``, ``RL``, ``LATERAL``, ...,
+            or ``UNKNOWN_VIEW``), ``modality``, ``laterality`` (``L``, ``R``, ``B``), ``study_uid``, ``series_uid`` and
+            ``sop_uid``, as the file gives them; "" where it does not, or where the value is not one that the standard
+            defines.
         burned_in: why text may be burned into the pixels: the file says so, or is of a kind that often has some, or
             text was found at a border; "" without a reason.
     """
@@ -137,7 +144,7 @@ def open_dicom(content: bytes, *, first_frame: bool = False) -> Any:
     if not content:
         raise ImageError("the file is empty: export the image again", "empty")
     with _as_image_error():
-        dataset = _pydicom().dcmread(io.BytesIO(_inflated(content)), force=True, specific_tags=_READ.split())
+        dataset = _pydicom().dcmread(_Inflated(_inflated(content)), force=True, specific_tags=_READ.split())
         _require_picture(dataset)
         frames = int(dataset.get("NumberOfFrames") or 1)
         if frames > 1 and not first_frame:
@@ -167,7 +174,12 @@ def render_dicom(dataset: Any) -> UInt8[Gray, "height width"]:
     """
     with (
         _as_image_error(),
-        budget.hold(int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)),
+        budget.hold(
+            int(dataset.Rows)
+            * int(dataset.Columns)
+            * int(dataset.get("SamplesPerPixel") or 1)
+            * (4 if int(dataset.BitsAllocated) > 16 else 1)
+        ),
     ):
         levels = _decoded(dataset)
         most = 2 ** int(dataset.BitsStored) - 1
@@ -206,6 +218,15 @@ def _loaded() -> Any:
     return pydicom
 
 
+class _Inflated(io.BytesIO):
+    """Of a data set that pydicom still holds for deflated, it would read all the rest, and inflate it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise ImageError("a deflated DICOM file whose head gives a wrong length: export it again", "damaged")
+        return super().read(size)
+
+
 def _inflated(content: bytes) -> bytes:
     """The same file without the deflation of its data set, which pydicom undoes without a limit."""
     # The meta elements begin with the length of the others.
@@ -228,7 +249,8 @@ def _require_picture(dataset: Any) -> None:
         needed = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
         if missing := [keyword for keyword in needed if dataset.get(keyword) in (None, "")]:
             raise ImageError(f"a DICOM image without {', '.join(missing)}: export it again", "damaged")
-        if not re.fullmatch("MONOCHROME[12]|PALETTE COLOR|RGB|YBR_[A-Z0-9_]+", str(dataset.PhotometricInterpretation)):
+        shown = "MONOCHROME[12]|PALETTE COLOR|RGB|YBR_(FULL|FULL_422|PARTIAL_42[02]|ICT|RCT)"
+        if not re.fullmatch(shown, str(dataset.PhotometricInterpretation)):
             raise ImageError("a DICOM image neither of grey levels, nor of a palette, RGB or YBR", "unsupported")
         return
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
@@ -245,6 +267,7 @@ def _fields(dataset: Any) -> dict[str, str]:
         value = str(_first(dataset.get(keyword)) or "").strip()
         return value if re.fullmatch(pattern, value) else ""
 
+    codes = dataset.get("ViewCodeSequence") or [{}]
     day = str(dataset.get("StudyDate") or "").replace(".", "")  # as the standard had them before 1993
     try:
         date.fromisoformat(day)
@@ -253,7 +276,7 @@ def _fields(dataset: Any) -> dict[str, str]:
     return {
         "patient_id": str(dataset.get("PatientID") or "").strip(),
         "study_date": day if re.fullmatch(r"\d{8}", day) else "",
-        "view": _view(dataset),
+        "view": known_view(dataset.get("ViewPosition"), codes[0].get("CodeMeaning")),
         "modality": defined("Modality", _MODALITIES),
         "laterality": defined("ImageLaterality", "[LRBU]") or defined("Laterality", "[LRBU]"),
         "study_uid": defined("StudyInstanceUID", _UID),
@@ -262,15 +285,11 @@ def _fields(dataset: Any) -> dict[str, str]:
     }
 
 
-def _view(dataset: Any) -> str:
-    """A word of ``_VIEWS`` by the position, or else by the meaning of the view's code; "" where neither is known."""
-    codes = dataset.get("ViewCodeSequence") or [{}]
-    for said in (dataset.get("ViewPosition"), codes[0].get("CodeMeaning")):
-        words = " ".join(re.findall("[A-Z]+", str(_first(said) or "").upper()))
-        for view, pattern in _VIEWS.items():
-            if re.fullmatch(pattern, words):
-                return view
-    return ""
+def known_view(*names: Any) -> str:
+    """The view that the first known name means; ``UNKNOWN_VIEW`` where none is known, "" where none is given."""
+    texts = [" ".join(re.findall(r"[^\W\d_]+", str(_first(name) or "").upper())) for name in names]
+    known = (view for text in texts for view, pattern in _VIEWS.items() if re.fullmatch(pattern, text))
+    return next(known, UNKNOWN_VIEW if any(texts) else "")
 
 
 def _declared_text(dataset: Any) -> str:
@@ -306,7 +325,8 @@ def _too_large(width: int, height: int) -> ImageError:
 
 
 @contextmanager
-def _as_image_error() -> Iterator[None]:
+def _as_image_error(*, quoting: bool = False) -> Iterator[None]:
+    # What is not of this module may quote the file; decoders of pixels do so only in quotation marks.
     # Every time: a test, or a program around us, may have put other filters first.
     warnings.filterwarnings("ignore", module=r"pydicom\b")
     try:
@@ -315,11 +335,9 @@ def _as_image_error() -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 - pydicom and its decoders raise anything
         kind: ImageErrorKind = "unsupported" if isinstance(error, NotImplementedError) else "damaged"
-        # A quotation could be a name.
-        reason = " ".join(re.sub(r"(['\"]).*?\1", "...", str(error)).split())
-        raise ImageError(
-            f"a DICOM file, damaged or not supported ({type(error).__name__}: {reason}): export it again", kind
-        ) from None
+        reason = " ".join(re.split("['\"]", str(error))[0].split()) if quoting else ""
+        what = ": ".join(filter(None, (type(error).__name__, reason)))
+        raise ImageError(f"a DICOM file, damaged or not supported ({what}): export it again", kind) from None
 
 
 def _decoded(dataset: Any) -> Any:
@@ -331,7 +349,9 @@ def _decoded(dataset: Any) -> Any:
             f"a DICOM file in {_uid_name(syntax) or 'an unknown coding'}, which is not read: export it uncompressed",
             "unsupported",
         ) from None
-    levels, _ = decoder.as_array(dataset, index=0, decoding_plugin="imagecodecs" if syntax.is_encapsulated else "")
+    plugin = "imagecodecs" if syntax.is_encapsulated else ""
+    with _as_image_error(quoting=True):
+        levels, _ = decoder.as_array(dataset, index=0, decoding_plugin=plugin)
     shift = int(dataset.get("HighBit") or 0) + 1 - int(dataset.BitsStored)
     if shift > 0 and not syntax.is_encapsulated and int(dataset.BitsAllocated) > 1:
         raise ImageError(f"a DICOM file with {shift} bits below its pixels' lowest: export it again", "unsupported")
@@ -368,7 +388,8 @@ def _table(values: Any, counts: Any, dataset: Any) -> Gray:
         shown, _ = _looked_up(values, dataset.ModalityLUTSequence[0], dataset)
     else:
         slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-        shown = values if slope is None or intercept is None else values * float(slope) + float(intercept)
+        changes = slope is not None and intercept is not None and (float(slope), float(intercept)) != (1, 0)
+        shown = values * float(slope) + float(intercept) if changes else values
     if dataset.get("VOILUTSequence"):
         shown, bits = _looked_up(np.rint(shown), dataset.VOILUTSequence[0], dataset)
         shown = shown * (255 / (2**bits - 1))
@@ -477,14 +498,14 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     if syntax == 5:
         return _decode_rle(source, runner)
     shape = (runner.rows, runner.columns, runner.samples_per_pixel)[: 2 if runner.samples_per_pixel == 1 else 3]
-    photometric = str(runner.photometric_interpretation)
+    photometric, deepest = str(runner.photometric_interpretation), max(2, runner.bits_allocated // 8)
     if syntax >= 90:
         start = source.find(b"\xff\x4f\xff\x51")
         right, bottom, left, top = (int.from_bytes(source[n : n + 4]) for n in range(start + 8, start + 24, 4))
         components = int.from_bytes(source[start + 40 : start + 42])
         if start < 0 or (bottom - top, right - left, components) != (*shape[:2], runner.samples_per_pixel):
             raise ValueError(f"a frame of {right - left} x {bottom - top} x {components} in a file of {shape}")
-        levels = imagecodecs.jpeg2k_decode(source)
+        levels = imagecodecs.jpeg2k_decode(source[start:])  # not what a container may hold beside it
         runner.set_option("bits_allocated", 8 * levels.dtype.itemsize)
         if photometric in ("YBR_ICT", "YBR_RCT"):
             photometric = "RGB"
@@ -502,8 +523,8 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
             coded = None if b"Adobe" in source[:4096] else "RGB" if photometric == "RGB" else "YCBCR"
             imagecodecs.jpeg8_decode(source, out=levels, colorspace=coded, outcolorspace="RGB")
             photometric = "RGB"
-    if levels.shape != shape:
-        raise ValueError(f"a frame of the shape {levels.shape} in a file of {shape}")
+    if levels.shape != shape or levels.dtype.itemsize > deepest:
+        raise ValueError(f"a frame of {levels.shape} of {levels.dtype} in a file of {shape} of {8 * deepest} bits")
     if len(shape) == 3:
         runner.set_option("planar_configuration", 0)
         runner.set_option("photometric_interpretation", photometric)

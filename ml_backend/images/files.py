@@ -5,6 +5,7 @@ Nothing is refused by raising: a file that must not be read is a ``RefusedFile``
 
 import csv
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from ml_backend.schemas import ImageRef
 
 MAX_RATIO = 500
 """Of a ZIP member's size to its compressed size. Deflate reaches 1,032, radiographs stay far below 50."""
+
+SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "https")
+"""Of addresses. Other schemes of fsspec read this machine's files, or its network without encryption."""
 
 _SYMLINK = "a link that leads out of the folder: import from the folder that it leads to"
 
@@ -61,7 +65,7 @@ def walk(source: str, *, max_bytes: int = MAX_BYTES) -> Found:
 
     Args:
         source: a folder, a ZIP archive, one file, a CSV file with the column ``path`` (relative to the CSV file, or a
-            URL), or an address of fsspec, such as ``s3://bucket/prefix``.
+            URL), or an address of ``SCHEMES``: ``s3://bucket/prefix``, or ``https://``, which is one file.
         max_bytes: of one file; a larger one is refused by its size.
 
     Raises:
@@ -170,6 +174,10 @@ def _refusal(member: zipfile.ZipInfo, max_bytes: int) -> str:
         (leads_out, "its name leads out of the archive"),
         (stat.S_ISLNK(member.external_attr >> 16), "a link in an archive: pack the file itself"),
         (member.flag_bits & 1, "encrypted: unpack the archive with its password first"),
+        (
+            member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+            "packed by another method than deflate: pack it again",  # zipfile unpacks the others without a limit
+        ),
         (path.suffix.lower() == ".zip", "an archive inside an archive: unpack it first"),
         (size > max_bytes, _too_large(size, max_bytes)),
         (bomb, f"a decompression bomb: {member.compress_size:,} bytes that unpack to {size:,}"),
@@ -185,21 +193,24 @@ def _read(open_file: Callable[[], Any], name: str, max_bytes: int) -> bytes:
         raise ImageError(f"{name} cannot be read: it is no longer there", "missing") from error
     except Exception as error:  # zlib, zipfile and each store raise errors of their own
         kind = ImageError.kind_of(error) if isinstance(error, OSError) else "damaged"
-        raise ImageError(f"{name} cannot be read: {type(error).__name__}: {error}", kind) from error
+        why = re.sub(r"\?\S+", "?...", str(error))  # the query of an address may hold a signature
+        raise ImageError(f"{name} cannot be read: {type(error).__name__}: {why}", kind) from error
     if len(content) > max_bytes:
         raise ImageError(f"{name} is {_too_large(len(content), max_bytes)}", "too-large")
     return content
 
 
 def _bucket(source: str, max_bytes: int) -> Found:
+    scheme = source.partition("://")[0]
+    if scheme not in SCHEMES or "::" in source:  # which chains file systems of any scheme
+        raise _unlisted(source, ValueError(f"{scheme}:// is none of {', '.join(SCHEMES)}"))
     try:
         from fsspec.core import url_to_fs  # noqa: PLC0415 - optional
     except ImportError as error:
         raise MissingExtra(f"{source} needs fsspec: `pip install fsspec`") from error
-    scheme = source.partition("://")[0]
     try:
         store, root = url_to_fs(source)
-        listed = store.find(root, detail=True)
+        listed = {root: {}} if scheme == "https" else store.find(root, detail=True)
     except ImportError as error:
         raise MissingExtra(f"{source}: {error}") from error
     except Exception as error:  # each store raises errors of its own
@@ -211,9 +222,11 @@ def _bucket(source: str, max_bytes: int) -> Found:
 
 def _objects(store: Any, scheme: str, root: str, listed: dict[str, dict[str, Any]], max_bytes: int) -> Found:
     for path in sorted(listed):
-        name, size = path.removeprefix(root).lstrip("/") or PurePosixPath(path).name, listed[path].get("size")
+        # The query of a web address may hold a signature.
+        there, size = path.partition("?")[0] if scheme == "https" else path, listed[path].get("size")
+        name = path.removeprefix(root).lstrip("/") or PurePosixPath(there).name
         opened = partial(store.open, path, "rb")
-        if path.lower().endswith(".zip"):
+        if there.lower().endswith(".zip"):
             try:
                 yield from _archive(opened(), name, max_bytes)
             except Exception as error:  # noqa: BLE001 - each store raises errors of its own
@@ -242,7 +255,7 @@ def _table(path: Path, max_bytes: int) -> Found:
 def _rows(path: Path, columns: list[str], separator: str, max_bytes: int) -> Found:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, columns, "", "", delimiter=separator)
-        next(rows)
+        next(rows, None)
         while True:
             try:
                 row = next(rows)

@@ -36,6 +36,6 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-# Decoding takes up to 16 bytes a pixel (an AVIF up to 24, and counts twice), 1.3 GB for the largest image: sixteen
-# threads at once would fill any memory.
+# Decoding takes up to 16 bytes a pixel (an AVIF up to 24, and counts twice; DICOM of 32 bits up to 56, and counts four
+# times), 1.3 GB for the largest image: sixteen threads at once would fill any memory.
 budget = PixelBudget(2 * MAX_PIXELS)

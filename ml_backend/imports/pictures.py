@@ -67,7 +67,7 @@ def read_picture(content: bytes, name: str, *, first_frame: bool = False) -> Pic
             with budget.hold(image.width * image.height):
                 # Pillow inverts those of 8 bits only.
                 inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _MIN_IS_WHITE
-                upright = _eight_bits(ImageOps.exif_transpose(image), inverted=inverted)
+                upright = _eight_bits(ImageOps.exif_transpose(image), name, inverted=inverted)
                 return _picture(upright, {}, text_at_borders(np.asarray(upright.convert("L"))))
     except ImageError:
         raise
@@ -118,16 +118,19 @@ def _check(image: Image.Image, name: str, *, first_frame: bool) -> None:
         raise ImageError(f"image {name} is too large: {size}: shrink it", "too-large")
     if image.mode == "F":
         raise ImageError(f"image {name} holds floating-point pixels: export it as PNG of 8 or 16 bits", "unsupported")
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1 and not first_frame:
+    # To count the pages takes hours for a file of many.
+    if image.format == "TIFF" and getattr(image, "is_animated", False) and not first_frame:
         raise ImageError(f"image {name} is a TIFF of several pages: export the one to label", "unsupported")
 
 
-def _eight_bits(image: Image.Image, *, inverted: bool) -> Image.Image:
+def _eight_bits(image: Image.Image, name: str, *, inverted: bool) -> Image.Image:
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.float64)
-        levels = 65535 - levels if inverted else levels
-        bits = max(8, int(levels.max()).bit_length())
-        return Image.fromarray((levels * (255.0 / (2**bits - 1))).round().astype(np.uint8))
+        if levels.min() < 0:
+            raise ImageError(f"image {name} has pixels below 0: export it as PNG of 8 or 16 bits", "unsupported")
+        most = 2 ** max(8, int(levels.max()).bit_length()) - 1
+        levels = most - levels if inverted else levels
+        return Image.fromarray((levels * (255.0 / most)).round().astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)

@@ -22,7 +22,7 @@ from ml_backend.config import Settings, checked_address
 from ml_backend.demo.summary import View
 from ml_backend.doctor.checks import CheckContext, connect_notes
 from ml_backend.errors import BackendError, ImageError, QueueError, SettingsError
-from ml_backend.images.dicom import NotAnImage
+from ml_backend.images.dicom import UNKNOWN_VIEW, NotAnImage, known_view
 from ml_backend.images.files import RefusedFile, SourceFile, walk
 from ml_backend.imports.deidentify import Deidentifier, key_file
 from ml_backend.imports.ledger import Ledger, open_ledger
@@ -306,12 +306,15 @@ class _Import:
 
     def _rendered(self, known: str, picture: Picture, file: SourceFile) -> Result:
         fields = dict(picture.fields) | {_column(name): value for name, value in file.fields.items()}
+        fields["view"] = known_view(fields.get("view"))
         if reason := self._unwanted(fields):
             return "skipped", reason
         if picture.burned_in and self._options.refuse_burned_in:
             held = "; it is in the project already: delete its task" if self._holds(picture.pixels) else ""
             return "refused", f"{picture.burned_in}{held}"
         notes = [picture.burned_in] if picture.burned_in else []
+        if fields["view"] == UNKNOWN_VIEW:
+            notes.append("its view is not known: look whether it is a lateral one")
         data = self._data(fields, notes)
         extra = (name for name in self._columns if name in file.fields and _column(name) not in data)
         data |= {name: file.fields[name] for name in extra}

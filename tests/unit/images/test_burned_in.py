@@ -1,7 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from ml_backend.images import burned_in
 from ml_backend.images.burned_in import text_at_borders
 from ml_backend.imports.pictures import read_picture
 from tests.unit.images.files import encode, film
@@ -46,6 +49,17 @@ def test_what_is_no_text():
     within = labelled("DOE^JANE", (0.4, 0.45), side=500)
     for pixels in (plain, marked, grid, noise, plain[:1, :1], within):
         assert text_at_borders(pixels) == ""
+
+
+def test_thousands_of_shapes_do_not_fill_the_memory():
+    down, across = np.indices((150, 2000))
+    mask = (down % 10 < 7) & (across % 20 < 4)  # 1,500 strokes, farther from each other than letters are
+    tracemalloc.start()
+    try:
+        assert burned_in._line_of_glyphs(mask) is None
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_of_what_is_imported_as_a_png():

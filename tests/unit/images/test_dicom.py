@@ -4,7 +4,9 @@ import resource
 import subprocess
 import sys
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import imagecodecs
 import numpy as np
@@ -20,7 +22,8 @@ from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRL
 from ml_backend import extras
 from ml_backend.errors import ImageError, MissingExtra
 from ml_backend.images.decode import decode
-from ml_backend.images.dicom import NotAnImage, is_dicom, open_dicom, read_dicom, render_dicom
+from ml_backend.images.dicom import NotAnImage, is_dicom, known_view, open_dicom, read_dicom, render_dicom
+from ml_backend.images.limits import budget
 from tests.unit.images.files import film
 
 NAME = "ZZPLANTED^MARIA"
@@ -134,15 +137,21 @@ class TestGrayLevels:
             assert close(pixels, (levels - low) / (high - low))
 
     def test_of_8_bits_without_a_window_stay(self):
-        assert (rendered(radiograph(film(48, 40))) == film(48, 40)).all()
+        dim = film(48, 40) // 2 + 50
+        assert (rendered(radiograph(dim)) == dim).all()
+        assert (rendered(radiograph(dim, RescaleSlope=1, RescaleIntercept=0)) == dim).all()
         assert (rendered(radiograph(np.full((4, 4), 9, np.uint16))) == 0).all()
 
-    def test_of_32_bits(self):
+    def test_of_32_bits(self, monkeypatch):
+        """Which take almost four times the memory."""
         levels = LEVELS.astype(np.uint32) * 100_000
+        held = Mock(return_value=nullcontext())
+        monkeypatch.setattr(budget, "hold", held)
 
         pixels = rendered(radiograph(levels, BitsStored=32, WindowCenter=150_000_000, WindowWidth=200_000_001))
 
         assert close(pixels, (levels - 149_999_999.5) / 200_000_000 + 0.5)
+        held.assert_called_once_with(4 * 48 * 40)
 
     def test_of_colours(self):
         rgb = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
@@ -363,11 +372,18 @@ class TestFields:
             ("LATERAL", "", "LATERAL"),
             ("", "postero-anterior", "PA"),
             ("AP SUPINE", "", "AP"),
-            ("", "antero-posterior oblique", ""),
+            ("", "antero-posterior oblique", "UNKNOWN"),
             ("", "left lateral", "LL"),
-            ("", "medio-lateral oblique", ""),
+            ("", "medio-lateral oblique", "MLO"),
+            *(
+                (lateral, "", "LATERAL")
+                for lateral in ("LAT_ERECT", "Lateral (LL)", "PA LAT", "LATERALE", "RLAT ERECT")
+            ),
+            *((left, "", "LL") for left in ("L LAT", "LAT L", "LLAT", "LATERAL LEFT")),
+            ("AP LATERAL DECUBITUS", "", "AP"),
+            ("", "", ""),
             ("MLO", "left lateral", "MLO"),
-            ("DOE", "Jane Doe", ""),
+            ("DOE", "Jane Doe", "UNKNOWN"),
         ],
     )
     def test_view(self, position, meaning, view):
@@ -375,6 +391,7 @@ class TestFields:
         code.CodeMeaning = meaning
 
         assert read_dicom(file_of(radiograph(ViewPosition=position, ViewCodeSequence=[code]))).fields["view"] == view
+        assert known_view("側面") == "UNKNOWN"
 
     def test_nothing_but_the_patients_id_is_text_of_the_file(self):
         dataset = radiograph()
@@ -396,9 +413,14 @@ class TestFields:
         assert "PLANTED" not in repr((image.fields, image.burned_in))
         assert b"PLANTED" not in image.pixels.tobytes()
         numbers = file_of(radiograph(WindowCenter="20480000.5", WindowWidth=1)).replace(b"20480000.5", b"ZZPLANTED ")
-        for broken in (content[: len(content) - 99], content.replace(b"MONOCHROME2", b"ZZPLANTED  "), numbers):
+        quotes = file_of(radiograph(RescaleSlope="20480000.5", RescaleIntercept=1))
+        quotes = quotes.replace(b"20480000.5", b"Z'\"PLANTED")
+        broken = [content[: len(content) - 99], numbers, quotes]
+        broken += [content.replace(b"MONOCHROME2", word) for word in (b"ZZPLANTED  ", b"YBR_PLANTED")]
+        broken.append(file_of(radiograph(VOILUTFunction="ZZ\nPLANTED", WindowCenter=1, WindowWidth=9)))
+        for file in broken:
             with pytest.raises(ImageError) as error:
-                read_dicom(broken)
+                read_dicom(file)
             assert "PLANTED" not in str(error.value)
 
 
@@ -481,6 +503,33 @@ class TestRefused:
         monkeypatch.setitem(open_dicom.__globals__, "MAX_BYTES", 1000)
         with pytest.raises(ImageError, match="at most 1,000 are read"):
             open_dicom(file_of(radiograph()))
+
+    def test_deflated_behind_a_head_of_another_length_is_not_inflated(self):
+        """(0002,0000) left out, which pydicom accepts, or wrong."""
+        content = file_of(radiograph())
+        end = 144 + int.from_bytes(content[140:144], "little")
+        head = content[144:end].replace(b"UI\x14\x001.2.840.10008.1.2.1\0", b"UI\x16\x001.2.840.10008.1.2.1.99")
+        squeeze = zlib.compressobj(wbits=-15)
+        body = squeeze.compress(content[end:]) + squeeze.flush()
+
+        for start in (content[:132], content[:140] + (9).to_bytes(4, "little")):
+            with pytest.raises(ImageError, match="whose head gives a wrong length"):
+                open_dicom(start + head + body)
+
+    def test_codestream_hidden_behind_another(self):
+        """JP2 lets a box of anything precede the picture: what was checked is what is decoded."""
+        large = bytes(imagecodecs.jpeg2k_encode(np.zeros((500, 500), np.uint16), codecformat="jp2"))
+        small = bytes(imagecodecs.jpeg2k_encode(LEVELS, codecformat="j2k"))
+        start = large.index(b"jp2c") - 4
+        frame = large[:start] + (8 + len(small)).to_bytes(4) + b"free" + small + large[start:]
+
+        assert (rendered(compressed(radiograph(), "4.90", frame)) == rendered(radiograph())).all()
+
+    def test_deeper_frame_than_the_file_says(self):
+        frame = bytes(imagecodecs.jpeg2k_encode(LEVELS.astype(np.uint32) << 8, codecformat="j2k", bitspersample=24))
+
+        with pytest.raises(ImageError, match=r"of uint32 in a file .* of 16 bits"):
+            rendered(compressed(radiograph(), "4.90", frame))
 
     def test_without_the_extra(self, monkeypatch):
         def missing(extra: str, user: str) -> None:

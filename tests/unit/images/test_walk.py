@@ -7,8 +7,10 @@ import struct
 import tempfile
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 
 from ml_backend.errors import ImageError, SettingsError
 from ml_backend.images.files import RefusedFile, SourceFile, walk
@@ -150,6 +152,13 @@ class TestArchive:
         assert "no ZIP archive" in str(seen["b.zip"])
         assert "with its password first" in str(seen["c.zip/1"])
 
+    @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    def test_members_that_would_be_unpacked_without_a_limit_are_refused(self, tmp_path, method):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+            archive.writestr("1", bytes(1000))
+
+        assert found(tmp_path) == {"a.zip/1": "packed by another method than deflate: pack it again"}
+
     def test_a_member_that_says_less_than_it_unpacks_to_stays_bounded(self, tmp_path):
         body = bytearray(packed(tmp_path / "a.zip", {"1": os.urandom(100) * 100}).read_bytes())
         for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
@@ -192,6 +201,13 @@ class TestTable:
         with pytest.raises(SettingsError, match=r"t.csv, after line .*: save it as CSV UTF-8"):
             list(walk(str(tmp_path / "t.csv")))
 
+    def test_emptied_while_it_is_read(self, tmp_path):
+        (tmp_path / "t.csv").write_text("path\na.png\n")
+        rows = walk(str(tmp_path / "t.csv"))
+        (tmp_path / "t.csv").write_text("")
+
+        assert list(rows) == []
+
     def test_without_paths(self, tmp_path):
         (tmp_path / "t.csv").write_text("file,label\n1.png,0\n")
 
@@ -200,9 +216,10 @@ class TestTable:
 
 
 class TestAddress:
-    def test_objects_and_archives_of_a_store(self):
+    def test_objects_and_archives_of_a_store(self, monkeypatch):
         import fsspec
 
+        monkeypatch.setitem(walk.__globals__, "SCHEMES", ("memory",))
         store = fsspec.filesystem("memory")
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as members:
@@ -230,7 +247,27 @@ class TestAddress:
         with pytest.raises(ImageError, match="no longer there"):
             two.read()
 
-    @pytest.mark.parametrize("source", ["memory://nothing", "nosuch://bucket/x", "/no/such/folder"])
+    def test_a_web_address_is_one_file_that_is_not_requested_before_it_is_read(self, monkeypatch):
+        address = "https://127.0.0.1:9/a/x.png?sig=secret"
+        monkeypatch.setattr(HTTPFileSystem, "open", Mock(side_effect=ValueError(f"403, url='{address}'")))
+
+        [file] = walk(address)
+
+        assert isinstance(file, SourceFile)
+        assert (file.name, file.address) == ("x.png", address)
+        with pytest.raises(ImageError, match=r"x.png cannot be read: .*/a/x.png\?\.\.\.$"):
+            file.read()
+
+    @pytest.mark.parametrize("scheme", ["file", "local", "http", "ftp", "memory", "simplecache::s3"])
+    def test_other_schemes_are_refused_in_tables_too(self, tmp_path, scheme):
+        (tmp_path / "secret").write_bytes(b"1")
+        (tmp_path / "t.csv").write_text(f"path\n{scheme}://{tmp_path}/secret\ns3::file://{tmp_path}/secret\n")
+
+        for one in walk(str(tmp_path / "t.csv")):
+            assert isinstance(one, RefusedFile)
+            assert ":// is none of s3, gs, gcs, az, abfs, https" in one.reason
+
+    @pytest.mark.parametrize("source", ["nosuch://bucket/x", "/no/such/folder"])
     def test_what_cannot_be_listed(self, source):
         with pytest.raises(SettingsError, match=source):
             walk(source)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ml_backend.errors import ImageError
 from ml_backend.images.decode import decode_image
@@ -74,6 +75,12 @@ class TestReadPicture:
 
         assert np.array_equal(np.asarray(read_picture(content, "x").image), np.rint((65535 - levels) / 257))
 
+    def test_a_tiff_whose_zero_is_white_is_inverted_within_its_own_depth(self):
+        levels = np.linspace(0, 4095, 64 * 48).reshape(64, 48).astype(np.uint16)
+        content = saved(Image.fromarray(levels), "TIFF", tiffinfo={262: 0})
+
+        assert np.array_equal(np.asarray(read_picture(content, "x").image), np.rint((4095 - levels) * (255 / 4095)))
+
     def test_transparency_is_black(self):
         layer = Image.fromarray(np.dstack([ramp()] * 3 + [np.where(ramp() > 100, 255, 0).astype(np.uint8)]))
 
@@ -99,6 +106,7 @@ class TestReadPicture:
             (saved(Image.fromarray(film(300, 200)), "TIFF")[:5000], "damaged"),
             (saved(Image.fromarray(film(300, 200)), "PNG")[:5000], "damaged"),
             (saved(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF"), "unsupported"),
+            (saved(Image.fromarray(np.full((9, 9), -1000, np.int32)), "TIFF"), "unsupported"),
             (saved(Image.new("1", (20_000, 20_000)), "TIFF", compression="group4"), "too-large"),
             (b"%PDF-1.4", "unsupported"),
         ],
@@ -116,7 +124,8 @@ class TestReadPicture:
 
         assert (plain, read_picture(saved(image, "JPEG"), "x").burned_in) == ("", "bright text near its top border")
 
-    def test_a_tiff_of_pages_is_refused_unless_the_first_is_asked_for(self):
+    def test_a_tiff_of_pages_is_refused_unless_the_first_is_asked_for(self, monkeypatch):
+        monkeypatch.delattr(TiffImageFile, "n_frames")  # walks over all of them, in quadratic time
         image = Image.fromarray(ramp())
         content = saved(image, "TIFF", save_all=True, append_images=[image])
 

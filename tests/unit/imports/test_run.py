@@ -96,15 +96,17 @@ def test_equal_pixels_are_one_task_and_similar_ones_of_a_patient_noted(folder):
 @pytest.mark.parametrize(
     ("words", "taken"),
     [
-        ((), ["none", "pa"]),
+        ((), ["none", "odd", "pa"]),
         (("--views", "pa"), ["none", "pa"]),
-        (("--views", "AP,LL"), ["lateral", "none"]),
+        (("--views", "AP,LL"), ["lateral", "none", "side"]),
+        (("--views", "UNKNOWN"), ["none", "odd"]),
         (("--modalities", "ct"), ["ct", "none"]),
         (("--modalities", "any"), ["ct", "none", "pa"]),
     ],
 )
 def test_views_and_modalities(folder, words, taken):
     rows = [("pa", "PA", "DX"), ("lateral", "LL", "DX"), ("ct", "", "CT"), ("none", "", "")]
+    rows += [("side", "L LAT", "DX"), ("odd", "Jane Doe", "DX")]
     for number, (name, _, _) in enumerate(rows):
         (folder / name).write_bytes(encode(Image.fromarray(np.full((9, 9), number, np.uint8))))
     (folder / "t.csv").write_text("path,View,modality\n" + "\n".join(map(",".join, rows)))
@@ -113,6 +115,9 @@ def test_views_and_modalities(folder, words, taken):
 
     groups = json.loads(ended.stdout)["groups"]
     assert [sorted(one["first"]) for one in groups if one["outcome"] == "taken"] == [taken]
+    noted = [one["first"] for one in groups if one["outcome"] == "noted"]
+    assert noted == [["odd"]] * ("odd" in taken or "any" in words)  # of a group, three are listed
+    assert "Doe" not in ended.stdout
 
 
 class Studio:
