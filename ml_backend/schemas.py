@@ -129,6 +129,18 @@ def patient_of(value: object) -> str | None:
     return whole if dot and whole.isdecimal() and rest.strip("0") == "" else text
 
 
+def harmless_cell(cell: object) -> str:
+    """Text that no spreadsheet takes for a formula; numbers stay numbers."""
+    text = "" if cell is None else str(cell)
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def natural_order(image_id: str) -> tuple[int, str]:
     """Sort key of image ids that depends on nothing but the ids: decimal ones come in the order of their numbers."""
     return len(image_id), image_id

@@ -78,6 +78,8 @@ def load_networks(folder: Path) -> tuple[Checkpoint, ...]:
 def save_networks(folder: Path, networks: Sequence[Checkpoint]) -> None:
     """Write networks with their backbone, once where they share it: ``load_networks`` then needs no other file.
 
+    Of a file of weights that training began with, its name alone is kept: where it lies concerns this machine.
+
     Raises:
         OSError: a file cannot be written.
     """
@@ -85,7 +87,9 @@ def save_networks(folder: Path, networks: Sequence[Checkpoint]) -> None:
         path = folder / FILE_NAME if len(networks) == 1 else folder / f"network-{number}" / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         shared = number > 1 and one.network.backbone is networks[0].network.backbone
-        save_checkpoint(path, one.network, one.classes, one.options, one.seed, frozen_backbone=shared)
+        options = one.options.model_copy(update={"weights": Path(one.options.weights).name})
+        one.network.backbone.weights = Path(one.network.backbone.weights).name
+        save_checkpoint(path, one.network, one.classes, options, one.seed, frozen_backbone=shared)
 
 
 class ExportedModel:

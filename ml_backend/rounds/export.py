@@ -1,5 +1,6 @@
 """Exports the network of a stored round: a folder with the network, its ONNX files, and a model card."""
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,13 +16,13 @@ from ml_backend.analytics.evaluation import wilson
 from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
 from ml_backend.analytics.overview import analyse
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.errors import BackendError, SettingsError, StorageError, UnknownRound
+from ml_backend.errors import BackendError, SettingsError, StorageError, UnknownRound, WeightsError
 from ml_backend.images.cache import ImageCache
 from ml_backend.images.dataset import read_ahead
 from ml_backend.images.decode import PREPROCESSING
 from ml_backend.images.synthetic import draw_pool
 from ml_backend.label_studio.formats import parse_label_config
-from ml_backend.model.checkpoint import Checkpoint
+from ml_backend.model.checkpoint import FILE_NAME, Checkpoint
 from ml_backend.model.export import (
     HEAD,
     MASKS,
@@ -39,7 +40,7 @@ from ml_backend.rounds.replay import package_version
 from ml_backend.schemas import Exclusion, FrozenModel, ProjectKey, RoundReport
 from ml_backend.seeding import fixed_set
 from ml_backend.storage import ProjectStore, RoundStore
-from ml_backend.storage.rounds import INPUTS, KEPT_NETWORKS, RoundInputs, sha256_of_files
+from ml_backend.storage.rounds import INPUTS, KEPT_NETWORKS, RoundInputs, sha256_of, sha256_of_files
 
 CARD: Final = "card.json"
 COMPARED_IMAGES: Final = 64
@@ -203,6 +204,28 @@ def export_round(
     return card
 
 
+def open_exported(folder: Path) -> tuple[Checkpoint, ...]:
+    """The networks of an exported folder, if they are those that its card names.
+
+    Raises:
+        WeightsError: there is no card; a network is missing, damaged, or of another export; or see ``load_networks``.
+    """
+    try:
+        expected = {**json.loads((folder / CARD).read_bytes())["files"]}
+        found = {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob(FILE_NAME)}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise WeightsError(
+            f"{folder} cannot be read ({error}): expected the whole folder that `ml-backend export` wrote"
+        ) from error
+    for name in sorted({one for one in expected if Path(one).name == FILE_NAME} | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise WeightsError(
+                f"{folder / name} is {'not the file' if name in found else 'missing, a network'} that {CARD} names: "
+                "copy the whole folder again"
+            )
+    return load_networks(folder)
+
+
 def make_card(store: ProjectStore, report: RoundReport, networks: tuple[Checkpoint, ...]) -> ModelCard:
     """The card of a round's network, without its files.
 
@@ -308,7 +331,7 @@ def readme(card: ModelCard) -> str:
 **{card.notice}**
 
 A Monte Carlo dropout classifier of single images into {", ".join(card.classes)}{ensemble}.
-Backbone: {card.backbone}, weights `{card.weights}`; trained was {part}.
+Backbone: {card.backbone}, weights `{card.weights}`; trained part: {part}.
 Trained on {card.trained_at:%Y-%m-%d %H:%M} UTC, exported on {card.exported_at:%Y-%m-%d}.
 
 ## Training and figures
@@ -328,9 +351,10 @@ probabilities of a class that is rarer there are too high.
 
 ## Input
 
-A grayscale image, squashed to {card.image_side} x {card.image_side} pixels (bilinear, not cropped), 0 black to 255
-white. 16-bit images are scaled by the smallest bit depth that holds their brightest pixel. `model.onnx` normalises by
-itself: mean {", ".join(map(str, card.mean))}, standard deviation {", ".join(map(str, card.std))}, of values 0 to 1.
+A grayscale image, upright, transparency over black, squashed to {card.image_side} x {card.image_side} pixels
+(bilinear, not cropped), 0 black to 255 white. 16-bit images are scaled by the smallest bit depth that holds their
+brightest pixel. `model.onnx` normalises by itself: mean {", ".join(map(str, card.mean))}, standard deviation
+{", ".join(map(str, card.std))}, of values 0 to 1.
 
 ## Predict
 
@@ -360,18 +384,27 @@ Without this package, with ONNX Runtime, NumPy and Pillow:
 ```python
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
-image = Image.open("image.png").convert("L")
-image = image.resize(({card.image_side}, {card.image_side}), Image.Resampling.BILINEAR, reducing_gap=2.0)
+side = {card.image_side}, {card.image_side}
+image = ImageOps.exif_transpose(Image.open("image.png"))
+if image.mode.startswith("I"):  # 16 bits
+    brightest = 2 ** max(8, int(np.asarray(image).max()).bit_length()) - 1
+    pixels = np.round(np.asarray(image.resize(side, Image.Resampling.BILINEAR)) * (255.0 / brightest))
+else:
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    pixels = image.convert("L").resize(side, Image.Resampling.BILINEAR, reducing_gap=2.0)
 model = onnxruntime.InferenceSession("{MODEL}")
-probabilities, features = model.run(None, {{"pixels": np.asarray(image)[None]}})
+probabilities, features = model.run(None, {{"pixels": np.asarray(pixels, np.uint8)[None]}})
 
 head = onnxruntime.InferenceSession("{HEAD}")
 (passes,) = head.run(None, {{"features": features, **np.load("{MASKS}")}})
 mean = passes.mean(axis=1)  # [images, classes]: {", ".join(card.classes)}
 ```
 
+DICOM files, and colour or transparency of 16 bits, must be converted to gray first, as `predict` does by itself.
 `probabilities` are those without dropout, an approximation of `mean`. On {onnx.images} {images} they
 differ by {onnx.approximation_mean:.3f} on average and {onnx.approximation_largest:.3f} at most; both name the same
 class for {onnx.same_class}. The passes of ONNX Runtime differ from PyTorch's by {onnx.onnx_difference:.0e} at most.

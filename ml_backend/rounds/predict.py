@@ -3,8 +3,8 @@
 import csv
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -23,13 +23,15 @@ from ml_backend.config import ProjectOptions, Settings
 from ml_backend.errors import EmptyPool, PayloadError, SettingsError
 from ml_backend.images.dicom import NotAnImage, is_dicom, open_dicom
 from ml_backend.images.files import RefusedFile, SourceFile, walk
+from ml_backend.images.quarantine import QuarantinedSource
 from ml_backend.images.source import with_plugins
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, read_image
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.publisher import SAMPLING, LabelStudioPublisher
-from ml_backend.model.export import ExportedModel, load_networks
+from ml_backend.model.export import ExportedModel
 from ml_backend.model.inference import SHARD_IMAGES
+from ml_backend.rounds.export import open_exported
 from ml_backend.rounds.interfaces import assume_current
 from ml_backend.rounds.live import BYTES_PER_GB
 from ml_backend.schemas import (
@@ -38,10 +40,11 @@ from ml_backend.schemas import (
     PublishedRanking,
     RoundReport,
     RoundRequest,
+    harmless_cell,
     is_patient_key,
     patient_of,
 )
-from ml_backend.storage import RoundStore
+from ml_backend.storage import Quarantine, RoundStore
 
 Shape: TypeAlias = Literal["prelabels", "order"]
 """What readers of a project get."""
@@ -105,7 +108,7 @@ class _Files:
 
 
 class _Table:
-    """A CSV file of predictions.
+    """A CSV file of predictions, which replaces an older one when it is whole.
 
     Args:
         path: of the file.
@@ -114,13 +117,17 @@ class _Table:
     """
 
     def __init__(self, path: Path, classes: Sequence[str], names: Sequence[str], stack: ExitStack) -> None:
-        self._classes = classes
+        self._classes, self.path = classes, path.resolve()
+        self.part = self.path.with_name(f".{path.name}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
+            if path.is_dir():
+                raise IsADirectoryError("it is a folder")
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            stack.callback(self.part.unlink, missing_ok=True)
+            self._file = stack.enter_context(self.part.open("w", newline="", encoding="utf-8"))
         except OSError as error:
             raise SettingsError(f"{path} cannot be written: {error.strerror or error}") from error
-        self._rows = csv.writer(file)
+        self._rows = csv.writer(self._file)
         self._rows.writerow([*names, "prediction", *(f"p_{name}" for name in classes), "entropy", "mutual_information"])
 
     def write(self, rows: Sequence[Sequence[object]], probs: Probabilities) -> None:
@@ -130,14 +137,34 @@ class _Table:
         figures = zip(rows, means, entropy(tensor).tolist(), bald(tensor).tolist(), strict=True)
         self._rows.writerows(
             [
-                *row,
-                self._classes[int(mean.argmax())],
+                *map(harmless_cell, row),
+                harmless_cell(self._classes[int(mean.argmax())]),
                 *(f"{value:.6f}" for value in mean.tolist()),
                 f"{total:.6f}",
                 f"{epistemic:.6f}",
             ]
             for row, mean, total, epistemic in figures
         )
+
+    def replace(self) -> None:
+        """Put the table into the place of an older one."""
+        self._file.close()
+        self.part.replace(self.path)
+
+
+@contextmanager
+def _tables(source: str, out: Path, patients: Path | None, classes: Sequence[str]) -> Iterator[list[_Table]]:
+    """The tables of images and of patients, which are put into their places where the block ends without an error."""
+    named = [path.resolve() for path in (Path(source), out, patients) if path is not None]
+    if len(set(named)) < len(named):
+        raise SettingsError("--images, --out and --patients must be different files: the tables would replace the rest")
+    with ExitStack() as stack:
+        tables = [_Table(out, classes, ("path", "patient_id"), stack)]
+        if patients is not None:
+            tables.append(_Table(patients, classes, ("patient_id", "images"), stack))
+        yield tables
+        for one in tables:
+            one.replace()
 
 
 def predict_files(
@@ -160,7 +187,8 @@ def predict_files(
     Args:
         model: folder that ``export_round`` wrote.
         source: see ``images.files.walk``. A patient is that of the table's column ``patient_id`` or of the DICOM file.
-        out: CSV file, replaced where it exists.
+            The tables of this call are left out.
+        out: CSV file, replaced at the end where it exists.
         cache: folder of pixels and features; that of the installation holds what its rounds have computed.
         patients: CSV file with one row a patient; None for none.
         device: ``auto`` is the GPU if there is one.
@@ -168,16 +196,17 @@ def predict_files(
         progress: called with the number of files done.
 
     Raises:
-        WeightsError: the folder holds no model.
-        SettingsError: the source cannot be listed, or a table cannot be written.
+        WeightsError: see ``open_exported``.
+        SettingsError: the source cannot be listed, a table cannot be written, or two of the three are one file.
         RoundError: the GPU's memory is too small.
     """
     files, done = _Files(), Predicted()
-    network = ExportedModel(load_networks(model), files, cache, device, int(cache_gb * BYTES_PER_GB))
+    network = ExportedModel(open_exported(model), files, cache, device, int(cache_gb * BYTES_PER_GB))
     sums: dict[str, tuple[npt.NDArray[np.float64], int]] = {}
-    found, seen = walk(source), 0
-    with ExitStack() as stack:
-        table = _Table(out, network.classes, ("path", "patient_id"), stack)
+    seen = 0
+    with _tables(source, out, patients, network.classes) as tables:
+        ours = {str(path) for one in tables for path in (one.path, one.part)}
+        found = (one for one in walk(source) if isinstance(one, RefusedFile) or one.address not in ours)
         while chunk := list(islice(found, SHARD_IMAGES)):
             files.patients.clear()
             files.without_picture.clear()
@@ -186,7 +215,7 @@ def predict_files(
             outputs = network.outputs(images, partial(_from, progress, seen))
             seen += len(chunk)
             ids, probs = outputs.image_ids, outputs.probs
-            table.write([(files.by_id[one].name, files.patients.get(one) or "") for one in ids], probs)
+            tables[0].write([(files.by_id[one].name, files.patients.get(one) or "") for one in ids], probs)
             for image_id, passes in zip(ids, probs, strict=True):
                 if (patient := files.patients.get(image_id)) is None:
                     done.unknown_patient += 1
@@ -202,10 +231,8 @@ def predict_files(
                     left_out = done.skipped if str(number) in files.without_picture else done.unreadable
                     left_out.append((one.name, reason))
             progress(seen)
-        if patients is not None:
-            by_patient = _Table(patients, network.classes, ("patient_id", "images"), stack)
-            for patient, (total, count) in sums.items():
-                by_patient.write([(patient, count)], (total / count)[None].astype(np.float32))
+        for patient, (total, count) in sums.items():
+            tables[-1].write([(patient, count)], (total / count)[None].astype(np.float32))
     return done
 
 
@@ -228,7 +255,7 @@ def predict_project(
     Args:
         settings: of the installation; the data folder notes which versions were written.
         model: folder that ``export_round`` wrote.
-        project_id: of the project, which must not be connected to this backend.
+        project_id: of the project, which must have no ML backend.
         shape: ``prelabels`` selects the most probable class in the reader's form; ``order`` serves the images by the
             entropy of their prediction, highest first, without a class.
         progress: called with the number of images done.
@@ -237,18 +264,20 @@ def predict_project(
         What is served; and tasks that could not be predicted: id and reason.
 
     Raises:
-        SettingsError: the project is connected, or does not ask for the model's classes.
+        SettingsError: the project has an ML backend, or does not ask for the model's classes.
         EmptyPool: no task without a label could be predicted.
         WeightsError, LabelStudioError, RoundError: see ``predict_files`` and ``LabelStudioPublisher.publish``.
     """
     installation = RoundStore(settings.data_dir)
-    networks = load_networks(model)
-    with LabelStudioClient.from_settings(settings) as client:
+    networks = open_exported(model)
+    # One Label Studio for all projects of an installation.
+    hostname = settings.trusted_hostname(next((one.hostname for one in installation.connections()), None))
+    with LabelStudioClient.from_settings(settings, hostname) as client:
         row = client.project(project_id)
         key = ProjectKey(id=project_id, created=int(datetime.fromisoformat(str(row["created_at"])).timestamp()))
-        if installation.project(key).connection() is not None:
+        if installation.project(key).connection() is not None or client.backends(project_id):
             raise SettingsError(
-                f"project {project_id} is connected to this backend, whose rounds write its predictions: give another "
+                f"project {project_id} is connected to an ML backend, which writes its predictions: give another "
                 "project"
             )
         config = parse_label_config(str(row["label_config"]))
@@ -263,10 +292,12 @@ def predict_project(
                 images.append(read_image(task, config))
             except PayloadError as error:
                 unreadable.append((str(task.get("id")), str(error)))
-        with closing(LabelStudioImages(client, hosts=settings.allowed_image_hosts)) as source:
+        store = installation.predictions(key)
+        with closing(LabelStudioImages(client, hostname, hosts=settings.allowed_image_hosts)) as source:
             network = ExportedModel(
                 networks,
-                with_plugins(source),
+                # Spares a dead host; the list is of this call alone.
+                QuarantinedSource(with_plugins(source), Quarantine(store.folder)),
                 installation.cache,
                 settings.device,
                 int(settings.cache_gb * BYTES_PER_GB),
@@ -299,6 +330,5 @@ def predict_project(
         client.patch_project(
             project_id, {"show_collab_predictions": True, **({"sampling": SAMPLING} if shape == "order" else {})}
         )
-        store = installation.predictions(key)
         published = LabelStudioPublisher(client, project_id, config, options, store).publish(report, assume_current)
     return published, unreadable

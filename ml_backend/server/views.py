@@ -44,7 +44,7 @@ from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import STRATEGIES, few_passes
 from ml_backend.scheduling import Progress
 from ml_backend.scheduling.connections import connection_of
-from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger, round_name
+from ml_backend.schemas import AFTER_A_ROUND, STAGES, Connection, RoundReport, RoundTrigger, harmless_cell, round_name
 from ml_backend.server.actions import ACTIONS, MESSAGES, perform
 from ml_backend.server.context import context, refreshing, relative_url, wants_page
 from ml_backend.server.figures import balance_chart, calibration_chart, learning_lines, recall_lines, shares_chart
@@ -224,21 +224,9 @@ def csv_text(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A table as CSV, without cells that a spreadsheet takes for a formula."""
     file = io.StringIO()
     writer = csv.writer(file)
-    writer.writerow([_harmless(cell) for cell in head])
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    writer.writerow([harmless_cell(cell) for cell in head])
+    writer.writerows([harmless_cell(cell) for cell in row] for row in rows)
     return file.getvalue()
-
-
-def _harmless(cell: object) -> str:
-    """Text that no spreadsheet takes for a formula; numbers stay numbers."""
-    text = "" if cell is None else str(cell)
-    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from ml_backend.model.checkpoint import save_checkpoint
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.schemas import Connection, ProjectKey, Ranking, RoundReport, RoundRequest
 from ml_backend.storage import RoundStore
+from ml_backend.storage.rounds import sha256_of
 from tests.command_line import run_cli
 from tests.manual import commands_run_by
 from tests.system.live import RunningLabelStudio
@@ -308,6 +309,7 @@ def test_an_exported_model_predicts_a_project(
         path = tmp_path / f"{name}model" / "model.safetensors"
         path.parent.mkdir(exist_ok=True)
         save_checkpoint(path, network, classes, options, 3, frozen_backbone=False)
+        (path.parent / "card.json").write_text(json.dumps({"files": {path.name: sha256_of(path)}}))
     created = datetime.fromisoformat(client.project(project.id)["created_at"])
     key = ProjectKey(id=project.id, created=int(created.timestamp()))
     project.store = RoundStore(tmp_path).predictions(key)

@@ -1,6 +1,7 @@
 """A real round's network, exported and used: card, ONNX, predictions of files."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -8,10 +9,12 @@ import runpy
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, NamedTuple
@@ -20,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import SecretStr
 from pydicom.uid import BasicTextSRStorage
 from structlog.testing import capture_logs
 
@@ -28,7 +32,8 @@ from ml_backend.acquisition.pointwise import bald
 from ml_backend.analytics.evaluation import wilson
 from ml_backend.analytics.history import HELD_OUT, HeldOutPredictions
 from ml_backend.config import ProjectOptions, Settings
-from ml_backend.errors import RoundError, UnknownRound
+from ml_backend.errors import RoundError, SettingsError, UnknownRound, WeightsError
+from ml_backend.images.decode import decode_image
 from ml_backend.images.source import FolderSource
 from ml_backend.images.synthetic import draw_pool
 from ml_backend.images.transforms import to_input
@@ -38,15 +43,17 @@ from ml_backend.model.export import ExportedModel, load_networks, onnx_passes, s
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.predictions import PoolPredictions
 from ml_backend.rounds import tracking
-from ml_backend.rounds.export import ModelCard, make_card, readme, round_to_export
+from ml_backend.rounds.export import ModelCard, make_card, open_exported, readme, round_to_export
+from ml_backend.rounds.predict import Predicted, predict_files, predict_project
 from ml_backend.rounds.replay import make_manifest, round_inputs
 from ml_backend.rounds.run import run_round
 from ml_backend.rounds.split import fold_split
-from ml_backend.schemas import Annotation, Connection, ImageRef, ProjectKey
+from ml_backend.schemas import Annotation, Connection, ImageRef, ProjectKey, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.rounds import INPUTS, sha256_of
 from tests.command_line import run_cli
 from tests.fakes import CLASSES, NOON, FakeLabels, FakeProject, make_report, make_request
+from tests.golden_studio import Studio
 from tests.manual import commands_run_by
 from tests.unit.images.test_dicom import file_of, radiograph
 
@@ -219,6 +226,16 @@ class TestExport:
 
         assert found["mean"][0] == pytest.approx(trained.outputs.probs[3].mean(axis=0), abs=1e-5)
         assert "Not a medical device" in text
+        levels = np.asarray(draw_pool(3, (1, 1, 1), seed=1, side=96)[0][0], np.uint16)[:, :64]
+        lying, layer = Image.Exif(), Image.fromarray(np.uint8(levels)).convert("RGBA")
+        lying[274] = 6  # turned by 90 degrees
+        layer.putalpha(Image.linear_gradient("L").resize(layer.size))
+        for picture in (Image.fromarray(levels * 15), layer):  # 12 bits in 16, and transparency
+            picture.save("image.png", exif=lying)
+            expected = decode_image(Path("image.png").read_bytes(), SIDE, "it").pixels
+            pixels = np.asarray(runpy.run_path("program.py")["pixels"], int)
+            assert np.abs(pixels - expected).max() <= 2
+            assert np.ptp(expected) > 100
 
     def test_needs_no_backbone_of_the_machine(self, exported):
         """The frozen backbone is in the first file, the second is a head for it."""
@@ -260,6 +277,38 @@ class TestExport:
 
         with pytest.raises(RoundError, match=r"ONNX Runtime differs from PyTorch by 0\.0.*--no-onnx"):
             exporting.check_onnx(exported, networks, np.zeros((2, SIDE, SIDE), np.uint8), "synthetic")
+
+    @pytest.mark.parametrize(
+        ("broken", "message"),
+        [
+            (lambda path: shutil.rmtree(path / "network-2"), "network-2/model.safetensors is missing"),
+            (lambda path: shutil.copytree(path / "network-2", path / "network-3"), "network-3/.* not the file that"),
+            (lambda path: (path / "network-1" / "model.safetensors").write_bytes(b""), "network-1/.* not the file"),
+            (lambda path: (path / "card.json").unlink(), "No such file.*: expected the whole folder"),
+            (lambda path: (path / "card.json").write_text("[]"), "expected the whole folder"),
+        ],
+    )
+    def test_a_folder_that_is_not_whole(self, exported, tmp_path, broken, message):
+        whole = shutil.copytree(exported, tmp_path / "model")
+        assert len(open_exported(whole)) == 2
+        broken(whole)
+
+        with pytest.raises(WeightsError, match=message):
+            open_exported(whole)
+
+    def test_the_folder_of_a_file_of_weights_stays_here(self, exported, tmp_path):
+        networks = load_networks(exported)
+        for one in networks:
+            one.network.backbone.weights = "/home/meier/w.safetensors"
+        named = [
+            dataclasses.replace(one, options=one.options.model_copy(update={"weights": "/home/meier/w.safetensors"}))
+            for one in networks
+        ]
+
+        save_networks(tmp_path, named)
+
+        assert b"meier" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*.safetensors"))
+        assert load_networks(tmp_path)[1].options.weights == "w.safetensors"
 
 
 class TestRoundToExport:
@@ -396,21 +445,129 @@ class TestPredict:
         done = trained.run("predict", "--model", str(tmp_path), "--images", str(trained.images))
 
         assert done.returncode == 1
-        assert done.stderr.startswith(f"ml-backend: the checkpoint {tmp_path / 'model.safetensors'} cannot be read")
+        assert done.stderr.startswith(f"ml-backend: {tmp_path} cannot be read")
+
+    @pytest.fixture
+    def predict(self, exported, tmp_path) -> Callable[..., Predicted]:
+        return partial(predict_files, exported, cache=tmp_path / "cache", device="cpu")
+
+    def test_never_over_what_it_reads(self, predict, trained, tmp_path):
+        """And a run that ends early leaves the tables of the last one."""
+        table, out = tmp_path / "studies.csv", tmp_path / "p.csv"
+        table.write_text(f"path\n{trained.images}/01.png\n")
+        out.write_text("yesterday")
+        for target, patients in ((table, None), (out, tmp_path / "x" / ".." / "p.csv"), (out, table)):
+            with pytest.raises(SettingsError, match="must be different files"):
+                predict(str(table), target, patients=patients)
+        with pytest.raises(SettingsError, match="cannot be written: it is a folder"):
+            predict(str(table), out, patients=trained.images)
+
+        def stop(_: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            predict(str(table), out, progress=stop)
+        assert (table.read_text()[:5], out.read_text()) == ("path\n", "yesterday")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "p.csv", "studies.csv"]
+
+    def test_its_own_tables_are_no_images(self, predict, trained, tmp_path):
+        studies = tmp_path / "studies"
+        studies.mkdir()
+        (studies / "=cmd|x.png").symlink_to("y.png")
+        shutil.copy(trained.images / "01.png", studies / "y.png")
+        for _ in range(2):
+            found = predict(str(studies), studies / "p.csv", patients=studies / "q.csv")
+
+            assert (found.images, found.unreadable) == (2, [])
+        assert [row["path"] for row in rows_of(studies / "p.csv")] == ["'=cmd|x.png", "y.png"]
+
+
+class _Unconnected(Studio):
+    """A project without an ML backend, most of whose images are on a host that is down."""
+
+    def answer(self, method, path, query, body):
+        return [] if "/ml" in path else super().answer(method, path, query, body)
+
+
+class TestPredictProject:
+    def predict(self, trained: Trained, exported: Path, studio: Studio, hosts: str = "") -> Any:
+        settings = Settings(
+            data_dir=trained.data,
+            device="cpu",
+            label_studio_url=studio.url,
+            label_studio_api_key=SecretStr("k"),
+            image_hosts=hosts,
+            basic_auth_user="u",
+            basic_auth_pass=SecretStr("p"),
+        )
+        return predict_project(settings, exported, 9, "order")
+
+    def test_one_with_an_ml_backend_is_left_alone(self, trained, exported):
+        with Studio().serving() as studio:
+            studio.add_project(9)
+            before = dict(studio.rows[9])
+
+            with pytest.raises(SettingsError, match="project 9 is connected to an ML backend"):
+                self.predict(trained, exported, studio)
+
+            assert (studio.rows[9], studio.predictions[9]) == (before, {})
+
+    def test_a_dead_host_is_spared_and_label_studio_known_by_its_name(self, trained, exported):
+        with _Unconnected().serving() as studio, socket.create_server(("127.0.0.1", 0)) as taken:
+            studio.add_project(9)
+            port = taken.getsockname()[1]
+            taken.close()
+            for number, task in studio.tasks[9].items():
+                home = "http://away" if number < 5 else f"http://127.0.0.1:{port}"
+                task["data"]["image"] = f"{home}/data/upload/{number}.png"
+
+            published, unreadable = self.predict(trained, exported, studio, f"127.0.0.1:{port}")
+
+        assert set(published.image_ids) == {"1", "2", "3", "4"}
+        assert len(unreadable) == 56
+        assert [reason for _, reason in unreadable if "was not asked for" in reason], unreadable
+
+
+class MlflowServer(BaseHTTPRequestHandler):
+    """Accepts a run of an experiment that it has."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        experiment = {"experiment_id": "1", "name": "e", "lifecycle_stage": "active", "artifact_location": "mlruns"}
+        info = {"run_id": "a", "run_uuid": "a", "experiment_id": "1", "status": "RUNNING", "lifecycle_stage": "active"}
+        content = json.dumps({"experiment": experiment, "run": {"info": info}, "run_info": info}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET  # noqa: N815 - a name of the standard library
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
 
 
 class TestTracking:
-    """On MLflow's own store of files; a real server was tried by hand."""
+    """On MLflow's own store of files, which must be allowed; a real server was tried by hand."""
 
     @pytest.fixture
     def track(self, trained, tmp_path, monkeypatch) -> Callable[..., list[str]]:
-        def track(address: str = f"file://{tmp_path}/runs", round_id: str = "r000002", **options: Any) -> list[str]:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "made"))
+        (tmp_path / "made").mkdir()
+
+        def track(
+            address: str = f"file://{tmp_path}/runs",
+            round_id: str = "r000002",
+            change: Callable[[RoundReport], RoundReport] = lambda report: report,
+            **options: Any,
+        ) -> list[str]:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
             monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
             settings = Settings(data_dir=trained.data, device="cpu")
             with capture_logs() as lines:
-                tracking.track_round(settings, trained.key, trained.store.report(round_id), **options)
+                tracking.track_round(settings, trained.key, change(trained.store.report(round_id)), **options)
             assert "secret" not in str(lines)
+            assert not list((tmp_path / "made").iterdir())
             return [line["event"] for line in lines]
 
         return track
@@ -436,6 +593,39 @@ class TestTracking:
         assert json.loads((folder / "card.json").read_text())["round_id"] == "r000002"
         assert len(load_networks(folder)) == 2
         assert client.list_artifacts(start.info.run_id) == []
+        assert {run.data.tags["mlflow.user"], run.data.tags["mlflow.source.name"]} == {"", "ml-backend"}
+
+    def test_any_name_of_a_class_and_no_path(self, track, tmp_path):
+        from mlflow import MlflowClient
+
+        def change(report: RoundReport) -> RoundReport:
+            options = {**report.request.options, "weights": "/home/meier/w.safetensors"}
+            return report.model_copy(
+                update={
+                    "labels_per_class": {"Mild (grade 1)": 1, "Mild [grade 1]": 2, "../x" * 99: 3},
+                    "request": report.request.model_copy(update={"options": options}),
+                }
+            )
+
+        assert track(round_id="r000001", change=change) == ["round logged in MLflow"]
+
+        client = MlflowClient(f"file://{tmp_path}/runs")
+        [experiment] = [one for one in client.search_experiments() if one.name != "Default"]
+        [run] = client.search_runs([experiment.experiment_id])
+        assert run.data.params["weights"] == "w.safetensors"
+        assert run.data.metrics["labels_Mild _grade 1_"] == 1
+        assert run.data.metrics["labels_Mild _grade 1__"] == 2
+        assert 3 in run.data.metrics.values()
+
+    def test_nothing_is_printed(self, track, capfd):
+        """MLflow would print the address of the server with its password."""
+        with HTTPServer(("127.0.0.1", 0), MlflowServer) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            said = track(f"http://user:secret@127.0.0.1:{server.server_port}", "r000001")
+            server.shutdown()
+
+        assert said == ["round logged in MLflow"]
+        assert "secret" not in "".join(capfd.readouterr())
 
     def test_a_server_that_refuses_is_one_line(self, track):
         assert track("http://user:secret@127.0.0.1:9", limit_s=60.0) == ["the round is not in MLflow"]
