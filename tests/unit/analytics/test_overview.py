@@ -247,13 +247,13 @@ class TestAnalysis:
         assert analyse(project, CONFIG, ProjectOptions()).inputs != before.inputs
 
     def test_what_waits_of_an_order(self, project):
-        """Image 3 for its first reader, and 1 for another: 2 has had its further read since."""
-        tasks = answered(3).tasks
+        """Image 3 for its first reader, and 1 for another: 2 and 4 have had their further read since."""
+        tasks = answered(4).tasks
         first = tasks[3].model_copy(update={"annotations": (), "data": {"image": "/3.png"}})
-        project.readings.keep_mirror(answered(3).model_copy(update={"tasks": {**tasks, 3: first}}))
+        project.readings.keep_mirror(answered(4).model_copy(update={"tasks": {**tasks, 3: first}}))
         at = NOON + timedelta(seconds=90)
         order = PublishedRanking(
-            version="v", round_id="r000001", image_ids=("1", "3", "2"), rereads=("1", "2"), seconds={}, published_at=at
+            version="v", round_id="r000001", image_ids=tuple("1324"), rereads=tuple("124"), seconds={}, published_at=at
         )
         project.set_published(order)
         found = analyse(project, CONFIG, ProjectOptions())
