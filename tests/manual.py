@@ -93,7 +93,7 @@ RUNNERS: tuple[Runner, ...] = (
         "--seeds 1 --budget 40 --passes 10 --workers 1",
         f"an ensemble and twenty seeds take minutes; {_ALONE}",
     ),
-    Runner("python tumours.py", _TABLES, why="before the study that reads its tables"),
+    Runner("python digits.py", _TABLES, why="before the study that reads its tables"),
     Runner(
         "ml-backend simulate --images images/",
         _TABLES,

@@ -63,19 +63,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 def at_the_desk(places: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """The folder of the test, with what a line is about."""
     # Undone at the end: a function of the reader's own becomes a strategy of this process.
-    monkeypatch.setitem(STRATEGIES, "mine:spread", STRATEGIES["random"])
+    monkeypatch.setitem(STRATEGIES, "mine:rare", STRATEGIES["random"])
     monkeypatch.setattr(sys, "path", [*sys.path])
 
     def laid_out(line: str) -> Path:
         for thing in places[any(cause in line for cause in CAUSES[1:])].iterdir():
             if not (tmp_path / thing.name).exists():
                 (tmp_path / thing.name).symlink_to(thing)
-        if "tumours" in line:
-            for name, code in re.findall(
-                r"```python\n# (\w+\.py)\n(.*?)```", pages()["docs/researchers.md"], re.DOTALL
-            ):
-                (tmp_path / name).write_text(code)
-            subprocess.run([sys.executable, "tumours.py"], cwd=tmp_path, check=True)
+        if "digits" in line:
+            [files] = re.findall(r"```bash\n(cat > mine.py .*?)```", pages()["docs/researchers.md"], re.DOTALL)
+            subprocess.run(["bash", "-euc", f"{files}{sys.executable} digits.py"], cwd=tmp_path, check=True)
         return tmp_path
 
     return laid_out
@@ -235,6 +232,6 @@ def test_a_worker_elsewhere_does_a_study(command: Command, run: Run, run_here: R
 def test_every_command_is_asked_about() -> None:
     """By one of the tests above."""
     begins = ("simulate", "experiment", "strategies", "demo --help", "work --study")
-    asked = ("python tumours.py", *(f"ml-backend {words}" for words in begins))
+    asked = ("python digits.py", *(f"ml-backend {words}" for words in begins))
 
     assert [one.text for one in COMMANDS if not one.text.startswith(asked)] == []
