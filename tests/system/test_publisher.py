@@ -354,5 +354,5 @@ def test_an_exported_model_predicts_a_project(
         in refused.stderr
     )
     RoundStore(tmp_path).connect(Connection(project=key, hostname=label_studio.url, label_config=XML))
-    assert f"project {project.id} is connected to this backend" in predict().stderr
+    assert f"project {project.id} is connected to an ML backend" in predict().stderr
     assert client.project(project.id)["model_version"] == third
