@@ -284,7 +284,12 @@ class Ranking(FrozenModel):
     by_hand: tuple[str, ...] = Field((), exclude_if=lambda found: not found)  # in front, as the owner put them there
 
     def with_first(self, image_ids: Iterable[str]) -> "Ranking":
-        """The ranking with those of the images that it holds in front; they are part of the holdout no more."""
+        """The ranking with those of the images that it holds in front; they are part of the holdout no more.
+
+        Holdout images have places all over the order, and a round reads few of them: one that was moved to the front
+        because of its looks has been selected. Left out, they are missing from the holdout only as far as they are of
+        the pool.
+        """
         scores = dict(zip(self.image_ids, self.scores, strict=True))
         first = dict.fromkeys(image_id for image_id in image_ids if image_id in scores)
         order = (*first, *(image_id for image_id in self.image_ids if image_id not in first))
@@ -359,6 +364,11 @@ class RoundReport(FrozenModel):
     def by_network(self) -> bool:
         """Whether a network made the order: the round's own, or that of ``base``. Not so before the first training."""
         return self.fit is not None or self.base is not None
+
+    def unreadable(self) -> frozenset[str]:
+        """Ids of the images that it tried to read in vain: of these, learners give no kind."""
+        found = (*self.exclusions, *self.ranking.exclusions)
+        return frozenset(one.image_id for one in found if one.kind in ("", "unreadable image"))
 
 
 class PublishedRanking(FrozenModel):

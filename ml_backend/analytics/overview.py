@@ -6,7 +6,7 @@ date does.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import fields
 from functools import cache, partial
 from hashlib import blake2b
@@ -85,6 +85,7 @@ class Analysis(FrozenModel):
         answered: of the images that the newest rounds chose or previewed, those that no longer wait for a reader.
         readers: whether they agree; None where the tasks were not read yet.
         labels: of every labelled image, by its id.
+        closed: images without a label that no reader is asked for: answered otherwise, skipped, copies, unreadable.
         published_left: published images that still wait for their first reader; None before the first order.
         rereads_left: those that still wait for another reader.
     """
@@ -102,6 +103,7 @@ class Analysis(FrozenModel):
     answered: frozenset[str] = frozenset()
     readers: ReaderAgreement | None = None
     labels: dict[str, str] = Field(default={})
+    closed: frozenset[str] = frozenset()
     published_left: int | None = None
     rereads_left: int = 0
 
@@ -223,6 +225,7 @@ def _analysis(
         answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
         readers=_readable(partial(_readers, project, configured, images, answers, read)),
         labels={one.image.id: one.value for one in labels},
+        closed=_readable(partial(_closed, project, mirror, images, {one.image.id for one in labels})) or frozenset(),
         published_left=published_left,
         rereads_left=rereads_left,
     )
@@ -283,6 +286,16 @@ def _answered(project: ProjectStore, mirror: TaskCache | None, images: TaskImage
         shown += [one.image_id for images in previews[1].first.values() for one in images]
     tasks = {int(name) for name in shown if name.isdecimal()} & mirror.tasks.keys()
     return frozenset(map(str, tasks.difference(images.waiting(mirror)[0], images.refused)))
+
+
+def _closed(
+    project: ProjectStore, mirror: TaskCache | None, images: TaskImages | None, labelled: Set[str]
+) -> frozenset[str]:
+    if mirror is None or images is None:
+        return frozenset()
+    waiting = {number for number in images.waiting(mirror)[0] if not mirror.tasks[number].annotations}
+    unreadable = (one.image_id for one in project.quarantine().listed())
+    return frozenset(map(str, mirror.tasks.keys() - waiting)).union(unreadable) - labelled
 
 
 def _published_left(

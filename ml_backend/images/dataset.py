@@ -1,6 +1,7 @@
 """Many images at once: read ahead by threads, unreadable ones named and left out; copied from a bucket."""
 
 import os
+import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ml_backend.config import shown_address
 from ml_backend.errors import ImageError, MissingExtra, SettingsError
 from ml_backend.images.cache import DecodedImage
 from ml_backend.schemas import Exclusion, ImageRef, Label
@@ -130,6 +133,7 @@ def copy_files(uri: str, names: Sequence[str], folder: Path) -> Path:
 
     Args:
         uri: that the names are relative to, of any file system of fsspec: ``s3://bucket/prefix``, ``gs://``, ``https://``.
+            A query, such as a signature, goes behind each name.
         names: of the files; those that the bucket does not have, and those that lead out of the folder, are left out.
         folder: the copies; made where it is missing.
 
@@ -138,28 +142,34 @@ def copy_files(uri: str, names: Sequence[str], folder: Path) -> Path:
 
     Raises:
         MissingExtra: the package for this scheme is not installed.
-        SettingsError: the address is wrong, or the bucket hands out no files.
+        SettingsError: the address is wrong, the bucket serves no files, or the folder has copies from another address.
     """
+    shown, is_web = shown_address(uri), uri.startswith(("http://", "https://"))
     try:
         from fsspec.core import url_to_fs  # noqa: PLC0415 - optional
 
         bucket, prefix = url_to_fs(uri)
     except ImportError as error:
         raise MissingExtra(
-            f"{uri}: {error}: `pip install 'label-studio-active-learning[s3]'` for s3:// and https://, else the "
+            f"{shown}: {error}: `pip install 'label-studio-active-learning[s3]'` for s3:// and https://, else the "
             "package of that name"
         ) from error
     except ValueError as error:
-        raise SettingsError(f"{uri!r}: {error}; expected s3://bucket/prefix, gs://... or https://...") from error
+        raise SettingsError(f"{shown!r}: {error}; expected s3://bucket/prefix, gs://... or https://...") from error
     root = folder.resolve()
-    targets = {name: (root / name).resolve() for name in names}
-    inside = [name for name, target in targets.items() if target.is_relative_to(root)]
+    resolved = {posixpath.normpath(name): (root / name).resolve() for name in names}
+    targets = {name: target for name, target in resolved.items() if target.is_relative_to(root)}
     root.mkdir(parents=True, exist_ok=True)
+    origin = root / ".source"
+    if (before := origin.read_text("utf-8") if origin.exists() else shown) != shown:
+        raise SettingsError(f"{folder} has copies from {before}, not from {shown}: give another folder, or remove it")
+    origin.write_text(shown, "utf-8")
+    base, mark, query = prefix.partition("?") if is_web else (prefix, "", "")
 
     def copy(image: ImageRef) -> None:
         target = targets[image.uri]
         try:
-            content = bucket.cat_file(f"{prefix.rstrip('/')}/{image.uri}")
+            content = bucket.cat_file(f"{base.rstrip('/')}/{quote(image.uri) if is_web else image.uri}{mark}{query}")
         except FileNotFoundError:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,14 +177,15 @@ def copy_files(uri: str, names: Sequence[str], folder: Path) -> Path:
         unfinished.write_bytes(content)
         unfinished.replace(target)
 
-    wanted = [ImageRef(id=name, uri=name) for name in inside if not targets[name].exists()]
+    wanted = [ImageRef(id=name, uri=name) for name, target in targets.items() if not target.exists()]
     copied, bar = read_ahead(wanted, copy), f"copying {len(wanted)} images"
     try:
         for _ in track(copied, bar, len(wanted), console=Console(stderr=True), disable=not wanted):
             pass
     except Exception as error:  # each file system raises errors of its own
+        why = getattr(error, "status", "no answer") if is_web else error  # an address may hold a password
         raise SettingsError(
-            f"{uri} cannot be copied: {type(error).__name__}: {error}; give keys and endpoint in the variables that "
+            f"{shown} cannot be copied: {type(error).__name__}: {why}; give keys and endpoint in the variables that "
             "the provider's own tools read, such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
         ) from error
     return root

@@ -3,7 +3,8 @@
 An unreadable image is listed with its reason, and not tried again until its file changes or a growing pause is over.
 Where one host does not answer for many images in a row, none of them is listed and the host is skipped for half a
 minute, so that a dead host costs a round seconds and not hours. Where a host or bucket refuses access to many in a row
-and hands out none after them, none is listed either: a key that was rotated says nothing about the images.
+and serves none after them, none is listed either: a key that was rotated says nothing about the images. Of the further
+ones every twentieth is asked for, until one is served: images that are gone may be refused too, with good ones behind.
 """
 
 import threading
@@ -24,7 +25,7 @@ PASSING: frozenset[ImageErrorKind] = frozenset({"unreachable", "timed-out"})
 OF_THE_FILE: frozenset[ImageErrorKind] = frozenset({"too-large", "empty", "not-an-image", "unsupported", "damaged"})
 """Errors that stay until the file changes; the cause of the others is elsewhere: a setting, a right, a disk."""
 
-STREAK = 20  # images in a row that a host does not hand out: more than are asked for at once
+STREAK = 20  # images in a row that a host does not serve: more than are asked for at once
 SPARED_S = 30.0
 
 
@@ -150,10 +151,16 @@ class _Hosts:
         self.errors: dict[str, ImageError] = {}
         self._unanswered: dict[str, list[str]] = {}
         self._refused: dict[str, list[tuple[ImageRef, str, str]]] = {}  # image, cache key, reason
+        self._left_out: dict[str, int] = {}  # since one was asked for, of those after many refused ones
         self._spared_until: dict[str, float] = {}
 
     def is_spared(self, host: str) -> bool:
-        return self._now() < self._spared_until.get(host, float("-inf"))
+        with self._lock:
+            if len(self._refused.get(host, ())) >= 2 * STREAK:
+                self._left_out[host] = (self._left_out.get(host, 0) + 1) % STREAK
+                if self._left_out[host]:
+                    return True
+            return self._now() < self._spared_until.get(host, float("-inf"))
 
     def answered(self, host: str) -> list[tuple[ImageRef, str, str]]:
         """Images that it refused before in a row long enough that they were not listed."""
@@ -168,6 +175,7 @@ class _Hosts:
             self._unanswered.pop(host, None)
             row = self._refused.setdefault(host, [])
             row.append(failed)
+            self.errors[host] = ImageError(failed[2])
             new = row if len(row) == STREAK else [failed] if len(row) > STREAK else []
             return [image.id for image, _, _ in new]
 

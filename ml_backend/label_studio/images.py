@@ -278,7 +278,7 @@ def _redirect(image: ImageRef, address: str) -> str:
 
 
 def _host_remedy(image: ImageRef, address: str, error: Exception) -> str:
-    """What to do where another host than Label Studio hands out no file."""
+    """What to do where another host than Label Studio serves no file."""
     stored = _storage_of(plain_address(image.uri)) is not None
     if isinstance(error, BlockedHost):
         return f", or {'turn off pre-signed URLs of the' if stored else 'connect it as a'} storage in Label Studio"

@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import structlog
+
 from ml_backend.errors import LabelStudioError, RequestRefused, SettingsError
 from ml_backend.label_studio.client import LabelStudioClient
+
+log = structlog.get_logger(__name__)
 
 
 class _Kind(NamedTuple):
@@ -23,7 +27,6 @@ _S3: Final = _Kind(
     {
         "aws_access_key_id": ("AWS_ACCESS_KEY_ID",),
         "aws_secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
-        "aws_session_token": ("AWS_SESSION_TOKEN",),
         "region_name": ("AWS_REGION", "AWS_DEFAULT_REGION"),
         "s3endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     },
@@ -45,7 +48,8 @@ def stored_address(uri: str) -> str:
     Raises:
         SettingsError: Label Studio has no such storage.
     """
-    return f"{_kind(uri).scheme}://{uri.partition('://')[2]}"
+    kind, bucket, path = _parts(uri)
+    return f"{kind.scheme}://{bucket}/{path}"
 
 
 def connect_storage(
@@ -58,8 +62,9 @@ def connect_storage(
 ) -> int:
     """Connect a bucket as a source storage, unless the project has this one.
 
-    Label Studio stores the keys that the environment holds; without any it uses its own. The storage cannot be
-    synchronized: Label Studio would make a second task for every object that a task holds already.
+    Label Studio stores the keys that the environment holds, and the log names their variables; without any it uses its
+    own. The storage cannot be synchronized: Label Studio would make a second task for every object that a task holds
+    already.
 
     Args:
         client: of a user who may change the project.
@@ -74,15 +79,23 @@ def connect_storage(
         The storage's id.
 
     Raises:
-        SettingsError: Label Studio has no such storage, or a file of keys cannot be read.
+        SettingsError: Label Studio has no such storage, a file of keys cannot be read, or a key expires soon.
         LabelStudioError: Label Studio cannot list the bucket, or does not respond.
     """
-    kind, (bucket, _, prefix) = _kind(uri), uri.partition("://")[2].partition("/")
-    wanted = {kind.bucket: bucket, "prefix": prefix.rstrip("/") or None, "presign": presign}
-    for row in client.storages(kind.resource, project_id):
-        if {name: row.get(name) or None for name in wanted} == {name: value or None for name, value in wanted.items()}:
-            return int(row["id"])
+    kind, bucket, prefix = _parts(uri)
     fields = {field: _first(environ, names) for field, names in kind.keys.items()}
+    wanted = {kind.bucket: bucket, "prefix": prefix.rstrip("/") or None, "presign": presign}
+    same = wanted | ({"s3_endpoint": endpoint} if (endpoint := fields.get("s3endpoint")) else {})
+    for row in client.storages(kind.resource, project_id):
+        if {name: row.get(name) or None for name in same} == {name: value or None for name, value in same.items()}:
+            return int(row["id"])
+    if kind is _S3 and environ.get("AWS_SESSION_TOKEN"):
+        raise SettingsError(
+            "AWS_SESSION_TOKEN is set: its key expires within hours, and then no image is shown. Give a key of its own "
+            "that may only read (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or connect the storage in Label Studio"
+        )
+    if stored := [name for names in kind.keys.values() for name in names if environ.get(name)]:
+        log.info("Label Studio stores what these variables hold, for all images of the bucket", variables=stored)
     given = {field: value for field, value in (wanted | fields).items() if value is not None}
     try:
         return int(client.add_storage(kind.resource, project_id, given | {"synchronizable": False})["id"])
@@ -98,13 +111,16 @@ def connect_storage(
         ) from error
 
 
-def _kind(uri: str) -> _Kind:
+def _parts(uri: str) -> tuple[_Kind, str, str]:
+    """The storage, the bucket and the path of an address."""
     scheme, colon, rest = uri.partition("://")
     if not colon or scheme not in _KINDS or not rest.strip("/"):
         raise SettingsError(
             f"{uri!r} is no bucket: expected s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
         )
-    return _KINDS[scheme]
+    bucket, _, path = rest.partition("/")
+    # adlfs also reads container@account.dfs.core.windows.net.
+    return _KINDS[scheme], bucket.partition("@")[0] if _KINDS[scheme] is _AZURE else bucket, path
 
 
 def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
@@ -113,7 +129,6 @@ def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
         return value
     try:
         return Path(value).read_text()  # Label Studio takes the content of the file
-    except OSError as error:
-        raise SettingsError(
-            f"{names[0]}={value!r} cannot be read: {error.strerror}: name the file with the key"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise SettingsError(f"{names[0]}={value!r} cannot be read: {why}: name the file with the key") from error

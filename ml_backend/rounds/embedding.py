@@ -1,6 +1,7 @@
 """Features of all images of a project on few axes, by which its pages find similar images and draw the map.
 
-They are computed after the order is published, from the backbone as loaded, and only where images have changed.
+They are computed after the order is published, from the backbone as loaded, and only where
+images were added, left the queue or changed, or could not be read: then all of them anew.
 """
 
 import hashlib
@@ -47,7 +48,9 @@ def keep_embedding(
         kept, source = store.embedding(), source_of(request, images)
         if not images or (kept is not None and kept.source == source and len(kept.image_ids) == len(images)):
             return
-        store.set_embedding(embedding_of(request, source, images, learner.embed, raise_if_preempted))
+        found = embedding_of(request, source, images, learner.embed, raise_if_preempted)
+        if found.image_ids:
+            store.set_embedding(found)
     except StaleRound as reason:
         log.info("the images are embedded another time", reason=str(reason))
     except BackendError as error:

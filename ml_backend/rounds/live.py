@@ -51,7 +51,7 @@ from ml_backend.label_studio.disagreements import keep_tab
 from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.publisher import LabelStudioPublisher, is_lost, low_water, read_serving
-from ml_backend.label_studio.sync import Counts, LabelStudioLabels, shared_digests
+from ml_backend.label_studio.sync import Counts, LabelStudioLabels, TaskCache, shared_digests
 from ml_backend.model import inference
 from ml_backend.model.backbones import input_side
 from ml_backend.model.checkpoint import FILE_NAME
@@ -365,7 +365,10 @@ class LiveProject(Project):
         The number of annotations before is noted: their number later shows how much is used up.
         """
         with self._publishing:
-            ranking = report.ranking.with_first(self.store.hand_picked())
+            mirror = self.readings.mirror(TaskCache)
+            skipped = set() if mirror is None else {str(n) for n, task in mirror.tasks.items() if task.annotations}
+            # A skipped image is left for the other readers, last.
+            ranking = report.ranking.with_first(one for one in self.store.hand_picked() if one not in skipped)
             report = report.model_copy(update={"ranking": ranking})
             before = Counts.of(self.context.client.project(self.context.key.id))
             published = self._publisher.publish(report, self.ensure_current)

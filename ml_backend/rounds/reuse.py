@@ -31,8 +31,6 @@ from ml_backend.schemas import Annotation, ImageRef, Label, PublishedRanking, Ra
 from ml_backend.storage import ProjectStore
 
 CHECK_INTERVAL_S = 30.0
-# Kinds of exclusion of an image that was tried: learners give none.
-UNREADABLE = frozenset({"", "unreadable image"})
 
 log = structlog.get_logger(__name__)
 
@@ -96,8 +94,7 @@ def remaining_ranking(
     skipped = {annotation.image.id for annotation in annotations}
     unlabelled = {image.id for image in pool}
     scored = [image_id for image_id in ranking.image_ids if image_id in unlabelled]
-    unreadable = (one.image_id for one in (*report.exclusions, *ranking.exclusions) if one.kind in UNREADABLE)
-    known = {*scored, *unreadable}
+    known = {*scored, *report.unreadable()}
     new = [image.id for image in pool if image.id not in known]
     order = [*scored, *(new[index] for index in seeded_order(new, report.request.seed))]
     order.sort(key=lambda image_id: image_id in skipped)  # stable: the others keep their order

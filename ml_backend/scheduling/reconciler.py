@@ -183,7 +183,7 @@ class Reconciler:
             unpublished=not readable <= served,
             copy_published=any(str(n) in served for n in copies if not tasks[n].annotations),
             order_lost=order_lost,
-            picked=published is not None and bool(readable.intersection(project.hand_picked()) - {*published.by_hand}),
+            picked=published is not None and _picked(project, published, readable),
             rereads_ended=not options.reread_share and bool(project.asked_again()),
             rerank_due=rerank_due,
             labels_differ=labels_differ,
@@ -218,6 +218,16 @@ def _keep_names(readings: ReadingStore, client: LabelStudioClient, cache: TaskCa
         return
     readers = {rater_of(item) for task in cache.tasks.values() for item in task.annotations} if names else set()
     readings.keep_reader_names({user: name for user, name in names.items() if user in readers})
+
+
+def _picked(project: ProjectStore, published: PublishedRanking, readable: frozenset[str]) -> bool:
+    """Whether an image that was put next is missing in front of the order; none that its round could not read."""
+    missing = readable.intersection(project.hand_picked()).difference(published.by_hand)
+    try:  # a report is long, and seldom needed
+        return bool(missing) and not missing <= project.report(published.round_id).unreadable()
+    except StorageError as error:
+        log.warning("what was put next cannot be served: the served round cannot be read", error=str(error))
+        return False
 
 
 def _created(reading: SyncedProject) -> int:

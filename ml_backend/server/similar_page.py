@@ -1,6 +1,6 @@
 """Images that resemble one, with a button that puts them next in the order; and the map of all images. Torch-free."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Final
 
@@ -27,7 +27,7 @@ LINKED_LABELS: Final = 120
 SURE: Final = (0.9, 0.75, 0.6)
 """Probabilities of the most probable class that the map distinguishes."""
 VIEWS: Final = {"label": "label", "uncertainty": "uncertainty of the network", "batch": "batch"}
-SAID: Final = {
+MESSAGES: Final = {
     "topup-asked": "Put next. Readers get these images within a minute; an image that is open stays open.",
     "waits": "Put next, with the round that is queued already.",
     "none": "Nothing was changed: no image was chosen that still waits for a label.",
@@ -40,9 +40,9 @@ log = structlog.get_logger()
 def similar(key: str, image_id: str) -> Response:
     """The images that resemble one, without and with a label."""
     connection, project = find_project(key)
-    embedding, labels = project.embedding(), _labels(connection, project)
+    embedding, (labels, closed) = project.embedding(), _labels(connection, project)
     known = embedding is not None and image_id in embedding.image_ids
-    unlabelled, labelled = nearest(embedding, image_id, labels, SHOWN) if embedding and known else ([], [])
+    unlabelled, labelled = nearest(embedding, image_id, labels, SHOWN, closed) if embedding and known else ([], [])
     pictures = pictures_of(project, [image_id, *(one.image_id for one in (*unlabelled, *labelled))])
     suggestions = _suggestions(project)
 
@@ -64,10 +64,10 @@ def similar(key: str, image_id: str) -> Response:
             "of_image": pictures.get(image_id),
             "unlabelled": [shown(one) for one in unlabelled],
             "labelled": [shown(one) for one in labelled],
-            "waiting": {one for one in project.hand_picked() if one not in labels},
+            "waiting": {*project.hand_picked()} - labels.keys() - closed,
             "picks": project.hand_picks()[::-1],
             "token": context().tokens.of(key, "similar"),
-            "said": SAID.get(request.args.get("done", "")),
+            "said": MESSAGES.get(request.args.get("done", "")),
         },
     )
 
@@ -77,17 +77,17 @@ def put_next(key: str, image_id: str) -> Response:
     """Put the chosen ones of an image's neighbours next in the order; the form sends ``token`` and ``chosen``."""
     connection, project = find_project(key)
     context().tokens.require(key, "similar", request.form.get("token", ""))
-    embedding = project.embedding()
-    may = {*embedding.image_ids} - _labels(connection, project).keys() - {*project.hand_picked()} if embedding else {}
-    chosen = tuple(one for one in dict.fromkeys(request.form.getlist("chosen")) if one in may)[:SHOWN]
-    said = "none"
+    embedding, (labels, closed) = project.embedding(), _labels(connection, project)
+    allowed = {*(embedding.image_ids if embedding else ())} - labels.keys() - closed - {*project.hand_picked()}
+    chosen = tuple(one for one in dict.fromkeys(request.form.getlist("chosen")) if one in allowed)[:SHOWN]
+    message = "none"
     if chosen:
         # On record first: should the request be lost, the reconciler finds what was not published.
         project.add_hand_pick(HandPick(at=datetime.now(UTC), by=user_name(), like=image_id[:64], image_ids=chosen))
-        said = perform("topup", connection, context().store, context().queue)
-        log.info("images put next by hand", by=user_name(), like=image_id[:64], images=chosen, said=said)
+        message = perform("topup", connection, context().store, context().queue)
+        log.info("images put next by hand", by=user_name(), like=image_id[:64], images=chosen, said=message)
     return Response(
-        status=303, headers={"Location": relative_url("pages.similar", key=key, image_id=image_id, done=said)}
+        status=303, headers={"Location": relative_url("pages.similar", key=key, image_id=image_id, done=message)}
     )
 
 
@@ -97,7 +97,7 @@ def image_map(key: str) -> Response:
     connection, project = find_project(key)
     by = request.args.get("by", "")
     by = by if by in VIEWS else "label"
-    embedding, labels = project.embedding(), _labels(connection, project)
+    embedding, (labels, closed) = project.embedding(), _labels(connection, project)
     shown = served_round(project)
     head = None if shown is None else project.head(shown)
     batch = [] if head is None else [one.image_id for one in (*head.batch, *head.behind)]
@@ -105,7 +105,8 @@ def image_map(key: str) -> Response:
     view["comparable"] = comparable(connection, project)
     if embedding is not None:
         rows = {name: row for row, name in enumerate(embedding.image_ids)}
-        waiting = [one for one in dict.fromkeys((*project.hand_picked(), *batch)) if one in rows and one not in labels]
+        done = {*closed, *labels}
+        waiting = [one for one in dict.fromkeys((*project.hand_picked(), *batch)) if one in rows and one not in done]
         labelled = [one for one in embedding.image_ids if one in labels]
         linked = [*waiting, *labelled[:: -(-len(labelled) // LINKED_LABELS) or 1]]
         kinds, kind_of = _kinds(by, connection, project, labels, batch)
@@ -155,10 +156,14 @@ def _kinds(
     return kinds, {one: 1 + classes.index(label) for one, label in labels.items() if label in classes}
 
 
-def _labels(connection: Connection, project: ProjectStore) -> Mapping[str, str]:
-    """Image id -> label, as Label Studio was last read; empty where labels cannot be read."""
+def _labels(connection: Connection, project: ProjectStore) -> tuple[Mapping[str, str], Set[str]]:
+    """Image id -> label, as Label Studio was last read, and the images without one that no reader is asked for.
+
+    Both are empty where labels cannot be read.
+    """
     configured, _ = config_of(connection)
-    return {} if configured is None else analyse(project, *configured).labels
+    found = None if configured is None else analyse(project, *configured)
+    return ({}, frozenset()) if found is None else (found.labels, found.closed)
 
 
 def _suggestions(project: ProjectStore) -> Suggestions:

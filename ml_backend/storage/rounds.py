@@ -5,6 +5,7 @@ is in two small files next to it, ``summary.json`` and ``head.json``. Both are w
 an older version saved they are made from its report, once.
 """
 
+import fcntl
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -563,8 +564,9 @@ class ProjectStore:
         return read_evidence(self._round(round_id))
 
     def embedding(self) -> Embedding | None:
-        """Features of the project's images, which only the newest round keeps that computed them."""
-        return read_embedding(self.folder / "embedding.npz")
+        """Features of the project's images, which only the newest round keeps that computed them; None of no image."""
+        found = read_embedding(self.folder / "embedding.npz")
+        return found if found is not None and found.image_ids else None
 
     def set_embedding(self, embedding: Embedding) -> None:
         """Replace it."""
@@ -674,8 +676,10 @@ class ProjectStore:
 
     def add_hand_pick(self, pick: HandPick) -> None:
         """Add images that are to come next; for good, since a label's origin is read from here."""
-        found = read_record(self.folder / f"{HAND_PICKS}.json", _HandPicks) or _HandPicks()
-        write_record(self.folder / f"{HAND_PICKS}.json", _HandPicks(picks=(*found.picks, pick)))
+        with (self.folder / f"{HAND_PICKS}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two at once, the later keeps the earlier's
+            found = read_record(self.folder / f"{HAND_PICKS}.json", _HandPicks) or _HandPicks()
+            write_record(self.folder / f"{HAND_PICKS}.json", _HandPicks(picks=(*found.picks, pick)))
 
     def asked_again(self) -> tuple[int, ...]:
         """Tasks whose overlap this installation may have raised in Label Studio, so that they are read again."""

@@ -52,3 +52,14 @@ class TestNearest:
 def test_neighbours_of_several_come_in_turn_and_once():
     """Nearest of a: b without, c with a label; of d: a and c. Image x is not in the embedding."""
     assert neighbours_of(EMBEDDING, ["a", "x", "d"], "abd", 1) == ["b", "c", "a"]
+
+
+def test_neighbours_of_a_batch_are_those_of_each_image():
+    """Equally near ones too, of which the earlier counts; an image that is left out is no neighbour."""
+    ids, rows = tuple(map(str, range(300))), np.random.default_rng(0).integers(-2, 3, (300, 3)).astype(np.float16)
+    embedding = Embedding("r000001", "", ids, rows, 0.1)
+    sides = [[one.image_id for one in nearest(embedding, name, {}, 5)[0]] for name in ids[:9]]
+
+    in_turn = dict.fromkeys(one for place in zip(*sides, strict=True) for one in place)
+    assert neighbours_of(embedding, ids[:9], ids, 5) == [*in_turn]
+    assert sides[0][0] not in [one.image_id for one in nearest(embedding, "0", {}, 5, {sides[0][0]})[0]]

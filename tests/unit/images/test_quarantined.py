@@ -191,12 +191,22 @@ class TestHostThatRefuses:
         self.read(source, "good1", "good2")
         web.failures["http://pacs"] = PermissionError("denied")
 
-        self.read(source, *range(3 * STREAK))
+        self.read(source, *range(5 * STREAK))
 
         assert notebook.entered == {}
-        assert len(web.asked) == 2 + 3 * STREAK
+        assert len(web.asked) == 2 + 2 * STREAK + 3  # of the last 60 each twentieth
+        with pytest.raises(ImageError, match=r"image 7 was not asked for: pacs gave none .*The last error: .*denied"):
+            source.fetch(image(7))
 
-    @pytest.mark.parametrize("number", [STREAK - 1, STREAK, 2 * STREAK])
+    def test_good_ones_behind_many_are_found(self, source, web, notebook):
+        web.failures["http://pacs/bad"] = PermissionError("denied")
+
+        self.read(source, *(f"bad{n}" for n in range(2 * STREAK)), *range(3 * STREAK))
+
+        assert len(web.asked) == 2 * STREAK + 2 * STREAK + 1  # 19 good ones wait for the next round
+        assert len(notebook.entered) == 2 * STREAK
+
+    @pytest.mark.parametrize("number", [STREAK - 1, STREAK, 2 * STREAK - 1])
     def test_those_between_good_ones_are_named(self, source, web, notebook, number):
         web.failures["http://pacs/bad"] = PermissionError("denied")
         bad = [f"bad{n}" for n in range(number)]

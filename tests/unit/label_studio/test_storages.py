@@ -83,6 +83,21 @@ class TestConnectStorage:
                 client, 7, "gs://f", environ={"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "none.json")}
             )
 
+    def test_a_key_file_that_is_no_text(self, client, tmp_path: Path):
+        (tmp_path / "key").write_bytes(b"\xff")
+        with pytest.raises(SettingsError, match="cannot be read: it is no text"):
+            connect_storage(client, 7, "gs://f", environ={"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key")})
+
+    def test_a_key_that_expires_is_not_stored(self, client, storages):
+        with pytest.raises(SettingsError, match=r"AWS_SESSION_TOKEN is set: .*a key of its own that may only read"):
+            connect_storage(client, 7, "s3://films", environ={"AWS_SESSION_TOKEN": "secret"})
+        assert storages.made == []
+
+    def test_another_endpoint_is_another_storage(self, client, storages):
+        for endpoint in ("http://a", "http://b", "http://a"):
+            connect_storage(client, 7, "s3://films", environ={"AWS_ENDPOINT_URL": endpoint})
+        assert [fields["s3_endpoint"] for _, fields in storages.made] == ["http://a", "http://b"]
+
     def test_what_label_studio_refuses_is_no_other_error(self):
         refusal = httpx.Response(400, json={"detail": "Container not found"})
         transport = httpx.MockTransport(
@@ -99,4 +114,5 @@ class TestConnectStorage:
 
 def test_the_address_in_a_task():
     assert stored_address("az://films/a b.png") == "azure-blob://films/a b.png"
+    assert stored_address("abfs://films@hospital.dfs.core.windows.net/a.png") == "azure-blob://films/a.png"
     assert stored_address("s3://films/a.png") == "s3://films/a.png"

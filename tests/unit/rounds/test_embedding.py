@@ -95,6 +95,13 @@ class TestKeepEmbedding:
         keep_inputs(store, 13)
         assert keep(store, learner).image_ids[-1] == "12"
 
+    def test_of_no_readable_image_nothing_is_kept(self, store):
+        learner = FakeLearner()
+        learner.unreadable = set(map(str, range(12)))
+
+        assert keep(store, learner) is None
+        assert not (store.folder / "embedding.npz").exists()
+
     @pytest.mark.parametrize("error", [StaleRound("another round waits"), RoundError("memory"), MemoryError()])
     def test_what_hinders_it_ends_no_round_and_leaves_the_former(self, store, error):
         def check() -> None:

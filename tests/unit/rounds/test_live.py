@@ -269,13 +269,18 @@ class TestTopUp:
         assert run.rounds == []
         assert run.store.asked_again() == ()
 
-    def test_what_was_put_next_is_served_first_and_the_round_stays_as_it_was(self, run, monkeypatch):
-        """The last pick in front; image 9 is not the project's."""
+    @pytest.mark.parametrize(
+        ("skips", "served"),
+        [([], (("1", "2"), ("1", "2"))), ([{"id": 5, "was_cancelled": True}], (("1", "2"), ("1",)))],
+    )
+    def test_what_was_put_next_is_served_first_and_the_round_stays_as_it_was(self, run, monkeypatch, skips, served):
+        """The last pick in front; image 9 is not the project's, and a skipped one keeps its place behind the others."""
         run.tasks = [{"id": n, "data": {"image": f"http://films.example/{n}.png"}, "annotations": []} for n in (1, 2)]
+        run.tasks[1]["annotations"] = skips
         run.row["task_number"] = 2
         run.store.save(make_report(), None, None)
         run.store.set_published(order())
-        for picked in (("2", "9"), ("1",)):
+        for picked in (("1",), ("2", "9"))[:: 1 if skips else -1]:
             run.store.add_hand_pick(HandPick(at=NOON, by="owner", like="2", image_ids=picked))
         published = []
 
@@ -286,7 +291,7 @@ class TestTopUp:
         monkeypatch.setattr(LabelStudioPublisher, "publish", publish)
         run(reason="topup")
 
-        assert [(one.image_ids, one.by_hand) for one in published] == [(("1", "2"), ("1", "2"))]
+        assert [(one.image_ids, one.by_hand) for one in published] == [served]
         assert run.store.report("r000001") == make_report()
 
 

@@ -12,7 +12,7 @@ from ml_backend.label_studio.publisher import Serving
 from ml_backend.label_studio.sync import read_project
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.scheduling.reconciler import Reconciler
-from ml_backend.schemas import Connection, HandPick, ImportedVersion, ProjectKey, PublishedRanking
+from ml_backend.schemas import Connection, Exclusion, HandPick, ImportedVersion, ProjectKey, PublishedRanking
 from ml_backend.server.status import statuses
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
@@ -254,11 +254,13 @@ class TestRounds:
         assert queue.requests == requests
 
     def test_a_lost_request_for_what_was_put_next(self, reconciler, publish, queue, store):
-        """Image 5 is in front already, and 1 is labelled."""
+        """Image 5 is in front already, 1 is labelled, and the round could not read 6."""
         publish()
+        excluded = Exclusion(image_id="6", reason="it is damaged")
+        store.project(PROJECT).save(make_report().model_copy(update={"exclusions": (excluded,)}), None, None)
         project = store.project(PROJECT)
         project.set_published(project.published().model_copy(update={"by_hand": ("5",)}))
-        for picked, requests in (("5", []), ("1", []), ("7", ["topup"])):
+        for picked, requests in (("5", []), ("1", []), ("6", []), ("7", ["topup"])):
             project.add_hand_pick(HandPick(at=NOON, by="owner", like="1", image_ids=(picked,)))
             reconciler.look()
 

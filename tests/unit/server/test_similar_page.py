@@ -64,9 +64,12 @@ class TestSimilar:
         assert reason in text
         assert "<script" not in text.replace("<script src=", "")
 
+    @pytest.mark.parametrize("stored", [False, True])
     @pytest.mark.parametrize("address", ["similar/1", "map"])
-    def test_before_a_round_has_stored_features(self, connected, project, address):
+    def test_before_a_round_has_stored_features(self, connected, project, address, stored):
         (project.folder / "embedding.npz").unlink()
+        if stored:  # of no image
+            project.set_embedding(Embedding("r000001", "", (), np.empty((0, 2), np.float16), 0.0))
 
         assert "The next round stores them" in page(connected, address)
 
@@ -110,6 +113,20 @@ class TestPutNext:
     def test_nothing_that_waits(self, connected, project, queue, chosen):
         assert press(connected, chosen).headers["Location"].endswith("done=none")
         assert (project.hand_picks(), queue.requests) == ((), [])
+
+    def test_no_answer_is_asked_for_what_has_another_one_than_a_label(self, connected, project, queue):
+        """Image 2 was put next and got an answer that is no class; 4 is a copy of 1, and 6 was skipped."""
+        press(connected, ["2"])
+        assert "1 of these images still waits" in page(connected, "similar/1")
+        tasks = [task(), task(said("unreadable")), task(said("severe")), task(data={"image": "/1.png"})]
+        project.readings.keep_mirror(mirror_of(*tasks, task(said("normal")), task(said(None))))
+        queue.requests.clear()
+
+        assert press(connected, ["2", "4", "6"], like="3").headers["Location"].endswith("done=none")
+        text = page(connected, "similar/3")
+        assert re.findall(r'name="chosen" value="(\d)"', text) == ["1"]
+        assert "0 of these images still wait " in text
+        assert queue.requests == []
 
     def test_twice_is_once(self, connected, project, queue):
         press(connected, ["2"])

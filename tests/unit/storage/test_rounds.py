@@ -43,6 +43,10 @@ def test_a_damaged_list_of_picks_hinders_no_round_and_is_not_overwritten(tmp_pat
         store.add_hand_pick(pick)
     assert (store.hand_picks(), store.hand_picked()) == (tuple(picks), ("4", "2", "3"))
 
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(store.add_hand_pick, picks * 4))
+    assert len(store.hand_picks()) == 10
+
     (tmp_path / "hand-picks.json").write_text("{")
     assert store.hand_picked() == ()
     with pytest.raises(StorageError):
