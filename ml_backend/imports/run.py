@@ -38,6 +38,7 @@ from ml_backend.label_studio.connect import (
     version_note,
 )
 from ml_backend.label_studio.formats import parse_label_config
+from ml_backend.logs import logs_on_stderr
 from ml_backend.schemas import PATIENT_KEY, STAGES, is_patient_key, patient_of
 
 LATERAL: Final = frozenset({"LL", "RL", "LATERAL", "LAT"})
@@ -113,7 +114,7 @@ def run_import(options: ImportOptions) -> int:
     if places is not None and source.is_dir():
         places.check(str(source / "any file"))
     console = Console(stderr=options.json)
-    with View(console) as view:
+    with View(console) as view, logs_on_stderr():
         if options.dry_run:
             with open_ledger(None) as ledger:
                 tally = take_files(options, view, ledger, places)
