@@ -31,8 +31,8 @@ from ml_backend.images.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS, budget
 Gray: TypeAlias = npt.NDArray[np.uint8]
 
 _READ: Final = """
-    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID StudyDate Modality PatientID ViewPosition
-    ViewCodeSequence CodeMeaning Laterality ImageLaterality ImageType ConversionType BurnedInAnnotation
+    SOPClassUID StudyDate Modality PatientID ViewPosition ViewCodeSequence CodeMeaning ImageType ConversionType
+    BurnedInAnnotation
 
     Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit PixelAspectRatio PixelSpacing
@@ -97,9 +97,8 @@ class DicomImage:
     Attributes:
         pixels: grey levels, 0 black to 255 white, with square pixels, at full resolution.
         fields: ``patient_id``, ``study_date`` (YYYYMMDD), ``view`` (``PA``, ``AP``, ``LL``, ``RL``, ``LATERAL``, ...,
-            or ``UNKNOWN_VIEW``), ``modality``, ``laterality`` (``L``, ``R``, ``B``), ``study_uid``, ``series_uid`` and
-            ``sop_uid``, as the file gives them; "" where it does not, or where the value is not one that the standard
-            defines.
+            or ``UNKNOWN_VIEW``) and ``modality``, as the file gives them; "" where it does not, or where the value is
+            not one that the standard defines.
         burned_in: why text may be burned into the pixels: the file says so, or is of a kind that often has some, or
             text was found at a border; "" without a reason.
     """
@@ -278,10 +277,6 @@ def _fields(dataset: Any) -> dict[str, str]:
         "study_date": day if re.fullmatch(r"\d{8}", day) else "",
         "view": known_view(dataset.get("ViewPosition"), codes[0].get("CodeMeaning")),
         "modality": defined("Modality", _MODALITIES),
-        "laterality": defined("ImageLaterality", "[LRBU]") or defined("Laterality", "[LRBU]"),
-        "study_uid": defined("StudyInstanceUID", _UID),
-        "series_uid": defined("SeriesInstanceUID", _UID),
-        "sop_uid": defined("SOPInstanceUID", _UID),
     }
 
 
