@@ -135,9 +135,6 @@ def report_page(results: StudyResults) -> str:
     target = headline_target(primary)
     begun = early(kept)
     styles, unit = _styles(results), results.summary.unit
-    found: dict[str, list[Mapping[str, object]]] = {}
-    for one in findings(kept, primary, incomplete):
-        found.setdefault(one.kind, []).append(one.facts)
     content = {
         "summary": results.summary,
         "runs": len({row.run for row in kept.rounds}),
@@ -156,7 +153,7 @@ def report_page(results: StudyResults) -> str:
         "uncertainty": _uncertainty(kept, styles),
         "answers": _answers(kept, styles),
         "times": times(kept),
-        "findings": found,
+        "findings": findings(kept, primary, incomplete),
     }
     return _templates().get_template("report.html").render(content).lstrip()
 
