@@ -6,6 +6,7 @@ value, so that an event is sent, and ``check_private_addresses`` sends two reque
 answers tell which addresses it may call.
 """
 
+import os
 import re
 import shutil
 import time
@@ -14,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -690,7 +690,7 @@ def check_images(context: CheckContext) -> Result:
             try:
                 image = read_image(task, context.config)
                 content = with_plugins(source).fetch(image)
-                decode(content, _side(context.options), image.id)
+                decode(content, context.options.image_side or SIDE, image.id)
                 sizes.append(len(content))
             except ImageError as error:
                 remedy = REMEDIES[error.kind]
@@ -856,10 +856,12 @@ def _nothing_to_mend(context: CheckContext, status: QueueStatus) -> bool:
 
 GB = 10**9
 NETWORK = 110_000_000  # bytes of a ResNet50 with its head; larger networks are rare
+SIDE = 224  # pixels: that of most networks; loading PyTorch to ask the network takes seconds
 PER_PROBABILITY = 4  # bytes, before compression
 PER_FEATURES = 2048 * 4  # bytes of an image's features, of a ResNet50
 HASHES = 4096  # bytes that a cache takes for the name of an image
 PER_WEIGHT = 20  # bytes: weight, gradient, Adam's two moments, and the best epoch's copy, all in float32
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")  # of NVIDIA, AMD, WSL, Jetson
 CUDA_OVERHEAD = 2**30  # bytes: CUDA itself and cuDNN's working memory; a round number
 
 
@@ -875,15 +877,6 @@ def check_data_folder(context: CheckContext) -> Result:
     return ok(f"{folder.absolute()} can be written")
 
 
-def _side(options: ProjectOptions) -> int:
-    """Side of the decoded images; where PyTorch is not installed, that of most networks unless the option is set."""
-    if options.image_side is not None or find_spec("timm") is None:
-        return options.image_side or 224
-    from ml_backend.model.backbones import input_side
-
-    return input_side(options.backbone, None)
-
-
 @check("space", needs=("data folder", "classes"))
 def check_space(context: CheckContext) -> Result:
     """Passes and networks of a round need room on the disk; without room for its caches it is only slower."""
@@ -891,7 +884,7 @@ def check_space(context: CheckContext) -> Result:
     passes = images * options.passes * len(context.classes) * PER_PROBABILITY
     needed = passes + options.committee * NETWORK
     limit = context.settings.cache_gb * GB
-    caches = min(images * (_side(options) ** 2 + HASHES), limit) + min(images * PER_FEATURES, limit)
+    caches = min(images * ((options.image_side or SIDE) ** 2 + HASHES), limit) + min(images * PER_FEATURES, limit)
     free = shutil.disk_usage(context.settings.data_dir).free
     seen = f"{free / GB:.1f} GB free; a round of {images:,} images keeps up to {needed / GB:.1f} GB"
     if free < needed:
@@ -903,12 +896,14 @@ def check_space(context: CheckContext) -> Result:
 
 @check("weights", needs=("options",), remedy="set the option `backbone` to one of the networks that are named")
 def check_weights(context: CheckContext) -> Result:
+    options = context.options
+    if (round_id := _trained_with(context)) is not None:
+        return ok(f"of {options.backbone}, with which round {int(round_id[1:])} has trained")
     require("worker", WORKERS_CHECK)
     import torch
 
     from ml_backend.model.backbones import build_network, load_backbone, published_weights, weights_file
 
-    options = context.options
     if options.backbone in plugins("backbones"):
         load_backbone(options.backbone, options.weights)
         return ok(f"of {options.backbone}, which an installed package provides")
@@ -936,29 +931,44 @@ def check_weights(context: CheckContext) -> Result:
     return ok(f"of {options.backbone}, from {path}")
 
 
+def _trained_with(context: CheckContext) -> str | None:
+    """The newest round that trained a network, if with these weights: PyTorch, which takes seconds, is not needed."""
+    try:
+        rounds = map(context.store.summary, reversed(context.store.round_ids()))
+        newest = next((one for one in rounds if one.trained), None)
+    except StorageError:  # reported by "rounds on disk"
+        return None
+    same = newest and all(newest.request.options.get(k) == getattr(context.options, k) for k in ("backbone", "weights"))
+    return newest.round_id if newest and same else None
+
+
 @check("GPU", needs=("options",), remedy="set the options `backbone` and `precision` to what this GPU can do")
 def check_gpu(context: CheckContext) -> Result:  # noqa: PLR0911 - one for each kind of machine
     if context.settings.device == "cpu":
         return ok("not used, as AL_DEVICE=cpu is set: heads are trained on the CPU")
-    require("worker", WORKERS_CHECK)
-    import torch
+    options, usable = context.options, any(map(os.path.exists, GPU_FILES))
+    if usable:
+        require("worker", WORKERS_CHECK)
+        import torch
 
-    from ml_backend.model.hardware import Precision
-
-    options = context.options
-    if not torch.cuda.is_available():
+        usable = torch.cuda.is_available()
+    if not usable:
         if context.settings.device == "cuda":
             return failed("AL_DEVICE=cuda, and PyTorch finds no usable GPU", "repair the driver, or set AL_DEVICE=auto")
         if options.finetune == "full":
             return ok("none: the whole network is trained on the CPU, as finetune=full is set, which takes hours")
         return ok("none that PyTorch can use: heads are trained on the CPU")
+    from ml_backend.model.backbones import input_side
+    from ml_backend.model.hardware import Precision
+
     device = torch.device("cuda")
     free, total = torch.cuda.mem_get_info(device)
     gpu = f"{torch.cuda.get_device_name(device)}, {total / GB:.1f} GB, {free / GB:.1f} of them free now"
     if options.finetune == "head":
         return ok(f"{gpu}; only heads are trained, which takes little")
     precision = Precision.from_options(device, options.precision, channels_last=options.channels_last)
-    step = step_memory(options.backbone, _side(options), half=precision.dtype == torch.bfloat16)
+    side = input_side(options.backbone, options.image_side)
+    step = step_memory(options.backbone, side, half=precision.dtype == torch.bfloat16)
     # A batch that is too large for a GPU is halved automatically, down to 2 images.
     if step.of(2) > total:
         return failed(

@@ -110,14 +110,10 @@ def learning_curves(results: StudyResults, value: Callable[[RoundRow], float | N
 
 def tables(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
     """Values by labels (rows) and seed (columns), NaN where a run has none, of every group in the order of curves."""
-    found = {}
-    for key, runs in curves.groupby(["strategy", "variant"], sort=False):
-        labels, row = np.unique(runs["labels"], return_inverse=True)
-        seeds, column = np.unique(runs["seed"], return_inverse=True)
-        values = np.full((len(labels), len(seeds)), np.nan)
-        values[row, column] = runs["value"]
-        found[Group(*key)] = pd.DataFrame(values, pd.Index(labels, name="labels"), pd.Index(seeds, name="seed"))
-    return found
+    return {
+        Group(*key): runs.pivot(index="labels", columns="seed", values="value")
+        for key, runs in curves.groupby(["strategy", "variant"], sort=False)
+    }
 
 
 def bands(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
@@ -132,8 +128,7 @@ def bands(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
         shared = table.dropna()
         if shared.empty:
             continue
-        values = np.quantile(shared, QUARTILES, axis=1, method="linear").T
-        band = pd.DataFrame(values, shared.index, ["q25", "median", "q75"])
+        band = shared.quantile(QUARTILES, axis=1).T.set_axis(["q25", "median", "q75"], axis=1)
         runs = curves[(curves["strategy"] == group.strategy) & (curves["variant"] == group.variant)]
         found[group] = band.assign(share=band.index / runs.groupby("seed")["train_images"].last().median())
     return found
@@ -141,10 +136,7 @@ def bands(curves: pd.DataFrame) -> dict[Group, pd.DataFrame]:
 
 def running_median(values: pd.Series, window: int = WINDOW) -> pd.Series:
     """Median over the ``window`` rounds around each round; at both ends, over those of them that there are."""
-    padded = np.pad(values.to_numpy(dtype=np.float64), window // 2, constant_values=np.nan)
-    around = np.sort(np.lib.stride_tricks.sliding_window_view(padded, window))  # NaN last
-    count, rows = (~np.isnan(around)).sum(axis=1), np.arange(len(around))
-    return pd.Series((around[rows, (count - 1) // 2] + around[rows, count // 2]) / 2, values.index)
+    return values.rolling(window, center=True, min_periods=1).median()
 
 
 def labels_needed(values: pd.Series, target: float, window: int = WINDOW) -> float:
@@ -623,115 +615,81 @@ def _batches(results: StudyResults) -> pd.DataFrame:
                         ).astype({"epistemic": float, "aleatoric": float})  # fmt: skip
 
 
-Kind = Literal[
-    "incomplete_runs", "no_baseline", "no_random", "few_seeds", "random_ahead", "random_level", "few_passes",
-    "wide_spread", "missed_class",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something to know before believing a study; ``templates/report.html`` has the words.
-
-    Attributes:
-        kind: of the finding.
-        facts: its numbers and names.
-    """
-
-    kind: Kind
-    facts: Mapping[str, Any]
+Facts: TypeAlias = dict[str, Any]
+"""Numbers and names of something to know before believing a study; ``templates/report.html`` has the words."""
 
 
 def findings(
     results: StudyResults, primary: MetricStatistics, incomplete: Mapping[str, tuple[int, int]]
-) -> list[Finding]:
-    """Every finding of a study, the most serious kind first.
+) -> dict[str, list[Facts]]:
+    """Kind -> its findings in a study, the most serious kind first.
 
     Args:
         results: complete runs.
         primary: the metric by which strategies are compared with ``random``.
         incomplete: runs that were left out, see ``complete_runs``.
     """
-    summary, curves = results.summary, primary.curves
-    runs = [Group(*key) for key in curves[["strategy", "variant"]].drop_duplicates().itertuples(index=False)]
-    without = [
-        f"{Group(*key[:2])}, seed {key[2]}"
-        for key, _ in curves.groupby(["strategy", "variant", "seed"], sort=False)
-        if key[1:] not in primary.baselines
-    ]
-    count = curves.groupby(["strategy", "variant", "seed"]).ngroups
+    summary, groups = results.summary, primary.groups
+    runs = [key for key, _ in primary.curves.groupby(["strategy", "variant", "seed"], sort=False)]
+    without = [f"{Group(*key[:2])}, seed {key[2]}" for key in runs if key[1:] not in primary.baselines]
+    seeds = min(table.shape[1] for table in tables(primary.curves).values())
+    level = random_level(primary.differences)
+    found: dict[str, list[Facts]] = {
+        "incomplete_runs": [{"runs": incomplete}] if incomplete else [],
+        "no_baseline": [{"without": without, "runs": len(runs)}] if without else [],
+        "no_random": [] if any(group.strategy == RANDOM for group in groups) else [{}],
+        # Wilcoxon's smallest p: of 2^n equally likely sign patterns the most extreme, on both sides.
+        "few_seeds": [{"seeds": seeds, "p": 2.0 ** (1 - seeds)}] if seeds < SEEDS_FOR_A_CLAIM else [],
+        "random_ahead": [one for one in level if one["ahead"]],
+        "random_level": [one for one in level if not one["ahead"]],
+        "few_passes": few_passes(summary.strategies, summary.passes, summary.batch_size),
+        "wide_spread": wide_spread(primary.needed, summary.batch_size),
+        "missed_class": missed_classes(results),
+    }
+    return {kind: facts for kind, facts in found.items() if facts}
+
+
+def random_level(differences: Mapping[Group, PairedDifference]) -> list[Facts]:
+    """Groups that are not shown to be better than ``random``: their interval holds 0, or lies below it (``ahead``).
+
+    Without an interval, the difference itself decides, and ``random`` is not ahead.
+    """
     return [
-        *([Finding("incomplete_runs", {"runs": incomplete})] if incomplete else []),
-        *([Finding("no_baseline", {"without": without, "runs": count})] if without else []),
-        *([] if any(group.strategy == RANDOM for group in runs) else [Finding("no_random", {})]),
-        *few_seeds(min(table.shape[1] for table in tables(curves).values())),
-        *random_level(primary.differences),
-        *few_passes(summary.strategies, summary.passes, summary.batch_size),
-        *wide_spread(primary.needed, summary.batch_size),
-        *missed_classes(results),
+        {"group": group, "difference": one, "ahead": one.high is not None and one.high < 0}
+        for group, one in differences.items()
+        if (one.mean if one.low is None else one.low) <= 0
     ]
 
 
-def few_seeds(seeds: int) -> list[Finding]:
-    """Fewer seeds than a claim needs; with the smallest p that Wilcoxon's test can give for so many.
-
-    Args:
-        seeds: of every strategy, at least 1.
-    """
-    # The most extreme of 2^n equally likely sign patterns, on both sides.
-    return [Finding("few_seeds", {"seeds": seeds, "p": 2.0 ** (1 - seeds)})] if seeds < SEEDS_FOR_A_CLAIM else []
-
-
-def random_level(differences: Mapping[Group, PairedDifference]) -> list[Finding]:
-    """Groups that are not shown to be better than ``random``.
-
-    ``random`` is ahead where the whole interval lies below 0, and level where the interval holds 0. Without an
-    interval it is level where the difference is not above 0.
-    """
-    found = []
-    for group, one in differences.items():
-        if (one.mean if one.low is None else one.low) <= 0:
-            kind: Kind = "random_ahead" if one.high is not None and one.high < 0 else "random_level"
-            found.append(Finding(kind, {"group": group, "difference": one}))
-    return found
-
-
-def few_passes(strategies: Sequence[str], passes: int, batch_size: int) -> list[Finding]:
-    """Too few passes for ``batch_bald``: fewer than 5 a pick.
+def few_passes(strategies: Sequence[str], passes: int, batch_size: int) -> list[Facts]:
+    """Too few passes for ``batch_bald``: fewer than ``PASSES_PER_PICK``, our rule of thumb.
 
     T passes carry at most ``log T`` nats about the labels of a batch. Once the picks have used that up, the rest of the
     batch is picked by noise.
 
     Source:
-        Kirsch, van Amersfoort & Gal 2019, arXiv:1906.08158, for the bound; ``PASSES_PER_PICK`` is our rule of thumb.
+        Kirsch, van Amersfoort & Gal 2019, arXiv:1906.08158, for the bound.
     """
-    if "batch_bald" not in strategies or passes >= PASSES_PER_PICK * batch_size:
+    enough = PASSES_PER_PICK * batch_size
+    if "batch_bald" not in strategies or passes >= enough:
         return []
-    facts = {
-        "passes": passes,
-        "batch_size": batch_size,
-        "nats": math.log(passes),
-        "enough": PASSES_PER_PICK * batch_size,
-        "smaller": passes // PASSES_PER_PICK,
-    }
-    return [Finding("few_passes", facts)]
-
-
-def wide_spread(needed: Sequence[LabelsNeeded], batch_size: int) -> list[Finding]:
-    """Groups whose runs need very different numbers of labels.
-
-    That is a range between the quartiles of more than half the median and more than one batch, the resolution of
-    labels needed; or an upper quartile that never gets there. Where the lower quartile never does, there is no finding.
-    """
+    smaller = passes // PASSES_PER_PICK
     return [
-        Finding("wide_spread", {"row": row})
+        {"passes": passes, "batch_size": batch_size, "nats": math.log(passes), "enough": enough, "smaller": smaller}
+    ]
+
+
+def wide_spread(needed: Sequence[LabelsNeeded], batch_size: int) -> list[Facts]:
+    """Groups whose quartiles of labels needed lie more than half the median and more than one batch apart."""
+    return [
+        {"row": row}
         for row in needed
         for q25, median, q75 in [row.labels]
         if math.isfinite(q25) and q75 - q25 > batch_size and (math.isinf(q75) or q75 - q25 > WIDE * median)
     ]
 
 
-def missed_classes(results: StudyResults, tolerance: float = TOLERANCE) -> list[Finding]:
+def missed_classes(results: StudyResults, tolerance: float = TOLERANCE) -> list[Facts]:
     """Classes whose precision, recall or specificity stays below that of the baseline, in half the runs or more.
 
     Smoothed by ``running_median``. A round without a precision of a class, because no image was predicted as it, counts
@@ -766,8 +724,7 @@ def missed_classes(results: StudyResults, tolerance: float = TOLERANCE) -> list[
                     missed.append((measure, len(below), len(gaps), worst["best"], worst["wanted"]))
             if missed:
                 shares = [counts[class_name] / counts.total() for counts in (picked, available) if counts.total()]
-                facts = {"group": group, "class_name": class_name, "missed": missed, "shares": shares}
-                found.append(Finding("missed_class", facts))
+                found.append({"group": group, "class_name": class_name, "missed": missed, "shares": shares})
     return found
 
 

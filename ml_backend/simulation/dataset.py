@@ -2,13 +2,11 @@
 
 import hashlib
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -33,7 +31,6 @@ from ml_backend.simulation.tables import (
 )
 
 SHARES: Final = (0.6, 0.15, 0.25)  # of the images on train, val and test, where the table has no column ``split``
-SEARCHED_FILES: Final = 100_000  # of a folder, for one that is missing under its name
 READ_AT: Final = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock: a table of ratings has no times
 Row = TypeVar("Row", LabelRow, RatingRow)
 
@@ -209,7 +206,7 @@ def load_dataset(
     if images is None and features is None:
         raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
     meant = frozenset() if task is None else frozenset(task.of)
-    rows = _relative(images, read_labels(labels, rated=ratings is not None, meant=meant, folder=images), labels)
+    rows = _relative(images, read_labels(labels, rated=ratings is not None, meant=meant), labels)
     answers: list[RatingRow] = []
     if ratings is not None:
         answers = _relative(images, read_ratings(ratings, meant=meant), ratings)
@@ -554,21 +551,8 @@ def _check_files(folder: Path, images: Sequence[ImageRef], table: Path, lines: M
         if len(missing) == len(images):
             way_out = "give the folder that the paths of the labels start from"
         raise SettingsError(
-            f"{len(missing)} of {len(images)} images of {table} are not in {folder}: {named(missing)}; "
-            f"{_suggestion(root, missing[0].uri)}{way_out}"
+            f"{len(missing)} of {len(images)} images of {table} are not in {folder}: {named(missing)}; {way_out}"
         )
-
-
-def _suggestion(root: Path, uri: str) -> str:
-    """A file below the folder that has the name of the missing one but for case, accents or the folder."""
-
-    def folded(name: str) -> str:
-        return unicodedata.normalize("NFC", name).casefold()
-
-    for path in islice(root.rglob("*"), SEARCHED_FILES):
-        if folded(path.name) == folded(Path(uri).name) and path.is_file():
-            return f"there is {path.relative_to(root).as_posix()!r} instead of {uri!r}; "
-    return ""
 
 
 def _features_of(

@@ -28,7 +28,7 @@ from ml_backend.model.backbones import load_backbone
 from ml_backend.model.data import FeatureExtractor
 from ml_backend.model.hardware import Precision, one_thread
 from ml_backend.schemas import FrozenModel, ImageRef
-from ml_backend.simulation.analysis import PAIRS_FOR_AN_INTERVAL, SEEDS_FOR_A_CLAIM, few_seeds, first_ranking
+from ml_backend.simulation.analysis import PAIRS_FOR_AN_INTERVAL, SEEDS_FOR_A_CLAIM, first_ranking
 from ml_backend.simulation.conclusions import CONCLUSIONS, FinishedStudy
 from ml_backend.simulation.dataset import DataSet, load_dataset, parse_task
 from ml_backend.simulation.options import SimulateOptions, usable_device
@@ -162,7 +162,7 @@ def run_experiment(options: ExperimentOptions, console: Console | None = None) -
     conclusion = CONCLUSIONS[spec.name](finished)
     notes = [NOT_PATIENTS] if context.tables.synthetic else []
     notes += dict.fromkeys(one.results.summary.protocol for one in finished)
-    if few_seeds(context.seeds):
+    if context.seeds < SEEDS_FOR_A_CLAIM:
         seeds = f"{context.seeds} {'seed' if context.seeds == 1 else 'seeds'}"
         notes.append(f"{seeds}: too few for a claim. Run {SEEDS_FOR_A_CLAIM} seeds or more.")
     report = ExperimentReport(

@@ -15,7 +15,7 @@ import pandas as pd
 from rich.console import Console
 
 from ml_backend.errors import SettingsError
-from ml_backend.simulation.analysis import complete_runs, metric_statistics
+from ml_backend.simulation.analysis import LabelsRatio, PairedDifference, complete_runs, metric_statistics, tables
 from ml_backend.simulation.metrics import METRICS
 from ml_backend.simulation.options import SEEDS, SimulateOptions
 from ml_backend.simulation.report import PRINTED, labels_ratio_from_random
@@ -134,42 +134,25 @@ def simulate(
         SettingsError: an option or a table is wrong, or the folder holds another study.
         BackendError: a run failed, or the disk or Redis refuses.
     """
-    options = SimulateOptions(
-        labels=Path(labels),
-        out=Path(out),
-        **{
-            name: None if path is None else Path(path)
-            for name, path in {"ratings": ratings, "features": features}.items()
-        },
-        images=None if images is None else os.fspath(images),
-        strategies=strategies
-        if isinstance(strategies, str)
-        else _listed([one if isinstance(one, str) else f"{one.__module__}:{one.__qualname__}" for one in strategies]),
-        seeds=str(seeds) if isinstance(seeds, int | str) else "".join(f"{seed}," for seed in seeds),
-        profile=profile,
-        start=start,
-        task=_task(task),
-        imbalance=_listed([f"{name}={share}" for name, share in imbalance.items()]) if imbalance else None,
-        loss=_listed(loss),
-        finetune=finetune,
-        backbone=backbone,
-        weights=None if weights is None else os.fspath(weights),
-        passes=passes,
-        batch_size=batch_size,
-        initial=initial,
-        min_labels_per_class=min_labels_per_class,
-        cold_start=cold_start,
-        option=[f"{name}={value}" for name, value in (option or {}).items()],
-        budget=str(budget),
-        device=device,
-        no_random=no_random,
-        readers=_readers(readers),
-        reads=reads,
-        count=count,
-        no_baseline=no_baseline,
-        workers=workers,
-        redis=redis,
-    )
+    given = {**locals()}  # the options, before any other local variable
+    given |= {
+        "labels": Path(labels),
+        "out": Path(out),
+        "images": None if images is None else os.fspath(images),
+        "ratings": None if ratings is None else Path(ratings),
+        "features": None if features is None else Path(features),
+        "weights": None if weights is None else os.fspath(weights),
+        "strategies": _listed(strategies),
+        "seeds": str(seeds) if isinstance(seeds, int | str) else "".join(f"{seed}," for seed in seeds),
+        "task": _task(task),
+        "imbalance": _listed([f"{name}={share}" for name, share in imbalance.items()]) if imbalance else None,
+        "loss": _listed(loss),
+        "option": [f"{name}={value}" for name, value in (option or {}).items()],
+        "budget": str(budget),
+        "readers": _readers(readers),
+    }
+    del given["quiet"]
+    options = SimulateOptions(**given)
     try:
         results = run_study(options, Console(quiet=quiet))
     except SettingsError as error:
@@ -186,8 +169,10 @@ def simulate(
     )
 
 
-def _listed(value: str | Sequence[str]) -> str:
-    return value if isinstance(value, str) else ",".join(value)
+def _listed(value: str | Sequence[str | Callable[..., Any]]) -> str:
+    if isinstance(value, str):
+        return value
+    return ",".join(one if isinstance(one, str) else f"{one.__module__}:{one.__qualname__}" for one in value)
 
 
 def _readers(readers: AnyPath | Sequence[str] | Mapping[str, npt.ArrayLike] | None) -> str | None:
@@ -212,15 +197,13 @@ def _statistics(results: StudyResults) -> tuple[pd.DataFrame, pd.DataFrame]:
     for metric in (metric for metric in METRICS if metric.name in PRINTED):
         one = metric_statistics(metric, kept)
         needed.append(one.needed_by_run.assign(metric=metric.name))
-        for group in one.groups:
-            ahead, (target, ratio) = one.differences.get(group), labels_ratio_from_random(one, group)
-            row: dict[str, Any] = {"metric": metric.name, "strategy": group.strategy, "variant": group.variant}
-            row["seeds"] = one.curves[
-                (one.curves["strategy"] == group.strategy) & (one.curves["variant"] == group.variant)
-            ]["seed"].nunique()
-            row["area"] = one.areas.by_group[group].median if one.areas else math.nan
-            row |= {"minus_random": ahead and ahead.mean, "low": ahead and ahead.low, "high": ahead and ahead.high}
-            row |= {"p": ahead and ahead.p, "target": target, "labels_ratio": ratio and ratio.median}
-            rows.append(row | {"ratio_low": ratio and ratio.low, "ratio_high": ratio and ratio.high})
+        for group, runs in tables(one.curves).items():
+            ahead = one.differences.get(group) or PairedDifference(math.nan, None, None, None, 0)
+            target, found = labels_ratio_from_random(one, group)
+            ratio = found or LabelsRatio(math.nan, None, None, 0)
+            area = one.areas.by_group[group].median if one.areas else math.nan
+            numbers = (area, ahead.mean, ahead.low, ahead.high, ahead.p, ratio.median, ratio.low, ratio.high)
+            rows.append((metric.name, *group, runs.shape[1], target, *numbers))
     numbers = ["area", "minus_random", "low", "high", "p", "labels_ratio", "ratio_low", "ratio_high"]
-    return pd.concat(needed, ignore_index=True), pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+    summary = pd.DataFrame(rows, columns=["metric", "strategy", "variant", "seeds", "target", *numbers])
+    return pd.concat(needed, ignore_index=True), summary.astype(dict.fromkeys(numbers, float))

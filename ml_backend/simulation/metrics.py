@@ -5,7 +5,7 @@ Accuracy alone hides the minority class, so every class is reported too; an unde
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 
 from ml_backend.analytics.agreement import cohen_kappa
 from ml_backend.analytics.evaluation import expected_calibration_error
-from ml_backend.predictions import float_array
 from ml_backend.schemas import FrozenModel
 
 ECE_BINS = 15
@@ -149,19 +148,16 @@ def round_metrics(
     """All metrics of one round's network.
 
     Args:
-        probs: class probabilities, such as the mean over the passes; each row sums to 1. A floating-point array or
-            tensor.
-        targets: index of every image's true class; integers.
+        probs: class probabilities, such as the mean over the passes; each row sums to 1.
+        targets: index of every image's true class.
         classes: ordinal, least severe first.
 
     Raises:
-        ValueError: no image; fewer than two classes or a duplicate; shapes that do not match; rows that are not
-            probabilities; a target that is not a class.
+        ValueError: no image, fewer than two different classes, wrong shapes, no probabilities, or another target.
 
     Source:
         scikit-learn, except specificity, kappa and ECE.
     """
-    probs, targets = float_array("probs", probs), _places(targets)
     _check(probs, targets, classes)
     predictions, labels = probs.argmax(axis=1), np.arange(len(classes))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -188,37 +184,20 @@ def round_metrics(
     )
 
 
-def _places(targets: Any) -> npt.NDArray[np.integer]:
-    """Targets as an array of integers, from an array, a tensor or a list."""
-    if callable(getattr(targets, "detach", None)):
-        targets = targets.detach().cpu()
-    array = np.asarray(targets)
-    if array.dtype.kind not in "iu" and array.size:
-        raise ValueError(f"targets must be integers, indices of the classes, got {array.dtype}")
-    return array.astype(np.int64)
-
-
 def _check(
     probs: Float[npt.NDArray[np.floating], "images classes"],
     targets: Int[npt.NDArray[np.integer], " images"],
     classes: Sequence[str],
 ) -> None:
-    if len(classes) < 2 or len(set(classes)) < len(classes):
+    if len(set(classes)) < max(2, len(classes)):
         raise ValueError(f"metrics need at least 2 different classes, got {list(classes)}")
-    if targets.ndim != 1 or not len(targets):
-        raise ValueError(f"metrics need at least one image, got targets of shape {targets.shape}")
-    if probs.shape != (len(targets), len(classes)):
+    if not len(targets) or probs.shape != (len(targets), len(classes)):
         raise ValueError(f"{len(targets)} targets of {len(classes)} classes but probs of shape {probs.shape}")
     # A negated comparison, so that NaN is caught.
-    wrong = ~((probs >= 0).all(axis=1) & (np.abs(probs.sum(axis=1, dtype=np.float64) - 1) <= 1e-3))
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise ValueError(f"probs of image {first} are {probs[first].tolist()}: give probabilities that sum to 1")
-    unknown = (targets < 0) | (targets >= len(classes))
-    if unknown.any():
-        raise ValueError(
-            f"target {targets[unknown][0]} is not one of the {len(classes)} classes, 0 to {len(classes) - 1}"
-        )
+    if not (probs.min() >= 0 and np.abs(probs.sum(axis=1, dtype=np.float64) - 1).max() <= 1e-3):
+        raise ValueError("probs must be probabilities that sum to 1 in every row")
+    if targets.min() < 0 or targets.max() >= len(classes):
+        raise ValueError(f"targets must be indices of the {len(classes)} classes, got {sorted(set(targets.tolist()))}")
 
 
 def _areas(

@@ -9,12 +9,13 @@ import os
 import signal
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from importlib import import_module
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
@@ -23,14 +24,13 @@ from redis import Redis, RedisError
 from rq import Queue, Retry
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
-from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from ml_backend.config import Settings
 from ml_backend.errors import BackendError, QueueError, RoundError, ServiceError, SettingsError
 from ml_backend.logs import set_up_logs
 from ml_backend.scheduling import connect_redis
-from ml_backend.scheduling.worker import MAINTENANCE_S, MONITORING_S, PRELOADED, WORKER_TTL_S, RoundWorker, preload
+from ml_backend.scheduling.worker import MAINTENANCE_S, MONITORING_S, WORKER_TTL_S, RoundWorker, preload
 from ml_backend.simulation.plan import StudyPlan
 from ml_backend.storage.atomic import read_record
 
@@ -38,9 +38,6 @@ QUEUE_STUDY: Final = "study"
 JOB: Final = "ml_backend.simulation.parallel.run"
 RUNS: Final = "ml_backend.simulation.run"
 POLL_S: Final = 0.5
-GRACE_S: Final = 1.0  # a run that is cut off goes on from its last complete round
-CLEANUP_EVERY_S: Final = 5.0
-BETWEEN_S: Final = 15.0
 RUN_TIMEOUT_S: Final = 7 * 24 * 3600
 KEPT_S: Final = 24 * 3600
 ATTEMPTS: Final = 3  # of a run whose worker dies
@@ -78,88 +75,76 @@ def run(out: str, name: str) -> str | None:
 
 
 def run_in_processes(
-    names: Sequence[str],
-    out: Path,
-    device: str,
-    *,
-    workers: int,
-    watch: Callable[[], None],
-    note: Callable[[str], None],
+    names: Sequence[str], out: Path, *, workers: int, watch: Callable[[], None], note: Callable[[str], None]
 ) -> None:
     """Do runs in processes of this machine, each on one thread, and wait for them.
 
-    A run whose process dies is repeated. The processes end with this one, however it ends.
+    Where a process dies, the runs that are not done go on in new ones. The processes end with this one, however it
+    ends.
 
     Args:
         names: of the runs.
-        out: folder of the study; the output of a run's process goes to ``<out>/workers/<run>.log``.
-        device: of the study.
+        out: folder of the study; what a run prints goes to ``<out>/workers/<run>.log``.
         workers: processes at a time.
         watch: called twice a second.
-        note: called with a sentence about every process that died.
+        note: called with a sentence about a process that died.
 
     Raises:
         RoundError: a run was refused; with the reason.
-        ServiceError: the process of a run died ``ATTEMPTS`` times.
+        ServiceError: a process died ``ATTEMPTS`` times.
     """
-    # A server process forks a process for every run. On a CPU it imports PyTorch once for all; CUDA does not survive
-    # a fork.
-    context = get_context("forkserver")
-    if device == "cpu":
-        context.set_forkserver_preload([RUNS, *PRELOADED])
     (out / "workers").mkdir(parents=True, exist_ok=True)
-    waiting, attempts = deque(names), Counter[str]()
-    running: dict[str, tuple[ForkServerProcess, Connection]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                name = waiting.popleft()
-                attempts[name] += 1
-                receiver, sender = context.Pipe(duplex=False)
-                arguments = (str(out.absolute()), name, sender)
-                process = context.Process(target=_run_and_send, args=arguments, name=name, daemon=True)
-                process.start()
-                sender.close()
-                running[name] = process, receiver
-            wait([process.sentinel for process, _ in running.values()], POLL_S)
-            watch()
-            for name in [name for name, (process, _) in running.items() if not process.is_alive()]:
-                process, receiver = running.pop(name)
-                if process.exitcode == 0:
-                    if (reason := receiver.recv()) is not None:
+    left, died = list(names), 0
+    while left:
+        try:
+            _do_in_pool(left, out, workers, watch)
+        except BrokenProcessPool as error:
+            died += 1
+            death = f"a process died (out of memory?); not done yet: {', '.join(left)}"
+            if died == ATTEMPTS:
+                raise ServiceError(
+                    f"{death}; {ATTEMPTS} times: see {out / 'workers'}, and give the same command again to go on"
+                ) from error
+            note(f"{death}; they go on from their last rounds")
+
+
+def _do_in_pool(left: list[str], out: Path, workers: int, watch: Callable[[], None]) -> None:
+    """Do the runs that are left, and take off the list what is done."""
+    context = get_context("spawn")  # CUDA does not survive a fork
+    held, lifeline = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(workers, context, _exit_when_closed, (held,)) as pool:
+        try:
+            futures = {pool.submit(_run_logged, str(out.absolute()), name): name for name in left}
+            while futures:
+                for future in wait(futures, POLL_S, FIRST_COMPLETED).done:
+                    if (reason := future.result()) is not None:
                         raise RoundError(reason)
-                    continue
-                death = f"the process of run {name} died (exit status {process.exitcode})"
-                if attempts[name] == ATTEMPTS:
-                    raise ServiceError(
-                        f"{death}, {ATTEMPTS} times: see {out / 'workers' / f'{name}.log'}, and give the same command "
-                        "again to go on"
-                    )
-                note(f"{death}; the run is repeated")
-                waiting.appendleft(name)
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join(GRACE_S)
-            process.kill()
-            process.join()
+                    left.remove(futures.pop(future))
+                watch()
+        finally:
+            lifeline.close()
+            pool.shutdown(cancel_futures=True)
+            held.close()
 
 
-def _run_and_send(out: str, name: str, sender: Connection) -> None:
-    """Do a run in a process of its own, and send what ``run`` returns."""
+def _exit_when_closed(held: Connection) -> None:
+    """End this process as soon as the one that holds the other end of the pipe stops, or dies."""
+
+    def exit_at_end() -> None:
+        with suppress(EOFError, OSError):
+            held.recv()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_at_end, daemon=True).start()
+
+
+def _run_logged(out: str, name: str) -> str | None:
     output = os.open(Path(out, "workers", f"{name}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sender.send(run(out, name))
-
-
-def _exit_with_parent() -> None:
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(1)
+    os.close(output)
+    return run(out, name)
 
 
 class StudyQueue:
@@ -175,8 +160,6 @@ class StudyQueue:
         self._out = str(out.absolute())
         self._key = hashlib.sha256(self._out.encode()).hexdigest()[:12]
         self._queue = Queue(QUEUE_STUDY, connection=redis, serializer=JSONSerializer)
-        self._cleaned = time.monotonic()
-        self._between: dict[str, float] = {}  # taken and not begun: since when
 
     def do(self, names: Sequence[str], watch: Callable[[], None]) -> None:
         """Have runs done by the workers, and wait for them.
@@ -203,10 +186,6 @@ class StudyQueue:
                 )
             waiting = list(names)
             while waiting := [name for name in waiting if not self._is_done(name)]:
-                if (now := time.monotonic()) - self._cleaned >= CLEANUP_EVERY_S:
-                    self._cleaned = now
-                    StartedJobRegistry(queue=self._queue).cleanup()  # gives runs of dead workers back
-                    self._requeue_never_begun(now)
                 watch()
                 time.sleep(POLL_S)
             watch()
@@ -243,16 +222,6 @@ class StudyQueue:
                 "worker's log, and give the same command again to continue"
             )
         return False
-
-    def _requeue_never_begun(self, now: float) -> None:
-        """Requeue runs that a worker took and did not begin: it died in between, and was perhaps the last one."""
-        key = self._queue.intermediate_queue_key
-        between = {str(job_id, "utf-8") for job_id in self._redis.lrange(key, 0, -1) if isinstance(job_id, bytes)}
-        # A live worker leaves a run there for milliseconds.
-        self._between = {job_id: self._between.get(job_id, now) for job_id in between}
-        for job_id, since in self._between.items():
-            if now - since >= BETWEEN_S and self._redis.lrem(key, 1, job_id):
-                self._queue.push_job_id(job_id)
 
     def _withdraw(self, names: Sequence[str]) -> None:
         try:

@@ -5,12 +5,11 @@ Numbers come from ``analysis``, charts from ``ml_backend.charts``, words from ``
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -46,12 +45,12 @@ from ml_backend.simulation.analysis import (
 )
 from ml_backend.simulation.metrics import ACCURACY, METRICS, Metric, rare_class_metric
 from ml_backend.simulation.plan import RANDOM
-from ml_backend.simulation.run_log import DifferenceSummary, EarlySummary, RoundRow, StudyResults
+from ml_backend.simulation.run_log import DifferenceSummary, EarlySummary, StudyResults
+from ml_backend.storage.atomic import write_atomically
 
 SPOKEN_OF: Final = ("accuracy", "balanced_accuracy")  # in the headline; findings go by the first
 PRINTED: Final = ("accuracy", "balanced_accuracy", "auroc")  # as figures for a paper
 NAMED: Final = 3  # strategies of a sentence, besides random
-LINE: Final = ("median", "q25", "q75")
 SHOWN_FINDINGS: Final = 2  # of a kind; the others are folded away
 NUMBERS: Final = 6  # label counts of a table
 HEADLINE_TARGETS: Final = ("baseline - 1 point", "95 % of the baseline")  # the first that was reached
@@ -72,14 +71,8 @@ def write_report(results: StudyResults, path: Path) -> None:
         ValueError: no round yet, see ``report_page``.
         OSError: the file cannot be written.
     """
-    page = report_page(results)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # errors: a file name may not be UTF-8.
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # errors: a file name may not be UTF-8.
+    write_atomically(path, report_page(results).encode(errors="replace"))
 
 
 def write_figures(results: StudyResults, folder: Path) -> None:
@@ -96,28 +89,21 @@ def write_figures(results: StudyResults, folder: Path) -> None:
     styles = _styles(results)
     folder.mkdir(exist_ok=True)
     for metric in (metric for metric in METRICS if metric.name in PRINTED):
-        levels: dict[str, list[float]] = {}
-        for row in kept.baselines:
-            if (value := metric.of(row.metrics)) is not None:
-                levels.setdefault(row.variant, []).append(value)
-        lines: dict[str, list[Line]] = {}
-        for group, band in bands(learning_curves(kept, partial(_value, metric))).items():
-            columns = (band[name].tolist() for name in ("median", "q25", "q75"))
-            lines.setdefault(group.variant, []).append(
-                Line(styles[group.strategy], group.strategy, band.index.tolist(), *columns)
-            )
-        for variant, found in lines.items():
+        one = metric_statistics(metric, kept)
+        for variant in dict.fromkeys(group.variant for group in one.bands):
+            reference = one.baseline(variant)
             save_line_chart(
                 folder / f"{metric.name}{'-' if variant else ''}{variant}",
-                found,
+                [_line(group, band, styles) for group, band in one.bands.items() if group.variant == variant],
                 x_label=results.summary.unit,
                 y_label=metric.title,
-                references={"all labels": float(np.median(levels[variant]))} if variant in levels else {},
+                references={} if reference is None else {"all labels": reference},
             )
 
 
-def _value(metric: Metric, row: RoundRow) -> float | None:
-    return metric.of(row.metrics)
+def _line(group: Group, band: pd.DataFrame, styles: Styles) -> Line:
+    columns = (band[name].tolist() for name in ("median", "q25", "q75"))
+    return Line(styles[group.strategy], group.strategy, band.index.tolist(), *columns)
 
 
 def report_page(results: StudyResults) -> str:
@@ -135,9 +121,6 @@ def report_page(results: StudyResults) -> str:
     target = headline_target(primary)
     begun = early(kept)
     styles, unit = _styles(results), results.summary.unit
-    found: dict[str, list[Mapping[str, object]]] = {}
-    for one in findings(kept, primary, incomplete):
-        found.setdefault(one.kind, []).append(one.facts)
     content = {
         "summary": results.summary,
         "runs": len({row.run for row in kept.rounds}),
@@ -156,7 +139,7 @@ def report_page(results: StudyResults) -> str:
         "uncertainty": _uncertainty(kept, styles),
         "answers": _answers(kept, styles),
         "times": times(kept),
-        "findings": found,
+        "findings": findings(kept, primary, incomplete),
     }
     return _templates().get_template("report.html").render(content).lstrip()
 
@@ -212,42 +195,27 @@ def summarized(results: StudyResults) -> StudyResults:
     return replace(results, summary=results.summary.model_copy(update=found))
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How the runs of a group begin, as text.
-
-    Attributes:
-        ranked: labels until a network ranks the pool.
-        early: mean balanced accuracy over the first labels; empty where it is not known, like the next two.
-        difference: of it from ``random``.
-        p: of the difference.
-    """
+class Start(NamedTuple):
+    """How the runs of a group begin: labels until a network ranks, and early balanced accuracy, as text or empty."""
 
     group: Group
     ranked: str
-    early: str
-    difference: str
-    p: str
+    early: str = ""
+    difference: str = ""  # from ``random``
+    p: str = ""
 
 
 def starts(results: StudyResults, begun: Early | None) -> list[Start]:
-    """How every group begins, in the order of the study.
-
-    Args:
-        results: complete runs.
-        begun: of the same runs.
-    """
-    by_group, differences = (begun.by_group, begun.differences) if begun else ({}, {})
-    return [
-        Start(
-            group,
-            label_words(ranked),
-            quartile_words(by_group[group]) if group in by_group else "",
-            difference_words(differences[group]) if group in differences else "",
-            p_words(differences[group]) if group in differences else "",
-        )
-        for group, ranked in first_ranking_quartiles(results).items()
-    ]
+    """How every group begins, in the order of the study; ``begun`` is of the same complete runs."""
+    found = []
+    for group, ranked in first_ranking_quartiles(results).items():
+        start = Start(group, label_words(ranked))
+        if begun and group in begun.by_group:
+            start = start._replace(early=quartile_words(begun.by_group[group]))
+        if begun and (ahead := begun.differences.get(group)):
+            start = start._replace(difference=difference_words(ahead), p=p_words(ahead))
+        found.append(start)
+    return found
 
 
 def conclusion(results: StudyResults) -> Table:
@@ -339,8 +307,7 @@ def duration_words(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-@dataclass(frozen=True, slots=True)
-class Headline:
+class Headline(NamedTuple):
     """Labels needed by one metric, as one sentence of the headline has it.
 
     Attributes:
@@ -366,12 +333,7 @@ def headline_target(primary: MetricStatistics) -> str | None:
 
 
 def headline(one: MetricStatistics, target: str | None) -> Headline:
-    """Select the groups for the headline.
-
-    Args:
-        one: of the metric.
-        target: see ``headline_target``.
-    """
+    """Select the groups for the headline; ``target`` is that of ``headline_target``."""
     rows = [row for row in one.needed if row.target == target]
     informed = sorted((row for row in rows if row.group.strategy != RANDOM), key=lambda row: row.share.median)
     reference = [row for row in rows if row.group.strategy == RANDOM]
@@ -394,8 +356,7 @@ def headline(one: MetricStatistics, target: str | None) -> Headline:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether choosing images beats random picks, by the group with the largest mean difference of the areas.
 
     Attributes:
@@ -441,16 +402,14 @@ def verdict(primary: MetricStatistics) -> Verdict | None:
     return Verdict(status, group, best, len(primary.differences), ratio, target)
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
+class Chart(NamedTuple):
     """A drawing and its title."""
 
     title: str
     drawing: Markup
 
 
-@dataclass(frozen=True, slots=True)
-class ChartGroup:
+class ChartGroup(NamedTuple):
     """One quantity: a chart a variant, side by side on one scale, and a table of the same numbers.
 
     Attributes:
@@ -482,18 +441,10 @@ def chart_group(
 ) -> ChartGroup:
     """Charts of bands over the labels, and a table of them.
 
-    Args:
-        name: for identifiers.
-        title: of the quantity.
-        note: its definition.
-        found: see ``analysis.bands``.
-        styles: of the strategies.
-        panels: title -> groups of one variant; a chart a variant by default.
-        references: variant -> height of a horizontal line.
-        reference_name: label of that line.
-        unit: what the curves count.
-        axis: label of the value axis, with its unit; the title by default.
-        percent: the values are fractions.
+    ``found`` is of ``analysis.bands``; ``panels`` are titles with groups of one variant each, a chart a variant by
+    default; ``references`` are heights of a horizontal line by variant, which ``reference_name`` labels; ``unit`` is
+    what the curves count; ``axis`` labels the values (by default ``title`` does); ``percent`` says that they are
+    fractions.
     """
     values = references or {}
     ends = [*values.values(), *(v for band in found.values() for v in band[["q25", "q75"]].to_numpy().ravel().tolist())]
@@ -510,12 +461,7 @@ def chart_group(
             heading,
             _described({group.strategy: found[group]["median"] for group in groups}, unit, percent=percent),
             [
-                Line(
-                    styles[group.strategy],
-                    group.strategy,
-                    found[group].index.tolist(),
-                    *(found[group][column].tolist() for column in LINE),
-                )
+                _line(group, found[group], styles)
                 # Random last: what all others are compared with must not be covered.
                 for group in sorted(groups, key=lambda group: group.strategy == RANDOM)
             ],
@@ -582,55 +528,38 @@ def metric_charts(one: MetricStatistics, styles: Styles, *, pairs: bool = False,
 
 def _interval_charts(statistics: Sequence[MetricStatistics], styles: Styles, unit: str) -> list[Chart]:
     """Labels needed for the first two targets, where reached; then differences from ``random``."""
-    found = []
+    charts = []
+
+    def add(name: str, title: str, x_label: str, rows: list[Interval], *, shares: bool) -> None:
+        described = "; ".join(f"{row.name} {row.words}" for row in rows) + "."
+        drawing = interval_chart(name, title, described, rows, x_label=x_label, percent=shares, from_zero=shares)
+        charts.append(Chart(title, drawing))
+
     for one in statistics:
         for place, target in enumerate(list(TARGETS)[:2]):
-            if target not in one.targets[True]:
-                continue
-            rows = [
-                Interval(styles[row.group.strategy], str(row.group), *row.share, share_words(row.share))
-                for row in one.needed_for(target).values()
-            ]
-            name, title = (
-                f"needed-{one.metric.name}-{place}",
-                f"{unit.capitalize()} needed for {target}: {one.metric.title}",
-            )
-            found.append((name, title, f"{unit} needed, % of the training side: median and quartiles", rows, True))
+            if target in one.targets[True]:
+                rows = [
+                    Interval(styles[row.group.strategy], str(row.group), *row.share, share_words(row.share))
+                    for row in one.needed_for(target).values()
+                ]
+                title = f"{unit.capitalize()} needed for {target}: {one.metric.title}"
+                words = f"{unit} needed, % of the training side: median and quartiles"
+                add(f"needed-{one.metric.name}-{place}", title, words, rows, shares=True)
     for one in statistics:
-        rows = [
-            Interval(
-                styles[group.strategy],
-                str(group),
-                difference.mean if difference.low is None else difference.low,
-                difference.mean,
-                difference.mean if difference.high is None else difference.high,
-                difference_words(difference),
-            )
-            for group, difference in one.differences.items()
-        ]
-        name, title = f"difference-{one.metric.name}", f"Difference from random: {one.metric.title}"
-        known = "95 % interval" if any(row.low < row.high for row in rows) else "mean"
-        found.append((name, title, f"area under the curve minus random's, {known}", rows, False))
-    return [
-        Chart(
-            title,
-            interval_chart(
-                name,
-                title,
-                "; ".join(f"{row.name} {row.words}" for row in rows) + ".",
-                rows,
-                x_label=label,
-                percent=shares,
-                from_zero=shares,
-            ),
-        )
-        for name, title, label, rows, shares in found
-        if rows
-    ]
+        rows = []
+        for group, ahead in one.differences.items():
+            low, high = (ahead.mean if end is None else end for end in (ahead.low, ahead.high))
+            words = difference_words(ahead)
+            rows.append(Interval(styles[group.strategy], str(group), low, ahead.mean, high, words))
+        if rows:
+            known = "95 % interval" if any(row.low < row.high for row in rows) else "mean"
+            title = f"Difference from random: {one.metric.title}"
+            words = f"area under the curve minus random's, {known}"
+            add(f"difference-{one.metric.name}", title, words, rows, shares=False)
+    return charts
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
+class Times(NamedTuple):
     """Cost of one group: seconds and epochs over all rounds and seeds, rounds and total over the seeds."""
 
     group: Group
@@ -649,17 +578,10 @@ def times(results: StudyResults) -> list[Times]:
     )
     found = []
     for key, rows in frame.groupby(["strategy", "variant"], sort=False):
-        runs = rows.assign(total=rows["training"] + rows["acquisition"]).groupby("seed")
-        found.append(
-            Times(
-                group=Group(*key),
-                training=quartiles(rows["training"].to_numpy()),
-                acquisition=quartiles(rows["acquisition"].to_numpy()),
-                epochs=rows["epochs"].median(),
-                rounds=runs.size().median(),
-                whole=runs["total"].sum().median(),
-            )
-        )
+        seconds = [quartiles(rows[name].to_numpy()) for name in ("training", "acquisition")]
+        runs = (rows["training"] + rows["acquisition"]).groupby(rows["seed"])
+        medians = rows["epochs"].median(), runs.size().median(), runs.sum().median()
+        found.append(Times(Group(*key), *seconds, *medians))
     return found
 
 

@@ -208,7 +208,7 @@ def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress:
         with connect_redis(options.redis, patient=True) as redis:
             StudyQueue(redis, out).do(names, show)
     elif options.workers > 1 and len(left) > 1:
-        run_in_processes(names, out, plan.device, workers=options.workers, watch=show, note=progress.say)
+        run_in_processes(names, out, workers=options.workers, watch=show, note=progress.say)
     else:
         study = open_study(plan, out, data)
         for run in left:

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float32
 
-from ml_backend.config import shown_address
 from ml_backend.errors import SettingsError
 from ml_backend.schemas import PATIENT_KEY, is_patient_key, patient_of
 
@@ -38,24 +37,12 @@ MISSING: Final = frozenset(
     | {"#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"}  # of spreadsheets
 )
 SEPARATORS: Final = (",", ";", "\t", "|")
-_IMAGE_NAME: Final = re.compile(r"[/\\]|\.(?:png|jpe?g|webp|gif|bmp|avif|tiff?|dcm)$", re.IGNORECASE)
-_SEPARATOR_LINE: Final = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's own first line
 # Values and numbers in a problem's reason: what is left tells the kind of the problem.
 _VALUES: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
+_OFFICE: Final = "an Excel file: save its sheet as `CSV UTF-8`"
 _JSON: Final = "JSON, such as Label Studio's export: write one line an image, with its file and its class"
-_IMAGE: Final = "an image: give the table of the images' labels"
-# First bytes of other files -> what such a file is.
-_OTHER_FILES: Final = {
-    b"PK\x03\x04": "an Excel or another Office file, or an archive: save its sheet as `CSV UTF-8`",
-    b"\xd0\xcf\x11\xe0": "an Excel file (.xls): save its sheet as `CSV UTF-8`",
-    b"PAR1": "a Parquet file: write it by `pandas.DataFrame.to_csv(..., index=False)`",
-    b"\x1f\x8b": "a gzip archive: unpack it first",
-    b"%PDF": "a PDF: export the table as `CSV UTF-8`",
-    b"\x89PNG": _IMAGE,
-    b"\xff\xd8\xff": _IMAGE,
-    b"{\\rtf": "a text document: save the table as `CSV UTF-8`",
-}
-_MARKUP: Final = {"[": _JSON, "{": _JSON, "<": "an HTML or XML document: was it a login page? Download the table again"}
+_OTHER_FILES: Final = {b"PK\x03\x04": _OFFICE, b"\xd0\xcf\x11\xe0": _OFFICE, b"[": _JSON, b"{": _JSON}
+"""First bytes of other files -> what such a file is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +67,13 @@ class RatingRow:
     label: str | None
 
 
-def read_labels(
-    table: Path, *, rated: bool = False, meant: Collection[str] = (), folder: Path | None = None
-) -> list[LabelRow]:
+def read_labels(table: Path, *, rated: bool = False, meant: Collection[str] = ()) -> list[LabelRow]:
     """Read a table of images: ``path,label[,patient_id][,split][,source]``, in any order, other columns ignored.
 
     Args:
         table: see ``read_rows``.
         rated: the images have readers' answers in another table, so that a label may be empty.
         meant: labels that the task names; these may read ``None``, or differ by case only.
-        folder: of the images; where the table is refused, files that are not in it are named too.
 
     Returns:
         One row an image, in the order of the table. Paths have slashes for backslashes, and no ``./`` or ``//``.
@@ -118,13 +102,6 @@ def read_labels(
                 f"image a side ({', '.join(SIDES)}), or remove the column and let the images be split by patient"
             )
 
-    def missing_files(rows: Sequence[LabelRow]) -> Iterator[str]:
-        needed = [row for row in rows if folder is not None and (not meant or row.label is None or row.label in meant)]
-        if missing := [
-            f"line {row.line} ({row.path!r})" for row in needed if not is_file((folder or table) / row.path)
-        ]:
-            yield f"column path: {len(missing)} files are not in {folder}: {first_ten(missing, ', ')}"
-
     return read_rows(
         table,
         ("path", "label"),
@@ -133,7 +110,6 @@ def read_labels(
         whole=lambda rows: chain(
             unlike_spellings(((row.line, row.label) for row in rows), meant), missing_splits(rows)
         ),
-        beside=missing_files,
     )
 
 
@@ -204,13 +180,7 @@ def _arrays(file: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic
         "expected an npz file with X [images, dims] and path [images], as `numpy.savez(file, X=..., path=...)` writes"
     )
     try:
-        # Opened here: NumPy leaves its own file open where it is no zip archive.
-        with file.open("rb") as content:
-            start = content.read(2)
-            content.seek(0)
-            if start not in {b"PK", b"\x93N"}:  # NumPy would advise to load it as a pickle
-                kind = "a CSV" if file.suffix.lower() == ".csv" else "another"
-                raise SettingsError(f"{str(file)!r} cannot be read: it is {kind} file; {expected}")
+        with file.open("rb") as content:  # NumPy leaves its own file open where it is no zip archive
             arrays = np.load(content, allow_pickle=False)
             if not isinstance(arrays, Mapping):
                 raise SettingsError(f"{file} holds a single array: {expected}")
@@ -228,12 +198,11 @@ def read_rows(
     *,
     key: Sequence[str] = (),
     whole: Callable[[list[Parsed]], Iterable[str]] = lambda _: (),
-    beside: Callable[[list[Parsed]], Iterable[str]] = lambda _: (),
 ) -> list[Parsed]:
     """Read any table that has a column ``path``, and name all its bad rows at once.
 
     Args:
-        table: separated by commas, semicolons, tabs or bars; in UTF-8, or in UTF-16 or UTF-32 with a byte order mark;
+        table: separated by commas, semicolons, tabs or bars; in UTF-8, or in UTF-16 with a byte order mark;
             with line ends of any system. Cells may be quoted, and then hold separators and line breaks. They are
             stripped; rows without content are skipped.
         required: columns that must be there; a name may be in any case.
@@ -241,7 +210,6 @@ def read_rows(
             should begin with the column.
         key: columns whose values together must be unique; none by default.
         whole: yields what is wrong with the good rows together, one sentence each.
-        beside: likewise, of faults that are named only where there are others: a later check finds them too.
 
     Raises:
         SettingsError: the file cannot be read, is not a table, has an unclosed quote, lacks a column, or has no rows or
@@ -260,8 +228,6 @@ def read_rows(
         except ValueError as error:
             problems.setdefault(_VALUES.sub("", str(error)), []).append(f"line {line}, {error}")
     sentences = list(whole(parsed))
-    if problems or sentences:
-        sentences += beside(parsed)
     if problems:
         raise SettingsError(f"{table} has bad rows: {'; '.join([*map(first_ten, problems.values()), *sentences])}")
     if sentences:
@@ -342,13 +308,10 @@ def _check_unique(line: int, row: Row, key: Sequence[str], seen: dict[tuple[str,
     first, before = seen.setdefault(names, (line, row))
     if first == line:
         return
-    if row == before:
-        way_out = "with the same values: remove one of them"
-    elif row.get("label") == before.get("label"):
-        way_out = "with the same label and other values: keep the right one"
-    else:
-        way_out = f"with label {before.get('label')!r}, and here with {row.get('label')!r}: keep the right one"
-    raise ValueError(f"column {key[0]}: {' with '.join(map(repr, names))} is in line {first} already, {way_out}")
+    both = f"with label {before.get('label')!r}, and here with {row.get('label')!r}"
+    raise ValueError(
+        f"column {key[0]}: {' with '.join(map(repr, names))} is in line {first} already, {both}: keep the right one"
+    )
 
 
 def _row(cells: Sequence[str], header: Sequence[str], separator: str, required: Sequence[str]) -> Row:
@@ -366,19 +329,13 @@ def _row(cells: Sequence[str], header: Sequence[str], separator: str, required: 
         )
     row = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
     if absent := [name for name in required if name not in row]:
-        other = next((mark for mark in SEPARATORS if mark != separator and any(mark in cell for cell in cells)), None)
-        why = f"; its cells are separated by {other!r}, those of the header by {separator!r}" if other else ""
         raise ValueError(
             f"column {absent[0]}: '' is not a {absent[0]}, the row has {len(cells)} of {columns} cells: "
-            f"{separator.join(cells)[:80]!r}{why}"
+            f"{separator.join(cells)[:80]!r}"
         )
     path = row["path"]
     if not path or "\0" in path or path.casefold() in MISSING:
         raise ValueError(f"column path: {path!r} is not a path, give the image's")
-    if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
-        raise ValueError(f"column path: {path!r} begins with a drive of Windows; write it from the images' folder on")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", path):
-        raise ValueError(f"column path: {shown_address(path)!r} is an address; download it, and give the file's path")
     return dict.fromkeys(header, "") | row | {"path": _normalized(path)}
 
 
@@ -390,12 +347,8 @@ def _normalized(path: str) -> str:
 def _read_table(table: Path, required: Sequence[str]) -> tuple[list[str], str, list[tuple[int, list[str]]]]:
     """The names of the columns, the separator, and the rows below the header, each with the line where it ends."""
     text = _text(table)
-    first_line = text.split("\n", 1)[0]
-    if hint := _SEPARATOR_LINE.fullmatch(first_line):
-        separator = hint[1]
-    else:
-        header = next((line for line in text.splitlines() if line.strip()), "")
-        separator = max(SEPARATORS, key=lambda mark: _fit(header, mark, required))
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max(SEPARATORS, key=lambda mark: _fit(header, mark, required))
     rows: list[tuple[int, list[str]]] = []
     end = 0
     # Strict: otherwise an unclosed quote swallows the rest of the table silently.
@@ -410,7 +363,7 @@ def _read_table(table: Path, required: Sequence[str]) -> tuple[list[str], str, l
             f"{table}, line {end + 1}: a quote is opened there and not closed, or not followed by {separator!r} "
             f"({error}); write a quote within a quoted cell twice, and close the cell's own"
         ) from error
-    (line, cells), *below = rows[1 if hint else 0 :] or [(1, [])]
+    (line, cells), *below = rows or [(1, [])]
     known = {name.casefold(): name for name in (*required, "patient_id", "split", "source")}
     names = [known.get(cell.strip().casefold(), cell.strip()) for cell in cells]
     if PATIENT_KEY not in names:
@@ -427,14 +380,10 @@ def _fit(header: str, separator: str, required: Sequence[str]) -> tuple[int, int
 
 def _check_header(table: Path, line: int, columns: Sequence[str], required: Sequence[str]) -> None:
     if missing := [name for name in required if name not in columns]:
-        begin = f"begin it with `{','.join(required)}`"
-        if any(_IMAGE_NAME.search(name) for name in columns):
-            begin = f"this is a row and no header: put a line `{','.join(required)}` above it"
-        elif len(columns) >= len(required):
-            begin = f"{begin}, or give its columns these names"
         raise SettingsError(
             f"{table} has no column {' and no column '.join(missing)}; line {line} holds "
-            f"{', '.join(map(repr, columns)) or 'nothing'}: {begin}"
+            f"{', '.join(map(repr, columns)) or 'nothing'}: begin it with `{','.join(required)}`, or give its columns "
+            "these names"
         )
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
         raise SettingsError(f"{table} has more than one column {' and '.join(map(repr, twice))}: keep one of each")
@@ -443,42 +392,21 @@ def _check_header(table: Path, line: int, columns: Sequence[str], required: Sequ
 def _text(table: Path) -> str:
     try:
         content = table.read_bytes()
-    except IsADirectoryError:
-        raise SettingsError(f"{str(table)!r} is a folder: give the table itself, a CSV file in it") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SettingsError(f"{str(table)!r} cannot be read: {reason}; expected a CSV file in UTF-8") from error
+        raise SettingsError(f"{str(table)!r} cannot be read: {error}; expected a CSV file in UTF-8") from error
     for start, kind in _OTHER_FILES.items():
         if content.startswith(start):
             raise SettingsError(f"{table} is not a CSV file but {kind}")
-    text = _decoded(table, content)
-    if kind := _MARKUP.get(text.lstrip()[:1], ""):
-        raise SettingsError(f"{table} is not a CSV file but {kind}: `path,label` above lines of `images/1.png,severe`")
-    return text
-
-
-def _decoded(table: Path, content: bytes) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-        encoding = "utf-32" if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")) else "utf-16"
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError as error:
-            raise SettingsError(
-                f"{table} begins as {encoding.upper()} but is cut off or damaged: {error.reason}; save it again"
-            ) from error
-    # Half of its bytes are zeros: UTF-16 without its mark.
-    start = content[:400]
-    if len(start) > 3 and start.count(0) * 5 > len(start) * 2:
-        return content.decode("utf-16-le" if start[1:2] == b"\0" else "utf-16-be", errors="replace")
     try:
-        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
+        # Spreadsheets write byte order marks.
+        return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except UnicodeDecodeError:
         wrong = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if not _is_utf8(line)]
         number, line = wrong[0]
         others = f", and {len(wrong) - 1} more lines" if len(wrong) > 1 else ""
         raise SettingsError(
-            f"{table}, line {number}{others}: {line.decode('cp1252', errors='replace')[:80]!r} is not UTF-8 (read as "
-            "Windows-1252 here): expected a CSV file in UTF-8; save the table as `CSV UTF-8`"
+            f"{table}, line {number}{others}: {line.decode('cp1252', errors='replace')[:80]!r} is not UTF-8 (read "
+            " as Windows-1252 here): expected a CSV file in UTF-8; save the table as `CSV UTF-8`"
         ) from None
 
 

@@ -198,7 +198,7 @@ BROKEN: dict[str, tuple[Callable[[Installation], object], set[str], str, str]] =
 def test_what_is_broken_alone_is_named_with_its_remedy(installation, monkeypatch, case):
     breaks, failing, seen, remedy = case
     monkeypatch.setattr(checks, "ARRIVES_WITHIN_S", 0.3)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(checks, "GPU_FILES", ())
     breaks(installation)
 
     found = installation.examine()
@@ -381,6 +381,7 @@ class TestMachine:
     def test_a_server_without_torch_skips_what_is_the_workers(self, installation, monkeypatch):
         """And says what is missing here; doctor ends with 0."""
         installation.settings["device"] = "auto"
+        monkeypatch.setattr(checks, "GPU_FILES", ("/dev/null",))
         monkeypatch.setitem(sys.modules, "torch", None)
 
         found = installation.examine()
@@ -390,10 +391,27 @@ class TestMachine:
             assert found[name].verdict == "skip"
             assert "worker's machine needs torch, which is not installed" in found[name].seen
 
+    @pytest.mark.parametrize(("backbone", "verdict"), [("resnet18", "ok"), ("resnet50", "skip")])
+    def test_pytorch_is_not_loaded_for_weights_that_a_round_has_trained_with(
+        self, installation, monkeypatch, backbone, verdict
+    ):
+        request = REQUEST.model_copy(update={"options": {"backbone": backbone, "weights": "none"}})
+        installation.kept.project(KEY).save(TRAINED.model_copy(update={"request": request}), None, None)
+        installation.settings["device"] = "auto"
+        monkeypatch.setattr(checks, "GPU_FILES", ())
+        monkeypatch.setitem(sys.modules, "torch", None)
+
+        found = installation.examine()
+
+        assert found["weights"].verdict == verdict
+        assert (found["weights"].seen == "of resnet18, with which round 1 has trained") == (verdict == "ok")
+        assert {name for name, one in found.items() if one.verdict != "ok"} <= {"weights"}
+
 
 class TestGpu:
     @pytest.fixture(autouse=True)
     def no_gpu(self, monkeypatch):
+        monkeypatch.setattr(checks, "GPU_FILES", ("/dev/null",))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     @pytest.mark.parametrize(("finetune", "said"), [("auto", "heads are trained on the CPU"), ("full", "takes hours")])

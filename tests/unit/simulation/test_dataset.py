@@ -219,19 +219,6 @@ class TestRefusals:
         with pytest.raises(SettingsError, match=message):
             load_dataset(images, folder.labels, task=BINARY)
 
-    @pytest.mark.parametrize(
-        ("written", "there"),
-        [("A.PNG", "a.png"), ("x/b.png", "b.png"), ("u\u0308.png", "\u00fc.png"), ("c.png", "deep/er/c.png")],
-    )
-    def test_suggest_a_file_elsewhere(self, folder, written, there):
-        file = folder.images / there
-        file.parent.mkdir(parents=True)
-        file.write_bytes(b"")
-        table = folder.table([f"{written},x", f"{written}2,y"], "path,label")
-
-        with pytest.raises(SettingsError, match=f"line 2.*there is '{there}' instead of '{written}'"):
-            load_dataset(folder.images, table, task=parse_task("x;y"))
-
     def test_of_no_folder_of_images(self, folder):
         with pytest.raises(SettingsError, match=r"--images '.*labels\.csv' is not a folder"):
             load_dataset(folder.labels, folder.labels, task=BINARY)

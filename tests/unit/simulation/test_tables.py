@@ -93,15 +93,11 @@ SPELLINGS: dict[str, bytes] = {
     "semicolons": written(";").encode(),
     "tabs": written("\t").encode(),
     "bars": written("|").encode(),
-    "Excel's first line": ("sep=;\n" + written(";")).encode(),
     "a byte order mark": TABLE.encode("utf-8-sig"),
     "line ends of Windows": TABLE.replace("\n", "\r\n").encode(),
     "line ends of old Macs": TABLE.replace("\n", "\r").encode(),
     "UTF-16": TABLE.encode("utf-16"),
     "UTF-16, the other order": b"\xfe\xff" + TABLE.encode("utf-16-be"),
-    "UTF-16 without a mark": TABLE.encode("utf-16-le"),
-    "UTF-32": TABLE.encode("utf-32"),
-    "UTF-32, the other order": b"\0\0\xfe\xff" + TABLE.encode("utf-32-be"),
     "Excel's Unicode text": written("\t").replace("\n", "\r\n").encode("utf-16"),
     "names in capitals": TABLE.replace("path,label", "PATH, Label").encode(),
     "no line end at the end": TABLE.rstrip("\n").encode(),
@@ -119,7 +115,7 @@ def test_every_program_s_spelling_gives_the_same_rows(table, spelling):
     rows = read_labels(table)
 
     assert [(row.path, row.label) for row in rows] == ROWS
-    first = {"Excel's first line": 3, "empty lines before the header": 4}.get(spelling, 2)
+    first = 4 if spelling == "empty lines before the header" else 2
     assert [row.line for row in rows] == [first, first + 1, first + 2]
 
 
@@ -133,27 +129,19 @@ class TestRefusals:
             (b"path,label,label\na.png,x,y\n", "more than one column 'label'"),
             (b"path;Path;label\n", "more than one column 'path'"),
             (b"path,label\n", "has no rows"),
-            (b"a.png,severe\nb.png,normal\n", "line 1 holds 'a.png', 'severe': this is a row and no header: put"),
             (b"image,class\na.png,x\n", "line 1 holds 'image', 'class': begin it with `path,label`, or give"),
-            (b"PK\3\4xl/workbook.xml", "not a CSV file but an Excel or another Office file, .*save its sheet as `CSV"),
-            (b"\xd0\xcf\x11\xe0\xa1\xb1", r"is not a CSV file but an Excel file \(\.xls\): save its sheet"),
+            (b"PK\3\4xl/workbook.xml", "not a CSV file but an Excel file: save its sheet as `CSV UTF-8`"),
             (b'[{"id": 1, "data": {"image": "/data/upload/1/a.png"}}]', "JSON, such as Label Studio's export: write"),
-            (b"PAR1\x15", "a Parquet file: write it by `pandas.DataFrame.to_csv"),
-            (b"<!doctype html><title>Log in", "an HTML or XML document: was it a login page"),
-            (b"\x89PNG\r\n\x1a\n", "an image: give the table of the images' labels"),
             (b"path,label\na.png,x\n ,x\n", "line 3, column path: '' is not a path"),
             (b"path,label\na\0.png,x\n", r"line 2, column path: 'a\\x00.png' is not a path"),
-            (b"path,label\nC:\\images\\a.png,x\n", r"line 2, column path: 'C:.*a.png' begins with a drive of Windows"),
-            (b"path,label\nhttps://h.example/a.png?sig=1,x\n", r"line 2, .*a.png\?...' is an address; download it"),
             (b"path,label\na.png,NaN\n", "line 2, column label: 'NaN' is not a label, give the image's or remove"),
             (b"path,label\n\na.png\n", "line 3, column label: '' is not a label"),
-            (b"path,label\na.png;x\nb.png,y\n", r"line 2, .* 1 of 2 cells: 'a.png;x'; its cells are separated by ';'"),
+            (b"path,label\na.png;x\nb.png,y\n", r"line 2, .* 1 of 2 cells: 'a.png;x'"),
             (b"path,label\na.png,mild, left\n", "line 2, after column 2: 'left' belongs to no column; put cells that"),
             (b"path,label,split\na.png,x,dev\n", "line 2, column split: 'dev' is none of train, val, test"),
             (b"path,label,split\na.png,x,train\nb.png,x,\n", r"column split: empty in 1 of 2 rows \(line 3\)"),
-            (b"path,label\na.png,x\nb.png,x\na.png,x\n", "line 4, .*'a.png' is in line 2 already, with the same val"),
+            (b"path,label\na.png,x\nb.png,x\na.png,x\n", "line 4, .*'a.png' is in line 2 already, with label 'x', and"),
             (b"path,label\na.png,x\n./a.png,y\n", "line 3, .* in line 2 already, with label 'x', and here with 'y'"),
-            (b"path,label,n\na.png,x,1\na.png,x,2\n", "line 3, .* 2 already, with the same label and other values"),
             (b"path,label\na\\b.png,x\na/c/../b.png,x\n", "line 3, .*'a/b.png' is in line 2 already"),
             (b'path,label\n"a.png,x\nb.png,y\n', "line 2: a quote is opened there and not closed"),
             (b'path,label\na.png,x\nb.png,"y\nc.png,z\n', "line 3: a quote is opened there and not closed"),
@@ -172,18 +160,7 @@ class TestRefusals:
         with pytest.raises(SettingsError, match=message):
             read_labels(table)
 
-    def test_of_a_bad_row_names_missing_files_too(self, table):
-        table.write_text("path,label\na.png,\ngone.png,normal\nthere.png,severe\n")
-        (table.parent / "there.png").touch()
-
-        with pytest.raises(
-            SettingsError, match=r"line 2, column label.* 1 files are not in .*: line 3 \('gone.png'\)$"
-        ):
-            read_labels(table, folder=table.parent)
-
     def test_of_no_file(self, tmp_path):
-        with pytest.raises(SettingsError, match="is a folder: give the table itself"):
-            read_labels(tmp_path)
         with pytest.raises(SettingsError, match=r"gone\.csv' cannot be read"):
             read_labels(tmp_path / "gone.csv")
 
@@ -298,12 +275,6 @@ class TestReadFeatures:
 
         with pytest.raises(SettingsError, match=r"f\.npz' cannot be read: .*expected an npz file"):
             read_features(tmp_path / "f.npz")
-
-    def test_a_csv_file_is_named_as_such(self, tmp_path):
-        (tmp_path / "f.csv").write_text("path,x\na.png,1\n")
-
-        with pytest.raises(SettingsError, match=r"f\.csv' cannot be read: it is a CSV file; expected an npz file"):
-            read_features(tmp_path / "f.csv")
 
     def test_a_single_array_and_no_file_are_refused(self, tmp_path):
         np.save(tmp_path / "one.npy", self.X)
