@@ -6,6 +6,7 @@ Distances are bounded in memory, and equal to the last bit at any position in th
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -244,6 +245,12 @@ def rank_badge(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Selecti
 _MOST_CLUSTERS = 500
 _FULL_KMEANS = 50
 """Clusters up to which k-means sees every image in every step; beyond, it takes them in small batches."""
+_CLUSTERED = 1 << 15
+"""Images of the pool that k-means sees; those of a larger pool go to the nearest centre."""
+_PREDICTED = 1 << 13
+"""Of these at once."""
+_REFERENCES = 1 << 12
+"""Images of a cluster among which neighbours are looked for; of a larger cluster, an even part."""
 _SEEDING_ROWS = 64
 """Images a cluster that k-means++ draws its first centres from."""
 _NEIGHBOURS = 20
@@ -270,7 +277,8 @@ def typiclust(
     Features are brought to length 1 and clustered by k-means into as many clusters as there are labelled images and
     picks (500 at most). Clusters are visited by how few of their images are labelled or picked, then by size, those
     below 5 images last; from each, the image of highest typicality is taken: 1 over its mean distance to its 20
-    nearest neighbours (or all, in a smaller cluster).
+    nearest neighbours (or all, in a smaller cluster). Beyond 32,768 images, k-means learns from a random part of that
+    size; in a cluster of more than 4,096 images, the neighbours are those among an even part of that size.
 
     Args:
         features: of the pool.
@@ -287,23 +295,39 @@ def typiclust(
     Source:
         Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794.
     """
-    rows = of_length_1(computable(features, "features"))
+    rows = computable(features, "features")
     images = len(rows)
     if not images:
         return Selection(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
     order = np.argsort(ties)
-    rows = rows[torch.from_numpy(order).to(rows.device)]
-    labelled = rows[:0]
+    pool = _UnitRows(rows, order, rows[:0])
     if labelled_features is not None:
-        labelled = of_length_1(in_one_order(float_tensor("labelled_features", labelled_features).to(rows)))
+        pool.labelled = of_length_1(in_one_order(float_tensor("labelled_features", labelled_features).to(rows)))
+    labelled = len(pool.labelled)
     with one_thread():
-        clusters = _clusters(torch.cat([rows, labelled]), min(batch_size, images) + len(labelled), seed)
-        typicality = _typicality(rows, labelled, clusters)
+        clusters = _clusters(pool, min(batch_size, images) + labelled, seed)
+        typicality = _typicality(pool, clusters)
     covered = np.bincount(clusters[images:], minlength=int(clusters.max()) + 1)
     picks = _visit(clusters[:images], typicality, covered, batch_size)
     scores = torch.empty(images, dtype=torch.float64)
     scores[torch.from_numpy(order)] = torch.from_numpy(typicality)
     return Selection(torch.from_numpy(order[picks]), scores)
+
+
+@dataclass
+class _UnitRows:
+    """Rows of length 1, of the pool in one order and of the labelled images behind it; never all in memory at once."""
+
+    rows: Float[Tensor, "images dims"]
+    order: Int64[npt.NDArray[np.int64], " images"]
+    labelled: Float[Tensor, "labelled dims"]
+
+    def take(self, places: Int64[npt.NDArray[np.int64], " some"]) -> Float[Tensor, "some dims"]:
+        """Those at these places, which rise."""
+        images = len(self.order)
+        split = int(np.searchsorted(places, images))
+        rows = self.rows[torch.from_numpy(self.order[places[:split]]).to(self.rows.device)]
+        return torch.cat([of_length_1(rows), self.labelled[places[split:] - images]])
 
 
 @contextmanager
@@ -329,56 +353,61 @@ def in_one_order(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]
     return rows[sorted(range(len(rows)), key=lambda i: values[i].tobytes())]
 
 
-def _clusters(rows: Float[Tensor, "rows dims"], wanted: int, seed: int) -> Int64[npt.NDArray[np.int64], " rows"]:
-    count = min(wanted, _MOST_CLUSTERS, len(rows))
+def _clusters(pool: _UnitRows, wanted: int, seed: int) -> Int64[npt.NDArray[np.int64], " all"]:
+    images, every = len(pool.order), np.arange(len(pool.order) + len(pool.labelled))
+    count = min(wanted, _MOST_CLUSTERS, len(every))
+    # The first rows are images in seeded order, hence a random part of the pool.
+    seen = every if images <= _CLUSTERED else np.append(every[:_CLUSTERED], every[images:])
+    rows = pool.take(seen).cpu().numpy()
+    if count > _FULL_KMEANS:
+        model = MiniBatchKMeans(count, n_init=1, random_state=seed % 2**32)
+    else:
+        # Seeding costs several times what all of Lloyd's steps do, and needs no more than this.
+        seeds, _ = kmeans_plusplus(rows[: _SEEDING_ROWS * count], count, random_state=seed % 2**32)
+        model = KMeans(count, init=seeds, n_init=1)
     with warnings.catch_warnings():
         # Fewer distinct images than clusters: some clusters stay empty, and are never visited.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        labels = _kmeans(rows.cpu().numpy(), count, seed % 2**32)
+        labels = model.fit(rows).labels_
+    if len(seen) < len(every):
+        blocks = np.split(every, range(_PREDICTED, len(every), _PREDICTED))
+        labels = np.concatenate([model.predict(pool.take(block).cpu().numpy()) for block in blocks])
     return np.asarray(labels, dtype=np.int64)
 
 
-def _kmeans(rows: Float[npt.NDArray[np.floating], "rows dims"], count: int, seed: int) -> npt.NDArray[np.integer]:
-    labels: npt.NDArray[np.integer]
-    if count > _FULL_KMEANS:
-        labels = MiniBatchKMeans(count, n_init=1, random_state=seed).fit_predict(rows)
-    else:
-        # The first rows are images in seeded order, hence a random part of the pool. Seeding costs several times what
-        # all of Lloyd's steps do, and needs no more than this.
-        seeds, _ = kmeans_plusplus(rows[: _SEEDING_ROWS * count], count, random_state=seed)
-        labels = KMeans(count, init=seeds, n_init=1).fit_predict(rows)
-    return labels
-
-
 def _typicality(
-    rows: Float[Tensor, "images dims"],
-    labelled: Float[Tensor, "labelled dims"],
-    clusters: Int64[npt.NDArray[np.int64], " all"],
+    pool: _UnitRows, clusters: Int64[npt.NDArray[np.int64], " all"]
 ) -> Float[npt.NDArray[np.float64], " images"]:
-    both = torch.cat([rows, labelled])
-    mean_distance = np.full(len(both), _FARTHEST)
-    for cluster in np.unique(clusters[: len(rows)]):
+    images = len(pool.order)
+    mean_distance = np.full(len(clusters), _FARTHEST)
+    for cluster in np.unique(clusters[:images]):
         members = np.flatnonzero(clusters == cluster)
         if len(members) > 1:
-            mean_distance[members] = _to_neighbours(both[torch.from_numpy(members).to(both.device)]).cpu().numpy()
-    typicality: npt.NDArray[np.float64] = 1.0 / (mean_distance[: len(rows)] + _NO_DISTANCE)
+            mean_distance[members] = _to_neighbours(pool, members)
+    typicality: npt.NDArray[np.float64] = 1.0 / (mean_distance[:images] + _NO_DISTANCE)
     return typicality
 
 
-def _to_neighbours(members: Float[Tensor, "members dims"]) -> Float[Tensor, " members"]:
-    """Mean distance to the nearest neighbours within one cluster."""
-    neighbours = min(_NEIGHBOURS, len(members) - 1)
+def _to_neighbours(
+    pool: _UnitRows, members: Int64[npt.NDArray[np.int64], " members"]
+) -> Float[npt.NDArray[np.float64], " members"]:
+    """Mean distance to the nearest neighbours within one cluster, or within an even part of a large one."""
+    chosen = np.arange(0, len(members), max(1.0, len(members) / _REFERENCES)).astype(np.int64)[:_REFERENCES]
+    about = pool.take(members[chosen])
     # About their mean the products are small, and cancel less.
-    about = members - members.mean(dim=0)
+    middle = about.mean(dim=0)
+    about -= middle
     lengths = about.square().sum(dim=1)
+    neighbours = min(_NEIGHBOURS, len(chosen) - 1)
     parts = []
     size = max(1, _BLOCK_ELEMENTS // len(about))
-    for start in range(0, len(about), size):
-        part = about[start : start + size]
-        squared = torch.addmm(lengths, part, about.T, alpha=-2.0) + lengths[start : start + size, None]
-        squared.diagonal(start).fill_(torch.inf)  # no image is its own neighbour
+    for start in range(0, len(members), size):
+        part = pool.take(members[start : start + size]) - middle
+        squared = torch.addmm(lengths, part, about.T, alpha=-2.0) + part.square().sum(dim=1)[:, None]
+        here = np.flatnonzero((chosen >= start) & (chosen < start + size))
+        squared[chosen[here] - start, here] = torch.inf  # no image is its own neighbour
         parts.append(squared.topk(neighbours, largest=False).values.clamp_(min=0.0).sqrt_().double().mean(dim=1))
-    return torch.cat(parts)
+    return torch.cat(parts).cpu().numpy()
 
 
 def _visit(

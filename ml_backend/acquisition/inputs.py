@@ -85,21 +85,18 @@ def require_probabilities(probs: Tensor, ids: Sequence[str]) -> None:
         raise ValueError(f"{len(ids)} ids but probs of {len(probs)} images")
     tolerance = max(1e-4, 4 * torch.finfo(probs.dtype).eps)
     images = max(1, _CHUNK_ELEMENTS // (probs.shape[1] * probs.shape[2]))
-    for number, chunk in enumerate(torch.split(probs, images)):
-        good = _sums_to_one(chunk, tolerance) & (chunk >= 0).all(dim=-1)
-        if not good.all():
+    for number, chunk in enumerate(torch.split(probs, images) if len(probs) else ()):
+        # Class by class: a sum over an axis this short is slower. NaN and infinity compare as false.
+        total = sum(column.to(torch.promote_types(chunk.dtype, torch.float32)) for column in chunk.unbind(dim=-1))
+        apart = torch.as_tensor(total - 1.0).abs_()
+        if not (apart.amax() <= tolerance and chunk.amin() >= 0):
+            good = (apart <= tolerance) & (chunk >= 0).all(dim=-1)
             image, made = (~good).nonzero()[0].tolist()
             raise ValueError(
                 f"image {ids[number * images + image]!r} has {_shown(chunk[image, made])} in pass {made + 1}: wanted "
                 f"probabilities of 0 or more that sum to 1 within {tolerance:g}; "
                 "apply softmax to logits, and look for a diverged training where values are NaN"
             )
-
-
-def _sums_to_one(chunk: Tensor, tolerance: float) -> Tensor:
-    # Class by class: a sum over an axis this short is slower. NaN and infinity compare as false.
-    total = sum(column.to(torch.promote_types(chunk.dtype, torch.float32)) for column in chunk.unbind(dim=-1))
-    return torch.as_tensor(total - 1.0).abs() <= tolerance
 
 
 def _shown(row: Tensor) -> str:
@@ -166,6 +163,19 @@ class AcquisitionInputs:
     def ties(self, seed: int) -> Int64[npt.NDArray[np.int64], " images"]:
         """Place of each image in the seeded order of the ids; of level images the lower place wins."""
         return np.argsort(seeded_order(self.ids, seed))
+
+    def best_first(self, scores: Float[npt.NDArray[np.float64], " images"], seed: int) -> npt.NDArray[np.int64]:
+        """Positions by falling score; level images in the seeded order of their ids, and only those are hashed."""
+        order = np.argsort(-scores)
+        ranked = scores[order]
+        level = np.zeros(len(order), dtype=bool)
+        level[1:] = ranked[1:] == ranked[:-1]
+        level[:-1] |= level[1:]
+        tied = order[level]
+        if len(tied):
+            places = np.argsort(seeded_order([self.ids[i] for i in tied.tolist()], seed))
+            order[level] = tied[np.lexsort((places, -scores[tied]))]
+        return order
 
     def _require_same_dims(self, labelled: Tensor) -> None:
         if self.features is not None and labelled.shape[1] != self.features.shape[1]:

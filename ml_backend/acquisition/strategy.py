@@ -1,6 +1,6 @@
 """From acquisition functions to an order of the whole pool."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -92,7 +92,7 @@ def rank(
         found = function(**{need: getattr(inputs, need) for need in spec.needs})
     picks, scores = found if isinstance(found, Selection) else (torch.empty(0, dtype=torch.int64), found)
     scores = _checked(scores, len(inputs.ids), name)
-    best_first = torch.from_numpy(np.lexsort((inputs.ties(seed), -scores.numpy())))
+    best_first = torch.from_numpy(inputs.best_first(scores.numpy(), seed))
     if len(picks):
         best_first = torch.cat([picks, best_first[~torch.isin(best_first, picks)]])
     return AcquisitionRanking(best_first, scores)
@@ -108,8 +108,9 @@ def _checked(scores: object, images: int, name: str) -> Float[Tensor, " images"]
         raise WrongScores(name, images, type(scores).__name__) from None
     if values.shape != (images,):
         raise WrongScores(name, images, list(values.shape))
-    if values.isnan().any():
-        raise WrongScores(name, images, f"NaN for image {int(values.isnan().nonzero()[0])} of the pool")
+    if not (finite := values.isfinite()).all():
+        bad = int((~finite).nonzero()[0])
+        raise WrongScores(name, images, f"{values[bad].item()} for image {bad} of the pool")
     return values
 
 
@@ -137,29 +138,15 @@ class CatalogStrategy:
         Raises:
             ValueError: see ``rank``.
         """
-        arrival = sorted(range(len(outputs.image_ids)), key=lambda i: natural_order(outputs.image_ids[i]))
-        ids = [outputs.image_ids[i] for i in arrival]
-        gradients = outputs.gradients
-        ranking = rank(
-            self.name,
-            torch.from_numpy(outputs.probs[arrival]),
-            batch_size,
-            seed,
-            ids=ids,
-            features=None if outputs.features is None else torch.from_numpy(outputs.features[arrival]),
-            labelled_features=None if outputs.labelled_features is None else torch.tensor(outputs.labelled_features),
-            gradients=None
-            if gradients is None
-            else Gradients(torch.from_numpy(gradients.residuals[arrival]), torch.from_numpy(gradients.hidden[arrival])),
-        )
-        return Ranking(
-            strategy=self.name,
-            image_ids=tuple(ids[i] for i in ranking.order.tolist()),
-            scores=tuple(ranking.scores[ranking.order].tolist()),
-            batch_size=batch_size,
-            suggestions=outputs.suggestions(),
-            confidences=outputs.confidences(),
-            exclusions=outputs.exclusions,
+        gradients, labelled = outputs.gradients, outputs.labelled_features
+        arrays = {"probs": outputs.probs, "features": outputs.features}
+        if gradients is not None:
+            arrays |= {"residuals": gradients.residuals, "hidden": gradients.hidden}
+        return _rank_records(self.name, outputs.image_ids, arrays, labelled, batch_size, seed).model_copy(
+            update={
+                **dict(zip(("suggestions", "confidences"), outputs.predicted(), strict=True)),
+                "exclusions": outputs.exclusions,
+            }
         )
 
 
@@ -182,21 +169,35 @@ def rank_by_features(
     Raises:
         ValueError: the strategy needs more than features; or see ``rank``.
     """
-    arrival = sorted(range(len(images.image_ids)), key=lambda i: natural_order(images.image_ids[i]))
-    ids = [images.image_ids[i] for i in arrival]
-    ranking = rank(
-        name,
-        None,
-        batch_size,
-        seed,
-        ids=ids,
-        features=torch.from_numpy(images.features[arrival]),
-        labelled_features=None if labelled is None else torch.tensor(labelled),
+    ranking = _rank_records(name, images.image_ids, {"features": images.features}, labelled, batch_size, seed)
+    return ranking.model_copy(update={"exclusions": images.exclusions})
+
+
+def _rank_records(
+    name: str,
+    image_ids: Sequence[str],
+    arrays: Mapping[str, npt.NDArray[np.float32] | None],
+    labelled: npt.NDArray[np.float32] | None,
+    batch_size: int,
+    seed: int,
+) -> Ranking:
+    """Rank images in the order of their ids, which a batch may depend on; arrays are copied only to bring them in."""
+    ids, rows = list(image_ids), {key: array for key, array in arrays.items() if array is not None}
+    if strategy_spec(name).batch and (ordered := sorted(ids, key=natural_order)) != ids:
+        place = {image_id: i for i, image_id in enumerate(ids)}
+        arrival = [place[image_id] for image_id in ordered]
+        ids, rows = ordered, {key: array[arrival] for key, array in rows.items()}
+    gradients = None
+    if "hidden" in rows:
+        gradients = Gradients(*(torch.from_numpy(rows.pop(key)) for key in ("residuals", "hidden")))
+    values = {"probs": None} | rows
+    order, scores = rank(
+        name, batch_size=batch_size, seed=seed, ids=ids, labelled_features=labelled, gradients=gradients, **values
     )
-    return Ranking(
+    # Checked by ``rank``, and again when a report is read: a million images are validated in seconds.
+    return Ranking.model_construct(
         strategy=name,
-        image_ids=tuple(ids[i] for i in ranking.order.tolist()),
-        scores=tuple(ranking.scores[ranking.order].tolist()),
+        image_ids=tuple(map(ids.__getitem__, order.tolist())),
+        scores=tuple(scores[order].tolist()),
         batch_size=batch_size,
-        exclusions=images.exclusions,
     )
