@@ -416,10 +416,12 @@ class ImportedVersion(FrozenModel):
     Attributes:
         version: name of the model version.
         replaced_at: when another version took its place; None while it is served, and for an import under way.
+        deleting: whether no reader can hold it any more: it is deleted in lots, and may be partly deleted.
     """
 
     version: Annotated[str, Field(min_length=1)]
     replaced_at: AwareDatetime | None = None
+    deleting: bool = False
 
 
 def round_name(round_id: str) -> str:

@@ -57,7 +57,7 @@ CHANGED = (
 
 T = TypeVar("T")
 Json = dict[str, Any]
-Condition = tuple[str, str, int | str]  # column of the Data Manager, operator, value
+Condition = tuple[str, str, int | str | list[str]]  # column of the Data Manager, operator, value
 
 
 # How a server is reached
@@ -695,8 +695,22 @@ class LabelStudioClient:
             for row in answer.get("static") or ()
         }
 
+    def predictions_of(self, project_id: int, version: str) -> Iterator[int]:
+        """Ids of the predictions of a model version, by ascending task."""
+        query = {"fields": "all", "include": "id,predictions", "page_size": "100"}
+        for task in self._tasks(project_id, [("predictions_model_versions", "contains", [version])], query):
+            yield from (int(one["id"]) for one in task["predictions"] if one["model_version"] == version)
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete a prediction; one that is deleted is no error."""
+        try:
+            self.send("DELETE", f"/api/predictions/{prediction_id}/")
+        except RequestRefused as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+
     def delete_model_version(self, project_id: int, version: str) -> int:
-        """Delete the predictions of a model version, about 16 ms each, and return their number."""
+        """Delete the predictions of a model version in one transaction, 6 to 34 ms each, and return their number."""
         path = f"/api/projects/{project_id}/model-versions/"
         answer = self.request("DELETE", path, dict, body={"model_version": version}, timeout_factor=SLOW)
         return _number(answer, "deleted_predictions", path)
@@ -755,7 +769,7 @@ def _view(conditions: Iterable[Condition]) -> dict[str, object]:
         {
             "filter": f"filter:tasks:{column}",
             "operator": operator,
-            "type": "Number" if isinstance(value, int) else "Datetime",
+            "type": {int: "Number", str: "Datetime", list: "List"}[type(value)],
             "value": value,
         }
         for column, operator, value in conditions

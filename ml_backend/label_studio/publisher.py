@@ -1,7 +1,16 @@
 """Publishes a ranking as predictions that order a project's tasks, and checks that readers are served it.
 
 Label Studio serves tasks by ascending prediction score of the project's model version. Every publish imports a new
-version, switches to it and deletes old ones later, so that a crash at any point leaves one whole order.
+version, switches to it and deletes old ones later, so that a crash at any point leaves one whole order:
+
+=================================  ==============================  ====================================================
+crash                              order that is served            who goes on
+=================================  ==============================  ====================================================
+before, during, after the import   the old one                     the round, anew; what was imported is on record
+after the switch                   the new one                     the next publish records what it has replaced
+between two lots of a deletion     the new one                     the reconciler, and the next publish: what is to be
+                                                                   deleted is on record before the first lot
+=================================  ==============================  ====================================================
 """
 
 import re
@@ -10,7 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Literal, Protocol
 
 import structlog
@@ -29,6 +38,13 @@ KEEP_AT_MOST = timedelta(days=7)
 KEPT_PREDICTIONS = 5000
 """Predictions of replaced versions up to which one is kept beyond ``KEEP_AT_LEAST``, about 0.2 kB each: a page that
 stays open over a weekend can then still be submitted."""
+LOT = 30
+"""Largest number of predictions deleted in one transaction. Label Studio updates the summary of the project with each
+of them, at 6 to 34 ms, and whoever submits an annotation waits for that row: one second with a lot of this size."""
+DELETING_S = 5.0
+"""Seconds for which a publish, or a comparison of the reconciler, deletes."""
+MANY_PUBLISHED = 2000
+"""Published images from which the project's page advises a smaller reserve."""
 POLL_S = 2.0
 ONE_INSTALLATION = (
     "stop the other installation, or remove one of the two from the project; then press Train now on the project's "
@@ -94,6 +110,7 @@ class LabelStudioPublisher:
         options: of the project.
         store: keeps what is served and which versions were imported.
         arrival_s: seconds to wait for an import without a response before it counts as failed.
+        deleting_s: seconds for which replaced versions are deleted.
     """
 
     def __init__(
@@ -105,6 +122,7 @@ class LabelStudioPublisher:
         store: PublishedStore,
         *,
         arrival_s: float = 120.0,
+        deleting_s: float = DELETING_S,
     ) -> None:
         self._client = client
         self._project_id = project_id
@@ -112,6 +130,7 @@ class LabelStudioPublisher:
         self._options = options
         self._store = store
         self._arrival_s = arrival_s
+        self._deleting_s = deleting_s
 
     def publish(self, report: RoundReport, guard: Callable[[], None]) -> PublishedRanking:
         """Import the batch and the reserve, switch to them, delete versions that no reader can hold any more.
@@ -181,7 +200,7 @@ class LabelStudioPublisher:
             self._await_arrival(version, len(image_ids), error)
         held = self._held(version)
         if held.number != len(image_ids):
-            self._delete(version)
+            delete_in_lots(self._client, self._project_id, {version: held.number}, self._deleting_s)
             raise LabelStudioError(
                 f"Label Studio took {held.number} of {len(image_ids)} predictions of version {version}, which was "
                 "deleted again: its log names those that it dropped"
@@ -327,28 +346,51 @@ class LabelStudioPublisher:
             if one.version != published.version
         ]
         held = self._client.model_versions(self._project_id)
-        gone: set[str] = set()
-        deleted = 0
-        for name in expired(replaced, held, now):
-            if deleted and deleted + held.get(name, 0) > KEPT_PREDICTIONS:
-                break  # readers wait meanwhile, about 16 ms a prediction on sqlite: the next publish goes on
-            if name not in held or self._delete(name):
-                gone.add(name)
-                deleted += held.get(name, 0)
-        known = {one.version: one for one in replaced}
-        self._store.set_imported_versions(
-            [known.get(one.version, one) for one in self._store.imported_versions() if one.version not in gone]
+        due = expired(replaced, held, now)
+        known = {one.version: one.model_copy(update={"deleting": one.version in due}) for one in replaced}
+
+        def record(gone: Collection[str]) -> None:
+            imported = self._store.imported_versions()
+            kept = [known.get(one.version, one) for one in imported if one.version not in gone]
+            self._store.set_imported_versions(kept)
+
+        record(())
+        record(
+            delete_in_lots(self._client, self._project_id, {name: held.get(name, 0) for name in due}, self._deleting_s)
         )
 
-    def _delete(self, version: str) -> bool:
-        """Delete a version; False where Label Studio refused."""
-        try:
-            self._client.delete_model_version(self._project_id, version)
-        except LabelStudioError as error:
-            # It changes no order, and the next publish tries again.
-            log.warning("an old model version could not be deleted", version=version, error=str(error))
-            return False
-        return True
+
+def delete_in_lots(
+    client: LabelStudioClient, project_id: int, versions: Mapping[str, int], seconds: float = DELETING_S
+) -> set[str]:
+    """Delete model versions in lots of at most ``LOT`` predictions, between which readers submit.
+
+    Safe to repeat, and beside another call. A refusal or no response is logged and ends the call: no order changes.
+
+    Args:
+        client: of Label Studio.
+        project_id: of the project.
+        versions: name -> number of predictions that Label Studio holds, the first to delete first.
+        seconds: after which no further lot is begun.
+
+    Returns:
+        Names of those that Label Studio does not hold any more.
+    """
+    end = time.monotonic() + seconds
+    gone = {name for name, number in versions.items() if not number}
+    try:
+        for name, number in ((name, number) for name, number in versions.items() if number):
+            for prediction_id in islice(client.predictions_of(project_id, name), max(0, number - LOT)):
+                if time.monotonic() > end:
+                    return gone
+                client.delete_prediction(prediction_id)
+            if time.monotonic() > end:
+                return gone
+            client.delete_model_version(project_id, name)
+            gone.add(name)
+    except LabelStudioError as error:
+        log.warning("an old model version could not be deleted", version=name, error=str(error))
+    return gone
 
 
 def _with_rereads(ranking: Ranking, chosen: Sequence[str], rereads: Mapping[str, int]) -> tuple[str, ...]:
@@ -362,7 +404,7 @@ def expired(versions: Sequence[ImportedVersion], held: Mapping[str, int], now: d
     """Names of the replaced versions to delete, oldest first.
 
     Kept are those replaced less than ``KEEP_AT_LEAST`` ago, whatever their size; and up to ``KEEP_AT_MOST`` ago, the
-    newest first, while all that is kept comes to at most ``KEPT_PREDICTIONS``.
+    newest first, while all that is kept comes to at most ``KEPT_PREDICTIONS``. A deletion that has begun goes on.
 
     Args:
         versions: on record; one that was not replaced is kept.
@@ -370,14 +412,14 @@ def expired(versions: Sequence[ImportedVersion], held: Mapping[str, int], now: d
         now: with a time zone.
     """
     ended = sorted(
-        ((one.replaced_at, one.version) for one in versions if one.replaced_at is not None),
+        ((one.replaced_at, one.version, one.deleting) for one in versions if one.replaced_at is not None),
         reverse=True,
     )
-    kept = accumulate(held.get(version, 0) for _, version in ended)
+    kept = accumulate(held.get(version, 0) for _, version, _ in ended)
     return [
         version
-        for (replaced_at, version), total in zip(ended, kept, strict=True)
-        if now - replaced_at > (KEEP_AT_MOST if total <= KEPT_PREDICTIONS else KEEP_AT_LEAST)
+        for (replaced_at, version, deleting), total in zip(ended, kept, strict=True)
+        if deleting or now - replaced_at > (KEEP_AT_MOST if total <= KEPT_PREDICTIONS else KEEP_AT_LEAST)
     ][::-1]
 
 

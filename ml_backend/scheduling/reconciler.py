@@ -17,7 +17,7 @@ from ml_backend.consensus import rule
 from ml_backend.errors import BackendError, LabelStudioError, PayloadError, QueueError, RequestRefused, StorageError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import rater_of, training_classes
-from ml_backend.label_studio.publisher import is_lost, read_serving
+from ml_backend.label_studio.publisher import delete_in_lots, is_lost, read_serving
 from ml_backend.label_studio.sync import (
     Counts,
     SyncedProject,
@@ -62,6 +62,7 @@ class Reconciler:
         self._connect = connect
         self._clients: dict[str | None, LabelStudioClient] = {}
         self._over = threading.Event()
+        self._deleted: set[str] = set()  # model versions, which the next publish takes off the record
 
     def start(self, every_s: float = EVERY_S) -> threading.Thread:
         """Look at once, and then at this interval, in a thread that ends with the process."""
@@ -130,6 +131,10 @@ class Reconciler:
             if order_lost := is_lost(serving):
                 log.warning("Label Studio does not hold the published order")
             self._act(connection, readings, reading, status, before, order_lost=order_lost)
+            # Publishes write the record meanwhile, and take off it what is gone.
+            if due := {one.version for one in project.imported_versions() if one.deleting} - self._deleted:
+                held = client.model_versions(connection.project.id)
+                self._deleted |= delete_in_lots(client, connection.project.id, {one: held.get(one, 0) for one in due})
         config, options = configuration(project.connection() or connection)
         analyse(project, config, options)  # before a page needs it
         _keep_names(readings, client, reading.cache, wanted=options.reader_names)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -195,8 +196,11 @@ def test_a_stale_run_leaves_one_whole_order(project: LiveProject, calls: int) ->
     assert project.order() == (project.tasks[::-1] if calls == 3 else project.tasks)
 
 
-def test_nobody_elses_predictions_are_deleted(project: LiveProject) -> None:
-    """Not even those that have a name like ours."""
+def test_nobody_elses_predictions_are_deleted(project: LiveProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even those that have a name like ours; also of a version that is deleted in several lots."""
+    monkeypatch.setattr("ml_backend.label_studio.publisher.LOT", 3)
+    single = Mock(wraps=project.client.delete_prediction)
+    monkeypatch.setattr(project.client, "delete_prediction", single)
     theirs = {"theirs", "al-r50-imagenet", "al-r000009-bald-0a1b2c"}
     for version in theirs:
         prediction = {"task": int(project.tasks[0]), "result": [], "score": 0.5, "model_version": version}
@@ -210,6 +214,7 @@ def test_nobody_elses_predictions_are_deleted(project: LiveProject) -> None:
     assert theirs < held.keys()
     assert last.version in held
     assert len(held) == len(theirs) + 2  # and the one that the last has replaced just now
+    assert single.call_count == 2 * (TASKS - 3)
 
 
 @pytest.mark.parametrize("prelabel", [False, True])

@@ -96,6 +96,8 @@ class FakeStudio:
         if request.url.path == "/api/users/":
             return self.users
         if request.url.path.endswith("/model-versions/"):
+            if request.method == "DELETE":
+                return {"deleted_predictions": self.predictions.pop(json.loads(request.content)["model_version"], 0)}
             rows = [{"model_version": name, "count": count} for name, count in self.predictions.items()]
             return {"static": rows}
         return [{"id": 1}] if request.url.path == "/api/ml/" else self.row()

@@ -19,6 +19,7 @@ from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.publisher import (
     KEEP_AT_LEAST,
+    LOT,
     LabelStudioPublisher,
     Serving,
     expired,
@@ -54,6 +55,8 @@ class SmallLabelStudio:
         self.before: Callable[[str], None] = _nothing
         self.after: Callable[[str], None] = _nothing  # done, but not answered
         self.steps: list[str] = []
+        self.rows = 0  # tasks that were read, and predictions that were imported
+        self.lots: list[int] = []  # predictions deleted by each request
 
     def served(self) -> list[int]:
         """The order in which readers get the tasks that have a place in it."""
@@ -68,20 +71,43 @@ class SmallLabelStudio:
         answers: dict[str, Callable[[], httpx.Response]] = {
             "GET 1": lambda: httpx.Response(200, json=self.project),
             "PATCH 1": lambda: self._patch(body),
-            "GET tasks": lambda: self._tasks(self.waiting & _chosen(request), self.labelled.keys() & _chosen(request)),
+            "GET tasks": lambda: self._tasks(request),
             "POST predictions": lambda: self._import(body),
             "GET model-versions": lambda: httpx.Response(
                 200, json={"static": [{"model_version": v, "count": len(p)} for v, p in self.versions.items()]}
             ),
             "DELETE model-versions": lambda: self._delete(body["model_version"]),
         }
-        answer = self._patch_task(int(step.split()[1]), body) if "/tasks/" in request.url.path else answers[step]()
+        if "/tasks/" in request.url.path:
+            answer = self._patch_task(int(step.split()[1]), body)
+        elif "/predictions/" in request.url.path and request.method == "DELETE":
+            answer = self._delete_one(int(step.split()[1]))
+        else:
+            answer = answers[step]()
         self.after(step)
         return answer
 
-    def _tasks(self, ids: set[int], labelled: set[int]) -> httpx.Response:
+    def _tasks(self, request: httpx.Request) -> httpx.Response:
+        view = json.loads(request.url.params["query"])
+        found = {item["filter"].rpartition(":")[2]: item["value"] for item in view["filters"]["items"]}
+        if versions := found.get("predictions_model_versions"):
+            held = [one for one in self.versions.get(versions[0], ()) if one["task"] > found["id"]]
+            tasks = [{"id": one["task"], "predictions": [one | {"id": id(one)}]} for one in held[:100]]
+            return httpx.Response(200, json={"tasks": tasks, "total": len(held)})
+        chosen = set(view["selectedItems"]["included"])
+        ids, labelled = self.waiting & chosen, self.labelled.keys() & chosen
         tasks = [{"id": i} for i in sorted(ids)] or [{"id": i} | self.labelled[i] for i in sorted(labelled)]
+        self.rows += len(tasks)
         return httpx.Response(200, json={"tasks": tasks, "total": len(tasks)})
+
+    def _delete_one(self, prediction_id: int) -> httpx.Response:
+        for held in self.versions.values():
+            for one in held:
+                if id(one) == prediction_id:
+                    held.remove(one)
+                    self.lots.append(1)
+                    return httpx.Response(204)
+        return httpx.Response(404)
 
     def _patch_task(self, task: int, body: dict[str, Any]) -> httpx.Response:
         if task in self.refused:
@@ -108,12 +134,14 @@ class SmallLabelStudio:
         if any(prediction["task"] in self.deleted for prediction in body):
             return httpx.Response(400, json={"detail": "Validation error"})
         taken = body[: len(body) - self.drops]
+        self.rows += len(taken)
         for prediction in taken:
             self.versions.setdefault(prediction["model_version"], []).append(prediction)
         return httpx.Response(201, json={"created": len(taken)})
 
     def _delete(self, version: str) -> httpx.Response:
         gone = self.versions.pop(version, [])
+        self.lots.append(len(gone))
         if self.project["model_version"] == version:
             self.project["model_version"] = None
         return httpx.Response(200, json={"deleted_predictions": len(gone)})
@@ -125,10 +153,6 @@ def fail_at(step: str, error: BaseException) -> Callable[[str], None]:
             raise error
 
     return fail
-
-
-def _chosen(request: httpx.Request) -> set[int]:
-    return set(json.loads(request.url.params["query"])["selectedItems"]["included"])
 
 
 class Store(list[PublishedRanking]):
@@ -180,16 +204,32 @@ def report(*image_ids: int, batch_size: int = 2, round_id: str = "r000001") -> R
     )
 
 
+def with_expired(*sizes: int) -> tuple[SmallLabelStudio, Store]:
+    """A Label Studio that holds replaced versions ``v0``, ``v1``, ..., older than a week, with so many predictions."""
+    server, store = SmallLabelStudio(5), Store()
+    server.versions = {
+        f"v{n}": [{"task": task, "score": 0.0, "model_version": f"v{n}"} for task in range(1, size + 1)]
+        for n, size in enumerate(sizes)
+        if size
+    }
+    replaced_at = datetime.now(UTC) - timedelta(days=8)
+    store.imported = tuple(ImportedVersion(version=f"v{n}", replaced_at=replaced_at) for n in range(len(sizes)))
+    return server, store
+
+
 def publisher(
     server: Callable[[httpx.Request], httpx.Response],
     store: Store | None = None,
     arrival_s: float = 0.0,
+    deleting_s: float = 60.0,
     **options: Any,
 ) -> LabelStudioPublisher:
     client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server), retries=1)
     store = Store() if store is None else store
     options = {"reread_share": 0.5} | options
-    return LabelStudioPublisher(client, 1, CONFIG, ProjectOptions(**options), store, arrival_s=arrival_s)
+    return LabelStudioPublisher(
+        client, 1, CONFIG, ProjectOptions(**options), store, arrival_s=arrival_s, deleting_s=deleting_s
+    )
 
 
 class TestPublish:
@@ -455,31 +495,48 @@ class TestReplacedVersions:
         versions = [ImportedVersion(version=f"v{age}", replaced_at=now - timedelta(hours=age)) for age in ages_h]
         held = {one.version: size for one, size in zip(versions, sizes, strict=True)}
 
-        gone = expired([*versions, ImportedVersion(version="served")], held, now)
+        begun = ImportedVersion(version="begun", replaced_at=now, deleting=True)
+        gone = expired([*versions, begun, ImportedVersion(version="served")], held, now)
 
+        assert "begun" in gone
         assert {one.version for one in versions} - set(gone) == {f"v{age}" for age in kept}
         assert "served" not in gone
 
-    def test_large_ones_are_deleted_one_a_publish(self) -> None:
-        """Each publish brings one, so that they do not pile up; on sqlite readers wait while one is deleted."""
-        server, store = SmallLabelStudio(2), Store()
-        for age in (30, 29, 28):
-            server.versions[f"v{age}"] = [{"task": 1, "score": 0.0}] * 6000
-        now = datetime.now(UTC)
-        ages = {30: "v30", 29: "v29", 28: "v28", 27: "never arrived"}
-        store.imported = tuple(
-            ImportedVersion(version=name, replaced_at=now - timedelta(hours=age)) for age, name in ages.items()
-        )
+    def test_large_ones_are_deleted_in_lots_while_there_is_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every submission waits while a lot is deleted; what is left is on record, and the next publish goes on."""
+        server, store = with_expired(70, 70, 0)
+        now = 0.0
 
+        def take_a_second(step: str) -> None:
+            nonlocal now
+            now += step.startswith("DELETE")
+
+        server.before = take_a_second
+        clock = SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now)
+        monkeypatch.setattr("ml_backend.label_studio.publisher.time", clock)
         left = []
         for _ in range(3):
-            publisher(server, store).publish(report(1, 2), assume_current)
-            left.append([name for name in server.versions if name.startswith("v")])
+            publisher(server, store, deleting_s=30.0).publish(report(1, 2), assume_current)
+            left.append([len(server.versions.get(f"v{n}", ())) for n in range(3)])
+            assert [one.version for one in store.imported if one.deleting] == [f"v{n}" for n in range(2) if left[-1][n]]
 
-        assert left == [["v29", "v28"], ["v28"], []]
+        assert left == [[39, 70, 0], [0, 49, 0], [0, 0, 0]]
+        assert max(server.lots) == LOT
 
     def test_a_day_is_longer_than_label_studios_lock(self) -> None:
         assert timedelta(seconds=86_400) < KEEP_AT_LEAST
+
+
+def test_publishing_costs_what_is_published() -> None:
+    costs = []
+    for pool in (1_000, 50_000):
+        server, _ = with_expired(100)
+        server.waiting = set(range(1, pool + 1))
+        publisher(server, batch_size=20, reserve=80).publish(report(*server.waiting, batch_size=20), assume_current)
+        costs.append((len(server.steps), server.rows))
+
+    assert costs[0] == costs[1]
+    assert costs[0][1] == 2 * 100  # read as still unlabelled, and imported
 
 
 class TestWhatHappenedMeanwhile:
@@ -673,6 +730,25 @@ class TestCrash:
         assert oldest.version not in server.versions
         assert set(server.versions) <= {one.version for one in store.imported}
         assert again.version in server.versions
+
+    def test_between_two_lots_is_made_good(self) -> None:
+        server, store = with_expired(70)
+
+        def crash(_step: str) -> None:
+            if len(server.lots) == 5:
+                raise KeyboardInterrupt
+
+        server.before = crash
+        with pytest.raises(KeyboardInterrupt):
+            publisher(server, store).publish(report(4, 3, 2, 1), assume_current)
+        assert server.served() == [4, 3, 2, 1]
+        assert (len(server.versions["v0"]), store.imported[0].deleting) == (65, True)
+
+        server.before = _nothing
+        again = publisher(server, store).publish(report(1, 2, 3, 4), assume_current)
+        assert server.served() == [1, 2, 3, 4]
+        assert "v0" not in server.versions
+        assert {one.version for one in store.imported} == {store[0].version, again.version}
 
     @pytest.mark.parametrize("calls", [1, 2, 3])
     def test_a_stale_run_changes_nothing_more(self, calls: int) -> None:

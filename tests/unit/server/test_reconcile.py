@@ -306,6 +306,21 @@ class TestWhatLabelStudioHolds:
         replaced = ImportedVersion(version="al-r000000-random-0a1b2c", replaced_at=NOON)
         store.project(PROJECT).set_imported_versions([replaced, ImportedVersion(version="v")])
 
+    def test_goes_on_with_a_deletion_that_a_publish_began(self, reconciler, publish, store, studio):
+        """And asks no more once it is done, although only the next publish takes the version off the record."""
+        publish()
+        versions = [ImportedVersion(version=name, replaced_at=NOON, deleting=name == "old") for name in ("old", "kept")]
+        store.project(PROJECT).set_imported_versions(versions)
+        studio.predictions |= {"old": 20, "kept": 20}
+        requests = []
+        for _ in range(3):
+            studio.requests = 0
+            reconciler.look()
+            requests.append(studio.requests)
+
+        assert studio.predictions.keys() == {"v", "kept"}
+        assert requests[0] > requests[1] == requests[2]
+
     @pytest.mark.usefixtures("noted")
     @pytest.mark.parametrize("version", ["", None, "Active learning", "my-resnet", "al-r000000-random-0a1b2c"])
     def test_another_model_version(self, reconciler, queue, studio, version):
