@@ -3,12 +3,11 @@
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Final, Self, TypeAlias, cast
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,8 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from ml_backend.errors import RoundError, TooFewLabels
-from ml_backend.images.cache import DiskCache, ImageCache
+from ml_backend.errors import ImageError, RoundError, TooFewLabels
+from ml_backend.images.cache import CacheTable, DecodedImage, ImageCache
 from ml_backend.images.dataset import load_labelled, read_ahead
 from ml_backend.images.decode import Pixels
 from ml_backend.images.transforms import IMAGENET, Normalisation, augment, to_input
@@ -35,6 +34,11 @@ BATCH = {"cpu": 16, "cuda": 256}
 
 TABLE: Final = "table"
 """Name of backbone and weights in a checkpoint whose features came from a table."""
+
+LOOKED_UP = 2048
+"""Images whose features are looked up in the cache together; a multiple of each ``BATCH``, as ``SHARD_IMAGES`` is."""
+
+_Row: TypeAlias = Float32[npt.NDArray[np.float32], " dims"]
 
 # Rows of a table that are looked up together; ``inference.SHARD_IMAGES`` is a multiple of it.
 _TABLE_BATCH = 256
@@ -109,15 +113,6 @@ class FeatureSource(ABC):
         return FeatureBatch.join(batches)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _CachedOrPixels:
-    """A readable image: its features if they are cached, else its pixels."""
-
-    key: str
-    features: Float32[Tensor, " dims"] | None
-    pixels: UInt8[Pixels, "side side"] | None
-
-
 class FeatureExtractor(FeatureSource):
     """Runs a backbone over images, in eval mode and without augmentation.
 
@@ -141,21 +136,62 @@ class FeatureExtractor(FeatureSource):
         super().__init__(backbone.dims, precision.device)
         self._images = images
         self._precision = precision
-        self._cache = None if folder is None else DiskCache(folder, limit_bytes)
+        self._cache = None if folder is None else CacheTable(folder, limit_bytes)
         self._weights = "" if folder is None else f"{backbone.digest()}|{precision.name}"
         self._backbone = backbone
 
     def batches(self, images: Sequence[ImageRef]) -> Iterator[FeatureBatch]:
-        """Yield ``BATCH`` images at a time; threads read ahead while the backbone runs."""
-        results = read_ahead(images, self._read)
-        while window := list(islice(results, BATCH[self._device.type])):
-            found = [(image, result) for image, result in window if isinstance(result, _CachedOrPixels)]
-            yield FeatureBatch(
-                tuple(image for image, _ in found),
-                self._features([result for _, result in found]),
-                tuple(result for _, result in window if isinstance(result, Exclusion)),
-                () if self._cache is None else tuple(self._key(result.key) for _, result in found),
-            )
+        """Yield ``BATCH`` images at a time, ``LOOKED_UP`` at once where all of them are cached.
+
+        Threads read ahead while the backbone runs.
+        """
+        for start in range(0, len(images), LOOKED_UP):
+            part = images[start : start + LOOKED_UP]
+            keys = [None] * len(part) if self._cache is None else self._images.keys(part)
+            rows = self._cached(key for key in keys if isinstance(key, str))
+            known = [key if isinstance(key, ImageError) or key in rows else None for key in keys]
+            pairs = list(zip(part, known, strict=True))
+            unknown = [image for image, key in pairs if key is None]
+            read = read_ahead(unknown, self._images.read)
+            size = BATCH[self._device.type] if unknown else LOOKED_UP
+            for first in range(0, len(pairs), size):
+                yield self._batch(pairs[first : first + size], rows, read)
+
+    def _batch(
+        self,
+        pairs: Sequence[tuple[ImageRef, str | ImageError | None]],
+        rows: dict[str, _Row],
+        read: Iterator[tuple[ImageRef, DecodedImage | Exclusion]],
+    ) -> FeatureBatch:
+        """The features of images, with their keys where these are in ``rows``; computed ones are added to it."""
+        found: list[tuple[ImageRef, str]] = []
+        exclusions: list[Exclusion] = []
+        pixels: dict[str, Pixels] = {}
+        for image, key in pairs:
+            if isinstance(key, ImageError):
+                exclusions.append(Exclusion(image_id=image.id, reason=str(key)))
+            elif key is not None:
+                found.append((image, key))
+            elif isinstance(result := next(read)[1], Exclusion):
+                exclusions.append(result)
+            else:
+                found.append((image, result.key))
+                pixels[result.key] = result.pixels
+        rows |= self._cached(pixels)  # known by another address, or computed by another process meanwhile
+        if missing := [key for key in pixels if key not in rows]:
+            computed = self.run(torch.from_numpy(np.stack([pixels[key] for key in missing]))).cpu().numpy()
+            rows |= zip(missing, computed, strict=True)
+            if self._cache is not None:
+                self._cache.put(
+                    {self._key(key): row.astype("<f4").tobytes() for key, row in zip(missing, computed, strict=True)}
+                )
+        features = np.stack([rows[key] for _, key in found]) if found else np.empty((0, self._dims), np.float32)
+        return FeatureBatch(
+            tuple(image for image, _ in found),
+            torch.from_numpy(features).to(self._device),
+            tuple(exclusions),
+            () if self._cache is None else tuple(self._key(key) for _, key in found),
+        )
 
     def trim(self) -> None:
         """See ``FeatureSource``."""
@@ -171,35 +207,16 @@ class FeatureExtractor(FeatureSource):
         advice = "halve image_side, which takes a quarter of the memory, or set a smaller backbone"
         return find_executable_batch_size(lambda batch: self._run(pixels, batch), BATCH[self._device.type], advice)
 
-    def _read(self, image: ImageRef) -> _CachedOrPixels:
-        """Called in a thread."""
-        key = self._images.key(image)
-        if key is not None and (features := self._find(key)) is not None:
-            return _CachedOrPixels(key, features, None)
-        decoded = self._images.read(image)
-        if decoded.key != key and (features := self._find(decoded.key)) is not None:
-            return _CachedOrPixels(decoded.key, features, None)
-        return _CachedOrPixels(decoded.key, None, decoded.pixels)
-
-    def _find(self, key: str) -> Float32[Tensor, " dims"] | None:
-        row = None if self._cache is None else cached_features(self._cache, self._key(key))
-        return None if row is None or len(row) != self._dims else torch.from_numpy(row)
+    def _cached(self, keys: Iterable[str]) -> dict[str, _Row]:
+        """Features from the cache, by the keys of the images."""
+        if self._cache is None:
+            return {}
+        key_of = {self._key(key): key for key in keys}
+        rows = cached_features(self._cache, key_of)
+        return {key_of[name]: row for name, row in rows.items() if len(row) == self._dims}
 
     def _key(self, image_key: str) -> str:
         return f"{image_key}|{self._weights}"
-
-    def _features(self, found: Sequence[_CachedOrPixels]) -> Float32[Tensor, "images dims"]:
-        rows = [result.features for result in found]
-        missing = [index for index, result in enumerate(found) if result.pixels is not None]
-        if missing:
-            pixels = torch.from_numpy(np.stack([cast("Pixels", found[index].pixels) for index in missing]))
-            for index, row in zip(missing, self.run(pixels).cpu(), strict=True):
-                rows[index] = row
-                if self._cache is not None:
-                    self._cache.put(self._key(found[index].key), row.numpy().astype("<f4").tobytes())
-        if not rows:
-            return torch.empty(0, self._dims, device=self._device)
-        return torch.stack([row for row in rows if row is not None]).to(self._device)
 
     @torch.inference_mode()
     def _run(self, pixels: UInt8[Tensor, "images side side"], batch: int) -> Float32[Tensor, "images dims"]:
@@ -219,10 +236,14 @@ class FeatureExtractor(FeatureSource):
         return self._precision.place(fuse(network) if fusable else network)
 
 
-def cached_features(cache: DiskCache, key: str) -> Float32[npt.NDArray[np.float32], " dims"] | None:
-    """Features from the cache, by a key of ``ImageFeatures``; None if they are not, or no longer, in it."""
-    payload = cache.get(key)
-    return None if payload is None or len(payload) % 4 else np.frombuffer(payload, "<f4").astype(np.float32)
+def cached_features(cache: CacheTable, keys: Iterable[str]) -> dict[str, _Row]:
+    """Features from the cache, by keys of ``ImageFeatures``; those that are not, or no longer, in it are left out."""
+    found = cache.find(keys)
+    return {
+        key: np.frombuffer(stored, "<f4").astype(np.float32, copy=False)
+        for key, stored in found.items()
+        if not len(stored) % 4
+    }
 
 
 class FeatureTable:

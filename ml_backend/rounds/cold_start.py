@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from ml_backend.acquisition import places, rank_by_features, seeded_order
 from ml_backend.errors import UnusablePool
-from ml_backend.images.cache import DiskCache
+from ml_backend.images.cache import CacheTable
 from ml_backend.model.data import FOLDER, cached_features
 from ml_backend.predictions import ImageFeatures
 from ml_backend.rounds.interfaces import Learner
@@ -129,21 +129,15 @@ class StartFeatures(FrozenModel):
             FeaturesLost: some are gone from the cache or have changed; all are checked and counted.
             ValueError: the record does not name an image.
         """
-        folder = DiskCache(cache / FOLDER)
-        rows: list[npt.NDArray[np.float32]] = []
-        gone: list[str] = []
-        changed: list[str] = []
+        kept: dict[str, tuple[str, str]] = {}
         for image_id in image_ids:
             beginning, space, digest = self.kept.get(image_id, "").rpartition(" ")
             if not space:
                 raise ValueError(f"image {image_id}: the round did not record where its features are cached")
-            row = cached_features(folder, beginning + self.ending)
-            if row is None:
-                gone.append(image_id)
-            elif _digest(row) != digest:
-                changed.append(image_id)
-            else:
-                rows.append(row)
+            kept[image_id] = (beginning + self.ending, digest)
+        rows = cached_features(CacheTable(cache / FOLDER), [key for key, _ in kept.values()])
+        gone = [image_id for image_id, (key, _) in kept.items() if key not in rows]
+        changed = [image_id for image_id, (key, digest) in kept.items() if key in rows and _digest(rows[key]) != digest]
         if gone or changed:
             lost = [
                 f"{len(ids)} of {len(image_ids)} {verb} (first: image {ids[0]})"
@@ -151,7 +145,7 @@ class StartFeatures(FrozenModel):
                 if ids
             ]
             raise FeaturesLost(" and ".join(lost))
-        return np.stack(rows)
+        return np.stack([rows[kept[image_id][0]] for image_id in image_ids])
 
 
 def _digest(row: Float32[npt.NDArray[np.float32], " dims"]) -> str:

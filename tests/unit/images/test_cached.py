@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ml_backend.errors import ImageError
-from ml_backend.images.cache import DiskCache, ImageCache, content_digests
+from ml_backend.images.cache import TABLE, DiskCache, ImageCache, content_digests
 from ml_backend.images.source import FolderSource
 from ml_backend.schemas import ImageRef
 
@@ -104,7 +104,7 @@ def test_side_is_part_of_the_key(tmp_path: Path, source: CountingSource) -> None
 def test_damaged_entry_is_made_again(tmp_path: Path, source: CountingSource, table: str) -> None:
     cache = ImageCache(source, tmp_path, 32)
     cache.read(ref("a"))
-    for path in (tmp_path / table).glob("*/*"):
+    for path in [*(tmp_path / table).glob("*/*"), *(tmp_path / table).glob(TABLE)]:
         path.write_bytes(b"\0" * 50)
 
     assert (cache.read(ref("a")).pixels == 10).all()
@@ -134,15 +134,30 @@ def test_trimmed_images_come_back(tmp_path: Path, source: CountingSource) -> Non
     assert len(source.fetched) == 2
 
 
-def test_both_tables_are_bounded(tmp_path: Path, source: CountingSource) -> None:
-    """Of 60 kB a twelfth is for the hashes: one entry of 4,096 bytes; the rest for 13 images of as many."""
-    source.files = {str(level): film(level) for level in range(40)}
-    cache = ImageCache(source, tmp_path, 32, limit_bytes=60_000)
-    for uri in source.files:
-        cache.read(ref(uri))
+def test_images_that_outgrow_their_pixels_are_still_known_by_address(tmp_path: Path, source: CountingSource) -> None:
+    """At 64 pixels 4,128 bytes an image, in two blocks, against some 120 of its address."""
+    source.files = {str(level): film(level) for level in range(120)}
+    cache = ImageCache(source, tmp_path, 64, limit_bytes=600_000)
+    images = [ref(uri) for uri in source.files]
+    for image in images:
+        cache.read(image)
     cache.trim()
 
-    assert [len(list((tmp_path / table).glob("*/*"))) for table in ("hashes", "pixels")] == [1, 13]
+    assert len(list((tmp_path / "pixels").glob("*/*"))) == 600_000 * 11 // 12 // 8192
+    assert cache.keys(images) == [cache.key(image) for image in images]
+    assert None not in cache.keys(images)
+
+
+def test_the_address_table_of_an_earlier_version_is_taken_over(tmp_path: Path, source: CountingSource) -> None:
+    """A file an address, with the digest as text: nothing is fetched again."""
+    ImageCache(source, tmp_path, 32).read(ref("a"))
+    (tmp_path / "hashes" / TABLE).unlink()
+    DiskCache(tmp_path / "hashes").put("a", hashlib.sha256(source.files["a"]).hexdigest().encode())
+
+    assert (ImageCache(source, tmp_path, 32).read(ref("a")).pixels == 10).all()
+    assert not list((tmp_path / "hashes").glob("*/*"))
+    assert content_digests(source, tmp_path, [ref("a")]) == {"a": hashlib.sha256(source.files["a"]).hexdigest()}
+    assert source.fetched == ["a"]
 
 
 def test_pixels_of_an_earlier_version_are_read(tmp_path: Path) -> None:

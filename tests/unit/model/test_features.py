@@ -1,4 +1,6 @@
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +11,7 @@ import torch
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError, WeightsError
-from ml_backend.images.cache import ImageCache
+from ml_backend.images.cache import TABLE, DiskCache, ImageCache
 from ml_backend.images.source import FolderSource
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
@@ -25,6 +27,18 @@ from tests.unit.model.synthetic_images import CLASSES, RandomImages, random_refs
 
 CPU = Precision(torch.device("cpu"))
 ALL: frozenset[Need] = frozenset({"probs", "features", "gradients"})
+
+
+def entries(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / TABLE)) as table:
+        return int(table.execute("SELECT count(*) FROM entry").fetchone()[0])
+
+
+class _Repeated(RandomImages):
+    """Three images, again and again, each under an address of its own."""
+
+    def fetch(self, image: ImageRef) -> bytes:
+        return super().fetch(ImageRef(id=image.id, uri=str(int(image.uri) % 3)))
 
 
 @pytest.fixture(scope="module")
@@ -99,25 +113,54 @@ class TestFeatureExtractor:
         assert torch.equal(found[0], found[2])
         assert found[1].dtype == torch.float32
         assert torch.allclose(found[0], found[1], atol=0.1 * float(found[0].abs().max()))
-        assert len(list((tmp_path / "features").glob("*/*"))) == 4
+        assert entries(tmp_path / "features") == 4
 
     def test_cached_features_are_bounded(self, tmp_path: Path, backbone: Backbone, images: ImageCache) -> None:
-        """4,128 bytes each, two blocks on the disk."""
-        extractor = FeatureExtractor(backbone, images, CPU, tmp_path / "features", limit_bytes=20_000)
+        """Of 4,100 bytes each, in a table that takes 28,000 itself."""
+        extractor = FeatureExtractor(backbone, images, CPU, tmp_path / "features", limit_bytes=70_000)
 
-        extractor.all(random_refs(3), list[int]().append)
+        extractor.all(random_refs(30), list[int]().append)
         extractor.trim()
 
-        assert len(list((tmp_path / "features").glob("*/*"))) == 2
+        assert 5 <= entries(tmp_path / "features") <= 12
 
     def test_damaged_entries_are_computed_again(self, tmp_path: Path, backbone: Backbone, images: ImageCache) -> None:
         first = self.features(tmp_path, backbone, images)
-        damaged = list((tmp_path / "features").glob("*/*"))
-        for path in damaged:
-            path.write_bytes(path.read_bytes()[:-4])
+        with closing(sqlite3.connect(tmp_path / "features" / TABLE)) as table, table:
+            assert table.execute("UPDATE entry SET value = substr(value, 1, 400)").rowcount == 3
 
-        assert len(damaged) == 3
         assert torch.allclose(self.features(tmp_path, backbone, images), first)
+
+    def test_features_of_an_earlier_version_are_taken_over(
+        self, tmp_path: Path, backbone: Backbone, images: ImageCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file an image; those that are not asked for make room first."""
+        batch = FeatureExtractor(backbone, images, CPU, tmp_path / "new").all(random_refs(3), list[int]().append)
+        files = DiskCache(tmp_path / "features")
+        for key, row in zip(batch.keys, batch.features.numpy(), strict=True):
+            files.put(key, row.astype("<f4").tobytes())
+        files.put("unused", bytes(4096))
+        extractor = FeatureExtractor(backbone, images, CPU, tmp_path / "features", limit_bytes=40_000)
+        monkeypatch.setattr(extractor, "run", None)
+
+        for _ in range(2):
+            assert torch.equal(extractor.all(random_refs(3), list[int]().append).features, batch.features)
+        assert (entries(tmp_path / "features"), len(list((tmp_path / "features").glob("*/*")))) == (3, 1)
+        extractor.trim()
+        assert (entries(tmp_path / "features"), len(list((tmp_path / "features").glob("*/*")))) == (3, 0)
+
+    def test_equal_images_far_apart(self, tmp_path: Path, backbone: Backbone) -> None:
+        """Each gets its own features, whether its content is known, or of an image before it."""
+        images = ImageCache(_Repeated(), tmp_path / "images", 32)
+        refs = [ImageRef(id=str(n), uri=str(n)) for n in range(40)]
+        for image in refs[20:]:
+            images.read(image)
+
+        batch = FeatureExtractor(backbone, images, CPU, tmp_path / "features").all(refs, list[int]().append)
+
+        assert [image.id for image in batch.images] == [image.id for image in refs]
+        assert len({row.tobytes() for row in batch.features.numpy()}) == 3
+        assert torch.equal(batch.features, batch.features[:3].repeat(14, 1)[:40])
 
     def test_without_a_folder_nothing_is_cached_and_the_backbone_is_left_alone(
         self, tmp_path: Path, images: ImageCache

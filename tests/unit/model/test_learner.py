@@ -9,7 +9,7 @@ from PIL import Image
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import ImageError, RoundError, SettingsError, TooFewLabels, WeightsError
-from ml_backend.images.cache import DiskCache
+from ml_backend.images.cache import CacheTable
 from ml_backend.images.source import FolderSource
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
@@ -246,10 +246,10 @@ class TestEmbed:
         computed = learner(image_dir, cache).embed(pool(image_dir, 57, 61))
         found = learner(image_dir, cache).embed(pool(image_dir, 57, 61))
 
-        cached = [cached_features(DiskCache(cache / FOLDER), key) for key in found.keys]
+        cached = cached_features(CacheTable(cache / FOLDER), found.keys)
         assert found.keys == computed.keys
         assert len(set(found.keys)) == len(found.image_ids) == 3
-        assert np.array_equal(np.stack([row for row in cached if row is not None]), computed.features)
+        assert np.array_equal(np.stack([cached[key] for key in found.keys]), computed.features)
 
 
 @FINETUNE
