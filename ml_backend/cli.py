@@ -106,6 +106,15 @@ def work(
     burst: Annotated[bool, typer.Option("--burst", help="end when the queue is empty")] = False,
     *,
     study: Annotated[bool, typer.Option("--study", help="run studies of `simulate --redis` instead")] = False,
+    nproc: Annotated[int, typer.Option(help="processes of a round on this machine, which share its cores", min=1)] = 1,
+    gpus: Annotated[
+        str | None, typer.Option(help="instead of --nproc: number of GPUs, or all; one process each")
+    ] = None,
+    nnodes: Annotated[int, typer.Option(help="machines that run a round together", min=1)] = 1,
+    node_rank: Annotated[int, typer.Option(help="number of this machine; machine 0 takes the jobs", min=0)] = 0,
+    master: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="of machine 0, where the others reach it")
+    ] = None,
 ) -> None:
     """Run rounds from the queue: train, rank, publish (the process that uses the GPU)."""
     # Before anything is imported: process 1 of a container would ignore a signal that it does not handle.
@@ -128,9 +137,14 @@ def work(
 
         work_on_studies(settings, burst=burst)
         return
+    from ml_backend.scheduling.followers import Processes, count_gpus, follow_forever
     from ml_backend.scheduling.worker import work as run
 
-    run(settings, burst=burst)
+    nproc = nproc if gpus is None else count_gpus(gpus)
+    processes = Processes(nproc, nnodes, node_rank, master)
+    if node_rank:
+        follow_forever(processes)
+    run(settings, burst=burst, processes=processes)
 
 
 @app.command()

@@ -78,6 +78,11 @@ class EnsembleLearner:
         )
         return _combine(reports).model_copy(update={"train_images": trained, "validation_images": validated})
 
+    @property
+    def head_only(self) -> bool:
+        """Whether the networks' backbone is frozen."""
+        return self._members[0].head_only
+
     def outputs(self, pool: Sequence[ImageRef], needs: frozenset[Need]) -> PoolPredictions:
         """Draw the passes of all networks; see ``rounds.interfaces.Learner``.
 
@@ -86,7 +91,7 @@ class EnsembleLearner:
         Raises:
             RoundError: an image was readable for one network and not for another; or see ``McDropoutLearner``.
         """
-        if self._members[0].head_only:
+        if self.head_only:
             return self._members[0].outputs(pool, needs, self._members[1:])
         first, *others = (
             member.outputs(pool, needs if number == 0 else frozenset({"probs"}))

@@ -123,6 +123,11 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
         yield
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is a GPU's that is full."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 def find_executable_batch_size(
     function: Callable[[int], T], starting_batch_size: int, advice: str, setting: str | None = None
 ) -> T:
@@ -143,7 +148,7 @@ def find_executable_batch_size(
             result = function(batch_size)
             break
         except RuntimeError as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)):
+            if not is_out_of_memory(error):
                 raise
             if batch_size <= 2:
                 raise RoundError(f"the GPU's memory is full with {batch_size} images at once: {advice}") from error

@@ -19,7 +19,7 @@ from ml_backend.predictions import LastLayerGradients, PoolPredictions, join
 from ml_backend.registry import Need
 from ml_backend.schemas import ImageRef
 
-SHARD_IMAGES: Final = 2048
+SHARD_IMAGES: Final = 512
 """Images of a shard, unreadable ones included; a multiple of every ``features.BATCH``, so that no batch of the backbone
 lies in two shards."""
 

@@ -29,6 +29,7 @@ from ml_backend.model.data import (
     TableFeatures,
     require_enough,
 )
+from ml_backend.model.distributed import SINGLE, Group
 from ml_backend.model.hardware import Precision, choose_device, one_thread, seeded
 from ml_backend.model.inference import FittedNetwork
 from ml_backend.model.network import McDropoutClassifier
@@ -74,6 +75,7 @@ class McDropoutLearner:
         cache_limit_bytes: disk space of the cached images, and again of the features: 20 GiB are 400,000 images at
             224 pixels and 2.5 million feature vectors of a ResNet50.
         table: of features, for a simulation without images; backbone and weights of the options are ignored.
+        group: processes that train the whole network together; a head is trained by one.
 
     Raises:
         SettingsError: ``cuda`` on a machine without a usable GPU, a precision that the device lacks, a network that
@@ -92,10 +94,12 @@ class McDropoutLearner:
         warm_from: Path | None = None,
         cache_limit_bytes: int = 20 * 2**30,
         table: FeatureTable | None = None,
+        group: Group = SINGLE,
     ) -> None:
         if table is not None and options.finetune == "full":
             raise SettingsError("finetune='full', but a table of features has no images: set finetune=head")
         self._options = options
+        self._group = group
         self._device = choose_device(device)
         self._precision = Precision.from_options(self._device, options.precision, channels_last=options.channels_last)
         self._warm_from = warm_from

@@ -4,19 +4,25 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from statistics import fmean
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float, Float32, Int, Int64
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed._functional_collectives import all_reduce
+from torch.nn.modules._functions import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
 
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError
 from ml_backend.model.data import Examples, FeatureExamples, SoftTargets
-from ml_backend.model.hardware import Precision, find_executable_batch_size, generator, seeded
+from ml_backend.model.distributed import SINGLE, Group
+from ml_backend.model.hardware import Precision, find_executable_batch_size, generator, is_out_of_memory, seeded
 from ml_backend.model.network import DropoutHead
 
 _LOG = logging.getLogger(__name__)
@@ -112,11 +118,16 @@ def train(
     precision: Precision,
     seed: int,
     progress: Callable[[int, int], None],
+    group: Group = SINGLE,
 ) -> TrainingResult:
     """Train in place until the validation loss no longer falls, and restore the best epoch's weights.
 
     The same seed, data and thread count give the same weights to the bit on a CPU. The initial weights are never the
     best, not even those of a warm start: they were chosen on another validation set.
+
+    In a group every process calls this with the same arguments; the weights are those of rank 0. Each takes its part of
+    every batch. Batches, their order, augmentation, dropout, normalisation and loss are those of one process, and so is
+    the result, up to the rounding of sums.
 
     Args:
         network: input -> logits [images, classes]; left in eval mode.
@@ -127,6 +138,7 @@ def train(
         precision: of the forward passes; the network is already on its device.
         seed: of order, dropout and augmentation.
         progress: called after every step, with the epochs done and their highest number; it may raise, to stop.
+        group: the processes that train together, in torch.distributed's default group.
 
     Raises:
         RoundError: the loss is never a number, or the GPU's memory holds not even 2 images.
@@ -135,16 +147,43 @@ def train(
     loss = WeightedCrossEntropy(weights.to(training.targets.device))
     start = _copy_state(network)
 
+    def trainer(examples: Examples, batch: int, group: Group) -> _Trainer:
+        return _Trainer(
+            network, examples, validation, loss, config=config, precision=precision, batch=batch, seed=seed, group=group
+        )
+
     def attempt(batch: int) -> TrainingResult:
+        if group.size > 1:
+            # Memory that is full on one process must not leave the others waiting for it.
+            part = training.select(torch.arange(min(len(training.targets), max(2, -(-(batch + 1) // group.size)))))
+            agree(group, trainer(part, batch, SINGLE).try_steps)
         network.load_state_dict(start)
         with seeded(seed, "training"):
-            trainer = _Trainer(
-                network, training, validation, loss, config=config, precision=precision, batch=batch, seed=seed
-            )
-            return trainer.run(progress)
+            return trainer(training, batch, group).run(progress)
 
     advice = "halve image_side, which takes a quarter of the memory, set a smaller backbone, or set finetune=head"
     return find_executable_batch_size(attempt, config.batch, advice, setting="train_batch")
+
+
+def agree(group: Group, call: Callable[[], object]) -> None:
+    """Call a function on every process; an error on any of them is raised on all.
+
+    Raises:
+        Exception: this process's own error.
+        torch.OutOfMemoryError, RoundError: another's; a RoundError names the process.
+    """
+    error: Exception | None = None
+    try:
+        call()
+    except Exception as caught:  # noqa: BLE001 - of whatever kind, the others must learn of it
+        error = caught
+    found = group.gather(None if error is None else (is_out_of_memory(error), f"{type(error).__name__}: {error}"))
+    if error is not None:
+        raise error
+    for rank, other in enumerate(found):
+        if other is not None:
+            full, message = other
+            raise (torch.OutOfMemoryError if full else RoundError)(f"process {rank} of {group.size}: {message}")
 
 
 def head_problem(
@@ -204,6 +243,10 @@ class WeightedCrossEntropy:
         weighted = soft * self.weights
         losses = -(weighted * nn.functional.log_softmax(logits, dim=1)).sum()
         return losses / weighted.sum() - self._least(weighted)
+
+    def weight(self, targets: Int64[Tensor, " images"], soft: SoftTargets | None) -> Tensor:
+        """Weight of these images together in the mean of ``training``."""
+        return self.weights[targets].sum() if soft is None else (soft * self.weights).sum()
 
     def validation(self, logits: Float32[Tensor, "images classes"], targets: Int64[Tensor, " images"]) -> float:
         # All weights are 0 if no class of validation has a training label.
@@ -283,8 +326,10 @@ class _Trainer:
         precision: Precision,
         batch: int,
         seed: int,
+        group: Group,
     ) -> None:
         self._network = network
+        self._group = group
         self._training = training
         self._validation = validation
         self._loss = loss
@@ -297,6 +342,13 @@ class _Trainer:
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._mean = average_over_epochs(network, config.averaging_decay) if config.averaging_decay else None
+        self._parallel = network if group.size == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
+
+    def try_steps(self) -> None:
+        """Take two steps, the second with the optimizer's own memory."""
+        with seeded(0, "trial"):
+            for _ in range(2):
+                self._train_epoch(lambda: None)
 
     def run(self, progress: Callable[[int, int], None]) -> TrainingResult:
         """Train until early stopping, and load the best weights; see ``train``."""
@@ -304,8 +356,8 @@ class _Trainer:
         stopping = EarlyStopping(config, self._loss.chance_level(self._training.targets, self._training.soft))
         best: dict[str, Tensor] = {}
         while not stopping.stopped:
-            training_loss = self._train_epoch(lambda: progress(stopping.epoch, config.epochs))
-            if stopping.update(training_loss, self._validation_loss()):
+            losses = self._group.gather(self._train_epoch(lambda: progress(stopping.epoch, config.epochs)))
+            if stopping.update(fmean(losses), self._group.broadcast(self._validation_loss())):  # one decision of all
                 best = _copy_state(self._evaluated)
             progress(stopping.epoch, config.epochs)
         if not best:
@@ -320,15 +372,17 @@ class _Trainer:
         return TrainingResult(stopping.epoch, stopping.best_epoch, stopping.best_loss, weights)
 
     def _train_epoch(self, after_step: Callable[[], None]) -> float:
-        """Take one step a batch; returns the mean of their losses, with dropout, which may be NaN."""
+        """Take one step a batch; returns the mean of their losses, with dropout, which may be NaN.
+
+        In a group it is this process's share of them: the loss is the mean over the processes.
+        """
         self._network.train()
-        targets, soft = self._training.targets, self._training.soft
+        targets = self._training.targets
         batches = _split_into_batches(torch.randperm(len(targets), generator=self._order), self._batch)
         total = torch.zeros((), device=targets.device)
         for rows in batches:
             self._optimizer.zero_grad()
-            logits = self._logits(self._network, self._training.inputs(rows, self._augmentation))
-            loss = self._loss.training(logits, targets[rows], None if soft is None else soft[rows])
+            loss = self._batch_loss(rows)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             total += loss.detach()
@@ -337,14 +391,33 @@ class _Trainer:
             self._mean.update_parameters(self._network)
         return total.item() / len(batches)
 
+    def _batch_loss(self, rows: Int64[Tensor, " batch"]) -> Tensor:
+        """The loss of a batch; in a group, a loss whose gradients have the batch's as their mean over the processes.
+
+        Every process computes a batch of fewer images than processes as a whole: no layer takes 0 images.
+        """
+        examples, loss = self._training, self._loss
+        inputs = examples.inputs(rows, self._augmentation)
+        targets, soft = examples.targets[rows], None if examples.soft is None else examples.soft[rows]
+        if (size := self._group.size) == 1 or len(rows) < size:
+            return loss.training(self._logits(self._parallel, inputs), targets, soft)
+        part = _part(len(rows), self._group)
+        with WholeBatch(part, len(rows)):
+            logits = self._logits(self._parallel, inputs[part])
+        own = targets[part], None if soft is None else soft[part]
+        return loss.training(logits, *own) * (size * loss.weight(*own) / loss.weight(targets, soft))
+
     def _validation_loss(self) -> float:
-        """Loss without dropout and with fixed normalisations; may be NaN."""
+        """Loss without dropout and with fixed normalisations; may be NaN. Each process computes some of the batches."""
         network = self._evaluated.eval()
         targets = self._validation.targets
+        batches = torch.split(torch.arange(len(targets)), self._batch)
         with torch.inference_mode():
-            rows = torch.split(torch.arange(len(targets)), self._batch)
-            logits = torch.cat([self._logits(network, self._validation.inputs(part, None)) for part in rows])
-            return self._loss.validation(logits, targets)
+            own = batches[_part(len(batches), self._group)]
+            parts = [self._logits(network, self._validation.inputs(rows, None)) for rows in own]
+            none = torch.empty(0, len(self._loss.weights), device=targets.device)
+            logits = torch.cat(self._group.gather(torch.cat([none, *parts]).cpu()))
+            return self._loss.validation(logits.to(targets.device), targets)
 
     @property
     def _evaluated(self) -> nn.Module:
@@ -354,6 +427,89 @@ class _Trainer:
         images = self._precision.format_images(inputs) if inputs.ndim == 4 else inputs
         with self._precision.autocast():
             return cast("Tensor", network(images)).float()
+
+
+def _part(count: int, group: Group) -> slice:
+    """The consecutive part of this process; it has at most one more than the others'."""
+    return slice(count * group.rank // group.size, count * (group.rank + 1) // group.size)
+
+
+class WholeBatch(TorchFunctionMode):
+    """Context in which the layers of a network treat this process's part of a batch as one process treats the batch.
+
+    Dropout, of features and of paths, is drawn for all images. Normalisation uses the mean and the variance of all of
+    them: by ``torch.nn.SyncBatchNorm``'s function on a GPU, which a CPU lacks.
+
+    Args:
+        part: images of this process.
+        images: of the batch.
+    """
+
+    def __init__(self, part: slice, images: int) -> None:
+        super().__init__()
+        self._part = part
+        self._images = images
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See ``torch.overrides``."""
+        del types
+        kwargs = kwargs or {}
+        if func is nn.functional.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        if func is nn.functional.dropout:
+            return self._dropout(*args, **kwargs)
+        if func is Tensor.bernoulli_:
+            tensor, *rest = args
+            return tensor.copy_(self._draw(tensor, lambda noise: noise.bernoulli_(*rest, **kwargs)))
+        return func(*args, **kwargs)
+
+    def _draw(self, like: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Noise of this process's images, of which each has some rows; all of it where rows are not of images."""
+        rows, other = divmod(len(like), self._part.stop - self._part.start)
+        if other:
+            return draw(torch.ones_like(like))
+        noise = draw(like.new_ones(rows * self._images, *like.shape[1:]))
+        return noise[rows * self._part.start : rows * self._part.stop]
+
+    def _dropout(self, inputs: Tensor, *, p: float, training: bool, inplace: bool) -> Tensor:
+        if not training or p == 0.0:
+            return inputs
+        noise = self._draw(inputs, lambda ones: nn.functional.dropout(ones, p))
+        return inputs.mul_(noise) if inplace else inputs * noise
+
+    def _batch_norm(
+        self,
+        inputs: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        *,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        if not training:
+            return nn.functional.batch_norm(inputs, running_mean, running_var, weight, bias, False, momentum, eps)
+        world = cast("distributed.ProcessGroup", distributed.group.WORLD)
+        if inputs.is_cuda:
+            arguments = inputs, weight, bias, running_mean, running_var, eps, momentum, world, world.size()
+            return cast("Tensor", SyncBatchNorm.apply(*arguments))
+        axes, shape = [axis for axis in range(inputs.ndim) if axis != 1], [1, -1] + [1] * (inputs.ndim - 2)
+        count = self._images * math.prod(inputs.shape[2:])
+        # Moments about the running mean, which lies near the mean: those about 0 would cancel.
+        values = inputs.float() if running_mean is None else inputs.float() - running_mean.view(shape)
+        sums = torch.stack([values.sum(axes), values.square().sum(axes)])
+        mean, square = cast("Tensor", all_reduce(sums, "sum", world)) / count
+        variance = (square - mean.square()).clamp_min(0.0)
+        normal = (values - mean.view(shape)) * torch.rsqrt(variance + eps).view(shape)
+        if running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                running_mean.add_(mean, alpha=momentum)
+                running_var.lerp_(variance * (count / (count - 1)), momentum)
+        if weight is not None and bias is not None:
+            normal = normal * weight.view(shape) + bias.view(shape)
+        return cast("Tensor", normal.to(inputs.dtype))
 
 
 def average_over_epochs(network: nn.Module, decay: float) -> AveragedModel:

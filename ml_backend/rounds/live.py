@@ -1,10 +1,10 @@
-"""Live projects: rounds, re-rankings and top-ups of a project, and scoring for other workers' rounds."""
+"""Live projects: rounds, re-rankings and top-ups of a project, and what a follower of a round takes part with."""
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -36,7 +36,6 @@ from ml_backend.errors import (
     BackendError,
     EmptyPool,
     RequestRefused,
-    RoundError,
     StaleRound,
     StorageError,
     UnknownProject,
@@ -52,14 +51,15 @@ from ml_backend.label_studio.formats import parse_label_config, training_classes
 from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.publisher import LabelStudioPublisher, is_lost, low_water, read_serving
 from ml_backend.label_studio.sync import Counts, LabelStudioLabels, TaskCache, shared_digests
-from ml_backend.model import inference
 from ml_backend.model.backbones import input_side
 from ml_backend.model.checkpoint import FILE_NAME
+from ml_backend.model.distributed import SINGLE, Crew, Group
+from ml_backend.model.distributed_learner import DistributedLearner
 from ml_backend.model.ensemble import EnsembleLearner, make_learner
 from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.model.learner import IMAGES, LearnerProgress, McDropoutLearner
 from ml_backend.predictions import PoolPredictions
-from ml_backend.registry import STRATEGIES, Need
+from ml_backend.registry import STRATEGIES
 from ml_backend.rounds.cold_start import START_FEATURES, StartFeatures
 from ml_backend.rounds.embedding import keep_embedding
 from ml_backend.rounds.interfaces import Learner, Progress, Scorer, assume_current, no_progress
@@ -74,7 +74,6 @@ from ml_backend.rounds.reuse import (
     unpublished_round,
 )
 from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, run_round
-from ml_backend.rounds.sharding import ShardBoard, ShardedLearner
 from ml_backend.rounds.split import fold_split
 from ml_backend.schemas import (
     Connection,
@@ -90,7 +89,7 @@ from ml_backend.schemas import (
     natural_order,
 )
 from ml_backend.seeding import derive, fixed_set
-from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
+from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
 from ml_backend.storage.rounds import INPUTS
 
@@ -111,7 +110,7 @@ def run_live_round(
     progress: Progress = no_progress,
     ensure_current: Callable[[], None] = assume_current,
     *,
-    board: ShardBoard | None = None,
+    crew: Callable[[], Crew] | None = None,
     raise_if_preempted: Callable[[], None] = assume_current,
     learn: Callable[[], RoundTrigger] = lambda: "forced",
 ) -> Served:
@@ -125,7 +124,7 @@ def run_live_round(
         reason: what triggers the round.
         progress: receives every stage.
         ensure_current: raises StaleRound where a newer run has begun.
-        board: where other workers are asked to score shards; None without helpers.
+        crew: makes the other processes of a round; None without any.
         raise_if_preempted: as ``ensure_current``, and also raises where another round is due: work that readers do
             not need is abandoned then.
         learn: called where a reranking continues as a round that trains; returns that round's trigger.
@@ -140,7 +139,7 @@ def run_live_round(
         EmptyPool: a top-up or a reranking of a project without any round.
         BackendError: see ``run_round``, ``rerank`` and ``top_up``.
     """
-    with open_project(settings, key, board=board) as context:
+    with open_project(settings, key, crew=crew) as context:
         project = LiveProject(context, progress, ensure_current)
         if reason == "topup":
             return project.top_up_or_served()
@@ -176,11 +175,17 @@ class ProjectContext:
     quarantine: Quarantine
     read_digests: Callable[[Iterable[ImageRef]], dict[str, str]]
     """Address -> digest of the content, of images that a round has read."""
-    board: ShardBoard | None = None
-    """Where other workers are asked to score shards; None without helpers."""
+    crew: Callable[[], Crew] | None = None
+    """Makes the other processes of a round; None without any."""
 
     def learner(
-        self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None, *, replicate: bool = False
+        self,
+        options: ProjectOptions,
+        progress: LearnerProgress,
+        warm_from: Path | None = None,
+        *,
+        group: Group = SINGLE,
+        replicate: bool = False,
     ) -> McDropoutLearner | EnsembleLearner:
         """A learner with these options; a seed replicate has another seed and the same folds."""
 
@@ -194,6 +199,7 @@ class ProjectContext:
                 progress=tell,
                 warm_from=warm_from,
                 cache_limit_bytes=int(self.settings.cache_gb * BYTES_PER_GB),
+                group=group,
             )
 
         folds = partial(fold_split, seed=options.seed)
@@ -201,39 +207,71 @@ class ProjectContext:
             options = options.model_copy(update={"seed": derive(options.seed, "twin")})
         return make_learner(make, options, folds, progress)
 
-    def sharded(
-        self, build: Callable[[Progress], Learner], options: ProjectOptions, round_id: str, progress: Progress
-    ) -> ShardedLearner:
-        """A learner whose pool other workers help to score.
+    def distributed(
+        self, options: ProjectOptions, progress: Progress, warm_from: Path | None = None
+    ) -> DistributedLearner:
+        """A learner whose work the processes of the round share out; see ``follower_learner``."""
+        task = FollowerTask(
+            project=self.key, connection=self.connection, options=options.model_dump(mode="json"), warm_from=warm_from
+        )
+        return DistributedLearner(
+            lambda group, tell: self.learner(options, tell, warm_from, group=group),
+            self.crew and self.crew(),
+            task.model_dump_json(),
+            partial(hardware_fingerprint, self.settings.device),
+            progress,
+        )
 
-        Args:
-            build: makes the learner of this worker.
-            options: with which a helper makes the same.
-            round_id: of the round.
-            progress: of the round.
-        """
 
-        def write_shards(
-            learner: Learner, shards: Sequence[Sequence[ImageRef]], needs: frozenset[Need]
-        ) -> ScoringFolder:
-            task = ScoringTask(
-                options=options, needs=needs, machine=hardware_fingerprint(self.settings.device), shards=len(shards)
-            )
-            return self.store.begin_scoring(round_id, task, shards, learner)
+class FollowerTask(FrozenModel):
+    """What a follower needs to make the learner of a round: it may have another data folder."""
 
-        return ShardedLearner(build, self.board, write_shards, size=inference.SHARD_IMAGES, progress=progress)
+    project: ProjectKey
+    connection: Connection
+    options: dict[str, object]
+    warm_from: Path | None
+
+
+@contextmanager
+def follower_learner(
+    settings: Settings, group: Group, task: str
+) -> Iterator[tuple[McDropoutLearner | EnsembleLearner, str]]:
+    """The learner of a follower, and the fingerprint of its hardware; see ``DistributedLearner``.
+
+    Args:
+        settings: of the follower.
+        group: of the round.
+        task: a FollowerTask as JSON.
+
+    Raises:
+        SettingsError: no API key.
+    """
+    given = FollowerTask.model_validate_json(task)
+    options = ProjectOptions.model_validate(given.options)
+    with (
+        bound_contextvars(project=str(given.project)),
+        open_project(settings, given.project, connection=given.connection) as context,
+    ):
+        learner = context.learner(options, no_progress, given.warm_from, group=group)
+        yield learner, hardware_fingerprint(settings.device)
 
 
 @contextmanager
 def open_project(
-    settings: Settings, key: ProjectKey, *, board: ShardBoard | None = None, patience_s: float = PATIENCE_S
+    settings: Settings,
+    key: ProjectKey,
+    *,
+    crew: Callable[[], Crew] | None = None,
+    connection: Connection | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> Iterator[ProjectContext]:
     """Open a project: store, Label Studio client, image source, learner factory. Connections end with the block.
 
     Args:
         settings: of the installation.
         key: of the project.
-        board: where other workers are asked to score shards; None without helpers.
+        crew: makes the other processes of a round; None without any.
+        connection: of the project; default: that of the data folder.
         patience_s: seconds to wait for a Label Studio that does not answer.
 
     Raises:
@@ -242,7 +280,7 @@ def open_project(
     """
     installation = RoundStore(settings.data_dir)
     store = installation.project(key)
-    connection = store.connection()
+    connection = connection or store.connection()
     if connection is None:
         raise UnknownProject(f"project {key} is not connected: run `ml-backend connect --project {key.id}`")
     hostname = settings.trusted_hostname(connection.hostname)
@@ -254,7 +292,7 @@ def open_project(
         everything = with_plugins(images)
         source = QuarantinedSource(everything, quarantine, version=images.version)
         digests = partial(content_digests, everything, installation.cache / IMAGES)
-        yield ProjectContext(settings, key, installation, store, connection, client, source, quarantine, digests, board)
+        yield ProjectContext(settings, key, installation, store, connection, client, source, quarantine, digests, crew)
 
 
 class LiveProject(Project):
@@ -525,14 +563,12 @@ def train_live(
         seed=options.seed,
         options=options.model_dump(mode="json"),
     )
-    learner = context.sharded(
-        lambda tell: context.learner(options, tell, warm_from), options, round_id, project.report_progress
-    )
-    result = run_round(request, project, learner, CatalogStrategy(options.strategy))
-    project.show_disagreements()
     store = project.store
-    if request.has_trained_features and not orders_again(result.report):  # readers wait for the order that follows
-        keep_embedding(store, request, learner, raise_if_preempted)
+    with context.distributed(options, project.report_progress, warm_from) as learner:
+        result = run_round(request, project, learner, CatalogStrategy(options.strategy))
+        project.show_disagreements()
+        if request.has_trained_features and not orders_again(result.report):  # readers wait for the order that follows
+            keep_embedding(store, request, learner, raise_if_preempted)
     measured = store.rounds_with(NOISE)
     if result.training and seed_noise_is_due(store.rounds_with(AGREEMENT), measured, options.noise_every):
         replicate = measure_seed_noise(
@@ -582,8 +618,9 @@ def rerank_live(project: LiveProject) -> Served | None:
     chosen = {name: getattr(options, name) for name in RANKING_OPTIONS}
     numbered = {"round_id": store.next_round_id(), "reason": "rerank"}
     request = base.request.model_copy(update={**chosen, "options": {**base.request.options, **chosen}, **numbered})
+    followers = ExitStack()
     try:
-        scorer = _scorer(project, standing, base, request.round_id)
+        scorer = _scorer(project, standing, base, followers)
     except _Unusable as error:
         if Pause(store.folder).holds:
             log.warning("what the owner has chosen takes effect with the next round", why=str(error))
@@ -593,14 +630,14 @@ def rerank_live(project: LiveProject) -> Served | None:
     bind_contextvars(round=request.round_id)
     log.info("ranking again", strategy=request.strategy, base=base.request.round_id, by=standing.verdict)
     # A network may need an hour for the pool.
-    with run_periodically(project.top_up):
+    with run_periodically(project.top_up), followers:
         learner = project.context.learner(ProjectOptions.model_validate(request.options), project.report_progress)
         result = rerank(request, base, project, scorer, CatalogStrategy(request.strategy), learner=learner)
     return result.report, result.published
 
 
-def _scorer(project: LiveProject, standing: OrderState, base: RoundReport, round_id: str) -> Scorer:
-    """The stored passes of a round, else its network.
+def _scorer(project: LiveProject, standing: OrderState, base: RoundReport, followers: ExitStack) -> Scorer:
+    """The stored passes of a round, else its network, with followers that the stack dismisses.
 
     Raises:
         _Unusable: neither can be used.
@@ -617,9 +654,11 @@ def _scorer(project: LiveProject, standing: OrderState, base: RoundReport, round
                 reasons.append(f"the passes of round {base_id} are gone from {store.folder}")
             except StorageError as error:
                 reasons.append(str(error))
-        scorer = context.sharded(
-            lambda tell: _restored(context, options, base_id, tell), options, round_id, project.report_progress
-        )
+        if (folder := store.network(base_id)) is None:
+            raise StorageError(f"the network of round {base_id} is gone from {store.folder}")  # noqa: TRY301 - as damaged
+        scorer = context.distributed(options, project.report_progress)
+        scorer.restore(str(folder))
+        followers.enter_context(scorer)
     except (StorageError, WeightsError) as error:
         raise _Unusable("; ".join([*reasons, str(error)])) from error
     except ValidationError as error:
@@ -629,46 +668,6 @@ def _scorer(project: LiveProject, standing: OrderState, base: RoundReport, round
     if reasons:
         log.warning("the network looks at the images once more, since its passes cannot be used", why=reasons[0])
     return scorer
-
-
-def _restored(context: ProjectContext, options: ProjectOptions, round_id: str, progress: Progress) -> Learner:
-    if (folder := context.store.network(round_id)) is None:
-        raise StorageError(f"the network of round {round_id} is gone from {context.store.folder}")
-    learner = context.learner(options, progress)
-    learner.restore(str(folder))
-    return learner
-
-
-@contextmanager
-def shard_scorer(
-    settings: Settings, key: ProjectKey, folder: ScoringFolder, progress: Progress = no_progress
-) -> Iterator[Callable[[int], PoolPredictions]]:
-    """Yield a function that scores a shard of another worker's round, by its number.
-
-    Args:
-        settings: of this worker.
-        key: of the project.
-        folder: what the round has written for its helpers.
-        progress: receives each shard; unlike a round's it may raise, to stop.
-
-    Raises:
-        RoundError: the round is over, or this machine's results would differ from the round's in the last bits.
-        UnknownProject: the project was never connected.
-        SettingsError: no API key.
-        WeightsError: the network is gone or damaged.
-    """
-    task = folder.task()
-    if task is None:
-        raise RoundError(f"scoring {folder.name} is over")
-    if (here := hardware_fingerprint(settings.device)) != task.machine:
-        raise RoundError(
-            f"hardware mismatch: this worker's results ({here}) would not be bit-identical to the round's "
-            f"({task.machine}): run the workers of one installation on equal machines, or start one worker only"
-        )
-    with open_project(settings, key) as context:
-        learner = context.learner(task.options, progress)
-        learner.restore(str(folder.folder))
-        yield lambda number: learner.outputs(folder.images(number), task.needs)
 
 
 def seed_noise_is_due(trained: Sequence[str], measured: Sequence[str], every: int) -> bool:

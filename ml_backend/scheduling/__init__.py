@@ -7,8 +7,7 @@
     connections.py   projects that Label Studio has connected: label config, options, /setup
     reconciler.py    compares every project with Label Studio, for events that were lost
     worker.py        waits for jobs and forks a process for each
-    job.py           a round's job
-    shards.py        workers that score parts of another worker's pool
+    followers.py     processes that take part in a worker's rounds
 """
 
 from ml_backend.scheduling.policy import LastError, Progress, QueueStatus

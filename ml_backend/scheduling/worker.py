@@ -10,12 +10,12 @@ from contextlib import closing, suppress
 from importlib import import_module
 from itertools import chain, zip_longest
 from types import FrameType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 from redis import RedisError
 from redis.client import Pipeline
-from rq import Queue, Worker, worker_registration
+from rq import Queue, Worker, get_current_job, worker_registration
 from rq.exceptions import DeserializationError
 from rq.executions import Execution
 from rq.job import Job
@@ -44,12 +44,15 @@ from ml_backend.label_studio.images import LabelStudioImages
 from ml_backend.label_studio.sync import TaskCache
 from ml_backend.logs import set_up_logs
 from ml_backend.scheduling.connections import configuration
+from ml_backend.scheduling.followers import PR_SET_PDEATHSIG, Followers, Processes, token
 from ml_backend.scheduling.queue import QUEUE, SHUTDOWN, Claim, RoundQueue
-from ml_backend.scheduling.shards import QUEUE_SHARDS, ShardQueue
 from ml_backend.schemas import ImageRef, ProjectKey, PublishedRanking, RoundReport, RoundTrigger, Stage
 from ml_backend.storage import ProjectStore, RoundStore, check_writable
 from ml_backend.storage.project_state import Pause, ReadingStore, Thumbnails
 from ml_backend.storage.rounds import HEAD_IMAGES
+
+if TYPE_CHECKING:
+    from ml_backend.model.distributed import Crew
 
 # With rq's own intervals a round whose machine died begins again after 13 minutes, with these within one.
 MONITORING_S = 5
@@ -61,8 +64,10 @@ LOCK_S = 30  # of rq's maintenance, which takes milliseconds
 # torchvision and torch's optimisers load the last two at their first use.
 PRELOADED = ("ml_backend.rounds", "torchvision.models", "torch._dynamo")
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+OLD_QUEUE = "shards"  # of version 0.2, whose idle workers helped with a round
+FOLLOWER_LOST = 70  # exit status of a work-horse
+LOST = "lost"  # in the meta of its job: the reason
 
 log = structlog.get_logger()
 
@@ -98,6 +103,9 @@ class RoundWorker(Worker):
 
     log_fields: tuple[str, ...] = ("project",)
     """Names of a job's first arguments in every log line about it."""
+
+    followers: ClassVar[Followers | None] = None
+    """Of this process; its work-horses inherit their listener."""
 
     housekeeping: Callable[[], object] | None = None
     """Called every few seconds while no job runs."""
@@ -141,6 +149,8 @@ class RoundWorker(Worker):
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         JobQueue.taken = None
+        if self.followers is not None:
+            self.followers.ensure()
         # Until the work-horse has handlers of its own, a signal to it waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -169,7 +179,7 @@ class RoundWorker(Worker):
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         super().heartbeat(timeout, pipeline)
-        # Every time: in an emptied Redis an unlisted worker gets no shards, and counts as dead.
+        # Every time: in an emptied Redis an unlisted worker counts as dead.
         connection: Any = self.connection if pipeline is None else pipeline
         if not self.is_horse and self.birth_date is not None:
             connection.hset(self.key, mapping=self.serialize())
@@ -191,14 +201,16 @@ class RoundWorker(Worker):
             self.housekeeping()
 
 
-def work(settings: Settings, burst: bool = False) -> None:
+def work(settings: Settings, burst: bool = False, processes: Processes = Processes()) -> None:  # noqa: B008 - frozen
     """Run rounds until stopped: at SIGTERM or Ctrl-C the running round is given back, a second one kills it.
 
     Args:
         settings: of the installation; the work-horse reads the same environment again.
         burst: end when the queue is empty.
+        processes: that run a round together.
 
     Raises:
+        SettingsError: the address of this machine for the other processes cannot be used.
         StorageError: the data folder cannot be written.
         QueueError: Redis does not answer at the start; later the worker waits for it.
     """
@@ -213,8 +225,7 @@ def work(settings: Settings, burst: bool = False) -> None:
     impatient.redis.close()
     rounds = RoundQueue.from_settings(settings, patient=True)
     worker = RoundWorker(
-        # Shards of a round that has begun come before the next round.
-        [QUEUE_SHARDS, QUEUE],
+        [QUEUE],
         connection=rounds.redis,
         serializer=JSONSerializer,
         job_monitoring_interval=MONITORING_S,
@@ -222,12 +233,21 @@ def work(settings: Settings, burst: bool = False) -> None:
         worker_ttl=WORKER_TTL_S,
         work_horse_killed_handler=lambda job, _pid, status, _usage: _report_killed(rounds, job, status),
     )
+    if count := Queue(OLD_QUEUE, connection=rounds.redis, serializer=JSONSerializer).empty():  # type: ignore[no-untyped-call]
+        log.info("requests for help of an earlier version are dropped: rounds share out their work now", jobs=count)
     store = RoundStore(settings.data_dir)
-    worker.housekeeping = lambda: _request_due_rounds(rounds, store)
-    preload(settings)
-    log.info("waiting for rounds", redis=rounds.address)
-    # rq logs its maintenance every five seconds.
-    worker.work(burst=burst, logging_level="DEBUG" if settings.log_level == "DEBUG" else "WARNING")
+    with Followers(processes) as followers:
+
+        def keep_house() -> None:
+            followers.ensure()
+            _request_due_rounds(rounds, store)
+
+        RoundWorker.followers = followers
+        worker.housekeeping = keep_house
+        preload(settings)
+        log.info("waiting for rounds", redis=rounds.address, processes=processes.others + 1)
+        # rq logs its maintenance every five seconds.
+        worker.work(burst=burst, logging_level="DEBUG" if settings.log_level == "DEBUG" else "WARNING")
 
 
 def preload(settings: Settings) -> None:
@@ -253,17 +273,43 @@ def _report_killed(rounds: RoundQueue, job: Job, status: int) -> None:
         if os.WIFSIGNALED(status)
         else f"exit status {os.waitstatus_to_exitcode(status)}"
     )
-    if job.origin == QUEUE_SHARDS:
-        log.warning("a helping process died; the round scores its shard itself", project=project, cause=cause)
-        return
+    sentence = (
+        f"the process of the round ended twice with {cause}; signal 9 mostly means that memory ran out: "
+        "choose a smaller train_batch or image_side"
+    )
+    if cause == f"exit status {FOLLOWER_LOST}":
+        cause = job.get_meta(refresh=True).get(LOST, cause)
+        sentence = (
+            f"a process of the round was lost twice: {cause}. Mostly memory ran out: start `ml-backend work` with "
+            "fewer processes, or choose a smaller train_batch or image_side"
+        )
     log.error("work-horse gone", project=project, cause=cause, again=job.should_retry)
     if not job.should_retry:
-        rounds.fail_lost_round(
-            ProjectKey.parse(project),
-            job.args[1],
-            f"the process of the round ended twice with {cause}; signal 9 mostly means that memory ran out: "
-            "choose a smaller train_batch or image_side",
-        )
+        rounds.fail_lost_round(ProjectKey.parse(project), job.args[1], sentence)
+
+
+def _new_crew(settings: Settings) -> Callable[[], "Crew"] | None:
+    """Makes the other processes of a round of this work-horse; None without any."""
+    followers, job = RoundWorker.followers, get_current_job()
+    if followers is None or followers.listener is None:
+        return None
+    listener, processes = followers.listener, followers.processes
+
+    def end(reason: str) -> None:
+        log.error("the round ends, since one of its processes is gone", reason=reason)
+        if job is not None:
+            with suppress(RedisError):
+                job.meta[LOST] = reason
+                job.save_meta()  # type: ignore[no-untyped-call]
+        # The main thread may wait for that process for ever.
+        os._exit(FOLLOWER_LOST)
+
+    def new() -> "Crew":
+        from ml_backend.model.distributed import Crew  # noqa: PLC0415 - imports torch
+
+        return Crew(listener, processes.others, processes.nproc, token(settings), end)
+
+    return new
 
 
 MAX_THUMBNAILS = 500  # of a round
@@ -357,7 +403,7 @@ def _run_round(settings: Settings, claim: Claim) -> tuple[RoundReport, Published
         claim.reason,
         progress,
         ensure_current,
-        board=ShardQueue.from_settings(settings, claim.project),
+        crew=_new_crew(settings),
         raise_if_preempted=raise_if_preempted,
         learn=claim.start_training,
     )

@@ -33,12 +33,10 @@
                                       folders of their own)
         rounds/.r000002/              a reserved number, or a round that is being written
         run.json                      the newest run
-        scoring/<round>-<token>/      a pool that several workers score; removed with its round
     <root>/cache/                     images and features, shared by all projects
 """
 
 from ml_backend.storage.atomic import check_writable, write_atomically
-from ml_backend.storage.outputs import ScoringFolder, ScoringTask
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore, Thumbnails
 from ml_backend.storage.rounds import ProjectStore, RankingHead, RoundStore, RoundSummary
 
@@ -50,8 +48,6 @@ __all__ = [
     "ReadingStore",
     "RoundStore",
     "RoundSummary",
-    "ScoringFolder",
-    "ScoringTask",
     "Thumbnails",
     "check_writable",
     "write_atomically",

@@ -1,40 +1,32 @@
-"""Predictions and embeddings as files: arrays of numbers and text, never a pickle; and a pool that several score."""
+"""Predictions and embeddings as files: arrays of numbers and text, never a pickle."""
 
 import io
 import json
-import secrets
-import shutil
-import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 from jaxtyping import Float16
-from pydantic import Field, TypeAdapter, ValidationError
 
-from ml_backend.config import ProjectOptions
 from ml_backend.errors import OtherFormat, StorageError
 from ml_backend.predictions import LastLayerGradients, PoolPredictions
-from ml_backend.registry import Need
-from ml_backend.schemas import Exclusion, FrozenModel, ImageRef
-from ml_backend.storage.atomic import new_folder, read_record, write_atomically, write_record
+from ml_backend.schemas import Exclusion
+from ml_backend.storage.atomic import write_atomically
 
 FORMAT: Final = 1
-"""Of both files, and of a shard's. A file without one is of format 1, which was first written without a number."""
+"""Of both files. A file without one is of format 1, which was first written without a number."""
 OUTPUTS = "outputs.npz"
 EVIDENCE = "evidence.npz"
-ABANDONED_SCORING_AFTER_S = 24 * 3600.0
 
 log = structlog.get_logger(__name__)
 
 _OPTIONAL = ("features", "labelled_features")
-_IMAGES = TypeAdapter(tuple[ImageRef, ...])
 
 
 def write_outputs(path: Path, outputs: PoolPredictions, *, compress: bool) -> None:
@@ -178,140 +170,3 @@ class SavesItself(Protocol):
     """A learner that can write its network."""
 
     def save(self, folder: str) -> None: ...
-
-
-class ScoringTask(FrozenModel):
-    """What another worker must know to get results that are bit-identical to the round's."""
-
-    options: ProjectOptions
-    needs: frozenset[Need]
-    machine: str  # decides the last bits of a result; a worker on another machine must not help
-    shards: Annotated[int, Field(ge=1)]
-
-
-class ScoringFolder:
-    """A pool that several workers score: the network and the images for all, a result from each.
-
-    ::
-
-        <round>-<token>/task.json            ScoringTask
-                        model.*              the learner's network
-                        images/00003.json    a shard of the pool
-                        results/00003.npz    its predictions
-
-    A worker that finds the folder gone has nothing left to do.
-
-    Args:
-        folder: where it is, or was.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @classmethod
-    def begin(
-        cls,
-        parent: Path,
-        round_id: str,
-        task: ScoringTask,
-        shards: Sequence[Sequence[ImageRef]],
-        learner: SavesItself,
-    ) -> "ScoringFolder":
-        """Write everything that a worker needs; removes what dead rounds left behind.
-
-        Args:
-            parent: of this project's scoring folders.
-            round_id: the round whose pool it is.
-            task: for all workers.
-            shards: parts of the pool, in their order.
-            learner: its network is saved.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
-        _remove_abandoned(parent)
-        # Random, since a round that is begun again has the same number, and orphans may still write for the first.
-        target = parent / f"{round_id}-{secrets.token_hex(4)}"
-        try:
-            with new_folder(target) as folder:
-                learner.save(str(folder))
-                (folder / "images").mkdir()
-                (folder / "results").mkdir()
-                for number, images in enumerate(shards):
-                    (folder / "images" / f"{number:05d}.json").write_bytes(_IMAGES.dump_json(tuple(images)))
-                write_record(folder / "task.json", task)
-        except OSError as error:
-            raise StorageError(f"{target} could not be written: {error}") from error
-        return cls(target)
-
-    @property
-    def name(self) -> str:
-        """Unique among the pools that are scored, of all projects."""
-        return self.folder.name
-
-    @property
-    def round_id(self) -> str:
-        """The round whose pool it is."""
-        return self.name.rpartition("-")[0]
-
-    def task(self) -> ScoringTask | None:
-        """What all shards have in common; None where the folder is gone.
-
-        Raises:
-            StorageError: the file is damaged.
-        """
-        return read_record(self.folder / "task.json", ScoringTask)
-
-    def images(self, number: int) -> tuple[ImageRef, ...]:
-        """One shard of the pool.
-
-        Raises:
-            StorageError: it is gone or damaged.
-        """
-        path = self.folder / "images" / f"{number:05d}.json"
-        try:
-            return _IMAGES.validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise StorageError(f"{path} could not be read: {error}") from error
-
-    def write(self, number: int, outputs: PoolPredictions) -> None:
-        """Write the result of one shard.
-
-        Raises:
-            StorageError: the folder is gone, or the disk refuses.
-        """
-        path = self._result(number)
-        try:
-            write_outputs(path, outputs, compress=False)
-        except OSError as error:
-            raise StorageError(f"{path} could not be written: {error}") from error
-
-    def has(self, number: int) -> bool:
-        """Whether there is a result of a shard."""
-        return self._result(number).is_file()
-
-    def result(self, number: int) -> PoolPredictions | None:
-        """The result of one shard; None where there is none yet.
-
-        Raises:
-            StorageError: it is damaged.
-        """
-        return read_outputs(self._result(number))
-
-    def remove(self) -> None:
-        """Remove all of it. Never raises: the next round removes what stays behind."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _result(self, number: int) -> Path:
-        return self.folder / "results" / f"{number:05d}.npz"
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Remove what dead rounds left: all of this project, which runs one round at a time, and of others after a day."""
-    yesterday = time.time() - ABANDONED_SCORING_AFTER_S
-    for left in parent.parent.parent.glob("*/scoring/*"):
-        try:
-            if left.parent == parent or left.stat().st_mtime < yesterday:
-                shutil.rmtree(left, ignore_errors=True)
-        except FileNotFoundError:  # removed by its own round meanwhile
-            continue

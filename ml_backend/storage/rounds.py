@@ -50,8 +50,6 @@ from ml_backend.storage.outputs import (
     OUTPUTS,
     Embedding,
     SavesItself,
-    ScoringFolder,
-    ScoringTask,
     read_embedding,
     read_evidence,
     read_outputs,
@@ -389,7 +387,7 @@ class ProjectStore:
             token: drawn for this run.
         """
         write_record(self.folder / "run.json", _Run(token=token))
-        # Only one run at a time has its pool scored by other workers: what is here belongs to a dead one.
+        # Of version 0.2, whose idle workers helped with a round.
         shutil.rmtree(self.folder / "scoring", ignore_errors=True)
         remove_half_written(self.folder)
 
@@ -605,16 +603,6 @@ class ProjectStore:
     def file_faults(self, round_id: str, files: Mapping[str, str]) -> list[str]:
         """Describe each file of a round that differs from its manifest. Networks and evidence may be gone by now."""
         return file_faults(self._round(round_id), files)
-
-    def begin_scoring(
-        self, round_id: str, task: ScoringTask, shards: Sequence[Sequence[ImageRef]], learner: SavesItself
-    ) -> ScoringFolder:
-        """Write what other workers need to score shards of a pool; removes what dead rounds left behind."""
-        return ScoringFolder.begin(self.folder / "scoring", round_id, task, shards, learner)
-
-    def scoring(self, name: str) -> ScoringFolder:
-        """A pool that is being scored, or was."""
-        return ScoringFolder(self.folder / "scoring" / name)
 
     def published(self) -> PublishedRanking | None:
         """The ranking that was published last."""

@@ -24,7 +24,6 @@ from ml_backend.errors import (
     EmptyPool,
     ImageError,
     RequestRefused,
-    RoundError,
     SettingsError,
     StorageError,
     UnknownProject,
@@ -36,7 +35,7 @@ from ml_backend.label_studio.publisher import LabelStudioPublisher
 from ml_backend.label_studio.sync import LabelStudioLabels
 from ml_backend.model import checkpoint
 from ml_backend.model.backbones import Backbone
-from ml_backend.model.inference import hardware_fingerprint
+from ml_backend.model.distributed_learner import DistributedLearner
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.network import McDropoutClassifier
 from ml_backend.predictions import PoolPredictions
@@ -45,7 +44,6 @@ from ml_backend.rounds.interfaces import no_progress
 from ml_backend.rounds.live import LiveProject
 from ml_backend.rounds.reuse import StoredPasses
 from ml_backend.rounds.run import ProjectData, RoundResult, run_round
-from ml_backend.rounds.sharding import ShardedLearner
 from ml_backend.scheduling.worker import keep_previews
 from ml_backend.schemas import (
     Connection,
@@ -60,7 +58,7 @@ from ml_backend.schemas import (
     RoundTrigger,
 )
 from ml_backend.seeding import derive
-from ml_backend.storage import ProjectStore, RoundStore, ScoringFolder, ScoringTask
+from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
 from tests.fakes import (
     CLASSES,
@@ -106,7 +104,7 @@ class LiveRun:
     def __init__(self, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.data_dir = data_dir
         self.store: ProjectStore = RoundStore(data_dir).project(KEY)
-        self.rounds: list[tuple[RoundRequest, LiveProject, ShardedLearner, Any]] = []
+        self.rounds: list[tuple[RoundRequest, LiveProject, DistributedLearner, Any]] = []
         self.context: dict[str, Any] = {}
         self.found: Any = None
         self.during: Callable[[LiveProject], object] = lambda _: None
@@ -200,7 +198,7 @@ class TestOpenProject:
 
 
 class TestLearner:
-    """That helpers change nothing is tested in test_sharding.py."""
+    """That several processes change nothing is tested in test_distributed.py."""
 
     @pytest.fixture
     def made(self, monkeypatch) -> list[dict[str, Any]]:
@@ -233,11 +231,11 @@ class TestLearner:
         assert made[0]["warm_from"] == (network if warm else None)
         assert made[0]["cache_limit_bytes"] == 500_000_000
 
-    def test_is_helped(self, run):
+    def test_may_share_out_its_work(self, run):
         run()
 
         [(_, _, learner, _)] = run.rounds
-        assert isinstance(learner, ShardedLearner)
+        assert isinstance(learner, DistributedLearner)
 
     def test_a_seed_replicate_has_another_seed_and_the_same_folds(self, run, monkeypatch):
         seeds = []
@@ -392,7 +390,7 @@ class TestUnreadableImages:
         monkeypatch.setattr(live, "is_lost", lambda _: False)
         monkeypatch.setattr(live, "Quarantine", lambda folder: Quarantine(folder, lambda: now[0]))
         monkeypatch.setattr(LabelStudioPublisher, "publish", publish)
-        monkeypatch.setattr(live.ProjectContext, "learner", lambda context, *_: Reader(context.images))
+        monkeypatch.setattr(live.ProjectContext, "learner", lambda context, *_, **_more: Reader(context.images))
 
         def start(unreadable: str, after_s: float = 0.0) -> list[str]:
             lost.clear()
@@ -628,7 +626,7 @@ class TestRerankAfterAnUpgrade:
         with capture_logs() as logs:
             run(reason="rerank")
 
-        assert isinstance(ranked["scorer"], ShardedLearner)
+        assert isinstance(ranked["scorer"], DistributedLearner)
         line = self.warning(logs)
         assert line["event"] == "the network looks at the images once more, since its passes cannot be used"
         assert "outputs.npz is of format 0" in line["why"]
@@ -733,7 +731,7 @@ class TestSeedNoise:
         """Learners, and whether they are replicates, of rounds that train."""
         found: list[tuple[FakeLearner, bool]] = []
 
-        def learner(_context, _options, _progress, _warm_from=None, *, replicate=False):
+        def learner(_context, _options, _progress, _warm_from=None, *, replicate=False, **_more):
             found.append((FakeLearner(), replicate))
             return found[-1][0]
 
@@ -796,33 +794,3 @@ def test_a_typical_order_follows_the_first_random_one_at_once(run, monkeypatch, 
     assert seen == [False, True][:rounds]
     assert [request.cold_start for request, *_ in run.rounds] == [cold_start] * rounds
     assert len({request.round_id for request, *_ in run.rounds}) == rounds
-
-
-class TestShardScorer:
-    def write(self, run: LiveRun, machine: str) -> ScoringFolder:
-        task = ScoringTask(options=ProjectOptions(), needs=frozenset({"probs"}), machine=machine, shards=1)
-        return run.store.begin_scoring("r000001", task, [[make_image(1)]], FakeLearner())
-
-    def refused(self, run: LiveRun, folder: ScoringFolder, error: type[Exception], match: str, **settings: Any) -> None:
-        with (
-            pytest.raises(error, match=match),
-            live.shard_scorer(run.settings(**settings), KEY, folder),
-        ):
-            pass
-
-    def test_another_machine_does_not_help(self, run):
-        """Its results would not be bit-identical."""
-        folder = self.write(run, "torch 2.0, some GPU")
-
-        self.refused(run, folder, RoundError, r"\(torch .*\) .* \(torch 2\.0, some GPU\)")
-
-    def test_a_round_that_is_over(self, run):
-        folder = self.write(run, "m")
-        folder.remove()
-
-        self.refused(run, folder, RoundError, "is over")
-
-    def test_a_helper_without_a_key(self, run):
-        folder = self.write(run, hardware_fingerprint("cpu"))
-
-        self.refused(run, folder, SettingsError, "AL_LABEL_STUDIO_API_KEY", label_studio_api_key=None)

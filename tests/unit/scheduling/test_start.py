@@ -51,7 +51,7 @@ class TestPreload:
     "module",
     [
         "ml_backend.scheduling.worker",
-        "ml_backend.scheduling.shards",
+        "ml_backend.scheduling.followers",
         "ml_backend.server.serve",
     ],
 )

@@ -212,7 +212,7 @@ class TestRuns:
         with pytest.raises(StaleRound, match="neither saves nor publishes"):
             store.require_newest("first")
 
-    def test_begins_with_what_dead_ones_handed_over_removed(self, store):
+    def test_removes_what_rounds_of_version_0_2_handed_over(self, store):
         left = store.folder / "scoring" / "r000001-ab12"
         left.mkdir(parents=True)
         (left / "model.txt").write_text("a network")
