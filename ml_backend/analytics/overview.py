@@ -50,7 +50,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus import adjudication, rule
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
-from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in
+from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in, tasks_version
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import Annotation, Exclusion, FrozenModel
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
@@ -137,7 +137,8 @@ def _digest_of_inputs(project: ProjectStore, configured: ProjectConfig, rounds: 
         # The order of a set differs from process to process.
         {name: sorted(value) if isinstance(value, frozenset) else value for name, value in config.items()},
         configured.options.model_dump_json(),
-        project.states(("tasks", "same-content", "quarantine", "published", HAND_PICKS)),
+        tasks_version(project.folder),
+        project.states(("same-content", "quarantine", "published", HAND_PICKS)),
         [(one.round_id, one.report_bytes) for one in rounds],
         # Measured after the round was published; those of earlier rounds change no more.
         project.states((NOISE, PREVIEWS), rounds[-1].round_id) if rounds else None,

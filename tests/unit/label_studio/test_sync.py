@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import httpx
@@ -21,9 +23,11 @@ from ml_backend.label_studio.sync import (
     LabelStudioLabels,
     TaskCache,
     TaskImages,
+    TaskStore,
     annotations_in,
     read_project,
     shared_digests,
+    sync,
 )
 from ml_backend.rounds.interfaces import LabelSource
 from ml_backend.schemas import Label
@@ -57,21 +61,8 @@ def cache_of(tasks: Mapping[int, tuple[Any, ...]], *, skips_are_final: bool = Fa
     return TaskCache(read_at=NOON, whole_at=NOON, tasks=cached, skip_queue=skip_queue)
 
 
-class Memory:
-    """Keeps a task cache as a file would: as JSON."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def mirror(self, kind: Any) -> Any:
-        return kind.model_validate_json(self.text) if self.text else None
-
-    def keep_mirror(self, mirror: Any) -> None:
-        self.text = mirror.model_dump_json()
-
-
-def source(studio: FakeStudio, memory: Memory | None = None) -> LabelStudioLabels:
-    return LabelStudioLabels(studio.client(), 1, CONFIG, ProjectOptions(), memory)
+def source(studio: FakeStudio, folder: Path | None = None) -> LabelStudioLabels:
+    return LabelStudioLabels(studio.client(), 1, CONFIG, ProjectOptions(), folder)
 
 
 def seen_by_a_round(labels: LabelStudioLabels) -> tuple[Any, Any, Any]:
@@ -82,17 +73,27 @@ class Cost(NamedTuple):
     """A reading, and what it took."""
 
     cache: TaskCache
+    counts: Counts
     whole: bool
     requests: int
     rows: int
     bytes: int
 
 
-def read(studio: FakeStudio, cache: TaskCache | None = None) -> Cost:
-    before = studio.requests, studio.rows, studio.bytes
-    found = read_project(studio.client(), 1, cache).cache
-    whole = cache is None or found.whole_at != cache.whole_at
-    return Cost(found, whole, studio.requests - before[0], studio.rows - before[1], studio.bytes - before[2])
+@pytest.fixture
+def store(tmp_path):
+    with TaskStore.open(tmp_path) as store:
+        yield store
+
+
+def read(studio: FakeStudio, store: TaskStore) -> Cost:
+    before, known = (studio.requests, studio.rows, studio.bytes), store.state
+    sync(studio.client(), 1, store)
+    found = store.snapshot()
+    whole = known is None or found.whole_at != known.whole_at
+    return Cost(
+        found, store.counts, whole, studio.requests - before[0], studio.rows - before[1], studio.bytes - before[2]
+    )
 
 
 class TestReadProject:
@@ -102,98 +103,98 @@ class TestReadProject:
         studio.tick(3600)
         return studio
 
-    @pytest.fixture
-    def cache(self, studio):
-        cache = read(studio).cache
+    @pytest.fixture(autouse=True)
+    def cache(self, studio, store):
+        cache = read(studio, store).cache
         studio.tick(3600)
         return cache
 
-    def test_nothing_where_nothing_changed(self, studio, cache):
-        found = read(studio, cache)
+    def test_nothing_where_nothing_changed(self, studio, store, cache):
+        found = read(studio, store)
 
         assert (found.requests, found.rows, found.whole) == (2, 0, False)
-        assert found.cache is cache
+        assert found.cache == cache
 
-    def test_the_one_task_that_changed(self, studio, cache):
+    def test_the_one_task_that_changed(self, studio, store):
         studio.annotate(3, "severe")
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
         assert (found.requests, found.rows, found.whole) == (2, 1, False)
-        assert found.cache.counts == Counts(tasks=10, annotations=1, skips=0)
+        assert found.counts == Counts(tasks=10, annotations=1, skips=0)
         assert [task["id"] for task in found.cache.annotated()] == [3]
 
-    def test_a_deleted_task_is_found_by_bisection(self, studio, cache):
+    def test_a_deleted_task_is_found_by_bisection(self, studio, store):
         """10 tasks, then 5 and 5, 2 and 3, 1 and 2, 1 and 1: five counts, and then the project agrees."""
         del studio.tasks[4]
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
         assert sorted(found.cache.tasks) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
         assert (found.requests, found.whole) == (2 + 5 + 2, False)
 
-    def test_a_whole_range_of_deleted_tasks_is_one_count(self, studio, cache):
+    def test_a_whole_range_of_deleted_tasks_is_one_count(self, studio, store):
         studio.tasks.clear()
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
         assert (found.cache.tasks, found.requests, found.whole) == ({}, 2 + 1 + 2, False)
 
     def test_with_too_many_deleted_tasks_the_whole_is_cheaper(self):
         studio = FakeStudio(images=400)
-        cache = read(studio).cache
-        studio.tick(3600)
-        for number in range(1, 401, 3):
-            del studio.tasks[number]
-
-        found = read(studio, cache)
+        with TaskStore.open(None) as store:
+            read(studio, store)
+            studio.tick(3600)
+            for number in range(1, 401, 3):
+                del studio.tasks[number]
+            found = read(studio, store)
 
         assert found.whole
         assert found.requests < 80
         assert set(found.cache.tasks) == set(studio.tasks)
 
-    def test_an_annotation_whose_task_kept_its_time_is_found_by_the_counts(self, studio, cache):
+    def test_an_annotation_whose_task_kept_its_time_is_found_by_the_counts(self, studio, store):
         item = {"id": 99, "completed_by": 1, "was_cancelled": False, "result": [], "updated_at": studio.tick()}
         studio.tasks[2]["annotations"].append(item)
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
-        assert (found.whole, found.cache.counts.annotations) == (True, 1)
+        assert (found.whole, found.counts.annotations) == (True, 1)
 
-    def test_a_task_that_was_stamped_before_the_last_reading_and_seen_after_it(self, studio, cache):
+    def test_a_task_that_was_stamped_before_the_last_reading_and_seen_after_it(self, studio, store):
         """An edit in a long transaction: no count shows it."""
         studio.annotate(2, "normal")
-        cache = read(studio, cache).cache
+        cache = read(studio, store).cache
         studio.tasks[2]["annotations"][0]["result"] = []
         studio.tick(3600)
         studio.tasks[2]["updated_at"] = (cache.read_at - timedelta(seconds=30)).isoformat()
 
-        assert read(studio, cache).cache.tasks[2].annotations[0]["result"] == []
+        assert read(studio, store).cache.tasks[2].annotations[0]["result"] == []
 
-    def test_a_clock_that_was_set_back(self, studio, cache):
+    def test_a_clock_that_was_set_back(self, studio, store):
         studio.annotate(2, "normal")
-        cache = read(studio, cache).cache
+        read(studio, store)
         studio.tick(-7200)
         studio.answer(2, 0, "severe")
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
         assert found.whole
         assert "severe" in str(found.cache.tasks[2])
 
-    def test_the_whole_once_a_day(self, studio, cache):
+    def test_the_whole_once_a_day(self, studio, store, cache):
         studio.tick(86400)
 
-        assert read(studio, cache).cache.whole_at > cache.whole_at
+        assert read(studio, store).cache.whole_at > cache.whole_at
 
-    def test_annotations_made_during_the_reading_do_not_make_it_whole(self, studio, cache):
+    def test_annotations_made_during_the_reading_do_not_make_it_whole(self, studio, store):
         studio.meanwhile = [lambda: studio.annotate(5, "normal"), lambda: studio.annotate(6, "normal")]
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
-        assert (found.whole, found.cache.counts.annotations) == (False, 2)
+        assert (found.whole, found.counts.annotations) == (False, 2)
 
-    def test_without_a_clock_every_reading_is_whole(self, studio, cache):
+    def test_without_a_clock_every_reading_is_whole(self, studio, store):
         def silent(request: httpx.Request) -> httpx.Response:
             response: httpx.Response = studio(request)
             del response.headers["date"]
@@ -202,7 +203,7 @@ class TestReadProject:
         client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(silent))
         rows = studio.rows
         for _ in range(2):
-            cache = read_project(client, 1, cache).cache
+            sync(client, 1, store)
 
         assert studio.rows - rows == 20
 
@@ -212,37 +213,37 @@ class TestReadProject:
         for number in range(1, 3001):
             studio.annotate(number, "normal")
         studio.tick(600)
-        whole = read(studio)
-        for number in range(3001, 3021):
-            studio.annotate(number, "severe")
-        studio.tick(600)
-        part = read(studio, whole.cache)
-        studio.tick(600)
-        none = read(studio, part.cache)
+        with TaskStore.open(None) as store:
+            whole = read(studio, store)
+            for number in range(3001, 3021):
+                studio.annotate(number, "severe")
+            studio.tick(600)
+            part = read(studio, store)
+            studio.tick(600)
+            none = read(studio, store)
 
         assert (whole.requests, whole.rows) == (11, 10_000)
         assert (part.requests, part.rows) == (2, 20)
         assert part.bytes * 200 < whole.bytes
-        assert part.cache.counts.annotations == 3020
+        assert part.counts.annotations == 3020
         assert (none.requests, none.rows) == (2, 0)
         assert none.bytes < 1000
 
     def test_small_pages_of_the_operators_are_read_to_the_end(self):
         studio = FakeStudio(images=25, page_max=10)
 
-        assert len(read(studio).cache.tasks) == 25
+        assert len(read_project(studio.client(), 1, None).cache.tasks) == 25
         assert len(list(studio.client().unlabelled_tasks(1))) == 25
         assert len(studio.client().still_unlabelled(1, range(1, 26))) == 25
 
-    def test_the_skip_queue_is_cached_also_where_nothing_else_changed(self):
-        studio = FakeStudio(images=3)
-        first, row = read(studio).cache, studio.row
+    def test_the_skip_queue_is_cached_also_where_nothing_else_changed(self, studio, store, cache):
+        row = studio.row
 
-        studio.row = lambda: row() | {"skip_queue": SKIPPED_IS_DONE}  # type: ignore[method-assign]
-        again = read(studio, first).cache
+        studio.row = lambda: row() | {"skip_queue": SKIPPED_IS_DONE}
+        again = read(studio, store).cache
 
-        assert (first.skips_are_final, again.skips_are_final) == (False, True)
-        assert again.tasks == first.tasks
+        assert (cache.skips_are_final, again.skips_are_final) == (False, True)
+        assert again.tasks == cache.tasks
 
 
 class TestTaskCache:
@@ -250,7 +251,7 @@ class TestTaskCache:
         studio = FakeStudio(images=1)
         studio.annotate(1, "severe")
 
-        assert "brushlabels" not in read(studio).cache.model_dump_json()
+        assert "brushlabels" not in read_project(studio.client(), 1, None).cache.model_dump_json()
 
     def test_without_a_choice_the_kinds_of_the_answers_stay(self):
         """A drawing is no empty copy of a prediction, which the owner would be asked to delete."""
@@ -260,22 +261,22 @@ class TestTaskCache:
         box = {"from_name": "box", "type": "rectanglelabels", "value": {"x": 1}}
         item |= {"was_cancelled": False, "lead_time": None, "result": [box, box]}
 
-        cache = read(studio).cache
+        cache = read_project(studio.client(), 1, None).cache
 
         assert cache.tasks[1].annotations[0]["result"] == [{"from_name": "box", "type": "rectanglelabels"}]
         bare = cache.tasks[1].model_copy(update={"annotations": (cache.tasks[1].annotations[0] | {"result": []},)})
         assert cache.model_copy(update={"tasks": {1: bare}}).states() == cache.states()  # the form of older versions
 
-    def test_a_task_that_takes_the_id_of_a_deleted_one(self):
-        studio, memory = FakeStudio(images=3), Memory()
+    def test_a_task_that_takes_the_id_of_a_deleted_one(self, tmp_path):
+        studio = FakeStudio(images=3)
         studio.annotate(3, "severe")
-        source(studio, memory).annotations()
+        source(studio, tmp_path).annotations()
         studio.tick(600)
         del studio.tasks[3]
         studio.add_task()
 
-        assert seen_by_a_round(source(studio, memory)) == seen_by_a_round(source(studio))
-        assert source(studio, memory).annotations() == []
+        assert seen_by_a_round(source(studio, tmp_path)) == seen_by_a_round(source(studio))
+        assert source(studio, tmp_path).annotations() == []
 
     def test_the_state_of_an_annotation_is_its_answer_and_time(self):
         first, later = (
@@ -335,12 +336,13 @@ def take(studio: FakeStudio, step: tuple[Any, ...]) -> None:
 @settings(deadline=None, max_examples=60)
 @given(steps=STEPS, page_max=st.sampled_from([2, 1000]))
 def test_reading_changes_gives_what_reading_everything_gives(steps: list[tuple[Any, ...]], page_max: int) -> None:
-    studio, memory = FakeStudio(images=4, page_max=page_max), Memory()
-    for step in [*steps, ("read",)]:
-        if step[0] == "read":
-            assert seen_by_a_round(source(studio, memory)) == seen_by_a_round(source(studio))
-        else:
-            take(studio, step)
+    studio = FakeStudio(images=4, page_max=page_max)
+    with TemporaryDirectory() as folder:
+        for step in [*steps, ("read",)]:
+            if step[0] == "read":
+                assert seen_by_a_round(source(studio, Path(folder))) == seen_by_a_round(source(studio))
+            else:
+                take(studio, step)
 
 
 class Project:
@@ -353,7 +355,13 @@ class Project:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/tasks":
             return httpx.Response(200, json={"tasks": self.tasks, "total": len(self.tasks)})
-        return httpx.Response(200, json={"skip_queue": self.skip_queue})
+        skips = [item["was_cancelled"] for task in self.tasks for item in task["annotations"]]
+        counts = {
+            "task_number": len(self.tasks),
+            "total_annotations_number": len(skips) - sum(skips),
+            "skipped_annotations_number": sum(skips),
+        }
+        return httpx.Response(200, json={"skip_queue": self.skip_queue, **counts})
 
     def labels(self) -> LabelStudioLabels:
         client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(self))
