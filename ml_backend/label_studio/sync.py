@@ -475,17 +475,17 @@ class TaskStore:
         return max(int(last) + 1, time.time_ns() // 1_000_000)
 
 
-def tasks_version(folder: Path) -> object:
-    """Differs whenever other tasks are kept in a project's folder."""
-    if (folder / TASKS_FILE).is_file():
-        try:
-            with TaskStore.open(folder, create=False) as store:
-                return store.version
-        except StorageError as error:
-            log.warning("the tasks cannot be read", error=str(error))
-            return None
-    earlier = folder / EARLIER_FILE
-    return earlier.stat().st_mtime_ns if earlier.is_file() else None
+def tasks_version(folder: Path) -> tuple[int, int]:
+    """A number that differs whenever other tasks are kept in a project's folder, and the number of these tasks."""
+    if not (folder / TASKS_FILE).is_file():
+        earlier = folder / EARLIER_FILE
+        return (earlier.stat().st_mtime_ns if earlier.is_file() else 0), 0
+    try:
+        with TaskStore.open(folder, create=False) as store:
+            return store.version, store.counts.tasks
+    except StorageError as error:
+        log.warning("the tasks cannot be read", error=str(error))
+        return 0, 0
 
 
 def _make(folder: Path) -> None:

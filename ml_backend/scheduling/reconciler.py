@@ -148,7 +148,7 @@ class Reconciler:
                 self._act(read, status, None if before is None else before.generation, order_lost=order_lost)
             config, options = configuration(project.connection() or connection)
             self._keep_names(read, client, wanted=options.reader_names)
-        analyse(project, config, options)  # before a page needs it
+        analyse(project, config, options, refresh=True)  # before a page needs it
 
     def _act(self, read: _Read, status: QueueStatus, known: int | None, *, order_lost: bool) -> None:
         """Decide what the project needs, and request it.

@@ -1,9 +1,15 @@
 """Tasks are read at the cost of what changed; the answers and the place of one image are those of all its tasks."""
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any, NamedTuple
 
 import httpx
@@ -13,6 +19,7 @@ from hypothesis import strategies as st
 
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median
+from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.sync import (
@@ -31,6 +38,7 @@ from ml_backend.label_studio.sync import (
 )
 from ml_backend.rounds.interfaces import LabelSource
 from ml_backend.schemas import Label
+from ml_backend.storage.project_state import ReadingStore
 from tests.fakes import CLASSES, NOON
 from tests.unit.label_studio.studio import FakeStudio
 
@@ -244,6 +252,138 @@ class TestReadProject:
 
         assert (cache.skips_are_final, again.skips_are_final) == (False, True)
         assert again.tasks == cache.tasks
+
+    def test_that_lists_less_than_is_counted_replaces_nothing(self, studio, store, cache):
+        """As Label Studio once answered: no tasks, of 100,440."""
+        studio.tick(86400)
+        studio.page = lambda _: {"tasks": [], "total": 0}
+
+        with pytest.raises(LabelStudioError, match=r"lists 0 tasks .* counts 10 "):
+            read(studio, store)
+
+        assert store.snapshot() == cache
+
+    def test_is_done_once_for_all_who_want_it(self, studio, tmp_path):
+        """The server and a worker, at the first round of a project."""
+        rows, folder = studio.rows, tmp_path / "new"
+        studio.meanwhile = [lambda: time.sleep(0.2)] * 2
+        threads = [Thread(target=source(studio, folder).annotations) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+
+        assert studio.rows - rows == 10
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ml_backend.label_studio.sync import TaskStore
+def gone():
+    yield 2
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield 3
+with TaskStore.open(Path(sys.argv[1])) as store, store.reading():
+    store.receive([{"id": 1, "data": {"image": "other"}}, {"id": 4, "data": {"image": "new"}}])
+    store.merge(store.state.read_at, gone=gone())
+"""
+
+
+class TestTaskStore:
+    @pytest.fixture
+    def cache(self, tmp_path):
+        cache = cache_of({1: ("a", answer("normal")), 2: ("b",), 3: ("c", answer(None, 2))})
+        cache.save(tmp_path)
+        return cache
+
+    def kept(self, folder):
+        found = TaskCache.load(folder)
+        return found and found.model_copy(update={"generation": 0})
+
+    def test_a_process_that_is_killed_while_it_writes_leaves_the_old_state(self, cache, tmp_path):
+        """And holds nobody up."""
+        killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], timeout=60, check=False)
+
+        assert killed.returncode == -signal.SIGKILL
+        assert self.kept(tmp_path) == cache
+        with TaskStore.open(tmp_path) as store, store.reading(wait=False) as free:
+            assert free
+
+    def test_one_reads_at_a_time(self, tmp_path):
+        with (
+            TaskStore.open(tmp_path) as one, TaskStore.open(tmp_path) as other,
+            one.reading(), other.reading(wait=False) as free,
+        ):  # fmt: skip
+            assert not free
+
+    def test_that_of_an_earlier_version_is_taken_over_once(self, cache, tmp_path):
+        folder = tmp_path / "earlier"
+        folder.mkdir()
+        (folder / "tasks.json").write_text(cache.model_dump_json(exclude={"generation"}))
+        assert self.kept(folder) == cache
+
+        with TaskStore.open(folder):
+            pass
+
+        assert self.kept(folder) == cache
+        assert [path.name for path in folder.iterdir()] == ["tasks.sqlite"]
+
+    @pytest.mark.parametrize("content", [b"{", b'{"format": 2}', b"\xff"])
+    def test_a_damaged_one_of_an_earlier_version_is_none(self, tmp_path, content):
+        (tmp_path / "tasks.json").write_bytes(content)
+
+        with TaskStore.open(tmp_path) as store:
+            assert store.state is None
+
+    @pytest.mark.parametrize("start", [0, 4096])
+    def test_a_damaged_one_is_moved_aside_and_read_again(self, tmp_path, start):
+        """In its head, or where its rows are."""
+        studio = FakeStudio(images=100)
+        source(studio, tmp_path).annotations()
+        file = tmp_path / "tasks.sqlite"
+        file.write_bytes(file.read_bytes()[:start] + bytes([7]) * 40_000)
+
+        for _ in range(2):
+            assert seen_by_a_round(source(studio, tmp_path)) == seen_by_a_round(source(studio))
+
+        assert (tmp_path / "tasks.sqlite.damaged").is_file()
+        assert len(self.kept(tmp_path).tasks) == 100
+
+    def test_a_disk_that_refuses_costs_only_time(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        studio = FakeStudio(images=3)
+
+        assert len(source(studio, tmp_path / "file").images()) == 3
+        assert ReadingStore(tmp_path / "file").mirror(TaskCache) is None
+
+    def test_half_a_surrogate_pair(self, tmp_path):
+        cache = cache_of({1: ("\ud800",)})
+        cache.save(tmp_path)
+
+        assert self.kept(tmp_path) == cache
+
+    def test_only_what_differs_is_a_change(self, cache, tmp_path):
+        with TaskStore.open(tmp_path) as store:
+            store.index_images(CONFIG, {})
+            before = store.version
+            store.replace(cache)
+            assert (store.version, store.waits(changed_after=before)) == (before, False)
+
+            store.replace(cache_of({1: ("a", answer("normal")), 2: ("z",), 3: ("c", answer(None, 2))}))
+            store.index_images(CONFIG, {})
+            assert store.waits(changed_after=before)
+            assert store.version > before
+            assert store.raters() == {"1", "2"}
+            assert store.existing(["2", "9", "x"]) == {2}
+
+    def test_another_label_config_names_other_images(self, cache, tmp_path):
+        with TaskStore.open(tmp_path) as store:
+            store.index_images(CONFIG, {})
+            assert store.waits()
+
+            store.index_images(replace(CONFIG, image_key="film"), {})
+            assert not store.waits()
 
 
 class TestTaskCache:
@@ -498,6 +638,17 @@ class TestWaiting:
         assert pool == sorted(pool)
         assert all(number == min(n for n in tasks if image_of[n] == image_of[number]) for number in pool)
         assert not set(pool) & set(barred)
+
+        cache, some = cache_of(rows, skips_are_final=final), {*map(str, range(1, 31, 4))}
+        fresh = {number for number, (_, value) in tasks.items() if value is None}
+        with TaskStore.open(None) as store:
+            store.replace(cache)
+            for known in ({}, {"a": "y", "b": "y"}, digests):
+                store.index_images(CONFIG, known)
+            found, copies = store.waiting_among(map(str, range(31)))
+            assert {*map(int, found)} == fresh.intersection(pool)
+            assert {*map(int, copies)} == fresh.intersection(barred)
+            assert store.waits(some) == bool(found - some)
 
 
 def labels_of(tasks: Mapping[int, tuple[Any, ...]], digests: Mapping[str, str] = NO_DIGESTS) -> list[Label]:
