@@ -1,16 +1,20 @@
 """Everything that a project's page shows, gathered from the store. A part that cannot be read is None, hiding nothing.
 
 What tasks, answers and rounds show together is an ``Analysis``. At 100,000 tasks it takes seconds, so that it is kept
-in the project's folder until one of its inputs changes; the reconciler refreshes it, and a page that finds it out of
-date does.
+in the project's folder until one of its inputs changes; the reconciler refreshes it. A page that finds it out of date
+does as well, except in a large project: its pages show what was true a minute ago.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from functools import cache, partial
 from hashlib import blake2b
 from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import structlog
@@ -50,7 +54,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus import adjudication, rule
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
-from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in
+from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in, tasks_version
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import Annotation, Exclusion, FrozenModel
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
@@ -58,6 +62,8 @@ from ml_backend.storage.rounds import HAND_PICKS, RankedImage
 
 CONFUSIONS: Final = 20
 """Last rounds whose predictions for labelled images are counted: each is a file of all labels."""
+LARGE: Final = 5_000
+"""Tasks from which on the analysis takes more than a second, in which a server's other threads would hardly run."""
 R = TypeVar("R", bound=FrozenModel)
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -108,7 +114,9 @@ class Analysis(FrozenModel):
     rereads_left: int = 0
 
 
-def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOptions) -> Analysis:
+def analyse(
+    project: ProjectStore, label_config: LabelConfig, options: ProjectOptions, *, refresh: bool = False
+) -> Analysis:
     """The analysis of a project as it is stored now, computed where the kept one is out of date.
 
     Never raises for a damaged part: the log says what is missing.
@@ -117,15 +125,28 @@ def analyse(project: ProjectStore, label_config: LabelConfig, options: ProjectOp
         project: its store.
         label_config: of the project.
         options: of its owner.
+        refresh: compute that of a large project too, in a process of its own; otherwise an older one is returned, where
+            there is one.
     """
-    rounds, _ = project.summaries()
-    # Digested before anything is read, so that what is written meanwhile makes the result out of date.
-    inputs = _digest_of_inputs(project, ProjectConfig(label_config, options), rounds)
     kept = project.readings.analysis(Analysis)
-    if kept is not None and kept.inputs == inputs:
+    configured = ProjectConfig(label_config, options)
+    if kept is not None and kept.inputs == _digest_of_inputs(project, configured, project.summaries()[0]):
         return kept
-    counted = {} if kept is None else kept.confusions
-    found = _analysis(project, ProjectConfig(label_config, options), rounds, inputs, counted)
+    if tasks_version(project.folder)[1] < LARGE:
+        return _compute(project.folder, configured)
+    if kept is not None and not refresh:
+        return kept
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool:
+        return pool.submit(_compute, project.folder, configured).result()
+
+
+def _compute(folder: Path, configured: ProjectConfig) -> Analysis:
+    project = ProjectStore(folder)
+    rounds, _ = project.summaries()
+    kept = project.readings.analysis(Analysis)
+    # Digested before anything is read, so that what is written meanwhile makes the result out of date.
+    inputs = _digest_of_inputs(project, configured, rounds)
+    found = _analysis(project, configured, rounds, inputs, {} if kept is None else kept.confusions)
     project.readings.keep_analysis(found)
     return found
 
@@ -137,7 +158,8 @@ def _digest_of_inputs(project: ProjectStore, configured: ProjectConfig, rounds: 
         # The order of a set differs from process to process.
         {name: sorted(value) if isinstance(value, frozenset) else value for name, value in config.items()},
         configured.options.model_dump_json(),
-        project.states(("tasks", "same-content", "quarantine", "published", HAND_PICKS)),
+        tasks_version(project.folder),
+        project.states(("same-content", "quarantine", "published", HAND_PICKS)),
         [(one.round_id, one.report_bytes) for one in rounds],
         # Measured after the round was published; those of earlier rounds change no more.
         project.states((NOISE, PREVIEWS), rounds[-1].round_id) if rounds else None,

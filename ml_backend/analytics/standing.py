@@ -1,7 +1,6 @@
 """The state of a project's labelling: what waits, what is left out and why, and what the next training waits for."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import Annotated, Final, Literal
 
@@ -17,7 +16,6 @@ from ml_backend.consensus import rule
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
 from ml_backend.schemas import Annotation, Exclusion, ExclusionKind, FrozenModel
-from ml_backend.storage.project_state import QuarantinedImage
 
 DRAWS: Final = 4000
 """Of the class shares: the quantiles are known to about 2 %."""
@@ -392,12 +390,6 @@ def project_standing(
         start=None if verdict == "labelled" else start,
         few=classes_with_few_labels(counts, options) if verdict not in {"no images", "labelled"} else None,
     )
-
-
-def another_look(waiting: Collection[str], quarantined: Collection[QuarantinedImage], now: datetime) -> bool:
-    """Whether a round may read one of the waiting images: one that is not quarantined, or due for another try."""
-    barred = {one.image_id for one in quarantined if one.next_try > now}
-    return not barred.issuperset(waiting)
 
 
 def _waiting_for_further_readers(mirror: TaskCache, readers: int) -> int:

@@ -1,26 +1,31 @@
 """Reads a project's tasks and annotations from Label Studio, at the cost of what changed since the last time.
 
-``read_project`` brings the cached tasks up to date, ``TaskImages`` finds tasks that hold the same image, and
-``LabelStudioLabels`` gives a round its annotations and its pool.
+``TaskStore`` keeps the tasks on disk, and ``sync`` brings them up to date. ``TaskCache`` is a copy of them in memory,
+``TaskImages`` finds tasks that hold the same image, and ``LabelStudioLabels`` gives a round its annotations and its
+pool.
 """
 
+import fcntl
 import json
+import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import structlog
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, ValidationError
 
 from ml_backend.config import ProjectOptions
-from ml_backend.errors import PayloadError
+from ml_backend.errors import LabelStudioError, PayloadError, StorageError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image
+from ml_backend.label_studio.formats import LabelConfig, rater_of, read_annotation, read_image
 from ml_backend.schemas import Annotation, Exclusion, FrozenModel, ImageRef, linked, natural_order
 
 # Label Studio sets a task's time before its row can be seen, and a proxy's clock is not Label Studio's.
@@ -34,7 +39,6 @@ CACHED_FIELDS = (*ANSWER_FIELDS, "created_at", "lead_time", "parent_prediction")
 NO_DIGESTS: Final[Mapping[str, str]] = MappingProxyType({})
 
 Json = dict[str, Any]
-R = TypeVar("R", bound=FrozenModel)
 log = structlog.get_logger(__name__)
 
 
@@ -70,16 +74,23 @@ class CachedTask(FrozenModel):
         """Read a task of the task list."""
         return cls(data=task.get("data"), annotations=tuple(map(_cached, task.get("annotations") or ())))
 
+    @classmethod
+    def from_json(cls, data: str, annotations: str) -> "CachedTask":
+        """Read what ``TaskStore`` has written."""
+        items = () if annotations == "[]" else tuple(json.loads(annotations))
+        return cls.model_construct(data=json.loads(data), annotations=items)
+
 
 class TaskCache(FrozenModel):
-    """A project's tasks, as they were last read.
+    """A project's tasks, as they were last read, in memory.
 
     Attributes:
-        format: of the file; a file of another format is ignored, and the project is read whole.
+        format: of ``tasks.json``, in which earlier versions kept them.
         read_at: time of the last request, by Label Studio's clock. All earlier changes are included.
         whole_at: time when the project was last read whole, by the same clock.
         tasks: by id.
         skip_queue: of the project; None in a file of an older version.
+        generation: of the ``TaskStore`` that they come from; another one means other tasks.
     """
 
     format: Literal[2] = 2
@@ -87,23 +98,44 @@ class TaskCache(FrozenModel):
     whole_at: AwareDatetime
     tasks: dict[int, CachedTask]
     skip_queue: str | None = None
+    generation: int = 0
+
+    @classmethod
+    def load(cls, folder: Path) -> "TaskCache | None":
+        """The tasks that are kept in a project's folder, of this version or an earlier one; None where there are none.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        if (folder / TASKS_FILE).is_file():
+            with TaskStore.open(folder, create=False) as store:
+                return None if store.state is None else store.snapshot()
+        return cls.earlier(folder)
+
+    @classmethod
+    def earlier(cls, folder: Path) -> "TaskCache | None":
+        """The tasks that an earlier version kept; None where there are none that can be used."""
+        try:
+            return cls.model_validate_json((folder / EARLIER_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            log.warning("the tasks of an earlier version are read again", error=type(error).__name__)
+            return None
+
+    def save(self, folder: Path) -> None:
+        """Replace the tasks that are kept in a project's folder.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        with TaskStore.open(folder) as store:
+            store.replace(self)
 
     @property
     def skips_are_final(self) -> bool:
         """Whether a skipped task is never served again."""
         return self.skip_queue == SKIPPED_IS_DONE
-
-    @cached_property
-    def counts(self) -> Counts:
-        skipped = [bool(item.get("was_cancelled")) for task in self.tasks.values() for item in task.annotations]
-        return Counts(len(self.tasks), len(skipped) - sum(skipped), sum(skipped))
-
-    def renewed(self, rows: Iterable[Json], read_at: datetime, gone: Iterable[int] = ()) -> "TaskCache":
-        """A copy with the tasks that were read again, and without those that are ``gone``."""
-        tasks = self.tasks | {int(row["id"]): CachedTask.of(row) for row in rows}
-        for number in gone:
-            del tasks[number]
-        return TaskCache(read_at=read_at, whole_at=self.whole_at, tasks=tasks, skip_queue=self.skip_queue)
 
     def annotated(self) -> Iterator[Json]:
         """Every task with an annotation or a skip, by ascending id, in the form of the task list."""
@@ -157,6 +189,336 @@ def _is_read(part: object) -> bool:
     return not isinstance(part, dict) or part.get("type") == "choices"
 
 
+# On disk
+
+
+class StoreState(NamedTuple):
+    """The row of a ``TaskStore`` about its project; see ``TaskCache``."""
+
+    read_at: datetime
+    whole_at: datetime
+    skip_queue: str | None
+    generation: int
+    counts: Counts
+
+
+TASKS_FILE: Final = "tasks.sqlite"
+EARLIER_FILE: Final = "tasks.json"
+FORMAT: Final = 1
+BUSY_S: Final = 120.0  # a reader of a million tasks holds a writer up for seconds
+INDEXED_AT_ONCE: Final = 5_000
+COLUMNS: Final = "id INTEGER PRIMARY KEY, answers INT, skips INT, changed INT, image BLOB, data TEXT, annotations TEXT"
+SCHEMA: Final = f"""
+CREATE TABLE IF NOT EXISTS tasks ({COLUMNS});
+CREATE INDEX IF NOT EXISTS images ON tasks (image);
+CREATE INDEX IF NOT EXISTS annotated ON tasks (answers, skips) WHERE answers + skips > 0;
+CREATE INDEX IF NOT EXISTS unanswered ON tasks (id) WHERE answers + skips = 0;
+CREATE TABLE IF NOT EXISTS project (read_at TEXT, whole_at TEXT, skip_queue TEXT, generation INTEGER DEFAULT 0,
+    tasks INTEGER, answers INTEGER, skips INTEGER, image_key TEXT, digests TEXT DEFAULT '{{}}');
+INSERT INTO project (read_at) SELECT NULL WHERE NOT EXISTS (SELECT 1 FROM project);
+PRAGMA user_version = {FORMAT};
+"""
+# An image leaves the pool with the first of its tasks that does; until then the lowest of them represents it.
+BARRED: Final = """EXISTS (SELECT 1 FROM tasks other WHERE other.image = tasks.image AND other.id <> tasks.id
+    AND (other.id < tasks.id OR other.answers > 0
+         OR (other.skips > 0 AND (SELECT skip_queue FROM project) IS 'IGNORE_SKIPPED')))"""
+UNANSWERED: Final = "answers + skips = 0 AND image > x''"  # and with an image
+
+
+class TaskStore:
+    """A project's tasks in SQLite: what did not change is neither parsed nor written again.
+
+    The journal is SQLite's rollback journal: write-ahead logging needs memory shared by processes, which a network
+    file system does not offer. A process that is killed while it writes leaves the earlier state.
+
+    Args:
+        folder: of the project; None keeps the tasks in memory.
+        create: make the file where there is none, and take over the file of an earlier version.
+
+    Raises:
+        sqlite3.Error: use ``open``, which raises a StorageError.
+    """
+
+    def __init__(self, folder: Path | None, *, create: bool = True) -> None:
+        self._folder = folder
+        name = ":memory:" if folder is None else f"{(folder / TASKS_FILE).absolute().as_uri()}?mode=rw{'c' * create}"
+        self._db = sqlite3.connect(name, timeout=BUSY_S, isolation_level=None, uri=folder is not None)
+        [[version]] = self._db.execute("PRAGMA user_version")
+        if create and version == 0:
+            self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT")
+        elif version == 0:
+            raise sqlite3.OperationalError("another process makes it now")
+        elif version != FORMAT:
+            raise sqlite3.DatabaseError(f"format {version}, expected {FORMAT}")
+        if create and folder is not None and (folder / EARLIER_FILE).exists():
+            if self.state is None and (earlier := TaskCache.earlier(folder)) is not None:
+                self.replace(earlier)
+            (folder / EARLIER_FILE).unlink(missing_ok=True)
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path | None, *, create: bool = True) -> Iterator[Self]:
+        """Open the tasks of a project, and close them after the block.
+
+        Raises:
+            StorageError: the disk refuses, or the file is damaged. A damaged file is moved aside, so that the next
+                reading is whole.
+        """
+        store = None
+        try:
+            if folder is not None and create:
+                _make(folder)
+            store = cls(folder, create=create)
+            yield store
+        except sqlite3.OperationalError as error:
+            raise StorageError(
+                f"{folder}/{TASKS_FILE}: {error}; is there room on the disk, and may this user write it?"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            if folder is not None:
+                (folder / f"{TASKS_FILE}-journal").unlink(missing_ok=True)
+                (folder / TASKS_FILE).replace(folder / f"{TASKS_FILE}.damaged")
+            raise StorageError(
+                f"{folder}/{TASKS_FILE}: {error}; it was moved aside, and the project is read again"
+            ) from error
+        finally:
+            if store is not None:
+                store._db.close()
+
+    @contextmanager
+    def reading(self, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock of the one process that reads this project from Label Studio; it ends with the process.
+
+        Args:
+            wait: until no other process reads; otherwise the block is entered with False.
+        """
+        if self._folder is None:
+            yield True
+            return
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context((self._folder / "reading.lock").open("w"))
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                held = False
+            except OSError as error:
+                raise StorageError(f"{self._folder}/reading.lock cannot be locked: {error}") from error
+            yield held
+
+    @property
+    def state(self) -> StoreState | None:
+        """None before the first reading."""
+        columns = "read_at, whole_at, skip_queue, generation, tasks, answers, skips"
+        [[read_at, whole_at, skip_queue, generation, *counts]] = self._db.execute(f"SELECT {columns} FROM project")
+        if read_at is None:
+            return None
+        times = datetime.fromisoformat(read_at), datetime.fromisoformat(whole_at)
+        return StoreState(*times, skip_queue, generation, Counts(*counts))
+
+    def receive(self, rows: Iterable[Json]) -> Counts:
+        """Set tasks of the task list aside for ``merge``. They need not fit in memory."""
+        self._db.execute("DROP TABLE IF EXISTS temp.incoming")
+        self._db.execute(f"CREATE TEMP TABLE incoming ({COLUMNS})")
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany(
+                "INSERT OR REPLACE INTO incoming VALUES (?, ?, ?, NULL, NULL, ?, ?)", map(_values, rows)
+            )
+        return self._counts("incoming")
+
+    def merge(self, read_at: datetime, *, whole: bool = False, gone: Iterable[int] = ()) -> None:
+        """Take over what ``receive`` has set aside, all of it or nothing.
+
+        Args:
+            read_at: time of the request, by Label Studio's clock.
+            whole: whether these are all tasks of the project.
+            gone: ids of deleted tasks.
+        """
+        with self._db as db:
+            db.execute("BEGIN IMMEDIATE")
+            generation = self._next_generation()
+            changes = db.total_changes
+            db.execute(
+                """INSERT INTO tasks SELECT id, answers, skips, ?, NULL, data, annotations FROM incoming
+                    WHERE NOT EXISTS (SELECT 1 FROM tasks old WHERE (old.id, old.data, old.annotations)
+                        = (incoming.id, incoming.data, incoming.annotations))
+                ON CONFLICT (id) DO UPDATE SET image = CASE WHEN data = excluded.data THEN image END,
+                    data = excluded.data, annotations = excluded.annotations, answers = excluded.answers,
+                    skips = excluded.skips, changed = excluded.changed""",
+                [generation],
+            )
+            if whole:
+                db.execute("DELETE FROM tasks WHERE id NOT IN (SELECT id FROM incoming)")
+            db.executemany("DELETE FROM tasks WHERE id = ?", ((number,) for number in gone))
+            if db.total_changes > changes:
+                names = "generation, tasks, answers, skips"
+                db.execute(f"UPDATE project SET ({names}) = (?, ?, ?, ?)", [generation, *self._counts("tasks")])
+            at = read_at.isoformat()
+            db.execute("UPDATE project SET read_at = ?, whole_at = iif(?, ?, whole_at)", [at, whole, at])
+
+    def replace(self, cache: TaskCache) -> None:
+        """Keep these tasks and no other."""
+        self.receive({"id": number, **dict(task)} for number, task in cache.tasks.items())
+        self.merge(cache.whole_at, whole=True)
+        self._db.execute("UPDATE project SET read_at = ?", [cache.read_at.isoformat()])
+        self.set_skip_queue(cache.skip_queue)
+
+    def set_skip_queue(self, skip_queue: str | None) -> None:
+        """Keep the project's skip queue, which decides whether a skipped task still waits."""
+        self._db.execute(
+            "UPDATE project SET skip_queue = ?1, generation = ?2 WHERE skip_queue IS NOT ?1",
+            [skip_queue, self._next_generation()],
+        )
+
+    def snapshot(self, *, answered: bool = False) -> TaskCache:
+        """The tasks in memory, as they are at this moment.
+
+        Args:
+            answered: only those with an annotation or a skip.
+        """
+        where = "WHERE answers + skips > 0" if answered else ""
+        with self._db:
+            self._db.execute("BEGIN")
+            state = self.state
+            if state is None:
+                raise StorageError("the tasks have not been read yet")
+            rows = self._db.execute(f"SELECT id, data, annotations FROM tasks {where} ORDER BY id")
+            tasks = {number: CachedTask.from_json(data, annotations) for number, data, annotations in rows}
+        # Without validation: these were read and written by this class.
+        return TaskCache.model_construct(
+            format=2, tasks=tasks, read_at=state.read_at, whole_at=state.whole_at,
+            skip_queue=state.skip_queue, generation=state.generation,
+        )  # fmt: skip
+
+    @property
+    def version(self) -> int:
+        """Differs whenever another task, annotation or skip queue is kept."""
+        return 0 if self.state is None else self.state.generation
+
+    @property
+    def counts(self) -> Counts:
+        """Size of the project as it is stored."""
+        return Counts(0, 0, 0) if self.state is None else self.state.counts
+
+    def ids(self) -> list[int]:
+        """Of all tasks, ascending."""
+        return [number for [number] in self._db.execute("SELECT id FROM tasks ORDER BY id")]
+
+    def existing(self, ids: Iterable[str]) -> set[int]:
+        """Those of the tasks that the project has."""
+        rows = self._db.execute("SELECT id FROM tasks WHERE id IN (SELECT value FROM json_each(?))", [_numbers(ids)])
+        return {number for [number] in rows}
+
+    def raters(self) -> set[str]:
+        """Everybody who has answered or skipped a task."""
+        rows = self._db.execute("SELECT annotations FROM tasks WHERE answers + skips > 0")
+        return {rater_of(item) for [annotations] in rows for item in json.loads(annotations)}
+
+    # The same as TaskImages.waiting, by queries: the cost does not grow with the project.
+
+    def index_images(self, config: LabelConfig, digests: Mapping[str, str]) -> None:
+        """Note the image of every task that has changed, for the queries below; see ``TaskImages.of``."""
+        [[key, known]] = self._db.execute("SELECT image_key, digests FROM project")
+        before = json.loads(known)
+        if key != config.image_key or before != digests:
+            others = [uri for uri in before.keys() | digests.keys() if before.get(uri) != digests.get(uri)]
+            with self._db as db:
+                db.execute("BEGIN IMMEDIATE")
+                if key != config.image_key:
+                    db.execute("UPDATE tasks SET image = NULL")
+                marks = ([_mark(before.get(uri, uri))] for uri in others)
+                db.executemany("UPDATE tasks SET image = NULL WHERE image = ?", marks)
+                new = [config.image_key, json.dumps(dict(digests))]
+                db.execute("UPDATE project SET image_key = ?, digests = ?", new)
+        stale = f"SELECT id, data FROM tasks WHERE image IS NULL LIMIT {INDEXED_AT_ONCE}"
+        while rows := self._db.execute(stale).fetchall():
+            marks = ([_image_mark(number, data, config, digests), number] for number, data in rows)
+            with self._db as db:
+                db.execute("BEGIN IMMEDIATE")
+                db.executemany("UPDATE tasks SET image = ? WHERE id = ?", marks)
+
+    def waiting_among(self, ids: Iterable[str]) -> tuple[set[str], set[str]]:
+        """Those of the tasks that nobody has answered or skipped, with an image.
+
+        Returns:
+            The tasks that readers may be served, and those whose image another task represents or has an answer to.
+        """
+        found = self._db.execute(
+            f"SELECT id, {BARRED} FROM tasks WHERE {UNANSWERED} AND id IN (SELECT value FROM json_each(?))",
+            [_numbers(ids)],
+        ).fetchall()
+        return {str(number) for number, barred in found if not barred}, {str(n) for n, barred in found if barred}
+
+    def waits(self, apart_from: Iterable[str] = (), *, changed_after: int = -1) -> bool:
+        """Whether a task waits that nobody has answered or skipped, except for some.
+
+        Args:
+            apart_from: ids of tasks that do not count.
+            changed_after: a generation; only tasks count that have changed since.
+        """
+        [[found]] = self._db.execute(
+            f"""SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY unanswered WHERE {UNANSWERED} AND changed > ?
+                AND id NOT IN (SELECT value FROM json_each(?)) AND NOT {BARRED})""",
+            [changed_after, _numbers(apart_from)],
+        )
+        return bool(found)
+
+    def _counts(self, table: str) -> Counts:
+        [[tasks]] = self._db.execute(f"SELECT count(*) FROM {table}")
+        [skips] = self._db.execute(f"SELECT total(answers), total(skips) FROM {table} WHERE answers + skips > 0")
+        return Counts(tasks, *map(int, skips))
+
+    def _next_generation(self) -> int:
+        """By the clock, so that a file that is made again repeats none of its predecessor."""
+        [[last]] = self._db.execute("SELECT generation FROM project")
+        return max(int(last) + 1, time.time_ns() // 1_000_000)
+
+
+def tasks_version(folder: Path) -> tuple[int, int]:
+    """A number that differs whenever other tasks are kept in a project's folder, and the number of these tasks."""
+    if not (folder / TASKS_FILE).is_file():
+        earlier = folder / EARLIER_FILE
+        return (earlier.stat().st_mtime_ns if earlier.is_file() else 0), 0
+    try:
+        with TaskStore.open(folder, create=False) as store:
+            return store.version, store.counts.tasks
+    except StorageError as error:
+        log.warning("the tasks cannot be read", error=str(error))
+        return 0, 0
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error}") from error
+
+
+def _values(row: Json) -> tuple[object, ...]:
+    task = CachedTask.of(row)
+    skips = sum(bool(item.get("was_cancelled")) for item in task.annotations)
+    answers = len(task.annotations) - skips
+    return int(row["id"]), answers, skips, json.dumps(task.data), json.dumps(task.annotations)
+
+
+def _numbers(ids: Iterable[str]) -> str:
+    return json.dumps([int(name) for name in ids if name.isdecimal()])
+
+
+def _mark(image: str) -> bytes:
+    return blake2b(image.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _image_mark(number: int, data: str, config: LabelConfig, digests: Mapping[str, str]) -> bytes:
+    """Equal for tasks with the same image; empty for one without."""
+    try:
+        uri = read_image({"id": number, "data": json.loads(data)}, config).uri
+    except PayloadError:
+        return b""
+    return _mark(digests.get(uri, uri))
+
+
 # Reading
 
 
@@ -168,45 +530,92 @@ class SyncedProject(NamedTuple):
 
 
 def read_project(client: LabelStudioClient, project_id: int, cache: TaskCache | None) -> SyncedProject:
-    """Read what changed since ``cache`` was read, or everything where there is none or it cannot be brought up to date.
-
-    The cache comes back as the same object where nothing changed.
+    """Read what changed since ``cache`` was read, or everything where there is none; nothing is written to disk.
 
     Raises:
-        LabelStudioError: see ``LabelStudioClient``.
+        LabelStudioError: see ``sync``.
     """
-    synced = None if cache is None else _read_changes(client, project_id, cache)
-    if synced is None:
-        project, clock = client.project_and_clock(project_id)
-        # Without Label Studio's clock later changes cannot be told: the next reading is whole again.
-        start = clock or datetime(1970, 1, 1, tzinfo=UTC)
-        empty = TaskCache(read_at=start, whole_at=start, tasks={})
-        synced = SyncedProject(empty.renewed(client.changed_tasks(project_id), start), project)
-    if (skip_queue := synced.project.get("skip_queue")) != synced.cache.skip_queue:
-        return synced._replace(cache=synced.cache.model_copy(update={"skip_queue": skip_queue}))
-    return synced
+    with TaskStore.open(None) as store:
+        if cache is not None:
+            store.replace(cache)
+        project = sync(client, project_id, store)
+        return SyncedProject(store.snapshot(), project)
 
 
-def _read_changes(client: LabelStudioClient, project_id: int, cache: TaskCache) -> SyncedProject | None:
-    """None where the cache cannot be brought to the project's counts."""
+def sync(
+    client: LabelStudioClient,
+    project_id: int,
+    store: TaskStore,
+    check: Callable[[Json], None] = lambda _: None,
+) -> Json:
+    """Bring the stored tasks up to date: with what changed, or with everything where that does not suffice.
+
+    Args:
+        client: of Label Studio.
+        project_id: the project.
+        store: its tasks; the caller holds its lock.
+        check: receives the project's row before anything is stored, and may raise.
+
+    Returns:
+        The project's row.
+
+    Raises:
+        LabelStudioError: see ``LabelStudioClient``; or Label Studio lists fewer tasks or annotations than it counts.
+            The stored tasks stay as they were.
+    """
+    project = _read_changes(client, project_id, store, check) or _read_whole(client, project_id, store, check)
+    store.set_skip_queue(project.get("skip_queue"))
+    return project
+
+
+def _read_changes(
+    client: LabelStudioClient, project_id: int, store: TaskStore, check: Callable[[Json], None]
+) -> Json | None:
+    """None where the stored tasks cannot be brought to the project's counts."""
+    counts = None
     for _ in range(TRIES):
+        if (state := store.state) is None:
+            return None
         project, clock = client.project_and_clock(project_id)
+        check(project)
         # A clock that was set back gives changes a time before the last reading.
-        if clock is None or not (cache.read_at <= clock and cache.whole_at <= clock < cache.whole_at + WHOLE_EVERY):
+        if clock is None or not (state.read_at <= clock and state.whole_at <= clock < state.whole_at + WHOLE_EVERY):
             return None
         counts = Counts.of(project)
-        if changed := list(client.changed_tasks(project_id, cache.read_at - OVERLAP)):
-            # An unchanged cache keeps its time: there is nothing to write, and no more to read next time.
-            cache = cache.renewed(changed, clock)
-        if cache.counts == counts:
-            return SyncedProject(cache, project)
-        if cache.counts.tasks > counts.tasks:
-            gone = _find_deleted(client, project_id, sorted(cache.tasks))
+        if store.receive(client.changed_tasks(project_id, state.read_at - OVERLAP)).tasks:
+            # Otherwise the time stays: there is nothing to write, and no more to read next time.
+            store.merge(clock)
+        if (known := store.counts) == counts:
+            return project
+        if known.tasks > counts.tasks:
+            gone = _find_deleted(client, project_id, store.ids())
             if gone is None:
                 return None
-            cache = cache.renewed((), clock, gone)
-    log.info("reading whole: the counts differ", read=cache.counts, counted=counts)
+            store.receive(())
+            store.merge(clock, gone=gone)
+    log.info("reading whole: the counts differ", read=store.counts, counted=counts)
     return None
+
+
+def _read_whole(client: LabelStudioClient, project_id: int, store: TaskStore, check: Callable[[Json], None]) -> Json:
+    for _ in range(TRIES):
+        project, clock = client.project_and_clock(project_id)
+        check(project)
+        before = Counts.of(project)
+        read = store.receive(client.changed_tasks(project_id))
+        # While it is read, readers label and owners import or delete.
+        after = before if read == before else Counts.of(client.project(project_id))
+        least = min(before.tasks, after.tasks), min(sum(before[1:]), sum(after[1:]))
+        if read.tasks >= least[0] and sum(read[1:]) >= least[1]:
+            # Without Label Studio's clock later changes cannot be told: the next reading is whole again.
+            store.merge(clock or datetime(1970, 1, 1, tzinfo=UTC), whole=True)
+            return project
+        log.warning("Label Studio lists less than it counts", listed=read, counted=after)
+    raise LabelStudioError(
+        f"Label Studio at {client.url} lists {read.tasks} tasks and {sum(read[1:])} annotations of project "
+        f"{project_id}, and counts {after.tasks} and {sum(after[1:])}; what was read before is kept. Open the project "
+        "in Label Studio as the user of AL_LABEL_STUDIO_API_KEY: does its task list show all tasks?"
+    )
 
 
 def _find_deleted(client: LabelStudioClient, project_id: int, ids: Sequence[int]) -> set[int] | None:
@@ -372,18 +781,6 @@ def _with_one_patient(images: Mapping[int, ImageRef], several: Sequence[list[int
 # Annotations and pool
 
 
-class TaskCacheStore(Protocol):
-    """Keeps the tasks between two readings."""
-
-    def mirror(self, kind: type[R]) -> R | None:
-        """None where there are none that can be used."""
-        ...
-
-    def keep_mirror(self, mirror: FrozenModel) -> None:
-        """Never raises."""
-        ...
-
-
 class LabelStudioLabels:
     """Annotations and pool of a Label Studio project. Satisfies ``rounds.interfaces.LabelSource``.
 
@@ -392,7 +789,8 @@ class LabelStudioLabels:
         project_id: the project.
         config: its question.
         options: of the project.
-        store: keeps the tasks, so that the next reading requests changes only; None reads everything each time.
+        folder: of the project, where the tasks are kept, so that the next reading requests changes only; None reads
+            everything each time.
         digests: reads which addresses hold the same bytes, see ``TaskImages``.
     """
 
@@ -402,7 +800,7 @@ class LabelStudioLabels:
         project_id: int,
         config: LabelConfig,
         options: ProjectOptions,
-        store: TaskCacheStore | None = None,
+        folder: Path | None = None,
         *,
         digests: Callable[[], Mapping[str, str]] = lambda: NO_DIGESTS,
     ) -> None:
@@ -410,7 +808,7 @@ class LabelStudioLabels:
         self._project_id = project_id
         self._config = config
         self._options = options
-        self._store = store
+        self._folder = folder
         self._digests = digests
         self._read_last: SyncedProject | None = None
         self._images = TaskImages({}, {})
@@ -457,13 +855,19 @@ class LabelStudioLabels:
         return self._read_last or self._read()
 
     def _read(self) -> SyncedProject:
-        cache = self._store.mirror(TaskCache) if self._store else None
-        synced = read_project(self._client, self._project_id, cache)
-        if self._store and synced.cache is not cache:
-            self._store.keep_mirror(synced.cache)
+        try:
+            synced = self._synced(self._folder)
+        except StorageError as error:
+            log.warning("the tasks cannot be kept, and are read whole", error=str(error))
+            synced = self._synced(None)
         self._read_last = synced
         self._images = TaskImages.of(synced.cache, self._config, self._digests())
         return synced
+
+    def _synced(self, folder: Path | None) -> SyncedProject:
+        with TaskStore.open(folder) as store, store.reading():
+            project = sync(self._client, self._project_id, store)
+            return SyncedProject(store.snapshot(), project)
 
 
 class _Answer(NamedTuple):

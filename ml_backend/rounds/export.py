@@ -286,7 +286,8 @@ def _holdout(store: ProjectStore, round_id: str) -> Figure | None:
         return None
     try:
         config = parse_label_config(connection.label_config)
-        estimate = analyse(store, config, ProjectOptions.resolve(connection.extra_params, config.attributes)).control
+        options = ProjectOptions.resolve(connection.extra_params, config.attributes)
+        estimate = analyse(store, config, options, refresh=True).control
     except BackendError:  # the config or an option is wrong by now
         return None
     until = [] if estimate is None else [one for one in estimate.running if one.round_id <= round_id]

@@ -336,7 +336,7 @@ class LiveProject(Project):
             self.context.key.id,
             self.config,
             self.options,
-            self.readings,
+            self.readings.folder,
             digests=self.readings.digests,
         )
 

@@ -10,7 +10,7 @@
         paused.json                   the owner's pause
         hand-picks.json               images that the owner put next in the order, by whom and when
         quarantine.json               unreadable images
-        tasks.json                    Label Studio's tasks as they were last read; serving.json: what it serves
+        tasks.sqlite                  Label Studio's tasks as they were last read; serving.json: what it serves
         same-content.json             images with equal bytes
         reading-problem.json          why Label Studio could not be read
         analysis.json                 what the pages show of tasks and rounds together; computed when these change

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Protocol, Self, TypeVar
 
 import structlog
 from pydantic import Field
 
 from ml_backend.errors import StorageError
 from ml_backend.schemas import FrozenModel, natural_order
-from ml_backend.storage.atomic import new_folder, read_cached, read_record, write_record
+from ml_backend.storage.atomic import FileState, file_state, new_folder, read_cached, read_record, write_record
 
 KEPT_ROUNDS: Final = 20
 """Rounds whose annotations and pictures are kept. The served one is among them, even if later ones were not published.
@@ -26,6 +26,7 @@ DRAWN, SQUASHED = "films", "thumbs"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 R = TypeVar("R", bound=FrozenModel)
+M = TypeVar("M", bound="Mirror")
 log = structlog.get_logger(__name__)
 
 
@@ -51,6 +52,15 @@ class _Problem(FrozenModel):
     problem: str
 
 
+class Mirror(Protocol):
+    """The tasks of a project, which keep themselves in its folder; both methods raise a StorageError."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
 class ReadingStore:
     """What was read of a project, and what is computed from it. All can be read or computed again.
 
@@ -62,17 +72,24 @@ class ReadingStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._learned = folder / "learned"
         self._problem = folder / "reading-problem.json"
 
-    def mirror(self, kind: type[R]) -> R | None:
+    def mirror(self, kind: type[M]) -> M | None:
         """The tasks as they were last read; None where Label Studio must be read whole."""
-        return self._read("tasks", kind)
+        try:
+            return kind.load(self.folder)
+        except StorageError as error:
+            log.warning("the tasks are ignored and read again", error=str(error))
+            return None
 
-    def keep_mirror(self, mirror: FrozenModel) -> None:
+    def keep_mirror(self, mirror: Mirror) -> None:
         """Replace the tasks. Never raises."""
-        self._write("tasks", mirror)
+        try:
+            mirror.save(self.folder)
+        except StorageError as error:
+            log.warning("the tasks could not be written and will be read again", error=str(error))
 
     def serving(self, kind: type[R]) -> R | None:
         """What Label Studio was last seen to serve; None where that is not known."""
@@ -157,6 +174,10 @@ class ReadingStore:
         then = learned.states
         return sum(then.get(name) != states.get(name) for name in then.keys() | states.keys())
 
+    def learned_state(self, round_id: str) -> FileState:
+        """Differs whenever ``keep_learned`` has recorded other annotations for a round."""
+        return file_state(self._learned / f"{round_id}.json")
+
     def note_problem(self, problem: str | None) -> None:
         """Record why the project cannot be read, or None where it can. Never raises: it is only shown."""
         try:
@@ -177,14 +198,14 @@ class ReadingStore:
 
     def _read(self, name: str, kind: type[R], read: Callable[[Path, type[R]], R | None] = read_record) -> R | None:
         try:
-            return read(self._folder / f"{name}.json", kind)
+            return read(self.folder / f"{name}.json", kind)
         except StorageError as error:
             log.warning("a record is ignored and made again", error=str(error))
             return None
 
     def _write(self, name: str, record: FrozenModel) -> bool:
         try:
-            write_record(self._folder / f"{name}.json", record)
+            write_record(self.folder / f"{name}.json", record)
         except (StorageError, ValueError) as error:  # ValueError: half a surrogate pair, which JSON lets through
             log.warning("a record could not be written and will be made again", name=name, error=str(error))
             return False

@@ -99,7 +99,7 @@ class TestSentences:
         assert "random images" not in str(told)
 
     def test_what_cannot_be_told_leaves_its_section_out_and_no_other(self, client, store):
-        (store.project(KEY).folder / "tasks.json").write_text("{")
+        (store.project(KEY).folder / "tasks.sqlite").write_text("{")
 
         told = sections(client)
 

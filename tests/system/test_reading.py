@@ -92,19 +92,6 @@ def test_annotations_and_pool(client: LabelStudioClient, project_id: int) -> Non
     assert [image.uri for image in labels.unlabelled()[0]] == ["http://films.example/e.png"]
 
 
-class Memory:
-    """Keeps the last reading as a file would."""
-
-    def __init__(self) -> None:
-        self.kept: TaskCache | None = None
-
-    def mirror(self, kind: Any) -> Any:
-        return self.kept and kind.model_validate_json(self.kept.model_dump_json())
-
-    def keep_mirror(self, mirror: Any) -> None:
-        self.kept = mirror
-
-
 def test_what_no_reader_answered(client: LabelStudioClient, project_id: int) -> None:
     """Predictions that Label Studio turned into annotations, with and without a class, and two odd imports."""
     send, region = client.send, answered("severe")["result"][0]
@@ -204,9 +191,9 @@ def test_a_class_that_was_renamed(client: LabelStudioClient, project_id: int) ->
     assert kept.exclusions == ()
 
 
-def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_id: int) -> None:
+def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_id: int, tmp_path: Path) -> None:
     """Whatever readers and owners do, reading the changes gives what reading everything gives."""
-    send, memory = client.send, Memory()
+    send = client.send
     rows = [{"data": {"image": f"http://films.example/{number}.png"}} for number in range(12)]
     send("POST", f"/api/projects/{project_id}/import", body=rows)
     tasks = [int(task["id"]) for task in client.unlabelled_tasks(project_id)]
@@ -219,13 +206,14 @@ def test_what_changed_since_the_last_reading(client: LabelStudioClient, project_
         send("POST", "/api/dm/actions", query={"id": name, "project": str(project_id)}, body=body)
 
     def same() -> None:
-        def read(store: Memory | None) -> object:
-            labels = LabelStudioLabels(client, project_id, parse_label_config(XML), ProjectOptions(), store)
+        def read(folder: Path | None) -> object:
+            labels = LabelStudioLabels(client, project_id, parse_label_config(XML), ProjectOptions(), folder)
             return labels.annotations(), labels.unlabelled(), labels.states()
 
-        assert read(memory) == read(None)
-        assert memory.kept is not None
-        assert read_project(client, project_id, memory.kept).cache.whole_at == memory.kept.whole_at
+        assert read(tmp_path) == read(None)
+        kept = TaskCache.load(tmp_path)
+        assert kept is not None
+        assert read_project(client, project_id, kept).cache.whole_at == kept.whole_at
 
     same()
     label, other = answer(tasks[0], answered("severe")), answer(tasks[1], answered("normal"))

@@ -18,7 +18,7 @@ from ml_backend.analytics.history import (
 from ml_backend.analytics.overview import analyse
 from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import LabelConfig
-from ml_backend.label_studio.sync import TaskCache
+from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.schemas import RoundReport, RoundTrigger
 from ml_backend.storage import RoundStore, RoundSummary
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
@@ -119,8 +119,8 @@ def annotation(choice: str = "severe", **changes: Any) -> dict[str, Any]:
 
 
 def mirror(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> TaskCache:
-    rows = [{"id": n, "data": data or {"image": f"{n}.png"}, "annotations": found} for n, found in tasks.items()]
-    return TaskCache(read_at=NOON, whole_at=NOON, tasks={}).renewed(rows, NOON)
+    own = {n: {"data": data or {"image": f"{n}.png"}, "annotations": found} for n, found in tasks.items()}
+    return TaskCache(read_at=NOON, whole_at=NOON, tasks={n: CachedTask.of(task) for n, task in own.items()})
 
 
 def answers(tasks: dict[int, list[dict[str, Any]]], data: Any = None) -> list[Answer]:

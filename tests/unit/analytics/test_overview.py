@@ -272,6 +272,19 @@ class TestAnalysis:
         assert analyse(ProjectStore(project.folder), CONFIG, ProjectOptions()) == before
         assert before.standing is not None
 
+    def test_that_of_a_large_project_is_refreshed_by_the_reconciler_in_a_process_of_its_own(self, project, monkeypatch):
+        before = analyse(project, CONFIG, ProjectOptions())
+        project.readings.keep_mirror(answered(2))
+        monkeypatch.setattr("ml_backend.analytics.overview.LARGE", 2)
+        with monkeypatch.context() as patched:
+            patched.setattr("ml_backend.analytics.overview._analysis", lambda *_: pytest.fail("in this process"))
+            assert analyse(project, CONFIG, ProjectOptions()) == before
+            found = analyse(project, CONFIG, ProjectOptions(), refresh=True)
+
+        assert found.standing is not None
+        assert found.standing.tasks == 2
+        assert analyse(project, CONFIG, ProjectOptions()) == found
+
     def test_a_set_in_another_order_changes_nothing(self, project):
         class Backwards(frozenset[str]):
             def __iter__(self) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The state of the labelling, and what the start set lacks."""
 
-from datetime import timedelta
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,6 @@ from ml_backend.analytics.history import KnownNetwork
 from ml_backend.analytics.standing import (
     FewLabels,
     Standing,
-    another_look,
     classes_with_few_labels,
     project_standing,
     start_estimate,
@@ -21,7 +19,6 @@ from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.sync import CachedTask, TaskCache
-from ml_backend.storage.project_state import QuarantinedImage
 from tests.fakes import NOON
 
 CONFIG = parse_label_config(
@@ -299,27 +296,6 @@ class TestFewLabels:
         assert few.missing == {"severe": 1}
         assert standing(*ALL, task(), network=NETWORK).few is None
         assert standing(*ALL[:5], network=NETWORK).few is None
-
-
-def barred(image_id: str, minutes: int) -> QuarantinedImage:
-    return QuarantinedImage(
-        image_id=image_id, trouble="damaged", reason="cut off", mark="m", first_seen=NOON, last_tried=NOON,
-        next_try=NOON + timedelta(minutes=minutes), times=1,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("waiting", "quarantined", "worth"),
-    [
-        ("", [], False),
-        ("1", [], True),
-        ("1", [barred("1", 1)], False),
-        ("1", [barred("1", -1)], True),
-        ("12", [barred("1", 1)], True),
-    ],
-)
-def test_another_look_only_where_something_may_have_changed(waiting, quarantined, worth):
-    assert another_look(waiting, quarantined, NOON) == worth
 
 
 labels = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 60), min_size=2)

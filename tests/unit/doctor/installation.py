@@ -57,8 +57,7 @@ class Installation:
         }
         self.project: Row = {
             "id": 7, "title": "Films", "created_at": datetime.fromtimestamp(KEY.created, UTC).isoformat(),
-            "label_config": LABEL_CONFIG, "task_number": 3, "total_annotations_number": 0,
-            "model_version": "al-r000001-x",
+            "label_config": LABEL_CONFIG, "model_version": "al-r000001-x",
             "sampling": "Uncertainty sampling", "maximum_annotations": 1, "show_collab_predictions": True,
             "min_annotations_to_start_training": 1,
         }  # fmt: skip
@@ -153,7 +152,10 @@ class Installation:
         if request.method == "PATCH":
             self.project |= json.loads(request.content)
             self.events += self.delivers
-        return self.project
+        rows = self._tasks()["tasks"]
+        skips = [item["was_cancelled"] for row in rows for item in row["annotations"]]
+        counts = {"total_annotations_number": len(skips) - sum(skips), "skipped_annotations_number": sum(skips)}
+        return {"task_number": len(rows)} | counts | self.project
 
     def _tasks(self) -> Row:
         tasks = [

@@ -1,7 +1,15 @@
 """Tasks are read at the cost of what changed; the answers and the place of one image are those of all its tasks."""
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any, NamedTuple
 
 import httpx
@@ -11,6 +19,7 @@ from hypothesis import strategies as st
 
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median
+from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.sync import (
@@ -21,12 +30,15 @@ from ml_backend.label_studio.sync import (
     LabelStudioLabels,
     TaskCache,
     TaskImages,
+    TaskStore,
     annotations_in,
     read_project,
     shared_digests,
+    sync,
 )
 from ml_backend.rounds.interfaces import LabelSource
 from ml_backend.schemas import Label
+from ml_backend.storage.project_state import ReadingStore
 from tests.fakes import CLASSES, NOON
 from tests.unit.label_studio.studio import FakeStudio
 
@@ -57,21 +69,8 @@ def cache_of(tasks: Mapping[int, tuple[Any, ...]], *, skips_are_final: bool = Fa
     return TaskCache(read_at=NOON, whole_at=NOON, tasks=cached, skip_queue=skip_queue)
 
 
-class Memory:
-    """Keeps a task cache as a file would: as JSON."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def mirror(self, kind: Any) -> Any:
-        return kind.model_validate_json(self.text) if self.text else None
-
-    def keep_mirror(self, mirror: Any) -> None:
-        self.text = mirror.model_dump_json()
-
-
-def source(studio: FakeStudio, memory: Memory | None = None) -> LabelStudioLabels:
-    return LabelStudioLabels(studio.client(), 1, CONFIG, ProjectOptions(), memory)
+def source(studio: FakeStudio, folder: Path | None = None) -> LabelStudioLabels:
+    return LabelStudioLabels(studio.client(), 1, CONFIG, ProjectOptions(), folder)
 
 
 def seen_by_a_round(labels: LabelStudioLabels) -> tuple[Any, Any, Any]:
@@ -82,17 +81,27 @@ class Cost(NamedTuple):
     """A reading, and what it took."""
 
     cache: TaskCache
+    counts: Counts
     whole: bool
     requests: int
     rows: int
     bytes: int
 
 
-def read(studio: FakeStudio, cache: TaskCache | None = None) -> Cost:
-    before = studio.requests, studio.rows, studio.bytes
-    found = read_project(studio.client(), 1, cache).cache
-    whole = cache is None or found.whole_at != cache.whole_at
-    return Cost(found, whole, studio.requests - before[0], studio.rows - before[1], studio.bytes - before[2])
+@pytest.fixture
+def store(tmp_path):
+    with TaskStore.open(tmp_path) as store:
+        yield store
+
+
+def read(studio: FakeStudio, store: TaskStore) -> Cost:
+    before, known = (studio.requests, studio.rows, studio.bytes), store.state
+    sync(studio.client(), 1, store)
+    found = store.snapshot()
+    whole = known is None or found.whole_at != known.whole_at
+    return Cost(
+        found, store.counts, whole, studio.requests - before[0], studio.rows - before[1], studio.bytes - before[2]
+    )
 
 
 class TestReadProject:
@@ -102,98 +111,98 @@ class TestReadProject:
         studio.tick(3600)
         return studio
 
-    @pytest.fixture
-    def cache(self, studio):
-        cache = read(studio).cache
+    @pytest.fixture(autouse=True)
+    def cache(self, studio, store):
+        cache = read(studio, store).cache
         studio.tick(3600)
         return cache
 
-    def test_nothing_where_nothing_changed(self, studio, cache):
-        found = read(studio, cache)
+    def test_nothing_where_nothing_changed(self, studio, store, cache):
+        found = read(studio, store)
 
         assert (found.requests, found.rows, found.whole) == (2, 0, False)
-        assert found.cache is cache
+        assert found.cache == cache
 
-    def test_the_one_task_that_changed(self, studio, cache):
+    def test_the_one_task_that_changed(self, studio, store):
         studio.annotate(3, "severe")
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
         assert (found.requests, found.rows, found.whole) == (2, 1, False)
-        assert found.cache.counts == Counts(tasks=10, annotations=1, skips=0)
+        assert found.counts == Counts(tasks=10, annotations=1, skips=0)
         assert [task["id"] for task in found.cache.annotated()] == [3]
 
-    def test_a_deleted_task_is_found_by_bisection(self, studio, cache):
+    def test_a_deleted_task_is_found_by_bisection(self, studio, store):
         """10 tasks, then 5 and 5, 2 and 3, 1 and 2, 1 and 1: five counts, and then the project agrees."""
         del studio.tasks[4]
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
         assert sorted(found.cache.tasks) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
         assert (found.requests, found.whole) == (2 + 5 + 2, False)
 
-    def test_a_whole_range_of_deleted_tasks_is_one_count(self, studio, cache):
+    def test_a_whole_range_of_deleted_tasks_is_one_count(self, studio, store):
         studio.tasks.clear()
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
         assert (found.cache.tasks, found.requests, found.whole) == ({}, 2 + 1 + 2, False)
 
     def test_with_too_many_deleted_tasks_the_whole_is_cheaper(self):
         studio = FakeStudio(images=400)
-        cache = read(studio).cache
-        studio.tick(3600)
-        for number in range(1, 401, 3):
-            del studio.tasks[number]
-
-        found = read(studio, cache)
+        with TaskStore.open(None) as store:
+            read(studio, store)
+            studio.tick(3600)
+            for number in range(1, 401, 3):
+                del studio.tasks[number]
+            found = read(studio, store)
 
         assert found.whole
         assert found.requests < 80
         assert set(found.cache.tasks) == set(studio.tasks)
 
-    def test_an_annotation_whose_task_kept_its_time_is_found_by_the_counts(self, studio, cache):
+    def test_an_annotation_whose_task_kept_its_time_is_found_by_the_counts(self, studio, store):
         item = {"id": 99, "completed_by": 1, "was_cancelled": False, "result": [], "updated_at": studio.tick()}
         studio.tasks[2]["annotations"].append(item)
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
-        assert (found.whole, found.cache.counts.annotations) == (True, 1)
+        assert (found.whole, found.counts.annotations) == (True, 1)
 
-    def test_a_task_that_was_stamped_before_the_last_reading_and_seen_after_it(self, studio, cache):
+    def test_a_task_that_was_stamped_before_the_last_reading_and_seen_after_it(self, studio, store):
         """An edit in a long transaction: no count shows it."""
         studio.annotate(2, "normal")
-        cache = read(studio, cache).cache
+        cache = read(studio, store).cache
         studio.tasks[2]["annotations"][0]["result"] = []
         studio.tick(3600)
         studio.tasks[2]["updated_at"] = (cache.read_at - timedelta(seconds=30)).isoformat()
 
-        assert read(studio, cache).cache.tasks[2].annotations[0]["result"] == []
+        assert read(studio, store).cache.tasks[2].annotations[0]["result"] == []
 
-    def test_a_clock_that_was_set_back(self, studio, cache):
+    def test_a_clock_that_was_set_back(self, studio, store):
         studio.annotate(2, "normal")
-        cache = read(studio, cache).cache
+        read(studio, store)
         studio.tick(-7200)
         studio.answer(2, 0, "severe")
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
         assert found.whole
         assert "severe" in str(found.cache.tasks[2])
 
-    def test_the_whole_once_a_day(self, studio, cache):
+    def test_the_whole_once_a_day(self, studio, store, cache):
         studio.tick(86400)
 
-        assert read(studio, cache).cache.whole_at > cache.whole_at
+        assert read(studio, store).cache.whole_at > cache.whole_at
 
-    def test_annotations_made_during_the_reading_do_not_make_it_whole(self, studio, cache):
+    def test_annotations_made_during_the_reading_do_not_make_it_whole(self, studio, store):
         studio.meanwhile = [lambda: studio.annotate(5, "normal"), lambda: studio.annotate(6, "normal")]
 
-        found = read(studio, cache)
+        found = read(studio, store)
 
-        assert (found.whole, found.cache.counts.annotations) == (False, 2)
+        assert (found.whole, found.counts.annotations) == (False, 2)
 
-    def test_without_a_clock_every_reading_is_whole(self, studio, cache):
+    def test_without_a_clock_every_reading_is_whole(self, studio, store):
         def silent(request: httpx.Request) -> httpx.Response:
             response: httpx.Response = studio(request)
             del response.headers["date"]
@@ -202,7 +211,7 @@ class TestReadProject:
         client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(silent))
         rows = studio.rows
         for _ in range(2):
-            cache = read_project(client, 1, cache).cache
+            sync(client, 1, store)
 
         assert studio.rows - rows == 20
 
@@ -212,37 +221,169 @@ class TestReadProject:
         for number in range(1, 3001):
             studio.annotate(number, "normal")
         studio.tick(600)
-        whole = read(studio)
-        for number in range(3001, 3021):
-            studio.annotate(number, "severe")
-        studio.tick(600)
-        part = read(studio, whole.cache)
-        studio.tick(600)
-        none = read(studio, part.cache)
+        with TaskStore.open(None) as store:
+            whole = read(studio, store)
+            for number in range(3001, 3021):
+                studio.annotate(number, "severe")
+            studio.tick(600)
+            part = read(studio, store)
+            studio.tick(600)
+            none = read(studio, store)
 
         assert (whole.requests, whole.rows) == (11, 10_000)
         assert (part.requests, part.rows) == (2, 20)
         assert part.bytes * 200 < whole.bytes
-        assert part.cache.counts.annotations == 3020
+        assert part.counts.annotations == 3020
         assert (none.requests, none.rows) == (2, 0)
         assert none.bytes < 1000
 
     def test_small_pages_of_the_operators_are_read_to_the_end(self):
         studio = FakeStudio(images=25, page_max=10)
 
-        assert len(read(studio).cache.tasks) == 25
+        assert len(read_project(studio.client(), 1, None).cache.tasks) == 25
         assert len(list(studio.client().unlabelled_tasks(1))) == 25
         assert len(studio.client().still_unlabelled(1, range(1, 26))) == 25
 
-    def test_the_skip_queue_is_cached_also_where_nothing_else_changed(self):
+    def test_the_skip_queue_is_cached_also_where_nothing_else_changed(self, studio, store, cache):
+        row = studio.row
+
+        studio.row = lambda: row() | {"skip_queue": SKIPPED_IS_DONE}
+        again = read(studio, store).cache
+
+        assert (cache.skips_are_final, again.skips_are_final) == (False, True)
+        assert again.tasks == cache.tasks
+
+    def test_that_lists_less_than_is_counted_replaces_nothing(self, studio, store, cache):
+        """As Label Studio once answered: no tasks, of 100,440."""
+        studio.tick(86400)
+        studio.page = lambda _: {"tasks": [], "total": 0}
+
+        with pytest.raises(LabelStudioError, match=r"lists 0 tasks .* counts 10 "):
+            read(studio, store)
+
+        assert store.snapshot() == cache
+
+    def test_is_done_once_for_all_who_want_it(self, studio, tmp_path):
+        """The server and a worker, at the first round of a project."""
+        rows, folder = studio.rows, tmp_path / "new"
+        studio.meanwhile = [lambda: time.sleep(0.2)] * 2
+        threads = [Thread(target=source(studio, folder).annotations) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+
+        assert studio.rows - rows == 10
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ml_backend.label_studio.sync import TaskStore
+def gone():
+    yield 2
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield 3
+with TaskStore.open(Path(sys.argv[1])) as store, store.reading():
+    store.receive([{"id": 1, "data": {"image": "other"}}, {"id": 4, "data": {"image": "new"}}])
+    store.merge(store.state.read_at, gone=gone())
+"""
+
+
+class TestTaskStore:
+    @pytest.fixture
+    def cache(self, tmp_path):
+        cache = cache_of({1: ("a", answer("normal")), 2: ("b",), 3: ("c", answer(None, 2))})
+        cache.save(tmp_path)
+        return cache
+
+    def kept(self, folder):
+        found = TaskCache.load(folder)
+        return found and found.model_copy(update={"generation": 0})
+
+    def test_a_process_that_is_killed_while_it_writes_leaves_the_old_state(self, cache, tmp_path):
+        """And holds nobody up."""
+        killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], timeout=60, check=False)
+
+        assert killed.returncode == -signal.SIGKILL
+        assert self.kept(tmp_path) == cache
+        with TaskStore.open(tmp_path) as store, store.reading(wait=False) as free:
+            assert free
+
+    def test_one_reads_at_a_time(self, tmp_path):
+        with (
+            TaskStore.open(tmp_path) as one, TaskStore.open(tmp_path) as other,
+            one.reading(), other.reading(wait=False) as free,
+        ):  # fmt: skip
+            assert not free
+
+    def test_that_of_an_earlier_version_is_taken_over_once(self, cache, tmp_path):
+        folder = tmp_path / "earlier"
+        folder.mkdir()
+        (folder / "tasks.json").write_text(cache.model_dump_json(exclude={"generation"}))
+        assert self.kept(folder) == cache
+
+        with TaskStore.open(folder):
+            pass
+
+        assert self.kept(folder) == cache
+        assert [path.name for path in folder.iterdir()] == ["tasks.sqlite"]
+
+    @pytest.mark.parametrize("content", [b"{", b'{"format": 2}', b"\xff"])
+    def test_a_damaged_one_of_an_earlier_version_is_none(self, tmp_path, content):
+        (tmp_path / "tasks.json").write_bytes(content)
+
+        with TaskStore.open(tmp_path) as store:
+            assert store.state is None
+
+    @pytest.mark.parametrize("start", [0, 4096])
+    def test_a_damaged_one_is_moved_aside_and_read_again(self, tmp_path, start):
+        """In its head, or where its rows are."""
+        studio = FakeStudio(images=100)
+        source(studio, tmp_path).annotations()
+        file = tmp_path / "tasks.sqlite"
+        file.write_bytes(file.read_bytes()[:start] + bytes([7]) * 40_000)
+
+        for _ in range(2):
+            assert seen_by_a_round(source(studio, tmp_path)) == seen_by_a_round(source(studio))
+
+        assert (tmp_path / "tasks.sqlite.damaged").is_file()
+        assert len(self.kept(tmp_path).tasks) == 100
+
+    def test_a_disk_that_refuses_costs_only_time(self, tmp_path):
+        (tmp_path / "file").write_text("")
         studio = FakeStudio(images=3)
-        first, row = read(studio).cache, studio.row
 
-        studio.row = lambda: row() | {"skip_queue": SKIPPED_IS_DONE}  # type: ignore[method-assign]
-        again = read(studio, first).cache
+        assert len(source(studio, tmp_path / "file").images()) == 3
+        assert ReadingStore(tmp_path / "file").mirror(TaskCache) is None
 
-        assert (first.skips_are_final, again.skips_are_final) == (False, True)
-        assert again.tasks == first.tasks
+    def test_half_a_surrogate_pair(self, tmp_path):
+        cache = cache_of({1: ("\ud800",)})
+        cache.save(tmp_path)
+
+        assert self.kept(tmp_path) == cache
+
+    def test_only_what_differs_is_a_change(self, cache, tmp_path):
+        with TaskStore.open(tmp_path) as store:
+            store.index_images(CONFIG, {})
+            before = store.version
+            store.replace(cache)
+            assert (store.version, store.waits(changed_after=before)) == (before, False)
+
+            store.replace(cache_of({1: ("a", answer("normal")), 2: ("z",), 3: ("c", answer(None, 2))}))
+            store.index_images(CONFIG, {})
+            assert store.waits(changed_after=before)
+            assert store.version > before
+            assert store.raters() == {"1", "2"}
+            assert store.existing(["2", "9", "x"]) == {2}
+
+    def test_another_label_config_names_other_images(self, cache, tmp_path):
+        with TaskStore.open(tmp_path) as store:
+            store.index_images(CONFIG, {})
+            assert store.waits()
+
+            store.index_images(replace(CONFIG, image_key="film"), {})
+            assert not store.waits()
 
 
 class TestTaskCache:
@@ -250,7 +391,7 @@ class TestTaskCache:
         studio = FakeStudio(images=1)
         studio.annotate(1, "severe")
 
-        assert "brushlabels" not in read(studio).cache.model_dump_json()
+        assert "brushlabels" not in read_project(studio.client(), 1, None).cache.model_dump_json()
 
     def test_without_a_choice_the_kinds_of_the_answers_stay(self):
         """A drawing is no empty copy of a prediction, which the owner would be asked to delete."""
@@ -260,22 +401,22 @@ class TestTaskCache:
         box = {"from_name": "box", "type": "rectanglelabels", "value": {"x": 1}}
         item |= {"was_cancelled": False, "lead_time": None, "result": [box, box]}
 
-        cache = read(studio).cache
+        cache = read_project(studio.client(), 1, None).cache
 
         assert cache.tasks[1].annotations[0]["result"] == [{"from_name": "box", "type": "rectanglelabels"}]
         bare = cache.tasks[1].model_copy(update={"annotations": (cache.tasks[1].annotations[0] | {"result": []},)})
         assert cache.model_copy(update={"tasks": {1: bare}}).states() == cache.states()  # the form of older versions
 
-    def test_a_task_that_takes_the_id_of_a_deleted_one(self):
-        studio, memory = FakeStudio(images=3), Memory()
+    def test_a_task_that_takes_the_id_of_a_deleted_one(self, tmp_path):
+        studio = FakeStudio(images=3)
         studio.annotate(3, "severe")
-        source(studio, memory).annotations()
+        source(studio, tmp_path).annotations()
         studio.tick(600)
         del studio.tasks[3]
         studio.add_task()
 
-        assert seen_by_a_round(source(studio, memory)) == seen_by_a_round(source(studio))
-        assert source(studio, memory).annotations() == []
+        assert seen_by_a_round(source(studio, tmp_path)) == seen_by_a_round(source(studio))
+        assert source(studio, tmp_path).annotations() == []
 
     def test_the_state_of_an_annotation_is_its_answer_and_time(self):
         first, later = (
@@ -335,12 +476,13 @@ def take(studio: FakeStudio, step: tuple[Any, ...]) -> None:
 @settings(deadline=None, max_examples=60)
 @given(steps=STEPS, page_max=st.sampled_from([2, 1000]))
 def test_reading_changes_gives_what_reading_everything_gives(steps: list[tuple[Any, ...]], page_max: int) -> None:
-    studio, memory = FakeStudio(images=4, page_max=page_max), Memory()
-    for step in [*steps, ("read",)]:
-        if step[0] == "read":
-            assert seen_by_a_round(source(studio, memory)) == seen_by_a_round(source(studio))
-        else:
-            take(studio, step)
+    studio = FakeStudio(images=4, page_max=page_max)
+    with TemporaryDirectory() as folder:
+        for step in [*steps, ("read",)]:
+            if step[0] == "read":
+                assert seen_by_a_round(source(studio, Path(folder))) == seen_by_a_round(source(studio))
+            else:
+                take(studio, step)
 
 
 class Project:
@@ -353,7 +495,13 @@ class Project:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/tasks":
             return httpx.Response(200, json={"tasks": self.tasks, "total": len(self.tasks)})
-        return httpx.Response(200, json={"skip_queue": self.skip_queue})
+        skips = [item["was_cancelled"] for task in self.tasks for item in task["annotations"]]
+        counts = {
+            "task_number": len(self.tasks),
+            "total_annotations_number": len(skips) - sum(skips),
+            "skipped_annotations_number": sum(skips),
+        }
+        return httpx.Response(200, json={"skip_queue": self.skip_queue, **counts})
 
     def labels(self) -> LabelStudioLabels:
         client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(self))
@@ -490,6 +638,17 @@ class TestWaiting:
         assert pool == sorted(pool)
         assert all(number == min(n for n in tasks if image_of[n] == image_of[number]) for number in pool)
         assert not set(pool) & set(barred)
+
+        cache, some = cache_of(rows, skips_are_final=final), {*map(str, range(1, 31, 4))}
+        fresh = {number for number, (_, value) in tasks.items() if value is None}
+        with TaskStore.open(None) as store:
+            store.replace(cache)
+            for known in ({}, {"a": "y", "b": "y"}, digests):
+                store.index_images(CONFIG, known)
+            found, copies = store.waiting_among(map(str, range(31)))
+            assert {*map(int, found)} == fresh.intersection(pool)
+            assert {*map(int, copies)} == fresh.intersection(barred)
+            assert store.waits(some) == bool(found - some)
 
 
 def labels_of(tasks: Mapping[int, tuple[Any, ...]], digests: Mapping[str, str] = NO_DIGESTS) -> list[Label]:

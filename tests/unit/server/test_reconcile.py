@@ -1,7 +1,9 @@
 """What no event told, found in Label Studio."""
 
+import sqlite3
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, QueueError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.publisher import Serving
-from ml_backend.label_studio.sync import read_project
+from ml_backend.label_studio.sync import TaskStore, read_project
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.scheduling.reconciler import Reconciler
 from ml_backend.schemas import Connection, Exclusion, HandPick, ImportedVersion, ProjectKey, PublishedRanking
@@ -114,6 +116,36 @@ class TestCounting:
 
         assert (queue.state.changes, queue.requests) == (0, [])
         assert studio.requests - before == 3
+
+    def test_costs_the_same_in_a_large_project(self, reconciler, publish, studio, monkeypatch):
+        """Neither requests nor steps of SQLite grow; no task is parsed."""
+        publish()
+        steps, connect = [0], sqlite3.connect
+
+        def counted(*args: Any, **options: Any) -> sqlite3.Connection:
+            database: sqlite3.Connection = connect(*args, **options)
+            database.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 1)
+            return database
+
+        def cost() -> tuple[int, int]:
+            for _ in range(2):  # the second finds what it has read, and writes nothing
+                studio.tick(600)
+                reconciler.look()
+            with monkeypatch.context() as patched:
+                patched.setattr("ml_backend.label_studio.sync.sqlite3.connect", counted)
+                patched.setattr(TaskStore, "snapshot", lambda *_, **__: pytest.fail("parses the tasks"))
+                steps[0], before = 0, studio.requests
+                studio.tick(600)
+                reconciler.look()
+            return studio.requests - before, steps[0]
+
+        small = cost()
+        for _ in range(2000):
+            studio.add_task()
+        large = cost()
+
+        assert small[0] == large[0] == 3
+        assert 0 < large[1] < 1.1 * small[1]
 
     def test_re_reads_are_closed_once_they_are_off(self, reconciler, publish, queue, store):
         publish()

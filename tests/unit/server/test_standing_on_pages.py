@@ -76,7 +76,7 @@ class TestNetwork:
 
     def test_nor_before_anything_was_read(self, show, client, store):
         show(rounds=[trained(), ranked_anew("bald")])
-        (store.project(PROJECT).folder / "tasks.json").unlink()
+        (store.project(PROJECT).folder / "tasks.sqlite").unlink()
 
         assert "Until the" not in Shown(client).page
 

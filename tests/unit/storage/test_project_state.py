@@ -3,41 +3,15 @@
 import pytest
 
 from ml_backend.errors import StorageError
-from ml_backend.schemas import ImageRef
 from ml_backend.storage import RoundStore
 from ml_backend.storage.project_state import KEPT_ROUNDS, SQUASHED, ReadingStore, Thumbnails
 from tests.fakes import make_report
 from tests.unit.server.memory import PROJECT
 
-MIRROR = ImageRef(id="1", uri="a.png")  # any record
-
 
 @pytest.fixture
 def store(tmp_path):
     return ReadingStore(tmp_path)
-
-
-class TestMirror:
-    def test_round_trip(self, store):
-        assert store.mirror(ImageRef) is None
-
-        store.keep_mirror(MIRROR)
-
-        assert store.mirror(ImageRef) == MIRROR
-
-    @pytest.mark.parametrize("content", [b"", b"{", b'{"id": "1"', b'{"format": 2}', b"\xff"])
-    def test_a_damaged_one_is_none(self, store, tmp_path, content):
-        (tmp_path / "tasks.json").write_bytes(content)
-
-        assert store.mirror(ImageRef) is None
-
-    def test_one_that_cannot_be_kept_stops_nothing(self, tmp_path):
-        (tmp_path / "file").write_text("")
-
-        ReadingStore(tmp_path / "file").keep_mirror(MIRROR)
-        ReadingStore(tmp_path).keep_mirror(MIRROR.model_copy(update={"uri": "\ud800"}))
-
-        assert ReadingStore(tmp_path).mirror(ImageRef) is None
 
 
 class TestChangesSince:
