@@ -8,5 +8,6 @@ from ml_backend.config import Settings
 from ml_backend.model.hardware import one_thread
 from ml_backend.server.app import create_app
 from ml_backend.simulation.synthetic import write_synthetic_study as draw_study
+from ml_backend.storage import ProjectStore
 
-__all__ = ["Settings", "cli", "create_app", "draw_study", "one_thread"]
+__all__ = ["ProjectStore", "Settings", "cli", "create_app", "draw_study", "one_thread"]

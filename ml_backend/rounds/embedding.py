@@ -20,7 +20,6 @@ from ml_backend.schemas import ImageRef, RoundRequest
 from ml_backend.seeding import fixed_set
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.outputs import Embedding
-from ml_backend.storage.rounds import INPUTS, RoundInputs
 
 AXES = 64
 FITTED = 4096  # images that the axes are fitted on
@@ -43,7 +42,7 @@ def keep_embedding(
         raise_if_preempted: raises where another round is due.
     """
     try:
-        inputs = store.record(request.round_id, INPUTS, RoundInputs)
+        inputs = store.inputs(request.round_id)
         images = [] if inputs is None else [*(label.image for label in inputs.labels), *inputs.pool]
         kept, source = store.embedding(), source_of(request, images)
         if not images or (kept is not None and kept.source == source and len(kept.image_ids) == len(images)):

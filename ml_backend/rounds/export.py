@@ -40,7 +40,7 @@ from ml_backend.rounds.replay import package_version
 from ml_backend.schemas import Exclusion, FrozenModel, ProjectKey, RoundReport
 from ml_backend.seeding import fixed_set
 from ml_backend.storage import ProjectStore, RoundStore
-from ml_backend.storage.rounds import INPUTS, KEPT_NETWORKS, RoundInputs, sha256_of, sha256_of_files
+from ml_backend.storage.rounds import KEPT_NETWORKS, sha256_of, sha256_of_files
 
 CARD: Final = "card.json"
 COMPARED_IMAGES: Final = 64
@@ -298,7 +298,7 @@ def _pool_pixels(
     settings: Settings, key: ProjectKey, store: ProjectStore, report: RoundReport, side: int
 ) -> tuple[UInt8[npt.NDArray[np.uint8], "images side side"], Literal["pool", "synthetic"]]:
     """Images of the round's pool, from the cache or Label Studio; drawn ones where none can be read."""
-    inputs = store.record(report.request.round_id, INPUTS, RoundInputs)
+    inputs = store.inputs(report.request.round_id)
     pool = {} if inputs is None else {image.id: image for image in inputs.pool}
     chosen = fixed_set(tuple(pool), report.request.seed, COMPARED_IMAGES)
     found = []

@@ -91,7 +91,6 @@ from ml_backend.schemas import (
 from ml_backend.seeding import derive, fixed_set
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
-from ml_backend.storage.rounds import INPUTS
 
 CHECK_INTERVAL_S = 1.0  # between two looks at whether a measurement has to make way
 PATIENCE_S = 90.0  # a restart of Label Studio takes 11 to 33 s, and must not cost the round its training
@@ -380,7 +379,7 @@ class LiveProject(Project):
         else:
             self.readings.keep_learned_of(self.store.round_ids()[-1], round_id)
         inputs = round_inputs(data)
-        records: dict[str, FrozenModel] = {INPUTS: inputs}
+        records: dict[str, FrozenModel] = {}
         if predictions is not None:
             records[INSIGHT] = round_insight(report, predictions)
             if (snapshot := prediction_snapshot(report, predictions)) is not None:
@@ -395,6 +394,7 @@ class LiveProject(Project):
             learner,
             records,
             seal=lambda folder: make_manifest(self.store, report, inputs, folder, self.context.settings.device),
+            inputs=inputs,
         )
 
     def publish(self, report: RoundReport) -> PublishedRanking:
@@ -544,7 +544,7 @@ def train_live(
         BackendError: see ``run_round``.
     """
     context, options = project.context, project.options
-    round_id = project.store.next_round_id()
+    round_id = project.store.next_round_id(context.settings.keep_rounds)
     # Without an end: the caller, who logs how the round ended, names it too.
     bind_contextvars(round=round_id)
     warm_from = project.store.newest_network(FILE_NAME) if options.retrain == "warm" else None
@@ -616,7 +616,8 @@ def rerank_live(project: LiveProject) -> Served | None:
     base = store.report(standing.base.request.round_id)
     # The earlier round's request, with those of the owner's new choices that need no other network.
     chosen = {name: getattr(options, name) for name in RANKING_OPTIONS}
-    numbered = {"round_id": store.next_round_id(), "reason": "rerank"}
+    round_id = store.next_round_id(project.context.settings.keep_rounds)
+    numbered = {"round_id": round_id, "reason": "rerank"}
     request = base.request.model_copy(update={**chosen, "options": {**base.request.options, **chosen}, **numbered})
     followers = ExitStack()
     try:

@@ -36,8 +36,8 @@ from ml_backend.rounds.split import mix_in_holdout
 from ml_backend.rounds.spread import spread_again
 from ml_backend.schemas import FrozenModel, Label, Ranking, RoundReport, natural_order
 from ml_backend.storage import ProjectStore
+from ml_backend.storage.outputs import OUTPUTS
 from ml_backend.storage.rounds import (
-    INPUTS,
     Manifest,
     RoundInputs,
     sha256_of,
@@ -255,6 +255,8 @@ def _select_again(store: ProjectStore, report: RoundReport, cache: Path) -> Rank
         raise _NotStored(str(error)) from error
     if predictions is None:
         if report.by_network:
+            if OUTPUTS in store.removed_files(request.round_id):
+                raise _NotStored("its passes were removed, as AL_KEEP_ROUNDS says; all else was compared")
             raise _NotStored("the predictions of its network are not stored")
         start = _start_again(store, report, cache)
         return mix_in_holdout(start, request.control_share, request.seed, request.round_id)
@@ -303,7 +305,7 @@ def _embedded_again(store: ProjectStore, report: RoundReport, cache: Path, *, on
 
 def _sought_again(store: ProjectStore, report: RoundReport) -> tuple[tuple[Label, ...], tuple[str, ...]]:
     """The labels of a round, and the classes that it sought; raises as ``_select_again``."""
-    inputs = store.record(report.request.round_id, INPUTS, RoundInputs)
+    inputs = store.inputs(report.request.round_id)
     if inputs is None:
         raise _NotStored("its labels are not stored")
     # Of these labels: a reranking's report counts those of its network.
@@ -316,7 +318,7 @@ def _spread_again(store: ProjectStore, report: RoundReport, ranking: Ranking) ->
     """What a batch holds too many of is put off again; raises as ``_select_again``."""
     if not (bound := report.request.per_patient):
         return ranking
-    inputs = store.record(report.request.round_id, INPUTS, RoundInputs)
+    inputs = store.inputs(report.request.round_id)
     if inputs is None:
         raise _NotStored("the patients of its images are not stored")
     return spread_again(ranking, {image.id: image.patient_id for image in inputs.pool}, bound, report.ranking)
@@ -387,10 +389,10 @@ def _chain_faults(store: ProjectStore, manifest: Manifest) -> Iterator[str]:
 
 def _input_faults(store: ProjectStore, round_id: str, manifest: Manifest) -> Iterator[str]:
     """Labels, pool and options, compared with the manifest and with the digest in the report."""
-    report, inputs = store.report(round_id), store.record(round_id, INPUTS, RoundInputs)
-    base = None if report.base is None else store.report(report.base)
-    if inputs is None:
+    if (inputs := store.inputs(round_id)) is None:
         return
+    report = store.report(round_id)
+    base = None if report.base is None else store.report(report.base)
     request = report.request
     if listing_digest(inputs.labels) != manifest.labels:
         yield "the labels are not those that it was made from"

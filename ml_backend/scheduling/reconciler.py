@@ -149,11 +149,11 @@ class Reconciler:
                 self._act(read, status, None if before is None else before.generation, order_lost=order_lost)
             config, options = configuration(project.connection() or connection)
             self._keep_names(read, client, wanted=options.reader_names)
-        if status.running is None:
-            # Publishes write the record meanwhile, and take off it what is gone.
-            if due := {one.version for one in project.imported_versions() if one.deleting} - self._deleted:
-                held = client.model_versions(connection.project.id)
-                self._deleted |= delete_in_lots(client, connection.project.id, {one: held.get(one, 0) for one in due})
+        # Publishes write the record meanwhile, and take off it what is gone.
+        due = {one.version for one in project.imported_versions() if one.deleting} - self._deleted
+        if due and status.running is None:
+            held = client.model_versions(connection.project.id)
+            self._deleted |= delete_in_lots(client, connection.project.id, {one: held.get(one, 0) for one in due})
         analyse(project, config, options, refresh=True)  # before a page needs it
 
     def _act(self, read: _Read, status: QueueStatus, known: int | None, *, order_lost: bool) -> None:

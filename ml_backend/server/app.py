@@ -376,7 +376,7 @@ def predict(image_ids: Sequence[str], connection: Connection, store: RoundStore)
     model_version = version(connection.project, store) + LIVE
     project = store.project(connection.project)
     rounds = project.round_ids() if options.prelabel else []
-    suggestions, confidences = project.suggestions(rounds[-1]) if rounds else ({}, {})
+    suggestions, confidences = project.suggestions(rounds[-1], image_ids) if rounds else ({}, {})
     results: list[dict[str, object]] = []
     for image_id in image_ids:
         suggestion = suggestions.get(image_id)

@@ -1,6 +1,7 @@
 """The state of a project as one self-contained file, to be printed or kept; and two rounds side by side. Torch-free."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Final
@@ -13,7 +14,6 @@ from ml_backend.charts import legend
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import UnknownRound
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import RoundReport
 from ml_backend.server.agreement_page import readers_of
 from ml_backend.server.context import context
 from ml_backend.server.figures import learning_lines, recall_lines, shares_chart
@@ -92,8 +92,9 @@ def compare(key: str) -> Response:
         raise UnknownRound(
             f"the project has {len(ids)} round{'' if len(ids) == 1 else 's'}, and two are needed to compare them"
         )
-    chosen = [find_round(key, request.args.get(name, default))[2] for name, default in (("a", ids[-2]), ("b", ids[-1]))]
-    a, b = (RoundSummary.of(one) for one in chosen)
+    chosen = [request.args.get(name, default) for name, default in (("a", ids[-2]), ("b", ids[-1]))]
+    a, b = (find_round(key, one)[1].summary(one) for one in chosen)
+    orders = [project.ranked(one.round_id) for one in (a, b)]
     return render(
         "compare.html",
         {
@@ -101,21 +102,21 @@ def compare(key: str) -> Response:
             "a": a,
             "b": b,
             "ids": ids[::-1],
-            "options": _options(*chosen),
+            "options": _options(a, b),
             "labels": _labels(a, b),
             "figures": _figures(a, b),
-            "overlap": _overlap(*chosen),
-            "common": len(set(chosen[0].ranking.image_ids) & set(chosen[1].ranking.image_ids)),
+            "overlap": _overlap(*orders),
+            "common": len({*orders[0]}.intersection(orders[1])),
             "least": FIRST[0],
         },
     )
 
 
-def _options(a: RoundReport, b: RoundReport) -> list[Row]:
+def _options(a: RoundSummary, b: RoundSummary) -> list[Row]:
     """Those that differ; of an option that a round's version did not have, a dash."""
     sides = [
-        {"strategy": of.strategy, "ordered by": ranking.strategy, "batch_size": of.batch_size, **of.options}
-        for of, ranking in ((a.request, a.ranking), (b.request, b.ranking))
+        {"strategy": one.asked, "ordered by": one.strategy, "batch_size": of.batch_size, **of.options}
+        for one, of in ((a, a.request), (b, b.request))
     ]
     names = dict.fromkeys(name for side in sides for name in side)
     rows = [(name, sides[0].get(name, "–"), sides[1].get(name, "–")) for name in names]
@@ -157,13 +158,13 @@ def _figures_of(one: RoundSummary) -> dict[str, object]:
     }
 
 
-def _overlap(a: RoundReport, b: RoundReport) -> list[tuple[int, int, int]]:
+def _overlap(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int, int]]:
     """Number of images at the front of two orders, how many are in both, and how many would be in two random orders.
 
     Only images that are in both orders count: those labelled in between are in one.
     """
-    common = set(a.ranking.image_ids) & set(b.ranking.image_ids)
-    first, second = ([name for name in one.ranking.image_ids if name in common] for one in (a, b))
+    common = {*a}.intersection(b)
+    first, second = ([name for name in one if name in common] for one in (a, b))
     return [
         (most, len(set(first[:most]) & set(second[:most])), round(most * most / len(common)))
         for most in FIRST

@@ -49,7 +49,7 @@ from ml_backend.server.actions import ACTIONS, MESSAGES, perform
 from ml_backend.server.context import context, refreshing, relative_url, wants_page
 from ml_backend.server.figures import balance_chart, calibration_chart, learning_lines, recall_lines, shares_chart
 from ml_backend.server.status import ProjectStatus, config_of, project_name, status_of
-from ml_backend.storage import ProjectStore, RoundSummary, Thumbnails
+from ml_backend.storage import ProjectStore, RankingHead, RoundSummary, Thumbnails
 
 TRIGGERS: Final[dict[RoundTrigger, str]] = {
     "connected": "the project was connected, or its set-up was corrected",
@@ -63,7 +63,6 @@ USUAL_ROUNDS: Final = 5
 """Last trained rounds whose median times predict the time left."""
 NEWEST_ROUNDS: Final = 12
 """Rounds that the table shows unfolded."""
-LISTED_EXCLUSIONS: Final = 200
 FORMS: Final = frozenset({*(f"pages.{action}" for action in ACTIONS), "pages.change_options", "pages.put_next"})
 """The only routes to which a page in a browser may post."""
 HTML: Final = "text/html; charset=utf-8"
@@ -288,32 +287,25 @@ def project_view(status: ProjectStatus, found: Overview, thumbnails: Thumbnails,
 
 
 def round_view(
-    connection: Connection,
-    report: RoundReport,
+    line: RoundSummary,
+    head: RankingHead,
     chosen: ChosenImages,
     thumbnails: Thumbnails,
     foresight: RoundForesight | None,
 ) -> dict[str, object]:
     """The variables of ``round.html``."""
-    line, ranked = RoundSummary.of(report), {*report.ranking.image_ids}
-    left_out = [one for one in report.exclusions if one.image_id not in ranked]  # a skipped image has no label only
     return {
-        "connection": connection,
-        "report": report,
         "line": line,
-        "fit": report.fit,
+        "head": head,
+        "fit": line.fit,
         "tiles": _tiles(chosen, thumbnails),
         "control_tiles": _tiles(chosen, thumbnails, behind=True),
         "insight": chosen.insight,
         "balance": class_balance(chosen, [line]),
-        "few_passes": few_passes(
-            line.strategy, int(str(report.request.options.get("passes", "1000"))), line.batch_size
-        ),
-        "put_off": report.ranking.put_off[:LISTED_EXCLUSIONS],
-        "more_put_off": max(len(report.ranking.put_off) - LISTED_EXCLUSIONS, 0),
+        "few_passes": few_passes(line.strategy, int(str(line.request.options.get("passes", "1000"))), line.batch_size),
         "foresight": foresight,
-        "exclusions": left_out[:LISTED_EXCLUSIONS],
-        "more_exclusions": max(len(left_out) - LISTED_EXCLUSIONS, 0),
+        "more_put_off": line.put_off - len(head.put_off),
+        "more_left_out": (head.left_out_images or 0) - len(head.left_out),
     }
 
 
@@ -483,21 +475,27 @@ def rounds_table(key: str) -> Response:
 @_answers
 def one_round(key: str, round_id: str) -> RoundAnswer | Response:
     """One round: its request, its training, and the images that it chose."""
-    connection, rounds, report = find_round(key, round_id)
+    connection, rounds = find_round(key, round_id)
     chosen = chosen_images(rounds, round_id)
     if not wants_page():
         without = {"ranking": {"image_ids", "scores", "suggestions", "confidences"}}
-        dumped = report.model_dump(mode="json", exclude=without)
+        dumped = rounds.report(round_id).model_dump(mode="json", exclude=without)
         return jsonify({"project": key, "round": round_id, "report": dumped, "chosen": chosen.model_dump(mode="json")})
     known = analysis.readers if (analysis := rounds.readings.analysis(Analysis)) else None
     foresight = next((one for one in known.foresight if one.round_id == round_id), None) if known else None
-    return render("round.html", round_view(connection, report, chosen, rounds.thumbnails, foresight))
+    line, head = rounds.summary(round_id), rounds.head(round_id)
+    if head.left_out_images is None:  # as an older version saved it
+        head = RankingHead.of(rounds.report(round_id))
+    return render(
+        "round.html", round_view(line, head, chosen, rounds.thumbnails, foresight) | {"connection": connection}
+    )
 
 
 @pages.get("/projects/<key>/rounds/<round_id>.csv")
 def ranking_table(key: str, round_id: str) -> Response:
     """The whole order of a round, one image a row."""
-    connection, rounds, report = find_round(key, round_id)
+    connection, rounds = find_round(key, round_id)
+    report = rounds.report(round_id)
     return csv_response(connection, round_id, ranking_csv(report, rounds.outputs(round_id)))
 
 
@@ -567,8 +565,8 @@ def find_project(key: str) -> tuple[Connection, ProjectStore]:
     return connection_of(known, context().store), context().store.project(known)
 
 
-def find_round(key: str, round_id: str) -> tuple[Connection, ProjectStore, RoundReport]:
-    """A round of a connected project, whole.
+def find_round(key: str, round_id: str) -> tuple[Connection, ProjectStore]:
+    """A connected project that has a round.
 
     Raises:
         UnknownProject, UnknownRound: there is none.
@@ -576,7 +574,7 @@ def find_round(key: str, round_id: str) -> tuple[Connection, ProjectStore, Round
     connection, rounds = find_project(key)
     if round_id not in rounds.round_ids():
         raise UnknownRound(f"the project has no round {round_id[:60]!r}: its page lists them")
-    return connection, rounds, rounds.report(round_id)
+    return connection, rounds
 
 
 def render(template: str, view: dict[str, object]) -> Response:

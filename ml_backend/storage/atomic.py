@@ -34,6 +34,7 @@ class FileState(NamedTuple):
 
     mtime_ns: int = 0
     size: int = 0
+    inode: int = 0
 
 
 def file_state(path: Path) -> FileState:
@@ -42,7 +43,7 @@ def file_state(path: Path) -> FileState:
         found = path.stat()
     except OSError:
         return FileState()
-    return FileState(found.st_mtime_ns, found.st_size)
+    return FileState(found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def write_atomically(path: Path, content: bytes, *, parents: bool = True) -> None:

@@ -1,10 +1,10 @@
-"""Predictions and embeddings as files: arrays of numbers and text, never a pickle."""
+"""What grows with the pool as files: arrays of numbers and text, never a pickle."""
 
 import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -26,23 +26,77 @@ EVIDENCE = "evidence.npz"
 
 log = structlog.get_logger(__name__)
 
+Ids = npt.NDArray[np.int64] | npt.NDArray[np.str_]
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged file may raise."""
 _OPTIONAL = ("features", "labelled_features")
 
 
-def write_outputs(path: Path, outputs: PoolPredictions, *, compress: bool) -> None:
-    """Write predictions so that they come back bit-identical.
+def write_columns(path: Path, **columns: npt.NDArray[Any]) -> None:
+    """Write columns of equal or different lengths, compressed.
+
+    Raises:
+        OSError: the folder is gone, or the disk refuses.
+    """
+    np.savez_compressed(path, allow_pickle=False, format=np.array(FORMAT), **columns)
+
+
+def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
+    """Some columns of a file of ``write_columns``; the others are not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: it is damaged, or another version wrote it.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as columns:
+            _require_format(path, columns)
+            return [columns[name] for name in names]
+    except FileNotFoundError:
+        raise
+    except _DAMAGES as error:
+        raise _damaged(path, error) from error
+
+
+def id_column(ids: Sequence[str]) -> Ids:
+    """Image ids as a column: of numbers where all are numbers as Label Studio writes them, else of text."""
+    if all(one.isdecimal() and one.isascii() and len(one) < 19 and (one[0] != "0" or one == "0") for one in ids):
+        return np.array([*map(int, ids)], dtype=np.int64)
+    return np.array(ids, dtype=np.str_)
+
+
+def ids_of(column: Ids) -> tuple[str, ...]:
+    """The image ids in a column."""
+    return tuple(map(str, column.tolist()))
+
+
+def json_column(text: str) -> npt.NDArray[np.uint8]:
+    """JSON as a column."""
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _require_format(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    if (seen := int(arrays["format"]) if "format" in arrays else 1) != FORMAT:
+        raise OtherFormat(f"{path} is of format {seen}, and this version reads format {FORMAT}")
+
+
+def _damaged(path: Path, error: Exception) -> StorageError:
+    return StorageError(f"{path} is damaged ({error}): move it away to continue")
+
+
+def write_outputs(path: Path, outputs: PoolPredictions) -> None:
+    """Write predictions so that they come back bit-identical; uncompressed, which costs a tenth of the room.
 
     Args:
         path: of the new file, in an existing folder.
         outputs: to write.
-        compress: for files that are kept; a file that lives for minutes is written faster without.
 
     Raises:
         OSError: the folder is gone, or the disk refuses.
     """
     arrays: dict[str, Any] = {
         "format": np.array(FORMAT),
-        "image_ids": np.array(outputs.image_ids, dtype=np.str_),
+        "image_ids": id_column(outputs.image_ids),
         "classes": np.array(outputs.classes, dtype=np.str_),
         "probs": outputs.probs,
     }
@@ -50,11 +104,9 @@ def write_outputs(path: Path, outputs: PoolPredictions, *, compress: bool) -> No
     if outputs.gradients is not None:
         arrays |= {"residuals": outputs.gradients.residuals, "hidden": outputs.gradients.hidden}
     if outputs.exclusions:
-        text = json.dumps([exclusion.model_dump() for exclusion in outputs.exclusions])
-        arrays["exclusions"] = np.frombuffer(text.encode(), np.uint8)
-    write: Callable[..., None] = np.savez_compressed if compress else np.savez
+        arrays["exclusions"] = json_column(json.dumps([exclusion.model_dump() for exclusion in outputs.exclusions]))
     buffer = io.BytesIO()
-    write(buffer, allow_pickle=False, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_atomically(path, buffer.getvalue(), parents=False)
 
 
@@ -67,12 +119,11 @@ def read_outputs(path: Path) -> PoolPredictions | None:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if (seen := int(arrays["format"]) if "format" in arrays else 1) != FORMAT:
-                raise OtherFormat(f"{path} is of format {seen}, and this version reads format {FORMAT}")
+            _require_format(path, arrays)
             gradients = LastLayerGradients(arrays["residuals"], arrays["hidden"]) if "hidden" in arrays else None
             exclusions = json.loads(arrays["exclusions"].tobytes()) if "exclusions" in arrays else []
             return PoolPredictions(
-                image_ids=tuple(arrays["image_ids"].tolist()),
+                image_ids=ids_of(arrays["image_ids"]),
                 classes=tuple(arrays["classes"].tolist()),
                 probs=arrays["probs"],
                 **{name: arrays[name] for name in _OPTIONAL if name in arrays},
@@ -81,20 +132,19 @@ def read_outputs(path: Path) -> PoolPredictions | None:
             )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StorageError(f"{path} is damaged ({error}): move it away to continue") from error
+    except _DAMAGES as error:
+        raise _damaged(path, error) from error
 
 
 def write_round_outputs(folder: Path, outputs: PoolPredictions) -> None:
-    """Write a round's passes, which are kept for good, and features or gradients into a file of their own.
+    """Write a round's passes, and features or gradients, which are removed sooner, into a file of their own.
 
     Raises:
         OSError: the folder is gone, or the disk refuses.
     """
-    write_outputs(folder / OUTPUTS, PoolPredictions(outputs.image_ids, outputs.classes, outputs.probs), compress=True)
+    write_outputs(folder / OUTPUTS, PoolPredictions(outputs.image_ids, outputs.classes, outputs.probs))
     if outputs.features is not None or outputs.gradients is not None:
-        # Features of a network hardly compress.
-        write_outputs(folder / EVIDENCE, replace(outputs, probs=outputs.probs[:, :0]), compress=False)
+        write_outputs(folder / EVIDENCE, replace(outputs, probs=outputs.probs[:, :0]))
 
 
 def read_evidence(folder: Path) -> PoolPredictions | None:
@@ -154,14 +204,13 @@ def read_embedding(path: Path) -> Embedding | None:
     """The embedding in a file; None where there is none, or it is damaged or of another version, which is logged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if (seen := int(arrays["format"])) != FORMAT:
-                raise ValueError(f"format {seen}, and this version reads format {FORMAT}")  # noqa: TRY301 - with the rest
+            _require_format(path, arrays)
             round_id, source = arrays["about"].tolist()
             ids = tuple(arrays["image_ids"].tolist())
             return Embedding(round_id, source, ids, arrays["components"], float(arrays["explained"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OtherFormat, *_DAMAGES) as error:
         log.warning("an embedding is ignored and computed again", file=str(path), error=str(error))
         return None
 

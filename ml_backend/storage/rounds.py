@@ -1,29 +1,36 @@
 """The rounds of every project: one folder a round, written under a temporary name and renamed into place.
 
-A reader sees a whole round or none. ``report.json`` grows with the pool; what pages and metrics need at every request
-is in two small files next to it, ``summary.json`` and ``head.json``. Both are written with the round; for a round that
-an older version saved they are made from its report, once.
+A reader sees a whole round or none. ``report.json`` holds what pages and metrics need at every request, and does not
+grow with the pool; what does is in columns next to it, ``ranking.npz`` and ``inputs.npz``. In a round of an older
+version ``report.json`` is the whole report, and ``summary.json`` and ``head.json`` are made from it, once.
 """
 
 import fcntl
 import hashlib
+import io
+import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 from pydantic import AwareDatetime, Field
 from pydantic_core import from_json
 
-from ml_backend.errors import StaleRound, StorageError, UnknownProject
+from ml_backend.errors import StaleRound, StorageError, UnknownProject, UnknownRound
 from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import (
     Connection,
+    Exclusion,
     FitReport,
     FrozenModel,
     HandPick,
@@ -32,6 +39,8 @@ from ml_backend.schemas import (
     Label,
     ProjectKey,
     PublishedRanking,
+    PutOff,
+    Reread,
     RoundReport,
     RoundRequest,
     RoundTrigger,
@@ -43,16 +52,23 @@ from ml_backend.storage.atomic import (
     read_cached,
     read_record,
     remove_half_written,
+    write_atomically,
     write_record,
 )
 from ml_backend.storage.outputs import (
     EVIDENCE,
     OUTPUTS,
     Embedding,
+    Ids,
     SavesItself,
+    id_column,
+    ids_of,
+    json_column,
+    read_columns,
     read_embedding,
     read_evidence,
     read_outputs,
+    write_columns,
     write_embedding,
     write_round_outputs,
 )
@@ -61,18 +77,27 @@ from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore, Th
 KEPT_NETWORKS: Final = 3
 """Rounds that keep their network, the last that trained one; a warm start continues from the newest."""
 KEPT_ORDERS: Final = 500
+"""Orders that readers were served, and rounds that keep ranking and inputs where the number of rounds is bounded."""
 HEAD_IMAGES: Final = 200
 """Images of a batch, and randomly drawn images behind it, that a page shows."""
 NETWORK: Final = "model.*"
 """What a learner saves."""
-INPUTS: Final = "inputs"
-"""Name of the record ``RoundInputs`` in a round's folder."""
+LISTED: Final = 200
+"""Images that a page lists with a reason: put off, left out, or for another reader."""
+INPUTS: Final = "inputs.npz"
+"""``RoundInputs``."""
+RANKING: Final = "ranking.npz"
+"""What of a report grows with the pool."""
 HAND_PICKS: Final = "hand-picks"
 """Name of the record of a project that ``hand_picks`` reads."""
 MANIFEST, _SUMMARY, _HEAD = "manifest", "summary", "head"
+REMOVED: Final = "removed"
+"""Name of the record ``RemovedFiles`` in a round's folder."""
+_HEADER: Final = b'{"format":2'
+_COLUMNS: Final = {"image_ids", "scores", "suggestions", "confidences"}
 _NO_RECORDS: Final[Mapping[str, FrozenModel]] = MappingProxyType({})
 _CACHED_SUMMARIES = 20_000  # over all projects; about a kilobyte each
-_CACHED_SUGGESTIONS = 4  # rounds; about 25 MB each for a pool of 100,000
+_CACHED_SUGGESTIONS = 4  # rounds; 18 bytes an image
 
 R = TypeVar("R", bound=FrozenModel)
 log = structlog.get_logger(__name__)
@@ -91,7 +116,8 @@ class RoundSummary(FrozenModel, extra="ignore"):
         started_at: ISO 8601, UTC.
         seconds: stage -> wall time.
         base: the earlier round whose network ranked, where this one only ranked anew.
-        report_bytes: size of the report that the summary was made from; of another report it is out of date.
+        report_bytes: size of the file ``report.json``; a summary of an older version's report of another size is out of
+            date.
     """
 
     request: RoundRequest
@@ -173,23 +199,32 @@ class RankedImage(FrozenModel):
 
 
 class RankingHead(FrozenModel, extra="ignore"):
-    """The images of a ranking that a page shows.
+    """The images of a round that a page shows.
 
     Attributes:
         strategy: that ordered them.
         batch: the first of the batch, in the order of the ranking.
         behind: the first of the holdout images behind the batch.
+        disputed: the first images with a disputed label; the next three, the first of ``Ranking.rereads``, of
+            ``Ranking.put_off``, and of the images that were left out: a skipped image has no label only.
+        left_out_images: number of images that were left out; None in a file of an older version, without these lists.
     """
 
     strategy: str
     batch: tuple[RankedImage, ...]
     behind: tuple[RankedImage, ...] = ()
+    disputed: tuple[str, ...] = ()
+    rereads: tuple[Reread, ...] = ()
+    put_off: tuple[PutOff, ...] = ()
+    left_out: tuple[Exclusion, ...] = ()
+    left_out_images: int | None = None
 
     @classmethod
     def of(cls, report: RoundReport) -> "RankingHead":
         """Cut the head off a report's ranking."""
         ranking = report.ranking
-        control = set(ranking.control)
+        control, ranked = set(ranking.control), set(ranking.image_ids)
+        left_out = [one for one in report.exclusions if one.image_id not in ranked]
         images = [
             RankedImage(
                 image_id=image_id,
@@ -204,14 +239,59 @@ class RankingHead(FrozenModel, extra="ignore"):
             strategy=ranking.strategy,
             batch=tuple(one for one in images if one.place <= ranking.batch_size),
             behind=tuple(one for one in images if one.place > ranking.batch_size)[:HEAD_IMAGES],
+            disputed=report.disputed[:LISTED],
+            rereads=ranking.rereads[:LISTED],
+            put_off=ranking.put_off[:LISTED],
+            left_out=tuple(left_out[:LISTED]),
+            left_out_images=len(left_out),
         )
 
 
+class _Header(FrozenModel):
+    """``report.json`` of a round."""
+
+    format: Literal[2] = 2
+    summary: RoundSummary
+    head: RankingHead
+
+
 class Suggestions(NamedTuple):
-    """The most probable class of each image of a round's pool, and its probability; empty without a network."""
+    """The most probable class of images of a round's pool, and its probability; empty without a network."""
 
     classes: Mapping[str, str]
     confidences: Mapping[str, float]
+
+
+class _Suggested(NamedTuple):
+    """The suggestions for a round's pool: in the order of the ids, the place of the class among the names, or -1."""
+
+    ids: Ids
+    places: npt.NDArray[np.int16]
+    confidences: npt.NDArray[np.float64]
+    names: Sequence[str]
+
+    @classmethod
+    def of_columns(cls, ids: Ids, places: Any, confidences: Any, names: npt.NDArray[np.uint8]) -> "_Suggested":
+        """Sort the columns by the ids."""
+        order = np.argsort(ids)
+        return cls(ids[order], places[order], confidences[order], from_json(names.tobytes()))
+
+    def of(self, image_ids: Iterable[str] | None) -> Suggestions:
+        """Those of some images; None for all."""
+        if image_ids is None:
+            found, rows = ids_of(self.ids), list(range(len(self.ids)))
+        else:
+            numbers = self.ids.dtype.kind == "i"
+            found = tuple(one for one in image_ids if not numbers or id_column([one]).dtype.kind == "i")
+            asked = id_column(found) if numbers else np.array(found, dtype=np.str_)
+            at = np.searchsorted(self.ids, asked).tolist()
+            there = [n for n, row in enumerate(at) if row < len(self.ids) and self.ids[row] == asked[n]]
+            found, rows = tuple(found[n] for n in there), [at[n] for n in there]
+        places, shares = self.places[rows].tolist(), self.confidences[rows].tolist()
+        return Suggestions(
+            {one: self.names[place] for one, place in zip(found, places, strict=True) if place >= 0},
+            {one: share for one, share in zip(found, shares, strict=True) if not math.isnan(share)},
+        )
 
 
 class RoundInputs(FrozenModel):
@@ -257,6 +337,27 @@ class Manifest(FrozenModel):
     options: dict[str, object] = Field(default={})
     previous: str | None = None
     previous_round: str | None = None
+
+
+class ServedOrder(FrozenModel, extra="ignore"):
+    """An order that readers were served, without its images; see ``PublishedRanking`` and ``order_ids``."""
+
+    version: str
+    round_id: str
+    rereads: tuple[str, ...] = ()
+    by_hand: tuple[str, ...] = ()
+    published_at: AwareDatetime
+
+    @classmethod
+    def of(cls, published: PublishedRanking) -> "ServedOrder":
+        """The order without its images."""
+        return cls.model_validate(published.model_dump(exclude={"image_ids"}))
+
+
+class RemovedFiles(FrozenModel):
+    """Files that were removed from a round's folder since it was saved, since only the last rounds keep theirs."""
+
+    files: tuple[str, ...] = ()
 
 
 class _Run(FrozenModel):
@@ -409,11 +510,15 @@ class ProjectStore:
         """The saved rounds that hold a record of this name, oldest first."""
         return sorted(path.parent.name for path in self.folder.glob(f"rounds/r*/{name}.json"))
 
-    def next_round_id(self) -> str:
+    def next_round_id(self, keep_rounds: int = 0) -> str:
         """Reserve the next number: ``r000001``, ``r000002``, ... No two live runs get the same.
 
         The number of a run that saves nothing stays unused. Half-written rounds of killed runs are removed, and large
         files of all but the last rounds that have any.
+
+        Args:
+            keep_rounds: rounds that keep their passes; rankings and inputs are kept of as many, and of ``KEPT_ORDERS``
+                at least. 0: of all.
         """
         rounds = self.folder / "rounds"
         try:
@@ -424,12 +529,27 @@ class ProjectStore:
         for left in rounds.glob(".r*"):
             if left.name < f".{round_id}":
                 shutil.rmtree(left, ignore_errors=True)
-        saved = [rounds / name for name in self.round_ids()]
-        for pattern in (NETWORK, EVIDENCE):
-            files = [found for folder in saved if (found := list(folder.rglob(pattern)))]
-            for path in (path for found in files[:-KEPT_NETWORKS] for path in found):
-                path.unlink(missing_ok=True)
+        self._remove_old_files(keep_rounds)
         return round_id
+
+    def _remove_old_files(self, keep_rounds: int) -> None:
+        bounds = {NETWORK: KEPT_NETWORKS, EVIDENCE: KEPT_NETWORKS}
+        if keep_rounds:
+            bounds |= {OUTPUTS: keep_rounds} | dict.fromkeys((RANKING, "inputs.*"), max(keep_rounds, KEPT_ORDERS))
+        files = [[path for path in self._round(name).rglob("*") if path.is_file()] for name in self.round_ids()]
+        for pattern, keep in bounds.items():
+            holders = [found for its in files if (found := [path for path in its if path.match(pattern)])]
+            for path in (path for found in holders[:-keep] for path in found):
+                if pattern not in (NETWORK, EVIDENCE):  # on record first: what is gone without a record is a fault
+                    round_id = path.parent.name
+                    names = dict.fromkeys((*self.removed_files(round_id), path.name))
+                    self.set_record(round_id, REMOVED, RemovedFiles(files=tuple(names)))
+                path.unlink(missing_ok=True)
+
+    def removed_files(self, round_id: str) -> tuple[str, ...]:
+        """Files of a round that only the last rounds keep, and that were removed."""
+        found = self.record(round_id, REMOVED, RemovedFiles)
+        return () if found is None else found.files
 
     def save(
         self,
@@ -437,16 +557,19 @@ class ProjectStore:
         outputs: PoolPredictions | None,
         learner: SavesItself | None,
         records: Mapping[str, FrozenModel] = _NO_RECORDS,
+        *,
         seal: Callable[[Path], FrozenModel] | None = None,
+        inputs: RoundInputs | None = None,
     ) -> None:
         """Save a round: all of it, or nothing.
 
         Args:
             report: of the round.
-            outputs: predictions of its network; the passes are kept for good, the rest as long as networks.
+            outputs: predictions of its network; see ``next_round_id`` for how long they are kept.
             learner: saves its network.
             records: further records of the round, by the name that ``record`` finds each under.
             seal: makes the manifest of the folder that holds all else.
+            inputs: labels and pool.
 
         Raises:
             StorageError: the round exists already, or the disk refuses.
@@ -462,9 +585,11 @@ class ProjectStore:
                 learner.save(str(folder))
             for name, record in records.items():
                 (folder / f"{name}.json").write_text(record.model_dump_json(indent=1))
-            size = (folder / "report.json").write_bytes(report.model_dump_json(indent=1).encode())
-            (folder / f"{_HEAD}.json").write_text(RankingHead.of(report).model_dump_json(indent=1))
-            (folder / f"{_SUMMARY}.json").write_text(RoundSummary.of(report, size).model_dump_json(indent=1))
+            header = _Header(summary=RoundSummary.of(report), head=RankingHead.of(report))
+            (folder / "report.json").write_text(header.model_dump_json())
+            write_ranking(folder / RANKING, report)
+            if inputs is not None:
+                write_inputs(folder / INPUTS, inputs)
             if seal is not None:
                 (folder / f"{MANIFEST}.json").write_text(seal(folder).model_dump_json(indent=1))
             publish_folder(folder, target)
@@ -478,12 +603,29 @@ class ProjectStore:
 
     def report(self, round_id: str) -> RoundReport:
         """The whole report of a round. Its size grows with the pool: ``summary`` and ``head`` cost a request less."""
-        report = read_record(self._round(round_id) / "report.json", RoundReport)
-        if report is None:
+        folder = self._round(round_id)
+        if not _is_whole(folder):
+            self.summary(round_id)  # raises where report.json is damaged
+            if RANKING in self.removed_files(round_id):
+                raise UnknownRound(
+                    f"the ranking of round {round_id} was removed: AL_KEEP_ROUNDS says how many are kept"
+                )
+            return read_ranking(folder / RANKING)
+        if (report := read_record(folder / "report.json", RoundReport)) is None:
             raise StorageError(
                 f"no round {round_id!r} in {self.folder}; known are {', '.join(self.round_ids()) or 'none'}"
             )
         return report
+
+    def ranked(self, round_id: str) -> tuple[str, ...]:
+        """The images of a round's ranking in their order; none where it was removed."""
+        folder = self._round(round_id)
+        if _is_whole(folder):
+            return self.report(round_id).ranking.image_ids
+        with suppress(FileNotFoundError):
+            ids, scores = read_columns(folder / RANKING, "image_ids", "scores")
+            return ids_of(ids[: len(scores)])
+        return ()
 
     def latest(self) -> RoundReport | None:
         """The report of the newest round."""
@@ -510,17 +652,26 @@ class ProjectStore:
         return self.summary(ids[-1]) if (ids := self.round_ids()) else None
 
     def head(self, round_id: str) -> RankingHead:
-        """The images of a round's ranking that a page shows."""
+        """The images of a round that a page shows."""
         self.summary(round_id)  # makes both files where an older version saved the round
+        folder = self._round(round_id)
+        if not _is_whole(folder) and (header := read_cached(folder / "report.json", _Header)) is not None:
+            return header.head
         with suppress(StorageError):
             if (head := self.record(round_id, _HEAD, RankingHead)) is not None:
                 return head
         return RankingHead.of(self.report(round_id))
 
-    def suggestions(self, round_id: str) -> Suggestions:
-        """Suggestions for all images of a round's pool, cached for as long as its report stays the same."""
-        path = self._round(round_id) / "report.json"
-        return _suggestions(path, file_state(path))
+    def suggestions(self, round_id: str, image_ids: Iterable[str] | None = None) -> Suggestions:
+        """Suggestions for images of a round's pool, by default all; cached for as long as the file stays the same."""
+        folder = self._round(round_id)
+        path = folder / ("report.json" if _is_whole(folder) else RANKING)
+        return _suggestions(path, file_state(path)).of(image_ids)
+
+    def inputs(self, round_id: str) -> RoundInputs | None:
+        """What a round learned from and ranked; None where it was not saved, or was removed."""
+        folder = self._round(round_id)
+        return read_inputs(folder / INPUTS) or read_record(folder / "inputs.json", RoundInputs)
 
     def record(self, round_id: str, name: str, kind: type[R]) -> R | None:
         """A record of a round that was saved with it or later."""
@@ -602,36 +753,56 @@ class ProjectStore:
 
     def file_faults(self, round_id: str, files: Mapping[str, str]) -> list[str]:
         """Describe each file of a round that differs from its manifest. Networks and evidence may be gone by now."""
-        return file_faults(self._round(round_id), files)
+        removed = self.removed_files(round_id)
+        return file_faults(self._round(round_id), {name: one for name, one in files.items() if name not in removed})
 
     def published(self) -> PublishedRanking | None:
-        """The ranking that was published last."""
-        return read_record(self.folder / "published.json", PublishedRanking)
+        """The ranking that was published last, cached for as long as its file stays the same."""
+        return read_cached(self.folder / "published.json", PublishedRanking)
 
     def set_published(self, published: PublishedRanking) -> None:
         """Record the published ranking, and add it to the orders that readers were served."""
         write_record(self.folder / "published.json", published)
-        folder = self.folder / "orders"
+        path = self._order(published.published_at)
         try:
             # The moment of a version stays the same, however often its other figures are completed.
-            write_record(folder / f"{published.published_at:%Y%m%dT%H%M%S%f}.json", published)
-            for old in sorted(folder.glob("2*.json"))[:-KEPT_ORDERS]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()
+            np.save(buffer, id_column(published.image_ids), allow_pickle=False)
+            write_atomically(path.with_suffix(".npy"), buffer.getvalue())
+            write_record(path, ServedOrder.of(published))
+            for old in sorted(path.parent.glob("2*.json"))[:-KEPT_ORDERS]:
+                old.with_suffix(".npy").unlink(missing_ok=True)
                 old.unlink(missing_ok=True)
         except (StorageError, OSError) as error:
             log.warning("the order is served, and is missing from the list of earlier orders", error=str(error))
 
-    def orders(self) -> list[PublishedRanking]:
+    def orders(self) -> list[ServedOrder]:
         """The orders that readers were served, oldest first; the last 500 are kept, damaged ones are logged."""
-        found: list[PublishedRanking] = []
+        found: list[ServedOrder] = []
         for path in sorted((self.folder / "orders").glob("2*.json")):
             try:
-                order = read_record(path, PublishedRanking)
+                order = read_record(path, ServedOrder)
             except StorageError as error:
                 log.warning("an earlier order is left out", error=str(error))
                 continue
             if order is not None:
                 found.append(order)
         return found
+
+    def order_ids(self, order: ServedOrder) -> Ids:
+        """The images of an order, in the order in which they were served; none of a damaged one, which is logged."""
+        path = self._order(order.published_at)
+        try:
+            if (columns := path.with_suffix(".npy")).is_file():
+                return np.load(columns, allow_pickle=False)  # type: ignore[no-any-return]
+            return id_column(from_json(path.read_bytes())["image_ids"])  # as an older version wrote it
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("an earlier order is left out", file=str(path), error=str(error))
+            return id_column(())
+
+    def _order(self, published_at: datetime) -> Path:
+        return self.folder / "orders" / f"{published_at:%Y%m%dT%H%M%S%f}.json"
 
     def imported_versions(self) -> tuple[ImportedVersion, ...]:
         """Model versions that this installation has imported and not deleted yet, oldest first."""
@@ -720,28 +891,99 @@ def file_faults(folder: Path, files: Mapping[str, str]) -> list[str]:
     return faults
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether a round's ``report.json`` is the whole report, as an older version saved it, or is damaged."""
+    try:
+        with (folder / "report.json").open("rb") as file:
+            return file.read(len(_HEADER)) != _HEADER
+    except OSError:
+        return True
+
+
 @lru_cache(maxsize=_CACHED_SUMMARIES)
 def _summary(folder: Path, report_state: FileState) -> RoundSummary:
-    project, round_id = ProjectStore(folder.parents[1]), folder.name
+    project, round_id, size = ProjectStore(folder.parent.parent), folder.name, report_state.size
+    if not _is_whole(folder) and (header := read_record(folder / "report.json", _Header)) is not None:
+        return header.summary.model_copy(update={"report_bytes": size})
     with suppress(StorageError):
         summary = project.record(round_id, _SUMMARY, RoundSummary)
-        if summary is not None and summary.report_bytes == report_state.size:
+        if summary is not None and summary.report_bytes == size:
             return summary
     report = project.report(round_id)
-    made = RoundSummary.of(report, report_state.size)
+    made = RoundSummary.of(report, size)
     with suppress(StorageError):  # a folder that cannot be written to: made again by the next process
         project.set_record(round_id, _HEAD, RankingHead.of(report))
         project.set_record(round_id, _SUMMARY, made)
     return made
 
 
-@lru_cache(maxsize=_CACHED_SUGGESTIONS)
-def _suggestions(path: Path, _: FileState) -> Suggestions:
+def write_ranking(path: Path, report: RoundReport) -> None:
+    """Write ``ranking.npz``; raises OSError where the disk refuses."""
+    ranking = report.ranking
+    ids = tuple(dict.fromkeys((*ranking.image_ids, *ranking.suggestions, *ranking.confidences)))
+    names = list(dict.fromkeys(ranking.suggestions.values()))
+    places = {image_id: names.index(name) for image_id, name in ranking.suggestions.items()}
+    write_columns(
+        path,
+        image_ids=id_column(ids),
+        scores=np.array(ranking.scores, dtype=np.float64),  # of the first images; the others are not ranked
+        suggestions=np.array([places.get(one, -1) for one in ids], dtype=np.int16),
+        confidences=np.array([ranking.confidences.get(one, math.nan) for one in ids], dtype=np.float64),
+        classes=json_column(json.dumps(names)),
+        report=json_column(report.model_dump_json(exclude={"ranking": _COLUMNS})),
+    )
+
+
+def read_ranking(path: Path) -> RoundReport:
+    """Read ``ranking.npz``; raises StorageError where it is damaged or gone."""
+    names = ("image_ids", "suggestions", "confidences", "classes", "scores", "report")
     try:
+        *suggested, scores, report = read_columns(path, *names)
+        found = from_json(report.tobytes())
+        suggestions = _Suggested.of_columns(*suggested).of(None)
+        found["ranking"] |= {
+            "image_ids": ids_of(suggested[0][: len(scores)]),
+            "scores": tuple(scores.tolist()),
+            "suggestions": suggestions.classes,
+            "confidences": suggestions.confidences,
+        }
+        return RoundReport.model_validate(found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is damaged ({error}): move it away to continue") from error
+
+
+@lru_cache(maxsize=_CACHED_SUGGESTIONS)
+def _suggestions(path: Path, _: FileState) -> _Suggested:
+    try:
+        if path.name == RANKING:
+            return _Suggested.of_columns(*read_columns(path, "image_ids", "suggestions", "confidences", "classes"))
         ranking: dict[str, Any] = from_json(path.read_bytes())["ranking"]
-        return Suggestions(ranking.get("suggestions", {}), ranking.get("confidences", {}))
+        classes, shares = ranking.get("suggestions", {}), ranking.get("confidences", {})
+        names = list(dict.fromkeys(classes.values()))
+        places = np.array([*map(names.index, classes.values())], dtype=np.int16)
+        confidences = np.array([shares.get(one, math.nan) for one in classes], dtype=np.float64)
+        return _Suggested.of_columns(id_column(tuple(classes)), places, confidences, json_column(json.dumps(names)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} could not be read: {error}") from error
+
+
+def write_inputs(path: Path, inputs: RoundInputs) -> None:
+    """Write ``inputs.npz``; raises OSError where the disk refuses."""
+    pool = {name: [getattr(image, name) for image in inputs.pool] for name in ImageRef.model_fields}
+    labels = inputs.model_dump_json(include={"labels"})
+    write_columns(path, labels=json_column(labels), pool=json_column(json.dumps(pool, ensure_ascii=False)))
+
+
+def read_inputs(path: Path) -> RoundInputs | None:
+    """Read ``inputs.npz``; None where there is none. Raises StorageError where it is damaged."""
+    try:
+        labels, pool = (from_json(one.tobytes()) for one in read_columns(path, "labels", "pool"))
+        rows = zip(*pool.values(), strict=True)
+        return RoundInputs.model_validate({**labels, "pool": [dict(zip(pool, row, strict=True)) for row in rows]})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{path} is damaged ({error}): move it away to continue") from error
 
 
 def _reserve(rounds: Path) -> str:

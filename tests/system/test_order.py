@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ml_backend.analytics.history import Answer, answers_of
-from ml_backend.analytics.order_audit import order_fidelity
+from ml_backend.analytics.order_audit import stored_fidelity
 from ml_backend.config import ProjectOptions
 from ml_backend.demo.options import DRAWN_CLASSES, draw_images
 from ml_backend.demo.project import RoundFollower, label_until
@@ -103,8 +103,9 @@ class TestServedOrder:
 
     def test_what_is_stored_tells_the_same_as_what_was_served(self, labelled):
         """From the orders and the answers alone: what was held over a switch is explained, the rest is in order."""
-        fidelity = order_fidelity(labelled.store.orders(), labelled.answers)
+        fidelity = stored_fidelity(labelled.store, labelled.answers)
 
+        assert fidelity is not None
         assert fidelity.answered == len(labelled.room.submissions)
         assert {one.kind for one in fidelity.exceptions} <= {"held"}, fidelity.exceptions
         assert fidelity.assumed_held == 0

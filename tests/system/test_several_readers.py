@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from ml_backend.analytics.history import answers_of
-from ml_backend.analytics.order_audit import order_fidelity
+from ml_backend.analytics.order_audit import stored_fidelity
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus.rules import adjudication, rule
 from ml_backend.demo.options import DRAWN_CLASSES, draw_images
@@ -152,8 +152,9 @@ class TestRereads:
         cache = read_project(project.client, project.id, None).cache
         answers = answers_of(cache, project.config, ProjectOptions.resolve(OPTIONS, environ={}))
         begin, end = reading.submissions[21].sent_at, reading.submissions[35].answered_at
-        found = order_fidelity(project.store.orders(), [one for one in answers if one.created_at <= end])
+        found = stored_fidelity(project.store, [one for one in answers if one.created_at <= end])
 
+        assert found is not None
         assert [one for one in found.exceptions if begin <= one.at <= end] == []
         # Further answers that no order asked for: the owner's three at most.
         assert found.answered - found.in_order - len(found.exceptions) <= 3

@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_backend.analytics.history import Answer
-from ml_backend.analytics.order_audit import OrderFidelity, order_fidelity, order_state
+from ml_backend.analytics.order_audit import OrderFidelity, order_state
+from ml_backend.analytics.order_audit import order_fidelity as fidelity_of
 from ml_backend.config import ProjectOptions
 from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import PublishedRanking, RoundReport
 from ml_backend.storage import ProjectStore
+from ml_backend.storage.outputs import id_column
+from ml_backend.storage.rounds import ServedOrder
 from tests.fakes import CLASSES, NOON, make_fit, make_report, make_request
 
 
@@ -46,6 +49,10 @@ def answer(
         skipped=skipped,
         value=None if skipped else "severe",
     )
+
+
+def order_fidelity(orders: list[PublishedRanking], answers: list[Answer]) -> OrderFidelity:
+    return fidelity_of([(ServedOrder.of(one), id_column(one.image_ids)) for one in orders], answers)
 
 
 def kinds(fidelity: OrderFidelity) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from ml_backend.rounds.embedding import keep_embedding, principal_axes
 from ml_backend.rounds.interfaces import assume_current
 from ml_backend.schemas import Label
 from ml_backend.storage import ProjectStore
-from ml_backend.storage.rounds import INPUTS, RoundInputs
+from ml_backend.storage.rounds import INPUTS, RoundInputs, write_inputs
 from tests.fakes import FakeLearner, make_image, make_report, make_request
 
 REQUEST = make_request()
@@ -51,7 +51,7 @@ def store(tmp_path) -> ProjectStore:
 def keep_inputs(store: ProjectStore, images: int) -> None:
     labels = tuple(Label(image=make_image(n), value="normal", raters=1) for n in range(3))
     pool = tuple(make_image(n) for n in range(3, images))
-    store.set_record("r000001", INPUTS, RoundInputs(labels=labels, pool=pool))
+    write_inputs(store.folder / "rounds/r000001" / INPUTS, RoundInputs(labels=labels, pool=pool))
 
 
 def keep(store: ProjectStore, learner: FakeLearner, check=assume_current, **changes: object):

@@ -50,7 +50,7 @@ from ml_backend.rounds.run import run_round
 from ml_backend.rounds.split import fold_split
 from ml_backend.schemas import Annotation, Connection, ImageRef, ProjectKey, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
-from ml_backend.storage.rounds import INPUTS, sha256_of
+from ml_backend.storage.rounds import sha256_of
 from tests.command_line import run_cli
 from tests.fakes import CLASSES, NOON, FakeLabels, FakeProject, make_report, make_request
 from tests.golden_studio import Studio
@@ -76,9 +76,9 @@ class StoringProject(FakeProject):
 
     def save(self, report, predictions, learner, data, start_features=None):
         inputs = round_inputs(data)
-        records = {INPUTS: inputs, HELD_OUT: HeldOutPredictions(images=report.fit.held_out)}
+        records = {HELD_OUT: HeldOutPredictions(images=report.fit.held_out)}
         seal = partial(make_manifest, self._store, report, inputs, device="cpu")
-        self._store.save(report, predictions, learner, records, seal)
+        self._store.save(report, predictions, learner, records, seal=seal, inputs=inputs)
 
 
 class Trained(NamedTuple):

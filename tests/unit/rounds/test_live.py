@@ -60,6 +60,7 @@ from ml_backend.schemas import (
 from ml_backend.seeding import derive
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.project_state import Pause, Quarantine, ReadingStore
+from ml_backend.storage.rounds import RANKING, write_ranking
 from tests.fakes import (
     CLASSES,
     NOON,
@@ -634,8 +635,9 @@ class TestRerankAfterAnUpgrade:
     def test_options_that_this_version_does_not_know(self, run, ranked, monkeypatch):
         """The passes could be read, but not what they were made with."""
         monkeypatch.setenv("AL_STRATEGY", "bald")
-        path = run.store.folder / "rounds" / "r000001" / "report.json"
-        path.write_text(path.read_text().replace('"passes":', '"samples": 3, "passes":'))
+        made = run.store.report("r000001")
+        request = made.request.model_copy(update={"options": {**made.request.options, "samples": 3}})
+        write_ranking(run.store.folder / "rounds/r000001" / RANKING, made.model_copy(update={"request": request}))
 
         with capture_logs() as logs:
             report, _ = run(reason="rerank")

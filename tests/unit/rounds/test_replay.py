@@ -34,9 +34,18 @@ from ml_backend.rounds.replay import (
 )
 from ml_backend.rounds.reuse import StoredPasses, rerank
 from ml_backend.rounds.run import run_round
-from ml_backend.schemas import Connection, ImageRef
+from ml_backend.schemas import Connection, ImageRef, RoundReport
 from ml_backend.storage import ProjectStore, RoundStore
-from ml_backend.storage.rounds import INPUTS, Manifest, RoundInputs, file_faults, sha256_of
+from ml_backend.storage.rounds import (
+    Manifest,
+    RoundInputs,
+    file_faults,
+    read_inputs,
+    read_ranking,
+    sha256_of,
+    write_inputs,
+    write_ranking,
+)
 from tests.fakes import (
     CLASSES,
     FakeLabels,
@@ -95,12 +104,12 @@ class StoringProject(FakeProject):
 
     def save(self, report, predictions, learner, data, start_features=None):
         inputs = round_inputs(data)
-        records = {INPUTS: inputs} | ({} if start_features is None else {START_FEATURES: start_features})
+        records = {} if start_features is None else {START_FEATURES: start_features}
 
         def seal(folder: Path) -> Manifest:
             return make_manifest(self._store, report, inputs, folder, "cpu")
 
-        self._store.save(report, predictions, learner, records, seal)
+        self._store.save(report, predictions, learner, records, seal=seal, inputs=inputs)
 
 
 def a_round(
@@ -172,9 +181,19 @@ def folder(project: ProjectStore, round_id: str = "r000001") -> Path:
 
 
 def change_json(path: Path, change: Callable[[Any], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content, indent=1))
+    """Change a record, be it in JSON or in columns."""
+    if path.name == "ranking.npz":
+        content = json.loads(read_ranking(path).model_dump_json())
+        change(content)
+        write_ranking(path, RoundReport.model_validate(content))
+    elif path.name == "inputs.npz" and (inputs := read_inputs(path)) is not None:
+        content = json.loads(inputs.model_dump_json())
+        change(content)
+        write_inputs(path, RoundInputs.model_validate(content))
+    else:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content, indent=1))
 
 
 class TestSame:
@@ -214,7 +233,7 @@ class TestSame:
         assert {one.reason.split()[0] for one in kept.put_off} == {"more", "nearly"}
         assert only(project).sentence.endswith(": same 5 of 5, same order of 29")
 
-        (folder(project) / "inputs.json").unlink()
+        (folder(project) / "inputs.npz").unlink()
         assert "the patients of its images are not stored" in only(project).sentence
 
     @pytest.mark.parametrize("strategy", ["batch_bald", "power_bald", "core_set", "typiclust", "badge", "random"])
@@ -233,7 +252,8 @@ class TestSame:
         ]
         assert all(one.sound and not one.notes for one in replays(project))
         assert project.report("r000002").ranking.control
-        assert not list(project.folder.rglob("*.npz"))  # the features themselves are in the cache alone
+        kept = {path.name for path in project.folder.rglob("*.npz")}
+        assert kept == {"inputs.npz", "ranking.npz"}  # the features themselves are in the cache alone
 
     def test_rounds_that_sought_a_class(self, project):
         """Of a network with a holdout, before the first one, and ranked anew."""
@@ -341,7 +361,7 @@ class TestOtherSurroundings:
         a_round(project)
         monkeypatch.setattr(replaying, "hardware_fingerprint", lambda device: f"a slide rule for {device}")
         if score is not None:
-            change_json(folder(project) / "report.json", lambda it: it["ranking"]["scores"].__setitem__(0, score))
+            change_json(folder(project) / "ranking.npz", lambda it: it["ranking"]["scores"].__setitem__(0, score))
 
         found = only(project)
 
@@ -360,22 +380,22 @@ class TestTamperedWith:
         ("file", "change", "faults"),
         [
             (
-                "report.json",
+                "ranking.npz",
                 lambda it: it["ranking"]["scores"].__setitem__(4, 0.123),
-                ["score 0.123 stored", "report.json is not what was saved"],
+                ["score 0.123 stored", "ranking.npz is not what was saved"],
             ),
             (
-                "report.json",
+                "ranking.npz",
                 lambda it: it["request"]["options"].update(dropout=0.1),
                 ["options are not those that it was made with: dropout"],
             ),
             (
-                "inputs.json",
+                "inputs.npz",
                 lambda it: it["labels"][0].update(value="severe"),
                 ["the labels are not those that it was made from", "labels, pool and request together"],
             ),
             (
-                "inputs.json",
+                "inputs.npz",
                 lambda it: it["pool"][0].update(uri="other.png"),
                 ["the pool's images are not those that it was made from", "labels, pool and request together"],
             ),
@@ -404,7 +424,7 @@ class TestTamperedWith:
     @pytest.mark.parametrize(("start", "place"), [(a_round, 2), (a_typical_start, 1)], ids=["trained", "typical"])
     def test_an_order(self, project, start, place):
         start(project)
-        change_json(folder(project) / "report.json", lambda it: swap(it["ranking"]["image_ids"], place - 1, 20))
+        change_json(folder(project) / "ranking.npz", lambda it: swap(it["ranking"]["image_ids"], place - 1, 20))
 
         found = only(project)
 
@@ -465,6 +485,16 @@ class TestTamperedWith:
         assert len(second.faults) == 1
         assert second.faults[0].startswith("round r000001, which it follows")
 
+    def test_removed_passes_are_no_fault(self, project):
+        for _ in range(2):
+            a_round(project)
+        project.next_round_id(keep_rounds=1)
+
+        first, second = replays(project)
+
+        assert (first.verdict, first.sound, second.verdict) == ("cannot", True, "same")
+        assert "its passes were removed, as AL_KEEP_ROUNDS says" in first.sentence
+
     def test_a_damaged_report_is_named_and_the_others_go_on(self, project):
         a_round(project)
         a_round(project)
@@ -495,7 +525,7 @@ class TestCommand:
         assert self.replay() == (0, "r000001 entropy: same 3 of 3, same order of 29\n")
 
     def test_status_1_and_the_fault_where_something_was_changed(self, connected):
-        change_json(folder(connected) / "inputs.json", lambda it: it["labels"][0].update(value="severe"))
+        change_json(folder(connected) / "inputs.npz", lambda it: it["labels"][0].update(value="severe"))
 
         status, out = self.replay("--round", "r000001")
 
@@ -511,7 +541,7 @@ class TestCommand:
     def test_the_machine_is_that_of_the_installations_device(self, connected, monkeypatch):
         monkeypatch.setenv("AL_DEVICE", "cpu")
         monkeypatch.setattr(replaying, "hardware_fingerprint", lambda device: f"a slide rule for {device}")
-        change_json(folder(connected) / "report.json", lambda it: it["ranking"]["scores"].__setitem__(0, 9.0))
+        change_json(folder(connected) / "ranking.npz", lambda it: it["ranking"]["scores"].__setitem__(0, 9.0))
 
         assert ", now on a slide rule for cpu: " in self.replay()[1]
 

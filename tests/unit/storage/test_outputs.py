@@ -48,12 +48,12 @@ def bits(outputs: PoolPredictions) -> list[object]:
     return found + [None if one is None else (one.dtype, one.shape, one.tobytes()) for one in kept]
 
 
-@given(pool_outputs(), st.booleans())
+@given(pool_outputs())
 @settings(deadline=None, max_examples=60)
-def test_comes_back_to_the_bit(outputs, compress):
+def test_comes_back_to_the_bit(outputs):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "outputs.npz")
-        write_outputs(path, outputs, compress=compress)
+        write_outputs(path, outputs)
         again = read_outputs(path)
 
     assert again is not None
@@ -86,7 +86,7 @@ class TestFormat:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         outputs = PoolPredictions(("1",), ("a", "b"), np.full((1, 1, 2), 0.5, np.float32))
-        write_outputs(tmp_path / "outputs.npz", outputs, compress=True)
+        write_outputs(tmp_path / "outputs.npz", outputs)
         return tmp_path / "outputs.npz"
 
     def test_a_file_of_before_formats_were_written_is_read(self, path):

@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from ml_backend.errors import StaleRound, StorageError, UnknownProject
+from ml_backend.errors import StaleRound, StorageError, UnknownProject, UnknownRound
 from ml_backend.predictions import PoolPredictions
 from ml_backend.schemas import (
     Connection,
@@ -23,6 +23,8 @@ from ml_backend.schemas import (
     RoundReport,
 )
 from ml_backend.storage import ProjectStore, RankingHead, RoundStore, RoundSummary, rounds
+from ml_backend.storage.atomic import write_record
+from ml_backend.storage.rounds import INPUTS, RANKING, RoundInputs, ServedOrder
 from tests.fakes import CLASSES, NOON, FakeLearner, make_fit, make_report
 
 KEY = ProjectKey(id=7, created=1_700_000_000)
@@ -51,6 +53,17 @@ def test_a_damaged_list_of_picks_hinders_no_round_and_is_not_overwritten(tmp_pat
     assert store.hand_picked() == ()
     with pytest.raises(StorageError):
         store.add_hand_pick(picks[0])
+
+
+def as_saved_by_an_older_version(store: ProjectStore, round_id: str = "r000001") -> Path:
+    """The round with its whole report and its inputs in JSON; summary and head are missing, as version 0.1 left it."""
+    folder, report, inputs = store.folder / "rounds" / round_id, store.report(round_id), store.inputs(round_id)
+    (folder / "report.json").write_text(report.model_dump_json(indent=1))
+    (folder / RANKING).unlink()
+    if inputs is not None:
+        write_record(folder / "inputs.json", inputs)
+        (folder / INPUTS).unlink()
+    return folder
 
 
 class PowerCut(BaseException):
@@ -191,6 +204,30 @@ class TestRoundIds:
         assert kept == ["r000003", "r000004", "r000006"]
         assert all(store.report(round_id) and store.outputs(round_id) for round_id in store.round_ids())
 
+    def test_passes_of_the_last_rounds_stay_then_rankings(self, store, monkeypatch):
+        """What the rest of a project needs of a round stays for good, and only what is on record is missing."""
+        monkeypatch.setattr(rounds, "KEPT_ORDERS", 3)
+        files = {}
+        for number in range(1, 6):
+            round_id = f"r{number:06d}"
+            store.save(make_report(round_id), OUTPUTS, None, inputs=RoundInputs(labels=(), pool=()))
+            files[round_id] = rounds.sha256_of_files(store.folder / "rounds" / round_id)
+        as_saved_by_an_older_version(store, "r000002")
+
+        store.next_round_id(keep_rounds=2)
+
+        ids = store.round_ids()
+        assert [store.has_outputs(one) for one in ids] == [False, False, False, True, True]
+        assert [bool(store.inputs(one)) for one in ids] == [False, False, True, True, True]
+        assert [one.images for one in store.summaries()[0]] == [2] * 5
+        assert [len(store.head(one).batch) for one in ids] == [1] * 5
+        assert [store.ranked(one) for one in ids] == [(), *[("2", "1")] * 4]
+        with pytest.raises(UnknownRound, match="the ranking of round r000001 was removed: AL_KEEP_ROUNDS"):
+            store.report("r000001")
+        assert [store.file_faults(one, files[one]) for one in ids if one != "r000002"] == [[]] * 4
+        (store.folder / "rounds/r000005/ranking.npz").unlink()
+        assert store.file_faults("r000005", files["r000005"]) == ["ranking.npz is gone"]
+
     def test_a_disk_that_refuses_says_so(self, store):
         store.folder.parent.mkdir(parents=True)
         store.folder.write_text("a file where a folder should be")
@@ -297,13 +334,14 @@ class TestOrders:
     def test_every_version_once_as_it_was_last_noted_oldest_first(self, store):
         later = PUBLISHED.model_copy(update={"version": "al-2", "published_at": NOON + timedelta(seconds=1)})
         store.set_published(PUBLISHED)
-        store.set_published(PUBLISHED.model_copy(update={"annotations": 5}))
+        store.set_published(PUBLISHED.model_copy(update={"by_hand": ("1",)}))
         store.set_published(later)
 
-        assert [(order.version, order.annotations) for order in store.orders()] == [
-            (PUBLISHED.version, 5),
-            ("al-2", None),
+        assert [(order.version, order.by_hand) for order in store.orders()] == [
+            (PUBLISHED.version, ("1",)),
+            ("al-2", ()),
         ]
+        assert [store.order_ids(order).tolist() for order in store.orders()] == [[2, 1], [2, 1]]
 
     def test_the_last_are_kept(self, store, monkeypatch):
         monkeypatch.setattr(rounds, "KEPT_ORDERS", 2)
@@ -316,7 +354,19 @@ class TestOrders:
         store.set_published(PUBLISHED)
         (store.folder / "orders/20250101T000000000000.json").write_text("{")
 
-        assert [order.version for order in store.orders()] == [PUBLISHED.version]
+        [order] = store.orders()
+        assert order.version == PUBLISHED.version
+        columns = next((store.folder / "orders").glob("*.npy"))
+        columns.write_bytes(b"\x93NUMPY")
+        assert store.order_ids(order).tolist() == []
+
+    def test_of_an_older_version(self, store):
+        path = store.folder / "orders" / f"{NOON:%Y%m%dT%H%M%S%f}.json"
+        write_record(path, PUBLISHED)
+
+        [order] = store.orders()
+
+        assert (order, store.order_ids(order).tolist()) == (ServedOrder.of(PUBLISHED), [2, 1])
 
     def test_a_history_that_cannot_be_written_stops_no_order(self, store):
         store.folder.mkdir(parents=True)
@@ -356,13 +406,6 @@ class TestSummary:
         )  # fmt: skip
         return make_report().model_copy(update={"ranking": ranking, "fit": make_fit(), "disputed": ("1", "2")})
 
-    @staticmethod
-    def as_saved_by_an_older_version(store: ProjectStore) -> Path:
-        folder = store.folder / "rounds/r000001"
-        for name in ("summary.json", "head.json"):
-            (folder / name).unlink()
-        return folder
-
     def test_is_the_report_without_its_images(self, store, large):
         store.save(large, None, None)
 
@@ -386,7 +429,7 @@ class TestSummary:
     def test_of_an_older_version_both_are_made_once(self, store, large, monkeypatch):
         store.save(large, None, None)
         head = store.head("r000001")
-        folder = self.as_saved_by_an_older_version(store)
+        folder = as_saved_by_an_older_version(store)
         rounds._summary.cache_clear()
 
         found = store.summary("r000001")
@@ -398,7 +441,7 @@ class TestSummary:
 
     def test_in_a_folder_that_cannot_be_written_to(self, store, large, monkeypatch):
         store.save(large, None, None)
-        self.as_saved_by_an_older_version(store)
+        as_saved_by_an_older_version(store)
 
         def refuse(*_: object) -> NoReturn:
             raise StorageError("read-only")
@@ -411,14 +454,16 @@ class TestSummary:
     @pytest.mark.parametrize("damage", ["{", '{"round_id": "r000001"}', ""])
     def test_a_damaged_one_is_made_again(self, store, large, damage):
         store.save(large, None, None)
+        folder = as_saved_by_an_older_version(store)
         for name in ("summary.json", "head.json"):
-            (store.folder / "rounds/r000001" / name).write_text(damage)
+            (folder / name).write_text(damage)
 
         assert store.summary("r000001").images == 400
         assert store.head("r000001") == RankingHead.of(large)
 
     def test_a_report_that_was_replaced_is_seen(self, store, large):
         store.save(make_report(), None, None)
+        as_saved_by_an_older_version(store)
         assert store.summary("r000001").images == 2
         (store.folder / "rounds/r000001/report.json").write_text(large.model_dump_json())
 
@@ -441,7 +486,9 @@ class TestSummary:
         found = store.suggestions("r000001")
 
         assert (len(found.classes), found.classes["399"], found.confidences["399"]) == (400, "severe", 0.75)
-        assert store.suggestions("r000001") is found
+        assert store.suggestions("r000001", ["7", "x", "400", "3"]).classes == {"7": "severe", "3": "severe"}
+        as_saved_by_an_older_version(store)
+        assert store.suggestions("r000001") == found
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"ranking": 3}', None])
     def test_suggestions_of_a_damaged_report(self, store, content):
