@@ -51,11 +51,15 @@ def squared_distances(rows: Float[Tensor, "rows dims"], centre: Float[Tensor, "*
     """
     size = max(1, _CHUNK_ELEMENTS // rows.shape[1])
     centres = centre.expand_as(rows)
-    parts = [
-        (part - to).square_().sum(dim=1)
-        for part, to in zip(torch.split(rows, size), torch.split(centres, size), strict=True)
-    ]
-    return torch.cat(parts).double()
+    distances = rows.new_empty(len(rows), dtype=torch.float64)
+    apart = rows.new_empty(
+        min(size, len(rows)), rows.shape[1]
+    )  # one buffer: small results between many fragment memory
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        torch.sub(part, centres[start : start + size], out=apart[: len(part)])
+        distances[start : start + size] = apart[: len(part)].square_().sum(dim=1)
+    return distances
 
 
 def nearest(rows: Float[Tensor, "rows dims"], centres: Float[Tensor, "centres dims"]) -> Float[Tensor, " rows"]:
@@ -72,22 +76,17 @@ def nearest(rows: Float[Tensor, "rows dims"], centres: Float[Tensor, "centres di
     middle = centres.mean(dim=0)
     about = [(block - middle, start) for start, block in _blocks(centres)]
     size = max(1, _CHUNK_ELEMENTS // rows.shape[1])
-    winners = []
-    for part in torch.split(rows, size):
+    distances = rows.new_empty(len(rows), dtype=torch.float64)
+    for first in range(0, len(rows), size):
+        part = rows[first : first + size]
         least = part.new_full((len(part),), torch.inf)
         winner = torch.zeros(len(part), dtype=torch.int64, device=part.device)
         for block, start in about:
             values, places = torch.addmm(block.square().sum(dim=1), part - middle, block.T, alpha=-2.0).min(dim=1)
             winner = torch.where(values < least, places + start, winner)
             least = torch.minimum(values, least)
-        winners.append(winner)
-    chosen = torch.cat(winners)
-    return torch.cat(
-        [
-            squared_distances(part, centres[winner])
-            for part, winner in zip(torch.split(rows, size), torch.split(chosen, size), strict=True)
-        ]
-    )
+        distances[first : first + size] = squared_distances(part, centres[winner])
+    return distances
 
 
 def _blocks(centres: Tensor) -> list[tuple[int, Tensor]]:

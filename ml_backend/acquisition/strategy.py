@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from ml_backend.acquisition.diversity import one_thread
 from ml_backend.acquisition.inputs import Gradients, Selection, acquisition_inputs, given
 from ml_backend.errors import SettingsError
 from ml_backend.predictions import ImageFeatures, PoolPredictions
@@ -80,16 +81,18 @@ def rank(
     values = {"probs": probs, "features": features, "gradients": gradients}
     for need in sorted(spec.needs):
         given(values[need], need, name)
-    inputs = acquisition_inputs(
-        ids, probs=probs, features=features, labelled_features=labelled_features, gradients=gradients
-    )
-    if "probs" in spec.needs and (passes := given(inputs.probs, "probs", name).shape[1]) < spec.min_passes:
-        raise ValueError(f"{name} needs at least {spec.min_passes} passes, got {passes}: draw more")
-    function = load_acquisition_function(name)
-    if spec.batch:
-        found = function(inputs, batch_size, seed)
-    else:
-        found = function(**{need: getattr(inputs, need) for need in spec.needs})
+    # Most steps are small: waking a second thread costs more than it saves, and on busy cores many times as much.
+    with one_thread():
+        inputs = acquisition_inputs(
+            ids, probs=probs, features=features, labelled_features=labelled_features, gradients=gradients
+        )
+        if "probs" in spec.needs and (passes := given(inputs.probs, "probs", name).shape[1]) < spec.min_passes:
+            raise ValueError(f"{name} needs at least {spec.min_passes} passes, got {passes}: draw more")
+        function = load_acquisition_function(name)
+        if spec.batch:
+            found = function(inputs, batch_size, seed)
+        else:
+            found = function(**{need: getattr(inputs, need) for need in spec.needs})
     picks, scores = found if isinstance(found, Selection) else (torch.empty(0, dtype=torch.int64), found)
     scores = _checked(scores, len(inputs.ids), name)
     best_first = torch.from_numpy(inputs.best_first(scores.numpy(), seed))
