@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import httpx
 import structlog
@@ -860,9 +860,7 @@ SIDE = 224  # pixels: that of most networks; loading PyTorch to ask the network 
 PER_PROBABILITY = 4  # bytes, before compression
 PER_FEATURES = 2048 * 4  # bytes of an image's features, of a ResNet50
 HASHES = 4096  # bytes that a cache takes for the name of an image
-PER_WEIGHT = 20  # bytes: weight, gradient, Adam's two moments, and the best epoch's copy, all in float32
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")  # of NVIDIA, AMD, WSL, Jetson
-CUDA_OVERHEAD = 2**30  # bytes: CUDA itself and cuDNN's working memory; a round number
 
 
 @check("data folder", needs=("settings",), remedy="do as it says: nothing is stored meanwhile, and no round can run")
@@ -942,8 +940,8 @@ def _trained_with(context: CheckContext) -> str | None:
     return newest.round_id if newest and same else None
 
 
-@check("GPU", needs=("options",), remedy="set the options `backbone` and `precision` to what this GPU can do")
-def check_gpu(context: CheckContext) -> Result:  # noqa: PLR0911 - one for each kind of machine
+@check("GPU", needs=("options",), remedy="set the option `precision` to what this GPU can do")
+def check_gpu(context: CheckContext) -> Result:
     if context.settings.device == "cpu":
         return ok("not used, as AL_DEVICE=cpu is set: heads are trained on the CPU")
     options, usable = context.options, any(map(os.path.exists, GPU_FILES))
@@ -958,7 +956,6 @@ def check_gpu(context: CheckContext) -> Result:  # noqa: PLR0911 - one for each 
         if options.finetune == "full":
             return ok("none: the whole network is trained on the CPU, as finetune=full is set, which takes hours")
         return ok("none that PyTorch can use: heads are trained on the CPU")
-    from ml_backend.model.backbones import input_side
     from ml_backend.model.hardware import Precision
 
     device = torch.device("cuda")
@@ -966,66 +963,6 @@ def check_gpu(context: CheckContext) -> Result:  # noqa: PLR0911 - one for each 
     gpu = f"{torch.cuda.get_device_name(device)}, {total / GB:.1f} GB, {free / GB:.1f} of them free now"
     if options.finetune == "head":
         return ok(f"{gpu}; only heads are trained, which takes little")
-    precision = Precision.from_options(device, options.precision, channels_last=options.channels_last)
-    side = input_side(options.backbone, options.image_side)
-    step = step_memory(options.backbone, side, half=precision.dtype == torch.bfloat16)
-    # A batch that is too large for a GPU is halved automatically, down to 2 images.
-    if step.of(2) > total:
-        return failed(
-            f"{gpu}; even 2 images a step take about {step.of(2) / GB:.1f} GB",
-            "halve image_side, or set finetune=head",
-        )
-    whole = step.of(options.train_batch)
-    seen = f"{gpu}; train_batch={options.train_batch} takes about {whole / GB:.1f} GB"
-    return ok(seen if whole <= total else f"{seen}: it will be halved until it fits")
-
-
-class StepMemory(NamedTuple):
-    """Memory of a training step in bytes."""
-
-    fixed: int
-    per_image: int
-
-    def of(self, images: int) -> int:
-        """Bytes of a step of so many images."""
-        return self.fixed + images * self.per_image
-
-
-def step_memory(backbone: str, side: int, *, half: bool) -> StepMemory:
-    """Estimate the memory of a step that trains a whole network, without a GPU and without computing.
-
-    Counted are the tensors that autograd keeps of a forward pass on the meta device, and the weights with all that
-    Adam needs.
-
-    Args:
-        backbone: name of the network.
-        side: of the square input in pixels.
-        half: products are bfloat16, so that most of what is kept takes half of the memory.
-
-    Raises:
-        SettingsError: unknown backbone.
-    """
-    import torch
-    from torch.autograd.graph import saved_tensors_hooks
-
-    from ml_backend.model.backbones import build_network, normalisation_of
-
-    with torch.device("meta"):
-        network = build_network(backbone, side=side)
-        images = torch.empty(2, normalisation_of(backbone).channels, side, side)
-    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}  # noqa: SLF001
-    saved: dict[int, torch.Tensor] = {}
-
-    def save(tensor: torch.Tensor) -> torch.Tensor:
-        # By storage, since views share one; referenced, so that no other tensor reuses its address.
-        storage = tensor.untyped_storage()._cdata  # noqa: SLF001
-        if storage not in weights:
-            saved[storage] = tensor
-        return tensor
-
-    with saved_tensors_hooks(save, lambda tensor: tensor):
-        network.train()(images)
-    # Running means and other per-channel numbers are among them; they are small.
-    per_image = sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) // len(images)
-    fixed = PER_WEIGHT * sum(parameter.numel() for parameter in network.parameters())
-    return StepMemory(fixed + CUDA_OVERHEAD, per_image // 2 if half else per_image)
+    # Raises for what this GPU cannot do.
+    Precision.from_options(device, options.precision, channels_last=options.channels_last)
+    return ok(f"{gpu}; a batch of train_batch={options.train_batch} is halved until it fits")

@@ -20,7 +20,7 @@ from scipy.stats import bootstrap, quantile_test, wilcoxon
 from ml_backend.registry import PASSES_PER_PICK
 from ml_backend.simulation.metrics import Metric, RoundMetrics
 from ml_backend.simulation.plan import RANDOM
-from ml_backend.simulation.run_log import AnyRound, BatchRow, RoundRow, StudyResults
+from ml_backend.simulation.run_log import AnyRound, BatchRow, RoundRow, StudyResults, to_frame
 
 WINDOW: Final = 3  # rounds of the running median
 RESAMPLES: Final = 9_999
@@ -593,26 +593,21 @@ def rarest_class(results: StudyResults) -> str | None:
 
 def picked_share_curves(results: StudyResults, class_name: str) -> pd.DataFrame:
     """Curves of the fraction of a class among all images that a run has picked so far, without its start set."""
-    batches = _batches(results)
-    if batches.empty:
-        return learning_curves(results, lambda _row: None)
-    hits = (batches["label"] == class_name).groupby([batches["run"], batches["round"]]).agg(["sum", "count"])
-    totals = hits.groupby(level="run").cumsum()
-    shares = (totals["sum"] / totals["count"]).to_dict()
+    shares = {}
+    if results.batches:
+        picks = to_frame(results.batches)
+        hits = (picks["label"] == class_name).groupby([picks["run"], picks["round"]]).agg(["sum", "count"])
+        totals = hits.groupby(level="run").cumsum()
+        shares = (totals["sum"] / totals["count"]).to_dict()
     return learning_curves(results, lambda row: shares.get((row.run, row.round)))
 
 
 def picked_median_curves(results: StudyResults, column: Literal["epistemic", "aleatoric"]) -> pd.DataFrame:
     """Curves of the median over the images that each round picked."""
-    batches = _batches(results)
-    medians = {} if batches.empty else batches.groupby(["run", "round"])[column].median().to_dict()
+    medians = {}
+    if results.batches:
+        medians = to_frame(results.batches).astype({column: float}).groupby(["run", "round"])[column].median().to_dict()
     return learning_curves(results, lambda row: medians.get((row.run, row.round)))
-
-
-def _batches(results: StudyResults) -> pd.DataFrame:
-    return pd.DataFrame([(row.run, row.round, row.label, row.epistemic, row.aleatoric) for row in results.batches],
-                        columns=["run", "round", "label", "epistemic", "aleatoric"]
-                        ).astype({"epistemic": float, "aleatoric": float})  # fmt: skip
 
 
 Facts: TypeAlias = dict[str, Any]

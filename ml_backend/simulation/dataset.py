@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,6 @@ from ml_backend.simulation.tables import (
 
 SHARES: Final = (0.6, 0.15, 0.25)  # of the images on train, val and test, where the table has no column ``split``
 READ_AT: Final = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock: a table of ratings has no times
-Row = TypeVar("Row", LabelRow, RatingRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +205,10 @@ def load_dataset(
     if images is None and features is None:
         raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
     meant = frozenset() if task is None else frozenset(task.of)
-    rows = _relative(images, read_labels(labels, rated=ratings is not None, meant=meant), labels)
+    rows = read_labels(labels, rated=ratings is not None, meant=meant)
     answers: list[RatingRow] = []
     if ratings is not None:
-        answers = _relative(images, read_ratings(ratings, meant=meant), ratings)
+        answers = read_ratings(ratings, meant=meant)
         _check_same_images(labels, rows, ratings, answers)
     notes: list[str] = []
     if task is None:
@@ -392,31 +391,6 @@ def _listed(imbalance: Mapping[str, float]) -> str:
     return ", ".join(f"{name}={share:g}" for name, share in imbalance.items())
 
 
-def _relative(folder: Path | None, rows: list[Row], table: Path) -> list[Row]:
-    """The rows with absolute paths of images in the folder made relative to it.
-
-    Raises:
-        SettingsError: the table has the same image by its absolute path and by the other.
-    """
-    if folder is None or not any(row.path.startswith("/") for row in rows):
-        return rows
-    root = folder.resolve()
-    moved = []
-    for row in rows:
-        path = Path(row.path).resolve() if row.path.startswith("/") else None
-        inside = path is not None and path.is_relative_to(root)
-        moved.append(replace(row, path=path.relative_to(root).as_posix()) if path is not None and inside else row)
-    seen: dict[tuple[str, str], int] = {}
-    twice = []
-    for row in moved:
-        first = seen.setdefault((row.path, getattr(row, "rater", "")), row.line)
-        if first != row.line:
-            twice.append(f"lines {first} and {row.line} ({row.path!r})")
-    if twice:
-        raise SettingsError(f"{table} has the same image by two paths: {first_ten(twice)}; remove one of each two rows")
-    return moved
-
-
 def _check_same_images(labels: Path, rows: Sequence[LabelRow], ratings: Path, answers: Sequence[RatingRow]) -> None:
     labelled, rated = {row.path for row in rows}, {answer.path for answer in answers}
     for here, there, table, other in ((labelled, rated, labels, ratings), (rated, labelled, ratings, labels)):
@@ -435,11 +409,6 @@ def _task_of(table: Path, rows: Sequence[LabelRow], notes: list[str], *, ordered
         raise SettingsError(
             f"{table}, column label: {first_ten([*map(repr, names)])} in every row; at least 2 classes are needed: add "
             "images of another class"
-        )
-    if odd := [name for name in names if {";", "="} & set(name)]:
-        raise SettingsError(
-            f"{table}, column label: {first_ten([*map(repr, odd)], ', ')} holds a ';' or '=', by which --task tells "
-            "classes apart: write it without"
         )
     if ordered:
         raise SettingsError(

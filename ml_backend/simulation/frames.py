@@ -91,44 +91,16 @@ def simulate(
 ) -> Simulation:
     """Run a study on labelled images, or continue one, as ``ml-backend simulate`` does.
 
-    The options are those of the command, with Python's types. A study in ``out`` goes on where it stopped; with more
-    strategies, more seeds or a larger budget it grows.
+    The options are those of the command, which ``ml-backend simulate --help`` describes, with Python's types. A study
+    in ``out`` goes on where it stopped; with more strategies, more seeds or a larger budget it grows.
 
-    Args:
-        labels: CSV file with ``path,label[,patient_id][,split][,source]``.
-        out: folder of the results.
-        images: root of the paths in the table: a folder, or an address of fsspec, such as ``s3://bucket/prefix``.
-        ratings: CSV file with ``path,rater,label``.
-        features: npz file with ``X`` and ``path``, instead of images.
-        strategies: acquisition functions: names, ``module:function``, or functions of your own, which take ``probs``
-            (a tensor [images, passes, classes]) and return a score an image, or have ``acquisition_function``; with
-            several workers, only such as can be imported.
-        seeds: their number, or the seeds.
-        profile: defaults of the options below, ``paper`` or ``best``.
-        start: ``live`` counts labels as a team would; ``given`` is the paper's protocol.
-        task: classes, least severe first, each with the labels that it joins; by default those of the table.
-        imbalance: class -> fraction to subsample to.
-        loss: ``weighted``, ``unweighted``, or both.
-        finetune: ``head`` or ``full``.
-        backbone: torchvision's name, ``timm/NAME``, or one for radiographs.
-        weights: ``imagenet``, ``none`` or a file.
-        passes: stochastic forward passes T.
-        batch_size: images per round.
-        initial: labelled images of every class in a given start.
-        min_labels_per_class: labels of two classes before the first network of a live start.
-        cold_start: order before the first network of a live start.
-        option: other project options.
-        budget: most labels of a round: a number (int), or a fraction of the training images (float).
-        device: ``auto``, ``cpu`` or ``cuda``.
-        no_random: leave out the strategy ``random``.
-        readers: synthetic readers instead of ``ratings``: names such as ``["good*4", "poor"]``, a CSV or JSON file, or
-            reader -> confusion matrix, rows (true class) and columns (answer) in the order of the classes.
-        reads: answers an image at most; all by default.
-        count: whether the budget and the curves count images or reads.
-        no_baseline: train no network on all labels.
-        workers: processes on this machine; a script then needs ``if __name__ == "__main__":``.
-        redis: address of a Redis whose workers do the runs, instead.
-        quiet: print no progress.
+    ``strategies`` may be functions of your own, which take ``probs`` (a tensor [images, passes, classes]) and return a
+    score an image, or have ``acquisition_function``; with several workers, only such as can be imported. ``seeds`` is
+    their number, or the seeds. ``task`` is the classes, least severe first, or class -> the labels that it joins.
+    ``budget`` is a number of labels (int), or a fraction of the training images (float). ``readers`` are names such as
+    ``["good*4", "poor"]``, a CSV or JSON file, or reader -> confusion matrix, rows (true class) and columns (answer) in
+    the order of the classes. With ``workers``, a script needs ``if __name__ == "__main__":``. ``quiet`` prints no
+    progress.
 
     Raises:
         SettingsError: an option or a table is wrong, or the folder holds another study.
@@ -202,8 +174,8 @@ def _statistics(results: StudyResults) -> tuple[pd.DataFrame, pd.DataFrame]:
             target, found = labels_ratio_from_random(one, group)
             ratio = found or LabelsRatio(math.nan, None, None, 0)
             area = one.areas.by_group[group].median if one.areas else math.nan
-            numbers = (area, ahead.mean, ahead.low, ahead.high, ahead.p, ratio.median, ratio.low, ratio.high)
-            rows.append((metric.name, *group, runs.shape[1], target, *numbers))
+            values = (area, ahead.mean, ahead.low, ahead.high, ahead.p, ratio.median, ratio.low, ratio.high)
+            rows.append((metric.name, *group, runs.shape[1], target, *values))
     numbers = ["area", "minus_random", "low", "high", "p", "labels_ratio", "ratio_low", "ratio_high"]
     summary = pd.DataFrame(rows, columns=["metric", "strategy", "variant", "seeds", "target", *numbers])
     return pd.concat(needed, ignore_index=True), summary.astype(dict.fromkeys(numbers, float))

@@ -29,28 +29,7 @@ PACKAGES: Final = ("label-studio-active-learning", "torch", "torchvision", "nump
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """The options of ``ml-backend simulate``, as strings of the command line; its ``--help`` describes all of them.
-
-    Attributes:
-        strategies: names, separated by commas: the option ``--strategy``.
-        seeds: their number (``20``, the default, means 0 to 19), or a list (``3,5,7``).
-        start: ``live``, the default, counts labels as a team would: nothing is labelled at the start, and a validation
-            side counts as training side; ``given`` is the paper's protocol. See ``StudyPlan.start``.
-        images: folder that the paths of the table start from, or an address of fsspec, such as ``s3://bucket/prefix``.
-        initial: images of every class in a given start set.
-        min_labels_per_class: of a live start, likewise ``cold_start``: as of ``ProjectOptions``.
-        option: other project options, each as ``NAME=VALUE``.
-        imbalance: ``class=share``, separated by commas.
-        loss: ``weighted``, ``unweighted`` or both, separated by a comma; with both, every run is done twice.
-        budget: most labels that a round trains on; with a decimal point, as a fraction of the training side.
-        no_random: leave out the strategy ``random``, which is added otherwise.
-        workers: number of processes on this machine.
-        readers: synthetic readers instead of ``ratings``, see ``readers.read_readers``.
-        reads: answers an image at most; all by default.
-        count: ``images`` or ``reads``: what the budget and the curves count.
-        no_baseline: train no network on all labels: saves time where the labels needed for a target are not asked for.
-        redis: address of a Redis whose workers do the runs, instead of ``workers``.
-    """
+    """The options of ``ml-backend simulate``, as strings of the command line; its ``--help`` describes all of them."""
 
     labels: Path
     out: Path

@@ -74,18 +74,11 @@ class Oracle:
         """Label these images, in this order.
 
         Raises:
-            ValueError: an image is unknown, always known, or was labelled before; nothing is revealed then.
+            ValueError: an image is not in the pool; nothing is revealed then.
         """
         asked = list(image_ids)
-        seen = set(self._revealed)
-        for image_id in asked:
-            if image_id not in self._truth:
-                raise ValueError(
-                    f"the oracle has no image {image_id!r} in its pool; it had {len(self._truth)} others at the start"
-                )
-            if image_id in seen:
-                raise ValueError(f"image {image_id!r} was labelled before: a round may ask for it only once")
-            seen.add(image_id)
+        if wrong := [image_id for image_id in asked if image_id not in self._truth or image_id in self._revealed]:
+            raise ValueError(f"image {wrong[0]!r} is not in the oracle's pool, or was labelled before")
         for image_id in asked:
             self._revealed[image_id] = None
             self._answer(self._truth[image_id])

@@ -3,18 +3,17 @@
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from ml_backend.analytics.few_labels import TRAINABLE
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.registry import add_function
 from ml_backend.schemas import FrozenModel, ProjectKey, RoundRequest
-from ml_backend.simulation.readers import NAMED, Matrix, named_matrix
+from ml_backend.simulation.readers import Matrix
 
 RANDOM: Final = "random"
 BASELINE: Final = "baseline"  # no strategy: every label of the training side
@@ -280,15 +279,10 @@ def _typed(of: str, name: str) -> str:
 
 
 def _panel(readers: object) -> str:
-    """A panel as it is typed, with a digest of matrices that have no name of their own."""
-    panel = TypeAdapter(dict[str, Matrix]).validate_python(readers or {})
-    kinds = Counter(name.rpartition("-")[0] for name in panel)
-    if not kinds.keys() <= NAMED.keys() or any(
-        matrix != named_matrix(name.rpartition("-")[0], tuple(matrix)) for name, matrix in panel.items()
-    ):
-        digest = hashlib.sha256(json.dumps(panel, sort_keys=True).encode()).hexdigest()
-        return f"matrices {digest[:8]} of {','.join(panel)}"
-    return ",".join(kind if times == 1 else f"{kind}*{times}" for kind, times in kinds.items()) or "none"
+    if not isinstance(readers, Mapping) or not readers:
+        return "none"
+    digest = hashlib.sha256(json.dumps(readers, sort_keys=True).encode()).hexdigest()
+    return f"matrices {digest[:8]} of {','.join(readers)}"
 
 
 def _short(value: object) -> str:

@@ -578,10 +578,10 @@ def times(results: StudyResults) -> list[Times]:
     )
     found = []
     for key, rows in frame.groupby(["strategy", "variant"], sort=False):
-        seconds = [quartiles(rows[name].to_numpy()) for name in ("training", "acquisition")]
+        training, acquisition = (quartiles(rows[name].to_numpy()) for name in ("training", "acquisition"))
         runs = (rows["training"] + rows["acquisition"]).groupby(rows["seed"])
         medians = rows["epochs"].median(), runs.size().median(), runs.sum().median()
-        found.append(Times(Group(*key), *seconds, *medians))
+        found.append(Times(Group(*key), training, acquisition, *medians))
     return found
 
 

@@ -112,19 +112,7 @@ def collect(plan: StudyPlan, data: DataSet, out: Path) -> StudyResults:
         StorageError: the log of a run is damaged.
     """
     counts = data.counts()
-    same = {
-        "command",
-        "started_at",
-        "start",
-        "count",
-        "baseline",
-        "strategies",
-        "seeds",
-        "profile",
-        "options",
-        "versions",
-        "digests",
-    }
+    same = (StudyPlan.model_fields.keys() & StudySummary.model_fields.keys()) - {"images"}
     summary = StudySummary(
         **plan.model_dump(include=same),
         seconds=_seconds_spent(out),
@@ -296,27 +284,21 @@ class StudyProgress(Progress):
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
+            get_time=time.monotonic,
+            speed_estimate_period=3600,
         )
-        self._total = total
         self._rounds = self.add_task("rounds", total=total)
-        self._begun = self._printed = time.monotonic()
-        self._at_start: int | None = None
+        self._printed = time.monotonic()
 
     def show(self, done: int) -> None:
-        """Show that so many rounds are done."""
-        if self._at_start is None:
-            # Rounds of an earlier call do not count for the pace of this one.
-            self._at_start = done
-            self.reset(self._rounds, total=self._total, completed=done)
+        """Show that so many rounds are done; those of the first call are of an earlier study, without a pace."""
         self.update(self._rounds, completed=done)
-        now = time.monotonic()
-        if self.disable and now - self._printed >= LINE_EVERY_S:
-            self._printed = now
-            left = ""
-            if (own := done - self._at_start) > 0:
-                minutes = (self._total - done) * (now - self._begun) / own / 60
-                left = f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
-            self.say(f"{done} of {self._total} rounds{left}")
+        if self.disable and time.monotonic() - self._printed >= LINE_EVERY_S:
+            self._printed = time.monotonic()
+            words, left = f"{done} of {self.tasks[0].total} rounds", self.tasks[0].time_remaining
+            if left is not None:
+                words += f", about {left / 60:.0f} min left" if left >= 60 else ", less than a minute left"
+            self.say(words)
 
     def say(self, line: str) -> None:
         """Print a line that stays."""

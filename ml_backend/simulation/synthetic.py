@@ -1,6 +1,5 @@
 """A study of synthetic images and simulated readers, for experiments that run anywhere."""
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from jaxtyping import Float64
 from PIL import Image
 from scipy.special import ndtri
@@ -131,8 +131,8 @@ def write_synthetic_study(
         (path, classes[plan.severity], plan.patient, f"centre-{plan.centre + 1}")
         for path, plan in zip(paths, plans, strict=True)
     ]
-    _write(study.labels, _table(("path", "label", "patient_id", "source"), rows))
-    _write(study.ratings, _table(("path", "rater", "label"), ratings))
+    _write_table(study.labels, ("path", "label", "patient_id", "source"), rows)
+    _write_table(study.ratings, ("path", "rater", "label"), ratings)
     _write(folder / MARKER, json.dumps(parameters | {"complete": True}, indent=1).encode())
     return study
 
@@ -171,7 +171,5 @@ def _write(file: Path, content: bytes) -> None:
     half.replace(file)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue().encode()
+def _write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    _write(file, pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n").encode())

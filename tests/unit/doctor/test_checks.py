@@ -12,15 +12,10 @@ import torch
 from ml_backend.doctor import checks
 from ml_backend.doctor.checks import (
     CHECKS,
-    CUDA_OVERHEAD,
-    PER_WEIGHT,
     connect_notes,
     ground_truth_note,
-    step_memory,
 )
 from ml_backend.doctor.runner import examine
-from ml_backend.errors import SettingsError
-from ml_backend.model.backbones import Backbone
 from ml_backend.scheduling import LastError, QueueStatus
 from ml_backend.storage import RoundStore
 from tests.fakes import make_fit, make_report
@@ -425,21 +420,20 @@ class TestGpu:
         assert said in seen.seen
 
     @pytest.mark.parametrize(
-        ("total", "verdict", "said"),
+        ("chosen", "verdict", "said"),
         [
-            (80 * 10**9, "ok", "train_batch=64 takes about 2.7 GB"),
-            (2 * 10**9, "ok", "halved until it fits"),
-            (1 * 10**9, "FAIL", "even 2 images"),
+            ({"finetune": "full", "train_batch": 64}, "ok", "a GPU, 8.0 GB, 4.0 of them free now; a batch of train_b"),
+            ({"finetune": "head"}, "ok", "only heads are trained"),
+            ({"finetune": "full", "precision": "bfloat16"}, "FAIL", "bfloat16"),
         ],
     )
-    def test_one_of_so_much_memory(self, installation, monkeypatch, total, verdict, said):
-        """A ResNet18 at 224 pixels in float32: 1.3 GB beside 22 MB an image."""
+    def test_one_that_pytorch_finds(self, installation, monkeypatch, chosen, verdict, said):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total // 2, total))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * 10**9, 8 * 10**9))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
         installation.settings["device"] = "auto"
-        installation.backends[0]["extra_params"] |= {"train_batch": 64}
+        installation.backends[0]["extra_params"] |= chosen
 
         seen = installation.examine()["GPU"]
 
@@ -601,38 +595,3 @@ class TestLabelling:
         found = installation.examine()
 
         assert (found["labelling"].verdict, found["left out"].verdict) == ("skip", "skip")
-
-
-class TestStepMemory:
-    def test_grows_with_the_images_and_with_their_area(self):
-        small, large = step_memory("resnet18", 112, half=False), step_memory("resnet18", 224, half=False)
-
-        assert large.of(3) - large.of(2) == large.per_image
-        assert large.per_image / small.per_image == pytest.approx(4.0, rel=0.02)
-        assert small.fixed == large.fixed
-
-    def test_keeps_at_least_the_input_of_every_convolution(self):
-        """The first layers of a ResNet18: 3 channels in; 64 out, kept before and after normalisation, and pooled."""
-        first = 4 * (3 * 224**2 + 2 * 64 * 112**2 + 64 * 56**2)
-
-        assert first < step_memory("resnet18", 224, half=False).per_image < 20 * first
-
-    def test_counts_every_weight_once(self):
-        weights = sum(parameter.numel() for parameter in Backbone("resnet18").parameters())
-
-        assert step_memory("resnet18", 64, half=False).fixed == PER_WEIGHT * weights + CUDA_OVERHEAD
-
-    def test_half_precision_halves_what_is_kept(self):
-        whole, half = (step_memory("resnet18", 64, half=half) for half in (False, True))
-
-        assert half.per_image == whole.per_image // 2
-        assert half.fixed == whole.fixed
-
-    def test_a_network_of_timm(self):
-        small, large = (step_memory("timm/test_vit", side, half=False) for side in (64, 128))
-
-        assert large.per_image > 4 * small.per_image
-
-    def test_an_unknown_network(self):
-        with pytest.raises(SettingsError, match="resnet51"):
-            step_memory("resnet51", 64, half=False)

@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from ml_backend.simulation.analysis import (
-    PAIRS_FOR_AN_INTERVAL,
     TARGETS,
     Group,
     LabelsNeeded,
@@ -95,11 +92,6 @@ def runs(draw: st.DrawFn) -> pd.Series:
 
 
 class TestQuartiles:
-    @given(st.lists(VALUES, min_size=1, max_size=9))
-    @settings(deadline=None)
-    def test_are_numpys_where_all_are_finite(self, values):
-        assert quartiles(values) == pytest.approx(np.quantile(values, (0.25, 0.5, 0.75)))
-
     @pytest.mark.parametrize(
         ("values", "expected"),
         [
@@ -171,34 +163,11 @@ class TestBands:
 
         assert list(found) == [RANDOM]
 
-    @given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=7))
-    @settings(deadline=None)
-    def test_quartiles_enclose_the_median(self, values):
-        [found] = bands(curves({"x": values})).values()
 
-        assert (found["q25"] <= found["median"]).all()
-        assert (found["median"] <= found["q75"]).all()
-
-
-class TestRunningMedian:
-    @pytest.mark.parametrize(
-        ("values", "window", "expected"),
-        [
-            ([1.0, 9.0, 1.0, 2.0, 8.0], 3, [5.0, 1.0, 2.0, 2.0, 5.0]),  # at the ends, means of two rounds
-            ([4.0, 0.0, 3.0, 1.0, 2.0], 5, [3.0, 2.0, 2.0, 1.5, 2.0]),
-            ([1.0, 5.0], 9, [3.0, 3.0]),
-            ([1.0, 9.0], 1, [1.0, 9.0]),
-        ],
-    )
-    def test_hand_computed(self, values, window, expected):
-        assert running_median(series(values), window).tolist() == expected
-
-    @given(st.lists(VALUES, min_size=1, max_size=12), st.sampled_from([1, 3, 5]))
-    @settings(deadline=None)
-    def test_stays_within_its_window(self, values, window):
-        for place, value in enumerate(running_median(series(values), window)):
-            seen = values[max(0, place - window // 2) : place + window // 2 + 1]
-            assert min(seen) <= value <= max(seen)
+def test_running_median_hand_computed():
+    """At the ends, means of two rounds."""
+    assert running_median(series([1.0, 9.0, 1.0, 2.0, 8.0])).tolist() == [5.0, 1.0, 2.0, 2.0, 5.0]
+    assert running_median(series([1.0, 9.0]), 1).tolist() == [1.0, 9.0]
 
 
 class TestLabelsNeeded:
@@ -219,15 +188,6 @@ class TestLabelsNeeded:
 
     def test_window_of_one_round(self):
         assert labels_needed(series([0.2, 0.9, 0.5]), 0.8, window=1) == 20
-
-    @given(runs(), VALUES, VALUES)
-    @settings(deadline=None)
-    def test_a_higher_target_takes_no_fewer_labels(self, one, first, second):
-        low, high = (labels_needed(one, target) for target in sorted((first, second)))
-
-        assert low <= high
-        assert labels_needed(one, one.min()) == one.index[0]
-        assert labels_needed(one, one.max() + 1e-9) == NEVER
 
 
 def needed(curves, baselines):
@@ -329,15 +289,6 @@ class TestAreas:
         assert areas(one.iloc[1:]).tolist() == pytest.approx([0.8])
         assert areas(one.iloc[1:2]).tolist() == [0.6]
 
-    @given(runs(), VALUES)
-    @settings(deadline=None)
-    def test_lies_within_the_values_and_rises_with_them(self, one, more):
-        area, higher, constant = areas(pd.DataFrame({0: one, 1: one + more, 2: one * 0 + more}))
-
-        assert one.min() - 1e-12 <= area <= one.max() + 1e-12
-        assert higher == pytest.approx(area + more, abs=1e-12)
-        assert constant == pytest.approx(more)
-
     def test_of_a_study_are_taken_over_the_label_counts_of_all_runs(self):
         found = areas_of(curves({"entropy": flat([0.2, 0.4, 0.8]), "random": [[0.9, 0.1]]}))
         assert found is not None
@@ -389,36 +340,6 @@ class TestPairedDifference:
         got = paired_difference(table([0.0, 1.0] * 3), table([0.0] * 6))
 
         assert (got.low, got.high) == pytest.approx((1 / 6, 5 / 6))
-
-    def test_interval_of_many_is_that_of_the_normal_distribution(self):
-        """200 differences: mean ± 1.96 standard errors, within the resolution of 9,999 resamples."""
-        differences = np.random.default_rng(5).normal(0.3, 0.1, 200)
-        got = paired_difference(table(differences.tolist()), table([0.0] * 200))
-        error = differences.std() / np.sqrt(200)
-
-        assert got.low == pytest.approx(differences.mean() - 1.96 * error, abs=0.1 * error)
-        assert got.high == pytest.approx(differences.mean() + 1.96 * error, abs=0.1 * error)
-
-    @given(HEIGHTS, HEIGHTS)
-    @settings(deadline=None, max_examples=30)
-    def test_agrees_with_scipy_and_turns_round(self, first, second):
-        """Zeros and ties are common in heights of eighths."""
-        a, b = (np.resize(heights, PAIRS_FOR_AN_INTERVAL) / 8 for heights in (first, second))
-        a, b = a.tolist(), b.tolist()
-        got, back = paired_difference(table(a), table(b)), paired_difference(table(b), table(a))
-        differences = np.subtract(a, b)
-
-        assert got == paired_difference(table(a), table(b))
-        assert got.mean == pytest.approx(differences.mean(), abs=1e-12)
-        assert got.low is not None
-        assert got.high is not None
-        assert differences.min() - 1e-12 <= got.low <= got.high <= differences.max() + 1e-12
-        assert back.mean == pytest.approx(-got.mean, abs=1e-12)
-        if differences.any():
-            assert got.p == pytest.approx(stats.wilcoxon(a, b).pvalue)
-            assert back.p == pytest.approx(got.p)
-        else:
-            assert got.p is back.p is None
 
     def test_refuses_runs_that_cannot_be_paired(self):
         with pytest.raises(ValueError, match="no pair of runs"):
@@ -625,11 +546,6 @@ class TestMissedClasses:
         """Recall of normal 1/2 of 3/4: 0.25 below, exactly representable."""
         assert len(self.missed({0: [predicting(2, 4)]}, tolerance=tolerance).get("normal", {})) == found
 
-    def test_worst_is_the_widest_gap(self):
-        runs = {0: [predicting(2, 4)], 1: [predicting(1, 4)], 2: [predicting(2, 4)]}
-
-        assert self.missed(runs)["normal"]["recall"] == (3, 3, 0.25, 0.75)
-
     def test_one_lucky_round_does_not_count(self):
         """Medians of 3: the highest is the first, a mean of two rounds."""
         lucky = [predicting(1, 3), predicting(3, 3), predicting(1, 3), predicting(1, 3)]
@@ -648,13 +564,6 @@ class TestMissedClasses:
 
         assert self.missed(runs, {0: predicting(3, 3), 1: predicting(2, 2)}) == {}
 
-    def test_measure_that_the_baseline_lacks_is_left_out(self):
-        """It predicts no image as normal: there is no precision to reach."""
-        assert self.missed({0: [predicting(0, 2)]}, {0: predicting(0, 4)}) == {
-            "normal": {"specificity": (1, 1, 0.5, 1.0)},
-            "diseased": {"precision": (1, 1, 0.333, 0.5), "recall": (1, 1, 0.5, 1.0)},
-        }
-
     def test_shares_of_picks_and_training_set(self):
         results = drawn_results(("entropy",), seeds=1, rounds=1, classes=("normal", "diseased"))
         normal = sum(row.label == "normal" for row in results.batches) / 20
@@ -672,13 +581,6 @@ class TestFewPasses:
 
     def test_other_strategies_rank_images_one_by_one(self):
         assert few_passes(["bald", "power_bald"], 2, 50) == []
-
-    @given(st.integers(1, 500), st.integers(1, 100))
-    @settings(deadline=None)
-    def test_its_own_advice_silences_it(self, passes, batch):
-        for finding in few_passes(["batch_bald"], passes, batch):
-            assert few_passes(["batch_bald"], finding["enough"], batch) == []
-            assert not finding["smaller"] or few_passes(["batch_bald"], passes, finding["smaller"]) == []
 
 
 class TestFindings:

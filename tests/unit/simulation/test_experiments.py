@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -644,16 +641,3 @@ class TestShareInTop:
     def test_refuses(self, readers, top):
         with pytest.raises(ValueError, match="expected 0 < top <= 1 and disagreement"):
             share_in_top(np.arange(3.0), readers, top=top)
-
-    @settings(deadline=None, max_examples=50)
-    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=3, max_size=30), st.randoms())
-    def test_laws(self, pairs: list[Any], random: Any) -> None:
-        """The order of the images changes nothing; none hold more than the disputed ones; all hold all."""
-        uncertainty, readers = np.array(pairs, dtype=np.float64).T
-        readers[0] += 1.0
-        found = share_in_top(uncertainty, readers, top=0.3)
-        order = random.sample(range(len(pairs)), len(pairs))
-
-        assert share_in_top(uncertainty[order], readers[order], top=0.3) == pytest.approx(found)
-        assert 0.0 <= found <= share_in_top(readers, readers, top=0.3) + 1e-12
-        assert share_in_top(uncertainty, readers, top=1.0) == pytest.approx(1.0)

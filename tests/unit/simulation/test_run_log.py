@@ -129,29 +129,3 @@ class TestResults:
         assert list(rounds[0])[5:10] == ["labels", "share", "labels_normal", "labels_moderate", "labels_severe"]
         assert {"accuracy", "precision_severe", "recall_severe", "specificity_severe", "auroc", "ece"} <= set(rounds[0])
         assert list(batches[0])[-5:] == ["image_id", "label", "score", "epistemic", "aleatoric"]
-
-    def test_hold_the_runs_in_the_order_of_the_plan(self, results):
-        assert list(dict.fromkeys(row.run for row in results.rounds)) == [
-            f"{strategy}-{loss}-s{seed}"
-            for strategy in ("random", "entropy")
-            for loss in ("weighted", "unweighted")
-            for seed in (0, 1)
-        ]
-        assert [(row.variant, row.seed) for row in results.baselines] == [
-            (loss, seed) for loss in ("weighted", "unweighted") for seed in (0, 1)
-        ]
-
-    def test_of_an_unfinished_study_hold_the_rounds_so_far(self, log, tmp_path):
-        results = collect(make_plan(), make_data(), tmp_path)
-
-        assert {row.run for row in results.rounds} == {RUN.name}
-        assert results.baselines == ()
-
-    def test_summary(self, results):
-        summary = results.summary
-
-        assert summary.images == {"train": 48, "val": 9, "test": 12}
-        assert summary.labels_per_class["test"] == {"normal": 4, "moderate": 4, "severe": 4}
-        assert summary.command == make_plan().command
-        assert (summary.rounds, summary.batch_size, summary.passes) == (5, 5, 4)
-        assert summary.variants == ("weighted", "unweighted")
