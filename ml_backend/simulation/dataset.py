@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from ml_backend.simulation.tables import (
 )
 
 SHARES: Final = (0.6, 0.15, 0.25)  # of the images on train, val and test, where the table has no column ``split``
+Row = TypeVar("Row", LabelRow, RatingRow)
 READ_AT: Final = datetime(2000, 1, 1, tzinfo=UTC)  # a fixed clock: a table of ratings has no times
 
 
@@ -205,10 +206,10 @@ def load_dataset(
     if images is None and features is None:
         raise SettingsError("a study needs images or features, got neither: give --images, --features, or both")
     meant = frozenset() if task is None else frozenset(task.of)
-    rows = read_labels(labels, rated=ratings is not None, meant=meant)
+    rows = _relative(images, read_labels(labels, rated=ratings is not None, meant=meant), labels)
     answers: list[RatingRow] = []
     if ratings is not None:
-        answers = read_ratings(ratings, meant=meant)
+        answers = _relative(images, read_ratings(ratings, meant=meant), ratings)
         _check_same_images(labels, rows, ratings, answers)
     notes: list[str] = []
     if task is None:
@@ -389,6 +390,26 @@ def _quotas(counts: Mapping[str, int], imbalance: Mapping[str, float]) -> dict[s
 
 def _listed(imbalance: Mapping[str, float]) -> str:
     return ", ".join(f"{name}={share:g}" for name, share in imbalance.items())
+
+
+def _relative(folder: Path | None, rows: list[Row], table: Path) -> list[Row]:
+    """The rows with absolute paths of images in the folder made relative to it: ids are the same on any machine.
+
+    Raises:
+        SettingsError: the table has the same image by its absolute path and by the other.
+    """
+    if folder is None or not any(row.path.startswith("/") for row in rows):
+        return rows
+    root = folder.resolve()
+    absolute = {row.path: Path(row.path).resolve() for row in rows if row.path.startswith("/")}
+    inside = {path: of.relative_to(root).as_posix() for path, of in absolute.items() if of.is_relative_to(root)}
+    moved = [replace(row, path=inside.get(row.path, row.path)) for row in rows]
+    times = Counter((row.path, getattr(row, "rater", "")) for row in moved)
+    if twice := [path for (path, _), count in times.items() if count > 1]:
+        raise SettingsError(
+            f"{table} has the same image by two paths: {first_ten(twice, ', ')}; remove one of each two rows"
+        )
+    return moved
 
 
 def _check_same_images(labels: Path, rows: Sequence[LabelRow], ratings: Path, answers: Sequence[RatingRow]) -> None:

@@ -4,7 +4,6 @@ A worker reads the plan in the study's folder and appends to the log of the run:
 its last round, on any other.
 """
 
-import hashlib
 import os
 import signal
 import threading
@@ -22,7 +21,7 @@ from typing import Final
 import structlog
 from redis import Redis, RedisError
 from rq import Queue, Retry
-from rq.exceptions import NoSuchJobError
+from rq.exceptions import InvalidJobOperation
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
@@ -147,95 +146,68 @@ def _run_logged(out: str, name: str) -> str | None:
     return run(out, name)
 
 
-class StudyQueue:
-    """The runs of one study as rq jobs, each at most once in the queue.
+def run_on_workers(redis: Redis, names: Sequence[str], out: Path, watch: Callable[[], None]) -> None:
+    """Have runs done by the rq workers of studies, and wait for them.
+
+    A run that an earlier command left in the queue is harmless: its log is locked, and what is done is not done again.
 
     Args:
         redis: a client that answers in bytes.
-        out: folder of the study; part of the jobs' names.
+        names: of the runs.
+        out: folder of the study.
+        watch: called twice a second.
+
+    Raises:
+        QueueError: Redis does not answer, or a run failed; with the worker's reason.
     """
-
-    def __init__(self, redis: Redis, out: Path) -> None:
-        self._redis = redis
-        self._out = str(out.absolute())
-        self._key = hashlib.sha256(self._out.encode()).hexdigest()[:12]
-        self._queue = Queue(QUEUE_STUDY, connection=redis, serializer=JSONSerializer)
-
-    def do(self, names: Sequence[str], watch: Callable[[], None]) -> None:
-        """Have runs done by the workers, and wait for them.
-
-        Args:
-            names: of the runs.
-            watch: called twice a second.
-
-        Raises:
-            QueueError: Redis does not answer, or a run failed; with the worker's reason.
-        """
-        try:
-            for name in names:
-                self._forget(name)
-                self._queue.enqueue_call(
-                    JOB,
-                    args=(self._out, name),
-                    job_id=self._job_id(name),
-                    description=f"run {name} of a study",
-                    timeout=RUN_TIMEOUT_S,
-                    result_ttl=KEPT_S,
-                    failure_ttl=KEPT_S,
-                    retry=Retry(max=ATTEMPTS - 1),
-                )
-            waiting = list(names)
-            while waiting := [name for name in waiting if not self._is_done(name)]:
-                watch()
-                time.sleep(POLL_S)
-            watch()
-        except RedisError as error:
-            raise QueueError(
-                f"Redis does not answer ({type(error).__name__}): start it, and give the same command again to continue"
-            ) from error
-        except BaseException:
-            # So that no worker begins a run that this process no longer waits for.
-            self._withdraw(names)
-            raise
-
-    def _job_id(self, name: str) -> str:
-        # A strategy's name may hold signs that rq's names may not.
-        return f"study-{self._key}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-
-    def _is_done(self, name: str) -> bool:
-        try:
-            job = Job.fetch(self._job_id(name), connection=self._redis, serializer=JSONSerializer)
-            status = job.get_status()
-        except NoSuchJobError as error:
-            raise QueueError(
-                f"run {name} is gone from Redis, which was emptied: give the same command again"
-            ) from error
-        if status is JobStatus.FINISHED:
-            if (reason := job.return_value()) is not None:
-                raise QueueError(str(reason))
-            return True
-        if status in {JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}:
-            result = job.latest_result()
-            last = str(result.exc_string if result else "").strip().splitlines()
-            raise QueueError(
-                f"run {name} failed {ATTEMPTS} times ({last[-1] if last else 'its worker died'}): look into the "
-                "worker's log, and give the same command again to continue"
+    queue = Queue(QUEUE_STUDY, connection=redis, serializer=JSONSerializer)
+    jobs: dict[str, Job] = {}
+    try:
+        for name in names:
+            jobs[name] = queue.enqueue_call(
+                JOB,
+                args=(str(out.absolute()), name),
+                description=f"run {name} of a study",
+                timeout=RUN_TIMEOUT_S,
+                result_ttl=KEPT_S,
+                failure_ttl=KEPT_S,
+                retry=Retry(max=ATTEMPTS - 1),
             )
-        return False
+        waiting = list(names)
+        while waiting := [name for name in waiting if not _is_done(name, jobs[name])]:
+            watch()
+            time.sleep(POLL_S)
+        watch()
+    except RedisError as error:
+        raise QueueError(
+            f"Redis does not answer ({type(error).__name__}): start it, and give the same command again to continue"
+        ) from error
+    except BaseException:
+        # So that no worker begins a run that this process no longer waits for; nor does it wait for Redis.
+        with suppress(RedisError, InvalidJobOperation):
+            for job in jobs.values():
+                if job.get_status() is JobStatus.QUEUED:
+                    job.delete()
+        raise
 
-    def _withdraw(self, names: Sequence[str]) -> None:
-        try:
-            for name in names:
-                if self._job_id(name) in self._queue.job_ids:
-                    self._forget(name)
-        except RedisError:
-            return  # a stopped command does not wait for Redis
 
-    def _forget(self, name: str) -> None:
-        try:
-            Job.fetch(self._job_id(name), connection=self._redis, serializer=JSONSerializer).delete()
-        except NoSuchJobError:
-            return
+def _is_done(name: str, job: Job) -> bool:
+    try:
+        status = job.get_status()
+    except InvalidJobOperation as error:
+        raise QueueError(f"run {name} is gone from Redis, which was emptied: give the same command again") from error
+    if status is JobStatus.FINISHED:
+        if (reason := job.return_value(refresh=True)) is not None:
+            raise QueueError(str(reason))
+        return True
+    if status in {JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}:
+        result = job.latest_result()
+        last = str(result.exc_string if result else "").strip().splitlines()
+        raise QueueError(
+            f"run {name} failed {ATTEMPTS} times ({last[-1] if last else 'its worker died'}): look into the "
+            "worker's log, and give the same command again to continue"
+        )
+    return False
 
 
 class _RunWorker(RoundWorker):

@@ -20,7 +20,7 @@ from ml_backend.scheduling import connect_redis
 from ml_backend.schemas import FrozenModel
 from ml_backend.simulation.dataset import DataSet
 from ml_backend.simulation.options import SimulateOptions, make_plan
-from ml_backend.simulation.parallel import StudyQueue, run_in_processes
+from ml_backend.simulation.parallel import run_in_processes, run_on_workers
 from ml_backend.simulation.plan import StudyPlan
 from ml_backend.simulation.run import do_run, open_study
 from ml_backend.simulation.run_log import (
@@ -194,7 +194,7 @@ def _do_runs(options: SimulateOptions, plan: StudyPlan, data: DataSet, progress:
     names = [run.name for run in left]
     if options.redis is not None:
         with connect_redis(options.redis, patient=True) as redis:
-            StudyQueue(redis, out).do(names, show)
+            run_on_workers(redis, names, out, show)
     elif options.workers > 1 and len(left) > 1:
         run_in_processes(names, out, workers=options.workers, watch=show, note=progress.say)
     else:

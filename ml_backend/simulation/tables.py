@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float32
 
+from ml_backend.config import shown_address
 from ml_backend.errors import SettingsError
 from ml_backend.schemas import PATIENT_KEY, is_patient_key, patient_of
 
@@ -336,6 +337,8 @@ def _row(cells: Sequence[str], header: Sequence[str], separator: str, required: 
     path = row["path"]
     if not path or "\0" in path or path.casefold() in MISSING:
         raise ValueError(f"column path: {path!r} is not a path, give the image's")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", path):
+        raise ValueError(f"column path: {shown_address(path)!r} is an address; download it, and give the file's path")
     return dict.fromkeys(header, "") | row | {"path": _normalized(path)}
 
 

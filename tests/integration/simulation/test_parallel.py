@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ml_backend.errors import QueueError, RoundError, ServiceError
-from ml_backend.simulation.parallel import StudyQueue, run_in_processes
+from ml_backend.simulation.parallel import run_in_processes, run_on_workers
 from ml_backend.simulation.plan import StudyPlan
 from ml_backend.simulation.run import do_run, open_study
 from ml_backend.simulation.run_log import RunLog
@@ -117,7 +117,7 @@ class TestAnyRedis:
         plan = begin_study(tmp_path / "data", tmp_path / "out", **LIVE)
         start(sys.executable, "-m", "ml_backend", "work", "--study", AL_DEVICE="cpu")
 
-        StudyQueue(redis, tmp_path / "out").do([run.name for run in plan.runs()], nothing)
+        run_on_workers(redis, [run.name for run in plan.runs()], tmp_path / "out", nothing)
 
         assert done(plan, tmp_path / "out") == alone(tmp_path / "data", tmp_path / "alone", **LIVE)
 
@@ -126,19 +126,22 @@ class TestAnyRedis:
         start(sys.executable, "-m", "ml_backend", "work", "--study", AL_DEVICE="cpu")
 
         with pytest.raises(QueueError, match=r"run entropy-s0: .*gone holds no plan.json: workers need --out"):
-            StudyQueue(redis, tmp_path / "gone").do(["entropy-s0"], nothing)
+            run_on_workers(redis, ["entropy-s0"], tmp_path / "gone", nothing)
 
     def test_what_waits_is_withdrawn_when_the_command_is_stopped(self, tmp_path, redis):
-        queue = StudyQueue(redis, tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            queue.do(["entropy-s0", "entropy-s1"], stop)
+            run_on_workers(redis, ["entropy-s0", "entropy-s1"], tmp_path, stop)
 
-        assert queue._queue.count == 0
+        assert redis.llen("rq:queue:study") == 0
         assert redis.keys("rq:job:*") == []
+
+    def test_a_redis_that_is_emptied_is_named(self, tmp_path, redis):
+        with pytest.raises(QueueError, match=r"run entropy-s0 is gone from Redis, which was emptied"):
+            run_on_workers(redis, ["entropy-s0"], tmp_path, redis.flushdb)
 
     def test_without_redis_it_says_so(self, tmp_path):
         with (
             Redis(port=free_port(), retry=Retry(NoBackoff(), 0)) as nobody,
             pytest.raises(QueueError, match=r"Redis does not answer \(ConnectionError\): start it"),
         ):
-            StudyQueue(nobody, tmp_path).do(["entropy-s0"], nothing)
+            run_on_workers(nobody, ["entropy-s0"], tmp_path, nothing)

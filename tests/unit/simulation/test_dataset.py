@@ -172,6 +172,13 @@ class TestLoadDataset:
         assert data.truth.keys() == data.split.keys() == {image.id for image in data.images}
         assert "for the shares a=0.333333, 30 of 40 images were kept" in data.notes
 
+    def test_absolute_paths_of_the_folder(self, folder):
+        files = folder.files(*FILES)
+        text = folder.labels.read_text()
+        folder.labels.write_text(text.replace("a.png", f"{files}/a.png").replace("b.png", f"{files}//b.png"))
+
+        assert [image.uri for image in load_dataset(files, folder.labels, task=BINARY).images] == list(FILES)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -198,6 +205,7 @@ class TestRefusals:
             ((), LINES, r"4 of 4 images of .*; give the folder that the paths"),
             (("a.png",), [LINES[1], f"{'b' * 300}.png,viral,,test"], r"1 of 2 images .* are not in .*: bbb.* \(line 3"),
             (("a.png",), ["../l.csv,viral,,train", LINES[1]], r"1 paths of .* lead out of .*: \.\./l\.csv \(line 2\)"),
+            (FILES, [*LINES, "{files}/d.png,viral,p4,test,Y"], r"same image by two paths: d\.png; remove one"),
         ],
     )
     def test_of_a_study_on_images(self, folder, files, lines, message):

@@ -124,9 +124,6 @@ class TestOptions:
 
 
 class TestOwnTables:
-    def test_none_without_options(self):
-        assert own_tables(ExperimentOptions("paper-binary"), 2) is None
-
     def test_the_users_own(self):
         tables = own_tables(ExperimentOptions("paper-binary", labels=LABELS, features=NPZ, task=BINARY), 2)
 
@@ -265,11 +262,6 @@ class TestInterval:
         assert interval([0.5, 0.5]).is_above_zero
         assert str(interval([0.5])) == "0.500 (one seed)"
         assert not interval([0.5]).is_above_zero
-
-    @pytest.mark.parametrize("values", [[], [0.5, float("nan")]])
-    def test_refuses_what_has_no_mean(self, values):
-        with pytest.raises(ValueError, match="at least one value, all of them finite"):
-            interval(values)
 
 
 class TestByRun:

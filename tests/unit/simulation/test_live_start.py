@@ -116,6 +116,13 @@ class TestRun:
 
         assert (request.cold_start, request.min_labels_per_class, request.per_patient) == ("random", 2, 0)
 
+    def test_a_request_has_every_option_that_a_round_knows(self):
+        plan = live_plan(enough=7, validation_share=0.4, control_share=0.1)
+        request = plan.request(ENTROPY, CLASSES)
+
+        assert (request.min_labels_per_class, request.validation_share, request.control_share) == (7, 0.4, 0.1)
+        assert request.options == plan.options_of(ENTROPY).model_dump(mode="json")
+
     def test_features_of_the_test_side_never_make_an_order(self):
         guard = GuardedLearner(FakeLearner(), DATA)
 

@@ -52,12 +52,6 @@ class TestReadLabels:
     def test_reads(self, table, text, rows):
         assert labels(table, text) == rows
 
-    @pytest.mark.parametrize("names", ["0\n1\n2", "0.0\n1.0\n2.0", "1e1\n2e1\n3e1"])
-    def test_numbers_are_labels(self, table, names):
-        rows = labels(table, "path,label\n" + "".join(f"{n}.png,{name}\n" for n, name in enumerate(names.split())))
-
-        assert [row.label for row in rows] == names.split()
-
     def test_a_rated_image_needs_no_label(self, table):
         assert labels(table, "path,label\na.png,\nb.png,x\n", rated=True)[0].label is None
 
@@ -134,6 +128,7 @@ class TestRefusals:
             (b'[{"id": 1, "data": {"image": "/data/upload/1/a.png"}}]', "JSON, such as Label Studio's export: write"),
             (b"path,label\na.png,x\n ,x\n", "line 3, column path: '' is not a path"),
             (b"path,label\na\0.png,x\n", r"line 2, column path: 'a\\x00.png' is not a path"),
+            (b"path,label\nhttps://h.example/a.png?sig=1,x\n", r"line 2, .*a.png\?...' is an address; download it"),
             (b"path,label\na.png,NaN\n", "line 2, column label: 'NaN' is not a label, give the image's or remove"),
             (b"path,label\n\na.png\n", "line 3, column label: '' is not a label"),
             (b"path,label\na.png;x\nb.png,y\n", r"line 2, .* 1 of 2 cells: 'a.png;x'"),
