@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from ml_backend.errors import RoundError, TooFewLabels
-from ml_backend.images.cache import DiskCache, ImageCache
+from ml_backend.images.cache import DecodedImage, DiskCache, ImageCache
 from ml_backend.images.dataset import load_labelled, read_ahead
 from ml_backend.images.decode import Pixels
 from ml_backend.images.transforms import IMAGENET, Normalisation, augment, to_input
@@ -461,7 +461,7 @@ class LabelledDataset:
         cls,
         labels: Sequence[Label],
         classes: Sequence[str],
-        images: ImageCache,
+        read: Callable[[ImageRef], DecodedImage],
         device: torch.device,
         progress: Callable[[int], None],
         *,
@@ -469,7 +469,7 @@ class LabelledDataset:
         soft: bool = False,
     ) -> Self:
         """Pixels on the CPU, targets on the device of the training; the network's normalisation; ``soft`` as above."""
-        loaded = load_labelled(labels, classes, images.read, progress)
+        loaded = load_labelled(labels, classes, read, progress)
         probabilities = soft_targets(labels, loaded.images, classes).to(device) if soft else None
         examples = PixelExamples(loaded.pixels, loaded.targets.to(device), normalisation, probabilities)
         return cls(loaded.images, examples, loaded.exclusions)
