@@ -78,6 +78,7 @@ _HERE = "tests/test_manual.py"
 _DOCKER = "tests/test_docker.py"
 _FEW = "with 25 labels of a class before the first network, 80 images would not do"
 _ALONE = "each worker loads PyTorch for seconds, and those of docs/researchers.md are started"
+_FOLLOWERS = "tests/unit/scheduling/test_followers.py"
 _STANDS = "project, addresses, keys and folders are those of the test"
 _ENGINE = "no engine here, see tests/containers/run"
 _CI = "CI has run all of it with `make test`"
@@ -146,6 +147,8 @@ RUNNERS: tuple[Runner, ...] = (
     Runner("redis-server", _PROJECT, "--port 6379", f"{_STANDS}, and so is the port"),
     Runner("ml-backend serve", _PROJECT, why=_STANDS),
     Runner("ml-backend work", _PROJECT, why=_STANDS),
+    Runner("ml-backend work --gpus", _FOLLOWERS, why="up to its processes; test_distributed.py runs these on CPUs"),
+    Runner("ml-backend work --nproc", _FOLLOWERS, why="likewise"),
     Runner("ml-backend connect", _PROJECT, why=_STANDS),
     Runner("ml-backend connect --project 7 --option", _PROJECT, "--url http://backend.example.org:9090", _STANDS),
     Runner("ml-backend import", "tests/system/test_import.py", why=_STANDS),

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from ml_backend.errors import ImageError, RoundError, TooFewLabels
+from ml_backend.errors import RoundError, TooFewLabels
 from ml_backend.images.cache import CacheTable, DecodedImage, ImageCache
 from ml_backend.images.dataset import load_labelled, read_ahead
 from ml_backend.images.decode import Pixels
@@ -482,7 +482,7 @@ class LabelledDataset:
         cls,
         labels: Sequence[Label],
         classes: Sequence[str],
-        images: ImageCache,
+        read: Callable[[ImageRef], DecodedImage],
         device: torch.device,
         progress: Callable[[int], None],
         *,
@@ -490,7 +490,7 @@ class LabelledDataset:
         soft: bool = False,
     ) -> Self:
         """Pixels on the CPU, targets on the device of the training; the network's normalisation; ``soft`` as above."""
-        loaded = load_labelled(labels, classes, images.read, progress)
+        loaded = load_labelled(labels, classes, read, progress)
         probabilities = soft_targets(labels, loaded.images, classes).to(device) if soft else None
         examples = PixelExamples(loaded.pixels, loaded.targets.to(device), normalisation, probabilities)
         return cls(loaded.images, examples, loaded.exclusions)

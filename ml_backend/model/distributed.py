@@ -285,8 +285,11 @@ def follow(address: tuple[str, int], token: str, local_rank: int, serve: Serve) 
     # Between rounds the GPU's memory is free.
     while not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         with _connect(address) as connection, cast("BinaryIO", connection.makefile("rwb")) as lines:
-            _send(lines, {"token": token, "name": f"{socket.gethostname()}, process {os.getpid()}"})
-            if not (line := lines.readline()):
+            line = b""
+            with suppress(OSError):
+                _send(lines, {"token": token, "name": f"{socket.gethostname()}, process {os.getpid()}"})
+                line = lines.readline()
+            if not line:
                 log.info("not taken into a round: the worker has ended, or is of another version or installation")
                 return
             _take_part(lines, address[0], json.loads(line), local_rank, serve)

@@ -30,7 +30,7 @@ from ml_backend.registry import Need
 from ml_backend.schemas import Exclusion, FitReport, ImageRef, Label
 
 SLOW = 1.5  # times the median of the others' seconds an image
-SLOW_S = 3.0
+SLOW_S = 10.0
 
 Network: TypeAlias = McDropoutLearner | EnsembleLearner
 OpenLearner: TypeAlias = Callable[[Group, str], AbstractContextManager[tuple[Network, str]]]
@@ -193,7 +193,9 @@ class DistributedLearner:
         log.info("images shared out", command=command, seconds=[round(one, 1) for one in seconds], waited=waited)
         for rank in slow_ranks(done):
             name = self._crew.name(rank) if rank and self._crew else "the process of the round"
-            log.warning("a rank is slow, and the others wait for it", rank=rank, of=name, waited=waited)
+            log.warning(
+                "a rank is slow, and the others wait for it", rank=rank, of=name, command=command, waited=waited
+            )
 
     def _report(self, stage: LearnerStage, done: int, total: int) -> None:
         part, images = self._part
@@ -208,7 +210,7 @@ class DistributedLearner:
 
 
 def slow_ranks(done: Mapping[int, PartDone]) -> list[int]:
-    """Ranks that took more than 1.5 times the median of the others' seconds an image, and at least 3 seconds."""
+    """Ranks that took more than 1.5 times the median of the others' seconds an image, and at least 10 seconds."""
     pace = {rank: one.seconds / one.images for rank, one in done.items() if one.images}
     return [
         rank

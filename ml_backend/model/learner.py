@@ -312,7 +312,7 @@ class McDropoutLearner:
             with one_thread():
                 result = train(*training.head_problem(network.head, data, held_out))
         else:
-            result = train(network, data, held_out)
+            result = train(network, data, held_out, group=self._group)
         network.eval()
         return network, result
 
@@ -339,8 +339,9 @@ class McDropoutLearner:
         if self._head_only:
             return LabelledDataset.from_features(labels, classes, self._frozen_extractor(), progress, soft=soft)
         normalisation = self._backbone().normalisation
+        read = training.read_together(self._group, [label.image for label in labels], self._images.read)
         return LabelledDataset.from_pixels(
-            labels, classes, self._images, self._device, progress, normalisation=normalisation, soft=soft
+            labels, classes, read, self._device, progress, normalisation=normalisation, soft=soft
         )
 
     def _backbone(self) -> Backbone:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,16 @@ from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 from ml_backend.config import ProjectOptions
-from ml_backend.errors import RoundError, SettingsError
+from ml_backend.errors import ImageError, RoundError, SettingsError
+from ml_backend.images.cache import DecodedImage
+from ml_backend.images.dataset import read_ahead
 from ml_backend.model.data import Examples, FeatureExamples, SoftTargets
 from ml_backend.model.distributed import SINGLE, Group
 from ml_backend.model.hardware import Precision, find_executable_batch_size, generator, is_out_of_memory, seeded
 from ml_backend.model.network import DropoutHead
+from ml_backend.schemas import Exclusion, ImageRef
+
+T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 
@@ -165,16 +170,16 @@ def train(
     return find_executable_batch_size(attempt, config.batch, advice, setting="train_batch")
 
 
-def agree(group: Group, call: Callable[[], object]) -> None:
+def agree(group: Group, call: Callable[[], T]) -> T:
     """Call a function on every process; an error on any of them is raised on all.
 
     Raises:
         Exception: this process's own error.
-        torch.OutOfMemoryError, RoundError: another's; a RoundError names the process.
+        torch.OutOfMemoryError, RoundError: another's; the message names the process.
     """
     error: Exception | None = None
     try:
-        call()
+        result = call()
     except Exception as caught:  # noqa: BLE001 - of whatever kind, the others must learn of it
         error = caught
     found = group.gather(None if error is None else (is_out_of_memory(error), f"{type(error).__name__}: {error}"))
@@ -184,6 +189,35 @@ def agree(group: Group, call: Callable[[], object]) -> None:
         if other is not None:
             full, message = other
             raise (torch.OutOfMemoryError if full else RoundError)(f"process {rank} of {group.size}: {message}")
+    return result
+
+
+def read_together(
+    group: Group, images: Sequence[ImageRef], read: Callable[[ImageRef], DecodedImage]
+) -> Callable[[ImageRef], DecodedImage]:
+    """Read images once in a group, each process some; returns what ``read`` is of them, the same on every process.
+
+    One that its process could not read is unreadable for all.
+    """
+    if group.size == 1:
+        return read
+    part = images[_part(len(images), group)]
+    own = agree(group, lambda: {image.id: _packed(result) for image, result in read_ahead(part, read)})
+    found = {image_id: each for results in group.gather(own) for image_id, each in results.items()}
+
+    def look_up(image: ImageRef) -> DecodedImage:
+        text, pixels = found[image.id]
+        if pixels is None:
+            raise ImageError(text)
+        return DecodedImage(text, pixels.numpy())
+
+    return look_up
+
+
+def _packed(result: DecodedImage | Exclusion) -> tuple[str, Tensor | None]:
+    if isinstance(result, Exclusion):
+        return result.reason, None
+    return result.key, torch.from_numpy(result.pixels)
 
 
 def head_problem(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from typing import ClassVar, NoReturn, Self
 
@@ -179,6 +180,7 @@ def main(host: str, port: str, gpu: str, parent: str) -> None:
     from ml_backend.model.distributed_learner import serve  # noqa: PLC0415
     from ml_backend.rounds.live import follower_learner  # noqa: PLC0415
 
+    import_module("torchvision.models")  # it would be loaded with the backbone, while others wait
     follow((host, int(port)), token(settings), int(gpu), partial(serve, partial(follower_learner, settings)))
 
 

@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from importlib import import_module
 from itertools import chain, zip_longest
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import structlog
 from redis import RedisError
@@ -295,21 +296,25 @@ def _new_crew(settings: Settings) -> Callable[[], "Crew"] | None:
         return None
     listener, processes = followers.listener, followers.processes
 
-    def end(reason: str) -> None:
-        log.error("the round ends, since one of its processes is gone", reason=reason)
-        if job is not None:
-            with suppress(RedisError):
-                job.meta[LOST] = reason
-                job.save_meta()  # type: ignore[no-untyped-call]
-        # The main thread may wait for that process for ever.
-        os._exit(FOLLOWER_LOST)
-
     def new() -> "Crew":
         from ml_backend.model.distributed import Crew  # noqa: PLC0415 - imports torch
 
-        return Crew(listener, processes.others, processes.nproc, token(settings), end)
+        return Crew(listener, processes.others, processes.nproc, token(settings), partial(end_round, job))
 
     return new
+
+
+def end_round(job: Job | None, reason: str) -> NoReturn:
+    """End this work-horse, one of whose followers is gone; rq begins its round again, as that of a killed one.
+
+    Its main thread may wait for the follower in a collective for ever.
+    """
+    log.error("the round ends, since one of its processes is gone", reason=reason)
+    if job is not None:
+        with suppress(RedisError):
+            job.meta[LOST] = reason
+            job.save_meta()  # type: ignore[no-untyped-call]
+    os._exit(FOLLOWER_LOST)
 
 
 MAX_THUMBNAILS = 500  # of a round

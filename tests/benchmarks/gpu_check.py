@@ -1,4 +1,4 @@
-"""Tests and times the engine on one GPU within eight minutes, and writes a JSON file.
+"""Tests and times the engine on one GPU, and training on two, within eight minutes, and writes a JSON file.
 
     python -m tests.benchmarks.gpu_check gpu-check.json
 
@@ -52,7 +52,8 @@ class Sizes:
     labels: int = 150
     pool: int = 2_000
     epochs: int = 20
-    cached: int = 4_096  # images of random pixels, on which the backbone is timed
+    cached: int = 4_096  # images of random pixels, on which the backbone and its training are timed
+    train_batch: int = 256
     passes: int = 50
     committee: int = 5
     bald_pool: int = 100_000
@@ -62,7 +63,7 @@ class Sizes:
 
 
 FULL: Final = Sizes()
-TINY: Final = Sizes("shufflenet_v2_x0_5", 32, 18, 20, 1, 16, 20, 2, 300, 20, 4, 1)
+TINY: Final = Sizes("shufflenet_v2_x0_5", 32, 18, 20, 1, 16, 16, 20, 2, 300, 20, 4, 1)
 
 
 Part: TypeAlias = Callable[[Sizes], Figures]
@@ -159,8 +160,6 @@ def uint8_cache(sizes: Sizes) -> Figures:
 
     The first is what a round takes to score a pool of decoded images; the second leaves the disk out.
     """
-    import torch
-
     images, _ = _drawn(sizes)
     with tempfile.TemporaryDirectory() as folder:
         _learner(sizes, Path(folder), finetune="full").prepare(images)  # decodes only
@@ -169,8 +168,7 @@ def uint8_cache(sizes: Sizes) -> Figures:
         from_disk = len(images) / _seconds(lambda: learner.prepare(images), repeats=1)
     extractor, pixels = _extractor(sizes), _pixels(sizes)
     from_memory = len(pixels) / _seconds(lambda: extractor.run(pixels), sizes.repeats)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    ceiling = next((limit for part, limit in CEILING.items() if part in name), None)
+    ceiling = _ceiling()
     return {
         "images/s from the cache on disk": from_disk,
         "images/s from memory": from_memory,
@@ -234,6 +232,63 @@ def ensemble(sizes: Sizes) -> Figures:
     return {"networks": sizes.committee, "one network, s": one, "ensemble, s": all_, "ratio": all_ / one}
 
 
+def group(sizes: Sizes) -> Figures:
+    """Images a second of a full fine-tuning in a group of one process and, where two GPUs are, of two.
+
+    Without a GPU, two processes use gloo instead of NCCL. A step takes three times the arithmetic of a forward pass.
+    """
+    import torch
+
+    figures: Figures = {"batch": sizes.train_batch, "GPUs": torch.cuda.device_count()}
+    for size in range(1, (min(2, torch.cuda.device_count()) or 2) + 1):
+        with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(size) as pool:
+            ranks = [(sizes, rank, size, f"file://{folder}/store") for rank in range(size)]
+            speed = figures[f"{size}, training images/s"] = min(pool.starmap(_train_in_group, ranks, chunksize=1))
+            ceiling = _ceiling()
+            figures[f"{size}, share of the ceiling"] = None if ceiling is None else speed / (ceiling / 3 * size)
+    return figures
+
+
+def _train_in_group(sizes: Sizes, rank: int, size: int, store: str) -> float:
+    """Images a second of the last of three epochs, in a process of its own."""
+    import torch
+    from torch import distributed
+
+    from ml_backend.model.data import PixelExamples
+    from ml_backend.model.distributed import Group
+    from ml_backend.model.hardware import Precision
+    from ml_backend.model.network import McDropoutClassifier
+    from ml_backend.model.training import OptimizerConfig, train
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store, rank=rank, world_size=size)
+    precision = Precision.from_options(_device(), "auto", channels_last=True)
+    network = precision.place(McDropoutClassifier(len(CLASSES), sizes.backbone, weights="none"))
+    pixels = _pixels(sizes)
+    data = PixelExamples(pixels, (torch.arange(len(pixels)) % len(CLASSES)).to(_device()))
+    ends: dict[int, float] = {}  # of each epoch
+
+    def note(done: int, total: int) -> None:
+        del total
+        ends.setdefault(done, time.perf_counter())
+
+    train(
+        network,
+        data,
+        data.select(torch.arange(2)),
+        CLASSES,
+        config=OptimizerConfig(3, 3, sizes.train_batch, 1e-4, 0.0),
+        precision=precision,
+        seed=0,
+        progress=note,
+        group=Group(rank, size),
+    )
+    distributed.destroy_process_group()
+    return len(pixels) / (ends[3] - ends[2])
+
+
 def two_processes(sizes: Sizes) -> Figures:
     """A network that another process restores gives the same probabilities to the bit, and the same ranking.
 
@@ -275,6 +330,7 @@ PARTS: Final[dict[str, tuple[Part, float]]] = {
     "tests": (gpu_tests, 90.0),
     "two processes": (two_processes, 90.0),
     "uint8 cache": (uint8_cache, 60.0),
+    "group": (group, 90.0),
     "passes": (mc_passes, 40.0),
     "BatchBALD": (batch_bald, 60.0),
     "rounds": (rounds, 120.0),
@@ -290,6 +346,13 @@ def _device() -> Any:
     from ml_backend.model.hardware import choose_device
 
     return choose_device("auto")
+
+
+def _ceiling() -> int | None:
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return next((limit for part, limit in CEILING.items() if part in name), None)
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:

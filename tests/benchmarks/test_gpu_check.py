@@ -59,6 +59,7 @@ def test_says_what_it_ran_on(report: Any) -> None:
         tests = report["parts"]["tests"]["figures"]
         assert tests["skipped"] == tests["tests"] > 0
         assert report["parts"]["uint8 cache"]["figures"]["ceiling, images/s"] is None
+        assert report["parts"]["group"]["figures"]["2, training images/s"] > 0
 
 
 def ends(_sizes: Sizes) -> Figures:

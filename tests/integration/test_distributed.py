@@ -2,16 +2,19 @@
 
 import base64
 import io
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from structlog.testing import capture_logs
 
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.images.synthetic import draw_pool
-from ml_backend.model import distributed_learner, inference
+from ml_backend.model import distributed, distributed_learner, inference
 from ml_backend.model.distributed import Crew
 from ml_backend.predictions import PoolPredictions
 from ml_backend.registry import Need
@@ -20,7 +23,7 @@ from ml_backend.scheduling.followers import Followers, Processes, token
 from ml_backend.schemas import Connection, ImageRef, Label
 from ml_backend.storage import RoundStore
 from tests.integration.follower_with_mischief import SHARD_IMAGES
-from tests.integration.processes import PROJECT
+from tests.integration.processes import PROJECT, free_port
 
 CLASSES = ("normal", "severe")
 NEEDS: frozenset[Need] = frozenset({"probs", "features", "gradients"})
@@ -49,11 +52,11 @@ class Lost(Exception):
 
 
 class Rounds:
-    """Rounds of one project, by this process and its followers."""
+    """Rounds of one project, by this process and others."""
 
-    def __init__(self, settings: Settings, followers: Followers, mischief: Path) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, mischief: Path) -> None:
         self._settings = settings
-        self._followers = followers
+        self._listener = listener
         self._mischief = mischief
         self._lost: list[str] = []
 
@@ -61,45 +64,90 @@ class Rounds:
         if self._lost:
             raise Lost(*self._lost)
 
-    def outputs(self, processes: int, step: str = "") -> PoolPredictions:
-        """Of a network that is trained in one process or several."""
-        self._mischief.write_text(step)
-        assert self._followers.listener is not None
-        listener = self._followers.listener
-        crew = Crew(listener, processes - 1, processes, token(self._settings), self._lost.append)
+    def outputs(self, processes: int, mischief: str = "", side: int = 32) -> PoolPredictions:
+        """Of a network that this process trains; a follower's mischief begins with the passes."""
+        self._mischief.write_text(mischief)
+
+        def crew() -> Crew:
+            return Crew(self._listener, processes - 1, 1, token(self._settings), self._lost.append)
+
         with (
-            open_project(self._settings, PROJECT, crew=(lambda: crew) if processes > 1 else None) as context,
-            context.distributed(OPTIONS, self._tick) as learner,
+            open_project(self._settings, PROJECT, crew=crew if processes > 1 else None) as context,
+            context.distributed(OPTIONS.model_copy(update={"image_side": side}), self._tick) as learner,
         ):
+            if not mischief:
+                learner.prepare(POOL)
             learner.fit(LABELS[:8], LABELS[8:], CLASSES)
             return learner.outputs(POOL, NEEDS)
 
 
 @pytest.fixture
 def rounds(monkeypatch, tmp_path) -> Iterator[Rounds]:
+    """With two followers on "another machine" that has another data folder."""
     monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(distributed, "JOIN_S", 600.0)
+    monkeypatch.setattr(distributed, "GRACE_S", 0.1)
     monkeypatch.setattr(distributed_learner, "SLOW_S", 1.0)
-    program = str(Path(__file__).parent / "follower_with_mischief.py")
-    monkeypatch.setattr(Followers, "program", (program,))
+    monkeypatch.setattr(Followers, "program", (str(Path(__file__).parent / "follower_with_mischief.py"),))
     environ = {
-        "AL_DATA_DIR": str(tmp_path / "elsewhere"),  # as another machine's
+        "AL_DATA_DIR": tmp_path / "elsewhere",
         "AL_DEVICE": "cpu",
         "AL_LABEL_STUDIO_URL": "http://127.0.0.1:9",
         "AL_LABEL_STUDIO_API_KEY": "k",
-        "TEST_MISCHIEF": str(tmp_path / "mischief"),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": 1,
+        "TEST_MISCHIEF": tmp_path / "mischief",
     }
     for name, value in environ.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, str(value))
     settings = Settings.load(data_dir=tmp_path / "data")
     RoundStore(settings.data_dir).connect(Connection(project=PROJECT, hostname="http://ls", label_config="<View/>"))
+    master = f"127.0.0.1:{free_port()}"
     threads = torch.get_num_threads()
-    with Followers(Processes(nproc=3)) as followers:
-        yield Rounds(settings, followers, tmp_path / "mischief")
+    torch.set_num_threads(1)
+    with (
+        Followers(Processes(nproc=1, nnodes=2, master=master)) as here,
+        Followers(Processes(nproc=2, nnodes=2, node_rank=1, master=master)),
+    ):
+        assert here.listener is not None
+        yield Rounds(settings, here.listener, tmp_path / "mischief")
     torch.set_num_threads(threads)
 
 
-def test_the_result_is_that_of_one_process(rounds) -> None:
+def logged(logs: list[MutableMapping[str, Any]], **wanted: object) -> MutableMapping[str, Any]:
+    [found] = [line for line in logs if wanted.items() <= line.items()]
+    return found
+
+
+def test_processes_share_out_a_pool(rounds) -> None:
+    """Whatever happens to them, the result is that of one process, or the round ends with the reason."""
+
+    def assert_same(found: PoolPredictions) -> None:
+        assert (found.image_ids, found.classes, found.exclusions) == (
+            wanted.image_ids,
+            wanted.classes,
+            wanted.exclusions,
+        )
+        assert len(found.image_ids) == len(POOL) - 1
+        for name in ("probs", "features", "labelled_features"):
+            assert getattr(found, name).tobytes() == getattr(wanted, name).tobytes()
+        assert found.gradients is not None
+        assert found.gradients.residuals.tobytes() == wanted.gradients.residuals.tobytes()
+        assert found.gradients.hidden.tobytes() == wanted.gradients.hidden.tobytes()
+
     wanted = rounds.outputs(1)
-    for n in (3,):
-        found = rounds.outputs(n)
-        assert found.probs.tobytes() == wanted.probs.tobytes()
+    assert_same(rounds.outputs(2))
+    with capture_logs() as logs:
+        assert_same(rounds.outputs(3, "sleep 2"))
+    slow = logged(logs, event="a rank is slow, and the others wait for it", command="outputs", rank=2)
+    assert slow["waited"][0] - slow["waited"][2] >= 1.0
+    assert slow["of"].startswith(f"{socket.gethostname()}, process ")
+
+    wanted = rounds.outputs(1, side=40)
+    with capture_logs() as logs:
+        assert_same(rounds.outputs(3, "blind 1", side=40))
+    event = "a rank could not read an image that can be read here: its part is computed again"
+    assert logged(logs, event=event, rank=1)["image"] == POOL[2 * SHARD_IMAGES].id
+
+    with pytest.raises(Lost, match=r"^rank 1 of 3 \(on .*, process \d+\) failed: RuntimeError: a bug$"):
+        rounds.outputs(3, "fail 1")

@@ -1,5 +1,6 @@
-"""A round that one worker gives back is finished by the next, with a real network on a real Valkey."""
+"""A round that a worker gives back, or that dies, is finished by the next, with a real network on a real Valkey."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -25,13 +26,13 @@ def work(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., subproc
     """Start a worker on data folders, which ends when no round waits."""
     environ = {"AL_DEVICE": "cpu", "AL_LABEL_STUDIO_URL": "http://ls", "AL_LABEL_STUDIO_API_KEY": "k"}
 
-    def start_worker(*folders: Path, hold: str = "") -> subprocess.Popen[bytes]:
+    def start_worker(*folders: Path, hold: str = "", **extra: str) -> subprocess.Popen[bytes]:
         for folder in folders:
             RoundStore(folder).connect(
                 Connection(project=PROJECT, hostname="http://ls", label_config=LABEL_CONFIG, extra_params=OPTIONS)
             )
         threads = {"OMP_NUM_THREADS": "1"}
-        return start(sys.executable, str(WORKER), *map(str, folders), **environ, **threads, TEST_HOLD=hold)
+        return start(sys.executable, str(WORKER), *map(str, folders), **environ, **threads, **extra, TEST_HOLD=hold)
 
     return start_worker
 
@@ -67,9 +68,17 @@ def test_the_next_worker_goes_on(queue: RoundQueue, redis: Redis, work, tmp_path
         kept = files(shared)
     assert {path.relative_to(shared).parts[1] for path in kept} == {"images", "features"}
     lonely = RoundStore(alone).project(PROJECT)
-    for _ in range(2):
-        lonely.next_round_id()  # the numbers of the runs that were given back stay unused
-    # One process for both: it loads PyTorch once, and a round of each folder runs in a process of its own.
-    assert work(shared, alone).wait(timeout=START_S) == 0
+    lonely.next_round_id()  # as many numbers stay unused: of the runs that were given back, of one and of one that dies
+    # One worker for both: it loads PyTorch once. The round of the second folder is shared out to two processes, one of
+    # which is killed: it comes again, and its result is the same.
+    mischief = tmp_path / "mischief"
+    mischief.write_text("die")
+    assert work(shared, alone, TEST_MISCHIEF=str(mischief)).wait(timeout=3 * START_S) == 0
+    assert not mischief.exists()
+    log = (tmp_path / "child-2.log").read_text()
+    assert "rank 1 of 2 (on " in log
+    assert log.count("images shared out") == 1
+    assert "ended by an unexpected error" not in log
+    assert not any(Path(f"/proc/{pid}").exists() for pid in re.findall(r"process (\d+)", log))
     assert kept.items() <= files(shared).items()
     assert result(store) == result(lonely)

@@ -230,8 +230,12 @@ class TestFailures:
         assert events(log) == ["begin", "begin", "end"]
         assert queue.status(PROJECT).changes == 0
 
-    def test_a_process_killed_twice_is_given_up(self, queue, start_worker, plan):
-        plan("kill", "kill", "quick")
+    @pytest.mark.parametrize(
+        ("step", "cause"),
+        [("kill", "ended twice with signal 9;"), ("lost", "lost twice: rank 1 of 2 (on a host, process 9) died.")],
+    )
+    def test_a_process_killed_twice_is_given_up(self, queue, start_worker, plan, step, cause):
+        plan(step, step, "quick")
         start_worker()
         queue.count_changes(PROJECT, 20)
         queue.request_round(PROJECT, "labels")
@@ -240,7 +244,8 @@ class TestFailures:
 
         status = queue.status(PROJECT)
         assert status.last_error is not None
-        assert "signal 9" in status.last_error.message
+        assert cause in status.last_error.message
+        assert "choose a smaller train_batch or image_side" in status.last_error.message
         assert (status.changes, status.running) == (20, None)
         queue.request_round(PROJECT, "forced")
         wait_until(lambda: queue.status(PROJECT).rounds_finished == 1)

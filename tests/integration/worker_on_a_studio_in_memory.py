@@ -2,7 +2,8 @@
 
 It does the rounds of the data folders that its arguments name, one after the other; each but the first is asked for
 once the one before is done. In the stage named by ``TEST_HOLD`` a round takes its first step, makes the file
-``held-<stage>`` in the data folder, and waits until its process is asked to stop.
+``held-<stage>`` in the data folder, and waits until its process is asked to stop. The round of the second folder is run
+by two processes, of which the other one is begun with ``follow`` as first argument.
 """
 
 import os
@@ -16,9 +17,11 @@ if __name__ == "__main__":
 
 from ml_backend.config import Settings
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.scheduling import RoundQueue, worker
+from ml_backend.model import distributed, inference
+from ml_backend.scheduling import RoundQueue, followers, worker
 from ml_backend.scheduling.queue import SHUTDOWN, Claim
 from tests.count_modules import make_studio
+from tests.integration.follower_with_mischief import SHARD_IMAGES, misbehave
 from tests.integration.processes import PROJECT
 
 
@@ -40,6 +43,12 @@ if __name__ == "__main__":
     studio = make_studio()
     from_settings: Any = lambda *_args, **_options: studio.client()  # noqa: E731
     LabelStudioClient.from_settings = from_settings  # type: ignore[method-assign]
+    inference.SHARD_IMAGES = SHARD_IMAGES  # type: ignore[misc]
+    if sys.argv[1] == "follow":
+        misbehave()
+        followers.main(*sys.argv[2:])
+    followers.Followers.program = (__file__, "follow")
+    distributed.JOIN_S = 600.0
     worker.draw_thumbnails = lambda *_: 0
     if stage := os.environ.get("TEST_HOLD"):
         hold(stage)
@@ -48,4 +57,4 @@ if __name__ == "__main__":
         settings = Settings.load()
         if place:
             RoundQueue.from_settings(settings).request_round(PROJECT, "labels")
-        worker.work(settings, burst=True)
+        worker.work(settings, burst=True, processes=followers.Processes(nproc=1 + place))

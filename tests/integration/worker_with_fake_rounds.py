@@ -5,7 +5,7 @@ It looks after rounds and Redis every second instead of every fifth.
 Each round takes the next step of the Redis list ``test:plan``: ``quick`` (also when the list is empty), ``burn <s>``
 (in many steps), ``deaf <s>`` (in one step),
 ``empty`` (a BackendError), ``away`` (one that passes by itself), ``bug`` (an unexpected error), ``kill`` (the process
-is killed, as for want of memory).
+is killed, as for want of memory), ``lost`` (another process of the round is).
 It notes its beginning and its end in ``test:log``.
 """
 
@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import structlog
+from rq import get_current_job
 
 from ml_backend.config import Settings
 from ml_backend.errors import EmptyPool, LabelStudioError
@@ -58,6 +59,8 @@ def run_live_round(settings: Settings, key: ProjectKey, reason: Any, progress: A
         raise RuntimeError("a bug")
     elif step == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif step == "lost":
+        worker.end_round(get_current_job(), "rank 1 of 2 (on a host, process 9) died")
     guard()
     result = _publish(store, key, round_id, reason)
     note("end")

@@ -3,17 +3,24 @@
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, distributed, nn
 from torchvision.ops import StochasticDepth
 
+from ml_backend.config import ProjectOptions
+from ml_backend.images.source import FolderSource
+from ml_backend.images.synthetic import draw_pool
 from ml_backend.model.data import PixelExamples
 from ml_backend.model.distributed import SINGLE, Group
 from ml_backend.model.hardware import Precision
+from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.training import EarlyStopping, OptimizerConfig, train
+from ml_backend.schemas import FitReport, ImageRef, Label
 
 CLASSES = ("normal", "moderate", "severe")
 CONFIG = OptimizerConfig(epochs=3, patience=3, batch=8, learning_rate=1e-3, weight_decay=1e-4)
@@ -132,26 +139,54 @@ def run(case: Case, group: Group) -> dict[str, Any]:
     return found | {"rows": Recorded.rows, "weights": weights}
 
 
-def serve(rank: int, folder: str) -> dict[tuple[int, str], dict[str, Any]]:
+def fit(folder: Path, group: Group) -> tuple[list[str], FitReport]:
+    """By a learner with a cache of its own; every image is a file, and one of them no image."""
+    fetched: list[str] = []
+
+    class Source(FolderSource):
+        def fetch(self, image: ImageRef) -> bytes:
+            fetched.append(image.id)
+            return super().fetch(image)
+
+    options = ProjectOptions(
+        backbone="resnet18", weights="none", image_side=32, finetune="full", epochs=1, train_batch=8, passes=2
+    )
+    cache = folder / f"cache {group.rank} of {group.size}"
+    learner = McDropoutLearner(options, Source(folder), cache, device="cpu", group=group)
+    labels = [
+        Label(image=ImageRef(id=str(number), uri=f"{number}.png"), value=CLASSES[number % 3], raters=1)
+        for number in range(15)
+    ]
+    return fetched, learner.fit(labels[:10], labels[10:], CLASSES)
+
+
+def serve(rank: int, folder: str) -> dict[tuple[int, str], Any]:
     """In a process of its own: all cases in a group of 3, then, without the last process, of 2."""
     torch.set_num_threads(1)
-    found: dict[tuple[int, str], dict[str, Any]] = {}
+    found: dict[tuple[int, str], Any] = {}
     for size in range(3, max(rank, 1), -1):
         distributed.init_process_group("gloo", f"file://{folder}/{size}", rank=rank, world_size=size)
         found |= {(size, name): run(case, Group(rank, size)) for name, case in CASES.items()}
+        if size == 3:
+            found[size, "learner"] = fit(Path(folder), Group(rank, size))
         distributed.destroy_process_group()
     return found
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[dict[str, Any]]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[Any]]:
     """Of every number of processes and case, what each process found."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    folder = str(tmp_path_factory.mktemp("store"))
+    folder = tmp_path_factory.mktemp("group")
+    arrays, _, _ = draw_pool(15, (1, 1, 1), seed=0, side=32)
+    for number, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{number}.png")
+    (folder / "4.png").write_bytes(b"no image")
     with context.Pool(3) as pool:
-        ranks = pool.starmap_async(serve, [(rank, folder) for rank in range(3)], chunksize=1).get(timeout=120)
+        ranks = pool.starmap_async(serve, [(rank, str(folder)) for rank in range(3)], chunksize=1).get(timeout=300)
     grouped = {key: [each[key] for each in ranks if key in each] for key in ranks[0]}
+    grouped[1, "learner"] = [fit(folder, SINGLE)]
     return grouped | {(1, name): [run(CASES[name], SINGLE)] for name in LEARNS}
 
 
@@ -185,3 +220,14 @@ class TestGroup:
 def test_memory_full_on_one_process_halves_the_batch_of_all(found: Any) -> None:
     for each, smaller in zip(found[3, "memory"], found[3, "batch 4"], strict=True):
         assert each["curve"] == smaller["curve"] != []
+
+
+def test_learner_reads_each_image_once(found: Any) -> None:
+    """Also the one that is none, which is left out by all."""
+    [(read, alone)], group = found[1, "learner"], found[3, "learner"]
+
+    assert sorted(image for images, _ in group for image in images) == sorted(read)
+    for _, each in group:
+        assert [exclusion.image_id for exclusion in each.exclusions] == ["4"]
+        assert (each.train_images, each.class_weights) == (alone.train_images, alone.class_weights)
+        assert each.validation_loss == pytest.approx(alone.validation_loss, abs=1e-3)
