@@ -6,7 +6,7 @@ date does.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import fields
 from functools import cache, partial
 from hashlib import blake2b
@@ -39,6 +39,7 @@ from ml_backend.analytics.history import (
     answers_of,
     ground_truths,
     known_network,
+    stored_insights,
     strategy_history,
 )
 from ml_backend.analytics.order_audit import OrderFidelity, stored_fidelity
@@ -52,7 +53,7 @@ from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import Annotation, Exclusion, FrozenModel
+from ml_backend.schemas import Annotation, Exclusion, FrozenModel, Label
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
 from ml_backend.storage.rounds import HAND_PICKS, RankedImage
 
@@ -168,11 +169,13 @@ def _analysis(
 
     labels = _readable(lambda: rule(options.consensus)(read()[0], training_classes(config, options)).labels) or ()
 
+    insights = cache(lambda: stored_insights(project, _answered_images(labels, answers, images)))
+
     def holdout() -> HoldoutEstimate | None:
         if mirror is None or not any(one.request.control_share for one in rounds):
             return None
         classes = training_classes(config, options)
-        return holdout_estimate(stored_labels_by_origin(project, labels, answers).control, classes)
+        return holdout_estimate(stored_labels_by_origin(project, labels, answers, insights()).control, classes)
 
     def stopping() -> StopAdvice | None:
         if all(one.fit is None for one in rounds):
@@ -219,7 +222,7 @@ def _analysis(
         seconds_an_image=seconds,
         confusions=_readable(confusions) or {},
         answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
-        readers=_readable(partial(_readers, project, configured, images, answers, read)),
+        readers=_readable(partial(_readers, project, configured, images, answers, read=read, insights=insights)),
         labels={one.image.id: one.value for one in labels},
         closed=_readable(partial(_closed, project, mirror, images, {one.image.id for one in labels})) or frozenset(),
         published_left=published_left,
@@ -227,12 +230,20 @@ def _analysis(
     )
 
 
+def _answered_images(labels: Iterable[Label], answers: Iterable[Answer], images: TaskImages | None) -> set[str]:
+    """Images with a label or an answer; of an image in several tasks, the answers count together."""
+    found = {one.image.id for one in labels} | {one.image_id for one in answers}
+    return found if images is None else found | {str(images.copies(int(one))) for one in found if one.isdecimal()}
+
+
 def _readers(
     project: ProjectStore,
     configured: ProjectConfig,
     images: TaskImages | None,
     answers: Sequence[Answer],
+    *,
     read: Callable[[], tuple[list[Annotation], list[Exclusion]]],
+    insights: Callable[[], dict[str, RoundInsight]],
 ) -> ReaderAgreement | None:
     if images is None:
         return None
@@ -241,10 +252,7 @@ def _readers(
     ordered = options.ordered(classes)
     several = len({one.rater for one in answers}) > 1  # else nothing further is read
     annotations = read()[0] if several else []
-    rounds = project.rounds_with(INSIGHT) if several else []
     tested = newest_record(project, HELD_OUT, HeldOutPredictions) if several else None
-    # A damaged round is left out of the foresight, and the readers are compared all the same.
-    insights = {one: _readable(partial(project.record, one, INSIGHT, RoundInsight)) for one in rounds}
     return reader_agreement(
         answers,
         classes,
@@ -253,7 +261,7 @@ def _readers(
         image_of=lambda task: str(images.copies(int(task))),
         disputed=adjudication(annotations, classes, ordered),
         asked=() if tested is None else [one.image_id for one in tested[1].disagreements()],
-        insights={one: found for one, found in insights.items() if found is not None},
+        insights=insights() if several else {},
     )
 
 
