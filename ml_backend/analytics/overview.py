@@ -410,7 +410,9 @@ def chosen_images(project: ProjectStore, round_id: str) -> ChosenImages:
     """
     head: RankingHead = project.head(round_id)
     insight = _readable(lambda: project.cached_record(round_id, INSIGHT, RoundInsight))
-    said = {} if insight is None else {one.image_id: one for one in (*insight.control, *insight.batch)}
+    shown = {one.image_id for one in (*head.batch, *head.behind)}
+    kept = () if insight is None else (*insight.control, *insight.batch)
+    said = {one.image_id: one for one in kept if one.image_id in shown}
 
     def with_predictions(images: Sequence[RankedImage]) -> tuple[BatchImage, ...]:
         return tuple(BatchImage(**one.model_dump(), said=said.get(one.image_id)) for one in images)
