@@ -6,7 +6,6 @@ the pool. Also here: which labels are holdout labels, intervals of shares, and t
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
@@ -18,8 +17,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float
 from pydantic import Field
 
-from ml_backend.analytics.history import INSIGHT, Answer, RoundInsight
-from ml_backend.errors import StorageError
+from ml_backend.analytics.history import Answer, RoundInsight, stored_insights
 from ml_backend.schemas import FrozenModel, HandPick, Label, round_name
 from ml_backend.storage import ProjectStore, RoundSummary
 
@@ -120,18 +118,18 @@ class LabelsByOrigin:
 
 
 def stored_labels_by_origin(
-    project: ProjectStore, labels: Sequence[Label], answers: Sequence[Answer]
+    project: ProjectStore,
+    labels: Sequence[Label],
+    answers: Sequence[Answer],
+    insights: Mapping[str, RoundInsight] | None = None,
 ) -> LabelsByOrigin:
-    """``labels_by_origin`` for the stored rounds of a project.
+    """``labels_by_origin`` for the stored rounds of a project, and their ``stored_insights`` of the labelled images.
 
     A damaged round is left out: its images count as of the round before.
     """
     rounds, _ = project.summaries()
-    insights: dict[str, RoundInsight] = {}
-    for one in rounds:
-        with suppress(StorageError):
-            if (insight := project.record(one.round_id, INSIGHT, RoundInsight)) is not None:
-                insights[one.round_id] = insight
+    if insights is None:
+        insights = stored_insights(project, {label.image.id for label in labels})
     published: dict[str, datetime] = {}
     for order in project.orders():
         published.setdefault(order.round_id, order.published_at)

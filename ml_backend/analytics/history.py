@@ -1,7 +1,7 @@
 """What rounds and readers have left on record: insights of rounds, changes of the strategy, answers, ground truths."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias, TypeVar
@@ -12,11 +12,11 @@ from pydantic import AwareDatetime, Field
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import rule
 from ml_backend.consensus.rules import gather
-from ml_backend.errors import PayloadError
+from ml_backend.errors import PayloadError, StorageError
 from ml_backend.label_studio.formats import LabelConfig, read_annotation, read_image, training_classes
 from ml_backend.label_studio.sync import TaskCache, TaskImages, annotations_in
 from ml_backend.schemas import FrozenModel, HeldOutImage, round_name
-from ml_backend.storage import RoundSummary
+from ml_backend.storage import ProjectStore, RoundSummary
 
 INSIGHT: Final = "insight"
 """Name of the record ``RoundInsight`` in a round's folder."""
@@ -85,6 +85,22 @@ class RoundInsight(FrozenModel):
     predicted: dict[str, int]
     batch: tuple[ImageInsight, ...]
     control: tuple[ImageInsight, ...] = ()
+
+
+def stored_insights(project: ProjectStore, image_ids: Set[str]) -> dict[str, RoundInsight]:
+    """The insight of each round, oldest first, of its images only those asked for: a large holdout takes megabytes.
+
+    Damaged ones are logged and left out.
+    """
+    found: dict[str, RoundInsight] = {}
+    for round_id in project.rounds_with(INSIGHT):
+        try:
+            kept = project.raw_record(round_id, INSIGHT)
+            shown = {name: [one for one in kept[name] if one["image_id"] in image_ids] for name in ("batch", "control")}
+            found[round_id] = RoundInsight.model_validate(kept | shown)
+        except (StorageError, ValueError, KeyError, TypeError) as error:
+            log.warning("what a round's network predicted is left out", round=round_id, error=str(error))
+    return found
 
 
 class HeldOutPredictions(FrozenModel):

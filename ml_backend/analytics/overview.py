@@ -7,7 +7,7 @@ does as well, except in a large project: its pages show what was true a minute a
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from functools import cache, partial
@@ -43,6 +43,7 @@ from ml_backend.analytics.history import (
     answers_of,
     ground_truths,
     known_network,
+    stored_insights,
     strategy_history,
 )
 from ml_backend.analytics.order_audit import OrderFidelity, stored_fidelity
@@ -56,7 +57,7 @@ from ml_backend.errors import BackendError
 from ml_backend.label_studio.formats import LabelConfig, training_classes
 from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in, tasks_version
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import Annotation, Exclusion, FrozenModel
+from ml_backend.schemas import Annotation, Exclusion, FrozenModel, Label
 from ml_backend.storage import ProjectStore, RankingHead, RoundSummary
 from ml_backend.storage.rounds import HAND_PICKS, RankedImage
 
@@ -190,11 +191,13 @@ def _analysis(
 
     labels = _readable(lambda: rule(options.consensus)(read()[0], training_classes(config, options)).labels) or ()
 
+    insights = cache(lambda: stored_insights(project, _answered_images(labels, answers, images)))
+
     def holdout() -> HoldoutEstimate | None:
         if mirror is None or not any(one.request.control_share for one in rounds):
             return None
         classes = training_classes(config, options)
-        return holdout_estimate(stored_labels_by_origin(project, labels, answers).control, classes)
+        return holdout_estimate(stored_labels_by_origin(project, labels, answers, insights()).control, classes)
 
     def stopping() -> StopAdvice | None:
         if all(one.fit is None for one in rounds):
@@ -241,7 +244,7 @@ def _analysis(
         seconds_an_image=seconds,
         confusions=_readable(confusions) or {},
         answered=_readable(partial(_answered, project, mirror, images)) or frozenset(),
-        readers=_readable(partial(_readers, project, configured, images, answers, read)),
+        readers=_readable(partial(_readers, project, configured, images, answers, read=read, insights=insights)),
         labels={one.image.id: one.value for one in labels},
         closed=_readable(partial(_closed, project, mirror, images, {one.image.id for one in labels})) or frozenset(),
         published_left=published_left,
@@ -249,12 +252,20 @@ def _analysis(
     )
 
 
+def _answered_images(labels: Iterable[Label], answers: Iterable[Answer], images: TaskImages | None) -> set[str]:
+    """Images with a label or an answer; of an image in several tasks, the answers count together."""
+    found = {one.image.id for one in labels} | {one.image_id for one in answers}
+    return found if images is None else found | {str(images.copies(int(one))) for one in found if one.isdecimal()}
+
+
 def _readers(
     project: ProjectStore,
     configured: ProjectConfig,
     images: TaskImages | None,
     answers: Sequence[Answer],
+    *,
     read: Callable[[], tuple[list[Annotation], list[Exclusion]]],
+    insights: Callable[[], dict[str, RoundInsight]],
 ) -> ReaderAgreement | None:
     if images is None:
         return None
@@ -263,10 +274,7 @@ def _readers(
     ordered = options.ordered(classes)
     several = len({one.rater for one in answers}) > 1  # else nothing further is read
     annotations = read()[0] if several else []
-    rounds = project.rounds_with(INSIGHT) if several else []
     tested = newest_record(project, HELD_OUT, HeldOutPredictions) if several else None
-    # A damaged round is left out of the foresight, and the readers are compared all the same.
-    insights = {one: _readable(partial(project.record, one, INSIGHT, RoundInsight)) for one in rounds}
     return reader_agreement(
         answers,
         classes,
@@ -275,7 +283,7 @@ def _readers(
         image_of=lambda task: str(images.copies(int(task))),
         disputed=adjudication(annotations, classes, ordered),
         asked=() if tested is None else [one.image_id for one in tested[1].disagreements()],
-        insights={one: found for one, found in insights.items() if found is not None},
+        insights=insights() if several else {},
     )
 
 
@@ -424,7 +432,9 @@ def chosen_images(project: ProjectStore, round_id: str) -> ChosenImages:
     """
     head: RankingHead = project.head(round_id)
     insight = _readable(lambda: project.cached_record(round_id, INSIGHT, RoundInsight))
-    said = {} if insight is None else {one.image_id: one for one in (*insight.control, *insight.batch)}
+    shown = {one.image_id for one in (*head.batch, *head.behind)}
+    kept = () if insight is None else (*insight.control, *insight.batch)
+    said = {one.image_id: one for one in kept if one.image_id in shown}
 
     def with_predictions(images: Sequence[RankedImage]) -> tuple[BatchImage, ...]:
         return tuple(BatchImage(**one.model_dump(), said=said.get(one.image_id)) for one in images)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from ml_backend.errors import RoundError, TooFewLabels
+from ml_backend.errors import ImageError, RoundError, TooFewLabels
 from ml_backend.images.cache import CacheTable, DecodedImage, ImageCache
 from ml_backend.images.dataset import load_labelled, read_ahead
 from ml_backend.images.decode import Pixels

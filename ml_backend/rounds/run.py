@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import structlog
 
 from ml_backend.analytics.few_labels import can_train, seeks, sought_classes
+from ml_backend.config import ProjectOptions
 from ml_backend.consensus.rules import Consensus
 from ml_backend.errors import EmptyPool, UnusablePool, WorkerStopping
 from ml_backend.predictions import PoolPredictions
@@ -267,7 +268,7 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
                 labels=data.labels,
                 held_out=fit.held_out,
                 predictions=predictions,
-                ordered=is_ordered(request),
+                ordered=ProjectOptions.model_validate(request.options).ordered(request.classes),
                 counts=project.annotation_counts(),
                 barred=project.images_of_several_tasks() | {one.image_id for one in fit.exclusions},
             )
@@ -337,11 +338,6 @@ def _predict_and_rank(
         raise unreadable_pool(len(pool), predictions.exclusions)
     with timer.stage("rank"):
         return predictions, strategy.rank(predictions, request.batch_size, request.seed)
-
-
-def is_ordered(request: RoundRequest) -> bool:
-    """Whether the classes have an order."""
-    return request.options.get("ordinal") is not False or len(request.classes) == 2
 
 
 def empty_pool(request: RoundRequest, data: ProjectData) -> EmptyPool:

@@ -1,6 +1,6 @@
 """The owner's page of readers: whether they agree, how each of them answers, which images need a decision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from flask import Response
@@ -83,7 +83,7 @@ def _named(connection: Connection) -> bool:
     return configured is not None and configured.options.reader_names
 
 
-def readers_csv(readers: Named) -> str:
+def readers_csv(readers: Named) -> Iterator[str]:
     """A row for each reader.
 
     Args:

@@ -4,10 +4,11 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
+from itertools import chain, islice
 from statistics import median
 from typing import Any, Final
 
@@ -67,6 +68,7 @@ FORMS: Final = frozenset({*(f"pages.{action}" for action in ACTIONS), "pages.cha
 """The only routes to which a page in a browser may post."""
 HTML: Final = "text/html; charset=utf-8"
 CSV: Final = "text/csv; charset=utf-8"
+CSV_ROWS: Final = 1000  # that are sent together
 
 log = structlog.get_logger()
 pages = Blueprint("pages", __name__)
@@ -152,8 +154,8 @@ def duration(seconds: float) -> str:
     return f"about {whole} second{'' if whole == 1 else 's'}"
 
 
-def ranking_csv(report: RoundReport, outputs: PoolPredictions | None) -> str:
-    """A row for each image of a round's ranking.
+def ranking_csv(report: RoundReport, outputs: PoolPredictions | None) -> Iterator[str]:
+    """A row for each image of a round's ranking, see ``csv_text``.
 
     Args:
         report: of the round.
@@ -181,7 +183,7 @@ def ranking_csv(report: RoundReport, outputs: PoolPredictions | None) -> str:
     return csv_text(head, (row(place, name, score) for place, (name, score) in enumerate(images, start=1)))
 
 
-def rounds_csv(rounds: Sequence[RoundSummary], control: HoldoutEstimate | None = None) -> str:
+def rounds_csv(rounds: Sequence[RoundSummary], control: HoldoutEstimate | None = None) -> Iterator[str]:
     """A row for each round, oldest first.
 
     Args:
@@ -219,13 +221,13 @@ def rounds_csv(rounds: Sequence[RoundSummary], control: HoldoutEstimate | None =
     return csv_text(head, map(row, rounds))
 
 
-def csv_text(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV, without cells that a spreadsheet takes for a formula."""
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow([harmless_cell(cell) for cell in head])
-    writer.writerows([harmless_cell(cell) for cell in row] for row in rows)
-    return file.getvalue()
+def csv_text(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """A table as CSV, some rows at a time, without cells that a spreadsheet takes for a formula."""
+    table = chain([head], rows)
+    while part := [*islice(table, CSV_ROWS)]:
+        file = io.StringIO()
+        csv.writer(file).writerows([harmless_cell(cell) for cell in row] for row in part)
+        yield file.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -585,9 +587,9 @@ def render(template: str, view: dict[str, object]) -> Response:
     return Response(render_template(template, **view), content_type=HTML)
 
 
-def csv_response(connection: Connection, name: str, text: str) -> Response:
-    """A table as a file named after the project."""
+def csv_response(connection: Connection, name: str, text: Iterable[str]) -> Response:
+    """A table as a file named after the project, sent while it is written."""
     # With a byte order mark: without it a spreadsheet reads umlauts wrong.
-    response = Response(f"\ufeff{text}", content_type=CSV)
+    response = Response(chain(["\ufeff"], text), content_type=CSV)
     response.headers["Content-Disposition"] = f'attachment; filename="project-{connection.project.id}-{name}.csv"'
     return response

@@ -21,8 +21,8 @@ ABANDONED_AFTER_S = 3600.0
 
 PROBE_BYTES = 4096  # a block of most file systems
 
-CACHED_RECORDS = 64
-"""Records in memory, the last that were read; of a file only its newest content. Some grow to megabytes."""
+CACHED_RECORDS, CACHED_BYTES = 64, 16 * 2**20
+"""Records in memory, the last that were read, and the size of their files; of a file only its newest content."""
 
 R = TypeVar("R", bound=FrozenModel)
 _CACHE: dict[tuple[Path, type[FrozenModel]], tuple["FileState", FrozenModel | None]] = {}  # least recently read first
@@ -152,7 +152,9 @@ def read_cached(path: Path, kind: type[R]) -> R | None:
         known = (state, read_record(path, kind))
     with _LOCK:
         _CACHE[path, kind] = known
-        while len(_CACHE) > CACHED_RECORDS:
+        while len(_CACHE) > 1 and (
+            len(_CACHE) > CACHED_RECORDS or sum(held.size for held, _ in _CACHE.values()) > CACHED_BYTES
+        ):
             del _CACHE[next(iter(_CACHE))]
     return known[1]  # type: ignore[return-value]
 

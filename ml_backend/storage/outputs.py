@@ -26,7 +26,7 @@ EVIDENCE = "evidence.npz"
 
 log = structlog.get_logger(__name__)
 
-Ids = npt.NDArray[np.int64] | npt.NDArray[np.str_]
+Ids = npt.NDArray[np.int32] | npt.NDArray[np.int64] | npt.NDArray[np.str_]
 _DAMAGES = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged file may raise."""
 _OPTIONAL = ("features", "labelled_features")
@@ -61,7 +61,8 @@ def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
 def id_column(ids: Sequence[str]) -> Ids:
     """Image ids as a column: of numbers where all are numbers as Label Studio writes them, else of text."""
     if all(one.isdecimal() and one.isascii() and len(one) < 19 and (one[0] != "0" or one == "0") for one in ids):
-        return np.array([*map(int, ids)], dtype=np.int64)
+        numbers = np.array([*map(int, ids)], dtype=np.int64)
+        return numbers if numbers.max(initial=0) > np.iinfo(np.int32).max else numbers.astype(np.int32)
     return np.array(ids, dtype=np.str_)
 
 

@@ -584,7 +584,7 @@ class ProjectStore:
             if learner is not None:
                 learner.save(str(folder))
             for name, record in records.items():
-                (folder / f"{name}.json").write_text(record.model_dump_json(indent=1))
+                (folder / f"{name}.json").write_text(record.model_dump_json())
             header = _Header(summary=RoundSummary.of(report), head=RankingHead.of(report))
             (folder / "report.json").write_text(header.model_dump_json())
             write_ranking(folder / RANKING, report)
@@ -676,6 +676,14 @@ class ProjectStore:
     def record(self, round_id: str, name: str, kind: type[R]) -> R | None:
         """A record of a round that was saved with it or later."""
         return read_record(self._round(round_id) / f"{name}.json", kind)
+
+    def raw_record(self, round_id: str, name: str) -> Any:
+        """A record of a round as its JSON, not validated."""
+        path = self._round(round_id) / f"{name}.json"
+        try:
+            return from_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path} could not be read: {error}") from error
 
     def cached_record(self, round_id: str, name: str, kind: type[R]) -> R | None:
         """The same, cached for as long as its file stays the same: for a record that a page shows at every request."""

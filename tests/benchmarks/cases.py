@@ -267,12 +267,21 @@ def training(bench: Bench) -> Case:
     return Case(figures, runs)
 
 
+PAGES: Final = {
+    "/": "/",
+    "project page": f"/projects/{KEY}",
+    "page of a round": f"/projects/{KEY}/rounds/r000006",
+    "/metrics": "/metrics",
+    "/predict": "/predict",
+}
+
+
 def pages(bench: Bench) -> Case:
     """A warm request for each page of the web server: a stored pool of 100,000 over one of 1,000."""
     sizes = [bench["pool"], bench["large_pool"]]
     folders = {size: str(stored_project(bench.folder / f"project_{size}", size)) for size in sizes}
     figures, runs = list[Figure](), dict[str, list[Run]]()
-    for name, path in (("/", "/"), ("project page", f"/projects/{KEY}"), ("/metrics", "/metrics")):
+    for name, path in PAGES.items():
         found = bench.measure(
             {
                 f"{name}, {size:,}": Task(bench.ours, "page_request", data_folder=folder, path=path)

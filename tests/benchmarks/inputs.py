@@ -90,7 +90,8 @@ def write_classes(folder: Path, count: int, side: int) -> Path:
 def stored_project(folder: Path, pool: int) -> Path:
     """Write a data folder whose newest round, published, has ranked a pool of that size; a few hundred labels."""
     store = prepare(folder, rounds=5)
-    project = store.project(KEY)
+    project, connection = store.project(KEY), store.connection(KEY.id)
+    store.connect(connection.model_copy(update={"extra_params": {**connection.extra_params, "prelabel": True}}))
     last = project.latest()
     reading = ReadingStore(project.folder)
     mirror = reading.mirror(TaskCache)

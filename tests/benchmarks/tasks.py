@@ -318,7 +318,10 @@ def page_request(*, data_folder: str, path: str) -> Callable[[], int]:
     client = create_app(Settings(data_dir=Path(data_folder)), MemoryQueue()).test_client()
 
     def call() -> int:
-        response = client.get(path, headers={"Accept": "text/html"})
+        if path == "/predict":
+            response = client.post(path, json={"project": "7.1795000000", "tasks": [{"id": 100_001}, {"id": 100_500}]})
+        else:
+            response = client.get(path, headers={"Accept": "text/html"})
         assert response.status_code == 200, response.status
         return len(response.data)
 

@@ -132,7 +132,7 @@ def test_balance_chart_describes_both_shares(labels, share):
 
 class TestRoundsCsv:
     def rows(self, control: HoldoutEstimate | None) -> list[dict[str, str]]:
-        return list(csv.DictReader(rounds_csv(ROUNDS, control).splitlines()))
+        return list(csv.DictReader("".join(rounds_csv(ROUNDS, control)).splitlines()))
 
     def test_has_the_curve_of_the_holdout(self):
         first, second, third = self.rows(ENOUGH)

@@ -101,6 +101,14 @@ class TestReadCached:
         assert read_cached(last, ImageRef) is read_cached(last, ImageRef)
         assert (tmp_path / "5.json", ImageRef) not in atomic._CACHE
 
+    def test_of_large_files_fewer(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(atomic, "CACHED_BYTES", 1000)
+        for number in range(3):
+            write_record(tmp_path / f"{number}.json", ImageRef(id="1", uri="x" * 600))
+            read_cached(tmp_path / f"{number}.json", ImageRef)
+
+        assert [path.name for path, _ in atomic._CACHE] == ["2.json"]
+
 
 class TestRemoveHalfWritten:
     def test_what_was_not_touched_for_long_and_only_that(self, tmp_path):
