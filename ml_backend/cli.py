@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from ml_backend.blas import enable_deterministic_blas
+from ml_backend.blas import enable_deterministic_blas, use_threads
 from ml_backend.errors import BackendError, SettingsError, UnknownProject, UnknownRound
 from ml_backend.extras import DISTRIBUTION, require
 from ml_backend.registry import STRATEGIES
@@ -664,6 +664,7 @@ def main() -> None:
     """Run the command; a BackendError is printed as one line, with exit status 1."""
     enable_deterministic_blas()
     try:
+        use_threads()
         app()
     except BackendError as error:
         typer.echo(f"ml-backend: {error}", err=True)

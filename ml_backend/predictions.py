@@ -3,9 +3,9 @@
 NumPy and not torch, so that storage and the web process read them without torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from jaxtyping import Float32
 from ml_backend.schemas import Exclusion
 
 Array: TypeAlias = npt.NDArray[np.float32]
-T = TypeVar("T")
 
 
 def float_array(name: str, value: Any) -> npt.NDArray[np.floating[Any]]:
@@ -171,38 +170,52 @@ def _as_float32(record: object, *names: str) -> None:
             object.__setattr__(record, name, float_array(name, value).astype(np.float32, copy=False))
 
 
-def join(parts: Sequence[PoolPredictions]) -> PoolPredictions:
+def join(parts: Iterable[PoolPredictions], images: int | None = None) -> PoolPredictions:
     """Put the outputs of consecutive parts of a pool together. Nothing is computed, so that no bit changes.
 
     The features of labelled images come from the first part that knows them.
 
+    Args:
+        parts: taken one after another; an iterator need not hold them, so that no array is in memory twice.
+        images: of all parts together, or more; needed for an iterator.
+
     Raises:
         ValueError: there is no part, or the parts are not of one network: other classes, or features of some only.
     """
-    if not parts:
+    if images is None:
+        parts = list(parts)
+        images = sum(len(part.image_ids) for part in parts)
+    classes: tuple[str, ...] = ()
+    labelled = None
+    ids: list[str] = []
+    exclusions: list[Exclusion] = []
+    rows: dict[str, Array] = {}
+    for part in parts:
+        arrays = {"probs": part.probs, "features": part.features}
+        if part.gradients is not None:
+            arrays |= {"residuals": part.gradients.residuals, "hidden": part.gradients.hidden}
+        known = {name: array for name, array in arrays.items() if array is not None}
+        if not rows:
+            classes = part.classes
+            rows = {name: np.empty((images, *array.shape[1:]), np.float32) for name, array in known.items()}
+        if part.classes != classes:
+            raise ValueError(f"shards of different networks: classes {classes} and {part.classes}")
+        if known.keys() != rows.keys():
+            raise ValueError(f"{min(known.keys() ^ rows.keys())} of some shards only")
+        for name, array in known.items():
+            rows[name][len(ids) : len(ids) + len(array)] = array
+        labelled = part.labelled_features if labelled is None else labelled
+        ids += part.image_ids
+        exclusions += part.exclusions
+    if not rows:
         raise ValueError("nothing to join: at least one shard is needed")
-    if others := {part.classes for part in parts} - {parts[0].classes}:
-        raise ValueError(f"shards of different networks: classes {parts[0].classes} and {others.pop()}")
-    features = _all_or_none([part.features for part in parts], "features")
-    gradients = _all_or_none([part.gradients for part in parts], "gradients")
+    rows = {name: array[: len(ids)] for name, array in rows.items()}
     return PoolPredictions(
-        image_ids=tuple(image for part in parts for image in part.image_ids),
-        classes=parts[0].classes,
-        probs=np.concatenate([part.probs for part in parts]),
-        features=np.concatenate(features) if features else None,
-        labelled_features=next((p.labelled_features for p in parts if p.labelled_features is not None), None),
-        gradients=LastLayerGradients(
-            np.concatenate([one.residuals for one in gradients]), np.concatenate([one.hidden for one in gradients])
-        )
-        if gradients
-        else None,
-        exclusions=tuple(exclusion for part in parts for exclusion in part.exclusions),
+        image_ids=tuple(ids),
+        classes=classes,
+        probs=rows["probs"],
+        features=rows.get("features"),
+        labelled_features=labelled,
+        gradients=LastLayerGradients(rows["residuals"], rows["hidden"]) if "hidden" in rows else None,
+        exclusions=tuple(exclusions),
     )
-
-
-def _all_or_none(found: Sequence[T | None], name: str) -> list[T]:
-    """Those of all shards; an empty list where no shard has them."""
-    there = [one for one in found if one is not None]
-    if there and len(there) < len(found):
-        raise ValueError(f"{name} of {len(there)} shards only, out of {len(found)}")
-    return there

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -241,6 +242,8 @@ def rank_badge(inputs: AcquisitionInputs, batch_size: int, seed: int) -> Selecti
     return badge(gradients, batch_size, draws=seeded_draws(inputs.ids, seed, "badge "), ties=inputs.ties(seed))
 
 
+MOST_IMAGES: Final = 100_000
+"""Candidates of ``typiclust``: a random part of a larger pool."""
 _MOST_CLUSTERS = 500
 _FULL_KMEANS = 50
 """Clusters up to which k-means sees every image in every step; beyond, it takes them in small batches."""
@@ -277,7 +280,8 @@ def typiclust(
     picks (500 at most). Clusters are visited by how few of their images are labelled or picked, then by size, those
     below 5 images last; from each, the image of highest typicality is taken: 1 over its mean distance to its 20
     nearest neighbours (or all, in a smaller cluster). Beyond 32,768 images, k-means learns from a random part of that
-    size; in a cluster of more than 4,096 images, the neighbours are those among an even part of that size.
+    size; in a cluster of more than 4,096 images, the neighbours are those among an even part of that size. Beyond
+    ``MOST_IMAGES``, a random part of the pool stands for all, the first in ``ties``; the others follow with score 0.
 
     Args:
         features: of the pool.
@@ -288,17 +292,17 @@ def typiclust(
         labelled_features: of the images that have a label; None or empty where there are none.
 
     Returns:
-        Picks in order. Scores are the typicality of every image within its cluster, in 1 / distance: above 0, at most
-        100,000, which is that of copies.
+        Picks in order. Scores are the typicality of every candidate within its cluster, in 1 / distance: above 0, at
+        most 100,000, which is that of copies.
 
     Source:
         Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794.
     """
     rows = computable(features, "features")
-    images = len(rows)
-    if not images:
+    if not len(rows):
         return Selection(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
-    order = np.argsort(ties)
+    order = np.argsort(ties)[:MOST_IMAGES]
+    images = len(order)
     pool = _UnitRows(rows, order, rows[:0])
     if labelled_features is not None:
         pool.labelled = of_length_1(in_one_order(float_tensor("labelled_features", labelled_features).to(rows)))
@@ -308,7 +312,7 @@ def typiclust(
         typicality = _typicality(pool, clusters)
     covered = np.bincount(clusters[images:], minlength=int(clusters.max()) + 1)
     picks = _visit(clusters[:images], typicality, covered, batch_size)
-    scores = torch.empty(images, dtype=torch.float64)
+    scores = torch.zeros(len(rows), dtype=torch.float64)
     scores[torch.from_numpy(order)] = torch.from_numpy(typicality)
     return Selection(torch.from_numpy(order[picks]), scores)
 
@@ -436,7 +440,7 @@ def _visit(
     "typiclust",
     summary="the most typical image of each large cluster without a label; needs no labels",
     unit="1 / feature distance",
-    range="above 0 .. 100,000: inverse of the mean distance to the nearest neighbours in its cluster",
+    range="0 .. 100,000: inverse of the mean distance to the nearest neighbours in its cluster",
     requires=frozenset({"features"}),
     source="Hacohen, Dekel & Weinshall 2022, arXiv:2202.02794",
     batch=True,

@@ -145,7 +145,9 @@ class CatalogStrategy:
         arrays = {"probs": outputs.probs, "features": outputs.features}
         if gradients is not None:
             arrays |= {"residuals": gradients.residuals, "hidden": gradients.hidden}
-        return _rank_records(self.name, outputs.image_ids, arrays, labelled, batch_size, seed).model_copy(
+        return _rank_records(
+            self.name, outputs.image_ids, arrays=arrays, labelled=labelled, batch_size=batch_size, seed=seed
+        ).model_copy(
             update={
                 **dict(zip(("suggestions", "confidences"), outputs.predicted(), strict=True)),
                 "exclusions": outputs.exclusions,
@@ -172,13 +174,15 @@ def rank_by_features(
     Raises:
         ValueError: the strategy needs more than features; or see ``rank``.
     """
-    ranking = _rank_records(name, images.image_ids, {"features": images.features}, labelled, batch_size, seed)
+    arrays = {"features": images.features}
+    ranking = _rank_records(name, images.image_ids, arrays=arrays, labelled=labelled, batch_size=batch_size, seed=seed)
     return ranking.model_copy(update={"exclusions": images.exclusions})
 
 
 def _rank_records(
     name: str,
     image_ids: Sequence[str],
+    *,
     arrays: Mapping[str, npt.NDArray[np.float32] | None],
     labelled: npt.NDArray[np.float32] | None,
     batch_size: int,

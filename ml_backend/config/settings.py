@@ -286,6 +286,11 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the network runs; `cpu` also spares each round the loading of PyTorch"
     )
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="threads of PyTorch, BLAS and decoding in a process; default: the cores that affinity and the "
+        "container's quota leave it",
+    )
     cache_gb: float = Field(
         20.0, gt=0.0, description="size in GB that the decoded images may take, and again the features"
     )

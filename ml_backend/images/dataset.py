@@ -1,6 +1,5 @@
 """Many images at once: read ahead by threads, unreadable ones named and left out; copied from a bucket."""
 
-import os
 import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ml_backend.blas import thread_count
 from ml_backend.config import shown_address
 from ml_backend.errors import ImageError, MissingExtra, SettingsError
 from ml_backend.images.cache import DecodedImage
@@ -28,7 +28,7 @@ from ml_backend.schemas import Exclusion, ImageRef, Label
 T = TypeVar("T")
 
 # More threads than cores: over HTTP most of them wait.
-THREADS = 4 + min(12, os.cpu_count() or 1)
+THREADS = 4 + min(12, thread_count())
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ the same hardware, the numbers are the same to the bit.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -62,11 +63,11 @@ class FittedNetwork:
         """
         batches = _with_progress(self.extractor.batches(pool), progress)
         networks = (self, *others)
-        shards = [self._score(shard, needs, networks) for shard in _join_shards(batches)]
-        if not shards:
+        shards = (self._score(shard, needs, networks) for shard in _join_shards(batches))
+        if (first := next(shards, None)) is None:
             none = torch.empty(0, self.network.backbone.dims, device=self.network.head.hidden.weight.device)
-            shards = [self._score(FeatureBatch((), none, ()), needs, networks)]
-        outputs = join(shards)
+            first = self._score(FeatureBatch((), none, ()), needs, networks)
+        outputs = join(chain([first], shards), len(pool))
         if "features" not in needs or self.labelled_features is None:
             return outputs
         return replace(outputs, labelled_features=self.labelled_features().cpu().numpy())

@@ -1,12 +1,14 @@
 """What a learner hands to a strategy."""
 
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ml_backend.predictions import ImageFeatures, LastLayerGradients, PoolPredictions
+from ml_backend.predictions import ImageFeatures, LastLayerGradients, PoolPredictions, join
 
 
 def outputs_of(rows: list[list[list[float]]], **changes: Any) -> PoolPredictions:
@@ -107,3 +109,28 @@ class TestImageFeatures:
     def test_rows_and_keys_must_fit(self, rows, keys, message):
         with pytest.raises(ValueError, match=f"2 image ids but {message} images"):
             ImageFeatures(("a", "b"), np.zeros((rows, 8), np.float32), keys=keys)
+
+
+class TestJoin:
+    def test_parts_are_taken_one_after_another_and_not_kept(self):
+        """A million images in parts: none of them may wait for the last, and the room that is left is not shown."""
+        alive: list[weakref.ref[Any]] = []
+
+        def parts() -> Iterator[PoolPredictions]:
+            for image in "abc":
+                assert not any(one() is not None for one in alive[:-1])
+                made = outputs_of(TWO_IMAGES[:1], image_ids=(image,), features=np.full((1, 2), ord(image), np.float32))
+                alive.append(weakref.ref(made.probs))
+                yield made
+                del made
+
+        joined = join(parts(), 5)
+
+        assert joined.image_ids == ("a", "b", "c")
+        assert joined.probs.tolist() == np.array(TWO_IMAGES[:1] * 3, np.float32).tolist()
+        assert joined.features is not None
+        assert joined.features[:, 0].tolist() == [97, 98, 99]
+
+    def test_features_of_some(self):
+        with pytest.raises(ValueError, match="features of some shards only"):
+            join([outputs_of(TWO_IMAGES), outputs_of(TWO_IMAGES, features=np.zeros((2, 8), np.float32))])

@@ -363,6 +363,51 @@ class TestTypiclustLaws:
 
         assert len({of[i] for i in picks}) > 50
 
+    def test_neighbours_in_a_large_cluster_are_those_among_an_even_part(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One cluster of 50 with 20 references, against distances in full; in blocks of 7."""
+        monkeypatch.setattr(module, "_REFERENCES", 20)
+        monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 7 * 20)
+        rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+        part = [int(2.5 * i) for i in range(20)]
+
+        scores = typiclust(rows, 1, ties=np.arange(50)).scores
+
+        unit = torch.nn.functional.normalize(rows.double(), dim=1)
+        for image, score in enumerate(scores.tolist()):
+            apart = sorted(float((unit[image] - unit[other]).norm()) for other in part if other != image)[:19]
+            assert score == pytest.approx(1 / (sum(apart) / 19 + 1e-5), rel=1e-4)
+
+    def test_k_means_of_a_large_pool_learns_from_a_part(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Four groups and a labelled image in the first: the other three come first, in any order of arrival."""
+        monkeypatch.setattr(module, "_CLUSTERED", 40)
+        monkeypatch.setattr(module, "_PREDICTED", 30)
+        rows, of = groups([50] * 4, spread=0.01)
+        ties, moved = (np.random.default_rng(seed).permutation(200) for seed in range(2))
+
+        chosen = typiclust(rows, 3, ties=ties, labelled_features=rows[:1])
+        again = typiclust(rows[moved], 3, ties=ties[moved], labelled_features=rows[:1])
+
+        assert sorted(of[i] for i in chosen.picks.tolist()) == [1, 2, 3]
+        assert moved[again.picks].tolist() == chosen.picks.tolist()
+        assert again.scores.tolist() == chosen.scores[moved].tolist()
+
+    def test_candidates_of_a_large_pool(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As if there were no other image: the first in the order of ties; the others score 0."""
+        rows = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+        ties = np.random.default_rng(0).permutation(60)
+        first = np.flatnonzero(ties < 45)
+        alone = typiclust(rows[first], 6, ties=ties[first])
+        whole = typiclust(rows, 6, ties=ties)
+
+        monkeypatch.setattr(module, "MOST_IMAGES", 45)
+        chosen = typiclust(rows, 6, ties=ties)
+        monkeypatch.setattr(module, "MOST_IMAGES", 60)
+
+        assert chosen.picks.tolist() == first[alone.picks].tolist()
+        assert chosen.scores[first].tolist() == alone.scores.tolist()
+        assert chosen.scores[ties >= 45].tolist() == [0.0] * 15
+        assert typiclust(rows, 6, ties=ties).scores.tolist() == whole.scores.tolist()
+
     def test_leaves_threads_as_they_were(self) -> None:
         before = torch.get_num_threads()
 
