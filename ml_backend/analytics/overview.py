@@ -7,13 +7,13 @@ does as well, except in a large project: its pages show what was true a minute a
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from functools import cache, partial
 from hashlib import blake2b
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -54,7 +54,7 @@ from ml_backend.analytics.stopping import StopAdvice, seconds_an_image, stop_adv
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import adjudication, rule
 from ml_backend.errors import BackendError
-from ml_backend.label_studio.formats import LabelConfig, training_classes
+from ml_backend.label_studio.formats import LabelConfig, parse_label_config, training_classes
 from ml_backend.label_studio.sync import Duplicates, TaskCache, TaskImages, annotations_in, tasks_version
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import Annotation, Exclusion, FrozenModel, Label
@@ -137,8 +137,20 @@ def analyse(
         return _compute(project.folder, configured)
     if kept is not None and not refresh:
         return kept
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool:
-        return pool.submit(_compute, project.folder, configured).result()
+    # By the config and options of the stored connection, which are these.
+    program = f"from {__name__} import compute_in_background; compute_in_background({str(project.folder.absolute())!r})"
+    subprocess.run([sys.executable, "-c", program], check=False)  # noqa: S603
+    return project.readings.analysis(Analysis) or Analysis(inputs="")
+
+
+def compute_in_background(folder: str) -> None:
+    """Compute and keep the analysis of a project, in a process made for it."""
+    os.nice(10)
+    connection = ProjectStore(Path(folder)).connection()
+    if connection is not None:
+        config = parse_label_config(connection.label_config)
+        options = ProjectOptions.resolve(connection.extra_params, config.attributes)
+        _compute(Path(folder), ProjectConfig(config, options))
 
 
 def _compute(folder: Path, configured: ProjectConfig) -> Analysis:

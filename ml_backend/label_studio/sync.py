@@ -241,7 +241,7 @@ class TaskStore:
 
     def __init__(self, folder: Path | None, *, create: bool = True) -> None:
         self._folder = folder
-        name = ":memory:" if folder is None else f"{(folder / TASKS_FILE).absolute().as_uri()}?mode=rw{'c' * create}"
+        name = ":memory:" if folder is None else f"{(folder / TASKS_FILE).absolute().as_uri()}?mode=rw"
         self._db = sqlite3.connect(name, timeout=BUSY_S, isolation_level=None, uri=folder is not None)
         [[version]] = self._db.execute("PRAGMA user_version")
         if create and version == 0:
@@ -267,7 +267,7 @@ class TaskStore:
         store = None
         try:
             if folder is not None and create:
-                _make(folder)
+                _make(folder / TASKS_FILE)
             store = cls(folder, create=create)
             yield store
         except sqlite3.OperationalError as error:
@@ -488,11 +488,12 @@ def tasks_version(folder: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def _make(folder: Path) -> None:
+def _make(file: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)  # SQLite would let everybody read it
     except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {error}") from error
+        raise StorageError(f"{file} cannot be made: {error}") from error
 
 
 def _values(row: Json) -> tuple[object, ...]:

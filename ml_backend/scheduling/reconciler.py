@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
-from ml_backend.analytics.overview import analyse
+from ml_backend.analytics.overview import LARGE, analyse
 from ml_backend.config import ProjectOptions, Settings
 from ml_backend.consensus import rule
 from ml_backend.errors import (
@@ -75,6 +75,8 @@ class Reconciler:
         self._over = threading.Event()
         self._deleted: set[str] = set()  # model versions, which the next publish takes off the record
         self._computed: dict[tuple[str, str], tuple[object, object]] = {}
+        self._analyses: dict[str, threading.Thread] = {}
+        self._analysing = threading.Lock()  # one at a time: of a large project it takes a core for a while
 
     def start(self, every_s: float = EVERY_S) -> threading.Thread:
         """Look at once, and then at this interval, in a thread that ends with the process."""
@@ -149,12 +151,27 @@ class Reconciler:
                 self._act(read, status, None if before is None else before.generation, order_lost=order_lost)
             config, options = configuration(project.connection() or connection)
             self._keep_names(read, client, wanted=options.reader_names)
+            large = tasks.counts.tasks >= LARGE
         # Publishes write the record meanwhile, and take off it what is gone.
         due = {one.version for one in project.imported_versions() if one.deleting} - self._deleted
         if due and status.running is None:
             held = client.model_versions(connection.project.id)
             self._deleted |= delete_in_lots(client, connection.project.id, {one: held.get(one, 0) for one in due})
-        analyse(project, config, options, refresh=True)  # before a page needs it
+        self._analyse(project, config, options, large=large)
+
+    def _analyse(self, project: ProjectStore, config: LabelConfig, options: ProjectOptions, *, large: bool) -> None:
+        """Refresh the analysis before a page needs it; that of a large project holds no other project up."""
+
+        def run() -> None:
+            with self._analysing:
+                analyse(project, config, options, refresh=True)
+
+        name = str(project.folder)
+        if not large:
+            analyse(project, config, options)
+        elif name not in self._analyses or not self._analyses[name].is_alive():
+            self._analyses[name] = threading.Thread(target=run, name="analysis", daemon=True)
+            self._analyses[name].start()
 
     def _act(self, read: _Read, status: QueueStatus, known: int | None, *, order_lost: bool) -> None:
         """Decide what the project needs, and request it.

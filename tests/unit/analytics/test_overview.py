@@ -19,7 +19,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.label_studio.formats import parse_label_config
 from ml_backend.label_studio.sync import CachedTask, TaskCache
 from ml_backend.registry import STRATEGIES
-from ml_backend.schemas import HeldOutImage, PublishedRanking
+from ml_backend.schemas import Connection, HeldOutImage, PublishedRanking
 from ml_backend.storage import ProjectStore, RoundStore
 from ml_backend.storage.project_state import ReadingStore
 from tests.fakes import CLASSES, NOON, make_fit, make_report
@@ -34,10 +34,11 @@ def project(tmp_path):
     return found
 
 
-CONFIG = parse_label_config(
+XML = (
     '<View><Image name="image" value="$image"/><Choices name="severity" toName="image">'
     '<Choice value="normal"/><Choice value="moderate"/><Choice value="severe"/></Choices></View>'
 )
+CONFIG = parse_label_config(XML)
 
 
 def shown(project: ProjectStore) -> Overview:
@@ -273,6 +274,7 @@ class TestAnalysis:
         assert before.standing is not None
 
     def test_that_of_a_large_project_is_refreshed_by_the_reconciler_in_a_process_of_its_own(self, project, monkeypatch):
+        RoundStore(project.folder.parents[1]).connect(Connection(project=PROJECT, hostname="", label_config=XML))
         before = analyse(project, CONFIG, ProjectOptions())
         project.readings.keep_mirror(answered(2))
         monkeypatch.setattr("ml_backend.analytics.overview.LARGE", 2)

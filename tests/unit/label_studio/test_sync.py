@@ -327,7 +327,8 @@ class TestTaskStore:
             pass
 
         assert self.kept(folder) == cache
-        assert [path.name for path in folder.iterdir()] == ["tasks.sqlite"]
+        [file] = folder.iterdir()
+        assert (file.name, file.stat().st_mode & 0o777) == ("tasks.sqlite", 0o600)
 
     @pytest.mark.parametrize("content", [b"{", b'{"format": 2}', b"\xff"])
     def test_a_damaged_one_of_an_earlier_version_is_none(self, tmp_path, content):

@@ -1,12 +1,15 @@
 """What no event told, found in Label Studio."""
 
 import sqlite3
+import subprocess
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
+from ml_backend.analytics.overview import Analysis
 from ml_backend.config import Settings
 from ml_backend.errors import LabelStudioError, QueueError
 from ml_backend.label_studio.client import LabelStudioClient
@@ -424,6 +427,24 @@ class TestWhatLabelStudioHolds:
 
         assert status.standing is not None
         assert status.standing.tasks > 0
+
+    def test_the_analysis_of_a_large_project_holds_nothing_up(self, reconciler, store, monkeypatch):
+        for module in ("scheduling.reconciler", "analytics.overview"):
+            monkeypatch.setattr(f"ml_backend.{module}.LARGE", 10)
+        begin, folder = threading.Event(), store.project(PROJECT).folder
+        real = subprocess.run
+        monkeypatch.setattr(subprocess, "run", lambda *a, **k: begin.wait(60) and real(*a, **k))
+        reconciler.look()
+        assert not (folder / "analysis.json").exists()
+
+        begin.set()
+        for thread in threading.enumerate():
+            if thread.name == "analysis":
+                thread.join(60)
+        found = ReadingStore(folder).analysis(Analysis)
+        assert found is not None
+        assert found.standing is not None
+        assert found.standing.tasks == 60
 
     def test_before_the_first_ranking_there_is_nothing_to_compare(self, reconciler, queue, studio, readings):
         reconciler.look()
