@@ -12,6 +12,7 @@ import torch
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError, WeightsError
 from ml_backend.images.cache import TABLE, DiskCache, ImageCache
+from ml_backend.images.dataset import THREADS
 from ml_backend.images.source import FolderSource
 from ml_backend.images.transforms import to_input
 from ml_backend.model.backbones import Backbone
@@ -148,6 +149,30 @@ class TestFeatureExtractor:
         assert (entries(tmp_path / "features"), len(list((tmp_path / "features").glob("*/*")))) == (3, 1)
         extractor.trim()
         assert (entries(tmp_path / "features"), len(list((tmp_path / "features").glob("*/*")))) == (3, 0)
+
+    def test_a_run_that_was_stopped_goes_on_where_it_was(
+        self, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it has read ahead is in the cache too."""
+        source = RandomImages()
+        refs = [image for image in random_refs(170) if int(image.uri) % 7 != 3]
+        images = ImageCache(source, tmp_path / "images", 32)
+        batches = FeatureExtractor(backbone, images, CPU, tmp_path / "features").batches(refs)
+        done = sum(next(batches).total for _ in range(3))
+        del batches
+        again = FeatureExtractor(backbone, ImageCache(source, tmp_path / "images", 32), CPU, tmp_path / "features")
+        ran, run = list[int](), again.run
+
+        def counting(pixels: torch.Tensor) -> torch.Tensor:
+            ran.append(len(pixels))
+            return run(pixels)
+
+        monkeypatch.setattr(again, "run", counting)
+        assert again.all(refs, list[int]().append).total == len(refs)
+
+        assert sum(ran) == len(refs) - done
+        assert {*source.fetched} == {image.uri for image in refs}
+        assert len(source.fetched) <= len(refs) + THREADS  # those that were being fetched at the stop may come twice
 
     def test_equal_images_far_apart(self, tmp_path: Path, backbone: Backbone) -> None:
         """Each gets its own features, whether its content is known, or of an image before it."""
