@@ -859,7 +859,7 @@ NETWORK = 110_000_000  # bytes of a ResNet50 with its head; larger networks are 
 SIDE = 224  # pixels: that of most networks; loading PyTorch to ask the network takes seconds
 PER_PROBABILITY = 4  # bytes, before compression
 PER_FEATURES = 2048 * 4  # bytes of an image's features, of a ResNet50
-HASHES = 4096  # bytes that a cache takes for the name of an image
+HASHES = 120  # bytes that a cache takes for the address of an image
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")  # of NVIDIA, AMD, WSL, Jetson
 
 
@@ -882,13 +882,17 @@ def check_space(context: CheckContext) -> Result:
     passes = images * options.passes * len(context.classes) * PER_PROBABILITY
     needed = passes + options.committee * NETWORK
     limit = context.settings.cache_gb * GB
-    caches = min(images * ((options.image_side or SIDE) ** 2 + HASHES), limit) + min(images * PER_FEATURES, limit)
+    pixels = (options.image_side or SIDE) ** 2
+    caches = min(images * (pixels + HASHES), limit) + min(images * PER_FEATURES, limit)
+    a_round = images * (pixels * 12 // 11 if options.finetune == "full" else PER_FEATURES * 9 // 8)
     free = shutil.disk_usage(context.settings.data_dir).free
     seen = f"{free / GB:.1f} GB free; a round of {images:,} images keeps up to {needed / GB:.1f} GB"
     if free < needed:
         return failed(seen, "make room, or let AL_DATA_DIR name a folder on a larger disk")
     if free < needed + caches:
         seen += f", and its caches want {caches / GB:.1f} GB: without room for them rounds are slower"
+    if a_round > limit:
+        seen += f"; each round fetches images again that the cache does not hold: set AL_CACHE_GB={a_round / GB:.1f}"
     return ok(seen)
 
 

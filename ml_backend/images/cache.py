@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -195,10 +196,12 @@ class CacheTable:
         folder: of the file; made when something is first kept.
         limit_bytes: that the file may take, kept to by dropping those that were not used for longest; overshot by an
             eighth until it trims. None: no limit.
+        page_bytes: of a new file, a power of 2: above the size of some entries, so that little of a page stays empty.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
+    def __init__(self, folder: Path, limit_bytes: int | None = None, page_bytes: int = _BLOCK) -> None:
         self._path = folder / TABLE
+        self._page_bytes = page_bytes
         self._limit_bytes = limit_bytes
         self._files = DiskCache(folder) if any(folder.glob("??/*")) else None
         self._lock = threading.Lock()
@@ -272,7 +275,7 @@ class CacheTable:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self._path, _BUSY_S, isolation_level=None, check_same_thread=False)
             weakref.finalize(self, self._database.close)
-            self._database.executescript(_SCHEMA)
+            self._database.executescript(f"PRAGMA page_size = {self._page_bytes}; {_SCHEMA}")
         return self._database
 
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
@@ -346,6 +349,21 @@ def _use(database: sqlite3.Connection, names: Sequence[bytes], now: int) -> None
         database.execute(_USE.format(now, _places(batch)), batch)
 
 
+def warn_if_too_small(what: str, images: int, entry_bytes: int, limit_bytes: int | None) -> None:
+    """Log, once a process, the ``AL_CACHE_GB`` that so many images need where the limit is below it."""
+    if limit_bytes is not None and images * entry_bytes > limit_bytes:
+        _warn_once(
+            f"AL_CACHE_GB={limit_bytes / 1e9:g} holds the {what} of {limit_bytes // entry_bytes:,} of {images:,} "
+            "images: the others are fetched and computed again in each round: set "
+            f"AL_CACHE_GB={images * entry_bytes / 1e9 + 0.1:.1f} or more"
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _LOG.warning(message)
+
+
 _HASHES_SHARE = 12  # one part in so many of the limit
 _SHOWN = 200  # characters of an address in an error
 _HASHES = "hashes"
@@ -382,6 +400,12 @@ class ImageCache:
         self._hashes = CacheTable(folder / _HASHES, for_hashes)
         self._pixels = DiskCache(folder / "pixels", for_pixels)
         self._side = side
+        self._limit_bytes = for_pixels
+
+    def warn_if_too_small(self, images: int) -> None:
+        """See ``warn_if_too_small``."""
+        entry_bytes = -(-(_DIGEST_BYTES + self._side**2) // _BLOCK) * _BLOCK
+        warn_if_too_small("pixels", images, entry_bytes, self._limit_bytes)
 
     def key(self, image: ImageRef) -> str | None:
         """``DecodedImage.key`` where it is known without fetching the image.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from ml_backend.errors import ImageError, RoundError, TooFewLabels
-from ml_backend.images.cache import CacheTable, DecodedImage, ImageCache
+from ml_backend.images.cache import CacheTable, DecodedImage, ImageCache, warn_if_too_small
 from ml_backend.images.dataset import load_labelled, read_ahead
 from ml_backend.images.decode import Pixels
 from ml_backend.images.transforms import IMAGENET, Normalisation, augment, to_input
@@ -38,6 +38,9 @@ TABLE: Final = "table"
 LOOKED_UP = 2048
 """Images whose features are looked up in the cache together; a multiple of each ``BATCH``, as ``SHARD_IMAGES`` is."""
 
+PAGE_BYTES = 2**16
+"""Of the table of features: at most an eighth of a page stays empty, of 384 to 2,048 features an image."""
+
 _Row: TypeAlias = Float32[npt.NDArray[np.float32], " dims"]
 
 # Rows of a table that are looked up together; ``inference.SHARD_IMAGES`` is a multiple of it.
@@ -50,13 +53,14 @@ _NO_IMAGES = "a table of features has no images to run a backbone over: give the
 class FeatureBatch:
     """Features of the readable images, on the extractor's device, and the unreadable images with the reason.
 
-    ``keys`` are those of ``ImageFeatures``.
+    ``keys`` are those of ``ImageFeatures``; ``cached`` of the images were found in the cache.
     """
 
     images: tuple[ImageRef, ...]
     features: Float32[Tensor, "images dims"]
     exclusions: tuple[Exclusion, ...]
     keys: tuple[str, ...] = ()
+    cached: int = 0
 
     @classmethod
     def join(cls, batches: Sequence[Self]) -> Self:
@@ -66,6 +70,7 @@ class FeatureBatch:
             torch.cat([batch.features for batch in batches]),
             tuple(exclusion for batch in batches for exclusion in batch.exclusions),
             tuple(key for batch in batches for key in batch.keys),
+            sum(batch.cached for batch in batches),
         )
 
     @property
@@ -136,7 +141,8 @@ class FeatureExtractor(FeatureSource):
         super().__init__(backbone.dims, precision.device)
         self._images = images
         self._precision = precision
-        self._cache = None if folder is None else CacheTable(folder, limit_bytes)
+        self._cache = None if folder is None else CacheTable(folder, limit_bytes, PAGE_BYTES)
+        self._limit_bytes = limit_bytes
         self._weights = "" if folder is None else f"{backbone.digest()}|{precision.name}"
         self._backbone = backbone
 
@@ -145,6 +151,10 @@ class FeatureExtractor(FeatureSource):
 
         Threads read ahead while the backbone runs.
         """
+        if self._cache is None:
+            self._images.warn_if_too_small(len(images))
+        else:
+            warn_if_too_small("features", len(images), 4 * self._dims * 9 // 8, self._limit_bytes)
         for start in range(0, len(images), LOOKED_UP):
             part = images[start : start + LOOKED_UP]
             keys = [None] * len(part) if self._cache is None else self._images.keys(part)
@@ -191,6 +201,7 @@ class FeatureExtractor(FeatureSource):
             torch.from_numpy(features).to(self._device),
             tuple(exclusions),
             () if self._cache is None else tuple(self._key(key) for _, key in found),
+            sum(isinstance(key, str) for _, key in pairs),
         )
 
     def trim(self) -> None:

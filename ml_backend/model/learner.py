@@ -221,10 +221,12 @@ class McDropoutLearner:
                 self._progress("features", done, len(images))
             self._images.trim()
             return
-        done = 0
+        done, left = 0, len(images)
         for batch in extractor.batches(images):
-            done += batch.total
-            self._progress("features", done, len(images))
+            # Of what is to be computed: the time left follows from its rate, also after a stop.
+            done += batch.total - batch.cached
+            left -= batch.cached
+            self._progress("features", done, left)
         self._trim(extractor)
 
     def embed(self, images: Sequence[ImageRef]) -> ImageFeatures:

@@ -27,6 +27,28 @@ START_FEATURES: Final = "features"
 """Name of the record of ``StartFeatures`` in a round's folder."""
 
 
+CANDIDATES: Final = 10_000
+"""Images that a start by features chooses from. The features of 100,000 images take hours on a CPU."""
+
+
+def candidates(pool: Sequence[ImageRef], seed: int) -> list[ImageRef]:
+    """The images that a start by features chooses from: the first ``CANDIDATES`` of the random order."""
+    first = {int(row) for row in seeded_order([image.id for image in pool], seed)[:CANDIDATES]}
+    return [image for row, image in enumerate(pool) if row in first]
+
+
+def with_rest(ranking: Ranking, image_ids: Sequence[str], seed: int) -> Ranking:
+    """A ranking of candidates, followed by the other images in the random order; their scores fall towards 0."""
+    known = {*ranking.image_ids, *(one.image_id for one in ranking.exclusions)}
+    if not (rest := [image_id for image_id in image_ids if image_id not in known]):
+        return ranking
+    order = random_order(rest, ranking.batch_size, seed)
+    scores = (min(ranking.scores) * places(len(rest) + 1)[1:]).tolist()
+    return ranking.model_copy(
+        update={"image_ids": ranking.image_ids + order.image_ids, "scores": (*ranking.scores, *scores)}
+    )
+
+
 def random_order(image_ids: Sequence[str], batch_size: int, seed: int) -> Ranking:
     """A seeded random order of the pool, the same as that of the strategy ``random``.
 

@@ -73,7 +73,7 @@ from ml_backend.rounds.reuse import (
     top_up,
     unpublished_round,
 )
-from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, run_round
+from ml_backend.rounds.run import Project, ProjectData, RoundResult, Training, orders_again, run_round
 from ml_backend.rounds.split import fold_split
 from ml_backend.schemas import (
     Connection,
@@ -152,12 +152,6 @@ def run_live_round(
             if orders_again(result.report):
                 result = train_live(project, reason, raise_if_preempted)
             return project.drop_useless() or (result.report, result.published)
-
-
-def orders_again(report: RoundReport) -> bool:
-    """Whether an order by features follows a random one at once: readers have an order now, and these are cached."""
-    is_random_start = not report.by_network and report.ranking.strategy == "random"
-    return is_random_start and report.request.cold_start != "random" and report.request.has_trained_features
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from ml_backend.model.backbones import weights_file
 from ml_backend.model.inference import hardware_fingerprint
 from ml_backend.predictions import ImageFeatures
 from ml_backend.registry import strategy_spec
-from ml_backend.rounds.cold_start import START_FEATURES, Embedded, FeaturesLost, StartFeatures, random_order
+from ml_backend.rounds.cold_start import START_FEATURES, Embedded, FeaturesLost, StartFeatures, random_order, with_rest
 from ml_backend.rounds.reuse import rank_all, reranked_digest
 from ml_backend.rounds.run import ProjectData, inputs_digest
 from ml_backend.rounds.split import mix_in_holdout
@@ -271,7 +271,7 @@ def _select_again(store: ProjectStore, report: RoundReport, cache: Path) -> Rank
     whole = rank_all(request, CatalogStrategy(ranking.strategy), predictions, ranking.image_ids)
     if ranking.sought:
         # An image that the round has ranked may have become unreadable before it sought.
-        embedded = _embedded_again(store, report, cache, only_recorded=True)
+        embedded = _embedded_again(store, report, cache)
         whole = embedded.seek(whole, *_sought_again(store, report))
     return mix_in_holdout(whole, request.control_share, request.seed, request.round_id)
 
@@ -282,17 +282,17 @@ def _start_again(store: ProjectStore, report: RoundReport, cache: Path) -> Ranki
     if report.ranking.strategy == "random":
         return random_order(ids, request.batch_size, request.seed)
     embedded = _embedded_again(store, report, cache)
-    start = embedded.rank(report.ranking.strategy, request.batch_size, request.seed)
+    start = with_rest(embedded.rank(report.ranking.strategy, request.batch_size, request.seed), ids, request.seed)
     return embedded.seek(start, *_sought_again(store, report)) if report.ranking.sought else start
 
 
-def _embedded_again(store: ProjectStore, report: RoundReport, cache: Path, *, only_recorded: bool = False) -> Embedded:
+def _embedded_again(store: ProjectStore, report: RoundReport, cache: Path) -> Embedded:
     """The features behind a start or behind seeking; raises as ``_select_again``."""
     ids = set(report.ranking.image_ids)
     record = store.record(report.request.round_id, START_FEATURES, StartFeatures)
     if record is None:
         raise _NotStored("it did not record where its features are cached: an older version made it")
-    pool = tuple(sorted(ids & record.kept.keys() if only_recorded else ids, key=natural_order))
+    pool = tuple(sorted(ids & record.kept.keys(), key=natural_order))
     labelled = tuple(sorted(record.kept.keys() - ids, key=natural_order))
     try:
         return Embedded(

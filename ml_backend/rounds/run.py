@@ -20,7 +20,14 @@ from ml_backend.config import ProjectOptions
 from ml_backend.consensus.rules import Consensus
 from ml_backend.errors import EmptyPool, UnusablePool, WorkerStopping
 from ml_backend.predictions import PoolPredictions
-from ml_backend.rounds.cold_start import Embedded, StartFeatures, random_order, unreadable_pool
+from ml_backend.rounds.cold_start import (
+    Embedded,
+    StartFeatures,
+    candidates,
+    random_order,
+    unreadable_pool,
+    with_rest,
+)
 from ml_backend.rounds.interfaces import ConsensusRule, LabelSource, Learner, Progress, Strategy
 from ml_backend.rounds.reread import with_rereads
 from ml_backend.rounds.split import Sides, can_split, mix_in_holdout, stable_split
@@ -212,7 +219,8 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
     - Cold start, while fewer than two classes have ``request.min_labels_per_class`` labels, or each class those of one
       patient only, which leaves nothing to validate on: the ranking is a seeded random order, which is stable from
       round to round; after it is published, the learner fills its caches. With another ``request.cold_start``, and once
-      readers have an order, the images are ordered by pretrained features.
+      readers have an order, the images are ordered by pretrained features: the ``CANDIDATES`` of a larger pool, with
+      the others behind them in random order.
 
     Images that resemble a class with few labels come first in half of the places; see ``rounds.seek``.
 
@@ -294,9 +302,17 @@ def run_round(request: RoundRequest, project: Project, learner: Learner, strateg
     if is_cold_start:
         # Readers have their order: until the start set is complete, the caches fill for the first training.
         # A worker that is stopped meanwhile ends the round: what it has cached stays.
+        # Where an order by features follows at once, it waits for its candidates alone.
+        pool = candidates(data.pool, request.seed) if orders_again(report) else data.pool
         with timer.stage("features"), suppress(WorkerStopping):
-            learner.prepare([*(label.image for label in data.labels), *data.pool])
+            learner.prepare([*(label.image for label in data.labels), *pool])
     return RoundResult(report, published, training)
+
+
+def orders_again(report: RoundReport) -> bool:
+    """Whether an order by features follows a random one at once: readers have an order now, and these are cached."""
+    is_random_start = not report.by_network and report.ranking.strategy == "random"
+    return is_random_start and report.request.cold_start != "random" and report.request.has_trained_features
 
 
 def _rank_untrained(
@@ -304,16 +320,20 @@ def _rank_untrained(
 ) -> tuple[Ranking, StartFeatures | None]:
     if request.cold_start != "random" and not request.has_trained_features:
         log.warning("the order is random: an untrained backbone hardly distinguishes images; set the option weights")
+    unreadable = project.unreadable(data)
+    left_out = {one.image_id for one in unreadable}
     if request.cold_start == "random" or not (request.has_trained_features and project.has_order()):
-        unreadable = project.unreadable(data)
-        left_out = {one.image_id for one in unreadable}
         if not (ids := [image.id for image in data.pool if image.id not in left_out]):
             raise unreadable_pool(len(data.pool), unreadable)
         ranking = random_order(ids, request.batch_size, request.seed)
         return ranking.model_copy(update={"exclusions": tuple(unreadable)}), None
     with timer.stage("features"):
-        embedded = Embedded.by(learner, data.labels, data.pool)
+        embedded = Embedded.by(learner, data.labels, candidates(data.pool, request.seed))
         ranking = embedded.rank(request.cold_start, request.batch_size, request.seed)
+        named = {one.image_id for one in ranking.exclusions}
+        more = tuple(one for one in unreadable if one.image_id not in named)
+        ranking = ranking.model_copy(update={"exclusions": ranking.exclusions + more})
+        ranking = with_rest(ranking, [image.id for image in data.pool], request.seed)
         return embedded.seek(ranking, data.labels, data.sought_classes(request)), embedded.record()
 
 

@@ -12,8 +12,10 @@ import torch
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import RoundError, SettingsError, WeightsError
 from ml_backend.images.cache import TABLE, DiskCache, ImageCache
+from ml_backend.images.dataset import THREADS
 from ml_backend.images.source import FolderSource
 from ml_backend.images.transforms import to_input
+from ml_backend.model import data
 from ml_backend.model.backbones import Backbone
 from ml_backend.model.checkpoint import load_checkpoint
 from ml_backend.model.data import _TABLE_BATCH, FeatureExtractor, FeatureTable, TableBackbone, TableFeatures
@@ -115,14 +117,34 @@ class TestFeatureExtractor:
         assert torch.allclose(found[0], found[1], atol=0.1 * float(found[0].abs().max()))
         assert entries(tmp_path / "features") == 4
 
-    def test_cached_features_are_bounded(self, tmp_path: Path, backbone: Backbone, images: ImageCache) -> None:
-        """Of 4,100 bytes each, in a table that takes 28,000 itself."""
+    def test_cached_features_are_bounded(
+        self,
+        tmp_path: Path,
+        backbone: Backbone,
+        images: ImageCache,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Of 4,100 bytes each, in a table that takes 28,000 itself; the log names the limit that is needed."""
+        monkeypatch.setattr(data, "PAGE_BYTES", 4096)
         extractor = FeatureExtractor(backbone, images, CPU, tmp_path / "features", limit_bytes=70_000)
 
         extractor.all(random_refs(30), list[int]().append)
         extractor.trim()
 
         assert 5 <= entries(tmp_path / "features") <= 12
+        for _ in range(2):
+            extractor.all(random_refs(30), list[int]().append)
+        assert caplog.text.count("AL_CACHE_GB=7e-05 holds the features of 15 of 30 images") == 1
+        assert "again in each round: set AL_CACHE_GB=0.1 or more" in caplog.text
+
+    def test_a_cache_that_is_too_small_for_the_pixels(
+        self, tmp_path: Path, backbone: Backbone, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        images = ImageCache(RandomImages(), tmp_path / "images", 32, limit_bytes=120_000)
+        FeatureExtractor(backbone, images, CPU, None).all(random_refs(30), list[int]().append)
+
+        assert "AL_CACHE_GB=0.00011 holds the pixels of 26 of 30 images" in caplog.text
 
     def test_damaged_entries_are_computed_again(self, tmp_path: Path, backbone: Backbone, images: ImageCache) -> None:
         first = self.features(tmp_path, backbone, images)
@@ -136,6 +158,7 @@ class TestFeatureExtractor:
     ) -> None:
         """A file an image; those that are not asked for make room first."""
         batch = FeatureExtractor(backbone, images, CPU, tmp_path / "new").all(random_refs(3), list[int]().append)
+        monkeypatch.setattr(data, "PAGE_BYTES", 4096)
         files = DiskCache(tmp_path / "features")
         for key, row in zip(batch.keys, batch.features.numpy(), strict=True):
             files.put(key, row.astype("<f4").tobytes())
@@ -148,6 +171,30 @@ class TestFeatureExtractor:
         assert (entries(tmp_path / "features"), len(list((tmp_path / "features").glob("*/*")))) == (3, 1)
         extractor.trim()
         assert (entries(tmp_path / "features"), len(list((tmp_path / "features").glob("*/*")))) == (3, 0)
+
+    def test_a_run_that_was_stopped_goes_on_where_it_was(
+        self, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it has read ahead is in the cache too."""
+        source = RandomImages()
+        refs = [image for image in random_refs(170) if int(image.uri) % 7 != 3]
+        images = ImageCache(source, tmp_path / "images", 32)
+        batches = FeatureExtractor(backbone, images, CPU, tmp_path / "features").batches(refs)
+        done = sum(next(batches).total for _ in range(3))
+        del batches
+        again = FeatureExtractor(backbone, ImageCache(source, tmp_path / "images", 32), CPU, tmp_path / "features")
+        ran, run = list[int](), again.run
+
+        def counting(pixels: torch.Tensor) -> torch.Tensor:
+            ran.append(len(pixels))
+            return run(pixels)
+
+        monkeypatch.setattr(again, "run", counting)
+        assert again.all(refs, list[int]().append).total == len(refs)
+
+        assert sum(ran) == len(refs) - done
+        assert {*source.fetched} == {image.uri for image in refs}
+        assert len(source.fetched) <= len(refs) + THREADS  # those that were being fetched at the stop may come twice
 
     def test_equal_images_far_apart(self, tmp_path: Path, backbone: Backbone) -> None:
         """Each gets its own features, whether its content is known, or of an image before it."""

@@ -110,8 +110,14 @@ class TestHeadOnly:
         assert np.allclose(whole_passes(loaded.network, image_dir, images), it.outputs(images, PROBS).probs, atol=1e-4)
 
     def test_prepared_images_are_not_read_again(self, image_dir: Path, tmp_path: Path) -> None:
-        it = learner(image_dir, tmp_path / "cache")
+        seen: list[tuple[str, int, int]] = []
+        source = FolderSource(image_dir)
+        it = McDropoutLearner(OPTIONS, source, tmp_path / "cache", device="cpu", progress=lambda *at: seen.append(at))
         it.prepare(pool(image_dir, 0, 61))  # the unreadable one among them is no error
+        images = len(pool(image_dir, 0, 61))
+        assert (seen[0], seen[-1]) == (("features", 16, images), ("features", images, images))
+        it.prepare(pool(image_dir, 0, 61))
+        assert seen[-1] == ("features", 1, 1)  # what is left: the unreadable one
 
         def gone(image: ImageRef) -> bytes:
             raise ImageError(f"{image.id} was fetched again")

@@ -22,6 +22,7 @@ from ml_backend.errors import StorageError
 from ml_backend.images.cache import DiskCache
 from ml_backend.predictions import ImageFeatures, LastLayerGradients, PoolPredictions
 from ml_backend.registry import Need
+from ml_backend.rounds import cold_start
 from ml_backend.rounds import replay as replaying
 from ml_backend.rounds.cold_start import START_FEATURES
 from ml_backend.rounds.replay import (
@@ -242,13 +243,15 @@ class TestSame:
 
         assert only(project).verdict == "same"
 
-    def test_a_typical_start_from_the_cache(self, project):
+    def test_a_typical_start_from_the_cache(self, project, monkeypatch):
+        """The second of a pool that is larger than what competes."""
         a_typical_start(project)
+        monkeypatch.setattr(cold_start, "CANDIDATES", 20)
         a_typical_start(project, control_share=0.2)
 
         assert [one.sentence for one in replays(project)] == [
             "r000001 typiclust: same 3 of 3, same order of 29",
-            "r000002 typiclust: same 3 of 3, same order of 29",
+            "r000002 typiclust: same 3 of 3, same order of 30",
         ]
         assert all(one.sound and not one.notes for one in replays(project))
         assert project.report("r000002").ranking.control

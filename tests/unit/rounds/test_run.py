@@ -15,6 +15,7 @@ from ml_backend.errors import (
     WeightsError,
     WorkerStopping,
 )
+from ml_backend.rounds import cold_start
 from ml_backend.rounds.run import RoundResult, inputs_digest, run_round
 from ml_backend.rounds.split import fixed_split, mix_in_holdout, stable_split
 from ml_backend.schemas import Annotation, Exclusion, ImageRef, Label, PublishedRanking, RoundReport, RoundTrigger
@@ -147,6 +148,23 @@ class TestTypicalStart:
         assert sorted(result.published.image_ids) == sorted(image.id for image in POOL)
         assert learner.embedded == [[image.id for image in POOL], ["1"]]
         assert project.saved == [(result.report, None, None)]
+
+    def test_of_a_large_pool_the_first_images_of_the_random_order_compete(self, monkeypatch):
+        """Their features alone are waited for; the others follow in the random order, and their features fill last."""
+        monkeypatch.setattr(cold_start, "CANDIDATES", 4)
+        first, learner = FakeProject(FakeLabels(pool=POOL), cold=True), FakeLearner(["103"])
+        order = run(first, learner, cold_start="typiclust").report.ranking.image_ids
+        assert sorted(learner.prepared) == sorted(order[:4])
+
+        second, learner = FakeProject(FakeLabels(pool=POOL)), FakeLearner([order[1]])
+        ranking = run(second, learner, cold_start="typiclust", round_id="r000002").report.ranking
+
+        assert [sorted(images) for images in learner.embedded] == [sorted(order[:4])]
+        assert sorted(ranking.image_ids[:3]) == sorted([order[0], *order[2:4]])
+        assert ranking.image_ids[3:] == order[4:]
+        assert [one.image_id for one in ranking.exclusions] == [order[1]]
+        assert 0 < min(ranking.scores) <= max(ranking.scores[3:]) < min(ranking.scores[:3])
+        assert sorted(learner.prepared) == sorted(order)
 
     def test_unreadable_images_are_named_and_not_served(self):
         result = run(FakeProject(FakeLabels(pool=POOL)), FakeLearner(["103"]), cold_start="typiclust")
