@@ -440,7 +440,9 @@ class ProjectOptions(BaseModel):
     strategy: StrategyName = Field("entropy", description="acquisition function that ranks the pool")
     batch_size: int = Field(20, ge=1, le=1000, description="images that a round chooses together")
     reserve: int | Literal["all"] = Field(
-        80, description="ranked images published after the batch, so that readers never run dry; or `all`"
+        80,
+        description="ranked images published after the batch, so that readers never run dry; or `all`, for pools of at "
+        "most some 2,000 images",
     )
     retrain_after: int = Field(20, ge=1, description="changed annotations that start the next round")
     min_labels_per_class: int = Field(

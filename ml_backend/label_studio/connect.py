@@ -15,7 +15,7 @@ from ml_backend.config import OPTION_PREFIX, ProjectOptions, Settings
 from ml_backend.errors import LabelStudioError, RequestRefused, SettingsError, Unreachable, did_you_mean
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import parse_label_config, question
-from ml_backend.label_studio.publisher import wanted_project
+from ml_backend.label_studio.publisher import large_reserve, wanted_project
 
 TESTED = ("1.19.0", "1.20.0", "1.21.0", "1.22.0", "1.23.0", "1.23.2")
 """Releases of Label Studio that `make compat` runs, oldest first."""
@@ -402,6 +402,8 @@ def connect_project(
     if others := other_connections(client.backends(project_id), client.webhooks(project_id), url, settings):
         connection.changes.append(f"the project also holds this backend at {', '.join(others)}: {ONE_CONNECTION}")
     notes = prediction_notes(client, project_id, held_before)
+    if large := large_reserve(resolved, int(project.get("task_number") or 0)):
+        notes.append(large)
     return [learned, *(connection.changes or [NOTHING_TO_CHANGE]), *notes]
 
 

@@ -44,7 +44,7 @@ of them, at 6 to 34 ms, and whoever submits an annotation waits for that row: on
 DELETING_S = 5.0
 """Seconds for which a publish, or a comparison of the reconciler, deletes."""
 MANY_PUBLISHED = 2000
-"""Published images from which the project's page advises a smaller reserve."""
+"""Images published together beyond which a smaller reserve is advised."""
 POLL_S = 2.0
 ONE_INSTALLATION = (
     "stop the other installation, or remove one of the two from the project; then press Train now on the project's "
@@ -69,6 +69,24 @@ def low_water(options: ProjectOptions) -> int:
     where all are published anyway.
     """
     return 0 if options.reserve == "all" else max(options.reserve // 2, options.batch_size // 2, 1)
+
+
+def large_reserve(options: ProjectOptions, images: int) -> str:
+    """A warning where every round publishes very many images; empty otherwise.
+
+    Args:
+        options: of the project.
+        images: number of images that wait for a label.
+    """
+    if (together := min(publication_size(options) or images, images)) <= MANY_PUBLISHED:
+        return ""
+    # 0.9 ms a prediction to import, and 70 to 100 ms to delete, of which a minute has DELETING_S.
+    return (
+        f"With reserve={options.reserve} every round publishes {together} images. Label Studio takes about "
+        f"{together / 1000:.0f} s to import them, during which its pages are slow, and a day later about "
+        f"{together / 3600:.0f} h to delete them, a few a minute, so that readers do not wait. If more rounds end a "
+        "day, predictions pile up. Set reserve=80: the ranking is extended before readers run out of images."
+    )
 
 
 def remaining_published(published: PublishedRanking, annotations: int | None) -> int:

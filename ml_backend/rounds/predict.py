@@ -330,5 +330,7 @@ def predict_project(
         client.patch_project(
             project_id, {"show_collab_predictions": True, **({"sampling": SAMPLING} if shape == "order" else {})}
         )
-        published = LabelStudioPublisher(client, project_id, config, options, store).publish(report, assume_current)
+        # No reconciler goes on with the deletion of replaced versions.
+        publisher = LabelStudioPublisher(client, project_id, config, options, store, deleting_s=60.0)
+        published = publisher.publish(report, assume_current)
     return published, unreadable

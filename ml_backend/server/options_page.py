@@ -20,6 +20,7 @@ from ml_backend.errors import BackendError, LabelStudioError, StorageError, Unkn
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.connect import ONE_CONNECTION, TITLE, update_options
 from ml_backend.label_studio.formats import OptionsForm, parse_label_config
+from ml_backend.label_studio.publisher import large_reserve
 from ml_backend.registry import STRATEGIES, StrategySpec, few_passes
 from ml_backend.schemas import Connection, FrozenModel
 from ml_backend.server.context import context, relative_url, user_name
@@ -227,6 +228,7 @@ def _form(
             or ([mistake] if mistake else []),
             "said": said,
             "few_passes": few_passes(now.strategy, now.passes, now.batch_size) if now else "",
+            "large_reserve": large_reserve(now, standing.left) if now and standing else "",
             "changes": option_changes(project)[::-1],
             **_previews(connection, project, (values["strategy"], recommended)),
             "chosen": values["strategy"],

@@ -15,7 +15,7 @@ from ml_backend.config import ProjectOptions
 from ml_backend.errors import BackendError
 from ml_backend.label_studio.connect import TITLE
 from ml_backend.label_studio.formats import question, training_classes
-from ml_backend.label_studio.publisher import Serving, ServingProblem, serving_problems
+from ml_backend.label_studio.publisher import Serving, ServingProblem, large_reserve, serving_problems
 from ml_backend.scheduling import QueueStatus, RoundQueue
 from ml_backend.scheduling.connections import configuration
 from ml_backend.schemas import Connection, FitReport, PublishedRanking
@@ -157,6 +157,11 @@ class ProjectStatus:
         if self.network is None or self.standing is None:
             return False
         return not self.network.knows(tuple(self.standing.labels_per_class))
+
+    @property
+    def large_reserve(self) -> str:
+        """A warning where every round publishes very many images; empty otherwise."""
+        return large_reserve(self.options, self.standing.left) if self.options and self.standing else ""
 
     @property
     def lost(self) -> bool:

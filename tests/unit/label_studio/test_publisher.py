@@ -24,6 +24,7 @@ from ml_backend.label_studio.publisher import (
     Serving,
     expired,
     is_lost,
+    large_reserve,
     low_water,
     publication_size,
     read_serving,
@@ -796,6 +797,17 @@ def test_low_water(batch_size, reserve, low, together):
     options = ProjectOptions(batch_size=batch_size, reserve=reserve)
 
     assert (low_water(options), publication_size(options)) == (low, together)
+
+
+@pytest.mark.parametrize(
+    ("reserve", "images", "published"),
+    [(80, 50_000, 0), ("all", 2000, 0), ("all", 2001, 2001), (1980, 50_000, 0), (5000, 50_000, 5020), (5000, 900, 0)],
+)
+def test_a_large_reserve_is_warned_of(reserve: int | str, images: int, published: int) -> None:
+    warning = large_reserve(ProjectOptions(batch_size=20, reserve=reserve), images)
+
+    assert bool(warning) == bool(published)
+    assert f"{published or ''}" in warning
 
 
 @pytest.mark.parametrize(

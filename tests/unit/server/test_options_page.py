@@ -13,6 +13,7 @@ import pytest
 from ml_backend.analytics.history import PREVIEWS, ImageInsight, StrategyPreviews
 from ml_backend.config import Settings
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.publisher import MANY_PUBLISHED
 from ml_backend.registry import STRATEGIES
 from ml_backend.schemas import Ranking
 from ml_backend.server.app import create_app
@@ -164,6 +165,15 @@ def test_too_few_passes_for_a_batch_are_named(studio):
     assert words in studio.client.get(PAGE, headers=HTML).text
     assert send(studio, batch_size="10").status_code == 303
     assert "little better than random" not in studio.client.get(PAGE, headers=HTML).text
+
+
+def test_a_reserve_that_is_costly_on_a_large_project_is_named_on_both_pages(studio, store):
+    store.project(PROJECT).readings.keep_mirror(mirror_of(*(task() for _ in range(MANY_PUBLISHED + 1))))
+    words = f"With reserve=all every round publishes {MANY_PUBLISHED + 1} images."
+    for reserve, warned in (("80", False), ("all", True)):
+        send(studio, reserve=reserve)
+        for page in (f"/projects/{PROJECT}", PAGE):
+            assert (words in studio.client.get(page, headers=HTML).text) == warned
 
 
 def test_nothing_is_written_where_nothing_differs(studio, store):
