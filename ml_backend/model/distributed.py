@@ -169,6 +169,7 @@ class Crew:
     _peers: list[_Peer] = field(default_factory=list)
     _done: "queue.Queue[tuple[int, PartDone]]" = field(default_factory=queue.Queue)
     _closing: bool = False
+    _threads: int = 0
 
     def form(self, tick: Callable[[], object]) -> Group:
         """Wait for the followers, and form the group: of those that have come within a minute.
@@ -190,7 +191,8 @@ class Crew:
         size = len(self._peers) + 1
         if size == 1:
             return SINGLE
-        torch.set_num_threads(max(1, torch.get_num_threads() // self.local))
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, self._threads // self.local))
         host = self.listener.getsockname()[0]
         rendezvous = socket.create_server((host, 0))
         port = rendezvous.getsockname()[1]
@@ -227,8 +229,11 @@ class Crew:
         """Dismiss the followers, whatever they do."""
         self._closing = True
         for peer in self._peers:
-            peer.connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # it has closed the connection itself
+                peer.connection.shutdown(socket.SHUT_RDWR)
             peer.connection.close()
+        if self._threads:
+            torch.set_num_threads(self._threads)
         if self._peers and distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -259,7 +264,9 @@ class Crew:
                 message = json.loads(line)
                 if error := message.get("error"):
                     peer.error = error
-                    threading.Timer(GRACE_S, self._lose, (rank, f"failed: {error}")).start()
+                    timer = threading.Timer(GRACE_S, self._lose, (rank, f"failed: {error}"))
+                    timer.daemon = True
+                    timer.start()
                 else:
                     self._done.put((rank, PartDone(**message)))
         self._lose(rank, f"failed: {peer.error}" if peer.error else "died")

@@ -217,7 +217,7 @@ def read_together(
 def _packed(result: DecodedImage | Exclusion) -> tuple[str, Tensor | None]:
     if isinstance(result, Exclusion):
         return result.reason, None
-    return result.key, torch.from_numpy(result.pixels)
+    return result.key, torch.tensor(result.pixels)  # a copy: cached pixels are read-only
 
 
 def head_problem(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -64,8 +65,8 @@ class Rounds:
         if self._lost:
             raise Lost(*self._lost)
 
-    def outputs(self, processes: int, mischief: str = "", side: int = 32) -> PoolPredictions:
-        """Of a network that this process trains; a follower's mischief begins with the passes."""
+    def outputs(self, processes: int, mischief: str = "", **options: object) -> PoolPredictions:
+        """Of a network that is trained now; a follower's mischief begins with the passes."""
         self._mischief.write_text(mischief)
 
         def crew() -> Crew:
@@ -73,7 +74,7 @@ class Rounds:
 
         with (
             open_project(self._settings, PROJECT, crew=crew if processes > 1 else None) as context,
-            context.distributed(OPTIONS.model_copy(update={"image_side": side}), self._tick) as learner,
+            context.distributed(OPTIONS.model_copy(update=options), self._tick) as learner,
         ):
             if not mischief:
                 learner.prepare(POOL)
@@ -143,9 +144,14 @@ def test_processes_share_out_a_pool(rounds) -> None:
     assert slow["waited"][0] - slow["waited"][2] >= 1.0
     assert slow["of"].startswith(f"{socket.gethostname()}, process ")
 
-    wanted = rounds.outputs(1, side=40)
+    full = {"finetune": "full", "epochs": 1, "train_batch": 8}
+    trained = [rounds.outputs(processes, **full).probs for processes in (1, 2)]
+    assert np.abs(trained[0] - trained[1]).max() < 1e-3
+    assert np.abs(trained[0] - wanted.probs).max() > 1e-2
+
+    wanted = rounds.outputs(1, image_side=40)
     with capture_logs() as logs:
-        assert_same(rounds.outputs(3, "blind 1", side=40))
+        assert_same(rounds.outputs(3, "blind 1", image_side=40))
     event = "a rank could not read an image that can be read here: its part is computed again"
     assert logged(logs, event=event, rank=1)["image"] == POOL[2 * SHARD_IMAGES].id
 

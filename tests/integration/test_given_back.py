@@ -51,6 +51,7 @@ def result(store: ProjectStore) -> tuple[object, ...]:
     return report.request.round_id, report.fit, report.ranking, report.inputs, outputs.probs.tobytes()
 
 
+@pytest.mark.timeout(1800)  # seven processes with PyTorch, one after the other; a minute where the machine is idle
 def test_the_next_worker_goes_on(queue: RoundQueue, redis: Redis, work, tmp_path: Path) -> None:
     """Three workers share a round, from the features that are cached; its result is that of one worker alone."""
     shared, alone = tmp_path / "shared", tmp_path / "alone"
