@@ -233,14 +233,14 @@ def ensemble(sizes: Sizes) -> Figures:
 
 
 def group(sizes: Sizes) -> Figures:
-    """Images a second of a full fine-tuning in a group of one process and, where two GPUs are, of two.
+    """Images a second of a full fine-tuning in a group of one process and, where two GPUs are, of two; no GPU: skipped.
 
-    Without a GPU, two processes use gloo instead of NCCL. A step takes three times the arithmetic of a forward pass.
+    A step takes three times the arithmetic of a forward pass.
     """
     import torch
 
     figures: Figures = {"batch": sizes.train_batch, "GPUs": torch.cuda.device_count()}
-    for size in range(1, (min(2, torch.cuda.device_count()) or 2) + 1):
+    for size in range(1, min(2, torch.cuda.device_count()) + 1):
         with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(size) as pool:
             ranks = [(sizes, rank, size, f"file://{folder}/store") for rank in range(size)]
             speed = figures[f"{size}, training images/s"] = min(pool.starmap(_train_in_group, ranks, chunksize=1))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ml_backend.model.hardware import one_thread
 from tests.benchmarks import gpu_check
 from tests.benchmarks.gpu_check import PARTS, TINY, Figures, Sizes, check
 from tests.manual import ROOT, commands_run_by
@@ -59,7 +60,15 @@ def test_says_what_it_ran_on(report: Any) -> None:
         tests = report["parts"]["tests"]["figures"]
         assert tests["skipped"] == tests["tests"] > 0
         assert report["parts"]["uint8 cache"]["figures"]["ceiling, images/s"] is None
-        assert report["parts"]["group"]["figures"]["2, training images/s"] > 0
+        assert report["parts"]["group"]["figures"] == {"batch": TINY.train_batch, "GPUs": 0}
+
+
+def test_training_in_a_group_is_timed(tmp_path: Path) -> None:
+    """By a group of one process, over gloo where no GPU is."""
+    with one_thread():
+        speed = gpu_check._train_in_group(TINY, 0, 1, f"file://{tmp_path}/store")
+
+    assert 0 < speed < math.inf
 
 
 def ends(_sizes: Sizes) -> Figures:
