@@ -867,7 +867,9 @@ class LabelStudioLabels:
 
     def _synced(self, folder: Path | None) -> SyncedProject:
         with TaskStore.open(folder) as store, store.reading():
-            project = sync(self._client, self._project_id, store)
+            project, last = sync(self._client, self._project_id, store), self._read_last
+            if folder is not None and last is not None and last.cache.generation == store.version:
+                return SyncedProject(last.cache, project)
             return SyncedProject(store.snapshot(), project)
 
 
