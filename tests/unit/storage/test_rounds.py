@@ -213,18 +213,19 @@ class TestRoundIds:
             store.save(make_report(round_id), OUTPUTS, None, inputs=RoundInputs(labels=(), pool=()))
             files[round_id] = rounds.sha256_of_files(store.folder / "rounds" / round_id)
         as_saved_by_an_older_version(store, "r000002")
+        store.save(make_report("r000006").model_copy(update={"base": "r000003"}), OUTPUTS, None)
 
-        store.next_round_id(keep_rounds=2)
+        store.next_round_id(keep_rounds=3)
 
         ids = store.round_ids()
-        assert [store.has_outputs(one) for one in ids] == [False, False, False, True, True]
-        assert [bool(store.inputs(one)) for one in ids] == [False, False, True, True, True]
-        assert [one.images for one in store.summaries()[0]] == [2] * 5
-        assert [len(store.head(one).batch) for one in ids] == [1] * 5
-        assert [store.ranked(one) for one in ids] == [(), *[("2", "1")] * 4]
+        assert [store.has_outputs(one) for one in ids] == [False, False, True, True, True, True]  # r000003 is a base
+        assert [bool(store.inputs(one)) for one in ids] == [False, False, True, True, True, False]
+        assert [one.images for one in store.summaries()[0]] == [2] * 6
+        assert [len(store.head(one).batch) for one in ids] == [1] * 6
+        assert [store.ranked(one) for one in ids] == [(), *[("2", "1")] * 5]
         with pytest.raises(UnknownRound, match="the ranking of round r000001 was removed: AL_KEEP_ROUNDS"):
             store.report("r000001")
-        assert [store.file_faults(one, files[one]) for one in ids if one != "r000002"] == [[]] * 4
+        assert [store.file_faults(one, files[one]) for one in files if one != "r000002"] == [[]] * 4
         (store.folder / "rounds/r000005/ranking.npz").unlink()
         assert store.file_faults("r000005", files["r000005"]) == ["ranking.npz is gone"]
 
