@@ -537,11 +537,15 @@ class ProjectStore:
         if keep_rounds:
             bounds |= {OUTPUTS: keep_rounds} | dict.fromkeys((RANKING, "inputs.*"), max(keep_rounds, KEPT_ORDERS))
         files = [[path for path in self._round(name).rglob("*") if path.is_file()] for name in self.round_ids()]
+        newest = self.summaries()[0][-1:]  # what it has ranked again is needed where another strategy is chosen
+        spared = {one.base for one in newest}
         for pattern, keep in bounds.items():
             holders = [found for its in files if (found := [path for path in its if path.match(pattern)])]
             for path in (path for found in holders[:-keep] for path in found):
                 if pattern not in (NETWORK, EVIDENCE):  # on record first: what is gone without a record is a fault
-                    round_id = path.parent.name
+                    if (round_id := path.parent.name) in spared:
+                        continue
+                    log.info("removed, as AL_KEEP_ROUNDS says", file=path.name, of_round=round_id)
                     names = dict.fromkeys((*self.removed_files(round_id), path.name))
                     self.set_record(round_id, REMOVED, RemovedFiles(files=tuple(names)))
                 path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Insights of rounds, changes of the strategy, networks, answers and ground truths."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from ml_backend.analytics.history import (
     answers_of,
     ground_truths,
     known_network,
+    stored_insights,
     strategy_history,
 )
 from ml_backend.analytics.overview import analyse
@@ -240,3 +242,16 @@ def test_of_a_project_that_was_never_read_nothing_is_said(tmp_path):
     found = analyse(RoundStore(tmp_path).project(PROJECT), TRUTH_CONFIG, ProjectOptions())
 
     assert (found.ground_truths, found.duplicates) == (None, None)
+
+
+def test_of_an_insight_only_the_images_that_are_asked_for_are_read(tmp_path):
+    project = RoundStore(tmp_path).project(make_request().project)
+    project.save(make_report(), None, None)
+    row = {"place": 1, "probs": {"normal": 1.0}, "score": 0.5, "aleatoric": 0.1, "epistemic": 0.2}
+    shown = {"batch": [row | {"image_id": "1"}, {"image_id": "2"}], "control": [row | {"image_id": "3"}]}
+    kept = {"images": 3, "expected": {}, "predicted": {}, **shown}
+    (project.folder / "rounds/r000001/insight.json").write_text(json.dumps(kept))
+
+    found = stored_insights(project, {"1", "3"})["r000001"]
+
+    assert [[one.image_id for one in part] for part in (found.batch, found.control)] == [["1"], ["3"]]

@@ -213,18 +213,19 @@ class TestRoundIds:
             store.save(make_report(round_id), OUTPUTS, None, inputs=RoundInputs(labels=(), pool=()))
             files[round_id] = rounds.sha256_of_files(store.folder / "rounds" / round_id)
         as_saved_by_an_older_version(store, "r000002")
+        store.save(make_report("r000006").model_copy(update={"base": "r000003"}), OUTPUTS, None)
 
-        store.next_round_id(keep_rounds=2)
+        store.next_round_id(keep_rounds=3)
 
         ids = store.round_ids()
-        assert [store.has_outputs(one) for one in ids] == [False, False, False, True, True]
-        assert [bool(store.inputs(one)) for one in ids] == [False, False, True, True, True]
-        assert [one.images for one in store.summaries()[0]] == [2] * 5
-        assert [len(store.head(one).batch) for one in ids] == [1] * 5
-        assert [store.ranked(one) for one in ids] == [(), *[("2", "1")] * 4]
+        assert [store.has_outputs(one) for one in ids] == [False, False, True, True, True, True]  # r000003 is a base
+        assert [bool(store.inputs(one)) for one in ids] == [False, False, True, True, True, False]
+        assert [one.images for one in store.summaries()[0]] == [2] * 6
+        assert [len(store.head(one).batch) for one in ids] == [1] * 6
+        assert [store.ranked(one) for one in ids] == [(), *[("2", "1")] * 5]
         with pytest.raises(UnknownRound, match="the ranking of round r000001 was removed: AL_KEEP_ROUNDS"):
             store.report("r000001")
-        assert [store.file_faults(one, files[one]) for one in ids if one != "r000002"] == [[]] * 4
+        assert [store.file_faults(one, files[one]) for one in files if one != "r000002"] == [[]] * 4
         (store.folder / "rounds/r000005/ranking.npz").unlink()
         assert store.file_faults("r000005", files["r000005"]) == ["ranking.npz is gone"]
 
@@ -481,12 +482,15 @@ class TestSummary:
         assert [line.startswith("Round r000001 cannot be shown") for line in damaged] == [True]
 
     def test_suggestions_of_the_whole_pool(self, store, large):
-        store.save(large, None, None)
+        """Of images in any order, and of those alone that are asked for."""
+        classes = {str(n): CLASSES[n % 3] for n in range(399, -1, -1)}
+        ranking = large.ranking.model_copy(update={"suggestions": classes, "image_ids": tuple(classes)})
+        store.save(large.model_copy(update={"ranking": ranking}), None, None)
 
         found = store.suggestions("r000001")
 
-        assert (len(found.classes), found.classes["399"], found.confidences["399"]) == (400, "severe", 0.75)
-        assert store.suggestions("r000001", ["7", "x", "400", "3"]).classes == {"7": "severe", "3": "severe"}
+        assert (found.classes, found.confidences) == (classes, ranking.confidences)
+        assert store.suggestions("r000001", ["7", "x", "400", "3"]).classes == {"7": classes["7"], "3": classes["3"]}
         as_saved_by_an_older_version(store)
         assert store.suggestions("r000001") == found
 
