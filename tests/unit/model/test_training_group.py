@@ -17,7 +17,7 @@ from ml_backend.images.source import FolderSource
 from ml_backend.images.synthetic import draw_pool
 from ml_backend.model.data import PixelExamples
 from ml_backend.model.distributed import SINGLE, Group
-from ml_backend.model.hardware import Precision
+from ml_backend.model.hardware import Precision, one_thread
 from ml_backend.model.learner import McDropoutLearner
 from ml_backend.model.training import EarlyStopping, OptimizerConfig, train
 from ml_backend.schemas import FitReport, ImageRef, Label
@@ -186,8 +186,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], lis
     with context.Pool(3) as pool:
         ranks = pool.starmap_async(serve, [(rank, str(folder)) for rank in range(3)], chunksize=1).get(timeout=300)
     grouped = {key: [each[key] for each in ranks if key in each] for key in ranks[0]}
-    grouped[1, "learner"] = [fit(folder, SINGLE)]
-    return grouped | {(1, name): [run(CASES[name], SINGLE)] for name in LEARNS}
+    with one_thread():
+        grouped[1, "learner"] = [fit(folder, SINGLE)]
+        return grouped | {(1, name): [run(CASES[name], SINGLE)] for name in LEARNS}
 
 
 @pytest.mark.parametrize("size", [2, 3])
