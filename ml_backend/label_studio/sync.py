@@ -351,7 +351,7 @@ class TaskStore:
             if whole:
                 db.execute("DELETE FROM tasks WHERE id NOT IN (SELECT id FROM incoming)")
             db.executemany("DELETE FROM tasks WHERE id = ?", ((number,) for number in gone))
-            if db.total_changes > changes:
+            if db.total_changes > changes or self.state is None:
                 names = "generation, tasks, answers, skips"
                 db.execute(f"UPDATE project SET ({names}) = (?, ?, ?, ?)", [generation, *self._counts("tasks")])
             at = read_at.isoformat()

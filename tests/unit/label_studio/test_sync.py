@@ -35,6 +35,7 @@ from ml_backend.label_studio.sync import (
     read_project,
     shared_digests,
     sync,
+    tasks_version,
 )
 from ml_backend.rounds.interfaces import LabelSource
 from ml_backend.schemas import Label
@@ -357,6 +358,12 @@ class TestTaskStore:
 
         assert len(source(studio, tmp_path / "file").images()) == 3
         assert ReadingStore(tmp_path / "file").mirror(TaskCache) is None
+
+    def test_a_project_without_tasks_has_been_read(self, tmp_path):
+        assert source(FakeStudio(), tmp_path).images() == []
+
+        assert self.kept(tmp_path).tasks == {}
+        assert tasks_version(tmp_path) > (0, 0)
 
     def test_half_a_surrogate_pair(self, tmp_path):
         cache = cache_of({1: ("\ud800",)})
