@@ -295,7 +295,7 @@ class Settings(BaseSettings):
         20.0, gt=0.0, description="size in GB that the decoded images may take, and again the features"
     )
     keep_rounds: Annotated[int, Field(ge=0)] = Field(
-        100, description="last rounds of a project that keep the passes of their network; 0: all"
+        0, description="last rounds of a project that keep the passes of their network; 0: all"
     )
     timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="time-out of a request to Label Studio")
     round_timeout_s: Annotated[int, Field(gt=0)] = Field(24 * 3600, description="longest time that a round may take")

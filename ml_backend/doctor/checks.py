@@ -888,7 +888,7 @@ def check_space(context: CheckContext) -> Result:
     free = shutil.disk_usage(context.settings.data_dir).free
     seen = f"{free / GB:.1f} GB free; a round of {images:,} images keeps up to {needed / GB:.1f} GB"
     if free < needed:
-        return failed(seen, "make room, or let AL_DATA_DIR name a folder on a larger disk")
+        return failed(seen, "make room, set AL_KEEP_ROUNDS=100, or let AL_DATA_DIR name a folder on a larger disk")
     if free < needed + caches:
         seen += f", and its caches want {caches / GB:.1f} GB: without room for them rounds are slower"
     if a_round > limit:
