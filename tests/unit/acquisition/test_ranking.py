@@ -21,6 +21,7 @@ from ml_backend.acquisition import (
     batch_bald,
     core_set,
     entropy,
+    inputs,
     least_confidence,
     margin,
     mean_std,
@@ -33,6 +34,7 @@ from ml_backend.predictions import LastLayerGradients, PoolPredictions
 from ml_backend.rounds.cold_start import random_order
 from ml_backend.rounds.interfaces import Strategy
 from ml_backend.schemas import Exclusion
+from ml_backend.seeding import seeded_order
 
 
 def everything(images: int, seed: int = 0) -> dict[str, Any]:
@@ -84,6 +86,27 @@ class TestRank:
 
         by_hand = sorted(range(200), key=lambda i: (-ranking.scores[i].item(), chance.index(i)))
         assert ranking.order.tolist() == by_hand
+
+    def test_only_level_images_are_hashed_and_all_in_one_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A hash an image costs more than its score; 3, 4 and 7 have the passes of others."""
+        probs = pool(10)
+        probs[[3, 4, 7]] = probs[[1, 1, 9]]
+        hashed: list[tuple[list[str], int]] = []
+
+        def noted(names: list[str], seed: int) -> Any:
+            hashed.append((sorted(names), torch.get_num_threads()))
+            return seeded_order(names, seed)
+
+        monkeypatch.setattr(inputs, "seeded_order", noted)
+        rank("entropy", probs, 2)
+        rank("entropy", pool(10), 2)
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        rank("core_set", None, 2, features=torch.eye(5))
+        torch.set_num_threads(before)
+
+        assert hashed[0][0] == ["1", "3", "4", "7", "9"]
+        assert hashed[1] == (["0", "1", "2", "3", "4"], 1)
 
     def test_ties_do_not_keep_the_pool_s_order(self) -> None:
         probs = torch.full((100, 4, 3), 1 / 3)
