@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from ml_backend.acquisition.diversity import computable, in_one_order, nearest, of_length_1, one_thread
-from ml_backend.acquisition.inputs import AcquisitionInputs, Selection, float_tensor, given
+from ml_backend.acquisition.diversity import computable, in_one_order, nearest, of_length_1
+from ml_backend.acquisition.inputs import AcquisitionInputs, Selection, float_tensor, given, one_thread
 from ml_backend.acquisition.pointwise import margin
 from ml_backend.registry import acquisition_function
 

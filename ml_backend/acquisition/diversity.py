@@ -4,8 +4,6 @@ Distances are bounded in memory, and equal to the last bit at any position in th
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,10 +13,17 @@ import torch
 from jaxtyping import Float, Int64, UInt64
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ml_backend.acquisition.inputs import AcquisitionInputs, Gradients, Selection, float_tensor, given, largest
+from ml_backend.acquisition.inputs import (
+    AcquisitionInputs,
+    Gradients,
+    Selection,
+    float_tensor,
+    given,
+    largest,
+    one_thread,
+)
 from ml_backend.registry import acquisition_function
 from ml_backend.seeding import gumbel, redrawn, seeded_draws
 
@@ -331,18 +336,6 @@ class _UnitRows:
         split = int(np.searchsorted(places, images))
         rows = self.rows[torch.from_numpy(self.order[places[:split]]).to(self.rows.device)]
         return torch.cat([of_length_1(rows), self.labelled[places[split:] - images]])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """K-means adds up its centres thread by thread: with more than one, their number would change the result."""
-    before = torch.get_num_threads()
-    with threadpool_limits(1):
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def of_length_1(rows: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:

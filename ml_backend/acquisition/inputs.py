@@ -1,6 +1,7 @@
 """Arrays that acquisition functions compute with, checked once: from tensors with gradients, NumPy, any device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int64
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ml_backend.predictions import float_array
@@ -16,6 +18,18 @@ from ml_backend.seeding import seeded_order
 
 _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DEVICES: Final = ("cpu", "cuda")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit torch, BLAS and OpenMP to one thread: k-means, for one, adds up its centres thread by thread."""
+    before = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def float_tensor(name: str, value: Any) -> Tensor:

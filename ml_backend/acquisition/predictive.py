@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ml_backend.acquisition.diversity import one_thread
-from ml_backend.acquisition.inputs import AcquisitionInputs, float_tensor, given
+from ml_backend.acquisition.inputs import AcquisitionInputs, float_tensor, given, one_thread
 from ml_backend.registry import acquisition_function
 from ml_backend.seeding import seeded_order
 

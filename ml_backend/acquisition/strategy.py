@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from ml_backend.acquisition.diversity import one_thread
-from ml_backend.acquisition.inputs import Gradients, Selection, acquisition_inputs, given
+from ml_backend.acquisition.inputs import Gradients, Selection, acquisition_inputs, given, one_thread
 from ml_backend.errors import SettingsError
 from ml_backend.predictions import ImageFeatures, PoolPredictions
 from ml_backend.registry import Need, load_acquisition_function, strategy_spec

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ml_backend.acquisition.diversity import computable, in_one_order, nearest, of_length_1, one_thread
-from ml_backend.acquisition.inputs import float_tensor
+from ml_backend.acquisition.diversity import computable, in_one_order, nearest, of_length_1
+from ml_backend.acquisition.inputs import float_tensor, one_thread
 from ml_backend.predictions import ImageFeatures
 from ml_backend.schemas import Label, Ranking, natural_order
 

@@ -87,6 +87,11 @@ class JobQueue(Queue):
         JobQueue.taken = super().lpop(*args, **kwargs)
         return JobQueue.taken
 
+    @classmethod
+    def lmove(cls, connection: Any, queue_key: str, timeout: int | None) -> Any:
+        """Take a job; rq would set it aside, and fail it where the worker stops before it begins."""
+        return cls.lpop([queue_key], timeout, connection=connection)
+
 
 class RoundWorker(Worker):
     """An rq worker whose work-horse dies with it, and which survives a Redis that restarts or is emptied.

@@ -195,7 +195,7 @@ class TestExample:
         with pytest.raises(SettingsError, match=r"got NoneType"):  # the command prints one line
             rank("entropy", probs, 1)
         monkeypatch.setattr(pointwise, "entropy", lambda probs: probs[:, 0, 0] * torch.nan)
-        with pytest.raises(ValueError, match="got NaN for image 0 of the pool"):
+        with pytest.raises(ValueError, match="got nan for image 0 of the pool"):
             rank("entropy", probs, 1)
 
     @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ class TestOutputs:
 
         ensemble.outputs(pool(image_dir, 30, 50), PROBS)
 
-        assert seen == [("score", 16, 20), ("score", 20, 20)]
+        assert seen == [("score", 20, 20)]
 
     def test_an_image_that_one_network_alone_could_read(self, image_dir: Path, cache: Path) -> None:
         """Of networks that are trained whole, each reads the pool with its own backbone."""

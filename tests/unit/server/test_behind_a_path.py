@@ -83,7 +83,7 @@ def proxy(backend: str, outside: str, inside: str, **headers: str) -> Iterator[s
         def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
             self.send_response(status)
             for name, value in headers.items():
-                if name not in {"Content-Length", "Connection", "Date", "Server"}:
+                if name not in {"Content-Length", "Transfer-Encoding", "Connection", "Date", "Server"}:
                     self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
