@@ -421,7 +421,8 @@ class ImportedVersion(FrozenModel):
 
     version: Annotated[str, Field(min_length=1)]
     replaced_at: AwareDatetime | None = None
-    deleting: bool = False
+    # Left out where it says nothing, so that an earlier version can read the record.
+    deleting: bool = Field(False, exclude_if=lambda found: not found)
 
 
 def round_name(round_id: str) -> str:

@@ -65,6 +65,8 @@ CONFUSIONS: Final = 20
 """Last rounds whose predictions for labelled images are counted: each is a file of all labels."""
 LARGE: Final = 5_000
 """Tasks from which on the analysis takes more than a second, in which a server's other threads would hardly run."""
+BACKGROUND_S: Final = 1800.0
+"""For the analysis of a large project: an hour's worth of patience would hold the other projects up."""
 R = TypeVar("R", bound=FrozenModel)
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -126,8 +128,8 @@ def analyse(
         project: its store.
         label_config: of the project.
         options: of its owner.
-        refresh: compute that of a large project too, in a process of its own; otherwise an older one is returned, where
-            there is one.
+        refresh: compute that of a large project too, in a process of its own, which takes a core for a while; otherwise
+            an older one is returned, and an empty one before the first.
     """
     kept = project.readings.analysis(Analysis)
     configured = ProjectConfig(label_config, options)
@@ -135,12 +137,16 @@ def analyse(
         return kept
     if tasks_version(project.folder)[1] < LARGE:
         return _compute(project.folder, configured)
-    if kept is not None and not refresh:
-        return kept
-    # By the config and options of the stored connection, which are these.
-    program = f"from {__name__} import compute_in_background; compute_in_background({str(project.folder.absolute())!r})"
-    subprocess.run([sys.executable, "-c", program], check=False)  # noqa: S603
-    return project.readings.analysis(Analysis) or Analysis(inputs="")
+    if refresh:
+        # By the config and options of the stored connection, which are these. -P: no module of the working directory.
+        call = f"compute_in_background({str(project.folder.absolute())!r})"
+        command = [sys.executable, "-P", "-c", f"from {__name__} import compute_in_background; {call}"]
+        try:
+            subprocess.run(command, check=True, timeout=BACKGROUND_S)  # noqa: S603
+        except subprocess.SubprocessError as error:
+            log.warning("the figures of a large project could not be computed", error=str(error))
+        kept = project.readings.analysis(Analysis)
+    return kept or Analysis(inputs="")
 
 
 def compute_in_background(folder: str) -> None:

@@ -7,7 +7,9 @@ pool.
 
 import fcntl
 import json
+import os
 import sqlite3
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import IO, Any, Final, Literal, NamedTuple, Self
 
 import structlog
 from pydantic import AwareDatetime, ValidationError
@@ -189,6 +191,40 @@ def _is_read(part: object) -> bool:
     return not isinstance(part, dict) or part.get("type") == "choices"
 
 
+@contextmanager
+def _reading(folder: Path, wait: Callable[[], object] | None = None) -> Iterator[bool]:
+    """See ``TaskStore.reading``."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context((folder / "reading.lock").open("w"))
+            while not (held := _locked(file)) and wait is not None:
+                wait()
+                time.sleep(0.5)
+        except OSError as error:
+            raise StorageError(f"{folder}/reading.lock cannot be locked: {error}") from error
+        yield held
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _set_aside(folder: Path) -> bool:
+    """Move damaged tasks away, unless another process reads the project, and meets the damage itself."""
+    try:
+        with _reading(folder) as free:
+            if free:
+                (folder / f"{TASKS_FILE}-journal").unlink(missing_ok=True)
+                (folder / TASKS_FILE).replace(folder / f"{TASKS_FILE}.damaged")
+            return free
+    except (OSError, StorageError):
+        return False
+
+
 # On disk
 
 
@@ -206,6 +242,8 @@ TASKS_FILE: Final = "tasks.sqlite"
 EARLIER_FILE: Final = "tasks.json"
 FORMAT: Final = 1
 BUSY_S: Final = 120.0  # a reader of a million tasks holds a writer up for seconds
+DAMAGES: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+REFUSALS: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 INDEXED_AT_ONCE: Final = 5_000
 COLUMNS: Final = "id INTEGER PRIMARY KEY, answers INT, skips INT, changed INT, image BLOB, data TEXT, annotations TEXT"
 SCHEMA: Final = f"""
@@ -241,6 +279,7 @@ class TaskStore:
 
     def __init__(self, folder: Path | None, *, create: bool = True) -> None:
         self._folder = folder
+        self._staged = False
         name = ":memory:" if folder is None else f"{(folder / TASKS_FILE).absolute().as_uri()}?mode=rw"
         self._db = sqlite3.connect(name, timeout=BUSY_S, isolation_level=None, uri=folder is not None)
         [[version]] = self._db.execute("PRAGMA user_version")
@@ -249,7 +288,7 @@ class TaskStore:
         elif version == 0:
             raise sqlite3.OperationalError("another process makes it now")
         elif version != FORMAT:
-            raise sqlite3.DatabaseError(f"format {version}, expected {FORMAT}")
+            raise StorageError(f"{folder}/{TASKS_FILE} is of format {version}, and this version reads format {FORMAT}")
         if create and folder is not None and (folder / EARLIER_FILE).exists():
             if self.state is None and (earlier := TaskCache.earlier(folder)) is not None:
                 self.replace(earlier)
@@ -261,8 +300,8 @@ class TaskStore:
         """Open the tasks of a project, and close them after the block.
 
         Raises:
-            StorageError: the disk refuses, or the file is damaged. A damaged file is moved aside, so that the next
-                reading is whole.
+            StorageError: the disk refuses, or the file is damaged or of another version. A damaged file is moved aside
+                where one may be made, so that the next reading is whole.
         """
         store = None
         try:
@@ -270,40 +309,29 @@ class TaskStore:
                 _make(folder / TASKS_FILE)
             store = cls(folder, create=create)
             yield store
-        except sqlite3.OperationalError as error:
-            raise StorageError(
-                f"{folder}/{TASKS_FILE}: {error}; is there room on the disk, and may this user write it?"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            if folder is not None:
-                (folder / f"{TASKS_FILE}-journal").unlink(missing_ok=True)
-                (folder / TASKS_FILE).replace(folder / f"{TASKS_FILE}.damaged")
-            raise StorageError(
-                f"{folder}/{TASKS_FILE}: {error}; it was moved aside, and the project is read again"
-            ) from error
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            more = "; is there room on the disk, and may this user write it?" if code in REFUSALS else ""
+            if store is not None:
+                store._db.close()
+            if code in DAMAGES and folder is not None and create and _set_aside(folder):
+                more = "; it was moved aside, and the project is read again"
+            raise StorageError(f"{folder}/{TASKS_FILE}: {error}{more}") from error
         finally:
             if store is not None:
                 store._db.close()
 
     @contextmanager
-    def reading(self, *, wait: bool = True) -> Iterator[bool]:
+    def reading(self, wait: Callable[[], object] | None = None) -> Iterator[bool]:
         """Hold the lock of the one process that reads this project from Label Studio; it ends with the process.
 
         Args:
-            wait: until no other process reads; otherwise the block is entered with False.
+            wait: called twice a second while another process reads; may raise. None: the block is entered with False.
         """
         if self._folder is None:
             yield True
             return
-        with ExitStack() as stack:
-            try:
-                file = stack.enter_context((self._folder / "reading.lock").open("w"))
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError:
-                held = False
-            except OSError as error:
-                raise StorageError(f"{self._folder}/reading.lock cannot be locked: {error}") from error
+        with _reading(self._folder, wait) as held:
             yield held
 
     @property
@@ -318,14 +346,35 @@ class TaskStore:
 
     def receive(self, rows: Iterable[Json]) -> Counts:
         """Set tasks of the task list aside for ``merge``. They need not fit in memory."""
-        self._db.execute("DROP TABLE IF EXISTS temp.incoming")
-        self._db.execute(f"CREATE TEMP TABLE incoming ({COLUMNS})")
+        self._stage()
         with self._db:
             self._db.execute("BEGIN")
             self._db.executemany(
                 "INSERT OR REPLACE INTO incoming VALUES (?, ?, ?, NULL, NULL, ?, ?)", map(_values, rows)
             )
         return self._counts("incoming")
+
+    def _stage(self) -> None:
+        """Make an empty table beside the project's tasks: a temporary one would take them out of the data folder."""
+        if self._staged:
+            self._db.execute("DETACH staging")
+            self._staged = False
+        name = ":memory:"
+        if self._folder is not None:
+            try:
+                handle, name = tempfile.mkstemp(prefix=".incoming-", dir=self._folder)
+            except OSError as error:
+                raise StorageError(f"{self._folder} cannot be written: {error}") from error
+            os.close(handle)
+        try:
+            self._db.execute("ATTACH ? AS staging", [name])
+            self._staged = True
+            self._db.execute("PRAGMA staging.journal_mode = MEMORY")
+            self._db.execute("PRAGMA staging.synchronous = OFF")
+            self._db.execute(f"CREATE TABLE staging.incoming ({COLUMNS})")
+        finally:
+            if self._folder is not None:
+                Path(name).unlink()  # it lives as long as it is open
 
     def merge(self, read_at: datetime, *, whole: bool = False, gone: Iterable[int] = ()) -> None:
         """Take over what ``receive`` has set aside, all of it or nothing.
@@ -335,6 +384,7 @@ class TaskStore:
             whole: whether these are all tasks of the project.
             gone: ids of deleted tasks.
         """
+        self._db.execute("PRAGMA cache_spill = OFF")  # a full cache would shut readers out before the end
         with self._db as db:
             db.execute("BEGIN IMMEDIATE")
             generation = self._next_generation()
@@ -355,7 +405,9 @@ class TaskStore:
                 names = "generation, tasks, answers, skips"
                 db.execute(f"UPDATE project SET ({names}) = (?, ?, ?, ?)", [generation, *self._counts("tasks")])
             at = read_at.isoformat()
-            db.execute("UPDATE project SET read_at = ?, whole_at = iif(?, ?, whole_at)", [at, whole, at])
+            db.execute(
+                "UPDATE project SET read_at = ?1, whole_at = CASE WHEN ?2 THEN ?1 ELSE whole_at END", [at, whole]
+            )
 
     def replace(self, cache: TaskCache) -> None:
         """Keep these tasks and no other."""
@@ -561,8 +613,8 @@ def sync(
         The project's row.
 
     Raises:
-        LabelStudioError: see ``LabelStudioClient``; or Label Studio lists fewer tasks or annotations than it counts.
-            The stored tasks stay as they were.
+        LabelStudioError: see ``LabelStudioClient``; or Label Studio lists fewer tasks or annotations than it counts and
+            than are stored, which stay as they were.
     """
     project = _read_changes(client, project_id, store, check) or _read_whole(client, project_id, store, check)
     store.set_skip_queue(project.get("skip_queue"))
@@ -606,7 +658,8 @@ def _read_whole(client: LabelStudioClient, project_id: int, store: TaskStore, ch
         read = store.receive(client.changed_tasks(project_id))
         # While it is read, readers label and owners import or delete.
         after = before if read == before else Counts.of(client.project(project_id))
-        least = min(before.tasks, after.tasks), min(sum(before[1:]), sum(after[1:]))
+        known = store.counts  # all that it lists for this user, if that is less than it counts
+        least = min(before.tasks, after.tasks, known.tasks), min(sum(before[1:]), sum(after[1:]), sum(known[1:]))
         if read.tasks >= least[0] and sum(read[1:]) >= least[1]:
             # Without Label Studio's clock later changes cannot be told: the next reading is whole again.
             store.merge(clock or datetime(1970, 1, 1, tzinfo=UTC), whole=True)
@@ -793,6 +846,7 @@ class LabelStudioLabels:
         folder: of the project, where the tasks are kept, so that the next reading requests changes only; None reads
             everything each time.
         digests: reads which addresses hold the same bytes, see ``TaskImages``.
+        wait: called twice a second while another process reads the project; may raise, to stop.
     """
 
     def __init__(
@@ -804,6 +858,7 @@ class LabelStudioLabels:
         folder: Path | None = None,
         *,
         digests: Callable[[], Mapping[str, str]] = lambda: NO_DIGESTS,
+        wait: Callable[[], object] = lambda: None,
     ) -> None:
         self._client = client
         self._project_id = project_id
@@ -811,6 +866,7 @@ class LabelStudioLabels:
         self._options = options
         self._folder = folder
         self._digests = digests
+        self._wait = wait
         self._read_last: SyncedProject | None = None
         self._images = TaskImages({}, {})
         self._unreadable: list[Exclusion] = []
@@ -866,7 +922,7 @@ class LabelStudioLabels:
         return synced
 
     def _synced(self, folder: Path | None) -> SyncedProject:
-        with TaskStore.open(folder) as store, store.reading():
+        with TaskStore.open(folder) as store, store.reading(self._wait):
             project, last = sync(self._client, self._project_id, store), self._read_last
             if folder is not None and last is not None and last.cache.generation == store.version:
                 return SyncedProject(last.cache, project)

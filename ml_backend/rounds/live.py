@@ -331,7 +331,12 @@ class LiveProject(Project):
             self.options,
             self.readings.folder,
             digests=self.readings.digests,
+            wait=self._wait,
         )
+
+    def _wait(self) -> None:
+        self._progress("labels", 0, 1)
+        self._ensure_current()
 
     def report_progress(self, stage: Stage, done: int, total: int) -> None:
         self._progress(stage, done, total)

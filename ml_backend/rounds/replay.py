@@ -38,6 +38,7 @@ from ml_backend.schemas import FrozenModel, Label, Ranking, RoundReport, natural
 from ml_backend.storage import ProjectStore
 from ml_backend.storage.outputs import OUTPUTS
 from ml_backend.storage.rounds import (
+    RANKING,
     Manifest,
     RoundInputs,
     sha256_of,
@@ -198,8 +199,9 @@ def _replay(store: ProjectStore, cache: Path, round_id: str, device: Device) -> 
     faults, notes, machine_notes = _audit(store, round_id, device)
     strategy = "unknown"
     try:
+        strategy = store.summary(round_id).strategy
+        _require_ranking(store, round_id)
         report = store.report(round_id)
-        strategy = report.ranking.strategy
         repeated = _spread_again(store, report, _select_again(store, report, cache))
     except (StorageError, _NotStored, ValueError) as error:  # ValueError: predictions that no round can have made
         if not isinstance(error, _NotStored):
@@ -238,6 +240,11 @@ def _replay(store: ProjectStore, cache: Path, round_id: str, device: Device) -> 
 
 class _NotStored(Exception):
     """Something that the selection was made from is not stored; the message says what."""
+
+
+def _require_ranking(store: ProjectStore, round_id: str) -> None:
+    if RANKING in store.removed_files(round_id):
+        raise _NotStored(f"the ranking of round {round_id} was removed, as AL_KEEP_ROUNDS says")
 
 
 def _select_again(store: ProjectStore, report: RoundReport, cache: Path) -> Ranking:
@@ -391,6 +398,8 @@ def _input_faults(store: ProjectStore, round_id: str, manifest: Manifest) -> Ite
     """Labels, pool and options, compared with the manifest and with the digest in the report."""
     if (inputs := store.inputs(round_id)) is None:
         return
+    if any(RANKING in store.removed_files(one) for one in (round_id, store.summary(round_id).base) if one is not None):
+        return  # what they are compared with is gone; the manifest still holds the hashes of labels and pool
     report = store.report(round_id)
     base = None if report.base is None else store.report(report.base)
     request = report.request

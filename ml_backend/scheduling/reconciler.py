@@ -108,8 +108,8 @@ class Reconciler:
             with structlog.contextvars.bound_contextvars(project=str(connection.project)):
                 readings = ReadingStore(self._store.project(connection.project).folder)
                 try:
-                    self._compare(connection, readings)
-                    readings.note_problem(None)
+                    if self._compare(connection, readings):
+                        readings.note_problem(None)
                 except BackendError as error:
                     log.warning("a project could not be compared with Label Studio", error=str(error))
                     if not isinstance(error, QueueError):  # pages show that Redis does not answer by themselves
@@ -119,25 +119,26 @@ class Reconciler:
                     log.exception("a project could not be compared with Label Studio")
                     readings.note_problem(f"unexpected {type(error).__name__}; the log says more")
 
-    def _compare(self, connection: Connection, readings: ReadingStore) -> None:
+    def _compare(self, connection: Connection, readings: ReadingStore) -> bool:
+        """Returns whether it was compared; a round that reads it comes first."""
         # Before the reading: a change between the two is counted twice, rather than never.
         status = self._queue.status(connection.project)
         client = self._client(connection)
-        with TaskStore.open(readings.folder) as tasks, tasks.reading(wait=False) as free:
+        with TaskStore.open(readings.folder) as tasks, tasks.reading() as free:
             if not free:
                 log.info("a round reads the project: compared with the next look")
-                return
+                return False
             before = tasks.state
             try:
                 row = sync(client, connection.project.id, tasks, partial(_check_created, connection.project))
             except RequestRefused as error:
                 if error.status == 404 and client.is_authenticated():
                     self._forget(connection)
-                    return
+                    return True
                 raise
             except UnknownProject:
                 self._forget(connection)
-                return
+                return True
             project = self._store.project(connection.project)
             read = _Read(connection, project, row, tasks)
             published = project.published()
@@ -158,6 +159,7 @@ class Reconciler:
             held = client.model_versions(connection.project.id)
             self._deleted |= delete_in_lots(client, connection.project.id, {one: held.get(one, 0) for one in due})
         self._analyse(project, config, options, large=large)
+        return True
 
     def _analyse(self, project: ProjectStore, config: LabelConfig, options: ProjectOptions, *, large: bool) -> None:
         """Refresh the analysis before a page needs it; that of a large project holds no other project up."""

@@ -93,7 +93,7 @@ HAND_PICKS: Final = "hand-picks"
 MANIFEST, _SUMMARY, _HEAD = "manifest", "summary", "head"
 REMOVED: Final = "removed"
 """Name of the record ``RemovedFiles`` in a round's folder."""
-_HEADER: Final = b'{"format":2'
+_HEADER: Final = b'{"format":2,'
 _COLUMNS: Final = {"image_ids", "scores", "suggestions", "confidences"}
 _NO_RECORDS: Final[Mapping[str, FrozenModel]] = MappingProxyType({})
 _CACHED_SUMMARIES = 20_000  # over all projects; about a kilobyte each
@@ -529,7 +529,10 @@ class ProjectStore:
         for left in rounds.glob(".r*"):
             if left.name < f".{round_id}":
                 shutil.rmtree(left, ignore_errors=True)
-        self._remove_old_files(keep_rounds)
+        try:
+            self._remove_old_files(keep_rounds)
+        except (StorageError, OSError) as error:
+            log.warning("files of old rounds could not be removed", error=str(error))
         return round_id
 
     def _remove_old_files(self, keep_rounds: int) -> None:
@@ -765,8 +768,10 @@ class ProjectStore:
 
     def file_faults(self, round_id: str, files: Mapping[str, str]) -> list[str]:
         """Describe each file of a round that differs from its manifest. Networks and evidence may be gone by now."""
-        removed = self.removed_files(round_id)
-        return file_faults(self._round(round_id), {name: one for name, one in files.items() if name not in removed})
+        folder, removed = self._round(round_id), self.removed_files(round_id)
+        # On record as removed, a file may be gone; one that is there must be the one that was saved.
+        expected = {name: one for name, one in files.items() if name not in removed or (folder / name).exists()}
+        return file_faults(folder, expected)
 
     def published(self) -> PublishedRanking | None:
         """The ranking that was published last, cached for as long as its file stays the same."""
@@ -783,9 +788,11 @@ class ProjectStore:
             np.save(buffer, id_column(published.image_ids), allow_pickle=False)
             write_atomically(path.with_suffix(".npy"), buffer.getvalue())
             write_record(path, ServedOrder.of(published))
-            for old in sorted(path.parent.glob("2*.json"))[:-KEPT_ORDERS]:
-                old.with_suffix(".npy").unlink(missing_ok=True)
-                old.unlink(missing_ok=True)
+            files = sorted(path.parent.glob("2*.*"))  # a killed process may have left one of the two
+            last = set(sorted({file.stem for file in files})[-KEPT_ORDERS:])
+            for file in files:
+                if file.stem not in last:
+                    file.unlink(missing_ok=True)
         except (StorageError, OSError) as error:
             log.warning("the order is served, and is missing from the list of earlier orders", error=str(error))
 

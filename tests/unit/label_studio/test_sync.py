@@ -1,10 +1,12 @@
 """Tasks are read at the cost of what changed; the answers and the place of one image are those of all its tasks."""
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from ml_backend.config import ProjectOptions
 from ml_backend.consensus import median
-from ml_backend.errors import LabelStudioError
+from ml_backend.errors import LabelStudioError, StorageError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.formats import LabelConfig
 from ml_backend.label_studio.sync import (
@@ -264,6 +266,14 @@ class TestReadProject:
 
         assert store.snapshot() == cache
 
+    def test_that_never_lists_what_is_counted_is_used(self, studio):
+        """Nothing is lost by it: these are all that this user can read."""
+        row = studio.row
+        studio.row = lambda: row() | {"task_number": 99}
+
+        for store in (None, read_project(studio.client(), 1, None).cache):
+            assert len(read_project(studio.client(), 1, store).cache.tasks) == 10
+
     def test_is_done_once_for_all_who_want_it(self, studio, tmp_path):
         """The server and a worker, at the first round of a project."""
         rows, folder = studio.rows, tmp_path / "new"
@@ -308,13 +318,13 @@ class TestTaskStore:
 
         assert killed.returncode == -signal.SIGKILL
         assert self.kept(tmp_path) == cache
-        with TaskStore.open(tmp_path) as store, store.reading(wait=False) as free:
+        with TaskStore.open(tmp_path) as store, store.reading() as free:
             assert free
 
     def test_one_reads_at_a_time(self, tmp_path):
         with (
             TaskStore.open(tmp_path) as one, TaskStore.open(tmp_path) as other,
-            one.reading(), other.reading(wait=False) as free,
+            one.reading(), other.reading() as free,
         ):  # fmt: skip
             assert not free
 
@@ -351,6 +361,46 @@ class TestTaskStore:
 
         assert (tmp_path / "tasks.sqlite.damaged").is_file()
         assert len(self.kept(tmp_path).tasks) == 100
+
+    def test_one_of_another_version_stays_as_it_is(self, cache, tmp_path):
+        cache.save(tmp_path)
+        with closing(sqlite3.connect(tmp_path / "tasks.sqlite")) as database:
+            database.execute("PRAGMA user_version = 2")
+
+        with pytest.raises(StorageError, match="is of format 2"), TaskStore.open(tmp_path):
+            pass
+        assert [file.name for file in tmp_path.iterdir()] == ["tasks.sqlite"]
+
+    def test_only_damage_moves_it_aside(self, cache, tmp_path):
+        cache.save(tmp_path)
+
+        with pytest.raises(StorageError, match="no such column"), TaskStore.open(tmp_path) as store:
+            store._db.execute("SELECT missing FROM tasks")
+        assert self.kept(tmp_path) == cache
+
+    def test_who_waits_for_another_reading_may_stop(self, tmp_path):
+        with (
+            pytest.raises(KeyboardInterrupt), TaskStore.open(tmp_path) as one, TaskStore.open(tmp_path) as other,
+            one.reading(), other.reading(wait=lambda: signal.raise_signal(signal.SIGINT)),
+        ):  # fmt: skip
+            pass
+
+    def test_what_is_read_stays_in_the_folder(self, tmp_path, monkeypatch):
+        """In no temporary folder, which may be small, and is no place for it."""
+        monkeypatch.setenv("SQLITE_TMPDIR", "/nowhere")
+        seen: set[str] = set()
+
+        def rows():
+            for one in Path("/proc/self/fd").iterdir():
+                with suppress(OSError):
+                    seen.add(one.readlink().name)
+            yield {"id": 1, "data": {"image": "a"}}
+
+        with TaskStore.open(tmp_path) as store:
+            store.receive(rows())
+
+        assert any(name.startswith(".incoming-") for name in seen)
+        assert {file.name for file in tmp_path.iterdir()} == {"tasks.sqlite"}
 
     def test_a_disk_that_refuses_costs_only_time(self, tmp_path):
         (tmp_path / "file").write_text("")

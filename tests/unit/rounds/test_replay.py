@@ -36,7 +36,7 @@ from ml_backend.rounds.replay import (
 from ml_backend.rounds.reuse import StoredPasses, rerank
 from ml_backend.rounds.run import run_round
 from ml_backend.schemas import Connection, ImageRef, RoundReport
-from ml_backend.storage import ProjectStore, RoundStore
+from ml_backend.storage import ProjectStore, RoundStore, rounds
 from ml_backend.storage.rounds import (
     Manifest,
     RoundInputs,
@@ -497,6 +497,20 @@ class TestTamperedWith:
 
         assert (first.verdict, first.sound, second.verdict) == ("cannot", True, "same")
         assert "its passes were removed, as AL_KEEP_ROUNDS says" in first.sentence
+
+    def test_a_removed_ranking_is_no_fault_and_a_forged_one_is(self, project, monkeypatch):
+        monkeypatch.setattr(rounds, "KEPT_ORDERS", 1)
+        for _ in range(2):
+            a_round(project)
+        project.next_round_id(keep_rounds=1)
+
+        first, second = replays(project)
+
+        assert (first.verdict, first.sound, second.verdict) == ("cannot", True, "same")
+        assert first.sentence.endswith("the ranking of round r000001 was removed, as AL_KEEP_ROUNDS says")
+
+        (folder(project) / "ranking.npz").write_bytes(b"forged")
+        assert any("ranking.npz is not what was saved" in fault for fault in next(replays(project)).faults)
 
     def test_a_damaged_report_is_named_and_the_others_go_on(self, project):
         a_round(project)

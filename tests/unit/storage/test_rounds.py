@@ -229,6 +229,9 @@ class TestRoundIds:
         (store.folder / "rounds/r000005/ranking.npz").unlink()
         assert store.file_faults("r000005", files["r000005"]) == ["ranking.npz is gone"]
 
+        (store.folder / "rounds/r000003/removed.json").write_text("{")
+        assert store.next_round_id(keep_rounds=1) == "r000008"  # it stops no round
+
     def test_a_disk_that_refuses_says_so(self, store):
         store.folder.parent.mkdir(parents=True)
         store.folder.write_text("a file where a folder should be")
