@@ -218,9 +218,13 @@ class LabelStudioPublisher:
             self._await_arrival(version, len(image_ids), error)
         held = self._held(version)
         if held.number != len(image_ids):
+            imported = self._store.imported_versions()  # on record first: what is left is deleted later
+            self._store.set_imported_versions(
+                tuple(one.model_copy(update={"deleting": one.deleting or one.version == version}) for one in imported)
+            )
             delete_in_lots(self._client, self._project_id, {version: held.number}, self._deleting_s)
             raise LabelStudioError(
-                f"Label Studio took {held.number} of {len(image_ids)} predictions of version {version}, which was "
+                f"Label Studio took {held.number} of {len(image_ids)} predictions of version {version}, which are "
                 "deleted again: its log names those that it dropped"
             )
         return image_ids, tuple(image_id for image_id in image_ids if image_id in rereads), held.newest
@@ -397,11 +401,17 @@ def delete_in_lots(
     end = time.monotonic() + seconds
     gone = {name for name, number in versions.items() if not number}
     try:
-        for name, number in ((name, number) for name, number in versions.items() if number):
-            for prediction_id in islice(client.predictions_of(project_id, name), max(0, number - LOT)):
-                if time.monotonic() > end:
+        for name in (name for name, number in versions.items() if number):
+            # Counted again: an import behind a time-out may have added thousands since.
+            while (more := client.model_versions(project_id).get(name, 0) - LOT) > 0:
+                deleted = 0
+                for prediction_id in islice(client.predictions_of(project_id, name), more):
+                    if time.monotonic() > end:
+                        return gone
+                    client.delete_prediction(prediction_id)
+                    deleted += 1
+                if not deleted:
                     return gone
-                client.delete_prediction(prediction_id)
             if time.monotonic() > end:
                 return gone
             client.delete_model_version(project_id, name)

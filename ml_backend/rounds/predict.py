@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from jaxtyping import Float
 
@@ -45,6 +46,8 @@ from ml_backend.schemas import (
     patient_of,
 )
 from ml_backend.storage import Quarantine, RoundStore
+
+log = structlog.get_logger(__name__)
 
 Shape: TypeAlias = Literal["prelabels", "order"]
 """What readers of a project get."""
@@ -331,6 +334,8 @@ def predict_project(
             project_id, {"show_collab_predictions": True, **({"sampling": SAMPLING} if shape == "order" else {})}
         )
         # No reconciler goes on with the deletion of replaced versions.
-        publisher = LabelStudioPublisher(client, project_id, config, options, store, deleting_s=60.0)
+        publisher = LabelStudioPublisher(client, project_id, config, options, store, deleting_s=600.0)
         published = publisher.publish(report, assume_current)
+        if left := [one.version for one in store.imported_versions() if one.deleting]:
+            log.warning("old predictions are left, and the next call goes on deleting them", model_versions=left)
     return published, unreadable

@@ -306,7 +306,7 @@ def round_view(
         "balance": class_balance(chosen, [line]),
         "few_passes": few_passes(line.strategy, int(str(line.request.options.get("passes", "1000"))), line.batch_size),
         "foresight": foresight,
-        "more_put_off": line.put_off - len(head.put_off),
+        "more_put_off": line.put_off - len({one.image_id for one in head.put_off}),  # an image may have two reasons
         "more_left_out": (head.left_out_images or 0) - len(head.left_out),
     }
 

@@ -73,6 +73,7 @@ def write_report(results: StudyResults, path: Path) -> None:
     """
     # errors: a file name may not be UTF-8.
     write_atomically(path, report_page(results).encode(errors="replace"))
+    path.chmod(0o644)  # for colleagues too, unlike the files of the data folder
 
 
 def write_figures(results: StudyResults, folder: Path) -> None:

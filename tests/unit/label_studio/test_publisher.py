@@ -22,6 +22,7 @@ from ml_backend.label_studio.publisher import (
     LOT,
     LabelStudioPublisher,
     Serving,
+    delete_in_lots,
     expired,
     is_lost,
     large_reserve,
@@ -522,6 +523,15 @@ class TestReplacedVersions:
             assert [one.version for one in store.imported if one.deleting] == [f"v{n}" for n in range(2) if left[-1][n]]
 
         assert left == [[39, 70, 0], [0, 49, 0], [0, 0, 0]]
+        assert max(server.lots) == LOT
+
+    def test_a_lot_is_no_larger_where_an_earlier_count_was_lower(self) -> None:
+        """An import behind a time-out has added predictions since."""
+        server, _ = with_expired(100, 0)
+
+        client = LabelStudioClient("http://ls", "k", transport=httpx.MockTransport(server), retries=1)
+
+        assert delete_in_lots(client, 1, {"v0": 5}) == {"v0"}
         assert max(server.lots) == LOT
 
     def test_a_day_is_longer_than_label_studios_lock(self) -> None:

@@ -335,6 +335,7 @@ class TestWriteReport:
         write_report(drawn_results(command="simulate --images film\udce9"), tmp_path / "report.html")
 
         assert "simulate --images film?" in (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o644  # colleagues read it
 
 
 def test_figures_for_a_paper_are_as_wide_as_a_column(tmp_path):
