@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import httpx
@@ -899,7 +900,7 @@ def check_space(context: CheckContext) -> Result:
 @check("weights", needs=("options",), remedy="set the option `backbone` to one of the networks that are named")
 def check_weights(context: CheckContext) -> Result:
     options = context.options
-    if (round_id := _trained_with(context)) is not None:
+    if _has_weights(options) and (round_id := _trained_with(context)) is not None:
         return ok(f"of {options.backbone}, with which round {int(round_id[1:])} has trained")
     require("worker", WORKERS_CHECK)
     import torch
@@ -931,6 +932,15 @@ def check_weights(context: CheckContext) -> Result:
     except WeightsError as error:
         return failed(str(error), "take another file, or name the backbone that these weights are of")
     return ok(f"of {options.backbone}, from {path}")
+
+
+def _has_weights(options: ProjectOptions) -> bool:
+    """Whether this machine has a file with the weights, as far as names tell, or needs none."""
+    if options.weights in ("none", "imagenet"):
+        home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+        files = Path(home).expanduser().glob(f"hub/checkpoints/{options.backbone}*.pth")
+        return options.weights == "none" or any(files)
+    return Path(options.weights).expanduser().is_file()
 
 
 def _trained_with(context: CheckContext) -> str | None:

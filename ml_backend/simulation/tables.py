@@ -38,6 +38,7 @@ MISSING: Final = frozenset(
     | {"#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"}  # of spreadsheets
 )
 SEPARATORS: Final = (",", ";", "\t", "|")
+_SEPARATOR_LINE: Final = re.compile(r'"?sep=(.)"?[ ,;\t]*\r?\n', re.IGNORECASE)  # Excel's own first line
 # Values and numbers in a problem's reason: what is left tells the kind of the problem.
 _VALUES: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
 _OFFICE: Final = "an Excel file: save its sheet as `CSV UTF-8`"
@@ -309,10 +310,9 @@ def _check_unique(line: int, row: Row, key: Sequence[str], seen: dict[tuple[str,
     first, before = seen.setdefault(names, (line, row))
     if first == line:
         return
-    both = f"with label {before.get('label')!r}, and here with {row.get('label')!r}"
-    raise ValueError(
-        f"column {key[0]}: {' with '.join(map(repr, names))} is in line {first} already, {both}: keep the right one"
-    )
+    both = f"with label {before.get('label')!r}, and here with {row.get('label')!r}: keep the right one"
+    way_out = "with the same values: remove one of them" if row == before else both
+    raise ValueError(f"column {key[0]}: {' with '.join(map(repr, names))} is in line {first} already, {way_out}")
 
 
 def _row(cells: Sequence[str], header: Sequence[str], separator: str, required: Sequence[str]) -> Row:
@@ -350,8 +350,10 @@ def _normalized(path: str) -> str:
 def _read_table(table: Path, required: Sequence[str]) -> tuple[list[str], str, list[tuple[int, list[str]]]]:
     """The names of the columns, the separator, and the rows below the header, each with the line where it ends."""
     text = _text(table)
+    if hint := _SEPARATOR_LINE.match(text):
+        text = "\n" + text[hint.end() :]  # the numbers of the lines stay
     header = next((line for line in text.splitlines() if line.strip()), "")
-    separator = max(SEPARATORS, key=lambda mark: _fit(header, mark, required))
+    separator = hint[1] if hint else max(SEPARATORS, key=lambda mark: _fit(header, mark, required))
     rows: list[tuple[int, list[str]]] = []
     end = 0
     # Strict: otherwise an unclosed quote swallows the rest of the table silently.
@@ -409,7 +411,7 @@ def _text(table: Path) -> str:
         others = f", and {len(wrong) - 1} more lines" if len(wrong) > 1 else ""
         raise SettingsError(
             f"{table}, line {number}{others}: {line.decode('cp1252', errors='replace')[:80]!r} is not UTF-8 (read "
-            " as Windows-1252 here): expected a CSV file in UTF-8; save the table as `CSV UTF-8`"
+            "as Windows-1252 here): expected a CSV file in UTF-8; save the table as `CSV UTF-8`"
         ) from None
 
 

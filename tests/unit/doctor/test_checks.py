@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ml_backend.config import ProjectOptions
 from ml_backend.doctor import checks
 from ml_backend.doctor.checks import (
     CHECKS,
@@ -401,6 +402,15 @@ class TestMachine:
         assert found["weights"].verdict == verdict
         assert (found["weights"].seen == "of resnet18, with which round 1 has trained") == (verdict == "ok")
         assert {name for name, one in found.items() if one.verdict != "ok"} <= {"weights"}
+
+    def test_published_weights_that_a_round_has_trained_with_are_looked_for(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        options = ProjectOptions(backbone="resnet50", weights="imagenet")
+        assert not checks._has_weights(options)
+
+        (tmp_path / "hub/checkpoints").mkdir(parents=True)
+        (tmp_path / "hub/checkpoints/resnet50-11ad3fa6.pth").touch()
+        assert checks._has_weights(options)
 
 
 class TestGpu:

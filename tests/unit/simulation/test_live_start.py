@@ -1,6 +1,7 @@
 """A live start: labels are found by the cold start of the live loop, and every one counts."""
 
 import io
+import json
 import math
 import shlex
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ml_backend.cli import app
 from ml_backend.config import ProjectOptions
 from ml_backend.errors import SettingsError
 from ml_backend.rounds.cold_start import random_order
+from ml_backend.simulation import study
 from ml_backend.simulation.analysis import (
     Group,
     RunKey,
@@ -33,8 +35,9 @@ from ml_backend.simulation.run_log import ColdRow, RoundRow, RunLog, StudyResult
 from ml_backend.simulation.study import simulate
 from tests.fakes import CLASSES, FakeLearner
 from tests.unit.simulation.drawn_results import drawn_metrics, drawn_results
-from tests.unit.simulation.test_run import ENTROPY, Watched, rows, stop_after
+from tests.unit.simulation.test_run import BASELINE, ENTROPY, Watched, rows, stop_after
 from tests.unit.simulation.test_run import _Stop as Stop
+from tests.unit.simulation.test_study import stopping, tables
 from tests.unit.simulation.tiny import make_data, write_tables
 from tests.unit.simulation.tiny import make_plan as tiny_plan
 
@@ -212,6 +215,20 @@ class TestStudy:
             assert quartiles == pytest.approx(ranked[name].quantile([0.25, 0.5, 0.75]).tolist())
         assert set(results.summary.first_ranking) == {"random", "entropy"}
 
+    def test_stopped_in_the_cold_start_goes_on_to_the_same_tables(self, options, tmp_path, monkeypatch):
+        options = replace(options, no_random=True)
+        simulate(replace(options, out=tmp_path / "whole"), Console(file=io.StringIO()))
+        monkeypatch.setattr(study, "do_run", stopping(2))
+        with pytest.raises(KeyboardInterrupt):
+            simulate(options, Console(file=io.StringIO()))
+        [rounds] = (options.out / "runs").glob("*/rounds.jsonl")
+        assert all("metrics" not in json.loads(line) for line in rounds.read_text().splitlines())
+        monkeypatch.undo()
+
+        simulate(options, Console(file=io.StringIO()))
+
+        assert tables(options.out) == tables(tmp_path / "whole")
+
     def test_without_any_network_says_why_there_is_no_report(self, options):
         text = io.StringIO()
         changed = replace(options, seeds="1", min_labels_per_class=12, no_random=True)
@@ -337,3 +354,13 @@ class TestEarly:
             assert "0.689 [0.67" in shown
             assert "+0.108" in shown
             assert "+0.108 [" not in shown  # of two seeds
+
+
+def test_the_baseline_learns_both_sides_of_a_live_start(tmp_path, options):
+    plan, data = make_plan(options)
+    log = RunLog(tmp_path, BASELINE.name)
+    do_run(BASELINE, Study(plan, data, lambda _options: FakeLearner()), log)
+
+    row = log.baseline()
+    assert row is not None
+    assert row.labels == 57
