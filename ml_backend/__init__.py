@@ -39,7 +39,7 @@ Rooms, imports going down only (``.importlinter`` fails the build otherwise)::
     extras         what the package's extras bring, and what to install where it is missing
     schemas        records that travel between the rooms: frozen, validated, JSON
     seeding        hash-based draws and derived seeds
-    blas           deterministic matrix products, applied where a process starts
+    blas           deterministic matrix products, and threads, set where a process starts
     errors         the tree of errors
 """
 
