@@ -38,8 +38,9 @@ def work(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., subproc
 
 
 def files(folder: Path) -> dict[Path, int]:
-    """Cached images and features; one that is written again gets another inode."""
-    return {path: path.stat().st_ino for path in (folder / "cache").rglob("*") if path.is_file()}
+    """Cached images, and the table of features; one that is written again gets another inode."""
+    cached = (path for path in (folder / "cache").rglob("*") if path.is_file())
+    return {path: path.stat().st_ino for path in cached if not path.name.endswith("-journal")}
 
 
 def result(store: ProjectStore) -> tuple[object, ...]:

@@ -358,7 +358,7 @@ class TestWhatLabelStudioHolds:
             requests.append(studio.requests)
 
         assert studio.predictions.keys() == {"v", "kept"}
-        assert requests == [idle + 2, idle, idle]
+        assert requests == [idle + 3, idle, idle]
 
     @pytest.mark.usefixtures("noted")
     @pytest.mark.parametrize("version", ["", None, "Active learning", "my-resnet", "al-r000000-random-0a1b2c"])
