@@ -55,6 +55,8 @@ CHANGED = (
     "parent_prediction"
 )
 
+TRIES = 3  # to change a project
+
 T = TypeVar("T")
 Json = dict[str, Any]
 Condition = tuple[str, str, int | str | list[str]]  # column of the Data Manager, operator, value
@@ -474,14 +476,16 @@ class LabelStudioClient:
         # For these Label Studio goes over all tasks before it responds.
         slow = SLOW if fields.keys() & {"maximum_annotations", "overlap_cohort_percentage"} else 1
         options = {"timeout": self._http.timeout_s * slow}
-        self._call(self._sdk.projects.with_raw_response.update, project_id, **fields, request_options=options)
-        project = self.project(project_id)
-        if wrong := {name: project.get(name) for name, value in fields.items() if project.get(name) != value}:
-            raise LabelStudioError(
-                f"project {project_id} was set to {dict(fields)} but holds {wrong} afterwards: "
-                "somebody else changed it at the same moment, so try again"
-            )
-        return project
+        for _ in range(TRIES):
+            self._call(self._sdk.projects.with_raw_response.update, project_id, **fields, request_options=options)
+            project = self.project(project_id)
+            wrong = {name: project.get(name) for name, value in fields.items() if project.get(name) != value}
+            if not wrong:  # otherwise a request that Label Studio answered at the same moment has saved its older row
+                return project
+        raise LabelStudioError(
+            f"project {project_id} was set to {dict(fields)} {TRIES} times but holds {wrong} afterwards: "
+            "somebody else changes it at the same moments, so try again"
+        )
 
     def import_predictions(self, project_id: int, predictions: list[dict[str, object]]) -> int:
         """Import in one call and return how many were created; Label Studio drops bad ones without an error."""

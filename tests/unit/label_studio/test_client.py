@@ -377,6 +377,13 @@ class TestAnswers:
         with pytest.raises(LabelStudioError, match=r"holds {'model_version': 'other'} afterwards"):
             client(server).patch_project(1, {"model_version": "mine"})
 
+    def test_a_patch_that_was_overwritten_once_is_sent_again(self):
+        """By a request that Label Studio answered at the same moment, with the row that it had read before."""
+        rows = [{}, {"model_version": "other"}, {}, {"model_version": "mine"}]
+        server = Server(*(httpx.Response(200, json=row) for row in rows))
+
+        assert client(server).patch_project(1, {"model_version": "mine"}) == {"model_version": "mine"}
+
     def test_a_file_beyond_the_limit_is_not_read_to_its_end(self):
         with pytest.raises(RequestRefused, match="larger than 10 bytes") as refused:
             client(Server(httpx.Response(200, content=b"x" * 11))).download("/a", max_bytes=10)
